@@ -1,0 +1,67 @@
+# laurel: `make demo` and `make test` set everything up by themselves; a second call finds it ready.
+#
+#   make demo    a small language model learns to add, in minutes on two cores
+#   make test    set-up, ruff, every test
+#   make lint    ruff and pyright
+#   make fix     let ruff repair and format
+#   make docs    write the generated parts of README.md and docs/ anew
+#   make bench   timings, written beside the code in bench/
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+LINTER := $(VENV)/.linter
+TORCH := $(shell grep '^torch==' constraints.txt)
+WORKERS ?= 2
+PYTEST ?=
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test lint fix docs bench setup clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/laurel demo --output_dir runs/demo
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=10 $(PYTEST)
+
+lint: $(READY) $(LINTER)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python tests/house/house_pages.py
+
+bench: $(READY)
+	set -e; for file in bench/bench_*.py; do if [ -e "$$file" ]; then echo "$$file"; $(ONE_THREAD) $(BIN)/python "$$file"; fi; done
+
+setup: $(READY)
+
+# A stamp, so that the set-up is made once, and again when what it installs changes.
+# torch comes first and by itself: it is most of the download, and its line tells what is being waited for.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("laurel needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@rm -f $(READY)
+	@test -x $(BIN)/python && $(PIP) --version > /dev/null 2>&1 || { echo "making $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(TORCH) (the first time takes minutes)"
+	@$(PIP) install -qq -c constraints.txt '$(TORCH)'
+	@echo "installing laurel and what it needs"
+	@$(PIP) install -qq -c constraints.txt -e '.[test]'
+	@touch $(READY)
+
+$(LINTER): $(READY)
+	@$(PIP) install -qq -c constraints.txt -e '.[lint]'
+	@touch $(LINTER)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

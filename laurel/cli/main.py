@@ -1,0 +1,124 @@
+"""The `laurel` command: verbs, each in a module that is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from laurel.core.errors import LaurelError, UsageError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
+    "train": ("laurel.cli.train", "train a model with one algorithm of the table"),
+    "eval": ("laurel.cli.eval", "how good a model is: greedy accuracy, pass@k, majority@k, with intervals"),
+    "sample": ("laurel.cli.eval", "what a model says to a prompt"),
+    "data": ("laurel.cli.data", "check gold answers, show rows and tokens, convert formats"),
+    "report": ("laurel.cli.report", "one self-contained page about a run"),
+    "doctor": ("laurel.cli.doctor", "a verdict on this installation"),
+}
+"""verb: (the module that has `add_parser(subparsers)`, one line of help)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except LaurelError as error:
+        _complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has enough (`laurel ... | head`); no second complaint when Python flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as leaving:  # argparse leaves so, after its own message
+        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from laurel import __version__
+
+        print(f"laurel {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb `{verb}`.", where="laurel", fix=nearest(verb, VERBS))
+    parser = argparse.ArgumentParser(prog="laurel", allow_abbrev=False)
+    importlib.import_module(VERBS[verb][0]).add_parser(parser.add_subparsers())
+    known = set(_options(parser))
+    args, left = parser.parse_known_args(tidy(words, known))
+    if left:
+        raise _unexpected(left, " ".join(["laurel", *words[:1]]), known)
+    return args.run(args) or 0
+
+
+def help_text() -> str:
+    """What `laurel --help` prints: every verb with its line. Nothing but this module is imported for it."""
+    verbs = "\n".join(f"  {verb:10} {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: laurel VERB ...\n\nPost-train language models from rewards:\n"
+        "  sample x ~ policy or data  ->  score R(x)  ->  weigh A(x)  ->  maximise A(x) log pi(x)\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "laurel VERB --help tells the options of a verb; laurel --version the version."
+    )
+
+
+def tidy(words: Sequence[str], known: set[str]) -> list[str]:
+    """The same words with `--some-name` written `--some_name`, and `--name -1e-3` as `--name=-1e-3`, which argparse would take for an option."""
+    tidied: list[str] = []
+    for position, word in enumerate(words):
+        before = tidied[-1] if tidied else ""
+        if "--" in words[:position]:
+            tidied.append(word)
+        elif re.fullmatch(r"-\.?\d[\d.]*(e[-+]?\d+)?", word, re.IGNORECASE) and before in known:
+            tidied[-1] = f"{before}={word}"
+        elif word.startswith("--"):
+            name, equals, value = word.partition("=")
+            tidied.append("--" + name[2:].replace("-", "_") + equals + value)
+        else:
+            tidied.append(word)
+    return tidied
+
+
+def _unexpected(left: list[str], where: str, known: set[str]) -> UsageError:
+    """The error for words that no option or argument took: an unknown option is named first, with the nearest right one."""
+    options = [word for word in left if word.startswith("-") and word != "--"]
+    if not options:
+        return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=f"`{where} --help` tells what it takes.")
+    name = options[0].split("=")[0]
+    hint = nearest(name.lstrip("-"), [option.lstrip("-") for option in known]).replace("`", "`--", 1)
+    return UsageError(f"unknown option `{name}`.", where=where, fix=hint or f"`{where} --help` tells what there is.")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every long option of a parser and of its verbs, which stop accepting abbreviations: a prefix must not pass for a name."""
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        yield from (option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            choices: dict[str, Any] = action.choices
+            for below in choices.values():
+                yield from _options(below)
+
+
+def _complain(error: LaurelError) -> None:
+    """The message on standard error, red where that is a terminal."""
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{red}error: {error}{plain}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

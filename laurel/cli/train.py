@@ -1,0 +1,76 @@
+"""`laurel train ALGORITHM`: train one row of the table. Options are checked before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig
+from laurel.core.errors import UsageError, nearest
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies depends on the algorithm."""
+    from laurel.cli.options import add_options
+
+    parser = subparsers.add_parser("train", help="train a model with one algorithm of the table", add_help=False)
+    parser.add_argument("algorithm", metavar="ALGORITHM", nargs="?", help=", ".join(ALGORITHM_NAMES))
+    parser.add_argument("-h", "--help", action="store_true", help="show the options of ALGORITHM, with their defaults, and leave")
+    add_options(parser, TrainConfig)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is imported."""
+    from laurel.cli.options import read_options
+
+    if args.help:
+        print(help_text(args.algorithm))
+        return 0
+
+    def resolved(config: TrainConfig) -> TrainConfig:
+        from laurel.train.algorithms import resolve
+
+        return resolve(check_algorithm(args.algorithm), config)
+
+    config = read_options(args, TrainConfig, resolve=resolved)
+    algorithm = check_algorithm(args.algorithm)
+    from laurel.train.loop import train
+
+    train(algorithm, config)
+    return 0
+
+
+def check_algorithm(name: str | None) -> str:
+    """The name, if it is a row of the table."""
+    if name is None:
+        raise UsageError("name an algorithm.", where="laurel train", fix=f"Known: {', '.join(ALGORITHM_NAMES)}.")
+    if name not in ALGORITHM_NAMES:
+        raise UsageError(f"unknown algorithm `{name}`.", where="laurel train", fix=nearest(name, ALGORITHM_NAMES))
+    return name
+
+
+def help_text(algorithm: str | None) -> str:
+    """Without an algorithm: the table, and every option. With one: what it is, the options that apply and their defaults in this row."""
+    from laurel.cli.options import add_options
+    from laurel.train.algorithms import ALGORITHMS, defaults
+
+    def parser(words: str, about: str) -> argparse.ArgumentParser:
+        return argparse.ArgumentParser(
+            prog=f"laurel train {words}",
+            description=about,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=120),
+            add_help=False,
+        )
+
+    if algorithm is None:
+        table = "\n".join(f"  {name:20} {row.about}" for name, row in ALGORITHMS.items())
+        about = f"Train a model with one algorithm:\n\n{table}\n\nWhich options apply, and their defaults: laurel train ALGORITHM --help"
+        form = parser("ALGORITHM", about)
+        add_options(form, TrainConfig)
+        return form.format_help()
+    own = defaults(check_algorithm(algorithm))
+    elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
+    form = parser(algorithm, f"{algorithm}: {ALGORITHMS[algorithm].about}")
+    add_options(form, TrainConfig, only=set(TrainConfig.model_fields) - elsewhere, defaults=own)
+    return form.format_help()

@@ -1,0 +1,1 @@
+"""Records, results, configuration, run directory, workers and sandbox. No torch at import."""

@@ -1,0 +1,183 @@
+"""The configuration of a run: one flat, typed list of names. TRL's name wherever TRL has one.
+
+An option whose default is None here belongs to some algorithms only: its default, and whether it applies at all, is
+written in the signature of the function that uses it (see `laurel.train.algorithms`). Unknown, misspelt, mistyped and
+inapplicable options are errors before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from laurel.core.errors import UsageError, nearest
+
+Config = TypeVar("Config", bound=BaseModel)
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const"]
+ALGORITHM_NAMES = (
+    "sft", "reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft",
+)  # fmt: skip
+"""The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
+
+
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field of the configuration: its default, the line that `--help` shows, and its limits."""
+    return Field(default=default, description=meaning, **limits)
+
+
+class TrainConfig(BaseModel):
+    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
+
+    # what
+    model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model; `scratch`: the same, untrained")
+    dataset: str = option("addition", "a file (JSONL, JSON, CSV, Parquet; .gz too), a hub name, or a generated task: addition, chain_sum, countdown, ...")
+    dataset_split: str = option("train", "the split of a hub dataset")
+    dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
+    eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
+    eval_size: int = option(200, "rows held out of `dataset` for evaluation (by prompt); 0 holds none out", ge=0)
+    output_dir: str = option("runs/train", "where the run is written")
+    resume: bool = option(False, "continue the newest complete checkpoint of `output_dir`")
+    seed: int = option(0, "the seed of everything random", ge=0)
+
+    # how long, how much
+    max_steps: int = option(100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1)
+    prompts_per_step: int = option(16, "prompts (rows of data) per step", ge=1)
+    token_budget: int = option(16_384, "padded tokens per micro-batch: memory, never mathematics", ge=1)
+    max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
+    save_steps: int = option(0, "write a checkpoint every so many steps; 0: only at the end", ge=0)
+    save_total_limit: int = option(2, "complete checkpoints kept", ge=1)
+    logging_steps: int = option(1, "write metrics every so many steps", ge=1)
+    eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
+    report_to: list[str] | None = option(None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)")
+
+    # optimiser
+    learning_rate: float | None = option(None, "peak learning rate", gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "the shape after warm-up")
+    warmup_steps: int = option(0, "steps of linear warm-up", ge=0)
+    weight_decay: float = option(0.0, "AdamW's decoupled decay", ge=0)
+    adam_beta1: float = option(0.9, "AdamW", ge=0, lt=1)
+    adam_beta2: float = option(0.999, "AdamW", ge=0, lt=1)
+    adam_epsilon: float = option(1e-8, "AdamW", gt=0)
+    max_grad_norm: float = option(1.0, "clip the global gradient norm; 0 switches it off", ge=0)
+
+    # model
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    num_threads: int = option(0, "CPU threads; 0: by rule (1 below 5 M parameters, else every core), recorded in the run", ge=0)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    disable_dropout: bool = option(True, "dropout off in training; reinforcement learning requires it (the ratio must start at 1)")
+    use_peft: bool = option(False, "train LoRA adapters instead of the weights")
+    lora_r: int = option(16, "LoRA rank", ge=1)
+    lora_alpha: int = option(32, "LoRA scale numerator", ge=1)
+    lora_dropout: float = option(0.0, "LoRA dropout", ge=0, lt=1)
+    lora_target_modules: list[str] | None = option(None, "modules LoRA adapts; default: all linear layers but the head")
+    reference: Literal["start", "base", "none"] | None = option(
+        None, "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing; default: start if beta > 0")
+    chat_template: str | None = option(None, "a file with a Jinja chat template, where the tokenizer has none or the wrong one")
+
+    # supervised data (sft)
+    train_on: Literal["assistant", "last", "completion", "all", "no_tags"] | None = option(
+        None, "which tokens are supervised: assistant turns, the last one, the completion column, everything, everything but role tags")
+    max_length: int | None = option(None, "tokens of a supervised row; longer rows are cut on the right", ge=2)
+
+    # sampling
+    num_generations: int | None = option(None, "samples per prompt (G)", ge=1)
+    max_completion_length: int | None = option(None, "tokens sampled per completion", ge=1)
+    temperature: float | None = option(None, "sampling temperature; log-probabilities are taken at the same one")
+    top_p: float = option(1.0, "refused below 1 in training: truncated sampling makes importance ratios wrong", gt=0, le=1)
+    top_k: int = option(0, "refused above 0 in training, for the same reason", ge=0)
+    stop: list[str] | None = option(None, "strings that end a completion")
+    env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
+    max_turns: int | None = option(None, "turns of the policy in one episode", ge=1)
+    num_iterations: int | None = option(None, "optimiser passes over each batch of samples", ge=1)
+
+    # rewards
+    rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
+    reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
+    reward_timeout: float | None = option(None, "seconds one reward call may take before its samples count as failed", gt=0)
+    max_failed_fraction: float | None = option(None, "stop the run when a step has more failed rewards than this", ge=0, le=1)
+
+    # weights
+    scale_rewards: Literal["group", "batch", "none"] | None = option(None, "divide advantages by the group's or the batch's standard deviation")
+    baseline: Literal["running", "batch"] | None = option(None, "what is subtracted from the reward")
+    keep: Literal["best", "above", "over_mean"] | None = option(None, "which samples of a group are imitated")
+    bar: float | None = option(None, "the reward a sample must reach with keep=above")
+    dynamic_sampling: bool | None = option(None, "replace groups whose rewards are all equal by new prompts")
+    max_resamples: int | None = option(None, "rounds of replacement per step at most", ge=0)
+    mask_truncated_completions: bool | None = option(None, "leave samples that hit max_completion_length out of the loss and its count")
+    overlong_buffer: int | None = option(None, "tokens before the limit over which a penalty grows from 0 to -1; 0: none", ge=0)
+
+    # objective
+    loss_aggregation: Aggregation | None = option(None, "what one unit of the loss is, and what it is divided by")
+    epsilon: float | None = option(None, "clip: the ratio's lower bound is 1 - epsilon", gt=0)
+    epsilon_high: float | None = option(None, "clip: the upper bound is 1 + epsilon_high; cispo: the absolute cap", gt=0)
+    delta: float | None = option(None, "dual clip: the loss of a negative advantage is at most delta times its size; 0: off", ge=0)
+    beta: float | None = option(None, "coefficient of the KL to the reference", ge=0)
+    kl_placement: Literal["reward", "loss"] | None = option(None, "KL as part of the reward, or as a term of the loss")
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] | None = option(None, "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the vocabulary")
+    entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
+
+
+class EvalConfig(BaseModel):
+    """Everything `laurel eval` and `laurel sample` can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model")
+    dataset: str = option("addition", "a file, a hub name, or a generated task")
+    dataset_split: str = option("test", "the split of a hub dataset")
+    dataset_size: int = option(500, "rows to generate, for a generated task", ge=1)
+    limit: int = option(0, "evaluate the first so many rows; 0: all", ge=0)
+    seed: int = option(1_000_000, "the seed of generated rows and of sampling (training seeds are small, so rows differ)", ge=0)
+    num_generations: int = option(1, "samples per prompt beside the greedy answer; 1: greedy only", ge=1)
+    k: list[int] = option([], "the k of pass@k and majority@k; default: 1 and num_generations")
+    max_completion_length: int = option(256, "tokens per completion", ge=1)
+    temperature: float = option(1.0, "of the samples; the greedy answer has none", gt=0)
+    top_p: float = option(1.0, "keep the smallest set of likeliest tokens that holds this much probability", gt=0, le=1)
+    top_k: int = option(0, "keep the k likeliest tokens; 0: all", ge=0)
+    stop: list[str] = option([], "strings that end a completion")
+    env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
+    max_turns: int = option(4, "turns of the policy in one episode", ge=1)
+    rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
+    reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
+    reward_timeout: float = option(60.0, "seconds one reward call may take before its samples count as failed", gt=0)
+    output: str | None = option(None, "write the result as JSON to this file")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision")
+    num_threads: int = option(0, "CPU threads; 0: by rule", ge=0)
+    chat_template: str | None = option(None, "a file with a Jinja chat template")
+
+
+def build_config(values: dict[str, Any], kind: type[Config] = TrainConfig, *, where: str = "configuration") -> Config:
+    """Validate `values` as a `kind`. The first problem becomes a UsageError that names the option and the nearest right one."""
+    for name in values:
+        if name not in kind.model_fields:
+            raise UsageError(f"unknown option `{name}`.", where=where, fix=nearest(name, kind.model_fields))
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"option `{name}` = {first['input']!r}: {first['msg']}.", where=where) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML file. A file that is missing, malformed or not a mapping is a UsageError."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration: {error.strerror}.", where=str(path)) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError("a configuration is a mapping of option: value.", where=str(path))
+    return values

@@ -1,0 +1,318 @@
+"""Metrics: sums and counts until they are written, and a catalogue that says of each what it means and what is healthy.
+
+`python -m laurel.core.metrics docs/report.md` rewrites the table between the markers of that page.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from laurel.core.errors import UsageError, nearest
+
+
+class Sums:
+    """An accumulator of (sum, count) per metric, of totals and of peaks. It divides once, at the very end: never a mean of means.
+
+    KL 1.0 over 1 token merged with 0 over 9 tokens is .1, not .5.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+        self.totals: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
+
+    def add(self, name: str, sum: float, count: float) -> None:
+        """Add a total over `count` units (tokens, samples, steps). Both are numbers, not live tensors of a graph."""
+        total, units = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (total + float(sum), units + float(count))
+
+    def total(self, name: str, value: float) -> None:
+        """Count what belongs to the step as a whole (tokens, eval/samples, seconds/sample): added up, never divided."""
+        self.totals[name] = self.totals.get(name, 0.0) + float(value)
+
+    def peak(self, name: str, value: float) -> None:
+        """Keep the largest value seen (ratio/max, completions/max_length); NaN, once seen, stays."""
+        value, best = float(value), self.peaks.get(name, float("-inf"))
+        self.peaks[name] = value if value > best or value != value else best
+
+    def merge(self, other: Sums) -> None:
+        """Take over what another accumulator (a micro-batch, a rank) has counted."""
+        for name, (total, count) in other.sums.items():
+            self.add(name, total, count)
+        for name, value in other.totals.items():
+            self.total(name, value)
+        for name, value in other.peaks.items():
+            self.peak(name, value)
+
+    def means(self) -> dict[str, float]:
+        """sum / count of every metric, the totals and the peaks. A metric that counted nothing is left out: it is not 0."""
+        means = {name: total / count for name, (total, count) in self.sums.items() if count != 0}
+        return means | self.totals | self.peaks
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a metric is, its unit, what is healthy in words, and what to look at first when it is not.
+
+    Outside [low, high] (None: no bound) a report raises a warning.
+    """
+
+    what: str
+    unit: str
+    healthy: str
+    check: str
+    low: float | None = None
+    high: float | None = None
+
+
+LOOK = "read samples.jsonl: what do the completions say, and why were they scored so?"
+SPEED = "token_budget and prompts_per_step: larger batches keep the machine busy"
+
+CATALOGUE: dict[str, Meaning] = {
+    "reward": Meaning("mean reward of the sampled completions, failed ones left out", "reward", "rises, then levels off", LOOK),
+    "reward_std": Meaning(
+        "spread of the reward inside a group (samples of one prompt), averaged over groups",
+        "reward",
+        "above 0; shrinks as the task is solved",
+        "near 0 nothing can be learned: harder or easier prompts, a higher temperature",
+    ),
+    "frac_reward_zero_std": Meaning(
+        "share of groups whose samples all have the same reward: they teach nothing",
+        "share",
+        "below .8",
+        "is the task solved, or too easy or too hard for this model? dynamic_sampling=true replaces such groups",
+        high=0.8,
+    ),
+    "informative_fraction": Meaning(
+        "share of groups whose rewards differ: 1 - frac_reward_zero_std",
+        "share",
+        "above .2",
+        "as frac_reward_zero_std: difficulty of the prompts, num_generations, temperature",
+        low=0.2,
+    ),
+    "zero_signal": Meaning(
+        "1 where a step was skipped because every weight was 0",
+        "share of steps",
+        "0, rarely more",
+        "every group was uninformative: difficulty of the prompts, num_generations, reward function",
+        high=0.2,
+    ),
+    "resampled_groups": Meaning(
+        "groups replaced because they carried no signal", "groups", "few", "difficulty of the prompts; max_resamples bounds the cost"
+    ),
+    "rewards/*/mean": Meaning("mean of one reward function over the samples it scored", "reward", "rises with the whole", LOOK),
+    "rewards/*/failed": Meaning(
+        "share of samples on which this reward function broke (raised, hung, returned NaN)",
+        "share",
+        "0",
+        "the reasons in samples.jsonl; reward_timeout if it says time",
+        high=0.0,
+    ),
+    "rewards/*/abstained": Meaning(
+        "share of samples this reward function had no opinion on", "share", "as the task intends", "the columns the reward looks for"
+    ),
+    "failed_fraction": Meaning(
+        "share of samples excluded because a reward failed; the run stops above max_failed_fraction",
+        "share",
+        "0",
+        "the reasons in samples.jsonl, then the reward function",
+        high=0.0,
+    ),
+    "duplicates": Meaning(
+        "share of samples that repeat another sample of their group word for word",
+        "share",
+        "below .5 unless answers are a few tokens long",
+        "entropy and temperature; if it is so from the first step, the seeds of the samples",
+    ),
+    "completions/mean_length": Meaning("mean length of a completion", "tokens", "steady, or moving for a reason you can name", LOOK),
+    "completions/max_length": Meaning(
+        "longest completion of the step", "tokens", "below max_completion_length", "completions/clipped_ratio"
+    ),
+    "completions/clipped_ratio": Meaning(
+        "share of completions cut off at max_completion_length",
+        "share",
+        "below .2",
+        "max_completion_length; does the model know how to stop (eos, stop)?",
+        high=0.2,
+    ),
+    "kl": Meaning(
+        "KL of the policy from the reference (k3, never negative)",
+        "nats per token",
+        "0 at the first step, then below about .5",
+        "beta and learning_rate; read samples for text that only the reward likes",
+        low=-0.001,
+        high=0.5,
+    ),
+    "kl/sequence": Meaning(
+        "KL of the policy from the reference, summed over a completion",
+        "nats per completion",
+        "0 at the first step, then below about 20",
+        "beta and learning_rate; read samples for text that only the reward likes",
+        low=-0.01,
+        high=20.0,
+    ),
+    "entropy": Meaning(
+        "entropy of the next-token distribution at sampled positions",
+        "nats per token",
+        "falls slowly; 0 means one answer only",
+        "learning_rate, epsilon_high, entropy_coef, beta",
+        low=0.0,
+    ),
+    "approx_kl": Meaning(
+        "KL between the policy that sampled and the policy now (k3)",
+        "nats per token",
+        "0 to about .02",
+        "num_iterations and learning_rate: the samples have gone stale",
+        high=0.1,
+    ),
+    "ratio/mean": Meaning(
+        "mean of pi / pi_old over trained tokens",
+        "ratio",
+        "1 in the first pass, within 10 % of 1 later",
+        "learning_rate, num_iterations",
+        low=0.8,
+        high=1.25,
+    ),
+    "ratio/max": Meaning(
+        "largest pi / pi_old of a trained token",
+        "ratio",
+        "1 in the first pass, below about 10 later",
+        "learning_rate, num_iterations",
+        high=100.0,
+    ),
+    "clip_ratio/region": Meaning(
+        "share of trained tokens whose ratio lies outside the clip bounds",
+        "share",
+        "0 in the first pass, below .3",
+        "learning_rate and num_iterations: most of the step is being thrown away",
+        high=0.3,
+    ),
+    "clip_ratio/low": Meaning(
+        "share clipped at the lower bound (ratio < 1 - epsilon, negative weight)", "share", "below .2", "learning_rate, epsilon", high=0.3
+    ),
+    "clip_ratio/high": Meaning(
+        "share clipped at the upper bound (ratio > 1 + epsilon_high, positive weight)",
+        "share",
+        "below .2",
+        "learning_rate, epsilon_high",
+        high=0.3,
+    ),
+    "policy_lag": Meaning(
+        "versions between the policy that sampled a token and the one that learns from it",
+        "steps",
+        "0 when sampling and training alternate",
+        "the queue between them",
+    ),
+    "sampler_gap/mean": Meaning(
+        "mean size of (log-probability when sampled - when trained), same weights",
+        "nats",
+        "below .001 in float32, .02 in bfloat16",
+        "dtype, dropout, chat template: two computations of one number disagree",
+        high=0.05,
+    ),
+    "sampler_gap/p99": Meaning(
+        "99th percentile of that gap", "nats", "below .01 in float32, .1 in bfloat16", "as sampler_gap/mean", high=0.2
+    ),
+    "sampler_gap/max": Meaning("largest such gap", "nats", "below .1 in float32, 1 in bfloat16", "as sampler_gap/mean", high=2.0),
+    "loss": Meaning(
+        "value of the objective; for policy gradients it says nothing about progress and may be 0",
+        "-",
+        "any; falls for sft",
+        "look at reward, informative_fraction and grad_norm instead",
+    ),
+    "grad_norm": Meaning(
+        "norm of the gradient before clipping",
+        "-",
+        "above 0, no lasting growth",
+        "0: no informative group; large: learning_rate, max_grad_norm, a reward on a wild scale",
+    ),
+    "learning_rate": Meaning(
+        "the optimiser's learning rate in this step", "-", "as configured", "learning_rate, warmup_steps, lr_scheduler_type"
+    ),
+    "nll": Meaning(
+        "negative log-likelihood of the supervised tokens (sft)",
+        "nats per token",
+        "falls",
+        "learning_rate; `laurel data show --tokens`: is the right span supervised?",
+    ),
+    "mean_token_accuracy": Meaning("share of supervised tokens that are the model's first choice (sft)", "share", "rises", "as nll"),
+    "supervised_tokens": Meaning(
+        "tokens trained on in this step", "tokens", "above 0", "train_on, max_length: is everything masked or cut?", low=1.0
+    ),
+    "eval/accuracy": Meaning(
+        "share of held-out prompts answered rightly, greedy",
+        "share",
+        "rises",
+        "rising reward with flat accuracy: over-fitting, or a reward that can be gamed",
+    ),
+    "eval/reward": Meaning("mean reward on held-out prompts, greedy", "reward", "rises", "as eval/accuracy"),
+    "eval/nll": Meaning(
+        "negative log-likelihood of held-out supervised tokens",
+        "nats per token",
+        "falls; rising again is over-fitting",
+        "fewer steps, more data, weight_decay",
+    ),
+    "eval/samples": Meaning("held-out prompts evaluated", "prompts", "200 or more: at 200 a share of .5 is known to 7 points", "eval_size"),
+    "tokens": Meaning("tokens sampled in this step", "tokens", "steady", "completions/mean_length"),
+    "tokens_per_second": Meaning("sampled and trained tokens per second of the step", "tokens/s", "steady", SPEED),
+    "seconds/sample": Meaning("time spent sampling", "seconds", "the largest part of a step", SPEED),
+    "seconds/score": Meaning(
+        "time spent in reward functions",
+        "seconds",
+        "a small part of a step",
+        "a slow reward function: make it async, or lower reward_timeout",
+    ),
+    "seconds/update": Meaning("time spent in forward, backward and optimiser", "seconds", "less than sampling", SPEED),
+    "seconds/step": Meaning("time of the whole step", "seconds", "steady", "which of sample, score and update it is made of"),
+    "padding_share": Meaning(
+        "share of computed positions that are padding", "share", "below .5", "rows of very different length; token_budget", high=0.5
+    ),
+    "rss_mb": Meaning("memory of the process", "MB", "level after the first steps", "steady growth is a leak: say so in an issue"),
+}
+
+
+def explain(name: str) -> Meaning:
+    """The meaning of a metric; `rewards/<any>/mean` and its like resolve by pattern. Unknown: UsageError with the nearest name."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    for pattern, meaning in CATALOGUE.items():
+        if "*" in pattern and fnmatchcase(name, pattern):
+            return meaning
+    raise UsageError(f"no metric is called `{name}`.", where="metrics", fix=nearest(name, CATALOGUE))
+
+
+def table(catalogue: Mapping[str, Meaning] = CATALOGUE) -> str:
+    """The catalogue as a Markdown table."""
+    head = "| metric | meaning | unit | healthy | look first at |\n|---|---|---|---|---|\n"
+    rows = (f"| `{name.replace('*', '<name>')}` | {m.what} | {m.unit} | {m.healthy} | {m.check} |" for name, m in catalogue.items())
+    return head + "\n".join(rows) + "\n"
+
+
+BEGIN, END = "<!-- metrics: begin, written by `python -m laurel.core.metrics` -->\n", "<!-- metrics: end -->\n"
+
+
+def with_table(page: str) -> str:
+    """A documentation page with the table between its markers brought up to date."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UsageError("the page lacks the two marker lines of the metric table.", fix=f"Add {BEGIN.strip()} and {END.strip()}.")
+    return before + BEGIN + table() + END + after
+
+
+def main(paths: list[str]) -> None:
+    """Print the table, or write it into the pages named."""
+    if not paths:
+        print(table(), end="")
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            page = with_table(file.read())
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(page)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

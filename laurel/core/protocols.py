@@ -1,0 +1,38 @@
+"""The shapes of what users plug in: reward functions and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from laurel.core.result import Result
+from laurel.core.sample import Message
+
+
+class RewardFunction(Protocol):
+    """TRL's signature; sync or async. One value per completion: a number, None to abstain, or a Result.
+
+    prompts, completions: strings, or lists of messages where the dataset is conversational.
+    completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per completion.
+    """
+
+    def __call__(self, prompts: list, completions: list, completion_ids: list[list[int]], **columns: list) -> list[float | None]: ...
+
+
+class Verifier(Protocol):
+    """Judges one answer against one row of data. Pure, fast, never raises on odd answers: a wrong answer is Score(0)."""
+
+    def __call__(self, answer: str, row: Mapping[str, Any]) -> Result: ...
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A world the policy talks to. One instance serves one episode.
+
+    `reset(row)` returns the messages that open the episode. `step(text)` hears the policy's turn and returns the world's
+    reply as messages, or None when the episode is over. Tokens of the reply are attended to and never trained on.
+    """
+
+    def reset(self, row: Mapping[str, Any]) -> list[Message]: ...
+
+    def step(self, text: str) -> list[Message] | None: ...

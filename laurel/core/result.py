@@ -1,0 +1,48 @@
+"""What a reward says about one sample: a score, no opinion, or a failure. A failure is never a zero."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A finite number, and in one line why."""
+
+    value: float
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"a score must be finite, got {self.value}; report a Failed instead")
+
+
+@dataclass(frozen=True, slots=True)
+class Abstain:
+    """The reward does not apply to this sample; others in the mixture decide."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The reward broke on this sample (raised, hung, returned NaN): the sample is excluded and counted."""
+
+    reason: str
+
+
+Result = Score | Abstain | Failed
+
+
+def as_result(value: object) -> Result:
+    """Number -> Score, None -> Abstain, NaN, infinity or anything else -> Failed. A Result passes through."""
+    if isinstance(value, (Score, Abstain, Failed)):
+        return value
+    if value is None:
+        return Abstain()
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return Failed(f"not a number: {value!r:.80}")
+    return Score(number) if math.isfinite(number) else Failed(f"not finite: {number}")

@@ -1,0 +1,227 @@
+"""The run directory: config.yaml, run.json, metrics.jsonl, samples.jsonl, checkpoints/, model/, report.html.
+
+The files are the truth. Every line carries the run's id; a line of another run is refused, never mixed in. Lines are written
+whole and flushed, so a killed run leaves at most one half-written last line, which readers pass over and `truncate` removes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+from laurel.core.errors import LaurelError, UsageError
+from laurel.core.files import read_json, read_lines, replacing, write_atomic
+from laurel.core.sinks import Sink, check_sinks, open_sinks
+
+FREE_TO_CHANGE = (
+    "device", "eval_steps", "logging_steps", "max_steps", "num_threads", "output_dir", "report_to", "resume", "reward_timeout",
+    "save_steps", "save_total_limit", "token_budget",
+)  # fmt: skip
+"""Options a resumed run may change: how long, how often, where. Everything else would make it another experiment."""
+
+
+class Run:
+    """One run directory, to read or to add to. `id` is empty where the folder holds no run (an evaluation by itself)."""
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.folder = Path(output_dir)
+        self.checkpoints = self.folder / "checkpoints"
+        self.model = self.folder / "model"
+        self.report = self.folder / "report.html"
+        self.facts: dict[str, Any] = read_json(self.folder / "run.json") or {}
+        self.id = str(self.facts.get("run", ""))
+        self.sinks: list[Sink] = []
+
+    @classmethod
+    def create(cls, output_dir: str | Path, config: Mapping[str, Any], *, resume: bool, say: Callable[[str], None] | None = None) -> Run:
+        """Start a run in a new or empty folder, or with `resume` continue the one that is there (start it if there is none).
+
+        A folder that holds a run already is a UsageError unless `resume`. On resume, an option that differs from the saved
+        configuration is a UsageError that names it, unless it is one of FREE_TO_CHANGE. `say` hears in one line each what
+        is continued and what changed; without it the lines go to standard error.
+        """
+        folder = Path(output_dir)
+        values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
+        check_sinks(values.get("report_to"))
+        if folder.exists() and not folder.is_dir():
+            raise UsageError("this is a file, not a folder.", where=f"output_dir {folder}")
+        if not (folder / "run.json").exists():
+            return _start(folder, values, resume, say)
+        if not resume:
+            raise UsageError(
+                "this folder already holds a run.", where=f"output_dir {folder}", fix="Add `--resume true`, or name another --output_dir."
+            )
+        return _continue(cls(folder), values, say)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Add facts about the run as a whole (threads, parameters, versions) to run.json."""
+        self.facts = {**self.facts, **facts}
+        write_atomic(self.folder / "run.json", _dumps(self.facts, indent=1) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty where there is none."""
+        import yaml
+
+        path = self.folder / "config.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except FileNotFoundError:
+            return {}
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise LaurelError(f"damaged: {' '.join(str(error).split())}.", where=str(path)) from None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line of metrics. A number that is not finite is written as null: it is neither hidden nor invalid JSON."""
+        values = {name: _number(value) for name, value in metrics.items()}
+        self._append("metrics.jsonl", [{"run": self.id, "step": step, "time": round(time.time(), 3), **values}])
+        for sink in list(self.sinks):
+            try:
+                sink.log(step, {name: value for name, value in values.items() if value is not None})
+            except Exception as error:  # a dashboard that is down must not end a run; the files have the truth
+                self.sinks.remove(sink)
+                _say(f"{type(sink).__name__} failed and is switched off: {error}")
+
+    def log_samples(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append the samples of a step, one line each."""
+        self._append("samples.jsonl", [{"run": self.id, "step": step, **line} for line in lines])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl, in order; empty where nothing was logged yet."""
+        return [line for _, line in read_lines(self.folder / "metrics.jsonl", self.id)]
+
+    def samples(self, step: int | None = None) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl, of one step or of all."""
+        lines = read_lines(self.folder / "samples.jsonl", self.id)
+        return [line for _, line in lines if step is None or line.get("step") == step]
+
+    def truncate(self, step: int) -> None:
+        """Drop what was written after `step`, and half-written last lines, so that a resumed run's files equal an unbroken one's."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            if path.exists():
+                with replacing(path) as file:
+                    file.writelines(raw for raw, line in read_lines(path, self.id) if line.get("step", 0) <= step)
+
+    def connect(self, step: int = 0) -> None:
+        """Open the optional sinks that the configuration names under `report_to`; `step` is where a resumed run stands."""
+        config = self.config()
+        self.sinks = open_sinks(config.get("report_to"), self.folder, self.id, config, resumed_at=step)
+
+    def close(self) -> None:
+        """Finish the optional sinks."""
+        for sink in self.sinks:
+            sink.close()
+        self.sinks = []
+
+    def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8", errors="surrogatepass") as file:
+            file.write("".join(_dumps(line) + "\n" for line in lines))
+
+
+def _start(folder: Path, values: dict[str, Any], resume: bool, say: Callable[[str], None]) -> Run:
+    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill chose."""
+    there = [name for name in ("metrics.jsonl", "samples.jsonl", "checkpoints", "config.yaml") if (folder / name).exists()]
+    if there and not (resume and there == ["config.yaml"]):
+        raise UsageError(f"this folder holds {there[0]} but no run.json.", where=f"output_dir {folder}", fix="Name another --output_dir.")
+    if resume:
+        say(f"nothing to resume in {folder}: starting from the beginning")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(folder, values)
+    run = Run(folder)
+    run.id = uuid.uuid4().hex
+    run.note({"run": run.id, "created": round(time.time(), 3), "command": sys.argv[1:], **_provenance()})
+    return run
+
+
+def _continue(run: Run, values: dict[str, Any], say: Callable[[str], None]) -> Run:
+    """The run that is there, if it is still the same experiment."""
+    saved = run.config()
+    changed = {name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)}
+    refused = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items() if name not in FREE_TO_CHANGE]
+    if refused:
+        raise UsageError(
+            f"a resumed run keeps its options, and these differ from its config.yaml: {'; '.join(refused)}.",
+            where=f"output_dir {run.folder}",
+            fix=f"Give the saved values, or start anew in another --output_dir. Free to change: {', '.join(FREE_TO_CHANGE)}.",
+        )
+    told = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
+    say(f"continuing run {run.id[:8]} in {run.folder}; options {'as before' if not told else 'as before, but for'}")
+    for name, (old, new) in told.items():
+        say(f"  {name}: {old!r} -> {new!r}")
+    if told:
+        _write_config(run.folder, values)
+    run.note({"resumed": [*run.facts.get("resumed", []), {"time": round(time.time(), 3), "changed": told}]})
+    return run
+
+
+def _write_config(folder: Path, values: dict[str, Any]) -> None:
+    import yaml
+
+    write_atomic(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=140))
+
+
+def _provenance() -> dict[str, Any]:
+    """Versions and commit, without importing anything heavy."""
+    import laurel
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {"laurel": laurel.__version__, "commit": _commit(), "python": platform.python_version(), "system": platform.system(), **packages}
+
+
+def _commit() -> str | None:
+    """The commit of laurel's own checkout (`-dirty` if edited); None where it was installed as a package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _number(value: Any) -> float | int | None:
+    """A plain number; None for what is not finite."""
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    """JSON. Numbers that are not finite become null; numpy and torch scalars become numbers, paths become strings."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False, indent=indent)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=_plain, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in cast(Sequence[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    return _finite(value.item()) if hasattr(value, "item") else str(value)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The three shapes every method works on: Sample (one completion) -> Group (one prompt) -> Batch (tensors).
+
+Axis letters end the names of tensors:
+    P prompts · G samples per prompt · N = P*G rows · L tokens of prompt and completion · T tokens of the completion · V vocabulary
+Sampled ids are the truth; text is a view of them. Masks are built from lengths, never from token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from laurel.core.result import Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["eos", "length", "stop", "error"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Who a sample is. Rewards and weights join on it, never on a position in a list."""
+
+    run: str
+    source: str
+    prompt: str
+    sample: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of one prompt.
+
+    `completion_ids`, `logps` (log-probability of each id when it was sampled, in nats, at `temperature`) and `loss_mask`
+    (True where the policy chose the id; False for tool and environment tokens) have the same length.
+    `turns` is the completion as messages (one assistant turn unless an environment spoke); `text` is the decoded whole.
+    """
+
+    key: Key
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    loss_mask: tuple[bool, ...]
+    temperature: float
+    finish: Finish
+    text: str
+    turns: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.completion_ids), len(self.logps), len(self.loss_mask)}
+        if len(sizes) != 1:
+            raise ValueError(f"ids, logps and loss_mask of {self.key} differ in length: {sorted(sizes)}")
+
+    @property
+    def answer(self) -> str:
+        """What the policy said last: the content of its final turn."""
+        return self.turns[-1]["content"] if self.turns else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The samples of one prompt, the row they came from, and what each reward said of each sample.
+
+    `results[name][i]` belongs to `samples[i]`; `rewards[i]` is the mixture, None where the sample is excluded.
+    Both are empty until the group has been scored.
+    """
+
+    prompt: str
+    row: Mapping[str, Any]
+    samples: tuple[Sample, ...]
+    results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+    rewards: tuple[float | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, column in [*self.results.items(), ("the mixture", self.rewards or self.samples)]:
+            if len(column) != len(self.samples):
+                raise ValueError(f"{name} has {len(column)} results for {len(self.samples)} samples of prompt {self.prompt!r}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of prompt + completion, padded on the right, as tensors. Row n is `keys[n]`.
+
+    ids_NL int64, attention_NL bool: the tokens and which of them exist.
+    start_N, length_N int64: where the completion begins in its row, and how many tokens it has.
+    loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to `length_N`.
+    logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the reference (zeros if none).
+    weight_NT float32: what multiplies the log-likelihood. temperature_N float32. group_N int64: which prompt.
+    """
+
+    ids_NL: Tensor
+    attention_NL: Tensor
+    start_N: Tensor
+    length_N: Tensor
+    loss_mask_NT: Tensor
+    logp_old_NT: Tensor
+    logp_ref_NT: Tensor
+    weight_NT: Tensor
+    temperature_N: Tensor
+    group_N: Tensor
+    keys: tuple[Key, ...]
+
+    def __post_init__(self) -> None:
+        if len({len(getattr(self, item.name)) for item in fields(self)}) != 1:
+            raise ValueError("the columns of a Batch have different numbers of rows")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def replace(self, **changes: Any) -> Batch:
+        """The same batch with some columns changed."""
+        return replace(self, **changes)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "keys"})
+
+    def rows(self, index: Sequence[int]) -> Batch:
+        """Some rows, trimmed to the longest of them: padding never travels further than it must."""
+        index = list(index)
+        wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0
+        long = int(self.length_N[index].max()) if index else 0
+        cut = {"_NL": wide, "_NT": long}
+        columns = {
+            item.name: tensor[index][:, : cut[item.name[-3:]]] if item.name[-3:] in cut else tensor[index]
+            for item in fields(self)
+            if item.name != "keys" and (tensor := getattr(self, item.name)) is not None
+        }
+        return Batch(**columns, keys=tuple(self.keys[i] for i in index))
+
+    def split(self, token_budget: int) -> Iterator[Batch]:
+        """Micro-batches of similar length with at most `token_budget` padded tokens each (a longer row goes alone).
+
+        Every row appears once; the order is by length, then by position, so it depends on nothing else.
+        """
+        size = (self.start_N + self.length_N).tolist()
+        order = sorted(range(len(self)), key=lambda row: (-size[row], row))
+        chunk: list[int] = []
+        for row in order:
+            if chunk and size[chunk[0]] * (len(chunk) + 1) > token_budget:
+                yield self.rows(chunk)
+                chunk = []
+            chunk.append(row)
+        if chunk:
+            yield self.rows(chunk)

@@ -1,0 +1,1 @@
+"""How good is it: greedy, pass@k, majority@k, always with intervals."""

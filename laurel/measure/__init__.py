@@ -1,0 +1,1 @@
+"""Statistics: intervals, pass@k, majority votes."""

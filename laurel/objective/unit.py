@@ -1,0 +1,78 @@
+"""What one unit of the loss is, and the one place that divides.
+
+    loss = sum over trained tokens of weight * value / total,    total = the units of the whole optimiser step
+
+The total is counted over all micro-batches and processes before the batch is split, so no split changes the loss or its
+gradient. Per-token values [1, 1] and [2, 2, 2, 2] of two rows, limit 8, give
+
+    token_mean            (2 + 8) / 6          1.6666667    every token counts the same; long rows weigh more (DAPO)
+    seq_mean_token_mean   (2/2 + 8/4) / 2      1.5          every row counts the same; its tokens share that (GRPO)
+    seq_mean_token_sum    (2 + 8) / 2          5            the gradient of a mean over rows, no length bias (REINFORCE, RLOO)
+    token_sum_over_const  (2 + 8) / (2 * 8)    0.625        the same over a constant length (Dr. GRPO)
+
+A row without a trained token counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What each token's value is multiplied by ([N, T] float32, 0 where it is not trained), and the number of units (int64 scalar)."""
+
+    weight_NT: Tensor
+    count: Tensor
+
+
+def token_mean(batch: Batch) -> Unit:
+    """A unit is a token: the mean over all trained tokens of the step. DAPO, Yu et al. 2025, arXiv:2503.14476; SFT."""
+    return Unit(batch.loss_mask_NT.float(), batch.loss_mask_NT.sum())
+
+
+def seq_mean_token_mean(batch: Batch) -> Unit:
+    """A unit is a row: the mean over rows of each row's token mean, so a token of a long row counts less. GRPO, arXiv:2402.03300."""
+    return Unit(batch.loss_mask_NT / batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1), rows(batch))
+
+
+def seq_mean_token_sum(batch: Batch) -> Unit:
+    """A unit is a row: the mean over rows of each row's token sum, as in grad E[R] = E[A sum_t grad log pi_t]. REINFORCE, RLOO."""
+    return Unit(batch.loss_mask_NT.float(), rows(batch))
+
+
+def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
+    """A unit is a token that a row could have had: token sums over rows x max_completion_length. Dr. GRPO, arXiv:2503.20783."""
+    if not max_completion_length:
+        raise UsageError("`token_sum_over_const` divides by max_completion_length, and there is none.", where="loss_aggregation")
+    return Unit(batch.loss_mask_NT.float(), rows(batch) * max_completion_length)
+
+
+def rows(batch: Batch) -> Tensor:
+    """The number of rows with a trained token."""
+    return batch.loss_mask_NT.any(1).sum()
+
+
+AGGREGATIONS: dict[str, Callable[..., Unit]] = {
+    "token_mean": token_mean,
+    "seq_mean_token_mean": seq_mean_token_mean,
+    "seq_mean_token_sum": seq_mean_token_sum,
+    "token_sum_over_const": token_sum_over_const,
+}
+
+
+def reduce_loss(values_NT: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
+    """sum(weight * value) / total, a scalar. `values` may belong to a part of the step; `total` counts the units of all of it.
+
+    A value whose weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the loss nor the gradient.
+    total = 0 gives NaN, not 0: an empty step is not a perfect one.
+    """
+    assert values_NT.shape == unit.weight_NT.shape, (values_NT.shape, unit.weight_NT.shape)
+    return torch.where(unit.weight_NT != 0, values_NT * unit.weight_NT, 0.0).sum() / total

@@ -1,0 +1,1 @@
+"""Rooms introduced to each other: recipes made of stages, and the demo."""

@@ -1,0 +1,1 @@
+"""The model: load and save, chat <-> tokens with spans, log-probabilities, the sampler."""

@@ -1,0 +1,91 @@
+"""Log-probabilities of chosen tokens, in float32, in chunks: the whole [tokens, vocabulary] matrix never exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
+CHUNK = 1 << 22  # logits alive at once: 16 MiB of float32
+
+
+class TokenStats(NamedTuple):
+    """Per token, float32: log pi(token), and the entropy of the whole distribution (None unless asked for)."""
+
+    logp: Tensor
+    entropy: Tensor | None
+
+
+def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature_M: Tensor, *, entropy: Entropy = "none") -> TokenStats:
+    """log softmax(logits / temperature)[id] for M tokens: [M, V], [M], [M] -> [M] float32.
+
+        log pi(x) = z_x - log sum_v exp(z_v),   z = logits / temperature,   H = -sum_v pi(v) log pi(v)
+
+    The one function behind actor, reference, sampler and evaluation. logits [2, 0] at temperature .5: -0.0181500.
+    """
+    assert logits_MV.shape[:1] == ids_M.shape == temperature_M.shape, (logits_MV.shape, ids_M.shape, temperature_M.shape)
+    z_MV = logits_MV.float() / temperature_M[:, None]
+    if entropy == "none":
+        return TokenStats(z_MV.gather(1, ids_M[:, None])[:, 0] - z_MV.logsumexp(1), None)
+    logp_MV = z_MV.log_softmax(1)
+    return TokenStats(logp_MV.gather(1, ids_M[:, None])[:, 0], entropy_of(logp_MV if entropy == "grad" else logp_MV.detach()))
+
+
+def entropy_of(logp_MV: Tensor) -> Tensor:
+    """H = -sum_v p log p of full log-probabilities [M, V] -> [M], in nats; p = 0 contributes 0."""
+    return -(logp_MV.exp() * logp_MV.clamp(min=torch.finfo(logp_MV.dtype).min)).sum(1)
+
+
+def chunked_logprobs(
+    head: Callable[[Tensor], Tensor], hidden_MD: Tensor, ids_M: Tensor, temperature_M: Tensor, *, entropy: Entropy = "none", chunk: int = CHUNK
+) -> TokenStats:
+    """`token_logprobs` of head(hidden), a few rows of logits at a time, recomputed in the backward pass.
+
+    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about 5 * chunk * 4 bytes, whatever M and V are.
+    """
+
+    def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
+        return token_logprobs(head(hidden), ids, temperature, entropy=entropy)
+
+    parts = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk)
+    return TokenStats(torch.cat([part.logp for part in parts]), torch.cat([part.entropy for part in parts]) if entropy != "none" else None)
+
+
+def chunked_kl(
+    head: Callable[[Tensor], Tensor],
+    hidden_MD: Tensor,
+    head_ref: Callable[[Tensor], Tensor],
+    hidden_ref_MD: Tensor,
+    temperature_M: Tensor,
+    *,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """KL(pi || ref) of each token's whole distribution, [M] float32, differentiable in the policy: the Rao-Blackwellised k1.
+
+    sum_v pi(v) (log pi(v) - log ref(v)); its gradient is the exact reverse-KL gradient of that state.
+    """
+
+    def divergence(hidden: Tensor, hidden_ref: Tensor, temperature: Tensor) -> Tensor:
+        logp = (head(hidden).float() / temperature[:, None]).log_softmax(1)
+        logp_ref = (head_ref(hidden_ref).float() / temperature[:, None]).log_softmax(1)
+        return (logp.exp() * (logp - logp_ref)).sum(1)
+
+    return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk))
+
+
+def in_chunks(function: Callable, head: Callable[[Tensor], Tensor], columns: tuple[Tensor, ...], chunk: int) -> list:
+    """Apply `function` to slices of the columns, small enough that their logits stay below `chunk` numbers."""
+    rows = columns[0].shape[0]
+    with torch.no_grad():
+        vocabulary = head(columns[0][:1]).shape[-1] if rows else 1
+    step = max(1, chunk // vocabulary)
+    if rows <= step or not torch.is_grad_enabled():
+        return [function(*(column[i : i + step] for column in columns)) for i in range(0, max(rows, 1), step)]
+    return [
+        checkpoint(function, *(column[i : i + step] for column in columns), use_reentrant=False, preserve_rng_state=False)
+        for i in range(0, rows, step)
+    ]

@@ -1,0 +1,328 @@
+"""The policy: a Hugging Face causal LM with its tokenizer, and the frozen reference that KL is measured to."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.errors import LaurelError, UsageError
+from laurel.core.sample import Batch
+from laurel.policy.chat import ensure_template
+from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs
+
+
+@dataclass
+class Policy:
+    """A causal LM that can be trained, asked for log-probabilities, and saved.
+
+    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
+    of computation; the weights stay as loaded (float32). `template` is the hash of the chat template.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype = torch.float32
+    template: str = ""
+
+    def __post_init__(self) -> None:
+        forward = getattr(self.causal, self.causal.base_model_prefix).forward
+        self.takes_positions = "position_ids" in inspect.signature(forward).parameters
+        self.whole_logits = False
+        self.whole_logits = not self._head_is_whole_story()
+
+    @property
+    def causal(self) -> nn.Module:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends a completion: the tokenizer's and the generation config's."""
+        named = getattr(getattr(self.causal, "generation_config", None), "eos_token_id", None)
+        several = named if isinstance(named, (list, tuple)) else [named]
+        return frozenset(int(i) for i in [*several, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.causal.parameters())
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of what the optimiser moves."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def body(self, ids_NL: Tensor, **keywords: Any) -> Any:
+        """The transformer below the head: returns Hugging Face's output with `last_hidden_state` [N, L, D]."""
+        with self.autocast():
+            return getattr(self.causal, self.causal.base_model_prefix)(input_ids=ids_NL, **keywords)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V], float32."""
+        with self.autocast():
+            logits = self.causal.get_output_embeddings()(hidden).float()
+        cap = getattr(self.causal.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def autocast(self) -> Any:
+        """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def logp(self, batch: Batch, *, entropy: Entropy = "none") -> TokenStats:
+        """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0 where not trained.
+
+        Rows are padded on the right and attention is causal, so no real token sees padding; only trained tokens go
+        through the head, a chunk at a time.
+        """
+        rows, times, at = trained_positions(batch)
+        ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
+        if self.whole_logits:
+            stats = token_logprobs(self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
+        else:
+            stats = chunked_logprobs(self.head, self.hidden(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
+        place = torch.zeros(batch.loss_mask_NT.shape, device=self.device)
+        return TokenStats(*(None if s is None else place.index_put((rows, times), s) for s in stats))
+
+    def kl(self, batch: Batch, reference: Reference) -> Tensor:
+        """Exact KL(pi || ref) of every trained token's distribution: [N, T], differentiable in the policy."""
+        rows, times, at = trained_positions(batch)
+        if self.whole_logits:
+            raise UsageError("kl_estimator=exact needs a model whose logits are head(hidden).", fix="Use k3.")
+        with torch.no_grad(), reference.switched_off() as ref:
+            hidden_ref = ref.hidden(batch)[rows, at]
+        kl_M = chunked_kl(self.head, self.hidden(batch)[rows, at], reference.head, hidden_ref, batch.temperature_N[rows])
+        return torch.zeros(batch.loss_mask_NT.shape, device=self.device).index_put((rows, times), kl_M)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, L, D] of a right-padded batch."""
+        mask = None if bool(batch.attention_NL.all()) else batch.attention_NL.long()
+        return self.body(batch.ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def save(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder (LoRA merged in) and prove it: reload, same logits to 1e-4, or an error."""
+        folder = Path(folder)
+        model = self.causal
+        if model is not self.model:
+            model = copy.deepcopy(self.model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        again = load_causal(str(folder), torch.float32).to(self.device).eval()
+        with torch.no_grad():
+            probe = self._probe()
+            was, self.model.training = self.model.training, self.model.training
+            self.model.eval()
+            gap = float((self.causal(probe).logits.float() - again(probe).logits.float()).abs().max())
+            self.model.train(was)
+        if not gap < 1e-4:
+            raise LaurelError(f"the saved model differs from the trained one by {gap:.2g} in its logits.", where=str(folder))
+
+    def _probe(self) -> Tensor:
+        size = self.causal.get_input_embeddings().weight.shape[0]
+        return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
+
+    def _all_logits(self, batch: Batch) -> Tensor:
+        mask = batch.attention_NL.long()
+        with self.autocast():
+            return self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False).logits
+
+    @torch.no_grad()
+    def _head_is_whole_story(self) -> bool:
+        """Is model(ids).logits just head(body(ids))? Some architectures scale or cap in between: those take the slow way."""
+        was = self.model.training
+        self.model.eval()
+        try:
+            probe = self._probe()
+            ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
+            with self.autocast():
+                theirs = self.causal(probe, use_cache=False).logits.float()
+            return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+        finally:
+            self.model.train(was)
+
+
+def trained_positions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the trained tokens are: their row, their place in the completion, and the position that predicts them, each [M]."""
+    rows, times = batch.loss_mask_NT.nonzero(as_tuple=True)
+    return rows, times, batch.start_N[rows] + times - 1
+
+
+class Reference:
+    """The frozen policy that KL is measured to: a copy, or the same model with its adapters switched off.
+
+    `hash` is a digest of its weights, taken at the start and stored with every checkpoint.
+    """
+
+    def __init__(self, policy: Policy, *, adapters_off: bool) -> None:
+        self.adapters_off = adapters_off
+        self.policy = policy
+        if not adapters_off:
+            model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template)
+        with self.switched_off() as frozen:
+            self.hash = weights_hash(frozen.causal, skip="lora_" if adapters_off else "")
+
+    def switched_off(self) -> Any:
+        """A context in which the returned policy is the reference."""
+        return _AdaptersOff(self.policy) if self.adapters_off else nullcontext(self.policy)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch) -> Tensor:
+        """log ref of the completion tokens: [N, T] float32, no gradient."""
+        with self.switched_off() as frozen:
+            return frozen.logp(batch).logp
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """The reference's own head: hidden states to logits."""
+        with self.switched_off() as frozen:
+            return frozen.head(hidden)
+
+
+class _AdaptersOff:
+    """Evaluation mode without adapters, and back."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.was, self.off = policy, policy.model.training, policy.model.disable_adapter()
+
+    def __enter__(self) -> Policy:
+        self.was = self.policy.model.training
+        self.policy.model.eval()
+        self.off.__enter__()
+        return self.policy
+
+    def __exit__(self, *error: Any) -> None:
+        self.off.__exit__(*error)
+        self.policy.model.train(self.was)
+
+
+def load_policy(config: Any) -> Policy:
+    """The policy that a TrainConfig describes: model folder or hub name, precision, device, LoRA."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    model = load_causal(config.model, torch.float32)
+    tokenizer = load_tokenizer(config.model)
+    template = ensure_template(tokenizer, config.chat_template)
+    if config.use_peft or hasattr(model, "peft_config"):
+        model = with_lora(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return Policy(model.to(device), tokenizer, dtype, template)
+
+
+def load_causal(name: str, dtype: torch.dtype) -> nn.Module:
+    """A causal LM from a local folder or the hub; a folder with LoRA adapters comes with them, trainable."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes a moment; laurel shows the bars of what takes long
+    check_folder(name)
+    if (Path(name) / "adapter_config.json").is_file():
+        from peft import PeftConfig, PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(name).base_model_name_or_path, dtype=dtype)
+        return PeftModel.from_pretrained(base, name, is_trainable=True)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load a causal language model: {first_line(error)}", where=f"model={name}") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model folder or hub name; of an adapter folder without one, its base's."""
+    from transformers import AutoTokenizer
+
+    check_folder(name)
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "tokenizer_config.json").is_file():
+        from peft import PeftConfig
+
+        return load_tokenizer(str(PeftConfig.from_pretrained(name).base_model_name_or_path))
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load a tokenizer: {first_line(error)}", where=f"model={name}") from error
+
+
+def check_folder(name: str) -> None:
+    """A name that looks like a path must be a model folder: say so before transformers asks the hub for it."""
+    path = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if not looks_local:
+        return
+    if not path.is_dir():
+        raise UsageError("no such model folder.", where=f"model={name}", fix="Give a folder with config.json, or a hub name.")
+    if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise UsageError("the folder holds no config.json.", where=f"model={name}", fix="A trained run keeps its model in RUN/model.")
+
+
+def with_lora(model: nn.Module, config: Any) -> nn.Module:
+    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base); loaded adapters stay."""
+    if hasattr(model, "peft_config"):
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+        target_modules=config.lora_target_modules or "all-linear", task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return get_peft_model(model, lora)
+
+
+def make_reference(policy: Policy, kind: str) -> Reference | None:
+    """start: the weights as they are now. base: the model under a loaded adapter. none: no reference.
+
+    Fresh LoRA adapters are zero, so `start` is the adapters switched off and costs no memory; tuned ones are copied.
+    """
+    if kind == "none":
+        return None
+    has_adapters = policy.causal is not policy.model
+    if kind == "base" and not has_adapters:
+        raise UsageError("reference=base needs a model with adapters.", fix="Use reference=start.")
+    fresh = has_adapters and all(not p.any() for n, p in policy.model.named_parameters() if "lora_B" in n)
+    return Reference(policy, adapters_off=kind == "base" or fresh)
+
+
+def weights_hash(model: nn.Module, *, skip: str = "") -> str:
+    """A digest of every parameter's bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not skip or skip not in name:
+            digest.update(name.replace(".base_layer", "").encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: cuda, then mps, then cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the GPU has it, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, name)
+
+
+def pick_threads(asked: int, parameters: int) -> int:
+    """The fixed rule for CPU threads: what was asked, else 1 below 5 M parameters (threads cost more than they bring), else all."""
+    return asked or (1 if parameters < 5_000_000 else os.cpu_count() or 1)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: the rest is for a developer."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

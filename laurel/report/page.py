@@ -1,0 +1,154 @@
+"""`write_report`: a run directory becomes one self-contained HTML page, with no script and nothing fetched from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+import laurel
+from laurel.core.files import write_atomic
+from laurel.core.run import Run
+from laurel.report.collect import Story, read_story
+from laurel.report.panels import panels
+from laurel.report.verdict import changes, findings, finite, meaning_of, show, window
+
+PROMPTS, SAMPLES = 4, 4  # shown of a step: prompts, and samples of each
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into a run directory and return its path. Works on a run that is still going, and on an evaluation.
+
+    A folder with nothing to report is a UsageError that says so.
+    """
+    story = read_story(run_dir)
+    path = Run(run_dir).report
+    write_atomic(path, render(story).encode("utf-8", "replace"))
+    return path
+
+
+def render(story: Story) -> str:
+    """The page. Everything that came from a model, a dataset or a configuration is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters["show"] = show
+    pages.filters["clean"] = clean
+    return pages.get_template("page.html").render(
+        story=story,
+        title=title(story),
+        facts=facts(story),
+        changes=changes(story),
+        findings=findings(story),
+        tiles=tiles(story),
+        panels=panels(story),
+        svg=Markup,
+        steps=[(name, groups(lines), len(lines)) for name, lines in sample_steps(story)],
+        bars=bars(story.evaluation),
+        config=yaml.safe_dump(story.options, sort_keys=False, allow_unicode=True) if story.options else "",
+        metrics=metric_rows(story),
+        version=laurel.__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def clean(value: object) -> str:
+    """Text as it may stand in HTML: control characters, which browsers drop or choke on, become visible."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+
+
+def title(story: Story) -> str:
+    """grpo on addition"""
+    where = story.options.get("dataset")
+    return f"{story.algorithm} on {Path(str(where)).name}" if where else f"{story.algorithm} · {story.folder.resolve().name}"
+
+
+def facts(story: Story) -> list[tuple[str, str]]:
+    """What the run was: the small print under the title."""
+    source = {**story.facts, **story.options}
+    told = [(name, source.get(name)) for name in ("model", "dataset", "seed", "commit", "laurel", "torch", "transformers", "threads")]
+    if "created" in story.facts:
+        told.insert(3, ("started", datetime.fromtimestamp(story.facts["created"], UTC).strftime("%Y-%m-%d %H:%M UTC")))
+    if story.facts.get("run"):
+        told.append(("run", str(story.facts["run"])[:8]))
+    return [(name, str(value)) for name, value in told if value is not None and not isinstance(value, dict | list)]
+
+
+def tiles(story: Story) -> list[tuple[str, str, str]]:
+    """(label, figure, small print) of what a reader asks first besides the reward."""
+    made = []
+    if story.steps:
+        made.append(("steps", show(story.steps), f"of {show(story.planned)}" if story.planned else ""))
+    spent = sum(finite(story.series.get("seconds/step", {})))
+    if spent:
+        made.append(("time", duration(spent), "in logged steps"))
+    speed = finite(story.series.get("tokens_per_second", {}))
+    if speed:
+        made.append(("speed", show(float(f"{sum(speed) / len(speed):.3g}")), "tokens per second"))
+    for name, label, note in (
+        ("kl", "KL", "nats per token, at last"), ("kl/sequence", "KL", "nats per completion, at last"),
+        ("entropy", "entropy", "nats per token, at last"), ("completions/mean_length", "length", "tokens, at last"),
+    ):  # fmt: skip
+        values = finite(story.series.get(name, {}))
+        if values:
+            width = window(len(values))
+            made.append((label, show(sum(values[-width:]) / width), note))
+    return made
+
+
+def duration(seconds: float) -> str:
+    """48 s, 3 min 20 s, 2 h 05 min"""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def sample_steps(story: Story) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The lines shown side by side: the first step's and the last's."""
+    if not story.first:
+        return []
+    if not story.last:
+        step = story.first[0].get("step")
+        return [("Samples" if step is None else f"Step {step}", story.first)]
+    return [(f"Before: step {story.first[0].get('step')}", story.first), (f"After: step {story.last[0].get('step')}", story.last)]
+
+
+def groups(lines: Iterable[Mapping[str, Any]]) -> list[tuple[Any, list[Mapping[str, Any]]]]:
+    """The first few prompts of a step, each with its first few samples, best reward first."""
+    by_prompt: dict[Any, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        key = line.get("prompt_id", str(line.get("prompt")))
+        by_prompt.setdefault(key, []).append(line)
+    shown = []
+    for samples in list(by_prompt.values())[:PROMPTS]:
+        ordered = sorted(samples, key=lambda line: (line.get("reward") is None, -(line.get("reward") or 0.0)))
+        spread = ordered if len(ordered) <= SAMPLES else [*ordered[: SAMPLES - SAMPLES // 2], *ordered[-(SAMPLES // 2) :]]
+        shown.append((samples[0].get("prompt", ""), spread))
+    return shown
+
+
+def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures of eval.json: intervals {value, low, high, n}, and plain numbers."""
+    found = []
+    for name, value in {**evaluation.get("figures", {}), **evaluation}.items():
+        if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
+            found.append({"name": name, "low": None, "high": None, "n": None, **value})
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append({"name": name, "value": value, "low": None, "high": None, "n": None})
+    return found
+
+
+def metric_rows(story: Story) -> list[dict[str, Any]]:
+    """Every logged metric: first and last value, what it means."""
+    rows = []
+    for name, series in sorted(story.series.items()):
+        first, last = series[min(series)], series[max(series)]
+        rows.append({"name": name, "first": show(first), "last": show(last), "meaning": meaning_of(name)})
+    return rows

@@ -1,0 +1,112 @@
+"""Which pictures a report shows, and what is written beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from laurel.core.metrics import Meaning
+from laurel.report.collect import Series, Story
+from laurel.report.plots import line_chart, time_chart
+from laurel.report.verdict import finite, meaning_of, outside, show, window
+
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Reward", ("reward",)),
+    ("Held-out accuracy", ("eval/accuracy",)),
+    ("Held-out reward", ("eval/reward",)),
+    ("Loss per supervised token", ("nll",)),
+    ("Held-out loss per token", ("eval/nll",)),
+    ("Right first choices", ("mean_token_accuracy",)),
+    ("Each reward", ("rewards/*/mean",)),
+    ("KL from the reference", ("kl",)),
+    ("KL of a whole completion", ("kl/sequence",)),
+    ("Entropy", ("entropy",)),
+    ("Length of completions", ("completions/mean_length", "completions/max_length")),
+    ("Completions cut off", ("completions/clipped_ratio",)),
+    ("Informative groups", ("informative_fraction",)),
+    ("Uninformative groups", ("frac_reward_zero_std",)),
+    ("Spread of rewards in a group", ("reward_std",)),
+    ("Repeated samples", ("duplicates",)),
+    ("Clipped tokens", ("clip_ratio/region", "clip_ratio/low", "clip_ratio/high")),
+    ("Ratio to the sampling policy", ("ratio/mean", "ratio/max")),
+    ("KL from the sampling policy", ("approx_kl",)),
+    ("Sampler against trainer", ("sampler_gap/mean", "sampler_gap/p99", "sampler_gap/max")),
+    ("Failed rewards", ("failed_fraction",)),
+    ("Gradient norm", ("grad_norm",)),
+    ("Learning rate", ("learning_rate",)),
+    ("Speed", ("tokens_per_second",)),
+    ("Where the time goes", ("seconds/sample", "seconds/score", "seconds/update")),
+    ("Padding", ("padding_share",)),
+    ("Memory", ("rss_mb",)),
+)
+REDUNDANT = {"frac_reward_zero_std": "informative_fraction"}  # shown only where the other is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out of range."""
+
+    title: str
+    name: str
+    svg: str
+    start: str
+    now: str
+    unit: str
+    meaning: Meaning | None
+    alarm: bool
+
+
+def panels(story: Story) -> list[Panel]:
+    """Every panel the run has the metrics for; metrics that stayed 0 all along are left out, unless 0 is news."""
+    made = []
+    for title, names in PANELS:
+        series = pick(story, names)
+        if series and not any(REDUNDANT.get(name) in story.series for name in series):
+            made.append(panel(title, series))
+    return made
+
+
+def pick(story: Story, names: Iterable[str]) -> dict[str, Series]:
+    """The metrics of these names (`*` stands for anything) that have at least one finite value; one reward alone is `reward`."""
+    chosen: dict[str, Series] = {}
+    for name in names:
+        start, star, end = name.partition("*")
+        found = [known for known in story.series if star and known.startswith(start) and known.endswith(end)] if star else [name]
+        if star and len(found) < 2:
+            continue
+        chosen.update({known: story.series[known] for known in found if finite(story.series.get(known, {}))})
+    return chosen
+
+
+def panel(title: str, series: dict[str, Series]) -> Panel:
+    """The picture of these metrics, with the words of the first."""
+    name = next(iter(series))
+    meaning = meaning_of(name)
+    if name.startswith("seconds/") and len(series) > 1:
+        return _time_panel(title, {label.removeprefix("seconds/"): values for label, values in series.items()})
+    log = name.startswith("sampler_gap/") and all(value > 0 for values in series.values() for value in finite(values))
+    svg = line_chart({_label(label): values for label, values in series.items()}, meaning=meaning, log=log)
+    values = finite(series[name])
+    width = 1 if name.startswith("eval/") else window(len(values))
+    start, now = sum(values[:width]) / width, sum(values[-width:]) / width
+    start = start if len(values) > 1 else None
+    unit = meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
+    return Panel(title, name, svg, "" if start is None else show(start), show(now), unit, meaning, outside(now, meaning))
+
+
+def _time_panel(title: str, parts: dict[str, Series]) -> Panel:
+    """Seconds per step, stacked, and each part's share of the whole run."""
+    totals = {label: sum(finite(series)) for label, series in parts.items()}
+    whole = sum(totals.values()) or 1.0
+    shares = ", ".join(f"{label} {total / whole:.0%}" for label, total in totals.items())
+    meaning = Meaning("seconds of a step, by what they were spent on", "seconds", "sampling is the largest part", "a slow reward function?")
+    return Panel(title, "seconds", time_chart(parts), "", shares, "", meaning, False)
+
+
+def _label(name: str) -> str:
+    """rewards/math/mean -> math, clip_ratio/low -> low, eval/nll -> held-out."""
+    if name.startswith("rewards/"):
+        return name.removeprefix("rewards/").rpartition("/")[0]
+    if name.startswith("eval/"):
+        return "held-out"
+    return name.rpartition("/")[2].removesuffix("_length")

@@ -1,0 +1,262 @@
+"""What a run amounts to, in plain words: did it get better, by how much, and what looks wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from laurel.core.errors import UsageError
+from laurel.core.metrics import Meaning, explain
+from laurel.measure.intervals import Interval, share_difference, unpaired_difference
+from laurel.report.collect import Series, Story
+
+HEADLINES: tuple[tuple[str, str, Literal["up", "down"]], ...] = (
+    ("eval/accuracy", "Held-out accuracy", "up"),
+    ("eval/reward", "Held-out reward", "up"),
+    ("reward", "Reward", "up"),
+    ("eval/nll", "Held-out loss per token", "down"),
+    ("nll", "Loss per supervised token", "down"),
+)
+ENOUGH = 3  # values on each side that an interval of the change needs at least
+COLLAPSED = 0.1  # of the entropy at the start
+REPEATED, SHORT = 0.5, 16  # share of repeated samples that is too much, in completions of at least so many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a metric went: start, end, their difference with an interval where there are values enough, and which way is better."""
+
+    name: str
+    title: str
+    better: Literal["up", "down"]
+    before: float
+    after: float
+    window: int
+    difference: Interval | None
+
+    @property
+    def kind(self) -> Literal["good", "bad", "flat", "unsure"]:
+        """good or bad where the interval leaves no doubt, flat where it holds 0, unsure where there is none."""
+        if self.difference is None:
+            return "unsure"
+        if self.difference.low <= 0 <= self.difference.high:
+            return "flat"
+        return "good" if (self.difference.low > 0) == (self.better == "up") else "bad"
+
+    @property
+    def sentence(self) -> str:
+        """One sentence a newcomer understands."""
+        before, after = (f"{100 * value:.1f} %" if self.percent else show(value) for value in (self.before, self.after))
+        if self.after == self.before:
+            return f"{self.title} stayed at {after}."
+        if self.kind == "flat":
+            return f"{self.title} did not clearly change: {before} at first, {after} at last."
+        return f"{self.title} {'rose' if self.after > self.before else 'fell'} from {before} to {after}."
+
+    @property
+    def percent(self) -> bool:
+        """An accuracy is a share of prompts: people read it in per cent."""
+        return self.name == "eval/accuracy"
+
+    @property
+    def evidence(self) -> str:
+        """What the sentence rests on."""
+        if self.difference is None:
+            few = "The first and the last evaluation; without the number of prompts there is no interval."
+            return few if self.name.startswith("eval/") else "Too few logged values for an interval."
+        gap = self.difference
+        if self.percent:
+            points = f"{100 * gap.value:+.1f} points, 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+            return f"{points}, from {gap.n} prompts at the first and at the last evaluation."
+        return (
+            f"{gap.value:+.3g}, 95 % interval {gap.low:+.3g} to {gap.high:+.3g}, from the first and the last {self.window} logged values."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a reader should know: how bad, what, and what to look at first."""
+
+    level: Literal["bad", "warn", "note"]
+    title: str
+    text: str
+    check: str = ""
+
+
+def show(value: float | None) -> str:
+    """A number as a person writes it: three significant digits, no exponent where it can be avoided."""
+    if value is None:
+        return "not finite"
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}".replace(",", " ")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def finite(series: Series) -> list[float]:
+    """The finite values of a series, in the order of steps."""
+    return [value for _, value in sorted(series.items()) if value is not None]
+
+
+def window(count: int) -> int:
+    """How many values make up "at first" and "at last": a tenth of the run, from 1 to 25."""
+    return max(1, min(25, max(ENOUGH, count // 10), count // 2))
+
+
+def change(story: Story, name: str, title: str, better: Literal["up", "down"]) -> Change | None:
+    """First against last of one metric; None where there are not two values."""
+    values = finite(story.series.get(name, {}))
+    if len(values) < 2:
+        return None
+    few = name.startswith("eval/")
+    width = 1 if few else window(len(values))
+    before, after = values[:width], values[-width:]
+    difference = unpaired_difference(before, after) if width >= ENOUGH else None
+    if name == "eval/accuracy":
+        counts = finite(story.series.get("eval/samples", {}))
+        n = int(counts[-1]) if counts else 0
+        difference = share_difference(values[0] * n, n, values[-1] * n, n) if n else None
+    return Change(name, title, better, _mean(before), _mean(after), width, difference)
+
+
+def changes(story: Story) -> list[Change]:
+    """The headline metrics this run has, most telling first."""
+    found = (change(story, *row) for row in HEADLINES)
+    return [item for item in found if item is not None]
+
+
+def findings(story: Story) -> list[Finding]:
+    """Everything that looks wrong, worst first."""
+    found = [
+        *_not_finite(story),
+        *_out_of_range(story),
+        *_zero_signal(story),
+        *_entropy(story),
+        *_duplicates(story),
+        *_length(story),
+        *_state(story),
+    ]
+    return sorted(found, key=lambda finding: ("bad", "warn", "note").index(finding.level))
+
+
+def meaning_of(name: str) -> Meaning | None:
+    """The catalogue's entry; None for a metric of the user's own."""
+    try:
+        return explain(name)
+    except UsageError:
+        return None
+
+
+def outside(value: float, meaning: Meaning | None) -> bool:
+    """Is the value beyond what the catalogue calls healthy?"""
+    if meaning is None:
+        return False
+    return (meaning.low is not None and value < meaning.low) or (meaning.high is not None and value > meaning.high)
+
+
+def _not_finite(story: Story) -> list[Finding]:
+    found = []
+    for name, series in story.series.items():
+        broken = sorted(step for step, value in series.items() if value is None)
+        if broken:
+            text = f"{name} was NaN or infinite at {_steps(broken)}."
+            found.append(Finding("bad", f"{name} is not finite.", text, "learning_rate, max_grad_norm, dtype; the samples of that step"))
+    return found
+
+
+def _out_of_range(story: Story) -> list[Finding]:
+    """Metrics whose last values lie outside the catalogue's range; failures count wherever they happened."""
+    found = []
+    for name, series in story.series.items():
+        meaning, values = meaning_of(name), finite(series)
+        if meaning is None or not values or name in ("informative_fraction", "zero_signal"):
+            continue
+        ever = meaning.high == 0
+        value = max(values) if ever else _mean(values[-window(len(values)) :])
+        if outside(value, meaning):
+            when = (
+                f"reached {show(value)} at {_steps([s for s, v in series.items() if v == value])}" if ever else f"is {show(value)} at last"
+            )
+            level = "bad" if name == "failed_fraction" and value > 0.05 else "warn"
+            found.append(Finding(level, f"{name} {when}.", f"{_sentence(meaning.what)} Healthy: {meaning.healthy}.", meaning.check))
+    return found
+
+
+def _zero_signal(story: Story) -> list[Finding]:
+    """Steps from which nothing could be learned."""
+    dead = {step for step, value in story.series.get("informative_fraction", {}).items() if value == 0}
+    dead |= {step for step, value in story.series.get("zero_signal", {}).items() if value}
+    if not dead:
+        return []
+    share = len(dead) / max(1, len(story.series.get("informative_fraction") or story.series["zero_signal"]))
+    text = f"{share:.0%} of the steps had no group with differing rewards, so nothing was learned from them: {_steps(sorted(dead))}."
+    check = "prompts too easy or too hard for this model; more samples per prompt (num_generations); dynamic_sampling=true"
+    return [Finding("warn" if share > 0.2 else "note", "Steps without a signal.", text, check)]
+
+
+def _entropy(story: Story) -> list[Finding]:
+    values = finite(story.series.get("entropy", {}))
+    if len(values) < 2 * ENOUGH:
+        return []
+    width = window(len(values))
+    start, end = _mean(values[:width]), _mean(values[-width:])
+    if start <= 0 or end > COLLAPSED * start:
+        return []
+    text = f"It fell from {show(start)} to {show(end)} nats per token: the model now gives nearly the same answer every time."
+    if any(change.kind == "good" for change in changes(story)):
+        return [Finding("note", "Entropy has collapsed.", f"{text} That is expected where the task is solved.", explain("entropy").check)]
+    return [Finding("warn", "Entropy has collapsed.", text, explain("entropy").check)]
+
+
+def _duplicates(story: Story) -> list[Finding]:
+    """Equal samples are no surprise where answers are a few tokens long; in longer ones they are."""
+    values, lengths = finite(story.series.get("duplicates", {})), finite(story.series.get("completions/mean_length", {}))
+    if not values:
+        return []
+    width = window(len(values))
+    share, length = _mean(values[-width:]), _mean(lengths[-width:]) if lengths else None
+    if share <= REPEATED or (length is not None and length < SHORT):
+        return []
+    text = f"{share:.0%} of the last samples repeat another of their group word for word."
+    return [Finding("warn", "Samples repeat each other.", text, explain("duplicates").check)]
+
+
+def _length(story: Story) -> list[Finding]:
+    values = finite(story.series.get("completions/mean_length", {}))
+    if len(values) < 2 * ENOUGH:
+        return []
+    width = window(len(values))
+    start, end = _mean(values[:width]), _mean(values[-width:])
+    if start <= 0 or 1 / 3 < end / start < 3:
+        return []
+    text = f"Mean length went from {show(start)} to {show(end)} tokens."
+    return [
+        Finding("warn", "Completions changed their length.", text, "does the reward, on purpose or not, pay for length? read the samples")
+    ]
+
+
+def _state(story: Story) -> list[Finding]:
+    """Unfinished runs and resumed ones."""
+    found = []
+    if story.planned and 0 < story.steps < story.planned:
+        text = f"{story.steps} of {story.planned} steps are logged: the run goes on, or was stopped and continues with --resume true."
+        found.append(Finding("note", "Unfinished.", text))
+    if story.facts.get("resumed"):
+        found.append(Finding("note", "Resumed.", f"The run was continued {len(story.facts['resumed'])} time(s) from a checkpoint."))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _steps(steps: Sequence[int]) -> str:
+    """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ... (41 in all)"""
+    listed = ", ".join(str(step) for step in steps[:5])
+    return f"step{'s' * (len(steps) > 1)} {listed}" + (f", ... ({len(steps)} in all)" if len(steps) > 5 else "")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,0 +1,163 @@
+"""From a name to a reward: built-in verifiers, `module.function`, `path/to/file.py:function`, or a callable as it is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from laurel.core.errors import UsageError, nearest
+from laurel.core.protocols import Verifier
+from laurel.reward.patterns import Format
+from laurel.reward.verifiers import VERIFIERS
+
+GIVEN = ("prompts", "completions", "completion_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """One reward of a mixture, checked and named.
+
+    judges: a verifier `(answer, row)`, else a function in TRL's signature. asynchronous: it must be awaited. gate: it
+    multiplies instead of adding. accepts: the names it takes, None for any (**columns).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    weight: float = 1.0
+    judges: bool = False
+    asynchronous: bool = False
+    gate: bool = False
+    accepts: frozenset[str] | None = None
+
+
+def load_verifier(name: str) -> Verifier:
+    """A built-in verifier by name; `format:PATTERN` is the gate with that pattern. Unknown: UsageError with the nearest name."""
+    if name.startswith("format:"):
+        return Format(name.removeprefix("format:"))
+    if name not in VERIFIERS:
+        raise UsageError(f"unknown verifier `{name}`.", where="verifier", fix=nearest(name, VERIFIERS))
+    return VERIFIERS[name]
+
+
+def load_reward(source: str | Callable[..., Any], columns: Collection[str] | None = None) -> Reward:
+    """One reward with its signature checked against the dataset's columns (None: not known, not checked).
+
+    Errors: UsageError for an unknown name, a file or module that does not load, or a function that asks for what there is not.
+    """
+    if callable(source):
+        return _checked(source, function_name(source), columns)
+    name = source.strip()
+    if name in VERIFIERS or name.startswith("format:"):
+        verifier = load_verifier(name)
+        return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))
+    path, separator, attribute = name.rpartition(":")
+    if separator and path.endswith(".py"):
+        module = _load_file(Path(path), name)
+    elif "." in name and not separator:
+        path, _, attribute = name.rpartition(".")
+        module = _load_module(path, name)
+    else:
+        fix = nearest(name, VERIFIERS) or "A name, module.function or path/to/file.py:function."
+        raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"`{path}` has no function `{attribute}`.", where=f"reward `{name}`", fix=nearest(attribute, known))
+    return _checked(function, attribute, columns)
+
+
+def distinct(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+    """The same rewards under names that differ: the second `f` becomes `f_2`, the third `f_3`."""
+    taken = {reward.name for reward in rewards}
+    used: set[str] = set()
+    out = []
+    for reward in rewards:
+        name = reward.name
+        if name in used:
+            name = next(new for number in count(2) if (new := f"{reward.name}_{number}") not in taken | used)
+        used.add(name)
+        out.append(replace(reward, name=name))
+    return tuple(out)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """A stable name: of a partial its function's, of a lambda `lambda`, of an object its class's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def _checked(function: Callable[..., Any], name: str, columns: Collection[str] | None) -> Reward:
+    where = f"reward `{name}`"
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise UsageError(
+            "its signature cannot be read.", where=where, fix="Wrap it in a def with (prompts, completions, **columns)."
+        ) from None
+    gate = bool(getattr(function, "gate", False))
+    names = [item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+    if names == ["answer", "row"]:
+        return Reward(name, function, judges=True, gate=gate)
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    positional = [item.name for item in parameters if item.kind is item.POSITIONAL_ONLY and item.default is item.empty]
+    if positional:
+        raise UsageError(f"its parameter `{positional[0]}` is positional only.", where=where, fix="Arguments are passed by name.")
+    if not takes_any and not set(names) & set(GIVEN):
+        raise UsageError(
+            f"it takes none of {', '.join(GIVEN)}.",
+            where=where,
+            fix=f"It takes: {', '.join(names) or 'nothing'}. Write def {name}(completions, **columns).",
+        )
+    if columns is not None:
+        known = [*GIVEN, *columns]
+        required = [item.name for item in parameters if item.default is item.empty and item.name in names]
+        missing = [parameter for parameter in required if parameter not in known]
+        if missing:
+            fix = nearest(missing[0], known) + f" The dataset's columns: {', '.join(sorted(columns)) or 'none'}."
+            raise UsageError(
+                f"it asks for `{'`, `'.join(missing)}`, which is neither given nor a column of the dataset.", where=where, fix=fix
+            )
+    return Reward(name, function, asynchronous=_is_async(function), gate=gate, accepts=None if takes_any else frozenset(names))
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+
+
+def _load_file(path: Path, name: str) -> Any:
+    path = path.expanduser()
+    if not path.is_file():
+        raise UsageError(f"no file {path}.", where=f"reward `{name}`", fix="The path is relative to the current folder.")
+    alias = f"laurel_reward_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    spec = importlib.util.spec_from_file_location(alias, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[alias] = module
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except Exception as error:
+        del sys.modules[alias]
+        raise UsageError(f"{path} does not load: {type(error).__name__}: {error}", where=f"reward `{name}`") from error
+    return module
+
+
+def _load_module(path: str, name: str) -> Any:
+    try:
+        return importlib.import_module(path)
+    except Exception as error:
+        fix = nearest(name, VERIFIERS) if isinstance(error, ModuleNotFoundError) else ""
+        raise UsageError(f"module `{path}` does not load: {type(error).__name__}: {error}", where=f"reward `{name}`", fix=fix) from error

@@ -1,0 +1,97 @@
+"""Verifiers that read the answer as text, a number or a letter: `exact`, `numeric`, `choice`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from laurel.core.result import Failed, Result, Score
+from laurel.reward.extract import ANSWER_IS, boxed, close, column, final_number, own_words, settled, shown
+
+LONGEST = 100_000
+LETTERS = "ABCDEFGHIJ"
+
+
+def exact(answer: str, row: Mapping[str, Any]) -> Result:
+    """1 if the answer is the row's `answer` word for word; runs of white space count as one space, those at the ends as none."""
+    gold = column(row)
+    if gold is None:
+        return Failed("the row has no `answer`")
+    same = " ".join(answer.split()) == " ".join(gold.split())
+    return Score(1.0, "equal") if same else Score(0.0, f"{answer!r:.60} is not {gold!r:.60}")
+
+
+def numeric(answer: str, row: Mapping[str, Any]) -> Result:
+    r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless both are whole.
+
+    The final number: inside \boxed{} where there is one (several must agree), else after the last ####, else after the last
+    "answer is", else the last of the text. `$1,234.00` is 1234, `1/2` and `\frac{1}{2}` are 0.5, `50%` is 50. No number: an
+    empty text, a list ("3 or 4", "1 2 3"), a sum not done ("9**9"), more than 100 digits or an exponent beyond 300.
+    A verbatim copy of the prompt inside the answer is not read.
+    """
+    gold_text = column(row)
+    gold = None if gold_text is None else final_number((boxed(gold_text) or [settled(gold_text)])[-1])
+    if gold is None:
+        return Failed(f"the row's `answer` holds no single number: {gold_text!r:.60}")
+    if len(answer) > LONGEST:
+        return Score(0.0, f"longer than {LONGEST} characters")
+    text = own_words(answer, row)
+    numbers = [final_number(part) for part in boxed(text) or [settled(text)]]
+    if len(set(numbers)) > 1:
+        return Score(0.0, f"{len(set(numbers))} different boxed answers")
+    number = numbers[0]
+    if number is None:
+        return Score(0.0, "no single final number")
+    return Score(1.0, f"equals {gold}") if close(number, gold) else Score(0.0, f"{shown(number)}, not {shown(gold)}")
+
+
+def choice(answer: str, row: Mapping[str, Any]) -> Result:
+    r"""1 if the answer settles on the letter (A to J) of the row's `answer`. Two different letters are wrong.
+
+    Looked for in this order: in \boxed{}; after "answer is" or "answer:"; a first or last line such as "(B)", "B." or "B) Paris";
+    the only single capital letter of the text (the words "A" and "I" aside).
+    """
+    gold = letters(column(row) or "")
+    if len(gold) != 1:
+        return Failed("the row's `answer` is not one letter from A to J")
+    if len(answer) > LONGEST:
+        return Score(0.0, f"longer than {LONGEST} characters")
+    found = letters(own_words(answer, row))
+    if len(found) != 1:
+        return Score(0.0, "no letter" if not found else f"several letters: {' '.join(sorted(found))}")
+    return Score(1.0, "equal") if found == gold else Score(0.0, f"{min(found)}, not {min(gold)}")
+
+
+def letters(text: str) -> set[str]:
+    """The letters that a text settles on: none, one, or several where it does not."""
+    boxes = boxed(text)
+    if boxes:
+        return set().union(*(_alone(box) or {box} for box in boxes))
+    said = [_leading(text[match.end() : match.end() + 200]) for match in ANSWER_IS.finditer(text)]
+    if any(said):
+        return set().union(*said)
+    lines = [line for line in text.splitlines() if line.strip()]
+    ends = _leading(lines[0]) | _leading(lines[-1]) if lines else set()
+    return ends or set(re.findall(rf"(?<![\w'])([{LETTERS}])(?![\w'])(?!(?<=[AI]) [a-z])", text))
+
+
+def _alone(text: str) -> set[str]:
+    r"""The letter of a text that is one letter, dressed as it may be: B, (B), \text{B}, **b**."""
+    bare = re.sub(r"\\(?:text|mathrm|mathbf|textbf)|[\s(){}\[\].:*$]", "", text).upper()
+    return {bare} if len(bare) == 1 and bare in LETTERS else set()
+
+
+def _leading(line: str) -> set[str]:
+    """The letters that a line begins with as an option: "B", "(B)", "B.", "B) Paris", "B or C". "A dog" and "I think" begin with none."""
+    line = re.sub(r"\\(?:text|mathrm|mathbf|textbf)|[*_`${}\"\\]", "", line[:200]).strip()
+    match = re.match(
+        rf"(?:option\s+|choice\s+)?(?:\(([{LETTERS}{LETTERS.lower()}])\)|\[([{LETTERS}])\]|([{LETTERS}])(?=\s*$|[).:,;]|\s+(?:or|and|/|-)))",
+        line,
+        re.IGNORECASE,
+    )
+    if match is None:
+        return set()
+    found = {next(letter for letter in match.groups() if letter).upper()}
+    more = re.match(rf"[\s).:,;/-]*(?:or|and|[,/])?\s*\(?([{LETTERS}])\)?(?=\s*$|[\s).:,;/])", line[match.end() :])
+    return found | ({more.group(1)} if more else set())

@@ -1,0 +1,1 @@
+"""x ~ policy in a world: one turn, many turns, and packing into a Batch."""

@@ -1,0 +1,65 @@
+"""Lists -> tensors, in one place: samples become a Batch, rewards become a matrix, weights become a column of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from laurel.core.sample import Batch, Group
+from laurel.weight.token import place_reward
+
+
+def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
+    """Groups -> Batch of N rows, group after group, padded on the right. Weights and reference log-probabilities are zero yet.
+
+    Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the length limit, keep their
+    place but lose their loss mask: they are neither trained on nor counted.
+    """
+    samples = [s for group in groups for s in group.samples]
+    judged = [r is not None for group in groups for r in (group.rewards or (0.0,) * len(group.samples))]
+    wide = max(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
+    long = max(len(s.completion_ids) for s in samples)
+    ids_NL, loss_mask_NT = torch.zeros(len(samples), wide, dtype=torch.long), torch.zeros(len(samples), long, dtype=torch.bool)
+    logp_old_NT = torch.zeros(len(samples), long)
+    for n, (s, counts) in enumerate(zip(samples, judged, strict=True)):
+        ids_NL[n, : len(s.prompt_ids) + len(s.completion_ids)] = torch.tensor(s.prompt_ids + s.completion_ids)
+        logp_old_NT[n, : len(s.logps)] = torch.tensor(s.logps)
+        if counts and not (mask_truncated and s.finish == "length"):
+            loss_mask_NT[n, : len(s.loss_mask)] = torch.tensor(s.loss_mask)
+    start_N = torch.tensor([len(s.prompt_ids) for s in samples])
+    length_N = torch.tensor([len(s.completion_ids) for s in samples])
+    return Batch(
+        ids_NL=ids_NL,
+        attention_NL=torch.arange(wide)[None] < (start_N + length_N)[:, None],
+        start_N=start_N,
+        length_N=length_N,
+        loss_mask_NT=loss_mask_NT,
+        logp_old_NT=logp_old_NT,
+        logp_ref_NT=torch.zeros_like(logp_old_NT),
+        weight_NT=torch.zeros_like(logp_old_NT),
+        temperature_N=torch.tensor([s.temperature for s in samples]),
+        group_N=torch.tensor([g for g, group in enumerate(groups) for _ in group.samples]),
+        keys=tuple(s.key for s in samples),
+    )
+
+
+def reward_matrix(groups: Sequence[Group]) -> Tensor:
+    """[P, G] float64 rewards; NaN where a sample is excluded. Every group must hold the same number of samples."""
+    return torch.tensor([[float("nan") if r is None else r for r in group.rewards] for group in groups], dtype=torch.float64)
+
+
+def sample_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
+    """[P, G] float64: R - kl_coef * sum_t k1_t. The sum over sampled tokens is an unbiased estimate of the sequence's KL."""
+    return reward_PG - kl_coef * k1_of(batch).sum(1).view_as(reward_PG)
+
+
+def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
+    """[N, T] float64: R at the last token of the completion, minus kl_coef * k1_t at every trained one."""
+    return place_reward(reward_PG.reshape(-1), batch.length_N, batch.loss_mask_NT.shape[1]) - kl_coef * k1_of(batch)
+
+
+def k1_of(batch: Batch) -> Tensor:
+    """k1_t = log pi_old - log ref on the trained tokens, 0 elsewhere: [N, T] float64."""
+    return torch.where(batch.loss_mask_NT, batch.logp_old_NT - batch.logp_ref_NT, 0.0).double()

@@ -1,0 +1,98 @@
+"""x ~ policy, one turn: every prompt answered num_generations times; and x ~ data: the row's own answer as a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Group, Key, Message, Sample
+from laurel.data.source import Row
+from laurel.policy.chat import Supervised, encode_prompt, encode_supervised
+from laurel.policy.model import Policy
+from laurel.policy.sampler import sample, sample_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How samples are drawn and what their keys say: the run, the step (also the policy's version), the seed."""
+
+    run: str
+    step: int
+    seed: int
+    num_generations: int
+    max_completion_length: int
+    temperature: float
+    stop: tuple[str, ...] = ()
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
+        """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
+        count = self.num_generations
+        return [sample_seed(self.seed, row.id, g + count * turn, self.step) for row in rows for g in range(count)]
+
+
+def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
+    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities, finish and text."""
+    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"]) for row in rows]
+    completions = sample(
+        policy, prompts, seeds=draw.seeds(rows), max_completion_length=draw.max_completion_length,
+        temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,
+    )  # fmt: skip
+    texts = policy.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
+    groups = []
+    for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
+        samples = []
+        for g in range(draw.num_generations):
+            n = i * draw.num_generations + g
+            done = completions[n]
+            samples.append(
+                Sample(
+                    key=Key(draw.run, row.where, row.id, g, draw.step),
+                    prompt_ids=prompt_ids,
+                    completion_ids=done.ids,
+                    logps=done.logps,
+                    loss_mask=(True,) * len(done.ids),
+                    temperature=draw.temperature,
+                    finish=done.finish,
+                    text=texts[n],
+                    turns=(Message(role="assistant", content=texts[n]),),
+                )
+            )
+        groups.append(Group(row.id, row.columns, tuple(samples)))
+    return groups
+
+
+def demonstrations(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """x ~ data: one group per row, holding the row itself as a sample with reward 1.
+
+    The completion starts at the first supervised token, so nothing before it costs anything in the head.
+    """
+    groups = []
+    for row in rows:
+        encoded = encode_supervised(policy.tokenizer, row.columns, train_on=train_on, max_length=max_length)
+        groups.append(Group(row.id, row.columns, (as_sample(encoded, Key(run, row.where, row.id, 0, step)),), rewards=(1.0,)))
+    return groups
+
+
+def as_sample(encoded: Supervised, key: Key) -> Sample:
+    """A supervised row as a Sample: ids up to the first target are the prompt. A row without a target is an error."""
+    first = next((i for i, on in enumerate(encoded.mask) if on and i > 0), None)
+    if first is None:
+        raise UsageError(
+            "no token of this row is supervised.", where=key.source,
+            fix="Its answer is empty, or lies behind max_length: raise max_length or drop the row.",
+        )  # fmt: skip
+    ids = encoded.ids[first:]
+    return Sample(
+        key=key,
+        prompt_ids=tuple(encoded.ids[:first]),
+        completion_ids=tuple(ids),
+        logps=(0.0,) * len(ids),
+        loss_mask=tuple(encoded.mask[first:]),
+        temperature=1.0,
+        finish="eos",
+        text=encoded.text,
+        turns=(Message(role="assistant", content=encoded.text),),
+    )

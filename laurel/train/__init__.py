@@ -1,0 +1,1 @@
+"""The table of algorithms, the loop, the optimiser, checkpoints."""

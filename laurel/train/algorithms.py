@@ -1,0 +1,160 @@
+"""The table: every algorithm is one row of choices for the same four stages. The only place that knows an algorithm's name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig
+from laurel.core.errors import UsageError, nearest
+from laurel.objective.kl import check_kl
+from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
+from laurel.weight import group as weight
+from laurel.weight.token import whitened_return
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """x from `source`, R -> A by `weigh` (one weight per sample, or with credit="token" per token), L = `objective`.
+
+    `defaults` are this row's values of options; every other default stands in the signature of the function that uses it.
+    `compares` says that the weights of a group's samples depend on each other, so a group needs two.
+    """
+
+    about: str
+    source: Literal["data", "policy"]
+    weigh: Callable[..., Any]
+    objective: Callable[..., Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    credit: Literal["sample", "token"] = "sample"
+    compares: bool = False
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "sft": Algorithm(
+        "likelihood of demonstrations (behaviour cloning)", "data", weight.raw, likelihood,
+        {"loss_aggregation": "token_mean", "learning_rate": 2e-5, "max_length": 1024, "train_on": None},
+    ),
+    "reinforce": Algorithm(
+        "the score-function gradient, no baseline", "policy", weight.raw, likelihood,
+        {"loss_aggregation": "seq_mean_token_sum", "num_generations": 1, "kl_placement": "reward"},
+    ),
+    "reinforce_baseline": Algorithm(
+        "REINFORCE minus a running or batch-mean baseline", "policy", weight.minus_baseline, likelihood,
+        {"loss_aggregation": "seq_mean_token_sum", "num_generations": 1, "kl_placement": "reward"},
+    ),
+    "rloo": Algorithm(
+        "REINFORCE with the leave-one-out baseline: unbiased", "policy", weight.leave_one_out, likelihood,
+        {"loss_aggregation": "seq_mean_token_sum", "kl_placement": "reward"}, compares=True,
+    ),
+    "grpo": Algorithm(
+        "group-standardised advantages, clipped ratio", "policy", weight.standardised, clip,
+        {"loss_aggregation": "seq_mean_token_mean"}, compares=True,
+    ),
+    "dr_grpo": Algorithm(
+        "GRPO without the length and difficulty biases", "policy", weight.centred, clip,
+        {"loss_aggregation": "token_sum_over_const"}, compares=True,
+    ),
+    "dapo": Algorithm(
+        "GRPO with clip-higher, token mean, dynamic sampling, overlong shaping", "policy", weight.standardised, clip,
+        {"loss_aggregation": "token_mean", "epsilon_high": 0.28, "dynamic_sampling": True, "mask_truncated_completions": True},
+        compares=True,
+    ),
+    "gspo": Algorithm(
+        "GRPO with one ratio per sequence", "policy", weight.standardised, sequence_ratio,
+        {"loss_aggregation": "seq_mean_token_mean"}, compares=True,
+    ),
+    "cispo": Algorithm(
+        "detached, capped ratio: no token is ever dropped", "policy", weight.standardised, detached_ratio,
+        {"loss_aggregation": "token_mean", "scale_rewards": "batch"}, compares=True,
+    ),
+    "reinforce_pp": Algorithm(
+        "token-level returns whitened over the batch, clipped ratio", "policy", whitened_return, clip,
+        {"loss_aggregation": "token_mean", "num_generations": 1, "kl_placement": "reward"}, credit="token",
+    ),
+    "raft": Algorithm(
+        "rejection sampling: imitate the best of each group", "policy", weight.selected, likelihood,
+        {"loss_aggregation": "token_mean"},
+    ),
+}  # fmt: skip
+
+# What every row with this source understands, and the default where a row does not give its own.
+SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
+    "data": {"train_on": None, "max_length": 1024},
+    "policy": {
+        "learning_rate": 1e-5, "num_generations": 8, "max_completion_length": 256, "temperature": 1.0, "stop": [], "num_iterations": 1,
+        "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
+        "beta": 0.0, "reference": None, "kl_placement": "loss", "kl_estimator": None, "entropy_coef": 0.0, "dynamic_sampling": False, "max_resamples": 3,
+        "mask_truncated_completions": False, "overlong_buffer": 0,
+    },
+}  # fmt: skip
+SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a weight or objective: its keyword-only parameters, with their defaults."""
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """Every option that belongs to this algorithm and not to all, with its default."""
+    row = ALGORITHMS[name]
+    own = {**SOURCE_OPTIONS[row.source], **parameters(row.weigh), **parameters(row.objective), **row.defaults}
+    if own.get("kl_placement") is not None and own.get("kl_estimator") is None and row.source == "policy":
+        own["kl_estimator"] = "k1" if own["kl_placement"] == "reward" else "k3"
+    return own
+
+
+def resolve(name: str, config: TrainConfig) -> TrainConfig:
+    """The configuration with this algorithm's defaults filled in. Options that do not apply, or contradict, are refused."""
+    if name not in ALGORITHMS:
+        raise UsageError(f"unknown algorithm `{name}`.", fix=nearest(name, ALGORITHMS))
+    row, own = ALGORITHMS[name], defaults(name)
+    somewhere = set().union(*(defaults(other) for other in ALGORITHMS))
+    for option in sorted(somewhere - set(own)):
+        if getattr(config, option) is not None:
+            users = [other for other in ALGORITHM_NAMES if option in defaults(other)]
+            raise UsageError(f"option `{option}` does not apply to `{name}`.", fix=f"It belongs to: {', '.join(users)}.")
+    given = {option: value for option in own if (value := getattr(config, option)) is not None}
+    if "kl_placement" in given and "kl_estimator" not in given:
+        given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
+    resolved = config.model_copy(update={**own, **given})
+    if row.source == "policy":
+        if resolved.reference is None:
+            resolved = resolved.model_copy(update={"reference": "start" if resolved.beta > 0 else "none"})
+        check_sampling(name, resolved)
+    return resolved
+
+
+def check_sampling(name: str, config: TrainConfig) -> None:
+    """Contradictions that would train wrongly, or not at all, are errors now."""
+    if ALGORITHMS[name].compares and config.num_generations < 2:
+        raise UsageError(f"`{name}` compares the samples of a prompt: num_generations must be at least 2.", where="num_generations")
+    if not config.temperature > 0:
+        raise UsageError("training samples need a temperature above 0.", where="temperature", fix="Greedy decoding belongs to `laurel eval`.")
+    if config.top_p < 1 or config.top_k > 0:
+        raise UsageError(
+            "truncated sampling is refused in training: the tokens left out make every importance ratio wrong.",
+            where="top_p" if config.top_p < 1 else "top_k", fix="Lower the temperature, or truncate in `laurel sample` and `laurel eval`.",
+        )  # fmt: skip
+    if not config.disable_dropout:
+        raise UsageError("dropout must be off: the sampler has none, so the ratio would not start at 1.", where="disable_dropout")
+    if config.beta > 0:
+        check_kl(config.kl_placement, config.kl_estimator)
+        if config.reference == "none":
+            raise UsageError("beta > 0 needs a reference.", where="reference", fix="Set reference=start, or beta=0.")
+    if config.overlong_buffer >= config.max_completion_length:
+        raise UsageError("overlong_buffer must be smaller than max_completion_length.", where="overlong_buffer")
+    if config.reward_weights is not None and len(config.reward_weights) != len(config.rewards or [""]):
+        raise UsageError("reward_weights and rewards differ in length.", where="reward_weights")
+
+
+def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
+    """`function` with its options taken by name from the configuration, and what the loop supplies."""
+    takes = inspect.signature(function).parameters
+    options = {option: getattr(config, option) for option in parameters(function)}
+    options.update({option: value for option, value in supplied.items() if option in takes})
+    return lambda *tensors: function(*tensors, **options)

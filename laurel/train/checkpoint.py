@@ -1,0 +1,110 @@
+"""Checkpoints: everything that moves, written atomically, verified by hash; a half-written one is never loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from laurel.core.errors import LaurelError
+from laurel.policy.model import Policy
+
+
+@dataclass
+class State:
+    """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample, step): there is no generator to save.
+
+    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running baseline.
+    reference: the hash of the frozen reference ("" without one).
+    """
+
+    step: int = 0
+    cursor: int = 0
+    running_mean: float = 0.0
+    reference: str = ""
+
+
+def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
+    """Write `folder/step-N`: files first, then the manifest of their hashes, then one rename. Older ones are dropped after."""
+    final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: p.detach().cpu().contiguous() for name, p in policy.trainable().items()}, temporary / "weights.safetensors")
+    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+    (temporary / "state.json").write_text(json.dumps({**asdict(state), "template": policy.template}))
+    manifest = {file.name: digest(file) for file in sorted(temporary.iterdir())}
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for file in temporary.iterdir():
+        flush(file)
+    flush(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    flush(folder)
+    for old in complete_first(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete_first(folder: Path) -> list[Path]:
+    """The finished checkpoints, newest first (finished: the rename happened; whether they are sound, `is_sound` tells)."""
+    return sorted(folder.glob("step-*"), key=lambda path: -int(path.name.removeprefix("step-")))
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Does every file named in the manifest exist with its hash?"""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        return bool(manifest) and all(digest(checkpoint / name) == value for name, value in manifest.items())
+    except (OSError, ValueError):
+        return False
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint (None if there is none), and the names of damaged ones passed over."""
+    damaged = []
+    for checkpoint in complete_first(folder):
+        if is_sound(checkpoint):
+            return checkpoint, damaged
+        damaged.append(checkpoint.name)
+    return None, damaged
+
+
+def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: str) -> State:
+    """Put weights and optimiser back bit by bit. A different reference or chat template than at the start is an error."""
+    saved = json.loads((checkpoint / "state.json").read_text())
+    for what, now in [("reference", reference), ("template", policy.template)]:
+        if saved[what] != now:
+            raise LaurelError(
+                f"the {what} is not the one this run started with.", where=str(checkpoint),
+                fix="The model folder has changed since: put the old one back, or start a new output_dir.",
+            )  # fmt: skip
+    weights, parameters = load_file(checkpoint / "weights.safetensors"), policy.trainable()
+    if weights.keys() != parameters.keys():
+        raise LaurelError("the checkpoint holds other parameters than the model.", where=str(checkpoint), fix="Was use_peft changed?")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location=policy.device))
+    del saved["template"]
+    return State(**saved)
+
+
+def digest(file: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

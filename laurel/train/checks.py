@@ -1,0 +1,81 @@
+"""Self-checks that can stop a run: better no training than silent wrong training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from laurel.core.errors import LaurelError
+from laurel.core.metrics import Sums
+from laurel.core.sample import Batch
+from laurel.policy.chat import encode_supervised
+from laurel.rollout.pack import pack
+from laurel.rollout.single import Draw, rollout
+
+if TYPE_CHECKING:
+    from laurel.train.progress import Progress
+    from laurel.train.setup import Setup
+
+GAP = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats between sampler and trainer that 99 % of tokens must stay below
+START_RATIO = {torch.float32: 1e-4, torch.bfloat16: 0.5}  # |ratio - 1| allowed at the start, for every token
+
+
+def before(setup: Setup, step: int, progress: Progress) -> None:
+    """Show what will be trained on; then prove on a few prompts that ratio = 1 and reference = policy before the first step."""
+    for note in setup.notes:
+        progress.say(note)
+    if setup.learns_from_data:
+        progress.say(supervised_view(setup))
+        return
+    draw = Draw("check", 0, setup.config.seed, 2, min(setup.config.max_completion_length, 32), setup.config.temperature)
+    batch = pack(rollout(setup.policy, setup.rows[:4], draw)).to(setup.policy.device)
+    with torch.no_grad():
+        logp_NT = setup.policy.logp(batch).logp
+        ratio_NT = (logp_NT - batch.logp_old_NT).exp()
+        worst = float((ratio_NT - 1)[batch.loss_mask_NT].abs().max())
+        if not worst < START_RATIO[setup.policy.dtype]:
+            raise LaurelError(
+                f"the trainer's log-probabilities are not the sampler's: |ratio - 1| is {worst:.2g} before any training.",
+                where="start-up check", fix="Dropout in the model code, or an architecture that treats padding differently?",
+            )  # fmt: skip
+        if setup.reference is not None and setup.config.reference == "start" and step == 0:
+            apart = float((setup.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
+            if not apart < 1e-5:
+                raise LaurelError(f"the reference differs from the policy by {apart:.2g} nats at step 0.", where="start-up check")
+
+
+def supervised_view(setup: Setup) -> str:
+    """The first row as the model sees it, supervised spans between « and »."""
+    tokenizer, row = setup.policy.tokenizer, setup.rows[0]
+    encoded = encode_supervised(tokenizer, row.columns, train_on=setup.config.train_on, max_length=setup.config.max_length)
+    parts, was = [], False
+    for i, (token, on) in enumerate(zip(encoded.ids, encoded.mask, strict=True)):
+        on = on and i > 0
+        parts += ["«"] * (on and not was) + ["»"] * (was and not on)
+        parts.append(tokenizer.decode([token]))
+        was = on
+    return f"supervised between « »: {''.join(parts) + '»' * was}"
+
+
+def same_policy(gap_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:
+    """The policy that is trained must be the one that sampled: record |log-prob gap| over the tokens, and stop when it opens."""
+    if len(gap_M) == 0:
+        return
+    p99 = float(gap_M.float().quantile(0.99)) if len(gap_M) < 1 << 24 else float(gap_M.max())
+    sums.add("sampler_gap/mean", float(gap_M.sum()), len(gap_M))
+    sums.peak("sampler_gap/p99", p99)
+    sums.peak("sampler_gap/max", float(gap_M.max()))
+    if not p99 < GAP[dtype]:
+        raise LaurelError(
+            f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit {GAP[dtype]:g}).", where=f"step {step}",
+            fix="The samples do not come from these weights: stale or perturbed sampler?",
+        )  # fmt: skip
+
+
+def finite(loss: Tensor, micro: Batch, step: int) -> None:
+    """A loss that is not finite stops the run and names the samples it came from."""
+    if not bool(loss.isfinite()):
+        keys = ", ".join(f"{key.prompt}#{key.sample}" for key in micro.keys[:4])
+        raise LaurelError(f"the loss is {float(loss)}.", where=f"step {step}, samples {keys}", fix="Lower learning_rate; look at samples.jsonl.")

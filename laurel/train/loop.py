@@ -1,0 +1,254 @@
+"""The loop: sample x, score R(x), weigh A(x), maximise A(x) log pi(x). Every algorithm runs through these few functions."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from laurel.core.config import TrainConfig
+from laurel.core.errors import LaurelError
+from laurel.core.metrics import Sums
+from laurel.core.run import Run
+from laurel.core.sample import Batch, Group
+from laurel.data.source import Row
+from laurel.data.split import take
+from laurel.objective.kl import kl_loss
+from laurel.objective.unit import reduce_loss
+from laurel.policy.sampler import sample_seed
+from laurel.rollout.episode import play
+from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
+from laurel.rollout.single import Draw, demonstrations, rollout
+from laurel.train import checks, parallel
+from laurel.train.algorithms import bind
+from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.evaluate import evaluate
+from laurel.train.optimizer import learning_rate, optimizer_step
+from laurel.train.progress import Progress
+from laurel.train.record import record_samples, record_update, reward_metrics
+from laurel.train.setup import Setup, prepare, versions
+from laurel.weight.group import informative, update_running_mean
+from laurel.weight.shape import overlong
+
+
+class Interrupted(LaurelError):
+    """The run was asked to stop; it has saved itself."""
+
+    exit_code = 143
+
+
+def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False) -> Run:
+    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path."""
+    setup, state = prepare(algorithm, config or TrainConfig())
+    stop = StopFlag()
+    with Progress(setup, quiet=quiet or parallel.rank() > 0) as progress, stop:
+        checks.before(setup, state.step, progress)
+        if parallel.rank() == 0:
+            setup.run.note(versions())
+        while state.step < setup.config.max_steps:
+            started, sums = time.perf_counter(), Sums()
+            step(setup, state, sums)
+            finish_step(setup, state, sums, started, progress)
+            if any(parallel.gather(stop.asked)) and state.step < setup.config.max_steps:
+                save(setup, state)
+                raise Interrupted(f"stopped at step {state.step}; everything is saved.", fix="Continue with --resume true.")
+        save(setup, state)
+        if parallel.rank() == 0:
+            setup.policy.save(setup.run.model)
+    return setup.run
+
+
+def step(setup: Setup, state: State, sums: Sums) -> None:
+    """One step of any algorithm: groups, batch, weights, update."""
+    config = setup.config
+    torch.manual_seed(sample_seed(config.seed, "dropout", parallel.rank(), state.step) % 2**63)
+    groups = collect(setup, state, sums)  # x ~ pi or data, R(x)
+    batch = weigh(setup, state, groups, sums)  # R -> A, lists -> tensors
+    state.step += 1
+    update(setup, state, batch, sums)  # maximise A log pi
+    if not setup.learns_from_data:
+        state.running_mean = update_running_mean(state.running_mean, torch.cat(parallel.gather(reward_matrix(groups))))
+    if parallel.rank() == 0:
+        record_samples(setup, state.step, groups, batch)
+
+
+def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
+    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make room for new prompts, boundedly."""
+    config = setup.config
+    rank, size = parallel.rank(), parallel.world_size()
+    count = config.prompts_per_step // size + (rank < config.prompts_per_step % size)
+    groups = sample_and_score(setup, state, next_rows(setup, state, count), sums)
+    if setup.learns_from_data or not config.dynamic_sampling:
+        return groups
+    resampled = 0
+    for _ in range(config.max_resamples):
+        useful = [group for group, good in zip(groups, informative(reward_matrix(groups)).tolist(), strict=True) if good]
+        missing = count - len(useful)
+        if sum(parallel.gather(missing)) == 0:
+            break
+        resampled += missing
+        groups = useful + sample_and_score(setup, state, next_rows(setup, state, missing), sums)
+    sums.add("resampled_groups", resampled, 1)
+    return groups
+
+
+def next_rows(setup: Setup, state: State, count: int) -> list[Row]:
+    """The next `count` rows for this rank; the cursor moves by what all ranks take, so no row is drawn twice in an epoch.
+
+    The epoch becomes part of a row's id (`row~epoch`): a prompt that two epochs bring into one step is two groups.
+    """
+    counts = parallel.gather(count)
+    start = state.cursor + sum(counts[: parallel.rank()])
+    state.cursor += sum(counts)
+    positions = take(start, count, len(setup.rows), setup.config.seed)
+    drawn = zip(range(start, start + count), positions, strict=True)
+    return [replace(setup.rows[i], id=f"{setup.rows[i].id}~{draw // len(setup.rows)}") for draw, i in drawn]
+
+
+def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums) -> list[Group]:
+    """x ~ data, or x ~ pi in one turn or many, then R(x)."""
+    if not rows:
+        return []
+    config, policy, run = setup.config, setup.policy, setup.run.id
+    if setup.learns_from_data:
+        return demonstrations(policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
+    draw = Draw(
+        run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop)
+    )
+    began = time.perf_counter()
+    groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
+    sampled = time.perf_counter()
+    groups = setup.mixture.score(groups)
+    sums.add("seconds/sample", sampled - began, 1)
+    sums.add("seconds/score", time.perf_counter() - sampled, 1)
+    reward_metrics(setup, groups, sums)
+    return groups
+
+
+@torch.no_grad()
+def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
+    """Groups -> Batch with reference log-probabilities and weights: A = weigh(R + overlong shaping - beta * KL)."""
+    config, row = setup.config, setup.row
+    batch, reward_PG = pack(groups, mask_truncated=bool(config.mask_truncated_completions)), reward_matrix(groups)
+    if config.overlong_buffer:
+        shaped = overlong(batch.length_N, max_completion_length=config.max_completion_length, overlong_buffer=config.overlong_buffer)
+        reward_PG = reward_PG + shaped.view_as(reward_PG)
+    if setup.reference is not None:
+        batch = with_reference(setup, batch)
+    kl_coef = config.beta if config.kl_placement == "reward" else 0.0
+    chosen = bind(row.weigh, config, running_mean=state.running_mean)
+    if row.credit == "token":
+        weight_NT = parallel.jointly(chosen, token_rewards(batch, reward_PG, kl_coef), batch.loss_mask_NT)
+    else:
+        weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
+        weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
+    if not setup.learns_from_data:
+        good = informative(reward_PG)
+        sums.add("informative_fraction", int(good.sum()), len(good))
+    return batch.replace(weight_NT=weight_NT.float().contiguous()).to(setup.policy.device)
+
+
+def with_reference(setup: Setup, batch: Batch) -> Batch:
+    """The batch with log ref of its tokens, computed in micro-batches and joined by key."""
+    rows = {key: n for n, key in enumerate(batch.keys)}
+    logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
+    for micro in batch.split(setup.config.token_budget):
+        logp = setup.reference.logp(micro.to(setup.policy.device)).cpu()
+        logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
+    return batch.replace(logp_ref_NT=logp_ref_NT)
+
+
+def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
+    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches."""
+    config, policy, began = setup.config, setup.policy, time.perf_counter()
+    parameters = policy.trainable()
+    policy.model.train(not config.disable_dropout)
+    for iteration in range(config.num_iterations if not setup.learns_from_data else 1):
+        total = parallel.everywhere(setup.unit(batch).count)
+        if not has_signal(setup, batch) or total == 0:
+            sums.add("zero_signal", 1, 1)
+            break
+        gaps: list[torch.Tensor] = []
+        for micro in batch.split(config.token_budget):
+            stats = policy.logp(micro, entropy="grad" if config.entropy_coef else "value")
+            values = setup.objective(stats.logp, micro)
+            if not setup.learns_from_data:
+                values = values + penalties(setup, micro, stats)
+            loss = reduce_loss(values, setup.unit(micro), total)
+            checks.finite(loss, micro, state.step)
+            loss.backward()
+            record_update(setup, micro, stats, loss, sums)
+            gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
+        if iteration == 0 and not setup.learns_from_data:
+            checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
+        parallel.sum_gradients(parameters.values())
+        sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
+    sums.add("seconds/update", time.perf_counter() - began, 1)
+
+
+def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
+    """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
+    config, terms = setup.config, 0.0
+    if config.beta > 0 and config.kl_placement == "loss":
+        exact = config.kl_estimator == "exact"
+        kl_NT = setup.policy.kl(micro, setup.reference) if exact else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
+        terms = terms + config.beta * kl_NT
+    return terms - config.entropy_coef * stats.entropy if config.entropy_coef > 0 else terms
+
+
+def has_signal(setup: Setup, batch: Batch) -> bool:
+    """Can this batch move the policy at all? Weights that are all zero, without a KL or entropy term, cannot."""
+    config = setup.config
+    beyond_weights = not setup.learns_from_data and ((config.beta > 0 and config.kl_placement == "loss") or config.entropy_coef > 0)
+    return beyond_weights or bool(parallel.everywhere((batch.weight_NT * batch.loss_mask_NT).abs().sum()) > 0)
+
+
+def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> None:
+    """Metrics, evaluation and checkpoint that are due after this step."""
+    config = setup.config
+    sums.add("learning_rate", learning_rate(state.step, config), 1)
+    if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
+        sums.merge(evaluate(setup, state.step))
+    sums.add("seconds/step", time.perf_counter() - started, 1)
+    merged = Sums()
+    for other in parallel.gather(sums):
+        merged.merge(other)
+    if parallel.rank() == 0:
+        means = merged.means()
+        progress.advance(state.step, means)
+        if state.step % config.logging_steps == 0 or state.step == config.max_steps:
+            setup.run.log(state.step, means)
+    if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps:
+        save(setup, state)
+
+
+def save(setup: Setup, state: State) -> None:
+    """A checkpoint of this moment (rank 0 writes; all hold the same weights)."""
+    if parallel.rank() == 0:
+        save_checkpoint(setup.run.checkpoints, setup.policy, setup.optimizer, state, keep=setup.config.save_total_limit)
+
+
+class StopFlag:
+    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come back afterwards."""
+
+    asked = False
+
+    def __enter__(self) -> StopFlag:
+        try:
+            self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever owns it decides about signals
+            self.before = {}
+        return self
+
+    def ask(self, *_: object) -> None:
+        """Remember; a second SIGINT stops at once."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self.before.items():
+            signal.signal(which, handler)

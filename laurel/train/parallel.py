@@ -1,0 +1,72 @@
+"""Several processes as one: the only module with collectives. Each rank takes its share of prompts; sums are global."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+PATIENCE = timedelta(minutes=10)  # no wait is unbounded: a peer that stays away longer is an error that names the operation
+
+
+def join() -> None:
+    """Join the process group that torchrun describes in the environment; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+
+
+def rank() -> int:
+    """This process's number: 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def everywhere(count: Tensor) -> Tensor:
+    """The sum over all ranks of a scalar; itself alone."""
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return count
+
+
+def gather(value: Any) -> list[Any]:
+    """One picklable value from every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """function(*columns) computed on the rows of all ranks together; this rank's rows of the result.
+
+    Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes that differ in length are padded with 0.
+    """
+    if world_size() == 1:
+        return function(*columns)
+    parts = gather(columns)
+    long = max(part[0].shape[1] for part in parts)
+    padded = [[torch.nn.functional.pad(column, (0, long - column.shape[1])) for column in part] for part in parts]
+    before = sum(len(part[0]) for part in parts[: rank()])
+    whole = function(*(torch.cat(rows) for rows in zip(*padded, strict=True)))
+    return whole[before : before + len(columns[0]), : columns[0].shape[1]]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits for another in vain."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)

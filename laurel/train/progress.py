@@ -1,0 +1,48 @@
+"""What a person sees while training: a bar with the numbers that matter, or a line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from laurel.train.setup import Setup
+
+SHOWN = ("reward", "eval/accuracy", "nll", "eval/nll", "kl", "entropy", "informative_fraction", "completions/mean_length", "grad_norm", "tokens_per_second")
+SHORT = {"informative_fraction": "informative", "completions/mean_length": "length", "tokens_per_second": "tok/s"}  # fmt: skip
+
+
+class Progress:
+    """A context manager; `advance` moves the bar, `say` prints a line above it."""
+
+    def __init__(self, setup: Setup, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self.every = max(1, setup.config.max_steps // 10)
+        self.bar = Bar(
+            TextColumn(f"[bold]{setup.name}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
+            console=self.console, disable=not self.live,
+        )  # fmt: skip
+        self.task = self.bar.add_task(setup.name, total=setup.config.max_steps, numbers="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def advance(self, step: int, means: Mapping[str, float]) -> None:
+        """The bar moves to `step`, with the numbers of the step."""
+        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in SHOWN if name in means)
+        self.bar.update(self.task, completed=step, numbers=numbers)
+        if not self.live and (step % self.every == 0 or step == 1):
+            self.say(f"step {step}  {numbers}")

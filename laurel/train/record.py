@@ -1,0 +1,91 @@
+"""What a step leaves behind: metrics as (sum, count), and every sample with the reason of every score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from laurel.core.errors import LaurelError
+from laurel.core.metrics import Sums
+from laurel.core.result import Result
+from laurel.core.sample import Batch, Group
+from laurel.objective.metrics import CLIPPED, approx_kl, kl_metrics, ratio_max, ratio_metrics
+from laurel.policy.logprob import TokenStats
+from laurel.reward.mixture import metrics as mixture_metrics
+from laurel.rollout.pack import reward_matrix
+from laurel.train.algorithms import bind
+from laurel.train.setup import Setup
+from laurel.weight.group import informative
+
+
+def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
+    """Rewards, lengths, ends and duplicates of freshly sampled groups."""
+    for name, (total, count) in mixture_metrics(groups).items():
+        sums.add(name, total, count)
+    reward_PG = reward_matrix(groups)
+    present = ~reward_PG.isnan()
+    if not present.any():
+        raise LaurelError(f"no reward judged any sample of this step ({', '.join(groups[0].results)}).", fix="Did they all abstain?")
+    sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
+    sums.add("failed_fraction", int((~present).sum()), present.numel())
+    if reward_PG.shape[1] > 1:
+        spread = [float(row[~row.isnan()].std()) for row in reward_PG if int((~row.isnan()).sum()) > 1]
+        sums.add("reward_std", sum(spread), len(spread))
+        sums.add("frac_reward_zero_std", int((~informative(reward_PG)).sum()), len(reward_PG))
+    for group in groups:
+        distinct = {sample.completion_ids for sample in group.samples}
+        sums.add("duplicates", len(group.samples) - len(distinct), len(group.samples))
+        for sample in group.samples:
+            own = sum(sample.loss_mask)
+            sums.add("completions/mean_length", own, 1)
+            sums.add("completions/clipped_ratio", sample.finish == "length", 1)
+            sums.add("tokens", own, 1)
+
+
+@torch.no_grad()
+def record_update(setup: Setup, micro: Batch, stats: TokenStats, loss: torch.Tensor, sums: Sums) -> None:
+    """Token-level quantities of one micro-batch, weighted by what they are means of."""
+    mask, logp = micro.loss_mask_NT, stats.logp.detach()
+    count = int(mask.sum())
+    sums.add("padding_share", int((~micro.attention_NL).sum()), micro.attention_NL.numel())
+    sums.add("entropy", float(stats.entropy[mask].sum()), count)
+    if setup.learns_from_data:
+        sums.add("nll", float(-logp[mask].sum()), count)
+        sums.add("supervised_tokens", count, 1)
+        return
+    pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
+    if setup.row.objective in CLIPPED:
+        pairs |= bind(CLIPPED[setup.row.objective], setup.config)(logp, micro)
+    if setup.reference is not None:
+        pairs |= kl_metrics(logp, micro)
+    for name, (total, number) in pairs.items():
+        sums.add(name, float(total), float(number))
+    sums.peak("ratio/max", float(ratio_max(logp, micro)))
+
+
+def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batch) -> None:
+    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and what each reward said."""
+    if setup.learns_from_data:
+        return
+    weight_N = dict(zip(batch.keys, batch.weight_NT[:, 0].tolist(), strict=True))
+    lines = []
+    for group in groups:
+        for i, sample in enumerate(group.samples):
+            lines.append(
+                {
+                    "prompt_id": group.prompt, "sample": sample.key.sample, "version": sample.key.version, "prompt": group.row["prompt"],
+                    "completion": sample.text, "finish": sample.finish, "length": len(sample.completion_ids),
+                    "reward": group.rewards[i], "results": {name: as_line(column[i]) for name, column in group.results.items()},
+                    "weight": weight_N[sample.key], "ids": sample.completion_ids, "logps": [round(x, 6) for x in sample.logps],
+                    "mask": [int(on) for on in sample.loss_mask],
+                }
+            )  # fmt: skip
+    setup.run.log_samples(step, lines)
+
+
+def as_line(result: Result) -> dict[str, Any]:
+    """A reward's verdict as JSON: its kind, its value if it has one, its reason."""
+    return {"kind": type(result).__name__.lower(), **asdict(result)}

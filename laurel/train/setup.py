@@ -1,0 +1,146 @@
+"""Everything a run needs, made once and in the order that finds mistakes first: options, data, rewards, then weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from laurel.core.config import TrainConfig
+from laurel.core.errors import UsageError
+from laurel.core.run import Run
+from laurel.data.formats import needs
+from laurel.data.source import Row, load_rows
+from laurel.data.split import split_rows
+from laurel.objective.unit import AGGREGATIONS
+from laurel.policy.chat import encode_prompt, encode_supervised
+from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
+from laurel.reward.mixture import Mixture, load_rewards
+from laurel.rollout.episode import load_env
+from laurel.train import parallel
+from laurel.train.algorithms import ALGORITHMS, Algorithm, bind, resolve
+from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
+from laurel.train.optimizer import make_optimizer
+from laurel.train.starter import STARTERS, build_starter
+
+
+@dataclass
+class Setup:
+    """What the loop works with. `objective` and `unit` have their options bound; `held` are rows kept for evaluation."""
+
+    name: str
+    row: Algorithm
+    config: TrainConfig
+    rows: list[Row]
+    held: list[Row]
+    mixture: Mixture | None
+    make_env: Callable | None
+    run: Run
+    policy: Policy
+    reference: Reference | None
+    optimizer: torch.optim.Optimizer
+    objective: Callable
+    unit: Callable
+    notes: list[str]
+
+    @property
+    def learns_from_data(self) -> bool:
+        """Supervised: samples are the data itself."""
+        return self.row.source == "data"
+
+
+def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
+    """Options -> data -> rewards -> environment -> run directory -> weights -> checkpoint. Errors of the user come before weights."""
+    config = resolve(algorithm, config)
+    row = ALGORITHMS[algorithm]
+    parallel.join()
+    if config.prompts_per_step < parallel.world_size():
+        raise UsageError("fewer prompts per step than processes.", where="prompts_per_step")
+    rows, held = load_data(config, "sft" if row.source == "data" else "rl")
+    mixture, make_env = None, None
+    if row.source == "policy":
+        mixture = load_rewards(
+            config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
+        )
+        make_env = load_env(config.env) if config.env else None
+    run = open_run(algorithm, config)
+    torch.manual_seed(config.seed)
+    if config.model in STARTERS:
+        config = config.model_copy(update={"model": str(build_starter(config.model, config.dataset, config.seed))})
+    policy = load_policy(config)
+    torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
+    reference = make_reference(policy, config.reference) if row.source == "policy" else None
+    optimizer = make_optimizer(policy.trainable(), config)
+    rows, notes = fitting(policy, rows, config, row.source)
+    held, _ = fitting(policy, held, config, row.source) if held else ([], [])
+    setup = Setup(
+        algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
+        bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+    )  # fmt: skip
+    return setup, restore(setup) if config.resume else State(reference=reference.hash if reference else "")
+
+
+def open_run(algorithm: str, config: TrainConfig) -> Run:
+    """The run directory: rank 0 makes or continues it, the others read it."""
+    if parallel.rank() == 0:
+        Run.create(config.output_dir, {"algorithm": algorithm, **config.model_dump()}, resume=config.resume)
+    parallel.gather(None)
+    return Run(config.output_dir)
+
+
+def load_data(config: TrainConfig, use: str) -> tuple[list[Row], list[Row]]:
+    """The training rows, and those held out for evaluation: from eval_dataset, else split off by prompt."""
+
+    def read(name: str) -> list[Row]:
+        return needs(load_rows(name, split=config.dataset_split, seed=config.seed, size=config.dataset_size), use)
+
+    rows = read(config.dataset)
+    if config.eval_dataset is not None:
+        return rows, read(config.eval_dataset)[: config.eval_size or None]
+    held = min(config.eval_size, len(rows) // 10)
+    return split_rows(rows, held, config.seed) if held else (rows, [])
+
+
+def fitting(policy: Policy, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
+    """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
+    kept, reason = [], ""
+    for row in rows:
+        if source == "data":
+            encoded = encode_supervised(policy.tokenizer, row.columns, train_on=config.train_on, max_length=config.max_length)
+            fits, reason = any(encoded.mask[1:]), f"no supervised token within max_length={config.max_length}"
+        else:
+            fits = len(encode_prompt(policy.tokenizer, row.columns["prompt"])) <= config.max_prompt_length
+            reason = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
+        if fits:
+            kept.append(row)
+    if not kept:
+        raise UsageError(f"every row has {reason}.", where=config.dataset, fix="Raise the limit, or look with `laurel data show --tokens`.")
+    dropped = len(rows) - len(kept)
+    return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
+
+
+def restore(setup: Setup) -> State:
+    """The state of the newest sound checkpoint; from the start if there is none. Files of the run are cut back to it."""
+    checkpoint, damaged = newest_checkpoint(setup.run.checkpoints)
+    setup.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)
+    reference = setup.reference.hash if setup.reference else ""
+    state = load_checkpoint(checkpoint, setup.policy, setup.optimizer, reference) if checkpoint else State(reference=reference)
+    if parallel.rank() == 0:
+        setup.run.truncate(state.step)
+    setup.notes.append(f"resumed at step {state.step}" if checkpoint else "no checkpoint yet: starting from step 0")
+    return state
+
+
+def versions() -> dict[str, Any]:
+    """What the run was made with, for its record."""
+    import transformers
+
+    import laurel
+
+    return {
+        "laurel": laurel.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""laurel's own small models: `scratch` (a fresh character-level Llama) and `starter` (the same after a little SFT), made on demand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from laurel.core.config import TrainConfig
+from laurel.core.errors import UsageError
+from laurel.data.tasks import TASKS
+from laurel.policy.scratch import save_scratch
+
+STARTERS = ("starter", "scratch")
+RECIPE = 1  # counts up when what is built changes, so that old folders are not taken for new ones
+
+
+def starter_config(dataset: str, *, seed: int, output_dir: str, max_steps: int = 150) -> TrainConfig:
+    """SFT on generated demonstrations, stopped early: the model knows the form of an answer and some of the arithmetic."""
+    return TrainConfig(
+        model="scratch", dataset=dataset, seed=seed, output_dir=output_dir, max_steps=max_steps, prompts_per_step=128,
+        learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=20, eval_size=0,
+    )  # fmt: skip
+
+
+def build_starter(kind: str, dataset: str, seed: int) -> Path:
+    """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else ~/.cache/laurel).
+
+    `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears by one rename, so an
+    interrupted build leaves nothing behind that could be taken for a model.
+    """
+    from laurel.train.loop import train  # the starter is made by the very loop that asks for it
+
+    if kind == "starter" and dataset not in TASKS:
+        raise UsageError(
+            f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model",
+            fix="Give --model a folder or hub name.",
+        )  # fmt: skip
+    cache = Path(os.environ.get("LAUREL_CACHE", Path.home() / ".cache" / "laurel"))
+    folder = cache / (f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset}")
+    if (folder / "config.json").is_file():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        made = Path(temporary) / "model"
+        if kind == "scratch":
+            save_scratch(made, seed=seed)
+        else:
+            print(f"building the starter model for {dataset} (once) ...", flush=True)
+            run = train("sft", starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")), quiet=True)
+            shutil.move(run.model, made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was faster: its folder is as good
+            if not (folder / "config.json").is_file():
+                raise
+    return folder

@@ -1,0 +1,1 @@
+"""Rewards -> weights. Pure functions that know nothing of the policy."""

@@ -1,0 +1,81 @@
+"""Log-probabilities: the worked value, chunks against the whole, and memory that does not grow with the vocabulary."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from laurel.policy.logprob import chunked_kl, chunked_logprobs, token_logprobs
+
+
+def test_T12_temperature_is_applied_once():
+    """T12: logits [2, 0] at temperature .5 give log p(0) = -0.0181500, not -0.1269280."""
+    half = token_logprobs(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([0.5])).logp
+    one = token_logprobs(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([1.0])).logp
+    assert half.item() == pytest.approx(-0.0181500, abs=1e-6)
+    assert one.item() == pytest.approx(-0.1269280, abs=1e-6)
+
+
+@pytest.mark.parametrize("entropy", ["none", "value", "grad"])
+def test_chunks_equal_the_whole_in_value_and_gradient(entropy):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(5, 11)
+    hidden = torch.randn(23, 5, requires_grad=True)
+    ids, temperature = torch.randint(0, 11, (23,)), torch.rand(23) + 0.5
+
+    def gradients(chunk):
+        head.zero_grad()
+        hidden.grad = None
+        stats = chunked_logprobs(head, hidden, ids, temperature, entropy=entropy, chunk=chunk)
+        (stats.logp.sum() + (stats.entropy.sum() if entropy == "grad" else 0)).backward()
+        return [stats.logp.detach(), hidden.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone()]
+
+    for whole, parts in zip(gradients(1 << 20), gradients(11 * 4), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_entropy_of_a_uniform_and_of_a_sure_distribution():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]])
+    entropy = token_logprobs(logits, torch.tensor([0, 0]), torch.ones(2), entropy="value").entropy
+    assert entropy.tolist() == pytest.approx([1.3862944, 0.0], abs=1e-6)
+
+
+def test_exact_kl_and_its_gradient():
+    """T16's policy: KL to uniform over 3 actions is .0134434, its gradient [.0137942, -.0678718, .0540775]."""
+    logits = torch.tensor([[0.2, -0.1, 0.3]], requires_grad=True)
+    kl = chunked_kl(lambda h: h, logits, lambda h: h, torch.zeros(1, 3), torch.ones(1))
+    kl.sum().backward()
+    assert kl.item() == pytest.approx(0.0134434, abs=1e-6)
+    assert logits.grad[0].tolist() == pytest.approx([0.0137942, -0.0678718, 0.0540775], abs=1e-6)
+
+
+PEAK = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from laurel.policy.logprob import chunked_logprobs, token_logprobs
+V, M, D = int(sys.argv[2]), 4 * 512, 16
+head = torch.nn.Linear(D, V, bias=False)
+hidden = torch.randn(M, D, requires_grad=True)
+ids = torch.randint(0, V, (M,))
+chunked_logprobs(head, hidden[:4], ids[:4], torch.ones(4)).logp.sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "chunked":
+    logp = chunked_logprobs(head, hidden, ids, torch.ones(M)).logp
+else:
+    logp = token_logprobs(head(hidden), ids, torch.ones(M)).logp
+logp.sum().backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_T37_memory_stays_below_a_third_of_the_logits():
+    """T37: B = 4, T = 512, V = 50,000: extra memory of value and gradient below 0.3 x B T V 4 bytes; the naive way breaks that."""
+
+    def peak(how):
+        out = subprocess.run([sys.executable, "-c", PEAK, how, "50000"], capture_output=True, text=True, check=True, timeout=120)
+        return int(out.stdout)
+
+    limit = 0.3 * 4 * 512 * 50_000 * 4
+    assert peak("chunked") < limit
+    assert peak("naive") > limit

@@ -1,0 +1,171 @@
+"""The policy as a model: log-probs of a batch, the reference, LoRA, and a saved folder that is what was trained."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+from laurel.core.config import TrainConfig
+from laurel.core.errors import UsageError
+from laurel.core.sample import Group, Key, Sample
+from laurel.policy.model import Policy, load_policy, make_reference, pick_threads
+from laurel.policy.sampler import sample
+from laurel.policy.scratch import char_tokenizer, save_scratch
+from laurel.rollout.pack import pack
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    save_scratch(path, seed=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    return str(path)
+
+
+def sampled_batch(policy, temperature=1.0, count=3, seed=0):
+    """Sampled rows of different length as a Batch."""
+    prompts = [(4, 5, 6), (7,), (8, 9, 10, 11)]
+    done = sample(policy, prompts, seeds=range(seed, seed + 3 * count), max_completion_length=9, temperature=temperature)
+    groups = []
+    for i, prompt in enumerate(prompts):
+        samples = tuple(
+            Sample(Key("r", "s", str(i), g, 0), prompt, c.ids, c.logps, (True,) * len(c.ids), temperature, c.finish, "", ())
+            for g, c in enumerate(done[i * count : (i + 1) * count])
+        )
+        groups.append(Group(str(i), {}, samples, rewards=(1.0,) * count))
+    return pack(groups)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_T10_ratio_is_one(folder, temperature, use_peft):
+    """T10: sampler and trainer agree to 1e-4 in the ratio, with dropout in the config, for every micro-batch size."""
+    policy = load_policy(TrainConfig(model=folder, use_peft=use_peft, lora_dropout=0.1 if use_peft else 0.0))
+    policy.model.config.attention_dropout = 0.1
+    policy.model.eval()
+    batch = sampled_batch(policy, temperature)
+    for budget in (1, 20, 10_000):
+        for micro in batch.split(budget):
+            ratio = (policy.logp(micro).logp - micro.logp_old_NT).exp()
+            assert float((ratio - 1)[micro.loss_mask_NT].abs().max()) < 1e-4
+
+
+def test_padding_side_and_amount_change_nothing(folder):
+    policy = load_policy(TrainConfig(model=folder))
+    policy.model.eval()
+    batch = sampled_batch(policy)
+    whole = policy.logp(batch).logp
+    for n in range(len(batch)):
+        alone = policy.logp(batch.rows([n])).logp
+        torch.testing.assert_close(alone[0], whole[n, : alone.shape[1]], rtol=0, atol=1e-5)
+    assert float(whole[~batch.loss_mask_NT].abs().sum()) == 0
+
+
+def test_split_keeps_every_row_once(folder):
+    batch = sampled_batch(load_policy(TrainConfig(model=folder)))
+    for budget in (1, 13, 30, 999):
+        parts = list(batch.split(budget))
+        assert sorted(key for part in parts for key in part.keys) == sorted(batch.keys)
+        assert all(len(part) == 1 or part.ids_NL.numel() <= budget for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "lora on a tuned adapter"])
+def test_T20_reference_stays_where_it_was(folder, kind, tmp_path):
+    """T20: at step 0 reference == policy; after training it is bit-identical to before, embeddings trained too."""
+    policy = load_policy(TrainConfig(model=folder, use_peft=kind != "full", lora_dropout=0.1))
+    if kind == "lora on a tuned adapter":
+        shake(policy)
+    reference = make_reference(policy, "start")
+    batch = sampled_batch(policy)
+    policy.model.eval()
+    before = reference.logp(batch)
+    assert float((before - policy.logp(batch).logp).abs().max()) < 1e-5
+    policy.model.train()
+    shake(policy)
+    policy.model.eval()
+    assert torch.equal(reference.logp(batch), before)
+    assert float((policy.logp(batch).logp - before).abs().max()) > 1e-3
+    assert reference.adapters_off == (kind == "lora")
+
+
+def shake(policy):
+    """Move every trainable weight."""
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+
+
+def test_base_reference_is_the_model_under_a_loaded_adapter(folder, tmp_path):
+    policy = load_policy(TrainConfig(model=folder, use_peft=True))
+    shake(policy)
+    policy.model.save_pretrained(tmp_path / "adapter")
+    again = load_policy(TrainConfig(model=str(tmp_path / "adapter")))
+    plain = load_policy(TrainConfig(model=folder))
+    for p in (again, plain):
+        p.model.eval()
+    batch = sampled_batch(plain)
+    torch.testing.assert_close(make_reference(again, "base").logp(batch), plain.logp(batch).logp, rtol=0, atol=1e-5)
+    assert float((again.logp(batch).logp - plain.logp(batch).logp).abs().max()) > 1e-3
+    assert again.trainable().keys() == policy.trainable().keys()
+    with pytest.raises(UsageError, match="adapters"):
+        make_reference(plain, "base")
+
+
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+print(tokenizer("12+34=").input_ids)
+torch.save(model(torch.tensor([tokenizer("12+34=").input_ids])).logits, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path, use_peft):
+    """T46, T62: a new process loads the folder with plain transformers: same ids, same logits; a LoRA run is merged, not the base."""
+    policy = load_policy(TrainConfig(model=folder, use_peft=use_peft))
+    shake(policy)
+    policy.model.eval()
+    policy.save(tmp_path / "model")
+    out = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "model"), str(tmp_path / "logits.pt")], capture_output=True, text=True, check=True, timeout=120
+    )
+    ids = policy.tokenizer("12+34=").input_ids
+    assert str(ids) in out.stdout
+    ours = policy.model(torch.tensor([ids])).logits
+    theirs = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 if not use_peft else 1e-4)
+    base = load_policy(TrainConfig(model=folder)).model.eval()(torch.tensor([ids])).logits
+    assert float((base - theirs).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere"])
+def test_architectures_with_something_between_head_and_logits(kind):
+    """A soft cap is applied by our head; an unknown scale is noticed and the model's own logits are used."""
+    tokenizer = char_tokenizer()
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    if kind == "gemma2":
+        model = Gemma2ForCausalLM(Gemma2Config(**shape, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5, sliding_window=4))
+    else:
+        model = CohereForCausalLM(CohereConfig(**shape, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    policy = Policy(model.eval(), tokenizer)
+    assert policy.whole_logits == (kind == "cohere")
+    batch = sampled_batch(policy)
+    ratio = (policy.logp(batch).logp - batch.logp_old_NT).exp()
+    assert float((ratio - 1)[batch.loss_mask_NT].abs().max()) < 1e-4
+
+
+def test_wrong_folders_are_named(tmp_path):
+    with pytest.raises(UsageError, match="no such model folder"):
+        load_policy(TrainConfig(model="./nowhere/at/all"))
+    with pytest.raises(UsageError, match=r"config\.json"):
+        load_policy(TrainConfig(model=str(tmp_path)))
+
+
+def test_thread_rule():
+    assert pick_threads(0, 1_000_000) == 1
+    assert pick_threads(0, 10_000_000) >= 1
+    assert pick_threads(3, 1) == 3

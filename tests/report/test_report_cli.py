@@ -1,0 +1,75 @@
+"""`laurel report` and `laurel doctor` as the command line calls them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from laurel.cli import doctor, report
+from laurel.core.errors import UsageError
+from laurel.core.run import Run
+
+
+def call(*argv):
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    report.add_parser(subparsers)
+    doctor.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def test_report_prints_the_path(tmp_path, capsys):
+    Run.create(tmp_path / "run", {"max_steps": 1}, resume=False).log(1, {"reward": 0.5})
+    assert call("report", str(tmp_path / "run")) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "report.html")
+    with pytest.raises(UsageError):
+        call("report", str(tmp_path))
+
+
+def test_the_verbs_import_nothing_heavy():
+    code = "import sys, laurel.cli.report, laurel.cli.doctor; sys.exit(bool({'torch', 'matplotlib', 'numpy', 'rich'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_doctor_on_this_machine(capsys):
+    """The machine that runs the tests is usable, and every check of the list reports."""
+    code = call("doctor", "--json")
+    told = json.loads(capsys.readouterr().out)
+    names = {check["name"] for check in told["checks"]}
+    assert code == 0 and told["usable"], [check for check in told["checks"] if check["state"] == "bad"]
+    assert {"python", "torch", "transformers", "peft", "datasets", "math-verify", "optional", "device", "threads"} <= names
+    assert {"precision", "memory", "disk", "sandbox", "self-test"} <= names
+    assert all(check["fix"] for check in told["checks"] if check["state"] == "bad")
+
+
+def test_doctor_names_what_is_missing_and_what_is_untested(monkeypatch, capsys):
+    wanted = [("numpy", "<1", True), ("no-such-package", ">=1", True), ("no-such-extra", "", False), ("scipy", ">=1", True)]
+    monkeypatch.setattr(doctor, "requirements", lambda: wanted)
+    found = {check.name: check for check in doctor.check_packages()}
+    assert [found[name].state for name, _, _ in wanted] == ["warn", "bad", "warn", "ok"]
+    assert found["no-such-package"].fix == "pip install 'no-such-package>=1'"
+    assert metadata.version("numpy") in found["numpy"].text and "<1" in found["numpy"].text
+
+
+def test_a_broken_installation_is_a_verdict_not_a_traceback(monkeypatch, capsys):
+    def broken():
+        raise OSError("libtorch.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "checks", lambda: iter(doctor.guarded("device", broken)))
+    assert call("doctor") == 1
+    out = capsys.readouterr().out
+    assert "bad" in out and "libtorch.so" in out and "cannot be used" in out
+
+
+def test_the_declared_ranges_are_read():
+    found = {name: (specifier, needed) for name, specifier, needed in doctor.requirements()}
+    assert found["torch"][1] and "<" in found["torch"][0] and not found["math-verify"][1] and "pytest" not in found
+
+
+def test_usable_cores_and_memory():
+    assert doctor.usable_cores() > 0
+    assert doctor.free_memory() is None or doctor.free_memory() > 0

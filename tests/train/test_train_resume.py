@@ -1,0 +1,170 @@
+"""A resumed run is the uninterrupted run, bit by bit; a killed one always has a checkpoint that loads."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import make_toy, toy_config
+
+from laurel.core.errors import LaurelError, UsageError
+from laurel.train.checkpoint import complete_first, is_sound, newest_checkpoint
+from laurel.train.loop import Interrupted, train
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"), dropout=0.1)
+
+
+def final_weights(run):
+    """The newest checkpoint's weights."""
+    return load_file(complete_first(run.checkpoints)[0] / "weights.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+CASES = {
+    "sft": dict(reward=None, disable_dropout=False),
+    "grpo": dict(beta=0.05),
+    "grpo lora": dict(use_peft=True, lora_r=4, beta=0.05, num_iterations=2),
+    "dapo": dict(),
+    "reinforce_baseline": dict(),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_T59_resume_is_bit_identical(case, toy, tmp_path):
+    """T59: 8 steps against 3 + resume + 3 + resume + 2, rollouts, metrics and samples included."""
+    name, options = case.split()[0], CASES[case]
+    whole = train(name, toy_config(toy, tmp_path / "whole", max_steps=8, **options), quiet=True)
+    for stop in (3, 6, 8):
+        parts = train(name, toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, **options), quiet=True)
+    assert same(final_weights(whole), final_weights(parts))
+    drop = {"run", "time", "seconds/step", "seconds/sample", "seconds/score", "seconds/update", "tokens_per_second", "rss_mb"}
+    strip = [[{k: v for k, v in line.items() if k not in drop} for line in run.metrics()] for run in (whole, parts)]
+    assert strip[0] == strip[1]
+    samples = [[{k: v for k, v in line.items() if k != "run"} for line in run.samples()] for run in (whole, parts)]
+    assert samples[0] == samples[1]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(toy, tmp_path):
+    """T61: a truncated newest checkpoint is skipped with a message, and the one before is loaded."""
+    config = dict(max_steps=4, save_steps=2)
+    whole = train("grpo", toy_config(toy, tmp_path, **config), quiet=True)
+    before = final_weights(whole)
+    newest = complete_first(whole.checkpoints)[0]
+    with open(newest / "weights.safetensors", "r+b") as file:
+        file.truncate(100)
+    found, damaged = newest_checkpoint(whole.checkpoints)
+    assert damaged == ["step-4"] and found.name == "step-2"
+    again = train("grpo", toy_config(toy, tmp_path, resume=True, **config), quiet=True)
+    assert same(before, final_weights(again)) and is_sound(complete_first(again.checkpoints)[0])
+
+
+SAVER = """
+import sys, torch
+from types import SimpleNamespace
+from pathlib import Path
+from laurel.train.checkpoint import State, save_checkpoint
+model = torch.nn.Linear(400, 400)
+policy = SimpleNamespace(trainable=lambda: dict(model.named_parameters()), template="t")
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.randn(2, 400)).sum().backward(); optimizer.step()
+print("ready", flush=True)
+for step in range(1, 10_000):
+    save_checkpoint(Path(sys.argv[1]), policy, optimizer, State(step=step), keep=1)
+    print(step, flush=True)
+"""
+
+
+def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
+    """T61: keep-last = 1, SIGKILL at random moments of saving: a complete checkpoint always exists and is sound."""
+    chance = random.Random(0)
+    for trial in range(8):
+        folder = tmp_path / str(trial)
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "1\n"
+        time.sleep(chance.random() * 0.15)
+        process.kill()
+        process.wait(timeout=10)
+        process.stdout.close()
+        found, _ = newest_checkpoint(folder)
+        assert found is not None
+
+
+RUNNER = """
+import sys
+sys.path.insert(0, {here!r})
+from toy import toy_config
+from laurel.train.loop import train
+import json
+train("grpo", toy_config(json.loads(sys.argv[1]), sys.argv[2], max_steps=40, save_steps=2, resume=sys.argv[3] == "yes"), quiet=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
+    """A process killed at random moments and continued each time ends with the very weights of one that was left alone."""
+    script = RUNNER.format(here=str(Path(__file__).parent))
+
+    def start(folder, resume):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen([sys.executable, "-c", script, json.dumps(toy), str(folder), resume], env=env, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole", "no").wait(timeout=120) == 0
+    chance, kills = random.Random(1), 0
+    for _ in range(40):
+        process = start(tmp_path / "killed", "yes")
+        try:
+            code = process.wait(timeout=3.5 + chance.random() * 1.5 if kills < 3 else 120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(how)
+            code = process.wait(timeout=60)
+            kills += 1
+        if code == 0:
+            break
+        assert code == (-9 if how == signal.SIGKILL else 1)
+    from laurel.core.run import Run
+
+    assert code == 0
+    assert same(final_weights(Run(tmp_path / "whole")), final_weights(Run(tmp_path / "killed")))
+
+
+def test_changed_options_are_refused_on_resume(toy, tmp_path):
+    """A50: another learning rate is another experiment."""
+    train("grpo", toy_config(toy, tmp_path, max_steps=1), quiet=True)
+    with pytest.raises(UsageError, match="learning_rate"):
+        train("grpo", toy_config(toy, tmp_path, max_steps=2, resume=True, learning_rate=0.5), quiet=True)
+    with pytest.raises(UsageError, match="already holds a run"):
+        train("grpo", toy_config(toy, tmp_path, max_steps=2), quiet=True)
+
+
+def test_another_reference_is_refused_on_resume(toy, tmp_path):
+    """A12: the reference is what it was at step 0, or the run stops."""
+    import shutil
+
+    shutil.copytree(toy["model"], tmp_path / "model")
+    mine = {**toy, "model": str(tmp_path / "model")}
+    train("grpo", toy_config(mine, tmp_path / "run", max_steps=1, beta=0.1), quiet=True)
+    make_toy(tmp_path / "other")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({name: w + 0.01 for name, w in weights.items()}, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LaurelError, match="reference"):
+        train("grpo", toy_config(mine, tmp_path / "run", max_steps=2, beta=0.1, resume=True), quiet=True)
+
+
+def test_interrupted_says_how_to_go_on():
+    assert Interrupted("stopped").exit_code == 143
