@@ -27,7 +27,8 @@ demo: $(READY)
 	$(BIN)/laurel demo --output_dir runs/demo
 
 test: $(READY)
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --quiet .
+	@$(BIN)/python tests/house/house_source.py
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=10 $(PYTEST)
 
 lint: $(READY) $(LINTER)

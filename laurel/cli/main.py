@@ -77,7 +77,7 @@ def help_text() -> str:
 
 
 def tidy(words: Sequence[str], known: set[str]) -> list[str]:
-    """The same words with `--some-name` written `--some_name`, and `--name -1e-3` as `--name=-1e-3`, which argparse would take for an option."""
+    """The same words, `--some-name` written `--some_name`, and `--name -1e-3` (to argparse two options) written `--name=-1e-3`."""
     tidied: list[str] = []
     for position, word in enumerate(words):
         before = tidied[-1] if tidied else ""

@@ -85,7 +85,7 @@ def parse(value: str | Sequence[str], annotation: Any) -> Any:
 
 
 def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a YAML file, paths resolved: relative to the current directory, or, where nothing is there, to the file's own folder."""
+    """The values of a YAML file. A relative path with nothing there, but something beside the file, becomes the path beside the file."""
     folder = Path(config_file).resolve().parent
 
     def found(value: Any) -> Any:

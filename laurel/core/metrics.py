@@ -200,12 +200,6 @@ CATALOGUE: dict[str, Meaning] = {
         "learning_rate, epsilon_high",
         high=0.3,
     ),
-    "policy_lag": Meaning(
-        "versions between the policy that sampled a token and the one that learns from it",
-        "steps",
-        "0 when sampling and training alternate",
-        "the queue between them",
-    ),
     "sampler_gap/mean": Meaning(
         "mean size of (log-probability when sampled - when trained), same weights",
         "nats",
@@ -238,7 +232,6 @@ CATALOGUE: dict[str, Meaning] = {
         "falls",
         "learning_rate; `laurel data show --tokens`: is the right span supervised?",
     ),
-    "mean_token_accuracy": Meaning("share of supervised tokens that are the model's first choice (sft)", "share", "rises", "as nll"),
     "supervised_tokens": Meaning(
         "tokens trained on in this step", "tokens", "above 0", "train_on, max_length: is everything masked or cut?", low=1.0
     ),

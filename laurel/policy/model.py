@@ -217,7 +217,7 @@ def load_policy(config: Any) -> Policy:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return Policy(model.to(device), tokenizer, dtype, template)
+    return Policy(model.to(device).eval(), tokenizer, dtype, template)
 
 
 def load_causal(name: str, dtype: torch.dtype) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,7 +42,7 @@ def char_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:
 
 
 def small_model(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Any,
     *,
     hidden_size: int = 128,
     num_hidden_layers: int = 4,

@@ -31,6 +31,7 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
         return
     draw = Draw("check", 0, setup.config.seed, 2, min(setup.config.max_completion_length, 32), setup.config.temperature)
     batch = pack(rollout(setup.policy, setup.rows[:4], draw)).to(setup.policy.device)
+    setup.policy.model.train(not setup.config.disable_dropout)
     with torch.no_grad():
         logp_NT = setup.policy.logp(batch).logp
         ratio_NT = (logp_NT - batch.logp_old_NT).exp()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(setup: Setup, step: int) -> Sums:
-    """eval/reward and eval/accuracy (share of rewards of at least 1), or eval/nll, over this rank's part of the held-out rows."""
+    """eval/reward and eval/accuracy (share of rewards of at least 1; unscored answers count as wrong), or eval/nll, over this rank's part of the held-out rows."""
     sums, config = Sums(), setup.config
     rows = setup.held[parallel.rank() :: parallel.world_size()]
     if not rows:
@@ -29,7 +29,8 @@ def evaluate(setup: Setup, step: int) -> Sums:
     reward_N = reward_matrix(setup.mixture.score(groups)).flatten()
     judged = reward_N[~reward_N.isnan()]
     sums.add("eval/reward", float(judged.sum()), len(judged))
-    sums.add("eval/accuracy", int((judged >= 1).sum()), len(judged))
+    sums.add("eval/accuracy", int((judged >= 1 - 1e-9).sum()), len(reward_N))
+    sums.total("eval/samples", len(reward_N))
     return sums
 
 

@@ -28,7 +28,7 @@ from laurel.train.checkpoint import State, save_checkpoint
 from laurel.train.evaluate import evaluate
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.progress import Progress
-from laurel.train.record import record_samples, record_update, reward_metrics
+from laurel.train.record import record_samples, record_time, record_update, reward_metrics
 from laurel.train.setup import Setup, prepare, versions
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
@@ -48,6 +48,7 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
         checks.before(setup, state.step, progress)
         if parallel.rank() == 0:
             setup.run.note(versions())
+            setup.run.connect(state.step)
         while state.step < setup.config.max_steps:
             started, sums = time.perf_counter(), Sums()
             step(setup, state, sums)
@@ -58,6 +59,7 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
         save(setup, state)
         if parallel.rank() == 0:
             setup.policy.save(setup.run.model)
+            setup.run.close()
     return setup.run
 
 
@@ -91,7 +93,7 @@ def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
             break
         resampled += missing
         groups = useful + sample_and_score(setup, state, next_rows(setup, state, missing), sums)
-    sums.add("resampled_groups", resampled, 1)
+    sums.total("resampled_groups", resampled)
     return groups
 
 
@@ -122,8 +124,8 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
     sampled = time.perf_counter()
     groups = setup.mixture.score(groups)
-    sums.add("seconds/sample", sampled - began, 1)
-    sums.add("seconds/score", time.perf_counter() - sampled, 1)
+    sums.total("seconds/sample", sampled - began)
+    sums.total("seconds/score", time.perf_counter() - sampled)
     reward_metrics(setup, groups, sums)
     return groups
 
@@ -180,13 +182,15 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             loss = reduce_loss(values, setup.unit(micro), total)
             checks.finite(loss, micro, state.step)
             loss.backward()
-            record_update(setup, micro, stats, loss, sums)
+            record_update(setup, micro, stats, sums)
+            sums.add("loss", float(loss), 0)
             gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
         if iteration == 0 and not setup.learns_from_data:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
         sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
-    sums.add("seconds/update", time.perf_counter() - began, 1)
+        sums.add("loss", 0.0, parallel.rank() == 0)
+    sums.total("seconds/update", time.perf_counter() - began)
 
 
 def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
@@ -212,17 +216,24 @@ def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress
     sums.add("learning_rate", learning_rate(state.step, config), 1)
     if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
         sums.merge(evaluate(setup, state.step))
-    sums.add("seconds/step", time.perf_counter() - started, 1)
-    merged = Sums()
-    for other in parallel.gather(sums):
-        merged.merge(other)
+    record_time(sums, started)
+    parts = parallel.gather(sums)
     if parallel.rank() == 0:
-        means = merged.means()
+        means = merged(parts).means()
         progress.advance(state.step, means)
         if state.step % config.logging_steps == 0 or state.step == config.max_steps:
             setup.run.log(state.step, means)
     if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps:
         save(setup, state)
+
+
+def merged(parts: Sequence[Sums]) -> Sums:
+    """The metrics of all ranks as one. Times are the average rank's: they pass side by side, and do not add up."""
+    whole = Sums()
+    for part in parts:
+        whole.merge(part)
+    whole.totals = {name: value / len(parts) if name.startswith("seconds/") else value for name, value in whole.totals.items()}
+    return whole
 
 
 def save(setup: Setup, state: State) -> None:

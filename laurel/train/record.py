@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,12 +44,13 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
         for sample in group.samples:
             own = sum(sample.loss_mask)
             sums.add("completions/mean_length", own, 1)
+            sums.peak("completions/max_length", own)
             sums.add("completions/clipped_ratio", sample.finish == "length", 1)
-            sums.add("tokens", own, 1)
+            sums.total("tokens", own)
 
 
 @torch.no_grad()
-def record_update(setup: Setup, micro: Batch, stats: TokenStats, loss: torch.Tensor, sums: Sums) -> None:
+def record_update(setup: Setup, micro: Batch, stats: TokenStats, sums: Sums) -> None:
     """Token-level quantities of one micro-batch, weighted by what they are means of."""
     mask, logp = micro.loss_mask_NT, stats.logp.detach()
     count = int(mask.sum())
@@ -54,7 +58,7 @@ def record_update(setup: Setup, micro: Batch, stats: TokenStats, loss: torch.Ten
     sums.add("entropy", float(stats.entropy[mask].sum()), count)
     if setup.learns_from_data:
         sums.add("nll", float(-logp[mask].sum()), count)
-        sums.add("supervised_tokens", count, 1)
+        sums.total("supervised_tokens", count)
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
     if setup.row.objective in CLIPPED:
@@ -84,6 +88,23 @@ def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batc
                 }
             )  # fmt: skip
     setup.run.log_samples(step, lines)
+
+
+def record_time(sums: Sums, started: float) -> None:
+    """Seconds of the whole step, tokens per second, memory."""
+    seconds = time.perf_counter() - started
+    sums.total("seconds/step", seconds)
+    sums.total("tokens_per_second", (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds)
+    sums.peak("rss_mb", resident_mb())
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB; where the system does not tell, its largest so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def as_line(result: Result) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.data.tasks import TASKS
+from laurel.data.tasks import TASKS, is_task
 from laurel.policy.scratch import save_scratch
 
 STARTERS = ("starter", "scratch")
@@ -32,13 +32,13 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
     """
     from laurel.train.loop import train  # the starter is made by the very loop that asks for it
 
-    if kind == "starter" and dataset not in TASKS:
+    if kind == "starter" and not is_task(dataset):
         raise UsageError(
             f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model",
             fix="Give --model a folder or hub name.",
         )  # fmt: skip
     cache = Path(os.environ.get("LAUREL_CACHE", Path.home() / ".cache" / "laurel"))
-    folder = cache / (f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset}")
+    folder = cache / (f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset.translate(str.maketrans(':=,', '---'))}")
     if (folder / "config.json").is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)

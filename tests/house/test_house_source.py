@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from house_pages import blocks
 from house_source import PACKAGE, ROOT, functions, place, python_files, tree
 
 from laurel.core.config import ALGORITHM_NAMES, EvalConfig, TrainConfig
@@ -58,7 +59,11 @@ CHECKS: dict[str, tuple[Callable[[ast.Module], Iterator[ast.AST]], str, str]] = 
         "mask = ids != tokenizer.pad_token_id\nm = ids.eq(pad_id)\n",
         "if tokenizer.pad_token_id is None: tokenizer.pad_token = x\n",
     ),
-    "bare except": (bare_excepts, "try:\n    f()\nexcept:\n    pass\ntry:\n    g()\nexcept: raise\n", "try:\n    f()\nexcept ValueError: pass\n"),
+    "bare except": (
+        bare_excepts,
+        "try:\n    f()\nexcept:\n    pass\ntry:\n    g()\nexcept: raise\n",
+        "try:\n    f()\nexcept ValueError: pass\n",
+    ),
     "algorithm by name outside the table": (
         algorithm_names,
         "if algorithm == 'x': pass\nif name in ('grpo', 'rloo'): pass\n",
@@ -127,12 +132,14 @@ def test_no_place_of_one_machine():
 
 
 def uses(kind: type, files: list[Path]) -> set[str]:
-    """The options of `kind` that some function takes by name (weights and objectives), or that are read as `config.<name>`."""
+    """The options of `kind` that a weight or objective takes by name, or that are read as `config.<name>` or `config.get("<name>")`."""
     used: set[str] = set()
     for path in files:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _last(node.value) in ("config", "resolved"):
                 used.add(node.attr)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "config.get" and isinstance(node.args[0], ast.Constant):
+                used.add(str(node.args[0].value))
             elif isinstance(node, ast.FunctionDef) and path.parent.name in ("weight", "objective"):
                 used.update(argument.arg for argument in node.args.kwonlyargs)
     return used & set(kind.model_fields)  # type: ignore[attr-defined]
@@ -147,7 +154,7 @@ def test_every_training_option_is_used():
 
 
 def test_every_evaluation_option_is_used():
-    files = [path for path in (*python_files(PACKAGE / "eval"), PACKAGE / "cli" / "eval.py")]
+    files = [*python_files(PACKAGE / "eval"), PACKAGE / "cli" / "eval.py"]
     unused = sorted(set(EvalConfig.model_fields) - uses(EvalConfig, files))
     assert not unused, f"accepted and unused: {unused}"
 
@@ -155,12 +162,39 @@ def test_every_evaluation_option_is_used():
 def test_the_use_of_an_option_is_seen_and_its_absence_too(tmp_path):
     (tmp_path / "weight").mkdir()
     (tmp_path / "weight" / "group.py").write_text("def centred(r, *, scale_rewards='none'): ...\n")
-    (tmp_path / "loop.py").write_text("x = setup.config.beta\nconfig.epsilon = 1\nother.delta\n'top_p'\n")
-    assert uses(TrainConfig, python_files(tmp_path)) == {"scale_rewards", "beta"}
+    (tmp_path / "loop.py").write_text("x = setup.config.beta\nconfig.epsilon = 1\nother.delta\n'top_p'\nconfig.get('bar')\n")
+    assert uses(TrainConfig, python_files(tmp_path)) == {"scale_rewards", "beta", "bar"}
+
+
+def unreached(files: list[Path], texts: str) -> list[str]:
+    """Functions, methods and classes that no module mentions and no page shows."""
+    mentioned, defined = set(re.findall(r"\w+", texts)), {}
+    for path in files:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Name | ast.Attribute):
+                mentioned.add(_last(node))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                mentioned.add(node.value)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("__"):
+                defined.setdefault(node.name, place(path, node))
+    return [f"{where} {name}" for name, where in defined.items() if name not in mentioned]
+
+
+def test_nothing_is_written_and_never_used():
+    """Code that the package does not call and no page shows is dead, or somebody forgot to connect it."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    found = unreached(python_files(), "\n".join(block.text for page in pages for block in blocks(page)))
+    assert not found, "\n".join(found)
+
+
+def test_the_unused_is_seen(tmp_path):
+    (tmp_path / "a.py").write_text("def f(): g()\ndef g(): ...\ndef h(): ...\nclass K:\n    def m(self): ...\nK\n")
+    assert [line.split()[1] for line in unreached(python_files(tmp_path), "`h` is for users")] == ["f", "m"]
 
 
 def test_ruff_is_clean():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

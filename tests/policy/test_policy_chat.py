@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -300,6 +301,16 @@ def test_any_contents_property(contents, style):
     expected = [(c.strip() if style == "headers" else c) + CLOSE[style] for c in contents[1::2]]
     for got, want in zip(targets(tokenizer, row), expected, strict=True):
         assert want.endswith(got) and not want[: len(want) - len(got)].strip()
+
+
+def test_the_picture_in_the_documentation():
+    """docs/chat.md draws one conversation under every mask; the drawing is made from the masks."""
+    tokenizer, messages = char_tokenizer(), talk("2+2?", "4", "And 3+3?", "6")
+    lines = [" " * 12 + render(tokenizer, messages).removeprefix("<|start|>").replace("<|stop|>", "#").replace("\n", "|")]
+    for name in ("assistant", "last", "no_tags", "all"):
+        row = encode_supervised(tokenizer, {"messages": messages}, train_on=name)
+        lines.append(f"{name:12}" + "".join("^" if on else " " for on in row.mask[1:]).rstrip())
+    assert "\n".join(lines) in (Path(__file__).parents[2] / "docs" / "chat.md").read_text()
 
 
 # plain text

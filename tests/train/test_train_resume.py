@@ -25,8 +25,8 @@ def toy(tmp_path_factory):
 
 
 def final_weights(run):
-    """The newest checkpoint's weights."""
-    return load_file(complete_first(run.checkpoints)[0] / "weights.safetensors")
+    """The newest checkpoint's weights, off the file (which is mapped into memory, and may be cut short below)."""
+    return {name: w.clone() for name, w in load_file(complete_first(run.checkpoints)[0] / "weights.safetensors").items()}
 
 
 def same(a, b):
@@ -90,7 +90,7 @@ for step in range(1, 10_000):
 def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
     """T61: keep-last = 1, SIGKILL at random moments of saving: a complete checkpoint always exists and is sound."""
     chance = random.Random(0)
-    for trial in range(8):
+    for trial in range(5):
         folder = tmp_path / str(trial)
         process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == "ready\n"
@@ -134,7 +134,7 @@ def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
             kills += 1
         if code == 0:
             break
-        assert code == (-9 if how == signal.SIGKILL else 1)
+        assert code == -9 if how == signal.SIGKILL else code in (-15, 1)  # -15: before training had begun
     from laurel.core.run import Run
 
     assert code == 0

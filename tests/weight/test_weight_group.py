@@ -89,7 +89,14 @@ def test_T34_all_equal_rewards():
 
 
 def test_informative_is_a_relative_range():
-    assert informative(rewards([0, 1e-15], [1, 1 + 1e-12], [0, 0], [NAN, 1], [NAN, NAN], [-1, 1])).tolist() == [True, False, False, False, False, True]
+    assert informative(rewards([0, 1e-15], [1, 1 + 1e-12], [0, 0], [NAN, 1], [NAN, NAN], [-1, 1])).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 @given(matrices())
@@ -122,7 +129,11 @@ def test_order_of_samples_and_groups_does_not_matter(reward_PG, random):
     samples, prompts = list(range(reward_PG.shape[1])), list(range(reward_PG.shape[0]))
     random.shuffle(samples)
     random.shuffle(prompts)
-    above = [lambda r: selected(r, keep="above", bar=0.5), lambda r: selected(r, keep="over_mean"), lambda r: standardised(r, scale_rewards="batch")]
+    above = [
+        lambda r: selected(r, keep="above", bar=0.5),
+        lambda r: selected(r, keep="over_mean"),
+        lambda r: standardised(r, scale_rewards="batch"),
+    ]
     for weigh in [raw, minus_baseline, *COMPARING, *above]:
         torch.testing.assert_close(weigh(reward_PG[prompts][:, samples]), weigh(reward_PG)[prompts][:, samples])
 
@@ -133,7 +144,11 @@ def test_excluding_a_sample_is_removing_it(reward_PG, data):
     at = data.draw(st.integers(0, reward_PG.shape[1]))
     hole = torch.full((len(reward_PG), 1), NAN, dtype=torch.float64)
     with_hole = torch.cat([reward_PG[:, :at], hole, reward_PG[:, at:]], 1)
-    rules = [lambda r: selected(r, keep="over_mean"), lambda r: standardised(r, scale_rewards="batch"), lambda r: minus_baseline(r, baseline="batch")]
+    rules = [
+        lambda r: selected(r, keep="over_mean"),
+        lambda r: standardised(r, scale_rewards="batch"),
+        lambda r: minus_baseline(r, baseline="batch"),
+    ]
     for weigh in [*EVERY, *rules]:
         weight_PG = weigh(with_hole)
         assert (weight_PG[:, at] == 0).all()

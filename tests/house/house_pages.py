@@ -1,0 +1,149 @@
+"""Pages: the code blocks of a page, and the parts that are generated. As a script (`make docs`): write the generated parts anew."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from house_source import PACKAGE, ROOT, package_files, tree
+
+PURPOSES = {
+    "report/page.html": "The Jinja template of the report.",
+    "report/page.css": "Its style, light and dark.",
+}
+"""Purposes of files that have no docstring."""
+
+ROOMS = (
+    "core", "data", "weight", "objective", "tabular", "measure", "policy", "reward", "rollout", "judge",
+    "train", "eval", "search", "prompt", "feedback", "report", "verify", "pipeline", "cli",
+)  # fmt: skip
+"""In the order of the floors, ground floor first."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its language, its text, the line it starts on, and why it is not run ("" if it is)."""
+
+    page: Path
+    language: str
+    text: str
+    line: int
+    skip: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}:{self.language}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Every fenced block of a page. `<!-- skip: reason -->` on the line before a block says that, and why, it is not run."""
+    fence, language, start, reason, text = "", "", 0, "", []
+    before = ""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        opening = re.match(r"\s*(`{3,}|~{3,})\s*([\w+-]*)", line)
+        if not fence and opening:
+            skip = re.fullmatch(r"\s*<!--\s*skip:\s*(.+?)\s*-->\s*", before)
+            fence, language, start, reason, text = opening[1], opening[2], number, skip[1] if skip else "", []
+        elif fence and line.strip() == fence:
+            yield Block(page, language, "\n".join(text) + "\n", start, reason)
+            fence = ""
+        elif fence:
+            text.append(line)
+        before = line if line.strip() else before
+
+
+def package_tree() -> str:
+    """The package as a tree: every room in the order of the floors, every file with its one purpose."""
+    lines = ["```text", "laurel/"]
+    files = package_files()
+    for path in (path for path in files if path.parent == PACKAGE):
+        lines.append(f"  {path.name:<18} {purpose(path)}")
+    for room in ROOMS:
+        inside = [path for path in files if path.parent == PACKAGE / room]
+        if inside:
+            lines.append(f"  {room + '/':<18} {purpose(PACKAGE / room / '__init__.py')}")
+            lines.extend(f"    {path.name:<16} {purpose(path)}" for path in inside if path.name != "__init__.py")
+    return "\n".join([*lines, "```"])
+
+
+def purpose(path: Path) -> str:
+    """The first line of a module's docstring; of any other file, what PURPOSES says."""
+    if path.suffix == ".py":
+        return (ast.get_docstring(tree(path)) or "").split("\n")[0]
+    return PURPOSES[str(path.relative_to(PACKAGE))]
+
+
+def options_of(name: str) -> str:
+    """The options of `train` or `evaluation` as tables, one for each group of the configuration."""
+    from laurel.cli.options import groups
+    from laurel.core.config import EvalConfig, TrainConfig
+
+    kind = TrainConfig if name == "train" else EvalConfig
+    lines: list[str] = []
+    for title, names in groups(kind).items():
+        lines += [f"### {title}", ""] if name == "train" else []
+        lines += ["| option | type | default | meaning |", "|---|---|---|---|"]
+        lines += [option_row(kind, option, name == "train") for option in names]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def option_row(kind: type, name: str, by_algorithm: bool) -> str:
+    """One line of a table: name, type, default (with the algorithms it differs for), meaning."""
+    from laurel.cli.options import type_words
+
+    field = kind.model_fields[name]  # type: ignore[attr-defined]
+    default = defaults_in_words(name, field.default) if by_algorithm else cell(field.default)
+    words = type_words(field.annotation).replace("|", " \\| ")
+    return f"| `{name}` | {words} | {default} | {field.description.replace('|', chr(92) + '|')} |"
+
+
+def defaults_in_words(name: str, default: object) -> str:
+    """The default of a training option: one for all, or one per algorithm, most common first: `0.2` (grpo, gspo), `0.28` (dapo)."""
+    from laurel.train.algorithms import ALGORITHMS, defaults
+
+    found: dict[str, list[str]] = {}
+    for algorithm in ALGORITHMS:
+        if name in defaults(algorithm):
+            found.setdefault(cell(defaults(algorithm)[name]), []).append(algorithm)
+    if not found:
+        return cell(default)
+    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source == "policy"]
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    if ordered[0][1] == list(ALGORITHMS):
+        return ordered[0][0]
+    return ", ".join(f"{value} ({'all but sft' if names == sampling else ', '.join(names)})" for value, names in ordered)
+
+
+def cell(value: object) -> str:
+    """A default as a table shows it."""
+    if value is None or value == []:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+GENERATED: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"tree": package_tree},
+    "docs/configuration.md": {"train": lambda: options_of("train"), "evaluation": lambda: options_of("evaluation")},
+}
+"""page: {part: its maker}. In the page a part stands between `<!-- generated: part (make docs) -->` and `<!-- end: part -->`."""
+
+
+def renewed(page: str) -> str:
+    """The text of a page with its generated parts made anew. A part without its two marks is an error."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for part, make in GENERATED[page].items():
+        start, end = f"<!-- generated: {part} (make docs) -->", f"<!-- end: {part} -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{page}: the part `{part}` needs both marks, once: {start} and {end}")
+        head, rest = text.split(start)
+        text = f"{head}{start}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    for name in GENERATED:
+        new = renewed(name)
+        changed = new != (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(new, encoding="utf-8")
+        print(f"{name}: {'written' if changed else 'already as it should be'}")

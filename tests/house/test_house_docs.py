@@ -1,0 +1,131 @@
+"""The pages: every block runs, every link leads somewhere, every generated part is what its maker prints."""
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from house_pages import GENERATED, Block, blocks, package_tree, renewed
+from house_source import ROOT, package_files
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+RUN = ("python", "bash", "console")
+KNOWN = {*RUN, "text", "yaml", "json", "jsonl", "toml", "diff", "math", "jinja"}
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+SECONDS = 240
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty folder with a copy of examples/, current while a block runs, and a `laurel` command on the path."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    command = tmp_path / "bin" / "laurel"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m laurel "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def script(block: Block) -> str:
+    """What a shell block asks to run: all of a bash block, the lines after `$ ` of a console one."""
+    if block.language == "bash":
+        return block.text
+    return "\n".join(line[2:] for line in block.text.splitlines() if line.startswith("$ "))
+
+
+def run_python(block: Block) -> None:
+    """Run a block by itself, in this process; prompts (>>>) make it a doctest."""
+    if block.text.lstrip().startswith(">>> "):
+        test = doctest.DocTestParser().get_doctest(block.text, {}, str(block), str(block.page), block.line)
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+    else:
+        exec(compile(textwrap.dedent(block.text), str(block), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in RUN], ids=str)
+def test_block_runs(block, workplace):
+    if block.skip:
+        pytest.skip(block.skip)
+    if block.language == "python":
+        run_python(block)
+        return
+    command = ["bash", "-euo", "pipefail", "-c", script(block)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=workplace, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_block_says_what_it_is():
+    found = [str(block) for block in BLOCKS if block.language not in KNOWN]
+    assert not found, f"name the language of these blocks, one of {sorted(KNOWN)}: {found}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/configuration.md"])
+def test_pages_with_promises_have_blocks_that_run(name):
+    assert any(block.language in RUN and not block.skip for block in BLOCKS if block.page == ROOT / name)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings make."""
+    headings = re.findall(r"^#+ (.+?)\s*$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Links of a page to files and headings that are not there. Addresses of the web are not visited."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert not broken_links(page)
+
+
+def test_broken_links_are_seen(tmp_path):
+    (tmp_path / "b.md").write_text("# A heading, here\n")
+    page = tmp_path / "a.md"
+    page.write_text("# Top\n[1](b.md) [2](c.md) [3](b.md#a-heading-here) [4](b.md#none) [5](#top) [6](https://x.org) `[7](d.md)`\n")
+    assert broken_links(page) == ["c.md", "b.md#none"]
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")]
+    missing = [page for page in pages if page != "index.md" and f"({page}" not in index]
+    assert not missing, f"docs/index.md does not lead to {missing}"
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_parts_are_up_to_date(name):
+    assert renewed(name) == (ROOT / name).read_text(encoding="utf-8"), f"{name}: run `make docs`"
+
+
+def test_the_tree_has_every_file_once():
+    lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[2:-1]]
+    listed = sorted(first for first, _ in lines if not first.endswith("/"))
+    there = sorted(path.name for path in package_files() if path.name != "__init__.py" or path.parent.name == "laurel")
+    assert listed == there
+    assert all(purpose.strip() for _, purpose in lines)
+
+
+def test_blocks_are_found_with_their_reasons(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n```python\n1\n```\n<!-- skip: needs a GPU -->\n```bash\nlaurel\n```\n\n````text\n```python\n````\n")
+    found = [(block.language, block.text, block.line, block.skip) for block in blocks(page)]
+    assert found == [("python", "1\n", 2, ""), ("bash", "laurel\n", 6, "needs a GPU"), ("text", "```python\n", 10, "")]
