@@ -1,6 +1,6 @@
 """laurel: Language-model Alignment Using REinforcement Learning.
 
-    sample x ~ policy or data  ->  score R(x)  ->  weigh A(x)  ->  maximise A(x) log pi(x)
+sample x ~ policy or data  ->  score R(x)  ->  weigh A(x)  ->  maximise A(x) log pi(x)
 """
 
 from laurel.core.errors import LaurelError, UsageError

@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 
 
 def add_parser(subparsers: Any) -> None:
     """Register `eval` and `sample`; their options are those of EvalConfig."""
-    from laurel.cli.options import add_options
-
     parser = subparsers.add_parser("eval", help="greedy accuracy, pass@k, majority@k, with intervals")
     add_options(parser, EvalConfig)
     parser.set_defaults(run=run_eval)
@@ -24,24 +23,29 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_sample)
 
 
-def prepare(config: EvalConfig) -> tuple[Any, list]:
-    """The policy and the rows of a configuration; rows and rewards are checked before weights are loaded."""
+def prepare(config: EvalConfig) -> tuple[Any, Any, list]:
+    """The policy, the reference if one is named, and the rows. Rows are checked before weights are loaded."""
     import torch
 
     from laurel.data.formats import needs
     from laurel.data.source import load_rows
-    from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
     from laurel.policy.chat import ensure_template
+    from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
     from laurel.train.starter import STARTERS, build_starter
 
     rows = needs(load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size), "rl")
     rows = rows[: config.limit or None]
     name = str(build_starter(config.model, config.dataset, config.seed)) if config.model in STARTERS else config.model
     device = pick_device(config.device)
-    model, tokenizer = load_causal(name, torch.float32), load_tokenizer(name)
-    policy = Policy(model.to(device).eval(), tokenizer, pick_dtype(config.dtype, device), ensure_template(tokenizer, config.chat_template))
+    tokenizer = load_tokenizer(name)
+    template = ensure_template(tokenizer, config.chat_template)
+
+    def load(folder: str) -> Policy:
+        return Policy(load_causal(folder, torch.float32).to(device).eval(), tokenizer, pick_dtype(config.dtype, device), template)
+
+    policy = load(name)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    return policy, rows
+    return policy, load(config.reference) if config.reference else None, rows
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -50,17 +54,16 @@ def run_eval(args: argparse.Namespace) -> int:
     from rich.progress import Progress
     from rich.table import Table
 
-    from laurel.cli.options import read_options
+    config = read_options(args, EvalConfig)
     from laurel.eval.evaluate import evaluate
     from laurel.reward.mixture import load_rewards
 
-    config = read_options(args, EvalConfig)
-    policy, rows = prepare(config)
+    policy, reference, rows = prepare(config)
     mixture = load_rewards(config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=1.0)
     console = Console(highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(rows) * (2 if config.num_generations > 1 else 1))
-        result = evaluate(policy, rows, mixture, config, watch=lambda n: progress.advance(task, n))
+        result = evaluate(policy, rows, mixture, config, reference=reference, watch=lambda n: progress.advance(task, n))
     table = Table("figure", "value", "95 % interval", "prompts", title=f"{config.model} on {config.dataset}", title_justify="left")
     for name, interval in result.figures.items():
         table.add_row(name, f"{interval.value:.4f}", f"{interval.low:.4f} to {interval.high:.4f}", str(interval.n))
@@ -80,23 +83,32 @@ def run_sample(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from laurel.cli.options import read_options
+    config = read_options(args, EvalConfig)
     from laurel.data.source import Row
     from laurel.rollout.episode import load_env, play
     from laurel.rollout.single import Draw, rollout
 
-    config = read_options(args, EvalConfig)
     if args.prompt and config.limit:
         raise UsageError("--limit belongs to the rows of --dataset.", where="laurel sample", fix="Leave it out, or the prompt.")
-    policy, rows = prepare(config)
+    policy, _, rows = prepare(config)
     rows = [Row({"prompt": text}, f"prompt {i}", f"prompt-{i}") for i, text in enumerate(args.prompt, 1)] or rows[: config.limit or 3]
     draw = Draw(
-        "sample", 0, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop), config.top_k, config.top_p
+        "sample",
+        0,
+        config.seed,
+        config.num_generations,
+        config.max_completion_length,
+        config.temperature,
+        tuple(config.stop),
+        config.top_k,
+        config.top_p,
     )
     groups = play(policy, rows, draw, load_env(config.env), config.max_turns) if config.env else rollout(policy, rows, draw)
     console = Console(highlight=False, soft_wrap=True)
     for group in groups:
         for sample in group.samples:
             logp = sum(sample.logps)
-            console.print(Text.assemble((str(group.row["prompt"]), "bold"), (sample.text, "cyan"), f"  [{sample.finish}, log-prob {logp:.2f}]"))
+            console.print(
+                Text.assemble((str(group.row["prompt"]), "bold"), (sample.text, "cyan"), f"  [{sample.finish}, log-prob {logp:.2f}]")
+            )
     return 0

@@ -8,7 +8,7 @@ inapplicable options are errors before any weight is loaded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,8 +33,12 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
 
     # what
-    model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model; `scratch`: the same, untrained")
-    dataset: str = option("addition", "a file (JSONL, JSON, CSV, Parquet; .gz too), a hub name, or a generated task: addition, chain_sum, countdown, ...")
+    model: str = option(
+        "starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model; `scratch`: the same, untrained"
+    )
+    dataset: str = option(
+        "addition", "a file (JSONL, JSON, CSV, Parquet; .gz too), a hub name, or a generated task: addition, chain_sum, countdown, ..."
+    )
     dataset_split: str = option("train", "the split of a hub dataset")
     dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
     eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
@@ -52,7 +56,10 @@ class TrainConfig(BaseModel):
     save_total_limit: int = option(2, "complete checkpoints kept", ge=1)
     logging_steps: int = option(1, "write metrics every so many steps", ge=1)
     eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
-    report_to: list[str] | None = option(None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)")
+    report_to: list[str] | None = option(
+        None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)"
+    )
+    stop_at: float | None = option(None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1)
 
     # optimiser
     learning_rate: float | None = option(None, "peak learning rate", gt=0)
@@ -65,7 +72,9 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = option(1.0, "clip the global gradient norm; 0 switches it off", ge=0)
 
     # model
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it"
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     num_threads: int = option(0, "CPU threads; 0: by rule (1 below 5 M parameters, else every core), recorded in the run", ge=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
@@ -76,12 +85,14 @@ class TrainConfig(BaseModel):
     lora_dropout: float = option(0.0, "LoRA dropout", ge=0, lt=1)
     lora_target_modules: list[str] | None = option(None, "modules LoRA adapts; default: all linear layers but the head")
     reference: Literal["start", "base", "none"] | None = option(
-        None, "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing; default: start if beta > 0")
+        None, "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing; default: start if beta > 0"
+    )
     chat_template: str | None = option(None, "a file with a Jinja chat template, where the tokenizer has none or the wrong one")
 
     # supervised data (sft)
     train_on: Literal["assistant", "last", "completion", "all", "no_tags"] | None = option(
-        None, "which tokens are supervised: assistant turns, the last one, the completion column, everything, everything but role tags")
+        None, "which tokens are supervised: assistant turns, the last one, the completion column, everything, everything but role tags"
+    )
     max_length: int | None = option(None, "tokens of a supervised row; longer rows are cut on the right", ge=2)
 
     # sampling
@@ -102,7 +113,9 @@ class TrainConfig(BaseModel):
     max_failed_fraction: float | None = option(None, "stop the run when a step has more failed rewards than this", ge=0, le=1)
 
     # weights
-    scale_rewards: Literal["group", "batch", "none"] | None = option(None, "divide advantages by the group's or the batch's standard deviation")
+    scale_rewards: Literal["group", "batch", "none"] | None = option(
+        None, "divide advantages by the group's or the batch's standard deviation"
+    )
     baseline: Literal["running", "batch"] | None = option(None, "what is subtracted from the reward")
     keep: Literal["best", "above", "over_mean"] | None = option(None, "which samples of a group are imitated")
     bar: float | None = option(None, "the reward a sample must reach with keep=above")
@@ -118,7 +131,9 @@ class TrainConfig(BaseModel):
     delta: float | None = option(None, "dual clip: the loss of a negative advantage is at most delta times its size; 0: off", ge=0)
     beta: float | None = option(None, "coefficient of the KL to the reference", ge=0)
     kl_placement: Literal["reward", "loss"] | None = option(None, "KL as part of the reward, or as a term of the loss")
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] | None = option(None, "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the vocabulary")
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] | None = option(
+        None, "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the vocabulary"
+    )
     entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
 
 
@@ -145,6 +160,7 @@ class EvalConfig(BaseModel):
     rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
     reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
     reward_timeout: float = option(60.0, "seconds one reward call may take before its samples count as failed", gt=0)
+    reference: str | None = option(None, "a folder or hub name: report the samples' KL to this model")
     output: str | None = option(None, "write the result as JSON to this file")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision")
@@ -180,4 +196,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UsageError("a configuration is a mapping of option: value.", where=str(path))
-    return values
+    return cast("dict[str, Any]", values)

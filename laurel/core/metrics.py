@@ -184,7 +184,7 @@ CATALOGUE: dict[str, Meaning] = {
         high=100.0,
     ),
     "clip_ratio/region": Meaning(
-        "share of trained tokens whose ratio lies outside the clip bounds",
+        "share of trained tokens that clipping silences: low and high together",
         "share",
         "0 in the first pass, below .3",
         "learning_rate and num_iterations: most of the step is being thrown away",

@@ -16,7 +16,9 @@ class RewardFunction(Protocol):
     completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per completion.
     """
 
-    def __call__(self, prompts: list, completions: list, completion_ids: list[list[int]], **columns: list) -> list[float | None]: ...
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: list[Any]
+    ) -> list[float | None]: ...
 
 
 class Verifier(Protocol):

@@ -78,7 +78,7 @@ class Group:
     prompt: str
     row: Mapping[str, Any]
     samples: tuple[Sample, ...]
-    results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+    results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict[str, tuple[Result, ...]])
     rewards: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Batch:
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, trimmed to the longest of them: padding never travels further than it must."""
         index = list(index)
-        wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0
+        wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0  # an empty batch is legal
         long = int(self.length_N[index].max()) if index else 0
         cut = {"_NL": wide, "_NT": long}
         columns = {
@@ -143,7 +143,8 @@ class Batch:
 
         Every row appears once; the order is by length, then by position, so it depends on nothing else.
         """
-        size = (self.start_N + self.length_N).tolist()
+        ends_N: Any = self.start_N + self.length_N
+        size: list[int] = ends_N.tolist()
         order = sorted(range(len(self)), key=lambda row: (-size[row], row))
         chunk: list[int] = []
         for row in order:

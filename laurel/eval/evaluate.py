@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group
+from laurel.core.sample import Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
-from laurel.measure.intervals import Interval, bootstrap_mean, wilson
+from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
 from laurel.measure.passk import mean_pass_at_k
 from laurel.measure.vote import mean_majority_at_k
 from laurel.policy.model import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
+from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
@@ -41,34 +44,70 @@ class Evaluation:
         return {"figures": figures, "prompts": self.prompts, "failed": self.failed}
 
 
-def evaluate(policy: Policy, rows: Sequence[Row], mixture: Mixture, config: EvalConfig, *, watch: Callable[[int], None] | None = None) -> Evaluation:
-    """Greedy accuracy and mean reward on every row; with num_generations > 1 also pass@k and majority@k of samples.
+def evaluate(
+    policy: Policy,
+    rows: Sequence[Row],
+    mixture: Mixture,
+    config: EvalConfig,
+    *,
+    reference: Policy | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Greedy accuracy and mean reward on every row; with num_generations > 1 also what samples say.
 
     An answer is right when its reward is at least 1. A sample whose reward failed or abstained counts as wrong in accuracy, pass@k
     and majority@k (leaving it out would flatter), is left out of the mean reward, and is counted in `failed`.
+    Of samples: pass@k, majority@k, `sampled/reward`, `sampled/distinct` (share of different completions), and with a reference
+    `sampled/kl`, nats per completion.
     """
     ks = sorted(set(config.k or [1, config.num_generations]))
     if config.num_generations > 1 and (ks[0] < 1 or ks[-1] > config.num_generations):
         raise UsageError(f"k = {ks} needs 1 <= k <= num_generations.", where="k", fix="Raise num_generations.")
     greedy = scored(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
-    failed = sum(reward is None for group in greedy for reward in group.rewards)
     right = [is_right(group.rewards[0]) for group in greedy]
-    figures = {"accuracy": wilson(sum(right), len(right))}
-    judged = [group.rewards[0] for group in greedy if group.rewards[0] is not None]
-    if judged:
-        figures["reward"] = bootstrap_mean(judged)
+    figures = {"accuracy": wilson(sum(right), len(right)), **mean_reward("reward", greedy)}
     sampled: list[Group] = []
     if config.num_generations > 1:
         sampled = scored(policy, rows, mixture, config, count=config.num_generations, temperature=config.temperature, watch=watch)
-        failed += sum(reward is None for group in sampled for reward in group.rewards)
-        counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in sampled]
-        ballots = [([canonical(s.answer, group.row) for s in group.samples], [is_right(r) for r in group.rewards]) for group in sampled]
-        for k in ks:
-            figures[f"pass@{k}"] = mean_pass_at_k(counts, k)
-        for k in ks:
-            if k > 1:
-                figures[f"majority@{k}"] = mean_majority_at_k(ballots, k)
+        figures |= of_samples(sampled, ks)
+        if reference is not None:
+            figures |= divergence(sampled, reference)
+    failed = sum(reward is None for group in [*greedy, *sampled] for reward in group.rewards)
     return Evaluation(figures, len(rows), failed, greedy, sampled)
+
+
+def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
+    """The mean reward of the samples that have one, resampled by prompt; by sample where there is a single prompt."""
+    values = [(reward, group.prompt) for group in groups for reward in group.rewards if reward is not None]
+    if not values:
+        return {}
+    rewards, prompts = zip(*values, strict=True)
+    return {name: cluster_bootstrap_mean(rewards, prompts if len(groups) > 1 else range(len(rewards)))}
+
+
+def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
+    """pass@k and majority@k over prompts, the mean reward and the share of different completions."""
+    counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
+    ballots = [([canonical(s.answer, group.row) for s in group.samples], [is_right(r) for r in group.rewards]) for group in groups]
+    distinct = len({(group.prompt, s.completion_ids) for group in groups for s in group.samples})
+    return {
+        **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
+        **{f"majority@{k}": mean_majority_at_k(ballots, k) for k in ks if k > 1},
+        **mean_reward("sampled/reward", groups),
+        "sampled/distinct": wilson(distinct, sum(n for n, _ in counts)),
+    }
+
+
+def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
+    """`sampled/kl`: mean over completions of sum_t log pi(x_t) - log ref(x_t), an unbiased estimate of KL(pi || ref) in nats."""
+    batch = pack([replace(group, rewards=()) for group in groups])
+    gap: dict[Key, float] = {}
+    with torch.no_grad():
+        for micro in batch.to(reference.device).split(16_384):
+            apart_NT = torch.where(micro.loss_mask_NT, micro.logp_old_NT - reference.logp(micro).logp, 0.0)
+            gap.update(zip(micro.keys, apart_NT.sum(1).tolist(), strict=True))
+    clusters = [key.prompt for key in batch.keys] if len(groups) > 1 else range(len(batch))
+    return {"sampled/kl": cluster_bootstrap_mean([gap[key] for key in batch.keys], clusters)}
 
 
 def scored(

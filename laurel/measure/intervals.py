@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import comb, isfinite, sqrt
+from math import isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -103,20 +103,6 @@ def share_difference(before: float, n_before: int, after: float, n_after: int, *
     down = sqrt((two.value - two.low) ** 2 + (one.high - one.value) ** 2)
     up = sqrt((two.high - two.value) ** 2 + (one.value - one.low) ** 2)
     return Interval(value, value - down, value + up, min(n_before, n_after), level)
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of `wins` against `losses` if either were equally likely; ties are left out by the caller.
-
-        min(1, 2 * sum_{i <= min(w, l)} C(w + l, i) / 2^(w + l))
-
-    15 of 20: .04139. With the discordant pairs of a two-by-two table it is McNemar's exact test: 10 against 2: .03857.
-    """
-    if wins < 0 or losses < 0:
-        raise ValueError(f"{wins} wins and {losses} losses")
-    trials = wins + losses
-    tail = sum(comb(trials, i) for i in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**trials)
 
 
 def _check_level(level: float) -> None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from laurel.objective.kl import entropy as full_entropy
+from laurel.objective.kl import exact_kl
+
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
 CHUNK = 1 << 22  # logits alive at once: 16 MiB of float32
 
@@ -32,16 +35,17 @@ def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature_M: Tensor, *, e
     if entropy == "none":
         return TokenStats(z_MV.gather(1, ids_M[:, None])[:, 0] - z_MV.logsumexp(1), None)
     logp_MV = z_MV.log_softmax(1)
-    return TokenStats(logp_MV.gather(1, ids_M[:, None])[:, 0], entropy_of(logp_MV if entropy == "grad" else logp_MV.detach()))
-
-
-def entropy_of(logp_MV: Tensor) -> Tensor:
-    """H = -sum_v p log p of full log-probabilities [M, V] -> [M], in nats; p = 0 contributes 0."""
-    return -(logp_MV.exp() * logp_MV.clamp(min=torch.finfo(logp_MV.dtype).min)).sum(1)
+    return TokenStats(logp_MV.gather(1, ids_M[:, None])[:, 0], full_entropy(logp_MV if entropy == "grad" else logp_MV.detach()))
 
 
 def chunked_logprobs(
-    head: Callable[[Tensor], Tensor], hidden_MD: Tensor, ids_M: Tensor, temperature_M: Tensor, *, entropy: Entropy = "none", chunk: int = CHUNK
+    head: Callable[[Tensor], Tensor],
+    hidden_MD: Tensor,
+    ids_M: Tensor,
+    temperature_M: Tensor,
+    *,
+    entropy: Entropy = "none",
+    chunk: int = CHUNK,
 ) -> TokenStats:
     """`token_logprobs` of head(hidden), a few rows of logits at a time, recomputed in the backward pass.
 
@@ -72,7 +76,7 @@ def chunked_kl(
     def divergence(hidden: Tensor, hidden_ref: Tensor, temperature: Tensor) -> Tensor:
         logp = (head(hidden).float() / temperature[:, None]).log_softmax(1)
         logp_ref = (head_ref(hidden_ref).float() / temperature[:, None]).log_softmax(1)
-        return (logp.exp() * (logp - logp_ref)).sum(1)
+        return exact_kl(logp, logp_ref)
 
     return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk))
 

@@ -64,7 +64,9 @@ def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
     return groups
 
 
-def demonstrations(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+def demonstrations(
+    policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None
+) -> list[Group]:
     """x ~ data: one group per row, holding the row itself as a sample with reward 1.
 
     The completion starts at the first supervised token, so nothing before it costs anything in the head.

@@ -86,7 +86,8 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
     "policy": {
         "learning_rate": 1e-5, "num_generations": 8, "max_completion_length": 256, "temperature": 1.0, "stop": [], "num_iterations": 1,
         "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
-        "beta": 0.0, "reference": None, "kl_placement": "loss", "kl_estimator": None, "entropy_coef": 0.0, "dynamic_sampling": False, "max_resamples": 3,
+        "beta": 0.0, "reference": None, "kl_placement": "loss", "kl_estimator": None, "entropy_coef": 0.0,
+        "dynamic_sampling": False, "max_resamples": 3,
         "mask_truncated_completions": False, "overlong_buffer": 0,
     },
 }  # fmt: skip
@@ -122,6 +123,11 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if "kl_placement" in given and "kl_estimator" not in given:
         given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
     resolved = config.model_copy(update={**own, **given})
+    if row.source == "data" and resolved.loss_aggregation == "token_sum_over_const":
+        what = "`token_sum_over_const` divides by max_completion_length, which supervised data has not."
+        raise UsageError(what, where="loss_aggregation")
+    if config.stop_at is not None and not config.eval_steps:
+        raise UsageError("stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps.")
     if row.source == "policy":
         if resolved.reference is None:
             resolved = resolved.model_copy(update={"reference": "start" if resolved.beta > 0 else "none"})
@@ -134,7 +140,9 @@ def check_sampling(name: str, config: TrainConfig) -> None:
     if ALGORITHMS[name].compares and config.num_generations < 2:
         raise UsageError(f"`{name}` compares the samples of a prompt: num_generations must be at least 2.", where="num_generations")
     if not config.temperature > 0:
-        raise UsageError("training samples need a temperature above 0.", where="temperature", fix="Greedy decoding belongs to `laurel eval`.")
+        raise UsageError(
+            "training samples need a temperature above 0.", where="temperature", fix="Greedy decoding belongs to `laurel eval`."
+        )
     if config.top_p < 1 or config.top_k > 0:
         raise UsageError(
             "truncated sampling is refused in training: the tokens left out make every importance ratio wrong.",
@@ -146,6 +154,12 @@ def check_sampling(name: str, config: TrainConfig) -> None:
         check_kl(config.kl_placement, config.kl_estimator)
         if config.reference == "none":
             raise UsageError("beta > 0 needs a reference.", where="reference", fix="Set reference=start, or beta=0.")
+    if 0 < (config.delta or 0) <= 1:
+        raise UsageError("dual clip needs delta > 1 (or 0: off).", where="delta")
+    if ALGORITHMS[name].objective is detached_ratio and config.epsilon_high < 1:
+        raise UsageError("here epsilon_high caps the ratio itself: below 1 it would shrink every token's weight.", where="epsilon_high")
+    if ALGORITHMS[name].objective is sequence_ratio and config.loss_aggregation != "seq_mean_token_mean":
+        raise UsageError("one ratio per sequence is one value per sequence.", where="loss_aggregation", fix="Use seq_mean_token_mean.")
     if config.overlong_buffer >= config.max_completion_length:
         raise UsageError("overlong_buffer must be smaller than max_completion_length.", where="overlong_buffer")
     if config.reward_weights is not None and len(config.reward_weights) != len(config.rewards or [""]):

@@ -11,8 +11,10 @@ from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch
 from laurel.policy.chat import encode_supervised
-from laurel.rollout.pack import pack
+from laurel.rollout.episode import play
+from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
+from laurel.weight.group import predicted_uninformative
 
 if TYPE_CHECKING:
     from laurel.train.progress import Progress
@@ -29,8 +31,12 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     if setup.learns_from_data:
         progress.say(supervised_view(setup))
         return
-    draw = Draw("check", 0, setup.config.seed, 2, min(setup.config.max_completion_length, 32), setup.config.temperature)
-    batch = pack(rollout(setup.policy, setup.rows[:4], draw)).to(setup.policy.device)
+    config = setup.config
+    draw = Draw("check", 0, config.seed, 4, config.max_completion_length, config.temperature, tuple(config.stop))
+    few = setup.rows[:8]
+    groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
+    progress.say(forecast(setup, reward_matrix(setup.mixture.score(groups))))
+    batch = next(pack(groups).split(config.token_budget)).to(setup.policy.device)
     setup.policy.model.train(not setup.config.disable_dropout)
     with torch.no_grad():
         logp_NT = setup.policy.logp(batch).logp
@@ -41,10 +47,21 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
                 f"the trainer's log-probabilities are not the sampler's: |ratio - 1| is {worst:.2g} before any training.",
                 where="start-up check", fix="Dropout in the model code, or an architecture that treats padding differently?",
             )  # fmt: skip
-        if setup.reference is not None and setup.config.reference == "start" and step == 0:
+        if setup.reference is not None and config.reference == "start" and step == 0:
             apart = float((setup.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
             if not apart < 1e-5:
                 raise LaurelError(f"the reference differs from the policy by {apart:.2g} nats at step 0.", where="start-up check")
+
+
+def forecast(setup: Setup, reward_PG: Tensor) -> str:
+    """The plan of a step, and for yes-or-no rewards how many groups will carry a signal: 1 - p^G - (1-p)^G at success rate p."""
+    config = setup.config
+    plan = f"each step: {config.prompts_per_step} prompts x {config.num_generations} samples, {config.num_iterations} optimiser step(s)"
+    known = reward_PG[~reward_PG.isnan()]
+    if not setup.row.compares or not len(known) or not bool(((known == 0) | (known == 1)).all()):
+        return plan
+    p = float(known.mean())
+    return f"{plan}; success rate about {p:.2f}: at most {1 - predicted_uninformative(p, config.num_generations):.0%} of groups informative"
 
 
 def supervised_view(setup: Setup) -> str:
@@ -79,4 +96,6 @@ def finite(loss: Tensor, micro: Batch, step: int) -> None:
     """A loss that is not finite stops the run and names the samples it came from."""
     if not bool(loss.isfinite()):
         keys = ", ".join(f"{key.prompt}#{key.sample}" for key in micro.keys[:4])
-        raise LaurelError(f"the loss is {float(loss)}.", where=f"step {step}, samples {keys}", fix="Lower learning_rate; look at samples.jsonl.")
+        raise LaurelError(
+            f"the loss is {float(loss)}.", where=f"step {step}, samples {keys}", fix="Lower learning_rate; look at samples.jsonl."
+        )

@@ -52,7 +52,8 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
         while state.step < setup.config.max_steps:
             started, sums = time.perf_counter(), Sums()
             step(setup, state, sums)
-            finish_step(setup, state, sums, started, progress)
+            if finish_step(setup, state, sums, started, progress):
+                break
             if any(parallel.gather(stop.asked)) and state.step < setup.config.max_steps:
                 save(setup, state)
                 raise Interrupted(f"stopped at step {state.step}; everything is saved.", fix="Continue with --resume true.")
@@ -117,9 +118,7 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     config, policy, run = setup.config, setup.policy, setup.run.id
     if setup.learns_from_data:
         return demonstrations(policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
-    draw = Draw(
-        run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop)
-    )
+    draw = Draw(run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop))
     began = time.perf_counter()
     groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
     sampled = time.perf_counter()
@@ -138,7 +137,7 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     if config.overlong_buffer:
         shaped = overlong(batch.length_N, max_completion_length=config.max_completion_length, overlong_buffer=config.overlong_buffer)
         reward_PG = reward_PG + shaped.view_as(reward_PG)
-    if setup.reference is not None:
+    if setup.measures_kl(state.step + 1):
         batch = with_reference(setup, batch)
     kl_coef = config.beta if config.kl_placement == "reward" else 0.0
     chosen = bind(row.weigh, config, running_mean=state.running_mean)
@@ -168,24 +167,23 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     config, policy, began = setup.config, setup.policy, time.perf_counter()
     parameters = policy.trainable()
     policy.model.train(not config.disable_dropout)
-    for iteration in range(config.num_iterations if not setup.learns_from_data else 1):
-        total = parallel.everywhere(setup.unit(batch).count)
-        if not has_signal(setup, batch) or total == 0:
-            sums.add("zero_signal", 1, 1)
-            break
+    total = parallel.everywhere(setup.unit(batch).count)
+    batch = with_signal(setup, batch)
+    if not parallel.everywhere(torch.tensor(len(batch))):
+        sums.total("zero_signal", parallel.rank() == 0)
+        return
+    for iteration in range(config.num_iterations or 1):
         gaps: list[torch.Tensor] = []
         for micro in batch.split(config.token_budget):
             stats = policy.logp(micro, entropy="grad" if config.entropy_coef else "value")
-            values = setup.objective(stats.logp, micro)
-            if not setup.learns_from_data:
-                values = values + penalties(setup, micro, stats)
+            values = setup.objective(stats.logp, micro) + penalties(setup, micro, stats)
             loss = reduce_loss(values, setup.unit(micro), total)
             checks.finite(loss, micro, state.step)
             loss.backward()
-            record_update(setup, micro, stats, sums)
-            sums.add("loss", float(loss), 0)
+            sums.add("loss", float(loss.detach()), 0)
+            record_update(setup, micro, stats, state.step, sums)
             gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
-        if iteration == 0 and not setup.learns_from_data:
+        if iteration == 0 and gaps and not setup.learns_from_data:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
         sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
@@ -193,9 +191,23 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     sums.total("seconds/update", time.perf_counter() - began)
 
 
+def with_signal(setup: Setup, batch: Batch) -> Batch:
+    """The rows that can move the policy. A row whose weights are all zero adds exactly nothing, unless KL or entropy is in the loss.
+
+    They were counted in the denominator before; leaving them out of the forward and backward pass changes no gradient.
+    """
+    config = setup.config
+    if not setup.learns_from_data and ((config.beta > 0 and config.kl_placement == "loss") or config.entropy_coef > 0):
+        return batch
+    moves_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
+    return batch.rows(moves_N.nonzero()[:, 0].tolist())
+
+
 def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
     """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
     config, terms = setup.config, 0.0
+    if setup.learns_from_data:
+        return terms
     if config.beta > 0 and config.kl_placement == "loss":
         exact = config.kl_estimator == "exact"
         kl_NT = setup.policy.kl(micro, setup.reference) if exact else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
@@ -203,28 +215,22 @@ def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
     return terms - config.entropy_coef * stats.entropy if config.entropy_coef > 0 else terms
 
 
-def has_signal(setup: Setup, batch: Batch) -> bool:
-    """Can this batch move the policy at all? Weights that are all zero, without a KL or entropy term, cannot."""
-    config = setup.config
-    beyond_weights = not setup.learns_from_data and ((config.beta > 0 and config.kl_placement == "loss") or config.entropy_coef > 0)
-    return beyond_weights or bool(parallel.everywhere((batch.weight_NT * batch.loss_mask_NT).abs().sum()) > 0)
-
-
-def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> None:
-    """Metrics, evaluation and checkpoint that are due after this step."""
+def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> bool:
+    """Metrics, evaluation and checkpoint that are due after this step. True when the run has reached stop_at."""
     config = setup.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
     if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
         sums.merge(evaluate(setup, state.step))
     record_time(sums, started)
-    parts = parallel.gather(sums)
+    means = merged(parallel.gather(sums)).means()
+    done = config.stop_at is not None and means.get("eval/accuracy", 0.0) >= config.stop_at
     if parallel.rank() == 0:
-        means = merged(parts).means()
         progress.advance(state.step, means)
-        if state.step % config.logging_steps == 0 or state.step == config.max_steps:
+        if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
             setup.run.log(state.step, means)
-    if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps:
+    if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps and not done:
         save(setup, state)
+    return done
 
 
 def merged(parts: Sequence[Sums]) -> Sums:

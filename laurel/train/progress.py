@@ -12,7 +12,18 @@ from rich.progress import Progress as Bar
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
-SHOWN = ("reward", "eval/accuracy", "nll", "eval/nll", "kl", "entropy", "informative_fraction", "completions/mean_length", "grad_norm", "tokens_per_second")
+SHOWN = (
+    "reward",
+    "eval/accuracy",
+    "nll",
+    "eval/nll",
+    "kl",
+    "entropy",
+    "informative_fraction",
+    "completions/mean_length",
+    "grad_norm",
+    "tokens_per_second",
+)
 SHORT = {"informative_fraction": "informative", "completions/mean_length": "length", "tokens_per_second": "tok/s"}  # fmt: skip
 
 
@@ -24,8 +35,8 @@ class Progress:
         self.live = self.console.is_terminal and not quiet
         self.every = max(1, setup.config.max_steps // 10)
         self.bar = Bar(
-            TextColumn(f"[bold]{setup.name}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
-            console=self.console, disable=not self.live,
+            TextColumn(f"[bold]{setup.name}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"), console=self.console, disable=not self.live,
         )  # fmt: skip
         self.task = self.bar.add_task(setup.name, total=setup.config.max_steps, numbers="")
 

@@ -50,7 +50,7 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
 
 
 @torch.no_grad()
-def record_update(setup: Setup, micro: Batch, stats: TokenStats, sums: Sums) -> None:
+def record_update(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
     """Token-level quantities of one micro-batch, weighted by what they are means of."""
     mask, logp = micro.loss_mask_NT, stats.logp.detach()
     count = int(mask.sum())
@@ -63,7 +63,7 @@ def record_update(setup: Setup, micro: Batch, stats: TokenStats, sums: Sums) -> 
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
     if setup.row.objective in CLIPPED:
         pairs |= bind(CLIPPED[setup.row.objective], setup.config)(logp, micro)
-    if setup.reference is not None:
+    if setup.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
     for name, (total, number) in pairs.items():
         sums.add(name, float(total), float(number))

@@ -51,6 +51,10 @@ class Setup:
         """Supervised: samples are the data itself."""
         return self.row.source == "data"
 
+    def measures_kl(self, step: int) -> bool:
+        """Does this step need log-probabilities of the reference? With beta > 0 always; else to report KL, when metrics are written."""
+        return self.reference is not None and (self.config.beta > 0 or step % self.config.logging_steps == 0)
+
 
 def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     """Options -> data -> rewards -> environment -> run directory -> weights -> checkpoint. Errors of the user come before weights."""
@@ -60,12 +64,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     if config.prompts_per_step < parallel.world_size():
         raise UsageError("fewer prompts per step than processes.", where="prompts_per_step")
     rows, held = load_data(config, "sft" if row.source == "data" else "rl")
-    mixture, make_env = None, None
-    if row.source == "policy":
-        mixture = load_rewards(
-            config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
-        )
-        make_env = load_env(config.env) if config.env else None
+    mixture = load_mixture(config, row.source, rows)
+    make_env = load_env(config.env) if config.env else None
     run = open_run(algorithm, config)
     torch.manual_seed(config.seed)
     if config.model in STARTERS:
@@ -81,6 +81,16 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     return setup, restore(setup) if config.resume else State(reference=reference.hash if reference else "")
+
+
+def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture | None:
+    """The rewards of the run. Supervised rows that name a verifiable task have their answers checked in evaluation, too."""
+    if source == "policy":
+        return load_rewards(
+            config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
+        )
+    verifiable = all("task" in row.columns and "prompt" in row.columns for row in rows)
+    return load_rewards(None, None, rows) if verifiable and config.eval_steps else None
 
 
 def open_run(algorithm: str, config: TrainConfig) -> Run:

@@ -21,6 +21,10 @@ ROOMS = (
 """In the order of the floors, ground floor first."""
 
 
+ORDER = ("algorithms/index.md", "configuration.md", "data.md", "rewards.md", "chat.md", "rollout.md", "evaluation.md", "report.md")
+"""The pages of docs/ in reading order; others follow by name."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block of a page: its language, its text, the line it starts on, and why it is not run ("" if it is)."""
@@ -71,6 +75,21 @@ def purpose(path: Path) -> str:
     if path.suffix == ".py":
         return (ast.get_docstring(tree(path)) or "").split("\n")[0]
     return PURPOSES[str(path.relative_to(PACKAGE))]
+
+
+def index() -> str:
+    """The pages of docs/ and the index of each of its folders, ORDER first: title and first paragraph (of a long one, one sentence)."""
+    docs = ROOT / "docs"
+    found = (path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("*/index.md")))
+    names = sorted(name for name in found if name != "index.md")
+    lines = ["| page | what it tells |", "|---|---|"]
+    for name in [*(name for name in ORDER if name in names), *(name for name in names if name not in ORDER)]:
+        title, _, rest = (ROOT / "docs" / name).read_text(encoding="utf-8").partition("\n")
+        paragraph = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(rest.strip().split("\n\n")[0].split()))  # without its links
+        sentences = re.split(r"(?<=[.:]) (?=[A-Z])", paragraph)
+        told = sentences[0] if len(sentences) < 2 or len(paragraph) > 260 else " ".join(sentences)
+        lines.append(f"| [{title.removeprefix('# ')}]({name}) | {told.rstrip(':')} |")
+    return "\n".join(lines)
 
 
 def options_of(name: str) -> str:
@@ -124,6 +143,7 @@ def cell(value: object) -> str:
 
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"tree": package_tree},
+    "docs/index.md": {"pages": index},
     "docs/configuration.md": {"train": lambda: options_of("train"), "evaluation": lambda: options_of("evaluation")},
 }
 """page: {part: its maker}. In the page a part stands between `<!-- generated: part (make docs) -->` and `<!-- end: part -->`."""

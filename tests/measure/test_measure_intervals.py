@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from laurel.measure.intervals import (
@@ -10,7 +10,6 @@ from laurel.measure.intervals import (
     cluster_bootstrap_mean,
     paired_difference,
     share_difference,
-    sign_test,
     unpaired_difference,
     wilson,
 )
@@ -92,22 +91,6 @@ def test_empty_and_not_finite_are_refused():
     for values in ([], [1.0, float("nan")], [float("inf")]):
         with pytest.raises(ValueError):
             bootstrap_mean(values)
-
-
-def test_sign_test_hand_values():
-    """15 of 20: 2 * 21700 / 2^20 = .04139; McNemar exact 10 against 2: 2 * 79 / 2^12 = .03857."""
-    assert round(sign_test(15, 5), 5) == 0.04139
-    assert round(sign_test(10, 2), 5) == 0.03857
-    assert sign_test(0, 0) == 1 and sign_test(4, 4) == 1
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_sign_test_agrees_with_scipy(wins, losses):
-    from scipy.stats import binomtest
-
-    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
 
 
 def test_share_difference_published_value():

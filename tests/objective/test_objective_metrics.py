@@ -20,11 +20,11 @@ from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_r
 
 @pytest.fixture
 def moved(make_batch):
-    """Ratios 1.5, .5, 1.5, .5, 1 with A = 1, -1, -1, 1, 1; a sixth, wild token is masked."""
-    ratio = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.0, 99.0]])
+    """Ratio and sign of A of eight tokens: two (1.5, +), one (1.5, -), three (.5, -), one (.5, +), one (1, +); a wild ninth is masked."""
+    ratio = torch.tensor([[1.5, 1.5, 1.5, 0.5, 0.5, 0.5, 0.5, 1.0, 99.0]])
     logp = torch.full_like(ratio, -1.0, requires_grad=True)
-    weight = torch.tensor([[1.0, -1, -1, 1, 1, 1]])
-    mask = torch.tensor([[True, True, True, True, True, False]])
+    weight = torch.tensor([[1.0, 1, -1, -1, -1, -1, 1, 1, 1]])
+    mask = torch.arange(9)[None] < 8
     return logp, make_batch(weight, old=logp - ratio.log(), ref=logp - 0.1, mask=mask)
 
 
@@ -36,11 +36,11 @@ def test_clip_fractions(moved):
     """Only the tokens that the objective silences: (1.5, +) is high, (.5, -) is low."""
     logp, batch = moved
     assert numbers(clip_fractions(logp, batch, epsilon=0.2, epsilon_high=None)) == {
-        "clip_ratio/low": (1, 5), "clip_ratio/high": (1, 5), "clip_ratio/region": (2, 5)
+        "clip_ratio/low": (3, 8), "clip_ratio/high": (2, 8), "clip_ratio/region": (5, 8)
     }  # fmt: skip
     assert float(clip_fractions(logp, batch, epsilon=0.2, epsilon_high=0.6)["clip_ratio/high"][0]) == 0
     silenced = torch.autograd.grad(clip(logp, batch).sum(), logp)[0][batch.loss_mask_NT] == 0
-    assert int(silenced.sum()) == 2
+    assert int(silenced.sum()) == 5
 
 
 def test_sequence_and_capped_fractions(make_batch):
@@ -63,13 +63,13 @@ def test_every_clipping_objective_has_its_metric():
 def test_ratio_and_kl(moved):
     logp, batch = moved
     total, count = ratio_metrics(logp, batch)["ratio/mean"]
-    assert (float(total), int(count)) == (pytest.approx(5.0), 5)
+    assert (float(total), int(count)) == (pytest.approx(7.5), 8)
     assert float(ratio_max(logp, batch)) == pytest.approx(1.5)
-    expected = sum(r - 1 - torch.tensor(r).log().item() for r in (1.5, 0.5, 1.5, 0.5, 1.0))
-    assert float(approx_kl(logp, batch)[0]) == pytest.approx(expected, abs=1e-6) and int(approx_kl(logp, batch)[1]) == 5
+    expected = sum(r - 1 - torch.tensor(r).log().item() for r in (1.5, 1.5, 1.5, 0.5, 0.5, 0.5, 0.5, 1.0))
+    assert float(approx_kl(logp, batch)[0]) == pytest.approx(expected, abs=1e-6) and int(approx_kl(logp, batch)[1]) == 8
     kl = numbers(kl_metrics(logp, batch))
     each = 2.718281828 ** (-0.1) - 1 + 0.1
-    assert kl["kl"] == (pytest.approx(5 * each, abs=1e-6), 5) and kl["kl/sequence"] == (pytest.approx(5 * each, abs=1e-6), 1)
+    assert kl["kl"] == (pytest.approx(8 * each, abs=1e-6), 8) and kl["kl/sequence"] == (pytest.approx(8 * each, abs=1e-6), 1)
 
 
 def test_same_policy_same_numbers(make_batch):
@@ -98,7 +98,7 @@ def test_metrics_are_detached_known_and_blind_to_masked_tokens(moved):
     }  # fmt: skip
     for name, (total, count) in pairs.items():
         assert name in CATALOGUE and not total.requires_grad and not count.requires_grad and total.shape == count.shape == ()
-    assert not ratio_max(logp, batch).requires_grad
+    assert not ratio_max(logp, batch).requires_grad and not masked_sum(logp, batch.loss_mask_NT)[0].requires_grad
     dirty = batch.replace(logp_old_NT=batch.logp_old_NT.masked_fill(~batch.loss_mask_NT, float("nan")))
     assert numbers(ratio_metrics(logp, dirty)) == numbers(ratio_metrics(logp, batch)) and ratio_max(logp, dirty).isfinite()
     assert approx_kl(logp, dirty)[0].isfinite()

@@ -143,6 +143,8 @@ def test_masked_positions_never_leak(make_batch, objective, bad):
         loss = reduce_loss(objective(leaf, batch), token_mean(batch), 4)
         return loss.detach(), gradient(loss, leaf)
 
+    clean = make_batch(weight, old=old, mask=mask)
+    assert (objective(logp, clean)[~mask] == 0).all()
     loss, grad = run(())
     assert (grad[~mask] == 0).all() and (grad[mask] != 0).any()
     for dirty in (("logp",), ("old",), ("weight",), ("logp", "old"), ("logp", "old", "weight")):

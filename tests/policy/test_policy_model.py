@@ -130,7 +130,11 @@ def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path, use_peft):
     policy.model.eval()
     policy.save(tmp_path / "model")
     out = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "model"), str(tmp_path / "logits.pt")], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", LOAD, str(tmp_path / "model"), str(tmp_path / "logits.pt")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     ids = policy.tokenizer("12+34=").input_ids
     assert str(ids) in out.stdout

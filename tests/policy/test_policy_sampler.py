@@ -16,7 +16,9 @@ def tiny(kind="llama", vocabulary=None, seed=0):
     size = vocabulary or len(tokenizer)
     torch.manual_seed(seed)
     if kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48))
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+        )
     elif kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=128))
     else:

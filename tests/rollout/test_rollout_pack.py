@@ -10,13 +10,23 @@ from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewar
 def make(prompt, completion, *, sample=0, finish="eos", mask=None, logps=None, group="p"):
     """A sample by hand."""
     return Sample(
-        Key("run", "src", group, sample, 0), prompt, completion, logps or (-1.0,) * len(completion), mask or (True,) * len(completion), 1.0, finish, "", ()
+        Key("run", "src", group, sample, 0),
+        prompt,
+        completion,
+        logps or (-1.0,) * len(completion),
+        mask or (True,) * len(completion),
+        1.0,
+        finish,
+        "",
+        (),
     )
 
 
 def test_T05_T07_masks_come_from_lengths_never_from_ids():
     """T05, T07: PAD == EOS == 2. Prompt and completion full of 2s: what exists is what was made, and the first EOS is trained on."""
-    group = Group("p", {}, (make((2, 2), (9, 2)), make((2,), (2,), sample=1), make((5, 6, 2, 7), (8, 9, 7, 2), sample=2)), rewards=(1.0, 0.0, 0.5))
+    group = Group(
+        "p", {}, (make((2, 2), (9, 2)), make((2,), (2,), sample=1), make((5, 6, 2, 7), (8, 9, 7, 2), sample=2)), rewards=(1.0, 0.0, 0.5)
+    )
     batch = pack([group])
     assert batch.attention_NL.int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [1] * 8]
     assert batch.loss_mask_NT.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]

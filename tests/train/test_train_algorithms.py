@@ -25,7 +25,7 @@ def test_every_default_resolves_and_is_a_field(name):
 def test_every_optional_field_belongs_to_some_row():
     """T36, A19: no option is accepted and unused."""
     somewhere = set().union(*(defaults(name) for name in ALGORITHMS))
-    free = {"eval_dataset", "chat_template", "lora_target_modules", "report_to"}
+    free = {"stop_at", "eval_dataset", "chat_template", "lora_target_modules", "report_to"}
     for name, field in TrainConfig.model_fields.items():
         if field.default is None and name not in free:
             assert name in somewhere, name
@@ -47,6 +47,11 @@ def test_every_optional_field_belongs_to_some_row():
         ("rloo", {"beta": 0.1, "kl_estimator": "k3"}, "k3"),
         ("grpo", {"beta": 0.1, "reference": "none"}, "reference"),
         ("dapo", {"overlong_buffer": 300}, "overlong_buffer"),
+        ("grpo", {"delta": 0.5}, "delta"),
+        ("cispo", {"epsilon_high": 0.2}, "caps the ratio"),
+        ("gspo", {"loss_aggregation": "token_mean"}, "one ratio per sequence"),
+        ("sft", {"loss_aggregation": "token_sum_over_const"}, "max_completion_length"),
+        ("grpo", {"stop_at": 0.9}, "eval_steps"),
         ("ppo2", {}, "unknown algorithm"),
     ],
 )
@@ -68,7 +73,7 @@ def test_rows_differ_only_in_what_the_table_says():
         for function in (row.weigh, row.objective):
             names = set(inspect.signature(function).parameters)
             assert not names & {"algorithm", "name", "config"}
-    assert SUPPLIED == {"running_mean"}
+    assert {"running_mean"} == SUPPLIED
 
 
 def test_bad_input_is_found_before_the_run_directory_is_made(tmp_path):

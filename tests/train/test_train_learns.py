@@ -9,7 +9,12 @@ from laurel.core.config import ALGORITHM_NAMES
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.loop import train
 
-EXTRA = {"reinforce": {"num_generations": 8}, "reinforce_baseline": {"num_generations": 8}, "reinforce_pp": {"num_generations": 8}, "dapo": {"mask_truncated_completions": False}}  # the toy always fills its four tokens
+EXTRA = {
+    "reinforce": {"num_generations": 8},
+    "reinforce_baseline": {"num_generations": 8},
+    "reinforce_pp": {"num_generations": 8},
+    "dapo": {"mask_truncated_completions": False},
+}  # the toy always fills its four tokens
 MARGIN = 0.4  # of at most 1; the untrained model scores about .07
 
 

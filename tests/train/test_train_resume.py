@@ -34,11 +34,11 @@ def same(a, b):
 
 
 CASES = {
-    "sft": dict(reward=None, disable_dropout=False),
-    "grpo": dict(beta=0.05),
-    "grpo lora": dict(use_peft=True, lora_r=4, beta=0.05, num_iterations=2),
-    "dapo": dict(),
-    "reinforce_baseline": dict(),
+    "sft": {"reward": None, "disable_dropout": False},
+    "grpo": {"beta": 0.05},
+    "grpo lora": {"use_peft": True, "lora_r": 4, "beta": 0.05, "num_iterations": 2},
+    "dapo": {},
+    "reinforce_baseline": {},
 }
 
 
@@ -59,7 +59,7 @@ def test_T59_resume_is_bit_identical(case, toy, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_passed_over(toy, tmp_path):
     """T61: a truncated newest checkpoint is skipped with a message, and the one before is loaded."""
-    config = dict(max_steps=4, save_steps=2)
+    config = {"max_steps": 4, "save_steps": 2}
     whole = train("grpo", toy_config(toy, tmp_path, **config), quiet=True)
     before = final_weights(whole)
     newest = complete_first(whole.checkpoints)[0]

@@ -1,5 +1,6 @@
 """Silent failures made loud: zero signal, broken rewards, stale samplers, odd batch sizes, memory."""
 
+import itertools
 import math
 
 import pytest
@@ -110,7 +111,9 @@ def test_T10_start_up_check_refuses_a_wrong_sampler(toy, tmp_path, monkeypatch):
     from laurel.rollout import single
 
     real = single.sample
-    monkeypatch.setattr(single, "sample", lambda *a, **k: [Completion(c.ids, tuple(x * 0.9 for x in c.logps), c.finish) for c in real(*a, **k)])
+    monkeypatch.setattr(
+        single, "sample", lambda *a, **k: [Completion(c.ids, tuple(x * 0.9 for x in c.logps), c.finish) for c in real(*a, **k)]
+    )
     with pytest.raises(LaurelError, match="ratio"):
         train("grpo", toy_config(toy, tmp_path, max_steps=1), quiet=True)
 
@@ -134,8 +137,16 @@ def test_T67_metrics_are_weighted_by_what_they_count(toy, tmp_path):
 def test_every_metric_has_a_meaning(toy, tmp_path):
     """A60: whatever the loop writes, the catalogue explains."""
     runs = [
-        train("dapo", toy_config(toy, tmp_path / "rl", max_steps=2, beta=0.1, eval_steps=1, eval_dataset=toy["dataset"], eval_size=4), quiet=True),
-        train("sft", toy_config(toy, tmp_path / "sft", reward=None, max_steps=2, eval_steps=1, eval_dataset=toy["dataset"], eval_size=4), quiet=True),
+        train(
+            "dapo",
+            toy_config(toy, tmp_path / "rl", max_steps=2, beta=0.1, eval_steps=1, eval_dataset=toy["dataset"], eval_size=4),
+            quiet=True,
+        ),
+        train(
+            "sft",
+            toy_config(toy, tmp_path / "sft", reward=None, max_steps=2, eval_steps=1, eval_dataset=toy["dataset"], eval_size=4),
+            quiet=True,
+        ),
     ]
     names = {name for run in runs for line in run.metrics() for name in line} - {"run", "step", "time"}
     assert {"eval/accuracy", "eval/nll", "kl", "resampled_groups"} <= names
@@ -150,7 +161,7 @@ def test_learning_rate_shapes():
     config = TrainConfig(learning_rate=1.0, warmup_steps=4, max_steps=14, lr_scheduler_type="cosine")
     rates = [learning_rate(step, config) for step in range(1, 15)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False)) and 0 < rates[-1] < 0.05
+    assert all(a >= b for a, b in itertools.pairwise(rates)) and 0 < rates[-1] < 0.05
     linear = config.model_copy(update={"lr_scheduler_type": "linear"})
     assert learning_rate(9, linear) == pytest.approx(0.6)
 
