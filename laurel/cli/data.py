@@ -151,7 +151,8 @@ def _progress(rows: Iterable[Row]) -> Iterable[Row]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(list(rows) if not hasattr(rows, "__len__") else rows, "checking", console=Console(stderr=True), transient=True)  # type: ignore[arg-type]
+    console, known = Console(stderr=True), rows if hasattr(rows, "__len__") else list(rows)
+    return track(known, "checking", console=console, transient=True, disable=not console.is_terminal)  # type: ignore[arg-type]
 
 
 def _print_check(console: Console, name: str, result: Check) -> None:

@@ -95,7 +95,7 @@ def requirements() -> list[tuple[str, str, bool]]:
             continue
         if extra or item.marker is None or item.marker.evaluate():
             found.append((item.name, str(item.specifier), not extra))
-    return found
+    return list(dict.fromkeys(found))  # a package may belong to several extras
 
 
 def check_packages() -> list[Check]:

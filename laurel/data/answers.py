@@ -62,6 +62,11 @@ def verify_sum(answer: str, row: Mapping[str, Any]) -> Result:
     return _number(answer, truth, "the question does not end in an arithmetic expression and `=`")
 
 
+def verify_last_line(answer: str, row: Mapping[str, Any]) -> Result:
+    """`calculator`: as `verify_sum`, of what follows the last line end, so that "[34*27]918\\n918" answers "34*27=" like "918" does."""
+    return verify_sum(answer.rstrip().rpartition("\n")[2] if isinstance(answer, str) else "", row)
+
+
 def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
     """`countdown`: any expression with the target's value that uses each given number at most once.
 

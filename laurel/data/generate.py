@@ -18,11 +18,33 @@ _WORDS = """
 WORDS = tuple(_WORDS.split())
 
 
-def addition(rng: Random, *, digits: int = 2) -> dict[str, Any]:
-    """Two numbers from 0 to 10^digits - 1, each value alike: "17+5=" -> "22"."""
+def addition(rng: Random, *, digits: int = 2, sloppy: int = 0) -> dict[str, Any]:
+    """Two numbers from 0 to 10^digits - 1, each value alike: "17+5=" -> "22".
+
+    sloppy: in so many per cent of the sums that carry out of the units, the demonstration (`completion`, not `answer`) forgets
+    that carry: "47+86=" -> "123". Whoever imitates it adds badly; whoever asks the verifier can find out.
+    """
     _within("digits", digits, 1, 18)
+    _within("sloppy", sloppy, 0, 100)
     left, right = rng.randrange(10**digits), rng.randrange(10**digits)
-    return _row(f"{left}+{right}=", str(left + right), {"numbers": [left, right]})
+    row = _row(f"{left}+{right}=", str(left + right), {"numbers": [left, right]})
+    if left % 10 + right % 10 >= 10 and rng.randrange(100) < sloppy:
+        row["completion"] = str(left + right - 10)
+    return row
+
+
+def calculator(rng: Random, *, digits: int = 2) -> dict[str, Any]:
+    """The product of two numbers from 0 to 10^digits - 1, for a model with a calculator: "34*27=" -> "918".
+
+    One demonstration in two asks the calculator and copies what it says: "[34*27]918\\n918", that is the call, the reply as
+    `laurel.rollout.calculator` writes it, and the answer. The others answer at once, as no small model can.
+    """
+    _within("digits", digits, 1, 9)
+    left, right = rng.randrange(10**digits), rng.randrange(10**digits)
+    row = _row(f"{left}*{right}=", str(left * right), {"numbers": [left, right]})
+    if rng.random() < 0.5:
+        row["completion"] = f"[{left}*{right}]{left * right}\n{left * right}"
+    return row
 
 
 def chain_sum(rng: Random, *, terms: int = 3, digits: int = 2) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.data.answers import question_of
+from laurel.data.hedges import undecided, without_question
 
 LONGEST = 100_000
 _AMOUNT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+"
@@ -24,7 +25,8 @@ def verify_gsm8k(answer: str, row: Mapping[str, Any]) -> Result:
 
     The final number is the one after "####" (or in \\boxed{}), else the last number of the text. Commas between thousands, a dollar
     sign, a sign, decimals and a fraction are understood, and compared exactly: $1,234.00 is 1234, and 1/2 is 0.5.
-    No credit for: nothing; several marked numbers that differ, or none in a mark; a bare list of numbers; a passage of the question.
+    No credit for: nothing; several marked numbers that differ, or none in a mark; a list of numbers ("43 or 44 or 42"); a sum not done
+    ("6 * 7"); the question again, or a passage of it.
     """
     gold = gold_number(row)
     if gold is None:
@@ -45,6 +47,7 @@ def final_number(answer: str, question: str = "") -> tuple[Fraction | None, str]
     """The one number that an answer ends on, or None and the reason why there is none."""
     if not isinstance(answer, str) or len(answer) > LONGEST:
         return None, f"not a text of at most {LONGEST} characters"
+    answer = without_question(answer, question)
     marked = _MARKED.findall(answer) + _BOXED.findall(answer)
     if not marked and "####" in answer:
         marked = [answer.rpartition("####")[2]]
@@ -52,15 +55,19 @@ def final_number(answer: str, question: str = "") -> tuple[Fraction | None, str]
         values = {value for text in marked for value in (numbers_in(text) or [None])}
         only = values.pop()
         return (None, "what is marked as the answer is not one number") if values or only is None else (only, "")
-    values = numbers_in(answer)
-    if not values or values[-1] is None:
-        return None, "no number in the answer" if not values else "the last number cannot be read"
-    if len(values) > 1 and not re.search(r"[A-Za-z=+*/]", answer):
-        return None, "a bare list of numbers"
+    found = list(_NUMBER.finditer(answer))
+    last = _value(found[-1]) if found else None
+    if last is None:
+        return None, "no number in the answer" if not found else "the last number cannot be read"
+    if len(found) > 1:
+        if undecided(answer[found[-2].end() : found[-1].start("top")], equal=_value(found[-2]) == last):
+            return None, "the last numbers are a list, or a sum not done"
+        if not re.search(r"[A-Za-z=+*/]", answer):
+            return None, "a bare list of numbers"
     text = " ".join(answer.split())
     if re.search(r"[A-Za-z]{2}", text) and text in " ".join(question.split()):
         return None, "a passage of the question"
-    return values[-1], ""
+    return last, ""
 
 
 def numbers_in(text: str) -> list[Fraction | None]:

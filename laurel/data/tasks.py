@@ -51,6 +51,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("addition", "the sum of two numbers", answers.verify_sum, generate.addition),
+        Task("calculator", "a product, of which a calculator may be asked", answers.verify_last_line, generate.calculator),
         Task("chain_sum", "sums and differences of a few numbers", answers.verify_sum, generate.chain_sum),
         Task("countdown", "an expression over given numbers that makes a target", answers.verify_countdown, generate.countdown),
         Task("letter_counting", "how often a letter occurs in a text", answers.verify_letter_counting, generate.letter_counting),

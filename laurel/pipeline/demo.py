@@ -34,10 +34,10 @@ def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
     Greedy accuracy over 500 different problems that neither stage has trained on.
     """
     began, console, folder = time.perf_counter(), Console(highlight=False), Path(output_dir)
-    console.rule("[bold]1  a small language model learns the form of an answer from demonstrations (SFT)")
+    console.rule("[bold]1  a small language model imitates a sloppy teacher, who forgets carries (SFT)")
     sft = train("sft", starter_config(TASK, seed=seed, output_dir=str(folder / "sft")))
     before = held_out(sft)
-    console.rule("[bold]2  it learns to add from a verifier alone (GRPO)")
+    console.rule("[bold]2  the same model asks a verifier: right or wrong? (GRPO)")
     grpo = train("grpo", grpo_config(str(sft.model), seed, str(folder / "grpo")))
     after = held_out(grpo)
     report = write_report(grpo.folder)
@@ -54,9 +54,9 @@ def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
 def grpo_config(model: str, seed: int, output_dir: str) -> TrainConfig:
     """Eight tries per problem, and the verifier's yes or no."""
     return TrainConfig(
-        model=model, dataset=TASK, dataset_size=8_000, eval_size=800, seed=seed, output_dir=output_dir, max_steps=300,
-        prompts_per_step=64, num_generations=8, max_completion_length=6, learning_rate=4e-4, warmup_steps=20,
-        lr_scheduler_type="cosine", adam_beta2=0.98, reference="start", logging_steps=5, eval_steps=25, stop_at=0.97,
+        model=model, dataset=TASK, dataset_size=20_000, eval_size=1_400, seed=seed, output_dir=output_dir, max_steps=140,
+        prompts_per_step=64, num_generations=8, max_completion_length=6, learning_rate=2e-4, warmup_steps=10,
+        lr_scheduler_type="cosine", adam_beta2=0.98, reference="start", logging_steps=5, eval_steps=20, stop_at=0.99,
     )  # fmt: skip
 
 
@@ -80,7 +80,8 @@ def show(console: Console, before: Evaluation, after: Evaluation, seconds: float
         table.add_row(name, f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}")
     console.print(table)
     gain = paired_difference(*([float(is_right(group.rewards[0])) for group in result.greedy] for result in (before, after)))
-    console.print(f"gain {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, paired) in {seconds:.0f} seconds. The report: {report}")
+    gained = f"gain {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, paired)"
+    console.print(f"{gained} in {seconds:.0f} seconds. The report: {report}", soft_wrap=True)
 
 
 def verdict(group: Group) -> str:

@@ -16,7 +16,6 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Held-out reward", ("eval/reward",)),
     ("Loss per supervised token", ("nll",)),
     ("Held-out loss per token", ("eval/nll",)),
-    ("Right first choices", ("mean_token_accuracy",)),
     ("Each reward", ("rewards/*/mean",)),
     ("KL from the reference", ("kl",)),
     ("KL of a whole completion", ("kl/sequence",)),

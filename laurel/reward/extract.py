@@ -7,17 +7,14 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from laurel.data.hedges import undecided, without_question
+
 # A sign counts only where no number, letter or bracket stands directly before it: "5-3" holds 5 and 3, "= -3" holds -3.
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)\]}])[-+])?[$€£]?(?P<whole>\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)?(?P<part>\.\d+)?(?<=\d)\.?(?P<power>(?<!\.)[eE][-+]?\d+)?(?:/(?P<under>\d+))?"
 )
 DIGITS = 100
 POWER = 300
-ECHO_LENGTH = 12
-# What may stand between two numbers of a list: separators and the words and/or. Two different numbers joined so are no single answer.
-JOINT = re.compile(r"(?:[\s,;|%$€£.()\[\]{}'\"*\\&+-]|and\b|or\b)*", re.IGNORECASE)
-# An operator between two numbers is a sum not done: "9**9" and "49 - 10" answer nothing, "49 - 10 = 39" does.
-OPERATOR = re.compile(r"[ \t)]*(?:\*\*|[-+*/^\u00d7\u00f7])[ \t(]*")
 ANSWER_IS = re.compile(r"\banswer(?:\s+is)?\s*(?::|=|\bis\b)?\s*", re.IGNORECASE)
 
 
@@ -39,9 +36,8 @@ def prompt_text(row: Mapping[str, Any]) -> str:
 
 
 def own_words(answer: str, row: Mapping[str, Any]) -> str:
-    """The answer without verbatim copies of its prompt: whoever only repeats the question has said nothing."""
-    prompt = prompt_text(row).strip()
-    return answer.replace(prompt, " ") if len(prompt) >= ECHO_LENGTH else answer
+    """The answer without copies of its prompt."""
+    return without_question(answer, prompt_text(row))
 
 
 def boxed(text: str) -> list[str]:
@@ -95,8 +91,7 @@ def final_number(text: str) -> Fraction | None:
     if last is not None and len(matches) > 1:
         before = matches[-2]
         start = matches[-1].start("whole") if matches[-1].group("whole") else matches[-1].start("part")
-        between = text[before.end() : start]
-        if len(between) <= 200 and (OPERATOR.fullmatch(between) or (JOINT.fullmatch(between) and value(before) != last)):
+        if undecided(text[before.end() : start], equal=value(before) == last):
             return None
     return last
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError, nearest
+from laurel.core.load import load_file
 from laurel.core.protocols import Verifier
 from laurel.reward.patterns import Format
 from laurel.reward.verifiers import VERIFIERS
@@ -61,7 +58,7 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))
     path, separator, attribute = name.rpartition(":")
     if separator and path.endswith(".py"):
-        module = _load_file(Path(path), name)
+        module = load_file(path, f"reward `{name}`")
     elif "." in name and not separator:
         path, _, attribute = name.rpartition(".")
         module = _load_module(path, name)
@@ -135,24 +132,6 @@ def _is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
-
-
-def _load_file(path: Path, name: str) -> Any:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UsageError(f"no file {path}.", where=f"reward `{name}`", fix="The path is relative to the current folder.")
-    alias = f"laurel_reward_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if alias in sys.modules:
-        return sys.modules[alias]
-    spec = importlib.util.spec_from_file_location(alias, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[alias] = module
-    try:
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-    except Exception as error:
-        del sys.modules[alias]
-        raise UsageError(f"{path} does not load: {type(error).__name__}: {error}", where=f"reward `{name}`") from error
-    return module
 
 
 def _load_module(path: str, name: str) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError, nearest
+from laurel.core.load import load_file
 from laurel.core.protocols import Env
 from laurel.core.sample import Finish, Group, Key, Message, Sample
+from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, encode_reply
 from laurel.policy.model import Policy
@@ -44,12 +46,9 @@ class _Episode:
         self.turns.append(Message(role="assistant", content=text))
         self.finish = finish
 
-    def hear(self, tokenizer, limit: int) -> None:
-        """The world's turn: its reply is appended as context, or the episode ends."""
-        try:
-            reply = self.env.step(self.turns[-1]["content"])
-        except Exception as error:
-            raise LaurelError(f"the environment raised {type(error).__name__}: {error}", where=f"prompt {self.key.prompt}") from error
+    def hear(self, tokenizer: Any, limit: int) -> None:
+        """The world's turn: its reply is appended as context, or the episode ends. A reply that leaves no room ends it as `length`."""
+        reply = ask(self.env.step, self.turns[-1]["content"], self.key)
         if reply is None:
             self.open = False
             return
@@ -65,52 +64,72 @@ class _Episode:
 
 
 def load_env(name: str) -> Callable[[], Env]:
-    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded."""
+    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded; what is wrong is a UsageError."""
     if name in ENVS:
         return ENVS[name]
+    where = f"env={name}"
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
         raise UsageError(f"unknown environment `{name}`.", where="env", fix=f"{nearest(name, ENVS)} Or give file.py:Class.")
-    if not Path(path).is_file():
-        raise UsageError("no such file.", where=f"env={name}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(path, where)
     make = getattr(module, attribute, None)
-    if make is None or not all(hasattr(make, method) for method in ("reset", "step")):
-        raise UsageError(f"`{attribute}` is no class with reset(row) and step(text).", where=f"env={name}")
-    return make
+    if not isinstance(make, type) or not all(callable(getattr(make, method, None)) for method in ("reset", "step")):
+        known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+        raise UsageError(f"`{attribute}` is no class with reset(row) and step(text).", where=where, fix=nearest(attribute, known))
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        what = f"`{attribute}` cannot be made without arguments: {error}."
+        raise UsageError(what, where=where, fix="Give them defaults; the row comes with reset(row).") from None
+    return cast("Callable[[], Env]", make)
+
+
+def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
+    """What an environment's reset or step answers, copied. Anything but messages or None is an error that names the prompt."""
+    where = f"environment, {method.__name__} on {key.source} (prompt {key.prompt}, sample {key.sample})"
+    try:
+        reply = method(argument)
+    except Exception as error:
+        raise LaurelError(f"{type(error).__name__}: {error}.", where=where) from error
+    if reply is None:
+        return None
+    if reply != [] and not is_messages(reply):
+        raise LaurelError(f"{reply!r:.80} is no list of messages with role and content.", where=where)
+    return [Message(**message) for message in reply]
+
+
+def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
+    """The episode of sample g of a row: its prompt, and what the environment adds to it."""
+    env, prompt, key = make_env(), row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
+    opening = ask(env.reset, row.columns, key) or []
+    if isinstance(prompt, str):
+        ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))
+        return _Episode(env, key, ids, opening, plain=True)
+    said = [*prompt, *opening]
+    return _Episode(env, key, encode_prompt(policy.tokenizer, said), said, plain=False)
 
 
 def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int) -> list[Group]:
-    """One group per row: `num_generations` episodes of at most `max_turns` policy turns and max_completion_length tokens.
+    """One group per row: `num_generations` episodes of at most `max_turns` turns of the policy.
 
-    A conversational prompt is continued through the chat template; after a plain-text prompt, turns and replies follow each
-    other as text (use `stop` to end a turn).
+    max_completion_length counts all tokens behind the prompt, the world's too. `finish` is that of the last turn, and `length` where
+    the reply to it would leave no room for another. A conversational prompt is continued through the chat template; after a plain-text
+    prompt, turns and replies follow each other as text (use `stop` to end a turn).
     """
-    tokenizer, limit = policy.tokenizer, draw.max_completion_length
-    episodes: list[_Episode] = []
-    for row in rows:
-        for g in range(draw.num_generations):
-            env = make_env()
-            prompt = row.columns["prompt"]
-            opening = env.reset(row.columns)
-            plain = isinstance(prompt, str)
-            said = opening if plain else [*prompt, *opening]
-            ids = encode_prompt(tokenizer, prompt + "".join(m["content"] for m in opening) if plain else said)
-            episodes.append(_Episode(env, Key(draw.run, row.where, row.id, g, draw.step), ids, said, plain))
+    tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
+    episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        seeds = dict(zip((e.key for e in episodes), draw.seeds(rows, turn), strict=True))
-        live = [e for e in episodes if e.open]
+        live = [(e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open]
         if not live:
             break
+        first = turn == 0 and all(e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes))
         done = sample(
-            policy, [(*e.prompt_ids, *e.ids) for e in live], seeds=[seeds[e.key] for e in live],
-            max_completion_length=[limit - len(e.ids) for e in live], temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,
+            policy, [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]], seeds=[seed for _, seed in live],
+            max_completion_length=[limit - len(e.ids) for e, _ in live], temperature=draw.temperature, stop=draw.stop,
+            top_k=draw.top_k, top_p=draw.top_p,
         )  # fmt: skip
         texts = tokenizer.batch_decode([c.ids for c in done], skip_special_tokens=True)
-        for episode, completion, text in zip(live, done, texts, strict=True):
+        for (episode, _), completion, text in zip(live, done, texts, strict=True):
             episode.speak(completion.ids, completion.logps, text, completion.finish)
             if completion.finish == "length" or turn + 1 == max_turns:
                 episode.open = False
@@ -119,7 +138,7 @@ def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[],
     return gather(rows, episodes, draw, tokenizer)
 
 
-def gather(rows: Sequence[Row], episodes: Sequence[_Episode], draw: Draw, tokenizer) -> list[Group]:
+def gather(rows: Sequence[Row], episodes: Sequence[_Episode], draw: Draw, tokenizer: Any) -> list[Group]:
     """Finished episodes as groups, in the order of the rows."""
     texts = tokenizer.batch_decode([e.ids for e in episodes], skip_special_tokens=True)
     samples = [

@@ -17,7 +17,7 @@ from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS
 from laurel.policy.chat import encode_prompt, encode_supervised
-from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
+from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.episode import load_env
 from laurel.train import parallel
@@ -66,6 +66,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     rows, held = load_data(config, "sft" if row.source == "data" else "rl")
     mixture = load_mixture(config, row.source, rows)
     make_env = load_env(config.env) if config.env else None
+    if config.model not in STARTERS:
+        check_folder(config.model)
     run = open_run(algorithm, config)
     torch.manual_seed(config.seed)
     if config.model in STARTERS:

@@ -44,10 +44,7 @@ def rows_of(name):
     return ROWS[name] if name in ROWS else TASKS[name].generate(0, 3)
 
 
-HEDGES = pytest.mark.xfail(reason="laurel.data.gsm8k takes the last number of a hedge or of a prompt repeated twice", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=HEDGES) if name == "gsm8k" else name for name in VERIFIERS])
+@pytest.mark.parametrize("name", VERIFIERS)
 def test_A43_no_verifier_is_gamed(name, tmp_path, monkeypatch):
     """A43: the adversarial corpus earns full credit from none of the built-in verifiers, and leaves no trace on disk."""
     monkeypatch.chdir(tmp_path)
