@@ -54,9 +54,9 @@ def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
 def grpo_config(model: str, seed: int, output_dir: str) -> TrainConfig:
     """Eight tries per problem, and the verifier's yes or no."""
     return TrainConfig(
-        model=model, dataset=TASK, dataset_size=20_000, eval_size=1_400, seed=seed, output_dir=output_dir, max_steps=140,
-        prompts_per_step=64, num_generations=8, max_completion_length=6, learning_rate=2e-4, warmup_steps=10,
-        lr_scheduler_type="cosine", adam_beta2=0.98, reference="start", logging_steps=5, eval_steps=20, stop_at=0.99,
+        model=model, dataset=TASK, dataset_size=20_000, eval_size=1_400, seed=seed, output_dir=output_dir, max_steps=200,
+        prompts_per_step=64, num_generations=8, max_completion_length=6, learning_rate=1.5e-4, warmup_steps=10,
+        lr_scheduler_type="cosine", adam_beta2=0.98, reference="start", logging_steps=5, eval_steps=25, stop_at=0.96,
     )  # fmt: skip
 
 

@@ -86,21 +86,31 @@ def load_env(name: str) -> Callable[[], Env]:
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
     """What an environment's reset or step answers, copied. Anything but messages or None is an error that names the prompt."""
-    where = f"environment, {method.__name__} on {key.source} (prompt {key.prompt}, sample {key.sample})"
-    try:
-        reply = method(argument)
-    except Exception as error:
-        raise LaurelError(f"{type(error).__name__}: {error}.", where=where) from error
+    reply = call(method, argument, key=key)
     if reply is None:
         return None
     if reply != [] and not is_messages(reply):
-        raise LaurelError(f"{reply!r:.80} is no list of messages with role and content.", where=where)
+        raise LaurelError(f"{method.__name__} returned {reply!r:.80}, not a list of messages with role and content.", where=place(key))
     return [Message(**message) for message in reply]
+
+
+def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
+    """The world's own code, run. What it raises becomes an error that names the prompt."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise LaurelError(f"{function.__name__} raised {type(error).__name__}: {error}.", where=place(key)) from error
+
+
+def place(key: Key) -> str:
+    """How errors of an environment call the episode."""
+    return f"environment, {key.source} (prompt {key.prompt}, sample {key.sample})"
 
 
 def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
-    env, prompt, key = make_env(), row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
+    prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
+    env = call(make_env, key=key)
     opening = ask(env.reset, row.columns, key) or []
     if isinstance(prompt, str):
         ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))

@@ -81,7 +81,13 @@ def test_bad_input_is_found_before_the_run_directory_is_made(tmp_path):
     from laurel.train.loop import train
 
     toy = make_toy(tmp_path)
-    for options in ({"rewards": ["no_such_reward"]}, {"dataset": str(tmp_path / "none.jsonl")}, {"env": "no_such_env"}, {"model": "./no/such/model"}):
+    wrong = [
+        {"rewards": ["no_such_reward"]},
+        {"dataset": str(tmp_path / "none.jsonl")},
+        {"env": "no_such_env"},
+        {"model": "./no/such/model"},
+    ]
+    for options in wrong:
         with pytest.raises(UsageError):
             train("grpo", toy_config(toy, tmp_path / "run", **options), quiet=True)
         assert not (tmp_path / "run").exists()

@@ -197,3 +197,10 @@ def test_duplicates_within_a_group_are_measured(toy, tmp_path):
     """A56: identical samples in a group show in the metrics, and fresh ones differ."""
     line = train("grpo", toy_config(toy, tmp_path, max_steps=1), quiet=True).metrics()[0]
     assert 0 <= line["duplicates"] < 0.5 and not math.isnan(line["duplicates"])
+
+
+def test_T38_memory_stays_level_over_300_steps(toy, tmp_path):
+    """T38: 300 tiny GRPO steps: resident memory grows by less than 20 MB after the first 60."""
+    lines = train("grpo", toy_config(toy, tmp_path, max_steps=300, prompts_per_step=2, num_generations=4), quiet=True).metrics()
+    used = [line["rss_mb"] for line in lines]
+    assert max(used[60:]) - used[60] < 20, (used[60], max(used))
