@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from laurel.data.source import Row
+    from laurel.policy.model import Policy
+
+FOR_SCORES = ("k", "rewards", "reward_weights", "reward_timeout", "reference", "output")
+FOR_ROWS = ("dataset_split", "dataset_size", "limit")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,29 +31,38 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_sample)
 
 
-def prepare(config: EvalConfig) -> tuple[Any, Any, list]:
-    """The policy, the reference if one is named, and the rows. Rows are checked before weights are loaded."""
-    import torch
-
+def load_prompts(config: EvalConfig) -> list[Row]:
+    """The rows of --dataset, the first --limit of them."""
     from laurel.data.formats import needs
     from laurel.data.source import load_rows
+
+    rows = needs(load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size), "rl")
+    return rows[: config.limit or None]
+
+
+def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
+    """The policy, and the reference if one is named. A reference that numbers its tokens differently is refused."""
+    import torch
+
     from laurel.policy.chat import ensure_template
     from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
     from laurel.train.starter import STARTERS, build_starter
 
-    rows = needs(load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size), "rl")
-    rows = rows[: config.limit or None]
-    name = str(build_starter(config.model, config.dataset, config.seed)) if config.model in STARTERS else config.model
+    name, reference = (
+        str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model for model in (config.model, config.reference)
+    )
     device = pick_device(config.device)
     tokenizer = load_tokenizer(name)
     template = ensure_template(tokenizer, config.chat_template)
+    if reference and load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise UsageError("the reference has another vocabulary than the model: no KL between them.", where=f"reference={config.reference}")
 
     def load(folder: str) -> Policy:
         return Policy(load_causal(folder, torch.float32).to(device).eval(), tokenizer, pick_dtype(config.dtype, device), template)
 
     policy = load(name)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    return policy, load(config.reference) if config.reference else None, rows
+    return policy, load(reference) if reference else None
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -55,11 +72,13 @@ def run_eval(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     config = read_options(args, EvalConfig)
-    from laurel.eval.evaluate import evaluate
+    from laurel.eval.evaluate import evaluate, figures_at
     from laurel.reward.mixture import load_rewards
 
-    policy, reference, rows = prepare(config)
+    figures_at(config)
+    rows = load_prompts(config)
     mixture = load_rewards(config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=1.0)
+    policy, reference = load_policies(config)
     console = Console(highlight=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(rows) * (2 if config.num_generations > 1 else 1))
@@ -88,21 +107,16 @@ def run_sample(args: argparse.Namespace) -> int:
     from laurel.rollout.episode import load_env, play
     from laurel.rollout.single import Draw, rollout
 
-    if args.prompt and config.limit:
-        raise UsageError("--limit belongs to the rows of --dataset.", where="laurel sample", fix="Leave it out, or the prompt.")
-    policy, _, rows = prepare(config)
-    rows = [Row({"prompt": text}, f"prompt {i}", f"prompt-{i}") for i, text in enumerate(args.prompt, 1)] or rows[: config.limit or 3]
+    refuse(config, FOR_SCORES, "is about scores, and `laurel sample` gives none.", "Use `laurel eval`, or leave it out.")
+    if args.prompt:
+        refuse(config, FOR_ROWS, "belongs to the rows of --dataset.", "Leave it out, or the prompt.")
+    rows = [Row({"prompt": text}, f"prompt {i}", f"prompt-{i}") for i, text in enumerate(args.prompt, 1)]
+    rows = rows or load_prompts(config)[: config.limit or 3]
+    policy, _ = load_policies(config)
     draw = Draw(
-        "sample",
-        0,
-        config.seed,
-        config.num_generations,
-        config.max_completion_length,
-        config.temperature,
-        tuple(config.stop),
-        config.top_k,
-        config.top_p,
-    )
+        "sample", 0, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop),
+        config.top_k, config.top_p,
+    )  # fmt: skip
     groups = play(policy, rows, draw, load_env(config.env), config.max_turns) if config.env else rollout(policy, rows, draw)
     console = Console(highlight=False, soft_wrap=True)
     for group in groups:
@@ -112,3 +126,10 @@ def run_sample(args: argparse.Namespace) -> int:
                 Text.assemble((str(group.row["prompt"]), "bold"), (sample.text, "cyan"), f"  [{sample.finish}, log-prob {logp:.2f}]")
             )
     return 0
+
+
+def refuse(config: EvalConfig, options: Sequence[str], why: str, fix: str) -> None:
+    """An option that is set and would be ignored is an error."""
+    for option in options:
+        if getattr(config, option) != EvalConfig.model_fields[option].default:
+            raise UsageError(f"`--{option}` {why}", where="laurel sample", fix=fix)

@@ -60,14 +60,12 @@ def evaluate(
     Of samples: pass@k, majority@k, `sampled/reward`, `sampled/distinct` (share of different completions), and with a reference
     `sampled/kl`, nats per completion.
     """
-    ks = sorted(set(config.k or [1, config.num_generations]))
-    if config.num_generations > 1 and (ks[0] < 1 or ks[-1] > config.num_generations):
-        raise UsageError(f"k = {ks} needs 1 <= k <= num_generations.", where="k", fix="Raise num_generations.")
+    ks = figures_at(config)
     greedy = scored(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
     right = [is_right(group.rewards[0]) for group in greedy]
     figures = {"accuracy": wilson(sum(right), len(right)), **mean_reward("reward", greedy)}
     sampled: list[Group] = []
-    if config.num_generations > 1:
+    if ks:
         sampled = scored(policy, rows, mixture, config, count=config.num_generations, temperature=config.temperature, watch=watch)
         figures |= of_samples(sampled, ks)
         if reference is not None:
@@ -76,25 +74,43 @@ def evaluate(
     return Evaluation(figures, len(rows), failed, greedy, sampled)
 
 
+def figures_at(config: EvalConfig) -> list[int]:
+    """The k of pass@k and majority@k, in order; none where only greedy answers are asked for. Options that then say nothing are refused."""
+    if config.num_generations == 1:
+        for option in ("k", "reference", "temperature", "top_p", "top_k"):
+            if getattr(config, option) != EvalConfig.model_fields[option].default:
+                what = f"`{option}` is about samples, and num_generations=1 asks for greedy answers only."
+                raise UsageError(what, where=option, fix="Set num_generations to 2 or more, or leave it out.")
+        return []
+    ks = sorted(set(config.k or [1, config.num_generations]))
+    if ks[0] < 1 or ks[-1] > config.num_generations:
+        raise UsageError(f"k = {ks} needs 1 <= k <= num_generations = {config.num_generations}.", where="k", fix="Raise num_generations.")
+    return ks
+
+
 def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
     """The mean reward of the samples that have one, resampled by prompt; by sample where there is a single prompt."""
     values = [(reward, group.prompt) for group in groups for reward in group.rewards if reward is not None]
-    if not values:
-        return {}
-    rewards, prompts = zip(*values, strict=True)
-    return {name: cluster_bootstrap_mean(rewards, prompts if len(groups) > 1 else range(len(rewards)))}
+    return {name: by_prompt(values, len(groups))} if values else {}
+
+
+def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
+    """The mean of (value, prompt) pairs, one per sample: whole prompts are resampled, single samples where there is one prompt."""
+    numbers, names = zip(*values, strict=True)
+    return cluster_bootstrap_mean(numbers, names if prompts > 1 else range(len(numbers)))
 
 
 def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
-    """pass@k and majority@k over prompts, the mean reward and the share of different completions."""
+    """pass@k and majority@k over prompts, the mean reward, and the share of completions that repeat no earlier one of their prompt."""
     counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
     ballots = [([canonical(s.answer, group.row) for s in group.samples], [is_right(r) for r in group.rewards]) for group in groups]
-    distinct = len({(group.prompt, s.completion_ids) for group in groups for s in group.samples})
+    ids = [[s.completion_ids for s in group.samples] for group in groups]
+    new = [(float(one not in said[:i]), group.prompt) for group, said in zip(groups, ids, strict=True) for i, one in enumerate(said)]
     return {
         **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
         **{f"majority@{k}": mean_majority_at_k(ballots, k) for k in ks if k > 1},
         **mean_reward("sampled/reward", groups),
-        "sampled/distinct": wilson(distinct, sum(n for n, _ in counts)),
+        "sampled/distinct": by_prompt(new, len(groups)),
     }
 
 
@@ -106,8 +122,7 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
         for micro in batch.to(reference.device).split(16_384):
             apart_NT = torch.where(micro.loss_mask_NT, micro.logp_old_NT - reference.logp(micro).logp, 0.0)
             gap.update(zip(micro.keys, apart_NT.sum(1).tolist(), strict=True))
-    clusters = [key.prompt for key in batch.keys] if len(groups) > 1 else range(len(batch))
-    return {"sampled/kl": cluster_bootstrap_mean([gap[key] for key in batch.keys], clusters)}
+    return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 
 def scored(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from laurel.core.result import Failed, Score
 from laurel.data.gsm8k import as_number, final_number, numbers_in, verify_gsm8k
+from laurel.data.hedges import undecided, without_question
 from laurel.data.source import load_rows
 
 ROW = {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "He counts.\n#### 1,234"}
@@ -81,6 +82,71 @@ def test_T57_degenerate_answers_earn_nothing(answer):
     """TRAPS T57: nothing, placeholders, all numbers listed, two different marked answers, the gold echoed from the prompt."""
     result = verify_gsm8k(answer, ROW)
     assert isinstance(result, Score) and result.value == 0.0 and result.reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "5 or 7 or 1234",
+        "The answer is one of 0, 1, 2, 3, 5, 7, 1234",
+        "It is 5 and 1234.",
+        "either $5, or $1,234",
+        "(5) (1234)",
+        "617 * 1234",
+        "so 1240 - 1234",
+        "so 1240 -1234",
+        "it is 2 \u00d7 1234",
+        "Tom has 1234 eggs in 5 boxes. Tom has 1234 eggs in 5 boxes.",
+        "Tom has 1234 eggs\n in 5 boxes.\n\nTom has 1234  eggs in 5 boxes.",
+    ],
+)
+def test_T57_hedges_sums_not_done_and_echoes_earn_nothing(answer):
+    """TRAPS T57: whoever names several numbers, leaves the sum to the reader or repeats the question has not answered."""
+    row = {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "#### 1234"}
+    assert verify_gsm8k(answer, row).value == 0.0
+    assert verify_gsm8k(answer, {**row, "answer": "#### 5"}).value == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1239 - 5 = 1234",
+        "Tom has 1234 eggs in 5 boxes. That makes 1234.",
+        "1234, that is 1,234",
+        "He began with 5, so now he has 1234.",
+        "1234 and 1234",
+        "5 boxes - no more - hold 1234 eggs",
+        "= 1234 (1234 in all)",
+    ],
+)
+def test_T57_workings_before_the_number_do_no_harm(answer):
+    """TRAPS T57, the other way: a sum that is done, the question before the answer, a number said twice are right."""
+    assert verify_gsm8k(answer, {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "#### 1234"}).value == 1.0
+
+
+def test_copies_of_the_question_are_not_read():
+    """Twelve characters or more, however spaced; shorter questions stand in many honest answers."""
+    question = "Tom has 7 eggs. How many?"
+    assert without_question(f"a {question} b {question}", question).split() == ["a", "b"]
+    assert without_question("a Tom has  7\neggs. How many? b", question).split() == ["a", "b"]
+    assert without_question("12 + 34 = 46", "12 + 34 =") == "12 + 34 = 46"
+    assert without_question("", question) == "" and without_question("Tom has 7", "") == "Tom has 7"
+
+
+@pytest.mark.parametrize(
+    ("between", "different", "same"),
+    [
+        (" or ", True, False),
+        (", ", True, False),
+        (" * ", True, True),
+        (" \u2212 ", True, True),
+        (" = ", False, False),
+        (" eggs, ", False, False),
+    ],
+)
+def test_what_stands_between_two_numbers_decides(between, different, same):
+    assert (undecided(between, equal=False), undecided(between, equal=True)) == (different, same)
+    assert not undecided(between + " " * 300, equal=False)
 
 
 def test_a_row_without_a_gold_number_fails():

@@ -49,7 +49,8 @@ def test_500_golds_are_right_and_generation_is_a_function_of_seed_and_index(name
     task = TASKS[name]
     rows = task.generate(3, 500)
     assert all(right(name, row["answer"], row) for row in rows)
-    assert all(row["completion"] == row["answer"] and row["task"] == name and row["prompt"] for row in rows)
+    assert all(right(name, row["completion"], row) and row["task"] == name and row["prompt"] for row in rows)
+    assert name == "calculator" or all(row["completion"] == row["answer"] for row in rows)
     assert task.generate(3, 500) == rows
     assert task.generate(3, 40) == rows[:40]
     assert task.generate(4, 40) != rows[:40]
@@ -87,6 +88,41 @@ def test_addition_looks_as_documented():
         assert not right("addition", other, {"prompt": "17+5="})
 
 
+def test_calculator_reads_the_last_line_and_no_other():
+    """Half of the demonstrations call the tool and copy its reply; an answer is right by its last line, alone or below a call."""
+    rows = TASKS["calculator"].generate(0, 1_000)
+    called = [row for row in rows if row["completion"] != row["answer"]]
+    assert 420 < len(called) < 580  # 1000 coins: 500 +- 5 standard deviations
+    for row in called:
+        left, right_number = row["metadata"]["numbers"]
+        assert row["completion"] == f"[{left}*{right_number}]{left * right_number}\n{left * right_number}"
+    assert max(max(row["metadata"]["numbers"]) for row in TASKS["calculator"].generate(0, 200, digits=1)) == 9
+    row = {"prompt": "34*27="}
+    for answer in ("918", "[34*27]918\n918", "[9**9]error\n[34*27]918\n918.", " 918\n"):
+        assert right("calculator", answer, row), answer
+    for answer in (
+        "[34*27]918",
+        "[34*27]918\n",
+        "[34*27]",
+        "918\n919",
+        "[34*27]918\n918 or 9",
+        "[34*27]918\n34*27=918",
+        "[34*27]918\n[918]",
+        "0918",
+    ):
+        assert not right("calculator", answer, row), answer
+
+
+def test_sloppy_demonstrations_forget_carries_and_answers_do_not():
+    """sloppy=100: of 47+86 the units carry, and the demonstration is 10 short; of 41+52 they do not."""
+    rows = TASKS["addition"].generate(0, 500, sloppy=100)
+    for row in rows:
+        left, right_number = row["metadata"]["numbers"]
+        carries = left % 10 + right_number % 10 >= 10
+        assert int(row["completion"]) == left + right_number - 10 * carries and int(row["answer"]) == left + right_number
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in TASKS["addition"].generate(0, 500)]
+
+
 def test_distributions_are_sane():
     sums = TASKS["chain_sum"].generate(0, 500)
     assert {row["metadata"]["expression"].count(" ") // 2 + 1 for row in sums} == {2, 3}
@@ -101,7 +137,7 @@ def test_distributions_are_sane():
 
 
 def test_parameters_change_difficulty_and_misfits_are_refused():
-    assert TASKS["addition"].parameters == {"digits": 2}
+    assert TASKS["calculator"].parameters == {"digits": 2}
     assert all(len(row["metadata"]["numbers"]) == 6 for row in TASKS["countdown"].generate(0, 100, numbers=6, largest=2, target=4))
     for name, extreme in [("countdown", {"numbers": 6, "largest": 1000, "target": 1000}), ("chain_sum", {"terms": 20, "digits": 8})]:
         assert all(right(name, row["answer"], row) for row in TASKS[name].generate(0, 50, **extreme))

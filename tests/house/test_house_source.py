@@ -172,7 +172,7 @@ def exempt(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
 
 
 def unreached(files: list[Path], texts: str) -> list[str]:
-    """Functions, methods and classes that no module mentions and no page shows."""
+    """Functions, methods and classes that no module mentions and no text (a page, a template) shows."""
     mentioned, defined = set(re.findall(r"\w+", texts)), {}
     for path in files:
         for node in ast.walk(tree(path)):
@@ -186,9 +186,11 @@ def unreached(files: list[Path], texts: str) -> list[str]:
 
 
 def test_nothing_is_written_and_never_used():
-    """Code that the package does not call and no page shows is dead, or somebody forgot to connect it."""
+    """Code that the package and its templates do not call and no page shows is dead, or somebody forgot to connect it."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    found = unreached(python_files(), "\n".join(block.text for page in pages for block in blocks(page)))
+    shown = [block.text for page in pages for block in blocks(page)]
+    calls = [call for path in PACKAGE.rglob("*.html") for call in re.findall(r"{[{%].*?[%}]}", path.read_text(encoding="utf-8"))]
+    found = unreached(python_files(), "\n".join(shown + calls))
     assert not found, "\n".join(found)
 
 

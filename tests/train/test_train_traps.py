@@ -161,7 +161,7 @@ def test_learning_rate_shapes():
     config = TrainConfig(learning_rate=1.0, warmup_steps=4, max_steps=14, lr_scheduler_type="cosine")
     rates = [learning_rate(step, config) for step in range(1, 15)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(rates)) and 0 < rates[-1] < 0.05
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:])) and 0 < rates[-1] < 0.05
     linear = config.model_copy(update={"lr_scheduler_type": "linear"})
     assert learning_rate(9, linear) == pytest.approx(0.6)
 
