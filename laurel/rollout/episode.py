@@ -90,7 +90,7 @@ def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] 
     if reply is None:
         return None
     if reply != [] and not is_messages(reply):
-        raise LaurelError(f"{method.__name__} returned {reply!r:.80}, not a list of messages with role and content.", where=place(key))
+        raise LaurelError(f"returned {reply!r:.80}, not a list of messages with role and content.", where=place(method, key))
     return [Message(**message) for message in reply]
 
 
@@ -99,12 +99,13 @@ def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        raise LaurelError(f"{function.__name__} raised {type(error).__name__}: {error}.", where=place(key)) from error
+        raise LaurelError(f"raised {type(error).__name__}: {error}.", where=place(function, key)) from error
 
 
-def place(key: Key) -> str:
-    """How errors of an environment call the episode."""
-    return f"environment, {key.source} (prompt {key.prompt}, sample {key.sample})"
+def place(function: Callable[..., Any], key: Key) -> str:
+    """How errors of an environment call the episode, and what of the environment was running."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
 
 
 def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:

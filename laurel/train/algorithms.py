@@ -123,9 +123,13 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if "kl_placement" in given and "kl_estimator" not in given:
         given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
     resolved = config.model_copy(update={**own, **given})
+    if row.source == "policy" and resolved.env is None:
+        resolved = resolved.model_copy(update={"max_turns": None})
     if row.source == "data" and resolved.loss_aggregation == "token_sum_over_const":
         what = "`token_sum_over_const` divides by max_completion_length, which supervised data has not."
         raise UsageError(what, where="loss_aggregation")
+    if config.max_turns is not None and config.env is None:
+        raise UsageError("max_turns belongs to an environment.", where="max_turns", fix="Name one with env, or leave it out.")
     if config.stop_at is not None and not config.eval_steps:
         raise UsageError("stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps.")
     if row.source == "policy":

@@ -13,9 +13,9 @@ def held_out_losses(folder):
 
 
 def test_sft_on_gsm8k_lowers_the_held_out_loss_per_answer_token(shared, tmp_path):
-    """Question -> answer, 400 real rows: the loss on rows held out falls by more than half a nat from step 4 to 8."""
-    rows = shared("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:400]
-    (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    """Question -> answer, the 400 shortest rows: the loss on rows held out falls by more than half a nat from step 4 to 8."""
+    rows = shared("data/gsm8k/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(sorted(rows, key=len)[:400]), encoding="utf-8")
     words = ["--model", str(shared(STORIES)), "--dataset", str(tmp_path / "rows.jsonl"), "--max_steps", "8", "--prompts_per_step", "8"]
     words += ["--learning_rate", "3e-3", "--eval_size", "4", "--eval_steps", "4", "--output_dir", str(tmp_path / "run")]
     assert main(["train", "sft", *words]) == 0

@@ -21,7 +21,17 @@ ROOMS = (
 """In the order of the floors, ground floor first."""
 
 
-ORDER = ("algorithms/index.md", "configuration.md", "data.md", "rewards.md", "chat.md", "environments.md", "evaluation.md", "report.md")
+ORDER = (
+    "training.md",
+    "algorithms/index.md",
+    "configuration.md",
+    "data.md",
+    "rewards.md",
+    "chat.md",
+    "environments.md",
+    "evaluation.md",
+    "report.md",
+)
 """The pages of docs/ in reading order; others follow by name."""
 
 

@@ -1,6 +1,7 @@
 """Many turns: ids that are never made anew, tokens of the world that are seen and not trained on, budgets, and worlds that break."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -304,11 +305,12 @@ class Unborn(Echo):
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        (Raises, "step raised KeyError: 'lost'"),
-        (Mumbles, "step returned '56', not a list of messages"),
-        (lambda: Echo(opening=["hello"]), "reset returned ['hello'], not a list of messages"),
-        (Unready, "reset raised KeyError: 'board'"),
-        (Unborn, "Unborn raised OSError: no game server"),
+        (Raises, "step: raised KeyError: 'lost'"),
+        (Mumbles, "step: returned '56', not a list of messages"),
+        (lambda: Echo(opening=["hello"]), "reset: returned ['hello'], not a list of messages"),
+        (Unready, "reset: raised KeyError: 'board'"),
+        (partial(Echo, "{}", None), "partial: raised TypeError"),
+        (Unborn, "Unborn: raised OSError: no game server"),
     ],
 )
 def test_a_world_that_breaks_names_the_prompt(env, said):

@@ -52,6 +52,7 @@ def test_every_optional_field_belongs_to_some_row():
         ("gspo", {"loss_aggregation": "token_mean"}, "one ratio per sequence"),
         ("sft", {"loss_aggregation": "token_sum_over_const"}, "max_completion_length"),
         ("grpo", {"stop_at": 0.9}, "eval_steps"),
+        ("grpo", {"max_turns": 3}, "environment"),
         ("ppo2", {}, "unknown algorithm"),
     ],
 )
