@@ -48,9 +48,10 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
     from laurel.train.starter import STARTERS, build_starter
 
-    name, reference = (
-        str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model for model in (config.model, config.reference)
-    )
+    def folder_of(model: str) -> str:
+        return str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model
+
+    name, reference = folder_of(config.model), folder_of(config.reference) if config.reference else None
     device = pick_device(config.device)
     tokenizer = load_tokenizer(name)
     template = ensure_template(tokenizer, config.chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,13 +69,9 @@ def supervised_view(setup: Setup) -> str:
     """The first row as the model sees it, supervised spans between « and »."""
     tokenizer, row = setup.policy.tokenizer, setup.rows[0]
     encoded = encode_supervised(tokenizer, row.columns, train_on=setup.config.train_on, max_length=setup.config.max_length)
-    parts, was = [], False
-    for i, (token, on) in enumerate(zip(encoded.ids, encoded.mask, strict=True)):
-        on = on and i > 0
-        parts += ["«"] * (on and not was) + ["»"] * (was and not on)
-        parts.append(tokenizer.decode([token]))
-        was = on
-    return f"supervised between « »: {''.join(parts) + '»' * was}"
+    runs = groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1])
+    parts = [(on, tokenizer.decode([token for token, _ in pairs])) for on, pairs in runs]
+    return "supervised between « »: " + "".join(f"«{text}»" if on else text for on, text in parts)
 
 
 def same_policy(gap_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:

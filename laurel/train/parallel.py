@@ -17,6 +17,8 @@ PATIENCE = timedelta(minutes=10)  # no wait is unbounded: a peer that stays away
 def join() -> None:
     """Join the process group that torchrun describes in the environment; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 

@@ -11,6 +11,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.tasks import TASKS, is_task
 from laurel.policy.scratch import save_scratch
+from laurel.train import parallel
 
 STARTERS = ("starter", "scratch")
 DEMONSTRATIONS = {"addition": "addition:sloppy=70"}  # a teacher who forgets seven carries in ten leaves something to learn
@@ -45,6 +46,11 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
     )
     if (folder / "config.json").is_file():
         return folder
+    if kind == "starter" and parallel.world_size() > 1:
+        raise UsageError(
+            "the starter model is not built yet, and several processes cannot build it together.", where="model",
+            fix=f"Build it with one: laurel sample --model starter --dataset {dataset}",
+        )  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
