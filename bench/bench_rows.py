@@ -14,6 +14,7 @@ TASK = "addition"
 
 
 def main(steps: int = 60) -> None:
+    """Train each row for `steps` steps and print its line."""
     print(
         f"| row | reward, first 5 steps | reward, last 5 | held-out accuracy | KL to the start, nats per token | seconds, {steps} steps |"
     )
