@@ -18,6 +18,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("laurel.cli.eval", "how good a model is: greedy accuracy, pass@k, majority@k, with intervals"),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
     "data": ("laurel.cli.data", "check gold answers, show rows and tokens, convert formats"),
+    "verify": ("laurel.cli.verify", "proof: what trains, against exact truths; planted mistakes must be noticed"),
+    "tabular": ("laurel.cli.tabular", "the foundations on exact worlds: gridworld, planning, imitation, inverse RL, hindsight"),
     "report": ("laurel.cli.report", "one self-contained page about a run"),
     "doctor": ("laurel.cli.doctor", "a verdict on this installation"),
 }

@@ -27,7 +27,7 @@ from laurel.core.sample import Batch
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What each token's value is multiplied by ([N, T] float32, 0 where it is not trained), and the number of units (int64 scalar)."""
+    """What each token's value is multiplied by ([N, T], 0 where it is not trained), and the number of units (int64 scalar)."""
 
     weight_NT: Tensor
     count: Tensor
@@ -35,24 +35,25 @@ class Unit:
 
 def token_mean(batch: Batch) -> Unit:
     """A unit is a token: the mean over all trained tokens of the step. DAPO, Yu et al. 2025, arXiv:2503.14476; SFT."""
-    return Unit(batch.loss_mask_NT.float(), batch.loss_mask_NT.sum())
+    return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), batch.loss_mask_NT.sum())
 
 
 def seq_mean_token_mean(batch: Batch) -> Unit:
     """A unit is a row: the mean over rows of each row's token mean, so a token of a long row counts less. GRPO, arXiv:2402.03300."""
-    return Unit(batch.loss_mask_NT / batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1), rows(batch))
+    length_N1 = batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1)
+    return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype) / length_N1, rows(batch))
 
 
 def seq_mean_token_sum(batch: Batch) -> Unit:
     """A unit is a row: the mean over rows of each row's token sum, as in grad E[R] = E[A sum_t grad log pi_t]. REINFORCE, RLOO."""
-    return Unit(batch.loss_mask_NT.float(), rows(batch))
+    return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch))
 
 
 def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
     """A unit is a token that a row could have had: token sums over rows x max_completion_length. Dr. GRPO, arXiv:2503.20783."""
     if not max_completion_length:
         raise UsageError("`token_sum_over_const` divides by max_completion_length, and there is none.", where="loss_aggregation")
-    return Unit(batch.loss_mask_NT.float(), rows(batch) * max_completion_length)
+    return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch) * max_completion_length)
 
 
 def rows(batch: Batch) -> Tensor:

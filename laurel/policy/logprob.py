@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, in float32, in chunks: the whole [tokens, vocabulary] matrix never exists."""
+"""Log-probabilities of chosen tokens, in at least float32, in chunks: the whole [tokens, vocabulary] matrix never exists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
-CHUNK = 1 << 22  # logits alive at once: 16 MiB of float32
+CHUNK = 1 << 21  # logits alive at once: 8 MiB of float32
 
 
 class TokenStats(NamedTuple):
@@ -21,6 +21,11 @@ class TokenStats(NamedTuple):
 
     logp: Tensor
     entropy: Tensor | None
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in the precision that log-probabilities are computed in: float32, or float64 where the model has it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature_M: Tensor, *, entropy: Entropy = "none") -> TokenStats:
@@ -31,7 +36,7 @@ def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature_M: Tensor, *, e
     The one function behind actor, reference, sampler and evaluation. logits [2, 0] at temperature .5: -0.0181500.
     """
     assert logits_MV.shape[:1] == ids_M.shape == temperature_M.shape, (logits_MV.shape, ids_M.shape, temperature_M.shape)
-    z_MV = logits_MV.float() / temperature_M[:, None]
+    z_MV = wide(logits_MV) / temperature_M[:, None]
     if entropy == "none":
         return TokenStats(z_MV.gather(1, ids_M[:, None])[:, 0] - z_MV.logsumexp(1), None)
     logp_MV = z_MV.log_softmax(1)
@@ -74,8 +79,8 @@ def chunked_kl(
     """
 
     def divergence(hidden: Tensor, hidden_ref: Tensor, temperature: Tensor) -> Tensor:
-        logp = (head(hidden).float() / temperature[:, None]).log_softmax(1)
-        logp_ref = (head_ref(hidden_ref).float() / temperature[:, None]).log_softmax(1)
+        logp = (wide(head(hidden)) / temperature[:, None]).log_softmax(1)
+        logp_ref = (wide(head_ref(hidden_ref)) / temperature[:, None]).log_softmax(1)
         return exact_kl(logp, logp_ref)
 
     return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
-from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs
+from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 
 
 @dataclass
@@ -68,9 +68,9 @@ class Policy:
             return getattr(self.causal, self.causal.base_model_prefix)(input_ids=ids_NL, **keywords)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V], float32."""
+        """Hidden states [..., D] -> logits [..., V], float32 (float64 of a float64 model)."""
         with self.autocast():
-            logits = self.causal.get_output_embeddings()(hidden).float()
+            logits = wide(self.causal.get_output_embeddings()(hidden))
         cap = getattr(self.causal.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -90,7 +90,7 @@ class Policy:
             stats = token_logprobs(self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
             stats = chunked_logprobs(self.head, self.hidden(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
-        place = torch.zeros(batch.loss_mask_NT.shape, device=self.device)
+        place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
         return TokenStats(*(None if s is None else place.index_put((rows, times), s) for s in stats))
 
     def kl(self, batch: Batch, reference: Reference) -> Tensor:
@@ -101,7 +101,7 @@ class Policy:
         with torch.no_grad(), reference.switched_off() as ref:
             hidden_ref = ref.hidden(batch)[rows, at]
         kl_M = chunked_kl(self.head, self.hidden(batch)[rows, at], reference.head, hidden_ref, batch.temperature_N[rows])
-        return torch.zeros(batch.loss_mask_NT.shape, device=self.device).index_put((rows, times), kl_M)
+        return torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=kl_M.dtype).index_put((rows, times), kl_M)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, L, D] of a right-padded batch."""
@@ -144,7 +144,7 @@ class Policy:
             probe = self._probe()
             ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
             with self.autocast():
-                theirs = self.causal(probe, use_cache=False).logits.float()
+                theirs = wide(self.causal(probe, use_cache=False).logits)
             return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
         finally:
             self.model.train(was)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Finish
+from laurel.policy.logprob import wide
 from laurel.policy.model import Policy
 
 
@@ -48,7 +49,7 @@ def draw(logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int
     temperature 0 is greedy (log-probabilities at temperature 1). top_k keeps the k likeliest tokens, top_p the smallest set of
     likeliest tokens that holds that much probability.
     """
-    logp_NV = (logits_NV.float() / (temperature or 1.0)).log_softmax(1)
+    logp_NV = (wide(logits_NV) / (temperature or 1.0)).log_softmax(1)
     if temperature == 0:
         ids = logp_NV.argmax(1)
         return ids, logp_NV.gather(1, ids[:, None])[:, 0]
@@ -132,7 +133,8 @@ class _Rows:
                 self.cache.batch_repeat_interleave(each)
         rows = count * each
         self.alive, self.open_N = torch.arange(rows), torch.ones(rows, dtype=torch.bool)
-        self.out_ids, self.out_logp = torch.zeros(rows, self.longest, dtype=torch.long), torch.zeros(rows, self.longest)
+        self.out_ids = torch.zeros(rows, self.longest, dtype=torch.long)
+        self.out_logp = torch.zeros(rows, self.longest, dtype=self.logits.dtype)
         self.length, self.finish = limits, ["length"] * rows
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class _Rows:
         if self.policy.whole_logits:
             with self.policy.autocast():
                 out = self.policy.causal(input_ids=ids, **keywords)
-            logits = out.logits[:, -1].float()
+            logits = wide(out.logits[:, -1])
         else:
             out = self.policy.body(ids, **keywords)
             logits = self.policy.head(out.last_hidden_state[:, -1])

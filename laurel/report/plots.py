@@ -17,9 +17,9 @@ from laurel.report.collect import Series
 from laurel.report.verdict import finite, show
 
 # Colours that no one would choose stand for the page's variables until the SVG is written.
-INK, FAINT, ALARM = "#010203", "#010204", "#010205"
+INK, FAINT, ALARM, STRONG = "#010203", "#010204", "#010205", "#01020a"
 LINES = ("#010206", "#010207", "#010208", "#010209")
-VARIABLES = {INK: "--muted", FAINT: "--grid", ALARM: "--bad", **{code: f"--line{i}" for i, code in enumerate(LINES, 1)}}
+VARIABLES = {INK: "--muted", FAINT: "--grid", ALARM: "--bad", STRONG: "--ink", **{code: f"--line{i}" for i, code in enumerate(LINES, 1)}}
 POINTS = 400  # at most, per line: more cannot be seen
 SMOOTH_FROM = 30  # points from which the raw line steps back behind a moving average
 STYLE: dict[Any, Any] = {
@@ -44,7 +44,7 @@ def line_chart(lines: Mapping[str, Series], *, meaning: Meaning | None = None, l
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value) if abs(value) >= 1000 else f"{value:.3g}"))
         _finish(axes, legend=len(lines) > 1)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def time_chart(parts: Mapping[str, Series]) -> str:
@@ -56,7 +56,7 @@ def time_chart(parts: Mapping[str, Series]) -> str:
         axes.stackplot(steps, values, labels=list(parts), colors=LINES[: len(values)], linewidth=0)
         axes.set_ylim(bottom=0)
         _finish(axes, legend=True)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -129,7 +129,7 @@ def _finish(axes: Axes, *, legend: bool) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handlelength=1.1, columnspacing=1.2, borderpad=0.1)
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element: no prolog, no fixed size, no ids that repeat, colours and font of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

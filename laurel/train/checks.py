@@ -94,5 +94,5 @@ def finite(loss: Tensor, micro: Batch, step: int) -> None:
     if not bool(loss.isfinite()):
         keys = ", ".join(f"{key.prompt}#{key.sample}" for key in micro.keys[:4])
         raise LaurelError(
-            f"the loss is {float(loss)}.", where=f"step {step}, samples {keys}", fix="Lower learning_rate; look at samples.jsonl."
+            f"the loss is {float(loss.detach())}.", where=f"step {step}, samples {keys}", fix="Lower learning_rate; look at samples.jsonl."
         )

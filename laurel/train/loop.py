@@ -149,7 +149,7 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     if not setup.learns_from_data:
         good = informative(reward_PG)
         sums.add("informative_fraction", int(good.sum()), len(good))
-    return batch.replace(weight_NT=weight_NT.float().contiguous()).to(setup.policy.device)
+    return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous()).to(setup.policy.device)
 
 
 def with_reference(setup: Setup, batch: Batch) -> Batch:

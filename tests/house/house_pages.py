@@ -11,6 +11,7 @@ from house_source import PACKAGE, ROOT, package_files, tree
 PURPOSES = {
     "report/page.html": "The Jinja template of the report.",
     "report/page.css": "Its style, light and dark.",
+    "report/exhibit.html": "The template of an experiment's page.",
 }
 """Purposes of files that have no docstring."""
 
@@ -31,6 +32,19 @@ ORDER = (
     "environments.md",
     "evaluation.md",
     "report.md",
+    "foundations/index.md",
+    "foundations/verify.md",
+    "foundations/language-model.md",
+    "foundations/mdp.md",
+    "foundations/planning.md",
+    "foundations/td.md",
+    "foundations/policy-gradient.md",
+    "foundations/off-policy.md",
+    "foundations/imitation.md",
+    "foundations/gail.md",
+    "foundations/inverse-rl.md",
+    "foundations/offline-rl.md",
+    "foundations/hindsight.md",
 )
 """The pages of docs/ in reading order; others follow by name."""
 

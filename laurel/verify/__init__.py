@@ -1,0 +1,1 @@
+"""The functions that train, held against exact truths: `laurel verify`."""

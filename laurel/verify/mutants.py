@@ -1,0 +1,131 @@
+"""Deliberate mistakes: one line of the training code is changed, and the checks must notice.
+
+A mutant is a function, a piece of its source, and what stands there instead. The changed source is compiled in the function's
+own module and its code put in the function's place, so every caller meets the mistake, however it came by the function.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from laurel.core.errors import LaurelError
+from laurel.core.sample import Batch
+from laurel.objective import kl, policy, ratio, unit
+from laurel.policy import logprob, model, sampler
+from laurel.rollout import pack
+from laurel.train import loop, optimizer
+from laurel.verify.finding import Finding
+from laurel.weight import group, shape, token
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` stands exactly once in the source of `function`; `new` is the mistake, `name` says it in words."""
+
+    name: str
+    function: Callable[..., Any]
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which finding noticed a mutant; empty: nobody did."""
+
+    mutant: Mutant
+    killer: str
+
+    @property
+    def killed(self) -> bool:
+        return bool(self.killer)
+
+
+MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
+    ("the likelihood's sign is flipped", policy.likelihood, "return -batch", "return batch"),
+    ("the loss mask is dropped", ratio.trained, "torch.where(batch.loss_mask_NT, x_NT, 0.0)", "x_NT"),
+    ("the pessimistic minimum becomes a maximum", policy.surrogate, "torch.minimum", "torch.maximum"),
+    ("clip bounds are exchanged", policy.surrogate, "clamp(1 - low, 1 + high)", "clamp(1 - high, 1 + low)"),
+    ("nothing is clipped", policy.surrogate, "ratio_NT.clamp(1 - low, 1 + high) * weight_NT", "ratio_NT * weight_NT"),
+    ("the ratio is inverted", ratio.log_ratio, "logp_NT - batch.logp_old_NT", "batch.logp_old_NT - logp_NT"),
+    ("the dual clip hits positive weights", policy.clip, "batch.weight_NT < 0", "batch.weight_NT > 0"),
+    ("the sequence ratio is a product, not a geometric mean", ratio.sequence_log_ratio, "keepdim=True) / length_N1", "keepdim=True)"),
+    ("the detached ratio is not detached", policy.detached_ratio, ".detach()", ""),
+    ("the ratio's cap is missing", policy.detached_ratio, ".clamp(max=epsilon_high)", ""),
+    ("the mean is the batch's, not the group's", group.centred, "reward_PG.nanmean(1, keepdim=True)", "reward_PG.nanmean()"),
+    ("leave-one-out forgets n/(n-1)", group.leave_one_out, "* n_P1 / (n_P1 - 1).clamp(min=1)", ""),
+    ("the spread divides by n", group.spread, "present_PG.sum(1, keepdim=True) - 1", "present_PG.sum(1, keepdim=True)"),
+    ("the batch's spread is used for the group's", group.standardised, 'scale_rewards == "group"', 'scale_rewards == "batch"'),
+    ("the baseline is added", group.minus_baseline, "reward_PG - running_mean", "reward_PG + running_mean"),
+    ("the worst is selected, not the best", group.selected, "-torch.inf).argmax", "torch.inf).argmin"),
+    ("an unjudged sample counts as a zero", group.centred, "reward_PG.nanmean(1", "reward_PG.nan_to_num(0.0).mean(1"),
+    ("a row is divided by the padded width", unit.seq_mean_token_mean, "/ length_N1", "/ batch.loss_mask_NT.shape[1]"),
+    ("the token mean counts padding", unit.token_mean, "batch.loss_mask_NT.sum()", "batch.loss_mask_NT.numel()"),
+    ("rows without a trained token are counted", unit.rows, "batch.loss_mask_NT.any(1).sum()", "torch.tensor(len(batch))"),
+    ("the constant length is the padded width", unit.token_sum_over_const, "* max_completion_length", "* batch.loss_mask_NT.shape[1]"),
+    ("each micro-batch divides by its own count", loop.update, "setup.unit(micro), total", "setup.unit(micro), setup.unit(micro).count"),
+    ("silent rows leave before they are counted", loop.update, "setup.unit(batch).count", "setup.unit(with_signal(setup, batch)).count"),
+    ("rows with a negative weight are left out", loop.with_signal, "0.0) != 0)", "0.0) > 0)"),
+    ("the reference joins by position, not by key", loop.with_reference, "[rows[key] for key in micro.keys]", "list(range(len(micro)))"),
+    ("the last micro-batch is lost", Batch.split, "if chunk:", "if False:"),
+    ("gradients of one pass stay for the next", optimizer.optimizer_step, "optimizer.zero_grad(set_to_none=True)", "pass"),
+    ("the temperature is forgotten", logprob.token_logprobs, "wide(logits_MV) / temperature_M[:, None]", "wide(logits_MV)"),
+    ("the prediction is read one position late", model.trained_positions, "+ times - 1", "+ times"),
+    ("k3 in the loss has no ratio", kl.kl_loss, "ratio_NT * (d_NT - 1)", "(d_NT - 1)"),
+    ("k2 in the loss differentiates the ratio", kl.kl_loss, "ratio_NT.detach()", "ratio_NT"),
+    ("the exact KL is the forward one", kl.exact_kl, "logp_NTV - logp_ref_NTV", "logp_ref_NTV - logp_NTV"),
+    ("KL is added to the loss with a minus", loop.penalties, "terms + config.beta * kl_NT", "terms - config.beta * kl_NT"),
+    ("entropy is punished, not rewarded", loop.penalties, "terms - config.entropy_coef", "terms + config.entropy_coef"),
+    ("KL in the reward is a bonus", pack.sample_rewards, "reward_PG - kl_coef", "reward_PG + kl_coef"),
+    ("KL in the reward is averaged over tokens", pack.sample_rewards, ".sum(1)", ".mean(1)"),
+    ("k1 is measured on padding, too", pack.k1_of, "logp_ref_NT, 0.0)", "logp_ref_NT, 1.0)"),
+    ("the reward stands on the first padding", token.place_reward, "(length_N - 1)", "(length_N)"),
+    ("rewards are not carried back to earlier tokens", token.return_to_go, "return_NT + gamma", "return_NT + 0 * gamma"),
+    ("whitening looks at padding", token.whiten, "x_M = x_NT[mask_NT]", "x_M = x_NT.flatten()"),
+    ("whitening keeps the mean", token.whiten, "(x_NT - mean) / (std + eps)", "x_NT / (std + eps)"),
+    ("the overlong penalty is a bonus", shape.overlong, ".clamp(-1.0, 0.0)", ".clamp(-1.0, 0.0).abs()"),
+    ("truncated rows are trained on", pack.pack, "mask_truncated and s.finish", "not mask_truncated and s.finish"),
+    ("rewards of a group are read backwards", pack.reward_matrix, "for r in group.rewards]", "for r in group.rewards[::-1]]"),
+    ("weights of a group's samples are exchanged", loop.weigh, "weight_PG.reshape(-1, 1)", "weight_PG.flip(1).reshape(-1, 1)"),
+    ("equal rewards are not recognised", group.informative, "> 1e-9 * torch.maximum(high_P.abs(), low_P.abs())", "> -1"),
+    ("the sampler forgets the temperature", sampler.draw, "(temperature or 1.0)", "1.0"),
+    ("the sampler draws by the wrong uniform", sampler.draw, "uniform_N.to(total_NV.dtype)", "uniform_N.to(total_NV.dtype).square()"),
+)  # fmt: skip
+MUTANTS = tuple(Mutant(*mistake) for mistake in MISTAKES)
+
+
+@contextmanager
+def broken(mutant: Mutant) -> Iterator[None]:
+    """The mistake, for as long as the context lasts."""
+    function: Any = inspect.unwrap(mutant.function)
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(mutant.old) < 1:
+        raise LaurelError(f"`{mutant.old}` is no longer in the source of {function.__qualname__}.", where="mutants", fix="Mend the mutant.")
+    tree = ast.parse("from __future__ import annotations\n" + source.replace(mutant.old, mutant.new))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list = []
+    space: dict[str, Any] = dict(function.__globals__)
+    exec(compile(tree, f"<mutant: {mutant.name}>", "exec"), space)
+    before, function.__code__ = function.__code__, space[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+
+
+def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
+    """Run the checks on broken code until one fails. A check that stops with an error has noticed, too."""
+    with broken(mutant):
+        try:
+            for finding in checks():
+                if not finding.passed:
+                    return Verdict(mutant, f"{finding.method}: {finding.quantity}")
+        except Exception as error:  # whatever a mistake breaks is its discovery; an interrupt is no Exception
+            return Verdict(mutant, f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}")
+    return Verdict(mutant, "")

@@ -1,0 +1,174 @@
+"""By sampling: a real transformer, the real sampler and the loop, against the transformer's own distribution, listed in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laurel.core.metrics import Sums
+from laurel.core.sample import Group, Key, Sample
+from laurel.data.source import Row
+from laurel.policy.chat import encode_prompt, ensure_template
+from laurel.policy.model import Policy, Reference
+from laurel.policy.scratch import char_tokenizer, small_model
+from laurel.rollout.pack import pack
+from laurel.rollout.single import Draw, rollout
+from laurel.tabular.language import Language
+from laurel.train import loop
+from laurel.train.algorithms import ALGORITHMS
+from laurel.train.checkpoint import State
+from laurel.verify.claims import PER_ROW, group_weight
+from laurel.verify.finding import Finding, same, sampled
+from laurel.verify.world import Recorder, ascent_of, setup_of
+
+TEMPERATURE, H, G = 0.7, 3, 4
+GROUPS = 32  # of each prompt in one batch
+PROMPTS = ("a", "abba")  # of unequal length: one of them is padded in every batch
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A Llama of one layer over six tokens, its 156 completions of each prompt, and a 0/1 reward for each."""
+
+    policy: Policy
+    completions: tuple[tuple[int, ...], ...]
+    reward: dict[tuple[int, tuple[int, ...]], float]
+    rows: tuple[Row, ...]
+
+    def listed(self) -> list[Group]:
+        """Every completion of every prompt, as groups."""
+        groups = []
+        for x, row in enumerate(self.rows):
+            prompt_ids = encode_prompt(self.policy.tokenizer, row.columns["prompt"])
+            samples = tuple(as_sample(prompt_ids, ids, x, n) for n, ids in enumerate(self.completions))
+            groups.append(Group(row.id, {}, samples, rewards=tuple(self.reward[x, ids] for ids in self.completions)))
+        return groups
+
+    def logp(self) -> Tensor:
+        """log pi of all of them at the temperature, differentiable: [X, N]."""
+        return self.policy.logp(pack(self.listed())).logp.sum(1).view(len(self.rows), -1)
+
+
+def as_sample(prompt_ids: Sequence[int], ids: tuple[int, ...], x: int, n: int) -> Sample:
+    """A completion that was listed, not drawn."""
+    zeros = (0.0,) * len(ids)
+    key = Key("verify", "", f"p{x}", n, 0)
+    return Sample(key, tuple(prompt_ids), ids, zeros, (True,) * len(ids), TEMPERATURE, "length", "", ())
+
+
+def make_llama(seed: int = 0) -> Llama:
+    """The model and its world; nothing is loaded."""
+    tokenizer = char_tokenizer("ab")
+    ensure_template(tokenizer, None)
+    model = small_model(tokenizer, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, seed=seed)
+    language = Language(len(tokenizer), H)
+    swap = {language.eos: tokenizer.eos_token_id, tokenizer.eos_token_id: language.eos}
+    completions = tuple(tuple(swap.get(token, token) for token in y) for y in language.completions)
+    coin = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(PROMPTS), len(completions), generator=coin) < 0.4
+    reward = {(x, ids): float(draws[x, n]) for x in range(len(PROMPTS)) for n, ids in enumerate(completions)}
+    rows = tuple(Row({"prompt": prompt}, "", f"p{x}") for x, prompt in enumerate(PROMPTS))
+    return Llama(Policy(model.train(False), tokenizer), completions, reward, rows)
+
+
+def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> Iterator[Finding]:
+    """The sampler's frequencies, its log-probabilities, and the mean gradient of every row that has a closed form."""
+    torch.manual_seed(seed)
+    llama = make_llama(seed)
+    with torch.no_grad():
+        logp = llama.logp().double()
+    yield same("transformer", "156 completions of each prompt sum to 1", logp.exp().sum(1), torch.ones(2), limit=1e-5)
+    yield from sampler(llama, logp, draws, seed)
+    yield from gradients(llama, batches, seed)
+    yield from splits(llama, seed)
+
+
+def drawn(llama: Llama, count: int, step: int, seed: int) -> list[Group]:
+    """`count` groups of each prompt from the library's sampler, rewarded."""
+    rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
+    groups = rollout(llama.policy, rows, Draw("verify", step, seed, G, H, TEMPERATURE))
+    return [
+        replace(group, rewards=tuple(llama.reward[i % len(llama.rows), s.completion_ids] for s in group.samples))
+        for i, group in enumerate(groups)
+    ]
+
+
+def sampler(llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
+    """Chi-square of the counts against the listed probabilities (cells of fewer than 5 expected draws are pooled)."""
+    groups = drawn(llama, draws // G // len(llama.rows), 0, seed)
+    where = {ids: n for n, ids in enumerate(llama.completions)}
+    gaps = []
+    for x in range(len(llama.rows)):
+        samples = [s for group in groups[x :: len(llama.rows)] for s in group.samples]
+        index = torch.tensor([where[s.completion_ids] for s in samples])
+        gaps.append(torch.tensor([sum(s.logps) for s in samples], dtype=torch.float64) - logp_XN[x, index])
+        expected, count = logp_XN[x].exp() * len(samples), torch.bincount(index, minlength=len(where)).double()
+        rare = expected < 5
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        count = torch.cat([count[~rare], count[rare].sum()[None]])
+        square, freedom = float(((count - expected) ** 2 / expected.clamp(min=1e-9)).sum()), len(expected) - 1
+        z = (square - freedom) / (2 * freedom) ** 0.5
+        yield Finding("sampler", f"chi-square of counts, prompt {x}", f"{freedom}", f"{square:.1f}", abs(z), 4.0, len(samples), "float32")
+    worst = float(torch.cat(gaps).abs().max())
+    yield Finding("sampler", "its log-probabilities are the trainer's", "0", f"{worst:.2g} nats", worst, 1e-5, draws, "float32")
+
+
+def gradients(llama: Llama, batches: int, seed: int) -> Iterator[Finding]:
+    """Mean gradient over many batches, along the direction that theory names: |z| against its exact length."""
+    parameters = list(llama.policy.trainable().values())
+    reward = torch.tensor([[llama.reward[x, ids] for ids in llama.completions] for x in range(len(llama.rows))])
+    p_X = (llama.logp().detach().exp() * reward).sum(1)
+
+    def exact(factor_X: Tensor) -> Tensor:
+        found = torch.autograd.grad(((llama.logp().exp() * reward).sum(1) * factor_X).mean(), parameters)
+        return torch.cat([g.flatten() for g in found]).double()
+
+    one = torch.ones(len(p_X))
+    c = torch.tensor([group_weight(float(p), G) for p in p_X])
+    whole = {"mask_truncated_completions": False}
+    rows: tuple[tuple[str, str, Tensor, dict[str, Any]], ...] = (
+        ("reinforce", "grad J", exact(one), {}),
+        ("reinforce_baseline", "grad J", exact(one), {}),
+        ("rloo", "grad J", exact(one), {}),
+        ("dr_grpo", "(G-1)/(G H) grad J", exact(one * (G - 1) / G / H), {}),
+        ("grpo", "c_G(p) grad p, summed", exact(c), PER_ROW),
+        ("dapo", "c_G(p) grad p, summed", exact(c), PER_ROW | whole),
+        ("cispo", "(G-1)/G grad J, summed", exact(one * (G - 1) / G), PER_ROW | {"scale_rewards": "none"}),
+        ("raft", "grad p, keep=above", exact(one), PER_ROW | {"keep": "above"}),
+    )
+    found: dict[str, list[float]] = {name: [] for name, *_ in rows}
+    for step in range(1, batches + 1):
+        groups = drawn(llama, GROUPS, step, seed)
+        for name, _, truth, options in rows:
+            step_gradient = flat_gradient(llama, name, groups, running_mean=0.3, **options)
+            found[name].append(float(step_gradient @ truth / truth.norm()))
+    for name, says, truth, _ in rows:
+        yield sampled(
+            name,
+            f"mean gradient along {says}",
+            torch.tensor(found[name]),
+            float(truth.norm()),
+            samples=batches * GROUPS * G * len(llama.rows),
+        )
+
+
+def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean: float = 0.0, **options: Any) -> Tensor:
+    """One step of the loop on the transformer: the ascent direction as one vector, float64."""
+    recorder = Recorder(list(llama.policy.trainable().values()))
+    own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
+    setup = setup_of(name, llama.policy, Reference(llama.policy, adapters_off=False), recorder, **own | options)
+    state = State(step=1, running_mean=running_mean)
+    loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
+    return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
+
+
+def splits(llama: Llama, seed: int) -> Iterator[Finding]:
+    """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do not."""
+    groups = drawn(llama, 3, 0, seed)
+    for name in ALGORITHMS:
+        whole, split = (flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24))
+        yield replace(same(name, "transformer: micro-batches of 24 tokens", split, whole, limit=1e-5), precision="float32")

@@ -1,0 +1,51 @@
+"""The whole of `laurel verify`: its parts in order, and the hunt for mutants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from laurel.verify.claims import claims
+from laurel.verify.finding import Finding, precision
+from laurel.verify.fixed import fixed
+from laurel.verify.identities import identities
+from laurel.verify.invariances import invariances
+from laurel.verify.mutants import MUTANTS, Verdict, hunt
+from laurel.verify.sampled import sampled_rows
+from laurel.verify.steps import steps
+
+PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {
+    "steps": ("single steps against a second implementation in plain Python", steps, (torch.float64, torch.float32)),
+    "expectations": ("the expected gradient, all groups listed, against theory", claims, (torch.float64, torch.float32)),
+    "fixed points": ("where the expected update ends", fixed, (torch.float64,)),
+    "invariances": ("what must not matter", invariances, (torch.float64, torch.float32)),
+    "identities": ("the oracle itself, KL estimators, credit, best-of-n, preferences", identities, (torch.float64,)),
+    "samples": ("a transformer, the sampler and the loop, by sampling", sampled_rows, (torch.float32,)),
+}
+"""part: (what it compares, its findings, the precisions it runs in)."""
+
+
+def run_part(name: str) -> Iterator[Finding]:
+    """The findings of one part, in every precision it has."""
+    _, checks, precisions = PARTS[name]
+    for dtype in precisions:
+        with precision(dtype):
+            yield from checks()
+
+
+def quick() -> Iterator[Finding]:
+    """What a mutant has to get past: every part but the fixed points, in float64, cheapest first; the sampler last."""
+    with precision(torch.float64):
+        yield from steps(batches=2)
+        yield from invariances()
+        yield from identities()
+        yield from claims()
+    with precision(torch.float32):
+        yield from sampled_rows(draws=8_000, batches=2)
+
+
+def hunt_all() -> Iterator[Verdict]:
+    """Every mutant against `quick`."""
+    for mutant in MUTANTS:
+        yield hunt(mutant, quick)

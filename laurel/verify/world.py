@@ -1,0 +1,235 @@
+"""A world where everything can be listed, and the training code at work in it.
+
+The policy is a table of logits behind the interface of a causal language model, so the library's own path from samples to a
+gradient (`pack`, `weigh`, `Policy.logp`, `update` with its micro-batches) runs unchanged. What the optimiser is handed is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.config import TrainConfig
+from laurel.core.metrics import Sums
+from laurel.core.sample import Group, Key, Sample
+from laurel.objective.unit import AGGREGATIONS
+from laurel.policy.model import Policy, Reference
+from laurel.tabular.language import Language
+from laurel.train import loop
+from laurel.train.algorithms import ALGORITHMS, bind, resolve
+from laurel.train.checkpoint import State
+from laurel.train.setup import Setup
+
+Drawn = tuple[int, tuple[int, ...]]
+"""A group: its prompt, and the completions of its samples as indices into the language."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Prompts with their logits, reference logits and rewards. Temperature is part of it: pi = softmax(logits / temperature)."""
+
+    language: Language
+    logits: Tensor
+    ref: Tensor
+    reward: Tensor
+    temperature: float = 0.8
+
+    @property
+    def pi(self) -> Tensor:
+        """Logits of the policy that samples: divided by the temperature, [X, S, V]."""
+        return self.logits / self.temperature
+
+    @property
+    def pi_ref(self) -> Tensor:
+        return self.ref / self.temperature
+
+
+def make_world(V: int = 3, H: int = 2, X: int = 2, *, seed: int = 0, binary: bool = False) -> World:
+    """A world with random logits and rewards (0 or 1 if `binary`), float64, the same for the same seed."""
+    generator, language = torch.Generator().manual_seed(seed), Language(V, H)
+    shape = (X, language.S, V)
+    logits, ref = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.6 for _ in range(2))
+    reward = torch.randn(X, language.N, generator=generator, dtype=torch.float64)
+    if binary:
+        reward = (torch.rand(X, language.N, generator=generator, dtype=torch.float64) < 0.45).double()
+        reward[:, 0], reward[:, -1] = 1.0, 0.0  # neither impossible nor certain
+    return World(language, logits, ref, reward)
+
+
+class TableLM(nn.Module):
+    """Logits looked up by prompt and prefix. A token id of at least V names the prompt; ids beyond those are filler before it."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, language: Language, logits_XSV: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(logits_XSV.detach().to(torch.get_default_dtype()).clone())
+        self.model = Prefixes(language, len(logits_XSV))
+        self.config = SimpleNamespace()
+
+    def get_output_embeddings(self) -> Any:
+        return self.read
+
+    def get_input_embeddings(self) -> Any:
+        return SimpleNamespace(weight=torch.empty(self.model.language.V + self.model.prompts, 1))
+
+    def read(self, state: Tensor) -> Tensor:
+        """States [..., 1] -> logits [..., V]."""
+        return self.table.flatten(0, 1)[state[..., 0].long()]
+
+    def forward(self, input_ids: Tensor, **keywords: Any) -> Any:
+        return SimpleNamespace(logits=self.read(self.model(input_ids, **keywords).last_hidden_state))
+
+
+class Prefixes(nn.Module):
+    """The body of a TableLM: after each token, the row of the table that predicts the next one, [N, L] -> [N, L, 1]."""
+
+    def __init__(self, language: Language, prompts: int) -> None:
+        super().__init__()
+        self.language, self.prompts = language, prompts
+        state = {prefix: s for s, prefix in enumerate(language.prefixes)}
+        self.next = torch.tensor([[state.get((*prefix, v), 0) for v in range(language.V)] for prefix in language.prefixes])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False) -> Any:
+        V, S = self.language.V, self.language.S
+        row_N = torch.zeros(len(input_ids), dtype=torch.long)
+        rows = []
+        for ids_N in input_ids.T:
+            prompt_N = (ids_N - V).clamp(0, self.prompts - 1)
+            inner_N = self.next[row_N % S, ids_N.clamp(max=V - 1)]
+            row_N = torch.where(ids_N >= V, prompt_N * S, row_N // S * S + inner_N)
+            rows.append(row_N)
+        return SimpleNamespace(last_hidden_state=torch.stack(rows, 1)[..., None].to(torch.get_default_dtype()))
+
+
+class Recorder:
+    """In the optimiser's place: keeps every gradient it is handed, and after the first one moves the parameter to `then`, if given."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], then: Tensor | None = None) -> None:
+        self.parameters, self.then = list(parameters), then
+        self.param_groups: list[dict[str, Any]] = [{}]
+        self.gradients: list[list[Tensor]] = []
+
+    def step(self) -> None:
+        self.gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters])
+        if self.then is not None:
+            self.parameters[0].data.copy_(self.then)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
+    """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL unless asked."""
+    base = {"max_grad_norm": 0.0, "logging_steps": 1 << 30, "learning_rate": 1.0}
+    return resolve(name, TrainConfig(**base | options))
+
+
+def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor | None = None, **options: Any) -> Setup:
+    """What the loop needs for algorithm `name` on a table of logits [X, S, V]. `then`: where a first optimiser step leads."""
+    given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
+    if ALGORITHMS[name].source == "policy":
+        given |= {"temperature": world.temperature, "max_completion_length": world.language.H}
+    tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
+    policy, frozen = (Policy(TableLM(world.language, logits), tokenizer) for logits in (table, ref))
+    return setup_of(name, policy, Reference(frozen, adapters_off=False), Recorder([policy.model.table], then), **given | options)
+
+
+def setup_of(name: str, policy: Policy, reference: Reference, optimizer: Any, **options: Any) -> Setup:
+    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read."""
+    config = options_for(name, options)
+    objective, unit = bind(ALGORITHMS[name].objective, config), bind(AGGREGATIONS[config.loss_aggregation], config)
+    used = reference if config.reference == "start" else None
+    empty: Any = None
+    return Setup(name, ALGORITHMS[name], config, [], [], empty, empty, empty, policy, used, optimizer, objective, unit, [])
+
+
+def as_groups(world: World, drawn: Sequence[Drawn], *, rewards: Sequence[Sequence[float | None]], table: Tensor, **how: Any) -> list[Group]:
+    """Groups as the sampler would have left them, with exact log-probabilities. `table` [X, S, V] is indexed by the group's prompt."""
+    logp_XNT = world.language.token_logp(table / world.temperature)
+    return [
+        Group(f"p{at}", {}, tuple(as_sample(world, x, n, g, at, logp_XNT, **how) for g, n in enumerate(members)), rewards=tuple(told))
+        for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True))
+    ]
+
+
+def as_sample(world: World, x: int, n: int, g: int, at: int, logp_XNT: Tensor, *, supervised: bool = False, filler: int = 0) -> Sample:
+    """Completion n of prompt x as a sample; `filler` tokens stand before the prompt."""
+    language, ids = world.language, world.language.completions[n]
+    return Sample(
+        key=Key("verify", "", f"p{at}", g, 0),
+        prompt_ids=(*[language.V + len(logp_XNT)] * filler, language.V + x),
+        completion_ids=ids,
+        logps=tuple(logp_XNT[x, n, : len(ids)].tolist()),
+        loss_mask=(True,) * len(ids),
+        temperature=1.0 if supervised else world.temperature,
+        finish="eos" if ids[-1] == language.eos else "length",
+        text="", turns=(),
+    )  # fmt: skip
+
+
+def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
+    """What one step of the loop hands to the optimiser, as a direction of ascent: [X, S, V]. With `then`, of its second pass."""
+    state = State(step=1, running_mean=running_mean)
+    batch = loop.weigh(setup, state, groups, Sums())
+    loop.update(setup, state, batch, Sums())
+    return ascent_of(setup)[0]
+
+
+def ascent_of(setup: Setup) -> list[Tensor]:
+    """The last gradient that the optimiser was handed, parameter by parameter, upwards; zeros where the loop found nothing to learn."""
+    recorder: Any = setup.optimizer
+    complete = len(recorder.gradients) == (setup.config.num_iterations or 1)
+    return [-g for g in recorder.gradients[-1]] if complete else [torch.zeros_like(p) for p in recorder.parameters]
+
+
+def every_group(world: World, G: int, p_XN: Tensor) -> Iterator[tuple[Drawn, float]]:
+    """Every ordered group of G completions of every prompt, with its probability; prompts are equally likely."""
+    X, N = p_XN.shape
+    p = p_XN.tolist()
+    for x in range(X):
+        for members in product(range(N), repeat=G):
+            chance = 1.0 / X
+            for n in members:
+                chance *= p[x][n]
+            yield (x, members), chance
+
+
+def expected_gradient(
+    world: World, name: str, G: int, *, old: Tensor | None = None, running_mean: float = 0.0, only_informative: bool = False, **options: Any
+) -> Tensor:
+    """E over all groups of the gradient of one step on one prompt: [X, S, V], exact. `old`: logits of the policy that sampled.
+
+    only_informative: given that the rewards of the group differ, which is what dynamic sampling waits for.
+
+    One call of the loop for all groups: each becomes a prompt of its own with its own copy of the table, so their gradients
+    stay apart and are weighted by probability afterwards. That needs a unit that is a row, so that the denominator is known.
+    """
+    sampled_from = world.logits if old is None else old
+    cases = list(every_group(world, G, world.language.logp(sampled_from / world.temperature).exp()))
+    if only_informative:
+        cases = given_informative(world, cases)
+    which = torch.tensor([x for (x, _), _ in cases])
+    chance = torch.tensor([c for _, c in cases])
+    drawn = [(at, members) for at, ((_, members), _) in enumerate(cases)]
+    rewards = [[float(world.reward[x, n]) for n in members] for (x, members), _ in cases]
+    then = None if old is None else world.logits[which]
+    setup = build(world, name, sampled_from[which], world.ref[which], then=then, num_generations=G, **options)
+    assert setup.config.loss_aggregation in ("seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const")
+    groups = as_groups(world, drawn, rewards=rewards, table=sampled_from[which])
+    each_CSV = gradient(setup, groups, running_mean=running_mean) * len(cases)
+    return torch.zeros_like(world.logits, dtype=each_CSV.dtype).index_add(0, which, each_CSV * chance[:, None, None])
+
+
+def given_informative(world: World, cases: list[tuple[Drawn, float]]) -> list[tuple[Drawn, float]]:
+    """The groups whose rewards differ, with their probabilities given that, prompt by prompt (each prompt keeps its share)."""
+    kept = [((x, members), chance) for (x, members), chance in cases if len({float(world.reward[x, n]) for n in members}) > 1]
+    mass = [sum(chance for (x, _), chance in kept if x == which) for which in range(len(world.reward))]
+    return [((x, members), chance / mass[x] / len(mass)) for (x, members), chance in kept]
