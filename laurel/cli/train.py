@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     def resolved(config: TrainConfig) -> TrainConfig:
-        from laurel.train.algorithms import resolve
+        from laurel.train.options import resolve
 
         return resolve(check_algorithm(args.algorithm), config)
 
@@ -53,7 +53,8 @@ def check_algorithm(name: str | None) -> str:
 def help_text(algorithm: str | None) -> str:
     """Without an algorithm: the table, and every option. With one: what it is, the options that apply and their defaults in this row."""
     from laurel.cli.options import add_options
-    from laurel.train.algorithms import ALGORITHMS, defaults
+    from laurel.train.algorithms import ALGORITHMS
+    from laurel.train.options import defaults
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
         return argparse.ArgumentParser(

@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from laurel.core.errors import UsageError, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
-Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const"]
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const", "comparison_mean"]
 ALGORITHM_NAMES = (
     "sft", "reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft",
+    "dpo", "cdpo", "robust_dpo", "ipo", "simpo", "orpo", "dpop", "kto", "online_dpo", "rrhf",
+    "ppo", "reward", "reward_kwise", "reward_pl", "orm", "prm",
 )  # fmt: skip
 """The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
 
@@ -129,7 +131,31 @@ class TrainConfig(BaseModel):
     epsilon: float | None = option(None, "clip: the ratio's lower bound is 1 - epsilon", gt=0)
     epsilon_high: float | None = option(None, "clip: the upper bound is 1 + epsilon_high; cispo: the absolute cap", gt=0)
     delta: float | None = option(None, "dual clip: the loss of a negative advantage is at most delta times its size; 0: off", ge=0)
-    beta: float | None = option(None, "coefficient of the KL to the reference", ge=0)
+    beta: float | None = option(None, "coefficient of the KL to the reference; of preferences: the scale of a margin", ge=0)
+    label_smoothing: float | None = option(None, "share of preference labels taken to be wrong", ge=0, lt=0.5)
+    # critic
+    gamma: float | None = option(None, "discount of later rewards; 1: none", gt=0, le=1)
+    lam: float | None = option(None, "GAE: how far an advantage looks beyond the critic's next word; 1: to the end", ge=0, le=1)
+    vf_coef: float | None = option(None, "coefficient of the critic's squared error", ge=0)
+    cliprange_value: float | None = option(None, "how far the critic may move from what it said when the row was sampled; 0: any", ge=0)
+    critic: Literal["own", "shared"] | None = option(None, "a body of its own, or a second head on the policy's")
+    critic_model: str | None = option(None, "a trained reward model to start the critic from; default: the policy's body and a head of 0")
+    critic_warmup_steps: int | None = option(None, "first steps that train the critic alone", ge=0)
+    missing_eos_penalty: float | None = option(None, "taken from the reward of a completion that was cut off at its limit", ge=0)
+    normalize_rewards: bool | None = option(None, "rewards minus their historical mean, over their historical spread")
+    reward_clip: float | None = option(None, "with normalize_rewards: bounds of the result; 0: none", ge=0)
+    kl_target: float | None = option(None, "KL in nats per completion that beta is steered to; 0: beta is fixed", ge=0)
+    kl_horizon: int | None = option(None, "samples over which the steering of beta works", ge=1)
+
+    # preferences
+    center_rewards_coefficient: float | None = option(None, "reward: pulls the two scores of a pair towards opposite signs", ge=0)
+    use_margin: bool | None = option(None, "reward: ask for at least the row's `margin`, where it has one")
+    rpo_alpha: float | None = option(None, "coefficient of the chosen answer's likelihood per token, beside a preference objective", ge=0)
+    simpo_gamma: float | None = option(None, "the margin, in units of beta times a log-probability per token, that must be exceeded", ge=0)
+    dpop_lambda: float | None = option(None, "how much a chosen answer that became less likely counts against the margin", ge=0)
+    desirable_weight: float | None = option(None, "weight of answers labelled good", ge=0)
+    undesirable_weight: float | None = option(None, "weight of answers labelled bad", ge=0)
+    nll_weight: float | None = option(None, "rrhf: weight of the best response's likelihood", ge=0)
     kl_placement: Literal["reward", "loss"] | None = option(None, "KL as part of the reward, or as a term of the loss")
     kl_estimator: Literal["k1", "k2", "k3", "exact"] | None = option(
         None, "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the vocabulary"

@@ -68,6 +68,7 @@ class Meaning:
     high: float | None = None
 
 
+JUDGED = "what the run prints at its end: the same with intervals, beside trivial baselines"
 LOOK = "read samples.jsonl: what do the completions say, and why were they scored so?"
 SPEED = "token_budget and prompts_per_step: larger batches keep the machine busy"
 
@@ -231,6 +232,85 @@ CATALOGUE: dict[str, Meaning] = {
         "nats per token",
         "falls",
         "learning_rate; `laurel data show --tokens`: is the right span supervised?",
+    ),
+    "accuracy": Meaning(
+        "of a scorer in training: share of comparisons, last tokens or steps judged right",
+        "share",
+        "rises above .5 (or the share of the commonest class)",
+        "at .5 for ever: learning_rate, swapped columns, answers cut off by max_length",
+    ),
+    "accuracy/tokens": Meaning("orm: share of tokens whose score has the sign of the outcome", "share", "below accuracy, rises", JUDGED),
+    "margin": Meaning(
+        "score of the better answer minus that of the worse, averaged over pairs",
+        "score",
+        "rises, then levels off",
+        "still rising at accuracy 1 is over-fitting: fewer steps, label_smoothing",
+    ),
+    "score/mean": Meaning("mean score of the answers compared", "score", "anything: only differences mean something", JUDGED),
+    "recall/wrong": Meaning("share of the wrong steps that are judged wrong", "share", "rises; 0 is the majority class talking", JUDGED),
+    "recall/neutral": Meaning("share of the neutral steps that are judged neutral", "share", "rises", JUDGED),
+    "recall/right": Meaning("share of the right steps that are judged right", "share", "high from the start if most are right", JUDGED),
+    "value/mean": Meaning("what the critic says of the states that tokens were chosen in", "reward", "follows value/target", LOOK),
+    "value/target": Meaning("what came of them: the returns the critic is to predict", "reward", "rises with the reward", LOOK),
+    "value/target_square": Meaning(
+        "mean square of the returns; with the others it gives the explained variance", "reward^2", "finite", LOOK
+    ),
+    "value/error": Meaning("returns minus values", "reward", "near 0", "far from 0: vf_coef, learning_rate, critic_warmup_steps"),
+    "value/error_square": Meaning(
+        "squared error of the critic", "reward^2", "falls well below the spread of the returns", "critic_warmup_steps, critic_model"
+    ),
+    "clip_ratio/value": Meaning(
+        "share of tokens where the critic's step was clipped away", "share", "small", "cliprange_value is in units of the reward"
+    ),
+    "beta": Meaning("the coefficient of KL where it is steered", "-", "settles", "kl_target, kl_horizon"),
+    "rewards/chosen": Meaning(
+        "implied reward of preferred (or good) answers, beta (log pi - log ref); rows without a reference: beta log pi",
+        "reward",
+        "0 at the first step, then near or above 0",
+        "logps/chosen; rpo_alpha or `dpop` where the chosen answers sink",
+    ),
+    "rewards/rejected": Meaning(
+        "implied reward of rejected (or bad) answers",
+        "reward",
+        "0 at the first step, then falls, by tens at most",
+        "learning_rate and beta: is the policy pushed far from its reference?",
+    ),
+    "rewards/margins": Meaning(
+        "rewards/chosen - rewards/rejected, averaged over pairs",
+        "reward",
+        "0 at the first step, rises, then levels off",
+        "still rising at accuracy 1 is over-fitting: fewer steps, a larger beta, `ipo`",
+    ),
+    "rewards/accuracies": Meaning(
+        "share of pairs whose chosen answer has the larger implied reward; a tie counts half",
+        "share",
+        ".5 at the first step, then rises; .6 to .8 on people's preferences",
+        "1 within a few steps: do length or format give the answer away? .5 for ever: learning_rate, swapped columns",
+    ),
+    "logps/chosen": Meaning(
+        "log-probability of preferred (or good) answers, summed over tokens",
+        "nats per answer",
+        "level or rising",
+        "falling: only the margin grows, and probability goes to answers that nobody compared; rpo_alpha, `dpop`, `orpo`",
+    ),
+    "logps/rejected": Meaning(
+        "log-probability of rejected (or bad) answers, summed over tokens",
+        "nats per answer",
+        "falls, but not without end",
+        "as rewards/rejected; in hundreds: learning_rate",
+    ),
+    "eval/margin": Meaning("the margin of scores on held-out rows", "score", "moves like margin", JUDGED),
+    "eval/score/*": Meaning("the mean score on held-out rows", "score", "anything", JUDGED),
+    "eval/recall/*": Meaning("recall of one class of steps on held-out rows", "share", "moves like recall/...", JUDGED),
+    "eval/accuracy/*": Meaning("orm: accuracy per token on held-out rows", "share", "moves like accuracy/tokens", JUDGED),
+    "eval/rewards/*": Meaning(
+        "rewards/chosen, rejected, margins or accuracies on held-out rows, dropout off",
+        "as without eval/",
+        "moves like the metric of the training rows",
+        "accuracies far below the training rows': over-fitting, or near-copies among the training prompts",
+    ),
+    "eval/logps/*": Meaning(
+        "logps/chosen or rejected on held-out rows", "nats per answer", "chosen level or rising, rejected falls", "logps/chosen"
     ),
     "supervised_tokens": Meaning(
         "tokens trained on in this step", "tokens", "above 0", "train_on, max_length: is everything masked or cut?", low=1.0

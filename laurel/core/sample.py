@@ -95,7 +95,9 @@ class Batch:
     start_N, length_N int64: where the completion begins in its row, and how many tokens it has.
     loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to `length_N`.
     logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the reference (zeros if none).
-    weight_NT float32: what multiplies the log-likelihood. temperature_N float32. group_N int64: which prompt.
+    weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen +1, rejected -1).
+    value_NT float32: what a critic said when the row was sampled. target_NT float32: what a head or an objective aims at (returns,
+    labels, a margin). Zeros where nobody does. temperature_N float32. group_N int64: which prompt.
     """
 
     ids_NL: Tensor
@@ -106,6 +108,8 @@ class Batch:
     logp_old_NT: Tensor
     logp_ref_NT: Tensor
     weight_NT: Tensor
+    value_NT: Tensor
+    target_NT: Tensor
     temperature_N: Tensor
     group_N: Tensor
     keys: tuple[Key, ...]
@@ -138,19 +142,25 @@ class Batch:
         }
         return Batch(**columns, keys=tuple(self.keys[i] for i in index))
 
-    def split(self, token_budget: int) -> Iterator[Batch]:
-        """Micro-batches of similar length with at most `token_budget` padded tokens each (a longer row goes alone).
+    def split(self, token_budget: int, *, whole_groups: bool = False) -> Iterator[Batch]:
+        """Micro-batches of similar length with at most `token_budget` padded tokens each (a longer row or group goes alone).
 
-        Every row appears once; the order is by length, then by position, so it depends on nothing else.
+        Every row appears once; the order is by length, then by position, so it depends on nothing else. whole_groups: the rows
+        of a group stay together, in their order.
         """
         ends_N: Any = self.start_N + self.length_N
         size: list[int] = ends_N.tolist()
-        order = sorted(range(len(self)), key=lambda row: (-size[row], row))
-        chunk: list[int] = []
-        for row in order:
-            if chunk and size[chunk[0]] * (len(chunk) + 1) > token_budget:
+        groups: Any = self.group_N
+        units: dict[int, list[int]] = {}
+        for row, group in enumerate(groups.tolist() if whole_groups else range(len(self))):
+            units.setdefault(group, []).append(row)
+        longest = {unit: max(size[row] for row in rows) for unit, rows in units.items()}
+        chunk, width = list[int](), 0
+        for unit in sorted(units, key=lambda unit: (-longest[unit], units[unit][0])):
+            if chunk and width * (len(chunk) + len(units[unit])) > token_budget:
                 yield self.rows(chunk)
                 chunk = []
-            chunk.append(row)
+            width = width if chunk else longest[unit]
+            chunk += units[unit]
         if chunk:
             yield self.rows(chunk)

@@ -38,7 +38,7 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "preference": (("prompt", "chosen", "rejected"),),
     "label": (("prompt", "completion", "label"),),
     "steps": (("prompt", "completions", "labels"),),
-    "ranking": (("prompt", "responses", "ranks"),),
+    "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
 OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "input", "problem", "context", "user"),
@@ -190,7 +190,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "margin": ("a number", _number),
     "label": ("true or false", lambda value: isinstance(value, bool)),
     "completions": ("a list of texts", _list_of(_text)),
-    "labels": ("a list of true or false", _list_of(lambda value: isinstance(value, bool))),
+    "labels": ("a list of true, false, -1, 0 or 1", _list_of(lambda value: value in (-1, 0, 1))),
     "responses": ("a list of texts or of lists of messages", _list_of(_spoken)),
     "ranks": ("a list of numbers", _list_of(_number)),
 }

@@ -40,6 +40,13 @@ def ifeval(columns: Columns) -> Columns | None:
     return {"task": "ifeval", **columns}
 
 
+def rated_steps(columns: Columns) -> Columns | None:
+    """PRM800K, decoded (arXiv:2305.20050): `problem`, `steps` and `ratings` -> prompt, completions and labels; all three stay."""
+    if not {"problem", "steps", "ratings"} <= columns.keys():
+        return None
+    return {"prompt": columns["problem"], "completions": columns["steps"], "labels": columns["ratings"], **columns}
+
+
 def question_answer(columns: Columns) -> Columns | None:
     """`question` (and `answer`) -> prompt (and completion); both stay. Answers ending in "#### number" get the task `gsm8k`."""
     if "prompt" in columns or not isinstance(columns.get("question"), str) or columns.keys() & {"messages", "text", "chosen"}:
@@ -103,6 +110,7 @@ def without_nulls(columns: Columns) -> Columns | None:
 SHAPES: tuple[Callable[[Columns], Columns | None], ...] = (
     sharegpt,
     human_eval,
+    rated_steps,
     ifeval,
     question_answer,
     alpaca,

@@ -14,6 +14,7 @@ from laurel.core.sample import Batch
 from laurel.objective.kl import k3
 from laurel.objective.policy import clip, detached_ratio, sequence_ratio
 from laurel.objective.ratio import log_ratio, same_shape, sequence_log_ratio
+from laurel.objective.unit import by_group
 
 Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""
@@ -65,6 +66,24 @@ def sequence_clip_fractions(logp_NT: Tensor, batch: Batch, *, epsilon: float, ep
 def cap_fractions(logp_NT: Tensor, batch: Batch, *, epsilon_high: float) -> dict[str, Pair]:
     """`clip_ratio/high` for `detached_ratio`: the share of trained tokens whose ratio is above the cap and is taken as the cap."""
     return {"clip_ratio/high": masked_sum(log_ratio(logp_NT.detach(), batch).exp() > epsilon_high, batch.loss_mask_NT)}
+
+
+def preference_metrics(logp_NT: Tensor, batch: Batch, *, beta: float) -> dict[str, Pair]:
+    """What a preference objective does to both sides. rewards: beta (lp - ref) of a row, the reward that the policy implies.
+
+    `rewards/chosen`, `rewards/rejected`, `logps/chosen`, `logps/rejected` are means over rows graded above and below 0;
+    `rewards/margins` and `rewards/accuracies` over groups that have both (a margin within 1e-5 of 0 counts half, as at the start).
+    """
+    grade_N, lp_N = batch.weight_NT[:, 0], torch.where(batch.loss_mask_NT, logp_NT.detach(), 0).sum(1)
+    reward_N = beta * (lp_N - torch.where(batch.loss_mask_NT, batch.logp_ref_NT, 0).sum(1))
+    found: dict[str, Pair] = {}
+    for side, of_N in (("chosen", grade_N > 0), ("rejected", grade_N < 0)):
+        found[f"rewards/{side}"] = (reward_N[of_N].sum(), of_N.sum())
+        found[f"logps/{side}"] = (lp_N[of_N].sum(), of_N.sum())
+    both_P = (by_group((grade_N > 0).double(), batch) > 0) & (by_group((grade_N < 0).double(), batch) > 0)
+    margin_P = by_group(grade_N * reward_N, batch)[both_P]
+    right_P = (margin_P > 1e-5).double() + (margin_P.abs() <= 1e-5).double() / 2
+    return found | {"rewards/margins": (margin_P.sum(), both_P.sum()), "rewards/accuracies": (right_P.sum(), both_P.sum())}
 
 
 def outside(ratio_NT: Tensor, batch: Batch, epsilon: float, epsilon_high: float | None) -> dict[str, Pair]:

@@ -10,6 +10,7 @@ gradient. Per-token values [1, 1] and [2, 2, 2, 2] of two rows, limit 8, give
     seq_mean_token_sum    (2 + 8) / 2          5            the gradient of a mean over rows, no length bias (REINFORCE, RLOO)
     token_sum_over_const  (2 + 8) / (2 * 8)    0.625        the same over a constant length (Dr. GRPO)
 
+and where a value belongs to a comparison of rows, not to a token, `comparison_mean` is the mean over comparisons (DPO, RRHF).
 A row without a trained token counts nowhere.
 """
 
@@ -27,9 +28,9 @@ from laurel.core.sample import Batch
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What each token's value is multiplied by ([N, T], 0 where it is not trained), and the number of units (int64 scalar)."""
+    """What each value is multiplied by, and the number of units (int64 scalar). Values and weights: [N, T], or [P] for comparisons."""
 
-    weight_NT: Tensor
+    weight: Tensor
     count: Tensor
 
 
@@ -56,6 +57,19 @@ def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch) * max_completion_length)
 
 
+def comparison_mean(batch: Batch) -> Unit:
+    """A unit is a comparison: the samples of one group. One whose weights are all 0, or that has no trained token, compares nothing."""
+    compares_N = (batch.loss_mask_NT & (batch.weight_NT != 0)).any(1)
+    compares_P = by_group(compares_N.to(batch.weight_NT.dtype), batch) > 0
+    return Unit(compares_P.to(batch.weight_NT.dtype), compares_P.sum())
+
+
+def by_group(x_N: Tensor, batch: Batch) -> Tensor:
+    """The sum of x over the rows of each group, groups in ascending order: [N] -> [P]."""
+    groups, where_N = batch.group_N.unique(return_inverse=True)
+    return torch.zeros(len(groups), dtype=x_N.dtype, device=x_N.device).index_add(0, where_N, x_N)
+
+
 def rows(batch: Batch) -> Tensor:
     """The number of rows with a trained token."""
     return batch.loss_mask_NT.any(1).sum()
@@ -66,14 +80,15 @@ AGGREGATIONS: dict[str, Callable[..., Unit]] = {
     "seq_mean_token_mean": seq_mean_token_mean,
     "seq_mean_token_sum": seq_mean_token_sum,
     "token_sum_over_const": token_sum_over_const,
+    "comparison_mean": comparison_mean,
 }
 
 
-def reduce_loss(values_NT: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
+def reduce_loss(values: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
     """sum(weight * value) / total, a scalar. `values` may belong to a part of the step; `total` counts the units of all of it.
 
     A value whose weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the loss nor the gradient.
     total = 0 gives NaN, not 0: an empty step is not a perfect one.
     """
-    assert values_NT.shape == unit.weight_NT.shape, (values_NT.shape, unit.weight_NT.shape)
-    return torch.where(unit.weight_NT != 0, values_NT * unit.weight_NT, 0.0).sum() / total
+    assert values.shape == unit.weight.shape, (values.shape, unit.weight.shape)
+    return torch.where(unit.weight != 0, values * unit.weight, 0.0).sum() / total

@@ -17,6 +17,8 @@ HEADLINES: tuple[tuple[str, str, Literal["up", "down"]], ...] = (
     ("reward", "Reward", "up"),
     ("eval/nll", "Held-out loss per token", "down"),
     ("nll", "Loss per supervised token", "down"),
+    ("eval/rewards/accuracies", "Share of held-out pairs ranked rightly", "up"),
+    ("rewards/accuracies", "Share of pairs ranked rightly", "up"),
 )
 ENOUGH = 3  # values on each side that an interval of the change needs at least
 COLLAPSED = 0.1  # of the entropy at the start
@@ -122,8 +124,9 @@ def change(story: Story, name: str, title: str, better: Literal["up", "down"]) -
 
 
 def changes(story: Story) -> list[Change]:
-    """The headline metrics this run has, most telling first."""
-    found = (change(story, *row) for row in HEADLINES)
+    """The headline metrics this run has, most telling first. Of preferences not nll: it holds the rejected answers, too."""
+    compares = "logps/chosen" in story.series
+    found = (change(story, *row) for row in HEADLINES if not (compares and row[0].endswith("nll")))
     return [item for item in found if item is not None]
 
 
@@ -136,6 +139,7 @@ def findings(story: Story) -> list[Finding]:
         *_entropy(story),
         *_duplicates(story),
         *_length(story),
+        *_displacement(story),
         *_state(story),
     ]
     return sorted(found, key=lambda finding: ("bad", "warn", "note").index(finding.level))
@@ -235,6 +239,19 @@ def _length(story: Story) -> list[Finding]:
     return [
         Finding("warn", "Completions changed their length.", text, "does the reward, on purpose or not, pay for length? read the samples")
     ]
+
+
+def _displacement(story: Story) -> list[Finding]:
+    """Chosen answers become less likely though they are told apart as well as ever, or better: only the margin is maximised."""
+    chosen, right = change(story, "logps/chosen", "", "up"), change(story, "rewards/accuracies", "", "up")
+    if chosen is None or right is None or chosen.kind != "bad" or right.kind not in ("flat", "good"):
+        return []
+    text = (
+        f"The log-probability of chosen answers fell from {show(chosen.before)} to {show(chosen.after)}, while the share of pairs ranked"
+        f" rightly went from {show(right.before)} to {show(right.after)}: only the margin is maximised. Some other answers gain."
+    )
+    level: Literal["warn", "note"] = "warn" if right.kind == "flat" else "note"
+    return [Finding(level, "Chosen answers become less likely.", text, explain("logps/chosen").check)]
 
 
 def _state(story: Story) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""From a name to a reward: built-in verifiers, `module.function`, `path/to/file.py:function`, or a callable as it is."""
+"""From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` (a trained scorer), or a callable."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     if name in VERIFIERS or name.startswith("format:"):
         verifier = load_verifier(name)
         return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))
+    if name.startswith("model:"):
+        from laurel.reward.learned import parse  # brings torch and transformers: only where a scorer is asked for
+
+        return _checked(scorer := parse(name), function_name(scorer), columns)
     path, separator, attribute = name.rpartition(":")
     if separator and path.endswith(".py"):
         module = load_file(path, f"reward `{name}`")
@@ -63,7 +67,7 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         path, _, attribute = name.rpartition(".")
         module = _load_module(path, name)
     else:
-        fix = nearest(name, VERIFIERS) or "A name, module.function or path/to/file.py:function."
+        fix = nearest(name, VERIFIERS) or "A name, module.function, path/to/file.py:function or model:FOLDER."
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
     function = getattr(module, attribute, None)
     if not callable(function):

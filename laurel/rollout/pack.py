@@ -12,7 +12,7 @@ from laurel.weight.token import place_reward
 
 
 def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
-    """Groups -> Batch of N rows, group after group, padded on the right. Weights and reference log-probabilities are zero yet.
+    """Groups -> Batch of N rows, group after group, padded on the right. Weights, values, targets and log ref are zero yet.
 
     Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the length limit, keep their
     place but lose their loss mask: they are neither trained on nor counted.
@@ -39,6 +39,8 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
         logp_old_NT=logp_old_NT,
         logp_ref_NT=torch.zeros_like(logp_old_NT),
         weight_NT=torch.zeros_like(logp_old_NT),
+        value_NT=torch.zeros_like(logp_old_NT),
+        target_NT=torch.zeros_like(logp_old_NT),
         temperature_N=torch.tensor([s.temperature for s in samples]),
         group_N=torch.tensor([g for g, group in enumerate(groups) for _ in group.samples]),
         keys=tuple(s.key for s in samples),

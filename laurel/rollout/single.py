@@ -1,14 +1,13 @@
-"""x ~ policy, one turn: every prompt answered num_generations times; and x ~ data: the row's own answer as a sample."""
+"""x ~ policy, one turn: every prompt answered num_generations times."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.policy.chat import Supervised, encode_prompt, encode_supervised
+from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample, sample_seed
 
@@ -62,39 +61,3 @@ def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
             )
         groups.append(Group(row.id, row.columns, tuple(samples)))
     return groups
-
-
-def demonstrations(
-    policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None
-) -> list[Group]:
-    """x ~ data: one group per row, holding the row itself as a sample with reward 1.
-
-    The completion starts at the first supervised token, so nothing before it costs anything in the head.
-    """
-    groups = []
-    for row in rows:
-        encoded = encode_supervised(policy.tokenizer, row.columns, train_on=train_on, max_length=max_length)
-        groups.append(Group(row.id, row.columns, (as_sample(encoded, Key(run, row.where, row.id, 0, step)),), rewards=(1.0,)))
-    return groups
-
-
-def as_sample(encoded: Supervised, key: Key) -> Sample:
-    """A supervised row as a Sample: ids up to the first target are the prompt. A row without a target is an error."""
-    first = next((i for i, on in enumerate(encoded.mask) if on and i > 0), None)
-    if first is None:
-        raise UsageError(
-            "no token of this row is supervised.", where=key.source,
-            fix="Its answer is empty, or lies behind max_length: raise max_length or drop the row.",
-        )  # fmt: skip
-    ids = encoded.ids[first:]
-    return Sample(
-        key=key,
-        prompt_ids=tuple(encoded.ids[:first]),
-        completion_ids=tuple(ids),
-        logps=(0.0,) * len(ids),
-        loss_mask=tuple(encoded.mask[first:]),
-        temperature=1.0,
-        finish="eos",
-        text=encoded.text,
-        turns=(Message(role="assistant", content=encoded.text),),
-    )

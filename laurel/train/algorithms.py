@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig
-from laurel.core.errors import UsageError, nearest
-from laurel.objective.kl import check_kl
+from laurel.objective import preference, reward
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
+from laurel.objective.value import value_loss
+from laurel.train.aim import kl_point, labels, margins
 from laurel.weight import group as weight
+from laurel.weight.advantage import gae
 from laurel.weight.token import whitened_return
 
 
 @dataclass(frozen=True)
+class Term:
+    """One more term of the loss: `objective`, which brings its own coefficient as an option, reduced over `unit`."""
+
+    objective: Callable[..., Any]
+    unit: str
+
+
+@dataclass(frozen=True)
 class Algorithm:
-    """x from `source`, R -> A by `weigh` (one weight per sample, or with credit="token" per token), L = `objective`.
+    """x from `source`, R -> A by `weigh` (one weight per sample, or per token with credit="token" or "critic"), L = `objective`.
 
     `defaults` are this row's values of options; every other default stands in the signature of the function that uses it.
-    `compares` says that the weights of a group's samples depend on each other, so a group needs two.
+    `compares` says that the weights of a group's samples depend on each other, so a group needs two. `aim` fills the batch's
+    targets from the policy as it is now; `terms` are added to the loss; `without` are options of its source that make no sense here.
+    source: rows of data as they are (data), as preference
+    pairs, as answers labelled good or bad, as rankings, outcomes or steps to be scored, or samples of the policy. `head`: how many
+    numbers a scorer's head gives (0: a language model is trained); `measure` are its metrics.
     """
 
     about: str
-    source: Literal["data", "policy"]
+    source: Literal["data", "pairs", "labels", "rankings", "outcomes", "steps", "policy"]
     weigh: Callable[..., Any]
     objective: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    credit: Literal["sample", "token"] = "sample"
+    credit: Literal["sample", "token", "critic"] = "sample"
     compares: bool = False
+    terms: tuple[Term, ...] = ()
+    without: tuple[str, ...] = ()
+    aim: Callable[..., Any] | None = None
+    head: int = 0
+    measure: Callable[..., Any] | None = None
 
+
+PAIRS = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6, "reference": "start"}
+UNREFERENCED = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6}
+SCORES: dict[str, Any] = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-5}
+NLL = (Term(preference.chosen_nll, "comparison_mean"),)
 
 ALGORITHMS: dict[str, Algorithm] = {
     "sft": Algorithm(
@@ -78,101 +100,52 @@ ALGORITHMS: dict[str, Algorithm] = {
         "rejection sampling: imitate the best of each group", "policy", weight.selected, likelihood,
         {"loss_aggregation": "token_mean"},
     ),
+    "dpo": Algorithm("the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, terms=NLL),
+    "cdpo": Algorithm(
+        "DPO for labels that may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, terms=NLL
+    ),
+    "robust_dpo": Algorithm("DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, terms=NLL),
+    "ipo": Algorithm("a margin with a target: bounded even for certain preferences", "pairs", weight.raw, preference.ipo, PAIRS, terms=NLL),
+    "simpo": Algorithm("per-token margin without a reference", "pairs", weight.raw, preference.simpo, UNREFERENCED, terms=NLL),
+    "orpo": Algorithm("likelihood plus an odds ratio, without a reference", "pairs", weight.raw, preference.orpo, UNREFERENCED),
+    "dpop": Algorithm("DPO that pays when the chosen answer falls", "pairs", weight.raw, preference.dpop, PAIRS, terms=NLL),
+    "kto": Algorithm("answers labelled good or bad, no pairs", "labels", weight.raw, preference.kto, PAIRS, aim=kl_point),
+    "online_dpo": Algorithm(
+        "DPO on the policy's own best and worst, judged by a reward", "policy", weight.best_and_worst, preference.dpo,
+        {**PAIRS, "num_generations": 2}, compares=True, terms=NLL, without=("kl_placement", "kl_estimator", "entropy_coef"),
+    ),
+    "rrhf": Algorithm(
+        "rank responses by length-normalised log-probability", "policy", weight.raw, preference.rrhf,
+        {"loss_aggregation": "comparison_mean", "num_generations": 4}, compares=True,
+        without=("beta", "reference", "kl_placement", "kl_estimator", "entropy_coef"),
+    ),
+    "ppo": Algorithm(
+        "a critic says what each token was worth (GAE); clipped ratio, clipped values", "policy", gae, clip,
+        {
+            "loss_aggregation": "token_mean", "num_generations": 1, "num_iterations": 2, "kl_placement": "reward", "beta": 0.05,
+            "critic": "own", "critic_model": None, "critic_warmup_steps": 0, "missing_eos_penalty": 1.0,
+            "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000,
+        },
+        credit="critic", terms=(Term(value_loss, "token_mean"),),
+    ),
+    "reward": Algorithm(
+        "a reward model from preference pairs (Bradley-Terry)", "rankings", weight.raw, reward.bradley_terry, SCORES,
+        aim=margins, head=1, measure=reward.comparison_metrics,
+    ),
+    "reward_kwise": Algorithm(
+        "a reward model from rankings of K answers, each prompt counting once", "rankings", weight.raw, reward.k_wise, SCORES,
+        head=1, measure=reward.comparison_metrics,
+    ),
+    "reward_pl": Algorithm(
+        "a reward model from rankings, best first (Plackett-Luce)", "rankings", weight.raw, reward.plackett_luce, SCORES,
+        head=1, measure=reward.comparison_metrics,
+    ),
+    "orm": Algorithm(
+        "outcome reward model: will this answer end well, at every token", "outcomes", weight.raw, reward.outcome,
+        {**SCORES, "loss_aggregation": "token_mean"}, aim=labels, head=1, measure=reward.outcome_metrics,
+    ),
+    "prm": Algorithm(
+        "process reward model: each step wrong, neutral or right", "steps", weight.raw, reward.process,
+        {**SCORES, "loss_aggregation": "token_mean"}, aim=labels, head=3, measure=reward.process_metrics,
+    ),
 }  # fmt: skip
-
-# What every row with this source understands, and the default where a row does not give its own.
-SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
-    "data": {"train_on": None, "max_length": 1024},
-    "policy": {
-        "learning_rate": 1e-5, "num_generations": 8, "max_completion_length": 256, "temperature": 1.0, "stop": [], "num_iterations": 1,
-        "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
-        "beta": 0.0, "reference": None, "kl_placement": "loss", "kl_estimator": None, "entropy_coef": 0.0,
-        "dynamic_sampling": False, "max_resamples": 3,
-        "mask_truncated_completions": False, "overlong_buffer": 0,
-    },
-}  # fmt: skip
-SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
-
-
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a weight or objective: its keyword-only parameters, with their defaults."""
-    found = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED}
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """Every option that belongs to this algorithm and not to all, with its default."""
-    row = ALGORITHMS[name]
-    own = {**SOURCE_OPTIONS[row.source], **parameters(row.weigh), **parameters(row.objective), **row.defaults}
-    if own.get("kl_placement") is not None and own.get("kl_estimator") is None and row.source == "policy":
-        own["kl_estimator"] = "k1" if own["kl_placement"] == "reward" else "k3"
-    return own
-
-
-def resolve(name: str, config: TrainConfig) -> TrainConfig:
-    """The configuration with this algorithm's defaults filled in. Options that do not apply, or contradict, are refused."""
-    if name not in ALGORITHMS:
-        raise UsageError(f"unknown algorithm `{name}`.", fix=nearest(name, ALGORITHMS))
-    row, own = ALGORITHMS[name], defaults(name)
-    somewhere = set().union(*(defaults(other) for other in ALGORITHMS))
-    for option in sorted(somewhere - set(own)):
-        if getattr(config, option) is not None:
-            users = [other for other in ALGORITHM_NAMES if option in defaults(other)]
-            raise UsageError(f"option `{option}` does not apply to `{name}`.", fix=f"It belongs to: {', '.join(users)}.")
-    given = {option: value for option in own if (value := getattr(config, option)) is not None}
-    if "kl_placement" in given and "kl_estimator" not in given:
-        given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
-    resolved = config.model_copy(update={**own, **given})
-    if row.source == "policy" and resolved.env is None:
-        resolved = resolved.model_copy(update={"max_turns": None})
-    if row.source == "data" and resolved.loss_aggregation == "token_sum_over_const":
-        what = "`token_sum_over_const` divides by max_completion_length, which supervised data has not."
-        raise UsageError(what, where="loss_aggregation")
-    if config.max_turns is not None and config.env is None:
-        raise UsageError("max_turns belongs to an environment.", where="max_turns", fix="Name one with env, or leave it out.")
-    if config.stop_at is not None and not config.eval_steps:
-        raise UsageError("stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps.")
-    if row.source == "policy":
-        if resolved.reference is None:
-            resolved = resolved.model_copy(update={"reference": "start" if resolved.beta > 0 else "none"})
-        check_sampling(name, resolved)
-    return resolved
-
-
-def check_sampling(name: str, config: TrainConfig) -> None:
-    """Contradictions that would train wrongly, or not at all, are errors now."""
-    if ALGORITHMS[name].compares and config.num_generations < 2:
-        raise UsageError(f"`{name}` compares the samples of a prompt: num_generations must be at least 2.", where="num_generations")
-    if not config.temperature > 0:
-        raise UsageError(
-            "training samples need a temperature above 0.", where="temperature", fix="Greedy decoding belongs to `laurel eval`."
-        )
-    if config.top_p < 1 or config.top_k > 0:
-        raise UsageError(
-            "truncated sampling is refused in training: the tokens left out make every importance ratio wrong.",
-            where="top_p" if config.top_p < 1 else "top_k", fix="Lower the temperature, or truncate in `laurel sample` and `laurel eval`.",
-        )  # fmt: skip
-    if not config.disable_dropout:
-        raise UsageError("dropout must be off: the sampler has none, so the ratio would not start at 1.", where="disable_dropout")
-    if config.beta > 0:
-        check_kl(config.kl_placement, config.kl_estimator)
-        if config.reference == "none":
-            raise UsageError("beta > 0 needs a reference.", where="reference", fix="Set reference=start, or beta=0.")
-    if 0 < (config.delta or 0) <= 1:
-        raise UsageError("dual clip needs delta > 1 (or 0: off).", where="delta")
-    if ALGORITHMS[name].objective is detached_ratio and config.epsilon_high < 1:
-        raise UsageError("here epsilon_high caps the ratio itself: below 1 it would shrink every token's weight.", where="epsilon_high")
-    if ALGORITHMS[name].objective is sequence_ratio and config.loss_aggregation != "seq_mean_token_mean":
-        raise UsageError("one ratio per sequence is one value per sequence.", where="loss_aggregation", fix="Use seq_mean_token_mean.")
-    if config.overlong_buffer >= config.max_completion_length:
-        raise UsageError("overlong_buffer must be smaller than max_completion_length.", where="overlong_buffer")
-    if config.reward_weights is not None and len(config.reward_weights) != len(config.rewards or [""]):
-        raise UsageError("reward_weights and rewards differ in length.", where="reward_weights")
-
-
-def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
-    """`function` with its options taken by name from the configuration, and what the loop supplies."""
-    takes = inspect.signature(function).parameters
-    options = {option: getattr(config, option) for option in parameters(function)}
-    options.update({option: value for option, value in supplied.items() if option in takes})
-    return lambda *tensors: function(*tensors, **options)

@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
-from laurel.policy.model import Policy
+
+Parameters = dict[str, torch.nn.Parameter]
 
 
 @dataclass
 class State:
     """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample, step): there is no generator to save.
 
-    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running baseline.
+    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running baseline. beta: the coefficient of KL
+    where it is steered. moments: count, mean and sum of squares of all rewards so far.
     reference: the hash of the frozen reference ("" without one).
     """
 
@@ -28,16 +30,20 @@ class State:
     cursor: int = 0
     running_mean: float = 0.0
     reference: str = ""
+    beta: float = 0.0
+    moments: tuple[int, float, float] = (0, 0.0, 0.0)
 
 
-def save_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, state: State, *, keep: int
+) -> Path:
     """Write `folder/step-N`: files first, then the manifest of their hashes, then one rename. Older ones are dropped after."""
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in policy.trainable().items()}, temporary / "weights.safetensors")
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, temporary / "weights.safetensors")
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps({**asdict(state), "template": policy.template}))
+    (temporary / "state.json").write_text(json.dumps({**asdict(state), "template": template}))
     manifest = {file.name: digest(file) for file in sorted(temporary.iterdir())}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in temporary.iterdir():
@@ -75,24 +81,26 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: str) -> State:
+def load_checkpoint(checkpoint: Path, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, reference: str) -> State:
     """Put weights and optimiser back bit by bit. A different reference or chat template than at the start is an error."""
     saved = json.loads((checkpoint / "state.json").read_text())
-    for what, now in [("reference", reference), ("template", policy.template)]:
+    for what, now in [("reference", reference), ("template", template)]:
         if saved[what] != now:
             raise LaurelError(
                 f"the {what} is not the one this run started with.", where=str(checkpoint),
                 fix="The model folder has changed since: put the old one back, or start a new output_dir.",
             )  # fmt: skip
-    weights, parameters = load_file(checkpoint / "weights.safetensors"), policy.trainable()
+    weights = load_file(checkpoint / "weights.safetensors")
     if weights.keys() != parameters.keys():
         raise LaurelError("the checkpoint holds other parameters than the model.", where=str(checkpoint), fix="Was use_peft changed?")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location=policy.device))
+    optimizer.load_state_dict(
+        torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location=next(iter(parameters.values())).device)
+    )
     del saved["template"]
-    return State(**saved)
+    return State(**saved | {"moments": tuple(saved["moments"])})
 
 
 def digest(file: Path) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch
-from laurel.policy.chat import encode_supervised
 from laurel.rollout.episode import play
+from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
+from laurel.train.critic import memory
 from laurel.weight.group import predicted_uninformative
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     """Show what will be trained on; then prove on a few prompts that ratio = 1 and reference = policy before the first step."""
     for note in setup.notes:
         progress.say(note)
+    progress.say(memory(setup))
     if setup.learns_from_data:
         progress.say(supervised_view(setup))
         return
@@ -68,10 +70,12 @@ def forecast(setup: Setup, reward_PG: Tensor) -> str:
 def supervised_view(setup: Setup) -> str:
     """The first row as the model sees it, supervised spans between « and »."""
     tokenizer, row = setup.policy.tokenizer, setup.rows[0]
-    encoded = encode_supervised(tokenizer, row.columns, train_on=setup.config.train_on, max_length=setup.config.max_length)
-    runs = groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1])
-    parts = [(on, tokenizer.decode([token for token, _ in pairs])) for on, pairs in runs]
-    return "supervised between « »: " + "".join(f"«{text}»" if on else text for on, text in parts)
+    shown = []
+    for encoded in encodings(setup.policy, row, train_on=setup.config.train_on, max_length=setup.config.max_length):
+        runs = groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1])
+        parts = [(on, tokenizer.decode([token for token, _ in pairs])) for on, pairs in runs]
+        shown.append("".join(f"«{text}»" if on else text for on, text in parts))
+    return "supervised between « »: " + " against ".join(shown)
 
 
 def same_policy(gap_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:

@@ -9,11 +9,15 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.data.source import Row
+from laurel.objective.metrics import preference_metrics
 from laurel.policy.chat import encode_supervised
 from laurel.rollout.episode import play
+from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, demonstrations, rollout
+from laurel.rollout.single import Draw, rollout
 from laurel.train import parallel
+from laurel.train.record import add_scores
+from laurel.train.reference import with_reference
 
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
@@ -56,11 +60,28 @@ def longest_completion(setup: Setup, rows: Sequence[Row]) -> int:
 
 @torch.no_grad()
 def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
-    """eval/nll: minus log-likelihood per supervised token of the rows, in nats, dropout off."""
+    """eval/nll: minus log-likelihood per supervised token of the rows, in nats, dropout off.
+
+    Of preferences eval/rewards/... and eval/logps/... instead, of scorers their own metrics.
+    """
     config, policy = setup.config, setup.policy
     policy.model.eval()
+    rows = rows[: len(rows) - (len(rows) % 64 == 1 and setup.row.source == "labels")]  # an answer alone has no other to stand beside
     for i in range(0, len(rows), 64):
-        groups = demonstrations(policy, rows[i : i + 64], run="eval", step=step, train_on=config.train_on, max_length=config.max_length)
-        for micro in pack(groups).to(policy.device).split(config.token_budget):
-            logp = policy.logp(micro).logp[micro.loss_mask_NT]
-            sums.add("eval/nll", float(-logp.sum()), len(logp))
+        given = GIVEN[setup.row.source]
+        groups = given(policy, rows[i : i + 64], run="eval", step=step, train_on=config.train_on, max_length=config.max_length)
+        batch = pack(groups)
+        grade_N = torch.tensor([r for group in groups for r in group.rewards], dtype=batch.weight_NT.dtype)
+        batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
+        batch = setup.row.aim(setup, batch, groups) if setup.row.head and setup.row.aim else batch
+        for micro in batch.to(policy.device).split(config.token_budget, whole_groups=setup.by_comparison):
+            if setup.row.head:
+                add_scores(setup, {"": policy.scores(micro)}, micro, sums, "eval/")
+                continue
+            micro = with_reference(setup, micro) if setup.reference else micro
+            logp_NT = policy.logp(micro).logp
+            if not setup.by_comparison:
+                sums.add("eval/nll", float(-logp_NT[micro.loss_mask_NT].sum()), int(micro.loss_mask_NT.sum()))
+            else:
+                for name, (total, count) in preference_metrics(logp_NT, micro, beta=config.beta or 1.0).items():
+                    sums.add(f"eval/{name}", float(total), float(count))

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -20,18 +21,23 @@ from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.policy.sampler import sample_seed
 from laurel.rollout.episode import play
+from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
-from laurel.rollout.single import Draw, demonstrations, rollout
+from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
-from laurel.train.algorithms import bind
 from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.critic import steer, watch, with_values
 from laurel.train.evaluate import evaluate
 from laurel.train.optimizer import learning_rate, optimizer_step
+from laurel.train.options import bind
 from laurel.train.progress import Progress
 from laurel.train.record import record_samples, record_time, record_update, reward_metrics
+from laurel.train.reference import with_reference
+from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
+from laurel.weight.token import whiten
 
 
 class Interrupted(LaurelError):
@@ -59,6 +65,10 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
                 raise Interrupted(f"stopped at step {state.step}; everything is saved.", fix="Continue with --resume true.")
         save(setup, state)
         if parallel.rank() == 0:
+            if setup.row.head and setup.held:
+                verdict = held_out_report(setup)
+                progress.say("\n".join(verdict))
+                setup.run.note({"held_out": verdict})
             setup.policy.save(setup.run.model)
             setup.run.close()
     return setup.run
@@ -117,7 +127,7 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
         return []
     config, policy, run = setup.config, setup.policy, setup.run.id
     if setup.learns_from_data:
-        return demonstrations(policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
+        return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
     draw = Draw(run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop))
     began = time.perf_counter()
     groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
@@ -137,11 +147,19 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     if config.overlong_buffer:
         shaped = overlong(batch.length_N, max_completion_length=config.max_completion_length, overlong_buffer=config.overlong_buffer)
         reward_PG = reward_PG + shaped.view_as(reward_PG)
+    if setup.by_comparison:  # an answer that is not trained on is nobody's comparison
+        reward_PG = reward_PG.masked_fill(~batch.loss_mask_NT.any(1).view_as(reward_PG), float("nan"))
     if setup.measures_kl(state.step + 1):
         batch = with_reference(setup, batch)
-    kl_coef = config.beta if config.kl_placement == "reward" else 0.0
+    reward_PG = steer(setup, state, groups, batch, reward_PG)
+    kl_coef = (state.beta if config.kl_target else config.beta) if config.kl_placement == "reward" else 0.0
     chosen = bind(row.weigh, config, running_mean=state.running_mean)
-    if row.credit == "token":
+    if row.credit == "critic":
+        batch = with_values(setup, batch)
+        advantage_NT, target_NT = chosen(token_rewards(batch, reward_PG, kl_coef), batch.value_NT.double(), batch.loss_mask_NT)
+        weight_NT = parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)
+        batch = batch.replace(target_NT=target_NT.to(batch.target_NT.dtype))
+    elif row.credit == "token":
         weight_NT = parallel.jointly(chosen, token_rewards(batch, reward_PG, kl_coef), batch.loss_mask_NT)
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
@@ -149,41 +167,38 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     if not setup.learns_from_data:
         good = informative(reward_PG)
         sums.add("informative_fraction", int(good.sum()), len(good))
-    return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous()).to(setup.policy.device)
-
-
-def with_reference(setup: Setup, batch: Batch) -> Batch:
-    """The batch with log ref of its tokens, computed in micro-batches and joined by key."""
-    rows = {key: n for n, key in enumerate(batch.keys)}
-    logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
-    for micro in batch.split(setup.config.token_budget):
-        logp = setup.reference.logp(micro.to(setup.policy.device)).cpu()
-        logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
-    return batch.replace(logp_ref_NT=logp_ref_NT)
+    batch = batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
+    return (setup.row.aim(setup, batch, groups) if setup.row.aim else batch).to(setup.policy.device)
 
 
 def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches."""
     config, policy, began = setup.config, setup.policy, time.perf_counter()
-    parameters = policy.trainable()
+    parameters = setup.trainable()
     policy.model.train(not config.disable_dropout)
-    total = parallel.everywhere(setup.unit(batch).count)
+    terms = setup.terms()
+    totals = [parallel.everywhere(unit(batch).count) for _, _, unit in terms]
     batch = with_signal(setup, batch)
     if not parallel.everywhere(torch.tensor(len(batch))):
         sums.total("zero_signal", parallel.rank() == 0)
         return
     for iteration in range(config.num_iterations or 1):
         gaps: list[torch.Tensor] = []
-        for micro in batch.split(config.token_budget):
-            stats = policy.logp(micro, entropy="grad" if config.entropy_coef else "value")
-            values = setup.objective(stats.logp, micro) + penalties(setup, micro, stats)
-            loss = reduce_loss(values, setup.unit(micro), total)
+        for micro in batch.split(config.token_budget, whole_groups=setup.by_comparison):
+            seen, stats = look(setup, micro)
+            values = [objective(seen[reads], micro) for reads, objective, _ in terms]
+            values[0] = values[0] + penalties(setup, micro, stats)
+            if state.step <= (config.critic_warmup_steps or 0):
+                values[0] = values[0].detach()
+            parts = zip(terms, values, totals, strict=True)
+            loss = torch.stack([reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]).sum()
             checks.finite(loss, micro, state.step)
             loss.backward()
             sums.add("loss", float(loss.detach()), 0)
-            record_update(setup, micro, stats, state.step, sums)
-            gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
-        if iteration == 0 and gaps and not setup.learns_from_data:
+            record_update(setup, micro, seen, stats, state.step, sums)
+            if not setup.learns_from_data:
+                gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
+        if iteration == 0 and gaps:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
         sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
@@ -191,13 +206,25 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     sums.total("seconds/update", time.perf_counter() - began)
 
 
+def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
+    """What the row's objectives are functions of: log-probabilities of the policy, or what a scorer's head says."""
+    if setup.row.head:
+        return {reads: setup.policy.scores(micro) for reads, _, _ in setup.terms()}, None
+    stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
+    return {"logp_NT": stats.logp, **({"value_NT": setup.critic.values(micro)} if setup.critic else {})}, stats
+
+
 def with_signal(setup: Setup, batch: Batch) -> Batch:
-    """The rows that can move the policy. A row whose weights are all zero adds exactly nothing, unless KL or entropy is in the loss.
+    """The rows that can move anything. A row whose weights are all zero adds exactly nothing, unless KL, entropy or a critic's error
+    is in the loss; a comparison without two sides adds nothing.
 
     They were counted in the denominator before; leaving them out of the forward and backward pass changes no gradient.
     """
     config = setup.config
-    if not setup.learns_from_data and ((config.beta > 0 and config.kl_placement == "loss") or config.entropy_coef > 0):
+    if setup.by_comparison:
+        moves_N = setup.unit(batch).weight[batch.group_N.unique(return_inverse=True)[1]] != 0
+        return batch.rows(moves_N.nonzero()[:, 0].tolist())
+    if setup.critic is not None or (config.beta and config.kl_placement == "loss") or config.entropy_coef:
         return batch
     moves_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
     return batch.rows(moves_N.nonzero()[:, 0].tolist())
@@ -208,11 +235,11 @@ def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
     config, terms = setup.config, 0.0
     if setup.learns_from_data:
         return terms
-    if config.beta > 0 and config.kl_placement == "loss":
+    if config.beta and config.kl_placement == "loss":
         exact = config.kl_estimator == "exact"
         kl_NT = setup.policy.kl(micro, setup.reference) if exact else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
         terms = terms + config.beta * kl_NT
-    return terms - config.entropy_coef * stats.entropy if config.entropy_coef > 0 else terms
+    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
 
 
 def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> bool:
@@ -222,10 +249,14 @@ def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress
     if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
         sums.merge(evaluate(setup, state.step))
     record_time(sums, started)
+    if config.kl_target:
+        sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
     done = config.stop_at is not None and means.get("eval/accuracy", 0.0) >= config.stop_at
     if parallel.rank() == 0:
         progress.advance(state.step, means)
+        for line in watch(setup, means):
+            progress.say(line)
         if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
             setup.run.log(state.step, means)
     if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps and not done:
@@ -244,8 +275,12 @@ def merged(parts: Sequence[Sums]) -> Sums:
 
 def save(setup: Setup, state: State) -> None:
     """A checkpoint of this moment (rank 0 writes; all hold the same weights)."""
+    if setup.remembered is not None:
+        setup.remembered.save()
     if parallel.rank() == 0:
-        save_checkpoint(setup.run.checkpoints, setup.policy, setup.optimizer, state, keep=setup.config.save_total_limit)
+        save_checkpoint(
+            setup.run.checkpoints, setup.policy.template, setup.trainable(), setup.optimizer, state, keep=setup.config.save_total_limit
+        )
 
 
 class StopFlag:

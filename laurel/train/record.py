@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
-from laurel.objective.metrics import CLIPPED, approx_kl, kl_metrics, ratio_max, ratio_metrics
+from laurel.objective.metrics import CLIPPED, approx_kl, kl_metrics, preference_metrics, ratio_max, ratio_metrics
+from laurel.objective.value import value_metrics
 from laurel.policy.logprob import TokenStats
 from laurel.reward.mixture import metrics as mixture_metrics
 from laurel.rollout.pack import reward_matrix
-from laurel.train.algorithms import bind
+from laurel.train.options import bind
 from laurel.train.setup import Setup
 from laurel.weight.group import informative
 
@@ -50,14 +51,26 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
 
 
 @torch.no_grad()
-def record_update(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
+def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: TokenStats | None, step: int, sums: Sums) -> None:
     """Token-level quantities of one micro-batch, weighted by what they are means of."""
-    mask, logp = micro.loss_mask_NT, stats.logp.detach()
+    mask = micro.loss_mask_NT
     count = int(mask.sum())
     sums.add("padding_share", int((~micro.attention_NL).sum()), micro.attention_NL.numel())
+    if stats is None:
+        add_scores(setup, seen, micro, sums)
+        sums.total("supervised_tokens", count)
+        return
+    logp = stats.logp.detach()
     sums.add("entropy", float(stats.entropy[mask].sum()), count)
+    if setup.critic is not None:
+        for name, (total, number) in value_metrics(seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value).items():
+            sums.add(name, float(total), float(number))
+    if setup.by_comparison:
+        for name, (total, number) in preference_metrics(logp, micro, beta=setup.config.beta or 1.0).items():
+            sums.add(name, float(total), float(number))
     if setup.learns_from_data:
-        sums.add("nll", float(-logp[mask].sum()), count)
+        if not setup.by_comparison:  # of pairs it would mix chosen and rejected
+            sums.add("nll", float(-logp[mask].sum()), count)
         sums.total("supervised_tokens", count)
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
@@ -68,6 +81,13 @@ def record_update(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums
     for name, (total, number) in pairs.items():
         sums.add(name, float(total), float(number))
     sums.peak("ratio/max", float(ratio_max(logp, micro)))
+
+
+def add_scores(setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = "") -> None:
+    """The scorer's own metrics."""
+    for score in seen.values():
+        for name, (total, number) in setup.row.measure(score, micro).items():
+            sums.add(prefix + name, float(total), float(number))
 
 
 def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,15 +16,26 @@ from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS
-from laurel.policy.chat import encode_prompt, encode_supervised
+from laurel.policy.chat import encode_prompt
+from laurel.policy.critic import Critic, own_critic, shared_critic
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
+from laurel.policy.scorer import Scorer, load_scorer
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.episode import load_env
+from laurel.rollout.given import encodings
 from laurel.train import parallel
-from laurel.train.algorithms import ALGORITHMS, Algorithm, bind, resolve
+from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.optimizer import make_optimizer
+from laurel.train.options import bind, reads, resolve
+from laurel.train.reference import Remembered
 from laurel.train.starter import STARTERS, build_starter
+
+USES = {
+    "data": "sft", "pairs": "preference", "labels": "label", "rankings": "comparison", "outcomes": "label", "steps": "steps",
+    "policy": "rl",
+}  # fmt: skip
+"""source of a row of the table: what its rows of data must hold."""
 
 
 @dataclass
@@ -45,15 +56,33 @@ class Setup:
     objective: Callable
     unit: Callable
     notes: list[str]
+    remembered: Remembered | None = None
+    critic: Critic | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    alarmed: set[str] = field(default_factory=set)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Name -> parameter, of everything the optimiser moves: the policy, and the critic if there is one."""
+        return {**self.policy.trainable(), **(self.critic.trainable() if self.critic else {})}
 
     @property
     def learns_from_data(self) -> bool:
         """Supervised: samples are the data itself."""
-        return self.row.source == "data"
+        return self.row.source != "policy"
+
+    @property
+    def by_comparison(self) -> bool:
+        """The objective compares the rows of a group, so no micro-batch may part them."""
+        return self.config.loss_aggregation == "comparison_mean"
+
+    def terms(self) -> list[tuple[str, Callable, Callable]]:
+        """The loss: (what it reads, objective, unit) of the row itself, then of its further terms."""
+        further = [(reads(t.objective), bind(t.objective, self.config), bind(AGGREGATIONS[t.unit], self.config)) for t in self.row.terms]
+        return [(reads(self.row.objective), self.objective, self.unit), *further]
 
     def measures_kl(self, step: int) -> bool:
         """Does this step need log-probabilities of the reference? With beta > 0 always; else to report KL, when metrics are written."""
-        return self.reference is not None and (self.config.beta > 0 or step % self.config.logging_steps == 0)
+        return self.reference is not None and (bool(self.config.beta) or step % self.config.logging_steps == 0)
 
 
 def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
@@ -63,7 +92,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     parallel.join()
     if config.prompts_per_step < parallel.world_size():
         raise UsageError("fewer prompts per step than processes.", where="prompts_per_step")
-    rows, held = load_data(config, "sft" if row.source == "data" else "rl")
+    rows, held = load_data(config, USES[row.source])
     mixture = load_mixture(config, row.source, rows)
     make_env = load_env(config.env) if config.env else None
     if config.model not in STARTERS:
@@ -72,17 +101,32 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     torch.manual_seed(config.seed)
     if config.model in STARTERS:
         config = config.model_copy(update={"model": str(build_starter(config.model, config.dataset, config.seed))})
-    policy = load_policy(config)
+    policy: Any = load_head(config, row.head) if row.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    reference = make_reference(policy, config.reference) if row.source == "policy" else None
-    optimizer = make_optimizer(policy.trainable(), config)
+    reference = make_reference(policy, config.reference) if config.reference else None
+    critic = load_critic(config, policy) if row.credit == "critic" else None
+    optimizer = make_optimizer({**policy.trainable(), **(critic.trainable() if critic else {})}, config)
     rows, notes = fitting(policy, rows, config, row.source)
     held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
-    return setup, restore(setup) if config.resume else State(reference=reference.hash if reference else "")
+    setup.critic = critic
+    if row.source == "pairs" and reference is not None:
+        setup.remembered = Remembered(setup)
+    return setup, restore(setup) if config.resume else fresh(setup)
+
+
+def load_head(config: TrainConfig, outputs: int) -> Scorer:
+    """A language model's body under a head with so many outputs, or a trained scorer to go on with."""
+    for option in ("use_peft", "gradient_checkpointing"):
+        if getattr(config, option):
+            raise UsageError("a scorer is trained whole, without it.", where=option, fix="Leave it out.")
+    how = {"device": config.device, "dtype": config.dtype, "chat_template": config.chat_template, "seed": config.seed}
+    scorer = load_scorer(config.model, num_labels=outputs, **how)
+    scorer.card = replace(scorer.card, max_length=config.max_length)
+    return scorer
 
 
 def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture | None:
@@ -91,7 +135,7 @@ def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture |
         return load_rewards(
             config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
         )
-    verifiable = all("task" in row.columns and "prompt" in row.columns for row in rows)
+    verifiable = source == "data" and all("task" in row.columns and "prompt" in row.columns for row in rows)
     return load_rewards(None, None, rows) if verifiable and config.eval_steps else None
 
 
@@ -116,13 +160,13 @@ def load_data(config: TrainConfig, use: str) -> tuple[list[Row], list[Row]]:
     return split_rows(rows, held, config.seed) if held else (rows, [])
 
 
-def fitting(policy: Policy, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
+def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
     """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
     kept, reason = [], ""
     for row in rows:
-        if source == "data":
-            encoded = encode_supervised(policy.tokenizer, row.columns, train_on=config.train_on, max_length=config.max_length)
-            fits, reason = any(encoded.mask[1:]), f"no supervised token within max_length={config.max_length}"
+        if source != "policy":
+            encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
+            fits, reason = all(any(e.mask[1:]) for e in encoded), f"no supervised token within max_length={config.max_length}"
         else:
             fits = len(encode_prompt(policy.tokenizer, row.columns["prompt"])) <= config.max_prompt_length
             reason = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
@@ -134,14 +178,30 @@ def fitting(policy: Policy, rows: list[Row], config: TrainConfig, source: str) -
     return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
 
 
+def load_critic(config: TrainConfig, policy: Policy) -> Critic:
+    """The critic: its own body or the policy's, from a trained reward model or with a head that says 0."""
+    make = own_critic if config.critic == "own" else shared_critic
+    if config.critic_model is None:
+        return make(policy)
+    scorer = load_scorer(config.critic_model, num_labels=1, device=config.device, dtype=config.dtype)
+    return make(policy, scorer.model, mean=scorer.card.mean)
+
+
+def fresh(setup: Setup) -> State:
+    """Nothing done yet."""
+    return State(reference=setup.reference.hash if setup.reference else "", beta=setup.config.beta or 0.0)
+
+
 def restore(setup: Setup) -> State:
     """The state of the newest sound checkpoint; from the start if there is none. Files of the run are cut back to it."""
     checkpoint, damaged = newest_checkpoint(setup.run.checkpoints)
     setup.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)
     reference = setup.reference.hash if setup.reference else ""
-    state = load_checkpoint(checkpoint, setup.policy, setup.optimizer, reference) if checkpoint else State(reference=reference)
+    what = (setup.policy.template, setup.trainable(), setup.optimizer, reference)
+    state = load_checkpoint(checkpoint, *what) if checkpoint else fresh(setup)
     if parallel.rank() == 0:
         setup.run.truncate(state.step)
+        setup.history.extend(setup.run.metrics())
     setup.notes.append(f"resumed at step {state.step}" if checkpoint else "no checkpoint yet: starting from step 0")
     return state
 

@@ -27,6 +27,11 @@ def starter_config(dataset: str, *, seed: int, output_dir: str) -> TrainConfig:
     )  # fmt: skip
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $LAUREL_CACHE, else ~/.cache/laurel."""
+    return Path(os.environ.get("LAUREL_CACHE", Path.home() / ".cache" / "laurel"))
+
+
 def build_starter(kind: str, dataset: str, seed: int) -> Path:
     """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else ~/.cache/laurel).
 
@@ -40,7 +45,7 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
             f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model",
             fix="Give --model a folder or hub name.",
         )  # fmt: skip
-    cache = Path(os.environ.get("LAUREL_CACHE", Path.home() / ".cache" / "laurel"))
+    cache = cache_folder()
     folder = cache / (
         f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset.translate(str.maketrans(':=,', '---'))}"
     )

@@ -6,6 +6,7 @@ grad J is the gradient of E[R]. Where a row is biased, it is by exactly the fact
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from math import comb
 from statistics import fmean
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from laurel.tabular.language import best_of_n
 from laurel.verify.finding import Finding, apart, same
-from laurel.verify.world import World, as_groups, build, every_group, expected_gradient, gradient, make_world
+from laurel.verify.world import World, as_groups, ascent_of, build, every_group, expected_gradient, gradient, make_world, value_table
 from laurel.weight.group import EPS
 
 PER_ROW = {"loss_aggregation": "seq_mean_token_sum"}
@@ -112,14 +113,27 @@ def weighted(world: World) -> Iterator[Finding]:
             found = expected_gradient(world, name, G)
             yield same(name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length)
             yield apart(name, f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}", found, along(found, grad_p))
-    c_X = [group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)]
-    found = one_batch(BANDIT, "reinforce_pp", 3)
-    yield same(
-        "reinforce_pp",
-        "one prompt, n = 3, one token: c_n(p) grad p",
-        found,
-        ascent(BANDIT, BANDIT.reward) * torch.tensor(c_X)[:, None, None],
-    )
+    c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
+    for name, own in (("reinforce_pp", {}), ("ppo", {"beta": 0.0, "missing_eos_penalty": 0.0})):
+        found = one_batch(BANDIT, name, 3, **own)
+        yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, ascent(BANDIT, BANDIT.reward) * c_X[:, None, None])
+    yield from critic(world)
+
+
+def critic(world: World) -> Iterator[Finding]:
+    """PPO's critic with lambda = 1: each completion, weighted by its length, pulls V(s) to R; the mean is 0 at V of the policy."""
+    total, at_value = torch.zeros(world.ref.shape[:2]), torch.zeros(world.ref.shape[:2])
+    p, (_, V) = world.language.logp(world.pi).exp(), world.language.action_values(world.pi, world.reward)
+    exact = world.ref + (V - value_table(world.ref))[..., None] / world.language.V  # a reference whose critic says V
+    for x, n in product(range(len(p)), range(world.language.N)):
+        for ref, into in ((world.ref, total), (exact, at_value)):
+            own = {"lam": 1.0, "cliprange_value": 0.0, "beta": 0.0, "missing_eos_penalty": 0.0, "num_iterations": 1}
+            setup = build(world, "ppo", world.logits, ref, num_generations=1, **own)
+            gradient(setup, as_groups(world, [(x, (n,))], rewards=[[float(world.reward[x, n])]], table=world.logits))
+            into += float(p[x, n]) * int(world.language.length_N[n]) * ascent_of(setup)[1]
+    pull = world.language.visits(world.pi) * (V - value_table(world.ref))
+    yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
+    yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
 
 
 BANDIT = make_world(4, 1, seed=6, binary=True)

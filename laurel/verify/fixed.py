@@ -67,8 +67,9 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
     one_token = make_world(4, 1, seed=12)
     goal_1 = optimum(one_token.language.logp(one_token.pi_ref), one_token.reward, BETA)
     settled = replace(one_token, logits=one_token.language.logits_of(goal_1.exp()) * one_token.temperature)
-    found = one_batch(settled, "reinforce_pp", 2, beta=BETA)
-    yield same("reinforce_pp", "KL in the reward, one token: at pi* nothing moves", found, settled.logits * 0)
+    for name, own in (("reinforce_pp", {}), ("ppo", {"missing_eos_penalty": 0.0})):
+        found = one_batch(settled, name, 2, beta=BETA, **own)
+        yield same(name, "KL in the reward, one token: at pi* nothing moves", found, settled.logits * 0)
     start = replace(at_goal, logits=at_goal.logits + 0.2 * (world.logits - at_goal.logits))
     for name in ("grpo", "gspo"):
         end = follow(start, lambda w, name=name: expected_gradient(w, name, 2, **reward), 0.02, 1)

@@ -17,9 +17,10 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
 from laurel.train.setup import Setup
 from laurel.verify.finding import Finding, same
+from laurel.verify.steps import described, grades_of
 from laurel.verify.world import World, as_groups, ascent_of, build, expected_gradient, gradient, make_world
 
-COMPARES = ("rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft")
+COMPARES = ("rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft", "online_dpo", "rrhf")
 """Rows whose every step is the same when a constant is added to the rewards; the others only on average, or not at all."""
 
 
@@ -42,14 +43,18 @@ def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
     sampled = ALGORITHMS[name].source == "policy"
     table, then = (before, world.logits) if sampled else (world.logits, None)
     options: dict[str, Any] = {"num_generations": 4, "entropy_coef": 0.1, "beta": 0.2} if sampled else {}
-    rng = random.Random(name)
-    drawn = [(x, tuple(rng.sample(range(world.language.N), k=4 if sampled else 1))) for x in range(4)]
-    rewards = [[float(world.reward[x, n]) if sampled else 1.0 for n in members] for x, members in drawn]
+    if sampled and "entropy_coef" in ALGORITHMS[name].without:
+        options = {"num_generations": 4}
+    rng, grades, describe = random.Random(name), grades_of(name) or ((1.0,),) * 4, described(world, ALGORITHMS[name].source)
+    drawn = [(x, tuple(rng.sample(range(world.language.N), k=len(grades)))) for x in range(4)]
+    rewards = [
+        [float(world.reward[x, n]) if sampled else g[x % len(g)] for n, g in zip(members, grades, strict=True)] for x, members in drawn
+    ]
 
     def groups(order: Sequence[int] = range(4), turn: int = 0, added: float = 0.0, **how: Any) -> list[Group]:
         chosen = [(x, members[turn:] + members[:turn]) for x, members in (drawn[i] for i in order)]
         told = [[r + added for r in (rewards[i][turn:] + rewards[i][:turn])] for i in order]
-        return as_groups(world, chosen, rewards=told, table=table, supervised=not sampled, **how)
+        return as_groups(world, chosen, rewards=told, table=table, supervised=not sampled, describe=describe, **how)
 
     def run(of: list[Group], **more: Any) -> Tensor:
         return gradient(build(world, name, table, world.ref, then=then, **options | more), of)
@@ -61,7 +66,7 @@ def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
     dirty = joined(groups(), groups(order=(0,), filler=9))
     yield same(name, "rubbish in the padding", among_rubbish(build(world, name, table, world.ref, then=then, **options), dirty), whole)
     yield same(name, "prompts in another order", run(groups(order=(2, 0, 3, 1))), whole)
-    if sampled:
+    if len(grades) > 1:
         yield same(name, "samples of a group in another order", run(groups(turn=1)), whole)
     if name in COMPARES:
         yield same(name, "constant added to rewards: the same step", run(groups(added=5.0)), whole)

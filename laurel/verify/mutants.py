@@ -16,12 +16,12 @@ from typing import Any
 
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Batch
-from laurel.objective import kl, policy, ratio, unit
+from laurel.objective import kl, policy, preference, ratio, reward, unit, value
 from laurel.policy import logprob, model, sampler
 from laurel.rollout import pack
-from laurel.train import loop, optimizer
+from laurel.train import loop, optimizer, reference
 from laurel.verify.finding import Finding
-from laurel.weight import group, shape, token
+from laurel.weight import advantage, control, group, shape, token
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("the token mean counts padding", unit.token_mean, "batch.loss_mask_NT.sum()", "batch.loss_mask_NT.numel()"),
     ("rows without a trained token are counted", unit.rows, "batch.loss_mask_NT.any(1).sum()", "torch.tensor(len(batch))"),
     ("the constant length is the padded width", unit.token_sum_over_const, "* max_completion_length", "* batch.loss_mask_NT.shape[1]"),
-    ("each micro-batch divides by its own count", loop.update, "setup.unit(micro), total", "setup.unit(micro), setup.unit(micro).count"),
-    ("silent rows leave before they are counted", loop.update, "setup.unit(batch).count", "setup.unit(with_signal(setup, batch)).count"),
+    ("each micro-batch divides by its own count", loop.update, "unit(micro), total)", "unit(micro), unit(micro).count)"),
+    ("silent rows leave before they are counted", loop.update, "unit(batch).count", "unit(with_signal(setup, batch)).count"),
     ("rows with a negative weight are left out", loop.with_signal, "0.0) != 0)", "0.0) > 0)"),
-    ("the reference joins by position, not by key", loop.with_reference, "[rows[key] for key in micro.keys]", "list(range(len(micro)))"),
+    ("the reference joins by position, not by key", reference.computed, "[rows[key] for key in micro.keys]", "list(range(len(micro)))"),
     ("the last micro-batch is lost", Batch.split, "if chunk:", "if False:"),
     ("gradients of one pass stay for the next", optimizer.optimizer_step, "optimizer.zero_grad(set_to_none=True)", "pass"),
     ("the temperature is forgotten", logprob.token_logprobs, "wide(logits_MV) / temperature_M[:, None]", "wide(logits_MV)"),
@@ -93,6 +93,39 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("rewards of a group are read backwards", pack.reward_matrix, "for r in group.rewards]", "for r in group.rewards[::-1]]"),
     ("weights of a group's samples are exchanged", loop.weigh, "weight_PG.reshape(-1, 1)", "weight_PG.flip(1).reshape(-1, 1)"),
     ("equal rewards are not recognised", group.informative, "> 1e-9 * torch.maximum(high_P.abs(), low_P.abs())", "> -1"),
+    ("the margin adds both sides", preference.margin, "grade(batch) * log_ratios", "grade(batch).abs() * log_ratios"),
+    ("the margin forgets the reference", preference.log_ratios, "logp_NT - batch.logp_ref_NT", "logp_NT"),
+    ("the margin is a mean over tokens", preference.log_ratios, ".sum(1)", ".mean(1)"),
+    ("smoothing is not taken from the right side", preference.dpo, "(1 - label_smoothing) *", "(1 + label_smoothing) *"),
+    ("flips are added, not taken away", preference.robust_dpo, "softplus(-z_P) - label_smoothing", "softplus(-z_P) + label_smoothing"),
+    ("IPO's target is 1 / beta", preference.ipo, "1 / (2 * beta)", "1 / beta"),
+    ("SimPO sums over tokens", preference.simpo, "/ length(batch)", ""),
+    ("ORPO compares log-probabilities, not odds", preference.orpo, "mean_N - log1mexp(", "mean_N - 0 * log1mexp("),
+    ("DPOP rewards the fall", preference.dpop, "- dpop_lambda * fallen_P", "+ dpop_lambda * fallen_P"),
+    ("KTO's reference point is 0", preference.kto, "- batch.target_NT[:, 0]", ""),
+    ("KTO's weights are exchanged", preference.kto, "desirable_weight * (-away_N)", "undesirable_weight * (-away_N)"),
+    ("the ranking hinge is on the right order", preference.rrhf, "(p_N[:, None] - p_N)", "(p_N - p_N[:, None])"),
+    ("every equal best is imitated", preference.rrhf, "& ~equal_before_NN.any(1)", ""),
+    ("the chosen answer's likelihood is a sum", preference.chosen_nll, ".sum(1) / length(batch)", ".sum(1)"),
+    ("the pair is the first and the worst", group.best_and_worst, "-torch.inf).argmax(1", "-torch.inf).argmin(1"),
+    ("comparisons of nothing are counted", unit.comparison_mean, "compares_P.sum())", "torch.tensor(len(compares_P)))"),
+    ("micro-batches part a pair", loop.update, "whole_groups=setup.by_comparison", "whole_groups=False"),
+    ("the score is read one token early", reward.last_score, "batch.length_N - 1", "batch.length_N - 2"),
+    ("the margin is added to the gap", reward.bradley_terry, "h_P = h_P - by_group", "h_P = h_P + by_group"),
+    ("centring forgets the square", reward.bradley_terry, "* r_N, batch).square()", "* r_N, batch).abs()"),
+    ("a ranking counts all its pairs", reward.k_wise, "/ pairs_P.clamp(min=1)", ""),
+    ("the best is chosen among all, again and again", reward.plackett_luce, "better_NN | torch.eye", "better_NN | better_NN.T | torch.eye"),
+    ("the outcome is said the wrong way round", reward.outcome, "- batch.target_NT * s_NT", "- (1 - batch.target_NT) * s_NT"),
+    ("step labels are shifted by one class", reward.step_class, "+ 1).round()", "+ 2).round().clamp(max=2)"),
+    ("reliability is ignored", reward.reliability, "torch.where(least_P.isinf(), 0.0, least_P)", "torch.ones_like(least_P)"),
+    ("the value after the last token is not 0", advantage.gae, "value_NK[:, 1:], (0, 1))", "value_NK[:, 1:], (0, 1), value=1.0)"),
+    ("the advantage forgets the value of now", advantage.gae, "- value_NK", ""),
+    ("lambda discounts the rewards", advantage.gae, "gamma * next_NK", "gamma * lam * next_NK"),
+    ("returns are advantages", advantage.gae, "advantage_NT + value_NT, 0.0)", "advantage_NT, 0.0)"),
+    ("the critic's error is not squared", value.squares, ".square()", ".abs()"),
+    ("the missing end is rewarded", control.missing_eos, "reward_N - missing_eos_penalty", "reward_N + missing_eos_penalty"),
+    ("rows of no advantage teach the critic nothing", loop.with_signal, "setup.critic is not None or", ""),
+    ("advantages are not whitened", loop.weigh, "parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)", "advantage_NT"),
     ("the sampler forgets the temperature", sampler.draw, "(temperature or 1.0)", "1.0"),
     ("the sampler draws by the wrong uniform", sampler.draw, "uniform_N.to(total_NV.dtype)", "uniform_N.to(total_NV.dtype).square()"),
 )  # fmt: skip

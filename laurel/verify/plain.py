@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from laurel.verify.world import World
+from laurel.verify.plain_pairs import PUSH, Answer, pushes
+from laurel.verify.plain_scores import SCORED
+from laurel.verify.world import Describe, World, value_table
 
 EPS = 1e-4
 
@@ -29,6 +32,7 @@ class Row:
     logp: list[float]
     old: list[float]
     ref: list[float]
+    value: list[float]
     truncated: bool
     trained: bool = True
 
@@ -102,8 +106,8 @@ ADVANTAGE: dict[str, Callable[[Told], float]] = {
 def advantages(name: str, groups: Sequence[Sequence[Row]], o: Any, running_mean: float) -> list[list[list[float]]]:
     """One weight per token of every sample of every group. A sample that nobody could judge gets 0 and is nobody's comparison."""
     coef = o.beta if o.kl_placement == "reward" else 0.0
-    if name not in ADVANTAGE:
-        return whitened(groups, coef)
+    if name in BY_TOKEN:
+        return BY_TOKEN[name](groups, coef, o)
     told = [[None if r.reward is None else r.reward - coef * r.kl for r in g] for g in groups]
     batch = [v for g in told for v in g if v is not None]
     return [
@@ -115,14 +119,27 @@ def advantages(name: str, groups: Sequence[Sequence[Row]], o: Any, running_mean:
     ]
 
 
-def whitened(groups: Sequence[Sequence[Row]], coef: float) -> list[list[list[float]]]:
-    """REINFORCE++: the return that follows from each token on, standardised over the trained tokens of the batch."""
-    returns = {}
-    for g, group in enumerate(groups):
-        for i, r in enumerate(group):
-            if r.reward is not None:
-                k1 = [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
-                returns[g, i] = [r.reward - coef * sum(k1[t:]) for t in range(len(k1))]
+def returns_to_go(r: Row, coef: float, o: Any) -> list[float]:
+    """What follows from each token on: R at the end, less the KL of every token still to come."""
+    k1 = [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
+    return [(r.reward or 0.0) - coef * sum(k1[t:]) for t in range(len(k1))]
+
+
+def generalised(r: Row, coef: float, o: Any) -> list[float]:
+    """GAE, from the last token backwards: A_t = delta_t + gamma lam A_(t+1), delta_t = r_t + gamma V_(t+1) - V_t."""
+    k1 = [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
+    out, later = [0.0] * len(k1), 0.0
+    for t in reversed(range(len(k1))):
+        last = t == len(k1) - 1
+        reward = (r.reward or 0.0) * last - coef * k1[t]
+        later = reward + (0.0 if last else o.gamma * r.value[t + 1]) - r.value[t] + o.gamma * o.lam * later
+        out[t] = later
+    return out
+
+
+def whitened(of: Callable[[Row, float, Any], list[float]], groups: Sequence[Sequence[Row]], coef: float, o: Any) -> list[list[list[float]]]:
+    """A number per token, standardised over the trained tokens of the batch."""
+    returns = {(g, i): of(r, coef, o) for g, group in enumerate(groups) for i, r in enumerate(group) if r.reward is not None}
     pool = [v for (g, i), values in returns.items() if groups[g][i].trained for v in values]
     flat = len(pool) < 2 or max(pool) - min(pool) <= 1e-9 * max(map(abs, pool))
     mean, spread = (fmean(pool), stdev(pool)) if not flat else (0.0, 1.0)
@@ -133,6 +150,12 @@ def whitened(groups: Sequence[Sequence[Row]], coef: float) -> list[list[list[flo
         ]
         for g, group in enumerate(groups)
     ]
+
+
+BY_TOKEN: dict[str, Callable[..., list[list[list[float]]]]] = {
+    "reinforce_pp": partial(whitened, returns_to_go),
+    "ppo": partial(whitened, generalised),
+}
 
 
 def plain_likelihood(r: Row, weight: Sequence[float], o: Any) -> list[float]:
@@ -166,6 +189,7 @@ def capped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
 COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
     "sft": plain_likelihood, "reinforce": plain_likelihood, "reinforce_baseline": plain_likelihood, "rloo": plain_likelihood,
     "raft": plain_likelihood, "grpo": clipped, "dr_grpo": clipped, "dapo": clipped, "reinforce_pp": clipped,
+    "ppo": clipped,
     "gspo": whole_sequence, "cispo": capped,
 }  # fmt: skip
 """What multiplies grad log pi(x_t), token by token: the derivative of the row's objective at this ratio."""
@@ -182,11 +206,14 @@ def units(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
 
 def gradient(
     world: World, name: str, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any,
-    *, old: Tensor, running_mean: float = 0.0,
+    *, old: Tensor, running_mean: float = 0.0, describe: Describe | None = None,
 ) -> Tensor:  # fmt: skip
     """The direction of ascent [X, S, V] of one step on these groups: `o` are the resolved options, `old` the logits that sampled."""
+    if name in SCORED:
+        return from_scores(world, name, drawn, rewards, o, describe)
     T = 1.0 if o.temperature is None else world.temperature
     language, pi = world.language, world.logits / T
+    values = value_table(world.ref)
     table = [language.token_logp(logits / T).tolist() for logits in (world.logits, old, world.ref)]
     score = language.token_scores(pi)
     groups = []
@@ -195,11 +222,15 @@ def gradient(
         for n, reward in zip(members, told, strict=True):
             length = int(language.length_N[n])
             logp, before, ref = ([float(v) for v in t[x][n][:length]] for t in table)
+            value = [float(values[x, language.state_NT[n, t]]) for t in range(length)]
             cut = language.completions[n][-1] != language.eos
             if reward is not None and o.overlong_buffer:
                 reward += min(0.0, max(-1.0, (o.max_completion_length - o.overlong_buffer - length) / o.overlong_buffer))
-            group.append(Row(x, reward, logp, before, ref, cut, not (cut and o.mask_truncated_completions)))
+            reward = None if reward is None else reward - (o.missing_eos_penalty or 0.0) * cut
+            group.append(Row(x, reward, logp, before, ref, value, cut, not (cut and o.mask_truncated_completions)))
         groups.append(group)
+    if name in PUSH:
+        return from_comparisons(world, name, drawn, groups, o, score / T)
     weights = advantages(name, groups, o, running_mean)
     share, total = units([r for g in groups for r in g], o)
     out, at = torch.zeros_like(world.logits), 0
@@ -211,6 +242,38 @@ def gradient(
                     here = coefficient[t] * score[x, n, t] + penalties(world, x, n, t, r, o)
                     out[x] += share[at] / total / T * here
             at += 1
+    return out
+
+
+def from_scores(
+    world: World, name: str, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any,
+    describe: Describe | None,
+) -> Tensor:  # fmt: skip
+    """What pulls at the table of scores, cell by cell, divided by the number of units."""
+    language, out, units = world.language, torch.zeros_like(world.logits), 0
+    for (x, members), told in zip(drawn, rewards, strict=True):
+        cells = [[(int(language.state_NT[n, t]), int(language.token_NT[n, t])) for t in range(int(language.length_N[n]))] for n in members]
+        scores = [[float(world.logits[x, s, v]) for s, v in row] for row in cells]
+        pulls, count = SCORED[name](scores, [float(r or 0.0) for r in told], o, describe(x, members) if describe else {})
+        units += count
+        for row, pull in zip(cells, pulls, strict=True):
+            for (s, v), p in zip(row, pull, strict=True):
+                out[x, s, v] += p
+    return out / units
+
+
+def from_comparisons(
+    world: World, name: str, drawn: Sequence[tuple[int, Sequence[int]]], groups: Sequence[Sequence[Row]], o: Any, score: Tensor
+) -> Tensor:
+    """The mean over comparisons of push times grad lp, for every answer of each."""
+    answers = [
+        [(Answer(r.reward or 0.0, sum(r.logp), sum(r.ref), len(r.logp)), r.reward is not None and r.trained) for r in g] for g in groups
+    ]
+    push, count = pushes(name, answers, o)
+    out = torch.zeros_like(world.logits)
+    for (x, members), row in zip(drawn, push, strict=True):
+        for n, w in zip(members, row, strict=True):
+            out[x] += w / max(count, 1) * score[x, n].sum(0)
     return out
 
 

@@ -13,6 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
 from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, ensure_template
+from laurel.policy.critic import shared_critic
 from laurel.policy.model import Policy, Reference
 from laurel.policy.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
@@ -161,6 +162,8 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
     recorder = Recorder(list(llama.policy.trainable().values()))
     own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
     setup = setup_of(name, llama.policy, Reference(llama.policy, adapters_off=False), recorder, **own | options)
+    if ALGORITHMS[name].credit == "critic":
+        setup.critic = shared_critic(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
     return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
@@ -169,6 +172,6 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
 def splits(llama: Llama, seed: int) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do not."""
     groups = drawn(llama, 3, 0, seed)
-    for name in ALGORITHMS:
+    for name in [name for name, row in ALGORITHMS.items() if not row.head]:
         whole, split = (flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24))
         yield replace(same(name, "transformer: micro-batches of 24 tokens", split, whole, limit=1e-5), precision="float32")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from laurel.train.algorithms import ALGORITHMS, defaults
+from laurel.train.algorithms import ALGORITHMS
+from laurel.train.options import defaults
 from laurel.verify import plain
 from laurel.verify.finding import Finding, same
-from laurel.verify.world import World, as_groups, build, gradient, make_world
+from laurel.verify.world import Describe, World, as_groups, build, gradient, make_world
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "sft": [{}, {"loss_aggregation": "seq_mean_token_mean"}],
@@ -26,8 +27,54 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "cispo": [{}, {"epsilon_high": 1.1, "scale_rewards": "group"}],
     "reinforce_pp": [{}, {"beta": 0.3}, {"num_generations": 2, "mask_truncated_completions": True}],
     "raft": [{}, {"keep": "above", "bar": 0.2}, {"keep": "over_mean"}],
+    "dpo": [{}, {"beta": 0.7, "rpo_alpha": 0.4}],
+    "cdpo": [{}, {"beta": 0.7}],
+    "robust_dpo": [{}, {"beta": 0.7, "label_smoothing": 0.2}],
+    "ipo": [{}, {"beta": 0.4}],
+    "simpo": [{}, {"beta": 0.7, "simpo_gamma": 0.3}],
+    "orpo": [{}, {"beta": 0.7}],
+    "dpop": [{}, {"beta": 0.7, "dpop_lambda": 2.0}],
+    "kto": [{}, {"beta": 0.7, "desirable_weight": 1.3}],
+    "online_dpo": [{}, {"beta": 0.7, "num_generations": 4, "mask_truncated_completions": True}],
+    "rrhf": [{}, {"nll_weight": 0.3}],
+    "ppo": [
+        {},
+        {"lam": 0.5, "gamma": 0.9, "beta": 0.3, "missing_eos_penalty": 0.0},
+        {"num_generations": 2, "mask_truncated_completions": True},
+    ],
+    "reward": [{}, {"label_smoothing": 0.1, "center_rewards_coefficient": 0.2}, {"use_margin": False}],
+    "reward_kwise": [{}],
+    "reward_pl": [{}],
+    "orm": [{}],
+    "prm": [{}],
 }
 """Options that each row is tried with, besides its defaults."""
+
+
+Grades = tuple[tuple[float, ...], ...]
+GRADES: dict[str, Grades] = {
+    "data": ((1.0,),), "pairs": ((1.0,), (-1.0,)), "labels": ((1.0, -1.0), (0.0,)),
+    "rankings": ((0.6,), (-0.6,)), "outcomes": ((1.0, 0.5),), "steps": ((1.0, 0.5),),
+}  # fmt: skip
+"""source: the rewards that the answers of one row of data may have."""
+RANKED: dict[str, Grades] = dict.fromkeys(("reward_kwise", "reward_pl"), ((-0.6,), (-1.2,), (-1.8,)))
+"""The same for rows that take more than pairs."""
+
+
+def grades_of(name: str) -> Grades:
+    """The rewards that the answers of one row of data may have; () for rows that sample."""
+    return RANKED.get(name, GRADES.get(ALGORITHMS[name].source, ()))
+
+
+def described(world: World, source: str) -> Describe | None:
+    """A row's further columns: a margin, an outcome, labels of its steps; made from the prompt and the first answer."""
+    length = world.language.length_N
+    makers: dict[str, Describe] = {
+        "rankings": lambda x, members: {"margin": 0.3 * x},
+        "outcomes": lambda x, members: {"label": (x + members[0]) % 2 == 0},
+        "steps": lambda x, members: {"labels": [(x + members[0] + t) % 3 - 1 for t in range(int(length[members[0]]))]},
+    }
+    return makers.get(source)
 
 
 def steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
@@ -48,16 +95,20 @@ def one(world: World, name: str, options: dict[str, Any], quantity: str, batches
     rng, ours, theirs = random.Random(f"{name}{seed}"), [], []
     every_length = [1 / int((world.language.length_N == length).sum()) for length in world.language.length_N]
     sampled_from = world.logits if before is None else before.logits
-    given = ALGORITHMS[name].source == "data"
-    G = options.get("num_generations", 1 if given or defaults(name)["num_generations"] == 1 else 4)
+    source, row = ALGORITHMS[name].source, defaults(name)
+    grades, describe = grades_of(name), described(world, source)
+    given = bool(grades)
+    G = len(grades) if given else options.get("num_generations", 1 if row["num_generations"] == 1 else 4)
     for number in range(batches):
         drawn = [(x, tuple(rng.choices(range(world.language.N), every_length, k=G))) for x in range(3)]
-        rewards: list[list[float | None]] = [[1.0 if given else float(world.reward[x, n]) for n in members] for x, members in drawn]
-        if number % 2 and G > 1:
+        rewards: list[list[float | None]] = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
+        if given:
+            rewards = [[rng.choice(grade) for grade in grades] for _ in drawn]
+        elif number % 2 and G > 1:
             rewards[1][0] = None
         own = {} if given else {"num_generations": G}
         setup = build(world, name, sampled_from, world.ref, then=None if before is None else world.logits, **own | options)
-        groups = as_groups(world, drawn, rewards=rewards, table=sampled_from, supervised=given, filler=number)
+        groups = as_groups(world, drawn, rewards=rewards, table=sampled_from, supervised=given, filler=number, describe=describe)
         ours.append(gradient(setup, groups, running_mean=0.4))
-        theirs.append(plain.gradient(world, name, drawn, rewards, setup.config, old=sampled_from, running_mean=0.4))
+        theirs.append(plain.gradient(world, name, drawn, rewards, setup.config, old=sampled_from, running_mean=0.4, describe=describe))
     return same(name, quantity, torch.stack(ours), torch.stack(theirs))

@@ -12,13 +12,30 @@ from laurel.verify.fixed import fixed
 from laurel.verify.identities import identities
 from laurel.verify.invariances import invariances
 from laurel.verify.mutants import MUTANTS, Verdict, hunt
+from laurel.verify.pairs import ends, population
 from laurel.verify.sampled import sampled_rows
+from laurel.verify.scores import pulled, truths
 from laurel.verify.steps import steps
+
+
+def all_claims() -> Iterator[Finding]:
+    """Expectations of rows that sample, and of rows that are shown preferences."""
+    yield from claims()
+    yield from population()
+    yield from pulled()
+
+
+def all_ends() -> Iterator[Finding]:
+    """Fixed points of both."""
+    yield from fixed()
+    yield from ends()
+    yield from truths()
+
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {
     "steps": ("single steps against a second implementation in plain Python", steps, (torch.float64, torch.float32)),
-    "expectations": ("the expected gradient, all groups listed, against theory", claims, (torch.float64, torch.float32)),
-    "fixed points": ("where the expected update ends", fixed, (torch.float64,)),
+    "expectations": ("the expected gradient, all groups listed, against theory", all_claims, (torch.float64, torch.float32)),
+    "fixed points": ("where the expected update ends", all_ends, (torch.float64,)),
     "invariances": ("what must not matter", invariances, (torch.float64, torch.float32)),
     "identities": ("the oracle itself, KL estimators, credit, best-of-n, preferences", identities, (torch.float64,)),
     "samples": ("a transformer, the sampler and the loop, by sampling", sampled_rows, (torch.float32,)),
@@ -40,7 +57,7 @@ def quick() -> Iterator[Finding]:
         yield from steps(batches=2)
         yield from invariances()
         yield from identities()
-        yield from claims()
+        yield from all_claims()
     with precision(torch.float32):
         yield from sampled_rows(draws=8_000, batches=2)
 

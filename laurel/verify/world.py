@@ -6,26 +6,28 @@ gradient (`pack`, `weigh`, `Policy.logp`, `update` with its micro-batches) runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.objective.unit import AGGREGATIONS
-from laurel.policy.model import Policy, Reference
+from laurel.policy.model import Policy, Reference, trained_positions
 from laurel.tabular.language import Language
 from laurel.train import loop
-from laurel.train.algorithms import ALGORITHMS, bind, resolve
+from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
+from laurel.train.options import bind, resolve
 from laurel.train.setup import Setup
 
+Describe = Callable[[int, Sequence[int]], Mapping[str, Any]]
 Drawn = tuple[int, tuple[int, ...]]
 """A group: its prompt, and the completions of its samples as indices into the language."""
 
@@ -87,6 +89,50 @@ class TableLM(nn.Module):
         return SimpleNamespace(logits=self.read(self.model(input_ids, **keywords).last_hidden_state))
 
 
+@dataclass
+class TableScorer:
+    """A scorer whose score of a completion token is the entry of the table at its prefix and itself. Three classes: (-s, 0, s)."""
+
+    model: TableLM
+    outputs: int
+    template: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.table.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"table": self.model.table}
+
+    def scores(self, batch: Batch) -> Tensor:
+        """[N, T], or [N, T, 3]; 0 where there is no token."""
+        time_T = torch.arange(batch.loss_mask_NT.shape[1])
+        there_NT = time_T < batch.length_N[:, None]
+        at_NT = (batch.start_N[:, None] + time_T).clamp(max=batch.ids_NL.shape[1] - 1)
+        state_NL = self.model.model(batch.ids_NL).last_hidden_state[..., 0].long()
+        token_NT = batch.ids_NL.gather(1, at_NT).clamp(max=self.model.model.language.V - 1)
+        score_NT = self.model.table.flatten(0, 1)[state_NL.gather(1, at_NT - 1), token_NT]
+        score_NT = torch.where(there_NT, score_NT, 0.0)
+        return score_NT if self.outputs == 1 else torch.stack([-score_NT, 0 * score_NT, score_NT], 2)
+
+
+@dataclass
+class TableCritic:
+    """A critic whose value of a state is its entry in a table [X, S]."""
+
+    body: TableLM
+    table: nn.Parameter
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"critic.table": self.table}
+
+    def values(self, batch: Batch) -> Tensor:
+        """[N, T], of the state before each token; 0 where not trained."""
+        rows, times, at = trained_positions(batch)
+        state_M = self.body.model(batch.ids_NL).last_hidden_state[rows, at, 0].long()
+        return torch.zeros(batch.loss_mask_NT.shape).index_put((rows, times), self.table.flatten()[state_M])
+
+
 class Prefixes(nn.Module):
     """The body of a TableLM: after each token, the row of the table that predicts the next one, [N, L] -> [N, L, 1]."""
 
@@ -137,12 +183,24 @@ def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor |
     given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
     if ALGORITHMS[name].source == "policy":
         given |= {"temperature": world.temperature, "max_completion_length": world.language.H}
+    if ALGORITHMS[name].head:
+        scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].head)
+        return setup_of(name, scorer, None, Recorder([scorer.model.table]), **given | options)
     tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
     policy, frozen = (Policy(TableLM(world.language, logits), tokenizer) for logits in (table, ref))
-    return setup_of(name, policy, Reference(frozen, adapters_off=False), Recorder([policy.model.table], then), **given | options)
+    setup = setup_of(name, policy, Reference(frozen, adapters_off=False), Recorder([policy.model.table], then), **given | options)
+    if ALGORITHMS[name].credit == "critic":
+        setup.critic = cast(Any, TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype()))))
+        setup.optimizer.parameters.append(setup.critic.table)
+    return setup
 
 
-def setup_of(name: str, policy: Policy, reference: Reference, optimizer: Any, **options: Any) -> Setup:
+def value_table(ref: Tensor) -> Tensor:
+    """What the critic of a check says of each state: some number that depends on prompt and prefix, [X, S, V] -> [X, S]."""
+    return ref.sum(2)
+
+
+def setup_of(name: str, policy: Policy, reference: Reference | None, optimizer: Any, **options: Any) -> Setup:
     """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read."""
     config = options_for(name, options)
     objective, unit = bind(ALGORITHMS[name].objective, config), bind(AGGREGATIONS[config.loss_aggregation], config)
@@ -151,13 +209,24 @@ def setup_of(name: str, policy: Policy, reference: Reference, optimizer: Any, **
     return Setup(name, ALGORITHMS[name], config, [], [], empty, empty, empty, policy, used, optimizer, objective, unit, [])
 
 
-def as_groups(world: World, drawn: Sequence[Drawn], *, rewards: Sequence[Sequence[float | None]], table: Tensor, **how: Any) -> list[Group]:
-    """Groups as the sampler would have left them, with exact log-probabilities. `table` [X, S, V] is indexed by the group's prompt."""
-    logp_XNT = world.language.token_logp(table / world.temperature)
-    return [
-        Group(f"p{at}", {}, tuple(as_sample(world, x, n, g, at, logp_XNT, **how) for g, n in enumerate(members)), rewards=tuple(told))
-        for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True))
-    ]
+def as_groups(
+    world: World,
+    drawn: Sequence[Drawn],
+    *,
+    rewards: Sequence[Sequence[float | None]],
+    table: Tensor,
+    describe: Describe | None = None,
+    **how: Any,
+) -> list[Group]:
+    """Groups as the sampler would have left them, with exact log-probabilities. `table` [X, S, V] is indexed by the group's prompt.
+
+    `describe` gives a row's further columns.
+    """
+    logp_XNT, groups = world.language.token_logp(table / world.temperature), []
+    for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True)):
+        samples = tuple(as_sample(world, x, n, g, at, logp_XNT, **how) for g, n in enumerate(members))
+        groups.append(Group(f"p{at}", describe(x, members) if describe else {}, samples, rewards=tuple(told)))
+    return groups
 
 
 def as_sample(world: World, x: int, n: int, g: int, at: int, logp_XNT: Tensor, *, supervised: bool = False, filler: int = 0) -> Sample:
@@ -222,7 +291,7 @@ def expected_gradient(
     rewards = [[float(world.reward[x, n]) for n in members] for (x, members), _ in cases]
     then = None if old is None else world.logits[which]
     setup = build(world, name, sampled_from[which], world.ref[which], then=then, num_generations=G, **options)
-    assert setup.config.loss_aggregation in ("seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const")
+    assert setup.config.loss_aggregation != "token_mean"
     groups = as_groups(world, drawn, rewards=rewards, table=sampled_from[which])
     each_CSV = gradient(setup, groups, running_mean=running_mean) * len(cases)
     return torch.zeros_like(world.logits, dtype=each_CSV.dtype).index_add(0, which, each_CSV * chance[:, None, None])

@@ -97,6 +97,19 @@ def selected(reward_PG: Tensor, *, keep: Literal["best", "above", "over_mean"] =
     return torch.zeros_like(reward_PG).scatter(1, best_P1, 1.0).masked_fill(absent_PG, 0.0)
 
 
+def best_and_worst(reward_PG: Tensor) -> Tensor:
+    """A pair out of a group: +1 for the first of the best, -1 for the last of the worst, 0 for the others; all 0 where all are equal.
+
+    [1, 0, 0, 1]: [1, 0, -1, 0]. What online DPO compares. Guo et al. 2024, arXiv:2402.04792.
+    """
+    check(reward_PG)
+    absent_PG, useful_P1 = reward_PG.isnan(), informative(reward_PG)[:, None]
+    best_P1 = reward_PG.masked_fill(absent_PG, -torch.inf).argmax(1, keepdim=True)
+    worst_P1 = reward_PG.shape[1] - 1 - reward_PG.masked_fill(absent_PG, torch.inf).flip(1).argmin(1, keepdim=True)
+    grade_PG = torch.zeros_like(reward_PG).scatter(1, best_P1, 1.0).scatter(1, worst_P1, -1.0)
+    return torch.where(useful_P1, grade_PG, 0.0)
+
+
 def informative(reward_PG: Tensor) -> Tensor:
     """Which groups can teach a comparison: [P, G] -> [P] bool, True where two present rewards differ.
 

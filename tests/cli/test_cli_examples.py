@@ -16,10 +16,12 @@ from laurel.policy.scratch import char_tokenizer
 from laurel.reward.load import load_reward
 from laurel.reward.mixture import load_rewards
 from laurel.rollout.episode import load_env
-from laurel.train.algorithms import ALGORITHMS, resolve
+from laurel.train.algorithms import ALGORITHMS
+from laurel.train.options import resolve
+from laurel.train.setup import USES
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = {"addition": "grpo", "calculator": "grpo", "chat-sft": "sft", "gsm8k": "grpo", "stories": "grpo"}
+EXAMPLES = {"addition": "grpo", "calculator": "grpo", "chat-sft": "sft", "dpo": "dpo", "gsm8k": "grpo", "stories": "grpo"}
 """name: the algorithm it is for."""
 
 
@@ -59,7 +61,7 @@ def test_the_data_and_rewards_of_an_example_load(name, here):
         assert all(load_reward(reward).name for reward in config.rewards or [])
         return
     source = ALGORITHMS[EXAMPLES[name]].source
-    rows = needs(load_rows(config.dataset, size=20), "sft" if source == "data" else "rl")
+    rows = needs(load_rows(config.dataset, size=20), USES[source])
     if source == "policy":
         assert load_rewards(config.rewards, config.reward_weights, rows).names
     if config.env:

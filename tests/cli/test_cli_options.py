@@ -195,7 +195,8 @@ def test_every_field_has_a_meaning_and_a_type_in_words():
 
 @pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
 def test_help_of_an_algorithm_shows_exactly_what_applies(algorithm, capsys):
-    from laurel.train.algorithms import ALGORITHMS, defaults
+    from laurel.train.algorithms import ALGORITHMS
+    from laurel.train.options import defaults
 
     assert main(["train", algorithm, "--help"]) == 0
     printed = capsys.readouterr().out

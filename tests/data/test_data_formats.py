@@ -62,7 +62,7 @@ ILL_FITTING = [
     ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, ["`margin`", "true"]),
     ({"prompt": "p", "completion": "c", "label": "yes"}, ["`label`", "true or false", "'yes'"]),
     ({"prompt": "p", "completions": ["a"], "labels": [True, False]}, ["1 items", "`labels` 2"]),
-    ({"prompt": "p", "completions": ["a"], "labels": [1]}, ["`labels`"]),
+    ({"prompt": "p", "completions": ["a"], "labels": [2]}, ["`labels`"]),
     ({"prompt": "p", "responses": ["a", 3], "ranks": [1, 2]}, ["`responses`"]),
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, ["2 items", "`ranks` 1"]),
     (

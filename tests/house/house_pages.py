@@ -143,7 +143,8 @@ def option_row(kind: type, name: str, by_algorithm: bool) -> str:
 
 def defaults_in_words(name: str, default: object) -> str:
     """The default of a training option: one for all, or one per algorithm, most common first: `0.2` (grpo, gspo), `0.28` (dapo)."""
-    from laurel.train.algorithms import ALGORITHMS, defaults
+    from laurel.train.algorithms import ALGORITHMS
+    from laurel.train.options import defaults
 
     found: dict[str, list[str]] = {}
     for algorithm in ALGORITHMS:

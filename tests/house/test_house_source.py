@@ -37,7 +37,7 @@ def bare_excepts(module: ast.Module) -> Iterator[ast.AST]:
 
 def algorithm_names(module: ast.Module) -> Iterator[ast.AST]:
     """Decisions by an algorithm's name: a comparison of `algorithm`, or of anything with a row's name, and `match algorithm`."""
-    rows = set(ALGORITHM_NAMES) - {"sft"}  # "sft" is also a purpose of data
+    rows = set(ALGORITHM_NAMES) - {"sft", "reward"}  # also a purpose of data, and a place where KL may stand
     for node in ast.walk(module):
         if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops):
             sides = [node.left, *node.comparators]

@@ -22,6 +22,8 @@ def as_batch(weight_NT, *, old=None, ref=None, mask=None, lengths=None) -> Batch
         logp_old_NT=zeros_NT if old is None else old.detach(),
         logp_ref_NT=zeros_NT if ref is None else ref.detach(),
         weight_NT=weight_NT,
+        value_NT=zeros_NT,
+        target_NT=zeros_NT,
         temperature_N=torch.ones(N),
         group_N=torch.zeros(N, dtype=torch.long),
         keys=tuple(Key("test", "toy", "0", n, 0) for n in range(N)),

@@ -79,6 +79,10 @@ def test_a_healthy_run_raises_nothing(tmp_path):
         ({"entropy": [1.0] * 10 + [0.01] * 10}, "Entropy has collapsed."),
         ({"duplicates": [0.9] * 20, "completions__mean_length": [60.0] * 20}, "Samples repeat each other."),
         ({"completions__mean_length": [10.0] * 10 + [90.0] * 10}, "Completions changed their length."),
+        (
+            {"logps__chosen": [-10 - i / 2 for i in range(20)], "rewards__accuracies": [0.9, 0.8] * 10},
+            "Chosen answers become less likely.",
+        ),
         ({"grad_norm": [1.0] * 10 + [math.nan] + [1.0] * 9}, "grad_norm is not finite."),
     ],
 )
@@ -98,6 +102,24 @@ def test_T34_steps_without_a_signal_are_counted(tmp_path):
 def test_a_collapse_on_a_solved_task_is_only_a_note(tmp_path):
     told = story(tmp_path, reward=[i / 20 for i in range(20)], entropy=[1.0] * 10 + [0.01] * 10)
     assert [(finding.level, finding.title) for finding in findings(told)] == [("note", "Entropy has collapsed.")]
+
+
+def test_A26_only_the_margin_is_maximised(tmp_path):
+    """A26: chosen answers sink while pairs are told apart better: a note with both numbers. Level or rising ones, or a drop in both:
+    nothing. Means of the first and the last three: -10.5 and -19, .53 and .95."""
+    falls, rises = [-10 - i / 2 for i in range(20)], [0.5 + i / 40 for i in range(20)]
+    (found,) = findings(story(tmp_path / "a", logps__chosen=falls, rewards__accuracies=rises))
+    assert found.level == "note" and "from -10.5 to -19," in found.text and "from 0.525 to 0.95:" in found.text
+    for i, (chosen, right) in enumerate([(falls[::-1], rises), ([-10.0, -11.0] * 10, rises), (falls, rises[::-1])]):
+        assert findings(story(tmp_path / str(i), logps__chosen=chosen, rewards__accuracies=right)) == []
+
+
+def test_the_loss_of_preferences_is_no_headline(tmp_path):
+    """nll of pairs holds the rejected answers, whose likelihood is meant to fall."""
+    told = story(
+        tmp_path, nll=[1 + i / 20 for i in range(20)], logps__chosen=[-9.0] * 20, rewards__accuracies=[0.5 + i / 40 for i in range(20)]
+    )
+    assert [(item.name, item.kind) for item in changes(told)] == [("rewards/accuracies", "good")]
 
 
 def test_the_worst_comes_first(tmp_path):

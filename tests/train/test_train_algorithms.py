@@ -8,7 +8,8 @@ from toy import make_toy, toy_config
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.objective.unit import AGGREGATIONS
-from laurel.train.algorithms import ALGORITHMS, SUPPLIED, defaults, parameters, resolve
+from laurel.train.algorithms import ALGORITHMS
+from laurel.train.options import SUPPLIED, defaults, parameters, resolve
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -1,0 +1,188 @@
+"""Reward-model objectives: (what a head says at every completion token, batch) -> values per comparison [P] or per token [N, T].
+
+The score r of a row is the head's output at its last real token, found by its length, never by token ids. A comparison is a group
+of rows, and `weight_NT` holds one grade per row, the same at every token:
+
+    the order of the grades is the preference (higher is better), equal grades are a tie, and a grade of 0 stands aside
+    the smallest |grade| of a group is its reliability w: the group's value is multiplied by it
+
+So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3 (ranks count from 1), or .6 times
+that. Rows without a trained token stand aside too. `laurel.objective.unit.comparison_mean` divides by the number of comparisons.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Batch
+from laurel.objective.metrics import Pair, masked_sum
+from laurel.objective.preference import grade
+from laurel.objective.ratio import same_shape, trained
+from laurel.objective.unit import by_group
+
+
+def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
+    """The head's output at the last real token of each completion, by its length: [N, T] -> [N]. [1, 2, 3], length 2: 2."""
+    same_shape(score_NT, batch.loss_mask_NT)
+    return score_NT.gather(1, (batch.length_N - 1).clamp(min=0)[:, None])[:, 0]
+
+
+def bradley_terry(
+    score_NT: Tensor, batch: Batch, *, label_smoothing: float = 0.0, center_rewards_coefficient: float = 0.0, use_margin: bool = True
+) -> Tensor:
+    """The likelihood of pairs under P(w better than l) = sigmoid(r_w - r_l), per comparison: [N, T] -> [P].
+
+        w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l - m
+
+    eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT` (how much better; 0 where the data does not say), w the
+    pair's reliability. r (1, 0): .3132617; m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in r_w is
+    -sigmoid(-h) w at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a constant per prompt;
+    a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p + eps (1 - p), and c picks the constant near 0.
+    Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
+    """
+    r_N, sign_N, w_P = last_score(score_NT, batch), compared(batch).sign().to(score_NT.dtype), reliability(batch).to(score_NT.dtype)
+    won_P, lost_P = by_group((sign_N > 0).to(r_N.dtype), batch), by_group((sign_N < 0).to(r_N.dtype), batch)
+    if bool(((won_P > 1) | (lost_P > 1)).any()):
+        raise UsageError("a pair has one chosen and one rejected answer; a group here has more.", where="objective", fix="Use k_wise.")
+    h_P = by_group(sign_N * r_N, batch)
+    if use_margin:
+        h_P = h_P - by_group(torch.where(sign_N > 0, batch.target_NT[:, 0], 0.0).to(r_N.dtype), batch)
+    value_P = (1 - label_smoothing) * softplus(-h_P) + label_smoothing * softplus(h_P)
+    centre_P = by_group(sign_N.abs() * r_N, batch).square()
+    return torch.where(won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0)
+
+
+def k_wise(score_NT: Tensor, batch: Batch) -> Tensor:
+    """Bradley-Terry over every pair of a ranking, each prompt counting once: [N, T] -> [P].
+
+        w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j))
+
+    Ties are left out of the sum and of the count, so this is the mean over the pairs that are ordered. r (2, 1, 0) in this order:
+    (2 * .3132617 + .1269280) / 3 = .2511504. All pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`.
+    The optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022, arXiv:2203.02155.
+    """
+    r_N, better_NN = last_score(score_NT, batch), better(batch)
+    value_NN = torch.where(better_NN, softplus(r_N - r_N[:, None]), 0.0)
+    pairs_P = by_group(better_NN.sum(1).to(r_N.dtype), batch)
+    return reliability(batch).to(r_N.dtype) * by_group(value_NN.sum(1), batch) / pairs_P.clamp(min=1)
+
+
+def plackett_luce(score_NT: Tensor, batch: Batch) -> Tensor:
+    """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] -> [P].
+
+        w * sum_k [ logsumexp(r_k, ..., r_K) - r_k ]
+
+    r (2, 1, 0) in this order: .4076059 + .3132617 = .7208676. K = 2 is `bradley_terry`. A row meets only those that are worse, so
+    tied rows say nothing of each other; without ties exp(-value) sums to 1 over all K! orders. Plackett 1975; Luce 1959.
+    """
+    r_N, better_NN = last_score(score_NT, batch), better(batch)
+    left_NN = better_NN | torch.eye(len(r_N), dtype=torch.bool, device=r_N.device)  # a row by itself costs 0
+    value_N = torch.where(left_NN, r_N, -torch.inf).logsumexp(1) - r_N
+    return reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
+
+
+def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
+    """Outcome reward model: the label of the whole answer at each of its tokens, as a logit: [N, T] -> [N, T].
+
+        w [ softplus(s_t) - y s_t ],    y = target_NT in [0, 1],    w = weight_NT
+
+    s = 0: ln 2; s = 2, y = 1: .1269280. The gradient is w (sigmoid(s_t) - y). At the optimum sigmoid(s_t) is the chance that the
+    answer ends well given its tokens up to t: a value function. Cobbe et al. 2021, arXiv:2110.14168.
+    """
+    same_shape(score_NT, batch.target_NT, batch.weight_NT)
+    s_NT = trained(score_NT, batch)
+    return trained(batch.weight_NT * (softplus(s_NT) - batch.target_NT * s_NT), batch)
+
+
+def process(score_NTC: Tensor, batch: Batch) -> Tensor:
+    """Process reward model: each step is wrong, neutral or right, said at its last token: [N, T, 3] -> [N, T].
+
+        -w log softmax(s_t)[y_t + 1],    y = target_NT in {-1, 0, 1},    w = weight_NT
+
+    The loss mask is True at step ends only. s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At the optimum the three
+    probabilities are those of the label given the steps up to there. Lightman et al. 2023, arXiv:2305.20050.
+    """
+    value_NT = -class_logp(score_NTC, batch).gather(2, step_class(batch)[..., None])[..., 0]
+    return trained(batch.weight_NT * value_NT, batch)
+
+
+def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
+    """(sum, count) over the ordered pairs of rows, off the graph.
+
+    `accuracy`: the better row scores higher; an equal score counts half, so a model that says nothing is at .5, not at 0 or 1.
+    `margin`: the mean of r_better - r_worse. `score/mean`: the mean score of the rows that are compared.
+    """
+    r_N, better_NN = last_score(score_NT.detach(), batch), better(batch)
+    gap_NN = r_N[:, None] - r_N
+    right_NN = (gap_NN > 0).to(r_N.dtype) + 0.5 * (gap_NN == 0).to(r_N.dtype)
+    return {
+        "accuracy": masked_sum(right_NN, better_NN),
+        "margin": masked_sum(gap_NN, better_NN),
+        "score/mean": masked_sum(r_N, better_NN.any(0) | better_NN.any(1)),
+    }
+
+
+def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
+    """(sum, count): `accuracy` of the sign at each row's last token against its label, `accuracy/tokens` at every trained token.
+
+    A score of exactly 0 says neither, and counts half.
+    """
+    same_shape(score_NT, batch.target_NT)
+    said_NT = score_NT.detach().sign() * (batch.target_NT - 0.5).sign()
+    right_NT = 0.5 * (said_NT + 1)
+    judged_N = batch.loss_mask_NT.any(1)
+    return {
+        "accuracy": masked_sum(last_score(right_NT, batch), judged_N),
+        "accuracy/tokens": masked_sum(right_NT, batch.loss_mask_NT),
+    }
+
+
+def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
+    """(sum, count) over the steps: `accuracy` over the three classes, and `recall/wrong`, `recall/neutral`, `recall/right` of each."""
+    right_NT = class_logp(score_NTC.detach(), batch).argmax(2) == step_class(batch)
+    found = {"accuracy": masked_sum(right_NT, batch.loss_mask_NT)}
+    for label, name in ((-1, "wrong"), (0, "neutral"), (1, "right")):
+        found[f"recall/{name}"] = masked_sum(right_NT, batch.loss_mask_NT & (batch.target_NT == label))
+    return found
+
+
+def compared(batch: Batch) -> Tensor:
+    """The grade of each row, 0 where it stands aside (no trained token): [N]."""
+    return torch.where(batch.loss_mask_NT.any(1), grade(batch), 0.0)
+
+
+def reliability(batch: Batch) -> Tensor:
+    """The smallest |grade| among the rows of each group that are compared, 0 where none is: [P]. (-.6, -1.2, 0): .6."""
+    group_N: Any = batch.group_N
+    groups, where_N = group_N.unique(return_inverse=True)
+    size_N = compared(batch).abs()
+    size_N = torch.where(size_N > 0, size_N, torch.inf)
+    least_P = torch.full((len(groups),), torch.inf, dtype=size_N.dtype, device=size_N.device).scatter_reduce(0, where_N, size_N, "amin")
+    return torch.where(least_P.isinf(), 0.0, least_P)
+
+
+def better(batch: Batch) -> Tensor:
+    """Is row i better than row j of the same group? [N, N] bool; False for ties and where either stands aside."""
+    g_N = compared(batch)
+    ours_NN = (batch.group_N[:, None] == batch.group_N) & (g_N != 0)[:, None] & (g_N != 0)
+    return ours_NN & (g_N[:, None] > g_N)
+
+
+def step_class(batch: Batch) -> Tensor:
+    """Labels -1, 0, 1 as class indices 0, 1, 2: [N, T] int64; 1 where there is no step. Another label at a step is an error."""
+    index_NT = (torch.where(batch.loss_mask_NT, batch.target_NT, 0.0) + 1).round().long()
+    if bool(((index_NT < 0) | (index_NT > 2)).any()):
+        raise UsageError("a step is labelled -1 (wrong), 0 (neutral) or 1 (right).", where="dataset")
+    return index_NT
+
+
+def class_logp(score_NTC: Tensor, batch: Batch) -> Tensor:
+    """log softmax over the three classes at steps, uniform elsewhere so that no other token has a gradient: [N, T, 3]."""
+    assert score_NTC.ndim == 3 and score_NTC.shape[2] == 3, score_NTC.shape
+    same_shape(score_NTC[..., 0], batch.loss_mask_NT, batch.target_NT)
+    return torch.where(batch.loss_mask_NT[..., None], score_NTC, 0.0).log_softmax(2)

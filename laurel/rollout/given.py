@@ -1,0 +1,135 @@
+"""x ~ data: rows as groups of samples that nobody had to draw. Demonstrations, preference pairs, answers labelled good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Group, Key, Message, Sample
+from laurel.data.source import Row
+from laurel.policy.chat import Supervised, encode_after, encode_prompt, encode_supervised
+from laurel.policy.model import Policy
+
+
+def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The row's columns once for each answer it holds: chosen and rejected of a pair, ranked responses, else the row itself."""
+    if {"prompt", "responses", "ranks"} <= columns.keys():
+        return [{"prompt": columns["prompt"], "completion": response} for response in columns["responses"]]
+    if {"prompt", "chosen", "rejected"} <= columns.keys():
+        return [{"prompt": columns["prompt"], "completion": columns[side]} for side in ("chosen", "rejected")]
+    return [columns]
+
+
+def encodings(policy: Policy, row: Row, *, train_on: str | None, max_length: int | None) -> list[Supervised]:
+    """Every answer of a row as ids with the mask of its targets. Steps have their targets at their ends."""
+    if {"prompt", "completions", "labels"} <= row.columns.keys():
+        return [encode_steps(policy.tokenizer, row.columns, max_length=max_length)]
+    return [encode_supervised(policy.tokenizer, one, train_on=train_on, max_length=max_length) for one in answers(row.columns)]
+
+
+def demonstrations(
+    policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None
+) -> list[Group]:
+    """One group per row, holding the row itself as a sample with reward 1.
+
+    The completion starts at the first supervised token, so nothing before it costs anything in the head.
+    """
+    groups = []
+    for row in rows:
+        encoded = encode_supervised(policy.tokenizer, row.columns, train_on=train_on, max_length=max_length)
+        groups.append(Group(row.id, row.columns, (as_sample(encoded, Key(run, row.where, row.id, 0, step)),), rewards=(1.0,)))
+    return groups
+
+
+def pairs(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """One group per row: the chosen answer with reward 1, the rejected one with -1."""
+    groups = []
+    for row in rows:
+        encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
+        samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
+        groups.append(Group(row.id, row.columns, samples, rewards=(1.0, -1.0)))
+    return groups
+
+
+def encode_steps(tokenizer: Any, columns: Mapping[str, Any], *, max_length: int | None) -> Supervised:
+    """Prompt and steps, a line each, as ids; the last token of every step is a target. Steps beyond max_length are left out."""
+    ids, text = encode_prompt(tokenizer, columns["prompt"]), ""
+    mask = [False] * len(ids)
+    for step in columns["completions"]:
+        more = encode_after(tokenizer, "\n" + step, text or "a")
+        if not more or (max_length is not None and len(ids) + len(more) > max_length):
+            break
+        ids, mask, text = ids + more, [*mask, *[False] * (len(more) - 1), True], f"{text}\n{step}"
+    return Supervised(ids, tuple(mask), text, ())
+
+
+def rankings(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """One group per row: a pair with rewards w and -w, or K responses with -w for the best rank, -2 w for the next, and so on.
+
+    w is the row's `weight`, the annotator's reliability (1).
+    """
+    groups = []
+    for row in rows:
+        w = float(row.columns.get("weight", 1.0))
+        ranks = row.columns.get("ranks", ())
+        places = sorted(set(ranks))  # equal ranks are a tie; only their order counts
+        grades = (w, -w) if "chosen" in row.columns else tuple(-w * (1 + places.index(rank)) for rank in ranks)
+        encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
+        samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
+        groups.append(Group(row.id, row.columns, samples, rewards=grades))
+    return groups
+
+
+def graded(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """One group per row: its answer, or its steps, as a sample that counts `weight` (1)."""
+    groups = []
+    for row in rows:
+        (encoded,) = encodings(policy, row, train_on=train_on, max_length=max_length)
+        sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
+        groups.append(Group(row.id, row.columns, (sample,), rewards=(float(row.columns.get("weight", 1.0)),)))
+    return groups
+
+
+def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """One group per row: its answer with reward 1 (good) or -1 (bad), and with reward 0 the next row's answer to this row's prompt.
+
+    The second says how far the policy is from the reference where nobody judged: KTO's reference point.
+    """
+    if len(rows) < 2:
+        raise UsageError("answers to other prompts are needed, and there is one prompt.", where="prompts_per_step", fix="At least 2.")
+    groups = []
+    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+        mismatched = {"prompt": row.columns["prompt"], "completion": other.columns["completion"]}
+        encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, mismatched)]
+        samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
+        groups.append(Group(row.id, row.columns, samples, rewards=(1.0 if row.columns["label"] else -1.0, 0.0)))
+    return groups
+
+
+def as_sample(encoded: Supervised, key: Key) -> Sample:
+    """A supervised row as a Sample: ids up to the first target are the prompt. A row without a target is an error."""
+    first = next((i for i, on in enumerate(encoded.mask) if on and i > 0), None)
+    if first is None:
+        raise UsageError(
+            "no token of this row is supervised.", where=key.source,
+            fix="Its answer is empty, or lies behind max_length: raise max_length or drop the row.",
+        )  # fmt: skip
+    ids = encoded.ids[first:]
+    return Sample(
+        key=key,
+        prompt_ids=tuple(encoded.ids[:first]),
+        completion_ids=tuple(ids),
+        logps=(0.0,) * len(ids),
+        loss_mask=tuple(encoded.mask[first:]),
+        temperature=1.0,
+        finish="eos",
+        text=encoded.text,
+        turns=(Message(role="assistant", content=encoded.text),),
+    )
+
+
+GIVEN: dict[str, Callable[..., list[Group]]] = {
+    "data": demonstrations, "pairs": pairs, "labels": labelled, "rankings": rankings, "outcomes": graded, "steps": graded,
+}  # fmt: skip
+"""source of a row of the table: how its rows of data become groups."""

@@ -1,0 +1,46 @@
+"""Targets of a batch that depend on the policy as it is now: filled in before the update, over the whole batch and all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from laurel.core.sample import Batch, Group
+from laurel.objective.preference import grade, log_ratios
+from laurel.train import parallel
+
+if TYPE_CHECKING:
+    from laurel.train.setup import Setup
+
+
+@torch.no_grad()
+def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """KTO's reference point in every target: max(0, mean of log pi - log ref) over the ungraded rows, which answer other prompts."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    others = batch.rows((grade(batch) == 0).nonzero()[:, 0].tolist())
+    for micro in others.split(setup.config.token_budget):
+        moved = micro.to(setup.policy.device)
+        total, count = total + log_ratios(setup.policy.logp(moved).logp, moved).sum().cpu().double(), count + len(micro)
+    point = parallel.everywhere(total) / parallel.everywhere(torch.tensor(count)).clamp(min=1)
+    return batch.replace(target_NT=torch.full_like(batch.target_NT, max(0.0, float(point))))
+
+
+def margins(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The preference margin of each row of data (0 where it has none) at every token of its answers."""
+    target_N = torch.tensor([float(group.row.get("margin", 0.0)) for group in groups for _ in group.samples])
+    return batch.replace(target_NT=target_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous())
+
+
+def labels(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The row's label at every trained token; of a row of steps, each step's at its last token (true 1, false -1)."""
+    target_NT = torch.zeros_like(batch.target_NT)
+    for n, group in enumerate(groups):
+        at_T = batch.loss_mask_NT[n]
+        if "labels" in group.row:
+            graded = [(1.0 if label else -1.0) if isinstance(label, bool) else float(label) for label in group.row["labels"]]
+            target_NT[n, at_T] = torch.tensor(graded[: int(at_T.sum())], dtype=target_NT.dtype)
+        else:
+            target_NT[n, at_T] = float(group.row["label"])
+    return batch.replace(target_NT=target_NT)

@@ -1,0 +1,78 @@
+"""PPO's part of a step: what a critic says of the batch, what steers rewards over many steps, and what is watched meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from laurel.core.sample import Batch, Group
+from laurel.measure.collapse import alarms
+from laurel.rollout.pack import k1_of
+from laurel.train import parallel
+from laurel.weight.control import Moments, missing_eos, next_beta
+
+if TYPE_CHECKING:
+    from laurel.train.checkpoint import State
+    from laurel.train.setup import Setup
+
+
+def watch(setup: Setup, means: Mapping[str, float]) -> list[str]:
+    """Signs of collapse that are new after this step, where a reward can be exploited: a learned one, or any with a critic."""
+    learned = any(str(name).startswith("model:") for name in setup.config.rewards or ())
+    if setup.learns_from_data or not (learned or setup.critic is not None):
+        return []
+    setup.history.append(dict(means))
+    judge = "" if learned else "eval/accuracy"
+    found = alarms(setup.history, max_completion_length=setup.config.max_completion_length or 0, held_out=judge)
+    new = [line for line in found if line.partition(":")[0] not in setup.alarmed]
+    setup.alarmed.update(line.partition(":")[0] for line in new)
+    return [f"warning: {line}" for line in new]
+
+
+def memory(setup: Setup) -> str:
+    """What stands in memory before the first step: the models, and what AdamW keeps of those that are trained."""
+
+    def size(module: Any) -> int:
+        return sum(p.numel() * p.element_size() for p in module.parameters())
+
+    models = {"policy": size(setup.policy.model)}
+    if setup.reference is not None:
+        models["reference"] = 0 if setup.reference.adapters_off else size(setup.reference.policy.model)
+    if setup.critic is not None:
+        models["critic"] = size(setup.critic.model)
+    trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
+    told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in {**models, "gradients and optimiser": 3 * trained}.items())
+    return f"memory in MB before activations: {told}; together {(sum(models.values()) + 3 * trained) / 1e6:.1f}"
+
+
+@torch.no_grad()
+def with_values(setup: Setup, batch: Batch) -> Batch:
+    """The batch with the critic's value of every trained token's state, as it is before the update."""
+    assert setup.critic is not None
+    rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
+    for micro in batch.split(setup.config.token_budget):
+        value = setup.critic.values(micro.to(setup.policy.device)).to(value_NT)
+        value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
+    return batch.replace(value_NT=value_NT)
+
+
+def steer(setup: Setup, state: State, groups: Sequence[Group], batch: Batch, reward_PG: Tensor) -> Tensor:
+    """Rewards normalised and clipped by their history, then less the penalty for completions that were cut off; and beta's next value.
+
+    All processes see the same history and the same KL, so they keep the same state.
+    """
+    config = setup.config
+    if config.kl_target and setup.reference is not None:
+        k1_N = torch.cat(parallel.gather(k1_of(batch).sum(1)))
+        state.beta = next_beta(state.beta, float(k1_N.mean()), target=config.kl_target, horizon=config.kl_horizon, n=len(k1_N))
+    if config.normalize_rewards:
+        moments = Moments(*state.moments).update(torch.cat(parallel.gather(reward_PG)))
+        state.moments = (moments.count, moments.mean, moments.square)
+        reward_PG = moments.normalise(reward_PG, config.reward_clip)
+    if config.missing_eos_penalty:
+        cut_PG = torch.tensor([[sample.finish == "length" for sample in group.samples] for group in groups])
+        reward_PG = missing_eos(reward_PG, cut_PG, missing_eos_penalty=config.missing_eos_penalty)
+    return reward_PG

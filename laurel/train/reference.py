@@ -1,0 +1,105 @@
+"""log ref of a batch: computed where it is new, remembered where rows of data come again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from laurel.core.sample import Batch
+from laurel.rollout.given import GIVEN
+from laurel.rollout.pack import pack
+from laurel.train import parallel
+from laurel.train.starter import cache_folder
+
+if TYPE_CHECKING:
+    from laurel.train.setup import Setup
+
+BLOCK = 32  # rows of data whose reference is computed together
+
+
+def with_reference(setup: Setup, batch: Batch) -> Batch:
+    """The batch with log ref of its tokens: what is remembered by content, and the rest computed in micro-batches."""
+    if setup.remembered is not None:
+        setup.remembered.learn(setup, batch)
+    known = [setup.remembered.known.get(text) if setup.remembered else None for text in contents(batch)]
+    logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
+    for n, logp_T in enumerate(known):
+        if logp_T is not None:
+            logp_ref_NT[n, : len(logp_T)] = logp_T
+    missing = [n for n, logp_T in enumerate(known) if logp_T is None]
+    if missing:
+        logp = computed(setup, batch.rows(missing))
+        logp_ref_NT[missing, : logp.shape[1]] = logp
+    return batch.replace(logp_ref_NT=logp_ref_NT)
+
+
+def computed(setup: Setup, batch: Batch) -> Tensor:
+    """log ref of every row, in micro-batches, joined by key: [N, T]."""
+    rows = {key: n for n, key in enumerate(batch.keys)}
+    logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
+    for micro in batch.split(setup.config.token_budget):
+        logp = setup.reference.logp(micro.to(setup.policy.device)).to(logp_ref_NT.device)
+        logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
+    return logp_ref_NT
+
+
+def contents(batch: Batch) -> list[str]:
+    """A digest of what a row's log ref depends on besides the reference: its tokens, where its answer begins, which are trained."""
+    ends_N = batch.start_N + batch.length_N
+    rows = zip(batch.ids_NL.tolist(), batch.start_N.tolist(), ends_N.tolist(), batch.loss_mask_NT.tolist(), strict=True)
+    return [digest((ids[:end], start, mask[: end - start])) for ids, start, end, mask in rows]
+
+
+def digest(value: object) -> str:
+    """96 bits of a value's text."""
+    return hashlib.blake2b(repr(value).encode(), digest_size=12).hexdigest()
+
+
+class Remembered:
+    """log ref of the run's rows of data, by content; on disk between runs with the same reference and the same rows.
+
+    Rows are computed in fixed blocks of the dataset, not in the order they are drawn, so their last bits do not depend on when, or in
+    which run, they were first needed.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        config = setup.config
+        made_from = (
+            setup.reference.hash,
+            str(setup.policy.dtype),
+            str(setup.policy.device),
+            setup.row.source,
+            config.max_length,
+            config.token_budget,
+            [row.id for row in setup.rows],
+        )
+        self.file = cache_folder() / "reference" / f"{digest(made_from)}.safetensors"
+        self.block = {row.id: i // BLOCK for i, row in enumerate(setup.rows)}
+        self.known: dict[str, Tensor] = load_file(self.file) if self.file.is_file() else {}
+        self.done, self.saved = set[int](), len(self.known)
+
+    def learn(self, setup: Setup, batch: Batch) -> None:
+        """Make sure that the rows of data in this batch are known."""
+        rows = zip(batch.keys, contents(batch), strict=True)
+        wanted = {self.block.get(key.prompt.rpartition("~")[0]) for key, text in rows if text not in self.known}
+        cut = {"train_on": setup.config.train_on, "max_length": setup.config.max_length}
+        for block in sorted(number for number in wanted - self.done if number is not None):
+            whole = pack(GIVEN[setup.row.source](setup.policy, setup.rows[block * BLOCK : (block + 1) * BLOCK], run="", step=0, **cut))
+            logp_NT = computed(setup, whole)
+            lengths = whole.length_N.tolist()
+            self.known.update({text: logp_NT[n, : lengths[n]].clone() for n, text in enumerate(contents(whole))})
+            self.done.add(block)
+
+    def save(self) -> None:
+        """Write what was learned since the last time, whole or not at all."""
+        if len(self.known) > self.saved and parallel.rank() == 0:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
+            save_file(self.known, temporary)
+            temporary.replace(self.file)
+            self.saved = len(self.known)
