@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.method is not None and not findings and chosen != ["mutants"]:
         raise UsageError(f"no finding is about `{args.method}`.", where="--method", fix=nearest(args.method, {f.method for f in found}))
     with console.status("mutants: planted mistakes"):
-        verdicts = list(hunt_all()) if "mutants" in chosen else []
+        verdicts = list(hunt_all(os.cpu_count() or 1)) if "mutants" in chosen else []
     show_mutants(console, verdicts)
     failed, alive = [f for f in findings if not f.passed], [v for v in verdicts if not v.killed]
     seconds = time.perf_counter() - began
