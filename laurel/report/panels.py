@@ -18,7 +18,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Margin of implied rewards", ("rewards/margins", "eval/rewards/margins")),
     ("Implied rewards", ("rewards/chosen", "rewards/rejected")),
     ("Log-probability of answers", ("logps/chosen", "logps/rejected")),
-    ("Judged right", ("accuracy", "eval/accuracy")),
+    ("Judged right", ("accuracy",)),
     ("Gap between scores", ("margin", "eval/margin")),
     ("What the critic says", ("value/mean", "value/target")),
     ("The critic's squared error", ("value/error_square",)),
@@ -92,7 +92,7 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     if name.startswith("seconds/") and len(series) > 1:
         return _time_panel(title, {label.removeprefix("seconds/"): values for label, values in series.items()})
     log = name.startswith("sampler_gap/") and all(value > 0 for values in series.values() for value in finite(values))
-    svg = line_chart({_label(label): values for label, values in series.items()}, meaning=meaning, log=log)
+    svg = line_chart({_label(label): values for label, values in series.items()}, name="|".join(series), meaning=meaning, log=log)
     values = finite(series[name])
     width = 1 if name.startswith("eval/") else window(len(values))
     start, now = sum(values[:width]) / width, sum(values[-width:]) / width

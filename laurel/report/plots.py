@@ -31,9 +31,9 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def line_chart(lines: Mapping[str, Series], *, meaning: Meaning | None = None, log: bool = False) -> str:
+def line_chart(lines: Mapping[str, Series], *, name: str = "", meaning: Meaning | None = None, log: bool = False) -> str:
     """An SVG of one or several metrics over steps. Labels say which is which; a dashed line is the catalogue's limit, if near."""
-    with rc_context({**STYLE, "svg.hashsalt": "|".join(lines)}):
+    with rc_context({**STYLE, "svg.hashsalt": name or "|".join(lines)}):
         figure, axes = _canvas()
         for i, (label, series) in enumerate(lines.items()):
             _draw(axes, series, LINES[i % len(LINES)], label)

@@ -149,19 +149,11 @@ def test_collapse_is_announced_where_a_reward_can_be_exploited(toy, tmp_path, ca
 
 
 def test_ppo_steers_kl_to_its_target(toy, tmp_path):
-    """The coefficient finds the KL that was asked for, within a fifth, and moves to do so."""
-    options = {
-        **EXTRA["ppo"],
-        "num_iterations": 1,
-        "max_steps": 150,
-        "learning_rate": 3e-3,
-        "kl_target": 3.0,
-        "kl_horizon": 64,
-        "beta": 0.02,
-    }
-    lines = train("ppo", toy_config(toy, tmp_path, **options), quiet=True).metrics()
-    late = [line["kl/sequence"] for line in lines[-40:]]
-    assert 2.4 < sum(late) / len(late) < 3.6, late
+    """The coefficient starts three times too large, and finds the KL that was asked for, within a fifth."""
+    slow = {"num_iterations": 1, "max_steps": 200, "learning_rate": 2e-3, "kl_target": 2.0, "kl_horizon": 320, "beta": 0.3}
+    lines = train("ppo", toy_config(toy, tmp_path, **EXTRA["ppo"], **slow), quiet=True).metrics()
+    late = [line["kl/sequence"] for line in lines[-100:]]
+    assert 1.6 < sum(late) / len(late) < 2.4 and lines[-1]["beta"] < 0.2, late
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
