@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import os
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
+
+LOADING = threading.RLock()
+"""Held while weights are loaded. transformers replaces torch's initialisers meanwhile, for the whole process: two threads that load at
+once put back each other's replacements, and every model made afterwards starts from other weights."""
 
 
 @dataclass
@@ -233,7 +238,8 @@ def load_causal(name: str, dtype: torch.dtype) -> nn.Module:
         base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(name).base_model_name_or_path, dtype=dtype)
         return PeftModel.from_pretrained(base, name, is_trainable=True)
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        with LOADING:
+            return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load a causal language model: {first_line(error)}", where=f"model={name}") from error
 

@@ -19,7 +19,7 @@ from laurel.core.files import read_json, write_atomic
 from laurel.core.sample import Batch
 from laurel.policy.chat import encode_supervised, ensure_template
 from laurel.policy.logprob import wide
-from laurel.policy.model import check_folder, first_line, load_causal, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.model import LOADING, check_folder, first_line, load_causal, load_tokenizer, pick_device, pick_dtype
 
 CARD = "laurel_scorer.json"
 PAD = "<|pad|>"
@@ -209,7 +209,7 @@ def load_scorer(
     if trained and trained != labels:
         what = f"its head has {trained} outputs, and {labels} are needed."
         raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
-    with torch.random.fork_rng(devices=[]):
+    with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = load_trained(name, labels) if trained else new_head(load_causal(name, torch.float32), labels)
         own_padding(tokenizer, model)

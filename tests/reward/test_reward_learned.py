@@ -8,7 +8,7 @@ import torch
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.policy.scorer import Card, load_scorer
-from laurel.policy.scratch import save_scratch
+from laurel.policy.scratch import char_tokenizer, save_scratch, small_model
 from laurel.reward.learned import learned, mean, parse, penalised, worst
 from laurel.reward.load import load_reward
 from laurel.reward.mixture import load_rewards
@@ -87,6 +87,21 @@ def test_in_a_mixture_with_weights(folders):
     scored = mixture.score([group("2")])[0]
     assert scored.rewards[0] == pytest.approx(3 * float(raw(folders["a"])[0] - 0.5), abs=1e-6)
     assert load_reward(f"model:{folders['a']}+{folders['b']}:min").name == "model_min"
+
+
+def test_loading_in_threads_leaves_torch_as_it_was(folders):
+    """Several scorers loaded at once, as a mixture does: a model made afterwards has the weights it had before."""
+
+    def fresh():
+        return [p.detach().clone() for p in small_model(char_tokenizer("ab"), hidden_size=16, num_hidden_layers=1).parameters()]
+
+    before = fresh()
+    threads = [threading.Thread(target=load_scorer, args=(str(folders["a"]),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(torch.equal(a, b) for a, b in zip(before, fresh(), strict=True))
 
 
 def test_threads_take_turns(folders):
