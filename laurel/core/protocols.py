@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from laurel.core.result import Result
-from laurel.core.sample import Message
+from laurel.core.sample import Batch, Message
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
 
 
 class RewardFunction(Protocol):
@@ -38,3 +42,22 @@ class Env(Protocol):
     def reset(self, row: Mapping[str, Any]) -> list[Message]: ...
 
     def step(self, text: str) -> list[Message] | None: ...
+
+
+class Companion(Protocol):
+    """What is trained beside a policy, by the same optimiser: a critic, a discriminator, the heads of Q and V.
+
+    `model` is what it adds to memory. `seen(batch)`: tensors that objectives may read, by the name of their first parameter.
+    `followers`: parameters that no gradient moves but `follow` does, after each optimiser step; a checkpoint holds them too. Names are
+    different from the policy's. One that shapes how the policy decodes also has `save(policy, folder)`.
+    """
+
+    model: Module
+
+    def seen(self, batch: Batch) -> dict[str, Tensor]: ...
+
+    def trainable(self) -> dict[str, Parameter]: ...
+
+    def followers(self) -> dict[str, Parameter]: ...
+
+    def follow(self) -> None: ...

@@ -73,6 +73,17 @@ class Critic:
         """Name -> parameter of what belongs to the critic alone and is trained; every name starts with `critic.`."""
         return {f"critic.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def seen(self, batch: Batch) -> dict[str, Tensor]:
+        """What objectives may read: value_NT."""
+        return {"value_NT": self.values(batch)}
+
+    def followers(self) -> dict[str, nn.Parameter]:
+        """Nothing follows a critic."""
+        return {}
+
+    def follow(self) -> None:
+        """Nothing to do after an optimiser step."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that belongs to the critic alone, trained or frozen, under the names of `trainable`."""
         return {f"critic.{name}": tensor for name, tensor in self.model.state_dict().items()}

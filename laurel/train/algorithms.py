@@ -32,7 +32,9 @@ class Algorithm:
     targets from the policy as it is now; `terms` are added to the loss; `without` are options of its source that make no sense here.
     source: rows of data as they are (data), as preference
     pairs, as answers labelled good or bad, as rankings, outcomes or steps to be scored, or samples of the policy. `head`: how many
-    numbers a scorer's head gives (0: a language model is trained); `measure` are its metrics.
+    numbers a scorer's head gives (0: a language model is trained); `measure` are its metrics. `beside` names what is trained beside the
+    policy (BESIDE in `laurel.train.companions`). `judge` scores sampled groups in place of the configuration's rewards; `revise` changes
+    scored groups before they are packed; `off_policy` says that they then no longer are what the policy drew, so no ratio is looked at.
     """
 
     about: str
@@ -47,6 +49,10 @@ class Algorithm:
     aim: Callable[..., Any] | None = None
     head: int = 0
     measure: Callable[..., Any] | None = None
+    beside: str = ""
+    judge: Callable[..., Any] | None = None
+    revise: Callable[..., Any] | None = None
+    off_policy: bool = False
 
 
 PAIRS = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6, "reference": "start"}
@@ -126,7 +132,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "critic": "own", "critic_model": None, "critic_warmup_steps": 0, "missing_eos_penalty": 1.0,
             "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000,
         },
-        credit="critic", terms=(Term(value_loss, "token_mean"),),
+        credit="critic", beside="critic", terms=(Term(value_loss, "token_mean"),),
     ),
     "reward": Algorithm(
         "a reward model from preference pairs (Bradley-Terry)", "rankings", weight.raw, reward.bradley_terry, SCORES,

@@ -38,7 +38,7 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     draw = Draw("check", 0, config.seed, 4, config.max_completion_length, config.temperature, tuple(config.stop))
     few = setup.rows[:8]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
-    progress.say(forecast(setup, reward_matrix(setup.mixture.score(groups))))
+    progress.say(forecast(setup, reward_matrix(setup.score(groups))))
     batch = next(pack(groups).split(config.token_budget)).to(setup.policy.device)
     setup.policy.model.train(not setup.config.disable_dropout)
     with torch.no_grad():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def watch(setup: Setup, means: Mapping[str, float]) -> list[str]:
     """Signs of collapse that are new after this step, where a reward can be exploited: a learned one, or any with a critic."""
     learned = any(str(name).startswith("model:") for name in setup.config.rewards or ())
-    if setup.learns_from_data or not (learned or setup.critic is not None):
+    if setup.learns_from_data or not (learned or setup.companion is not None):
         return []
     setup.history.append(dict(means))
     judge = "" if learned else "eval/accuracy"
@@ -41,8 +41,8 @@ def memory(setup: Setup) -> str:
     models = {"policy": size(setup.policy.model)}
     if setup.reference is not None:
         models["reference"] = 0 if setup.reference.adapters_off else size(setup.reference.policy.model)
-    if setup.critic is not None:
-        models["critic"] = size(setup.critic.model)
+    if setup.companion is not None:
+        models[setup.row.beside] = size(setup.companion.model)
     trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
     told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in {**models, "gradients and optimiser": 3 * trained}.items())
     return f"memory in MB before activations: {told}; together {(sum(models.values()) + 3 * trained) / 1e6:.1f}"
@@ -51,10 +51,10 @@ def memory(setup: Setup) -> str:
 @torch.no_grad()
 def with_values(setup: Setup, batch: Batch) -> Batch:
     """The batch with the critic's value of every trained token's state, as it is before the update."""
-    assert setup.critic is not None
+    critic: Any = setup.companion
     rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
     for micro in batch.split(setup.config.token_budget):
-        value = setup.critic.values(micro.to(setup.policy.device)).to(value_NT)
+        value = critic.values(micro.to(setup.policy.device)).to(value_NT)
         value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
     return batch.replace(value_NT=value_NT)
 

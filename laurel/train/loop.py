@@ -69,7 +69,7 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
                 verdict = held_out_report(setup)
                 progress.say("\n".join(verdict))
                 setup.run.note({"held_out": verdict})
-            setup.policy.save(setup.run.model)
+            setup.save_model()
             setup.run.close()
     return setup.run
 
@@ -132,11 +132,11 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     began = time.perf_counter()
     groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
     sampled = time.perf_counter()
-    groups = setup.mixture.score(groups)
+    groups = setup.score(groups)
     sums.total("seconds/sample", sampled - began)
     sums.total("seconds/score", time.perf_counter() - sampled)
     reward_metrics(setup, groups, sums)
-    return groups
+    return setup.row.revise(setup, rows, groups) if setup.row.revise else groups
 
 
 @torch.no_grad()
@@ -196,13 +196,15 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             loss.backward()
             sums.add("loss", float(loss.detach()), 0)
             record_update(setup, micro, seen, stats, state.step, sums)
-            if not setup.learns_from_data:
+            if setup.on_policy:
                 gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
         if iteration == 0 and gaps:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
         sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
         sums.add("loss", 0.0, parallel.rank() == 0)
+        if setup.companion is not None:
+            setup.companion.follow()
     sums.total("seconds/update", time.perf_counter() - began)
 
 
@@ -211,12 +213,12 @@ def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
     if setup.row.head:
         return {reads: setup.policy.scores(micro) for reads, _, _ in setup.terms()}, None
     stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
-    return {"logp_NT": stats.logp, **({"value_NT": setup.critic.values(micro)} if setup.critic else {})}, stats
+    return {"logp_NT": stats.logp, **(setup.companion.seen(micro) if setup.companion else {})}, stats
 
 
 def with_signal(setup: Setup, batch: Batch) -> Batch:
-    """The rows that can move anything. A row whose weights are all zero adds exactly nothing, unless KL, entropy or a critic's error
-    is in the loss; a comparison without two sides adds nothing.
+    """The rows that can move anything. A row whose weights are all zero adds exactly nothing, unless KL, entropy or a companion's
+    error is in the loss; a comparison without two sides adds nothing.
 
     They were counted in the denominator before; leaving them out of the forward and backward pass changes no gradient.
     """
@@ -224,7 +226,7 @@ def with_signal(setup: Setup, batch: Batch) -> Batch:
     if setup.by_comparison:
         moves_N = setup.unit(batch).weight[batch.group_N.unique(return_inverse=True)[1]] != 0
         return batch.rows(moves_N.nonzero()[:, 0].tolist())
-    if setup.critic is not None or (config.beta and config.kl_placement == "loss") or config.entropy_coef:
+    if setup.companion is not None or (config.beta and config.kl_placement == "loss") or config.entropy_coef:
         return batch
     moves_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
     return batch.rows(moves_N.nonzero()[:, 0].tolist())
@@ -279,7 +281,7 @@ def save(setup: Setup, state: State) -> None:
         setup.remembered.save()
     if parallel.rank() == 0:
         save_checkpoint(
-            setup.run.checkpoints, setup.policy.template, setup.trainable(), setup.optimizer, state, keep=setup.config.save_total_limit
+            setup.run.checkpoints, setup.policy.template, setup.moving(), setup.optimizer, state, keep=setup.config.save_total_limit
         )
 
 

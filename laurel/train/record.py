@@ -62,7 +62,7 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
         return
     logp = stats.logp.detach()
     sums.add("entropy", float(stats.entropy[mask].sum()), count)
-    if setup.critic is not None:
+    if "value_NT" in seen:
         for name, (total, number) in value_metrics(seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value).items():
             sums.add(name, float(total), float(number))
     if setup.by_comparison:
@@ -72,6 +72,7 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
         if not setup.by_comparison:  # of pairs it would mix chosen and rejected
             sums.add("nll", float(-logp[mask].sum()), count)
         sums.total("supervised_tokens", count)
+    if not setup.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
     if setup.row.objective in CLIPPED:

@@ -11,13 +11,14 @@ import torch
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
+from laurel.core.protocols import Companion
 from laurel.core.run import Run
+from laurel.core.sample import Group
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS
 from laurel.policy.chat import encode_prompt
-from laurel.policy.critic import Critic, own_critic, shared_critic
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, load_scorer
 from laurel.reward.mixture import Mixture, load_rewards
@@ -26,6 +27,7 @@ from laurel.rollout.given import encodings
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
+from laurel.train.companions import BESIDE
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
 from laurel.train.reference import Remembered
@@ -33,7 +35,7 @@ from laurel.train.starter import STARTERS, build_starter
 
 USES = {
     "data": "sft", "pairs": "preference", "labels": "label", "rankings": "comparison", "outcomes": "label", "steps": "steps",
-    "policy": "rl",
+    "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
 
@@ -57,18 +59,36 @@ class Setup:
     unit: Callable
     notes: list[str]
     remembered: Remembered | None = None
-    critic: Critic | None = None
+    companion: Companion | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """Name -> parameter, of everything the optimiser moves: the policy, and the critic if there is one."""
-        return {**self.policy.trainable(), **(self.critic.trainable() if self.critic else {})}
+        """Name -> parameter, of everything the optimiser moves: the policy, and what is trained beside it."""
+        return {**self.policy.trainable(), **(self.companion.trainable() if self.companion else {})}
+
+    def moving(self) -> dict[str, torch.nn.Parameter]:
+        """Name -> parameter, of everything a checkpoint must hold: what is trained, and what follows it."""
+        return {**self.trainable(), **(self.companion.followers() if self.companion else {})}
+
+    def score(self, groups: list[Group]) -> list[Group]:
+        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge."""
+        return self.row.judge(self, groups) if self.row.judge else self.mixture.score(groups)
+
+    def save_model(self) -> None:
+        """The trained model as an ordinary Hugging Face folder; a companion that shapes how it decodes says how."""
+        save = getattr(self.companion, "save", None)
+        save(self.policy, self.run.model) if save else self.policy.save(self.run.model)
+
+    @property
+    def on_policy(self) -> bool:
+        """The batch is what the policy just drew, so its ratio starts at 1."""
+        return self.row.source == "policy" and not self.row.off_policy
 
     @property
     def learns_from_data(self) -> bool:
         """Supervised: samples are the data itself."""
-        return self.row.source != "policy"
+        return self.row.source not in ("policy", "parameters")
 
     @property
     def by_comparison(self) -> bool:
@@ -104,15 +124,15 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     policy: Any = load_head(config, row.head) if row.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
     reference = make_reference(policy, config.reference) if config.reference else None
-    critic = load_critic(config, policy) if row.credit == "critic" else None
-    optimizer = make_optimizer({**policy.trainable(), **(critic.trainable() if critic else {})}, config)
+    companion = BESIDE[row.beside](config, policy) if row.beside else None
+    optimizer = make_optimizer({**policy.trainable(), **(companion.trainable() if companion else {})}, config)
     rows, notes = fitting(policy, rows, config, row.source)
     held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
-    setup.critic = critic
+    setup.companion = companion
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)
@@ -131,7 +151,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
 
 def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture | None:
     """The rewards of the run. Supervised rows that name a verifiable task have their answers checked in evaluation, too."""
-    if source == "policy":
+    if source in ("policy", "parameters"):
         return load_rewards(
             config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
         )
@@ -164,7 +184,7 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> t
     """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
     kept, reason = [], ""
     for row in rows:
-        if source != "policy":
+        if source not in ("policy", "parameters"):
             encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
             fits, reason = all(any(e.mask[1:]) for e in encoded), f"no supervised token within max_length={config.max_length}"
         else:
@@ -178,15 +198,6 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> t
     return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
 
 
-def load_critic(config: TrainConfig, policy: Policy) -> Critic:
-    """The critic: its own body or the policy's, from a trained reward model or with a head that says 0."""
-    make = own_critic if config.critic == "own" else shared_critic
-    if config.critic_model is None:
-        return make(policy)
-    scorer = load_scorer(config.critic_model, num_labels=1, device=config.device, dtype=config.dtype)
-    return make(policy, scorer.model, mean=scorer.card.mean)
-
-
 def fresh(setup: Setup) -> State:
     """Nothing done yet."""
     return State(reference=setup.reference.hash if setup.reference else "", beta=setup.config.beta or 0.0)
@@ -197,7 +208,7 @@ def restore(setup: Setup) -> State:
     checkpoint, damaged = newest_checkpoint(setup.run.checkpoints)
     setup.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)
     reference = setup.reference.hash if setup.reference else ""
-    what = (setup.policy.template, setup.trainable(), setup.optimizer, reference)
+    what = (setup.policy.template, setup.moving(), setup.optimizer, reference)
     state = load_checkpoint(checkpoint, *what) if checkpoint else fresh(setup)
     if parallel.rank() == 0:
         setup.run.truncate(state.step)

@@ -124,7 +124,7 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("returns are advantages", advantage.gae, "advantage_NT + value_NT, 0.0)", "advantage_NT, 0.0)"),
     ("the critic's error is not squared", value.squares, ".square()", ".abs()"),
     ("the missing end is rewarded", control.missing_eos, "reward_N - missing_eos_penalty", "reward_N + missing_eos_penalty"),
-    ("rows of no advantage teach the critic nothing", loop.with_signal, "setup.critic is not None or", ""),
+    ("rows of no advantage teach the critic nothing", loop.with_signal, "setup.companion is not None or", ""),
     ("advantages are not whitened", loop.weigh, "parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)", "advantage_NT"),
     ("the sampler forgets the temperature", sampler.draw, "(temperature or 1.0)", "1.0"),
     ("the sampler draws by the wrong uniform", sampler.draw, "uniform_N.to(total_NV.dtype)", "uniform_N.to(total_NV.dtype).square()"),

@@ -163,7 +163,7 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
     own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
     setup = setup_of(name, llama.policy, Reference(llama.policy, adapters_off=False), recorder, **own | options)
     if ALGORITHMS[name].credit == "critic":
-        setup.critic = shared_critic(llama.policy)
+        setup.companion = shared_critic(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
     return torch.cat([g.flatten() for g in ascent_of(setup)]).double()

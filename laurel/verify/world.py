@@ -126,6 +126,15 @@ class TableCritic:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"critic.table": self.table}
 
+    def followers(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def follow(self) -> None:
+        """Nothing follows a critic."""
+
+    def seen(self, batch: Batch) -> dict[str, Tensor]:
+        return {"value_NT": self.values(batch)}
+
     def values(self, batch: Batch) -> Tensor:
         """[N, T], of the state before each token; 0 where not trained."""
         rows, times, at = trained_positions(batch)
@@ -190,8 +199,9 @@ def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor |
     policy, frozen = (Policy(TableLM(world.language, logits), tokenizer) for logits in (table, ref))
     setup = setup_of(name, policy, Reference(frozen, adapters_off=False), Recorder([policy.model.table], then), **given | options)
     if ALGORITHMS[name].credit == "critic":
-        setup.critic = cast(Any, TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype()))))
-        setup.optimizer.parameters.append(setup.critic.table)
+        critic = TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype())))
+        setup.companion = cast(Any, critic)
+        setup.optimizer.parameters.append(critic.table)
     return setup
 
 
