@@ -1,4 +1,4 @@
-"""`laurel eval`: how good a model is on rows with a verifier. `laurel sample`: what it says to a prompt."""
+"""`laurel eval`: how good a model is on rows with a verifier, or a scorer on rows with labels. `laurel sample`: what it says."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from laurel.policy.model import Policy
 
 FOR_SCORES = ("k", "rewards", "reward_weights", "reward_timeout", "reference", "output")
+FOR_ANSWERS = (
+    "num_generations", "k", "max_completion_length", "temperature", "top_p", "top_k", "stop", "env", "max_turns", "rewards",
+    "reward_weights", "reward_timeout", "reference",
+)  # fmt: skip
 FOR_ROWS = ("dataset_split", "dataset_size", "limit")
 
 
 def add_parser(subparsers: Any) -> None:
     """Register `eval` and `sample`; their options are those of EvalConfig."""
-    parser = subparsers.add_parser("eval", help="greedy accuracy, pass@k, majority@k, with intervals")
+    parser = subparsers.add_parser("eval", help="greedy accuracy, pass@k, majority@k, with intervals; of a scorer: calibration, too")
     add_options(parser, EvalConfig)
     parser.set_defaults(run=run_eval)
     parser = subparsers.add_parser("sample", help="sample completions of a prompt")
@@ -74,8 +78,12 @@ def run_eval(args: argparse.Namespace) -> int:
 
     config = read_options(args, EvalConfig)
     from laurel.eval.evaluate import evaluate, figures_at
+    from laurel.policy.scorer import trained_labels
     from laurel.reward.mixture import load_rewards
+    from laurel.train.starter import STARTERS
 
+    if config.model not in STARTERS and trained_labels(config.model):
+        return run_scorer(config)
     figures_at(config)
     rows = load_prompts(config)
     mixture = load_rewards(config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=1.0)
@@ -90,12 +98,34 @@ def run_eval(args: argparse.Namespace) -> int:
     console.print(table)
     if result.failed:
         console.print(f"{result.failed} samples could not be scored (counted as wrong, left out of the mean reward)", style="yellow")
+    write(config, result.as_json(), console)
+    return 0
+
+
+def run_scorer(config: EvalConfig) -> int:
+    """Hold a trained scorer against rows with labels, print what they say, write --output."""
+    from rich.console import Console
+
+    from laurel.eval.scorer import evaluate_scorer
+
+    refuse(config, FOR_ANSWERS, "is about answers, and a scorer gives none.", "Leave it out.", where="laurel eval")
+    verdict, left_out = evaluate_scorer(config)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{config.model} on {config.dataset}")
+    console.print("\n".join(verdict.lines), markup=False)
+    if left_out:
+        console.print(f"{left_out} rows left out: no answer within the scorer's max_length", style="yellow")
+    write(config, {"figures": verdict.as_json(), "left_out": left_out}, console)
+    return 0
+
+
+def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
+    """The result beside its configuration, as JSON in the file that --output names."""
     if config.output:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"config": config.model_dump(), **result.as_json()}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n", encoding="utf-8")
         console.print(f"written to {path}")
-    return 0
 
 
 def run_sample(args: argparse.Namespace) -> int:
@@ -129,8 +159,8 @@ def run_sample(args: argparse.Namespace) -> int:
     return 0
 
 
-def refuse(config: EvalConfig, options: Sequence[str], why: str, fix: str) -> None:
+def refuse(config: EvalConfig, options: Sequence[str], why: str, fix: str, *, where: str = "laurel sample") -> None:
     """An option that is set and would be ignored is an error."""
     for option in options:
         if getattr(config, option) != EvalConfig.model_fields[option].default:
-            raise UsageError(f"`--{option}` {why}", where="laurel sample", fix=fix)
+            raise UsageError(f"`--{option}` {why}", where=where, fix=fix)

@@ -15,6 +15,7 @@ from laurel.core.errors import LaurelError, UsageError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
     "train": ("laurel.cli.train", "train a model with one algorithm of the table"),
+    "pipeline": ("laurel.cli.pipeline", "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan"),
     "eval": ("laurel.cli.eval", "how good a model is: greedy accuracy, pass@k, majority@k, with intervals"),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
     "data": ("laurel.cli.data", "check gold answers, show rows and tokens, convert formats"),

@@ -8,18 +8,15 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from laurel.core.config import build_config, read_yaml
 from laurel.core.errors import UsageError
+from laurel.core.load import beside
 
 Config = TypeVar("Config", bound=BaseModel)
-
-PATH_OPTIONS = ("model", "dataset", "eval_dataset", "chat_template", "env", "rewards")
-"""Options that may name a file; in a YAML file they may be written relative to that file."""
 
 
 def add_options(
@@ -82,23 +79,6 @@ def parse(value: str | Sequence[str], annotation: Any) -> Any:
     for text in value:
         items.extend(_yaml_list(text) if typing.get_origin(wanted) is list else [text])
     return items
-
-
-def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a YAML file. A relative path with nothing there, but something beside the file, becomes the path beside the file."""
-    folder = Path(config_file).resolve().parent
-
-    def found(value: Any) -> Any:
-        if isinstance(value, list):
-            return [found(item) for item in value]
-        if not isinstance(value, str) or not re.search(r"[./]", value):
-            return value
-        path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
-        if Path(path).is_absolute() or Path(path).exists() or not (folder / path).exists():
-            return value
-        return f"{folder / path}{colon}{name}"
-
-    return {name: found(value) if name in PATH_OPTIONS else value for name, value in values.items()}
 
 
 def groups(kind: type[BaseModel]) -> dict[str, list[str]]:

@@ -18,8 +18,9 @@ Config = TypeVar("Config", bound=BaseModel)
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const", "comparison_mean"]
 ALGORITHM_NAMES = (
     "sft", "reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft",
+    "hindsight", "es",
     "dpo", "cdpo", "robust_dpo", "ipo", "simpo", "orpo", "dpop", "kto", "online_dpo", "rrhf",
-    "ppo", "reward", "reward_kwise", "reward_pl", "orm", "prm",
+    "ppo", "ppo_max", "ilql", "gail", "reward", "reward_kwise", "reward_pl", "orm", "prm",
 )  # fmt: skip
 """The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
 
@@ -107,6 +108,9 @@ class TrainConfig(BaseModel):
     env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
     max_turns: int | None = option(None, "turns of the policy in one episode", ge=1)
     num_iterations: int | None = option(None, "optimiser passes over each batch of samples", ge=1)
+    relabel: str | None = option(
+        None, "which instruction a completion achieved: file.py:function or module.function, a prompt (or None) for each completion"
+    )
 
     # rewards
     rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
@@ -126,29 +130,66 @@ class TrainConfig(BaseModel):
     mask_truncated_completions: bool | None = option(None, "leave samples that hit max_completion_length out of the loss and its count")
     overlong_buffer: int | None = option(None, "tokens before the limit over which a penalty grows from 0 to -1; 0: none", ge=0)
 
+    # samples of the parameters (es)
+    population: int | None = option(None, "members per step, in pairs: one adds noise to the parameters, the other takes it away", ge=2)
+    sigma: float | None = option(None, "standard deviation of the noise on every parameter", gt=0)
+    shape_returns: Literal["ranks", "zscore", "raw"] | None = option(
+        None, "what of a member's mean reward is its weight: its rank among the members, its z-score, or itself"
+    )
+
     # objective
     loss_aggregation: Aggregation | None = option(None, "what one unit of the loss is, and what it is divided by")
     epsilon: float | None = option(None, "clip: the ratio's lower bound is 1 - epsilon", gt=0)
     epsilon_high: float | None = option(None, "clip: the upper bound is 1 + epsilon_high; cispo: the absolute cap", gt=0)
     delta: float | None = option(None, "dual clip: the loss of a negative advantage is at most delta times its size; 0: off", ge=0)
     beta: float | None = option(None, "coefficient of the KL to the reference; of preferences: the scale of a margin", ge=0)
-    label_smoothing: float | None = option(None, "share of preference labels taken to be wrong", ge=0, lt=0.5)
+    label_smoothing: float | None = option(
+        None, "share of labels taken to be wrong: of preferences; in gail, of who is a demonstration", ge=0, lt=0.5
+    )
     # critic
     gamma: float | None = option(None, "discount of later rewards; 1: none", gt=0, le=1)
     lam: float | None = option(None, "GAE: how far an advantage looks beyond the critic's next word; 1: to the end", ge=0, le=1)
     vf_coef: float | None = option(None, "coefficient of the critic's squared error", ge=0)
     cliprange_value: float | None = option(None, "how far the critic may move from what it said when the row was sampled; 0: any", ge=0)
     critic: Literal["own", "shared"] | None = option(None, "a body of its own, or a second head on the policy's")
-    critic_model: str | None = option(None, "a trained reward model to start the critic from; default: the policy's body and a head of 0")
+    critic_model: str | None = option(
+        None, "where the critic starts: policy (a head of 0), reward (the run's model: reward), auto (that or policy), or a scorer's folder"
+    )
     critic_warmup_steps: int | None = option(None, "first steps that train the critic alone", ge=0)
     missing_eos_penalty: float | None = option(None, "taken from the reward of a completion that was cut off at its limit", ge=0)
     normalize_rewards: bool | None = option(None, "rewards minus their historical mean, over their historical spread")
     reward_clip: float | None = option(None, "with normalize_rewards: bounds of the result; 0: none", ge=0)
     kl_target: float | None = option(None, "KL in nats per completion that beta is steered to; 0: beta is fixed", ge=0)
+    ptx_coef: float | None = option(None, "coefficient of the likelihood of ptx_dataset, mixed into every update; 0: none", ge=0)
+    ptx_dataset: str | None = option(None, "text to mix in, so that what the reward does not ask for is not forgotten")
+    on_alarm: Literal["warn", "return"] | None = option(
+        None, "at a sign of collapse: warn, or end the run with the newest checkpoint's weights (return)"
+    )
     kl_horizon: int | None = option(None, "samples over which the steering of beta works", ge=1)
+
+    # logged rows
+    expectile: float | None = option(
+        None, "which expectile of Q the value is: .5 the mean under whoever wrote the log, towards 1 the best in it", gt=0, lt=1
+    )
+    cql_coef: float | None = option(None, "how much Q of tokens that the log does not show is held down", ge=0)
+    awac_coef: float | None = option(None, "coefficient of the policy's own, weighted likelihood", ge=0)
+    awac_beta: float | None = option(None, "that weight is exp(awac_beta (Q - V)); 0: every token counts the same", ge=0)
+    target_update: float | None = option(None, "how far the slow copies of Q follow it at every optimiser step", gt=0, le=1)
+    decode_beta: float | None = option(None, "the saved model says log pi + decode_beta (Q - V); 0: the policy alone", ge=0)
+
+    # imitation
+    imitation_reward: Literal["airl", "gail", "log_d"] | None = option(
+        None, "what the discriminator pays for a sample: log D/(1-D), -log(1-D) or log D, with D = P(demonstration)"
+    )
+    discriminator_rate: float | None = option(None, "learning rate of the discriminator, as a multiple of learning_rate", gt=0)
 
     # preferences
     center_rewards_coefficient: float | None = option(None, "reward: pulls the two scores of a pair towards opposite signs", ge=0)
+    reward_coef: float | None = option(None, "rewards by comparison: coefficient of the comparison, lambda", ge=0)
+    imitation_coef: float | None = option(
+        None, "rewards by comparison: coefficient of the best answer's likelihood per token under the same body; 0: none", ge=0
+    )
+    pairs_per_prompt: int | None = option(None, "reward_kwise: compare only so many pairs of each prompt, drawn by its key; 0: all", ge=0)
     use_margin: bool | None = option(None, "reward: ask for at least the row's `margin`, where it has one")
     rpo_alpha: float | None = option(None, "coefficient of the chosen answer's likelihood per token, beside a preference objective", ge=0)
     simpo_gamma: float | None = option(None, "the margin, in units of beta times a log-probability per token, that must be exceeded", ge=0)

@@ -1,14 +1,19 @@
-"""Python files that users name on the command line (`file.py:function`), as modules."""
+"""Files that users name: paths in a configuration file, and Python files (`file.py:function`) as modules."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
+
+PATH_OPTIONS = ("model", "dataset", "eval_dataset", "chat_template", "env", "rewards", "relabel", "gold", "judge", "export", "ptx_dataset")
+"""Options that may name a file; in a YAML file they may be written relative to that file."""
 
 
 def load_file(path: str | Path, where: str) -> Any:
@@ -29,3 +34,20 @@ def load_file(path: str | Path, where: str) -> Any:
         del sys.modules[alias]
         raise UsageError(f"{path} does not load: {type(error).__name__}: {error}.", where=where) from error
     return module
+
+
+def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a YAML file. A relative path with nothing there, but something beside the file, becomes the path beside the file."""
+    folder = Path(config_file).resolve().parent
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(item) for item in value]
+        if not isinstance(value, str) or not re.search(r"[./]", value):
+            return value
+        path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
+        if Path(path).is_absolute() or Path(path).exists() or not (folder / path).exists():
+            return value
+        return f"{folder / path}{colon}{name}"
+
+    return {name: found(value) if name in PATH_OPTIONS else value for name, value in values.items()}

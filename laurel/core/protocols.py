@@ -9,7 +9,6 @@ from laurel.core.result import Result
 from laurel.core.sample import Batch, Message
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module, Parameter
 
 
@@ -47,14 +46,16 @@ class Env(Protocol):
 class Companion(Protocol):
     """What is trained beside a policy, by the same optimiser: a critic, a discriminator, the heads of Q and V.
 
-    `model` is what it adds to memory. `seen(batch)`: tensors that objectives may read, by the name of their first parameter.
-    `followers`: parameters that no gradient moves but `follow` does, after each optimiser step; a checkpoint holds them too. Names are
-    different from the policy's. One that shapes how the policy decodes also has `save(policy, folder)`.
+    `model` is what it adds to memory. `seen(batch)`: tensors, or a tuple of them, that objectives may read, by the name of their
+    first parameter. `followers`: parameters that no gradient moves but `follow` does, after each optimiser step; a checkpoint holds them
+    too. Names are different from the policy's. One with `rate` learns at that multiple of the learning rate; one that shapes how the
+    policy decodes also has `save(policy, folder)`.
     """
 
-    model: Module
+    @property
+    def model(self) -> Module: ...
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]: ...
+    def seen(self, batch: Batch) -> Mapping[str, Any]: ...
 
     def trainable(self) -> dict[str, Parameter]: ...
 

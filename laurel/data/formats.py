@@ -35,9 +35,11 @@ FORMATS = (  # the most demanding first: the first one whose fields are all ther
 USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "completion"), ("text",)),
     "rl": (("prompt",),),
+    "imitation": (("prompt", "completion"),),
     "preference": (("prompt", "chosen", "rejected"),),
     "label": (("prompt", "completion", "label"),),
     "steps": (("prompt", "completions", "labels"),),
+    "logged": (("prompt", "completion", "reward"),),
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
 OTHER_NAMES = {
@@ -47,6 +49,7 @@ OTHER_NAMES = {
     "text": ("content", "document", "story", "body", "sentence"),
     "chosen": ("preferred", "better", "winner", "response_chosen", "output_1"),
     "rejected": ("dispreferred", "worse", "loser", "response_rejected", "output_2"),
+    "reward": ("score", "return", "rating"),
 }
 
 
@@ -93,10 +96,13 @@ def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = ()) -> list[Ro
     choices = USES[use]
     ready = normalise_all(rows)
     for row in ready:
-        if not any(all(field in row.columns for field in choice) for choice in choices):
+        fields = next((choice for choice in choices if all(field in row.columns for field in choice)), None)
+        if fields is None:
             wanted = " or ".join(" + ".join(f"`{field}`" for field in choice) for choice in choices)
             what = f"{use} needs {wanted}; this row has {_listed(row.columns)}."
             raise UsageError(what, where=row.where, fix=_remedy(row.columns, choices))
+        for field in fields:  # some belong to no format: only who uses a `reward` minds what stands in it
+            _check(field, row.columns[field], row.where)
         missing = [name for name in columns if name not in row.columns]
         if missing:
             raise UsageError(f"column `{missing[0]}` is missing; this row has {_listed(row.columns)}.", where=row.where)
@@ -188,6 +194,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "chosen": _SPOKEN,
     "rejected": _SPOKEN,
     "margin": ("a number", _number),
+    "reward": ("a finite number", lambda value: _number(value) and abs(value) != float("inf")),
     "label": ("true or false", lambda value: isinstance(value, bool)),
     "completions": ("a list of texts", _list_of(_text)),
     "labels": ("a list of true, false, -1, 0 or 1", _list_of(lambda value: value in (-1, 0, 1))),

@@ -8,10 +8,12 @@ of rows, and `weight_NT` holds one grade per row, the same at every token:
 
 So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3 (ranks count from 1), or .6 times
 that. Rows without a trained token stand aside too. `laurel.objective.unit.comparison_mean` divides by the number of comparisons.
+Lambda, `reward_coef`, stands before the comparison where it has `imitation`, the likelihood of the best answer, beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -33,16 +35,22 @@ def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
 
 
 def bradley_terry(
-    score_NT: Tensor, batch: Batch, *, label_smoothing: float = 0.0, center_rewards_coefficient: float = 0.0, use_margin: bool = True
+    score_NT: Tensor,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
+    use_margin: bool = True,
+    reward_coef: float = 1.0,
 ) -> Tensor:
     """The likelihood of pairs under P(w better than l) = sigmoid(r_w - r_l), per comparison: [N, T] -> [P].
 
-        w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l - m
+        lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l - m
 
-    eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT` (how much better; 0 where the data does not say), w the
-    pair's reliability. r (1, 0): .3132617; m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in r_w is
-    -sigmoid(-h) w at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a constant per prompt;
-    a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p + eps (1 - p), and c picks the constant near 0.
+    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT` (how much better; 0 where the data
+    does not say), w the pair's reliability. r (1, 0): .3132617; m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in
+    r_w is -lambda w sigmoid(-h) at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a constant
+    per prompt; a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p + eps (1 - p), and c picks the constant near 0.
     Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
     """
     r_N, sign_N, w_P = last_score(score_NT, batch), compared(batch).sign().to(score_NT.dtype), reliability(batch).to(score_NT.dtype)
@@ -54,28 +62,31 @@ def bradley_terry(
         h_P = h_P - by_group(torch.where(sign_N > 0, batch.target_NT[:, 0], 0.0).to(r_N.dtype), batch)
     value_P = (1 - label_smoothing) * softplus(-h_P) + label_smoothing * softplus(h_P)
     centre_P = by_group(sign_N.abs() * r_N, batch).square()
-    return torch.where(won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0)
+    return reward_coef * torch.where(won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0)
 
 
-def k_wise(score_NT: Tensor, batch: Batch) -> Tensor:
+def k_wise(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, reward_coef: float = 1.0) -> Tensor:
     """Bradley-Terry over every pair of a ranking, each prompt counting once: [N, T] -> [P].
 
-        w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j))
+        lambda w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j)),    lambda = reward_coef
 
+    pairs_per_prompt = m > 0: over m of those pairs, drawn by `some_pairs`, and divided by m: the same on average.
     Ties are left out of the sum and of the count, so this is the mean over the pairs that are ordered. r (2, 1, 0) in this order:
     (2 * .3132617 + .1269280) / 3 = .2511504. All pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`.
     The optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022, arXiv:2203.02155.
     """
     r_N, better_NN = last_score(score_NT, batch), better(batch)
+    if pairs_per_prompt:
+        better_NN = some_pairs(better_NN, batch, pairs_per_prompt)
     value_NN = torch.where(better_NN, softplus(r_N - r_N[:, None]), 0.0)
     pairs_P = by_group(better_NN.sum(1).to(r_N.dtype), batch)
-    return reliability(batch).to(r_N.dtype) * by_group(value_NN.sum(1), batch) / pairs_P.clamp(min=1)
+    return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_NN.sum(1), batch) / pairs_P.clamp(min=1)
 
 
-def plackett_luce(score_NT: Tensor, batch: Batch) -> Tensor:
+def plackett_luce(score_NT: Tensor, batch: Batch, *, reward_coef: float = 1.0) -> Tensor:
     """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] -> [P].
 
-        w * sum_k [ logsumexp(r_k, ..., r_K) - r_k ]
+        lambda w * sum_k [ logsumexp(r_k, ..., r_K) - r_k ]
 
     r (2, 1, 0) in this order: .4076059 + .3132617 = .7208676. K = 2 is `bradley_terry`. A row meets only those that are worse, so
     tied rows say nothing of each other; without ties exp(-value) sums to 1 over all K! orders. Plackett 1975; Luce 1959.
@@ -83,7 +94,24 @@ def plackett_luce(score_NT: Tensor, batch: Batch) -> Tensor:
     r_N, better_NN = last_score(score_NT, batch), better(batch)
     left_NN = better_NN | torch.eye(len(r_N), dtype=torch.bool, device=r_N.device)  # a row by itself costs 0
     value_N = torch.where(left_NN, r_N, -torch.inf).logsumexp(1) - r_N
-    return reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
+    return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
+
+
+def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> Tensor:
+    """The language-model term beside a comparison: the best answer's likelihood under the same body, per token: [N, T] -> [P].
+
+        -beta w lp_best / |best|,    beta = imitation_coef
+
+    The best is the answer that beats another and that none beats: the chosen one of a pair, the first of a ranking; of several equal
+    ones the mean. A group in which nobody is better imitates nobody. lp -3 over 2 tokens, beta .5, w .6: .45. The gradient in each of
+    its tokens' log-probabilities is -beta w / |best|. The paper sums over tokens: beta / |best| of ours. beta = 0: the comparison alone.
+    Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023, arXiv:2307.04964 (beta 1).
+    """
+    same_shape(logp_NT, batch.weight_NT)
+    best_N = best(batch).to(logp_NT.dtype)
+    share_N = best_N / by_group(best_N, batch).clamp(min=1)[batch.group_N.unique(return_inverse=True)[1]]
+    per_token_N = trained(logp_NT, batch).sum(1) / batch.loss_mask_NT.sum(1).clamp(min=1)
+    return -imitation_coef * reliability(batch).to(logp_NT.dtype) * by_group(share_N * per_token_N, batch)
 
 
 def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
@@ -125,6 +153,12 @@ def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
         "margin": masked_sum(gap_NN, better_NN),
         "score/mean": masked_sum(r_N, better_NN.any(0) | better_NN.any(1)),
     }
+
+
+def imitation_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
+    """(sum, count), off the graph: `imitation/nll`, minus the log-likelihood of the best answers, per token."""
+    at_NT = best(batch)[:, None] & batch.loss_mask_NT
+    return {"imitation/nll": masked_sum(-logp_NT.detach(), at_NT)}
 
 
 def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
@@ -171,6 +205,30 @@ def better(batch: Batch) -> Tensor:
     g_N = compared(batch)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & (g_N != 0)[:, None] & (g_N != 0)
     return ours_NN & (g_N[:, None] > g_N)
+
+
+def best(batch: Batch) -> Tensor:
+    """Does row n beat another of its group, and none beats it? [N] bool. Grades -1, -2, -2: the first; 1, 1, 1: none."""
+    better_NN = better(batch)
+    return better_NN.any(1) & ~better_NN.any(0)
+
+
+def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
+    """At most m of the ordered pairs of each group, every subset of m as likely as any other: [N, N] -> [N, N] bool.
+
+    Each pair draws a lot, a hash of its prompt, its step and its two samples, and the m lowest of the group stay. So the choice depends
+    on the rows' keys alone, not on their order, on micro-batches or on a generator that a resumed run would have to find again.
+    """
+    kept_NN, lots = torch.zeros_like(better_NN), dict[int, list[tuple[bytes, int, int]]]()
+    group_N: Any = batch.group_N
+    for i, j in better_NN.nonzero().tolist():
+        a, b = sorted((batch.keys[i].sample, batch.keys[j].sample))
+        lot = hashlib.sha256(f"{batch.keys[i].prompt}|{batch.keys[i].version}|{a}|{b}".encode()).digest()
+        lots.setdefault(int(group_N[i]), []).append((lot, i, j))
+    for drawn in lots.values():
+        for _, i, j in sorted(drawn)[:m]:
+            kept_NN[i, j] = True
+    return kept_NN
 
 
 def step_class(batch: Batch) -> Tensor:

@@ -75,6 +75,11 @@ def rows(batch: Batch) -> Tensor:
     return batch.loss_mask_NT.any(1).sum()
 
 
+def row_mean(batch: Batch) -> Unit:
+    """A unit is a row, whatever is trained on in it: values [N] of what judges whole rows, demonstrations among them."""
+    return Unit(torch.ones_like(batch.weight_NT[:, 0]), torch.tensor(len(batch), device=batch.weight_NT.device))
+
+
 AGGREGATIONS: dict[str, Callable[..., Unit]] = {
     "token_mean": token_mean,
     "seq_mean_token_mean": seq_mean_token_mean,
@@ -82,6 +87,8 @@ AGGREGATIONS: dict[str, Callable[..., Unit]] = {
     "token_sum_over_const": token_sum_over_const,
     "comparison_mean": comparison_mean,
 }
+UNITS = {**AGGREGATIONS, "row_mean": row_mean}
+"""What a further term of a loss may be reduced over: any aggregation, or whole rows."""
 
 
 def reduce_loss(values: Tensor, unit: Unit, total: Tensor | float) -> Tensor:

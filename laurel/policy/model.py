@@ -83,18 +83,19 @@ class Policy:
         """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
-    def logp(self, batch: Batch, *, entropy: Entropy = "none") -> TokenStats:
+    def logp(self, batch: Batch, *, entropy: Entropy = "none", hidden_NLD: Tensor | None = None) -> TokenStats:
         """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0 where not trained.
 
         Rows are padded on the right and attention is causal, so no real token sees padding; only trained tokens go
-        through the head, a chunk at a time.
+        through the head, a chunk at a time. hidden_NLD: last hidden states of the batch, if they are at hand.
         """
         rows, times, at = trained_positions(batch)
         ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
         if self.whole_logits:
             stats = token_logprobs(self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
-            stats = chunked_logprobs(self.head, self.hidden(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
+            hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+            stats = chunked_logprobs(self.head, hidden_NLD[rows, at], ids_M, temperature_M, entropy=entropy)
         place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
         return TokenStats(*(None if s is None else place.index_put((rows, times), s) for s in stats))
 
@@ -271,15 +272,18 @@ def check_folder(name: str) -> None:
         raise UsageError("the folder holds no config.json.", where=f"model={name}", fix="A trained run keeps its model in RUN/model.")
 
 
-def with_lora(model: nn.Module, config: Any) -> nn.Module:
-    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base); loaded adapters stay."""
+def with_lora(model: nn.Module, config: Any, *, task: str | None = "CAUSAL_LM") -> nn.Module:
+    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base); loaded adapters stay.
+
+    task: what peft calls the kind of model; None for a body without a head.
+    """
     if hasattr(model, "peft_config"):
         return model
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules or "all-linear", task_type="CAUSAL_LM",
+        target_modules=config.lora_target_modules or "all-linear", task_type=task,
     )  # fmt: skip
     return get_peft_model(model, lora)
 

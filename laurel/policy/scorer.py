@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import read_json, write_atomic
+from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
+from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
-from laurel.policy.logprob import wide
-from laurel.policy.model import LOADING, check_folder, first_line, load_causal, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.logprob import chunked_logprobs, wide
+from laurel.policy.model import (
+    LOADING,
+    Policy,
+    check_folder,
+    first_line,
+    load_causal,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    trained_positions,
+    with_lora,
+)
 
-CARD = "laurel_scorer.json"
 PAD = "<|pad|>"
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 HEADS = ("score", "classifier")  # what transformers calls the linear layer
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a saved scorer says of itself: mean and deviation of its scores on `n` held-out answers, and where rows were cut."""
-
-    mean: float = 0.0
-    std: float = 1.0
-    n: int = 0
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise UsageError(f"scores of mean {self.mean} and deviation {self.std} have no scale.", where=CARD)
-
-    @classmethod
-    def of(cls, scores: Sequence[float], max_length: int | None = None) -> Card:
-        """From held-out scores. One score, or equal ones, have no spread: std stays 1. [1, 3]: mean 2, std 1 (ddof 0)."""
-        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
-        if not len(values):
-            raise UsageError("no held-out score to centre by.", where=CARD)
-        spread = float(values.std(correction=0))
-        return cls(float(values.mean()), spread if spread > 1e-9 * max(1.0, float(values.abs().max())) else 1.0, len(values), max_length)
 
 
 @dataclass
@@ -56,14 +44,16 @@ class Scorer:
     """A language model's body and a linear head on its last hidden state. Its face is the policy's, as far as training needs it.
 
     `model` is a plain transformers model for sequence classification (one number) or token classification (several classes). The
-    weights stay float32; `dtype` is the precision of computation. `template` is the hash of the chat template.
+    weights stay float32; `dtype` is the precision of computation. `template` is the hash of the chat template. `language` is the
+    language model around the same body, where its head is kept for training; no folder that is saved holds it.
     """
 
     model: Any  # a PreTrainedModel
     tokenizer: Any
     dtype: torch.dtype = torch.float32
     template: str = ""
-    card: Card = Card()
+    card: Card = field(default_factory=Card)
+    language: Policy | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +74,12 @@ class Scorer:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of what the optimiser moves."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        moved = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.language is not None:  # a tied head is the body's embedding, and is there already
+            body = {id(p) for p in self.model.parameters()}
+            further = self.language.causal.get_output_embeddings().named_parameters()
+            moved |= {f"language.{name}": p for name, p in further if p.requires_grad and id(p) not in body}
+        return moved
 
     def autocast(self) -> Any:
         """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
@@ -103,16 +98,28 @@ class Scorer:
             score = wide(head_of(self.model)(hidden))
         return score[..., 0] if self.num_labels == 1 else score
 
-    def scores(self, batch: Batch) -> Tensor:
+    def seen(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
+        """What objectives are functions of, by name, from one pass of the body: `logp_NT` by the language head, all else `scores`."""
+        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL)
+        return {name: self.logp(batch, hidden_NLD) if name == "logp_NT" else self.scores(batch, hidden_NLD) for name in wanted}
+
+    def logp(self, batch: Batch, hidden_NLD: Tensor) -> Tensor:
+        """log pi of the trained tokens by the language head on this body: [N, T], 0 elsewhere."""
+        assert self.language is not None
+        rows, times, at = trained_positions(batch)
+        said = chunked_logprobs(self.language.head, hidden_NLD[rows, at], batch.ids_NL[rows, at + 1], batch.temperature_N[rows]).logp
+        return torch.zeros(batch.loss_mask_NT.shape, device=said.device, dtype=said.dtype).index_put((rows, times), said)
+
+    def scores(self, batch: Batch, hidden_NLD: Tensor | None = None) -> Tensor:
         """The head's output at every completion token's own position, 0 where there is no token: [N, T], of classes [N, T, C].
 
         Position start + t has read the tokens up to and with t. Rows are padded on the right and attention is causal, so padding
-        reaches no real token.
+        reaches no real token. hidden_NLD: last hidden states of the batch, if they are at hand.
         """
         time_T = torch.arange(batch.loss_mask_NT.shape[1], device=batch.start_N.device)
         there_NT = time_T < batch.length_N[:, None]
         at_NT = (batch.start_N[:, None] + time_T).clamp(max=batch.ids_NL.shape[1] - 1)
-        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL)
+        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL) if hidden_NLD is None else hidden_NLD
         score = self.head(hidden_NLD[torch.arange(len(batch), device=at_NT.device)[:, None], at_NT])
         return torch.where(there_NT if score.ndim == 2 else there_NT[..., None], score, 0.0)
 
@@ -130,26 +137,56 @@ class Scorer:
         if not all(every):
             raise UsageError("a row without a token has no score.", where=f"row {every.index(()) + 1}")
         found: dict[int, Tensor] = {}
+        for chunk, hidden_NLD in self._passes(every, token_budget):
+            last_N = torch.tensor([len(every[i]) - 1 for i in chunk], device=self.device)
+            score = self.head(hidden_NLD[torch.arange(len(chunk), device=self.device), last_N]).cpu()
+            found.update(zip(chunk, score, strict=True))
+        shape = () if self.num_labels == 1 else (self.num_labels,)
+        return torch.stack([found[i] for i in range(len(every))]) if every else torch.zeros(0, *shape)
+
+    @torch.no_grad()
+    def score_at(self, rows: Sequence[tuple[Ids, Sequence[int]]], *, token_budget: int = 8192) -> list[Tensor]:
+        """For each row, ids and positions, the head's output at these positions: [S], of classes [S, C]. On the CPU, dropout off."""
+        found: dict[int, Tensor] = {}
+        for chunk, hidden_NLD in self._passes([ids for ids, _ in rows], token_budget):
+            found.update({i: self.head(hidden_NLD[n, list(rows[i][1])]).cpu() for n, i in enumerate(chunk)})
+        return [found[i] for i in range(len(rows))]
+
+    def _passes(self, every: Sequence[Ids], token_budget: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Which rows, and their last hidden states, a pass at a time with dropout off."""
         was = self.model.training
         self.model.eval()
         try:
             for chunk in by_budget([len(ids) for ids in every], token_budget):
-                ids_NL, attention_NL, last_N = right_padded([every[i] for i in chunk], self.device)
-                hidden_NLD = self.hidden(ids_NL, attention_NL)
-                score = self.head(hidden_NLD[torch.arange(len(chunk), device=self.device), last_N]).cpu()
-                found.update(zip(chunk, score, strict=True))
+                ids_NL, attention_NL, _ = right_padded([every[i] for i in chunk], self.device)
+                yield chunk, self.hidden(ids_NL, attention_NL)
         finally:
             self.model.train(was)
-        shape = () if self.num_labels == 1 else (self.num_labels,)
-        return torch.stack([found[i] for i in range(len(every))]) if every else torch.zeros(0, *shape)
+
+    def adapt(self, config: Any) -> None:
+        """LoRA adapters in the body, which is frozen, the language head too; the scorer's own head stays whole. Scores do not change."""
+        prefix = self.model.base_model_prefix
+        setattr(self.model, prefix, with_lora(getattr(self.model, prefix), config, task=None).to(self.device).eval())
+        if self.language is not None:
+            self.language.causal.get_output_embeddings().requires_grad_(False)
+
+    def merged(self) -> Any:
+        """The transformers model as it is saved: a copy with the adapters in its weights, or itself where there are none."""
+        prefix = self.model.base_model_prefix
+        if not hasattr(getattr(self.model, prefix), "merge_and_unload"):
+            return self.model
+        model = copy.deepcopy(self.model)
+        setattr(model, prefix, getattr(model, prefix).merge_and_unload())
+        return model
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder and prove it: reload with plain transformers, same scores to 1e-5, or an error.
 
-        The proof scores two rows of different length as anybody would: padded on the right with the tokenizer's padding token.
+        Adapters are merged in, and a language head stays behind. The proof scores two rows of different length as anybody would: padded
+        on the right with the tokenizer's padding token.
         """
         folder = Path(folder)
-        self.model.save_pretrained(folder)
+        self.merged().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_atomic(folder / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
         again = auto_class(self.num_labels).from_pretrained(folder, dtype=torch.float32).to(self.device).eval()
@@ -188,13 +225,14 @@ def load_scorer(
     dtype: str = "auto",
     chat_template: str | None = None,
     seed: int = 0,
+    language: bool = False,
 ) -> Scorer:
     """A scorer from a folder or hub name: a trained one as it is, or the body of a causal language model under a new head.
 
     num_labels: 1 for rewards, outcomes and values, 3 for steps; None: what a trained folder has, else 1. The new head starts at a
     deviation of .1 / sqrt(hidden size), so first scores are small; it depends on `seed` alone, and torch's own generator is left as
     it was. A tokenizer that has no padding token, or pads with its EOS, is given one of its own (transformers finds the last token
-    of a row by that id; laurel never does). An adapter's folder is merged into its base.
+    of a row by that id; laurel never does). An adapter's folder is merged into its base. language: keep the language model's head.
     Errors: UsageError for a model whose body, head or number of outputs does not fit.
     """
     from transformers.utils import logging
@@ -211,9 +249,13 @@ def load_scorer(
         raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = load_trained(name, labels) if trained else new_head(load_causal(name, torch.float32), labels)
+        causal = None if trained else whole(load_causal(name, torch.float32))
+        model = load_trained(name, labels) if causal is None else new_head(causal, labels)
+        tied = causal is not None and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
         own_padding(tokenizer, model)
     scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, read_card(name) if trained else Card())
+    if language:
+        scorer.language = language_of(scorer, causal, tied, name)
     if not Scorer(scorer.model, tokenizer).gap(scorer.model) < 1e-4:
         what = "its scores are not a linear head on the last hidden state."
         raise UsageError(what, where=f"model={name}", fix="Use a causal language model.")
@@ -232,14 +274,29 @@ def load_trained(name: str, labels: int) -> nn.Module:
     return model
 
 
+def whole(causal: Any) -> Any:
+    """The language model with its adapters, if it has any, merged in."""
+    return causal.merge_and_unload() if hasattr(causal, "merge_and_unload") else causal
+
+
+def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
+    """The language model around the scorer's own body: its head says what stands in `imitation`. Padding may have grown the body."""
+    if causal is None:
+        raise UsageError("a trained scorer keeps no language-model head.", where=f"model={name}", fix="Start from a language model.")
+    if tied:
+        causal.get_output_embeddings().weight = scorer.model.get_input_embeddings().weight
+    policy = Policy(causal.to(scorer.device).eval(), scorer.tokenizer, scorer.dtype, scorer.template)
+    if policy.whole_logits:
+        raise UsageError("its logits are not head(hidden).", where=f"model={name}", fix="Set imitation_coef=0.")
+    return policy
+
+
 def new_head(causal: Any, labels: int) -> nn.Module:
-    """A classification model around the body of a language model, adapters merged in.
+    """A classification model around the body of a language model.
 
     The body is taken over as it is. Loading the checkpoint into the other class would not do: where embeddings are tied and stored
     under the language head's name alone, transformers drops them and starts the body from random ones.
     """
-    if hasattr(causal, "merge_and_unload"):
-        causal = causal.merge_and_unload()
     config = copy.deepcopy(causal.config)
     config.num_labels = labels
     config.classifier_dropout = 0.0  # transformers' default of .1 would make scores of training and use differ
@@ -290,6 +347,18 @@ def trained_labels(name: str) -> int:
     return int(config.num_labels or 0) if kind.endswith((SEQUENCE, TOKEN)) else 0
 
 
+def check_language_head(name: str) -> None:
+    """UsageError for a folder that holds no language model: a trained scorer, or a body alone. Only its configuration is read."""
+    from transformers import AutoConfig
+
+    if (Path(name) / "adapter_config.json").is_file():
+        return
+    kind = (AutoConfig.from_pretrained(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
+    if kind and not any(part in kind for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
+        what = f"imitation_coef needs a language model's head, and {kind or 'this folder'} has none."
+        raise UsageError(what, where=f"model={name}", fix="Start from a causal language model, or set imitation_coef=0.")
+
+
 def own_padding(tokenizer: Any, model: Any) -> None:
     """Make padding a token that ends no text, in the tokenizer and in the configuration that transformers reads it from."""
     closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends(tokenizer, model.config)))}
@@ -325,13 +394,3 @@ def by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
             chunks.append([])
         chunks[-1].append(i)
     return chunks
-
-
-def read_card(folder: str | Path) -> Card:
-    """The card of a saved scorer; where there is none, scores stay as they are (mean 0, std 1)."""
-    found = read_json(Path(folder) / CARD) if Path(folder).is_dir() else None
-    if found is None:
-        return Card()
-    if not isinstance(found, dict) or not found.keys() <= {item.name for item in fields(Card)}:
-        raise UsageError("not the card of a scorer.", where=f"{folder}/{CARD}", fix="It holds mean, std, n and max_length.")
-    return Card(**found)

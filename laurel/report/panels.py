@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from laurel.core.metrics import Meaning
+from laurel.core.catalogue import Meaning
 from laurel.report.collect import Series, Story
 from laurel.report.plots import line_chart, time_chart
 from laurel.report.verdict import finite, meaning_of, outside, show, window
@@ -22,6 +22,10 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gap between scores", ("margin", "eval/margin")),
     ("What the critic says", ("value/mean", "value/target")),
     ("The critic's squared error", ("value/error_square",)),
+    ("Q and V of the log", ("implicit/q", "implicit/value", "implicit/reward")),
+    ("Advantage of logged tokens", ("implicit/advantage",)),
+    ("Errors of Q and V", ("implicit/q_loss", "implicit/value_loss")),
+    ("Cross-entropy of Q and of the policy", ("implicit/cql_loss", "implicit/awac_loss")),
     ("Loss per supervised token", ("nll",)),
     ("Held-out loss per token", ("eval/nll",)),
     ("Each reward", ("rewards/*/mean",)),

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from laurel.core.metrics import Meaning
+from laurel.core.catalogue import Meaning
 from laurel.report.collect import Series
 from laurel.report.verdict import finite, show
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from laurel.core.catalogue import Meaning
 from laurel.core.errors import UsageError
-from laurel.core.metrics import Meaning, explain
+from laurel.core.metrics import explain
 from laurel.measure.intervals import Interval, share_difference, unpaired_difference
 from laurel.report.collect import Series, Story
 

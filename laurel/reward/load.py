@@ -1,4 +1,4 @@
-"""From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` (a trained scorer), or a callable."""
+"""From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` or `prm:FOLDER` (scorers), or a callable."""
 
 from __future__ import annotations
 
@@ -60,6 +60,10 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         from laurel.reward.learned import parse  # brings torch and transformers: only where a scorer is asked for
 
         return _checked(scorer := parse(name), function_name(scorer), columns)
+    if name.startswith("prm:"):
+        from laurel.reward import process
+
+        return _checked(scorer := process.parse(name), function_name(scorer), columns)
     path, separator, attribute = name.rpartition(":")
     if separator and path.endswith(".py"):
         module = load_file(path, f"reward `{name}`")
@@ -67,7 +71,7 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         path, _, attribute = name.rpartition(".")
         module = _load_module(path, name)
     else:
-        fix = nearest(name, VERIFIERS) or "A name, module.function, path/to/file.py:function or model:FOLDER."
+        fix = nearest(name, VERIFIERS) or "A name, module.function, path/to/file.py:function, model:FOLDER or prm:FOLDER."
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
     function = getattr(module, attribute, None)
     if not callable(function):

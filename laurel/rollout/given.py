@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.policy.chat import Supervised, encode_after, encode_prompt, encode_supervised
+from laurel.policy.chat import Supervised, encode_supervised
 from laurel.policy.model import Policy
-
-
-def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The row's columns once for each answer it holds: chosen and rejected of a pair, ranked responses, else the row itself."""
-    if {"prompt", "responses", "ranks"} <= columns.keys():
-        return [{"prompt": columns["prompt"], "completion": response} for response in columns["responses"]]
-    if {"prompt", "chosen", "rejected"} <= columns.keys():
-        return [{"prompt": columns["prompt"], "completion": columns[side]} for side in ("chosen", "rejected")]
-    return [columns]
-
-
-def encodings(policy: Policy, row: Row, *, train_on: str | None, max_length: int | None) -> list[Supervised]:
-    """Every answer of a row as ids with the mask of its targets. Steps have their targets at their ends."""
-    if {"prompt", "completions", "labels"} <= row.columns.keys():
-        return [encode_steps(policy.tokenizer, row.columns, max_length=max_length)]
-    return [encode_supervised(policy.tokenizer, one, train_on=train_on, max_length=max_length) for one in answers(row.columns)]
+from laurel.policy.rows import encodings
 
 
 def demonstrations(
@@ -50,18 +34,6 @@ def pairs(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on:
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
         groups.append(Group(row.id, row.columns, samples, rewards=(1.0, -1.0)))
     return groups
-
-
-def encode_steps(tokenizer: Any, columns: Mapping[str, Any], *, max_length: int | None) -> Supervised:
-    """Prompt and steps, a line each, as ids; the last token of every step is a target. Steps beyond max_length are left out."""
-    ids, text = encode_prompt(tokenizer, columns["prompt"]), ""
-    mask = [False] * len(ids)
-    for step in columns["completions"]:
-        more = encode_after(tokenizer, "\n" + step, text or "a")
-        if not more or (max_length is not None and len(ids) + len(more) > max_length):
-            break
-        ids, mask, text = ids + more, [*mask, *[False] * (len(more) - 1), True], f"{text}\n{step}"
-    return Supervised(ids, tuple(mask), text, ())
 
 
 def rankings(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
@@ -107,6 +79,16 @@ def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_
     return groups
 
 
+def logged(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
+    """One group per row: its answer as a sample with the reward that was logged. Of an answer cut at max_length it is the return there."""
+    groups = []
+    for row in rows:
+        encoded = encode_supervised(policy.tokenizer, row.columns, train_on=train_on, max_length=max_length)
+        sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
+        groups.append(Group(row.id, row.columns, (sample,), rewards=(float(row.columns["reward"]),)))
+    return groups
+
+
 def as_sample(encoded: Supervised, key: Key) -> Sample:
     """A supervised row as a Sample: ids up to the first target are the prompt. A row without a target is an error."""
     first = next((i for i, on in enumerate(encoded.mask) if on and i > 0), None)
@@ -131,5 +113,6 @@ def as_sample(encoded: Supervised, key: Key) -> Sample:
 
 GIVEN: dict[str, Callable[..., list[Group]]] = {
     "data": demonstrations, "pairs": pairs, "labels": labelled, "rankings": rankings, "outcomes": graded, "steps": graded,
+    "logged": logged,
 }  # fmt: skip
 """source of a row of the table: how its rows of data become groups."""

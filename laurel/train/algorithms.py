@@ -7,20 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from laurel.objective import preference, reward
+from laurel.objective.discriminator import discriminate, discriminator_metrics
+from laurel.objective.implicit import implicit_metrics, implicit_q
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
 from laurel.objective.value import value_loss
+from laurel.train.adversary import judged, told_apart, with_demonstrations
 from laurel.train.aim import kl_point, labels, margins
+from laurel.train.relabel import hindsight
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
+from laurel.weight.population import search_gradient, shaped
 from laurel.weight.token import whitened_return
 
 
 @dataclass(frozen=True)
 class Term:
-    """One more term of the loss: `objective`, which brings its own coefficient as an option, reduced over `unit`."""
+    """One more term of the loss: `objective`, which brings its own coefficient, reduced over `unit`; left out where `option` is 0."""
 
     objective: Callable[..., Any]
     unit: str
+    option: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,16 @@ class Algorithm:
     `defaults` are this row's values of options; every other default stands in the signature of the function that uses it.
     `compares` says that the weights of a group's samples depend on each other, so a group needs two. `aim` fills the batch's
     targets from the policy as it is now; `terms` are added to the loss; `without` are options of its source that make no sense here.
-    source: rows of data as they are (data), as preference
-    pairs, as answers labelled good or bad, as rankings, outcomes or steps to be scored, or samples of the policy. `head`: how many
-    numbers a scorer's head gives (0: a language model is trained); `measure` are its metrics. `beside` names what is trained beside the
+    source: rows of data as they are (data), as preference pairs, as answers labelled good or bad, as rankings, outcomes or steps to be
+    scored, logged with their reward, samples of the policy, or of its parameters (`laurel.train.evolve`). `head`: how many numbers a
+    scorer's head gives (0: a language model is trained); `measure` are its metrics. `beside` names what is trained beside the
     policy (BESIDE in `laurel.train.companions`). `judge` scores sampled groups in place of the configuration's rewards; `revise` changes
     scored groups before they are packed; `off_policy` says that they then no longer are what the policy drew, so no ratio is looked at.
+    `use`: what its rows of data must hold (USES in `laurel.data.formats`), where its source does not say it.
     """
 
     about: str
-    source: Literal["data", "pairs", "labels", "rankings", "outcomes", "steps", "policy"]
+    source: Literal["data", "pairs", "labels", "rankings", "outcomes", "steps", "logged", "policy", "parameters"]
     weigh: Callable[..., Any]
     objective: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -53,12 +60,21 @@ class Algorithm:
     judge: Callable[..., Any] | None = None
     revise: Callable[..., Any] | None = None
     off_policy: bool = False
+    use: str = ""
 
 
 PAIRS = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6, "reference": "start"}
 UNREFERENCED = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6}
 SCORES: dict[str, Any] = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-5}
+ANCHORED = ("beta", "reference", "kl_placement", "kl_estimator")
+REWARDED = ("rewards", "reward_weights", "reward_timeout", "max_failed_fraction", "dynamic_sampling", "max_resamples")
+PPO: dict[str, Any] = {
+    "loss_aggregation": "token_mean", "num_generations": 1, "num_iterations": 2, "kl_placement": "reward", "beta": 0.05,
+    "critic": "own", "critic_model": "policy", "critic_warmup_steps": 0, "missing_eos_penalty": 1.0,
+    "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000, "ptx_coef": 0.0, "ptx_dataset": None,
+}  # fmt: skip
 NLL = (Term(preference.chosen_nll, "comparison_mean"),)
+IMITATED = (Term(reward.imitation, "comparison_mean", "imitation_coef"),)
 
 ALGORITHMS: dict[str, Algorithm] = {
     "sft": Algorithm(
@@ -106,6 +122,15 @@ ALGORITHMS: dict[str, Algorithm] = {
         "rejection sampling: imitate the best of each group", "policy", weight.selected, likelihood,
         {"loss_aggregation": "token_mean"},
     ),
+    "hindsight": Algorithm(
+        "every sample imitated under the instruction that it achieved", "policy", weight.raw, likelihood,
+        {"loss_aggregation": "token_mean", "relabel": None}, revise=hindsight, off_policy=True,
+        without=(*ANCHORED, "env", "max_turns", "dynamic_sampling", "max_resamples", "overlong_buffer"),
+    ),
+    "es": Algorithm(
+        "evolution strategies: perturbed parameters, scored and moved, no gradient", "parameters", shaped, search_gradient,
+        {"loss_aggregation": "comparison_mean"},
+    ),
     "dpo": Algorithm("the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, terms=NLL),
     "cdpo": Algorithm(
         "DPO for labels that may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, terms=NLL
@@ -123,28 +148,39 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rrhf": Algorithm(
         "rank responses by length-normalised log-probability", "policy", weight.raw, preference.rrhf,
         {"loss_aggregation": "comparison_mean", "num_generations": 4}, compares=True,
-        without=("beta", "reference", "kl_placement", "kl_estimator", "entropy_coef"),
+        without=(*ANCHORED, "entropy_coef"),
     ),
     "ppo": Algorithm(
-        "a critic says what each token was worth (GAE); clipped ratio, clipped values", "policy", gae, clip,
-        {
-            "loss_aggregation": "token_mean", "num_generations": 1, "num_iterations": 2, "kl_placement": "reward", "beta": 0.05,
-            "critic": "own", "critic_model": None, "critic_warmup_steps": 0, "missing_eos_penalty": 1.0,
-            "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000,
-        },
+        "a critic says what each token was worth (GAE); clipped ratio, clipped values", "policy", gae, clip, PPO,
         credit="critic", beside="critic", terms=(Term(value_loss, "token_mean"),),
+    ),
+    "ppo_max": Algorithm(
+        "PPO with what keeps it stable: rewards normalised and clipped, a critic from the reward model, warmed up", "policy", gae, clip,
+        {**PPO, "num_iterations": 1, "critic_model": "auto", "critic_warmup_steps": 10, "normalize_rewards": True, "reward_clip": 0.8},
+        credit="critic", beside="critic", terms=(Term(value_loss, "token_mean"),),
+    ),
+    "ilql": Algorithm(
+        "implicit Q-learning from logged rewards: Q and V beside the policy, and inside the head that is saved", "logged", weight.raw,
+        implicit_q, {"loss_aggregation": "token_mean", "learning_rate": 5e-5, "target_update": 0.005, "decode_beta": 1.0},
+        beside="heads", measure=implicit_metrics,
+    ),
+    "gail": Algorithm(
+        "adversarial imitation: a discriminator of demonstrations and samples is the reward", "policy", weight.leave_one_out, likelihood,
+        {"loss_aggregation": "seq_mean_token_sum", "kl_placement": "reward", "imitation_reward": "airl", "discriminator_rate": 1.0},
+        compares=True, beside="discriminator", terms=(Term(discriminate, "row_mean"),), use="imitation", judge=judged,
+        revise=with_demonstrations, aim=told_apart, measure=discriminator_metrics, without=(*REWARDED, "env", "max_turns"),
     ),
     "reward": Algorithm(
         "a reward model from preference pairs (Bradley-Terry)", "rankings", weight.raw, reward.bradley_terry, SCORES,
-        aim=margins, head=1, measure=reward.comparison_metrics,
+        aim=margins, head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "reward_kwise": Algorithm(
         "a reward model from rankings of K answers, each prompt counting once", "rankings", weight.raw, reward.k_wise, SCORES,
-        head=1, measure=reward.comparison_metrics,
+        head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "reward_pl": Algorithm(
         "a reward model from rankings, best first (Plackett-Luce)", "rankings", weight.raw, reward.plackett_luce, SCORES,
-        head=1, measure=reward.comparison_metrics,
+        head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "orm": Algorithm(
         "outcome reward model: will this answer end well, at every token", "outcomes", weight.raw, reward.outcome,

@@ -39,6 +39,8 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     few = setup.rows[:8]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
     progress.say(forecast(setup, reward_matrix(setup.score(groups))))
+    if setup.row.source == "parameters":  # nothing is differentiated: there is no ratio to be 1
+        return
     batch = next(pack(groups).split(config.token_budget)).to(setup.policy.device)
     setup.policy.model.train(not setup.config.disable_dropout)
     with torch.no_grad():
@@ -59,9 +61,12 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
 def forecast(setup: Setup, reward_PG: Tensor) -> str:
     """The plan of a step, and for yes-or-no rewards how many groups will carry a signal: 1 - p^G - (1-p)^G at success rate p."""
     config = setup.config
-    plan = f"each step: {config.prompts_per_step} prompts x {config.num_generations} samples, {config.num_iterations} optimiser step(s)"
+    plan = f"each step: {config.prompts_per_step} prompts x {config.num_generations} samples, "
+    if config.population:
+        return f"{plan}the same for each of {config.population} members"
+    plan += f"{config.num_iterations} optimiser step(s)"
     known = reward_PG[~reward_PG.isnan()]
-    if not setup.row.compares or not len(known) or not bool(((known == 0) | (known == 1)).all()):
+    if setup.row.judge or not setup.row.compares or not len(known) or not bool(((known == 0) | (known == 1)).all()):
         return plan
     p = float(known.mean())
     return f"{plan}; success rate about {p:.2f}: at most {1 - predicted_uninformative(p, config.num_generations):.0%} of groups informative"

@@ -12,6 +12,7 @@ from laurel.core.sample import Batch, Group
 from laurel.measure.collapse import alarms
 from laurel.rollout.pack import k1_of
 from laurel.train import parallel
+from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
 from laurel.weight.control import Moments, missing_eos, next_beta
 
 if TYPE_CHECKING:
@@ -32,6 +33,24 @@ def watch(setup: Setup, means: Mapping[str, float]) -> list[str]:
     return [f"warning: {line}" for line in new]
 
 
+def return_to_good(setup: Setup, state: State) -> str:
+    """Weights, optimiser and state of the newest checkpoint, which was written before the alarm; what to say of it.
+
+    The run ends there: going on from it would draw the same samples and collapse again.
+    """
+    checkpoint, _ = newest_checkpoint(setup.run.checkpoints)
+    step = state.step
+    if checkpoint is None:
+        return f"no checkpoint to return to at step {step}: the run ends with the weights it has"
+    good = load_checkpoint(
+        checkpoint, setup.policy.template, setup.moving(), setup.optimizer, setup.reference.hash if setup.reference else ""
+    )
+    vars(state).update(vars(good))
+    if parallel.rank() == 0:
+        setup.run.note({"returned": {"from": step, "to": state.step}})
+    return f"returned from step {step} to the checkpoint of step {state.step}, before the alarm; the run ends there"
+
+
 def memory(setup: Setup) -> str:
     """What stands in memory before the first step: the models, and what AdamW keeps of those that are trained."""
 
@@ -44,8 +63,9 @@ def memory(setup: Setup) -> str:
     if setup.companion is not None:
         models[setup.row.beside] = size(setup.companion.model)
     trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
-    told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in {**models, "gradients and optimiser": 3 * trained}.items())
-    return f"memory in MB before activations: {told}; together {(sum(models.values()) + 3 * trained) / 1e6:.1f}"
+    models |= {"a copy": trained} if setup.row.source == "parameters" else {"gradients and optimiser": 3 * trained}
+    told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in models.items())
+    return f"memory in MB before activations: {told}; together {sum(models.values()) / 1e6:.1f}"
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 
 from laurel.core.config import TrainConfig
-from laurel.core.errors import LaurelError
-from laurel.core.metrics import Sums
+from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
@@ -26,24 +24,21 @@ from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewar
 from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
 from laurel.train.checkpoint import State, save_checkpoint
-from laurel.train.critic import steer, watch, with_values
+from laurel.train.critic import return_to_good, steer, watch, with_values
 from laurel.train.evaluate import evaluate
+from laurel.train.evolve import evolve
+from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.options import bind
+from laurel.train.pretrain import mix_in
 from laurel.train.progress import Progress
-from laurel.train.record import record_samples, record_time, record_update, reward_metrics
+from laurel.train.record import record_population, record_samples, record_time, record_update, reward_metrics
 from laurel.train.reference import with_reference
 from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
-
-
-class Interrupted(LaurelError):
-    """The run was asked to stop; it has saved itself."""
-
-    exit_code = 143
 
 
 def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False) -> Run:
@@ -78,6 +73,9 @@ def step(setup: Setup, state: State, sums: Sums) -> None:
     """One step of any algorithm: groups, batch, weights, update."""
     config = setup.config
     torch.manual_seed(sample_seed(config.seed, "dropout", parallel.rank(), state.step) % 2**63)
+    if setup.row.source == "parameters":  # every member of the population answers the same rows, on whatever process it is
+        rows = parallel.gather(next_rows(setup, state, 0 if parallel.rank() else config.prompts_per_step))[0]
+        return record_population(setup, state.step + 1, evolve(setup, state, lambda: sample_and_score(setup, state, rows, sums), sums))
     groups = collect(setup, state, sums)  # x ~ pi or data, R(x)
     batch = weigh(setup, state, groups, sums)  # R -> A, lists -> tensors
     state.step += 1
@@ -136,7 +134,7 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     sums.total("seconds/sample", sampled - began)
     sums.total("seconds/score", time.perf_counter() - sampled)
     reward_metrics(setup, groups, sums)
-    return setup.row.revise(setup, rows, groups) if setup.row.revise else groups
+    return setup.row.revise(setup, rows, groups, sums) if setup.row.revise else groups
 
 
 @torch.no_grad()
@@ -164,7 +162,7 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
-    if not setup.learns_from_data:
+    if setup.on_policy:
         good = informative(reward_PG)
         sums.add("informative_fraction", int(good.sum()), len(good))
     batch = batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
@@ -198,6 +196,8 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             record_update(setup, micro, seen, stats, state.step, sums)
             if setup.on_policy:
                 gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
+        if setup.pretraining:
+            mix_in(setup, setup.pretraining, state.step, sums)
         if iteration == 0 and gaps:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
@@ -211,7 +211,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
 def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
     """What the row's objectives are functions of: log-probabilities of the policy, or what a scorer's head says."""
     if setup.row.head:
-        return {reads: setup.policy.scores(micro) for reads, _, _ in setup.terms()}, None
+        return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
     stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
     return {"logp_NT": stats.logp, **(setup.companion.seen(micro) if setup.companion else {})}, stats
 
@@ -245,7 +245,7 @@ def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
 
 
 def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> bool:
-    """Metrics, evaluation and checkpoint that are due after this step. True when the run has reached stop_at."""
+    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end here."""
     config = setup.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
     if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
@@ -254,25 +254,20 @@ def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
-    done = config.stop_at is not None and means.get("eval/accuracy", 0.0) >= config.stop_at
+    done, alarms = config.stop_at is not None and means.get("eval/accuracy", 0.0) >= config.stop_at, list[str]()
     if parallel.rank() == 0:
         progress.advance(state.step, means)
-        for line in watch(setup, means):
+        alarms = watch(setup, means)
+        for line in alarms:
             progress.say(line)
         if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
             setup.run.log(state.step, means)
+    if config.on_alarm == "return" and any(parallel.gather(alarms)):
+        progress.say(return_to_good(setup, state))
+        return True
     if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps and not done:
         save(setup, state)
     return done
-
-
-def merged(parts: Sequence[Sums]) -> Sums:
-    """The metrics of all ranks as one. Times are the average rank's: they pass side by side, and do not add up."""
-    whole = Sums()
-    for part in parts:
-        whole.merge(part)
-    whole.totals = {name: value / len(parts) if name.startswith("seconds/") else value for name, value in whole.totals.items()}
-    return whole
 
 
 def save(setup: Setup, state: State) -> None:
@@ -283,26 +278,3 @@ def save(setup: Setup, state: State) -> None:
         save_checkpoint(
             setup.run.checkpoints, setup.policy.template, setup.moving(), setup.optimizer, state, keep=setup.config.save_total_limit
         )
-
-
-class StopFlag:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come back afterwards."""
-
-    asked = False
-
-    def __enter__(self) -> StopFlag:
-        try:
-            self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever owns it decides about signals
-            self.before = {}
-        return self
-
-    def ask(self, *_: object) -> None:
-        """Remember; a second SIGINT stops at once."""
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        for which, handler in self.before.items():
-            signal.signal(which, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +13,19 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms, biases)."""
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainConfig, beside: Mapping[str, nn.Parameter] | None = None, rate: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms, biases).
+
+    beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale of a gradient, so a coefficient of a
+    loss that nothing else touches would do nothing.
+    """
+    together = {1.0: {**parameters, **(beside or {})}} if rate == 1 else {1.0: parameters, rate: beside or {}}
+    groups: list[dict[str, Any]] = []
+    for times, of in together.items():
+        groups.append({"params": [p for p in of.values() if p.ndim > 1], "weight_decay": config.weight_decay, "times": times})
+        groups.append({"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, "times": times})
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
 
@@ -46,7 +55,7 @@ def optimizer_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn
         if config.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.max_grad_norm, torch.tensor(norm))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, config) * group.get("times", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -20,14 +20,20 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
     "rankings": {"max_length": 1024},
     "outcomes": {"max_length": 1024},
     "steps": {"max_length": 1024},
+    "logged": {"max_length": 1024},
     "policy": {
         "learning_rate": 1e-5, "num_generations": 8, "max_completion_length": 256, "temperature": 1.0, "stop": [], "num_iterations": 1,
         "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
         "beta": 0.0, "reference": None, "kl_placement": "loss", "kl_estimator": None, "entropy_coef": 0.0,
         "dynamic_sampling": False, "max_resamples": 3,
-        "mask_truncated_completions": False, "overlong_buffer": 0,
+        "mask_truncated_completions": False, "overlong_buffer": 0, "on_alarm": "warn",
+    },
+    "parameters": {
+        "learning_rate": 1e-6, "population": 30, "num_generations": 1, "max_completion_length": 256, "temperature": 0.0, "stop": [],
+        "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
     },
 }  # fmt: skip
+ADAMW = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
 
 
@@ -67,13 +73,13 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if "kl_placement" in given and "kl_estimator" not in given:
         given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
     resolved = config.model_copy(update={**own, **given})
-    if row.source == "policy" and resolved.env is None:
+    if row.source in ("policy", "parameters") and resolved.env is None:
         resolved = resolved.model_copy(update={"max_turns": None})
     if (resolved.loss_aggregation == "comparison_mean") != (row.defaults["loss_aggregation"] == "comparison_mean"):
         compares = row.defaults["loss_aggregation"] == "comparison_mean"
         what = f"`{name}` compares answers: its unit is a comparison." if compares else f"`{name}` compares no answers."
         raise UsageError(what, where="loss_aggregation", fix=f"Leave it at {row.defaults['loss_aggregation']}.")
-    if row.source == "data" and resolved.loss_aggregation == "token_sum_over_const":
+    if row.source in ("data", "logged") and resolved.loss_aggregation == "token_sum_over_const":
         what = "`token_sum_over_const` divides by max_completion_length, which supervised data has not."
         raise UsageError(what, where="loss_aggregation")
     if config.max_turns is not None and config.env is None:
@@ -84,7 +90,23 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
         if resolved.reference is None:
             resolved = resolved.model_copy(update={"reference": "start" if resolved.beta else "none"})
         check_sampling(name, resolved)
+    if row.source == "parameters":
+        check_population(name, resolved)
     return resolved
+
+
+def check_population(name: str, config: TrainConfig) -> None:
+    """Options of every row that mean nothing where nothing is differentiated, and populations that are no pairs, are errors."""
+    for option in (*ADAMW, "gradient_checkpointing", "disable_dropout", "lora_dropout", "top_p", "top_k"):
+        if getattr(config, option) != TrainConfig.model_fields[option].default:
+            raise UsageError(f"option `{option}` does not apply to `{name}`: no gradient, no AdamW.", where=option, fix="Leave it out.")
+    assert config.population is not None and config.temperature is not None
+    if config.population % 2:
+        raise UsageError("members come in pairs, +sigma and -sigma: the population must be even.", where="population")
+    if config.temperature < 0:
+        raise UsageError("the temperature is 0 (greedy) or above.", where="temperature")
+    if config.temperature == 0 and config.num_generations != 1:
+        raise UsageError("greedy answers to a prompt are all the same.", where="num_generations", fix="Set temperature, or leave it at 1.")
 
 
 def check_sampling(name: str, config: TrainConfig) -> None:
@@ -107,13 +129,20 @@ def check_sampling(name: str, config: TrainConfig) -> None:
             check_kl(config.kl_placement, config.kl_estimator)
         if config.reference == "none":
             raise UsageError("beta > 0 needs a reference.", where="reference", fix="Set reference=start, or beta=0.")
+    if bool(config.ptx_coef) != (config.ptx_dataset is not None):
+        raise UsageError("mixing in pre-training takes a coefficient and data.", where="ptx_coef, ptx_dataset", fix="Give both, or none.")
+    if config.critic_model == "reward" and not any(str(name).startswith("model:") for name in config.rewards or ()):
+        fix = "Name a reward model:FOLDER, or set critic_model to policy."
+        raise UsageError("no learned reward to start the critic from.", where="critic_model=reward", fix=fix)
+    if config.on_alarm == "return" and not config.save_steps:
+        raise UsageError("there will be no checkpoint to return to.", where="on_alarm", fix="Set save_steps.")
     if 0 < (config.delta or 0) <= 1:
         raise UsageError("dual clip needs delta > 1 (or 0: off).", where="delta")
     if ALGORITHMS[name].objective is detached_ratio and config.epsilon_high < 1:
         raise UsageError("here epsilon_high caps the ratio itself: below 1 it would shrink every token's weight.", where="epsilon_high")
     if ALGORITHMS[name].objective is sequence_ratio and config.loss_aggregation != "seq_mean_token_mean":
         raise UsageError("one ratio per sequence is one value per sequence.", where="loss_aggregation", fix="Use seq_mean_token_mean.")
-    if config.overlong_buffer >= config.max_completion_length:
+    if (config.overlong_buffer or 0) >= config.max_completion_length:
         raise UsageError("overlong_buffer must be smaller than max_completion_length.", where="overlong_buffer")
     if config.reward_weights is not None and len(config.reward_weights) != len(config.rewards or [""]):
         raise UsageError("reward_weights and rewards differ in length.", where="reward_weights")

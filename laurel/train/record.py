@@ -16,11 +16,15 @@ from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
 from laurel.objective.metrics import CLIPPED, approx_kl, kl_metrics, preference_metrics, ratio_max, ratio_metrics
+from laurel.objective.reward import imitation_metrics
 from laurel.objective.value import value_metrics
 from laurel.policy.logprob import TokenStats
 from laurel.reward.mixture import metrics as mixture_metrics
 from laurel.rollout.pack import reward_matrix
+from laurel.train import parallel
 from laurel.train.options import bind
+from laurel.train.options import reads as read_by
+from laurel.train.relabel import RELABELLED
 from laurel.train.setup import Setup
 from laurel.weight.group import informative
 
@@ -65,6 +69,9 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
     if "value_NT" in seen:
         for name, (total, number) in value_metrics(seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value).items():
             sums.add(name, float(total), float(number))
+    if setup.row.measure is not None:
+        for name, (total, number) in bind(setup.row.measure, setup.config)(seen[read_by(setup.row.measure)], micro).items():
+            sums.add(name, float(total), float(number))
     if setup.by_comparison:
         for name, (total, number) in preference_metrics(logp, micro, beta=setup.config.beta or 1.0).items():
             sums.add(name, float(total), float(number))
@@ -86,8 +93,8 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
 
 def add_scores(setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = "") -> None:
     """The scorer's own metrics."""
-    for score in seen.values():
-        for name, (total, number) in setup.row.measure(score, micro).items():
+    for reads, said in seen.items():
+        for name, (total, number) in (imitation_metrics if reads == "logp_NT" else setup.row.measure)(said, micro).items():
             sums.add(prefix + name, float(total), float(number))
 
 
@@ -96,19 +103,27 @@ def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batc
     if setup.learns_from_data:
         return
     weight_N = dict(zip(batch.keys, batch.weight_NT[:, 0].tolist(), strict=True))
-    lines = []
-    for group in groups:
-        for i, sample in enumerate(group.samples):
-            lines.append(
-                {
-                    "prompt_id": group.prompt, "sample": sample.key.sample, "version": sample.key.version, "prompt": group.row["prompt"],
-                    "completion": sample.text, "finish": sample.finish, "length": len(sample.completion_ids),
-                    "reward": group.rewards[i], "results": {name: as_line(column[i]) for name, column in group.results.items()},
-                    "weight": weight_N[sample.key], "ids": sample.completion_ids, "logps": [round(x, 6) for x in sample.logps],
-                    "mask": [int(on) for on in sample.loss_mask],
-                }
-            )  # fmt: skip
-    setup.run.log_samples(step, lines)
+    setup.run.log_samples(step, [sample_line(group, i, weight_N[s.key]) for group in groups for i, s in enumerate(group.samples)])
+
+
+def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
+    """Sample i of a group as one line. The row's column `relabelled` (see `laurel.train.relabel`) has a prompt for each sample."""
+    sample = group.samples[i]
+    return {
+        "prompt_id": group.prompt, "sample": sample.key.sample, "version": sample.key.version, "prompt": group.row["prompt"],
+        **({"relabelled": group.row[RELABELLED][i]} if RELABELLED in group.row else {}),
+        "completion": sample.text, "finish": sample.finish, "length": len(sample.completion_ids),
+        "reward": group.rewards[i], "results": {name: as_line(column[i]) for name, column in group.results.items()},
+        "weight": weight, "ids": sample.completion_ids, "logps": [round(x, 6) for x in sample.logps],
+        "mask": [int(on) for on in sample.loss_mask],
+    }  # fmt: skip
+
+
+def record_population(setup: Setup, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]) -> None:
+    """The samples of a population: each line has its `member`, and as weight that member's."""
+    flat = [(member, weight, group, i) for member, weight, groups in members for group in groups for i in range(len(group.samples))]
+    if parallel.rank() == 0:
+        setup.run.log_samples(step, [sample_line(group, i, weight) | {"member": member} for member, weight, group, i in flat])
 
 
 def record_time(sums: Sums, started: float) -> None:

@@ -17,10 +17,10 @@ from laurel.core.sample import Group
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
-from laurel.objective.unit import AGGREGATIONS
+from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
-from laurel.policy.scorer import Scorer, load_scorer
+from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.episode import load_env
 from laurel.rollout.given import encodings
@@ -31,6 +31,7 @@ from laurel.train.companions import BESIDE
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
 from laurel.train.reference import Remembered
+from laurel.train.relabel import load_relabel
 from laurel.train.starter import STARTERS, build_starter
 
 USES = {
@@ -60,6 +61,7 @@ class Setup:
     notes: list[str]
     remembered: Remembered | None = None
     companion: Companion | None = None
+    pretraining: list[Row] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
 
@@ -97,7 +99,8 @@ class Setup:
 
     def terms(self) -> list[tuple[str, Callable, Callable]]:
         """The loss: (what it reads, objective, unit) of the row itself, then of its further terms."""
-        further = [(reads(t.objective), bind(t.objective, self.config), bind(AGGREGATIONS[t.unit], self.config)) for t in self.row.terms]
+        used = [t for t in self.row.terms if not t.option or getattr(self.config, t.option)]
+        further = [(reads(t.objective), bind(t.objective, self.config), bind(UNITS[t.unit], self.config)) for t in used]
         return [(reads(self.row.objective), self.objective, self.unit), *further]
 
     def measures_kl(self, step: int) -> bool:
@@ -110,13 +113,18 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     config = resolve(algorithm, config)
     row = ALGORITHMS[algorithm]
     parallel.join()
-    if config.prompts_per_step < parallel.world_size():
-        raise UsageError("fewer prompts per step than processes.", where="prompts_per_step")
-    rows, held = load_data(config, USES[row.source])
-    mixture = load_mixture(config, row.source, rows)
+    if (config.population or config.prompts_per_step) < parallel.world_size():
+        raise UsageError("fewer of them per step than processes.", where="population" if config.population else "prompts_per_step")
+    rows, held = load_data(config, row.use or USES[row.source])
+    mixture = load_mixture(config, "data" if row.judge else row.source, rows)  # a judge of the row's own leaves them to evaluation
+    if "relabel" in row.defaults:
+        load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
+    pretraining = needs(load_rows(config.ptx_dataset, seed=config.seed), "sft") if config.ptx_dataset else []
     make_env = load_env(config.env) if config.env else None
     if config.model not in STARTERS:
         check_folder(config.model)
+        if config.imitation_coef:
+            check_language_head(config.model)
     run = open_run(algorithm, config)
     torch.manual_seed(config.seed)
     if config.model in STARTERS:
@@ -125,14 +133,14 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
     reference = make_reference(policy, config.reference) if config.reference else None
     companion = BESIDE[row.beside](config, policy) if row.beside else None
-    optimizer = make_optimizer({**policy.trainable(), **(companion.trainable() if companion else {})}, config)
+    optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
     rows, notes = fitting(policy, rows, config, row.source)
     held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
-    setup.companion = companion
+    setup.companion, setup.pretraining = companion, pretraining
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)
@@ -140,11 +148,12 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
 
 def load_head(config: TrainConfig, outputs: int) -> Scorer:
     """A language model's body under a head with so many outputs, or a trained scorer to go on with."""
-    for option in ("use_peft", "gradient_checkpointing"):
-        if getattr(config, option):
-            raise UsageError("a scorer is trained whole, without it.", where=option, fix="Leave it out.")
+    if config.gradient_checkpointing:
+        raise UsageError("a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out.")
     how = {"device": config.device, "dtype": config.dtype, "chat_template": config.chat_template, "seed": config.seed}
-    scorer = load_scorer(config.model, num_labels=outputs, **how)
+    scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), **how)
+    if config.use_peft:
+        scorer.adapt(config)
     scorer.card = replace(scorer.card, max_length=config.max_length)
     return scorer
 

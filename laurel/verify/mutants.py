@@ -16,12 +16,15 @@ from typing import Any
 
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Batch
-from laurel.objective import kl, policy, preference, ratio, reward, unit, value
+from laurel.objective import discriminator, implicit, kl, policy, preference, ratio, reward, unit, value
+from laurel.policy import discriminator as policy_discriminator
+from laurel.policy import implicit as heads
 from laurel.policy import logprob, model, sampler
+from laurel.reward import process
 from laurel.rollout import pack
-from laurel.train import loop, optimizer, reference
+from laurel.train import adversary, evolve, loop, optimizer, reference, relabel, setup
 from laurel.verify.finding import Finding
-from laurel.weight import advantage, control, group, shape, token
+from laurel.weight import advantage, control, group, population, shape, token
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,54 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("the best is chosen among all, again and again", reward.plackett_luce, "better_NN | torch.eye", "better_NN | better_NN.T | torch.eye"),
     ("the outcome is said the wrong way round", reward.outcome, "- batch.target_NT * s_NT", "- (1 - batch.target_NT) * s_NT"),
     ("step labels are shifted by one class", reward.step_class, "+ 1).round()", "+ 2).round().clamp(max=2)"),
+    ("lambda is forgotten", reward.k_wise, "reward_coef * reliability", "reliability"),
+    ("the first pairs are taken, not a sample", reward.some_pairs, "sorted(drawn)[:m]", "drawn[:m]"),
+    ("a sample of pairs is divided by all of them", reward.k_wise, "better_NN.sum(1).to(r_N.dtype)", "better(batch).sum(1).to(r_N.dtype)"),
+    ("the worst answer is imitated", reward.best, "better_NN.any(1) & ~better_NN.any(0)", "better_NN.any(0) & ~better_NN.any(1)"),
+    ("imitation is a sum over tokens", reward.imitation, " / batch.loss_mask_NT.sum(1).clamp(min=1)", ""),
+    ("a term is used where its option is 0", setup.Setup.terms, "or getattr(", "or not getattr("),
+    ("a right step counts as a wrong one", process.sound, "[:, 0]", "[:, 2]"),
+    ("steps are added, not multiplied", process.product, ".prod()", ".sum()"),
     ("reliability is ignored", reward.reliability, "torch.where(least_P.isinf(), 0.0, least_P)", "torch.ones_like(least_P)"),
     ("the value after the last token is not 0", advantage.gae, "value_NK[:, 1:], (0, 1))", "value_NK[:, 1:], (0, 1), value=1.0)"),
     ("the advantage forgets the value of now", advantage.gae, "- value_NK", ""),
     ("lambda discounts the rewards", advantage.gae, "gamma * next_NK", "gamma * lam * next_NK"),
     ("returns are advantages", advantage.gae, "advantage_NT + value_NT, 0.0)", "advantage_NT, 0.0)"),
+    ("Q looks at the value of its own state", implicit.following, "value=T)[:, 1:]", "value=T)[:, :-1]"),
+    ("something comes behind the last token", implicit.following, "batch), (0, 1)).gather", "batch), (0, 1), value=1.0).gather"),
+    ("the reward is paid at every token", implicit.backup, "torch.where(last_NT, batch.weight_NT, 0.0)", "batch.weight_NT"),
+    ("the expectile's sides are exchanged", implicit.asymmetric, "u < 0", "u > 0"),
+    ("V is pulled by the Q it should teach", implicit.losses, "batch, gamma).detach()", "batch, gamma)"),
+    ("the weight of a token takes gradient", implicit.losses, ".exp().detach()", ".exp()"),
+    ("Q of tokens never seen is raised", implicit.implicit_q, "+ cql_coef * found.cql", "- cql_coef * found.cql"),
+    ("V looks at the larger of the copies", heads.Heads.seen, ".amin(0)", ".amax(0)"),
+    ("V looks at the heads, not at their slow copies", heads.Heads.seen, 'self.all("target")', 'self.all("q")'),
+    ("the slow copies stand still", heads.Heads.follow, "self.target_update", "0.0"),
+    ("nobody tells the slow copies to follow", loop.update, "if setup.companion is not None:", "if False:"),
+    ("the saved head adds up its heads", heads.folded, ".mean(0)", ".sum(0)"),
     ("the critic's error is not squared", value.squares, ".square()", ".abs()"),
     ("the missing end is rewarded", control.missing_eos, "reward_N - missing_eos_penalty", "reward_N + missing_eos_penalty"),
     ("rows of no advantage teach the critic nothing", loop.with_signal, "setup.companion is not None or", ""),
     ("advantages are not whitened", loop.weigh, "parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)", "advantage_NT"),
+    ("D is the policy's, not the demonstrations'", discriminator.sides, "1 / shown_N, -1 / drawn_N", "-1 / shown_N, 1 / drawn_N"),
+    ("samples outvote their demonstration", discriminator.sides, "1 / shown_N, -1 / drawn_N", "1, -1"),
+    ("-log(1 - D) is paid with D turned round", discriminator.imitation, '"gail": softplus(logit_N)', '"gail": softplus(-logit_N)'),
+    ("labels are smoothed the wrong way", discriminator.discriminate, "label_smoothing * wrong_N", "-label_smoothing * wrong_N"),
+    ("the policy is trained on demonstrations", adversary.appended, "(*group.rewards, None)", "(*group.rewards, 0.0)"),
+    ("the discriminator of the first step judges for ever", adversary.judged, "= setup.companion",
+     '= setup.__dict__.setdefault("first", __import__("copy").deepcopy(setup.companion))'),
+    ("the discriminator is not trained", setup.Setup.trainable, "self.companion.trainable() if self.companion", "{} if self.companion"),
+    ("whole rows are counted twice", unit.row_mean, "torch.tensor(len(batch)", "torch.tensor(2 * len(batch)"),
+    ("the discriminator reads one token early", policy_discriminator.Discriminator.logits, "batch.length_N - 1", "batch.length_N - 2"),
+    ("one stream of noise for every tensor", evolve.noise, 'f"tensor {tensor}"', '"tensor"'),
+    ("both members of a pair go the same way", evolve.perturbed, "-1.0 if member % 2 else 1.0", "1.0"),
+    ("members leave their noise behind", evolve.perturbed, "parameter.copy_(before)", "pass"),
+    ("the weights of a pair are added", population.search_gradient, "weight_M[0::2] - weight_M[1::2]", "weight_M[0::2] + weight_M[1::2]"),
+    ("the step of a population forgets sigma", population.search_gradient, "(len(weight_M) * sigma)", "len(weight_M)"),
+    ("equally good members do not share their rank", population.shaped, "+ ties_M / 2", ""),
+    ("the instruction stays the one that was asked", relabel.hindsight, "s if i is None else replace(s, prompt_ids=i)", "s"),
+    ("the reward stays the one asked for", relabel.hindsight, "1.0 if fit else None for fit in fits", "r for r in group.rewards"),
+    ("a sample that achieved nothing is trained on", relabel.hindsight, "1.0 if fit else None", "1.0"),
     ("the sampler forgets the temperature", sampler.draw, "(temperature or 1.0)", "1.0"),
     ("the sampler draws by the wrong uniform", sampler.draw, "uniform_N.to(total_NV.dtype)", "uniform_N.to(total_NV.dtype).square()"),
 )  # fmt: skip

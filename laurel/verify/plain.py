@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurel.verify.heads import some_tables
+from laurel.verify.plain_implicit import LOGGED
 from laurel.verify.plain_pairs import PUSH, Answer, pushes
-from laurel.verify.plain_scores import SCORED
+from laurel.verify.plain_scores import SCORED, imitated
 from laurel.verify.world import Describe, World, value_table
 
 EPS = 1e-4
@@ -99,7 +101,8 @@ def selected(t: Told) -> float:
 
 ADVANTAGE: dict[str, Callable[[Told], float]] = {
     "sft": as_it_is, "reinforce": as_it_is, "reinforce_baseline": minus_baseline, "rloo": leave_one_out, "raft": selected,
-    "grpo": standardised, "dr_grpo": centred, "dapo": standardised, "gspo": standardised, "cispo": standardised,
+    "hindsight": as_it_is,
+    "gail": leave_one_out, "grpo": standardised, "dr_grpo": centred, "dapo": standardised, "gspo": standardised, "cispo": standardised,
 }  # fmt: skip
 
 
@@ -188,8 +191,9 @@ def capped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
 
 COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
     "sft": plain_likelihood, "reinforce": plain_likelihood, "reinforce_baseline": plain_likelihood, "rloo": plain_likelihood,
+    "gail": plain_likelihood,
     "raft": plain_likelihood, "grpo": clipped, "dr_grpo": clipped, "dapo": clipped, "reinforce_pp": clipped,
-    "ppo": clipped,
+    "ppo": clipped, "hindsight": plain_likelihood,
     "gspo": whole_sequence, "cispo": capped,
 }  # fmt: skip
 """What multiplies grad log pi(x_t), token by token: the derivative of the row's objective at this ratio."""
@@ -211,6 +215,8 @@ def gradient(
     """The direction of ascent [X, S, V] of one step on these groups: `o` are the resolved options, `old` the logits that sampled."""
     if name in SCORED:
         return from_scores(world, name, drawn, rewards, o, describe)
+    if name in LOGGED:
+        return LOGGED[name](world, some_tables(world.ref), drawn, [[float(r or 0.0) for r in told] for told in rewards], o).policy
     T = 1.0 if o.temperature is None else world.temperature
     language, pi = world.language, world.logits / T
     values = value_table(world.ref)
@@ -251,11 +257,16 @@ def from_scores(
 ) -> Tensor:  # fmt: skip
     """What pulls at the table of scores, cell by cell, divided by the number of units."""
     language, out, units = world.language, torch.zeros_like(world.logits), 0
-    for (x, members), told in zip(drawn, rewards, strict=True):
+    for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True)):
+        row = {"prompt": f"p{at}", **(describe(x, members) if describe else {})}
         cells = [[(int(language.state_NT[n, t]), int(language.token_NT[n, t])) for t in range(int(language.length_N[n]))] for n in members]
         scores = [[float(world.logits[x, s, v]) for s, v in row] for row in cells]
-        pulls, count = SCORED[name](scores, [float(r or 0.0) for r in told], o, describe(x, members) if describe else {})
+        grades = [float(r or 0.0) for r in told]
+        pulls, count = SCORED[name](scores, grades, o, row)
         units += count
+        for n, share in zip(members, imitated(grades, [len(score) for score in scores], o), strict=True):
+            if share:
+                out[x] += share * language.token_scores(world.logits[x : x + 1])[0, n].sum(0)
         for row, pull in zip(cells, pulls, strict=True):
             for (s, v), p in zip(row, pull, strict=True):
                 out[x, s, v] += p

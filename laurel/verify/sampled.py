@@ -14,12 +14,15 @@ from laurel.core.sample import Group, Key, Sample
 from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, ensure_template
 from laurel.policy.critic import shared_critic
+from laurel.policy.discriminator import make_discriminator
+from laurel.policy.implicit import new_heads
 from laurel.policy.model import Policy, Reference
 from laurel.policy.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.tabular.language import Language
 from laurel.train import loop
+from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
 from laurel.verify.claims import PER_ROW, group_weight
@@ -164,6 +167,10 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
     setup = setup_of(name, llama.policy, Reference(llama.policy, adapters_off=False), recorder, **own | options)
     if ALGORITHMS[name].credit == "critic":
         setup.companion = shared_critic(llama.policy)
+    if ALGORITHMS[name].beside == "heads":
+        setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
+    if ALGORITHMS[name].beside == "discriminator":
+        setup.companion = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
     return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
@@ -172,6 +179,29 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
 def splits(llama: Llama, seed: int) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do not."""
     groups = drawn(llama, 3, 0, seed)
-    for name in [name for name, row in ALGORITHMS.items() if not row.head]:
+    for name in [name for name, row in ALGORITHMS.items() if not row.head and row.source != "parameters"]:
         whole, split = (flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24))
         yield replace(same(name, "transformer: micro-batches of 24 tokens", split, whole, limit=1e-5), precision="float32")
+    yield from discriminator(llama, groups)
+
+
+def discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
+    """A discriminator's body on demonstrations and samples of the loop: each row by itself, unpadded, or a step in micro-batches."""
+    judge, name = make_discriminator(llama.policy), "gail"
+    torch.nn.init.normal_(judge.reader.model["head"].weight, generator=torch.Generator().manual_seed(0))
+    shown = [replace(group, row={"prompt": "a", "completion": "ab"}) for group in groups]
+    alone, found, batch = [], [], pack(shown)
+    for group in shown:
+        for sample in group.samples:
+            ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+            alone.append(judge.reader.head(judge.reader.model["body"](input_ids=ids, use_cache=False).last_hidden_state[:, -1]))
+    whole = judge.logits(batch)
+    yield replace(same(name, "transformer: logits of each row alone", whole, torch.cat(alone), limit=1e-5), precision="float32")
+    for budget in (24, 1 << 14):
+        own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G, "token_budget": budget}
+        setup = setup_of(name, llama.policy, None, Recorder([*llama.policy.trainable().values(), *judge.trainable().values()]), **own)
+        setup.companion, state = judge, State(step=1)
+        ready = with_demonstrations(setup, [], setup.score(shown), Sums())
+        loop.update(setup, state, loop.weigh(setup, state, ready, Sums()), Sums())
+        found.append(torch.cat([g.flatten() for g in ascent_of(setup)]))
+    yield replace(same(name, "transformer: micro-batches, the discriminator's gradient too", *found, limit=1e-5), precision="float32")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurel.reward.process import product as every_step
+from laurel.reward.process import sound
 from laurel.verify.finding import Finding, same
 from laurel.verify.pairs import Shown, graded, mean_step, preferred
 from laurel.verify.world import World, as_groups, build, gradient, make_world
@@ -41,17 +43,23 @@ def last_cell(world: World, n: int) -> tuple[int, int]:
     return int(world.language.state_NT[n, t]), int(world.language.token_NT[n, t])
 
 
-def mean_pull(world: World, name: str, shown: Sequence[Told]) -> Tensor:
+def mean_pull(world: World, name: str, shown: Sequence[Told], **options: Any) -> Tensor:
     """E of the loop's gradient over rows of data, times the units of each row: [X, S, V], by one call of the loop."""
     which, chance = torch.tensor([row.x for row in shown]), torch.tensor([row.chance for row in shown])
-    setup = build(world, name, world.logits[which], world.ref[which])
+    each = every_pull(world, name, shown, **options)
+    return torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each * chance[:, None, None])
+
+
+def every_pull(world: World, name: str, shown: Sequence[Told], **options: Any) -> Tensor:
+    """The loop's gradient of each row of data, times its units, as if it were alone: [rows, S, V]."""
+    which = torch.tensor([row.x for row in shown])
+    setup = build(world, name, world.logits[which], world.ref[which], **options)
     drawn = [(at, row.members) for at, row in enumerate(shown)]
     rewards = [row.rewards for row in shown]
     groups = as_groups(world, drawn, rewards=rewards, table=world.logits[which], supervised=True, describe=lambda at, _: shown[at].columns)
     by_token = setup.config.loss_aggregation == "token_mean"
     units = sum(int(world.language.length_N[n]) for row in shown for n in row.members) if by_token else len(shown)
-    each = gradient(setup, groups) * units
-    return torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each * chance[:, None, None])
+    return gradient(setup, groups) * units
 
 
 def rankings(world: World) -> list[Told]:
@@ -105,6 +113,9 @@ def pulled() -> Iterator[Finding]:
                 pulls[row.x, n] += row.chance * pull
         says = ", ".join(f"{pull:.3g}" for pull in places)
         yield same(name, f"at scores of 0: {says} by place", mean_pull(zero, name, law), scored_as(world, pulls).logits)
+    yield from some_of_the_pairs(world)
+    yield from imitated_alone(world)
+    yield from no_step_is_wrong(world)
     good = world.reward.sigmoid()
     p, table = world.language.logp(world.pi).exp(), torch.zeros_like(world.logits)
     steps = torch.zeros_like(world.logits)
@@ -133,6 +144,7 @@ def truths() -> Iterator[Finding]:
     for name in ("reward_kwise", "reward_pl"):
         yield same(name, "rankings by Plackett-Luce: at the true reward the gradient is 0", mean_pull(true, name, rankings(world)), nothing)
     yield from margin(world)
+    yield from imitated_end(world)
     good = world.reward.sigmoid()
     Q, _ = world.language.action_values(world.pi, good)
     at_value = replace(world, logits=torch.logit(Q))
@@ -157,3 +169,56 @@ def margin(world: World) -> Iterator[Finding]:
         shown = [Told(0, pair, (1.0, -1.0), {"margin": m}, chance) for pair, chance in (((0, 1), p), ((1, 0), 1 - p))]
         found = mean_pull(scored_as(world, score), "reward", shown)
         yield same("reward", f"R2: margin {m:.3g}: the gap is {gap:.4f}", found, world.logits * 0)
+
+
+def some_of_the_pairs(world: World) -> Iterator[Finding]:
+    """A subset of a ranking's pairs: every subset is drawn, and over all of them the gradient is that of all pairs."""
+    row = Told(0, (0, 1, 2), (-1.0, -2.0, -3.0), {}, 1.0)
+    whole = every_pull(world, "reward_kwise", [row])[0]
+    for m in (1, 2):
+        copies = every_pull(world, "reward_kwise", [row] * 24, pairs_per_prompt=m)  # 24 prompts that differ in nothing but their name
+        kinds = {tuple(pull.flatten().mul(1e4).round().tolist()): pull for pull in copies}
+        yield same("reward_kwise", f"pairs_per_prompt={m}: each of the 3 subsets is drawn", float(len(kinds)), 3.0)
+        mean = torch.stack(list(kinds.values())).mean(0)
+        yield same("reward_kwise", f"pairs_per_prompt={m}: their mean is the gradient of all pairs", mean, whole)
+
+
+def favourites(world: World) -> Tensor:
+    """How often each answer is the chosen one of a pair: [X, N], each prompt's sum 1."""
+    chosen = torch.zeros_like(world.reward)
+    for x, (y, _), _, p in preferred(world):
+        chosen[x, y] += p * len(chosen)
+    return chosen
+
+
+def imitated_alone(world: World) -> Iterator[Finding]:
+    """Without the comparison, imitation is weighted likelihood of the chosen answers, per token; and it adds to the comparison."""
+    chosen = favourites(world) / world.language.length_N / len(world.reward)
+    table, beta = (chosen[..., None, None, None] * world.language.token_scores(world.logits)).sum((1, 2)), 0.7
+    alone = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.0)
+    yield same("reward", "imitation alone: beta E[grad lp_chosen / length]", alone, beta * table)
+    both = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.5)
+    halves = 0.5 * mean_step(world, "reward", preferred(world)) + beta * table
+    yield same("reward", "lambda comparison + beta imitation", both, halves)
+
+
+def imitated_end(world: World) -> Iterator[Finding]:
+    """Imitation alone ends where the body says each answer as often as it is chosen, over its length."""
+    goal = favourites(world) / world.language.length_N
+    at_goal = replace(world, logits=world.language.logits_of(goal / goal.sum(1, keepdim=True)))
+    found = mean_step(at_goal, "reward", preferred(world), imitation_coef=1.0, reward_coef=0.0)
+    yield same("reward", "imitation alone: at P(chosen) / length, normalised, the gradient is 0", found, world.logits * 0)
+
+
+def no_step_is_wrong(world: World) -> Iterator[Finding]:
+    """At the labels' own distribution the reward `prm:...:product` is the chance that no step of an answer is wrong."""
+    found, truth = torch.zeros_like(world.reward), torch.zeros_like(world.reward)
+    for row in steps_of(world, world.ref):
+        p = float(world.language.logp(world.pi).exp()[row.x, row.members[0]]) / len(world.reward)
+        truth[row.x, row.members[0]] += (-1 not in row.columns["labels"]) * row.chance / p
+    for x in range(len(found)):
+        for n in range(world.language.N):
+            at = range(int(world.language.length_N[n]))
+            theta = torch.stack([world.ref[x, world.language.state_NT[n, t], world.language.token_NT[n, t]] for t in at])
+            found[x, n] = every_step(sound(torch.stack([-theta, 0 * theta, theta], 1)))
+    yield same("prm", "as a reward: the product is P(no step is wrong)", found, truth)

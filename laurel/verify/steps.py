@@ -12,6 +12,7 @@ import torch
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import defaults
 from laurel.verify import plain
+from laurel.verify.evolution import one_step
 from laurel.verify.finding import Finding, same
 from laurel.verify.world import Describe, World, as_groups, build, gradient, make_world
 
@@ -26,6 +27,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "gspo": [{}, {"epsilon": 0.05, "epsilon_high": 0.1}],
     "cispo": [{}, {"epsilon_high": 1.1, "scale_rewards": "group"}],
     "reinforce_pp": [{}, {"beta": 0.3}, {"num_generations": 2, "mask_truncated_completions": True}],
+    "hindsight": [{}, {"entropy_coef": 0.2}, {"mask_truncated_completions": True, "loss_aggregation": "seq_mean_token_sum"}],
+    "es": [{}, {"shape_returns": "zscore"}, {"shape_returns": "raw", "learning_rate": 0.3, "sigma": 0.05}],
     "raft": [{}, {"keep": "above", "bar": 0.2}, {"keep": "over_mean"}],
     "dpo": [{}, {"beta": 0.7, "rpo_alpha": 0.4}],
     "cdpo": [{}, {"beta": 0.7}],
@@ -42,9 +45,16 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"lam": 0.5, "gamma": 0.9, "beta": 0.3, "missing_eos_penalty": 0.0},
         {"num_generations": 2, "mask_truncated_completions": True},
     ],
-    "reward": [{}, {"label_smoothing": 0.1, "center_rewards_coefficient": 0.2}, {"use_margin": False}],
-    "reward_kwise": [{}],
-    "reward_pl": [{}],
+    "gail": [{}, {"beta": 0.3}, {"mask_truncated_completions": True}],
+    "ilql": [{}, {"awac_beta": 0.8, "expectile": 0.9, "awac_coef": 0.5}],
+    "reward": [
+        {},
+        {"label_smoothing": 0.1, "center_rewards_coefficient": 0.2},
+        {"use_margin": False},
+        {"imitation_coef": 0.7, "reward_coef": 0.5},
+    ],
+    "reward_kwise": [{}, {"pairs_per_prompt": 1}, {"pairs_per_prompt": 2, "imitation_coef": 0.4, "reward_coef": 2.0}],
+    "reward_pl": [{}, {"imitation_coef": 0.4, "reward_coef": 2.0}],
     "orm": [{}],
     "prm": [{}],
 }
@@ -55,6 +65,7 @@ Grades = tuple[tuple[float, ...], ...]
 GRADES: dict[str, Grades] = {
     "data": ((1.0,),), "pairs": ((1.0,), (-1.0,)), "labels": ((1.0, -1.0), (0.0,)),
     "rankings": ((0.6,), (-0.6,)), "outcomes": ((1.0, 0.5),), "steps": ((1.0, 0.5),),
+    "logged": ((1.0, -0.5, 0.25),),
 }  # fmt: skip
 """source: the rewards that the answers of one row of data may have."""
 RANKED: dict[str, Grades] = dict.fromkeys(("reward_kwise", "reward_pl"), ((-0.6,), (-1.2,), (-1.8,)))
@@ -85,6 +96,9 @@ def steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
     for name, cases in CASES.items():
         for options in cases:
             shown = ", ".join(f"{key}={value}" for key, value in options.items())
+            if ALGORITHMS[name].source == "parameters":
+                yield one_step(world, options, f"one step, {shown or 'defaults'}", batches)
+                continue
             yield one(world, name, options, f"one step, {shown or 'defaults'}", batches, seed, None)
             if ALGORITHMS[name].source == "policy":
                 yield one(world, name, options, f"one step off, {shown or 'defaults'}", batches, seed, before)

@@ -9,9 +9,13 @@ from multiprocessing import get_context
 import torch
 
 from laurel.verify.claims import claims
+from laurel.verify.evolution import smoothed, summit
 from laurel.verify.finding import Finding, precision
 from laurel.verify.fixed import fixed
+from laurel.verify.hindsight import posterior, relabelled
 from laurel.verify.identities import identities
+from laurel.verify.imitation import matched, told
+from laurel.verify.implicit import logged_ends, logged_steps, logged_truths
 from laurel.verify.invariances import invariances
 from laurel.verify.mutants import MUTANTS, Verdict, hunt
 from laurel.verify.pairs import ends, population
@@ -25,6 +29,11 @@ def all_claims() -> Iterator[Finding]:
     yield from claims()
     yield from population()
     yield from pulled()
+    yield from smoothed()
+    yield from relabelled()
+    yield from told()
+    yield from logged_steps()
+    yield from logged_truths()
 
 
 def all_ends() -> Iterator[Finding]:
@@ -32,6 +41,10 @@ def all_ends() -> Iterator[Finding]:
     yield from fixed()
     yield from ends()
     yield from truths()
+    yield from summit()
+    yield from posterior()
+    yield from matched()
+    yield from logged_ends()
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {

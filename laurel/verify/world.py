@@ -26,6 +26,7 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
 from laurel.train.options import bind, resolve
 from laurel.train.setup import Setup
+from laurel.verify.heads import some_tables, table_heads
 
 Describe = Callable[[int, Sequence[int]], Mapping[str, Any]]
 Drawn = tuple[int, tuple[int, ...]]
@@ -104,6 +105,11 @@ class TableScorer:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"table": self.model.table}
 
+    def seen(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """The scores, and the log-probabilities of the same table read as logits."""
+        spoken = Policy(self.model, SimpleNamespace(eos_token_id=self.model.model.language.eos))
+        return {name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch) for name in wanted}
+
     def scores(self, batch: Batch) -> Tensor:
         """[N, T], or [N, T, 3]; 0 where there is no token."""
         time_T = torch.arange(batch.loss_mask_NT.shape[1])
@@ -140,6 +146,32 @@ class TableCritic:
         rows, times, at = trained_positions(batch)
         state_M = self.body.model(batch.ids_NL).last_hidden_state[rows, at, 0].long()
         return torch.zeros(batch.loss_mask_NT.shape).index_put((rows, times), self.table.flatten()[state_M])
+
+
+@dataclass
+class TableDiscriminator:
+    """A discriminator whose logit of a whole completion is the entry of its table [X, S, V] at its last token."""
+
+    body: TableLM
+    table: nn.Parameter
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"discriminator.table": self.table}
+
+    def followers(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def follow(self) -> None:
+        """Nothing follows a discriminator."""
+
+    def seen(self, batch: Batch) -> dict[str, Tensor]:
+        return {"logit_N": self.logits(batch)}
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[N]; no two completions end in the same entry."""
+        every_N, last_N = torch.arange(len(batch)), batch.start_N + batch.length_N - 1
+        state_N = self.body.model(batch.ids_NL).last_hidden_state[every_N, last_N - 1, 0].long()
+        return self.table.flatten(0, 1)[state_N, batch.ids_NL[every_N, last_N]]
 
 
 class Prefixes(nn.Module):
@@ -183,7 +215,8 @@ class Recorder:
 
 def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL unless asked."""
-    base = {"max_grad_norm": 0.0, "logging_steps": 1 << 30, "learning_rate": 1.0}
+    base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
+    base |= {"logging_steps": 1 << 30, "learning_rate": 1.0}
     return resolve(name, TrainConfig(**base | options))
 
 
@@ -202,12 +235,24 @@ def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor |
         critic = TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype())))
         setup.companion = cast(Any, critic)
         setup.optimizer.parameters.append(critic.table)
+    if ALGORITHMS[name].beside == "heads":
+        setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
+        setup.optimizer.parameters.extend(setup.companion.trainable().values())
+    if ALGORITHMS[name].beside == "discriminator":
+        judge = TableDiscriminator(policy.model, nn.Parameter(verdict_table(ref).to(torch.get_default_dtype())))
+        setup.companion = cast(Any, judge)
+        setup.optimizer.parameters.append(judge.table)
     return setup
 
 
 def value_table(ref: Tensor) -> Tensor:
     """What the critic of a check says of each state: some number that depends on prompt and prefix, [X, S, V] -> [X, S]."""
     return ref.sum(2)
+
+
+def verdict_table(ref: Tensor) -> Tensor:
+    """What the discriminator of a check says of each completion that ends with this token: some number, [X, S, V]."""
+    return 1.5 * ref
 
 
 def setup_of(name: str, policy: Policy, reference: Reference | None, optimizer: Any, **options: Any) -> Setup:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from laurel.core.catalogue import CATALOGUE
 from laurel.core.errors import UsageError
-from laurel.core.metrics import BEGIN, CATALOGUE, END, Sums, explain, main, table, with_table
+from laurel.core.metrics import BEGIN, END, Sums, explain, main, table, with_table
 
 
 def test_T67_weighted_metrics():

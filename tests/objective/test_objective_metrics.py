@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from laurel.core.metrics import CATALOGUE, Sums
+from laurel.core.catalogue import CATALOGUE
+from laurel.core.metrics import Sums
 from laurel.objective.metrics import (
     CLIPPED,
     approx_kl,

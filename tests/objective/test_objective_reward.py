@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.core.errors import UsageError
+from laurel.core.sample import Key
 from laurel.objective.reward import (
     bradley_terry,
     comparison_metrics,
+    imitation,
+    imitation_metrics,
     k_wise,
     last_score,
     outcome,
@@ -19,6 +22,7 @@ from laurel.objective.reward import (
     plackett_luce,
     process,
     process_metrics,
+    some_pairs,
 )
 from laurel.objective.unit import comparison_mean, reduce_loss
 
@@ -310,3 +314,92 @@ def test_outcome_and_process_metrics(make_batch):
     batch = make_batch(torch.ones(1, 4), mask=[[True, True, True, False]]).replace(target_NT=torch.tensor([[1.0, -1, 0, 1]]))
     found = {name: (float(t), int(c)) for name, (t, c) in process_metrics(score, batch).items()}
     assert found == {"accuracy": (2.0, 3), "recall/wrong": (0.0, 1), "recall/neutral": (1.0, 1), "recall/right": (1.0, 1)}
+
+
+def spoken(make_batch, logps, grades, groups=None, **shape):
+    """logp_NT of some rows (lists of equal width), and their batch."""
+    logp_NT = torch.tensor(logps, dtype=torch.float64)
+    grade_NT = torch.tensor(grades, dtype=torch.float64)[:, None].expand(logp_NT.shape).contiguous()
+    return logp_NT.requires_grad_(), make_batch(grade_NT, **shape).replace(group_N=torch.tensor(groups or [0] * len(grades)))
+
+
+def test_imitation_by_hand(make_batch):
+    """lp -1 - 2 over 2 tokens, beta .5, w .6: .45; the rejected row and what stands behind a row's end say nothing."""
+    logp, batch = spoken(make_batch, [[-9.0, -9, -9], [-1, -2, -5]], [-0.6, 0.6], lengths=[3, 2])
+    assert imitation(logp, batch, imitation_coef=0.5).tolist() == pytest.approx([0.45])
+    assert imitation(logp, batch).tolist() == [0.0]
+    expected = torch.tensor([[0, 0, 0], [-0.15, -0.15, 0]], dtype=torch.float64)  # -beta w / |best|
+    torch.testing.assert_close(gradient(imitation(logp, batch, imitation_coef=0.5), logp), expected)
+    total, count = imitation_metrics(logp, batch)["imitation/nll"]
+    assert (float(total), int(count)) == (3.0, 2) and not total.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("grades", "per_token"),
+    [
+        ([-1.0, -2.0, -3.0], 1.0),  # the first of a ranking
+        ([-2.0, -1.0, -3.0], 2.0),
+        ([-1.0, -1.0, -3.0], 1.5),  # two that are equally good share
+        ([-1.0, -1.0, -1.0], 0.0),  # nobody is better: nobody is imitated
+        ([0.0, -1.0, -2.0], 2.0),  # a grade of 0 stands aside
+        ([-1.0, 0.0, 0.0], 0.0),  # alone
+    ],
+)
+def test_who_is_imitated(make_batch, grades, per_token):
+    logp, batch = spoken(make_batch, [[-1.0, -1], [-2, -2], [-4, -4]], grades)
+    assert imitation(logp, batch, imitation_coef=1.0).tolist() == pytest.approx([per_token])
+
+
+def test_imitation_of_one_group_is_not_anothers(make_batch):
+    logp, batch = spoken(make_batch, [[-1.0], [-2], [-3], [-4]], [1.0, -1.0, -1.0, 1.0], [7, 3, 3, 7])
+    assert imitation(logp, batch, imitation_coef=1.0).tolist() == pytest.approx([0.0, 0.0])
+    logp, batch = spoken(make_batch, [[-1.0], [-2], [-3], [-4]], [1.0, 1.0, -1.0, -1.0], [7, 3, 3, 7])
+    assert imitation(logp, batch, imitation_coef=1.0).tolist() == pytest.approx([2.0, 1.0])
+
+
+@pytest.mark.parametrize("objective", COMPARISONS)
+def test_lambda_multiplies_the_comparison(make_batch, objective):
+    score, batch = rows(make_batch, [0.3, -1.0], [0.6, -0.6])
+    torch.testing.assert_close(objective(score, batch, reward_coef=0.25), 0.25 * objective(score, batch))
+
+
+RANKING = ([0.3, -1.0, 2.0, 0.95], [-1.0, -2.0, -3.0, -4.0])
+
+
+def renamed(batch, prompt, version=0):
+    """The same rows of another prompt or step: other lots."""
+    return batch.replace(keys=tuple(Key("run", "toy", str(prompt), key.sample, version) for key in batch.keys))
+
+
+def test_a_subset_of_pairs_is_unbiased_by_enumeration(make_batch):
+    """Two of six pairs: all 15 subsets occur, about equally often, and the mean over them is the loss of all pairs, gradient too."""
+    score, batch = rows(make_batch, *RANKING)
+    seen: dict[float, list] = {}
+    for prompt in range(1500):
+        value = k_wise(score, renamed(batch, prompt), pairs_per_prompt=2)
+        seen.setdefault(round(float(value.detach()), 9), []).append((value, prompt))
+    counts = [len(several) for several in seen.values()]
+    assert len(seen) == 15 and sum((n - 100) ** 2 / 100 for n in counts) < 36.1  # chi-square, 14 degrees of freedom, 1 in 1000
+    mean = torch.stack([several[0][0] for several in seen.values()]).mean(0)
+    torch.testing.assert_close(mean, k_wise(score, batch))
+    torch.testing.assert_close(gradient(mean, score), gradient(k_wise(score, batch), score))
+
+
+def test_the_subset_depends_on_keys_alone(make_batch):
+    """Not on the order of rows, the run's name, or what else is in the batch; and the next step draws anew."""
+    score, batch = rows(make_batch, [*RANKING[0], 9.0, 1.0], [*RANKING[1], 1.0, -1.0], [0] * 4 + [1] * 2)
+    value = k_wise(score, batch, pairs_per_prompt=2)
+    order = [3, 5, 0, 2, 4, 1]
+    torch.testing.assert_close(k_wise(score[order], batch.rows(order), pairs_per_prompt=2), value)
+    torch.testing.assert_close(k_wise(score[:4], batch.rows([0, 1, 2, 3]), pairs_per_prompt=2), value[:1])
+    other_run = batch.replace(keys=tuple(Key("another", key.source, key.prompt, key.sample, key.version) for key in batch.keys))
+    assert torch.equal(k_wise(score, other_run, pairs_per_prompt=2), value)
+    assert len({float(k_wise(score, renamed(batch, 0, step), pairs_per_prompt=2)[0].detach()) for step in range(20)}) > 5
+
+
+def test_more_pairs_than_there_are_is_all_of_them(make_batch):
+    score, batch = rows(make_batch, *RANKING)
+    for m in (0, 6, 99):
+        assert torch.equal(k_wise(score, batch, pairs_per_prompt=m), k_wise(score, batch))
+    better_NN = torch.tensor([[False, True], [False, False]])
+    assert torch.equal(some_pairs(better_NN, batch.rows([0, 1]), 1), better_NN)

@@ -17,9 +17,11 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Group, Key, Sample
-from laurel.policy.scorer import PAD, Card, by_budget, load_scorer
+from laurel.policy.model import Policy, load_tokenizer
+from laurel.policy.scorer import PAD, Card, by_budget, check_language_head, load_scorer, trained_labels
 from laurel.policy.scratch import STOP, char_tokenizer, save_scratch
 from laurel.rollout.pack import pack
 
@@ -270,3 +272,104 @@ def test_a_real_model(shared, tmp_path):
         torch.testing.assert_close(scorer.hidden(ids, torch.ones_like(ids).bool()), hidden, atol=1e-5, rtol=0)
     scorer.save(tmp_path)
     assert load_scorer(str(tmp_path)).score(ROWS).tolist() == pytest.approx(scorer.score(ROWS).tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """A language model whose head has weights of its own."""
+    path = tmp_path_factory.mktemp("untied")
+    tokenizer = char_tokenizer()
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=False)
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+BATCH = (((1, 5, 6), (7, 8, 2)), ((1, 9), (2,)), ((1, 5, 5, 5, 5), (4, 4)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "eos_padded", "untied"])
+def test_the_language_head_says_what_the_language_model_said(kind, request):
+    """logp of the kept head = Policy.logp of the causal model, from the pass that gives the scores; the scores are as without it."""
+    name = request.getfixturevalue(kind)
+    scorer, bare = load_scorer(name, device="cpu", language=True), load_scorer(name, device="cpu")
+    batch, calls = packed(*BATCH), []
+    scorer.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    seen = scorer.seen(batch, ["score_NT", "logp_NT"])
+    assert len(calls) == 1
+    torch.testing.assert_close(seen["score_NT"], bare.scores(batch))
+    causal = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    expected = Policy(causal, load_tokenizer(name)).logp(batch).logp
+    loose = 2e-2 if kind == "eos_padded" else 1e-5  # there the vocabulary has grown by one token, which the head may say, too
+    torch.testing.assert_close(seen["logp_NT"], expected, atol=loose, rtol=loose)
+
+
+def test_a_tied_head_is_trained_once_and_an_untied_one_too(folder, eos_padded, untied):
+    for name, own in ((folder, set()), (eos_padded, set()), (untied, {"language.weight"})):
+        scorer = load_scorer(name, device="cpu", language=True)
+        moved = scorer.trainable()
+        assert {n for n in moved if n.startswith("language.")} == own
+        assert len({id(p) for p in moved.values()}) == len(moved)
+        scorer.logp(packed(*BATCH), scorer.hidden(*[packed(*BATCH).ids_NL, packed(*BATCH).attention_NL])).sum().backward()
+        head = moved["language.weight"] if own else scorer.model.get_input_embeddings().weight
+        assert float(head.grad.abs().sum()) > 0 and float(scorer.model.get_input_embeddings().weight.grad.abs().sum()) > 0
+
+
+def test_the_language_head_is_not_saved(untied, tmp_path):
+    scorer = load_scorer(untied, device="cpu", language=True)
+    scorer.save(tmp_path)
+    again, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()) and not any("lm_head" in name for name, _ in again.named_parameters())
+    assert trained_labels(str(tmp_path)) == 1
+    with pytest.raises(UsageError, match="needs a language model's head"):
+        check_language_head(str(tmp_path))
+    with pytest.raises(UsageError, match="keeps no language-model head"):
+        load_scorer(str(tmp_path), language=True)
+    check_language_head(untied)
+
+
+def test_a_body_alone_has_no_language_head(folder, tmp_path):
+    """transformers would put a random one there, with one line of warning."""
+    AutoModelForCausalLM.from_pretrained(folder).model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="LlamaModel has none"):
+        check_language_head(str(tmp_path))
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("kind", ["folder", "untied"])
+def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp_path):
+    """Scores do not change when adapters come; adapters and head move, nothing else; the folder is plain and scores the same."""
+    scorer = load_scorer(request.getfixturevalue(kind), num_labels=labels, device="cpu", language=True)
+    before, frozen = scorer.score(ROWS), {name: p.detach().clone() for name, p in scorer.model.base_model.named_parameters()}
+    scorer.adapt(TrainConfig(lora_r=2))
+    torch.testing.assert_close(scorer.score(ROWS), before)
+    moved = scorer.trainable()
+    assert moved and all("lora_" in name or name.split(".")[0] in ("score", "classifier") for name in moved), sorted(moved)
+    assert len({name.split(".")[0] for name in moved}) == 2
+    optimizer = torch.optim.SGD(moved.values(), lr=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        seen = scorer.seen(packed(*BATCH), ["score_NT", "logp_NT"])
+        (seen["score_NT"].square().sum() - seen["logp_NT"].mean()).backward()
+        optimizer.step()
+    trained = scorer.score(ROWS)
+    assert float((trained - before).abs().max()) > 1e-3
+    now = {name.replace(".base_layer", "").removeprefix("base_model.model."): p for name, p in scorer.model.base_model.named_parameters()}
+    assert all(torch.equal(now[name], weight) for name, weight in frozen.items())
+    scorer.save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    again = load_scorer(str(tmp_path), device="cpu")
+    torch.testing.assert_close(again.score(ROWS), trained, atol=1e-5, rtol=1e-5)
+    assert not any("lora_" in name for name in again.trainable())
+    torch.testing.assert_close(scorer.score(ROWS), trained)  # saving left the adapters where they were
+
+
+def test_scores_at_positions(folder):
+    """score_at reads where it is told to; in any order of lengths, like the whole rows."""
+    scorer = load_scorer(folder, num_labels=3, device="cpu")
+    rows = [((1, 5, 6, 7), (1, 3)), ((1, 9), (1,)), ((1, 5, 5, 5, 5, 4), (0, 2, 5))]
+    for budget in (8192, 7):
+        found = scorer.score_at(rows, token_budget=budget)
+        for (ids, places), score in zip(rows, found, strict=True):
+            expected = torch.stack([scorer.score([ids[: place + 1]])[0] for place in places])
+            torch.testing.assert_close(score, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,88 @@
+"""Evolution strategies: a population of perturbed parameters answers the same prompts, and their rewards move the parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.metrics import Sums
+from laurel.core.sample import Group
+from laurel.policy.sampler import sample_seed
+from laurel.rollout.pack import reward_matrix
+from laurel.train import parallel
+from laurel.train.optimizer import learning_rate
+
+if TYPE_CHECKING:
+    from laurel.train.checkpoint import State
+    from laurel.train.setup import Setup
+
+
+@torch.no_grad()
+def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: Sums) -> list[tuple[int, float, list[Group]]]:
+    """One step without back-propagation: theta += learning_rate * search_gradient(weights of the members).
+
+    `answer` asks the policy as it then stands: its groups, scored. Every member is asked for the same prompts with the same seeds.
+    Members are divided over the processes, and every process adds up the same sum, so all keep the same weights, bit by bit,
+    however many there are. Returns this process's members: number, weight, groups.
+    """
+    config, parameters = setup.config, list(setup.policy.trainable().values())
+    mine: dict[int, list[Group]] = {}
+    for member in range(parallel.rank(), config.population, parallel.world_size()):
+        with perturbed(parameters, config.seed, state.step, member, config.sigma):
+            mine[member] = answer()
+    found = {member: reward for part in parallel.gather(mean_rewards(mine)) for member, reward in part.items()}
+    reward_M = torch.tensor([found[member] for member in range(config.population)], dtype=torch.float64)
+    weight_M, began = setup.row.weigh(reward_M, shape_returns=config.shape_returns), time.perf_counter()
+    moved = 0.0
+    for i, parameter in enumerate(parameters):
+        eps = partial(noise, config.seed, state.step, i, parameter)
+        move = learning_rate(state.step + 1, config) * setup.objective(weight_M, eps)
+        moved += float(move.double().square().sum())
+        parameter.add_(move)
+    state.step += 1
+    sums.add("es/reward_std", float(reward_M.std()), 1)
+    sums.add("es/reward_best", float(reward_M.max()), 1)
+    sums.add("es/step_norm", moved**0.5, 1)
+    sums.total("zero_signal", parallel.rank() == 0 and not bool((weight_M[0::2] != weight_M[1::2]).any()))
+    sums.total("seconds/update", time.perf_counter() - began)
+    return [(member, float(weight_M[member]), groups) for member, groups in mine.items()]
+
+
+def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
+    """eps of one parameter tensor for one pair of members: standard normal, made anew from four numbers whenever it is needed.
+
+    Every tensor has a stream of its own: one stream for all would move tensors of equal shape alike, and see only the sum of their
+    gradients. It is made where the parameter is, so a CPU and a GPU draw different noise.
+    """
+    generator = torch.Generator(like.device).manual_seed(sample_seed(seed, f"tensor {tensor}", pair, step) % 2**63)
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def perturbed(parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float) -> Iterator[None]:
+    """theta + sigma eps for an even member, theta - sigma eps for the odd one after it; afterwards theta, bit by bit.
+
+    Adding and taking away the same number does not give theta back in floating point, so a copy is kept: once the memory of what
+    is trained, in place of a gradient and of an optimiser's state.
+    """
+    kept, sign = [parameter.detach().clone() for parameter in parameters], -1.0 if member % 2 else 1.0
+    try:
+        with torch.no_grad():
+            for i, parameter in enumerate(parameters):
+                parameter.add_(noise(seed, step, i, parameter, member // 2), alpha=sign * sigma)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(parameters, kept, strict=True):
+                parameter.copy_(before)
+
+
+def mean_rewards(groups_of: dict[int, list[Group]]) -> dict[int, float]:
+    """The mean reward of each member over the samples that a reward could judge."""
+    return {member: float(reward_matrix(groups).nanmean()) for member, groups in groups_of.items()}
