@@ -1,4 +1,4 @@
-"""Every reinforcement-learning row of the table on the same task from the same start: reward, accuracy, KL, seconds.
+"""Every row of the table that learns from the task's own reward, from the same start: reward, accuracy, KL, seconds.
 
 python bench/bench_rows.py [STEPS] prints the table that bench/RESULTS.md records.
 """
@@ -7,8 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig
+from laurel.core.config import TrainConfig
+from laurel.train.algorithms import ALGORITHMS
 from laurel.train.loop import train
+from laurel.train.options import defaults
 
 TASK = "addition"
 
@@ -19,13 +21,14 @@ def main(steps: int = 60) -> None:
         f"| row | reward, first 5 steps | reward, last 5 | held-out accuracy | KL to the start, nats per token | seconds, {steps} steps |"
     )
     print("|---|---|---|---|---|---|")
-    for name in ALGORITHM_NAMES:
-        if name == "sft":
+    for name, row in ALGORITHMS.items():
+        if row.source != "policy" or row.judge or row.revise:
             continue
+        options = {"reference": "start"} if "reference" in defaults(name) else {}
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(
                 dataset=TASK, dataset_size=8_000, eval_size=400, output_dir=str(Path(folder) / name), max_steps=steps, prompts_per_step=64,
-                num_generations=8, max_completion_length=6, learning_rate=3e-4, warmup_steps=10, eval_steps=steps, reference="start",
+                num_generations=8, max_completion_length=6, learning_rate=3e-4, warmup_steps=10, eval_steps=steps, **options,
             )  # fmt: skip
             lines = train(name, config, quiet=True).metrics()
         rewards = [line["reward"] for line in lines]

@@ -60,7 +60,8 @@ class Pipeline:
             sections.append(("sft", "sft", plan.sft))
         for algorithm, section, options in sections:
             try:
-                resolve(algorithm, build_config(train_options(section, options)))
+                learned = {"rewards": ["model:"]} if section == "policy" and self.learns_reward else {}
+                resolve(algorithm, build_config({**train_options(section, options), **learned}))
             except UsageError as error:
                 raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
         rows = needs(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl")

@@ -14,19 +14,27 @@ from laurel.train.setup import load_data
 def short(monkeypatch, tmp_path):
     """The demo's own configurations with a few steps, and a cache of its own."""
     monkeypatch.setenv("LAUREL_CACHE", str(tmp_path / "cache"))
-    sft, grpo = module.starter_config, module.grpo_config
+    sft, grpo, plan = module.starter_config, module.grpo_config, module.preference_plan
     monkeypatch.setattr(module, "starter_config", lambda *a, **k: sft(*a, **k).model_copy(update={"max_steps": 3, "eval_steps": 0}))
     monkeypatch.setattr(module, "grpo_config", lambda *a, **k: grpo(*a, **k).model_copy(update={"max_steps": 2, "prompts_per_step": 4}))
+    monkeypatch.setattr(module, "preference_plan", lambda *a: fewer(plan(*a)))
     return tmp_path
+
+
+def fewer(plan):
+    """The same plan, a few steps of each stage."""
+    stages = {name: {**getattr(plan, name), "max_steps": 2, "prompts_per_step": 8} for name in ("reward", "policy")}
+    return plan.model_copy(update={**stages, "dataset_size": 200, "eval_size": 40})
 
 
 def test_demo_writes_what_it_promises(short, capsys):
     summary = module.demo(str(short / "demo"), seed=0)
     assert summary == json.loads((short / "demo/summary.json").read_text())
-    assert {"accuracy_before", "accuracy_after", "seconds"} <= summary.keys() and summary["held_out"] == 500
+    assert {"accuracy_before", "accuracy_after", "preferences_before", "preferences_gain", "seconds"} <= summary.keys()
+    assert summary["held_out"] == 500
     out = capsys.readouterr().out
     assert "after SFT" in out and "after GRPO" in out and "report.html" in out
-    assert (short / "demo/grpo/report.html").is_file()
+    assert (short / "demo/grpo/report.html").is_file() and (short / "demo/preferences/report.html").is_file()
     assert (short / "demo/grpo/model/config.json").is_file()
 
 
