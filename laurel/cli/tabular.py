@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if args.page is not None:
         from laurel.report.exhibit import write_page
 
-        write_page(exhibit, args.page, command=command_line(args, options))
+        write_page(exhibit, args.page, command=command_line(args, options), more="; with --json it prints every figure")
     written = [str(path) for path in (args.plot, args.page) if path is not None]
     if written and not args.json:
         print("written: " + ", ".join(written))

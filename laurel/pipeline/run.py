@@ -185,7 +185,8 @@ class Pipeline:
             self.plan, result, Run(policy.folder).metrics(), gold, proxy,
             Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
         )  # fmt: skip
-        write_page(shown, self.root / "report.html", command=f"laurel pipeline ... --output_dir {self.plan.output_dir}")
+        command = f"laurel pipeline PLAN.yaml --output_dir {self.plan.output_dir} --seed {self.plan.seed}"
+        write_page(shown, self.root / "report.html", command=command)
         summary = {"figures": result["figures"], "stages": {folder: how for _, folder, how, _ in self.stages}, "seconds": round(seconds, 1)}
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
         for table in shown.tables[:2]:

@@ -23,12 +23,12 @@ ARROWS = {
 """A mark made of these is drawn as arrows, each in its direction (x, y); any other mark is written."""
 
 
-def write_page(exhibit: Exhibit, path: str | Path, *, command: str) -> None:
-    """Write the page. `command` is what makes it again."""
-    write_atomic(path, render(exhibit, command).encode("utf-8", "replace"))
+def write_page(exhibit: Exhibit, path: str | Path, *, command: str, more: str = "") -> None:
+    """Write the page. `command` is what makes it again, `more` is said behind it."""
+    write_atomic(path, render(exhibit, command, more).encode("utf-8", "replace"))
 
 
-def render(exhibit: Exhibit, command: str) -> str:
+def render(exhibit: Exhibit, command: str, more: str = "") -> str:
     """The page as text. Light and dark, no script, nothing fetched; all words are escaped."""
     from laurel.report.maps import chart_svg, grid_svg, span  # these bring matplotlib, which text and numbers do without
     from laurel.report.page import clean
@@ -44,6 +44,7 @@ def render(exhibit: Exhibit, command: str) -> str:
         tables=[(table, numeric(table)) for table in exhibit.tables],
         cell=cell,
         command=command,
+        more=more,
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
