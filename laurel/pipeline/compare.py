@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,12 +27,15 @@ BLOCKS = 12  # points of a curve over training: each the mean of so many steps' 
 Point = tuple[float, float, float, float]
 
 
-def compare(folder: Path, plan: Plan, models: Mapping[str, Path], rows: Sequence[Row], judges: Mixture, gold: str, proxy: str) -> list[str]:
-    """`result.json`: figures with intervals, per prompt the mean of each model, best-of-n from the start. `judges` score by name."""
+def compare(
+    folder: Path, plan: Plan, models: Mapping[str, Path], rows: Sequence[Row], judges: Mixture, gold: str, proxy: str,
+    watch: Callable[[int], None],
+) -> list[str]:  # fmt: skip
+    """`result.json`: figures with intervals, and best-of-n from the start. `judges` score by name; `watch` counts prompts."""
     how = EvalConfig(max_completion_length=plan.sample.max_completion_length, temperature=plan.sample.temperature, seed=plan.seed)
     policies = {name: load_policy(TrainConfig(model=str(path))) for name, path in models.items()}
     said = {
-        name: scored(policy, rows, judges, how, count=plan.compare.num_generations, temperature=how.temperature)
+        name: scored(policy, rows, judges, how, count=plan.compare.num_generations, temperature=how.temperature, watch=watch)
         for name, policy in policies.items()
     }
     names = [name for name in (gold, proxy) if name]

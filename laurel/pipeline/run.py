@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table as Lines
 
 from laurel.core.config import TrainConfig, build_config
@@ -92,10 +94,11 @@ class Pipeline:
             "models": [start[1], policy.digest], "rewards": [one.digest for one in rewards], "combine": reward_section(plan).combine,
             "prompts": prompts.digest, "gold": source(plan.gold), "seed": plan.seed, "sample": plan.sample, "compare": plan.compare,
         }  # fmt: skip
-        final = self.stage("compare", parts, lambda folder: compare(folder, plan, models, held, judges, gold, proxy))
+        with self.counted("prompts", 2 * len(held)) as watch:
+            final = self.stage("compare", parts, lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch))
         return self.finish(final, policy, gold, proxy, time.perf_counter() - began)
 
-    def stage(self, name: str, parts: Mapping[str, Any], build: Any) -> Artefact:
+    def stage(self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]) -> Artefact:
         """One stage, made or found."""
         began = time.perf_counter()
         self.console.rule(f"[bold]{len(self.stages) + 1}  {name}")
@@ -104,6 +107,13 @@ class Pipeline:
             self.console.print(f"{found.folder} is there already: kept", soft_wrap=True)
         self.stages.append((name, found.folder.name, "made" if found.made else "kept", time.perf_counter() - began))
         return found
+
+    @contextmanager
+    def counted(self, words: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar where somebody looks; what it gives is told how many more are done."""
+        with Progress(console=self.console, transient=True, disable=self.quiet or not self.console.is_terminal) as progress:
+            task = progress.add_task(words, total=total)
+            yield lambda count: progress.advance(task, count)
 
     def trained(self, name: str, algorithm: str, options: Mapping[str, Any], inputs: Mapping[str, Any], seed: int) -> Artefact:
         """A stage that trains: the ordinary loop, resumed if it was killed. The artefact is the model's folder."""
@@ -134,7 +144,8 @@ class Pipeline:
         if plan.prefer.export:
             return source(plan.prefer.export), Path(plan.prefer.export)
         parts = {"model": start[1], "prompts": prompts.digest, "how": plan.sample, "seed": plan.seed}
-        answers = self.stage("sample", parts, lambda folder: stages.answer(folder, start[0], rows, plan.sample, plan.seed))
+        with self.counted("prompts answered", len(rows)) as watch:
+            answers = self.stage("sample", parts, lambda folder: stages.answer(folder, start[0], rows, plan.sample, plan.seed, watch))
         judge = {"judge": source(plan.prefer.judge)} if plan.prefer.judge else {"gold": source(plan.gold)}
         mixture = None if plan.prefer.judge else self.gold
         groups = stages.as_groups(answers.folder / "answers.jsonl")

@@ -32,13 +32,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
 
 
-def answer(folder: Path, model: Path | str, rows: Sequence[Row], how: Sampling, seed: int) -> list[str]:
-    """`answers.jsonl`: each prompt's K answers, with ids. A killed run goes on behind the last whole line."""
+def answer(folder: Path, model: str, rows: Sequence[Row], how: Sampling, seed: int, watch: Callable[[int], None]) -> list[str]:
+    """`answers.jsonl`: each prompt's K answers, with ids. A killed run goes on behind the last whole line. `watch` counts prompts."""
     path = folder / "answers.jsonl"
     whole = [raw for raw, _ in read_lines(path)]
     with replacing(path) as file:
         file.writelines(whole)
-    policy = load_policy(TrainConfig(model=str(model), device="auto"))
+    policy = load_policy(TrainConfig(model=model))
+    watch(len(whole))
     draw = Draw("pipeline", 0, seed, how.num_generations, how.max_completion_length, how.temperature, tuple(how.stop))
     for start in range(len(whole), len(rows), AT_ONCE):
         groups = rollout(policy, rows[start : start + AT_ONCE], draw)
@@ -49,6 +50,7 @@ def answer(folder: Path, model: Path | str, rows: Sequence[Row], how: Sampling, 
         ]  # fmt: skip
         with open(path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        watch(len(groups))
     return ["answers.jsonl"]
 
 
