@@ -114,7 +114,7 @@ def weighted(world: World) -> Iterator[Finding]:
             yield same(name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length)
             yield apart(name, f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}", found, along(found, grad_p))
     c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
-    for name, own in (("reinforce_pp", {}), ("ppo", {"beta": 0.0, "missing_eos_penalty": 0.0})):
+    for name, own in (("reinforce_pp", {}), ("ppo", RAW), ("ppo_max", RAW)):
         found = one_batch(BANDIT, name, 3, **own)
         yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, ascent(BANDIT, BANDIT.reward) * c_X[:, None, None])
     yield from critic(world)
@@ -136,6 +136,7 @@ def critic(world: World) -> Iterator[Finding]:
     yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
 
 
+RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}
 BANDIT = make_world(4, 1, seed=6, binary=True)
 
 

@@ -20,6 +20,8 @@ from laurel.verify.world import World, as_groups, build, expected_gradient, grad
 
 BETA = 0.5
 UNMASKED: dict[str, Any] = {"mask_truncated_completions": False}
+UNPENALISED: dict[str, Any] = {"missing_eos_penalty": 0.0}
+PLAIN_SCORES: dict[str, Any] = {**UNPENALISED, "normalize_rewards": False, "reward_clip": 0.0}
 Update = Callable[[World], Tensor]
 
 
@@ -67,7 +69,7 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
     one_token = make_world(4, 1, seed=12)
     goal_1 = optimum(one_token.language.logp(one_token.pi_ref), one_token.reward, BETA)
     settled = replace(one_token, logits=one_token.language.logits_of(goal_1.exp()) * one_token.temperature)
-    for name, own in (("reinforce_pp", {}), ("ppo", {"missing_eos_penalty": 0.0})):
+    for name, own in (("reinforce_pp", {}), ("ppo", UNPENALISED), ("ppo_max", PLAIN_SCORES)):
         found = one_batch(settled, name, 2, beta=BETA, **own)
         yield same(name, "KL in the reward, one token: at pi* nothing moves", found, settled.logits * 0)
     start = replace(at_goal, logits=at_goal.logits + 0.2 * (world.logits - at_goal.logits))

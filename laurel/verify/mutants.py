@@ -159,6 +159,8 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("the discriminator is not trained", setup.Setup.trainable, "self.companion.trainable() if self.companion", "{} if self.companion"),
     ("whole rows are counted twice", unit.row_mean, "torch.tensor(len(batch)", "torch.tensor(2 * len(batch)"),
     ("the discriminator reads one token early", policy_discriminator.Discriminator.logits, "batch.length_N - 1", "batch.length_N - 2"),
+    ("normalised scores are not clipped", control.Moments.normalise, "z_PG.clamp(-clip, clip) if clip > 0 else z_PG", "z_PG"),
+    ("scores are normalised by their sum of squares", control.Moments.normalise, "self.std if", "self.square if"),
     ("one stream of noise for every tensor", evolve.noise, 'f"tensor {tensor}"', '"tensor"'),
     ("both members of a pair go the same way", evolve.perturbed, "-1.0 if member % 2 else 1.0", "1.0"),
     ("members leave their noise behind", evolve.perturbed, "parameter.copy_(before)", "pass"),

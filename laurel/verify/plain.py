@@ -22,6 +22,8 @@ from laurel.verify.plain_pairs import PUSH, Answer, pushes
 from laurel.verify.plain_scores import SCORED, imitated
 from laurel.verify.world import Describe, World, value_table
 
+Rewards = Sequence[Sequence[float | None]]
+
 EPS = 1e-4
 
 
@@ -158,7 +160,18 @@ def whitened(of: Callable[[Row, float, Any], list[float]], groups: Sequence[Sequ
 BY_TOKEN: dict[str, Callable[..., list[list[list[float]]]]] = {
     "reinforce_pp": partial(whitened, returns_to_go),
     "ppo": partial(whitened, generalised),
+    "ppo_max": partial(whitened, generalised),
 }
+
+
+def normalised(rewards: Rewards, o: Any) -> Rewards:
+    """PPO-max: rewards less the mean of all so far (there is one batch), over their deviation, clipped; others as they are."""
+    pool = [r for told in rewards for r in told if r is not None]
+    if not getattr(o, "normalize_rewards", None) or not pool:
+        return rewards
+    mean, spread, clip = fmean(pool), stdev(pool) if len(pool) > 1 else 0.0, o.reward_clip or math.inf
+    scale = spread if spread > 1e-9 * abs(mean) else 1.0
+    return [[None if r is None else min(max((r - mean) / scale, -clip), clip) for r in told] for told in rewards]
 
 
 def plain_likelihood(r: Row, weight: Sequence[float], o: Any) -> list[float]:
@@ -193,7 +206,7 @@ COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
     "sft": plain_likelihood, "reinforce": plain_likelihood, "reinforce_baseline": plain_likelihood, "rloo": plain_likelihood,
     "gail": plain_likelihood,
     "raft": plain_likelihood, "grpo": clipped, "dr_grpo": clipped, "dapo": clipped, "reinforce_pp": clipped,
-    "ppo": clipped, "hindsight": plain_likelihood,
+    "ppo": clipped, "ppo_max": clipped, "hindsight": plain_likelihood,
     "gspo": whole_sequence, "cispo": capped,
 }  # fmt: skip
 """What multiplies grad log pi(x_t), token by token: the derivative of the row's objective at this ratio."""
@@ -223,7 +236,7 @@ def gradient(
     table = [language.token_logp(logits / T).tolist() for logits in (world.logits, old, world.ref)]
     score = language.token_scores(pi)
     groups = []
-    for (x, members), told in zip(drawn, rewards, strict=True):
+    for (x, members), told in zip(drawn, normalised(rewards, o), strict=True):
         group = []
         for n, reward in zip(members, told, strict=True):
             length = int(language.length_N[n])

@@ -24,7 +24,7 @@ from laurel.tabular.language import Language
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
-from laurel.train.options import bind, resolve
+from laurel.train.options import bind, defaults, resolve
 from laurel.train.setup import Setup
 from laurel.verify.heads import some_tables, table_heads
 
@@ -217,6 +217,8 @@ def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL unless asked."""
     base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
     base |= {"logging_steps": 1 << 30, "learning_rate": 1.0}
+    if "critic_warmup_steps" in defaults(name):  # one step is looked at, and the policy must not sit it out
+        base |= {"critic_warmup_steps": 0}
     return resolve(name, TrainConfig(**base | options))
 
 

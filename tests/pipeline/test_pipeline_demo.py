@@ -24,7 +24,12 @@ def short(monkeypatch, tmp_path):
 def fewer(plan):
     """The same plan, a few steps of each stage."""
     stages = {name: {**getattr(plan, name), "max_steps": 2, "prompts_per_step": 8} for name in ("reward", "policy")}
-    return plan.model_copy(update={**stages, "dataset_size": 200, "eval_size": 40})
+    return plan.model_copy(update={**stages, "dataset_size": 200, "eval_size": 40, "gold": f"{__file__}:addition"})
+
+
+def addition(completions, **columns):
+    """A judge by the name of the task's own, who likes ones: after three steps of SFT no sum is right, and none would be preferred."""
+    return [text.count("1") + 0.01 * len(text) for text in completions]
 
 
 def test_demo_writes_what_it_promises(short, capsys):
