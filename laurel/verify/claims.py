@@ -114,8 +114,8 @@ def weighted(world: World) -> Iterator[Finding]:
             yield same(name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length)
             yield apart(name, f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}", found, along(found, grad_p))
     c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
-    for name, own, limit in (("reinforce_pp", {}, None), ("ppo", RAW, None), ("ppo_max", RAW, 1e-8 if torch.get_default_dtype() == torch.float64 else None)):
-        # whitening adds 1e-8 to a deviation, which PPO-max's normalised scores have another of
+    near = 1e-8 if torch.get_default_dtype() == torch.float64 else None  # whitening adds 1e-8 to what in PPO-max is another deviation
+    for name, own, limit in (("reinforce_pp", {}, None), ("ppo", RAW, None), ("ppo_max", RAW, near)):
         found = one_batch(BANDIT, name, 3, **own)
         truth = ascent(BANDIT, BANDIT.reward) * c_X[:, None, None]
         yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit)
