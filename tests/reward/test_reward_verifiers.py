@@ -242,6 +242,7 @@ def test_T55_math_never_hangs(monkeypatch):
         assert time.monotonic() - began < 15
         assert all(isinstance(result, Failed) or result.value == 0 for result in results)
         assert any("took longer" in result.reason for result in results)
+        pool.seconds = 10.0  # of a sound answer even a busy machine says it
         assert value(VERIFIERS["math"](r"\boxed{\frac{84}{2}}", {"answer": "42"})) == 1
 
 
