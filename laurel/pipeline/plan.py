@@ -45,7 +45,7 @@ class Comparing(Section):
     """Stage `compare`: the start and the trained policy on prompts that no stage has trained on."""
 
     num_generations: int = option(16, "answers per prompt and model", ge=2)
-    best_of: list[int] = option([1, 2, 4, 8, 16], "the n of best-of-n from the start, chosen by the reward model")
+    best_of: list[int] = option([1, 2, 4], "the n of best-of-n from the start, chosen by the reward model")
 
 
 class Plan(Section):
@@ -112,6 +112,9 @@ def check_plan(values: dict[str, Any], where: str) -> Plan:
     reward_section(plan, where)
     if plan.prefer.judge and plan.prefer.export:
         raise UsageError("judge and export both say who prefers.", where=f"{where}, prefer", fix="Name one.")
+    if any(not 1 <= n <= plan.compare.num_generations for n in plan.compare.best_of):
+        what = f"best of n needs n from 1 to the {plan.compare.num_generations} answers of compare.num_generations."
+        raise UsageError(what, where=f"{where}, compare.best_of", fix="Draw more answers, or ask for less.")
     if plan.sft is not None and "dataset" not in plan.sft:
         raise UsageError("SFT has no data.", where=f"{where}, sft", fix="Give sft.dataset, or sft: null.")
     return plan

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from laurel.core.config import TrainConfig
-from laurel.core.errors import UsageError
+from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_lines, replacing, write_atomic
 from laurel.core.load import load_file
 from laurel.core.sample import Group, Key, Message, Sample
@@ -87,10 +87,10 @@ def prefer(folder: Path, groups: Sequence[Group], how: Preferring, mixture: Mixt
                 facts["ties"] += 1
                 continue
             first = (likely > 0.5) != flip
-            better, worse = (group.samples[i].text for i in ((a, b) if first else (b, a)))
+            better, worse = (group.samples[i] for i in ((a, b) if first else (b, a)))
             facts["pairs"] += 1
             facts["flipped"] += flip
-            row = {"prompt": group.row["prompt"], "chosen": better, "rejected": worse}
+            row = {"prompt": group.row["prompt"], "chosen": spoken(group, better), "rejected": spoken(group, worse)}
             pairs.append(row if how.judge is None else {**row, "weight": abs(2 * likely - 1)})
             labels += [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for side in ("chosen", "rejected")]
     if not pairs:
@@ -99,6 +99,11 @@ def prefer(folder: Path, groups: Sequence[Group], how: Preferring, mixture: Mixt
     write_rows(folder / "labels.jsonl", labels)
     write_atomic(folder / "facts.json", json.dumps(facts) + "\n")
     return ["pairs.jsonl", "labels.jsonl", "facts.json"]
+
+
+def spoken(group: Group, sample: Sample) -> str | list[Message]:
+    """An answer as its prompt was asked: a text to a text, a turn to a conversation."""
+    return sample.text if isinstance(group.row["prompt"], str) else list(sample.turns)
 
 
 def by_gold(group: Group, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
@@ -122,7 +127,10 @@ def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[flo
         columns = {column: [value] * 2 * len(pairs) for column, value in group.row.items() if column != "prompt"}
         first = [texts[a] for a, _ in pairs] + [texts[b] for _, b in pairs]
         second = [texts[b] for _, b in pairs] + [texts[a] for a, _ in pairs]
-        said = judge(prompts=[group.row["prompt"]] * len(first), first=first, second=second, **columns)
+        try:
+            said = judge(prompts=[group.row["prompt"]] * len(first), first=first, second=second, **columns)
+        except Exception as error:
+            raise LaurelError(f"raised {type(error).__name__}: {error}.", where=f"judge `{name}`, prompt {group.prompt}") from error
         if len(said) != len(first) or any(p is not None and not 0 <= p <= 1 for p in said):
             raise UsageError(f"{len(first)} questions, and not as many chances between 0 and 1 or None.", where=f"judge `{name}`")
         there, back = said[: len(pairs)], said[len(pairs) :]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def watch(setup: Setup, means: Mapping[str, float]) -> list[str]:
     """Signs of collapse that are new after this step, where a reward can be exploited: a learned one, or any with a critic."""
-    learned = any(str(name).startswith("model:") for name in setup.config.rewards or ())
+    learned = any(str(name).startswith(("model:", "prm:")) for name in setup.config.rewards or ())
     if setup.learns_from_data or not (learned or setup.companion is not None):
         return []
     setup.history.append(dict(means))

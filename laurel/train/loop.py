@@ -196,7 +196,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             record_update(setup, micro, seen, stats, state.step, sums)
             if setup.on_policy:
                 gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
-        if setup.pretraining:
+        if setup.pretraining and state.step > (config.critic_warmup_steps or 0):
             mix_in(setup, setup.pretraining, state.step, sums)
         if iteration == 0 and gaps:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from laurel.core.errors import UsageError
+from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.measure.bestof import best_of_n
@@ -37,6 +37,7 @@ def files(tmp_path_factory):
     (folder / "judge.py").write_text(
         "def sevens(prompts, first, second, **columns):\n"
         "    return [max(0.0, min(1.0, 0.6 + (a.count('7') - b.count('7')) / 10)) for a, b in zip(first, second)]\n"
+        "def broken(prompts, first, second, **columns):\n    raise KeyError('x')\n"
         "def short(prompts, first, second, **columns):\n    return [0.5]\n"
     )
     return folder
@@ -156,6 +157,20 @@ def test_an_ensemble_a_judge_and_an_export(files, tmp_path):
     assert [name.rpartition("-")[0] for name in summary["stages"]] == ["prompts", "reward", "policy", "compare"]
 
 
+def test_one_prompt_kept_two_answers_and_conversations(files, tmp_path):
+    """The smallest comparison there can be, of answers to conversations: preferences are conversations then, too."""
+    write(files / "talk.jsonl", [{"prompt": [{"role": "user", "content": f"{i}="}]} for i in range(12)])
+    plan = plan_file(
+        files, dataset="talk.jsonl", gold=f"{files}/gold.py:sevens", eval_size=1, sft=None,
+        sample={"num_generations": 2, "max_completion_length": 4}, compare={"num_generations": 2, "best_of": [2]},
+    )  # fmt: skip
+    (files / "gold.py").write_text("def sevens(completions, **columns):\n    return [len(set(c[0]['content'])) for c in completions]\n")
+    summary = pipeline(read_plan(plan, {"output_dir": str(tmp_path)}, ["reward.max_steps=2", "policy.max_steps=2"]), quiet=True)
+    assert summary["figures"]["sevens, gain"]["n"] == 1
+    rows = [json.loads(line) for line in (next(tmp_path.glob("prefer-*")) / "pairs.jsonl").read_text().splitlines()]
+    assert all(row[side][0]["role"] == "assistant" for row in rows for side in ("chosen", "rejected"))
+
+
 @pytest.mark.parametrize("algorithm", ["dpo", "kto", "grpo"])
 def test_other_ways_to_the_policy(algorithm, files, tmp_path):
     policy = {"algorithm": algorithm, "max_steps": 3, "prompts_per_step": 8, "learning_rate": 1e-3}
@@ -198,6 +213,8 @@ def test_a_liking_for_the_first_place_cancels(files):
     assert compare(groups_of(["17", "71", "77"])[0], [(0, 1), (2, 0), (0, 2)]) == pytest.approx([0.5, 0.6, 0.4])
     with pytest.raises(UsageError, match="chances between 0 and 1"):
         by_judge(f"{files}/judge.py:short")(groups_of(["1", "2"])[0], [(0, 1)])
+    with pytest.raises(LaurelError, match="broken.*prompt 0.*KeyError"):
+        by_judge(f"{files}/judge.py:broken")(groups_of(["1", "2"])[0], [(0, 1)])
     with pytest.raises(UsageError, match="no function `nobody`"):
         by_judge(f"{files}/judge.py:nobody")
 
@@ -212,6 +229,7 @@ def test_a_liking_for_the_first_place_cancels(files):
         ({"policy": {"algorithm": "prm"}}, [], "learns from other data"),
         ({"policy": {"model": "x"}}, [], "filled in"),
         ({"sft": {"max_steps": 3}}, [], "no data"),
+        ({"compare": {"num_generations": 2, "best_of": [4]}}, [], "best of n"),
         ({"sample": {"num_generations": 1}}, [], "num_generations"),
         ({"prefer": {"error_rate": 0.7}}, [], "error_rate"),
         ({"prefer": {"judge": "judge.py:sevens", "export": "pairs.jsonl"}}, [], "Name one"),

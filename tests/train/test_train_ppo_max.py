@@ -1,9 +1,11 @@
 """What PPO-max adds to PPO: text mixed in, the reward model's critic, and the way back from a collapse."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
 
@@ -64,6 +66,16 @@ def test_a_run_that_mixes_in_resumes_to_the_same_bits(toy, tmp_path):
     train("ppo", toy_config({**both, "max_steps": 2}, tmp_path / "cut"), quiet=True)
     again = train("ppo", toy_config({**both, "resume": True}, tmp_path / "cut"), quiet=True)
     same(final_weights(whole), final_weights(again))
+
+
+def test_nothing_is_mixed_in_while_the_critic_warms_up_alone(toy, tmp_path):
+    """Four steps of warm-up with text to mix in leave the policy's weights as they were, bit for bit."""
+    options, text = toy
+    options = {**options, "ptx_coef": 1.0, "ptx_dataset": text, "critic_warmup_steps": 4, "max_steps": 4}
+    run = train("ppo", toy_config(options, tmp_path), quiet=True)
+    start, end = (load_file(folder / "model.safetensors") for folder in (Path(options["model"]), run.model))
+    assert start.keys() == end.keys() and all(torch.equal(start[name], end[name]) for name in start)
+    assert "ptx/nll" not in run.metrics()[-1]
 
 
 def test_half_an_arrangement_is_refused(toy, tmp_path):
