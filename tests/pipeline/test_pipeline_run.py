@@ -213,7 +213,7 @@ def test_a_liking_for_the_first_place_cancels(files):
     assert compare(groups_of(["17", "71", "77"])[0], [(0, 1), (2, 0), (0, 2)]) == pytest.approx([0.5, 0.6, 0.4])
     with pytest.raises(UsageError, match="chances between 0 and 1"):
         by_judge(f"{files}/judge.py:short")(groups_of(["1", "2"])[0], [(0, 1)])
-    with pytest.raises(LaurelError, match="broken.*prompt 0.*KeyError"):
+    with pytest.raises(LaurelError, match=r"broken.*prompt 0.*KeyError"):
         by_judge(f"{files}/judge.py:broken")(groups_of(["1", "2"])[0], [(0, 1)])
     with pytest.raises(UsageError, match="no function `nobody`"):
         by_judge(f"{files}/judge.py:nobody")
