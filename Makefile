@@ -5,7 +5,7 @@
 #   make lint    ruff and pyright
 #   make fix     let ruff repair and format
 #   make docs    write the generated parts of README.md and docs/ anew
-#   make bench   timings, written beside the code in bench/
+#   make bench   laurel beside its peers (TRL is installed for it), written into bench/RESULTS.md
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
+PEER := $(VENV)/.peer
 TORCH := $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 PYTEST ?=
@@ -43,8 +44,8 @@ fix: $(READY)
 docs: $(READY)
 	$(BIN)/python tests/house/house_pages.py
 
-bench: $(READY)
-	set -e; for file in bench/bench_*.py; do if [ -e "$$file" ]; then echo "$$file"; $(ONE_THREAD) $(BIN)/python "$$file"; fi; done
+bench: $(PEER)
+	$(BIN)/laurel bench --all --record
 
 setup: $(READY)
 
@@ -63,6 +64,10 @@ $(READY): pyproject.toml constraints.txt
 $(LINTER): $(READY)
 	@$(PIP) install -qq -c constraints.txt -e '.[lint]'
 	@touch $(LINTER)
+
+$(PEER): $(READY)
+	@$(PIP) install -qq -c constraints.txt -e '.[bench]'
+	@touch $(PEER)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -62,6 +62,7 @@ class TrainConfig(BaseModel):
     report_to: list[str] | None = option(
         None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)"
     )
+    profile: bool = option(False, "write where the time of a step goes, by phase, into profile.json and the report")
     stop_at: float | None = option(None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1)
 
     # optimiser

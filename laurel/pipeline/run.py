@@ -33,7 +33,7 @@ from laurel.train.starter import STARTERS, build_starter
 
 FILES = {"pairs": "pairs.jsonl", "labels": "labels.jsonl"}
 """source of a row of the table that learns from preferences: the file of stage `prefer` that it reads."""
-HERE = ("device", "num_threads", "output_dir", "report_to", "resume", "reward_timeout", "save_steps", "save_total_limit")
+HERE = ("device", "num_threads", "output_dir", "profile", "report_to", "resume", "reward_timeout", "save_steps", "save_total_limit")
 """Options that say where and how a run works, not what comes out."""
 
 

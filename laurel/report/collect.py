@@ -23,7 +23,7 @@ class Story:
     """A run as a reader wants it: what it was, how each metric went, what the model said at first and at last.
 
     `first`, `last` are lines of samples.jsonl of the first and the last step that has any (`last` is empty if they are one
-    step). `evaluation` is eval.json. `times` are the wall-clock seconds of the logged lines.
+    step). `evaluation` is eval.json, `profile` profile.json. `times` are the wall-clock seconds of the logged lines.
     """
 
     folder: Path
@@ -34,6 +34,7 @@ class Story:
     first: list[dict[str, Any]]
     last: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    profile: dict[str, Any]
 
     @property
     def steps(self) -> int:
@@ -69,7 +70,7 @@ def read_story(folder: str | Path) -> Story:
         raise UsageError(what, where=str(folder), fix="A report needs metrics.jsonl or eval.json.")
     first, last = first_and_last(folder / "samples.jsonl", run.id)
     times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
-    return Story(folder, run.facts, run.config(), _series(lines), times, first, last, evaluation)
+    return Story(folder, run.facts, run.config(), _series(lines), times, first, last, evaluation, read_json(folder / "profile.json") or {})
 
 
 def _series(lines: list[dict[str, Any]]) -> dict[str, Series]:

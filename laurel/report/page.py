@@ -48,6 +48,8 @@ def render(story: Story) -> str:
         findings=findings(story),
         tiles=tiles(story),
         panels=panels(story),
+        phases=phase_rows(story.profile),
+        shares=time_shares(story.profile),
         svg=Markup,
         steps=[(name, groups(lines), len(lines)) for name, lines in sample_steps(story)],
         bars=bars(story.evaluation),
@@ -143,6 +145,31 @@ def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found.append({"name": name, "value": value, "low": None, "high": None, "n": None})
     return found
+
+
+def phase_rows(profile: Mapping[str, Any]) -> list[tuple[str, str, str, str, float]]:
+    """A line per phase of a step: its name, its seconds, its share of the step, the idle part of that share, the share as a number."""
+    rows = [
+        (name, show(float(f"{part['seconds']:.3g}")), f"{part['share']:.1%}", f"{part['idle']:.1%}", part["share"])
+        for name, part in profile.get("phases", {}).items()
+    ]
+    whole = profile.get("seconds")
+    return [*rows, ("step", show(float(f"{whole:.3g}")), "100.0%", f"{profile['idle']:.1%}", 1.0)] if whole else []
+
+
+def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, figure, small print) of what the time of a step was for."""
+    if not profile:
+        return []
+    speed = profile["tokens_per_second"]
+    told = [("sampled", speed["sampled"]), ("trained on", speed["trained"])]
+    return [
+        ("matrix products", f"{profile['mfu']:.0%}", f"of the step at {profile['product_rate'] / 1e9:.0f} GFLOP/s: model FLOP utilisation"),
+        ("idle", f"{profile['idle']:.0%}", "the main thread waited: rewards, disk, other programs"),
+        ("overhead", f"{profile['overhead']:.0%}", "the rest: Python, dispatch, element-wise work, memory"),
+        *((f"tokens {what}", show(float(f"{rate:.3g}")), "per second of the step") for what, rate in told if rate),
+        ("padding", f"{profile['padding_share']:.0%}", "of computed positions"),
+    ]
 
 
 def metric_rows(story: Story) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,19 +37,19 @@ def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: 
             mine[member] = answer()
     found = {member: reward for part in parallel.gather(mean_rewards(mine)) for member, reward in part.items()}
     reward_M = torch.tensor([found[member] for member in range(config.population)], dtype=torch.float64)
-    weight_M, began = setup.row.weigh(reward_M, shape_returns=config.shape_returns), time.perf_counter()
+    weight_M = setup.row.weigh(reward_M, shape_returns=config.shape_returns)
     moved = 0.0
-    for i, parameter in enumerate(parameters):
-        eps = partial(noise, config.seed, state.step, i, parameter)
-        move = learning_rate(state.step + 1, config) * setup.objective(weight_M, eps)
-        moved += float(move.double().square().sum())
-        parameter.add_(move)
+    with setup.clock("optimiser"):
+        for i, parameter in enumerate(parameters):
+            eps = partial(noise, config.seed, state.step, i, parameter)
+            move = learning_rate(state.step + 1, config) * setup.objective(weight_M, eps)
+            moved += float(move.double().square().sum())
+            parameter.add_(move)
     state.step += 1
     sums.add("es/reward_std", float(reward_M.std()), 1)
     sums.add("es/reward_best", float(reward_M.max()), 1)
     sums.add("es/step_norm", moved**0.5, 1)
     sums.total("zero_signal", parallel.rank() == 0 and not bool((weight_M[0::2] != weight_M[1::2]).any()))
-    sums.total("seconds/update", time.perf_counter() - began)
     return [(member, float(weight_M[member]), groups) for member, groups in mine.items()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +30,7 @@ from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
+from laurel.train.profile import phase
 from laurel.train.progress import Progress
 from laurel.train.record import record_population, record_samples, record_time, record_update, reward_metrics
 from laurel.train.reference import with_reference
@@ -51,9 +51,10 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
             setup.run.note(versions())
             setup.run.connect(state.step)
         while state.step < setup.config.max_steps:
-            started, sums = time.perf_counter(), Sums()
+            sums = Sums()
+            setup.clock.start()
             step(setup, state, sums)
-            if finish_step(setup, state, sums, started, progress):
+            if finish_step(setup, state, sums, progress):
                 break
             if any(parallel.gather(stop.asked)) and state.step < setup.config.max_steps:
                 save(setup, state)
@@ -127,16 +128,14 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     if setup.learns_from_data:
         return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
     draw = Draw(run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop))
-    began = time.perf_counter()
-    groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
-    sampled = time.perf_counter()
-    groups = setup.score(groups)
-    sums.total("seconds/sample", sampled - began)
-    sums.total("seconds/score", time.perf_counter() - sampled)
+    with setup.clock("sample"):
+        groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
+    groups = setup.clock.run("score", setup.score, groups)
     reward_metrics(setup, groups, sums)
     return setup.row.revise(setup, rows, groups, sums) if setup.row.revise else groups
 
 
+@phase("weigh")
 @torch.no_grad()
 def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     """Groups -> Batch with reference log-probabilities and weights: A = weigh(R + overlong shaping - beta * KL)."""
@@ -169,9 +168,10 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     return (setup.row.aim(setup, batch, groups) if setup.row.aim else batch).to(setup.policy.device)
 
 
+@phase("update")
 def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches."""
-    config, policy, began = setup.config, setup.policy, time.perf_counter()
+    config, policy = setup.config, setup.policy
     parameters = setup.trainable()
     policy.model.train(not config.disable_dropout)
     terms = setup.terms()
@@ -191,7 +191,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             parts = zip(terms, values, totals, strict=True)
             loss = torch.stack([reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]).sum()
             checks.finite(loss, micro, state.step)
-            loss.backward()
+            setup.clock.run("backward", loss.backward)
             sums.add("loss", float(loss.detach()), 0)
             record_update(setup, micro, seen, stats, state.step, sums)
             if setup.on_policy:
@@ -201,13 +201,13 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
         if iteration == 0 and gaps:
             checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
-        sums.add("grad_norm", optimizer_step(setup.optimizer, parameters, state.step, config), 1)
+        sums.add("grad_norm", setup.clock.run("optimiser", optimizer_step, setup.optimizer, parameters, state.step, config), 1)
         sums.add("loss", 0.0, parallel.rank() == 0)
         if setup.companion is not None:
             setup.companion.follow()
-    sums.total("seconds/update", time.perf_counter() - began)
 
 
+@phase("forward")
 def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
     """What the row's objectives are functions of: log-probabilities of the policy, or what a scorer's head says."""
     if setup.row.head:
@@ -244,13 +244,13 @@ def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
     return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
 
 
-def finish_step(setup: Setup, state: State, sums: Sums, started: float, progress: Progress) -> bool:
+def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> bool:
     """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end here."""
     config = setup.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
     if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
         sums.merge(evaluate(setup, state.step))
-    record_time(sums, started)
+    record_time(setup, sums, state.step)
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()

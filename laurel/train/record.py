@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
 from laurel.train.options import bind
 from laurel.train.options import reads as read_by
+from laurel.train.profile import record_profile
 from laurel.train.relabel import RELABELLED
 from laurel.train.setup import Setup
 from laurel.weight.group import informative
@@ -35,6 +35,7 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
         sums.add(name, total, count)
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
+    setup.clock.count("prompt_tokens", sum(len(group.samples[0].prompt_ids) for group in groups))
     if not present.any():
         raise LaurelError(f"no reward judged any sample of this step ({', '.join(groups[0].results)}).", fix="Did they all abstain?")
     sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
@@ -126,12 +127,19 @@ def record_population(setup: Setup, step: int, members: Sequence[tuple[int, floa
         setup.run.log_samples(step, [sample_line(group, i, weight) | {"member": member} for member, weight, group, i in flat])
 
 
-def record_time(sums: Sums, started: float) -> None:
-    """Seconds of the whole step, tokens per second, memory."""
-    seconds = time.perf_counter() - started
+def record_time(setup: Setup, sums: Sums, step: int) -> None:
+    """Seconds of the step and of its stages, tokens per second, memory; with `profile` every phase goes into profile.json."""
+    phases = setup.clock.stop()
+    seconds = sum(phases.values())
+    stages = {"sample": ("sample",), "score": ("score",), "update": ("update", "forward", "backward", "optimiser")}
+    for stage, names in stages.items():
+        if phases.keys() & set(names):
+            sums.total(f"seconds/{stage}", sum(phases.get(name, 0.0) for name in names))
     sums.total("seconds/step", seconds)
     sums.total("tokens_per_second", (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds)
     sums.peak("rss_mb", resident_mb())
+    if setup.config.profile and parallel.rank() == 0:
+        record_profile(setup, phases, sums, step)
 
 
 def resident_mb() -> float:

@@ -43,6 +43,7 @@ def computed(setup: Setup, batch: Batch) -> Tensor:
     rows = {key: n for n, key in enumerate(batch.keys)}
     logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
     for micro in batch.split(setup.config.token_budget):
+        setup.clock.count("reference_tokens", int(micro.attention_NL.sum()))
         logp = setup.reference.logp(micro.to(setup.policy.device)).to(logp_ref_NT.device)
         logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
     return logp_ref_NT

@@ -30,6 +30,7 @@ from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
+from laurel.train.profile import Clock
 from laurel.train.reference import Remembered
 from laurel.train.relabel import load_relabel
 from laurel.train.starter import STARTERS, build_starter
@@ -64,6 +65,7 @@ class Setup:
     pretraining: list[Row] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
+    clock: Clock = field(default_factory=Clock)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name -> parameter, of everything the optimiser moves: the policy, and what is trained beside it."""
@@ -141,6 +143,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
+    if config.profile:
+        setup.clock.watch(policy.device, policy.dtype)
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)

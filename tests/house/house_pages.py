@@ -35,6 +35,7 @@ ORDER = (
     "reward-models.md",
     "pipeline.md",
     "experiments.md",
+    "performance.md",
     "foundations/index.md",
     "foundations/verify.md",
     "foundations/language-model.md",

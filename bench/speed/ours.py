@@ -1,0 +1,279 @@
+"""laurel's side: its public functions as a run calls them, whatever path they take inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import models
+import torch
+from measure import Turns, forget_peak, give_back_at_once, memory_rate, peak_mb, product_rate, resident_mb, synchronise
+from models import SIZES, Shape
+
+from laurel.core.config import TrainConfig
+from laurel.core.metrics import Sums
+from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.policy.logprob import chunked_logprobs
+from laurel.policy.model import Policy, pick_device
+from laurel.policy.sampler import sample
+from laurel.rollout import single
+from laurel.rollout.pack import pack
+from laurel.train import loop
+from laurel.train.record import record_time
+from laurel.train.setup import Setup, prepare
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def judge(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """A reward that costs nothing and differs from sample to sample."""
+    return [sum(ids) % 97 / 97 for ids in completion_ids]
+
+
+class Endless(Policy):
+    """A policy that no token ends: lengths are given."""
+
+    eos_ids = frozenset[int]()  # type: ignore[assignment]
+
+
+@contextmanager
+def given_lengths(limits: list[int]) -> Iterator[None]:
+    """Rollouts of a step have these lengths, row by row, as the peer's have."""
+
+    def fixed(policy: Policy, prompts: Any, **options: Any) -> Any:
+        return sample(policy, prompts, **{**options, "max_completion_length": limits})
+
+    single.sample = fixed
+    try:
+        yield
+    finally:
+        single.sample = sample
+
+
+def endless(policy: Policy) -> Policy:
+    """The same policy, which no token ends."""
+    return Endless(policy.model, policy.tokenizer, policy.dtype, policy.template)
+
+
+def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """`laurel.policy.sampler.sample`: every prompt, G times, lengths given."""
+    device = pick_device("auto")
+    policy = Endless(models.make_model(shape).to(device), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
+
+    def once() -> dict[str, Any]:
+        found = sample(policy, prompts, seeds=list(range(len(limits))), max_completion_length=limits)
+        synchronise()
+        assert [len(row.ids) for row in found] == limits
+        return {"tokens": sum(limits)}
+
+    turns.each(once)
+
+
+def setup_of(algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[Setup, Any]:
+    """A Setup as `laurel train` prepares it: model, tokenizer and rows from files."""
+    os.environ["LAUREL_CACHE"] = str(folder / "cache")
+    data = models.write(rows, folder / "rows.jsonl")
+    common = {"model": models.save_model(shape, folder / "model"), "dataset": data, "output_dir": str(folder / "run"), "eval_size": 0}
+    threads = torch.get_num_threads()
+    return prepare(algorithm, TrainConfig.model_validate({"num_threads": threads, "learning_rate": 1e-4, **common, **options}))
+
+
+def sampling_options(shape: Shape) -> dict[str, Any]:
+    """What a step that samples is told."""
+    return {
+        "prompts_per_step": shape.prompts, "num_generations": shape.each, "max_completion_length": shape.high,
+        "rewards": [f"{Path(__file__).resolve()}:judge"],
+    }  # fmt: skip
+
+
+def prompts_of(shape: Shape) -> list[dict[str, str]]:
+    """The prompts as rows of data."""
+    return [{"prompt": models.text(ids)} for ids in shape.prompt_ids()]
+
+
+def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = "grpo", **more: Any) -> None:
+    """A step of the loop: sample, score, weigh, update. Lengths are given."""
+    options = {**sampling_options(shape), **more}
+    setup, state = setup_of(algorithm, shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **options)
+    setup.policy = endless(setup.policy)
+    limits = shape.lengths()[: shape.prompts * (setup.config.num_generations or 1)].tolist()
+
+    def once() -> dict[str, Any]:
+        sums = Sums()
+        setup.clock.start()
+        loop.step(setup, state, sums)
+        spent = setup.clock.stop()
+        synchronise()
+        return {"tokens": sum(limits), "phases": spent}
+
+    with given_lengths(limits):
+        turns.each(once)
+
+
+def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
+    """Rows without a living peer on a CPU: tokens per second, and the share of the step that is not matrix products."""
+    rows = prompts_of(shape)
+    if algorithm == "ilql":
+        answers = models.pairs(shape)
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(answers)]  # type: ignore[dict-item]
+        options: dict[str, Any] = {"prompts_per_step": shape.batch}
+    else:
+        options = sampling_options(shape)
+        options |= {"num_generations": 1} if algorithm == "ppo" else {}
+    setup, state = setup_of(algorithm, shape, folder, rows, dtype=DTYPES[dtype], profile=True, max_steps=10**6, **options)
+    if not setup.learns_from_data:
+        setup.policy = endless(setup.policy)
+    limits = shape.lengths()[: shape.prompts * (setup.config.num_generations or 1)].tolist()
+
+    def once() -> dict[str, Any]:
+        sums = Sums()
+        setup.clock.steps, setup.clock.totals = 0, {}
+        setup.clock.start()
+        loop.step(setup, state, sums)
+        record_time(setup, sums, state.step)
+        means = sums.means()
+        told = json.loads((setup.run.folder / "profile.json").read_text())
+        return {"tokens": means["tokens_per_second"] * means["seconds/step"], "not_products": 1 - told["mfu"], "profile": told}
+
+    with given_lengths(limits):
+        turns.each(once)
+
+
+def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
+    """One pass over rows of data, batch by batch: DPO, a reward model, SFT. log ref is computed anew, as the peer does."""
+    rows = models.texts(shape) if algorithm == "sft" else models.pairs(shape)
+    more = {"train_on": "all"} if algorithm == "sft" else {}
+    setup, state = setup_of(algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more)
+    setup.remembered = None
+
+    def once() -> dict[str, Any]:
+        sums = Sums()
+        for _ in range(-(-shape.rows // shape.batch)):
+            loop.step(setup, state, sums)
+        synchronise()
+        return {"tokens": sums.totals.get("supervised_tokens", 0.0)}
+
+    turns.each(once)
+
+
+def soak(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """`laurel.train.loop.train` for many steps: how much memory is resident after a sixth of them, and at the end."""
+    os.environ["LAUREL_CACHE"] = str(folder / "cache")
+    model, rows = models.save_model(shape, folder / "model"), models.write(prompts_of(shape), folder / "rows.jsonl")
+
+    def once() -> dict[str, Any]:
+        config = TrainConfig.model_validate(
+            {**sampling_options(shape), "model": model, "dataset": rows, "output_dir": str(folder / f"run-{time.time_ns()}"),
+             "eval_size": 0, "max_steps": shape.steps, "dtype": DTYPES[dtype], "learning_rate": 1e-5}
+        )  # fmt: skip
+        held = [line["rss_mb"] for line in loop.train("grpo", config, quiet=True).metrics()]
+        warm, window = max(1, len(held) // 6), max(1, len(held) // 20)
+        start, end = mean(held[warm : warm + window]), mean(held[-window:])
+        return {"growth_mb": end - start, "start_mb": start, "end_mb": end, "steps": len(held)}
+
+    turns.each(once)
+
+
+def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """Extra memory of `chunked_logprobs` forward and backward, over B * T * V * 4 bytes, at V and at 2 V."""
+    rows, width, small = (8, 32, 1 << 10) if shape.size == "tiny" else (4 * 512, 256, 50_000)
+
+    give_back_at_once()
+
+    def extra(vocabulary: int) -> float:
+        head = torch.nn.Linear(width, vocabulary, bias=False)
+        hidden = torch.randn(rows, width, requires_grad=True)
+        ids, ones = torch.randint(vocabulary, (rows,)), torch.ones(rows)
+        head.weight.grad, hidden.grad = torch.zeros_like(head.weight), torch.zeros_like(hidden)  # what any such function must leave
+        forget_peak()
+        before = resident_mb()
+        chunked_logprobs(head, hidden, ids, ones, entropy="value").logp.sum().backward()
+        return peak_mb() - before
+
+    def once() -> dict[str, Any]:
+        one, two = extra(small), extra(2 * small)
+        unit = rows * small * 4 / 2**20
+        return {"extra_mb": one, "unit_mb": unit, "share": one / unit, "growth": two / max(one, 1e-3), "extra_mb_at_twice_v": two}
+
+    turns.each(once)
+
+
+def scaling(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """Tokens per second of the sampler at 64 to 1,024 rows, and seconds of an update at completions of 64 to 512 tokens."""
+    tiny = shape.size == "tiny"
+    policy = Endless(models.make_model(shape), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    counts, lengths = ((2, 4), (4, 8)) if tiny else ((64, 128, 256, 512, 1024), (64, 128, 256, 512))
+    prompt = tuple(shape.prompt_ids()[0].tolist())
+    setup, state = setup_of("grpo", shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **sampling_options(shape))
+
+    def once() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for count in counts:
+            prompts = [prompt] * (count // 2 if tiny else count // 8)
+            draw = partial(sample, policy, prompts, seeds=list(range(count)), max_completion_length=shape.low)
+            found[f"rows {count}"] = count * shape.low / timed(draw)
+        for length in lengths:
+            batch = update_batch(4 if tiny else 32, shape, length)
+            found[f"length {length}"] = timed(partial(loop.update, setup, state, batch, Sums()))
+        tokens = (lengths[-1] + shape.prompt) / (lengths[0] + shape.prompt)
+        slope = found[f"length {lengths[-1]}"] / found[f"length {lengths[0]}"] / tokens
+        speeds = [found[f"rows {count}"] for count in counts]
+        return {**found, "slope": slope, "worst_drop": min(b / a for a, b in pairwise(speeds))}
+
+    state.step = 1
+    turns.each(once)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - began
+
+
+def update_batch(rows: int, shape: Shape, length: int) -> Batch:
+    """Rows of one length with weights that are not 0, as a step would train on them."""
+    ids = torch.randint(models.WORDS, shape.vocabulary, (rows, shape.prompt + length), generator=torch.Generator().manual_seed(5)).tolist()
+    groups = []
+    for n, row in enumerate(ids):
+        key = Key("bench", "", str(n), 0, 0)
+        new = Sample(
+            key, tuple(row[: shape.prompt]), tuple(row[shape.prompt :]), (-5.0,) * length, (True,) * length, 1.0, "length", "", ()
+        )
+        groups.append(Group(str(n), {}, (new,), rewards=(1.0,)))
+    batch = pack(groups)
+    return batch.replace(weight_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0))
+
+
+def limits(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """What this machine does at best: matrix products and memory, and how long the rollout would take at these rates."""
+    device = pick_device("auto").type
+    seconds = 0.02 if shape.size == "tiny" else 0.3
+    size = SIZES[shape.size]
+    model = models.make_model(shape)
+    weights = sum(p.numel() for p in model.parameters())
+    width = 2 if dtype == "bf16" else 4
+    cache = size["num_hidden_layers"] * 2 * size["num_key_value_heads"] * size["head_dim"] * width
+    new = shape.lengths()
+    operations = 2.0 * weights * (int(new.sum()) + shape.prompts * shape.prompt)
+    steps = int(new.max())
+    reads = float((new * (new + 1) // 2 + new * shape.prompt).sum()) * cache
+    weight_reads = float(weights * width * steps) if weights * width > 32 << 20 else 0.0  # small weights stay in cache
+
+    def once() -> dict[str, Any]:
+        products = product_rate(getattr(torch, DTYPES[dtype]), device, seconds)
+        memory = memory_rate(device, seconds)
+        bound = max(operations / products, weight_reads / memory) + reads / memory
+        return {"seconds": bound, "products": products, "memory": memory, "tokens": int(new.sum())}
+
+    turns.each(once)

@@ -1,0 +1,130 @@
+"""The profile: phases that add up to the step, counts worked by hand, nothing of the training changed, a section in the report."""
+
+import json
+import time
+
+import pytest
+import torch
+from toy import make_toy, sevens, toy_config
+
+from laurel.core.metrics import Sums
+from laurel.report.page import write_report
+from laurel.train.loop import train
+from laurel.train.profile import PHASES, Clock, operations, phase, product_rate, told
+from laurel.train.setup import prepare
+
+
+def slow_sevens(completions, **columns):
+    """Sleeps: 30 ms in which no core is used."""
+    time.sleep(0.03)
+    return sevens(completions)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def profile_of(run):
+    return json.loads((run.folder / "profile.json").read_text())
+
+
+def test_phases_inside_phases_add_up():
+    """outer 20 ms + inner 30 ms + outer 10 ms, 5 ms of nobody's: 30, 30 and 5, whatever the nesting."""
+    clock = Clock()
+    clock.start()
+    began = time.perf_counter()
+    with clock("outer"):
+        time.sleep(0.02)
+        clock.run("inner", time.sleep, 0.03)
+        time.sleep(0.01)
+    time.sleep(0.005)
+    spent = clock.stop()
+    assert sum(spent.values()) == pytest.approx(time.perf_counter() - began, abs=2e-3)
+    assert spent["inner"] >= 0.03 and spent["outer"] >= 0.03 and spent["other"] >= 0.005
+    assert spent["outer"] < 0.03 + 0.03  # the inner one is not counted twice
+
+
+def test_a_phase_that_breaks_is_closed():
+    class Holder:
+        clock = Clock()
+
+    @phase("weigh")
+    def breaks(setup):
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        breaks(Holder)
+    assert Holder.clock.open == ["other"] and "weigh" in Holder.clock.stop()
+
+
+@pytest.mark.parametrize("name", ["grpo", "sft", "es", "ppo"])
+def test_phases_of_a_run_add_up_to_its_steps(name, toy, tmp_path):
+    more = {"sft": {"reward": None}, "es": {"population": 2}}.get(name, {})
+    run = train(name, toy_config(toy, tmp_path / name, max_steps=4, profile=True, **more), quiet=True)
+    profile, lines = profile_of(run), run.metrics()
+    parts = profile["phases"]
+    assert profile["steps"] == 3 and set(parts) <= set(PHASES)  # the first step warms up
+    assert sum(part["seconds"] for part in parts.values()) == pytest.approx(profile["seconds"])
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1.0)
+    assert profile["seconds"] == pytest.approx(sum(line["seconds/step"] for line in lines[1:]) / 3)
+    trained = {"forward", "backward", "optimiser"} if name != "es" else {"optimiser"}
+    assert trained <= set(parts) and all(part["seconds"] > 0 for part in parts.values())
+    assert ("sample" in parts) == (name != "sft")
+    assert profile["mfu"] + profile["idle"] + profile["overhead"] == pytest.approx(1.0)
+    assert 0 < profile["mfu"] < 1
+
+
+def test_waiting_is_idle_and_in_the_phase_that_waits(toy, tmp_path):
+    """A reward that sleeps 30 ms: at least that long a step, in `score`, and not on a core."""
+    config = toy_config(toy, tmp_path / "run", max_steps=3, profile=True, rewards=[f"{__file__}:slow_sevens"])
+    score = profile_of(train("grpo", config, quiet=True))["phases"]["score"]
+    assert score["seconds"] >= 0.03 and score["idle"] >= 0.03 / (score["seconds"] / score["share"]) * 0.9
+
+
+def test_the_profile_changes_nothing_and_is_written_only_when_asked(toy, tmp_path):
+    runs = [train("grpo", toy_config(toy, tmp_path / str(on), max_steps=4, profile=on), quiet=True) for on in (True, False)]
+    assert runs[0].samples() and [(s["ids"], s["logps"]) for s in runs[0].samples()] == [(s["ids"], s["logps"]) for s in runs[1].samples()]
+    assert (runs[0].folder / "profile.json").exists() and not (runs[1].folder / "profile.json").exists()
+
+
+def test_operations_are_counted_by_hand(toy, tmp_path):
+    """10 tokens of prompts, 20 drawn; 30 of 35 computed positions are no padding, 20 of them trained on.
+
+    2 B (10 + 20) + 2 H 20 for sampling, 6 (30 B + 20 H) for training, with B the weights of the body's products, H those of the head.
+    """
+    setup, _ = prepare("grpo", toy_config(toy, tmp_path / "run", profile=True))
+    layer, vocabulary = 4 * 32 * 32 + 3 * 32 * 96, len(setup.policy.tokenizer)
+    sums = Sums()
+    sums.total("tokens", 20)
+    sums.add("padding_share", 5, 35)
+    sums.add("entropy", 1.0, 20)
+    setup.clock.count("prompt_tokens", 10)
+    expected = 2 * layer * 30 + 2 * 32 * vocabulary * 20 + 6 * (30 * layer + 20 * 32 * vocabulary)
+    assert operations(setup, sums) == pytest.approx(expected)
+
+
+def test_shares_of_a_step_by_hand():
+    """Two steps, 4 s; 1e9 operations at 1e9 a second: 1 s of products. 1 s idle. The other half is overhead."""
+    totals = {
+        "steps": 2.0, "operations": 1e9, "sampled": 40.0, "trained": 80.0, "padding": 10.0, "computed": 90.0,
+        "seconds/sample": 3.0, "idle/sample": 1.0, "seconds/other": 1.0, "idle/other": 0.0,
+    }  # fmt: skip
+    profile = told(totals, 1e9)
+    assert profile["seconds"] == 2.0 and profile["phases"]["sample"] == {"seconds": 1.5, "share": 0.75, "idle": 0.25}
+    assert (profile["mfu"], profile["idle"], profile["overhead"]) == (0.25, 0.25, 0.5)
+    assert profile["tokens_per_second"] == {"sampled": 10.0, "trained": 20.0} and profile["padding_share"] == pytest.approx(1 / 9)
+
+
+def test_the_rate_of_products_is_a_plausible_number():
+    assert 1e8 < product_rate(torch.device("cpu"), torch.float32, 0.05) < 1e15
+
+
+def test_the_report_shows_the_phases(toy, tmp_path):
+    run = train("grpo", toy_config(toy, tmp_path / "run", max_steps=3, profile=True), quiet=True)
+    page = write_report(run.folder).read_text()
+    section = page.partition("Where the time of a step goes</h2>")[2].partition("</section>")[0]
+    assert all(f'<th scope="row">{name}</th>' in section for name in (*PHASES, "step"))
+    assert "model FLOP utilisation" in section and "idle" in section and "overhead" in section
+    (run.folder / "profile.json").unlink()
+    assert "Where the time of a step goes" not in write_report(run.folder).read_text()
