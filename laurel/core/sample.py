@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from laurel.core.result import Result
+from laurel.core.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,17 +152,8 @@ class Batch:
         """
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
-        units, tokens, newest = list[list[int]](), list[int](), dict[int, int]()  # rows that stay together, and what they cost packed
-        for row in range(len(self)):
-            unit = newest.get(group[row]) if whole_groups or packed else None
-            more = length[row] + (0 if unit is not None and start[row] == start[units[unit][0]] else start[row])
-            if unit is None or (packed and not whole_groups and tokens[unit] + more > token_budget):
-                unit, more = len(units), start[row] + length[row]
-                newest[group[row]] = unit
-                units.append([])
-                tokens.append(0)
-            units[unit].append(row)
-            tokens[unit] += more
+        group = group if whole_groups or packed else range(len(self))
+        units, tokens = together(start, length, group, token_budget if packed and not whole_groups else None)
         longest = [max(start[row] + length[row] for row in rows) for rows in units]
         chunk, width, spent = list[int](), 0, 0
         for unit in sorted(range(len(units)), key=lambda unit: (-longest[unit], units[unit][0])):

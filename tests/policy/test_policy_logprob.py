@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from laurel.policy.logprob import FusedLogprobs, chunked_kl, chunked_logprobs, token_logprobs
+from laurel.policy.fused import FusedLogprobs
+from laurel.policy.logprob import chunked_kl, chunked_logprobs, token_logprobs
 
 
 def test_T12_temperature_is_applied_once():
