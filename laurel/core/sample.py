@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from laurel.core.result import Result
+from laurel.core.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,25 +143,24 @@ class Batch:
         }
         return Batch(**columns, keys=tuple(self.keys[i] for i in index))
 
-    def split(self, token_budget: int, *, whole_groups: bool = False) -> Iterator[Batch]:
-        """Micro-batches of similar length with at most `token_budget` padded tokens each (a longer row or group goes alone).
+    def split(self, token_budget: int, *, whole_groups: bool = False, packed: bool = False) -> Iterator[Batch]:
+        """Micro-batches of similar length with at most `token_budget` tokens each (a longer row or group goes alone).
 
         Every row appears once; the order is by length, then by position, so it depends on nothing else. whole_groups: the rows
-        of a group stay together, in their order.
+        of a group stay together, in their order. packed: for a model that computes no padding and a group's prompt once; so much is
+        counted, and a group is only parted where it is longer than the budget. Else padding is counted, too.
         """
-        ends_N: Any = self.start_N + self.length_N
-        size: list[int] = ends_N.tolist()
-        groups: Any = self.group_N
-        units: dict[int, list[int]] = {}
-        for row, group in enumerate(groups.tolist() if whole_groups else range(len(self))):
-            units.setdefault(group, []).append(row)
-        longest = {unit: max(size[row] for row in rows) for unit, rows in units.items()}
-        chunk, width = list[int](), 0
-        for unit in sorted(units, key=lambda unit: (-longest[unit], units[unit][0])):
-            if chunk and width * (len(chunk) + len(units[unit])) > token_budget:
+        columns: list[Any] = [self.start_N, self.length_N, self.group_N]
+        start, length, group = (column.tolist() for column in columns)
+        group = group if whole_groups or packed else range(len(self))
+        units, tokens = together(start, length, group, token_budget if packed and not whole_groups else None)
+        longest = [max(start[row] + length[row] for row in rows) for rows in units]
+        chunk, width, spent = list[int](), 0, 0
+        for unit in sorted(range(len(units)), key=lambda unit: (-longest[unit], units[unit][0])):
+            if chunk and (spent + tokens[unit] if packed else width * (len(chunk) + len(units[unit]))) > token_budget:
                 yield self.rows(chunk)
-                chunk = []
-            width = width if chunk else longest[unit]
+                chunk, spent = [], 0
+            width, spent = width if chunk else longest[unit], spent + tokens[unit]
             chunk += units[unit]
         if chunk:
             yield self.rows(chunk)

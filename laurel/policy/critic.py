@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.policy.compact import hidden_states
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, trained_positions
 from laurel.policy.scorer import head_of
@@ -65,9 +66,8 @@ class Critic:
         """Last hidden states [N, L, D] of a right-padded batch: of the critic's own body, or the policy's."""
         if self.policy is not None:
             return self.policy.hidden(batch)
-        mask = None if bool(batch.attention_NL.all()) else batch.attention_NL.long()
         with nullcontext() if self.dtype == torch.float32 else torch.autocast(batch.ids_NL.device.type, self.dtype):
-            return self.model["body"](input_ids=batch.ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
+            return hidden_states(self.model["body"], batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of what belongs to the critic alone and is trained; every name starts with `critic.`."""

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
+from laurel.policy.fused import FusedLogprobs, wide
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
 CHUNK = 1 << 21  # logits alive at once: 8 MiB of float32
@@ -21,11 +22,6 @@ class TokenStats(NamedTuple):
 
     logp: Tensor
     entropy: Tensor | None
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Logits in the precision that log-probabilities are computed in: float32, or float64 where the model has it."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature_M: Tensor, *, entropy: Entropy = "none") -> TokenStats:
@@ -54,8 +50,14 @@ def chunked_logprobs(
 ) -> TokenStats:
     """`token_logprobs` of head(hidden), a few rows of logits at a time, recomputed in the backward pass.
 
-    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about 5 * chunk * 4 bytes, whatever M and V are.
+    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about 5 * chunk * 4 bytes, whatever M and V are; 2 of a linear
+    layer without bias, whose gradient is written out (`FusedLogprobs`) unless the entropy is to be differentiated.
     """
+    if type(head) is nn.Linear and head.bias is None and entropy != "grad":
+        kind = hidden_MD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+        logp_M, entropy_M = FusedLogprobs.apply(hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, chunk)
+        return TokenStats(logp_M, entropy_M if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
         return token_logprobs(head(hidden), ids, temperature, entropy=entropy)

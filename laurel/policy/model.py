@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
+from laurel.policy.compact import hidden_states, packs
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 
 LOADING = threading.RLock()
@@ -79,6 +80,16 @@ class Policy:
         cap = getattr(self.causal.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    @property
+    def readout(self) -> Any:
+        """What makes logits of hidden states: the output layer itself where nothing stands behind it, else `head`."""
+        return self.head if getattr(self.causal.config, "final_logit_softcapping", None) else self.causal.get_output_embeddings()
+
+    @property
+    def packs(self) -> bool:
+        """Are only real tokens computed, and shared prompts once? Then micro-batches may be counted so."""
+        return not self.whole_logits and packs(getattr(self.causal, self.causal.base_model_prefix))
+
     def autocast(self) -> Any:
         """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
@@ -95,7 +106,8 @@ class Policy:
             stats = token_logprobs(self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
             hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
-            stats = chunked_logprobs(self.head, hidden_NLD[rows, at], ids_M, temperature_M, entropy=entropy)
+            with self.autocast():
+                stats = chunked_logprobs(self.readout, hidden_NLD[rows, at], ids_M, temperature_M, entropy=entropy)
         place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
         return TokenStats(*(None if s is None else place.index_put((rows, times), s) for s in stats))
 
@@ -111,8 +123,9 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, L, D] of a right-padded batch."""
-        mask = None if bool(batch.attention_NL.all()) else batch.attention_NL.long()
-        return self.body(batch.ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
+        with self.autocast():
+            body = getattr(self.causal, self.causal.base_model_prefix)
+            return hidden_states(body, batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face folder (LoRA merged in) and prove it: reload, same logits to 1e-5 (merged: 1e-4), or an error."""

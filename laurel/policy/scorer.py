@@ -19,7 +19,8 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
-from laurel.policy.logprob import chunked_logprobs, wide
+from laurel.policy.compact import hidden_states, packs
+from laurel.policy.logprob import wide
 from laurel.policy.model import (
     LOADING,
     Policy,
@@ -29,7 +30,6 @@ from laurel.policy.model import (
     load_tokenizer,
     pick_device,
     pick_dtype,
-    trained_positions,
     with_lora,
 )
 
@@ -85,12 +85,15 @@ class Scorer:
         """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
-    def hidden(self, ids_NL: Tensor, attention_NL: Tensor) -> Tensor:
-        """Last hidden states [N, L, D] of rows padded on the right."""
-        mask = None if bool(attention_NL.all()) else attention_NL.long()
+    @property
+    def packs(self) -> bool:
+        """Are only real tokens computed, and shared prompts once? Then micro-batches may be counted so."""
+        return packs(getattr(self.model, self.model.base_model_prefix))
+
+    def hidden(self, ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None, group_N: Tensor | None = None) -> Tensor:
+        """Last hidden states [N, L, D] of rows padded on the right. start_N, group_N: what rows may share, as in a Batch."""
         with self.autocast():
-            body = getattr(self.model, self.model.base_model_prefix)
-            return body(input_ids=ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
+            return hidden_states(getattr(self.model, self.model.base_model_prefix), ids_NL, attention_NL, start_N, group_N)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> scores [...], of a several-class head [..., C]; float32 (float64 of a float64 model)."""
@@ -100,15 +103,13 @@ class Scorer:
 
     def seen(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
         """What objectives are functions of, by name, from one pass of the body: `logp_NT` by the language head, all else `scores`."""
-        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL)
+        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
         return {name: self.logp(batch, hidden_NLD) if name == "logp_NT" else self.scores(batch, hidden_NLD) for name in wanted}
 
     def logp(self, batch: Batch, hidden_NLD: Tensor) -> Tensor:
         """log pi of the trained tokens by the language head on this body: [N, T], 0 elsewhere."""
         assert self.language is not None
-        rows, times, at = trained_positions(batch)
-        said = chunked_logprobs(self.language.head, hidden_NLD[rows, at], batch.ids_NL[rows, at + 1], batch.temperature_N[rows]).logp
-        return torch.zeros(batch.loss_mask_NT.shape, device=said.device, dtype=said.dtype).index_put((rows, times), said)
+        return self.language.logp(batch, hidden_NLD=hidden_NLD).logp
 
     def scores(self, batch: Batch, hidden_NLD: Tensor | None = None) -> Tensor:
         """The head's output at every completion token's own position, 0 where there is no token: [N, T], of classes [N, T, C].
@@ -119,7 +120,8 @@ class Scorer:
         time_T = torch.arange(batch.loss_mask_NT.shape[1], device=batch.start_N.device)
         there_NT = time_T < batch.length_N[:, None]
         at_NT = (batch.start_N[:, None] + time_T).clamp(max=batch.ids_NL.shape[1] - 1)
-        hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL) if hidden_NLD is None else hidden_NLD
+        if hidden_NLD is None:
+            hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
         score = self.head(hidden_NLD[torch.arange(len(batch), device=at_NT.device)[:, None], at_NT])
         return torch.where(there_NT if score.ndim == 2 else there_NT[..., None], score, 0.0)
 

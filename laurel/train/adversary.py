@@ -31,7 +31,7 @@ def judged(setup: Setup, groups: list[Group]) -> list[Group]:
         return []
     companion: Any = setup.companion
     pays, said = setup.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
-    for micro in pack(groups).split(setup.config.token_budget):
+    for micro in pack(groups).split(setup.config.token_budget, packed=setup.packs):
         logit_N = companion.logits(micro.to(setup.policy.device)).cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
         said.update(zip(micro.keys, zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True), strict=True))

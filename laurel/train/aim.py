@@ -20,7 +20,7 @@ def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     """KTO's reference point in every target: max(0, mean of log pi - log ref) over the ungraded rows, which answer other prompts."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     others = batch.rows((grade(batch) == 0).nonzero()[:, 0].tolist())
-    for micro in others.split(setup.config.token_budget):
+    for micro in others.split(setup.config.token_budget, packed=setup.packs):
         moved = micro.to(setup.policy.device)
         total, count = total + log_ratios(setup.policy.logp(moved).logp, moved).sum().cpu().double(), count + len(micro)
     point = parallel.everywhere(total) / parallel.everywhere(torch.tensor(count)).clamp(min=1)

@@ -73,7 +73,7 @@ def with_values(setup: Setup, batch: Batch) -> Batch:
     """The batch with the critic's value of every trained token's state, as it is before the update."""
     critic: Any = setup.companion
     rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
-    for micro in batch.split(setup.config.token_budget):
+    for micro in batch.split(setup.config.token_budget, packed=setup.packs):
         value = critic.values(micro.to(setup.policy.device)).to(value_NT)
         value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
     return batch.replace(value_NT=value_NT)

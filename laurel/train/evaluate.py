@@ -74,7 +74,7 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> N
         grade_N = torch.tensor([r for group in groups for r in group.rewards], dtype=batch.weight_NT.dtype)
         batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
         batch = setup.row.aim(setup, batch, groups) if setup.row.head and setup.row.aim else batch
-        for micro in batch.to(policy.device).split(config.token_budget, whole_groups=setup.by_comparison):
+        for micro in batch.to(policy.device).split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
             if setup.row.head:
                 add_scores(setup, {"": policy.scores(micro)}, micro, sums, "eval/")
                 continue

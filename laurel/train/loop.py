@@ -182,7 +182,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
         return
     for iteration in range(config.num_iterations or 1):
         gaps: list[torch.Tensor] = []
-        for micro in batch.split(config.token_budget, whole_groups=setup.by_comparison):
+        for micro in batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
             seen, stats = look(setup, micro)
             values = [objective(seen[reads], micro) for reads, objective, _ in terms]
             values[0] = values[0] + penalties(setup, micro, stats)

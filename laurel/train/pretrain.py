@@ -32,7 +32,7 @@ def mix_in(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
     batch = pack(groups).to(setup.policy.device)
     batch = batch.replace(weight_NT=torch.ones_like(batch.weight_NT))
     total = parallel.everywhere(token_mean(batch).count)
-    for micro in batch.split(config.token_budget):
+    for micro in batch.split(config.token_budget, packed=setup.packs):
         logp_NT = setup.policy.logp(micro).logp
         (config.ptx_coef * reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)).backward()
         sums.add("ptx/nll", float(-logp_NT.detach()[micro.loss_mask_NT].sum()), int(micro.loss_mask_NT.sum()))

@@ -60,7 +60,7 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
     """Token-level quantities of one micro-batch, weighted by what they are means of."""
     mask = micro.loss_mask_NT
     count = int(mask.sum())
-    sums.add("padding_share", int((~micro.attention_NL).sum()), micro.attention_NL.numel())
+    sums.add("padding_share", 0 if setup.packs else int((~micro.attention_NL).sum()), micro.attention_NL.numel())
     if stats is None:
         add_scores(setup, seen, micro, sums)
         sums.total("supervised_tokens", count)

@@ -42,7 +42,7 @@ def computed(setup: Setup, batch: Batch) -> Tensor:
     """log ref of every row, in micro-batches, joined by key: [N, T]."""
     rows = {key: n for n, key in enumerate(batch.keys)}
     logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
-    for micro in batch.split(setup.config.token_budget):
+    for micro in batch.split(setup.config.token_budget, packed=setup.packs):
         setup.clock.count("reference_tokens", int(micro.attention_NL.sum()))
         logp = setup.reference.logp(micro.to(setup.policy.device)).to(logp_ref_NT.device)
         logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp

@@ -105,6 +105,11 @@ class Setup:
         further = [(reads(t.objective), bind(t.objective, self.config), bind(UNITS[t.unit], self.config)) for t in used]
         return [(reads(self.row.objective), self.objective, self.unit), *further]
 
+    @property
+    def packs(self) -> bool:
+        """Does the model compute real tokens only, and shared prompts once?"""
+        return bool(getattr(self.policy, "packs", False))
+
     def measures_kl(self, step: int) -> bool:
         """Does this step need log-probabilities of the reference? With beta > 0 always; else to report KL, when metrics are written."""
         return self.reference is not None and (bool(self.config.beta) or step % self.config.logging_steps == 0)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from laurel.policy.fused import FusedLogprobs
 from laurel.policy.logprob import chunked_kl, chunked_logprobs, token_logprobs
 
 
@@ -82,3 +83,36 @@ def test_T37_memory_stays_below_a_third_of_the_logits():
     limit = 0.3 * 4 * 512 * 50_000 * 4
     assert peak("chunked") < limit
     assert peak("naive") > limit
+
+
+@pytest.mark.parametrize("chunk", [11 * 4, 1 << 20])
+def test_the_fused_gradient_is_that_of_differences(chunk):
+    """gradcheck in float64: hidden states, weight, temperatures that differ; the entropy is there and has no gradient."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 5), (11, 5)))
+    ids, temperature = torch.randint(0, 11, (9,)), torch.rand(9, dtype=torch.float64) + 0.5
+
+    def fused(hidden, weight):
+        return FusedLogprobs.apply(hidden, weight, ids, temperature, False, torch.float64, chunk)[0]
+
+    assert torch.autograd.gradcheck(fused, (hidden, weight))
+    entropy = FusedLogprobs.apply(hidden, weight, ids, temperature, True, torch.float64, chunk)[1]
+    expected = token_logprobs(hidden @ weight.t(), ids, temperature, entropy="value")
+    torch.testing.assert_close(entropy, expected.entropy)
+    torch.testing.assert_close(fused(hidden, weight), expected.logp)
+    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_fused_and_differentiated_head_agree(dtype, limit):
+    """A linear layer and a function around it: the second is differentiated by autograd. In bfloat16 to its rounding."""
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 300, bias=False), torch.randn(50, 16, requires_grad=True)
+    ids, temperature, found = torch.randint(0, 300, (50,)), torch.rand(50) + 0.5, []
+    for way in (head, lambda x: head(x)):
+        hidden.grad = head.weight.grad = None
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logp = chunked_logprobs(way, hidden, ids, temperature, chunk=300 * 8).logp
+        (logp * torch.linspace(-1, 1, 50)).sum().backward()
+        found.append([logp.detach(), hidden.grad, head.weight.grad])
+    assert all(float((a - b).norm() / b.norm()) < limit for a, b in zip(*found, strict=True))

@@ -173,3 +173,19 @@ def test_thread_rule():
     assert pick_threads(0, 1_000_000) == 1
     assert pick_threads(0, 10_000_000) >= 1
     assert pick_threads(3, 1) == 3
+
+
+@pytest.mark.parametrize("whole_groups", [False, True])
+def test_packed_split_counts_a_prompt_once_and_keeps_groups_together(folder, whole_groups):
+    """Groups of three rows: a group's cost is its prompt and its completions; one that is too long is parted unless it must not be."""
+    batch = sampled_batch(load_policy(TrainConfig(model=folder)))
+    for budget in (1, 13, 30, 999):
+        parts = list(batch.split(budget, whole_groups=whole_groups, packed=True))
+        assert sorted(key for part in parts for key in part.keys) == sorted(batch.keys)
+        for part in parts:
+            prompts = dict(zip(part.group_N.tolist(), part.start_N.tolist(), strict=True))
+            cost = int(part.length_N.sum()) + sum(prompts.values())
+            assert cost <= budget or (len(prompts) == 1 if whole_groups else len(part) == 1)
+        if whole_groups:
+            assert sum(len(set(part.group_N.tolist())) for part in parts) == 3
+    assert len(list(batch.split(999, packed=True))) == 1

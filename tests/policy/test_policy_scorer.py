@@ -294,7 +294,7 @@ def test_the_language_head_says_what_the_language_model_said(kind, request):
     name = request.getfixturevalue(kind)
     scorer, bare = load_scorer(name, device="cpu", language=True), load_scorer(name, device="cpu")
     batch, calls = packed(*BATCH), []
-    scorer.model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    scorer.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
     seen = scorer.seen(batch, ["score_NT", "logp_NT"])
     assert len(calls) == 1
     torch.testing.assert_close(seen["score_NT"], bare.scores(batch))
@@ -359,7 +359,7 @@ def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp
     scorer.save(tmp_path)
     assert not (tmp_path / "adapter_config.json").exists()
     again = load_scorer(str(tmp_path), device="cpu")
-    torch.testing.assert_close(again.score(ROWS), trained, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.score(ROWS), trained, atol=1e-6 * float(trained.abs().max()), rtol=1e-5)  # scores reach 120 here
     assert not any("lora_" in name for name in again.trainable())
     torch.testing.assert_close(scorer.score(ROWS), trained)  # saving left the adapters where they were
 

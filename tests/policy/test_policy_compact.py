@@ -1,0 +1,113 @@
+"""Packed tokens and shared prompts against the model's own forward: values, gradients, families, and what falls back."""
+
+import logging
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from laurel.policy import compact
+
+SHAPE = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)),
+}
+START_N, GROUP_N, LENGTH_N = torch.tensor([3, 3, 3, 5, 5, 4, 3]), torch.tensor([7, 7, 7, 2, 2, 9, 7]), torch.tensor([8, 12, 6, 7, 9, 5, 7])
+
+
+def rows():
+    """Three rows of one prompt, two of a longer one, one alone, and one of the first group that begins with another prompt."""
+    ids_NL = torch.randint(1, 64, (7, 12), generator=torch.Generator().manual_seed(0))
+    ids_NL[1:3, :3], ids_NL[4, :5] = ids_NL[0, :3], ids_NL[3, :5]
+    return ids_NL, torch.arange(12) < LENGTH_N[:, None]
+
+
+def model_of(family):
+    torch.manual_seed(0)
+    return FAMILIES[family]().eval()
+
+
+def outcome(model, call, attention_NL):
+    """Hidden states of the real tokens, and the gradient of a random function of them."""
+    model.zero_grad()
+    hidden_NLD = call()
+    weight_NLD = torch.randn(hidden_NLD.shape, generator=torch.Generator().manual_seed(1)) * attention_NL[..., None]
+    (hidden_NLD * weight_NLD).sum().backward()
+    return hidden_NLD[attention_NL].detach(), torch.cat([p.grad.flatten() for p in model.model.parameters()])
+
+
+def close(ours, theirs):
+    return all(float((a - b).norm() / b.norm()) < 1e-5 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_hidden_states_and_gradients_are_the_models_own(family, shared):
+    model, (ids_NL, attention_NL) = model_of(family), rows()
+    assert compact.packs(model.model)
+    may_share = (START_N, GROUP_N) if shared else ()
+    ours = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, *may_share), attention_NL)
+    mask = attention_NL.long()
+    theirs = outcome(model, lambda: model.model(ids_NL, attention_mask=mask, use_cache=False).last_hidden_state, attention_NL)
+    assert close(ours, theirs)
+
+
+def test_a_shared_prompt_is_computed_once():
+    ids_NL, attention_NL = rows()
+    layout = compact.arrange(ids_NL, attention_NL, START_N, GROUP_N)
+    assert len(layout.ids_M) == int(attention_NL.sum()) - 3 * 2 - 5
+    assert torch.equal(layout.ids_M[layout.place_NL][attention_NL], ids_NL[attention_NL])
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, (ids_NL, attention_NL) = model_of("qwen3"), rows()
+
+    def ours():
+        return outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
+
+    kept = ours()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert close(ours(), kept)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "sliding window", "another formula"])
+def test_other_models_take_the_general_path_and_say_so(kind, caplog):
+    model = model_of("qwen3")
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).eval()
+    if kind == "sliding window":
+        model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)).eval()
+    if kind == "another formula":
+        own = model.model.layers[0].forward
+        model.model.layers[0].forward = lambda x, **keywords: 2 * own(x, **keywords)
+    body, (ids_NL, attention_NL) = getattr(model, model.base_model_prefix), rows()
+    with caplog.at_level(logging.WARNING, logger="laurel"):
+        ours = [compact.hidden_states(body, ids_NL, attention_NL, START_N, GROUP_N) for _ in range(2)]
+    assert sum("takes the general path" in record.message for record in caplog.records) == 1
+    theirs = body(input_ids=ids_NL, attention_mask=attention_NL.long(), use_cache=False).last_hidden_state
+    assert torch.equal(ours[1], theirs)
+
+
+def test_bfloat16_stays_near_float32():
+    model, (ids_NL, attention_NL) = model_of("qwen3"), rows()
+    exact = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N).float(), attention_NL)
+    assert all(float((a - b).norm() / b.norm()) < 0.03 for a, b in zip(half, exact, strict=True))
