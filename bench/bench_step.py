@@ -20,7 +20,7 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
-from laurel.policy import compact
+from laurel.policy import packed
 from laurel.policy.model import Policy, Reference
 from laurel.policy.scorer import Scorer
 from laurel.rollout.pack import pack
@@ -100,7 +100,7 @@ class Step:
     def __call__(self, fast: bool) -> float:
         """Seconds of one update."""
         body = self.policy.model.model
-        compact.KNOWN[body] = fast
+        packed.KNOWN[body] = fast
         keep, Policy.readout = Policy.readout, Policy.readout if fast else property(lambda policy: policy.head)
         began = self.clock()
         loop.update(self.setup, State(step=1), self.batch, Sums())

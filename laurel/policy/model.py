@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
-from laurel.policy.compact import hidden_states, packs
+from laurel.policy.packed import hidden_states, packs
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 
 LOADING = threading.RLock()

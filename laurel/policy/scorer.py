@@ -19,7 +19,7 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
-from laurel.policy.compact import hidden_states, packs
+from laurel.policy.packed import hidden_states, packs
 from laurel.policy.logprob import wide
 from laurel.policy.model import (
     LOADING,

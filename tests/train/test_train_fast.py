@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from laurel.core.metrics import Sums
-from laurel.policy import compact
+from laurel.policy import packed
 from laurel.policy.critic import own_critic
 from laurel.policy.discriminator import make_discriminator
 from laurel.policy.implicit import new_heads
@@ -40,14 +40,14 @@ def general(monkeypatch):
     """Switch to padded rows and the head that autograd differentiates, for what is called inside."""
 
     def switch(on):
-        for module in ("compact", "model", "scorer"):
-            monkeypatch.setattr(f"laurel.policy.{module}.packs", (lambda body: False) if on else compact_packs)
+        for module in ("packed", "model", "scorer"):
+            monkeypatch.setattr(f"laurel.policy.{module}.packs", (lambda body: False) if on else packed_packs)
         monkeypatch.setattr(Policy, "readout", property(lambda policy: policy.head) if on else readout)
 
     return switch
 
 
-compact_packs, readout = compact.packs, Policy.readout
+packed_packs, readout = packed.packs, Policy.readout
 
 
 def gradient(llama, name, groups, reference, budget):

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Body -> does `compact` compute what its own forward does? Found out once."""
+"""Body -> does `encode` compute what its own forward does? Found out once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def hidden_states(body: Any, ids_NL: Tensor, attention_NL: Tensor, start_N: Tens
         mask = None if bool(attention_NL.all()) else attention_NL.long()
         return body(input_ids=ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
     layout = arrange(ids_NL, attention_NL, start_N, group_N)
-    return F.embedding(layout.place_NL, compact(bare(body), layout))
+    return F.embedding(layout.place_NL, encode(bare(body), layout))
 
 
 def bare(body: Any) -> Any:
@@ -58,7 +58,7 @@ def bare(body: Any) -> Any:
 
 
 def packs(body: Any) -> bool:
-    """Is this a body that `compact` computes? By its family and its parts, and by a comparison with its own forward pass.
+    """Is this a body that `encode` computes? By its family and its parts, and by a comparison with its own forward pass.
 
     One line is logged for a transformers model that it does not.
     """
@@ -77,7 +77,7 @@ def packs(body: Any) -> bool:
 
 @torch.no_grad()
 def agrees(body: Any) -> bool:
-    """Does `compact` say what the body's own forward says, on two rows that share a prompt, without dropout or autocast?"""
+    """Does `encode` say what the body's own forward says, on two rows that share a prompt, without dropout or autocast?"""
     weight = body.embed_tokens.weight
     ids_NL = torch.arange(16, device=weight.device).view(2, 8) * max(len(weight) // 16, 1) % len(weight)
     ids_NL[1, :3] = ids_NL[0, :3]
@@ -85,7 +85,7 @@ def agrees(body: Any) -> bool:
     body.eval()
     with torch.autocast(weight.device.type, enabled=False):
         layout = arrange(ids_NL, torch.ones_like(ids_NL, dtype=torch.bool), start_N, torch.zeros_like(start_N))
-        ours_NLD = F.embedding(layout.place_NL, compact(body, layout)).double()
+        ours_NLD = F.embedding(layout.place_NL, encode(body, layout)).double()
         gap = ours_NLD - body(input_ids=ids_NL, use_cache=False).last_hidden_state.double()
     for module, mode in modes:
         module.training = mode
@@ -125,7 +125,7 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
     return torch.where(same_N, first_N, every_N)
 
 
-def compact(body: Any, layout: Layout) -> Tensor:
+def encode(body: Any, layout: Layout) -> Tensor:
     """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work."""
     x_MD = body.embed_tokens(layout.ids_M)
     cos, sin = (x[0, :, None, : x.shape[-1] // 2] for x in body.rotary_emb(x_MD[None], layout.position_M[None]))

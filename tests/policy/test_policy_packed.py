@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from laurel.policy import compact
+from laurel.policy import packed
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -61,9 +61,9 @@ def close(ours, theirs):
 @pytest.mark.parametrize("shared", [True, False])
 def test_hidden_states_and_gradients_are_the_models_own(family, shared):
     model, (ids_NL, attention_NL) = model_of(family), rows()
-    assert compact.packs(model.model)
+    assert packed.packs(model.model)
     may_share = (START_N, GROUP_N) if shared else ()
-    ours = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, *may_share), attention_NL)
+    ours = outcome(model, lambda: packed.hidden_states(model.model, ids_NL, attention_NL, *may_share), attention_NL)
     mask = attention_NL.long()
     theirs = outcome(model, lambda: model.model(ids_NL, attention_mask=mask, use_cache=False).last_hidden_state, attention_NL)
     assert close(ours, theirs)
@@ -71,7 +71,7 @@ def test_hidden_states_and_gradients_are_the_models_own(family, shared):
 
 def test_a_shared_prompt_is_computed_once():
     ids_NL, attention_NL = rows()
-    layout = compact.arrange(ids_NL, attention_NL, START_N, GROUP_N)
+    layout = packed.arrange(ids_NL, attention_NL, START_N, GROUP_N)
     assert len(layout.ids_M) == int(attention_NL.sum()) - 3 * 2 - 5
     assert torch.equal(layout.ids_M[layout.place_NL][attention_NL], ids_NL[attention_NL])
 
@@ -80,7 +80,7 @@ def test_gradient_checkpointing_changes_nothing():
     model, (ids_NL, attention_NL) = model_of("qwen3"), rows()
 
     def ours():
-        return outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
+        return outcome(model, lambda: packed.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
 
     kept = ours()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -99,7 +99,7 @@ def test_other_models_take_the_general_path_and_say_so(kind, caplog):
         model.model.layers[0].forward = lambda x, **keywords: 2 * own(x, **keywords)
     body, (ids_NL, attention_NL) = getattr(model, model.base_model_prefix), rows()
     with caplog.at_level(logging.WARNING, logger="laurel"):
-        ours = [compact.hidden_states(body, ids_NL, attention_NL, START_N, GROUP_N) for _ in range(2)]
+        ours = [packed.hidden_states(body, ids_NL, attention_NL, START_N, GROUP_N) for _ in range(2)]
     assert sum("takes the general path" in record.message for record in caplog.records) == 1
     theirs = body(input_ids=ids_NL, attention_mask=attention_NL.long(), use_cache=False).last_hidden_state
     assert torch.equal(ours[1], theirs)
@@ -107,7 +107,7 @@ def test_other_models_take_the_general_path_and_say_so(kind, caplog):
 
 def test_bfloat16_stays_near_float32():
     model, (ids_NL, attention_NL) = model_of("qwen3"), rows()
-    exact = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
+    exact = outcome(model, lambda: packed.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N), attention_NL)
     with torch.autocast("cpu", torch.bfloat16):
-        half = outcome(model, lambda: compact.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N).float(), attention_NL)
+        half = outcome(model, lambda: packed.hidden_states(model.model, ids_NL, attention_NL, START_N, GROUP_N).float(), attention_NL)
     assert all(float((a - b).norm() / b.norm()) < 0.03 for a, b in zip(half, exact, strict=True))
