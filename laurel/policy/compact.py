@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from laurel.policy.kernels import kernels_for
 from laurel.policy.model import Policy
 
 FAMILIES = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma": 1.0}
@@ -88,6 +90,7 @@ class Compact:
         self.half = policy.dtype == torch.bfloat16
         native = policy.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
         self.work = torch.bfloat16 if self.half and native else torch.float32
+        self.kernels = kernels_for(policy.device, self.work, self.half) if self.head_dim <= 512 else None
         self.refresh()
 
     @staticmethod
@@ -151,8 +154,9 @@ class Compact:
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., D] times weight [E, D], plus bias, by the kernel for at least FEWEST rows."""
-        x, short = self.cast(x), FEWEST - x.numel() // x.shape[-1]
-        return self.cast(F.linear(F.pad(x, (0, 0, 0, short)) if short > 0 else x, weight, bias)[: len(x)])
+        x, short = x if self.kernels else self.cast(x), FEWEST - x.numel() // x.shape[-1]
+        y = F.linear(F.pad(x, (0, 0, 0, short)) if short > 0 else x, weight, bias)[: len(x)]
+        return y if self.kernels else self.cast(y)
 
     def rotations(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [..., h / 2] of the model's own rotary embedding, scaling included."""
@@ -171,19 +175,41 @@ class Compact:
 
     def layers(self, ids: Tensor, attend: Callable[[int, Block, Tensor], Tensor]) -> Tensor:
         """Ids [...] -> last hidden states [..., D]; `attend` maps a layer's projections [..., (H + 2K) h] to its heads' answers."""
-        x = self.embedding[ids] * self.scale
+        x, y = self.embedding[ids] * self.scale, None
         for i, block in enumerate(self.blocks):
-            h = F.rms_norm(x, x.shape[-1:], block.norm_1, self.eps)
-            h = attend(i, block, self.product(h, block.qkv, block.qkv_bias))
-            x = x + self.product(h, block.out, block.out_bias)
-            h = F.rms_norm(x, x.shape[-1:], block.norm_2, self.eps)
-            gate, up = self.product(h, block.gate_up, block.gate_up_bias).chunk(2, -1)
-            x = x + self.product(self.cast(self.activation(gate)) * up, block.down, block.down_bias)
-        return F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
+            h = attend(i, block, self.product(self.add_norm(x, y, block.norm_1), block.qkv, block.qkv_bias))
+            y = self.product(h, block.out, block.out_bias)
+            h = self.gated(self.product(self.add_norm(x, y, block.norm_2), block.gate_up, block.gate_up_bias))
+            y = self.product(h, block.down, block.down_bias)
+        return self.add_norm(x, y, self.norm)
+
+    def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
+        """x += y, in place; x / rms(x) * weight."""
+        if self.kernels:
+            h = torch.empty(x.shape, dtype=self.work)
+            self.kernels.call("add_norm", x, y, weight, h, x.numel() // x.shape[-1], x.shape[-1], self.eps)
+            return h
+        return F.rms_norm(x if y is None else x.add_(y), x.shape[-1:], weight, self.eps)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """[..., 2 F] -> activation(gate) * up [..., F]."""
+        if self.kernels and isinstance(self.activation, nn.SiLU):
+            h = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+            self.kernels.call("silu_times", gate_up, h, h.numel() // h.shape[-1], h.shape[-1])
+            return h
+        gate, up = gate_up.chunk(2, -1)
+        return self.cast(self.activation(gate)) * up
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, D] -> logits [n, V], float32."""
-        return self.product(hidden, self.head, self.head_bias).float()
+        """Hidden states [n, D] -> logits [n, V]."""
+        return self.product(hidden, self.head, self.head_bias)
+
+    def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """`sampler.draw` without truncation: what the kernel draws, in one pass."""
+        ids, logp = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
+        sharp = 1.0 / (temperature or 1.0)
+        self.kernels.call("draw", logits, uniform, ids, logp, *logits.shape, sharp, int(temperature == 0))
+        return ids, logp
 
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
         """Read each prompt once, padded on the right (causal attention never looks there): logits [P, V] after its last token."""
@@ -212,6 +238,9 @@ class Compact:
         count, length, device = len(token), int(time.max()) + 1, self.embedding.device
         token, cell, start, time = torch.stack([token, cell, start, time]).to(device)
         cos, sin = self.rotations((start + time)[:, None])
+        if self.kernels:
+            group = cell // cache.each
+            return self.logits(self.layers(token, partial(self.attend_compiled, cache, group, start, time, cos, sin)))
         width, rows = cache.prefix.shape[4], torch.arange(count, device=device)
         unseen = torch.cat([torch.arange(width, device=device) >= start[:, None], torch.arange(length, device=device) > time[:, None]], 1)
 
@@ -233,6 +262,17 @@ class Compact:
             return (unfold(fold(share[..., :width]) @ v_prefix) + share[..., width:] @ v_own).flatten(1)
 
         return self.logits(self.layers(token, attend))
+
+    def attend_compiled(
+        self, cache: Cache, group: Tensor, start: Tensor, time: Tensor, cos: Tensor, sin: Tensor, i: int, block: Block, qkv: Tensor
+    ) -> Tensor:
+        """`step`'s attention by the kernel."""
+        out, sizes = qkv.new_empty(len(qkv), self.heads * self.head_dim), (cache.prefix.shape[4], cache.suffix.shape[4])
+        self.kernels.call(
+            "attend", qkv, block.q_norm, block.k_norm, cos, sin, *cache.prefix[i], *cache.suffix[i], group, start, time, out,
+            len(qkv), self.heads, self.kv_heads, self.head_dim, *sizes, float(self.scaling), self.eps,
+        )  # fmt: skip
+        return out
 
     def check(self) -> float:
         """max |logit difference| to the Hugging Face forward pass over max |logit|: a prefill of two lengths, then three single tokens."""

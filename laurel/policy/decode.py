@@ -82,8 +82,11 @@ class Decoder:
         rows = self.rows[:, first : self.live]
         sample, time = rows[SAMPLE], self.length[rows[SAMPLE]]
         point, size = self.uniforms[sample, time].to(logits.device), max(1, DRAWN // logits.shape[1])
-        drawn = [draw(a, b, temperature, top_k=top_k, top_p=top_p) for a, b in zip(logits.split(size), point.split(size), strict=True)]
-        ids, logp = (torch.cat(column).cpu() for column in zip(*drawn, strict=True))
+        if self.model.kernels and not top_k and top_p == 1:
+            ids, logp = self.model.draw(logits, point, temperature)
+        else:
+            drawn = [draw(a, b, temperature, top_k=top_k, top_p=top_p) for a, b in zip(logits.split(size), point.split(size), strict=True)]
+            ids, logp = (torch.cat(column).cpu() for column in zip(*drawn, strict=True))
         self.out_ids[sample, time], self.out_logp[sample, time], rows[TOKEN] = ids, logp, ids
         self.length[sample] = time + 1
         ended = self.limits[sample] == time + 1
