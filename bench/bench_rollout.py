@@ -1,8 +1,10 @@
 """Rollouts beside transformers' generate: the same rows, lengths and precision, interleaved; medians with the least and the most.
 
-python bench/bench_rollout.py SIZE PROMPTS [REPEATS] [NAME,NAME...]: SIZE a, b or c of PERFORMANCE's table, 8 completions per prompt.
+python bench/bench_rollout.py SIZE PROMPTS [REPEATS] [NAME,NAME...]: size a, b or c, 8 completions per prompt.
+CLOCK=cpu counts the process's own seconds: on a shared machine, with one thread, those are the ones that repeat.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -21,6 +23,7 @@ SIZES = {  # width, layers, vocabulary, heads, kv heads, head width, width of th
     "b": (320, 6, 4096, 5, 5, 64, 960),
     "c": (640, 10, 16384, 10, 5, 64, 1728),
 }
+CLOCK = time.process_time if os.environ.get("CLOCK") == "cpu" else time.perf_counter
 EACH, PROMPT, SHORTEST, LONGEST = 8, 32, 64, 128
 
 
@@ -91,10 +94,10 @@ def main(size: str, count: str, repeats: str = "3", names: str = "") -> None:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for n in range(int(repeats) + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = CLOCK()
             run()
             if n:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(CLOCK() - began)
     print(f"{size}, {count} x {EACH}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, took in seconds.items():
         middle, peers = statistics.median(took), ("generate bf16",) if "bf16" in name else ("generate", "static")

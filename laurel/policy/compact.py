@@ -49,11 +49,11 @@ class Cache:
     """Keys and values: `prefix` [layers, 2, groups, K, W, h], one entry a prompt, and `suffix` [layers, 2, rows, K, S, h]."""
 
     def __init__(self, model: Compact, rows: int, each: int, width: int, longest: int) -> None:
-        self.each, self.longest = each, longest
+        self.each, self.longest = each, rounded(longest)
         self.make = lambda count, length: model.embedding.new_zeros(
             len(model.blocks), 2, count, model.kv_heads, length, model.head_dim, dtype=model.work
         )
-        self.prefix, self.suffix = self.make(rows // each, width), self.make(rows, min(64, longest))
+        self.prefix, self.suffix = self.make(rows // each, width), self.make(rows, min(64, self.longest))
 
     def reserve(self, groups: int, length: int) -> None:
         """Room for so many prompts and so long a row: doubled when it does not suffice."""
@@ -61,14 +61,14 @@ class Cache:
             old, self.prefix = self.prefix, self.make(max(groups, 2 * self.prefix.shape[2]), self.prefix.shape[4])
             self.prefix[:, :, : old.shape[2]] = old
         if length > self.suffix.shape[4]:
-            old, self.suffix = self.suffix, self.make(self.suffix.shape[2], min(self.longest, max(length, 2 * self.suffix.shape[4])))
+            old, self.suffix = self.suffix, self.make(self.suffix.shape[2], min(self.longest, 2 * self.suffix.shape[4]))
             self.suffix[:, :, :, :, : old.shape[4]] = old
 
     def move(self, source: Tensor, target: Tensor, length: int) -> None:
         """Rows `source` take the places `target` of rows that ended; no row is longer than `length`."""
         for layer in self.suffix:
             for part in layer:
-                part[target, :, :length] = part[source, :, :length]
+                part[target, :, : rounded(length)] = part[source, :, : rounded(length)]
 
 
 class Compact:
@@ -90,7 +90,7 @@ class Compact:
         self.half = policy.dtype == torch.bfloat16
         native = policy.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
         self.work = torch.bfloat16 if self.half and native else torch.float32
-        self.kernels = kernels_for(policy.device, self.work, self.half) if self.head_dim <= 512 else None
+        self.kernels = kernels_for(policy.device, self.work, self.half) if self.head_dim <= 512 and self.head_dim % 4 == 0 else None
         self.refresh()
 
     @staticmethod
@@ -155,6 +155,9 @@ class Compact:
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., D] times weight [E, D], plus bias, by the kernel for at least FEWEST rows."""
         x, short = x if self.kernels else self.cast(x), FEWEST - x.numel() // x.shape[-1]
+        if short >= 0 and self.kernels:
+            y = (weight @ F.pad(x, (0, 0, 0, short)).mT).mT[: len(x)]  # for few rows a third sooner than F.linear
+            return (y if bias is None else y + bias).contiguous()
         y = F.linear(F.pad(x, (0, 0, 0, short)) if short > 0 else x, weight, bias)[: len(x)]
         return y if self.kernels else self.cast(y)
 
@@ -214,7 +217,7 @@ class Compact:
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
         """Read each prompt once, padded on the right (causal attention never looks there): logits [P, V] after its last token."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids_PL = torch.zeros(len(prompts), -(-int(lengths.max()) // FEWEST) * FEWEST, dtype=torch.long)
+        ids_PL = torch.zeros(len(prompts), rounded(int(lengths.max())), dtype=torch.long)
         for row, prompt in enumerate(prompts):
             ids_PL[row, : len(prompt)] = torch.tensor(prompt)
         ids_PL, width = ids_PL.to(self.embedding.device), ids_PL.shape[1]
@@ -222,7 +225,8 @@ class Compact:
 
         def attend(i: int, block: Block, qkv: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in self.heads_of(block, qkv, cos, sin))
-            cache.prefix[i, 0, groups, :, :width], cache.prefix[i, 1, groups, :, :width] = k, v
+            kept = k.unflatten(2, (-1, 16)).mT.reshape(k.shape) if self.kernels else k
+            cache.prefix[i, 0, groups, :, :width], cache.prefix[i, 1, groups, :, :width] = kept, v
             o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scaling, enable_gqa=self.heads != self.kv_heads)
             return o.transpose(1, 2).flatten(2)
 
@@ -287,6 +291,11 @@ class Compact:
             logits = self.policy.causal(ids_NL.to(self.embedding.device), use_cache=False).logits.float()
         wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
         return float((torch.stack(found) - wanted).abs().max() / wanted.abs().max())
+
+
+def rounded(length: int) -> int:
+    """Up to a multiple of 16: how many rows of a product are the fewest, and how many keys a kernel reads at once."""
+    return -(-length // FEWEST) * FEWEST
 
 
 def turned(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Finish
-from laurel.policy.compact import FEWEST, Cache, Compact
+from laurel.policy.compact import Cache, Compact, rounded
 from laurel.policy.sampler import Completion, chunks, draw, uniforms
 
 SAMPLE, CELL, START, TIME, TOKEN = range(5)  # what `rows` says of each row in flight
@@ -28,7 +28,7 @@ class Decoder:
         self.model, self.prompts, self.each, self.tokenizer = model, prompts, each, model.policy.tokenizer
         self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         self.size, longest = min(max(rows_at_once // each, 1), len(prompts)) * each, max(limits)
-        width = -(-max(map(len, prompts)) // FEWEST) * FEWEST
+        width = rounded(max(map(len, prompts)))
         self.cache, self.free, self.left = Cache(model, self.size, each, width, longest), [], []
         self.live, self.rows = 0, torch.zeros(5, self.size, dtype=torch.long)
         self.limits, self.finish = torch.tensor(limits), ["length"] * len(limits)

@@ -64,45 +64,73 @@ static void turn(const S* x, const float* w, const float* c, const float* s, S* 
     }
 }
 
-template <class S>
-static void dots(const float* q, const S* k, integer n, integer d, float scale, float* o) {
-    for (integer t = 0; t < n; t++, k += d) {
-        float a = 0;
-        for (integer i = 0; i < d; i++) a += q[i] * get<false>(k + i);
-        o[t] = a * scale;
+typedef float sixteen __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef half halves __attribute__((vector_size(32)));
+static inline sixteen load(const float* p) { sixteen v; memcpy(&v, p, 64); return v; }
+static inline sixteen load(const half* p) {
+    halves h; memcpy(&h, p, 32);
+    words w = __builtin_convertvector(h, words) << 16; sixteen v; memcpy(&v, &w, 64); return v;
+}
+
+// Keys lie in blocks of sixteen tokens [d, 16]: sixteen scores at a time, and no sum across a register.
+// D: the width of a head where it is a common one, so that loops are unrolled; else 0.
+template <class S, int D>
+static void dots(const float* __restrict__ q, const S* __restrict__ k, integer n, integer width, float scale, float* __restrict__ o) {
+    const integer d = D ? D : width;
+    for (integer t = 0; t < n; t += 16, k += 16 * d) {
+        sixteen a = {}, b = {}, c = {}, e = {};
+        for (integer i = 0; i < d; i += 4) {
+            a += q[i] * load(k + 16 * i); b += q[i + 1] * load(k + 16 * i + 16);
+            c += q[i + 2] * load(k + 16 * i + 32); e += q[i + 3] * load(k + 16 * i + 48);
+        }
+        a = (a + b + (c + e)) * scale;
+        memcpy(o + t, &a, 64);
     }
 }
 
-template <class S>
-static void mix(const float* p, const S* v, integer n, integer d, float* o) {
-    for (integer t = 0; t < n; t++, v += d)
-        for (integer i = 0; i < d; i++) o[i] += p[t] * get<false>(v + i);
+template <class S, int D>
+static void mix(const float* __restrict__ p, const S* __restrict__ v, integer n, integer width, float* __restrict__ out) {
+    if (!D) {
+        for (integer t = 0; t < n; t++, v += width)
+            for (integer i = 0; i < width; i++) out[i] += p[t] * get<false>(v + i);
+        return;
+    }
+    const int parts = D ? D / 16 : 1;
+    sixteen even[parts] = {}, odd[parts] = {};
+    for (integer t = 0; t < n; t += 2)
+        for (int i = 0; i < parts; i++) {
+            even[i] += p[t] * load(v + t * D + 16 * i);
+            if (t + 1 < n) odd[i] += p[t + 1] * load(v + (t + 1) * D + 16 * i);
+        }
+    for (int i = 0; i < D; i++) out[i] += even[i / 16][i % 16] + odd[i / 16][i % 16];
 }
 
 // Attention of one new token per row over its prompt's keys [groups, K, W, d] and its own [rows, K, T, d], which it joins.
-template <class S, bool R>
+template <class S, bool R, int D>
 static void attend(const S* QKV, const float* qn, const float* kn, const float* cs, const float* sn, const S* PK, const S* PV, S* OK, S* OV,
                    const integer* group, const integer* start, const integer* time, S* O,
                    integer rows, integer H, integer K, integer d, integer W, integer T, float scale, float eps) {
 #pragma omp parallel for schedule(dynamic, 4) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
-        std::vector<float> weights(W + T);
+        std::vector<float> weights(W + T + 16);
         float *p = weights.data(), q[512], o[512]; S turned[512];
         const float *c = cs + r * d / 2, *s = sn + r * d / 2; const S* x = QKV + r * (H + 2 * K) * d;
         integer a = start[r], b = time[r] + 1, n = a + b, rep = H / K;
         for (integer k = 0; k < K; k++) {
             const S *pk = PK + (group[r] * K + k) * W * d, *pv = PV + (group[r] * K + k) * W * d;
             S *ok = OK + (r * K + k) * T * d, *ov = OV + (r * K + k) * T * d;
-            turn<S, R>(x + (H + k) * d, kn, c, s, ok + time[r] * d, d, eps);
+            turn<S, R>(x + (H + k) * d, kn, c, s, turned, d, eps);
+            for (integer i = 0; i < d; i++) ok[(time[r] / 16 * d + i) * 16 + time[r] % 16] = turned[i];
             for (integer i = 0; i < d; i++) put<R>(ov + time[r] * d + i, get<R>(x + (H + K + k) * d + i));
             for (integer h = k * rep; h < (k + 1) * rep; h++) {
                 turn<S, R>(x + h * d, qn, c, s, turned, d, eps);
                 for (integer i = 0; i < d; i++) { q[i] = get<false>(turned + i); o[i] = 0; }
-                dots(q, pk, a, d, scale, p); dots<S>(q, ok, b, d, scale, p + a);
+                dots<S, D>(q, pk, a, d, scale, p); dots<S, D>(q, ok, b, d, scale, p + a);
                 float top = p[0], sum = 0;
                 for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
                 for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
-                mix(p, pv, a, d, o); mix<S>(p + a, ov, b, d, o);
+                mix<S, D>(p, pv, a, d, o); mix<S, D>(p + a, ov, b, d, o);
                 for (integer i = 0; i < d; i++) put<R>(O + (r * H + h) * d + i, o[i] / sum);
             }
         }
@@ -143,8 +171,9 @@ void laurel_add_norm(int kind, void* x, void* y, void* w, void* h, integer rows,
 void laurel_silu_times(int kind, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S, R>((S*)gu, (S*)o, rows, f))) }
 void laurel_attend(int kind, void* qkv, void* qn, void* kn, void* cs, void* sn, void* pk, void* pv, void* ok, void* ov, void* group, void* start,
                    void* time, void* o, integer rows, integer H, integer K, integer d, integer W, integer T, float scale, float eps) {
-    FOR_KIND((attend<S, R>((S*)qkv, (float*)qn, (float*)kn, (float*)cs, (float*)sn, (S*)pk, (S*)pv, (S*)ok, (S*)ov, (integer*)group,
-                           (integer*)start, (integer*)time, (S*)o, rows, H, K, d, W, T, scale, eps)))
+#define ATTEND(D) FOR_KIND((attend<S, R, D>((S*)qkv, (float*)qn, (float*)kn, (float*)cs, (float*)sn, (S*)pk, (S*)pv, (S*)ok, (S*)ov, \
+    (integer*)group, (integer*)start, (integer*)time, (S*)o, rows, H, K, d, W, T, scale, eps)))
+    if (d == 32) { ATTEND(32) } else if (d == 64) { ATTEND(64) } else if (d == 128) { ATTEND(128) } else { ATTEND(0) }
 }
 void laurel_draw(int kind, void* l, void* u, void* ids, void* logp, integer rows, integer V, float sharp, integer greedy) {
     FOR_KIND((draw<S, R>((S*)l, (double*)u, (integer*)ids, (float*)logp, rows, V, sharp, greedy)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
-         "-fassociative-math", "-freciprocal-math")  # fmt: skip
+         "-fassociative-math", "-freciprocal-math", "-mprefer-vector-width=512")  # fmt: skip
 """Not -ffast-math: a library linked with it makes the whole process flush small numbers to zero."""
 
 
