@@ -96,8 +96,10 @@ def main(size: str, count: str, repeats: str = "3", names: str = "") -> None:
         for name, run in runs.items():
             began = CLOCK()
             run()
+            took = CLOCK() - began
+            print(f"{name}, run {n}: {took:.2f} s", file=sys.stderr, flush=True)
             if n:
-                seconds[name].append(CLOCK() - began)
+                seconds[name].append(took)
     print(f"{size}, {count} x {EACH}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, took in seconds.items():
         middle, peers = statistics.median(took), ("generate bf16",) if "bf16" in name else ("generate", "static")

@@ -196,7 +196,7 @@ class Compact:
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """[..., 2 F] -> activation(gate) * up [..., F]."""
-        if self.kernels and isinstance(self.activation, nn.SiLU):
+        if self.kernels and type(self.activation).__name__ in ("SiLU", "SiLUActivation"):
             h = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
             self.kernels.call("silu_times", gate_up, h, h.numel() // h.shape[-1], h.shape[-1])
             return h
