@@ -1,4 +1,4 @@
-"""The general sampler: any Hugging Face causal LM, key-value cache, each prompt read once for its whole group."""
+"""Sampling: the compact decoder where it knows the model, else the general sampler, for any causal LM of transformers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Finish
+from laurel.policy.compact import compact_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy
 
@@ -81,26 +82,48 @@ def sample(
 ) -> list[Completion]:
     """Sample len(seeds) / len(prompts) completions of each prompt, in order: completion i belongs to prompt i // G.
 
-    Works for any causal LM of transformers (without a usable cache it reads the whole row again at each token). A completion ends
-    at an end-of-sequence id (which it keeps), when its text holds a `stop` string (which it keeps), or at its length limit (one for
-    all, or one per completion).
+    A completion ends at an end-of-sequence id (which it keeps), when its text holds a `stop` string (which it keeps), or at its length
+    limit (one for all, or one per completion). Llama-like models take the compact decoder (laurel/policy/compact.py), all others the
+    general sampler; both draw the same tokens.
     """
+    from laurel.policy.decode import Decoder
+
     each, rest = divmod(len(seeds), max(len(prompts), 1))
     assert rest == 0, f"{len(seeds)} seeds for {len(prompts)} prompts"
     limits = [max_completion_length] * len(seeds) if isinstance(max_completion_length, int) else list(max_completion_length)
     was = policy.model.training
     policy.model.eval()
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    done: dict[int, list[Completion]] = {}
     try:
-        for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
-            members = [i * each + g for i in chunk for g in range(each)]
-            state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
-            uniform = torch.from_numpy(uniforms([seeds[n] for n in members], state.longest))
-            found = state.run(uniform, temperature, top_k, top_p, tuple(stop))
-            done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
+        model = compact_of(policy)
+        if model is None or not seeds:
+            return sample_general(policy, prompts, each, seeds, limits, temperature, top_k, top_p, tuple(stop), rows_at_once)
+        return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
     finally:
         policy.model.train(was)
+
+
+@torch.no_grad()
+def sample_general(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    each: int,
+    seeds: Sequence[int],
+    limits: Sequence[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    rows_at_once: int,
+) -> list[Completion]:
+    """`sample` for any causal LM of transformers, in evaluation mode; without a usable cache it reads the whole row again at each token."""
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    done: dict[int, list[Completion]] = {}
+    for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
+        members = [i * each + g for i in chunk for g in range(each)]
+        state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
+        uniform = torch.from_numpy(uniforms([seeds[n] for n in members], state.longest))
+        found = state.run(uniform, temperature, top_k, top_p, stop)
+        done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
     return [completion for i in range(len(prompts)) for completion in done[i]]
 
 

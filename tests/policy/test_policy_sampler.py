@@ -49,7 +49,7 @@ def test_logps_equal_a_plain_forward_pass(kind, temperature):
 
 def test_a_model_without_a_usable_cache_reads_the_row_again(monkeypatch):
     """The slow way gives the same tokens as the cached one."""
-    policy = tiny()
+    policy = tiny("gpt2")
     fast = sample(policy, PROMPTS, seeds=list(range(8)), max_completion_length=12)
     monkeypatch.setattr("laurel.policy.sampler.can_lose_rows", lambda cache: False)
     slow = sample(policy, PROMPTS, seeds=list(range(8)), max_completion_length=12)
