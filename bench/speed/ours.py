@@ -247,9 +247,7 @@ def update_batch(rows: int, shape: Shape, length: int) -> Batch:
     groups = []
     for n, row in enumerate(ids):
         key = Key("bench", "", str(n), 0, 0)
-        new = Sample(
-            key, tuple(row[: shape.prompt]), tuple(row[shape.prompt :]), (-5.0,) * length, (True,) * length, 1.0, "length", "", ()
-        )
+        new = Sample(key, tuple(row[: shape.prompt]), tuple(row[shape.prompt :]), (-5.0,) * length, (True,) * length, 1.0, "length", "", ())
         groups.append(Group(str(n), {}, (new,), rewards=(1.0,)))
     batch = pack(groups)
     return batch.replace(weight_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0))

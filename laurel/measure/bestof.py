@@ -27,4 +27,3 @@ def best_of_n(proxy: Sequence[float], value: Sequence[float], n: int) -> float:
         total += sum(chance[start:end]) / (end - start) * sum(value[i] for i in order[start:end])
         start = end
     return total
-

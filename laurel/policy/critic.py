@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.policy.packed import hidden_states
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, trained_positions
+from laurel.policy.packed import hidden_states
 from laurel.policy.scorer import head_of
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
-from laurel.policy.packed import hidden_states, packs
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
+from laurel.policy.packed import hidden_states, packs
 
 LOADING = threading.RLock()
 """Held while weights are loaded. transformers replaces torch's initialisers meanwhile, for the whole process: two threads that load at

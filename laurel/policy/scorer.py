@@ -19,7 +19,6 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
-from laurel.policy.packed import hidden_states, packs
 from laurel.policy.logprob import wide
 from laurel.policy.model import (
     LOADING,
@@ -32,6 +31,7 @@ from laurel.policy.model import (
     pick_dtype,
     with_lora,
 )
+from laurel.policy.packed import hidden_states, packs
 
 PAD = "<|pad|>"
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"

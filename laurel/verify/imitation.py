@@ -156,6 +156,7 @@ def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
 
 def plain_step(world: World, verdict: Tensor, drawn: Sequence[Drawn], shown: Sequence[Drawn], o: Any) -> tuple[Tensor, Tensor]:
     """The second opinion: what moves the policy's logits, and what the discriminator's table."""
+
     def pays(f: float) -> float:
         d = 1 / (1 + math.exp(-f))
         return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[o.imitation_reward]
