@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Finish
-from laurel.policy.compact import Cache, Compact, rounded
+from laurel.policy.compact import Cache, Compact
 from laurel.policy.sampler import Completion, chunks, draw, uniforms
 
-SAMPLE, CELL, START, TIME, TOKEN = range(5)  # what `rows` says of each row in flight
+SAMPLE, GROUP, START, TIME, TOKEN = range(5)  # what `rows` says of each row in flight
 PREFILL = 8192  # prompt tokens read at once
 DRAWN = 1 << 19  # logits drawn from at once: they stay in a core's cache
 
@@ -28,8 +28,8 @@ class Decoder:
         self.model, self.prompts, self.each, self.tokenizer = model, prompts, each, model.policy.tokenizer
         self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         self.size, longest = min(max(rows_at_once // each, 1), len(prompts)) * each, max(limits)
-        width = rounded(max(map(len, prompts)))
-        self.cache, self.free, self.left = Cache(model, self.size, each, width, longest), [], []
+        width = max(map(len, prompts))
+        self.cache, self.free, self.left = Cache(model, self.size, self.size // each, width, longest), [], []
         self.live, self.rows = 0, torch.zeros(5, self.size, dtype=torch.long)
         self.limits, self.finish = torch.tensor(limits), ["length"] * len(limits)
         self.uniforms = torch.from_numpy(uniforms(seeds, longest))
@@ -48,7 +48,7 @@ class Decoder:
             if self.live:
                 rows = self.rows[:, : self.live]
                 self.cache.reserve(0, int(rows[TIME].max()) + 1)
-                logits = self.model.step(rows[TOKEN], rows[CELL], rows[START], rows[TIME], self.cache)
+                logits = self.model.step(rows[TOKEN], rows[GROUP], rows[START], rows[TIME], self.cache)
                 rows[TIME] += 1
                 self.take(0, logits, how)
         ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
@@ -66,12 +66,11 @@ class Decoder:
             groups = torch.tensor([self.free.pop() for _ in part])
             for group in groups.tolist():
                 self.left[group] = self.each
-            logits = self.model.prefill([self.prompts[i] for i in part], groups.to(self.model.embedding.device), self.cache)
-            member = torch.arange(self.each).repeat(len(part))
-            first, self.live = self.live, self.live + len(member)
+            logits = self.model.prefill([self.prompts[i] for i in part], groups, self.cache)
+            first, self.live = self.live, self.live + len(part) * self.each
             rows = self.rows[:, first : self.live]
-            rows[SAMPLE] = torch.tensor(part).repeat_interleave(self.each) * self.each + member
-            rows[CELL] = groups.repeat_interleave(self.each) * self.each + member
+            rows[SAMPLE] = (torch.tensor(part)[:, None] * self.each + torch.arange(self.each)).flatten()
+            rows[GROUP] = groups.repeat_interleave(self.each)
             rows[START] = torch.tensor([len(self.prompts[i]) for i in part]).repeat_interleave(self.each)
             rows[TIME] = 0
             self.take(first, logits.repeat_interleave(self.each, 0), how)
@@ -81,12 +80,12 @@ class Decoder:
         temperature, top_k, top_p, stop = how
         rows = self.rows[:, first : self.live]
         sample, time = rows[SAMPLE], self.length[rows[SAMPLE]]
-        point, size = self.uniforms[sample, time].to(logits.device), max(1, DRAWN // logits.shape[1])
-        if self.model.kernels and not top_k and top_p == 1:
+        point, size = self.uniforms[sample, time], max(1, DRAWN // logits.shape[1])
+        if not top_k and top_p == 1:
             ids, logp = self.model.draw(logits, point, temperature)
         else:
             drawn = [draw(a, b, temperature, top_k=top_k, top_p=top_p) for a, b in zip(logits.split(size), point.split(size), strict=True)]
-            ids, logp = (torch.cat(column).cpu() for column in zip(*drawn, strict=True))
+            ids, logp = (torch.cat(column) for column in zip(*drawn, strict=True))
         self.out_ids[sample, time], self.out_logp[sample, time], rows[TOKEN] = ids, logp, ids
         self.length[sample] = time + 1
         ended = self.limits[sample] == time + 1
@@ -112,7 +111,7 @@ class Decoder:
     def leave(self, first: int, ended: Tensor) -> None:
         """Rows first + n with ended[n] leave; the last rows take their places, and a prompt without rows frees its entry."""
         gone = first + ended.nonzero()[:, 0]
-        for group in (self.rows[CELL, gone] // self.each).tolist():
+        for group in self.rows[GROUP, gone].tolist():
             self.left[group] -= 1
             if not self.left[group]:
                 self.free.append(group)
@@ -121,6 +120,5 @@ class Decoder:
         self.live = int(keep.sum())
         source, target = self.live + keep[self.live :].nonzero()[:, 0], (~keep[: self.live]).nonzero()[:, 0]
         if len(source):
-            device = self.model.embedding.device
-            self.cache.move(source.to(device), target.to(device), int(self.rows[TIME, source].max()))
+            self.cache.move(source, target, int(self.rows[TIME, source].max()))
             self.rows[:, target] = self.rows[:, source]

@@ -1,5 +1,5 @@
 // What a decoding step does between its matrix products, one pass each over the rows; no row sees another. Plain C, called by kernels.py.
-// Numbers are float, float rounded to bfloat16 (R: a CPU without bfloat16 products), or bfloat16; sums are float.
+// S is float or bfloat16 (half); sums are float. Keys lie in blocks of sixteen tokens [d, 16], values as [T, d].
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -7,14 +7,20 @@
 
 typedef uint16_t half;
 typedef int64_t integer;
+typedef float sixteen __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef half halves __attribute__((vector_size(32)));
 
-static inline uint32_t bits(float v) { uint32_t u; memcpy(&u, &v, 4); return u; }
 static inline float number(uint32_t u) { float v; memcpy(&v, &u, 4); return v; }
-static inline uint32_t rounded(float v) { uint32_t u = bits(v); return u + 0x7fff + ((u >> 16) & 1); }
-template <bool R> static inline float get(const float* p) { return R ? number(rounded(*p) & 0xffff0000u) : *p; }
-template <bool R> static inline float get(const half* p) { return number((uint32_t)*p << 16); }
-template <bool R> static inline void put(float* p, float v) { *p = R ? number(rounded(v) & 0xffff0000u) : v; }
-template <bool R> static inline void put(half* p, float v) { *p = rounded(v) >> 16; }
+static inline float get(const float* p) { return *p; }
+static inline float get(const half* p) { return number((uint32_t)*p << 16); }
+static inline void put(float* p, float v) { *p = v; }
+static inline void put(half* p, float v) { uint32_t u; memcpy(&u, &v, 4); *p = (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
+static inline sixteen load(const float* p) { sixteen v; memcpy(&v, p, 64); return v; }
+static inline sixteen load(const half* p) {
+    halves h; memcpy(&h, p, 32);
+    words w = __builtin_convertvector(h, words) << 16; sixteen v; memcpy(&v, &w, 64); return v;
+}
 
 static inline float exponential(float x) {  // Cephes' expf, to about 2e-7 relative
     x = x < -87.f ? -87.f : (x > 88.f ? 88.f : x);
@@ -26,55 +32,59 @@ static inline float exponential(float x) {  // Cephes' expf, to about 2e-7 relat
 }
 
 // x += y where there is a y; h = x / rms(x) * w.
-template <class S, bool R>
+template <class S>
 static void add_norm(float* X, const S* Y, const float* w, S* H, integer rows, integer d, float eps) {
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
         float* x = X + r * d; S* h = H + r * d; float sum = 0;
-        if (Y) for (integer i = 0; i < d; i++) x[i] += get<R>(Y + r * d + i);
+        if (Y) for (integer i = 0; i < d; i++) x[i] += get(Y + r * d + i);
         for (integer i = 0; i < d; i++) sum += x[i] * x[i];
         float scale = 1.f / std::sqrt(sum / d + eps);
-        for (integer i = 0; i < d; i++) put<R>(h + i, x[i] * scale * w[i]);
+        for (integer i = 0; i < d; i++) put(h + i, x[i] * scale * w[i]);
     }
 }
 
 // out = silu(gate) * up, of rows [gate, up].
-template <class S, bool R>
+template <class S>
 static void silu_times(const S* GU, S* O, integer rows, integer f) {
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
         const S *g = GU + r * 2 * f, *u = g + f; S* o = O + r * f;
-        for (integer i = 0; i < f; i++) {
-            float a = get<R>(g + i); S s;
-            put<R>(&s, a / (1.f + exponential(-a)));
-            put<R>(o + i, get<R>(&s) * get<R>(u + i));
+        for (integer i = 0; i < f; i++) { float a = get(g + i); put(o + i, a / (1.f + exponential(-a)) * get(u + i)); }
+    }
+}
+
+// One head: normed where w is given, turned by its position (cos c, sin s), written to b.
+template <class S>
+static void turn(const S* x, const float* w, const float* c, const float* s, float* b, integer d, float eps) {
+    float sum = 0;
+    for (integer i = 0; i < d; i++) { b[i] = get(x + i); sum += b[i] * b[i]; }
+    if (w) { float scale = 1.f / std::sqrt(sum / d + eps); for (integer i = 0; i < d; i++) b[i] *= scale * w[i]; }
+    for (integer i = 0, m = d / 2; i < m; i++) {
+        float p = b[i], q = b[i + m];
+        b[i] = p * c[i] - q * s[i]; b[i + m] = q * c[i] + p * s[i];
+    }
+}
+
+// Projections [rows, (H + 2 K) d] -> queries, turned, in place; keys, turned, and values into entry[r] of the cache [entries, K, T, d] at time[r].
+template <class S>
+static void place(S* QKV, const float* qn, const float* kn, const float* cs, const float* sn, const integer* position, S* CK, S* CV,
+                  const integer* entry, const integer* time, integer rows, integer H, integer K, integer d, integer T, float eps) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (integer r = 0; r < rows; r++) {
+        const float *c = cs + position[r] * d / 2, *s = sn + position[r] * d / 2;
+        S* x = QKV + r * (H + 2 * K) * d; float b[512]; integer t = time[r];
+        for (integer h = 0; h < H; h++, x += d) { turn(x, qn, c, s, b, d, eps); for (integer i = 0; i < d; i++) put(x + i, b[i]); }
+        for (integer k = 0; k < K; k++, x += d) {
+            S *keys = CK + (entry[r] * K + k) * T * d, *values = CV + (entry[r] * K + k) * T * d;
+            turn(x, kn, c, s, b, d, eps);
+            for (integer i = 0; i < d; i++) put(keys + (t / 16 * d + i) * 16 + t % 16, b[i]);
+            memcpy(values + t * d, x + K * d, d * sizeof(S));
         }
     }
 }
 
-// One head: normed where w is given, turned by its position, written to o.
-template <class S, bool R>
-static void turn(const S* x, const float* w, const float* c, const float* s, S* o, integer d, float eps) {
-    float b[512], sum = 0;
-    for (integer i = 0; i < d; i++) { b[i] = get<R>(x + i); sum += b[i] * b[i]; }
-    if (w) { float scale = 1.f / std::sqrt(sum / d + eps); for (integer i = 0; i < d; i++) b[i] *= scale * w[i]; }
-    for (integer i = 0, m = d / 2; i < m; i++) {
-        float p = b[i], q = b[i + m];
-        put<R>(o + i, p * c[i] - q * s[i]); put<R>(o + i + m, q * c[i] + p * s[i]);
-    }
-}
-
-typedef float sixteen __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef half halves __attribute__((vector_size(32)));
-static inline sixteen load(const float* p) { sixteen v; memcpy(&v, p, 64); return v; }
-static inline sixteen load(const half* p) {
-    halves h; memcpy(&h, p, 32);
-    words w = __builtin_convertvector(h, words) << 16; sixteen v; memcpy(&v, &w, 64); return v;
-}
-
-// Keys lie in blocks of sixteen tokens [d, 16]: sixteen scores at a time, and no sum across a register.
-// D: the width of a head where it is a common one, so that loops are unrolled; else 0.
+// Scores of sixteen keys at a time, no sum across a register. D: the width of a head where it is a common one, so that loops are unrolled.
 template <class S, int D>
 static void dots(const float* __restrict__ q, const S* __restrict__ k, integer n, integer width, float scale, float* __restrict__ o) {
     const integer d = D ? D : width;
@@ -93,7 +103,7 @@ template <class S, int D>
 static void mix(const float* __restrict__ p, const S* __restrict__ v, integer n, integer width, float* __restrict__ out) {
     if (!D) {
         for (integer t = 0; t < n; t++, v += width)
-            for (integer i = 0; i < width; i++) out[i] += p[t] * get<false>(v + i);
+            for (integer i = 0; i < width; i++) out[i] += p[t] * get(v + i);
         return;
     }
     const int parts = D ? D / 16 : 1;
@@ -106,46 +116,37 @@ static void mix(const float* __restrict__ p, const S* __restrict__ v, integer n,
     for (int i = 0; i < D; i++) out[i] += even[i / 16][i % 16] + odd[i / 16][i % 16];
 }
 
-// Attention of one new token per row over its prompt's keys [groups, K, W, d] and its own [rows, K, T, d], which it joins.
-template <class S, bool R, int D>
-static void attend(const S* QKV, const float* qn, const float* kn, const float* cs, const float* sn, const S* PK, const S* PV, S* OK, S* OV,
-                   const integer* group, const integer* start, const integer* time, S* O,
-                   integer rows, integer H, integer K, integer d, integer W, integer T, float scale, float eps) {
+// Attention of placed queries over the first start[r] tokens of entry group[r] of the prompts [groups, K, W, d], and time[r] of row r's own.
+template <class S, int D>
+static void attend(const S* QKV, const S* PK, const S* PV, const S* OK, const S* OV, const integer* group, const integer* start,
+                   const integer* time, S* O, integer rows, integer H, integer K, integer d, integer W, integer T, float scale) {
 #pragma omp parallel for schedule(dynamic, 4) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
-        std::vector<float> weights(W + T + 16);
-        float *p = weights.data(), q[512], o[512]; S turned[512];
-        const float *c = cs + r * d / 2, *s = sn + r * d / 2; const S* x = QKV + r * (H + 2 * K) * d;
-        integer a = start[r], b = time[r] + 1, n = a + b, rep = H / K;
-        for (integer k = 0; k < K; k++) {
-            const S *pk = PK + (group[r] * K + k) * W * d, *pv = PV + (group[r] * K + k) * W * d;
-            S *ok = OK + (r * K + k) * T * d, *ov = OV + (r * K + k) * T * d;
-            turn<S, R>(x + (H + k) * d, kn, c, s, turned, d, eps);
-            for (integer i = 0; i < d; i++) ok[(time[r] / 16 * d + i) * 16 + time[r] % 16] = turned[i];
-            for (integer i = 0; i < d; i++) put<R>(ov + time[r] * d + i, get<R>(x + (H + K + k) * d + i));
-            for (integer h = k * rep; h < (k + 1) * rep; h++) {
-                turn<S, R>(x + h * d, qn, c, s, turned, d, eps);
-                for (integer i = 0; i < d; i++) { q[i] = get<false>(turned + i); o[i] = 0; }
-                dots<S, D>(q, pk, a, d, scale, p); dots<S, D>(q, ok, b, d, scale, p + a);
-                float top = p[0], sum = 0;
-                for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
-                for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
-                mix<S, D>(p, pv, a, d, o); mix<S, D>(p + a, ov, b, d, o);
-                for (integer i = 0; i < d; i++) put<R>(O + (r * H + h) * d + i, o[i] / sum);
-            }
+        std::vector<float> weights(W + T + 32);
+        float *p = weights.data(), q[512], o[512];
+        integer a = start[r], b = time[r], n = a + b, rep = H / K;
+        for (integer h = 0; h < H; h++) {
+            integer one = (group[r] * K + h / rep) * W * d, other = (r * K + h / rep) * T * d;
+            for (integer i = 0; i < d; i++) { q[i] = get(QKV + (r * (H + 2 * K) + h) * d + i); o[i] = 0; }
+            dots<S, D>(q, PK + one, a, d, scale, p); if (b) dots<S, D>(q, OK + other, b, d, scale, p + a);
+            float top = p[0], sum = 0;
+            for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
+            for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
+            mix<S, D>(p, PV + one, a, d, o); if (b) mix<S, D>(p + a, OV + other, b, d, o);
+            for (integer i = 0; i < d; i++) put(O + (r * H + h) * d + i, o[i] / sum);
         }
     }
 }
 
 // One token per row by inverse CDF at temperature 1 / sharp, or the likeliest (greedy); its log-probability.
-template <class S, bool R>
+template <class S>
 static void draw(const S* L, const double* u, integer* ids, float* logp, integer rows, integer V, float sharp, integer greedy) {
     const integer B = 128, blocks = (V + B - 1) / B;
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
         std::vector<float> e(V), part(blocks);
         float top = -INFINITY; double total = 0, seen = 0; integer i = 0, j = 0;
-        for (integer v = 0; v < V; v++) { e[v] = get<R>(L + r * V + v) * sharp; top = e[v] > top ? e[v] : top; }
+        for (integer v = 0; v < V; v++) { e[v] = get(L + r * V + v) * sharp; top = e[v] > top ? e[v] : top; }
         if (greedy) while (i < V - 1 && e[i] != top) i++;
         for (j = 0; j < blocks; j++) {
             integer end = (j + 1) * B < V ? (j + 1) * B : V; float s = 0;
@@ -158,24 +159,28 @@ static void draw(const S* L, const double* u, integer* ids, float* logp, integer
             integer end = (j + 1) * B < V ? (j + 1) * B : V;
             for (i = j * B; i < end - 1; i++) { seen += e[i]; if (seen > point) break; }
         }
-        ids[r] = i; logp[r] = get<R>(L + r * V + i) * sharp - top - (float)std::log(total);
+        ids[r] = i; logp[r] = get(L + r * V + i) * sharp - top - (float)std::log(total);
     }
 }
 
-#define FOR_KIND(call) if (kind == 2) { typedef half S; const bool R = false; call; } else if (kind == 1) { typedef float S; const bool R = true; call; } \
-    else { typedef float S; const bool R = false; call; }
+#define FOR_KIND(call) if (wide) { typedef float S; call; } else { typedef half S; call; }
 extern "C" {
-void laurel_add_norm(int kind, void* x, void* y, void* w, void* h, integer rows, integer d, float eps) {
-    FOR_KIND((add_norm<S, R>((float*)x, (S*)y, (float*)w, (S*)h, rows, d, eps)))
+void laurel_add_norm(int wide, void* x, void* y, void* w, void* h, integer rows, integer d, float eps) {
+    FOR_KIND((add_norm<S>((float*)x, (S*)y, (float*)w, (S*)h, rows, d, eps)))
 }
-void laurel_silu_times(int kind, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S, R>((S*)gu, (S*)o, rows, f))) }
-void laurel_attend(int kind, void* qkv, void* qn, void* kn, void* cs, void* sn, void* pk, void* pv, void* ok, void* ov, void* group, void* start,
-                   void* time, void* o, integer rows, integer H, integer K, integer d, integer W, integer T, float scale, float eps) {
-#define ATTEND(D) FOR_KIND((attend<S, R, D>((S*)qkv, (float*)qn, (float*)kn, (float*)cs, (float*)sn, (S*)pk, (S*)pv, (S*)ok, (S*)ov, \
-    (integer*)group, (integer*)start, (integer*)time, (S*)o, rows, H, K, d, W, T, scale, eps)))
+void laurel_silu_times(int wide, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S>((S*)gu, (S*)o, rows, f))) }
+void laurel_place(int wide, void* qkv, void* qn, void* kn, void* cs, void* sn, void* position, void* ck, void* cv, void* entry, void* time,
+                  integer rows, integer H, integer K, integer d, integer T, float eps) {
+    FOR_KIND((place<S>((S*)qkv, (float*)qn, (float*)kn, (float*)cs, (float*)sn, (integer*)position, (S*)ck, (S*)cv, (integer*)entry,
+                       (integer*)time, rows, H, K, d, T, eps)))
+}
+void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* group, void* start, void* time, void* o,
+                   integer rows, integer H, integer K, integer d, integer W, integer T, float scale) {
+#define ATTEND(D) FOR_KIND((attend<S, D>((S*)qkv, (S*)pk, (S*)pv, (S*)ok, (S*)ov, (integer*)group, (integer*)start, (integer*)time, (S*)o, \
+    rows, H, K, d, W, T, scale)))
     if (d == 32) { ATTEND(32) } else if (d == 64) { ATTEND(64) } else if (d == 128) { ATTEND(128) } else { ATTEND(0) }
 }
-void laurel_draw(int kind, void* l, void* u, void* ids, void* logp, integer rows, integer V, float sharp, integer greedy) {
-    FOR_KIND((draw<S, R>((S*)l, (double*)u, (integer*)ids, (float*)logp, rows, V, sharp, greedy)))
+void laurel_draw(int wide, void* l, void* u, void* ids, void* logp, integer rows, integer V, float sharp, integer greedy) {
+    FOR_KIND((draw<S>((S*)l, (double*)u, (integer*)ids, (float*)logp, rows, V, sharp, greedy)))
 }
 }

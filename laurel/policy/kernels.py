@@ -43,14 +43,9 @@ def library() -> Any:
         return None
 
 
-class Kernels:
-    """Calls with tensors in place of addresses. kind: 0 float32, 1 float32 rounded to bfloat16, 2 bfloat16. All tensors are contiguous."""
-
-    def __init__(self, kind: int) -> None:
-        self.kind = kind
-
-    def call(self, name: str, *arguments: Tensor | int | float | None) -> None:
-        library()[f"laurel_{name}"](ctypes.c_int(self.kind), *map(as_c, arguments))
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """A function of kernels.cpp on tensors of `dtype` (float32 or bfloat16), contiguous, on the CPU; a tensor goes as its address."""
+    library()[f"laurel_{name}"](ctypes.c_int(dtype == torch.float32), *map(as_c, arguments))
 
 
 def as_c(value: Tensor | int | float | None) -> Any:
@@ -58,10 +53,3 @@ def as_c(value: Tensor | int | float | None) -> Any:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_void_p(None) if value is None else ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
-
-
-def kernels_for(device: torch.device, work: torch.dtype, rounded: bool) -> Kernels | None:
-    """The compiled part for tensors of that kind, or None: another device, or no compiler."""
-    if device.type != "cpu" or library() is None:
-        return None
-    return Kernels(2 if work == torch.bfloat16 else int(rounded))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Body -> does `encode` compute what its own forward does? Found out once."""
