@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 SILU = ("SiLU", "SiLUActivation")
-FEWEST = 16
-"""A matrix product has at least so many rows: with fewer, libraries take other kernels, and a sample's last bits tell of its neighbours."""
+FEW = 16
+"""Products of so few rows are our own: the libraries' read the weights a third slower, and give a row other bits beside other neighbours."""
+ROOM = 1 << 30
+"""Bytes of memory that are asked for at once for what rows will say."""
 
 
 class Unknown(Exception):
@@ -43,17 +45,18 @@ class Block:
 
 
 class Cache:
-    """Keys and values: `prefix` [layers, 2, groups, K, W, h], one entry a prompt, and `suffix` [layers, 2, rows, K, T, h].
+    """Keys and values: `prefix` [layers, 2, groups, K, W, h], one entry a prompt, and `suffix` [layers, 2, slots, K, T, h].
 
-    Values lie as [T, h], keys as blocks of sixteen tokens [h, 16]: so the kernels read them.
+    Values lie as [T, h], keys as blocks of sixteen tokens [h, 16]: so the kernels read them. Memory that no token was written to is
+    asked for and not used.
     """
 
-    def __init__(self, model: Compact, rows: int, groups: int, width: int, longest: int) -> None:
-        self.longest = rounded(longest)
-        self.make = lambda count, length: torch.zeros(
-            len(model.blocks), 2, count, model.kv_heads, length, model.head_dim, dtype=model.policy.dtype
-        )
-        self.prefix, self.suffix = self.make(groups, rounded(width)), self.make(rows, min(64, self.longest))
+    def __init__(self, model: Compact, slots: int, groups: int, width: int, longest: int) -> None:
+        config = len(model.blocks), 2, model.kv_heads, model.head_dim
+        self.longest, a_token = rounded(longest), 4 * slots * math.prod(config)
+        self.make = lambda count, length: torch.empty(*config[:2], count, config[2], length, config[3], dtype=model.policy.dtype)
+        self.prefix = self.make(groups, rounded(width))
+        self.suffix = self.make(slots, min(self.longest, max(64, rounded(ROOM // a_token))))
 
     def reserve(self, groups: int, length: int) -> None:
         """Room for so many prompts and so long a row: doubled when it does not suffice."""
@@ -63,12 +66,6 @@ class Cache:
         if length > self.suffix.shape[4]:
             old, self.suffix = self.suffix, self.make(self.suffix.shape[2], min(self.longest, 2 * self.suffix.shape[4]))
             self.suffix[:, :, :, :, : old.shape[4]] = old
-
-    def move(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Rows `source` take the places `target` of rows that ended; no row is longer than `length`."""
-        for layer in self.suffix:
-            for part in layer:
-                part[target, :, : rounded(length)] = part[source, :, : rounded(length)]
 
 
 class Compact:
@@ -87,41 +84,45 @@ class Compact:
         self.eps, self.activation, self.plus = config.rms_norm_eps, first.mlp.act_fn, float(config.model_type == "gemma")
         self.scale = float(getattr(body.embed_tokens, "scalar_embed_scale", 1.0))
         self.cos = self.sin = torch.empty(0)
+        self.rooms, self.copies = dict[str, Tensor](), dict[str, Tensor]()
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Fuse the weights anew. Nothing tells for certain whether they moved: a fused AdamW leaves their version counters alone."""
-        self.blocks = [self.block(layer) for layer in self.body.layers]
+        self.blocks = [self.block(str(i), layer) for i, layer in enumerate(self.body.layers)]
         self.embedding, self.norm = self.body.embed_tokens.weight.detach(), self.body.norm.weight.detach() + self.plus
-        self.head, self.head_bias = self.fused(self.policy.causal.get_output_embeddings())
+        self.head, self.head_bias = self.fused("head", self.policy.causal.get_output_embeddings())
 
-    def block(self, layer: nn.Module) -> Block:
+    def block(self, name: str, layer: nn.Module) -> Block:
         attention, mlp = layer.self_attn, layer.mlp
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        norms = [getattr(attention, norm, None) for norm in ("q_norm", "k_norm")]
         return Block(
             layer.input_layernorm.weight.detach() + self.plus,
-            *self.fused(attention.q_proj, attention.k_proj, attention.v_proj),
+            *self.fused(f"qkv {name}", attention.q_proj, attention.k_proj, attention.v_proj),
             *(None if norm is None else norm.weight.detach() + self.plus for norm in norms),
-            *self.fused(attention.o_proj),
+            *self.fused(f"out {name}", attention.o_proj),
             layer.post_attention_layernorm.weight.detach() + self.plus,
-            *self.fused(mlp.gate_proj, mlp.up_proj),
-            *self.fused(mlp.down_proj),
+            *self.fused(f"gate_up {name}", mlp.gate_proj, mlp.up_proj),
+            *self.fused(f"down {name}", mlp.down_proj),
         )
 
-    def fused(self, *linears: Any) -> tuple[Tensor, Tensor | None]:
+    def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
         """The weights of several projections of one input as one matrix, adapters merged in, and their biases as one vector."""
-        bases = [getattr(linear, "base_layer", linear) for linear in linears]
+        bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
         weights = [base.weight.detach() for base in bases]
         for i, linear in enumerate(linears):
             if linear is not bases[i] and not linear.merged and not linear.disable_adapters:
-                for name in linear.active_adapters:
-                    weights[i] = weights[i] + linear.get_delta_weight(name) if name in linear.lora_A else weights[i]
-        bias = None
+                for adapter in linear.active_adapters:
+                    weights[i] = weights[i] + linear.get_delta_weight(adapter) if adapter in linear.lora_A else weights[i]
         if any(base.bias is not None for base in bases):
             bias = torch.cat([base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases])
             bias = bias.to(self.policy.dtype)
-        return (weights[0] if len(weights) == 1 else torch.cat(weights)).to(self.policy.dtype), bias
+        if len(weights) == 1 and weights[0].dtype == self.policy.dtype:
+            return weights[0], bias
+        if name not in self.copies:
+            self.copies[name] = torch.empty(sum(map(len, weights)), weights[0].shape[1], dtype=self.policy.dtype)
+        return torch.cat(weights, out=self.copies[name]), bias
 
     def rotate(self, longest: int) -> None:
         """cos and sin [positions, h / 2] of the model's own rotary embedding, scaling included, for so many positions at least."""
@@ -130,50 +131,52 @@ class Compact:
             angle = torch.arange(2.0 * longest)[:, None] * rotary.inv_freq.float()
             self.cos, self.sin = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [n, D] times weight [E, D], plus bias, by the kernel for at least FEWEST rows."""
-        if len(x) > FEWEST:
-            return F.linear(x, weight, bias)
-        y = (weight @ F.pad(x, (0, 0, 0, FEWEST - len(x))).mT).mT[: len(x)]  # for few rows a third sooner than F.linear
-        return (y if bias is None else y + bias).contiguous()
+    def room(self, name: str, rows: int, width: int) -> Tensor:
+        """[rows, width] of memory that is used again under this name: fresh pages cost as much as a product does."""
+        if name not in self.rooms or len(self.rooms[name]) < rows:
+            self.rooms[name] = torch.empty(rows, width, dtype=self.policy.dtype)
+        return self.rooms[name][:rows]
+
+    def product(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [n, D] times weight [E, D], plus bias, in memory that is used again under that name."""
+        out = self.room(name, len(x), len(weight))
+        if len(x) <= FEW and len(weight) >= FEW:
+            call("product", x.dtype, x, weight, out, *x.shape, len(weight))
+            return out if bias is None else out.add_(bias)
+        return torch.mm(x, weight.mT, out=out) if bias is None else torch.addmm(bias, x, weight.mT, out=out)
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
         """x += y, in place; x / rms(x) * weight."""
-        h = torch.empty(x.shape, dtype=self.policy.dtype)
+        h = self.room("norm", *x.shape)
         call("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
         return h
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
         if type(self.activation).__name__ in SILU:
-            h = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+            h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
             call("silu_times", h.dtype, gate_up, h, *h.shape)
             return h
         gate, up = gate_up.chunk(2, -1)
         return self.activation(gate) * up
 
-    def hidden(self, ids: Tensor, position: Tensor, group: Tensor, start: Tensor, time: Tensor, cache: Cache, *, own: bool) -> Tensor:
-        """Last hidden states [n, D] of n tokens, each of which sees the first `start` tokens of its prompt `group` and `time` of its row.
+    def hidden(self, ids: Tensor, position: Tensor, group: Tensor, start: Tensor, slot: Tensor | None, time: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states [n, D] of n new tokens; token n sees `start` tokens of prompt `group` and `time` of row `slot`, itself one.
 
-        own: token r belongs to row r, else to the prompt. All of shape [n]. It joins the cache before it looks.
+        All of shape [n]. slot: None while prompts are read.
         """
-        into, sizes = cache.suffix if own else cache.prefix, (len(ids), self.heads, self.kv_heads, self.head_dim)
-        entry, at = (torch.arange(len(ids)), time - 1) if own else (group, position)
-        x, y = self.embedding[ids] * self.scale, None
+        x, y, prefix, suffix = self.embedding[ids] * self.scale, None, cache.prefix, cache.suffix
+        sizes = (len(ids), self.heads, self.kv_heads, self.head_dim, prefix.shape[4], suffix.shape[4], int(slot is not None))
         for i, block in enumerate(self.blocks):
-            qkv = self.product(self.add_norm(x, y, block.norm_1), block.qkv, block.qkv_bias)
+            qkv = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv, block.qkv_bias)
+            h = self.room("heads", len(ids), self.heads * self.head_dim)
             call(
-                "place", qkv.dtype, qkv, block.q_norm, block.k_norm, self.cos, self.sin, position, *into[i], entry, at,
-                *sizes, into.shape[4], self.eps,
+                "attend", h.dtype, qkv, *prefix[i], *suffix[i], h, block.q_norm, block.k_norm, self.cos, self.sin, position,
+                group, start, slot, time, *sizes, self.scaling, self.eps,
             )  # fmt: skip
-            h = qkv.new_empty(len(qkv), self.heads * self.head_dim)
-            call(
-                "attend", qkv.dtype, qkv, *cache.prefix[i], *cache.suffix[i], group, start, time, h,
-                *sizes, cache.prefix.shape[4], cache.suffix.shape[4], self.scaling,
-            )  # fmt: skip
-            y = self.product(h, block.out, block.out_bias)
-            h = self.gated(self.product(self.add_norm(x, y, block.norm_2), block.gate_up, block.gate_up_bias))
-            y = self.product(h, block.down, block.down_bias)
+            y = self.product("out", h, block.out, block.out_bias)
+            h = self.gated(self.product("gate_up", self.add_norm(x, y, block.norm_2), block.gate_up, block.gate_up_bias))
+            y = self.product("out", h, block.down, block.down_bias)
         return self.add_norm(x, y, self.norm)
 
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
@@ -182,17 +185,18 @@ class Compact:
         self.rotate(int(lengths.max()))
         position, group = torch.cat([torch.arange(len(prompt)) for prompt in prompts]), groups.repeat_interleave(lengths)
         ids = torch.tensor([token for prompt in prompts for token in prompt])
-        hidden = self.hidden(ids, position, group, position + 1, torch.zeros_like(ids), cache, own=False)
-        return self.product(hidden[lengths.cumsum(0) - 1], self.head, self.head_bias)
+        hidden = self.hidden(ids, position, group, position + 1, None, torch.zeros_like(ids), cache)
+        return self.product("logits", hidden[lengths.cumsum(0) - 1], self.head, self.head_bias)
 
-    def step(self, token: Tensor, group: Tensor, start: Tensor, time: Tensor, cache: Cache) -> Tensor:
-        """One token more for rows 0 .. n of the cache: logits [n, V].
+    def step(self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache) -> Tensor:
+        """One token more: logits [n, V], which live until the next call.
 
-        All [n]: what each row said last, its prompt's entry in the cache, its prompt's length, how many of its own tokens the cache holds.
+        All [n]: what each row said last, its prompt's entry in the cache, that prompt's length, the row's slot in the cache, how many of
+        its own tokens that holds.
         """
         position = start + time
         self.rotate(int(position.max()) + 1)
-        return self.product(self.hidden(token, position, group, start, time + 1, cache, own=True), self.head, self.head_bias)
+        return self.product("logits", self.hidden(token, position, group, start, slot, time + 1, cache), self.head, self.head_bias)
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """`sampler.draw` without truncation: what the kernel draws, in one pass."""
@@ -205,9 +209,9 @@ class Compact:
         size, bound = len(self.embedding), 1e-4 if self.policy.dtype == torch.float32 else 0.05
         ids_NL = torch.arange(16).view(2, 8) * max(size // 17, 1) % size
         cache, starts, every = Cache(self, 2, 2, 8, 3), torch.tensor([5, 2]), torch.arange(2)
-        found = [self.prefill([ids_NL[0, :5].tolist(), ids_NL[1, :2].tolist()], every, cache)]
+        found = [self.prefill([ids_NL[0, :5].tolist(), ids_NL[1, :2].tolist()], every, cache).clone()]
         for t in range(3):
-            found.append(self.step(ids_NL[every, starts + t], every, starts, torch.full((2,), t), cache))
+            found.append(self.step(ids_NL[every, starts + t], every, starts, every, torch.full((2,), t), cache).clone())
         with self.policy.autocast():
             logits = self.policy.causal(ids_NL, use_cache=False).logits.float()
         wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)

@@ -44,6 +44,25 @@ static void add_norm(float* X, const S* Y, const float* w, S* H, integer rows, i
     }
 }
 
+// Y = X W' of at most sixteen rows: weights stream through once, sixteen columns of Y at a time; a lane of a register is a row.
+template <class S>
+static void product(const S* X, const S* W, S* Y, integer m, integer k, integer n) {
+    std::vector<float> T(k * 16);
+    for (integer r = 0; r < m; r++) for (integer i = 0; i < k; i++) T[i * 16 + r] = get(X + r * k + i);
+#pragma omp parallel for schedule(static)
+    for (integer column = 0; column < n; column += 16) {
+        const integer first = column + 16 <= n ? column : n - 16; const S* w = W + first * k;
+        sixteen sum[16] = {};
+        for (integer i = 0; i < k; i++) {
+            if (i % 16 == 0) for (integer j = 0; j < 16; j++) __builtin_prefetch(w + j * k + i + 64, 0, 3);
+            sixteen x = load(T.data() + i * 16);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; j++) sum[j] += get(w + j * k + i) * x;
+        }
+        for (integer r = 0; r < m; r++) for (int j = 0; j < 16; j++) put(Y + r * n + first + j, sum[j][r]);
+    }
+}
+
 // out = silu(gate) * up, of rows [gate, up].
 template <class S>
 static void silu_times(const S* GU, S* O, integer rows, integer f) {
@@ -63,24 +82,6 @@ static void turn(const S* x, const float* w, const float* c, const float* s, flo
     for (integer i = 0, m = d / 2; i < m; i++) {
         float p = b[i], q = b[i + m];
         b[i] = p * c[i] - q * s[i]; b[i + m] = q * c[i] + p * s[i];
-    }
-}
-
-// Projections [rows, (H + 2 K) d] -> queries, turned, in place; keys, turned, and values into entry[r] of the cache [entries, K, T, d] at time[r].
-template <class S>
-static void place(S* QKV, const float* qn, const float* kn, const float* cs, const float* sn, const integer* position, S* CK, S* CV,
-                  const integer* entry, const integer* time, integer rows, integer H, integer K, integer d, integer T, float eps) {
-#pragma omp parallel for schedule(static) if (rows > 1)
-    for (integer r = 0; r < rows; r++) {
-        const float *c = cs + position[r] * d / 2, *s = sn + position[r] * d / 2;
-        S* x = QKV + r * (H + 2 * K) * d; float b[512]; integer t = time[r];
-        for (integer h = 0; h < H; h++, x += d) { turn(x, qn, c, s, b, d, eps); for (integer i = 0; i < d; i++) put(x + i, b[i]); }
-        for (integer k = 0; k < K; k++, x += d) {
-            S *keys = CK + (entry[r] * K + k) * T * d, *values = CV + (entry[r] * K + k) * T * d;
-            turn(x, kn, c, s, b, d, eps);
-            for (integer i = 0; i < d; i++) put(keys + (t / 16 * d + i) * 16 + t % 16, b[i]);
-            memcpy(values + t * d, x + K * d, d * sizeof(S));
-        }
     }
 }
 
@@ -116,24 +117,56 @@ static void mix(const float* __restrict__ p, const S* __restrict__ v, integer n,
     for (int i = 0; i < D; i++) out[i] += even[i / 16][i % 16] + odd[i / 16][i % 16];
 }
 
-// Attention of placed queries over the first start[r] tokens of entry group[r] of the prompts [groups, K, W, d], and time[r] of row r's own.
+// Of one layer: projections [rows, (H + 2 K) d]; prompts' keys and values [groups, K, W, d], rows' own [slots, K, T, d]; tables of cos and sin.
+template <class S> struct Layer {
+    S *qkv, *pk, *pv, *ok, *ov, *out; const float *qn, *kn, *cs, *sn;
+    const integer *position, *group, *start, *slot, *time; integer rows, H, K, d, W, T, own; float scale, eps;
+};
+
+// Row r: queries are turned in place; keys, turned, and values join the cache: the row's own at time[r] - 1, or its prompt's at position[r].
+template <class S>
+static void place(const Layer<S>& l, integer r) {
+    integer d = l.d, t = l.own ? l.time[r] - 1 : l.position[r], at = l.own ? l.slot[r] : l.group[r], length = l.own ? l.T : l.W;
+    const float *c = l.cs + l.position[r] * d / 2, *s = l.sn + l.position[r] * d / 2;
+    S* x = l.qkv + r * (l.H + 2 * l.K) * d; float b[512];
+    for (integer h = 0; h < l.H; h++, x += d) { turn(x, l.qn, c, s, b, d, l.eps); for (integer i = 0; i < d; i++) put(x + i, b[i]); }
+    for (integer k = 0; k < l.K; k++, x += d) {
+        integer begin = (at * l.K + k) * length * d;
+        S* keys = (l.own ? l.ok : l.pk) + begin + t / 16 * 16 * d + t % 16;
+        turn(x, l.kn, c, s, b, d, l.eps);
+        for (integer i = 0; i < d; i++) put(keys + 16 * i, b[i]);
+        memcpy((l.own ? l.ov : l.pv) + begin + t * d, x + l.K * d, d * sizeof(S));
+    }
+}
+
+// Row r: attention over the first start[r] tokens of its prompt and the first time[r] of its own.
 template <class S, int D>
-static void attend(const S* QKV, const S* PK, const S* PV, const S* OK, const S* OV, const integer* group, const integer* start,
-                   const integer* time, S* O, integer rows, integer H, integer K, integer d, integer W, integer T, float scale) {
-#pragma omp parallel for schedule(dynamic, 4) if (rows > 1)
-    for (integer r = 0; r < rows; r++) {
-        std::vector<float> weights(W + T + 32);
-        float *p = weights.data(), q[512], o[512];
-        integer a = start[r], b = time[r], n = a + b, rep = H / K;
-        for (integer h = 0; h < H; h++) {
-            integer one = (group[r] * K + h / rep) * W * d, other = (r * K + h / rep) * T * d;
-            for (integer i = 0; i < d; i++) { q[i] = get(QKV + (r * (H + 2 * K) + h) * d + i); o[i] = 0; }
-            dots<S, D>(q, PK + one, a, d, scale, p); if (b) dots<S, D>(q, OK + other, b, d, scale, p + a);
-            float top = p[0], sum = 0;
-            for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
-            for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
-            mix<S, D>(p, PV + one, a, d, o); if (b) mix<S, D>(p + a, OV + other, b, d, o);
-            for (integer i = 0; i < d; i++) put(O + (r * H + h) * d + i, o[i] / sum);
+static void look(const Layer<S>& l, integer r, float* p) {
+    integer d = l.d, a = l.start[r], b = l.time[r], n = a + b, rep = l.H / l.K; float q[512], o[512];
+    for (integer h = 0; h < l.H; h++) {
+        integer one = (l.group[r] * l.K + h / rep) * l.W * d, other = b ? (l.slot[r] * l.K + h / rep) * l.T * d : 0;
+        for (integer i = 0; i < d; i++) { q[i] = get(l.qkv + (r * (l.H + 2 * l.K) + h) * d + i); o[i] = 0; }
+        dots<S, D>(q, l.pk + one, a, d, l.scale, p); dots<S, D>(q, l.ok + other, b, d, l.scale, p + a);
+        float top = p[0], sum = 0;
+        for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
+        for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
+        mix<S, D>(p, l.pv + one, a, d, o); mix<S, D>(p + a, l.ov + other, b, d, o);
+        for (integer i = 0; i < d; i++) put(l.out + (r * l.H + h) * d + i, o[i] / sum);
+    }
+}
+
+// A new token of every row attends. Rows of a prompt that is being read see each other: all are placed before one looks.
+template <class S, int D>
+static void attend(const Layer<S>& l) {
+#pragma omp parallel
+    {
+        std::vector<float> scores(l.W + l.T + 32);
+#pragma omp for schedule(static)
+        for (integer r = 0; r < (l.own ? 0 : l.rows); r++) place(l, r);
+#pragma omp for schedule(dynamic, 4)
+        for (integer r = 0; r < l.rows; r++) {
+            if (l.own) place(l, r);
+            look<S, D>(l, r, scores.data());
         }
     }
 }
@@ -168,16 +201,15 @@ extern "C" {
 void laurel_add_norm(int wide, void* x, void* y, void* w, void* h, integer rows, integer d, float eps) {
     FOR_KIND((add_norm<S>((float*)x, (S*)y, (float*)w, (S*)h, rows, d, eps)))
 }
-void laurel_silu_times(int wide, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S>((S*)gu, (S*)o, rows, f))) }
-void laurel_place(int wide, void* qkv, void* qn, void* kn, void* cs, void* sn, void* position, void* ck, void* cv, void* entry, void* time,
-                  integer rows, integer H, integer K, integer d, integer T, float eps) {
-    FOR_KIND((place<S>((S*)qkv, (float*)qn, (float*)kn, (float*)cs, (float*)sn, (integer*)position, (S*)ck, (S*)cv, (integer*)entry,
-                       (integer*)time, rows, H, K, d, T, eps)))
+void laurel_product(int wide, void* x, void* w, void* y, integer m, integer k, integer n) {
+    FOR_KIND((product<S>((S*)x, (S*)w, (S*)y, m, k, n)))
 }
-void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* group, void* start, void* time, void* o,
-                   integer rows, integer H, integer K, integer d, integer W, integer T, float scale) {
-#define ATTEND(D) FOR_KIND((attend<S, D>((S*)qkv, (S*)pk, (S*)pv, (S*)ok, (S*)ov, (integer*)group, (integer*)start, (integer*)time, (S*)o, \
-    rows, H, K, d, W, T, scale)))
+void laurel_silu_times(int wide, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S>((S*)gu, (S*)o, rows, f))) }
+void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
+                   void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,
+                   integer own, float scale, float eps) {
+#define ATTEND(D) FOR_KIND((attend<S, D>({(S*)qkv, (S*)pk, (S*)pv, (S*)ok, (S*)ov, (S*)out, (float*)qn, (float*)kn, (float*)cs, (float*)sn, \
+    (integer*)position, (integer*)group, (integer*)start, (integer*)slot, (integer*)time, rows, H, K, d, W, T, own, scale, eps})))
     if (d == 32) { ATTEND(32) } else if (d == 64) { ATTEND(64) } else if (d == 128) { ATTEND(128) } else { ATTEND(0) }
 }
 void laurel_draw(int wide, void* l, void* u, void* ids, void* logp, integer rows, integer V, float sharp, integer greedy) {

@@ -77,10 +77,11 @@ def test_logits_equal_the_model_s(kind):
     policy = tiny(kind)
     model, ids, starts = compact_of(policy), torch.randint(4, 100, (3, 40)), torch.tensor([17, 3, 20])
     cache = Cache(model, 3, 3, 20, 20)
-    logits = [model.prefill([row[:s].tolist() for row, s in zip(ids, starts, strict=True)], torch.arange(3), cache)]
+    every = torch.arange(3)
+    logits = [model.prefill([row[:s].tolist() for row, s in zip(ids, starts, strict=True)], every, cache).clone()]
     for t in range(20):
         time = torch.full((3,), t)
-        logits.append(model.step(ids[torch.arange(3), starts + t], torch.arange(3), starts, time, cache))
+        logits.append(model.step(ids[every, starts + t], every, starts, every, time, cache).clone())
     wanted = policy.causal(ids).logits
     for n, start in enumerate(starts):
         assert torch.allclose(torch.stack(logits)[:, n], wanted[n, start - 1 : start + 20], atol=1e-5 * float(wanted.abs().max()))
