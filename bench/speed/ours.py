@@ -22,7 +22,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy.logprob import chunked_logprobs
-from laurel.policy.model import Policy, pick_device
+from laurel.policy.model import Policy, pick_device, pick_dtype
 from laurel.policy.sampler import sample
 from laurel.rollout import single
 from laurel.rollout.pack import pack
@@ -66,7 +66,7 @@ def endless(policy: Policy) -> Policy:
 def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     """`laurel.policy.sampler.sample`: every prompt, G times, lengths given."""
     device = pick_device("auto")
-    policy = Endless(models.make_model(shape).to(device), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    policy = Endless(models.make_model(shape).to(device), models.make_tokenizer(shape.vocabulary), pick_dtype(DTYPES[dtype], device))
     prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
 
     def once() -> dict[str, Any]:

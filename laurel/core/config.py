@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
     # how long, how much
     max_steps: int = option(100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1)
     prompts_per_step: int = option(16, "prompts (rows of data) per step", ge=1)
-    token_budget: int = option(16_384, "computed tokens per micro-batch: memory, never mathematics", ge=1)
+    token_budget: int = option(0, "computed tokens per micro-batch (0: 2048 on a CPU, else 16384): memory, never mathematics", ge=0)
     max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
     save_steps: int = option(0, "write a checkpoint every so many steps; 0: only at the end", ge=0)
     save_total_limit: int = option(2, "complete checkpoints kept", ge=1)

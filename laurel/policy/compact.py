@@ -17,7 +17,7 @@ from laurel.policy.model import Policy
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 SILU = ("SiLU", "SiLUActivation")
 FEW = 16
-"""Products of so few rows are our own: the libraries' read the weights a third slower, and give a row other bits beside other neighbours."""
+"""Products of so few rows are our own: the library's read weights a third slower, and a row's last bits tell of its neighbours."""
 ROOM = 1 << 30
 """Bytes of memory that are asked for at once for what rows will say."""
 
@@ -160,7 +160,9 @@ class Compact:
         gate, up = gate_up.chunk(2, -1)
         return self.activation(gate) * up
 
-    def hidden(self, ids: Tensor, position: Tensor, group: Tensor, start: Tensor, slot: Tensor | None, time: Tensor, cache: Cache) -> Tensor:
+    def hidden(
+        self, ids: Tensor, position: Tensor, group: Tensor, start: Tensor, slot: Tensor | None, time: Tensor, cache: Cache
+    ) -> Tensor:
         """Last hidden states [n, D] of n new tokens; token n sees `start` tokens of prompt `group` and `time` of row `slot`, itself one.
 
         All of shape [n]. slot: None while prompts are read.

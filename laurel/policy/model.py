@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import logging
 import os
 import threading
 from contextlib import nullcontext
@@ -335,9 +336,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the GPU has it, float32 elsewhere."""
+    """auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes float32 for it: finer, and faster."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        logging.getLogger(__name__).warning("dtype bfloat16 is computed in float32, faster: this CPU has no products of bfloat16")
+        return torch.float32
     return getattr(torch, name)
 
 

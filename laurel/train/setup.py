@@ -138,6 +138,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         config = config.model_copy(update={"model": str(build_starter(config.model, config.dataset, config.seed))})
     policy: Any = load_head(config, row.head) if row.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
+    config = config.model_copy(update={"token_budget": config.token_budget or (2048 if policy.device.type == "cpu" else 16_384)})
     reference = make_reference(policy, config.reference) if config.reference else None
     companion = BESIDE[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))

@@ -216,7 +216,7 @@ class Recorder:
 def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL unless asked."""
     base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
-    base |= {"logging_steps": 1 << 30, "learning_rate": 1.0}
+    base |= {"logging_steps": 1 << 30, "learning_rate": 1.0, "token_budget": 1 << 14}
     if "critic_warmup_steps" in defaults(name):  # one step is looked at, and the policy must not sit it out
         base |= {"critic_warmup_steps": 0}
     return resolve(name, TrainConfig(**base | options))
