@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +14,23 @@ from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-SILU = ("SiLU", "SiLUActivation")
 FEW = 16
 """Products of so few rows are our own: the library's read weights a third slower, and a row's last bits tell of its neighbours."""
 ROOM = 1 << 30
 """Bytes of memory that are asked for at once for what rows will say."""
 
 
-class Unknown(Exception):
-    """Why a model is not for the compact decoder."""
-
-
-@dataclass(slots=True)
-class Block:
-    """One layer's weights in the precision of computation; `q_norm` and `k_norm` are None where the family has none."""
+class Block(NamedTuple):
+    """One layer: weights of its norms (None where the family has none), and of its products with their biases (or None)."""
 
     norm_1: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: tuple[Tensor, Tensor | None]
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
+    out: tuple[Tensor, Tensor | None]
     norm_2: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
 
 
 class Cache:
@@ -71,20 +60,17 @@ class Cache:
 class Compact:
     """The forward pass of a Llama-like model on a CPU, for sampling only: no gradient, no dropout, weights as the policy has them now.
 
-    In bfloat16 the residual stream, norms and softmax stay float32, as under autocast. Raises Unknown.
+    In bfloat16 the residual stream, norms and softmax stay float32, as under autocast.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        require(policy)
-        config, body = policy.causal.config, getattr(policy.causal, policy.causal.base_model_prefix)
-        first = body.layers[0]
-        self.body, self.head_dim, self.scaling = body, first.self_attn.head_dim, float(first.self_attn.scaling)
+        config, self.body = policy.causal.config, getattr(policy.causal, policy.causal.base_model_prefix)
+        self.head_dim, self.scaling = (first := self.body.layers[0]).self_attn.head_dim, float(first.self_attn.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.eps, self.activation, self.plus = config.rms_norm_eps, first.mlp.act_fn, float(config.model_type == "gemma")
-        self.scale = float(getattr(body.embed_tokens, "scalar_embed_scale", 1.0))
-        self.cos = self.sin = torch.empty(0)
-        self.rooms, self.copies = dict[str, Tensor](), dict[str, Tensor]()
+        self.scale = float(getattr(self.body.embed_tokens, "scalar_embed_scale", 1.0))
+        self.cos, self.sin, self.rooms, self.copies = torch.empty(0), torch.empty(0), dict[str, Tensor](), dict[str, Tensor]()
         self.refresh()
 
     @torch.no_grad()
@@ -92,19 +78,19 @@ class Compact:
         """Fuse the weights anew. Nothing tells for certain whether they moved: a fused AdamW leaves their version counters alone."""
         self.blocks = [self.block(str(i), layer) for i, layer in enumerate(self.body.layers)]
         self.embedding, self.norm = self.body.embed_tokens.weight.detach(), self.body.norm.weight.detach() + self.plus
-        self.head, self.head_bias = self.fused("head", self.policy.causal.get_output_embeddings())
+        self.head = self.fused("head", self.policy.causal.get_output_embeddings())
 
     def block(self, name: str, layer: nn.Module) -> Block:
         attention, mlp = layer.self_attn, layer.mlp
         norms = [getattr(attention, norm, None) for norm in ("q_norm", "k_norm")]
         return Block(
             layer.input_layernorm.weight.detach() + self.plus,
-            *self.fused(f"qkv {name}", attention.q_proj, attention.k_proj, attention.v_proj),
+            self.fused(f"qkv {name}", attention.q_proj, attention.k_proj, attention.v_proj),
             *(None if norm is None else norm.weight.detach() + self.plus for norm in norms),
-            *self.fused(f"out {name}", attention.o_proj),
+            self.fused(f"out {name}", attention.o_proj),
             layer.post_attention_layernorm.weight.detach() + self.plus,
-            *self.fused(f"gate_up {name}", mlp.gate_proj, mlp.up_proj),
-            *self.fused(f"down {name}", mlp.down_proj),
+            self.fused(f"gate_up {name}", mlp.gate_proj, mlp.up_proj),
+            self.fused(f"down {name}", mlp.down_proj),
         )
 
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
@@ -137,10 +123,11 @@ class Compact:
             self.rooms[name] = torch.empty(rows, width, dtype=self.policy.dtype)
         return self.rooms[name][:rows]
 
-    def product(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, name: str, x: Tensor, weights: tuple[Tensor, Tensor | None]) -> Tensor:
         """x [n, D] times weight [E, D], plus bias, in memory that is used again under that name."""
+        weight, bias = weights
         out = self.room(name, len(x), len(weight))
-        if len(x) <= FEW and len(weight) >= FEW:
+        if len(x) <= FEW <= len(weight):
             call("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
         return torch.mm(x, weight.mT, out=out) if bias is None else torch.addmm(bias, x, weight.mT, out=out)
@@ -153,12 +140,12 @@ class Compact:
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
-        if type(self.activation).__name__ in SILU:
-            h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
-            call("silu_times", h.dtype, gate_up, h, *h.shape)
-            return h
-        gate, up = gate_up.chunk(2, -1)
-        return self.activation(gate) * up
+        if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
+            gate, up = gate_up.chunk(2, -1)
+            return self.activation(gate) * up
+        h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
+        call("silu_times", h.dtype, gate_up, h, *h.shape)
+        return h
 
     def hidden(
         self, ids: Tensor, position: Tensor, group: Tensor, start: Tensor, slot: Tensor | None, time: Tensor, cache: Cache
@@ -167,18 +154,15 @@ class Compact:
 
         All of shape [n]. slot: None while prompts are read.
         """
-        x, y, prefix, suffix = self.embedding[ids] * self.scale, None, cache.prefix, cache.suffix
+        x, y, prefix, suffix, width = self.embedding[ids] * self.scale, None, cache.prefix, cache.suffix, self.heads * self.head_dim
         sizes = (len(ids), self.heads, self.kv_heads, self.head_dim, prefix.shape[4], suffix.shape[4], int(slot is not None))
         for i, block in enumerate(self.blocks):
-            qkv = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv, block.qkv_bias)
-            h = self.room("heads", len(ids), self.heads * self.head_dim)
-            call(
-                "attend", h.dtype, qkv, *prefix[i], *suffix[i], h, block.q_norm, block.k_norm, self.cos, self.sin, position,
-                group, start, slot, time, *sizes, self.scaling, self.eps,
-            )  # fmt: skip
-            y = self.product("out", h, block.out, block.out_bias)
-            h = self.gated(self.product("gate_up", self.add_norm(x, y, block.norm_2), block.gate_up, block.gate_up_bias))
-            y = self.product("out", h, block.down, block.down_bias)
+            qkv, h = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv), self.room("heads", len(ids), width)
+            norms, cache_i, whose = (block.q_norm, block.k_norm), (*prefix[i], *suffix[i]), (position, group, start, slot, time)
+            call("attend", h.dtype, qkv, *cache_i, h, *norms, self.cos, self.sin, *whose, *sizes, self.scaling, self.eps)
+            y = self.product("out", h, block.out)
+            h = self.gated(self.product("gate_up", self.add_norm(x, y, block.norm_2), block.gate_up))
+            y = self.product("out", h, block.down)
         return self.add_norm(x, y, self.norm)
 
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
@@ -188,7 +172,7 @@ class Compact:
         position, group = torch.cat([torch.arange(len(prompt)) for prompt in prompts]), groups.repeat_interleave(lengths)
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         hidden = self.hidden(ids, position, group, position + 1, None, torch.zeros_like(ids), cache)
-        return self.product("logits", hidden[lengths.cumsum(0) - 1], self.head, self.head_bias)
+        return self.product("logits", hidden[lengths.cumsum(0) - 1], self.head)
 
     def step(self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache) -> Tensor:
         """One token more: logits [n, V], which live until the next call.
@@ -198,7 +182,7 @@ class Compact:
         """
         position = start + time
         self.rotate(int(position.max()) + 1)
-        return self.product("logits", self.hidden(token, position, group, start, slot, time + 1, cache), self.head, self.head_bias)
+        return self.product("logits", self.hidden(token, position, group, start, slot, time + 1, cache), self.head)
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """`sampler.draw` without truncation: what the kernel draws, in one pass."""
@@ -206,8 +190,8 @@ class Compact:
         call("draw", logits.dtype, logits, uniform, ids, logp, *logits.shape, 1.0 / (temperature or 1.0), int(temperature == 0))
         return ids, logp
 
-    def check(self) -> None:
-        """Raise Unknown where logits differ from the Hugging Face forward pass: a prefill of two lengths, then three single tokens."""
+    def check(self) -> str:
+        """Why not to use it, "" where a prefill of two lengths and three single tokens have the logits of the Hugging Face forward pass."""
         size, bound = len(self.embedding), 1e-4 if self.policy.dtype == torch.float32 else 0.05
         ids_NL = torch.arange(16).view(2, 8) * max(size // 17, 1) % size
         cache, starts, every = Cache(self, 2, 2, 8, 3), torch.tensor([5, 2]), torch.arange(2)
@@ -218,29 +202,25 @@ class Compact:
             logits = self.policy.causal(ids_NL, use_cache=False).logits.float()
         wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
         gap = float((torch.stack(found) - wanted).abs().max() / wanted.abs().max())
-        if not gap < bound:
-            raise Unknown(f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest")
+        return "" if gap < bound else f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest"
 
 
-def require(policy: Policy) -> None:
-    """Raise Unknown, with the reason, unless the compact decoder has all that the model and its policy need."""
-    causal = policy.causal
+def obstacle(policy: Policy) -> str:
+    """Why the compact decoder is not for a policy that `packs`, "" if it is."""
     if policy.device.type != "cpu":
-        raise Unknown("it is not on a CPU")
+        return "it is not on a CPU"
     if library() is None:
-        raise Unknown("there is no C++ compiler (g++) to build the decoder with")
-    if not policy.packs or causal.get_output_embeddings() is not policy.readout:
-        raise Unknown("")
-    body = getattr(causal, causal.base_model_prefix)
-    width = body.layers[0].self_attn.head_dim
-    if body.rotary_emb.rope_type not in STATIC_ROPES or 2 * body.rotary_emb.inv_freq.numel() != width or width > 512 or width % 4:
-        raise Unknown(f"rotary embedding {body.rotary_emb.rope_type} of {width}")
+        return "there is no C++ compiler (g++) to build the decoder with"
+    body = getattr(policy.causal, policy.causal.base_model_prefix)
+    rope, width = body.rotary_emb, body.layers[0].self_attn.head_dim
+    if rope.rope_type not in STATIC_ROPES or 2 * rope.inv_freq.numel() != width or width > 512 or width % 4:
+        return f"rotary embedding {rope.rope_type} of {width}"
     if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
-        raise Unknown(f"precision {policy.dtype}")
-    for lora in getattr(policy.model, "peft_config", {}).values():
-        extras = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
-        if lora.peft_type != "LORA" or any(getattr(lora, name, None) for name in extras):
-            raise Unknown("adapters other than plain LoRA")
+        return f"precision {policy.dtype}"
+    extras = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
+    adapters = getattr(policy.model, "peft_config", {}).values()
+    plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters)
+    return "" if plain else "adapters other than plain LoRA"
 
 
 def rounded(length: int) -> int:
@@ -255,16 +235,14 @@ def compact_of(policy: Policy) -> Compact | None:
     Why a model that `packs` is left to the general sampler is logged, in one line, when that is first found.
     """
     made = vars(policy).get("compact", False)
-    if made is False or (made is not None and (made.policy is not policy)):
-        made = None
-        try:
+    if made is False or (made and made.policy is not policy):
+        made, why = None, ""
+        if policy.packs and policy.causal.get_output_embeddings() is policy.readout and not (why := obstacle(policy)):
             made = Compact(policy)
-            made.check()
-        except Unknown as reason:
-            made = None
-            if str(reason):
-                logging.getLogger(__name__).warning("%s is sampled by the general path: %s", type(policy.causal).__name__, reason)
-        policy.compact = made
-    elif made is not None:
+            why = made.check()
+        policy.compact = made = None if why else made
+        if why:
+            logging.getLogger(__name__).warning("%s is sampled by the general path: %s", type(policy.causal).__name__, why)
+    elif made:
         made.refresh()
     return made

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from laurel.policy.compact import Cache, Compact
-from laurel.policy.sampler import Completion, chunks, draw, uniforms
+from laurel.policy.sampler import Completion, chunks, draw, holding, uniforms
 
 SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)  # what `rows` says of each row in flight
 PREFILL = 8192  # prompt tokens read at once
-DRAWN = 1 << 19  # logits drawn from at once: they stay in a core's cache
 
 
 class Decoder:
@@ -76,12 +75,11 @@ class Decoder:
         temperature, top_k, top_p, stop = how
         rows = self.rows[:, first:]
         sample, time = rows[SAMPLE], self.length[rows[SAMPLE]]
-        point, size = self.uniforms[sample, time], max(1, DRAWN // logits.shape[1])
-        if not top_k and top_p == 1:
-            ids, logp = self.model.draw(logits, point, temperature)
+        point = self.uniforms[sample, time]
+        if top_k or top_p < 1:
+            ids, logp = draw(logits, point, temperature, top_k=top_k, top_p=top_p)
         else:
-            drawn = [draw(a, b, temperature, top_k=top_k, top_p=top_p) for a, b in zip(logits.split(size), point.split(size), strict=True)]
-            ids, logp = (torch.cat(column) for column in zip(*drawn, strict=True))
+            ids, logp = self.model.draw(logits, point, temperature)
         self.out_ids[sample, time], self.out_logp[sample, time], rows[TOKEN] = ids, logp, ids
         self.length[sample] = time + 1
         ended = self.limits[sample] == time + 1
@@ -93,9 +91,8 @@ class Decoder:
             self.rows = self.rows[:, torch.cat([torch.ones(first, dtype=torch.bool), ~ended])]
 
     def stopped(self, sample: Tensor, stop: tuple[str, ...]) -> Tensor:
-        """Which of these completions now hold a stop string. Only the tail that could hold one is decoded."""
+        """Which of these completions now hold a stop string."""
         if not stop:
             return torch.zeros(len(sample), dtype=torch.bool)
-        back, ids, ends = max(map(len, stop)) + 8, self.out_ids[sample].tolist(), self.length[sample].tolist()
-        texts = self.tokenizer.batch_decode([row[max(0, end - back) : end] for row, end in zip(ids, ends, strict=True)])
-        return torch.tensor([any(s in text for s in stop) for text in texts], dtype=torch.bool)
+        rows = zip(self.out_ids[sample].tolist(), self.length[sample].tolist(), strict=True)
+        return holding(stop, self.tokenizer, [ids[:length] for ids, length in rows])

@@ -24,8 +24,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errn
 @cache
 def library() -> Any:
     """The loaded library, compiled into the user's cache folder when it is not there yet; None where that does not work."""
-    compiler = shutil.which("g++")
-    if compiler is None:
+    if (compiler := shutil.which("g++")) is None:
         return None
     info = Path("/proc/cpuinfo")
     machine = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""

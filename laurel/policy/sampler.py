@@ -67,6 +67,12 @@ def draw(logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int
     return ids, logp_NV.gather(1, ids[:, None])[:, 0]
 
 
+def holding(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Which rows of ids end in text that holds a stop string: [N]. Only the tail that could hold one is decoded."""
+    texts = tokenizer.batch_decode([row[-max(map(len, stop)) - 9 :] for row in rows])
+    return torch.tensor([any(s in text for s in stop) for text in texts], dtype=torch.bool)
+
+
 @torch.no_grad()
 def sample(
     policy: Policy,
@@ -205,10 +211,8 @@ class _Rows:
             self.finish[n], self.length[n], self.open_N[n] = why, t + 1, False
 
     def stopped(self, stop: tuple[str, ...], t: int) -> Tensor:
-        """Rows whose text now holds a stop string. Only the tail that could hold one is decoded."""
-        start = max(0, t + 1 - max(map(len, stop)) - 8)
-        texts = self.policy.tokenizer.batch_decode(self.out_ids[self.alive, start : t + 1].tolist())
-        return self.alive[torch.tensor([any(s in text for s in stop) for text in texts], dtype=torch.bool)]
+        """Rows whose text now holds a stop string."""
+        return self.alive[holding(stop, self.policy.tokenizer, self.out_ids[self.alive, : t + 1].tolist())]
 
     def leave(self, ids: Tensor) -> Tensor:
         """Take closed rows out once they are an eighth of the batch (leaving copies the cache); the ids of those that stay."""
