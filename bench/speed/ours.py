@@ -254,7 +254,10 @@ def update_batch(rows: int, shape: Shape, length: int) -> Batch:
 
 
 def limits(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """What this machine does at best: matrix products and memory, and how long the rollout would take at these rates."""
+    """What this machine does at best: matrix products and memory, and how long the rollout would take at these rates.
+
+    Products and keys and values take turns; small weights and the keys and values of a small model stay in cache.
+    """
     device = pick_device("auto").type
     seconds = 0.02 if shape.size == "tiny" else 0.3
     size = SIZES[shape.size]
@@ -265,13 +268,16 @@ def limits(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     new = shape.lengths()
     operations = 2.0 * weights * (int(new.sum()) + shape.prompts * shape.prompt)
     steps = int(new.max())
-    reads = float((new * (new + 1) // 2 + new * shape.prompt).sum()) * cache
+    own = float((new * (new + 1) // 2).sum())
+    shared = float(new.view(shape.prompts, -1).max(1).values.sum()) * shape.prompt  # a group reads its prompt's keys once a token
+    reads = (own + shared) * cache
+    held = int(new.sum()) * cache  # bytes of keys and values at the end
     weight_reads = float(weights * width * steps) if weights * width > 32 << 20 else 0.0  # small weights stay in cache
 
     def once() -> dict[str, Any]:
         products = product_rate(getattr(torch, DTYPES[dtype]), device, seconds)
         memory = memory_rate(device, seconds)
-        bound = max(operations / products, weight_reads / memory) + reads / memory
+        bound = max(operations / products, weight_reads / memory) + (reads / memory if held > 32 << 20 else 0.0)
         return {"seconds": bound, "products": products, "memory": memory, "tokens": int(new.sum())}
 
     turns.each(once)

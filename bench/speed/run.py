@@ -166,6 +166,7 @@ def facts(words: list[str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "trl")}},
         "machine": {
             "cpu": cpu, "cores": int(THREADS), "threads": int(os.environ.get("OMP_NUM_THREADS", THREADS)), "system": platform.platform(),
+            "products of bfloat16": bool(torch.cpu._is_avx512_bf16_supported()),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },

@@ -123,11 +123,12 @@ WORKLOADS: dict[str, Workload] = {
             Row("bf16 against TRL's default", "speed", "laurel-bf16", "trl-default", 6.0),
             Row("bf16 against TRL's best setting", "speed", "laurel-bf16", "trl-bf16", 4.5),
             Row("fp32 against TRL's default", "speed", "laurel-fp32", "trl-default"),
+            Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 4.5),
             Row("peak memory, bf16 against TRL's default", "memory", "laurel-bf16", "trl-default", 0.7),
             Row("peak memory, fp32 against TRL's default", "memory", "laurel-fp32", "trl-default"),
         ),
         ("fp32", "bf16"),
-        ("bf16", "default"),
+        ("bf16", "default", "fp32"),
     ),
     "grpo-b-prefix": grpo(
         "GRPO step b: 8 x 8, prompts of 256 tokens, 64 new",
@@ -135,9 +136,10 @@ WORKLOADS: dict[str, Workload] = {
         (
             Row("bf16 against TRL's default", "speed", "laurel-bf16", "trl-default", 6.0),
             Row("bf16 against TRL's best setting", "speed", "laurel-bf16", "trl-bf16", 5.0),
+            Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 5.0),
         ),
-        ("bf16",),
-        ("bf16", "default"),
+        ("fp32", "bf16"),
+        ("bf16", "default", "fp32"),
     ),
     "dpo-a": data(
         "DPO a: 256 pairs, 32 a step",

@@ -141,8 +141,7 @@ class Compact:
     def gated(self, gate_up: Tensor) -> Tensor:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
         if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
-            gate, up = gate_up.chunk(2, -1)
-            return self.activation(gate) * up
+            return self.activation(gate_up.chunk(2, -1)[0]) * gate_up.chunk(2, -1)[1]
         h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
         call("silu_times", h.dtype, gate_up, h, *h.shape)
         return h
@@ -217,14 +216,13 @@ def obstacle(policy: Policy) -> str:
         return f"rotary embedding {rope.rope_type} of {width}"
     if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
         return f"precision {policy.dtype}"
-    extras = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
-    adapters = getattr(policy.model, "peft_config", {}).values()
-    plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters)
+    extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
+    plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())
     return "" if plain else "adapters other than plain LoRA"
 
 
 def rounded(length: int) -> int:
-    """Up to a multiple of 16: how many keys a kernel reads at once."""
+    """Up to a multiple of 16: so many keys a kernel reads at once."""
     return -(-length // 16) * 16
 
 
@@ -235,6 +233,9 @@ def compact_of(policy: Policy) -> Compact | None:
     Why a model that `packs` is left to the general sampler is logged, in one line, when that is first found.
     """
     made = vars(policy).get("compact", False)
+    inner = (module for module in policy.causal.modules() if module is not policy.causal.get_input_embeddings())
+    if any(module._forward_hooks or module._forward_pre_hooks for module in inner):  # they would not be called
+        return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
         if policy.packs and policy.causal.get_output_embeddings() is policy.readout and not (why := obstacle(policy)):

@@ -60,9 +60,11 @@ def bare(body: Any) -> Any:
 def packs(body: Any) -> bool:
     """Is this a body that `encode` computes? By its family and its parts, and by a comparison with its own forward pass.
 
-    One line is logged for a transformers model that it does not.
+    One line is logged for a transformers model that it does not. Hooks on the body itself see its own forward pass, as they want.
     """
     body = bare(body)
+    if getattr(body, "_forward_hooks", None) or getattr(body, "_forward_pre_hooks", None):
+        return False
     kind = getattr(getattr(body, "config", None), "model_type", None)
     if kind is None or not isinstance(body, nn.Module):
         return False

@@ -17,9 +17,9 @@ from typing import Any
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Batch
 from laurel.objective import discriminator, implicit, kl, policy, preference, ratio, reward, unit, value
+from laurel.policy import compact, decode, logprob, model, sampler
 from laurel.policy import discriminator as policy_discriminator
 from laurel.policy import implicit as heads
-from laurel.policy import logprob, model, sampler
 from laurel.reward import process
 from laurel.rollout import pack
 from laurel.train import adversary, evolve, loop, optimizer, reference, relabel, setup
@@ -172,6 +172,8 @@ MISTAKES: tuple[tuple[str, Callable[..., Any], str, str], ...] = (
     ("a sample that achieved nothing is trained on", relabel.hindsight, "1.0 if fit else None", "1.0"),
     ("the sampler forgets the temperature", sampler.draw, "(temperature or 1.0)", "1.0"),
     ("the sampler draws by the wrong uniform", sampler.draw, "uniform_N.to(total_NV.dtype)", "uniform_N.to(total_NV.dtype).square()"),
+    ("the compact decoder forgets the temperature", compact.Compact.draw, "(temperature or 1.0)", "1.0"),
+    ("the compact decoder draws by the wrong uniform", decode.Decoder.take, "uniforms[sample, time]", "uniforms[sample, time].square()"),
 )  # fmt: skip
 MUTANTS = tuple(Mutant(*mistake) for mistake in MISTAKES)
 

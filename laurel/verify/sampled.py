@@ -13,6 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
 from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, ensure_template
+from laurel.policy.compact import compact_of
 from laurel.policy.critic import shared_critic
 from laurel.policy.discriminator import make_discriminator
 from laurel.policy.implicit import new_heads
@@ -86,7 +87,10 @@ def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> It
     with torch.no_grad():
         logp = llama.logp().double()
     yield same("transformer", "156 completions of each prompt sum to 1", logp.exp().sum(1), torch.ones(2), limit=1e-5)
-    yield from sampler(llama, logp, draws, seed)
+    compact_of(llama.policy)
+    for name, compact in (("sampler", vars(llama.policy)["compact"]), ("general sampler", None)):
+        vars(llama.policy)["compact"] = compact
+        yield from sampler(name, llama, logp, draws, seed)
     yield from gradients(llama, batches, seed)
     yield from splits(llama, seed)
 
@@ -101,7 +105,7 @@ def drawn(llama: Llama, count: int, step: int, seed: int) -> list[Group]:
     ]
 
 
-def sampler(llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
+def sampler(name: str, llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
     """Chi-square of the counts against the listed probabilities (cells of fewer than 5 expected draws are pooled)."""
     groups = drawn(llama, draws // G // len(llama.rows), 0, seed)
     where = {ids: n for n, ids in enumerate(llama.completions)}
@@ -116,9 +120,9 @@ def sampler(llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Fi
         count = torch.cat([count[~rare], count[rare].sum()[None]])
         square, freedom = float(((count - expected) ** 2 / expected.clamp(min=1e-9)).sum()), len(expected) - 1
         z = (square - freedom) / (2 * freedom) ** 0.5
-        yield Finding("sampler", f"chi-square of counts, prompt {x}", f"{freedom}", f"{square:.1f}", abs(z), 4.0, len(samples), "float32")
+        yield Finding(name, f"chi-square of counts, prompt {x}", f"{freedom}", f"{square:.1f}", abs(z), 4.0, len(samples), "float32")
     worst = float(torch.cat(gaps).abs().max())
-    yield Finding("sampler", "its log-probabilities are the trainer's", "0", f"{worst:.2g} nats", worst, 1e-5, draws, "float32")
+    yield Finding(name, "its log-probabilities are the trainer's", "0", f"{worst:.2g} nats", worst, 1e-5, draws, "float32")
 
 
 def gradients(llama: Llama, batches: int, seed: int) -> Iterator[Finding]:

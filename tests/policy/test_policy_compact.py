@@ -179,7 +179,18 @@ def test_strangers_take_the_general_path_with_one_line(kind, caplog):
 def test_a_model_that_computes_something_else_is_found_out(caplog):
     """A known type whose layers do more than their name says fails the self-check."""
     policy = tiny("llama")
-    policy.causal.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: 1.01 * output)
+    mlp = policy.causal.model.layers[1].mlp
+    mlp.forward = lambda x, forward=mlp.forward: 1.01 * forward(x)
     with caplog.at_level(logging.WARNING, logger="laurel"):
         same(*both(policy, each=1, length=12))
     assert compact_of(policy) is None and "logits would differ" in caplog.text
+
+
+def test_hooks_are_called():
+    """A hook anywhere in the model is called: while there is one, the general path is taken."""
+    policy, seen = tiny("llama"), []
+    assert compact_of(policy) is not None
+    hook = policy.causal.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(1) or 1.01 * output)
+    same(*both(policy, each=1, length=12))
+    hook.remove()
+    assert seen and compact_of(policy) is not None
