@@ -42,8 +42,17 @@ def test_doctor_on_this_machine(capsys):
     names = {check["name"] for check in told["checks"]}
     assert code == 0 and told["usable"], [check for check in told["checks"] if check["state"] == "bad"]
     assert {"python", "torch", "transformers", "peft", "datasets", "math-verify", "optional", "device", "threads"} <= names
-    assert {"precision", "memory", "disk", "sandbox", "self-test"} <= names
+    assert {"precision", "memory", "sampler", "disk", "sandbox", "self-test"} <= names
     assert all(check["fix"] for check in told["checks"] if check["state"] == "bad")
+
+
+def test_doctor_says_whether_the_fast_sampler_can_be_built(monkeypatch):
+    monkeypatch.setattr("laurel.policy.kernels.library", lambda: object())
+    assert doctor.check_sampler()[0].state == "ok"
+    monkeypatch.setattr("laurel.policy.kernels.library", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (check,) = doctor.check_sampler()
+    assert check.state == "warn" and "g++" in check.fix
 
 
 def test_doctor_names_what_is_missing_and_what_is_untested(monkeypatch, capsys):
