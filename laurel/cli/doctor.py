@@ -185,7 +185,7 @@ def check_precision() -> list[Check]:
         text = "bfloat16 in hardware: dtype=auto uses it" if good else "no bfloat16 in hardware: dtype=auto means float32"
         return [Check("precision", "ok", text)]
     good = torch.cpu._is_avx512_bf16_supported()
-    return [Check("precision", "ok", f"float32 on this device (dtype=auto); dtype=bfloat16 {'computes too' if good else 'is float32 here'}")]
+    return [Check("precision", "ok", "float32 on this device (dtype=auto)" + ("" if good else "; dtype=bfloat16 means float32, too"))]
 
 
 def check_sampler() -> list[Check]:
@@ -196,7 +196,7 @@ def check_sampler() -> list[Check]:
 
     if torch.cuda.is_available() or library() is not None:
         return [Check("sampler", "ok", "the general one on a GPU" if torch.cuda.is_available() else "compact decoder, compiled")]
-    return [Check("sampler", "warn", "the general one, several times slower", "Install a C++ compiler (g++): the decoder is built with it.")]
+    return [Check("sampler", "warn", "the general one, several times slower", "Install g++: the compact decoder is built with it.")]
 
 
 def check_memory() -> list[Check]:
