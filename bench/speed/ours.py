@@ -23,7 +23,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy.logprob import chunked_logprobs
 from laurel.policy.model import Policy, pick_device, pick_dtype
-from laurel.policy.sampler import sample
+from laurel.policy.sampler import sample, sample_general
 from laurel.rollout import single
 from laurel.rollout.pack import pack
 from laurel.train import loop
@@ -207,6 +207,29 @@ def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     turns.each(once)
 
 
+def gap(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
+    """Nats between the log-probabilities of sampler and trainer, token by token, in `dtype` itself, whatever the CPU is good at."""
+    policy = Endless(models.make_model(shape), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
+
+    def apart(found: list[Any]) -> torch.Tensor:
+        samples = [
+            Sample(Key("bench", "", str(n), 0, 0), prompts[n // shape.each], c.ids, c.logps, (True,) * len(c.ids), 1.0, "length", "", ())
+            for n, c in enumerate(found)
+        ]
+        batch = pack([Group(str(n), {}, (sample,), rewards=(1.0,)) for n, sample in enumerate(samples)])
+        with torch.no_grad():
+            return (policy.logp(batch).logp - batch.logp_old_NT)[batch.loss_mask_NT].abs()
+
+    def once() -> dict[str, Any]:
+        seeds = list(range(len(limits)))
+        fast = apart(sample(policy, prompts, seeds=seeds, max_completion_length=limits))
+        slow = apart(sample_general(policy, prompts, shape.each, seeds, limits, 1.0, 0, 1.0, (), 1024))
+        return {"largest": float(fast.max()), "mean": float(fast.mean()), "general_mean": float(slow.mean())}
+
+    turns.each(once)
+
+
 def scaling(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     """Tokens per second of the sampler at 64 to 1,024 rows, and seconds of an update at completions of 64 to 512 tokens."""
     tiny = shape.size == "tiny"
@@ -223,6 +246,8 @@ def scaling(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
             found[f"rows {count}"] = count * shape.low / timed(draw)
         for length in lengths:
             batch = update_batch(4 if tiny else 32, shape, length)
+            with torch.no_grad():
+                batch = batch.replace(logp_old_NT=setup.policy.logp(batch).logp)
             found[f"length {length}"] = timed(partial(loop.update, setup, state, batch, Sums()))
         tokens = (lengths[-1] + shape.prompt) / (lengths[0] + shape.prompt)
         slope = found[f"length {lengths[-1]}"] / found[f"length {lengths[0]}"] / tokens

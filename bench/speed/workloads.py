@@ -181,6 +181,17 @@ WORKLOADS: dict[str, Workload] = {
         ),
         repeat=1,
     ),
+    "gap": Workload(
+        "nats between sampler and trainer, b, 8 x 8",
+        STEP_B,
+        {"fp32": partial(ours.gap, dtype="fp32"), "bf16": partial(ours.gap, dtype="bf16")},
+        (
+            Row("fp32, the largest of all tokens", "figure", "fp32", goal=1e-5, figure="largest"),
+            Row("bf16, mean", "figure", "bf16", figure="mean"),
+            Row("bf16, mean of the general sampler", "figure", "bf16", figure="general_mean"),
+        ),
+        repeat=1,
+    ),
     "scaling": Workload(
         "tokens/s from 64 to 1,024 rows, seconds of an update from 64 to 512 tokens, b",
         Shape(size="b", prompts=4, low=64, high=64),
