@@ -83,6 +83,15 @@ def data(about: str, kind: str, algorithm: str, shape: Shape, rows: tuple[Row, .
     return Workload(about, shape, {**mine, **theirs}, rows, needs_trl=tuple(theirs))
 
 
+def pairs(title: str, kind: str, goal: float) -> Workload:
+    """A pass over 256 pairs."""
+    rows = (
+        Row("against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", goal),
+        Row("against TRL's default", "speed", "laurel-fp32", "trl-default"),
+    )
+    return data(f"{title} a: 256 pairs, 32 a step", kind, kind, Shape(size="a"), rows)
+
+
 def own(algorithm: str, shape: Shape) -> Workload:
     """A row of the table without a living peer on a CPU."""
     told = (
@@ -141,26 +150,8 @@ WORKLOADS: dict[str, Workload] = {
         ("fp32", "bf16"),
         ("bf16", "default", "fp32"),
     ),
-    "dpo-a": data(
-        "DPO a: 256 pairs, 32 a step",
-        "dpo",
-        "dpo",
-        Shape(size="a"),
-        (
-            Row("against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 1.8),
-            Row("against TRL's default", "speed", "laurel-fp32", "trl-default"),
-        ),
-    ),
-    "reward-a": data(
-        "reward model a: 256 pairs, 32 a step",
-        "reward",
-        "reward",
-        Shape(size="a"),
-        (
-            Row("against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 1.6),
-            Row("against TRL's default", "speed", "laurel-fp32", "trl-default"),
-        ),
-    ),
+    "dpo-a": pairs("DPO", "dpo", 1.8),
+    "reward-a": pairs("reward model", "reward", 1.6),
     "sft-a": data(
         "SFT a: 512 texts of 32 to 256 tokens, 28 a step",
         "sft",

@@ -190,7 +190,8 @@ static void draw(const S* L, const double* u, integer* ids, float* logp, integer
             double point = u[r] * total;
             for (j = 0; j < blocks - 1 && seen + part[j] <= point; j++) seen += part[j];
             integer end = (j + 1) * B < V ? (j + 1) * B : V;
-            for (i = j * B; i < end - 1; i++) { seen += e[i]; if (seen > point) break; }
+            for (integer v = i = j * B; v < end && seen <= point; v++)  // a block's sum may round above its parts: the last possible token
+                if (e[v] > 2e-38f) { i = v; seen += e[v]; }
         }
         ids[r] = i; logp[r] = get(L + r * V + i) * sharp - top - (float)std::log(total);
     }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laurel.core.errors import UsageError
 from laurel.core.sample import Finish
 from laurel.policy.compact import compact_of
 from laurel.policy.logprob import wide
@@ -96,6 +97,8 @@ def sample(
 
     each, rest = divmod(len(seeds), max(len(prompts), 1))
     assert rest == 0, f"{len(seeds)} seeds for {len(prompts)} prompts"
+    if not all(prompts):
+        raise UsageError("a prompt without a token has nothing to go on from.", where=f"prompt {[*map(len, prompts)].index(0)}")
     limits = [max_completion_length] * len(seeds) if isinstance(max_completion_length, int) else list(max_completion_length)
     was = policy.model.training
     policy.model.eval()

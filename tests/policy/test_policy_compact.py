@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
+from laurel.core.errors import UsageError
 from laurel.policy import kernels
 from laurel.policy.compact import Cache, compact_of
 from laurel.policy.model import Policy
@@ -194,3 +195,25 @@ def test_hooks_are_called():
     same(*both(policy, each=1, length=12))
     hook.remove()
     assert seen and compact_of(policy) is not None
+
+
+def test_a_token_that_cannot_be_is_never_drawn():
+    """Every block of the vocabulary ends with impossible tokens, uniforms stand at its edges and at both ends: none of those is drawn."""
+    logits = torch.randn(4000, 300, generator=torch.Generator().manual_seed(0))
+    logits[:, 120:128] = logits[:, 250:] = -torch.inf
+    total = logits.double().softmax(1).cumsum(1)
+    uniform = torch.where(torch.arange(4000) % 2 == 0, total[:, 119], total[:, 249]) - torch.arange(4000) % 5 * 1e-8
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
+    ids, logp = compact_of(tiny("llama")).draw(logits, uniform.clamp(0, 1 - 2**-53), 1.0)
+    torch.testing.assert_close(logp, logits.log_softmax(1).gather(1, ids[:, None])[:, 0], atol=1e-5, rtol=0)
+    assert logp.isfinite().all()
+
+
+def test_no_prompt_and_one_sample():
+    """Nothing asked gives nothing; one row of one token is drawn as by the general sampler."""
+    policy = tiny("qwen3")
+    assert sample(policy, [], seeds=[], max_completion_length=4) == []
+    one = {"seeds": [3], "max_completion_length": 1}
+    same(sample(policy, [(4,)], **one), sample_general(policy, [(4,)], 1, [3], [1], 1.0, 0, 1.0, (), 8))
+    with pytest.raises(UsageError, match="without a token"):
+        sample(policy, [(4,), ()], seeds=[1, 2], max_completion_length=4)
