@@ -143,7 +143,7 @@ class Compact:
         if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
             return self.activation(gate_up.chunk(2, -1)[0]) * gate_up.chunk(2, -1)[1]
         h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
-        call("silu_times", h.dtype, gate_up, h, *h.shape)
+        call("silu_times", h.dtype, gate_up, gate_up[:, h.shape[1] :], h, *h.shape, gate_up.shape[1])
         return h
 
     def hidden(

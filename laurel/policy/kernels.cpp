@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 #include <vector>
 
 typedef uint16_t half;
@@ -63,12 +64,36 @@ static void product(const S* X, const S* W, S* Y, integer m, integer k, integer 
     }
 }
 
-// out = silu(gate) * up, of rows [gate, up].
+// Gradients of x / rms(x) * w: dx, and dw in parts [threads, d] of zeros.
+static void norm_back(const float* G, const float* X, const float* w, float* DX, float* DW, integer rows, integer d, float eps) {
+#pragma omp parallel if (rows > 1)
+    {
+        float* dw = DW + omp_get_thread_num() * d;
+#pragma omp for schedule(static)
+        for (integer r = 0; r < rows; r++) {
+            const float *g = G + r * d, *x = X + r * d; float *dx = DX + r * d, sum = 0, dot = 0;
+            for (integer i = 0; i < d; i++) { sum += x[i] * x[i]; dot += g[i] * w[i] * x[i]; }
+            float scale = 1.f / std::sqrt(sum / d + eps), back = dot * scale * scale / d;
+            for (integer i = 0; i < d; i++) { dx[i] = scale * (g[i] * w[i] - back * x[i]); dw[i] += g[i] * x[i] * scale; }
+        }
+    }
+}
+
+// Of silu(gate) * up, numbers one after the other: the gradients of both.
+static void silu_back(const float* D, const float* G, const float* U, float* DG, float* DU, integer n) {
+#pragma omp parallel for schedule(static)
+    for (integer i = 0; i < n; i++) {
+        float s = 1.f / (1.f + exponential(-G[i]));
+        DU[i] = D[i] * G[i] * s; DG[i] = D[i] * U[i] * s * (1.f + G[i] * (1.f - s));
+    }
+}
+
+// out = silu(gate) * up, of rows that lie `apart` numbers from each other.
 template <class S>
-static void silu_times(const S* GU, S* O, integer rows, integer f) {
+static void silu_times(const S* GS, const S* US, S* O, integer rows, integer f, integer apart) {
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
-        const S *g = GU + r * 2 * f, *u = g + f; S* o = O + r * f;
+        const S *g = GS + r * apart, *u = US + r * apart; S* o = O + r * f;
         for (integer i = 0; i < f; i++) { float a = get(g + i); put(o + i, a / (1.f + exponential(-a)) * get(u + i)); }
     }
 }
@@ -205,7 +230,15 @@ void laurel_add_norm(int wide, void* x, void* y, void* w, void* h, integer rows,
 void laurel_product(int wide, void* x, void* w, void* y, integer m, integer k, integer n) {
     FOR_KIND((product<S>((S*)x, (S*)w, (S*)y, m, k, n)))
 }
-void laurel_silu_times(int wide, void* gu, void* o, integer rows, integer f) { FOR_KIND((silu_times<S>((S*)gu, (S*)o, rows, f))) }
+void laurel_silu_times(int wide, void* g, void* u, void* o, integer rows, integer f, integer apart) {
+    FOR_KIND((silu_times<S>((S*)g, (S*)u, (S*)o, rows, f, apart)))
+}
+void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, integer rows, integer d, float eps) {
+    norm_back((float*)g, (float*)x, (float*)w, (float*)dx, (float*)dw, rows, d, eps);
+}
+void laurel_silu_back(int, void* d, void* g, void* u, void* dg, void* du, integer n) {
+    silu_back((float*)d, (float*)g, (float*)u, (float*)dg, (float*)du, n);
+}
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,
                    integer own, float scale, float eps) {

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from laurel.policy.passes import mlp, norm
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -134,19 +136,20 @@ def encode(body: Any, layout: Layout) -> Tensor:
     for layer in body.layers:
         again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
         x_MD = checkpoint(block, layer, x_MD, cos, sin, layout, use_reentrant=False) if again else block(layer, x_MD, cos, sin, layout)
-    return body.norm(x_MD)
+    return norm(body.norm, x_MD)
 
 
 def block(layer: Any, x_MD: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)): [M, D] -> [M, D]."""
-    x_MD = x_MD + attend(layer.self_attn, layer.input_layernorm(x_MD), cos, sin, layout)
-    return x_MD + layer.mlp(layer.post_attention_layernorm(x_MD))
+    x_MD = x_MD + attend(layer.self_attn, norm(layer.input_layernorm, x_MD), cos, sin, layout)
+    return x_MD + mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
 
 
 def attend(own: Any, x_MD: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """Self-attention of packed tokens, a call after the other: [M, D] -> [M, D]. A shared prompt's keys are read by every row."""
     q, k, v = (project(x_MD).view(len(x_MD), -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
-    q, k = (getattr(own, "q_norm", nn.Identity())(q), getattr(own, "k_norm", nn.Identity())(k))
+    if hasattr(own, "q_norm"):
+        q, k = norm(own.q_norm, q), norm(own.k_norm, k)
     q, k = Rotated.apply(q, cos, sin), Rotated.apply(k, cos, sin)
     said = []
     for call in layout.calls:
