@@ -189,11 +189,11 @@ def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
 
     give_back_at_once()
 
-    def extra(vocabulary: int) -> float:
-        head = torch.nn.Linear(width, vocabulary, bias=False)
+    def extra(vocabulary: int, *, frozen: bool = False) -> float:
+        head = torch.nn.Linear(width, vocabulary, bias=False).requires_grad_(not frozen)
         hidden = torch.randn(rows, width, requires_grad=True)
         ids, ones = torch.randint(vocabulary, (rows,)), torch.ones(rows)
-        head.weight.grad, hidden.grad = torch.zeros_like(head.weight), torch.zeros_like(hidden)  # what any such function must leave
+        hidden.grad, head.weight.grad = torch.zeros_like(hidden), None if frozen else torch.zeros_like(head.weight)  # what must be left
         forget_peak()
         before = resident_mb()
         chunked_logprobs(head, hidden, ids, ones, entropy="value").logp.sum().backward()
@@ -201,8 +201,10 @@ def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
 
     def once() -> dict[str, Any]:
         one, two = extra(small), extra(2 * small)
+        frozen, at_twice = extra(small, frozen=True), extra(2 * small, frozen=True)
         unit = rows * small * 4 / 2**20
-        return {"extra_mb": one, "unit_mb": unit, "share": one / unit, "growth": two / max(one, 1e-3), "extra_mb_at_twice_v": two}
+        return {"extra_mb": one, "unit_mb": unit, "share": one / unit, "growth": two / max(one, 1e-3), "extra_mb_at_twice_v": two,
+                "growth_frozen": at_twice / max(frozen, 1e-3)}  # fmt: skip
 
     turns.each(once)
 

@@ -169,6 +169,7 @@ WORKLOADS: dict[str, Workload] = {
         (
             Row("over B T V 4 bytes", "figure", "laurel", goal=0.3, figure="share"),
             Row("at twice V, over that at V: flat", "figure", "laurel", goal=1.1, figure="growth"),
+            Row("the same under a frozen head (LoRA)", "figure", "laurel", goal=1.1, figure="growth_frozen"),
         ),
         repeat=1,
     ),

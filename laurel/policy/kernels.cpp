@@ -1,4 +1,4 @@
-// What a decoding step does between its matrix products, one pass each over the rows; no row sees another. Plain C, called by kernels.py.
+// What decoding and training do between matrix products, one pass each over the rows; no row sees another. Plain C, called by kernels.py.
 // S is float or bfloat16 (half); sums are float. Keys lie in blocks of sixteen tokens [d, 16], values as [T, d].
 #include <cmath>
 #include <cstdint>
@@ -65,8 +65,8 @@ static void product(const S* X, const S* W, S* Y, integer m, integer k, integer 
 }
 
 // Gradients of x / rms(x) * w: dx, and dw in parts [threads, d] of zeros.
-static void norm_back(const float* G, const float* X, const float* w, float* DX, float* DW, integer rows, integer d, float eps) {
-#pragma omp parallel if (rows > 1)
+static void norm_back(const float* G, const float* X, const float* w, float* DX, float* DW, integer rows, integer d, integer threads, float eps) {
+#pragma omp parallel num_threads(threads)
     {
         float* dw = DW + omp_get_thread_num() * d;
 #pragma omp for schedule(static)
@@ -233,8 +233,9 @@ void laurel_product(int wide, void* x, void* w, void* y, integer m, integer k, i
 void laurel_silu_times(int wide, void* g, void* u, void* o, integer rows, integer f, integer apart) {
     FOR_KIND((silu_times<S>((S*)g, (S*)u, (S*)o, rows, f, apart)))
 }
-void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, integer rows, integer d, float eps) {
-    norm_back((float*)g, (float*)x, (float*)w, (float*)dx, (float*)dw, rows, d, eps);
+void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, integer rows, integer d, integer threads,
+                      float eps) {
+    norm_back((float*)g, (float*)x, (float*)w, (float*)dx, (float*)dw, rows, d, threads, eps);
 }
 void laurel_silu_back(int, void* d, void* g, void* u, void* dg, void* du, integer n) {
     silu_back((float*)d, (float*)g, (float*)u, (float*)dg, (float*)du, n);

@@ -1,4 +1,4 @@
-"""The compiled part of the compact decoder (kernels.cpp): built once per machine where there is a C++ compiler, else absent."""
+"""The compiled passes of decoding and training (kernels.cpp): built once per machine where there is a C++ compiler, else absent."""
 
 from __future__ import annotations
 

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from laurel.policy.kernels import call, library
+
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""Modules that compute x / rms(x) * w and nothing else."""
 
 
 class Normed(torch.autograd.Function):
@@ -21,10 +25,12 @@ class Normed(torch.autograd.Function):
         return h
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        parts, dx = x.new_zeros(torch.get_num_threads(), len(weight)), torch.empty_like(x)
-        call("norm_back", x.dtype, gradients[0].contiguous(), x, weight, dx, parts, x.numel() // len(weight), len(weight), ctx.eps)
+        threads, width = torch.get_num_threads(), len(weight)
+        parts, dx = x.new_zeros(threads, width), torch.empty_like(x)
+        call("norm_back", x.dtype, gradients[0].contiguous(), x, weight, dx, parts, x.numel() // width, width, threads, ctx.eps)
         return dx, parts.sum(0), None
 
 
@@ -38,6 +44,7 @@ class Gated(torch.autograd.Function):
         return h
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         into = torch.empty_like(gate), torch.empty_like(up)
@@ -47,7 +54,7 @@ class Gated(torch.autograd.Function):
 
 def norm(module: Any, x: Tensor) -> Tensor:
     """module(x), an RMS norm."""
-    plain = type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm") and simple(module, x)
+    plain = type(module).__name__ in NORMS and simple(module, x) and module.weight.dtype == x.dtype
     return Normed.apply(x, module.weight, module.variance_epsilon) if plain else module(x)
 
 

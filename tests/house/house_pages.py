@@ -9,7 +9,7 @@ from pathlib import Path
 from house_source import PACKAGE, ROOT, package_files, tree
 
 PURPOSES = {
-    "policy/kernels.cpp": "The compiled part of the compact decoder: one pass over the rows between matrix products.",
+    "policy/kernels.cpp": "The compiled parts of decoding and training: one pass over the rows between matrix products.",
     "report/page.html": "The Jinja template of the report.",
     "report/page.css": "Its style, light and dark.",
     "report/exhibit.html": "The template of an experiment's page.",

@@ -339,6 +339,7 @@ def test_a_body_alone_has_no_language_head(folder, tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "untied"])
 def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp_path):
     """Scores do not change when adapters come; adapters and head move, nothing else; the folder is plain and scores the same."""
+    torch.manual_seed(0)  # adapters and head are drawn
     scorer = load_scorer(request.getfixturevalue(kind), num_labels=labels, device="cpu", language=True)
     before, frozen = scorer.score(ROWS), {name: p.detach().clone() for name, p in scorer.model.base_model.named_parameters()}
     scorer.adapt(TrainConfig(lora_r=2))
@@ -346,7 +347,7 @@ def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp
     moved = scorer.trainable()
     assert moved and all("lora_" in name or name.split(".")[0] in ("score", "classifier") for name in moved), sorted(moved)
     assert len({name.split(".")[0] for name in moved}) == 2
-    optimizer = torch.optim.SGD(moved.values(), lr=0.3)
+    optimizer = torch.optim.Adam(moved.values(), lr=0.02)
     for _ in range(3):
         optimizer.zero_grad()
         seen = scorer.seen(packed(*BATCH), ["score_NT", "logp_NT"])
@@ -359,7 +360,7 @@ def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp
     scorer.save(tmp_path)
     assert not (tmp_path / "adapter_config.json").exists()
     again = load_scorer(str(tmp_path), device="cpu")
-    torch.testing.assert_close(again.score(ROWS), trained, atol=1e-6 * float(trained.abs().max()), rtol=1e-5)  # scores reach 120 here
+    torch.testing.assert_close(again.score(ROWS), trained, atol=1e-5, rtol=1e-5)
     assert not any("lora_" in name for name in again.trainable())
     torch.testing.assert_close(scorer.score(ROWS), trained)  # saving left the adapters where they were
 

@@ -1,0 +1,122 @@
+"""RMS norm and the gated unit in one compiled pass each way, against the modules they stand for."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from laurel.policy import kernels, passes
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler: the modules themselves run")
+CONFIG = LlamaConfig(hidden_size=40, intermediate_size=72, num_attention_heads=4)
+
+
+def drawn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def norm_of(width, eps=1e-5):
+    module = LlamaRMSNorm(width, eps)
+    module.weight.data = 1 + drawn(width) / 4
+    return module
+
+
+def mlp_of():
+    torch.manual_seed(0)
+    return LlamaMLP(CONFIG)
+
+
+def outcome(function, module, x):
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    y = function(x)
+    (y * torch.arange(y.numel()).reshape(y.shape).cos()).sum().backward()
+    return [y.detach(), x.grad, *(p.grad.clone() for p in module.parameters())]
+
+
+def close(ours, theirs):
+    return all(float((a - b).norm() / b.norm()) < 2e-6 for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_norm_worked_by_hand():
+    """x = (3, 4), w = (1, 2): rms^2 = 12.5; of sum(g y), g = (1, 0): dx = (1 - 9 / 25, -12 / 25) / rms, dw = (3, 0) / rms."""
+    module, x = LlamaRMSNorm(2, 0.0), torch.tensor([[3.0, 4.0]], requires_grad=True)
+    module.weight.data = torch.tensor([1.0, 2.0])
+    y = passes.norm(module, x)
+    y[0, 0].backward()
+    rms = 12.5**0.5
+    torch.testing.assert_close(y, torch.tensor([[3 / rms, 8 / rms]]))
+    torch.testing.assert_close(x.grad, torch.tensor([[0.64 / rms, -0.48 / rms]]))
+    torch.testing.assert_close(module.weight.grad, torch.tensor([3 / rms, 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (7, 40), (300, 3, 40), (5, 17)], ids=str)
+def test_a_norm_and_its_gradients_are_the_modules(shape):
+    module, x = norm_of(shape[-1]), drawn(*shape)
+    assert close(outcome(lambda x: passes.norm(module, x), module, x), outcome(module, module, x))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 300])
+def test_the_gated_unit_and_its_gradients_are_the_modules(rows):
+    module, x = mlp_of(), drawn(rows, 40)
+    assert close(outcome(lambda x: passes.mlp(module, x), module, x), outcome(module, module, x))
+
+
+def test_rows_that_lie_apart_are_read_right():
+    module, x = norm_of(20), drawn(6, 40)[:, ::2]
+    assert close(outcome(lambda x: passes.norm(module, x), module, x), outcome(module, module, x))
+    gate, up = drawn(6, 80).chunk(2, -1)
+    torch.testing.assert_close(passes.Gated.apply(gate, up), F.silu(gate) * up)
+
+
+def test_large_numbers_overflow_nowhere():
+    gate = torch.tensor([[-200.0, 200.0, 0.0, 88.5]]).requires_grad_()
+    y = passes.Gated.apply(gate, torch.ones(1, 4))
+    y.sum().backward()
+    torch.testing.assert_close(y, torch.tensor([[0.0, 200.0, 0.0, 88.5]]))
+    torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 1.0, 0.5, 1.0]]))
+
+
+def test_the_number_of_threads_is_torchs():
+    """The parts of a weight's gradient are one a thread: more threads than parts would write beyond them."""
+    module, x, before = norm_of(40), drawn(300, 40), torch.get_num_threads()
+    try:
+        outcomes = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            outcomes.append(outcome(lambda x: passes.norm(module, x), module, x))
+    finally:
+        torch.set_num_threads(before)
+    assert close(outcomes[0], outcomes[1])
+    assert close(outcomes[0], outcomes[2])
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    x = drawn(3, 40).requires_grad_()
+    (slope,) = torch.autograd.grad(passes.norm(norm_of(40), x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("change", ["hook", "bfloat16", "wide weight", "autocast", "another class", "no compiler"])
+def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
+    module, x = norm_of(40), drawn(3, 40)
+    called = []
+    monkeypatch.setattr(passes, "call", lambda name, *arguments: called.append(name))
+    if change == "hook":
+        module.register_forward_hook(lambda *_: None)
+    if change == "bfloat16":
+        x = x.bfloat16()
+    if change == "wide weight":
+        module.double()
+    if change == "another class":
+        module = torch.nn.RMSNorm(40)
+    if change == "no compiler":
+        monkeypatch.setattr(passes, "library", lambda: None)
+    with torch.autocast("cpu", enabled=change == "autocast"):
+        torch.testing.assert_close(passes.norm(module, x), module(x))
+        gated = mlp_of().to(x.dtype)
+        gated.act_fn = torch.nn.SiLU() if change in ("bfloat16", "autocast", "no compiler") else torch.nn.GELU()
+        torch.testing.assert_close(passes.mlp(gated, x), gated(x))
+    assert called == []
