@@ -1,7 +1,7 @@
 """Where the time of a rollout, or of a step, goes: parts of the compact decoder, or operators of torch, as shares of the whole.
 
 python bench/bench_parts.py rollout b 64         the decoder: attention, products (GFLOP/s), drawing
-python bench/bench_parts.py dpo a                a step of the loop: grpo, dpo, reward, sft or ppo, by operator
+python bench/bench_parts.py dpo a                a step of the loop: grpo, dpo, reward, sft, ppo, raft or ilql, by operator
 """
 
 import argparse
@@ -63,6 +63,8 @@ def step(algorithm: str, size: str) -> None:
     shape = models.Shape(size=size, prompts=64 if size == "a" else 8)
     samples = algorithm in ("grpo", "ppo", "raft")
     rows = models.texts(models.Shape(size=size, rows=512, low=32, high=256)) if algorithm == "sft" else models.pairs(shape)
+    if algorithm == "ilql":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(rows)]
     options: dict[str, Any] = {"train_on": "all"} if algorithm == "sft" else {}
     options |= ours.sampling_options(shape) if samples else {"prompts_per_step": shape.batch}
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +80,7 @@ def step(algorithm: str, size: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rollout", "grpo", "dpo", "reward", "sft", "ppo"))
+    parser.add_argument("what", choices=("rollout", "grpo", "dpo", "reward", "sft", "ppo", "raft", "ilql"))
     parser.add_argument("size", choices=("a", "b", "c"))
     parser.add_argument("prompts", nargs="?", type=int, default=64)
     asked = parser.parse_args()

@@ -21,6 +21,7 @@ from models import SIZES, Shape
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.policy.compact import Compact
 from laurel.policy.logprob import chunked_logprobs
 from laurel.policy.model import Policy, pick_device, pick_dtype
 from laurel.policy.sampler import sample, sample_general
@@ -120,7 +121,7 @@ def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = 
 
 
 def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
-    """Rows without a living peer on a CPU: tokens per second, and the share of the step that is not matrix products."""
+    """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent in matrix products, and 1 - mfu."""
     rows = prompts_of(shape)
     if algorithm == "ilql":
         answers = models.pairs(shape)
@@ -142,10 +143,33 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
         record_time(setup, sums, state.step)
         means = sums.means()
         told = json.loads((setup.run.folder / "profile.json").read_text())
-        return {"tokens": means["tokens_per_second"] * means["seconds/step"], "not_products": 1 - told["mfu"], "profile": told}
+        tokens = means["tokens_per_second"] * means["seconds/step"]
+        share = in_products(lambda: loop.step(setup, state, Sums()))
+        left = {"not_products": 1 - share, "not_at_full_rate": 1 - told["mfu"]}
+        return {"tokens": tokens, "seconds": means["seconds/step"], **left, "profile": told}
 
     with given_lengths(limits):
         turns.each(once)
+
+
+def in_products(work: Callable[[], Any]) -> float:
+    """Share of the time of `work` that is spent in matrix products: torch's (mm, addmm, bmm) and those of the compact decoder."""
+    plain = Compact.product
+
+    def told(*args: Any) -> torch.Tensor:
+        with torch.profiler.record_function("laurel::product"):
+            return plain(*args)
+
+    Compact.product = told
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            began = time.perf_counter()
+            work()
+            spent = time.perf_counter() - began
+    finally:
+        Compact.product = plain
+    names = {"laurel::product", *(f"aten::{name}{end}" for name in ("mm", "addmm", "bmm", "baddbmm") for end in ("", "_"))}
+    return sum(event.self_cpu_time_total for event in profile.key_averages() if event.key in names) / 1e6 / spent
 
 
 def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:

@@ -97,6 +97,7 @@ def own(algorithm: str, shape: Shape) -> Workload:
     told = (
         Row("tokens sampled and trained on per second", "figure", "laurel", figure="speed", least=True, unit=" tokens/s"),
         Row("share of the step that is not matrix products", "figure", "laurel", figure="not_products", goal=0.35),
+        Row("1 - mfu: what a large product's rate leaves", "figure", "laurel", figure="not_at_full_rate"),
     )
     contenders = {"laurel": partial(ours.profiled, dtype="fp32", algorithm=algorithm)}
     return Workload(f"{algorithm} step {shape.size}: no living peer on a CPU", shape, contenders, told)

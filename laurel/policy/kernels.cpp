@@ -98,6 +98,18 @@ static void silu_times(const S* GS, const S* US, S* O, integer rows, integer f, 
     }
 }
 
+// (a, b) -> (a cos - b sin, b cos + a sin) of the halves of every head [rows, heads, d]; cos and sin [rows, d / 2]; sign -1 turns back.
+static void rotate(const float* X, const float* C, const float* S, float* O, integer rows, integer heads, integer d, float sign) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (integer r = 0; r < rows; r++) {
+        const float *c = C + r * d / 2, *s = S + r * d / 2;
+        for (integer h = 0, m = d / 2; h < heads; h++) {
+            const float *a = X + (r * heads + h) * d, *b = a + m; float *p = O + (r * heads + h) * d, *q = p + m;
+            for (integer i = 0; i < m; i++) { float t = s[i] * sign; p[i] = a[i] * c[i] - b[i] * t; q[i] = b[i] * c[i] + a[i] * t; }
+        }
+    }
+}
+
 // One head: normed where w is given, turned by its position (cos c, sin s), written to b.
 template <class S>
 static void turn(const S* x, const float* w, const float* c, const float* s, float* b, integer d, float eps) {
@@ -239,6 +251,9 @@ void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, intege
 }
 void laurel_silu_back(int, void* d, void* g, void* u, void* dg, void* du, integer n) {
     silu_back((float*)d, (float*)g, (float*)u, (float*)dg, (float*)du, n);
+}
+void laurel_rotate(int, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
+    rotate((float*)x, (float*)c, (float*)s, (float*)o, rows, heads, d, sign);
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from laurel.policy.passes import mlp, norm
+from laurel.policy.passes import Rotated, mlp, norm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -132,7 +132,7 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
 def encode(body: Any, layout: Layout) -> Tensor:
     """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work."""
     x_MD = body.embed_tokens(layout.ids_M)
-    cos, sin = (x[0, :, None, : x.shape[-1] // 2] for x in body.rotary_emb(x_MD[None], layout.position_M[None]))
+    cos, sin = (x[0, :, None, : x.shape[-1] // 2].contiguous() for x in body.rotary_emb(x_MD[None], layout.position_M[None]))
     for layer in body.layers:
         again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
         x_MD = checkpoint(block, layer, x_MD, cos, sin, layout, use_reentrant=False) if again else block(layer, x_MD, cos, sin, layout)
@@ -164,29 +164,3 @@ def attend(own: Any, x_MD: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> 
 def padded(x: Tensor, place_BT: Tensor) -> Tensor:
     """Packed heads as rows: [M, H, D], [B, T] -> [B, H, T, D]."""
     return F.embedding(place_BT, x.flatten(1)).unflatten(-1, x.shape[1:]).transpose(1, 2)
-
-
-class Rotated(torch.autograd.Function):
-    """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D], cos and sin [M, 1, D/2].
-
-    Its gradient is the rotation back; nothing but cos and sin is kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return rotate(gradients[0], cos, -sin), None, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `Rotated`."""
-    (a, b), turned = x.chunk(2, -1), torch.empty_like(x)
-    first, second = turned.chunk(2, -1)
-    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=second).addcmul_(a, sin)
-    return turned

@@ -1,4 +1,4 @@
-"""RMS norm and the gated unit of an MLP in one pass each way, where the compiled kernels are at hand: training on a CPU in float32."""
+"""RMS norm, rotary position and the gated unit in one compiled pass each way, where the kernels are at hand: float32 on a CPU."""
 
 from __future__ import annotations
 
@@ -52,6 +52,35 @@ class Gated(torch.autograd.Function):
         return into
 
 
+class Rotated(torch.autograd.Function):
+    """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D], cos and sin [M, 1, D/2].
+
+    Its gradient is the rotation back; nothing but cos and sin is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return rotate(gradients[0], *ctx.saved_tensors, -1.0), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    """See `Rotated`; sign -1 turns back."""
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if usual(x) and cos.dtype == x.dtype:
+        call("rotate", x.dtype, x.contiguous(), cos.contiguous(), sin.contiguous(), turned, *x.shape, sign)
+        return turned
+    (a, b), (first, second) = x.chunk(2, -1), turned.chunk(2, -1)
+    torch.mul(a, cos, out=first).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=second).addcmul_(a, sin, value=sign)
+    return turned
+
+
 def norm(module: Any, x: Tensor) -> Tensor:
     """module(x), an RMS norm."""
     plain = type(module).__name__ in NORMS and simple(module, x) and module.weight.dtype == x.dtype
@@ -65,7 +94,11 @@ def mlp(module: Any, x: Tensor) -> Tensor:
 
 
 def simple(module: nn.Module, x: Tensor) -> bool:
-    """Is this what the kernels do: float32 on a CPU, nobody listening, nothing replaced?"""
+    """Does a kernel do what this module does to x: nobody listens, nothing was replaced?"""
     listened = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
-    usual = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return not listened and usual and library() is not None
+    return not listened and usual(x)
+
+
+def usual(x: Tensor) -> bool:
+    """Are these numbers the kernels': float32 on a CPU, outside of autocast?"""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and library() is not None

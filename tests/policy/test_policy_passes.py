@@ -1,4 +1,4 @@
-"""RMS norm and the gated unit in one compiled pass each way, against the modules they stand for."""
+"""RMS norm, rotary position and the gated unit in one compiled pass each way, against the modules they stand for."""
 
 import pytest
 import torch
@@ -68,6 +68,24 @@ def test_rows_that_lie_apart_are_read_right():
     assert close(outcome(lambda x: passes.norm(module, x), module, x), outcome(module, module, x))
     gate, up = drawn(6, 80).chunk(2, -1)
     torch.testing.assert_close(passes.Gated.apply(gate, up), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (300, 3, 32), (7, 5, 18)], ids=str)
+def test_a_rotation_turns_pairs_of_numbers_and_its_gradient_turns_back(shape):
+    """As complex numbers: (a + ib) e^{i angle}; of apart-lying gradients too."""
+    x, angle = drawn(*shape).requires_grad_(), drawn(shape[0], 1, shape[-1] // 2)
+    y = passes.Rotated.apply(x, angle.cos(), angle.sin())
+    turned = torch.complex(*x.detach().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(y, torch.cat([turned.real, turned.imag], -1))
+    y.transpose(0, 1).sum().backward()
+    back = torch.complex(*torch.ones(shape).chunk(2, -1)) * torch.polar(torch.ones_like(angle), -angle)
+    torch.testing.assert_close(x.grad, torch.cat([back.real, back.imag], -1))
+
+
+def test_a_rotation_of_other_numbers_is_the_same():
+    x, angle = drawn(9, 3, 8), drawn(9, 1, 4)
+    double = passes.Rotated.apply(x.double(), angle.double().cos(), angle.double().sin())
+    torch.testing.assert_close(passes.Rotated.apply(x, angle.cos(), angle.sin()), double.float())
 
 
 def test_large_numbers_overflow_nowhere():
