@@ -1,0 +1,201 @@
+"""Annotators and coordinators: invitations, sessions, consent, withdrawal and erasure."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Any, NamedTuple
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from laurel.core.errors import UsageError
+from laurel.feedback.assign import Refused, give_back
+from laurel.feedback.audit import record
+from laurel.feedback.store import Store
+from laurel.feedback.tables import (
+    Admin,
+    Annotator,
+    Assignment,
+    Attempt,
+    Demographic,
+    Dispute,
+    Draft,
+    Event,
+    Invite,
+    Login,
+    Plan,
+    Release,
+    Vote,
+)
+
+INVITE_DAYS, SESSION_HOURS, ADMIN_HOURS = 14.0, 24.0 * 7, 12.0
+LEAST_PASSWORD = 12
+HASHER = PasswordHasher()
+
+
+class Who(NamedTuple):
+    """A login as a request needs it."""
+
+    annotator: int | None
+    admin: int | None
+    csrf: str
+
+
+def digest_of(token: str) -> str:
+    """What is stored of a secret: its SHA-256. Tokens have 256 random bits, so nothing slower is needed."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def invite(store: Store, person: str = "", *, actor: str = "operator", pseudonym: str = "", days: float = INVITE_DAYS) -> tuple[str, str]:
+    """A new annotator: their pseudonym and the token of their invitation, which is shown only now."""
+    token = secrets.token_urlsafe(32)
+    with store.write() as session:
+        pseudonym = pseudonym or f"annotator-{secrets.token_hex(4)}"
+        if session.scalar(select(Annotator).where(Annotator.pseudonym == pseudonym)) is not None:
+            raise UsageError(f"there is an annotator `{pseudonym}` already.", where="pseudonym", fix="Choose another name.")
+        annotator = Annotator(pseudonym=pseudonym, person=person, made_at=store.now())
+        session.add(annotator)
+        session.flush()
+        session.add(Invite(digest=digest_of(token), annotator_id=annotator.id, expires=store.now() + days * 86400))
+        record(session, actor, "invite", pseudonym, store.now())
+    return pseudonym, token
+
+
+def accept(store: Store, token: str) -> str:
+    """Exchange an invitation for a session's cookie. It works once; used, expired and unknown ones are refused alike."""
+    with store.write() as session:
+        found = session.get(Invite, digest_of(token))
+        if found is None or found.used_at is not None or found.expires < store.now():
+            raise Refused("this invitation is unknown, used or expired.", status=403, fix="Ask for a new one.")
+        found.used_at = store.now()
+        annotator = session.get_one(Annotator, found.annotator_id)
+        if annotator.state in ("withdrawn", "erased"):
+            raise Refused("this invitation is unknown, used or expired.", status=403, fix="Ask for a new one.")
+        return _login(session, store.now(), SESSION_HOURS, annotator_id=annotator.id)
+
+
+def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS) -> str:
+    """A new invitation for someone who lost their session; the old ones and their sessions end."""
+    token = secrets.token_urlsafe(32)
+    with store.write() as session:
+        annotator = session.scalar(select(Annotator).where(Annotator.pseudonym == pseudonym))
+        if annotator is None or annotator.state in ("withdrawn", "erased"):
+            raise Refused(f"there is no annotator `{pseudonym}` who takes part.", status=404)
+        for table in (Invite, Login):
+            session.execute(delete(table).where(table.annotator_id == annotator.id))
+        session.add(Invite(digest=digest_of(token), annotator_id=annotator.id, expires=store.now() + days * 86400))
+        record(session, actor, "renew", pseudonym, store.now())
+    return token
+
+
+def consent(store: Store, annotator_id: int, version: str) -> None:
+    """Someone signs a version of the consent text, "keep ..." or "delete ...", and takes part from now on."""
+    if version.split()[:1] not in (["keep"], ["delete"]):
+        raise UsageError(f"`{version}` does not say what happens to votes.", where="consent", fix="Begin the version with keep or delete.")
+    with store.write() as session:
+        annotator = session.get_one(Annotator, annotator_id)
+        if annotator.state not in ("invited", "active"):
+            raise Refused("you do not take part (any more).", status=403)
+        annotator.consent, annotator.consent_at, annotator.state = version, store.now(), "active"
+        record(session, annotator.pseudonym, "consent", version, store.now())
+
+
+def add_admin(store: Store, name: str, password: str) -> None:
+    """A coordinator, or a new password for one; sessions of the old one end. There is no default password."""
+    if len(password) < LEAST_PASSWORD:
+        raise UsageError(f"a password has at least {LEAST_PASSWORD} characters.", where="password", fix="Take a longer one.")
+    hashed = HASHER.hash(password)
+    with store.write() as session:
+        admin = session.scalar(select(Admin).where(Admin.name == name))
+        if admin is None:
+            admin = Admin(name=name, password=hashed)
+            session.add(admin)
+            session.flush()
+        admin.password = hashed
+        session.execute(delete(Login).where(Login.admin_id == admin.id))
+        record(session, "operator", "password", f"coordinator {name}", store.now())
+
+
+def admit(store: Store, name: str, password: str) -> str:
+    """A coordinator's session for a name and its password. Unknown names take as long as wrong passwords."""
+    with store.read() as session:
+        admin = session.scalar(select(Admin).where(Admin.name == name))
+    try:
+        HASHER.verify(admin.password if admin else NOBODY, password)
+    except (VerifyMismatchError, InvalidHashError) as error:
+        raise Refused("name and password do not belong together.", status=403) from error
+    if admin is None:
+        raise Refused("name and password do not belong together.", status=403)
+    with store.write() as session:
+        record(session, f"coordinator {name}", "login", name, store.now())
+        return _login(session, store.now(), ADMIN_HOURS, admin_id=admin.id)
+
+
+NOBODY = HASHER.hash(secrets.token_hex(16))
+
+
+def _login(session: Session, now: float, hours: float, **whose: Any) -> str:
+    """A new session; its cookie's value."""
+    cookie = secrets.token_urlsafe(32)
+    session.add(Login(digest=digest_of(cookie), csrf=secrets.token_urlsafe(24), made_at=now, expires=now + hours * 3600, **whose))
+    return cookie
+
+
+def session_of(store: Store, cookie: str) -> Who | None:
+    """Whose session a cookie is; None: nobody's, or it has expired."""
+    with store.read() as session:
+        login = session.get(Login, digest_of(cookie))
+        if login is None or login.expires < store.now():
+            return None
+        return Who(login.annotator_id, login.admin_id, login.csrf)
+
+
+def leave(store: Store, cookie: str) -> None:
+    """Log out."""
+    with store.write() as session:
+        session.execute(delete(Login).where(Login.digest == digest_of(cookie)))
+
+
+def limit(store: Store, key: str, most: int, seconds: float) -> None:
+    """Note a try; Refused with 429 when `key` had more than `most` in this many seconds. Shared by all server processes."""
+    with store.write() as session:
+        now = store.now()
+        session.execute(delete(Attempt).where(Attempt.key == key, Attempt.made_at < now - seconds))
+        tries = session.scalar(select(func.count()).select_from(Attempt).where(Attempt.key == key)) or 0
+        if tries < most:
+            session.add(Attempt(key=key, made_at=now))
+    if tries >= most:
+        raise Refused("too many tries.", status=429, fix=f"Wait {seconds:.0f} seconds, then try again.")
+
+
+def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = False) -> dict[str, Any]:
+    """Someone leaves. Who they are, demographics, drafts and events go; votes stay without a name if their consent says so, else go too.
+
+    erase: votes go whatever the consent says. Returns what was removed, and the releases that hold their votes already. A tombstone
+    stays: the pseudonym, in state withdrawn or erased, so that no export takes them up again.
+    """
+    with store.write() as session:
+        annotator = session.get_one(Annotator, annotator_id)
+        keep = annotator.consent.startswith("keep") and not erase
+        mine = select(Assignment.id).where(Assignment.annotator_id == annotator_id)
+        removed = {}
+        for table in (Event, Draft, Dispute, *(() if keep else (Vote,))):
+            removed[table.__tablename__] = session.execute(delete(table).where(table.assignment_id.in_(mine))).rowcount
+        for table in (Demographic, Invite, Login, Plan):
+            removed[table.__tablename__] = session.execute(delete(table).where(table.annotator_id == annotator_id)).rowcount
+        for assignment in session.scalars(select(Assignment).where(Assignment.annotator_id == annotator_id)):
+            if assignment.state == "submitted" and keep:
+                continue
+            give_back(session, assignment)
+            assignment.state, assignment.skip_reason = "withdrawn", ""
+        old = annotator.pseudonym
+        annotator.person, annotator.opted_out = "", []
+        annotator.state = "erased" if erase or not keep else "withdrawn"
+        released = [r.path for r in session.scalars(select(Release)) if old in r.pseudonyms]
+        record(
+            session, actor or old, "erase" if erase else "withdraw", old, store.now(), removed=removed, votes="kept" if keep else "deleted"
+        )
+        return {"pseudonym": old, "state": annotator.state, "removed": removed, "votes_kept": keep, "released_in": released}

@@ -1,0 +1,109 @@
+"""The database: migrations make what the tables say, two kinds of transaction, and what is refused."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select, text
+
+from laurel.core.errors import UsageError
+from laurel.feedback import audit
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Audit, Base, Guideline
+
+
+def test_the_migrated_database_is_what_the_tables_say(store):
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_opening_twice_migrates_once(store):
+    again = Store(store.engine.url.render_as_string(hide_password=False))
+    with again.read() as session:
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0001"]
+    again.close()
+
+
+def test_processes_that_open_a_new_database_at_once_all_find_it_whole(tmp_path):
+    code = "import sys; from laurel.feedback.store import Store; Store(sys.argv[1]).close()"
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new.db")], stderr=subprocess.PIPE) for _ in range(4)]
+    assert [(p.communicate()[1].decode()[-300:], p.returncode) for p in started] == [("", 0)] * 4
+
+
+def test_an_exception_undoes_a_transaction(store):
+    with pytest.raises(RuntimeError), store.write() as session:
+        session.add(Guideline(text="half", made_at=0.0))
+        session.flush()
+        raise RuntimeError
+    with store.read() as session:
+        assert session.scalars(select(Guideline)).all() == []
+
+
+def test_a_newer_database_is_refused(store):
+    with store.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(UsageError, match="newer laurel"):
+        Store(store.engine.url.render_as_string(hide_password=False))
+
+
+def test_a_database_of_something_else_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    with pytest.raises(UsageError, match="something else: songs"):
+        Store(str(tmp_path / "other.db"))
+
+
+@pytest.mark.parametrize("url", ["nosuch://here/db", "postgresql://127.0.0.1:1/none"])
+def test_an_address_that_does_not_answer_is_told(url):
+    with pytest.raises(UsageError, match=r"not a database's address|does not answer"):
+        Store(url)
+
+
+def write_rows(store, count=5):
+    with store.write() as session:
+        for i in range(count):
+            audit.record(session, "someone", "act", f"thing {i}", 1.5 * i, size=i)
+
+
+def test_an_audit_log_is_whole_until_it_is_touched(store):
+    write_rows(store)
+    with store.read() as session:
+        assert audit.verify(session) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("UPDATE audit SET actor = 'nobody' WHERE id = 3", "row 3 .* was changed"),
+        ("DELETE FROM audit WHERE id = 3", "row 3 is missing"),
+        ("DELETE FROM audit WHERE id = 1", "row 1 is missing"),
+        ("UPDATE audit SET made_at = 99 WHERE id = 5", "row 5 .* was changed"),
+        ("UPDATE audit SET detail = '{\"size\": 7}' WHERE id = 2", "row 2 .* was changed"),
+        ("DELETE FROM audit WHERE id = 5", "missing at its end"),
+    ],
+)
+def test_tampering_with_the_audit_log_shows(store, harm, told):
+    write_rows(store)
+    with store.read() as session:
+        head = session.scalars(select(Audit.hash).order_by(Audit.id)).all()[-1]
+    with store.write() as session:
+        session.execute(text(harm))
+    with store.read() as session:
+        wrong = audit.verify(session, head)
+    assert wrong
+    assert any(re.search(told, line) for line in wrong), wrong
+
+
+def test_a_row_rewritten_with_a_right_hash_breaks_the_chain(store):
+    write_rows(store)
+    with store.write() as session:
+        row = session.get(Audit, 2)
+        row.actor = "nobody"
+        row.hash = audit.digest_of(row)
+    with store.read() as session:
+        assert audit.verify(session) == ["row 3 does not follow the row before it"]
