@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, exists, func, or_, select, update
+from sqlalchemy import Select, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import LaurelError
@@ -23,6 +23,7 @@ DAY = 86400.0
 LONGEST = 20_000
 """Characters of a rationale."""
 UNMARKED = ("leased", "skipped", "expired")
+HANDFUL = 20
 REPEAT_AFTER = 3
 """Samples between an item and its repetition, at least."""
 
@@ -127,8 +128,7 @@ class Desk:
             )  # fmt: skip
             assignment.state = "submitted"
             session.add(vote)
-            if (draft := session.get(Draft, assignment_id)) is not None:
-                session.delete(draft)
+            session.execute(delete(Draft).where(Draft.assignment_id == assignment_id))
             session.flush()
             return vote
 
@@ -167,7 +167,7 @@ class Desk:
             states = {row.seq: row.state for row in rows}
             size = settings.hit_size
             if len(states) < size:
-                left = self._open_items(session, "normal", settings).limit(size).subquery()
+                left = self._open_items(session, "normal", settings).order_by(None).limit(size).subquery()
                 size = min(size, len(states) + (session.scalar(select(func.count()).select_from(left)) or 0))
             votes, wanted = session.execute(
                 select(func.coalesce(func.sum(Item.live), 0), func.coalesce(func.sum(Item.target), 0)).where(
@@ -240,7 +240,7 @@ class Desk:
             return self._give(session, settings, again.item_id, again.order[::-1], begun, repeat=1)
         kinds = ("gold", "attention") if settings.repeat_share <= lot < settings.repeat_share + settings.gold_share else ()
         for kind in (*rng.sample(kinds, len(kinds)), "normal"):
-            for item_id, harm in session.execute(self._open_items(session, kind, settings).order_by(*self._order())).yield_per(20):
+            for item_id, harm in self._shuffled(session.execute(self._open_items(session, kind, settings)), rng):
                 if not set(harm) & set(annotator.opted_out):
                     count = session.scalar(select(func.count()).select_from(Response).where(Response.item_id == item_id)) or 0
                     claim(session, item_id)
@@ -257,19 +257,19 @@ class Desk:
         return session.scalar(old.order_by(Assignment.seq).limit(1))
 
     def _open_items(self, session: Session, kind: str, settings: BatchSettings) -> Select[tuple[str, list[str]]]:
-        """Ids and kinds of harm of items that want answers and were never given to this annotator."""
+        """Ids and kinds of harm of items that want answers and were never given to this annotator, those others have begun first."""
         seen = exists().where(Assignment.item_id == Item.id, Assignment.annotator_id == self.annotator)
-        planned, mine = (
-            exists().where(Plan.item_id == Item.id),
-            exists().where(Plan.item_id == Item.id, Plan.annotator_id == self.annotator),
-        )
-        wanted = Item.batch_id == self.batch, Item.kind == kind, Item.live < Item.target, ~seen, or_(~planned, mine)
-        items = select(Item.id, Item.harm).where(*wanted)
+        mine = select(Plan.item_id).join(Item).where(Plan.annotator_id == self.annotator, Item.batch_id == self.batch)
+        planned = session.scalar(mine.limit(1)) is not None
+        allowed = Item.id.in_(mine) if planned else ~exists().where(Plan.item_id == Item.id)
+        wanted = Item.batch_id == self.batch, Item.kind == kind, Item.live < Item.target, ~seen, allowed if kind == "normal" else true()
+        items = select(Item.id, Item.harm).where(*wanted).order_by(Item.live.desc(), Item.id)
         return items if self._harm_room(session, settings) else items.where(~Item.harmful)
 
-    def _order(self) -> tuple[Any, ...]:
-        """Items that others have begun first, then in an order of this annotator's own."""
-        return Item.live.desc(), (Item.place * 7919 + self.annotator * 104_729) % 1_000_003
+    def _shuffled(self, rows: Any, rng: random.Random) -> Iterator[tuple[str, list[str]]]:
+        """The rows, those of a handful in an order of this annotator's own."""
+        while handful := rows.fetchmany(HANDFUL):
+            yield from rng.sample(handful, len(handful))
 
     def _harm_room(self, session: Session, settings: BatchSettings) -> bool:
         """May this annotator see one more item with a kind of harm today?"""
@@ -360,9 +360,8 @@ def by_slot(placed: Sequence[int], order: Sequence[int]) -> list[int]:
 
 def active_ms(session: Session, assignment: Assignment, now: float) -> int:
     """Milliseconds at work since the sample was opened last: gaps between signs of life, each capped by the item's reading time."""
-    words = sum(len(r.text.split()) for r in assignment.item.responses) + sum(
-        len(str(m.get("content", "")).split()) for m in assignment.item.prompt
-    )
+    read = select(Item.words + func.sum(Response.words)).join(Response).where(Item.id == assignment.item_id).group_by(Item.id, Item.words)
+    words = session.scalar(read) or 0
     cap = max(LEAST_GAP, 60 * words / READING_WPM)
     signs = session.scalars(select(Event.made_at).where(Event.assignment_id == assignment.id).order_by(Event.made_at)).all()
     times = [assignment.made_at, *signs, now]

@@ -23,6 +23,17 @@ class Base(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, list[int]: JSON, list[str]: JSON}  # noqa: RUF012
 
 
+def words_of(context: Any) -> int:
+    """How many words the prompt or the text of a new row has: what reading it takes."""
+    row = context.get_current_parameters()
+    said = (
+        row["text"]
+        if "text" in row
+        else " ".join(str(message.get("content", "")) for message in row["prompt"]) + " " + row.get("input", "")
+    )
+    return len(said.split())
+
+
 class Guideline(Base):
     """What annotators are told. A new text is a new version; votes remember the one that held."""
 
@@ -68,6 +79,7 @@ class Item(Base):
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """Where it came from: file, row, ids, model; exported with every vote, never shown."""
     content_hash: Mapped[str] = mapped_column(index=True)
+    words: Mapped[int] = mapped_column(default=words_of)
     target: Mapped[int]
     live: Mapped[int] = mapped_column(default=0)
     batch: Mapped[Batch] = relationship(back_populates="items")
@@ -75,7 +87,7 @@ class Item(Base):
     __table_args__ = (
         CheckConstraint("live >= 0 AND live <= target", name="target"),
         UniqueConstraint("batch_id", "place"),
-        Index(None, "batch_id", "kind", "live"),
+        Index(None, "batch_id", "kind", "live", "id"),
     )
 
 
@@ -87,6 +99,7 @@ class Response(Base):
     item_id: Mapped[str] = mapped_column(ForeignKey("item.id"))
     place: Mapped[int]
     text: Mapped[str]
+    words: Mapped[int] = mapped_column(default=words_of)
     model: Mapped[str] = mapped_column(default="")
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
     item: Mapped[Item] = relationship(back_populates="responses")
@@ -94,11 +107,11 @@ class Response(Base):
 
 
 class Plan(Base):
-    """This item is for this annotator: an item with plans is given to nobody else."""
+    """This item is for this annotator: who has plans in a batch gets those items, who has none gets items that nobody has a plan for."""
 
     __tablename__ = "plan"
     item_id: Mapped[str] = mapped_column(ForeignKey("item.id"), primary_key=True)
-    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"), primary_key=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotator.id"), primary_key=True, index=True)
 
 
 class Annotator(Base):

@@ -282,12 +282,17 @@ def test_planned_items_are_for_those_they_are_planned_for(store):
     mine, other = annotator(store), annotator(store)
     with store.write() as session:
         session.add_all([Plan(item_id="batch-0", annotator_id=mine), Plan(item_id="batch-1", annotator_id=other)])
+    third = annotator(store)
+    assert [items_of(store, Desk(store, who, batch)) for who in (mine, other, third)] == [{"batch-0"}, {"batch-1"}, {"batch-2"}]
+
+
+def items_of(store, desk):
+    """Everything that this annotator gets, answered."""
     items = set()
-    desk = Desk(store, mine, batch)
     while (sample := desk.next()) is not None:
         items.add(sample.item_id)
         desk.submit(sample.id, Answer(rating=1), sample.id)
-    assert items == {"batch-0", "batch-2"}
+    return items
 
 
 def test_harm_is_kept_from_those_who_opted_out_and_capped_a_day(store, clock):

@@ -1,0 +1,281 @@
+"""The feedback server under fire: the LLMFAO crowd's votes replayed over HTTP against servers that are killed, and 50 annotators at once.
+
+python bench/bench_feedback.py replay ../shared/data/llmfao [--database URL] [--share .1]    every vote arrives once, whatever is killed
+python bench/bench_feedback.py load [--database URL] [--annotators 50] [--seconds 20]        p50 and p99 of a submission
+Without --database: a SQLite file in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from sqlalchemy import select
+
+from laurel.feedback import people
+from laurel.feedback.settings import BatchSettings
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
+
+SERVER = "import sys, uvicorn\nfrom laurel.feedback.store import Store\nfrom laurel.feedback.web.app import create_app\n\
+uvicorn.run(create_app(Store(sys.argv[1]), public_url=f'http://127.0.0.1:{sys.argv[2]}'), port=int(sys.argv[2]), log_level='error')"
+PATIENCE = 120.0
+"""Seconds that a client tries for."""
+
+
+class Servers:
+    """Processes that serve one database, each on a port of its own; one that was killed is started again."""
+
+    def __init__(self, database: str, count: int = 2) -> None:
+        self.database, self.kills = database, 0
+        self.ports = [free_port() for _ in range(count)]
+        self.running = {port: self.start(port) for port in self.ports}
+        for port in self.ports:
+            self.wait(port)
+
+    def start(self, port: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SERVER, self.database, str(port)])
+
+    def wait(self, port: int) -> None:
+        """Until it answers."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                httpx2.get(f"http://127.0.0.1:{port}/", timeout=5)
+                return
+            except httpx2.TransportError:
+                time.sleep(0.05)
+        raise TimeoutError(f"no server on port {port}")
+
+    def kill(self, port: int) -> None:
+        """kill -9, and a new one in its place."""
+        self.running[port].send_signal(signal.SIGKILL)
+        self.running[port].wait()
+        self.kills += 1
+        self.running[port] = self.start(port)
+        self.wait(port)
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def servers(database: str, *, kill_every: float = 0.0, seed: int = 0) -> Iterator[Servers]:
+    """Two servers; kill_every: seconds between kills of a random one, on average (0: none)."""
+    running, over = Servers(database), threading.Event()
+
+    def killer() -> None:
+        rng = random.Random(seed)
+        while not over.wait(rng.uniform(0.5, 1.5) * kill_every):
+            running.kill(rng.choice(running.ports))
+
+    thread = threading.Thread(target=killer)
+    if kill_every:
+        thread.start()
+    try:
+        yield running
+    finally:
+        over.set()
+        if kill_every:
+            thread.join()
+        running.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Client:
+    """An annotator's browser: a cookie, two servers to ask, and a habit of asking twice."""
+
+    def __init__(self, ports: list[int], cookie: str, rng: random.Random, unruly: bool) -> None:
+        self.ports, self.rng, self.unruly = ports, rng, unruly
+        self.http = httpx2.Client(cookies={"laurel": cookie}, timeout=60.0)
+        self.retries = 0
+
+    def ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
+        """Until some server answers; a client in a hurry gives up at random and asks again, so that an answer arrives twice."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            port = self.rng.choice(self.ports)
+            headers = {"Accept": "application/json", "Origin": f"http://127.0.0.1:{port}"}
+            hurry = self.unruly and self.rng.random() < 0.05
+            try:
+                answer = self.http.request(
+                    method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=0.02 if hurry else 60.0, **more
+                )
+                if answer.status_code < 500 and answer.status_code != 429:
+                    return answer
+            except httpx2.TransportError:
+                pass
+            if time.monotonic() > end:
+                raise TimeoutError(f"no answer to {method} {path}")
+            self.retries += 1
+            time.sleep(self.rng.uniform(0.01, 0.1))
+
+
+def make_items(store: Store, rows: list[dict[str, Any]], settings: BatchSettings, name: str) -> int:
+    """An open batch; rows: {"source", "prompt", "responses", "target", "for": ids of annotators or None}. Its id."""
+    with store.write() as session:
+        batch = Batch(name=name, state="open", settings=settings.model_dump(), made_at=store.now())
+        session.add(batch)
+        session.flush()
+        for place, row in enumerate(rows):
+            item = Item(id=uuid.uuid4().hex, batch_id=batch.id, place=place, prompt=[{"role": "user", "content": row["prompt"]}],
+                        content_hash=str(place), target=row["target"], source=row["source"])  # fmt: skip
+            session.add(item)
+            session.flush()
+            session.add_all(Response(id=uuid.uuid4().hex, item_id=item.id, place=k, text=text) for k, text in enumerate(row["responses"]))
+            session.add_all(Plan(item_id=item.id, annotator_id=one) for one in row["for"] or ())
+        return batch.id
+
+
+def make_annotators(store: Store, names: list[str]) -> dict[str, tuple[int, str]]:
+    """Name -> id and cookie of someone who has come and has signed."""
+    made = {}
+    for name in names:
+        cookie = people.accept(store, people.invite(store, pseudonym=name)[1])
+        who = people.session_of(store, cookie)
+        assert who is not None and who.annotator is not None
+        people.consent(store, who.annotator, "keep 1")
+        made[name] = who.annotator, cookie
+    return made
+
+
+def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: float = 3.0, threads: int = 16) -> dict[str, Any]:
+    """Every annotator of the file rates what they rated there, left as left; what the database holds then, beside the file."""
+    pairs = {str(row["id"]): row for row in map(json.loads, (folder / "pairs-crowd.jsonl").read_text().splitlines())}
+    with (folder / "crowd-comparisons.csv").open(newline="") as file:
+        votes = [row for row in csv.DictReader(file) if int(row["id"]) % 1000 < 1000 * share]
+    store = Store(database)
+    people_of = make_annotators(store, sorted({vote["worker"] for vote in votes}))
+    raters: dict[str, dict[str, str]] = {}
+    for vote in votes:
+        raters.setdefault(vote["id"], {})[vote["worker"]] = vote["winner"]
+    rows = [
+        {"source": {"id": pair}, "prompt": pairs[pair]["text"], "responses": [pairs[pair]["result_x"], pairs[pair]["result_y"]],
+         "target": len(raters[pair]), "for": [people_of[worker][0] for worker in raters[pair]]}
+        for pair in raters
+    ]  # fmt: skip
+    batch = make_items(store, rows, BatchSettings(allow_tie=True, hit_size=1000), "crowd")
+    retries, began = [], time.perf_counter()
+
+    def work(worker: str) -> None:
+        client = Client(running.ports, people_of[worker][1], random.Random(worker), unruly=True)
+        while not (sample := client.ask("GET", f"/work/{batch}/next.json").json()).get("done"):
+            with store.read() as session:  # which pair that is, a browser is not told
+                assignment = session.get_one(Assignment, sample["assignment"])
+                pair, turned = assignment.item.source["id"], assignment.order[0] == 1
+            winner = raters[pair][worker]
+            rating = 0 if winner == "tie" else 1 if (winner == "left") != turned else 4
+            form = {"csrf": sample["csrf"], "key": str(uuid.uuid4()), "rating": rating}
+            path = f"/work/{batch}/samples/{sample['assignment']}/answer"
+            answers = [client.ask("POST", path, data=form) for _ in range(1 + (client.rng.random() < 0.1))]
+            assert all(answer.status_code == 200 for answer in answers), [answer.text for answer in answers]
+        retries.append(client.retries)
+
+    with servers(database, kill_every=kill_every) as running, ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, people_of))
+        spent, kills = time.perf_counter() - began, running.kills
+    said = {None: "nothing", 0: "tie", 1: "left", 4: "right"}
+    with store.read() as session:
+        columns = select(Item.source, Annotator.pseudonym, Vote.rating, Vote.revision).select_from(Vote).join(Vote.assignment)
+        held = [
+            tuple(row) for row in session.execute(columns.join(Assignment.item).join(Annotator, Annotator.id == Assignment.annotator_id))
+        ]
+        over = [item.id for item in session.scalars(select(Item)) if item.live != item.target]
+    store.close()
+    ours = Counter((source["id"], worker, said.get(rating, "?")) for source, worker, rating, _ in held)
+    theirs = Counter((vote["id"], vote["worker"], vote["winner"]) for vote in votes)
+    return {
+        "votes": len(votes), "equal": ours == theirs, "lost": (theirs - ours).total(), "added": (ours - theirs).total(),
+        "items off target": len(over), "revisions": sum(revision > 1 for *_, revision in held), "kills": kills, "retries": sum(retries),
+        "seconds": spent, "votes per second": len(votes) / spent,
+    }  # fmt: skip
+
+
+def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: float = 0.5, items: int = 400) -> dict[str, Any]:
+    """Annotators who all rate at once, each pausing `think` seconds on average before an answer: milliseconds of a submission."""
+    store = Store(database)
+    text = "word " * 150
+    rows = [{"source": {}, "prompt": f"question {n}", "responses": [text, text], "target": 1000, "for": None} for n in range(items)]
+    batch = make_items(store, rows, BatchSettings(target_votes=1000, hit_size=10**6), "load")
+    cookies = [cookie for _, cookie in make_annotators(store, [f"rater-{n}" for n in range(annotators)]).values()]
+    times, errors = [], []
+
+    def work(n: int) -> None:
+        client = Client(running.ports, cookies[n], random.Random(n), unruly=False)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sample = client.ask("GET", f"/work/{batch}/next.json").json()
+            time.sleep(client.rng.expovariate(1 / think))
+            form = {"csrf": sample["csrf"], "key": str(uuid.uuid4()), "rating": client.rng.choice((1, 2, 3, 4))}
+            began = time.perf_counter()
+            answer = client.ask("POST", f"/work/{batch}/samples/{sample['assignment']}/answer", data=form)
+            times.append(1000 * (time.perf_counter() - began))
+            if answer.status_code != 200:
+                errors.append(answer.text[:200])
+        errors.extend(["retried"] * client.retries)
+
+    with servers(database) as running, ThreadPoolExecutor(annotators) as pool:
+        list(pool.map(work, range(annotators)))
+    store.close()
+    p50, p99 = np.percentile(times, (50, 99))
+    return {
+        "submissions": len(times),
+        "errors": len(errors),
+        "p50 ms": float(p50),
+        "p99 ms": float(p99),
+        "per second": len(times) / seconds,
+    }
+
+
+def main() -> int:
+    """Print the figures; 1 where a vote was lost or an answer failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one, two = verbs.add_parser("replay"), verbs.add_parser("load")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--share", type=float, default=1.0)
+    one.add_argument("--kill_every", type=float, default=3.0)
+    two.add_argument("--annotators", type=int, default=50)
+    two.add_argument("--seconds", type=float, default=20.0)
+    two.add_argument("--think", type=float, default=0.5)
+    for verb in (one, two):
+        verb.add_argument("--database")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        database = args.database or os.path.join(folder, "feedback.db")
+        if args.verb == "replay":
+            found = replay(database, args.folder, share=args.share, kill_every=args.kill_every)
+        else:
+            found = load(database, annotators=args.annotators, seconds=args.seconds, think=args.think)
+    print("\n".join(f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value}" for name, value in found.items()))
+    return 0 if found.get("equal", True) and not found.get("errors") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
