@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,21 +200,28 @@ def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: float
     with servers(database, kill_every=kill_every) as running, ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, people_of))
         spent, kills = time.perf_counter() - began, running.kills
-    said = {None: "nothing", 0: "tie", 1: "left", 4: "right"}
     with store.read() as session:
-        columns = select(Item.source, Annotator.pseudonym, Vote.rating, Vote.revision).select_from(Vote).join(Vote.assignment)
-        held = [
-            tuple(row) for row in session.execute(columns.join(Assignment.item).join(Annotator, Annotator.id == Assignment.annotator_id))
-        ]
         over = [item.id for item in session.scalars(select(Item)) if item.live != item.target]
+    found = compare(held(store), [(vote["id"], vote["worker"], vote["winner"]) for vote in votes])
     store.close()
-    ours = Counter((source["id"], worker, said.get(rating, "?")) for source, worker, rating, _ in held)
-    theirs = Counter((vote["id"], vote["worker"], vote["winner"]) for vote in votes)
-    return {
-        "votes": len(votes), "equal": ours == theirs, "lost": (theirs - ours).total(), "added": (ours - theirs).total(),
-        "items off target": len(over), "revisions": sum(revision > 1 for *_, revision in held), "kills": kills, "retries": sum(retries),
-        "seconds": spent, "votes per second": len(votes) / spent,
-    }  # fmt: skip
+    return {"votes": len(votes), **found, "items off target": len(over), "kills": kills, "retries": sum(retries), "seconds": spent,
+            "votes per second": len(votes) / spent}  # fmt: skip
+
+
+def held(store: Store) -> list[tuple[str, str, str, int]]:
+    """Every revision of every vote in the database: pair, worker, what was chosen, revision."""
+    said = {None: "nothing", 0: "tie", 1: "left", 4: "right"}
+    columns = select(Item.source, Annotator.pseudonym, Vote.rating, Vote.revision).select_from(Vote).join(Vote.assignment)
+    with store.read() as session:
+        rows = session.execute(columns.join(Assignment.item).join(Annotator, Annotator.id == Assignment.annotator_id))
+        return [(row.source["id"], row.pseudonym, said.get(row.rating, "?"), row.revision) for row in rows]
+
+
+def compare(ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Two lists of (pair, worker, choice, ...) as multisets."""
+    one, two = Counter(tuple(row[:3]) for row in ours), Counter(tuple(row[:3]) for row in theirs)
+    later = sum(row[3] > 1 for row in ours)
+    return {"equal": one == two, "lost": (two - one).total(), "added": (one - two).total(), "revisions": later}
 
 
 def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: float = 0.5, items: int = 400) -> dict[str, Any]:
