@@ -106,13 +106,15 @@ let drafting = 0;
 function saveDraft() {
   const data = new URLSearchParams(new FormData(form));
   if (stored()[data.get("key")]) return;
-  send(`${desk.dataset.base}/draft`, data).then((r) => { if (!r.ok) throw r; }).catch(() => {});
+  send(`${desk.dataset.base}/draft`, data).then((r) => r.text()).catch(() => {});
 }
 
 // Signs of life: sizes and times, never text.
 let last = Date.now(), pasted = 0;
 function sign(kind, size = 0) {
-  send(`${desk.dataset.base}/alive`, new URLSearchParams({ csrf, kind, size })).catch(() => {});
+  send(`${desk.dataset.base}/alive`, new URLSearchParams({ csrf, kind, size }))
+    .then(async (r) => { const told = await r.json(); if (r.status === 409 && !here) say(`${told.error} ${told.fix}`, "warn"); })
+    .catch(() => {});
 }
 function awake() { last = Date.now(); }
 
@@ -175,6 +177,7 @@ function key(event) {
 
 function begin() {
   newKey();
+  pasted = Number(form.elements.pasted.value) * (document.getElementById("rationale")?.value.length ?? 0); // of a draft
   form.addEventListener("submit", submit);
   form.addEventListener("input", () => { share(); clearTimeout(drafting); drafting = setTimeout(saveDraft, 1500); });
   document.getElementById("rationale")?.addEventListener("paste", pasting);
