@@ -111,6 +111,7 @@ def sign(request: Request) -> Response:
         row = session.get_one(Annotator, me.id)
         kept = [kind for kind in row.opted_out if kind not in shown_kinds]
         row.opted_out = sorted({*kept, *(str(kind)[:100] for kind in form.getlist("opt_out"))})
+        session.execute(delete(Demographic).where(Demographic.keep_until < now))
         for question, (_, answers) in QUESTIONS.items():
             session.execute(delete(Demographic).where(Demographic.annotator_id == me.id, Demographic.question == question))
             if (said := str(form.get(f"about_{question}", ""))) in answers:

@@ -24,6 +24,13 @@ async function send(url, body) {
   return fetch(url, { method: "POST", body, headers: { Accept: "application/json" }, redirect: "error", keepalive: body.toString().length < 30000 });
 }
 
+function go(to) {
+  const target = new URL(to, location);
+  if (target.pathname + target.search !== location.pathname + location.search) { location.assign(target); return; }
+  history.replaceState(null, "", target); // the same page with more to tell: a change of its #part alone would not load it
+  location.reload();
+}
+
 // The outbox: written before anything is sent, emptied by the server's yes.
 const stored = () => JSON.parse(localStorage.getItem(BOX) ?? "{}");
 function store(key, entry) {
@@ -41,7 +48,7 @@ async function deliver(key, entry, here) {
   const told = await response.json().catch(() => null);
   if (response.ok && told?.ok) {
     store(key, null);
-    if (here) location.assign(told.next);
+    if (here) go(told.next);
     return "sent";
   }
   if (response.status === 429 || response.status >= 500 || !told) return "later";
@@ -74,7 +81,7 @@ async function flush() {
       if (result === "refused") newKey();
     }
   } finally { delivering = false; }
-  if (here && !stored()[here]) { location.assign(desk.dataset.next); return; } // another tab has delivered it
+  if (here && !stored()[here]) { go(desk.dataset.next); return; } // another tab has delivered it
   if (later) {
     say("The server does not answer. Your answer is safe in this browser and is sent as soon as it can be. You can leave this page open.", "warn");
     waiting = Math.min(30000, (waiting || 1000) * 2);
