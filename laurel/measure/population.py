@@ -209,10 +209,8 @@ def suppress(table: Sequence[Sequence[int]] | np.ndarray, k: int = 5) -> list[li
         raise ValueError(f"a table [rows, columns] of counts, 0 or more, and k of at least 1; got shape {counts.shape}, k {k}")
     full = np.block([[counts, counts.sum(1, keepdims=True)], [counts.sum(0, keepdims=True), counts.sum(keepdims=True)]])
     hidden = (full > 0) & (full < k)
-    while True:
-        bare = next((cell for cell in _revealed(full, hidden, k) if _hide_beside(full, hidden, cell)), None)
-        if bare is None:
-            break
+    while beside := [cell for bare in _revealed(full, hidden, k) for cell in _shown_beside(hidden, bare)]:
+        hidden[min(beside, key=lambda at: (full[at] == 0, full[at], at))] = True
     return [[None if gone else int(count) for count, gone in zip(row, mask, strict=True)] for row, mask in zip(full, hidden, strict=True)]
 
 
@@ -237,14 +235,9 @@ def _revealed(full: np.ndarray, hidden: np.ndarray, k: int) -> list[tuple[int, i
     return bare
 
 
-def _hide_beside(full: np.ndarray, hidden: np.ndarray, cell: tuple[int, int]) -> bool:
-    """Hides the smallest shown cell above 0 in the cell's row or column, else a 0; False if nothing there is shown."""
+def _shown_beside(hidden: np.ndarray, cell: tuple[int, int]) -> list[tuple[int, int]]:
     i, j = cell
-    near = [(i, c) for c in range(full.shape[1]) if not hidden[i, c]] + [(r, j) for r in range(full.shape[0]) if not hidden[r, j]]
-    if not near:
-        return False
-    hidden[min(near, key=lambda at: (full[at] == 0, full[at], at))] = True
-    return True
+    return [(i, c) for c in range(hidden.shape[1]) if not hidden[i, c]] + [(r, j) for r in range(hidden.shape[0]) if not hidden[r, j]]
 
 
 def _distribution(shares: Shares) -> np.ndarray:
