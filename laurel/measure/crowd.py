@@ -153,9 +153,11 @@ def spread(value: np.ndarray, error: np.ndarray) -> tuple[float, float]:
 def against(signs: list[Signal], value: np.ndarray, error: np.ndarray, side: int, *, least: float | None = None) -> list[Signal]:
     """Adds z and p to the signals that have no reason not to be tested, against the crowd of just these.
 
-        z = (x - m) / sqrt(error^2 + tau^2),    or, with `least`,    z = (x - least m) / error
+        z = (x - m) / sqrt(error^2 + tau^2),    or, with `least`, where that is the sharper against x = 0,    z = (x - least m) / error
 
-    side: -1 low is bad, 1 high is bad, 0 both are. Fewer than 4 annotators are no crowd.
+    The second asks whether x lies below the share `least` of the crowd's median: in a crowd whose skill varies much, one who guesses is
+    no outlier of the spread. Which is asked depends on the crowd and the number of votes, not on x. side: -1 low is bad, 1 high is
+    bad, 0 both are. Fewer than 4 annotators are no crowd.
     """
     fine = np.flatnonzero([not sign.reason for sign in signs])
     if len(fine) < 4:
@@ -163,7 +165,11 @@ def against(signs: list[Signal], value: np.ndarray, error: np.ndarray, side: int
     middle, tau = spread(value[fine], error[fine])
     tested = list(signs)
     for k in fine:
-        z = float((value[k] - middle) / sqrt(error[k] ** 2 + tau**2) if least is None else (value[k] - least * middle) / error[k])
+        wide, narrow = sqrt(error[k] ** 2 + tau**2), float(error[k])
+        if least is None or middle <= 0 or least * wide <= narrow:
+            z = float(value[k] - middle) / wide
+        else:
+            z = float(value[k] - least * middle) / narrow
         tested[k] = replace(signs[k], z=z, p=float(2 * norm.sf(abs(z)) if side == 0 else norm.sf(side * z)))
     return tested
 
