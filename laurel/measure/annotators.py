@@ -116,7 +116,7 @@ def _climb(table: _Table, confusion: Callable[[np.ndarray, _Table], np.ndarray],
         log_matrix, log_prior = np.log(np.maximum(matrix, 1e-300)), np.log(np.maximum(prior, 1e-300))
         log_truth = np.tile(log_prior, (len(table.items), 1))
         np.add.at(log_truth, table.item, log_matrix[table.annotator, :, table.label])
-        total = logsumexp(log_truth, axis=1, keepdims=True)
+        total = np.asarray(logsumexp(log_truth, axis=1, keepdims=True))
         truth = np.exp(log_truth - total)
         objective = float(total.sum() + (smoothing * log_matrix.sum() if smoothing else 0.0))
         if objective - before < 1e-10 * abs(objective):

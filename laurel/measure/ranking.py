@@ -144,7 +144,7 @@ def plackett_luce(rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[f
 
     def climb(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         scores = np.where(among_RN, theta, -np.inf)
-        total = logsumexp(scores, axis=1, keepdims=True)
+        total = np.asarray(logsumexp(scores, axis=1, keepdims=True))
         p = np.exp(scores - total)
         slope = np.bincount(chosen, weight_R, size) - weight_R @ p
         return float(weight_R @ (theta[chosen] - total[:, 0])), slope, np.diag(weight_R @ p) - (p * weight_R[:, None]).T @ p
@@ -248,7 +248,7 @@ def _bradley_terry(
     def climb(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         u = rows @ theta[:size]
         scores = np.stack([u / 2, -u / 2, np.full(len(u), theta[size] if davidson else -np.inf)], 1)
-        norm = logsumexp(scores, axis=1)
+        norm = np.asarray(logsumexp(scores, axis=1))
         p = np.exp(scores - norm[:, None])
         gap = (p[:, 0] - p[:, 1]) / 2
         slope = ((counts[:, 0] - counts[:, 1]) / 2 - total * gap) @ rows
