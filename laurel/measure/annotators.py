@@ -176,7 +176,7 @@ def signals(
     twenty batches. Fewer than `least_votes` votes are shown and not tested. Refuses what `Crowd.of` refuses.
 
     On the real votes of LLMFAO (124 workers, 4 a pair, mixed skill) with cheaters of 80, 100, 150 votes planted, 40 seeds each: guessing
-    is flagged in 3/4, .85, .97 of cases; always left, always tie, alternating and copying GPT-4 always; half effort never, since half
+    is flagged in 3/4, .85, .97 of cases; always left, always tie, alternating and copying GPT-4 always; half effort 1 time in 160, as half
     of a planted one's votes agree as well as those of many a real worker: only times can tell it there. 6 of the 124 are flagged;
     `least_votes` and `least_agreement` were chosen on these same workers (20 and 2/3 flag 7 or 8), so that share is no forecast. In a
     simulated crowd of equal skill, 12 votes an item, agreement finds half effort in .85 of cases at 80 votes and 1.0 at 120.
