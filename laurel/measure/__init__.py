@@ -1,1 +1,1 @@
-"""Statistics: intervals, pass@k, majority votes."""
+"""Statistics: intervals, pass@k, majority votes; agreement, rankings, annotators, populations, judges."""

@@ -28,7 +28,7 @@ def test_a_quick_workload_ends_in_a_table_and_a_file(tmp_path):
     assert len(turns) == 2 and all(turn["seconds"] > 0 and turn["peak_mb"] > 50 for turn in turns)
     assert turns[0]["unit_mb"] == 8 * 1024 * 4 / 2**20
     rows = report["workloads"]["logprob-memory"]["rows"]
-    assert [row["verdict"] for row in rows] == ["quick"] * 2
+    assert [row["verdict"] for row in rows] == ["quick"] * 3
     assert report["facts"]["versions"]["torch"] and report["facts"]["machine"]["cores"] >= 1
     assert "over B T V 4 bytes" in done.stdout and str(out) in done.stdout
 
