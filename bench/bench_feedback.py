@@ -36,8 +36,15 @@ from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
 
-SERVER = "import sys, uvicorn\nfrom laurel.feedback.store import Store\nfrom laurel.feedback.web.app import create_app\n\
-uvicorn.run(create_app(Store(sys.argv[1]), public_url=f'http://127.0.0.1:{sys.argv[2]}'), port=int(sys.argv[2]), log_level='error')"
+SERVER = """
+import sys, uvicorn
+from laurel.feedback.store import Store
+from laurel.feedback.web.app import create_app
+from laurel.feedback.web.security import Limits
+app = create_app(Store(sys.argv[1]), public_url=f"http://127.0.0.1:{sys.argv[2]}", limits=Limits(answer=10**6, answer_address=10**6))
+uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
+"""
+"""Limits are those of one address: all clients come from this one."""
 PATIENCE = 120.0
 """Seconds that a client tries for."""
 

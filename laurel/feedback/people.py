@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
@@ -160,15 +160,29 @@ def leave(store: Store, cookie: str) -> None:
 
 
 def limit(store: Store, key: str, most: int, seconds: float) -> None:
-    """Note a try; Refused with 429 when `key` had more than `most` in this many seconds. Shared by all server processes."""
+    """Note a try; Refused with 429 when `key` had `most` already in a window of this many seconds. Shared by all server processes."""
+    limit_all(store, {key: most}, seconds)
+
+
+def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
+    """`limit` for several keys at once; a refused try counts for none of them."""
+    now = store.now()
     with store.write() as session:
-        now = store.now()
-        session.execute(delete(Attempt).where(Attempt.key == key, Attempt.made_at < now - seconds))
-        tries = session.scalar(select(func.count()).select_from(Attempt).where(Attempt.key == key)) or 0
-        if tries < most:
-            session.add(Attempt(key=key, made_at=now))
-    if tries >= most:
-        raise Refused("too many tries.", status=429, fix=f"Wait {seconds:.0f} seconds, then try again.")
+        rows = {row.key: row for row in session.scalars(select(Attempt).where(Attempt.key.in_(most)))}
+        for key, count in most.items():
+            row = rows.get(key)
+            if row is not None and row.began > now - seconds and row.count >= count:
+                raise Refused("too many tries.", status=429, fix=f"Wait {row.began + seconds - now:.0f} seconds, then try again.")
+        for key in most:
+            row = rows.get(key)
+            if row is None:
+                session.add(Attempt(key=key, began=now, count=1))
+            elif row.began > now - seconds:
+                row.count += 1
+            else:
+                row.began, row.count = now, 1
+        if len(rows) < len(most):
+            session.execute(delete(Attempt).where(Attempt.began < now - 86400))
 
 
 def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = False) -> dict[str, Any]:

@@ -294,13 +294,12 @@ class ApiKey(Base):
 
 
 class Attempt(Base):
-    """Something that is limited: tries per key (an address, a session) in a window; shared by all processes."""
+    """Something that is limited: tries of a key (an address, a session) in the window that began then; shared by all processes."""
 
     __tablename__ = "attempt"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    key: Mapped[str]
-    made_at: Mapped[float]
-    __table_args__ = (Index(None, "key", "made_at"),)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    began: Mapped[float]
+    count: Mapped[int]
 
 
 class Release(Base):

@@ -244,8 +244,7 @@ def limited(request: Request, what: str, most: int, address: int = 0) -> None:
     keys = {f"{what} from {request.client.host if request.client else ''}": address or most}
     if request.state.who is not None:
         keys[f"{what} by {people.digest_of(request.state.csrf)[:24]}"] = most
-    for key, count in keys.items():
-        people.limit(store, key, count, 60.0)
+    people.limit_all(store, keys, 60.0)
 
 
 def wants_json(request: Request) -> bool:
