@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import cache
 from typing import Any, NamedTuple
 
 from argon2 import PasswordHasher
@@ -124,7 +125,7 @@ def admit(store: Store, name: str, password: str) -> str:
     with store.read() as session:
         admin = session.scalar(select(Admin).where(Admin.name == name))
     try:
-        HASHER.verify(admin.password if admin else NOBODY, password)
+        HASHER.verify(admin.password if admin else nobody(), password)
     except (VerifyMismatchError, InvalidHashError) as error:
         raise Refused("name and password do not belong together.", status=403) from error
     if admin is None:
@@ -134,7 +135,10 @@ def admit(store: Store, name: str, password: str) -> str:
         return _login(session, store.now(), ADMIN_HOURS, admin_id=admin.id)
 
 
-NOBODY = HASHER.hash(secrets.token_hex(16))
+@cache
+def nobody() -> str:
+    """The hash of a password that nobody has."""
+    return HASHER.hash(secrets.token_hex(16))
 
 
 def _login(session: Session, now: float, hours: float, **whose: Any) -> str:
