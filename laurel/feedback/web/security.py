@@ -22,6 +22,7 @@ from laurel.feedback import people
 from laurel.feedback.assign import Refused
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin, Annotator
+from laurel.feedback.web.text import bare
 
 HERE = Path(__file__).parent
 POLICY = (
@@ -52,6 +53,14 @@ class Limits:
     answer_address: int = 6000
 
 
+def environment() -> jinja2.Environment:
+    """Templates: everything is escaped; `bare` names the characters that are not seen, for short texts of others."""
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["bare"] = lambda text: bare(str(text))
+    return made
+
+
 @dataclass(frozen=True)
 class Site:
     """What every handler needs: `request.app.state.site`. It holds nothing that changes, so that many processes may serve."""
@@ -61,12 +70,7 @@ class Site:
     support: str = ""
     """Text for annotators about where to find help."""
     limits: Limits = field(default_factory=Limits)
-    templates: jinja2.Environment = field(
-        default_factory=lambda: jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )
-    )  # fmt: skip
+    templates: jinja2.Environment = field(default_factory=environment)
 
     @property
     def secure(self) -> bool:
