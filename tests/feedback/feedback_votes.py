@@ -11,7 +11,7 @@ from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, It
 
 
 def put(store, votes, *, items=None, name="batch", state="open", **settings):
-    """A batch of `votes`, dicts with item, who and rating or ranking, by place; more of a row: order, seconds, repeat, rationale, pasted, at.
+    """A batch of `votes`, dicts with item, who and rating or ranking, by place; more of it: order, seconds, repeat, rationale, pasted, at.
 
     items: id -> dict with models, texts, prompt, kind, gold, harm; where it is missing there are two short answers of models x and y.
     """
@@ -53,10 +53,12 @@ def put(store, votes, *, items=None, name="batch", state="open", **settings):
             count = len(items[vote["item"]].get("texts", (1, 2)))
             made.append({"id": key, "item_id": vote["item"], "annotator_id": people[who], "batch_id": batch.id,
                          "repeat": vote.get("repeat", 0), "seq": seqs[who], "state": vote.get("state", "submitted"), "lease_until": at,
-                         "order": vote.get("order", list(range(count))), "skip_reason": vote.get("skip_reason", ""), "made_at": at})  # fmt: skip
+                         "order": vote.get("order", list(range(count))), "made_at": at,
+                         "skip_reason": vote.get("skip_reason", "")})  # fmt: skip
             if vote.get("rating") is not None or vote.get("ranking"):
-                told.append({"assignment_id": key, "revision": 1, "key": key, "rating": vote.get("rating"), "ranking": vote.get("ranking"),
-                             "scales": {}, "rationale": vote.get("rationale", ""), "active_ms": round(1000 * vote.get("seconds", 0)),
+                told.append({"assignment_id": key, "revision": 1, "key": key, "rating": vote.get("rating"),
+                             "ranking": vote.get("ranking"), "scales": {}, "rationale": vote.get("rationale", ""),
+                             "active_ms": round(1000 * vote.get("seconds", 0)),
                              "pasted": vote.get("pasted"), "made_at": at})  # fmt: skip
         session.execute(insert(Assignment), made)
         session.execute(insert(Vote), told)

@@ -186,7 +186,7 @@ def test_pay_is_of_time_at_work_and_below_the_floor_a_batch_does_not_open(store)
     assert (found.hourly.median, found.hourly.slowest, found.unknown) == (9.0, 6.0, 1)
     assert found.by_annotator == {"fast": pytest.approx(12.0), "slow": pytest.approx(6.0)}
     assert "9.00 USD an hour" in refusal(store, batch)
-    with pytest.raises(Refused, match="not opened.*floor is 12"):
+    with pytest.raises(Refused, match=r"not opened.*floor is 12"):
         open_batch(store, batch, actor="c")
     assert summaries(store, batch)[0].state == "draft"
     change_settings(store, batch, BatchSettings(**{**settings, "pay_per_item": 0.3}), actor="c")
@@ -247,7 +247,8 @@ def test_exposure_and_busy_hours(store, clock):
 
 
 @pytest.mark.parametrize("text", [
-    "As an AI language model, I cannot", "I was trained by OpenAI.", "My name is Chat\u200bGPT", "Ask \uff27\uff30\uff34-4 instead", "i am Claude",
+    "As an AI language model, I cannot", "I was trained by OpenAI.", "My name is Chat\u200bGPT", "Ask \uff27\uff30\uff34-4 instead",
+    "i am Claude",
     "as a large language model I", "Written by Zephyr-9x",
 ])  # fmt: skip
 def test_words_that_tell_are_seen(text):
@@ -260,7 +261,8 @@ def test_ordinary_words_do_not_tell():
 
 def test_every_response_is_read_and_held_before_it_is_served(store):
     items = {"clean": {}, "second": {"texts": ("fine", "Well. " * 3000 + "As an AI language model by OpenAI I refuse.")},
-             "third": {"texts": ("ok", "good", "I, Zephyr-9x, say"), "models": ("x", "y", "Zephyr-9x")}, "seen": {"texts": ("I am Claude", "no")},
+             "third": {"texts": ("ok", "good", "I, Zephyr-9x, say"), "models": ("x", "y", "Zephyr-9x")},
+             "seen": {"texts": ("I am Claude", "no")},
              "gold": {"texts": ("I am Gemini", "no"), "kind": "gold", "gold": 1}}  # fmt: skip
     batch = put(store, [{"item": "seen", "who": "w", "rating": 1}], items=items, state="draft")
     assert open_batch(store, batch, actor="c") == 3

@@ -118,9 +118,7 @@ def withdraw(request: Request) -> Response:
     """Someone asked to leave: what their consent says happens to their votes."""
     store, name, form = _store(request), request.path_params["pseudonym"], form_of(request)
     if "asked" not in form:
-        raise Refused(
-            "tick that this person asked for it.", status=422, fix="Go back. Nobody is withdrawn as a penalty."
-        )
+        raise Refused("tick that this person asked for it.", status=422, fix="Go back. Nobody is withdrawn as a penalty.")
     with store.read() as session:
         found = session.scalar(select(Annotator).where(Annotator.pseudonym == name))
     if found is None or found.state in ("withdrawn", "erased"):
@@ -239,8 +237,8 @@ def _demographics(request: Request, chosen: str, text: str) -> Response:
         wrong = f"{error.what} {error.fix}"
     poll = batch_poll(store, int(chosen)) if chosen else _everything(store, [number for number, _ in batches])
     found = whose(store, poll, reference, actor=_actor(request))
-    return page(request, "admin_demographics.html", status=422 if wrong else 200, parts=people_sections(found), found=found, batches=batches,
-                chosen=chosen, reference=text, wrong=wrong)  # fmt: skip
+    shown = {"parts": people_sections(found), "found": found, "batches": batches, "chosen": chosen, "reference": text, "wrong": wrong}
+    return page(request, "admin_demographics.html", status=422 if wrong else 200, **shown)
 
 
 def _everything(store: Store, batches: list[int]) -> Poll:
