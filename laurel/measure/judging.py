@@ -1,0 +1,222 @@
+"""What a judge's verdicts are worth: pull of the first slot, agreement with people, exact tests, win rates from both, and pay per hour."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from scipy.stats import binomtest
+
+from laurel.measure.intervals import Interval, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class SlotBias:
+    """The share of first-slot wins among decided verdicts with its Wilson interval, and the exact two-sided p against one half."""
+
+    share: Interval
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class PositionBias:
+    """A judge asked in both orders. Counts: pairs with two valid verdicts, and `invalid` pairs left out; ties are valid.
+
+    consistency: the same verdict in both orders. first: first-slot wins among all decided verdicts of valid pairs. inconsistent:
+    among pairs whose verdicts name different winners, how often the first slot won both times; exact p. None where there are none.
+    """
+
+    pairs: int
+    invalid: int
+    consistency: Interval | None
+    first: SlotBias | None
+    inconsistent: SlotBias | None
+
+
+def slot_bias(first: int, second: int, *, level: float = 0.95) -> SlotBias | None:
+    """How often the first slot won, against 1/2: exact binomial. None where nothing was decided. Ties are left out by the caller."""
+    if first < 0 or second < 0:
+        raise ValueError(f"counts of wins are 0 or more, got {first} and {second}")
+    if first + second == 0:
+        return None
+    return SlotBias(wilson(first, first + second, level=level), float(binomtest(first, first + second).pvalue))
+
+
+def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95) -> PositionBias:
+    """Verdicts "a", "tie", "b" on the responses themselves, None for an invalid one: `straight` with a shown first, `swapped` with b first.
+
+    C = #(same verdict in both orders) / #(both valid). An invalid verdict is no tie: its pair is left out and counted. Wang et al. 2023,
+    arXiv:2305.17926; Zheng et al. 2023, arXiv:2306.05685.
+    """
+    pairs = list(zip(straight, swapped, strict=True))
+    strange = {verdict for pair in pairs for verdict in pair} - {"a", "tie", "b", None}
+    if strange:
+        raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
+    valid = [pair for pair in pairs if None not in pair]
+    count = Counter(valid)
+    first = sum((one == "a") + (two == "b") for one, two in valid)
+    second = sum((one == "b") + (two == "a") for one, two in valid)
+    same = sum(count[verdict, verdict] for verdict in ("a", "tie", "b"))
+    return PositionBias(
+        len(valid),
+        len(pairs) - len(valid),
+        wilson(same, len(valid), level=level) if valid else None,
+        slot_bias(first, second, level=level),
+        slot_bias(count["a", "b"], count["b", "a"], level=level),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeMetrics:
+    """AlpacaEval's four numbers of an evaluator, each a share, None with the `reason` where undefined; n items."""
+
+    agreement: float | None
+    bias: float | None
+    variance: float | None
+    n: int
+    reason: str = ""
+
+
+def leave_one_out(ratings: Sequence[Sequence[Hashable]]) -> float | None:
+    """How often a rater agrees with the majority of the others on the item, averaged over items and raters; None without two on any item.
+
+    A majority of several is drawn among them with equal chance, exactly. AlpacaEval's human agreement: Dubois et al. 2023,
+    arXiv:2305.14387.
+    """
+    shares = [
+        np.mean([_hit(own, [*item[:k], *item[k + 1 :]]) for k, own in enumerate(item)]) for item in map(list, ratings) if len(item) > 1
+    ]
+    return float(np.mean(shares)) if shares else None
+
+
+def judge_metrics(judge: Sequence[Sequence[Hashable]], humans: Sequence[Sequence[Hashable]]) -> JudgeMetrics:
+    """Row i: the judge's repeated verdicts and the people's votes on item i.
+
+    agreement: a verdict with the majority of all people but one, over verdicts and who is left out, as people are scored themselves by
+    `leave_one_out`. bias: the judge's majority against the people's, the share of disagreement. variance: 1 - `leave_one_out` of the
+    judge's own verdicts. Majorities of several count their share. Dubois et al. 2023, arXiv:2305.14387.
+    """
+    rows = [(list(one), list(two)) for one, two in zip(judge, humans, strict=True) if len(one) and len(two) > 1]
+    if not rows:
+        return JudgeMetrics(None, None, None, 0, "no item has a verdict and two human votes")
+    agreement = [np.mean([_hit(v, [*two[:k], *two[k + 1 :]]) for v in one for k in range(len(two))]) for one, two in rows]
+    bias = [1 - np.mean([_hit(mode, two) for mode in _modes(one)]) for one, two in rows]
+    same = leave_one_out([one for one, _ in rows])
+    reason = "" if same is not None else "one verdict per item: no variance"
+    return JudgeMetrics(float(np.mean(agreement)), float(np.mean(bias)), None if same is None else 1 - same, len(rows), reason)
+
+
+def preference(verdicts: Sequence[str], first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """How often the response with more of something won: lengths for P(prefer longer), 1 and 0 for P(prefer list), slots for first.
+
+    verdicts "a" or "b" (ties left out), with that something of a and of b. Rows where both have the same say nothing. None if all do.
+    """
+    rows = [(v, a, b) for v, a, b in zip(verdicts, first, second, strict=True) if v in ("a", "b") and a != b]
+    return wilson(sum((v == "a") == (a > b) for v, a, b in rows), len(rows)) if rows else None
+
+
+def sign_test(wins: int, n: int) -> float:
+    """Exact two-sided p of `wins` of n decided pairs against one half. 15 of 20: .04139. Arbuthnot 1710."""
+    if not 0 <= wins <= n or n < 1:
+        raise ValueError(f"{wins} wins of {n} decided pairs")
+    return float(binomtest(wins, n).pvalue)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float | None:
+    """Two judges on the same items: exact p that those right where the other is wrong are split evenly. 10 against 2: .03857.
+
+    None where the two never differ. McNemar 1947.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts are 0 or more, got {only_first} and {only_second}")
+    return sign_test(only_first, only_first + only_second) if only_first + only_second else None
+
+
+def votes_needed(share: float, *, against: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Independent votes to tell a true share from another by a two-sided test: ((z_a sqrt(q0) + z_b sqrt(q1)) / (p1 - p0))^2.
+
+    q = p (1 - p). 55 % against 50 % at 80 % power: 783. Votes on one prompt are not independent: this is a lower bound. Fleiss 1981.
+    """
+    if not (0 < share < 1 and 0 < against < 1 and share != against and 0 < alpha < 1 and 0 < power < 1):
+        raise ValueError(f"two different shares, a power and an alpha between 0 and 1: {share}, {against}, {power}, {alpha}")
+    z = NormalDist().inv_cdf
+    reach = z(1 - alpha / 2) * sqrt(against * (1 - against)) + z(power) * sqrt(share * (1 - share))
+    return ceil((reach / (share - against)) ** 2)
+
+
+@dataclass(frozen=True, slots=True)
+class PPI:
+    """A mean from few human labels and many judge verdicts, the lambda used, and the interval of the human labels alone beside it."""
+
+    estimate: Interval
+    weight: float
+    human: Interval
+
+
+def ppi(
+    labels: Sequence[float], judged: Sequence[float], judged_rest: Sequence[float], *, weight: float | None = None, level: float = 0.95
+) -> PPI:
+    """Prediction-powered mean: lambda mean(f, rest) + mean(y - lambda f, labelled), normal interval.
+
+        Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,    lambda* = Cov(y, f) / ((1 + n / N) Var(f))
+
+    `judged` are the judge's values on the labelled items, `judged_rest` on the others, drawn from the same population. Valid however bad
+    the judge is: one who knows nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if estimated, 1 is plain PPI.
+    y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023, arXiv:2301.09633 and 2311.01453 (PPI++).
+    """
+    y, f, rest = (np.asarray(column, dtype=float) for column in (labels, judged, judged_rest))
+    if y.shape != f.shape or len(y) < 2 or not len(rest) or not all(np.isfinite(column).all() for column in (y, f, rest)):
+        raise ValueError(f"two or more finite labels with the judge's values on the same, and others: {len(y)}, {len(f)}, {len(rest)}")
+    n, size = len(y), len(rest)
+    if weight is None:
+        spread = float(np.concatenate([f, rest]).var())
+        covariance = float(np.cov(y, f)[0, 1])
+        weight = min(max(covariance / ((1 + n / size) * spread), 0.0), 1.0) if spread > 0 else 0.0
+    elif not isfinite(weight):
+        raise ValueError(f"lambda is a finite number, got {weight}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    value = weight * float(rest.mean()) + float((y - weight * f).mean())
+    half = z * sqrt(weight**2 * (float(rest.var(ddof=1)) / size if size > 1 else 0.0) + float((y - weight * f).var(ddof=1)) / n)
+    alone = z * sqrt(float(y.var(ddof=1)) / n)
+    mean = float(y.mean())
+    return PPI(Interval(value, value - half, value + half, n, level), weight, Interval(mean, mean - alone, mean + alone, n, level))
+
+
+@dataclass(frozen=True, slots=True)
+class Hourly:
+    """Pay per hour of active time: of the median worker-task, and at the slowest tenth; `n` tasks."""
+
+    median: float
+    slowest: float
+    n: int
+
+
+def hourly(reward: float | Sequence[float], seconds: Sequence[float]) -> Hourly:
+    """reward * 3600 / active seconds, of each task: the median, and the 10th percentile, which the slowest tenth does not reach.
+
+    $300 for 1000 at 36.8 s: $29.35. Refuses times of 0 and below: unknown times are left out by the caller, never counted as fast.
+    """
+    times = np.asarray(seconds, dtype=float)
+    pay = np.broadcast_to(np.asarray(reward, dtype=float), times.shape) if np.ndim(reward) == 0 else np.asarray(reward, dtype=float)
+    if times.ndim != 1 or not len(times) or pay.shape != times.shape or not (np.isfinite(times).all() and np.isfinite(pay).all()):
+        raise ValueError(f"one reward, or one per time, and at least one time: shapes {pay.shape} and {times.shape}")
+    if (times <= 0).any() or (pay < 0).any():
+        raise ValueError("times are above 0 and rewards not negative; leave tasks of unknown time out")
+    rate = pay * 3600 / times
+    return Hourly(float(np.median(rate)), float(np.quantile(rate, 0.1)), len(rate))
+
+
+def _modes(labels: Sequence[Hashable]) -> list[Hashable]:
+    counts = Counter(labels)
+    most = max(counts.values())
+    return [label for label, count in counts.items() if count == most]
+
+
+def _hit(own: Hashable, others: Sequence[Hashable]) -> float:
+    """The chance that `own` is the majority of the others, drawn evenly among several."""
+    modes = _modes(others)
+    return (own in modes) / len(modes)
