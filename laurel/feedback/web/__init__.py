@@ -1,0 +1,1 @@
+"""The pages: annotators rate, coordinators look after batches, applications send what their users prefer."""

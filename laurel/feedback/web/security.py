@@ -1,0 +1,270 @@
+"""Around every request: whose session it is, that a form is our own, what the browser may do with the answer, and errors as pages."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jinja2
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from laurel.core.errors import LaurelError
+from laurel.feedback import people
+from laurel.feedback.assign import Refused
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Admin, Annotator
+
+HERE = Path(__file__).parent
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""On every response; one that sets a header itself keeps its own."""
+LARGEST, LARGEST_ADMIN = 2_000_000, 200_000_000
+"""Bytes of a form: an annotator's, a coordinator's."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Requests in a minute: tries to log in, invitations exchanged, and answers, for a session and for an address."""
+
+    login: int = 10
+    token: int = 20
+    answer: int = 120
+    answer_address: int = 6000
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every handler needs: `request.app.state.site`. It holds nothing that changes, so that many processes may serve."""
+
+    store: Store
+    public_url: str
+    support: str = ""
+    """Text for annotators about where to find help."""
+    limits: Limits = field(default_factory=Limits)
+    templates: jinja2.Environment = field(
+        default_factory=lambda: jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )
+    )  # fmt: skip
+
+    @property
+    def secure(self) -> bool:
+        """Do browsers come by https?"""
+        return self.public_url.startswith("https:")
+
+    def cookie(self, name: str = "laurel") -> str:
+        """A cookie's name. `__Host-` ties it to this very host, which browsers grant to https only."""
+        return f"__Host-{name}" if self.secure else name
+
+
+class Guard:
+    """ASGI middleware. `request.state` gets `who` (a `people.Who` or None), `csrf` and, of a POST that is our own, `form`."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self.app, self.site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                add_headers(MutableHeaders(scope=message))
+            await send(message)
+
+        path = scope["path"]
+        if path.startswith(("/api/", "/static/")) or path == "/api":
+            await self.app(scope, receive, send_with_headers)  # no cookie counts there
+            return
+        request = Request(scope, receive)
+        try:
+            await self._look(request)
+        except (LaurelError, HTTPException) as error:
+            response = await run_in_threadpool(error_page, request, error, self.site)
+            await response(scope, receive, send_with_headers)
+            return
+        await self.app(scope, receive, send_with_headers)
+
+    async def _look(self, request: Request) -> None:
+        """Find the session; of a request that changes something, check where it comes from and its token."""
+        state, cookie = request.state, request.cookies.get(self.site.cookie(), "")
+        state.who = await run_in_threadpool(people.session_of, self.site.store, cookie) if cookie else None
+        early = request.cookies.get(self.site.cookie("laurel-form"), "")
+        state.early = early or secrets.token_urlsafe(24)
+        state.csrf = state.who.csrf if state.who else people.digest_of(f"form {state.early}")
+        state.form = FormData()
+        if request.method in ("GET", "HEAD", "OPTIONS"):
+            return
+        check_origin(request, self.site)
+        most = LARGEST_ADMIN if state.who and state.who.admin else LARGEST
+        state.form = await read_form(request, most)
+        given = str(state.form.get("csrf", ""))
+        if not (state.who or early) or not hmac.compare_digest(given.encode(), state.csrf.encode()):
+            fix = "Go back, load the page again and send it once more. If you were logged out, log in first."
+            raise Refused("this form is not of your present session; nothing was changed.", status=403, fix=fix)
+
+
+def add_headers(headers: MutableHeaders) -> None:
+    """See `HEADERS`."""
+    for name, value in HEADERS.items():
+        headers.setdefault(name, value)
+
+
+def check_origin(request: Request, site: Site) -> None:
+    """Refused where the browser says that another site sent the form. Both headers count; "null" is what no-referrer makes of ours."""
+    fetch, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "null")
+    ours = {urlsplit(site.public_url).netloc, request.headers.get("host", "")}
+    if fetch not in (None, "same-origin", "none") or (origin != "null" and urlsplit(origin).netloc not in ours):
+        raise Refused("this form was sent by another site; nothing was changed.", status=403, fix="Use the pages of this site.")
+
+
+async def read_form(request: Request, most: int) -> FormData:
+    """The form, once it is known to be no longer than `most` bytes."""
+    if not request.headers.get("content-type", "").startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
+        raise Refused("this is not a form.", status=415, fix="Send application/x-www-form-urlencoded.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise Refused(f"the form is longer than {most:,} bytes; nothing was changed.", status=413, fix="Send less.")
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return await Request(request.scope, receive).form(max_part_size=most)
+
+
+def form_of(request: Request) -> FormData:
+    """The fields of a POST. The guard has checked its token and its origin before any handler is called."""
+    return request.state.form
+
+
+def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+    """A page of a template; it finds `csrf`, `who`, `pseudonym`, `admin` and `site` beside what it is given."""
+    return _page(request, request.app.state.site, template, status, context)
+
+
+def _page(request: Request, site: Site, template: str, status: int, context: dict[str, Any]) -> Response:
+    state = request.state
+    who, csrf, name = getattr(state, "who", None), getattr(state, "csrf", ""), {"pseudonym": "", "admin": ""}
+    if who is not None:
+        with site.store.read() as session:
+            if who.annotator is not None:
+                name["pseudonym"] = session.get_one(Annotator, who.annotator).pseudonym
+            if who.admin is not None:
+                name["admin"] = session.get_one(Admin, who.admin).name
+    given = {"csrf": csrf, "who": who, "site": site, "path": request.url.path, "script": None, **name, **context}
+    response = HTMLResponse(site.templates.get_template(template).render(given), status_code=status)
+    if who is None and hasattr(state, "early"):
+        set_cookie(response, site, "laurel-form", state.early)
+    return response
+
+
+def set_cookie(response: Response, site: Site, name: str, value: str) -> None:
+    """A cookie that scripts do not see and other sites do not send."""
+    response.set_cookie(site.cookie(name), value, httponly=True, samesite="lax", secure=site.secure, path="/")
+
+
+def log_in(request: Request, cookie: str, to: str) -> Response:
+    """Go to a page as whom the new session's cookie says; the session before it, if any, ends."""
+    site = request.app.state.site
+    log_out(request)
+    response = RedirectResponse(to, 303)
+    set_cookie(response, site, "laurel", cookie)
+    response.delete_cookie(site.cookie("laurel-form"), path="/", secure=site.secure, httponly=True, samesite="lax")
+    return response
+
+
+def log_out(request: Request) -> None:
+    """End the request's session in the database: a copy of its cookie is worth nothing."""
+    site = request.app.state.site
+    old = request.cookies.get(site.cookie(), "")
+    if old:
+        people.leave(site.store, old)
+
+
+def require_annotator(request: Request) -> Annotator:
+    """Who rates. Refused without an annotator's session; the state (invited, active, ...) is the handler's to look at."""
+    who = request.state.who
+    if who is None or who.annotator is None:
+        fix = "Open your invitation. If it was used already, ask the coordinator for a new one: your answers are kept."
+        raise Refused("you are not logged in.", status=403, fix=fix)
+    with request.app.state.site.store.read() as session:
+        return session.get_one(Annotator, who.annotator)
+
+
+def require_admin(request: Request) -> Admin:
+    """The coordinator. Without a coordinator's session a page goes to the login, and a form is refused."""
+    who = request.state.who
+    if who is None or who.admin is None:
+        if request.method == "GET" and who is None:
+            raise HTTPException(303, headers={"Location": "/admin/login"})
+        raise Refused("this page is for coordinators.", status=403, fix="Log in as one at /admin/login.")
+    with request.app.state.site.store.read() as session:
+        return session.get_one(Admin, who.admin)
+
+
+def limited(request: Request, what: str, most: int, address: int = 0) -> None:
+    """Note a try; Refused with 429 beyond `most` a minute for the session, and beyond `address` (by default the same) for the address."""
+    store = request.app.state.site.store
+    keys = {f"{what} from {request.client.host if request.client else ''}": address or most}
+    if request.state.who is not None:
+        keys[f"{what} by {people.digest_of(request.state.csrf)[:24]}"] = most
+    for key, count in keys.items():
+        people.limit(store, key, count, 60.0)
+
+
+def wants_json(request: Request) -> bool:
+    """Does a script ask?"""
+    return "application/json" in request.headers.get("accept", "")
+
+
+def error_page(request: Request, error: Exception, site: Site | None = None) -> Response:
+    """What went wrong and what to do, as a page, or as JSON where a script asks."""
+    site = site or request.app.state.site
+    if isinstance(error, HTTPException):
+        if error.status_code in (301, 302, 303, 307):
+            return Response(status_code=error.status_code, headers=error.headers)
+        known = {404: ("there is no such page.", "Go to the start page."), 405: ("this page does not take that.", "Go back.")}
+        (what, fix), where, status = known.get(error.status_code, (f"{error.detail}.", "Go back.")), "", error.status_code
+    elif isinstance(error, LaurelError):
+        what, where, fix, status = error.what, error.where, error.fix, getattr(error, "status", 422)
+    else:
+        what, where, status = "something broke on our side.", "", 500
+        fix = "What you sent may not be saved: go back and send it again. If this stays, tell the coordinator."
+    if wants_json(request):
+        return JSONResponse({"error": f"{where}: {what}" if where else what, "fix": fix}, status)
+    what = what[:1].upper() + what[1:]
+    response = _page(request, site, "error.html", status, {"what": what, "fix": fix, "status": status})
+    if status == 429:
+        response.headers["Retry-After"] = "60"
+    return response
+
+
+def broken(request: Request, error: Exception) -> Response:
+    """An error of ours. This page is made outside the guard, so it sees to its headers itself."""
+    response = error_page(request, error)
+    add_headers(response.headers)
+    return response
