@@ -23,6 +23,8 @@ DAY = 86400.0
 LONGEST = 20_000
 """Characters of a rationale."""
 UNMARKED = ("leased", "skipped", "expired")
+DISTRESSING = "too distressing"
+"""The reason of a skip that is paid: the sample counts as done and does not come back by itself."""
 REPEAT_AFTER = 3
 """Samples between an item and its repetition, at least."""
 
@@ -81,7 +83,8 @@ class Desk:
             if fresh is not None:
                 self._leave(session, held)
                 return fresh
-            waiting = list(session.scalars(self._own().where(Assignment.state.in_(UNMARKED)).order_by(Assignment.seq)))
+            unmarked = Assignment.state.in_(UNMARKED), Assignment.skip_reason != DISTRESSING
+            waiting = list(session.scalars(self._own().where(*unmarked).order_by(Assignment.seq)))
             for assignment in (*(a for a in waiting if a.seq > after), *(a for a in waiting if a.seq <= after)):
                 if assignment is held:
                     return self._extend(held, settings)
@@ -163,12 +166,14 @@ class Desk:
         with self.store.read() as session:
             batch = session.get_one(Batch, self.batch)
             settings = BatchSettings.model_validate(batch.settings)
-            rows = session.execute(select(Assignment.seq, Assignment.state).where(*self._where()).order_by(Assignment.seq))
+            columns = Assignment.seq, Assignment.state, Assignment.skip_reason
+            rows = session.execute(select(*columns).where(*self._where()).order_by(Assignment.seq)).all()
             states = {row.seq: row.state for row in rows}
+            done = sum(row.state == "submitted" or (row.state in UNMARKED and row.skip_reason == DISTRESSING) for row in rows)
             size = settings.hit_size
             if len(states) < size:
-                left = self._open_items(session, "normal", settings).limit(size).subquery()
-                size = min(size, len(states) + (session.scalar(select(func.count()).select_from(left)) or 0))
+                kinds = [self._open_items(session, kind, settings).limit(size).subquery() for kind in ("normal", "training")]
+                size = min(size, len(states) + sum(session.scalar(select(func.count()).select_from(left)) or 0 for left in kinds))
             votes, wanted = session.execute(
                 select(func.coalesce(func.sum(Item.live), 0), func.coalesce(func.sum(Item.target), 0)).where(
                     Item.batch_id == self.batch, Item.kind == "normal"
@@ -181,7 +186,7 @@ class Desk:
                 .where(Assignment.batch_id == self.batch, Assignment.state == "leased", Assignment.repeat == 0)
             )
             votes -= session.scalar(leased.where(Item.kind == "normal")) or 0
-            return Progress(sum(state == "submitted" for state in states.values()), size, states, votes, wanted)
+            return Progress(done, size, states, votes, wanted)
 
     def _where(self) -> tuple[Any, ...]:
         return Assignment.annotator_id == self.annotator, Assignment.batch_id == self.batch
@@ -226,7 +231,7 @@ class Desk:
     def _leave(self, session: Session, held: Assignment | None, reason: str = "") -> None:
         if held is not None:
             give_back(session, held)
-            held.state, held.skip_reason = "skipped", reason[:200]
+            held.state, held.skip_reason = "skipped", reason[:200] or held.skip_reason
 
     def _fresh(self, session: Session, settings: BatchSettings) -> Assignment | None:
         """A sample that was never given to this annotator, leased; None where the list is full or nothing is left."""
@@ -239,7 +244,7 @@ class Desk:
         if lot < settings.repeat_share and (again := self._again(session, begun)) is not None:
             return self._give(session, settings, again.item_id, again.order[::-1], begun, repeat=1)
         kinds = ("gold", "attention") if settings.repeat_share <= lot < settings.repeat_share + settings.gold_share else ()
-        for kind in (*rng.sample(kinds, len(kinds)), "normal"):
+        for kind in ("training", *rng.sample(kinds, len(kinds)), "normal"):
             for item_id, harm in session.execute(self._open_items(session, kind, settings).order_by(*self._order())).yield_per(20):
                 if not set(harm) & set(annotator.opted_out):
                     count = session.scalar(select(func.count()).select_from(Response).where(Response.item_id == item_id)) or 0

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from laurel.feedback import people
-from laurel.feedback.assign import LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
+from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.tables import Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
 
@@ -274,6 +274,32 @@ def test_gold_items_come_at_their_share(store):
             kinds.append(session.get(Item, sample.item_id).kind)
         desk.submit(sample.id, Answer(rating=1), f"k{len(kinds)}")
     assert 4 <= kinds.count("gold") <= 18
+    assert counts_hold(store)
+
+
+def test_training_comes_first_and_counts(store):
+    batch = make_batch(store, items=5, hit_size=5, kinds={2: "training", 4: "training"})
+    desk, seen = Desk(store, annotator(store), batch), []
+    assert desk.progress().size == 5
+    while (sample := desk.next()) is not None:
+        seen.append(sample.item_id)
+        desk.submit(sample.id, Answer(rating=1), sample.id)
+    assert set(seen[:2]) == {"batch-2", "batch-4"}
+    assert len(seen) == 5
+
+
+def test_a_sample_that_is_too_distressing_counts_as_done_and_does_not_come_back(store):
+    desk = Desk(store, annotator(store), make_batch(store, items=2, hit_size=2))
+    first = desk.next()
+    desk.skip(first.id, DISTRESSING)
+    second = desk.next()
+    assert desk.progress().done == 1
+    desk.submit(second.id, Answer(rating=1), "k")
+    assert desk.next() is None
+    assert desk.progress()[:2] == (2, 2)
+    assert desk.open(first.seq).state == "leased"  # by their own wish
+    desk.skip(first.id)
+    assert desk.next() is None
     assert counts_hold(store)
 
 

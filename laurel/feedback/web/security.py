@@ -175,7 +175,15 @@ def _page(request: Request, site: Site, template: str, status: int, context: dic
                 name["pseudonym"] = session.get_one(Annotator, who.annotator).pseudonym
             if who.admin is not None:
                 name["admin"] = session.get_one(Admin, who.admin).name
-    given = {"csrf": csrf, "who": who, "site": site, "path": request.url.path, "script": None, **name, **context}
+    given = {
+        "csrf": csrf,
+        "who": who,
+        "site": site,
+        "path": request.url.path,
+        "script": "annotate.js" if name["pseudonym"] else "",
+        **name,
+        **context,
+    }
     response = HTMLResponse(site.templates.get_template(template).render(given), status_code=status)
     if who is None and hasattr(state, "early"):
         set_cookie(response, site, "laurel-form", state.early)
