@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -73,7 +77,9 @@ def test_users_have_pseudonyms_that_survive_a_new_key(store, application, tmp_pa
         names.append(votes(store)[-1][1])
     assert names[0] == names[1] != names[2]
     asked = application.post("/api/v1/comparisons", json=ASK).json()
-    assert application.post(f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": 0, "user": "u"}, headers=stranger).status_code == 404
+    assert (
+        application.post(f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": 0, "user": "u"}, headers=stranger).status_code == 404
+    )
     export(store, "product chat", "votes", tmp_path / "v.jsonl")
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2
     assert "ada@" not in (tmp_path / "v.jsonl").read_text()
@@ -155,7 +161,9 @@ def test_its_description_is_there_for_programs_and_for_people(application):
 
 
 def embedded(application, user="u"):
-    asked = application.post("/api/v1/comparisons", json={**ASK, "responses": [ASK["responses"][0], {"text": "<b>\u202eStone", "model": "m"}]})
+    asked = application.post(
+        "/api/v1/comparisons", json={**ASK, "responses": [ASK["responses"][0], {"text": "<b>\u202eStone", "model": "m"}]}
+    )
     return asked.json(), application.post(f"/api/v1/comparisons/{asked.json()['id']}/page", json={"user": user}).json()["url"]
 
 
@@ -173,14 +181,20 @@ def test_the_embedded_page_takes_one_answer(store, application):
         said = browser.post(to, data={**fields, "choice": str(choice)})
         assert said.status_code == 200 and "stored" in said.text
     assert [(said[0], revision) for said, _, revision in votes(store)] == [("Laurel.", 1)]
-    direct = application.post(f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": 0, "user": "u"}, headers={"Idempotency-Key": "x"})
+    direct = application.post(
+        f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": 0, "user": "u"}, headers={"Idempotency-Key": "x"}
+    )
     assert direct.json()["revision"] == 2  # the same person, by both ways
 
 
 def test_a_link_that_was_changed_or_is_old_opens_nothing(store, application, clock):
     _, url = embedded(application)
     other, _ = embedded(application)
-    for wrong in (url.replace("user=user-", "user=user-0"), re.sub("comparisons/[^/]+", f"comparisons/{other['id']}", url), url[:-3] + "000"):
+    for wrong in (
+        url.replace("user=user-", "user=user-0"),
+        re.sub("comparisons/[^/]+", f"comparisons/{other['id']}", url),
+        url[:-3] + "000",
+    ):
         assert application.get(wrong).status_code == 403
     clock.time += product.PAGE_SECONDS + 2
     assert application.get(url).status_code == 403
@@ -210,14 +224,17 @@ def test_the_page_in_a_frame_of_another_site(tmp_path):
             user = product.pseudonym_of(session, key, "u")
         until = int(store.now()) + 600
         url = f"{address}/api/v1/comparisons/{identity}/page?user={user}&until={until}&signature={product.sign(key, identity, user, until)}"
-        host = tmp_path / "host.html"
-        host.write_text(f'<iframe src="{url}" width="600" height="600"></iframe>')
-        with sync_playwright() as playwright:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "index.html").write_text(f'<iframe src="{url}" width="600" height="600"></iframe>')
+        site = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "site"))
+        Thread(target=site.serve_forever, daemon=True).start()
+        with closing(site.socket), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page()
-            page.goto(host.as_uri())
+            page.goto(f"http://localhost:{site.server_port}/")
             frame = page.frame_locator("iframe")
             frame.get_by_role("button", name=f"Response {texts.index('Laurel.') + 1} is better").click()
             frame.get_by_role("status").wait_for()
             browser.close()
+            site.shutdown()
         assert [said[0] for said, _, _ in votes(store)] == ["Laurel."]

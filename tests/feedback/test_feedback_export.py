@@ -20,7 +20,6 @@ from laurel.feedback.assign import Answer, Desk, by_slot
 from laurel.feedback.export import export
 from laurel.feedback.load import load
 from laurel.feedback.settings import BatchSettings
-from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Audit, Batch, Item, Release, Ruling
 
 PAIRS = [{"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."} for n in range(8)]
