@@ -65,7 +65,8 @@ class Item(Base):
     batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"))
     place: Mapped[int]
     kind: Mapped[str] = mapped_column(default="normal")
-    """normal, gold, attention, check (the test after the guidelines), training or product; only normal and product ones are exported."""
+    """normal, gold, attention, check (the test after the guidelines), training, product or held (see
+    `laurel.feedback.identity`); only normal and product ones are exported."""
     prompt: Mapped[list[Any]]
     """Messages: [{"role": ..., "content": ...}, ...]."""
     input: Mapped[str] = mapped_column(default="")

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 from feedback_pages import SECRETS, Visitor, pin, rich_batch
-from sqlalchemy import select
+from sqlalchemy import select, text
 from starlette.testclient import TestClient
 
 from laurel.feedback import people
@@ -262,6 +262,18 @@ def test_an_error_of_ours_is_a_page_with_the_headers_and_without_the_cause(store
     assert "broke on our side" in page.text
     assert "Traceback" not in page.text
     assert visitor.get("/work/1/1", headers={"Accept": "application/json"}).json()["error"] == "something broke on our side."
+
+
+@pytest.mark.parametrize("table", ["annotator", "login", "item"])
+def test_a_database_that_fails_is_told_as_such(store, table):
+    visitor, _, _ = at_work(store)
+    with store.write() as session:
+        session.execute(text(f"ALTER TABLE {table} RENAME TO lost"))
+    page = visitor.get("/work/1/1")
+    assert page.status_code == 500
+    assert page.headers["content-security-policy"] == POLICY
+    assert "broke on our side" in page.text
+    assert "lost" not in page.text
 
 
 def test_cookies_are_tied_to_the_host_under_https(store):

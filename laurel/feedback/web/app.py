@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -42,18 +45,10 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
 def _others(site: Site) -> list[BaseRoute]:
     """The coordinators' pages and the interface for applications."""
     found: list[BaseRoute] = []
-    try:  # both are being written: this becomes two plain imports
-        from laurel.feedback.web import coordinate
-
-        found += coordinate.routes(site)
-    except ImportError:
-        pass
-    try:
-        from laurel.feedback.web.api import make_api
-
-        found.append(Mount("/api", make_api(site.store)))
-    except ImportError:
-        pass
+    if find_spec("laurel.feedback.web.coordinate"):  # both are being written: this becomes two plain imports
+        found += import_module("laurel.feedback.web.coordinate").routes(site)
+    if find_spec("laurel.feedback.web.api"):
+        found.append(Mount("/api", import_module("laurel.feedback.web.api").make_api(site.store)))
     return found
 
 

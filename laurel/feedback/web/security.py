@@ -254,7 +254,7 @@ def wants_json(request: Request) -> bool:
 
 def error_page(request: Request, error: Exception, site: Site | None = None) -> Response:
     """What went wrong and what to do, as a page, or as JSON where a script asks."""
-    site = site or request.app.state.site
+    served: Site = site or request.app.state.site
     if isinstance(error, HTTPException):
         if error.status_code in (301, 302, 303, 307):
             return Response(status_code=error.status_code, headers=error.headers)
@@ -268,14 +268,15 @@ def error_page(request: Request, error: Exception, site: Site | None = None) -> 
     if wants_json(request):
         return JSONResponse({"error": f"{where}: {what}" if where else what, "fix": fix}, status)
     what = what[:1].upper() + what[1:]
-    response = _page(request, site, "error.html", status, {"what": what, "fix": fix, "status": status})
+    response = _page(request, served, "error.html", status, {"what": what, "fix": fix, "status": status})
     if status == 429:
         response.headers["Retry-After"] = "60"
     return response
 
 
 def broken(request: Request, error: Exception) -> Response:
-    """An error of ours. This page is made outside the guard, so it sees to its headers itself."""
+    """An error of ours. This page is made outside the guard, so it sees to its headers itself; and it asks the database nothing."""
+    request.state.who = None
     response = error_page(request, error)
     add_headers(response.headers)
     return response

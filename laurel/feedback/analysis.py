@@ -1,0 +1,362 @@
+"""What votes say: agreement, skill, the models' scores, the pull of the first slot, judges beside people, signs of low effort, pay.
+
+Every number is about responses, not slots. What the votes leave undefined says why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import log
+
+from laurel.feedback.ballots import LEVELS, Ballot, Choice, Poll, label_of
+from laurel.feedback.judges import Judge, judge_card, verdicts_of
+from laurel.measure.agreement import (
+    Agreement,
+    cohen_kappa,
+    fleiss_kappa,
+    gwet_ac1_units,
+    krippendorff_alpha,
+    pair_agreement,
+)
+from laurel.measure.annotators import Signals, dawid_skene, one_coin, signals
+from laurel.measure.crowd import LABELS
+from laurel.measure.crowd import Vote as Sign
+from laurel.measure.intervals import Interval, bootstrap_mean, wilson
+from laurel.measure.judging import Hourly, SlotBias, hourly, preference, slot_bias
+from laurel.measure.ranking import Ranking, bradley_terry, bradley_terry_slots, kendall_w
+
+PREVAILS = 0.8
+"""A label with more than this share makes kappas small whatever people do: AC1 is read beside them."""
+LEAST_SHARED, MOST_PAIRS = 10, 20
+"""Pairs of annotators are listed from this many shared items on, and so many of them, those that share most."""
+PILOT = 10
+"""Votes with a known time before measured pay is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """An annotator's votes and what is known of their quality: two models' skill, right answers to gold, the same answer to a repeat."""
+
+    annotator: str
+    votes: int
+    dawid_skene: float | None
+    one_coin: float | None
+    gold: Interval | None
+    repeats: Interval | None
+    slots: SlotBias | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties and losses."""
+
+    model: str
+    score: float
+    low: float
+    high: float
+    wins: float
+    ties: float
+    losses: float
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Scores, best first, and the first slot's pull in Elo points; where there are none, the reason."""
+
+    scores: tuple[Score, ...]
+    slot: Interval | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pay:
+    """Pay per hour at work, of votes with a known time and of each annotator; `unknown` votes have none. `below`: why it is too little."""
+
+    hourly: Hourly | None
+    unknown: int
+    by_annotator: dict[str, float]
+    floor: float
+    currency: str
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything about one poll."""
+
+    name: str
+    votes: int
+    items: int
+    annotators: int
+    labels: dict[str, int]
+    thumbs: Interval | None
+    agreement: dict[str, Agreement]
+    pairs: tuple[tuple[str, str, Agreement], ...]
+    skills: tuple[Skill, ...]
+    models: Models
+    slots: SlotBias | None
+    longer: Interval | None
+    judges: tuple[Judge, ...]
+    panel: tuple[Signals, ...]
+    pay: Pay | None
+    notes: tuple[str, ...]
+
+
+def analyse(poll: Poll, *, people: bool = True) -> Analysis:
+    """See `Analysis`. people: with skills, signs and pay of each annotator; without them it takes half the time."""
+    thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
+    return Analysis(
+        name=poll.name,
+        votes=len(poll.counted),
+        items=len({b.item for b in poll.counted}),
+        annotators=len({b.annotator for b in poll.counted}),
+        labels=dict(Counter(choice.label for choice in poll.choices)),
+        thumbs=wilson(sum(b.rating == 1 for b in thumbs), len(thumbs)) if thumbs else None,
+        agreement=agreements(poll),
+        pairs=rater_pairs(poll),
+        skills=skills(poll) if people else (),
+        models=models(poll.choices),
+        slots=first_slot(poll.choices),
+        longer=longer(poll.choices),
+        judges=tuple(judge_card(poll, name) for name in poll.judges),
+        panel=panel(poll) if people else (),
+        pay=pay(poll) if people else None,
+        notes=poll.notes,
+    )
+
+
+def agreements(poll: Poll) -> dict[str, Agreement]:
+    """Each coefficient of agreement by its name, with its interval over items or the reason why there is none."""
+    units, choices = poll.labels, poll.choices
+    if not choices:
+        return {"agreement": Agreement(None, None, None, 0, "there is no vote between two responses yet")}
+    found = {
+        "two votes on a pair are equal": pair_agreement(units),
+        "the same, without ties": pair_agreement(units, ties=False),
+        "Krippendorff's alpha, which response": krippendorff_alpha(list(units.values())),
+    }
+    levels = _levels(choices)
+    if any(level not in (1.0, 2.5, 4.0) for unit in levels.values() for level in unit):
+        found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(list(levels.values()), "ordinal")
+    found |= _fleiss(units)
+    raters = list(dict.fromkeys(choice.annotator for choice in choices))
+    if len(raters) == 2:
+        found["Cohen's kappa, linear weights"] = _cohen(choices, *raters)
+    else:
+        reason = f"it is for two annotators, here are {len(raters)}; their pairs are listed apart"
+        found["Cohen's kappa"] = Agreement(None, None, None, 0, reason)
+    most = max(Counter(choice.label for choice in choices).values()) / len(choices)
+    name = f"Gwet's AC1 (one answer has {most:.0%}: read it beside alpha)" if most > PREVAILS else "Gwet's AC1"
+    found[name] = gwet_ac1_units(list(units.values()), categories=[k for k in LABELS if k != "tie" or _has_ties(choices)])
+    if any(ballot.ranking for ballot in poll.counted):
+        found["Kendall's W of rankings, mean over items"] = _concordance(poll.counted)
+    return found
+
+
+def _levels(choices: Iterable[Choice]) -> dict[tuple[str, int, int], list[float]]:
+    found: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    for choice in choices:
+        if choice.level is not None:
+            found[choice.unit].append(choice.level)
+    return found
+
+
+def _has_ties(choices: Iterable[Choice]) -> bool:
+    return any(choice.label == "tie" for choice in choices)
+
+
+def _fleiss(units: dict[tuple[str, int, int], list[str]]) -> dict[str, Agreement]:
+    """Over the items with the commonest number of votes above one: Fleiss' kappa needs the same number for all."""
+    sizes = Counter(len(unit) for unit in units.values() if len(unit) > 1)
+    if not sizes:
+        return {"Fleiss' kappa": Agreement(None, None, None, 0, "no item has two votes")}
+    size = max(sizes, key=lambda n: (sizes[n], n))
+    counts = [[unit.count(label) for label in LABELS] for unit in units.values() if len(unit) == size]
+    return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts)}
+
+
+def _cohen(choices: Sequence[Choice], one: str, two: str) -> Agreement:
+    given: dict[str, dict[tuple[str, int, int], float]] = {one: {}, two: {}}
+    middle = LEVELS[0]
+    for choice in choices:
+        if choice.annotator in given:
+            level = choice.level if choice.level is not None else {"a": 1.0, "tie": middle, "b": 4.0}[choice.label]
+            given[choice.annotator][choice.unit] = level
+    shared = [unit for unit in given[one] if unit in given[two]]
+    if not shared:
+        return Agreement(None, None, None, 0, f"{one} and {two} share no item")
+    scale = sorted({*LEVELS.values()} if _has_ties(choices) else {*LEVELS.values()} - {middle})
+    return cohen_kappa([given[one][u] for u in shared], [given[two][u] for u in shared], categories=scale, weights="linear")
+
+
+def rater_pairs(poll: Poll) -> tuple[tuple[str, str, Agreement], ...]:
+    """Cohen's kappa with linear weights of the pairs of annotators that share most items; see `LEAST_SHARED`."""
+    raters: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+    for choice in poll.choices:
+        raters[choice.unit].append(choice.annotator)
+    shared = Counter(pair for names in raters.values() for pair in combinations(sorted(set(names)), 2))
+    most = sorted((pair for pair, n in shared.items() if n >= LEAST_SHARED), key=lambda pair: (-shared[pair], pair))[:MOST_PAIRS]
+    return tuple((one, two, _cohen([c for c in poll.choices if c.annotator in (one, two)], one, two)) for one, two in most)
+
+
+def _concordance(ballots: Iterable[Ballot]) -> Agreement:
+    rankings: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for ballot in ballots:
+        if ballot.ranking:
+            rankings[ballot.item].append(ballot.ranking)
+    values = [kendall_w(ranks).value for ranks in rankings.values() if len(ranks) > 1]
+    defined = [value for value in values if value is not None]
+    if not defined:
+        return Agreement(None, None, None, len(values), "no item was ranked by two people, or all tie")
+    found = bootstrap_mean(defined)
+    return Agreement(found.value, found.low, found.high, found.n)
+
+
+def skills(poll: Poll) -> tuple[Skill, ...]:
+    """One row for each annotator, most votes first. Skill is the chance of a right label, from all votes together."""
+    choices, names = poll.choices, list(dict.fromkeys(b.annotator for b in poll.ballots))
+    units = {unit: k for k, unit in enumerate(poll.labels)}
+    labels = [k for k in LABELS if k != "tie" or _has_ties(choices)]
+    rows = [(units[c.unit], names.index(c.annotator), labels.index(c.label)) for c in choices]
+    found = [dict[int, float]() for _ in range(2)]
+    if rows:
+        for known, model in zip(found, (dawid_skene, one_coin), strict=True):
+            made = model(rows, classes=len(labels), smoothing=1.0)
+            known.update(zip(made.annotators.tolist(), made.skill.tolist(), strict=True))
+    votes = Counter(b.annotator for b in poll.counted)
+    gold, again, slots = _gold(poll.ballots), _repeats(poll.ballots), _slots_by_annotator(choices)
+    made = [
+        Skill(name, votes[name], found[0].get(k), found[1].get(k), gold.get(name), again.get(name), slots.get(name))
+        for k, name in enumerate(names)
+    ]
+    return tuple(sorted(made, key=lambda skill: -skill.votes))
+
+
+def _gold(ballots: Iterable[Ballot]) -> dict[str, Interval]:
+    """Right answers among the gold and attention items of each annotator."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for ballot in ballots:
+        if ballot.gold is not None and ballot.kind in ("gold", "attention"):
+            right[ballot.annotator].append(is_right(ballot))
+    return {name: wilson(sum(marks), len(marks)) for name, marks in right.items()}
+
+
+def is_right(ballot: Ballot) -> bool:
+    """Is the answer that of the item's gold? A tie is not."""
+    if ballot.rating is not None:
+        return label_of(ballot.rating) == ("a", "b")[ballot.gold] if ballot.gold in (0, 1) else False
+    return bool(ballot.ranking) and ballot.gold is not None and ballot.ranking[ballot.gold] == 1 and ballot.ranking.count(1) == 1
+
+
+def _repeats(ballots: Iterable[Ballot]) -> dict[str, Interval]:
+    """How often the same annotator prefers the same response when the slots are the other way round."""
+    first: dict[tuple[str, str], Ballot] = {}
+    same: dict[str, list[bool]] = defaultdict(list)
+    ballots = list(ballots)
+    for ballot in ballots:
+        if not ballot.repeat:
+            first[ballot.item, ballot.annotator] = ballot
+    for ballot in ballots:
+        if ballot.repeat and (before := first.get((ballot.item, ballot.annotator))) is not None:
+            same[ballot.annotator].append(_told(before) == _told(ballot))
+    return {name: wilson(sum(marks), len(marks)) for name, marks in same.items()}
+
+
+def _told(ballot: Ballot) -> object:
+    return ballot.ranking if ballot.rating is None else label_of(ballot.rating)
+
+
+def _slots_by_annotator(choices: Iterable[Choice]) -> dict[str, SlotBias]:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for choice in choices:
+        counts[choice.annotator][choice.slot] += 1
+    made = {name: slot_bias(count["left"], count["right"]) for name, count in counts.items()}
+    return {name: bias for name, bias in made.items() if bias is not None}
+
+
+def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
+    """How often the response shown first won, ties left out."""
+    count = Counter(choice.slot for choice in choices)
+    return slot_bias(count["left"], count["right"])
+
+
+def longer(choices: Sequence[Choice]) -> Interval | None:
+    """How often the response with more words won, ties left out: what a judge that only counts words would be worth."""
+    return preference([c.label for c in choices], [c.lengths[0] for c in choices], [c.lengths[1] for c in choices])
+
+
+def models(choices: Sequence[Choice]) -> Models:
+    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named models. Ties are half wins."""
+    rows = [c for c in choices if all(c.models) and c.models[0] != c.models[1]]
+    if not rows:
+        return Models((), None, "no pair has responses of two named models")
+    first, second, won, weights = [], [], [], [c.weight for c in rows]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for c in rows:
+        one, two = c.models
+        swapped = (c.slot == "left") != (c.label == "a") and c.label != "tie"
+        first.append(two if swapped else one)
+        second.append(one if swapped else two)
+        won.append({"left": 1.0, "right": 0.0, "tie": 0.5}[c.slot])
+        counts[one][{"a": "won", "b": "lost", "tie": "tied"}[c.label]] += 1
+        counts[two][{"b": "won", "a": "lost", "tie": "tied"}[c.label]] += 1
+    found = bradley_terry_slots(first, second, won, weights=weights)
+    if found.log_ability is None and len(found.components) == 1:  # only the slot's term has no estimate: the scores have one without it
+        found = _without_slots(rows)
+    points = found.elo()
+    if points is None or found.error is None:
+        return Models((), None, found.reason)
+    half = 1.96 * 400 / log(10)
+    made = [
+        Score(str(name), float(points[k]), float(points[k] - half * found.error[k]), float(points[k] + half * found.error[k]),
+              counts[str(name)]["won"], counts[str(name)]["tied"], counts[str(name)]["lost"])
+        for k, name in enumerate(found.names)
+    ]  # fmt: skip
+    ranked = tuple(sorted(made, key=lambda score: -score.score))
+    if found.slot is None or found.slot_error is None:
+        return Models(ranked, None)
+    pull, error = found.slot * 400 / log(10), half * found.slot_error
+    return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
+
+
+def _without_slots(rows: Sequence[Choice]) -> Ranking:
+    names = {name: k for k, name in enumerate(dict.fromkeys(name for c in rows for name in c.models))}
+    wins = [[0.0] * len(names) for _ in names]
+    for c in rows:
+        i, j = (names[name] for name in c.models)
+        wins[i][j] += c.weight * {"a": 1.0, "tie": 0.5, "b": 0.0}[c.label]
+        wins[j][i] += c.weight * {"a": 0.0, "tie": 0.5, "b": 1.0}[c.label]
+    return bradley_terry(wins, names=list(names))
+
+
+def panel(poll: Poll) -> tuple[Signals, ...]:
+    """The signs of low effort side by side for each annotator: evidence for a person who looks, never a verdict. See `signals`."""
+    judge = next(iter(poll.judges), None)
+    echo = {} if judge is None else {item: label for item, label in verdicts_of(poll.judges[judge]).items() if label in LABELS}
+    votes: dict[tuple[tuple[str, int, int], str], Sign] = {}
+    ballots = {(b.item, b.annotator): b for b in poll.counted}
+    for c in poll.choices:
+        b = ballots[c.unit[0], c.annotator]
+        model = echo.get(b.item) if len(b.order) == 2 else None
+        votes[c.unit, c.annotator] = Sign(c.unit, c.annotator, c.slot, c.label, b.seconds, b.words, model, b.pasted)
+    return tuple(sorted(signals(list(votes.values())), key=lambda own: -own.n)) if votes else ()
+
+
+def pay(poll: Poll) -> Pay | None:
+    """Pay per hour at the batch's price; None without a price. Every answered sample is paid: gold and repeats too."""
+    settings = poll.settings
+    if settings is None or not settings.pay_per_item:
+        return None
+    timed = [b for b in poll.ballots if b.seconds]
+    times: dict[str, list[float]] = defaultdict(list)
+    for b in timed:
+        times[b.annotator].append(b.seconds or 0.0)
+    rate = hourly(settings.pay_per_item, [b.seconds or 0.0 for b in timed]) if timed else None
+    below = ""
+    if rate is not None and rate.n >= PILOT and rate.median < settings.pay_floor:
+        below = f"the median vote pays {rate.median:.2f} {settings.currency} an hour, the floor is {settings.pay_floor:.2f}"
+    each = {name: settings.pay_per_item * len(spent) * 3600 / sum(spent) for name, spent in times.items()}
+    return Pay(rate, len(poll.ballots) - len(timed), each, settings.pay_floor, settings.currency, below)

@@ -1,0 +1,51 @@
+"""A small example of our own, to look at every page with: pairs to rate, answers to rank, questions about the guidelines, gold items."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+
+from laurel.core.errors import UsageError
+from laurel.feedback import people
+from laurel.feedback.batches import open_batch
+from laurel.feedback.load import load
+from laurel.feedback.settings import BatchSettings
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Batch, Guideline
+
+HERE = Path(__file__).parent
+BATCHES = {
+    "pairs": BatchSettings(
+        target_votes=3, hit_size=14, needs_check=True, gold_share=0.15, helpfulness=True, rationale="optional", pay_per_item=0.25,
+        expected_seconds=40.0, pay_floor=12.0,
+    ),
+    "rankings": BatchSettings(target_votes=3, hit_size=4, form="ranking", pay_per_item=0.6, expected_seconds=90.0, pay_floor=12.0),
+}  # fmt: skip
+
+
+class Demo(NamedTuple):
+    """What is needed to come in: an annotator's pseudonym and the token of their invitation, the coordinator's name and password."""
+
+    pseudonym: str
+    token: str
+    admin: str
+    password: str
+
+
+def fill(store: Store) -> Demo:
+    """Put the example into an empty database. The password is random and told only here."""
+    with store.read() as session:
+        if session.scalar(select(func.count()).select_from(Batch)):
+            raise UsageError("the database has batches already.", where="--demo", fix="Give a new database: --database demo.db.")
+    with store.write() as session:
+        session.add(Guideline(text=(HERE / "guidelines.md").read_text(encoding="utf-8"), made_at=store.now()))
+    for name, settings in BATCHES.items():
+        made = load(store, HERE / f"{name}.jsonl", name, settings=settings, actor="demo")
+        open_batch(store, made.batch, actor="demo")
+    password = secrets.token_urlsafe(15)
+    people.add_admin(store, "admin", password)
+    pseudonym, token = people.invite(store)
+    return Demo(pseudonym, token, "admin", password)

@@ -1,0 +1,124 @@
+"""`report`: what the votes of a database, of LLMFAO or of MT-Bench say, as text of 100 columns and as one HTML page."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import select
+
+import laurel
+from laurel.core.errors import UsageError
+from laurel.core.files import write_atomic
+from laurel.feedback.analysis import analyse
+from laurel.feedback.ballots import batch_poll, file_polls
+from laurel.feedback.batches import exposure, summaries
+from laurel.feedback.sections import Section, harm, people, sections, state
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Batch
+from laurel.feedback.whose import Reference, whose
+
+WIDTH = 100
+LONGEST = 25
+"""Rows of a table in the text report; the page has them all."""
+Chapter = tuple[str, list[Section]]
+
+
+def report(source: str | Path, out: str | Path | None = None, *, reference: Reference | None = None) -> str:
+    """The text; with `out` the HTML page is written there too.
+
+    source: a database (a path or an address), a folder of LLMFAO or of MT-Bench, or one of their files. reference: a population to
+    compare the annotators with, see `reference_of`. UsageError where there is nothing to report on.
+    """
+    chapters = chapters_of(source, reference)
+    if out is not None:
+        write_atomic(Path(out), page(chapters, str(source)).encode("utf-8", "replace"))
+    return text(chapters)
+
+
+def chapters_of(source: str | Path, reference: Reference | None = None) -> list[Chapter]:
+    """Each batch, or published set of votes, with its tables."""
+    address = str(source)
+    path = Path(address.removeprefix("sqlite:///")).expanduser()
+    served = "://" in address and not address.startswith("sqlite:")
+    if not served and (path.is_dir() or (path.is_file() and not _is_sqlite(path))):
+        return [(poll.name, sections(analyse(poll))) for poll in file_polls(path)]
+    if not served and not path.is_file():
+        fix = "Give the database of `laurel feedback serve`, or a folder with votes of LLMFAO or MT-Bench."
+        raise UsageError("there is no such file.", where=address, fix=fix)
+    store = Store(address)
+    try:
+        return _batches(store, reference)
+    finally:
+        store.close()
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _batches(store: Store, reference: Reference | None) -> list[Chapter]:
+    with store.read() as session:
+        batches = list(session.scalars(select(Batch.id).order_by(Batch.id)))
+    if not batches:
+        raise UsageError("this database has no batch.", where=store.url, fix="Bring votes or items in: laurel feedback import.")
+    found = []
+    for batch in batches:
+        poll = batch_poll(store, batch)
+        made = [state(summaries(store, batch)[0]), *sections(analyse(poll))]
+        exposed = exposure(store, batch)
+        made += [harm(exposed)] if exposed else []
+        made += people(whose(store, poll, reference, actor="operator, report"))
+        found.append((poll.name, made))
+    return found
+
+
+def text(chapters: list[Chapter]) -> str:
+    """Tables of at most 100 columns, without colours."""
+    sink = io.StringIO()
+    console = Console(file=sink, width=WIDTH, no_color=True, force_terminal=False, highlight=False, emoji=False, markup=False)
+    for name, parts in chapters:
+        console.rule(Text(name), align="left")
+        for part in parts:
+            console.print()
+            console.print(Text(part.title))
+            if part.rows:
+                console.print(_rich(part))
+            if len(part.rows) > LONGEST:
+                console.print(Text(f"{len(part.rows) - LONGEST} more are in the HTML page."))
+            if part.note:
+                console.print(Text(part.note))
+        console.print()
+    lines = [line.rstrip() for line in sink.getvalue().splitlines()]
+    return "\n".join(line for k, line in enumerate(lines) if line or k == 0 or lines[k - 1]) + "\n"
+
+
+def _rich(part: Section) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in part.columns:
+        table.add_column(Text(name), justify="left" if name in part.words else "right", overflow="fold")
+    for row in part.rows[:LONGEST]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def page(chapters: list[Chapter], source: str) -> str:
+    """One HTML page that fetches nothing and runs nothing. All text in it is escaped."""
+    here = Path(__file__).parent
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template("report.html").render(
+        chapters=chapters,
+        source=Path(source).name if "://" not in source else "a database",
+        style=(here / "web" / "static" / "style.css").read_text(encoding="utf-8"),
+        version=laurel.__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )

@@ -1,0 +1,323 @@
+"""The interface for applications, at /api: "which response do you prefer?", thumbs, and a page to embed. See `laurel.feedback.product`."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+import jinja2
+from fastapi import APIRouter, Depends, FastAPI, Form, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from laurel.core.errors import LaurelError, UsageError
+from laurel.feedback import people, product
+from laurel.feedback.assign import Refused
+from laurel.feedback.store import Store
+from laurel.feedback.tables import ApiKey
+from laurel.feedback.web.security import HERE, POLICY
+from laurel.feedback.web.text import shown
+
+LARGEST = 1_000_000
+"""Bytes of a request."""
+OF_KEY, OF_USER, OF_STRANGER = 3000, 120, 60
+"""Requests in a minute: of an application, of one of its users, and with a wrong key from an address."""
+FRAMED = {
+    "Content-Security-Policy": POLICY.replace("frame-ancestors 'none'", "frame-ancestors *"),
+    "X-Frame-Options": "ALLOWALL",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+"""Of the page that applications put into a frame: browsers go by the policy, which lets every site frame it."""
+Text = Annotated[str, Field(max_length=200_000)]
+User = Annotated[str, Field(min_length=1, max_length=200, description="an id that means nothing outside your application")]
+
+
+class Turn(BaseModel):
+    """A message."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text
+
+
+class Candidate(BaseModel):
+    """A response, and which model wrote it; that is stored and never shown."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: Text
+    model: Annotated[str, Field(max_length=200)] = ""
+
+
+Prompt = Annotated[Text, Field(min_length=1)] | Annotated[list[Turn], Field(min_length=1, max_length=1000)]
+Spoken = Text | Candidate
+
+
+class Question(BaseModel):
+    """Two responses to compare."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: Prompt
+    responses: Annotated[list[Spoken], Field(min_length=2, max_length=2)]
+
+
+class Asked(BaseModel):
+    """What to show: slot 0 is `responses[0]`."""
+
+    id: str
+    responses: list[str]
+
+
+class Choice(BaseModel):
+    """The slot that was preferred as shown, or "tie"."""
+
+    model_config = ConfigDict(extra="forbid")
+    choice: Literal[0, 1, "tie"]
+    user: User
+
+
+class Thumb(BaseModel):
+    """An answer that was liked or not."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: Prompt
+    response: Spoken
+    up: bool
+    user: User
+
+
+class Whose(BaseModel):
+    """For whom a page is."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: User
+
+
+class Stored(BaseModel):
+    """The answer is on disk. again: it was before; revision: which answer of this user it is."""
+
+    stored: bool
+    revision: int
+    again: bool
+
+
+class Link(BaseModel):
+    """A page's address under this interface, good for one answer and until `expires` (seconds since 1970)."""
+
+    url: str
+    expires: int
+
+
+class Capped:
+    """ASGI middleware: a request longer than LARGEST is refused before it is read whole."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, more = bytearray(), True
+        while more and len(body) <= LARGEST:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > LARGEST:
+            response = JSONResponse({"error": f"a request has at most {LARGEST:,} bytes.", "fix": "Send less."}, 413)
+            await response(scope, receive, send)
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, again, send)
+
+
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined)
+BEARER = HTTPBearer(auto_error=False, description="A key made by `laurel feedback key NAME`.")
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+Again = Annotated[str, Header(alias="Idempotency-Key", max_length=200, description="The same key again is the same answer.")]
+
+
+router = APIRouter()
+
+
+def make_api(store: Store) -> FastAPI:
+    """The interface on a store, to be mounted at /api. Its description is at openapi.json, and as a page at its root."""
+    api = FastAPI(
+        title="laurel feedback", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json", servers=[{"url": "/api"}]
+    )
+    api.state.store = store
+    api.add_middleware(Capped)
+    api.add_exception_handler(LaurelError, told)
+    api.add_exception_handler(RequestValidationError, misshapen)
+    api.include_router(router)
+    return api
+
+
+def caller(request: Request, given: Given) -> ApiKey:
+    """Whose key it is, within the limits."""
+    store = request.app.state.store
+    try:
+        key = product.key_of(store, given.credentials if given else "")
+    except Refused:
+        people.limit(store, f"api from {request.client.host if request.client else ''}", OF_STRANGER, 60)
+        raise
+    people.limit(store, f"api key {key.id}", OF_KEY, 60)
+    return key
+
+
+Caller = Annotated[ApiKey, Depends(caller)]
+
+
+def of_user(store: Store, key: ApiKey, user: str) -> None:
+    """Within the limits of one user?"""
+    people.limit(store, f"api user {people.digest_of(f'{key.id}|{user}')[:24]}", OF_USER, 60)
+
+
+@router.post("/v1/comparisons", status_code=201)
+def ask(request: Request, question: Question, key: Caller) -> Asked:
+    """Two responses become a comparison; show them in the order that comes back, which is random and kept."""
+    identity, texts = product.ask(request.app.state.store, key, prompt_of(question.prompt), [spoken(r) for r in question.responses])
+    return Asked(id=identity, responses=texts)
+
+
+@router.post("/v1/comparisons/{comparison}/choice")
+def choose(request: Request, comparison: str, choice: Choice, key: Caller, again: Again = "") -> Stored:
+    """Which slot the user preferred. A comparison is one user's; without an Idempotency-Key the first choice stays."""
+    store = request.app.state.store
+    of_user(store, key, choice.user)
+    return Stored(**product.choose(store, key, comparison, choice.user, choice.choice, again))
+
+
+@router.post("/v1/thumbs")
+def thumb(request: Request, thumb: Thumb, key: Caller, again: Again = "") -> Stored:
+    """A user likes an answer or does not. To change it later, send another Idempotency-Key."""
+    store = request.app.state.store
+    of_user(store, key, thumb.user)
+    return Stored(**product.thumb(store, key, prompt_of(thumb.prompt), spoken(thumb.response), thumb.up, thumb.user, again))
+
+
+@router.post("/v1/comparisons/{comparison}/page", status_code=201)
+def link(request: Request, comparison: str, whose: Whose, key: Caller) -> Link:
+    """The address of a page, for a frame in yours, on which the user chooses; it takes one answer."""
+    store = request.app.state.store
+    of_user(store, key, whose.user)
+    product.shown(store, key, comparison, "")
+    with store.read() as session:
+        user = product.pseudonym_of(session, key, whose.user)
+    until = math.ceil(store.now() + product.PAGE_SECONDS)
+    words = urlencode({"user": user, "until": until, "signature": product.sign(key, comparison, user, until)})
+    return Link(url=f"/api/v1/comparisons/{comparison}/page?{words}", expires=until)
+
+
+@router.get("/v1/comparisons/{comparison}/page", response_class=HTMLResponse)
+def show(request: Request, comparison: str, user: str, until: int, signature: str) -> HTMLResponse:
+    """The page. Loading it uses nothing up."""
+    return page(request.app.state.store, comparison, user, until, signature)
+
+
+@router.post("/v1/comparisons/{comparison}/chosen", response_class=HTMLResponse, include_in_schema=False)
+def chosen(
+    request: Request, comparison: str, user: Annotated[str, Form()], until: Annotated[int, Form()], signature: Annotated[str, Form()],
+    choice: Annotated[Literal["0", "1", "tie"], Form()],
+) -> HTMLResponse:  # fmt: skip
+    """The page's form. The signature is what allows it, and the idempotency key: it takes one answer."""
+    store = request.app.state.store
+    key = product.signed_key(store, comparison, user, until, signature)
+    of_user(store, key, user)
+    product.choose_as(store, key, comparison, user, choice if choice == "tie" else int(choice), signature)
+    return page(store, comparison, user, until, signature)
+
+
+@router.get("/", include_in_schema=False)
+def described(request: Request) -> HTMLResponse:
+    """What there is, to read."""
+    return HTMLResponse(description(request.app.openapi()))
+
+
+def page(store: Store, comparison: str, user: str, until: int, signature: str) -> HTMLResponse:
+    """The question in a frame, or thanks where it is answered."""
+    key = product.signed_key(store, comparison, user, until, signature)
+    prompt, texts, answered = product.shown(store, key, comparison, signature)
+    known = {"prompt": prompt, "texts": [shown(text) for text in texts], "answered": answered, "user": user, "until": until, "signature": signature}
+    return HTMLResponse(PAGES.get_template("embed.html").render(known), headers=FRAMED)
+
+
+def prompt_of(prompt: str | list[Turn]) -> Any:
+    """The prompt as plain values."""
+    return prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
+
+
+def spoken(response: str | Candidate) -> tuple[str, str]:
+    """(text, model)."""
+    return (response, "") if isinstance(response, str) else (response.text, response.model)
+
+
+def told(request: Request, error: Exception) -> JSONResponse:
+    """A refusal as JSON: what is wrong and what to do."""
+    assert isinstance(error, LaurelError)
+    status = getattr(error, "status", 422 if isinstance(error, UsageError) else 500)
+    headers = {"Retry-After": "60"} if status == 429 else {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    what = f"{error.where}: {error.what}" if error.where else error.what
+    return JSONResponse({"error": what, "fix": error.fix}, status, headers)
+
+
+def misshapen(request: Request, error: Exception) -> JSONResponse:
+    """A request of the wrong shape as JSON; what was sent is not sent back."""
+    assert isinstance(error, RequestValidationError)
+    faults = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()[:5])
+    return JSONResponse({"error": faults or "not the shape that is expected.", "fix": "See /api/ for what is expected."}, 422)
+
+
+def description(schema: dict[str, Any]) -> str:
+    """The description of the interface as a plain page, without a script."""
+    parts = []
+    for path, methods in schema["paths"].items():
+        for method, about in methods.items():
+            body = about.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            fields = _fields(schema, body.get("$ref", "").rpartition("/")[2])
+            parts.append(f"<h2>{method.upper()} <code>/api{escape(path)}</code></h2><p>{escape(about.get('description', ''))}</p>{fields}")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<title>The interface for applications</title><link rel="stylesheet" href="/static/style.css"></head><body><main>'
+        "<h1>The interface for applications</h1><p>Every request but a page carries <code>Authorization: Bearer KEY</code>; keys are made "
+        "by <code>laurel feedback key NAME</code>. Answers are stored when a request has succeeded; after a failure send it again with "
+        "the same <code>Idempotency-Key</code>. For programs: <a href=\"/api/openapi.json\">openapi.json</a>.</p>"
+        f"{''.join(parts)}</main></body></html>"
+    )  # fmt: skip
+
+
+def _fields(schema: dict[str, Any], name: str) -> str:
+    """A table of the fields of a body."""
+    about = schema.get("components", {}).get("schemas", {}).get(name)
+    if not about:
+        return ""
+    needed = about.get("required", [])
+    rows = "".join(
+        f"<tr><td><code>{escape(field)}</code></td><td>{'needed' if field in needed else ''}</td><td>{escape(_kind(value))}</td></tr>"
+        for field, value in about.get("properties", {}).items()
+    )
+    return f"<p>{escape(about.get('description', ''))}</p><table><tr><th>field</th><th></th><th>kind</th></tr>{rows}</table>"
+
+
+def _kind(value: dict[str, Any]) -> str:
+    """A field's type in words."""
+    if "anyOf" in value:
+        return " or ".join(_kind(one) for one in value["anyOf"])
+    if "enum" in value:
+        return " or ".join(map(str, value["enum"]))
+    if value.get("type") == "array":
+        return f"list of {_kind(value.get('items', {}))}"
+    return {"string": "text", "boolean": "true or false"}.get(value.get("type", ""), value.get("$ref", "").rpartition("/")[2].lower())

@@ -1,0 +1,56 @@
+"""Copies of a database in use: whole, counted, restorable; and a server that is killed between click and answer loses nothing."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import fresh
+from sqlalchemy import select
+from test_feedback_assign import annotator, make_batch
+
+from laurel.core.errors import LaurelError, UsageError
+from laurel.feedback import backup as room
+from laurel.feedback.assign import Answer, Desk
+from laurel.feedback.audit import verify
+from laurel.feedback.backup import backup, counted
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Vote
+
+
+def used(store):
+    """Some answers in a database, one with text that a dump must escape."""
+    desk = Desk(store, annotator(store, person="Ada\n\\."), make_batch(store, rationale="optional"))
+    for n in range(3):
+        desk.submit(desk.next().id, Answer(rating=1, rationale="line\nCOPY vote \\. \t end"), f"k{n}")
+
+
+def test_a_copy_can_be_put_back(store, url, request, tmp_path):
+    used(store)
+    before = counted(store)
+    counts = backup(store, tmp_path / "copy")
+    assert counts == before and counts["vote"] == 3
+    if store.sqlite:
+        again = Store(str(tmp_path / "copy"))
+    else:
+        url = fresh(request.getfixturevalue("postgres"))
+        program = shutil.which("pg_restore") or str(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_restore"))[-1])
+        subprocess.run([program, "--no-owner", f"--dbname={url}", str(tmp_path / "copy")], check=True, env=os.environ)
+        again = Store(url)
+    assert counted(again) == before
+    with again.read() as session:
+        assert verify(session) == []
+        assert [vote.rationale for vote in session.scalars(select(Vote))] == ["line\nCOPY vote \\. \t end"] * 3
+    again.close()
+
+
+def test_a_copy_that_is_not_whole_is_none(store, tmp_path, monkeypatch):
+    used(store)
+    real = counted
+    monkeypatch.setattr(room, "counted", lambda s: {**real(s), "vote": real(s)["vote"] + (s is store)})
+    with pytest.raises(LaurelError, match=r"vote 3 of 4"):
+        backup(store, tmp_path / "copy")
+    assert list(tmp_path.glob("*copy*")) == []
+    with pytest.raises(UsageError, match="no such folder"):
+        backup(store, tmp_path / "nowhere" / "copy")

@@ -1,0 +1,202 @@
+"""Files into batches: every shape, what is refused and where, what is left out and why, and that ids and order are those of the content."""
+
+import gzip
+import json
+
+import pytest
+from sqlalchemy import select
+
+from laurel.core.errors import UsageError
+from laurel.feedback.load import ENDLESS, load
+from laurel.feedback.settings import BatchSettings
+from laurel.feedback.store import Store
+from laurel.feedback.tables import Annotator, Audit, Batch, Item, Plan
+
+PAIR = {"prompt": "Name a tree.", "chosen": "Laurel.", "rejected": "A stone."}
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def items(store, batch=None):
+    """(item, texts in order) of every item, with what the tests look at loaded."""
+    with store.read() as session:
+        found = session.scalars(select(Item).where(Item.batch_id == batch) if batch else select(Item)).all()
+        found.sort(key=lambda item: (item.batch_id, item.place))
+        return [(item, [r.text for r in item.responses], [r.model for r in item.responses]) for item in found]
+
+
+def test_preferences_come_in_an_order_that_does_not_say_who_was_preferred(store, tmp_path):
+    rows = [{**PAIR, "prompt": f"Name tree {n}."} for n in range(40)]
+    load(store, lines(tmp_path / "p.jsonl", rows), "b")
+    places = []
+    for item, texts, _ in items(store):
+        assert sorted(texts) == ["A stone.", "Laurel."]
+        with store.read() as session:
+            responses = session.get(Item, item.id).responses
+            places.append([r.source["candidate"] for r in responses].index(item.source["preferred"]))
+            assert responses[places[-1]].text == "Laurel."
+    assert 8 < sum(places) < 32
+
+
+def test_two_imports_give_the_same_ids(tmp_path):
+    rows = [{**PAIR, "prompt": f"Name tree {n}."} for n in range(5)]
+    first, second = (Store(str(tmp_path / f"{n}.db")) for n in range(2))
+    load(first, lines(tmp_path / "a.jsonl", rows), "b")
+    load(second, lines(tmp_path / "c.jsonl", rows[::-1]), "b")
+    load(second, tmp_path / "c.jsonl", "other")
+
+    def ids(store, batch):
+        with store.read() as session:
+            found = session.scalars(select(Item).where(Item.batch_id == batch)).all()
+            return {i.id: [(r.id, r.source["candidate"]) for r in i.responses] for i in found}
+
+    def candidates(found):
+        return sorted(c for responses in found.values() for _, c in responses)
+
+    assert ids(first, 1) == ids(second, 1)
+    assert not ids(first, 1).keys() & ids(second, 2).keys()
+    assert candidates(ids(first, 1)) == candidates(ids(second, 2))
+    for made in (first, second):
+        made.close()
+
+
+def test_conversations_and_hh_transcripts(store, tmp_path):
+    start = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: a tree?\n\nAssistant:"
+    rows = [{"chosen": f"{start} Laurel.", "rejected": f"{start} Stone.\n\nHuman: what?\n\nAssistant: Sorry."}]
+    path = tmp_path / "hh.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows[0]).encode()))
+    load(store, path, "b", harm=["insults"])
+    ((item, texts, _),) = items(store)
+    assert [turn["content"] for turn in item.prompt] == ["hello", "hi", "a tree?"]
+    assert sorted(texts) == ["Laurel.", "assistant: Stone.\n\nuser: what?\n\nassistant: Sorry."]
+    assert (item.harm, item.harmful) == (["insults"], True)
+    turns = [{"role": "user", "content": "a tree?"}]
+    said = [[{"role": "assistant", "content": text}] for text in ("Laurel.", "Stone.")]
+    load(store, lines(tmp_path / "c.jsonl", [{"prompt": turns, "chosen": said[0], "rejected": said[1]}]), "c")
+    assert sorted(items(store, 2)[0][1]) == ["Laurel.", "Stone."]
+
+
+def test_completions_of_a_run_of_a_pipeline_and_plain_ones(store, tmp_path):
+    samples = [
+        {"run": "r", "step": step, "prompt_id": "p", "prompt": "1+1=", "sample": n, "completion": f"{step}{n}", "reward": 0.5, "ids": []}
+        for step in (1, 2) for n in (1, 0)
+    ]  # fmt: skip
+    load(store, lines(tmp_path / "samples.jsonl", samples), "samples")
+    assert [(texts, models) for _, texts, models in items(store)] == [(["10", "11"], ["r step 1"] * 2), (["20", "21"], ["r step 2"] * 2)]
+    answers = [{"id": "p-0", "columns": {"prompt": "1+1=", "target": "2"}, "responses": ["a", "b", "a", "c"], "ids": [], "finish": []}]
+    ranking = BatchSettings(form="ranking", target_votes=5)
+    made = load(store, lines(tmp_path / "answers.jsonl", answers), "answers", settings=ranking)
+    assert [(texts, item.target) for item, texts, _ in items(store, made.batch)] == [(["a", "b", "c"], 5)]
+    plain = [{"prompt": "Go.", "input": "Now.", "responses": [{"text": "x", "model": "m"}, "y"], "target": 7, "harm": "hate, gore"}]
+    made = load(store, lines(tmp_path / "plain.jsonl", plain), "plain")
+    ((item, texts, models),) = items(store, made.batch)
+    assert (item.input, item.target, item.harm, texts, models) == ("Now.", 7, ["gore", "hate"], ["x", "y"], ["m", ""])
+
+
+def test_pairs_of_many_answers(store, tmp_path):
+    path = lines(tmp_path / "plain.jsonl", [{"prompt": f"Go {n}.", "responses": ["a", "b", "c", "d"]} for n in range(3)])
+    with pytest.raises(UsageError, match=r"plain.jsonl:1.*4 responses"):
+        load(store, path, "b")
+    assert load(store, path, "b", pairs=2).items == 6
+    assert all(len(texts) == 2 for _, texts, _ in items(store))
+
+
+def test_llmfao_with_its_votes_planned(store, tmp_path):
+    pair = {"prompt": 8, "text": "Go.", "slug": "go", "model_x": 1, "result_x": "a", "model_y": 2, "result_y": "b"}
+    lines(tmp_path / "models.jsonl", [{"id": 1, "name": "One"}, {"id": 2, "name": "Two"}])
+    path = lines(tmp_path / "pairs.jsonl", [{**pair, "id": 0}, {**pair, "id": 1, "result_x": "c"}])
+    votes = tmp_path / "votes.csv"
+    votes.write_text("id,worker,winner\n0,58,left\n0,83,tie\n1,58,right\n")
+    load(store, path, "b", votes=votes)
+    found = items(store)
+    assert [(texts, models, item.target) for item, texts, models in found] == [
+        (["a", "b"], ["One", "Two"], 2), (["c", "b"], ["One", "Two"], 1)
+    ]  # fmt: skip
+    with store.read() as session:
+        names = {a.id: a.pseudonym for a in session.scalars(select(Annotator))}
+        plan = {(p.item_id, names[p.annotator_id]) for p in session.scalars(select(Plan))}
+    assert plan == {(found[0][0].id, "worker-58"), (found[0][0].id, "worker-83"), (found[1][0].id, "worker-58")}
+    with pytest.raises(UsageError, match="nobody voted"):
+        votes.write_text("id,worker,winner\n0,58,left\n")
+        load(store, path, "c", votes=votes)
+    training = [{**pair, "id": -1, "golden": "right", "reason": "why"}, {**pair, "id": -2, "golden": "tie"}]
+    made = load(store, lines(tmp_path / "training.jsonl", training), "t")
+    ((item, _, _),) = items(store, made.batch)
+    assert (item.kind, item.gold, item.explanation, item.target) == ("training", 1, "why", ENDLESS)
+    assert "tie" in made.left_out[0] and made.left_out[0].startswith("training.jsonl:2")
+
+
+def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps([{"input": "Go.", "output_1": "a", "output_2": "b", "label": 2}]))
+    load(store, tmp_path / "dataset.json", "b")
+    ((item, texts, _),) = items(store)
+    assert (item.kind, texts[item.gold], item.target) == ("gold", "b", ENDLESS)
+    load(store, lines(tmp_path / "p.jsonl", [{**PAIR, "kind": "check", "explanation": "a stone is none"}]), "c")
+    item, texts, _ = items(store, 2)[0]
+    assert (item.kind, texts[item.gold], item.explanation) == ("check", "Laurel.", "a stone is none")
+    plain = {"prompt": "Go.", "responses": ["a", "b"]}
+    load(store, lines(tmp_path / "q.jsonl", [{**plain, "gold": 1, "ranks": [2, 1]}]), "d", kind="attention")
+    item, texts, _ = items(store, 3)[0]
+    assert (item.kind, texts[item.gold]) == ("attention", "b")
+    with pytest.raises(UsageError, match=r"r.jsonl:1: .*which response is right"):
+        load(store, lines(tmp_path / "r.jsonl", [{**plain, "kind": "gold", "gold": 2}]), "e")
+
+
+def test_argilla_and_distilabel(store, tmp_path):
+    rows = [{"id": "x", "fields": {"instruction": "Go.", "response1": "a", "response2": "b"}, "metadata": {"harm": "gore"}}]
+    load(store, lines(tmp_path / "a.jsonl", rows), "b")
+    rows = [{"instruction": "Go.", "generations": ["a", "b"], "generation_models": ["m", "n"]}]
+    load(store, lines(tmp_path / "d.jsonl", rows), "c")
+    assert [(t, m, i.harm) for i, t, m in items(store)] == [(["a", "b"], ["", ""], ["gore"]), (["a", "b"], ["m", "n"], [])]
+
+
+def test_what_is_twice_and_what_is_equal_is_named(store, tmp_path):
+    turned = {"prompt": PAIR["prompt"], "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
+    path = lines(tmp_path / "p.jsonl", [PAIR, {**PAIR, "chosen": "x", "rejected": "x"}, turned])
+    made = load(store, path, "b")
+    assert made.items == 1
+    assert made.left_out == ("p.jsonl:2: its responses are equal", "p.jsonl:3: the same as p.jsonl:1")
+    assert load(store, path, "b").left_out[0] == "p.jsonl:1: the same as item 0 of the batch"
+    assert [item.place for item, _, _ in items(store)] == [0]
+    with store.read() as session:
+        assert [(a.action, a.detail["items"]) for a in session.scalars(select(Audit))] == [("import", 1), ("import", 0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "Go.", "chosen": "a"}, "rejected"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt"),
+        ({"prompt": "", "responses": ["a", "b"]}, "prompt"),
+        ({"prompt": "Go.", "responses": []}, "list of responses"),
+        ({"prompt": "Go.", "responses": ["a", 3]}, "response 2"),
+        ({"prompt": "Go.", "responses": ["a\0", "b"]}, "NUL"),
+        ({"prompt": "Go.", "responses": ["a\ud800", "b"]}, "half a character"),
+        ({"prompt": "Go.", "responses": ["a", "b"], "harm": 3}, "harm"),
+        ({"prompt": "Go.", "responses": ["a", "b"], "target": 0}, "target"),
+        ({"prompt": "Go.", "responses": ["a", "b"], "kind": "odd"}, "kind"),
+        ({"prompt": [{"role": "wizard", "content": "x"}], "responses": ["a", "b"]}, "prompt"),
+    ],
+)
+def test_a_wrong_row_is_an_error_at_its_line_and_nothing_is_imported(store, tmp_path, row, told):
+    good = PAIR if "chosen" in row else {"prompt": "Go.", "responses": ["a", "b"]}
+    with pytest.raises(UsageError, match=told) as error:
+        load(store, lines(tmp_path / "p.jsonl", [good, row]), "b")
+    assert "p.jsonl:2" in str(error.value)
+    with store.read() as session:
+        assert session.scalars(select(Item)).all() == session.scalars(select(Batch)).all() == []
+
+
+def test_settings_are_the_batchs_own(store, tmp_path):
+    path = lines(tmp_path / "p.jsonl", [PAIR])
+    load(store, path, "b", settings=BatchSettings(target_votes=2))
+    with pytest.raises(UsageError, match="other settings"):
+        load(store, path, "b", settings=BatchSettings(target_votes=3))
+    assert [item.target for item, _, _ in items(store)] == [2]
+    with pytest.raises(UsageError, match="unknown shape `csv`"):
+        load(store, path, "b", shape="csv")
+    with pytest.raises(UsageError, match="`model_x` is missing"):
+        load(store, path, "b", shape="llmfao")
