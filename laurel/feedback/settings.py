@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 RATINGS = {
     1: "Response 1 is better",
@@ -34,7 +34,7 @@ class BatchSettings(BaseModel):
     markdown: bool = False
     """Render responses as Markdown (sanitised); off: plain text."""
     lease_minutes: float = Field(15.0, gt=0)
-    repeat_share: float = Field(0.0, ge=0, le=0.5)
+    repeat_share: float = Field(0.0, ge=0, le=0.4)
     """Share of an annotator's samples that are shown once more, slots the other way round."""
     gold_share: float = Field(0.0, ge=0, le=0.5)
     """Share of an annotator's samples that are gold or attention items, while there are any."""
@@ -47,12 +47,6 @@ class BatchSettings(BaseModel):
     """Pay per hour below which the batch is not opened."""
     daily_harm_cap: int = Field(0, ge=0)
     """Items with a kind of harm that an annotator sees in a day; 0: no cap."""
-
-    @model_validator(mode="after")
-    def _enough_pay(self) -> BatchSettings:
-        if self.repeat_share + self.gold_share >= 1:
-            raise ValueError("repeat_share and gold_share leave nothing to rate")
-        return self
 
     @property
     def hourly(self) -> float:

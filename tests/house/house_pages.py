@@ -10,6 +10,7 @@ from house_source import PACKAGE, ROOT, package_files, tree
 
 PURPOSES = {
     "policy/kernels.cpp": "The compiled parts of decoding and training: one pass over the rows between matrix products.",
+    "feedback/report.html": "The template of the report as a page.",
     "report/page.html": "The Jinja template of the report.",
     "report/page.css": "Its style, light and dark.",
     "report/exhibit.html": "The template of an experiment's page.",
@@ -36,6 +37,8 @@ ORDER = (
     "reward-models.md",
     "pipeline.md",
     "experiments.md",
+    "feedback.md",
+    "feedback-statistics.md",
     "performance.md",
     "foundations/index.md",
     "foundations/verify.md",
@@ -96,6 +99,10 @@ def package_tree() -> str:
         if inside:
             lines.append(f"  {room + '/':<18} {purpose(PACKAGE / room / '__init__.py')}")
             lines.extend(f"    {path.name:<16} {purpose(path)}" for path in inside if path.name != "__init__.py")
+            for folder in sorted({path.relative_to(PACKAGE / room).parts[0] for path in files if PACKAGE / room in path.parent.parents}):
+                lines.append(f"    {folder + '/':<16} {purpose(PACKAGE / room / folder / '__init__.py')}")
+                inside = [path for path in files if path.parent == PACKAGE / room / folder and path.name != "__init__.py"]
+                lines.extend(f"      {path.name:<18} {purpose(path)}" for path in inside if path.suffix == ".py")
     return "\n".join([*lines, "```"])
 
 
