@@ -191,7 +191,7 @@ class TrainConfig(BaseModel):
         None, "rewards by comparison: coefficient of the best answer's likelihood per token under the same body; 0: none", ge=0
     )
     pairs_per_prompt: int | None = option(None, "reward_kwise: compare only so many pairs of each prompt, drawn by its key; 0: all", ge=0)
-    use_margin: bool | None = option(None, "reward: ask for at least the row's `margin`, where it has one")
+    use_margin: bool | None = option(None, "pairs: ask for at least the row's `margin`, where it has one")
     rpo_alpha: float | None = option(None, "coefficient of the chosen answer's likelihood per token, beside a preference objective", ge=0)
     simpo_gamma: float | None = option(None, "the margin, in units of beta times a log-probability per token, that must be exceeded", ge=0)
     dpop_lambda: float | None = option(None, "how much a chosen answer that became less likely counts against the margin", ge=0)

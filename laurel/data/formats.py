@@ -23,10 +23,10 @@ class Format:
 
 
 FORMATS = (  # the most demanding first: the first one whose fields are all there is the row's format
-    Format("K-wise ranking", ("prompt", "responses", "ranks")),
-    Format("stepwise", ("prompt", "completions", "labels")),
-    Format("preference", ("prompt", "chosen", "rejected"), ("margin",)),
-    Format("labelled completion", ("prompt", "completion", "label")),
+    Format("K-wise ranking", ("prompt", "responses", "ranks"), ("weight",)),
+    Format("stepwise", ("prompt", "completions", "labels"), ("weight",)),
+    Format("preference", ("prompt", "chosen", "rejected"), ("margin", "weight", "soft_label")),
+    Format("labelled completion", ("prompt", "completion", "label"), ("weight",)),
     Format("prompt and completion", ("prompt", "completion")),
     Format("messages", ("messages",), conversational=True),
     Format("prompt", ("prompt",)),
@@ -194,6 +194,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "chosen": _SPOKEN,
     "rejected": _SPOKEN,
     "margin": ("a number", _number),
+    "weight": ("a finite number, 0 or above", lambda value: _number(value) and 0 <= value < float("inf")),
+    "soft_label": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
     "reward": ("a finite number", lambda value: _number(value) and abs(value) != float("inf")),
     "label": ("true or false", lambda value: isinstance(value, bool)),
     "completions": ("a list of texts", _list_of(_text)),

@@ -81,7 +81,7 @@ def preference_metrics(logp_NT: Tensor, batch: Batch, *, beta: float) -> dict[st
         found[f"rewards/{side}"] = (reward_N[of_N].sum(), of_N.sum())
         found[f"logps/{side}"] = (lp_N[of_N].sum(), of_N.sum())
     both_P = (by_group((grade_N > 0).double(), batch) > 0) & (by_group((grade_N < 0).double(), batch) > 0)
-    margin_P = by_group(grade_N * reward_N, batch)[both_P]
+    margin_P = by_group(grade_N.sign() * reward_N, batch)[both_P]
     right_P = (margin_P > 1e-5).double() + (margin_P.abs() <= 1e-5).double() / 2
     return found | {"rewards/margins": (margin_P.sum(), both_P.sum()), "rewards/accuracies": (right_P.sum(), both_P.sum())}
 

@@ -6,7 +6,8 @@ log-probabilities over its trained tokens and ref the same under the reference, 
     h = (lp_w - ref_w) - (lp_l - ref_l)
 
 and most objectives are a link over beta h. Only differences enter it, so both log-probabilities may fall together: watch
-logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies.
+logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies. Those of pairs take soft labels and weights around that, see
+`laurel.objective.label`: with grades +w and -w each is w times its expectation over who is better.
 """
 
 from __future__ import annotations
@@ -16,36 +17,44 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from laurel.core.sample import Batch
+from laurel.objective.label import asked, expected, grade, weighted
 from laurel.objective.ratio import same_shape, trained
 from laurel.objective.unit import by_group
 
 
-def dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+@weighted
+@expected
+def dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0, use_margin: bool = True) -> Tensor:
     """Direct preference optimisation.
 
-        (1 - eps) softplus(-beta h) + eps softplus(beta h),    eps = label_smoothing
+        (1 - eps) softplus(-z) + eps softplus(z),    z = beta h - m,    eps = label_smoothing
 
-    lp (-10, -12), ref (-11, -11.5), beta .1: h = 1.5, value .6209570; at h = 0 ln 2. The gradient is beta sigmoid(-beta h) times
+    m is the row's `margin`, 0 where the data has none: the implied rewards of the two are asked to lie so far apart (ODPO).
+    lp (-10, -12), ref (-11, -11.5), beta .1: h = 1.5, value .6209570; m = .15: ln 2, as at h = 0. The gradient is beta sigmoid(-z) times
     that of -(lp_w - lp_l): weighted likelihood. Over pairs of full support the optimum is ref exp(R / beta) / Z. eps > 0 is cDPO,
     for labels that are wrong with probability eps: it stops at sigmoid(beta h) = (1 - eps) p + eps (1 - p).
-    Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023.
+    Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024, arXiv:2402.10571.
     """
-    z_P = beta * margin(logp_NT, batch)
+    z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
     return (1 - label_smoothing) * softplus(-z_P) + label_smoothing * softplus(z_P)
 
 
-def robust_dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
+@weighted
+@expected
+def robust_dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.1, use_margin: bool = True) -> Tensor:
     """DPO that undoes random label flips instead of shrinking from them.
 
-        ((1 - eps) softplus(-beta h) - eps softplus(beta h)) / (1 - 2 eps)
+        ((1 - eps) softplus(-z) - eps softplus(z)) / (1 - 2 eps),    z = beta h - m
 
     On labels flipped with probability eps its expectation is that of `dpo` on clean ones, so the optimum is unchanged.
     eps = 0 is `dpo`. Chowdhury et al. 2024, arXiv:2403.00409.
     """
-    z_P = beta * margin(logp_NT, batch)
+    z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
     return ((1 - label_smoothing) * softplus(-z_P) - label_smoothing * softplus(z_P)) / (1 - 2 * label_smoothing)
 
 
+@weighted
+@expected
 def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     """Identity preference optimisation: a margin with a target, so certain preferences do not drive it to infinity.
 
@@ -57,6 +66,8 @@ def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     return (margin(logp_NT, batch) - 1 / (2 * beta)).square()
 
 
+@weighted
+@expected
 def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: float = 1.0) -> Tensor:
     """No reference, log-probabilities per token, and a margin that must be exceeded.
 
@@ -69,6 +80,8 @@ def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: floa
     return softplus(simpo_gamma - beta * by_group(grade(batch) * per_token_N, batch))
 
 
+@weighted
+@expected
 def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     """Likelihood of the chosen answer plus an odds ratio; no reference.
 
@@ -84,17 +97,20 @@ def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     return beta * softplus(-by_group(grade(batch) * log_odds_N, batch)) - chosen_P
 
 
-def dpop(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, dpop_lambda: float = 50.0) -> Tensor:
+@weighted
+@expected
+def dpop(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, dpop_lambda: float = 50.0, use_margin: bool = True) -> Tensor:
     """DPO that pays when the chosen answer becomes less likely than under the reference.
 
-        softplus( -beta (h - lambda max(0, ref_w - lp_w)) )
+        softplus( m - beta (h - lambda max(0, ref_w - lp_w)) )
 
     The same value and gradient as `dpo` while lp_w >= ref_w. lp_w 1 below ref_w, h = 1.5, beta .1, lambda 50: softplus(4.85) = 4.8578.
     Smaug, Pal et al. 2024, arXiv:2402.13228.
     """
     gain_N = log_ratios(logp_NT, batch)
     fallen_P = by_group(torch.where(grade(batch) > 0, (-gain_N).relu(), 0.0), batch)
-    return softplus(-beta * (margin(logp_NT, batch) - dpop_lambda * fallen_P))
+    m_P = asked(batch).to(logp_NT.dtype) if use_margin else 0.0
+    return softplus(m_P - beta * (margin(logp_NT, batch) - dpop_lambda * fallen_P))
 
 
 def kto(
@@ -105,11 +121,11 @@ def kto(
         good: desirable_weight (1 - sigmoid(beta (g - z)))     bad: undesirable_weight (1 - sigmoid(beta (z - g))),    g = lp - ref
 
     z = max(0, KL), with the KL measured on answers to other prompts and detached: `target_NT` brings it. A group is one graded
-    row (+1 good, -1 bad) and such another answer (0). g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
+    row (+w good, -w bad, w its `weight`) and such another answer (0). g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
     """
     away_N = beta * (log_ratios(logp_NT, batch) - batch.target_NT[:, 0])
     value_N = torch.where(grade(batch) > 0, desirable_weight * (-away_N).sigmoid(), undesirable_weight * away_N.sigmoid())
-    return by_group(torch.where(grade(batch) != 0, value_N, 0.0), batch)
+    return by_group(torch.where(grade(batch) != 0, grade(batch).abs().to(value_N.dtype) * value_N, 0.0), batch)
 
 
 def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
@@ -131,6 +147,8 @@ def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
     return by_group(wrong_N - nll_weight * torch.where(best_N, p_N, 0.0), batch)
 
 
+@weighted
+@expected
 def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tensor:
     """-rpo_alpha lp_w / |w|: the likelihood term that may stand beside DPO, so that the chosen answer cannot fall far.
 
@@ -149,11 +167,6 @@ def log_ratios(logp_NT: Tensor, batch: Batch) -> Tensor:
     """lp - ref of each row: the log-ratio of the whole answer, [N, T] -> [N]."""
     same_shape(logp_NT, batch.logp_ref_NT)
     return trained(logp_NT - batch.logp_ref_NT, batch).sum(1)
-
-
-def grade(batch: Batch) -> Tensor:
-    """The row's grade, [N]: its weight, the same at every token."""
-    return batch.weight_NT[:, 0]
 
 
 def length(batch: Batch) -> Tensor:

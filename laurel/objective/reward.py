@@ -7,7 +7,8 @@ of rows, and `weight_NT` holds one grade per row, the same at every token:
     the smallest |grade| of a group is its reliability w: the group's value is multiplied by it
 
 So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3 (ranks count from 1), or .6 times
-that. Rows without a trained token stand aside too. `laurel.objective.unit.comparison_mean` divides by the number of comparisons.
+that. Rows without a trained token stand aside too. Pairs may have a soft label, see `laurel.objective.label`.
+`laurel.objective.unit.comparison_mean` divides by the number of comparisons.
 Lambda, `reward_coef`, stands before the comparison where it has `imitation`, the likelihood of the best answer, beside it.
 """
 
@@ -22,8 +23,8 @@ from torch.nn.functional import softplus
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.objective.label import compared, expected, reliability
 from laurel.objective.metrics import Pair, masked_sum
-from laurel.objective.preference import grade
 from laurel.objective.ratio import same_shape, trained
 from laurel.objective.unit import by_group
 
@@ -34,6 +35,7 @@ def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
     return score_NT.gather(1, (batch.length_N - 1).clamp(min=0)[:, None])[:, 0]
 
 
+@expected
 def bradley_terry(
     score_NT: Tensor,
     batch: Batch,
@@ -65,6 +67,7 @@ def bradley_terry(
     return reward_coef * torch.where(won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0)
 
 
+@expected
 def k_wise(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, reward_coef: float = 1.0) -> Tensor:
     """Bradley-Terry over every pair of a ranking, each prompt counting once: [N, T] -> [P].
 
@@ -83,6 +86,7 @@ def k_wise(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, reward_
     return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_NN.sum(1), batch) / pairs_P.clamp(min=1)
 
 
+@expected
 def plackett_luce(score_NT: Tensor, batch: Batch, *, reward_coef: float = 1.0) -> Tensor:
     """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] -> [P].
 
@@ -97,6 +101,7 @@ def plackett_luce(score_NT: Tensor, batch: Batch, *, reward_coef: float = 1.0) -
     return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
 
 
+@expected
 def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> Tensor:
     """The language-model term beside a comparison: the best answer's likelihood under the same body, per token: [N, T] -> [P].
 
@@ -183,21 +188,6 @@ def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
     for label, name in ((-1, "wrong"), (0, "neutral"), (1, "right")):
         found[f"recall/{name}"] = masked_sum(right_NT, batch.loss_mask_NT & (batch.target_NT == label))
     return found
-
-
-def compared(batch: Batch) -> Tensor:
-    """The grade of each row, 0 where it stands aside (no trained token): [N]."""
-    return torch.where(batch.loss_mask_NT.any(1), grade(batch), 0.0)
-
-
-def reliability(batch: Batch) -> Tensor:
-    """The smallest |grade| among the rows of each group that are compared, 0 where none is: [P]. (-.6, -1.2, 0): .6."""
-    group_N: Any = batch.group_N
-    groups, where_N = group_N.unique(return_inverse=True)
-    size_N = compared(batch).abs()
-    size_N = torch.where(size_N > 0, size_N, torch.inf)
-    least_P = torch.full((len(groups),), torch.inf, dtype=size_N.dtype, device=size_N.device).scatter_reduce(0, where_N, size_N, "amin")
-    return torch.where(least_P.isinf(), 0.0, least_P)
 
 
 def better(batch: Batch) -> Tensor:

@@ -27,12 +27,13 @@ def demonstrations(
 
 
 def pairs(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
-    """One group per row: the chosen answer with reward 1, the rejected one with -1."""
+    """One group per row: the chosen answer with reward w, the rejected one with -w; w is the row's `weight` (1)."""
     groups = []
     for row in rows:
+        w = float(row.columns.get("weight", 1.0))
         encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
-        groups.append(Group(row.id, row.columns, samples, rewards=(1.0, -1.0)))
+        groups.append(Group(row.id, row.columns, samples, rewards=(w, -w)))
     return groups
 
 
@@ -64,9 +65,9 @@ def graded(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on
 
 
 def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
-    """One group per row: its answer with reward 1 (good) or -1 (bad), and with reward 0 the next row's answer to this row's prompt.
+    """One group per row: its answer with reward w (good) or -w (bad), and with reward 0 the next row's answer to this row's prompt.
 
-    The second says how far the policy is from the reference where nobody judged: KTO's reference point.
+    w is the row's `weight` (1). The second says how far the policy is from the reference where nobody judged: KTO's reference point.
     """
     if len(rows) < 2:
         raise UsageError("answers to other prompts are needed, and there is one prompt.", where="prompts_per_step", fix="At least 2.")
@@ -75,7 +76,8 @@ def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_
         mismatched = {"prompt": row.columns["prompt"], "completion": other.columns["completion"]}
         encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, mismatched)]
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
-        groups.append(Group(row.id, row.columns, samples, rewards=(1.0 if row.columns["label"] else -1.0, 0.0)))
+        w = float(row.columns.get("weight", 1.0))
+        groups.append(Group(row.id, row.columns, samples, rewards=(w if row.columns["label"] else -w, 0.0)))
     return groups
 
 

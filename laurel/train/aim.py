@@ -27,10 +27,18 @@ def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     return batch.replace(target_NT=torch.full_like(batch.target_NT, max(0.0, float(point))))
 
 
-def margins(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The preference margin of each row of data (0 where it has none) at every token of its answers."""
-    target_N = torch.tensor([float(group.row.get("margin", 0.0)) for group in groups for _ in group.samples])
-    return batch.replace(target_NT=target_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous())
+def preferred(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """What rows of data say of their pairs: the margin is the chosen row's target, 1 - soft_label the rejected row's value; else 0."""
+    target, value = list[float](), list[float]()
+    for group in groups:
+        pair = "chosen" in group.row
+        target += [float(group.row.get("margin", 0.0)), 0.0] if pair else [0.0] * len(group.samples)
+        value += [0.0, 1 - float(group.row.get("soft_label", 1.0))] if pair else [0.0] * len(group.samples)
+    columns = {
+        name: torch.tensor(x_N, dtype=x_NT.dtype)[:, None].expand_as(x_NT).contiguous()
+        for name, x_N, x_NT in (("target_NT", target, batch.target_NT), ("value_NT", value, batch.value_NT))
+    }
+    return batch.replace(**columns)
 
 
 def labels(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:

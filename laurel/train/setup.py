@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ USES = {
     "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
+WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
+"""sources whose rows may have a `weight`."""
 
 
 @dataclass
@@ -143,6 +146,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     companion = BESIDE[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
     rows, notes = fitting(policy, rows, config, row.source)
+    rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
+    notes += left_out
     held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
@@ -215,6 +220,20 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> t
         raise UsageError(f"every row has {reason}.", where=config.dataset, fix="Raise the limit, or look with `laurel data show --tokens`.")
     dropped = len(rows) - len(kept)
     return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
+
+
+def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are left out, and that is noted."""
+    if not any("weight" in row.columns for row in rows):
+        return rows, []
+    kept = [row for row in rows if row.columns.get("weight", 1.0) > 0]
+    if not kept:
+        raise UsageError("every row has the weight 0.", where="weight", fix="Is it what you mean by reliability?")
+    weights = [float(row.columns.get("weight", 1.0)) for row in kept]
+    mean = weights[0] if min(weights) == max(weights) else math.fsum(weights) / len(weights)
+    even = [replace(row, columns={**row.columns, "weight": weight / mean}) for row, weight in zip(kept, weights, strict=True)]
+    dropped = len(rows) - len(kept)
+    return even, [f"{dropped} of {len(rows)} rows left out: weight 0"] if dropped else []
 
 
 def fresh(setup: Setup) -> State:

@@ -51,7 +51,7 @@ def sums(make_batch):
 def random_batch(make_batch):
     """Four comparisons of two rows, lengths 1 to 5 of which some tokens are masked, every column drawn at random."""
 
-    def build(seed=0, P=4):
+    def build(seed=0, P=4, point=0.0):
         g = torch.Generator().manual_seed(seed)
         N, T = 2 * P, 5
         logp_NT = -torch.rand(N, T, generator=g, dtype=F64) * 2 - 0.05
@@ -60,7 +60,7 @@ def random_batch(make_batch):
         mask_NT = (torch.rand(N, T, generator=g) < 0.8) | (torch.arange(T) == 0)
         weight_NT = torch.tensor([1.0, -1.0], dtype=F64).repeat(P)[:, None].expand(N, T).contiguous()
         batch = make_batch(weight_NT, ref=ref_NT, mask=mask_NT, lengths=lengths_N)
-        return logp_NT, batch.replace(group_N=torch.arange(P).repeat_interleave(2), target_NT=torch.full_like(weight_NT, 0.1))
+        return logp_NT, batch.replace(group_N=torch.arange(P).repeat_interleave(2), target_NT=torch.full_like(weight_NT, point))
 
     return build
 
@@ -280,7 +280,7 @@ WEIGHTS = {
 def test_the_gradient_is_weighted_likelihood(name, seed, random_batch):
     """d loss / d log pi(token) = -w of its row at every trained token, 0 elsewhere: w written out for every objective, no autograd."""
     objective, options = EVERY[name]
-    logp_NT, batch = random_batch(seed)
+    logp_NT, batch = random_batch(seed, point=0.1 if name == "kto" else 0.0)
     logp_NT = logp_NT.requires_grad_()
     (gradient_NT,) = torch.autograd.grad(objective(logp_NT, batch, **options).sum(), logp_NT)
     rows = of_rows(logp_NT, batch)
