@@ -6,6 +6,7 @@ import uuid
 import pytest
 from feedback_pages import SECRETS, Visitor, pin, rich_batch
 from sqlalchemy import select, text
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from laurel.feedback import people
@@ -319,3 +320,36 @@ def test_coordinators_and_annotators_keep_to_their_pages(store):
     admin.send({"name": "ada", "password": "a long password"}, ending="/admin/login")
     assert admin.get("/work").status_code == 403
     assert admin.get("/mine/data.json").status_code == 403
+
+
+def paths(app, method):
+    """Every address of the application's own pages that takes a method, with something in the place of its parameters."""
+    todo, found = list(app.routes), []
+    while todo:
+        route = todo.pop()
+        if isinstance(route, Mount):
+            todo += route.routes if not route.path.startswith(("/api", "/static")) else []
+            assert route.path.startswith(("/api", "/static")) or route.path == "", "a mounted part that this test does not walk"
+        elif method in (route.methods or ()):
+            found.append(re.sub(r"{(\w+)(:\w+)?}", "1", route.path))
+    return sorted(found)
+
+
+def test_every_form_needs_its_token_and_every_coordinators_page_a_coordinator(store):
+    visitor, _, fields = at_work(store)
+    app = visitor.client.app
+    forms, pages = paths(app, "POST"), paths(app, "GET")
+    assert len(forms) > 20
+    assert {"/admin", "/admin/people", "/admin/audit"} <= set(pages)
+    for path in forms:
+        assert visitor.post(path, {"rating": "1", "sure": "1"}).status_code == 403, path
+        assert "nothing was changed" in visitor.page.text, path
+    for path in forms:
+        if path.startswith("/admin") and path != "/admin/login":
+            assert visitor.post(path, {"csrf": fields["csrf"]}).status_code == 403, path
+            assert "for coordinators" in visitor.page.text, path
+    for path in pages:
+        if path.startswith("/admin") and path != "/admin/login":
+            assert visitor.get(path).status_code == 403, path
+            anyone = Visitor(store).client.get(path, follow_redirects=False)
+            assert (anyone.status_code, anyone.headers["location"]) == (303, "/admin/login"), path
