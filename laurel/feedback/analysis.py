@@ -26,7 +26,7 @@ from laurel.measure.crowd import LABELS
 from laurel.measure.crowd import Vote as Sign
 from laurel.measure.intervals import Interval, bootstrap_mean, wilson
 from laurel.measure.judging import Hourly, SlotBias, hourly, preference, slot_bias
-from laurel.measure.ranking import bradley_terry_slots, kendall_w
+from laurel.measure.ranking import Ranking, bradley_terry, bradley_terry_slots, kendall_w
 
 PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them."""
@@ -293,6 +293,8 @@ def models(choices: Sequence[Choice]) -> Models:
         counts[one][{"a": "won", "b": "lost", "tie": "tied"}[c.label]] += 1
         counts[two][{"b": "won", "a": "lost", "tie": "tied"}[c.label]] += 1
     found = bradley_terry_slots(first, second, won, weights=weights)
+    if found.log_ability is None and len(found.components) == 1:  # only the slot's term has no estimate: the scores have one without it
+        found = _without_slots(rows)
     points = found.elo()
     if points is None or found.error is None:
         return Models((), None, found.reason)
@@ -302,9 +304,21 @@ def models(choices: Sequence[Choice]) -> Models:
               counts[str(name)]["won"], counts[str(name)]["tied"], counts[str(name)]["lost"])
         for k, name in enumerate(found.names)
     ]  # fmt: skip
-    pull, error = (found.slot or 0.0) * 400 / log(10), half * (found.slot_error or 0.0)
-    slot = Interval(pull, pull - error, pull + error, len(rows))
-    return Models(tuple(sorted(made, key=lambda score: -score.score)), slot)
+    ranked = tuple(sorted(made, key=lambda score: -score.score))
+    if found.slot is None or found.slot_error is None:
+        return Models(ranked, None)
+    pull, error = found.slot * 400 / log(10), half * found.slot_error
+    return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
+
+
+def _without_slots(rows: Sequence[Choice]) -> Ranking:
+    names = {name: k for k, name in enumerate(dict.fromkeys(name for c in rows for name in c.models))}
+    wins = [[0.0] * len(names) for _ in names]
+    for c in rows:
+        i, j = (names[name] for name in c.models)
+        wins[i][j] += c.weight * {"a": 1.0, "tie": 0.5, "b": 0.0}[c.label]
+        wins[j][i] += c.weight * {"a": 0.0, "tie": 0.5, "b": 1.0}[c.label]
+    return bradley_terry(wins, names=list(names))
 
 
 def panel(poll: Poll) -> tuple[Signals, ...]:
@@ -317,7 +331,7 @@ def panel(poll: Poll) -> tuple[Signals, ...]:
         b = ballots[c.unit[0], c.annotator]
         model = echo.get(b.item) if len(b.order) == 2 else None
         votes[c.unit, c.annotator] = Sign(c.unit, c.annotator, c.slot, c.label, b.seconds, b.words, model, b.pasted)
-    return tuple(signals(list(votes.values()))) if votes else ()
+    return tuple(sorted(signals(list(votes.values())), key=lambda own: -own.n)) if votes else ()
 
 
 def pay(poll: Poll) -> Pay | None:

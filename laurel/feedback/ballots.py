@@ -17,7 +17,7 @@ from sqlalchemy import select
 from laurel.core.errors import UsageError
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Response, Verdict, Vote
+from laurel.feedback.tables import Annotator, Assignment, Batch, Dispute, Item, Response, Verdict, Vote
 from laurel.measure.agreement import oriented
 
 COUNTED = ("normal", "product")
@@ -165,13 +165,14 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
             .join(Assignment, Vote.assignment_id == Assignment.id).join(Annotator, Assignment.annotator_id == Annotator.id)
             .where(Assignment.batch_id == batch_id, Assignment.state == "submitted").order_by(Vote.id)
         )  # fmt: skip
+        upheld = set(session.scalars(select(Dispute.assignment_id).where(Dispute.state == "upheld")))  # such an answer is no mistake
         ballots: dict[str, Ballot] = {}
         for row in session.execute(votes):
             name = row.item_id
             ballots[row.assignment_id] = Ballot(
                 name, row.pseudonym, tuple(row.order), row.rating, tuple(row.ranking) if row.ranking else None, tuple(models[name]),
                 tuple(lengths[name]), read[name], row.active_ms / 1000 if row.active_ms else None, row.pasted, items[name].kind,
-                items[name].gold, row.repeat, row.made_at,
+                None if row.assignment_id in upheld else items[name].gold, row.repeat, row.made_at,
             )  # fmt: skip
         judges: dict[str, list[Judged]] = defaultdict(list)
         verdicts = select(Verdict.item_id, Verdict.judge, Verdict.status, Verdict.order).join(Item).where(Item.batch_id == batch_id)

@@ -82,25 +82,26 @@ def _batches(store: Store, reference: Reference | None) -> list[Chapter]:
 
 def text(chapters: list[Chapter]) -> str:
     """Tables of at most 100 columns, without colours."""
-    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, force_terminal=False, highlight=False, emoji=False, markup=False)
+    sink = io.StringIO()
+    console = Console(file=sink, width=WIDTH, no_color=True, force_terminal=False, highlight=False, emoji=False, markup=False)
     for name, parts in chapters:
         console.rule(Text(name), align="left")
         for part in parts:
             console.print()
+            console.print(Text(part.title))
             if part.rows:
                 console.print(_rich(part))
-            else:
-                console.print(Text(part.title, style="bold"))
             if len(part.rows) > LONGEST:
                 console.print(Text(f"{len(part.rows) - LONGEST} more are in the HTML page."))
             if part.note:
                 console.print(Text(part.note))
         console.print()
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in sink.getvalue().splitlines()]
+    return "\n".join(line for k, line in enumerate(lines) if line or k == 0 or lines[k - 1]) + "\n"
 
 
 def _rich(part: Section) -> Table:
-    table = Table(title=Text(part.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name in part.columns:
         table.add_column(Text(name), justify="left" if name in part.words else "right", overflow="fold")
     for row in part.rows[:LONGEST]:

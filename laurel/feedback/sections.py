@@ -128,9 +128,11 @@ def models(found: Analysis) -> Section:
         for s in found.models.scores
     ]
     pull = found.models.slot
-    note = "Bradley-Terry in Elo points around 1000, ties half a win, freed from the first slot's pull"
-    if pull is not None:
-        note += f" of {pull.value:.0f} points ({pull.low:.0f} to {pull.high:.0f})"
+    note = "Bradley-Terry in Elo points around 1000, ties half a win, "
+    if pull is None:
+        note += "not freed from the first slot's pull, which has no finite estimate"
+    else:
+        note += f"freed from the first slot's pull of {pull.value:.0f} points ({pull.low:.0f} to {pull.high:.0f})"
     return _table("Scores of the models", "model|score|95 % interval|won|tied|lost", rows, f"{note}. Votes count as independent.")
 
 
@@ -344,7 +346,7 @@ def _groups(found: Whose) -> list[Section]:
             )
             for g in found.groups
         ]
-        note = "Nearness: 1 minus the distance of a group's ratings to everybody's on the same items; small groups look farther by chance alone."
+        note = "Nearness: 1 minus the distance of a group's ratings to everybody's on the same items; small groups look farther by chance."
         made.append(_table("Groups beside everybody", "group|people|votes|nearness|first slot|longer", rows, note))
     j = found.judge
     if j is not None and j.overall is not None:

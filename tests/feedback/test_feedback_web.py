@@ -382,9 +382,8 @@ def test_texts_of_others_can_do_nothing():
     assert str(plain(nasty)) == (
         '<div class="text plain" dir="auto">&lt;script&gt;alert(1)&lt;/script&gt; a[U+202E]b[U+200B]c [U+0007]</div>'
     )
-    html = str(formatted(
-        "# T\n\n<img src=x onerror=alert(1)> ![p](http://evil/p.png) [l](javascript:alert(1)) [d](data:text/html,x) [w](https://a.b/c) &#x202E;x\n\n|a|\n|-|\n|b|"
-    ))  # fmt: skip
+    links = "[l](javascript:alert(1)) [d](data:text/html,x) [w](https://a.b/c)"
+    html = str(formatted(f"# T\n\n<img src=x onerror=alert(1)> ![p](http://evil/p.png) {links} &#x202E;x\n\n|a|\n|-|\n|b|"))
     assert "<img" not in html
     assert 'href="javascript' not in html
     assert 'href="data' not in html
@@ -423,9 +422,6 @@ def test_what_is_kept_of_a_sample_in_json_is_text(store):
     with store.write() as session:
         parts = {"role": "user", "content": [{"type": "text"}], "name": "SECRET-SOURCE"}
         session.scalar(select(Item)).prompt = [{"role": "system", "content": "S"}, parts]
-            {"role": "system", "content": "S"},
-            {"role": "user", "content": [{"type": "text"}], "name": "SECRET-SOURCE"},
-        ]
     visitor = Visitor(store)
     visitor.come_in()
     page = visitor.get("/work/1").text

@@ -16,7 +16,7 @@ from laurel.feedback.assign import DISTRESSING, Refused
 from laurel.feedback.audit import record
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Batch, Demographic, Dispute, Event, Item, Ruling
+from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Event, Item, Ruling
 from laurel.feedback.web import work
 from laurel.feedback.web.sample import TOLD_KINDS, guidelines, is_right, latest_votes, messages_of, settings_of, values_of, words_of
 from laurel.feedback.web.security import Site, form_of, limited, log_in, page, require_annotator
@@ -111,6 +111,7 @@ def sign(request: Request) -> Response:
         row = session.get_one(Annotator, me.id)
         kept = [kind for kind in row.opted_out if kind not in shown_kinds]
         row.opted_out = sorted({*kept, *(str(kind)[:100] for kind in form.getlist("opt_out"))})
+        session.execute(delete(Demographic).where(Demographic.keep_until < now))
         for question, (_, answers) in QUESTIONS.items():
             session.execute(delete(Demographic).where(Demographic.annotator_id == me.id, Demographic.question == question))
             if (said := str(form.get(f"about_{question}", ""))) in answers:
@@ -122,12 +123,12 @@ def sign(request: Request) -> Response:
 def guidelines_page(request: Request) -> Response:
     """The guidelines, and cases that the coordinator decided, as far as this annotator has answered them."""
     store = request.app.state.site.store
-    me, cases = work.active(request), []
+    me, cases = work.active(request), list[dict[str, Any]]()
     with store.read() as session:
-        for assignment, vote in latest_votes(session, me.id):
-            ruling = session.get(Ruling, assignment.item_id) if vote and assignment.state == "submitted" else None
-            if ruling is not None and ruling.pinned and not assignment.repeat:
-                cases.append({"batch": assignment.batch_id, "seq": assignment.seq, "reason": ruling.reason})
+        mine = Assignment.annotator_id == me.id, Assignment.state == "submitted", Assignment.repeat == 0, Ruling.pinned
+        rows = select(Assignment, Ruling).join(Ruling, Ruling.item_id == Assignment.item_id).where(*mine)
+        for assignment, ruling in session.execute(rows.order_by(Assignment.batch_id, Assignment.seq)):
+            cases.append({"batch": assignment.batch_id, "seq": assignment.seq, "reason": ruling.reason})
     text = guidelines(store)
     return page(request, "guidelines.html", text=formatted(text) if text else "", cases=cases)
 

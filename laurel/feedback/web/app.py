@@ -13,7 +13,8 @@ from starlette.staticfiles import StaticFiles
 from laurel.core.errors import LaurelError, UsageError
 from laurel.feedback import people
 from laurel.feedback.store import Store
-from laurel.feedback.web import annotate
+from laurel.feedback.web import annotate, coordinate
+from laurel.feedback.web.api import make_api
 from laurel.feedback.web.security import HERE, Guard, Limits, Site, broken, error_page, form_of, limited, log_in, log_out, page
 
 
@@ -31,30 +32,13 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
         Route("/admin/login", login, methods=["POST"]),
         Route("/logout", logout, methods=["POST"]),
         *annotate.routes(site),
+        *coordinate.routes(site),
+        Mount("/api", make_api(store)),
     ]
-    routes += _others(site)
     handlers = {LaurelError: error_page, HTTPException: error_page, Exception: broken}
     app = Starlette(routes=routes, middleware=[Middleware(Guard, site=site)], exception_handlers=handlers)  # type: ignore[arg-type]
     app.state.site = site
     return app
-
-
-def _others(site: Site) -> list[BaseRoute]:
-    """The coordinators' pages and the interface for applications."""
-    found: list[BaseRoute] = []
-    try:  # both are being written: this becomes two plain imports
-        from laurel.feedback.web import coordinate
-
-        found += coordinate.routes(site)
-    except ImportError:
-        pass
-    try:
-        from laurel.feedback.web.api import make_api
-
-        found.append(Mount("/api", make_api(site.store)))
-    except ImportError:
-        pass
-    return found
 
 
 def login_page(request: Request) -> Response:

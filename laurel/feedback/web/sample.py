@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from laurel.feedback.assign import Answer, Refused, by_slot
 from laurel.feedback.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
@@ -185,6 +185,7 @@ def latest_votes(session: Session, annotator: int) -> list[tuple[Assignment, Vot
         .outerjoin(last, last.c.assignment_id == Assignment.id)
         .outerjoin(Vote, (Vote.assignment_id == Assignment.id) & (Vote.revision == last.c.top))
         .where(Assignment.annotator_id == annotator)
+        .options(joinedload(Assignment.item))
         .order_by(Assignment.batch_id, Assignment.seq)
     )
     return [(assignment, vote) for assignment, vote in session.execute(rows)]

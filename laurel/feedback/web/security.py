@@ -22,6 +22,7 @@ from laurel.feedback import people
 from laurel.feedback.assign import Refused
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin, Annotator
+from laurel.feedback.web.text import bare
 
 HERE = Path(__file__).parent
 POLICY = (
@@ -52,6 +53,14 @@ class Limits:
     answer_address: int = 6000
 
 
+def environment() -> jinja2.Environment:
+    """Templates: everything is escaped; `bare` names the characters that are not seen, for short texts of others."""
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["bare"] = lambda text: bare(str(text))
+    return made
+
+
 @dataclass(frozen=True)
 class Site:
     """What every handler needs: `request.app.state.site`. It holds nothing that changes, so that many processes may serve."""
@@ -61,12 +70,7 @@ class Site:
     support: str = ""
     """Text for annotators about where to find help."""
     limits: Limits = field(default_factory=Limits)
-    templates: jinja2.Environment = field(
-        default_factory=lambda: jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )
-    )  # fmt: skip
+    templates: jinja2.Environment = field(default_factory=environment)
 
     @property
     def secure(self) -> bool:
@@ -251,7 +255,7 @@ def wants_json(request: Request) -> bool:
 
 def error_page(request: Request, error: Exception, site: Site | None = None) -> Response:
     """What went wrong and what to do, as a page, or as JSON where a script asks."""
-    site = site or request.app.state.site
+    served: Site = site or request.app.state.site
     if isinstance(error, HTTPException):
         if error.status_code in (301, 302, 303, 307):
             return Response(status_code=error.status_code, headers=error.headers)
@@ -265,14 +269,15 @@ def error_page(request: Request, error: Exception, site: Site | None = None) -> 
     if wants_json(request):
         return JSONResponse({"error": f"{where}: {what}" if where else what, "fix": fix}, status)
     what = what[:1].upper() + what[1:]
-    response = _page(request, site, "error.html", status, {"what": what, "fix": fix, "status": status})
+    response = _page(request, served, "error.html", status, {"what": what, "fix": fix, "status": status})
     if status == 429:
         response.headers["Retry-After"] = "60"
     return response
 
 
 def broken(request: Request, error: Exception) -> Response:
-    """An error of ours. This page is made outside the guard, so it sees to its headers itself."""
+    """An error of ours. This page is made outside the guard, so it sees to its headers itself; and it asks the database nothing."""
+    request.state.who = None
     response = error_page(request, error)
     add_headers(response.headers)
     return response

@@ -24,6 +24,13 @@ async function send(url, body) {
   return fetch(url, { method: "POST", body, headers: { Accept: "application/json" }, redirect: "error", keepalive: body.toString().length < 30000 });
 }
 
+function go(to) {
+  const target = new URL(to, location);
+  if (target.pathname + target.search !== location.pathname + location.search) { location.assign(target); return; }
+  history.replaceState(null, "", target); // the same page with more to tell: a change of its #part alone would not load it
+  location.reload();
+}
+
 // The outbox: written before anything is sent, emptied by the server's yes.
 const stored = () => JSON.parse(localStorage.getItem(BOX) ?? "{}");
 function store(key, entry) {
@@ -41,7 +48,7 @@ async function deliver(key, entry, here) {
   const told = await response.json().catch(() => null);
   if (response.ok && told?.ok) {
     store(key, null);
-    if (here) location.assign(told.next);
+    if (here) go(told.next);
     return "sent";
   }
   if (response.status === 429 || response.status >= 500 || !told) return "later";
@@ -74,7 +81,7 @@ async function flush() {
       if (result === "refused") newKey();
     }
   } finally { delivering = false; }
-  if (here && !stored()[here]) { location.assign(desk.dataset.next); return; } // another tab has delivered it
+  if (here && !stored()[here]) { go(desk.dataset.next); return; } // another tab has delivered it
   if (later) {
     say("The server does not answer. Your answer is safe in this browser and is sent as soon as it can be. You can leave this page open.", "warn");
     waiting = Math.min(30000, (waiting || 1000) * 2);
@@ -106,13 +113,15 @@ let drafting = 0;
 function saveDraft() {
   const data = new URLSearchParams(new FormData(form));
   if (stored()[data.get("key")]) return;
-  send(`${desk.dataset.base}/draft`, data).then((r) => { if (!r.ok) throw r; }).catch(() => {});
+  send(`${desk.dataset.base}/draft`, data).then((r) => r.text()).catch(() => {});
 }
 
 // Signs of life: sizes and times, never text.
 let last = Date.now(), pasted = 0;
 function sign(kind, size = 0) {
-  send(`${desk.dataset.base}/alive`, new URLSearchParams({ csrf, kind, size })).catch(() => {});
+  send(`${desk.dataset.base}/alive`, new URLSearchParams({ csrf, kind, size }))
+    .then(async (r) => { const told = await r.json(); if (r.status === 409 && !here) say(`${told.error} ${told.fix}`, "warn"); })
+    .catch(() => {});
 }
 function awake() { last = Date.now(); }
 
@@ -175,6 +184,7 @@ function key(event) {
 
 function begin() {
   newKey();
+  pasted = Number(form.elements.pasted.value) * (document.getElementById("rationale")?.value.length ?? 0); // of a draft
   form.addEventListener("submit", submit);
   form.addEventListener("input", () => { share(); clearTimeout(drafting); drafting = setTimeout(saveDraft, 1500); });
   document.getElementById("rationale")?.addEventListener("paste", pasting);
