@@ -13,8 +13,8 @@ from laurel.core.errors import UsageError
 from laurel.feedback.analysis import pay
 from laurel.feedback.assign import DAY, DISTRESSING, Refused
 from laurel.feedback.audit import record
-from laurel.feedback.ballots import batch_poll
-from laurel.feedback.identity import HELD, hold
+from laurel.feedback.ballots import timed_poll
+from laurel.feedback.identity import HELD, flagged, hold
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Vote
@@ -110,7 +110,7 @@ def refusal(store: Store, batch_id: int) -> str:
             f"at {settings.expected_seconds:g} seconds an item the pay is {settings.hourly:.2f} {settings.currency} an hour, "
             f"the floor is {settings.pay_floor:.2f}"
         )
-    measured = pay(batch_poll(store, batch_id))
+    measured = pay(timed_poll(store, batch_id))
     if measured is not None and measured.below:
         return f"{measured.below} (measured on {measured.hourly.n if measured.hourly else 0} votes)"
     return ""
@@ -122,12 +122,14 @@ def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
     if why:
         fix = "Raise the pay per item; the slowest tenth earns less still."
         raise Refused(f"this batch is not opened: {why}.", status=409, where="pay", fix=fix)
+    count = select(func.count()).select_from(Item).where(Item.batch_id == batch_id)
+    with store.read() as session:
+        read, found = session.scalar(count), flagged(session, batch_id)
     with store.write() as session:
         batch = session.get_one(Batch, batch_id)
-        if not session.scalar(select(func.count()).select_from(Item).where(Item.batch_id == batch_id)):
-            fix = "Bring items in first: laurel feedback import."
-            raise Refused("this batch has no items.", status=409, fix=fix)
-        held = hold(session, batch_id)
+        if not (items := session.scalar(count)):
+            raise Refused("this batch has no items.", status=409, fix="Bring items in first: laurel feedback import.")
+        held = hold(session, found if items == read else flagged(session, batch_id))
         batch.state = "open"
         record(session, actor, "open", f"batch {batch.name}", store.now(), held=held, hourly=BatchSettings(**batch.settings).hourly)
         return held

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -19,13 +20,19 @@ HELD = "held"
 """The kind of an item that waits for a coordinator: nobody is given it, and no export takes it."""
 MAKERS = "openai|anthropic|google|deepmind|meta|microsoft|mistral(?: ai)?|cohere|alibaba|deepseek|xai|nvidia|databricks|hugging ?face"
 NAMES = (
-    "chat ?gpt|gpt-?[234](?:[.-]?[0-9a-z]+)*|claude|gemini|bard|bing chat|copilot|llama|alpaca|vicuna|mistral|mixtral|palm|qwen|deepseek"
-    "|grok|falcon|dolly|koala|guanaco|openai|anthropic|open ?assistant"
+    "chat ?gpt|gpt-?[234](?:[.-]?[0-9a-z]+)*|openai|anthropic|deepmind|deepseek|qwen|chatglm|mixtral|vicuna|guanaco"
+    "|bing chat|open ?assistant"
 )
-PATTERNS = (
-    re.compile(r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?:[ -](?:language )?(?:model|assistant|system|chatbot))?\b"),
-    re.compile(rf"\b(?:developed|trained|created|made|built|designed|provided) by (?:{MAKERS})\b"),
-    re.compile(rf"\b(?:{NAMES})\b"),
+WORDS = "Claude|Gemini|Bard|Copilot|Llama|LLaMA|Alpaca|Mistral|PaLM|Grok|Falcon|Dolly|Koala|Cohere|Bing"
+"""Names that are words too: found only as they are written."""
+PATTERNS = tuple(
+    re.compile(text)
+    for text in (
+        r"(?i:\bas an? (?:ai|artificial intelligence|(?:large )?language)(?:[ -](?:language )?(?:model|assistant|system|chatbot))?\b)",
+        rf"(?i:\b(?:developed|trained|created|made|built|designed|provided) by (?:{MAKERS})\b)",
+        rf"(?i:\b(?:{NAMES})\b)",
+        rf"\b(?:{WORDS})\b",
+    )
 )
 UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 LEAST_NAME = 4
@@ -47,10 +54,16 @@ def telling_words(text: str, models: Iterable[str] = ()) -> list[str]:
 
     Compatibility forms and invisible characters do not hide them.
     """
-    plain = UNSEEN.sub("", unicodedata.normalize("NFKC", text)).lower().replace("\u2019", "'")
-    own = [re.compile(rf"(?<!\w){re.escape(name.lower())}(?!\w)") for name in sorted(set(models)) if len(name) >= LEAST_NAME]
-    found = [(match.start(), match[0]) for pattern in (*PATTERNS, *own) for match in pattern.finditer(plain)]
+    plain = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    found = [(match.start(), match[0].lower()) for pattern in (*PATTERNS, *_own(frozenset(models))) for match in pattern.finditer(plain)]
     return list(dict.fromkeys(word for _, word in sorted(found)))
+
+
+@lru_cache(maxsize=8)
+def _own(models: frozenset[str]) -> tuple[re.Pattern[str], ...]:
+    """A pattern for the names of the batch's own models; the longest come first, so that all of a name is shown."""
+    names = sorted((re.escape(name) for name in models if len(name) >= LEAST_NAME), key=lambda name: (-len(name), name))
+    return (re.compile(rf"(?i:(?<!\w)(?:{'|'.join(names)})(?!\w))"),) if names else ()
 
 
 def flagged(session: Session, batch_id: int) -> list[Flag]:
@@ -61,7 +74,7 @@ def flagged(session: Session, batch_id: int) -> list[Flag]:
         .where(Item.batch_id == batch_id)
         .order_by(Item.place, Response.place)
     ).all()
-    models = {row.model for row in rows if row.model}
+    models = frozenset(row.model for row in rows if row.model)
     words: dict[str, list[tuple[int, str]]] = {}
     items = {row.id: row for row in rows}
     for row in rows:
@@ -78,13 +91,23 @@ def _state(item: Item) -> str:
     return decided if decided in ("served", "left out") else HELD if item.kind == HELD else "seen" if item.live else "unread"
 
 
-def hold(session: Session, batch_id: int) -> int:
-    """Hold every flagged item that nobody has decided about and nobody has seen; how many. Call it before a batch serves new items."""
-    found = [flag.item for flag in flagged(session, batch_id) if flag.state == "unread"]
-    for name in found:
-        item = session.get_one(Item, name)
-        item.source, item.kind = {**item.source, "held_kind": item.kind}, HELD
-    return len(found)
+def hold(session: Session, flags: Iterable[Flag]) -> int:
+    """Hold every item of these that nobody has decided about and nobody has seen; how many."""
+    count = 0
+    for flag in flags:
+        item = session.get_one(Item, flag.item)
+        if _state(item) == "unread":
+            item.source, item.kind = {**item.source, "held_kind": item.kind}, HELD
+            count += 1
+    return count
+
+
+def read_and_hold(store: Store, batch_id: int) -> int:
+    """Read every response of a batch and hold what tells; how many. Reading takes no lock. For new items of a batch that is open."""
+    with store.read() as session:
+        found = flagged(session, batch_id)
+    with store.write() as session:
+        return hold(session, found)
 
 
 def decide(store: Store, item_id: str, serve: bool, *, actor: str) -> None:

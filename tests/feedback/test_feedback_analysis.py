@@ -12,7 +12,7 @@ from laurel.feedback.analysis import agreements, analyse, first_slot, is_right, 
 from laurel.feedback.assign import DISTRESSING, Refused
 from laurel.feedback.ballots import Ballot, Judged, Poll, batch_poll, choices_of, file_polls
 from laurel.feedback.batches import activity, change_settings, exposure, open_batch, refusal, summaries
-from laurel.feedback.identity import HELD, decide, flagged, hold, telling_words
+from laurel.feedback.identity import HELD, decide, flagged, read_and_hold, telling_words
 from laurel.feedback.judges import by_response, judge_card, verdict_of
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.tables import Assignment, Audit, Batch, Dispute, Item
@@ -256,7 +256,7 @@ def test_words_that_tell_are_seen(text):
 
 
 def test_ordinary_words_do_not_tell():
-    assert telling_words("A model of the solar system, trained eyes, a bardic song, x and y, clauded.", ["x"]) == []
+    assert telling_words("A model of the solar system, trained eyes, a bardic song, x and y, clauded, under palm trees.", ["x"]) == []
 
 
 def test_every_response_is_read_and_held_before_it_is_served(store):
@@ -274,8 +274,8 @@ def test_every_response_is_read_and_held_before_it_is_served(store):
     assert summaries(store, batch)[0].held == 3
     decide(store, "gold", True, actor="c")
     decide(store, "second", False, actor="c")
-    with store.write() as session:
-        assert hold(session, batch) == 0  # what was decided stays decided
+    assert read_and_hold(store, batch) == 0  # what was decided stays decided
+    with store.read() as session:
         assert [session.get(Item, name).kind for name in ("gold", "second", "third")] == ["gold", HELD, HELD]
     decide(store, "second", True, actor="c")
     with store.read() as session:

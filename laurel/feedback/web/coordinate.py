@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError
 from laurel.feedback.analysis import pay
-from laurel.feedback.ballots import batch_poll
+from laurel.feedback.ballots import timed_poll
 from laurel.feedback.batches import change_settings, close_batch, exposure, new_batch, open_batch, refusal, summaries
-from laurel.feedback.identity import decide, flagged, hold
+from laurel.feedback.identity import decide, flagged, read_and_hold
 from laurel.feedback.sections import harm, state
 from laurel.feedback.sections import pay as pay_section
 from laurel.feedback.settings import BatchSettings
@@ -97,14 +97,14 @@ def actor(request: Request) -> str:
 def overview(request: Request) -> Response:
     """Every batch: state, votes, cost, pay."""
     store = request.app.state.site.store
-    return page(request, "admin_batches.html", batches=[(batch, pay(batch_poll(store, batch.id))) for batch in summaries(store)])
+    return page(request, "admin_batches.html", batches=[(batch, pay(timed_poll(store, batch.id))) for batch in summaries(store)])
 
 
 def batch_page(request: Request) -> Response:
     """One batch in figures, with what can be done about it."""
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found = summaries(store, batch)[0]
-    paid, exposed = pay(batch_poll(store, batch)), exposure(store, batch)
+    paid, exposed = pay(timed_poll(store, batch)), exposure(store, batch)
     parts = [state(found), *([pay_section(paid)] if paid else []), *([harm(exposed)] if exposed else [])]
     why = refusal(store, batch) if found.state != "open" else ""
     return page(request, "admin_batch.html", batch=found, parts=parts, why=why, held=request.query_params.get("held", ""))
@@ -205,8 +205,7 @@ def words_page(request: Request) -> Response:
 def words_again(request: Request) -> Response:
     """Read every response again, and hold what nobody has seen yet."""
     batch, store = request.path_params["batch"], request.app.state.site.store
-    with store.write() as session:
-        hold(session, batch)
+    read_and_hold(store, batch)
     return RedirectResponse(f"/admin/batches/{batch}/words", 303)
 
 

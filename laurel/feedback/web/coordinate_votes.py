@@ -54,8 +54,7 @@ def agreement(request: Request) -> Response:
     """What the votes say now; every load counts anew."""
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found = summaries(store, batch)[0]
-    parts = [part for part in sections(analyse(batch_poll(store, batch))) if part.title not in ("Annotators", "Signs of low effort")]
-    return page(request, "admin_agreement.html", batch=found, parts=parts)
+    return page(request, "admin_agreement.html", batch=found, parts=sections(analyse(batch_poll(store, batch), people=False)))
 
 
 def annotators(request: Request) -> Response:
