@@ -29,11 +29,9 @@ def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
 
 def preferred(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     """What rows of data say of their pairs: the margin is the chosen row's target, 1 - soft_label the rejected row's value; else 0."""
-    target, value = list[float](), list[float]()
-    for group in groups:
-        pair = "chosen" in group.row
-        target += [float(group.row.get("margin", 0.0)), 0.0] if pair else [0.0] * len(group.samples)
-        value += [0.0, 1 - float(group.row.get("soft_label", 1.0))] if pair else [0.0] * len(group.samples)
+    told = [(group.row, reward or 0.0) for group in groups for reward in group.rewards]
+    target = [float(row.get("margin", 0.0)) if reward > 0 else 0.0 for row, reward in told]
+    value = [1 - float(row.get("soft_label", 1.0)) if reward < 0 else 0.0 for row, reward in told]
     columns = {
         name: torch.tensor(x_N, dtype=x_NT.dtype)[:, None].expand_as(x_NT).contiguous()
         for name, x_N, x_NT in (("target_NT", target, batch.target_NT), ("value_NT", value, batch.value_NT))
