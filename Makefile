@@ -4,7 +4,7 @@
 #   make test    set-up, ruff, every test
 #   make lint    ruff and pyright
 #   make fix     let ruff repair and format
-#   make docs    write the generated parts of README.md and docs/ anew
+#   make docs    write the generated parts of README.md and docs/ anew, and take the pictures of the pages
 #   make bench   laurel beside its peers (TRL is installed for it), written into bench/RESULTS.md
 
 SHELL := /bin/bash
@@ -43,6 +43,7 @@ fix: $(READY)
 
 docs: $(READY)
 	$(BIN)/python tests/house/house_pages.py
+	$(BIN)/python tests/feedback/feedback_pictures.py
 
 bench: $(PEER)
 	$(BIN)/laurel bench --all --record

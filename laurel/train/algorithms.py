@@ -74,6 +74,7 @@ PPO: dict[str, Any] = {
     "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000, "ptx_coef": 0.0, "ptx_dataset": None,
 }  # fmt: skip
 NLL = (Term(preference.chosen_nll, "comparison_mean"),)
+LABELS: dict[str, Any] = {"terms": NLL, "aim": preferred}
 IMITATED = (Term(reward.imitation, "comparison_mean", "imitation_coef"),)
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -131,24 +132,13 @@ ALGORITHMS: dict[str, Algorithm] = {
         "evolution strategies: perturbed parameters, scored and moved, no gradient", "parameters", shaped, search_gradient,
         {"loss_aggregation": "comparison_mean"},
     ),
-    "dpo": Algorithm(
-        "the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, terms=NLL, aim=preferred
-    ),
-    "cdpo": Algorithm(
-        "DPO for labels that may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, terms=NLL,
-        aim=preferred,
-    ),
-    "robust_dpo": Algorithm("DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, terms=NLL, aim=preferred),
-    "ipo": Algorithm(
-        "a margin with a target: bounded even for certain preferences", "pairs", weight.raw, preference.ipo, PAIRS, terms=NLL, aim=preferred
-    ),
-    "simpo": Algorithm(
-        "per-token margin without a reference", "pairs", weight.raw, preference.simpo, UNREFERENCED, terms=NLL, aim=preferred
-    ),
-    "orpo": Algorithm(
-        "likelihood plus an odds ratio, without a reference", "pairs", weight.raw, preference.orpo, UNREFERENCED, aim=preferred
-    ),
-    "dpop": Algorithm("DPO that pays when the chosen answer falls", "pairs", weight.raw, preference.dpop, PAIRS, terms=NLL, aim=preferred),
+    "dpo": Algorithm("the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, **LABELS),
+    "cdpo": Algorithm("labels may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, **LABELS),
+    "robust_dpo": Algorithm("DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, **LABELS),
+    "ipo": Algorithm("a margin with a target: bounded even for certain preferences", "pairs", weight.raw, preference.ipo, PAIRS, **LABELS),
+    "simpo": Algorithm("per-token margin without a reference", "pairs", weight.raw, preference.simpo, UNREFERENCED, **LABELS),
+    "orpo": Algorithm("likelihood plus an odds ratio, no reference", "pairs", weight.raw, preference.orpo, UNREFERENCED, aim=preferred),
+    "dpop": Algorithm("DPO that pays when the chosen answer falls", "pairs", weight.raw, preference.dpop, PAIRS, **LABELS),
     "kto": Algorithm("answers labelled good or bad, no pairs", "labels", weight.raw, preference.kto, PAIRS, aim=kl_point),
     "online_dpo": Algorithm(
         "DPO on the policy's own best and worst, judged by a reward", "policy", weight.best_and_worst, preference.dpo,

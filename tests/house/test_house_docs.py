@@ -120,7 +120,7 @@ def test_the_tree_has_every_file_once():
     lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[2:-1]]
     listed = sorted(first for first, _ in lines if not first.endswith("/"))
     direct = [path for path in package_files() if len(path.relative_to(PACKAGE).parts) <= 2]
-    deeper = [path for path in python_files() if len(path.relative_to(PACKAGE).parts) == 3]  # a folder in a room: modules; the rest is its data
+    deeper = [path for path in python_files() if len(path.relative_to(PACKAGE).parts) == 3]  # modules of a folder in a room
     there = sorted(path.name for path in (*direct, *deeper) if path.name != "__init__.py" or path.parent == PACKAGE)
     assert listed == there
     assert all(purpose.strip() for _, purpose in lines)

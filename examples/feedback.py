@@ -1,0 +1,33 @@
+"""From clicks to a reward model: a batch, the votes of three people (here by program, else in their browsers), an export with weights.
+
+python examples/feedback.py, then: laurel train reward --model scratch --dataset feedback/pairs.jsonl
+"""
+
+from pathlib import Path
+
+from laurel.feedback import people
+from laurel.feedback.assign import Answer, Desk
+from laurel.feedback.batches import open_batch
+from laurel.feedback.export import export
+from laurel.feedback.load import load
+from laurel.feedback.settings import BatchSettings
+from laurel.feedback.store import Store
+
+folder = Path("feedback")
+folder.mkdir(exist_ok=True)
+rows = [f'{{"prompt": "{a} + {b} = ", "responses": ["{a + b}", "{a + b + 1}"]}}' for a in range(4) for b in range(4)]
+(folder / "rows.jsonl").write_text("\n".join(rows))
+
+store = Store(str(folder / "feedback.db"))
+made = load(store, folder / "rows.jsonl", "sums", settings=BatchSettings(target_votes=3))
+open_batch(store, made.batch, actor="example")
+for name in ("ada", "bob", "cyd"):
+    _, token = people.invite(store, pseudonym=name)
+    who = people.session_of(store, people.accept(store, token))
+    people.consent(store, who.annotator, "keep 1")
+    desk = Desk(store, who.annotator, made.batch)
+    while (sample := desk.next()) is not None:
+        right = sample.order.index(0)  # the slot that shows the sum that is right; cyd always takes the first
+        desk.submit(sample.id, Answer(rating=1 if name == "cyd" or right == 0 else 4), key=f"{name} {sample.seq}")
+print(export(store, ["sums"], "preferences", folder / "pairs.jsonl"))
+store.close()
