@@ -54,7 +54,7 @@ def answers(dice: random.Random) -> tuple[str, str]:
 
 
 def voted(folder: Path, dice: random.Random) -> Store:
-    """A database of items with VOTES votes each. Every third annotator cheats: a quarter of those take the left slot, the rest the longer answer."""
+    """A database of items with VOTES votes each. A third of the annotators cheat: left slot, or longer answer."""
     rows = [dict(zip(("prompt", "responses"), (f"{n}=", list(answers(dice))), strict=True)) for n in range(ITEMS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, settings = Store(str(folder / "votes.db")), BatchSettings(target_votes=VOTES, hit_size=ITEMS)

@@ -251,7 +251,14 @@ def page(store: Store, comparison: str, user: str, until: int, signature: str) -
     """The question in a frame, or thanks where it is answered."""
     key = product.signed_key(store, comparison, user, until, signature)
     prompt, texts, answered = product.shown(store, key, comparison, signature)
-    known = {"prompt": prompt, "texts": [shown(text) for text in texts], "answered": answered, "user": user, "until": until, "signature": signature}
+    known = {
+        "prompt": prompt,
+        "texts": [shown(text) for text in texts],
+        "answered": answered,
+        "user": user,
+        "until": until,
+        "signature": signature,
+    }
     return HTMLResponse(PAGES.get_template("embed.html").render(known), headers=FRAMED)
 
 
