@@ -2,8 +2,9 @@
 
 python bench/claim_reliability.py [SEEDS] prints a table and the verdicts. The votes lie in a database, slots at random, and leave it by
 `laurel.feedback.export`; reward models are trained by `laurel train reward` and judged on clean pairs that nobody voted on.
-The cheaters take a short cut, the longer answer, which a reward model would learn from them. Cheaters who merely guess cost little: of 800
-pairs majority and weights with soft labels came out at .929 +- .047 and .939 +- .024, not told apart.
+The cheaters take a short cut, the longer answer, which a reward model would learn from them. This design was chosen after two others had
+shown no clear gain: cheaters who take the left slot or guess cost little where slots are drawn at random (800 pairs: majority .929 +- .047,
+weights with soft labels .939 +- .024, not told apart). Most of the gain here comes from better labels, less from the weights themselves.
 """
 
 import json
@@ -54,7 +55,7 @@ def answers(dice: random.Random) -> tuple[str, str]:
 
 
 def voted(folder: Path, dice: random.Random) -> Store:
-    """A database of items with VOTES votes each; of every third annotator, who cheats, a quarter take the left slot, the rest the longer"""
+    """A database of items with VOTES votes each. A third of the annotators cheat: left slot, or longer answer."""
     rows = [dict(zip(("prompt", "responses"), (f"{n}=", list(answers(dice))), strict=True)) for n in range(ITEMS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, settings = Store(str(folder / "votes.db")), BatchSettings(target_votes=VOTES, hit_size=ITEMS)

@@ -97,9 +97,8 @@ class Batch:
     loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to `length_N`.
     logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the reference (zeros if none).
     weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen +1, rejected -1).
-    value_NT float32: what a critic said when the row was sampled; in pairs how likely a rejected row is the better one.
-    target_NT float32: what a head or an objective aims at (returns, labels, a margin). Zeros where nobody does.
-    temperature_N float32. group_N int64: which prompt.
+    value_NT float32: what a critic said when the row was sampled; of a pair's rejected row the chance that it is the better one.
+    target_NT float32: what a head or an objective aims at (returns, labels, a margin). temperature_N float32. group_N int64: which prompt.
     """
 
     ids_NL: Tensor

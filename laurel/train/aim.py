@@ -27,11 +27,11 @@ def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     return batch.replace(target_NT=torch.full_like(batch.target_NT, max(0.0, float(point))))
 
 
-def preferred(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+def told(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     """What rows of data say of their pairs: the margin is the chosen row's target, 1 - soft_label the rejected row's value; else 0."""
-    told = [(group.row, reward or 0.0) for group in groups for reward in group.rewards]
-    target = [float(row.get("margin", 0.0)) if reward > 0 else 0.0 for row, reward in told]
-    value = [1 - float(row.get("soft_label", 1.0)) if reward < 0 else 0.0 for row, reward in told]
+    said = [(group.row, reward or 0.0) for group in groups for reward in group.rewards]
+    target = [float(row.get("margin", 0.0)) if reward > 0 else 0.0 for row, reward in said]
+    value = [1 - float(row.get("soft_label", 1.0)) if reward < 0 else 0.0 for row, reward in said]
     columns = {
         name: torch.tensor(x_N, dtype=x_NT.dtype)[:, None].expand_as(x_NT).contiguous()
         for name, x_N, x_NT in (("target_NT", target, batch.target_NT), ("value_NT", value, batch.value_NT))

@@ -12,7 +12,7 @@ from laurel.objective.implicit import implicit_metrics, implicit_q
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
 from laurel.objective.value import value_loss
 from laurel.train.adversary import judged, told_apart, with_demonstrations
-from laurel.train.aim import kl_point, labels, preferred
+from laurel.train.aim import kl_point, labels, told
 from laurel.train.relabel import hindsight
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
@@ -73,8 +73,7 @@ PPO: dict[str, Any] = {
     "critic": "own", "critic_model": "policy", "critic_warmup_steps": 0, "missing_eos_penalty": 1.0,
     "normalize_rewards": False, "reward_clip": 0.0, "kl_target": 0.0, "kl_horizon": 1000, "ptx_coef": 0.0, "ptx_dataset": None,
 }  # fmt: skip
-NLL = (Term(preference.chosen_nll, "comparison_mean"),)
-LABELS: dict[str, Any] = {"terms": NLL, "aim": preferred}
+TOLD: dict[str, Any] = {"terms": (Term(preference.chosen_nll, "comparison_mean"),), "aim": told}
 IMITATED = (Term(reward.imitation, "comparison_mean", "imitation_coef"),)
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -132,17 +131,19 @@ ALGORITHMS: dict[str, Algorithm] = {
         "evolution strategies: perturbed parameters, scored and moved, no gradient", "parameters", shaped, search_gradient,
         {"loss_aggregation": "comparison_mean"},
     ),
-    "dpo": Algorithm("the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, **LABELS),
-    "cdpo": Algorithm("labels may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, **LABELS),
-    "robust_dpo": Algorithm("DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, **LABELS),
-    "ipo": Algorithm("a margin with a target: bounded even for certain preferences", "pairs", weight.raw, preference.ipo, PAIRS, **LABELS),
-    "simpo": Algorithm("per-token margin without a reference", "pairs", weight.raw, preference.simpo, UNREFERENCED, **LABELS),
-    "orpo": Algorithm("likelihood plus an odds ratio, no reference", "pairs", weight.raw, preference.orpo, UNREFERENCED, aim=preferred),
-    "dpop": Algorithm("DPO that pays when the chosen answer falls", "pairs", weight.raw, preference.dpop, PAIRS, **LABELS),
+    "dpo": Algorithm("the margin between chosen and rejected, through a sigmoid", "pairs", weight.raw, preference.dpo, PAIRS, **TOLD),
+    "cdpo": Algorithm(
+        "DPO for labels that may be wrong", "pairs", weight.raw, preference.dpo, {**PAIRS, "label_smoothing": 0.1}, **TOLD
+    ),
+    "robust_dpo": Algorithm("DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, **TOLD),
+    "ipo": Algorithm("a margin with a target: bounded even for certain preferences", "pairs", weight.raw, preference.ipo, PAIRS, **TOLD),
+    "simpo": Algorithm("per-token margin without a reference", "pairs", weight.raw, preference.simpo, UNREFERENCED, **TOLD),
+    "orpo": Algorithm("likelihood plus an odds ratio, without a reference", "pairs", weight.raw, preference.orpo, UNREFERENCED, aim=told),
+    "dpop": Algorithm("DPO that pays when the chosen answer falls", "pairs", weight.raw, preference.dpop, PAIRS, **TOLD),
     "kto": Algorithm("answers labelled good or bad, no pairs", "labels", weight.raw, preference.kto, PAIRS, aim=kl_point),
     "online_dpo": Algorithm(
         "DPO on the policy's own best and worst, judged by a reward", "policy", weight.best_and_worst, preference.dpo,
-        {**PAIRS, "num_generations": 2}, compares=True, terms=NLL, without=("kl_placement", "kl_estimator", "entropy_coef", "use_margin"),
+        {**PAIRS, "num_generations": 2}, compares=True, terms=TOLD["terms"], without=("kl_placement", "kl_estimator", "entropy_coef"),
     ),
     "rrhf": Algorithm(
         "rank responses by length-normalised log-probability", "policy", weight.raw, preference.rrhf,
@@ -171,15 +172,15 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "reward": Algorithm(
         "a reward model from preference pairs (Bradley-Terry)", "rankings", weight.raw, reward.bradley_terry, SCORES,
-        aim=preferred, head=1, measure=reward.comparison_metrics, terms=IMITATED,
+        aim=told, head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "reward_kwise": Algorithm(
         "a reward model from rankings of K answers, each prompt counting once", "rankings", weight.raw, reward.k_wise, SCORES,
-        aim=preferred, head=1, measure=reward.comparison_metrics, terms=IMITATED,
+        aim=told, head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "reward_pl": Algorithm(
         "a reward model from rankings, best first (Plackett-Luce)", "rankings", weight.raw, reward.plackett_luce, SCORES,
-        aim=preferred, head=1, measure=reward.comparison_metrics, terms=IMITATED,
+        aim=told, head=1, measure=reward.comparison_metrics, terms=IMITATED,
     ),
     "orm": Algorithm(
         "outcome reward model: will this answer end well, at every token", "outcomes", weight.raw, reward.outcome,

@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import fresh
-from sqlalchemy import select
+from sqlalchemy import create_engine, select
 from test_feedback_assign import annotator, make_batch
 
 from laurel.core.errors import LaurelError, UsageError
@@ -26,7 +25,7 @@ def used(store):
         desk.submit(desk.next().id, Answer(rating=1, rationale="line\nCOPY vote \\. \t end"), f"k{n}")
 
 
-def test_a_copy_can_be_put_back(store, url, request, tmp_path):
+def test_a_copy_can_be_put_back(store, url, tmp_path):
     used(store)
     before = counted(store)
     counts = backup(store, tmp_path / "copy")
@@ -34,7 +33,9 @@ def test_a_copy_can_be_put_back(store, url, request, tmp_path):
     if store.sqlite:
         again = Store(str(tmp_path / "copy"))
     else:
-        url = fresh(request.getfixturevalue("postgres"))
+        url = url.rsplit("/", 1)[0] + "/restored"
+        with create_engine(store.url, isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE restored")
         program = shutil.which("pg_restore") or str(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_restore"))[-1])
         subprocess.run([program, "--no-owner", f"--dbname={url}", str(tmp_path / "copy")], check=True, env=os.environ)
         again = Store(url)

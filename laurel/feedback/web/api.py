@@ -251,9 +251,15 @@ def page(store: Store, comparison: str, user: str, until: int, signature: str) -
     """The question in a frame, or thanks where it is answered."""
     key = product.signed_key(store, comparison, user, until, signature)
     prompt, texts, answered = product.shown(store, key, comparison, signature)
-    known = {"prompt": prompt, "texts": [shown(text) for text in texts], "answered": answered}
-    sent = {"user": user, "until": until, "signature": signature}
-    return HTMLResponse(PAGES.get_template("embed.html").render(known | sent), headers=FRAMED)
+    known = {
+        "prompt": prompt,
+        "texts": [shown(text) for text in texts],
+        "answered": answered,
+        "user": user,
+        "until": until,
+        "signature": signature,
+    }
+    return HTMLResponse(PAGES.get_template("embed.html").render(known), headers=FRAMED)
 
 
 def prompt_of(prompt: str | list[Turn]) -> Any:
