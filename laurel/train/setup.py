@@ -34,7 +34,7 @@ from laurel.train.options import bind, reads, resolve
 from laurel.train.profile import Clock
 from laurel.train.reference import Remembered
 from laurel.train.relabel import load_relabel
-from laurel.train.starter import STARTERS, build_starter
+from laurel.train.starter import STARTERS, build_starter, check_starter
 
 USES = {
     "data": "sft", "pairs": "preference", "labels": "label", "rankings": "comparison", "outcomes": "label", "steps": "steps",
@@ -131,7 +131,9 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
     pretraining = needs(load_rows(config.ptx_dataset, seed=config.seed), "sft") if config.ptx_dataset else []
     make_env = load_env(config.env) if config.env else None
-    if config.model not in STARTERS:
+    if config.model in STARTERS:
+        check_starter(config.model, config.dataset)
+    else:
         check_folder(config.model)
         if config.imitation_coef:
             check_language_head(config.model)

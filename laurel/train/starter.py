@@ -32,6 +32,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LAUREL_CACHE", Path.home() / ".cache" / "laurel"))
 
 
+def check_starter(kind: str, dataset: str) -> None:
+    """Refuse a starter for data that is not a generated task."""
+    if kind == "starter" and not is_task(dataset):
+        fix = "Give --model a folder or hub name, or --model scratch for a small one made from nothing."
+        raise UsageError(f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model", fix=fix)
+
+
 def build_starter(kind: str, dataset: str, seed: int) -> Path:
     """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else ~/.cache/laurel).
 
@@ -40,11 +47,7 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
     """
     from laurel.train.loop import train  # the starter is made by the very loop that asks for it
 
-    if kind == "starter" and not is_task(dataset):
-        raise UsageError(
-            f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model",
-            fix="Give --model a folder or hub name.",
-        )  # fmt: skip
+    check_starter(kind, dataset)
     cache = cache_folder()
     folder = cache / (
         f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset.translate(str.maketrans(':=,', '---'))}"

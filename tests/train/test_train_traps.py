@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import make_toy, toy_config
 
+from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.policy.sampler import Completion
@@ -204,3 +205,12 @@ def test_T38_memory_stays_level_over_300_steps(toy, tmp_path):
     lines = train("grpo", toy_config(toy, tmp_path, max_steps=300, prompts_per_step=2, num_generations=4), quiet=True).metrics()
     used = [line["rss_mb"] for line in lines]
     assert max(used[60:]) - used[60] < 20, (used[60], max(used))
+
+
+def test_a_starter_for_a_file_is_refused_before_a_run_begins(tmp_path):
+    """A folder that a failed start left behind would refuse the next try."""
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    config = TrainConfig(dataset=str(tmp_path / "pairs.jsonl"), output_dir=str(tmp_path / "run"), eval_size=0, prompts_per_step=2)
+    with pytest.raises(UsageError, match="--model scratch"):
+        prepare("reward", config)
+    assert not (tmp_path / "run").exists()
