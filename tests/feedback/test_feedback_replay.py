@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_vote_arrives_once_whatever_is_killed(url, shared):
-    """A tenth of the pairs here; bench/bench_feedback.py replays them all."""
-    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.1, kill_every=2.0)
+    """A few of the pairs here; bench/bench_feedback.py replays them all."""
+    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.04, kill_every=1.5)
     print(found)
-    assert found["votes"] > 700
+    assert found["votes"] > 250
     assert found["kills"] >= 2
     assert found["retries"] > 0
     assert (found["equal"], found["lost"], found["added"], found["items off target"], found["revisions"]) == (True, 0, 0, 0, 0)
