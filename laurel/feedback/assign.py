@@ -26,6 +26,8 @@ UNMARKED = ("leased", "skipped", "expired")
 DISTRESSING = "too distressing"
 """The reason of a skip that is paid: the sample counts as done and does not come back by itself."""
 HANDFUL = 20
+ANSWERED = "answered"
+"""The reason of a withdrawn sample that is to be paid all the same."""
 REPEAT_AFTER = 3
 """Samples between an item and its repetition, at least."""
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel.feedback.analysis import pay
-from laurel.feedback.assign import DAY, DISTRESSING, Refused
+from laurel.feedback.assign import ANSWERED, DAY, DISTRESSING, Refused
 from laurel.feedback.audit import record
 from laurel.feedback.ballots import timed_poll
 from laurel.feedback.identity import HELD, flagged, hold
@@ -84,7 +84,8 @@ def _summary(session: Session, batch: Batch) -> Summary:
         states[state] += count
         distressing = reason == DISTRESSING and state in ("skipped", "expired")
         states["distressing"] += count * distressing
-        states["paid"] += count * (distressing or (state == "submitted" and kind != "product"))
+        left = reason == ANSWERED and state == "withdrawn"
+        states["paid"] += count * (distressing or left or (state == "submitted" and kind != "product"))
         states["votes"] += count * (state == "submitted" and kind == "normal" and not repeat)
     submitted = (
         select(Assignment.item_id, func.count().label("n"))

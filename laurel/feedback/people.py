@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
-from laurel.feedback.assign import Refused, give_back
+from laurel.feedback.assign import ANSWERED, DISTRESSING, Refused, give_back
 from laurel.feedback.audit import record
 from laurel.feedback.store import Store
 from laurel.feedback.tables import (
@@ -21,6 +22,7 @@ from laurel.feedback.tables import (
     Annotator,
     Assignment,
     Attempt,
+    Batch,
     Demographic,
     Dispute,
     Draft,
@@ -193,7 +195,8 @@ def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = 
     """Someone leaves. Who they are, demographics, drafts and events go; votes stay without a name if their consent says so, else go too.
 
     erase: votes go whatever the consent says. Returns what was removed, and the releases that hold their votes already. A tombstone
-    stays: the pseudonym, in state withdrawn or erased, so that no export takes them up again.
+    stays: the pseudonym, in state withdrawn or erased, so that no export takes them up again. What was earned stays known: the samples that
+    are to be paid are counted per batch in the result, in the audit log and in the batch's cost.
     """
     with store.write() as session:
         annotator = session.get_one(Annotator, annotator_id)
@@ -204,16 +207,20 @@ def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = 
             removed[table.__tablename__] = session.execute(delete(table).where(table.assignment_id.in_(mine))).rowcount
         for table in (Demographic, Invite, Login, Plan):
             removed[table.__tablename__] = session.execute(delete(table).where(table.annotator_id == annotator_id)).rowcount
+        owed = Counter[str]()
         for assignment in session.scalars(select(Assignment).where(Assignment.annotator_id == annotator_id)):
+            paid = assignment.state == "submitted" or assignment.skip_reason == DISTRESSING
+            owed[session.get_one(Batch, assignment.batch_id).name] += paid
             if assignment.state == "submitted" and keep:
                 continue
             give_back(session, assignment)
-            assignment.state, assignment.skip_reason = "withdrawn", ""
+            assignment.state, assignment.skip_reason = "withdrawn", ANSWERED if paid else ""
         old = annotator.pseudonym
         annotator.person, annotator.opted_out = "", []
         annotator.state = "erased" if erase or not keep else "withdrawn"
         released = [r.path for r in session.scalars(select(Release)) if old in r.pseudonyms]
-        record(
-            session, actor or old, "erase" if erase else "withdraw", old, store.now(), removed=removed, votes="kept" if keep else "deleted"
-        )
-        return {"pseudonym": old, "state": annotator.state, "removed": removed, "votes_kept": keep, "released_in": released}
+        told = {"removed": removed, "votes": "kept" if keep else "deleted", "paid_samples": dict(owed)}
+        record(session, actor or old, "erase" if erase else "withdraw", old, store.now(), **told)
+        found = {"pseudonym": old, "state": annotator.state, "removed": removed, "votes_kept": keep, "released_in": released}
+    store.scrub()
+    return {**found, "paid_samples": dict(owed)}

@@ -19,7 +19,7 @@ PRESENTATION = {1: "poor", 2: "adequate", 3: "excellent"}
 class BatchSettings(BaseModel):
     """Settings of a batch; kept as JSON with it. An unknown name is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     target_votes: int = Field(3, ge=1, le=1000)
     """Votes wanted of every normal item; no item gets more."""

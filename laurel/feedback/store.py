@@ -20,7 +20,9 @@ from laurel.core.errors import UsageError
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK = 0x6C6175
 """PostgreSQL's advisory lock: "lau". Writers take turns, as they do on SQLite."""
-BUSY_SECONDS = 30.0
+BUSY_SECONDS, CONNECT_SECONDS = 30.0, 10
+FILE_FIX = "Name a database that laurel made, or a file that does not exist yet in a folder that can be written."
+SERVER_FIX = "Is the server running, and are address, user and password right?"
 
 
 class Store:
@@ -34,7 +36,7 @@ class Store:
         self.now = now
         self.url = url_of(url)
         self.engine = open_engine(self.url)
-        migrate(self.engine, self.url)
+        migrate(self.engine)
 
     @property
     def sqlite(self) -> bool:
@@ -55,6 +57,16 @@ class Store:
                 session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield session
 
+    @property
+    def shown(self) -> str:
+        """The address without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    def scrub(self) -> None:
+        """After something was erased: leave no copy of it in SQLite's log (as far as nobody reads there now) or PostgreSQL's dead rows."""
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)" if self.sqlite else "VACUUM")
+
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
@@ -63,6 +75,8 @@ class Store:
 def url_of(url: str) -> str:
     """A path becomes sqlite:///PATH; postgresql:// takes psycopg 3."""
     if "://" not in url:
+        if odd := set(url) & set("?#%"):
+            raise UsageError(f"a name with {' '.join(sorted(odd))} is not taken.", where=url, fix="Name the file otherwise.")
         return f"sqlite:///{Path(url).expanduser()}"
     return url.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1)
 
@@ -73,10 +87,11 @@ def open_engine(url: str) -> Engine:
     try:
         if sqlite:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, pool_pre_ping=not sqlite, **({"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {}))
+        wait = {"timeout": BUSY_SECONDS} if sqlite else {"connect_timeout": CONNECT_SECONDS}
+        engine = create_engine(url, pool_pre_ping=not sqlite, connect_args=wait)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         fix = "Give a path of a SQLite file, or postgresql://USER:PASSWORD@HOST/NAME."
-        raise UsageError(f"`{url}` is not a database's address: {error}", where=where, fix=fix) from error
+        raise UsageError(f"this is not a database's address: {error}", where=where, fix=fix) from error
     if sqlite:
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
@@ -86,7 +101,7 @@ def open_engine(url: str) -> Engine:
 def _prepare(connection: Any, _: Any) -> None:
     """A new SQLite connection. Transactions are begun by `_begin`, not by the driver."""
     connection.isolation_level = None
-    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {line}")
 
 
@@ -96,9 +111,9 @@ def _begin(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def migrate(engine: Engine, url: str) -> None:
+def migrate(engine: Engine) -> None:
     """Bring the tables up to this version, one process at a time. A database made by a newer laurel is refused."""
-    config = alembic.config.Config()
+    config, shown = alembic.config.Config(), engine.url.render_as_string(hide_password=True)
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
         with engine.execution_options(laurel_write=True).begin() as connection:
@@ -107,12 +122,11 @@ def migrate(engine: Engine, url: str) -> None:
             known = inspect(connection).get_table_names()
             if known and "alembic_version" not in known:
                 fix = "Give an empty database, or a file that does not exist yet."
-                raise UsageError(f"it holds tables of something else: {', '.join(known[:5])}.", where=url, fix=fix)
+                raise UsageError(f"it holds tables of something else: {', '.join(known[:5])}.", where=shown, fix=fix)
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
     except DBAPIError as error:
-        raise UsageError(
-            f"the database does not answer: {error.orig}", where=url, fix="Is it running, and is the address right?"
-        ) from error
+        fix = FILE_FIX if engine.dialect.name == "sqlite" else SERVER_FIX
+        raise UsageError(f"the database cannot be used: {error.orig}", where=shown, fix=fix) from error
     except alembic.util.CommandError as error:
-        raise UsageError(f"a newer laurel made this database ({error}).", where=url, fix="Update laurel.") from error
+        raise UsageError(f"a newer laurel made this database ({error}).", where=shown, fix="Update laurel.") from error

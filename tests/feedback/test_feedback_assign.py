@@ -1,12 +1,14 @@
 """Leases, answers and skips: who gets what, what is taken, what is refused; and that counts hold whatever happens."""
 
 import random
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
 from laurel.feedback import people
 from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
+from laurel.feedback.batches import summaries
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.tables import Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
 
@@ -453,3 +455,29 @@ def test_coordinators_have_passwords_and_no_default(store, clock):
     cookie = people.admit(store, "ada", "another password")
     clock.time += 13 * 3600
     assert people.session_of(store, cookie) is None
+
+
+def test_someone_who_leaves_is_still_to_be_paid_and_leaves_no_trace_in_the_file(store):
+    batch = make_batch(store, items=3, target_votes=2, pay_per_item=0.5, rationale="optional")
+    who = annotator(store)
+    desk = Desk(store, who, batch)
+    for n in range(2):
+        desk.submit(desk.next().id, Answer(rating=1, rationale="unforgettable words"), f"{who}-{n}")
+    desk.draft(desk.next().id, {"rationale": "unforgettable words"})
+    assert summaries(store, batch)[0].spent == 1.0
+    gone = people.withdraw(store, who, erase=True)
+    assert gone["paid_samples"] == {"batch": 2}
+    assert summaries(store, batch)[0].spent == 1.0
+    with store.read() as session:
+        assert session.scalars(select(Vote)).all() == []
+    if store.sqlite:
+        path = Path(store.engine.url.database)
+        assert not any(b"unforgettable" in file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    assert counts_hold(store)
+
+
+@pytest.mark.parametrize("name", ["pay_per_item", "expected_seconds", "lease_minutes"])
+def test_a_setting_is_a_number(name):
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite number"):
+            BatchSettings(**{name: value})

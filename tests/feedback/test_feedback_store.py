@@ -60,7 +60,7 @@ def test_a_database_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize("url", ["nosuch://here/db", "postgresql://127.0.0.1:1/none"])
 def test_an_address_that_does_not_answer_is_told(url):
-    with pytest.raises(UsageError, match=r"not a database's address|does not answer"):
+    with pytest.raises(UsageError, match=r"not a database's address|cannot be used"):
         Store(url)
 
 
@@ -107,3 +107,24 @@ def test_a_row_rewritten_with_a_right_hash_breaks_the_chain(store):
         row.hash = audit.digest_of(row)
     with store.read() as session:
         assert audit.verify(session) == ["row 3 does not follow the row before it"]
+
+
+def test_no_password_is_shown():
+    with pytest.raises(UsageError) as refused:
+        Store("postgresql://someone:secretpw@127.0.0.1:1/none")
+    assert "secretpw" not in str(refused.value)
+    assert "someone" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["what?.db", "a#b.db", "a%20b.db"])
+def test_a_name_that_would_be_taken_for_something_else_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="is not taken"):
+        Store(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_database_is_told(tmp_path):
+    (tmp_path / "letter.db").write_text("Dear all, " * 500)
+    for path in (tmp_path / "letter.db", tmp_path):
+        with pytest.raises(UsageError, match="Name a database that laurel made"):
+            Store(str(path))
