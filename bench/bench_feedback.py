@@ -242,6 +242,7 @@ def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: f
 
     def work(n: int) -> None:
         client = Client(running.ports, cookies[n], random.Random(n), unruly=False)
+        time.sleep(client.rng.uniform(0, 2 * think))  # people do not begin in the same second
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             sample = client.ask("GET", f"/work/{batch}/next.json").json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK = 0x6C6175
@@ -33,7 +39,7 @@ class Store:
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
-        self.now = now
+        self.now, self.lock = now, threading.Lock()
         self.url = url_of(url)
         self.engine = open_engine(self.url)
         migrate(self.engine)
@@ -52,10 +58,20 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that writes: alone from its first statement to its commit, in all processes; an exception undoes it."""
-        with Session(self.engine.execution_options(laurel_write=True), expire_on_commit=False) as session, session.begin():
+        with self._turn(), Session(self.engine.execution_options(laurel_write=True), expire_on_commit=False) as session, session.begin():
             if not self.sqlite:
                 session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of a SQLite file queue here, in the kernel: SQLite itself lets them sleep and try again, some of them for seconds."""
+        if not self.sqlite or fcntl is None:
+            yield
+            return
+        with self.lock, open(f"{self.engine.url.database}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @property
     def shown(self) -> str:
