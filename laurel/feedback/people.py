@@ -36,6 +36,8 @@ from laurel.feedback.tables import (
 
 INVITE_DAYS, SESSION_HOURS, ADMIN_HOURS = 14.0, 24.0 * 7, 12.0
 LEAST_PASSWORD = 12
+OF_APPLICATION = "keep product"
+"""The consent of an application's user: they agreed to what the application told them, and have no login here."""
 HASHER = PasswordHasher()
 
 
@@ -87,6 +89,8 @@ def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS
         annotator = session.scalar(select(Annotator).where(Annotator.pseudonym == pseudonym))
         if annotator is None or annotator.state in ("withdrawn", "erased"):
             raise Refused(f"there is no annotator `{pseudonym}` who takes part.", status=404)
+        if annotator.consent == OF_APPLICATION:
+            raise Refused(f"`{pseudonym}` is a user of an application, not an annotator.", fix="Invite annotators under other pseudonyms.")
         for table in (Invite, Login):
             session.execute(delete(table).where(table.annotator_id == annotator.id))
         session.add(Invite(digest=digest_of(token), annotator_id=annotator.id, expires=store.now() + days * 86400))

@@ -20,6 +20,7 @@ from laurel.core.errors import UsageError
 from laurel.feedback.assign import Answer, Refused, claim, taken_of
 from laurel.feedback.audit import record
 from laurel.feedback.load import digest_of, messages_of
+from laurel.feedback.people import OF_APPLICATION
 from laurel.feedback.people import digest_of as secret_digest
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
@@ -83,7 +84,7 @@ def choose(store: Store, key: ApiKey, comparison: str, user: str, choice: int | 
 
 def choose_as(store: Store, key: ApiKey, comparison: str, pseudonym: str, choice: int | str, idempotency: str = "") -> dict[str, Any]:
     """`choose` for a user whose pseudonym is known: of a page's link."""
-    if choice not in (0, 1, "tie") or isinstance(choice, bool):
+    if type(choice) not in (int, str) or choice not in (0, 1, "tie"):
         raise Refused("a choice is 0, 1 or tie.", status=422, where="choice")
     rating = {0: 1, 1: 4, "tie": 0}[choice]
     with store.write() as session:
@@ -125,12 +126,12 @@ def signed_key(store: Store, comparison: str, user: str, until: int, signature: 
     raise Refused("this link is not valid (any more).", status=403, fix="Reload the page that shows it.")
 
 
-def shown(store: Store, key: ApiKey, comparison: str, idempotency: str) -> tuple[list[dict[str, str]], list[str], bool]:
-    """(prompt, texts slot by slot, is it answered with this idempotency key already?) of a comparison."""
+def shown(store: Store, key: ApiKey, comparison: str, pseudonym: str, idempotency: str) -> tuple[list[dict[str, str]], list[str], bool]:
+    """(prompt, texts slot by slot, has this user answered with this idempotency key already?) of a comparison."""
     with store.read() as session:
         item = _own(session, key, comparison)
         texts = [item.responses[place].text for place in item.source["order"]]
-        answered = session.scalar(select(Vote.id).where(Vote.key == _vote_key(key, item.id, idempotency))) is not None
+        answered = session.scalar(select(Vote.id).where(Vote.key == _vote_key(key, item.id, pseudonym, idempotency))) is not None
         return item.prompt, texts, answered
 
 
@@ -173,7 +174,7 @@ def _user(session: Session, store: Store, name: str) -> Annotator:
     """The application's user of this pseudonym, made if need be. Someone who withdrew stays so."""
     found = session.scalar(select(Annotator).where(Annotator.pseudonym == name))
     if found is None:
-        found = Annotator(pseudonym=name, state="active", consent="keep product", made_at=store.now())
+        found = Annotator(pseudonym=name, state="active", consent=OF_APPLICATION, made_at=store.now())
         session.add(found)
         session.flush()
     if found.state != "active":
@@ -181,13 +182,14 @@ def _user(session: Session, store: Store, name: str) -> Annotator:
     return found
 
 
-def _vote_key(key: ApiKey, item: str, idempotency: str) -> str:
-    return f"api-{digest_of(key.name, item, idempotency)[:40]}"
+def _vote_key(key: ApiKey, item: str, pseudonym: str, idempotency: str) -> str:
+    """An idempotency key as votes have it: it is the user's own, so that two users with the same one are not taken for one."""
+    return f"api-{digest_of(key.name, item, pseudonym, idempotency)[:40]}"
 
 
 def _vote(session: Session, store: Store, key: ApiKey, item: Item, person: Annotator, answer: Answer, idempotency: str) -> dict[str, Any]:
     """Store the answer, or find it stored under this idempotency key."""
-    name = _vote_key(key, item.id, idempotency or person.pseudonym)
+    name = _vote_key(key, item.id, person.pseudonym, idempotency)
     known = session.scalar(select(Vote).where(Vote.key == name))
     if known is not None:
         return {"stored": True, "revision": known.revision, "again": True}

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from laurel.core.errors import UsageError
 from laurel.feedback import people, product
+from laurel.feedback.assign import Refused
 from laurel.feedback.export import export
 from laurel.feedback.tables import Annotator, ApiKey, Assignment, Item, Vote
 from laurel.feedback.web import api as room
@@ -65,6 +66,67 @@ def test_the_same_key_is_the_same_answer_and_another_key_a_changed_mind(store, a
     assert [(said, revision) for said, _, revision in votes(store)] == [(["Laurel.", "Stone."], 1), ("tie", 2)]
     other = application.post(url, json={"choice": 0, "user": "v"})
     assert other.status_code == 409 and "another user" in other.json()["error"]
+
+
+def test_an_idempotency_key_is_one_users(store, application):
+    """A second user with the same key is not told that their answer is stored, and of a thumb it is stored."""
+    asked = application.post("/api/v1/comparisons", json=ASK).json()
+    url, same = f"/api/v1/comparisons/{asked['id']}/choice", {"Idempotency-Key": "a"}
+    assert application.post(url, json={"choice": 0, "user": "u"}, headers=same).json()["again"] is False
+    other = application.post(url, json={"choice": 1, "user": "v"}, headers=same)
+    assert other.status_code == 409 and "another user" in other.json()["error"]
+    assert application.post(url, json={"choice": 0, "user": "u"}, headers=same).json() == {"stored": True, "revision": 1, "again": True}
+    for user in ("u", "v"):
+        body = {"prompt": "A tree?", "response": "Laurel.", "up": True, "user": user}
+        assert application.post("/api/v1/thumbs", json=body, headers=same).json()["again"] is False
+    assert len(stored_votes(store)) == 3
+
+
+def stored_votes(store):
+    with store.read() as session:
+        return session.scalars(select(Vote.id)).all()
+
+
+@pytest.mark.parametrize("choice", [1.0, 0.0, True, False, "1", "Tie", None, [1], 2])
+def test_a_choice_is_a_whole_number_or_tie(store, application, choice):
+    asked = application.post("/api/v1/comparisons", json=ASK).json()
+    refused = application.post(f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": choice, "user": "u"})
+    assert refused.status_code == 422 and "choice" in refused.json()["error"] and refused.json()["fix"]
+    with store.read() as session:
+        key = session.scalar(select(ApiKey))
+    with pytest.raises(Refused, match="choice"):
+        product.choose(store, key, asked["id"], "u", choice)
+    thumb = {"prompt": "A tree?", "response": "Laurel.", "up": "yes", "user": "u"}
+    assert application.post("/api/v1/thumbs", json=thumb).status_code == 422
+    assert stored_votes(store) == []
+
+
+def test_every_error_says_what_is_wrong_and_what_to_do(application, monkeypatch):
+    body = json.dumps(ASK).encode()
+    as_json = {"Content-Type": "application/json"}
+    for method, path, more, status, told in (
+        ("GET", "/api/v1/nothing", {}, 404, "nothing at this address"),
+        ("DELETE", "/api/v1/comparisons", {}, 405, "does not take DELETE"),
+        ("POST", "/api/v1/comparisons", {"content": b'{"prompt": ', "headers": as_json}, 422, "not JSON"),
+        ("POST", "/api/v1/comparisons", {"content": b"\xff", "headers": as_json}, 400, ""),
+        ("POST", "/api/v1/comparisons", {"content": body}, 415, "Content-Type is missing"),
+        ("POST", "/api/v1/comparisons", {"content": body, "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type: `text/plain`"),
+        ("POST", "/api/v1/comparisons", {"content": b"", "headers": as_json}, 422, "body"),
+        ("POST", "/api/v1/comparisons", {"json": [1]}, 422, "body"),
+    ):
+        said = application.request(method, path, **more)
+        assert said.status_code == status, (method, path, said.text)
+        assert said.json().keys() == {"error", "fix"} and told in said.json()["error"] and said.json()["fix"]
+    assert application.delete("/api/v1/comparisons").json()["fix"] == "Use POST."
+    assert application.post("/api/v1/comparisons", content=body, headers={"Content-Type": "application/json; charset=utf-8"}).is_success
+
+    def fail(*_):
+        raise RuntimeError("secret-detail")
+
+    monkeypatch.setattr(product, "ask", fail)
+    client = TestClient(application.app, base_url="http://127.0.0.1:8000", headers=application.headers, raise_server_exceptions=False)
+    said = client.post("/api/v1/comparisons", json=ASK)
+    assert said.status_code == 500 and said.json().keys() == {"error", "fix"} and "secret" not in said.text
 
 
 def test_users_have_pseudonyms_that_survive_a_new_key(store, application, tmp_path):
@@ -187,6 +249,20 @@ def test_the_embedded_page_takes_one_answer(store, application):
     assert direct.json()["revision"] == 2  # the same person, by both ways
 
 
+def test_the_embedded_page_shows_what_was_asked(application):
+    """The question, or the turns of the user and the model; never what the application told the model."""
+    _, url = embedded(application)
+    page = application.get(url).text
+    assert "The question" in page and page.index("A tree?") < page.index("Response 1")
+    turns = [("system", "SECRET-RULES"), ("user", "<i>Hi"), ("assistant", "Hello."), ("tool", "SECRET-TOOL"), ("user", "A shrub?")]
+    prompt = [{"role": role, "content": text} for role, text in turns]
+    asked = application.post("/api/v1/comparisons", json={**ASK, "prompt": prompt}).json()
+    page = application.get(application.post(f"/api/v1/comparisons/{asked['id']}/page", json={"user": "u"}).json()["url"]).text
+    assert "The conversation" in page and "SECRET" not in page and "<i>" not in page
+    places = [page.index(words) for words in ("&lt;i&gt;Hi", "Hello.", "A shrub?", "Response 1")]
+    assert places == sorted(places)
+
+
 def test_a_link_that_was_changed_or_is_old_opens_nothing(store, application, clock):
     _, url = embedded(application)
     other, _ = embedded(application)
@@ -233,6 +309,14 @@ def test_the_page_in_a_frame_of_another_site(tmp_path):
             page = browser.new_page()
             page.goto(f"http://localhost:{site.server_port}/")
             frame = page.frame_locator("iframe")
+            assert frame.get_by_text("A tree?").is_visible()
+            boxes = [button.bounding_box() for button in frame.get_by_role("button").all()]
+            assert len(boxes) == 3
+            for n, one in enumerate(boxes):
+                for other in boxes[n + 1 :]:  # a finger's slip hits none of the others
+                    across = max(other["x"] - one["x"] - one["width"], one["x"] - other["x"] - other["width"])
+                    down = max(other["y"] - one["y"] - one["height"], one["y"] - other["y"] - other["height"])
+                    assert max(across, down) >= 8
             frame.get_by_role("button", name=f"Response {texts.index('Laurel.') + 1} is better").click()
             frame.get_by_role("status").wait_for()
             browser.close()

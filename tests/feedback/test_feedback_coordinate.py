@@ -10,7 +10,7 @@ from feedback_votes import put, put_llmfao, tell
 from sqlalchemy import select
 from starlette.routing import Route
 
-from laurel.feedback import people
+from laurel.feedback import people, product
 from laurel.feedback.analysis import analyse
 from laurel.feedback.audit import record
 from laurel.feedback.ballots import batch_poll
@@ -259,6 +259,27 @@ def test_people_are_invited_renewed_and_withdrawn_at_their_wish(filled, chief):
     assert "/w1/withdraw" not in chief.page.text
     assert chief.send({"pseudonym": "a/b"}, ending="/invite").status_code == 422
     assert chief.send({"pseudonym": "grace"}, ending="/invite").status_code == 422
+
+
+def test_people_are_those_who_were_invited(filled, chief):
+    """Users of applications are counted, not listed, and get no link; people of imported data are folded, with a link."""
+    key = product.key_of(filled, product.new_key(filled, "chat"))
+    product.thumb(filled, key, "A tree?", ("Laurel.", ""), True, "u")
+    with filled.write() as session:
+        session.add(Annotator(pseudonym="imported-7", made_at=filled.now()))
+        user = session.scalar(select(Annotator.pseudonym).where(Annotator.consent == people.OF_APPLICATION))
+    people.invite(filled, pseudonym="grace")
+    page = chief.get("/admin/people").text
+    assert user.startswith("user-") and user not in page
+    assert "1 user of applications is not listed" in page
+    above, folded = page.split("1 person of imported data, never invited")
+    assert "/imported-7/renew" in folded and "imported-7" not in above
+    assert "/grace/renew" in above and "/w1/renew" in above and "/w1/renew" not in folded
+    refused = chief.post(f"/admin/people/{user}/renew", data={"csrf": chief.csrf})
+    assert refused.status_code == 409 and "user of an application" in refused.text and "/invite/" not in refused.text
+    chief.get("/admin/people")
+    chief.send({}, ending="/imported-7/renew")
+    assert "/invite/" in chief.page.text and "never invited" not in chief.page.text
 
 
 def test_a_dispute_is_upheld(filled, chief):

@@ -9,9 +9,9 @@ from sqlalchemy import select
 from test_feedback_assign import counts_hold
 
 from laurel.core.errors import UsageError
-from laurel.feedback import people
+from laurel.feedback import people, product
 from laurel.feedback.settings import RATINGS
-from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Draft, Event, Item, Vote
+from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Draft, Event, Item, Response, Vote
 from laurel.feedback.web.app import create_app
 from laurel.feedback.web.text import bare, formatted, plain, shown
 
@@ -403,6 +403,45 @@ def test_a_long_text_is_cut_and_whole(markdown):
     assert all(f"paragraph {n} with" in html for n in (0, 999, 1999))
     assert "<details" not in str(shown("short", markdown))
     assert "empty" in str(shown(" ", markdown))
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_a_text_without_end_is_left_out_and_says_so(markdown):
+    html = str(shown("word " * 600_000, markdown))
+    assert len(html) < 101_000
+    assert "its last 2,900,000 of 3,000,000 characters are left out" in html
+    assert "left out" not in str(shown("word " * 20_000, markdown))
+
+
+def test_a_response_of_three_million_characters_has_a_page(store):
+    rich_batch(store, items=1)
+    with store.write() as session:
+        session.scalar(select(Response)).text = "long " * 600_000
+    visitor = Visitor(store)
+    visitor.come_in()
+    page = visitor.get("/work/1")
+    assert page.status_code == 200
+    assert len(page.text) < 130_000
+    assert "2,900,000 of 3,000,000 characters are left out" in page.text
+
+
+def test_what_applications_ask_is_not_offered_to_annotators(store):
+    key = product.key_of(store, product.new_key(store, "chat"))
+    product.ask(store, key, "A tree?", [("Laurel.", ""), ("Stone.", "")])
+    batch = rich_batch(store, items=2, name="product like")
+    with store.read() as session:
+        asked = session.scalar(select(Batch.id).where(Batch.name == "product chat"))
+    visitor = Visitor(store)
+    visitor.come_in()
+    page = visitor.get("/work").text
+    assert "product chat" not in page
+    assert f'href="/work/{asked}"' not in page
+    assert f'href="/work/{batch}"' in page
+    for path in ("", "/1", "/next.json", "/finished"):
+        said = visitor.get(f"/work/{asked}{path}")
+        assert said.status_code == 404
+        assert "product chat" not in said.text
+    assert visitor.get(f"/work/{batch}").url.path == f"/work/{batch}/1"
 
 
 def test_a_fence_that_is_cut_stays_a_fence():

@@ -7,12 +7,12 @@ from html import escape
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-import jinja2
 from fastapi import APIRouter, Depends, FastAPI, Form, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError, UsageError
@@ -20,7 +20,7 @@ from laurel.feedback import people, product
 from laurel.feedback.assign import Refused
 from laurel.feedback.store import Store
 from laurel.feedback.tables import ApiKey
-from laurel.feedback.web.security import HERE, POLICY
+from laurel.feedback.web.security import POLICY, environment
 from laurel.feedback.web.text import shown
 
 LARGEST = 1_000_000
@@ -33,6 +33,8 @@ FRAMED = {
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 """Of the page that applications put into a frame: browsers go by the policy, which lets every site frame it."""
+SPEAKERS = {"user": "You", "assistant": "Answer"}
+"""Whose messages a page shows, and what it calls them."""
 Text = Annotated[str, Field(max_length=200_000)]
 User = Annotated[str, Field(min_length=1, max_length=200, description="an id that means nothing outside your application")]
 
@@ -71,11 +73,18 @@ class Asked(BaseModel):
     responses: list[str]
 
 
+def exact(value: Any) -> Any:
+    """A slot as a whole number or a word: 1.0 and true are equal to 1 in Python, and are a mistake of whoever sends them."""
+    if type(value) not in (int, str):
+        raise ValueError('a choice is 0, 1 or "tie"')
+    return value
+
+
 class Choice(BaseModel):
     """The slot that was preferred as shown, or "tie"."""
 
     model_config = ConfigDict(extra="forbid")
-    choice: Literal[0, 1, "tie"]
+    choice: Annotated[Literal[0, 1, "tie"], BeforeValidator(exact)]
     user: User
 
 
@@ -85,7 +94,7 @@ class Thumb(BaseModel):
     model_config = ConfigDict(extra="forbid")
     prompt: Prompt
     response: Spoken
-    up: bool
+    up: StrictBool
     user: User
 
 
@@ -144,7 +153,7 @@ class Capped:
         await self.app(scope, again, send)
 
 
-PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined)
+PAGES = environment()
 BEARER = HTTPBearer(auto_error=False, description="A key made by `laurel feedback key NAME`.")
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 Again = Annotated[str, Header(alias="Idempotency-Key", max_length=200, description="The same key again is the same answer.")]
@@ -162,6 +171,8 @@ def make_api(store: Store) -> FastAPI:
     api.add_middleware(Capped)
     api.add_exception_handler(LaurelError, told)
     api.add_exception_handler(RequestValidationError, misshapen)
+    api.add_exception_handler(HTTPException, unknown)
+    api.add_exception_handler(Exception, broken)
     api.include_router(router)
     return api
 
@@ -214,7 +225,7 @@ def link(request: Request, comparison: str, whose: Whose, key: Caller) -> Link:
     """The address of a page, for a frame in yours, on which the user chooses; it takes one answer."""
     store = request.app.state.store
     of_user(store, key, whose.user)
-    product.shown(store, key, comparison, "")
+    product.shown(store, key, comparison, "", "")
     with store.read() as session:
         user = product.pseudonym_of(session, key, whose.user)
     until = math.ceil(store.now() + product.PAGE_SECONDS)
@@ -248,16 +259,17 @@ def described(request: Request) -> HTMLResponse:
 
 
 def page(store: Store, comparison: str, user: str, until: int, signature: str) -> HTMLResponse:
-    """The question in a frame, or thanks where it is answered."""
+    """The question in a frame, or thanks where it is answered. System and tool messages are the application's, not for its users."""
     key = product.signed_key(store, comparison, user, until, signature)
-    prompt, texts, answered = product.shown(store, key, comparison, signature)
+    prompt, texts, answered = product.shown(store, key, comparison, user, signature)
     known = {
-        "prompt": prompt,
+        "prompt": [(turn["role"], shown(turn["content"])) for turn in prompt if turn["role"] in SPEAKERS],
         "texts": [shown(text) for text in texts],
         "answered": answered,
         "user": user,
         "until": until,
         "signature": signature,
+        "speakers": SPEAKERS,
     }
     return HTMLResponse(PAGES.get_template("embed.html").render(known), headers=FRAMED)
 
@@ -284,8 +296,36 @@ def told(request: Request, error: Exception) -> JSONResponse:
 def misshapen(request: Request, error: Exception) -> JSONResponse:
     """A request of the wrong shape as JSON; what was sent is not sent back."""
     assert isinstance(error, RequestValidationError)
-    faults = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()[:5])
-    return JSONResponse({"error": faults or "not the shape that is expected.", "fix": "See /api/ for what is expected."}, 422)
+    faults = error.errors()
+    for fault in faults:
+        if fault["type"] == "json_invalid":
+            reason, at = fault.get("ctx", {}).get("error", "it cannot be read"), fault["loc"][-1]
+            what = f"the body is not JSON: {reason}, at character {at}."
+            return JSONResponse({"error": what, "fix": "Send one JSON object, in UTF-8."}, 422)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if any(fault["loc"] == ("body",) for fault in faults) and kind != "application/json" and not kind.endswith("+json"):
+        what = f"Content-Type: `{kind[:100]}` is not JSON." if kind else "the header Content-Type is missing."
+        return JSONResponse({"error": what, "fix": "Send a JSON object with `Content-Type: application/json`."}, 415)
+    said = "; ".join(f"{'.'.join(map(str, fault['loc'][1:] or fault['loc']))}: {fault['msg']}" for fault in faults[:5])
+    return JSONResponse({"error": said or "not the shape that is expected.", "fix": "See /api/ for what is expected."}, 422)
+
+
+def unknown(request: Request, error: Exception) -> JSONResponse:
+    """An address or a method that is not there, as JSON."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    said = {
+        404: ("there is nothing at this address.", "See /api/ for what there is."),
+        405: (f"this address does not take {request.method}.", f"Use {allowed}." if allowed else "See /api/ for what it takes."),
+    }
+    what, fix = said.get(error.status_code, (f"{error.detail}.", "See /api/ for what is expected."))
+    return JSONResponse({"error": what, "fix": fix}, error.status_code, error.headers)
+
+
+def broken(request: Request, error: Exception) -> JSONResponse:
+    """An error of ours, as JSON; the server's log has it."""
+    what = "something broke on our side; what you sent may not be stored."
+    return JSONResponse({"error": what, "fix": "Send it again with the same Idempotency-Key."}, 500)
 
 
 def description(schema: dict[str, Any]) -> str:

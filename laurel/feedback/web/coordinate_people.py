@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
+from itertools import compress
 
 from sqlalchemy import func, select
 from starlette.requests import Request
@@ -66,7 +67,7 @@ def _actor(request: Request) -> str:
 
 
 def people_page(request: Request) -> Response:
-    """Everyone who was invited."""
+    """Everyone who was invited; folded, those who came with imported data only; of applications' users the number."""
     return _people(request)
 
 
@@ -85,9 +86,13 @@ def _people(request: Request, *, link: str = "", who: str = "", wrong: str = "",
         open_ = set(session.scalars(select(Invite.annotator_id).where(Invite.used_at.is_(None), Invite.expires > store.now())))
         rows = [
             (a, votes.get(a.id, 0), moment(last.get(a.id)), exposed.get(a.pseudonym), a.id in open_)
-            for a in session.scalars(select(Annotator).order_by(Annotator.id.desc()))
+            for a in session.scalars(select(Annotator).where(Annotator.consent != people.OF_APPLICATION).order_by(Annotator.id.desc()))
         ]
-        return page(request, "admin_people.html", status=status, rows=rows, link=link, invited=who, wrong=wrong, days=people.INVITE_DAYS)
+        users = session.scalar(select(func.count()).where(Annotator.consent == people.OF_APPLICATION)) or 0
+        known = set(session.scalars(select(Invite.annotator_id)))
+        came = [row[0].id in known or row[0].state != "invited" or row[1] > 0 for row in rows]
+        parts = {"rows": list(compress(rows, came)), "strangers": [row for row, c in zip(rows, came, strict=True) if not c], "users": users}
+        return page(request, "admin_people.html", status=status, link=link, invited=who, wrong=wrong, days=people.INVITE_DAYS, **parts)
 
 
 def _link(request: Request, token: str) -> str:

@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 
 CAP = 8000
 """Characters shown at first; the rest opens with "show all"."""
-MOST_MARKDOWN = 200_000
-"""A longer text is shown plain: rendering it would take too long."""
+MOST = 100_000
+"""Characters that a page holds of one text; of a longer one it says how much is left out."""
 ODD = re.compile(
     "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -50,10 +50,13 @@ def formatted(text: str) -> Markup:
 
 
 def shown(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
-    """A text for a page. One over `cap` characters is cut there, and the rest stands folded behind "Show all"."""
+    """A text for a page. One over `cap` characters is cut there, and the rest stands folded behind "Show all", up to `MOST`."""
     if not text.strip():
         return Markup('<p class="soft">(This text is empty.)</p>')
-    render = formatted if markdown and len(text) <= MOST_MARKDOWN else plain
+    if len(text) > MOST:
+        told = Markup('<p class="soft">This text is too long for a page: its last {} of {} characters are left out.</p>')
+        return shown(text[:MOST], markdown, cap) + told.format(f"{len(text) - MOST:,}", f"{len(text):,}")
+    render = formatted if markdown else plain
     if len(text) <= cap * 1.1:
         return render(text)
     cut = max(text.rfind("\n\n", cap // 2, cap), text.rfind("\n", cap // 2, cap), cap // 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, exists, select
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -48,8 +48,18 @@ def active(request: Request, *, checking: bool = False) -> Annotator:
 
 
 def desk_of(request: Request) -> Desk:
-    """The annotator's desk for the batch of the address."""
-    return Desk(request.app.state.site.store, active(request).id, request.path_params["batch"])
+    """The annotator's desk for the batch of the address. What users of applications are asked is not for annotators."""
+    store, me, batch = request.app.state.site.store, active(request), request.path_params["batch"]
+    with store.read() as session:
+        if session.scalar(select(Batch.id).where(Batch.id == batch, _of_application())) is not None:
+            raise Refused("there is no such batch for annotators.", status=404, fix="Go to your list of work.")
+    return Desk(store, me.id, batch)
+
+
+def _of_application() -> ColumnElement[bool]:
+    """Of a batch: are all its items ones that an application asks its users?"""
+    items = exists().where(Item.batch_id == Batch.id)
+    return items.where(Item.kind == "product") & ~items.where(Item.kind != "product")
 
 
 def batches(request: Request) -> Response:
@@ -57,7 +67,8 @@ def batches(request: Request) -> Response:
     me, store = active(request), request.app.state.site.store
     found = []
     with store.read() as session:
-        rows = list(session.scalars(select(Batch).where(Batch.state == "open").order_by(Batch.id))) if me.state == "active" else []
+        offered = select(Batch).where(Batch.state == "open", ~_of_application()).order_by(Batch.id)
+        rows = list(session.scalars(offered)) if me.state == "active" else []
         harm = {batch.id: sorted({k for kinds in session.scalars(_harmful(batch.id)) for k in kinds}) for batch in rows}
     for batch in rows:
         settings, progress = BatchSettings.model_validate(batch.settings), Desk(store, me.id, batch.id).progress()
