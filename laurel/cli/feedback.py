@@ -103,9 +103,21 @@ def _add_export(verbs: Any, where: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb that was chosen."""
+    """Run the verb that was chosen; what the database itself refuses is told without its SQL."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UsageError(f"`{missing[0]}` is not installed.", where="laurel feedback", fix="pip install 'laurel-rl[feedback]'")
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        return _run(args)
+    except DBAPIError as error:
+        said = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+        fix = "Is the server running, is there room on the disk, may you write there? Then run it again: what was not finished was undone."
+        where = args.source if args.feedback_verb == "report" else args.database
+        raise LaurelError(f"the database refused: {said}.", where=_shown(where), fix=fix) from error
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.feedback_verb == "report":
         return run_report(args)
     from laurel.feedback.store import Store
@@ -125,10 +137,11 @@ def run(args: argparse.Namespace) -> int:
 
 def run_serve(args: argparse.Namespace, store: Store) -> int:
     """The pages, until Ctrl-C."""
-    from laurel.feedback.web.serve import serve
+    from laurel.feedback.web.serve import check, serve
 
     shown = "127.0.0.1" if args.host in ("0.0.0.0", "::") else f"[{args.host}]" if ":" in args.host else args.host
     public = (args.public_url or f"http://{shown}:{args.port}").rstrip("/")
+    check(store, args.host, args.port, args.workers, public, demo=args.demo)
     if args.demo:
         from laurel.feedback.demo import fill
 
@@ -143,7 +156,8 @@ def run_serve(args: argparse.Namespace, store: Store) -> int:
 
 
 def run_import(args: argparse.Namespace, store: Store) -> None:
-    """A file into a batch; what was left out and why."""
+    """A file into a batch; what was left out and why, and what nobody will be shown."""
+    from laurel.feedback.batches import never_shown
     from laurel.feedback.load import load
 
     made = load(
@@ -154,7 +168,9 @@ def run_import(args: argparse.Namespace, store: Store) -> None:
         print(f"left out: {line}")
     if len(made.left_out) > 20:
         print(f"... and {len(made.left_out) - 20} more")
-    _table(f"batch {args.batch}", [("items added", made.items), ("left out", len(made.left_out))])
+    idle = never_shown(store, made.batch)
+    rows = [("items added", made.items), ("left out", len(made.left_out)), *([("shown to nobody", idle)] if idle else [])]
+    _table(f"batch {args.batch.strip()}", rows)
 
 
 def run_export(args: argparse.Namespace, store: Store) -> None:
@@ -210,11 +226,12 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
     from laurel.feedback.tables import Annotator
 
     with store.read() as session:
-        found = session.scalar(select(Annotator.id).where(Annotator.pseudonym == args.pseudonym))
+        found = session.scalar(select(Annotator).where(Annotator.pseudonym == args.pseudonym))
     if found is None:
-        raise UsageError(f"there is no annotator `{args.pseudonym}`.", where="pseudonym")
-    gone = withdraw(store, found, actor="operator", erase=True)
-    _table(f"{args.pseudonym} is erased", [(f"{name}s removed", count) for name, count in gone["removed"].items() if count])
+        raise UsageError(f"there is no annotator `{args.pseudonym}`.", where="pseudonym", fix="The coordinator's pages list them.")
+    said = "was erased already" if found.state == "erased" else "is erased"
+    gone = withdraw(store, found.id, actor="operator", erase=True)
+    _table(f"{args.pseudonym} {said}", [(f"{name}s removed", count) for name, count in gone["removed"].items() if count])
     for path in gone["released_in"]:
         print(f"released already, with their votes: {path} (export it anew)")
 
@@ -222,18 +239,22 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
 def run_invite(args: argparse.Namespace, store: Store) -> None:
     """Links, each for one annotator."""
     from laurel.feedback.people import invite
+    from laurel.feedback.web.app import address_of
 
     if args.count < 1:
-        raise UsageError("make at least one.", where="--count")
+        raise UsageError("make at least one.", where="--count", fix="Give 1 or more.")
+    public = address_of(args.public_url)
     for _ in range(args.count):
         pseudonym, token = invite(store)
-        print(f"{pseudonym}  {args.public_url.rstrip('/')}/invite/{token}")
+        print(f"{pseudonym}  {public}/invite/{token}")
 
 
 def run_admin(args: argparse.Namespace, store: Store) -> None:
     """A coordinator with a password, which has no default."""
     from laurel.feedback.people import add_admin
 
+    if not 0 < len(args.name.strip()) <= 200:
+        raise UsageError("a coordinator has a name of 1 to 200 characters.", where="name", fix="Give one.")
     password = os.environ.get(PASSWORD, "")
     if not password:
         if not sys.stdin.isatty():
@@ -241,8 +262,8 @@ def run_admin(args: argparse.Namespace, store: Store) -> None:
         password = getpass.getpass("password: ")
         if getpass.getpass("once more: ") != password:
             raise UsageError("they differ.", where="password", fix="Try again.")
-    add_admin(store, args.name, password)
-    print(f"coordinator {args.name}: the password is set")
+    add_admin(store, args.name.strip(), password)
+    print(f"coordinator {args.name.strip()}: the password is set")
 
 
 def run_key(args: argparse.Namespace, store: Store) -> None:
@@ -271,6 +292,15 @@ def _settings(given: Sequence[str]) -> BatchSettings | None:
             raise UsageError(f"`{word}` is not name=value.", where="--set")
         values[name] = value
     return build_config(values, BatchSettings, where="--set") if values else None
+
+
+def _shown(database: str) -> str:
+    """An address without its password."""
+    if "://" not in database:
+        return database
+    from sqlalchemy.engine import make_url
+
+    return make_url(database).render_as_string()
 
 
 def _exists(database: str) -> None:

@@ -15,6 +15,7 @@ from laurel.feedback.assign import ANSWERED, DAY, DISTRESSING, Refused
 from laurel.feedback.audit import record
 from laurel.feedback.ballots import timed_poll
 from laurel.feedback.identity import HELD, flagged, hold
+from laurel.feedback.load import named
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Vote
@@ -103,26 +104,53 @@ def _summary(session: Session, batch: Batch) -> Summary:
 
 
 def refusal(store: Store, batch_id: int) -> str:
-    """Why the batch may not open; empty: it may. Pay per hour counts: the one expected, and the measured one of a pilot."""
+    """Why the batch may not open and what to do; empty: it may. Pay per hour counts: the one expected, and the measured one of a pilot."""
     batch = summaries(store, batch_id)[0]
-    settings = batch.settings
+    settings, fix = batch.settings, "Raise the pay per item; the slowest tenth earns less still."
+    with store.read() as session:
+        if unanswerable := _no_questions(session, batch_id, settings):
+            return unanswerable
     if settings.hourly < settings.pay_floor:
         return (
             f"at {settings.expected_seconds:g} seconds an item the pay is {settings.hourly:.2f} {settings.currency} an hour, "
-            f"the floor is {settings.pay_floor:.2f}"
+            f"the floor is {settings.pay_floor:.2f}. {fix}"
         )
     measured = pay(timed_poll(store, batch_id))
     if measured is not None and measured.below:
-        return f"{measured.below} (measured on {measured.hourly.n if measured.hourly else 0} votes)"
+        return f"{measured.below} (measured on {measured.hourly.n if measured.hourly else 0} votes). {fix}"
     return ""
 
 
+def _no_questions(session: Session, batch_id: int, settings: BatchSettings) -> str:
+    """What is wrong where annotators must pass questions that are not there."""
+    if not settings.needs_check or _counts(session, batch_id)["check"]:
+        return ""
+    return (
+        "annotators pass questions about the guidelines first (needs_check), and it has no item of kind check, so that nobody could begin. "
+        "Bring some in (laurel feedback import FILE --kind check), or turn needs_check off."
+    )
+
+
+def _counts(session: Session, batch_id: int) -> Counter[str]:
+    """Items by kind."""
+    rows = session.execute(select(Item.kind, func.count()).where(Item.batch_id == batch_id).group_by(Item.kind))
+    return Counter({row.kind: row[1] for row in rows})
+
+
+def never_shown(store: Store, batch_id: int) -> str:
+    """Items that the settings keep from everybody: gold and attention items at gold_share 0, check items without needs_check; or empty."""
+    with store.read() as session:
+        settings, counts = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings), _counts(session, batch_id)
+    idle = [(kind, "gold_share is 0") for kind in ("gold", "attention") if not settings.gold_share]
+    idle += [] if settings.needs_check else [("check", "needs_check is off")]
+    return ", ".join(f"{counts[kind]} {kind} ({why})" for kind, why in idle if counts[kind])
+
+
 def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
-    """Open a batch; how many items were held for words that tell who wrote them. Refused where the pay is below the floor."""
+    """Open a batch; how many items were held for words that tell who wrote them. Refused as `refusal` says."""
     why = refusal(store, batch_id)
     if why:
-        fix = "Raise the pay per item; the slowest tenth earns less still."
-        raise Refused(f"this batch is not opened: {why}.", status=409, where="pay", fix=fix)
+        raise Refused(f"this batch is not opened: {why}", status=409)
     count = select(func.count()).select_from(Item).where(Item.batch_id == batch_id)
     with store.read() as session:
         read, found = session.scalar(count), flagged(session, batch_id)
@@ -131,6 +159,8 @@ def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
         if not (items := session.scalar(count)):
             raise Refused("this batch has no items.", status=409, fix="Bring items in first: laurel feedback import.")
         held = hold(session, found if items == read else flagged(session, batch_id))
+        if why := _no_questions(session, batch_id, BatchSettings(**batch.settings)):
+            raise Refused(f"this batch is not opened: {why} Every one has words that tell who wrote it.", status=409)
         batch.state = "open"
         record(session, actor, "open", f"batch {batch.name}", store.now(), held=held, hourly=BatchSettings(**batch.settings).hourly)
         return held
@@ -148,12 +178,11 @@ def close_batch(store: Store, batch_id: int, *, actor: str) -> None:
 
 def new_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -> int:
     """A batch in draft, without items; its id."""
-    if not name.strip() or len(name) > 200:
-        raise UsageError("a batch has a name of 1 to 200 characters.", where="name", fix="Give one.")
+    name = named(name)
     with store.write() as session:
-        if session.scalar(select(Batch).where(Batch.name == name.strip())) is not None:
-            raise UsageError(f"there is a batch `{name.strip()}` already.", where="name", fix="Choose another name.")
-        batch = Batch(name=name.strip(), settings=settings.model_dump(), made_at=store.now())
+        if session.scalar(select(Batch).where(Batch.name == name)) is not None:
+            raise UsageError(f"there is a batch `{name}` already.", where="name", fix="Choose another name.")
+        batch = Batch(name=name, settings=settings.model_dump(), made_at=store.now())
         session.add(batch)
         session.flush()
         record(session, actor, "new", f"batch {batch.name}", store.now(), settings=settings.model_dump())

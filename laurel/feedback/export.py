@@ -125,7 +125,7 @@ def export(
     ties: drop or half. least_votes: items with fewer are left out. revisions: of votes, those that were changed later, too.
     In .csv a text that begins like a formula (= + - @) has a ' before it.
     """
-    names = [batches] if isinstance(batches, str) else list(batches)
+    names = [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
     out = Path(out).expanduser()
     _check(kind, ties, eval_share, columns, out)
     with store.read() as session:
@@ -157,7 +157,7 @@ def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out:
     if ties == "half" and (kind != "preferences" or "soft_label" not in columns):
         raise UsageError("a tie can only be said by `soft_label`, in preferences.", where="ties", fix="Use ties=drop, or add the column.")
     if not 0 <= eval_share < 1:
-        raise UsageError(f"{eval_share:g} is no share below 1.", where="eval_share")
+        raise UsageError(f"{eval_share:g} is no share below 1.", where="eval_share", fix="Give 0.1 for a tenth of the prompts, 0 for none.")
     if out.parent != Path() and not out.parent.is_dir():
         raise UsageError("no such folder.", where=str(out.parent), fix="Make it first.")
 
@@ -358,7 +358,8 @@ def _write(store: Store, parts: dict[Path, list[dict[str, Any]]], kind: str, peo
             write_rows([Row(cells(row), f"row {n}", str(n)) for n, row in enumerate(parts[path], 1)], draft)
         digest = hashlib.sha256(b"".join(draft.read_bytes() for draft in drafts.values())).hexdigest()
         with store.write() as session:
-            release = Release(digest=digest, kind=kind, path=", ".join(map(str, parts)), pseudonyms=people, made_at=store.now())
+            paths = ", ".join(str(path.absolute()) for path in parts)
+            release = Release(digest=digest, kind=kind, path=paths, pseudonyms=people, made_at=store.now())
             session.add(release)
             session.flush()
             rows = sum(map(len, parts.values()))

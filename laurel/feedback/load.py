@@ -28,6 +28,7 @@ from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Batch, Item, Plan, Response
 
 KINDS = ("normal", "gold", "attention", "check", "training")
+LONGEST_NAME, MOST_RANKED = 200, 12
 ENDLESS = 10**6
 """Answers that an item takes which is not there to be rated: gold, attention, check and training items."""
 Record = tuple[str, dict[str, Any]]
@@ -81,7 +82,10 @@ def load(
     answers take this many pairs, each an item of its own. votes: LLMFAO's table of votes; each item then wants as many votes as it had
     there, from the same workers. limit: the first so many items.
     """
-    path = Path(path).expanduser()
+    for name, number, least in (("limit", limit, 1), ("pairs", pairs, 0)):
+        if number is not None and number < least:
+            raise UsageError(f"{number} is too few.", where=name, fix="Give 1 or more, or leave it out.")
+    path, batch = Path(path).expanduser(), named(batch)
     records = read_records(path)
     needed, parse = _shape_of(*records[0]) if shape == "auto" else _shape_named(shape)
     proposed = list(parse(_whole(records, needed), path))
@@ -108,6 +112,13 @@ def load(
             count += 1
         record(session, actor, "import", f"batch {batch}", store.now(), file=path.name, items=count, left_out=len(left_out))
         return Loaded(found.id, count, tuple(left_out))
+
+
+def named(name: str) -> str:
+    """A batch's name without the spaces around it; refused where it is empty or too long."""
+    if not 0 < len(name.strip()) <= LONGEST_NAME:
+        raise UsageError(f"a batch has a name of 1 to {LONGEST_NAME} characters.", where="batch", fix="Give one.")
+    return name.strip()
 
 
 def batch_of(session: Session, name: str, settings: BatchSettings | None, now: float) -> Batch:
@@ -197,6 +208,9 @@ def _fits_form(count: int, settings: BatchSettings, where: str) -> None:
         raise UsageError(f"{count} responses, and the form `rating` shows two.", where=where, fix=fix)
     if settings.form == "ranking" and count < 2:
         raise UsageError("one response cannot be ranked.", where=where, fix="Give the batch the form `rating`.")
+    if count > MOST_RANKED:
+        fix = "Give fewer, or take pairs of them (--pairs) into a batch of the form `rating`."
+        raise UsageError(f"{count} responses, and nobody ranks more than {MOST_RANKED} with care.", where=where, fix=fix)
 
 
 def _answer(value: Any, where: str, number: int) -> tuple[str, list[Any], str]:

@@ -36,9 +36,15 @@ def report(source: str | Path, out: str | Path | None = None, *, reference: Refe
     source: a database (a path or an address), a folder of LLMFAO or of MT-Bench, or one of their files. reference: a population to
     compare the annotators with, see `reference_of`. UsageError where there is nothing to report on.
     """
+    if out is not None:
+        out = Path(out).expanduser()
+        if not out.parent.is_dir():
+            raise UsageError("no such folder.", where=str(out.parent), fix="Make it first.")
+        if out.is_dir():
+            raise UsageError("this is a folder.", where=str(out), fix="Name a file in it.")
     chapters = chapters_of(source, reference)
     if out is not None:
-        write_atomic(Path(out), page(chapters, str(source)).encode("utf-8", "replace"))
+        write_atomic(out, page(chapters, str(source)).encode("utf-8", "replace"))
     return text(chapters)
 
 

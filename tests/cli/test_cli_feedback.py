@@ -2,20 +2,22 @@
 
 import json
 import re
+import socket
 import sqlite3
 import sys
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from laurel.cli.main import main
+from laurel.feedback import demo
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, ApiKey, Assignment, Audit, Batch, Item, Vote
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "feedback"))
-from feedback_server import served
+from feedback_server import free_port, served
 
 ROWS = [{"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."} for n in range(4)]
 
@@ -67,7 +69,9 @@ def test_export_and_erase(database, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and "weight" in rows[0] and "margin" not in rows[0]
     assert main(["feedback", "erase", "ada"]) == 0
-    assert "out.jsonl" in capsys.readouterr().out
+    assert str(tmp_path / "out.jsonl") in capsys.readouterr().out
+    assert main(["feedback", "erase", "ada"]) == 0
+    assert "ada was erased already" in capsys.readouterr().out
     with database.read() as session:
         assert session.scalars(select(Vote)).all() == []
 
@@ -98,6 +102,11 @@ def test_invitations_keys_and_coordinators(database, capsys, monkeypatch):
     assert main(["feedback", "invite", "--count", "2", "--public-url", "https://rate.example"]) == 0
     links = re.findall(r"annotator-\w+  https://rate.example/invite/(\S+)", capsys.readouterr().out)
     assert len(set(links)) == 2
+    for wrong in ("nonsense", "http://", "https://a b", "http://x:port", "ftp://rate.example"):
+        assert main(["feedback", "invite", "--public_url", wrong]) == 2
+        assert "is not an address" in capsys.readouterr().err
+    with database.read() as session:
+        assert len(session.scalars(select(Annotator)).all()) == 2
     assert main(["feedback", "key", "chat"]) == 0
     key = capsys.readouterr().out.strip()
     with database.read() as session:
@@ -109,12 +118,57 @@ def test_invitations_keys_and_coordinators(database, capsys, monkeypatch):
     assert main(["feedback", "admin", "ada"]) == 2
     monkeypatch.setenv("LAUREL_PASSWORD", "a long password")
     assert main(["feedback", "admin", "ada"]) == 0
+    assert main(["feedback", "admin", " "]) == main(["feedback", "admin", "a" * 201]) == 2
+    assert "1 to 200 characters" in capsys.readouterr().err
 
 
 def test_an_address_that_others_reach_needs_a_coordinator(database, capsys):
     assert main(["feedback", "serve", "--host", "0.0.0.0"]) == 2
     assert "no coordinator has a password" in capsys.readouterr().err
     assert main(["feedback", "serve", "--public_url", "rate.example"]) == 2
+
+
+def test_what_cannot_be_served_is_told_before_the_demo_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, told in (
+            (["--port", port], "another --port"),
+            (["--host", "192.0.2.1"], "an address of this machine"),
+            (["--host", "no..host"], "an address of this machine"),
+            (["--public_url", "nonsense"], "is not an address"),
+        ):
+            assert main(["feedback", "serve", "--demo", *words]) == 2
+            printed = capsys.readouterr()
+            assert told in " ".join(printed.err.split()) and printed.out == ""
+    store = Store("feedback.db")
+    with store.read() as session:
+        assert session.scalars(select(Batch)).all() == []
+    demo.fill(store)
+    store.close()
+    assert main(["feedback", "serve", "--demo", "--port", str(free_port())]) == 2
+    assert "Leave --demo out to serve it again." in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_the_database_refuses_is_told_without_its_sql(database, tmp_path, capsys):
+    with database.write() as session:
+        session.execute(text("DROP TABLE verdict"))
+        session.execute(text("DROP TABLE release"))
+    rated(database)
+    assert main(["feedback", "export", "out.jsonl", "--batch", "b"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no such table: release" in said and "Then run it again" in said
+    assert not re.search("INSERT|SELECT|sqlalche|Traceback", said) and not list(tmp_path.glob("out*"))
+
+
+def test_items_that_nobody_is_shown_are_told_at_the_import(database, tmp_path, capsys):
+    (tmp_path / "gold.jsonl").write_text(json.dumps({**ROWS[0], "kind": "gold"}) + "\n")
+    assert main(["feedback", "import", "gold.jsonl", "--batch", "b"]) == 0
+    assert re.search(r"shown to nobody +1 gold \(gold_share is 0\)", capsys.readouterr().out)
+    assert main(["feedback", "import", "gold.jsonl", "--batch", "c", "--set", "gold_share=0.1"]) == 0
+    assert "shown to nobody" not in capsys.readouterr().out
 
 
 def test_what_is_not_installed_is_named(database, capsys, monkeypatch):

@@ -366,3 +366,14 @@ def test_the_audit_page_sees_a_changed_row(filled, chief):
 @pytest.mark.parametrize("path", [f"/admin/batches/9{rest}" for rest in ("", "/agreement", "/annotators", "/items", "/items/i1", "/words")])
 def test_a_batch_that_is_not_there_says_so(filled, chief, path):
     assert chief.get(path).status_code == 404
+
+
+def test_what_keeps_a_batch_shut_and_what_nobody_is_shown_stand_on_its_page(filled, chief):
+    chief.get("/admin/batches/1")
+    assert "Items that nobody is shown: 1 gold (gold_share is 0)" in chief.page.text
+    with filled.write() as session:
+        batch = session.get_one(Batch, 1)
+        batch.state, batch.settings = "draft", {**batch.settings, "needs_check": True, "gold_share": 0.1}
+    chief.get("/admin/batches/1")
+    assert "nobody is shown" not in chief.page.text
+    assert re.search(r"cannot be opened: .*no item of kind check.*--kind check.*<button disabled>Open", chief.page.text, re.DOTALL)

@@ -245,7 +245,7 @@ def test_wishes_that_cannot_be_are_refused(store, tmp_path):
         ({"ties": "odd"}, "unknown treatment"),
         ({"columns": ["odd"]}, "unknown column"),
         ({"ties": "half", "columns": ["margin"]}, "soft_label"),
-        ({"eval_share": 1.0}, "share"),
+        ({"eval_share": 3.0}, "no share below 1.*Give 0.1"),
         ({"batches": "odd"}, "no batch `odd`.*There are: b"),
         ({"out": tmp_path / "nowhere" / "x.jsonl"}, "no such folder"),
         ({}, "no item has"),
@@ -253,3 +253,13 @@ def test_wishes_that_cannot_be_are_refused(store, tmp_path):
         with pytest.raises(UsageError, match=r"(?s)" + told):
             export(store, **{"batches": "b", "kind": "preferences", "out": tmp_path / "x.jsonl", **options})
     assert list(tmp_path.glob("*.part*")) == []
+
+
+def test_a_batch_that_is_named_twice_is_written_once_and_its_file_is_remembered_whole(store, tmp_path, monkeypatch):
+    batch = opened(store, tmp_path, target_votes=1)
+    answer_all(store, annotator(store), batch, sure)
+    monkeypatch.chdir(tmp_path)
+    made = export(store, ["b", "b"], "preferences", "out.jsonl", eval_share=0.5)
+    assert made.rows == sum(len(rows_of(path)) for path in made.files) == 8
+    with store.read() as session:
+        assert session.scalar(select(Release)).path == f"{tmp_path / 'out.jsonl'}, {tmp_path / 'out.eval.jsonl'}"

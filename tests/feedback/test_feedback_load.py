@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
+from laurel.feedback.assign import Refused
+from laurel.feedback.batches import change_settings, never_shown, new_batch, open_batch, refusal
 from laurel.feedback.load import ENDLESS, load
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
@@ -200,3 +202,58 @@ def test_settings_are_the_batchs_own(store, tmp_path):
         load(store, path, "b", shape="csv")
     with pytest.raises(UsageError, match="`model_x` is missing"):
         load(store, path, "b", shape="llmfao")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"limit": -3}, "limit: -3 is too few"),
+        ({"limit": 0}, "limit: 0"),
+        ({"pairs": -3}, "pairs: -3 is too few"),
+        ({"batch": " "}, "1 to 200 characters"),
+        ({"batch": "x" * 5000}, "1 to 200 characters"),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused(store, tmp_path, options, told):
+    with pytest.raises(UsageError, match=told) as error:
+        load(store, lines(tmp_path / "p.jsonl", [PAIR]), **{"batch": "b", **options})
+    assert error.value.fix
+    with store.read() as session:
+        assert session.scalars(select(Batch)).all() == []
+
+
+def test_a_name_is_the_one_of_the_web_form(store, tmp_path):
+    number = new_batch(store, " b ", BatchSettings(), actor="c")
+    assert load(store, lines(tmp_path / "p.jsonl", [PAIR]), " b").batch == number
+
+
+def test_at_most_twelve_responses_are_ranked(store, tmp_path):
+    ranking = BatchSettings(form="ranking")
+    rows = [{"prompt": "Go.", "responses": list(map(str, range(count)))} for count in (12, 13)]
+    with pytest.raises(UsageError, match=r"p.jsonl:2: 13 responses.*more than 12.*--pairs"):
+        load(store, lines(tmp_path / "p.jsonl", rows), "b", settings=ranking)
+    assert load(store, lines(tmp_path / "p.jsonl", rows[:1]), "b", settings=ranking).items == 1
+
+
+def test_items_that_nobody_is_shown_are_named(store, tmp_path):
+    rows = [{**PAIR, "prompt": f"Name tree {n}.", "kind": kind} for n, kind in enumerate(("gold", "gold", "attention", "check", "normal"))]
+    made = load(store, lines(tmp_path / "p.jsonl", rows), "b")
+    assert never_shown(store, made.batch) == "2 gold (gold_share is 0), 1 attention (gold_share is 0), 1 check (needs_check is off)"
+    change_settings(store, made.batch, BatchSettings(gold_share=0.1, needs_check=True), actor="c")
+    assert never_shown(store, made.batch) == ""
+
+
+def test_a_batch_whose_questions_are_missing_is_not_opened(store, tmp_path):
+    made = load(store, lines(tmp_path / "p.jsonl", [PAIR]), "b", settings=BatchSettings(needs_check=True))
+    assert "--kind check" in refusal(store, made.batch)
+    with pytest.raises(Refused, match=r"no item of kind check.*--kind check.*needs_check off"):
+        open_batch(store, made.batch, actor="c")
+    told = {"prompt": "Q?", "chosen": "As an AI language model by OpenAI, yes.", "rejected": "No.", "kind": "check"}
+    load(store, lines(tmp_path / "told.jsonl", [told]), "b")
+    with pytest.raises(Refused, match="words that tell"):  # its only question would be held back
+        open_batch(store, made.batch, actor="c")
+    load(store, lines(tmp_path / "q.jsonl", [{**PAIR, "kind": "check"}]), "b")
+    assert refusal(store, made.batch) == ""
+    open_batch(store, made.batch, actor="c")
+    with store.read() as session:
+        assert session.get_one(Batch, made.batch).state == "open"

@@ -146,3 +146,14 @@ def test_numbers_in_words():
     assert span(Agreement(0.5, None, None, 1)) == "-"
     part = agreement({"k": Agreement(None, None, None, 0, "all are equal")})
     assert part.rows == (("k", "undefined", "-", "0", "because all are equal"),)
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_counted(tmp_path, monkeypatch):
+    def counted(*_):
+        raise AssertionError("it was counted first")
+
+    monkeypatch.setattr("laurel.feedback.report.chapters_of", counted)
+    for out, told in ((tmp_path / "nowhere" / "x.html", "no such folder"), (tmp_path, "this is a folder")):
+        with pytest.raises(UsageError, match=told) as error:
+            report(tmp_path, out)
+        assert error.value.fix

@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from laurel.core.errors import UsageError
 from laurel.feedback import people
@@ -38,7 +38,10 @@ class Demo(NamedTuple):
 def fill(store: Store) -> Demo:
     """Put the example into an empty database. The password is random and told only here."""
     with store.read() as session:
-        if session.scalar(select(func.count()).select_from(Batch)):
+        names = set(session.scalars(select(Batch.name)))
+        if names >= BATCHES.keys():
+            raise UsageError("the database has the example already.", where="--demo", fix="Leave --demo out to serve it again.")
+        if names:
             raise UsageError("the database has batches already.", where="--demo", fix="Give a new database: --database demo.db.")
     with store.write() as session:
         session.add(Guideline(text=(HERE / "guidelines.md").read_text(encoding="utf-8"), made_at=store.now()))

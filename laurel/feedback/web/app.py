@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,9 +25,7 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
 
     public_url: the address that browsers use; with https cookies are Secure. support: a line for annotators about where to find help.
     """
-    if not public_url.startswith(("http://", "https://")):
-        raise UsageError(f"`{public_url}` is not an address.", where="public_url", fix="Give http://HOST:PORT or https://HOST.")
-    site = Site(store, public_url.rstrip("/"), support, limits or Limits())
+    site = Site(store, address_of(public_url), support, limits or Limits())
     routes: list[BaseRoute] = [
         Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         Route("/admin/login", login_page, methods=["GET"]),
@@ -39,6 +39,18 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
     app = Starlette(routes=routes, middleware=[Middleware(Guard, site=site)], exception_handlers=handlers)  # type: ignore[arg-type]
     app.state.site = site
     return app
+
+
+def address_of(url: str) -> str:
+    """An address as browsers use it, without the slash at its end; refused where it is none."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True) and not {*url} & set(" ?#\n\t")
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UsageError(f"`{url}` is not an address.", where="public_url", fix="Give http://HOST:PORT or https://HOST.")
+    return url.rstrip("/")
 
 
 def login_page(request: Request) -> Response:

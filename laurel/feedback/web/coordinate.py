@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from laurel.core.errors import LaurelError
 from laurel.feedback.analysis import pay
 from laurel.feedback.ballots import timed_poll
-from laurel.feedback.batches import change_settings, close_batch, exposure, new_batch, open_batch, refusal, summaries
+from laurel.feedback.batches import change_settings, close_batch, exposure, never_shown, new_batch, open_batch, refusal, summaries
 from laurel.feedback.identity import decide, flagged, read_and_hold
 from laurel.feedback.sections import harm, state
 from laurel.feedback.sections import pay as pay_section
@@ -27,14 +27,14 @@ from laurel.feedback.web.text import plain
 FIELDS = {
     "target_votes": ("Votes for each item", "No item gets more."),
     "hit_size": ("Samples for each annotator", "The progress that annotators see counts to it."),
-    "form": ("Form", "Two responses and four levels, or any number of responses in order."),
+    "form": ("Form", "Two responses and four levels, or up to 12 responses in order."),
     "allow_tie": ("Allow a tie", ""),
     "helpfulness": ("Ask how helpful each response is", "Five levels."),
     "presentation": ("Ask how well each response is presented", "Three levels."),
     "rationale": ("Ask for a reason", ""),
     "markdown": ("Show responses as Markdown", "Cleaned. Off: plain text."),
     "lease_minutes": ("Minutes that a sample is kept for an annotator", "Each sign of life begins them anew."),
-    "repeat_share": ("Share of samples shown once more", "0 to 0.5, with the slots swapped; 0.03 to 0.05 is usual."),
+    "repeat_share": ("Share of samples shown once more", "0 to 0.4, with the slots swapped; 0.03 to 0.05 is usual."),
     "gold_share": ("Share of gold and attention items", "0 to 0.5, while there are any."),
     "needs_check": ("Questions about the guidelines come first", "All right within two attempts."),
     "pay_per_item": ("Pay for each sample", "In the currency below; training, gold and repeats are paid too."),
@@ -107,7 +107,8 @@ def batch_page(request: Request) -> Response:
     paid, exposed = pay(timed_poll(store, batch)), exposure(store, batch)
     parts = [state(found), *([pay_section(paid)] if paid else []), *([harm(exposed)] if exposed else [])]
     why = refusal(store, batch) if found.state != "open" else ""
-    return page(request, "admin_batch.html", batch=found, parts=parts, why=why, held=request.query_params.get("held", ""))
+    idle, held = never_shown(store, batch), request.query_params.get("held", "")
+    return page(request, "admin_batch.html", batch=found, parts=parts, why=why, idle=idle, held=held)
 
 
 def form_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:

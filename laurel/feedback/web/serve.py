@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
+import socket
 
 import uvicorn
 from sqlalchemy import func, select
@@ -12,7 +14,7 @@ from starlette.applications import Starlette
 from laurel.core.errors import UsageError
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin
-from laurel.feedback.web.app import create_app
+from laurel.feedback.web.app import address_of, create_app
 
 DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 """How the processes learn what they serve."""
@@ -24,23 +26,45 @@ def made() -> Starlette:
 
 
 def serve(store: Store, host: str, port: int, workers: int, public_url: str, *, say: str = "") -> None:
-    """Serve until interrupted; `say` is printed before. An address that others reach is refused while no coordinator has a password."""
+    """Serve until interrupted; `say` is printed before, once `check` has nothing against it."""
+    check(store, host, port, workers, public_url)
+    os.environ[DATABASE], os.environ[PUBLIC_URL] = store.url, public_url
+    store.close()
+    print(say, flush=True)
+    uvicorn.run(
+        "laurel.feedback.web.serve:made", factory=True, host=host, port=port, workers=workers, log_level="warning", server_header=False
+    )
+
+
+def check(store: Store, host: str, port: int, workers: int, public_url: str, *, demo: bool = False) -> None:
+    """UsageError where these cannot be served: a wrong address, a port in use, or nobody with a password at an address others reach.
+
+    demo: a coordinator is about to be made.
+    """
     if workers < 1:
         raise UsageError("there is at least one process.", where="--workers")
     if not 0 < port < 65536:
         raise UsageError(f"{port} is no port.", where="--port", fix="Take one from 1024 to 65535.")
     with store.read() as session:
         admins = session.scalar(select(func.count()).select_from(Admin)) or 0
-    if not is_loopback(host) and not admins:
+    if not is_loopback(host) and not admins and not demo:
         fix = "Make a coordinator first: laurel feedback admin NAME. Or serve on 127.0.0.1."
         raise UsageError(f"{host} can be reached from outside, and no coordinator has a password.", where="--host", fix=fix)
-    os.environ[DATABASE], os.environ[PUBLIC_URL] = store.url, public_url
-    create_app(store, public_url=public_url)  # a wrong address is told before anything is served
-    store.close()
-    print(say, flush=True)
-    uvicorn.run(
-        "laurel.feedback.web.serve:made", factory=True, host=host, port=port, workers=workers, log_level="warning", server_header=False
-    )
+    address_of(public_url)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: one that has just ended is not in the way
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        number, said = getattr(error, "errno", 0), getattr(error, "strerror", "") or "no host has such a name"
+        if number == errno.EADDRINUSE:
+            fix = "Another program listens there: end it, or take another --port."
+        elif number == errno.EACCES:
+            fix = "Take a --port from 1024 to 65535."
+        else:
+            fix = "Give --host an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
+        raise UsageError(f"{host}, port {port}, cannot be listened on: {said}.", where="laurel feedback serve", fix=fix) from error
 
 
 def is_loopback(host: str) -> bool:
