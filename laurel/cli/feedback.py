@@ -151,7 +151,7 @@ def run_serve(args: argparse.Namespace, store: Store) -> int:
             [("annotator", f"{public}/invite/{demo.token}"), ("coordinator", f"{public}/admin/login"), ("name", demo.admin),
              ("password", demo.password)],
         )  # fmt: skip
-    serve(store, args.host, args.port, args.workers, public, say=f"serving {args.database} at {public} (Ctrl-C ends it)")
+    serve(store, args.host, args.port, args.workers, public, say=f"serving {store.shown} at {public} (Ctrl-C ends it)")
     return 0
 
 
