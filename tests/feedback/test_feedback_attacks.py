@@ -3,6 +3,7 @@
 import re
 import uuid
 
+import anyio
 import pytest
 from feedback_pages import SECRETS, Visitor, pin, rich_batch
 from sqlalchemy import select, text
@@ -353,3 +354,21 @@ def test_every_form_needs_its_token_and_every_coordinators_page_a_coordinator(st
             assert visitor.get(path).status_code == 403, path
             anyone = Visitor(store).client.get(path, follow_redirects=False)
             assert (anyone.status_code, anyone.headers["location"]) == (303, "/admin/login"), path
+
+
+def test_a_browser_that_goes_away_in_the_middle_of_a_form_is_no_error(store):
+    app, sent = create_app(store), []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"99")]
+    scope = {
+        "type": "http", "method": "POST", "path": "/logout", "headers": headers, "query_string": b"", "scheme": "http",
+        "http_version": "1.1", "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 1), "root_path": "", "raw_path": b"/logout",
+    }  # fmt: skip
+    anyio.run(app, scope, receive, send)
+    assert sent == []

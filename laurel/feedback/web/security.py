@@ -13,7 +13,7 @@ import jinja2
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -105,6 +105,8 @@ class Guard:
         request = Request(scope, receive)
         try:
             await self._look(request)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
         except (LaurelError, HTTPException) as error:
             response = await run_in_threadpool(error_page, request, error, self.site)
             await response(scope, receive, send_with_headers)
