@@ -110,6 +110,7 @@ def servers(database: str, *, kill_every: float = 0.0, seed: int = 0) -> Iterato
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -231,7 +232,7 @@ def compare(ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]) -> d
     return {"equal": one == two, "lost": (two - one).total(), "added": (one - two).total(), "revisions": later}
 
 
-def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: float = 0.5, items: int = 400) -> dict[str, Any]:
+def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: float = 3.0, items: int = 400) -> dict[str, Any]:
     """Annotators who all rate at once, each pausing `think` seconds on average before an answer: milliseconds of a submission."""
     store = Store(database)
     text = "word " * 150
@@ -278,7 +279,7 @@ def main() -> int:
     one.add_argument("--kill_every", type=float, default=3.0)
     two.add_argument("--annotators", type=int, default=50)
     two.add_argument("--seconds", type=float, default=20.0)
-    two.add_argument("--think", type=float, default=0.5)
+    two.add_argument("--think", type=float, default=3.0)
     for verb in (one, two):
         verb.add_argument("--database")
     args = parser.parse_args()

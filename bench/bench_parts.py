@@ -62,9 +62,8 @@ def step(algorithm: str, size: str) -> None:
     """Shares of torch's operators in one step of the loop, after two that warm up."""
     shape = models.Shape(size=size, prompts=64 if size == "a" else 8)
     samples = algorithm in ("grpo", "ppo", "raft")
-    rows = models.texts(models.Shape(size=size, rows=512, low=32, high=256)) if algorithm == "sft" else models.pairs(shape)
-    if algorithm == "ilql":
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(rows)]
+    made = {"sft": models.texts, "ilql": models.logged}.get(algorithm, models.pairs)
+    rows = made(models.Shape(size=size, rows=512, low=32, high=256) if algorithm == "sft" else shape)
     options: dict[str, Any] = {"train_on": "all"} if algorithm == "sft" else {}
     options |= ours.sampling_options(shape) if samples else {"prompts_per_step": shape.batch}
     with tempfile.TemporaryDirectory() as folder:

@@ -103,6 +103,11 @@ def pairs(shape: Shape) -> list[dict[str, str]]:
     return [{"prompt": words(shape.prompt), "chosen": " " + words(length()), "rejected": " " + words(length())} for _ in range(shape.rows)]
 
 
+def logged(shape: Shape) -> list[dict[str, Any]]:
+    """Logged answers with rewards: the chosen ones of `pairs`."""
+    return [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(pairs(shape))]
+
+
 def texts(shape: Shape) -> list[dict[str, str]]:
     """Texts of low to high tokens."""
     generator = torch.Generator().manual_seed(4)

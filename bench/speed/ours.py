@@ -124,8 +124,7 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
     """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent in matrix products, and 1 - mfu."""
     rows = prompts_of(shape)
     if algorithm == "ilql":
-        answers = models.pairs(shape)
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(answers)]  # type: ignore[dict-item]
+        rows = models.logged(shape)
         options: dict[str, Any] = {"prompts_per_step": shape.batch}
     else:
         options = sampling_options(shape)

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.feedback.audit import record
-from laurel.feedback.store import LOCK, Store
+from laurel.feedback.store import Store
 from laurel.feedback.tables import Base
 
 
@@ -51,7 +51,7 @@ def counted(store: Store) -> dict[str, int]:
 
 def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(rows before, rows in the copy). No writer comes between counting and copying."""
-    with store.engine.connect() as connection, _alone(store):
+    with store.engine.connect() as connection, store.write():
         counts = counted(store)
         raw = connection.connection.driver_connection
         assert raw is not None
@@ -76,7 +76,7 @@ def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]
     """(rows before, rows in the archive): the archive's data is read back in whole, table by table."""
     url = make_url(store.url).set(drivername="postgresql")
     secret = {"PGPASSWORD": url.password} if url.password else {}
-    with _alone(store):
+    with store.write():
         counts = counted(store)
         plain = url.set(password=None).render_as_string()
         _call(["pg_dump", "--format=custom", "--no-owner", f"--file={draft}", plain], secret)
@@ -91,23 +91,6 @@ def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]
         elif copying := re.match(r'COPY (?:\w+\.)?"?(\w+)"? ', line):
             table = copying[1]
     return counts, found
-
-
-class _alone:
-    """No writer of any process between entering and leaving; readers go on."""
-
-    def __init__(self, store: Store) -> None:
-        self.connection = store.engine.connect().execution_options(laurel_write=True)
-        self.sqlite = store.sqlite
-
-    def __enter__(self) -> None:
-        self.transaction = self.connection.begin()
-        if not self.sqlite:
-            self.connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-
-    def __exit__(self, *error: object) -> None:
-        self.transaction.rollback()
-        self.connection.close()
 
 
 def _call(words: list[str], environment: dict[str, str]) -> str:

@@ -213,8 +213,9 @@ def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = 
             removed[table.__tablename__] = session.execute(delete(table).where(table.annotator_id == annotator_id)).rowcount
         owed = Counter[str]()
         for assignment in session.scalars(select(Assignment).where(Assignment.annotator_id == annotator_id)):
-            paid = assignment.state == "submitted" or assignment.skip_reason == DISTRESSING
-            owed[session.get_one(Batch, assignment.batch_id).name] += paid
+            paid = assignment.state == "submitted" or assignment.skip_reason in (DISTRESSING, ANSWERED)
+            if assignment.item.kind != "product":
+                owed[session.get_one(Batch, assignment.batch_id).name] += paid
             if assignment.state == "submitted" and keep:
                 continue
             give_back(session, assignment)

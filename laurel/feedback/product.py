@@ -190,8 +190,11 @@ def _vote_key(key: ApiKey, item: str, pseudonym: str, idempotency: str) -> str:
 def _vote(session: Session, store: Store, key: ApiKey, item: Item, person: Annotator, answer: Answer, idempotency: str) -> dict[str, Any]:
     """Store the answer, or find it stored under this idempotency key."""
     name = _vote_key(key, item.id, person.pseudonym, idempotency)
+    taken = taken_of(answer, item.source["order"], SETTINGS)
     known = session.scalar(select(Vote).where(Vote.key == name))
     if known is not None:
+        if known.rating != taken["rating"]:
+            raise Refused("another answer was stored before, and holds.", fix="To change it, send a new Idempotency-Key.")
         return {"stored": True, "revision": known.revision, "again": True}
     mine = select(Assignment).where(Assignment.item_id == item.id, Assignment.annotator_id == person.id, Assignment.repeat == 0)
     assignment = session.scalar(mine)
@@ -206,7 +209,6 @@ def _vote(session: Session, store: Store, key: ApiKey, item: Item, person: Annot
         session.add(assignment)
         session.flush()
     revision = 1 + (session.scalar(select(func.max(Vote.revision)).where(Vote.assignment_id == assignment.id)) or 0)
-    taken = taken_of(answer, assignment.order, SETTINGS)
     session.add(Vote(assignment_id=assignment.id, revision=revision, key=name, made_at=store.now(), **taken))
     session.flush()
     return {"stored": True, "revision": revision, "again": False}

@@ -74,7 +74,7 @@ def _batches(store: Store, reference: Reference | None) -> list[Chapter]:
     with store.read() as session:
         batches = list(session.scalars(select(Batch.id).order_by(Batch.id)))
     if not batches:
-        raise UsageError("this database has no batch.", where=store.url, fix="Bring votes or items in: laurel feedback import.")
+        raise UsageError("this database has no batch.", where=store.shown, fix="Bring votes or items in: laurel feedback import.")
     found = []
     for batch in batches:
         poll = batch_poll(store, batch)

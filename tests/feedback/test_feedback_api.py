@@ -60,10 +60,14 @@ def test_a_choice_is_stored_for_the_response_that_was_shown_there(store, applica
 def test_the_same_key_is_the_same_answer_and_another_key_a_changed_mind(store, application):
     asked = application.post("/api/v1/comparisons", json=ASK).json()
     url, laurel = f"/api/v1/comparisons/{asked['id']}/choice", asked["responses"].index("Laurel.")
-    for choice, key, revision, again in ((laurel, "a", 1, False), (1 - laurel, "a", 1, True), ("tie", "b", 2, False)):
+    for choice, key, revision, again in ((laurel, "a", 1, False), (laurel, "a", 1, True), ("tie", "b", 2, False)):
         said = application.post(url, json={"choice": choice, "user": "u"}, headers={"Idempotency-Key": key})
         assert said.json() == {"stored": True, "revision": revision, "again": again}
     assert [(said, revision) for said, _, revision in votes(store)] == [(["Laurel.", "Stone."], 1), ("tie", 2)]
+    for key in ({"Idempotency-Key": "a"}, {}):  # never "stored" for an answer that was not
+        application.post(url, json={"choice": laurel, "user": "u"}, headers=key)
+        said = application.post(url, json={"choice": 1 - laurel, "user": "u"}, headers=key)
+        assert said.status_code == 409 and "Idempotency-Key" in said.json()["fix"], said.text
     other = application.post(url, json={"choice": 0, "user": "v"})
     assert other.status_code == 409 and "another user" in other.json()["error"]
 

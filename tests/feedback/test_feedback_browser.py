@@ -5,7 +5,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from feedback_pages import pin, rich_batch
+from feedback_server import free_port
 from sqlalchemy import select
 
 from laurel.feedback import people
@@ -41,10 +41,7 @@ class Server:
     """A uvicorn process on a database; it can be killed and started again at the same address."""
 
     def __init__(self, path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.path, self.process = path, None
+        self.port, self.path, self.process = free_port(), path, None
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 

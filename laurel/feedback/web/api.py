@@ -206,7 +206,7 @@ def ask(request: Request, question: Question, key: Caller) -> Asked:
 
 @router.post("/v1/comparisons/{comparison}/choice")
 def choose(request: Request, comparison: str, choice: Choice, key: Caller, again: Again = "") -> Stored:
-    """Which slot the user preferred. A comparison is one user's; without an Idempotency-Key the first choice stays."""
+    """Which slot the user preferred. A comparison is one user's; an answer without an Idempotency-Key cannot be changed later."""
     store = request.app.state.store
     of_user(store, key, choice.user)
     return Stored(**product.choose(store, key, comparison, choice.user, choice.choice, again))
@@ -248,7 +248,8 @@ def chosen(
     store = request.app.state.store
     key = product.signed_key(store, comparison, user, until, signature)
     of_user(store, key, user)
-    product.choose_as(store, key, comparison, user, choice if choice == "tie" else int(choice), signature)
+    if not product.shown(store, key, comparison, user, signature)[-1]:  # going back and choosing anew changes nothing
+        product.choose_as(store, key, comparison, user, choice if choice == "tie" else int(choice), signature)
     return page(store, comparison, user, until, signature)
 
 
