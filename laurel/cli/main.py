@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("laurel.cli.verify", "proof: what trains, against exact truths; planted mistakes must be noticed"),
     "tabular": ("laurel.cli.tabular", "the foundations on exact worlds: gridworld, planning, imitation, inverse RL, hindsight"),
     "feedback": ("laurel.cli.feedback", "people's preferences: pages to rate on, import, export, report"),
+    "prompt": ("laurel.cli.prompt", "which prompt for which query, learned from logs alone: fit, choose, report"),
     "report": ("laurel.cli.report", "one self-contained page about a run"),
     "bench": ("laurel.cli.bench", "laurel beside its peers on this machine, with goals"),
     "doctor": ("laurel.cli.doctor", "a verdict on this installation"),

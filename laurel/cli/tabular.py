@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     target = VERBS[args.tabular_verb][0]
     _, options = signature(target)
     for name, suffixes in (("plot", PICTURES), ("page", PAGES)):
-        _prepare(f"--{name}", getattr(args, name), suffixes)
+        prepare(f"--{name}", getattr(args, name), suffixes)
     module, _, function = target.partition(":")
     experiment = getattr(importlib.import_module(module), function)
     exhibit = experiment(**{option.name: getattr(args, option.name) for option in options})
@@ -206,7 +206,7 @@ def command_line(args: argparse.Namespace, options: Sequence[Option]) -> str:
     return shlex.join(words)
 
 
-def _prepare(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+def prepare(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that could not be written, before anything is run; make the folder it goes into."""
     if path is None:
         return

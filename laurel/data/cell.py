@@ -8,7 +8,7 @@ from typing import Any
 
 from laurel.core.errors import UsageError
 
-_NAMES = "text prompt completion chosen rejected question answer instruction input output task id source solution gold"
+_NAMES = "text query prompt completion response chosen rejected question answer instruction input output task id source solution gold"
 TEXT_COLUMNS = frozenset(_NAMES.split())
 
 

@@ -39,6 +39,7 @@ ORDER = (
     "experiments.md",
     "feedback.md",
     "feedback-statistics.md",
+    "prompts.md",
     "performance.md",
     "foundations/index.md",
     "foundations/verify.md",

