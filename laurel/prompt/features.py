@@ -23,7 +23,8 @@ DIRECTIONS = 64
 """Kept of any encoding."""
 WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[?%$€£/:]")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-Rows = np.ndarray | sparse.csr_matrix
+Rows = Any
+"""A numpy array or a sparse matrix of scipy, [n, d]."""
 
 
 class Encoder(Protocol):
@@ -101,7 +102,7 @@ class Sentences:
         """[n, d] float32."""
         new = sorted(set(texts) - self.seen.keys())
         if new:
-            self.seen.update(zip(new, self.model.encode(new, batch_size=64, show_progress_bar=len(new) > 1000), strict=True))
+            self.seen.update(zip(new, np.asarray(self.model.encode(new, batch_size=64, show_progress_bar=len(new) > 1000)), strict=True))
         return np.stack([self.seen[text] for text in texts])
 
 

@@ -55,7 +55,7 @@ def report(
 ) -> Exhibit:  # fmt: skip
     """Fit and value a log on its own split, if it has one, and on splits by question and by story. No test reward chooses anything."""
     published = published or {}
-    seen = log.rows(~log.test_S).logged_SP.any(0)
+    seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
     splits = [("its own split", log)] if log.test_S.any() else []
     splits.append(("questions held out", _only_seen(grouped_split(log, seed=seed), seen)))
     if (alike := stories(log)) is not None:
@@ -152,7 +152,7 @@ def _choices(log: Log, test: Log, found: Fit, seen: list[int], predicted: np.nda
     rows["hindsight"] = row(f"in hindsight: {inside.names[hindsight]}", sent, published.get("best train prompt"))
     rows["chosen"] = row("chosen per query", own.argmax(1), published.get("IRL 0"))
     rows["abstaining"] = row("the saved choice", leaving(own, default, predictor.margin))
-    whole = test.logged_SP.all(1)
+    whole = np.all(test.logged_SP, axis=1)
     if len(seen) < len(log.names) and whole.any():
         rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
     if test.confidence_SP is not None:

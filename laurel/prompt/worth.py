@@ -8,6 +8,8 @@ import numpy as np
 
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean
 
+Groups = Sequence[Hashable] | np.ndarray
+
 # Everywhere: reward_SP has nan where a prompt was not tried; propensity_SP is the probability that the logger tried it (read only where it
 # did); policy_SP is what is to be valued: how probably it sends prompt p, one-hot for a plain choice; question_S groups draws of one.
 
@@ -17,7 +19,7 @@ def one_hot(choice_S: np.ndarray, prompts: int) -> np.ndarray:
     return np.eye(prompts)[choice_S]
 
 
-def exact(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def exact(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
     """mean over queries of sum_p pi(p|q) r(q, p): no estimate but of the queries. Every prompt that is sent must have been tried."""
     return mean_of(value_S(reward_SP, policy_SP), question_S)
 
@@ -29,14 +31,14 @@ def value_S(reward_SP: np.ndarray, policy_SP: np.ndarray) -> np.ndarray:
     return np.where(policy_SP > 0, policy_SP * reward_SP, 0.0).sum(1)
 
 
-def inverse_propensity(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def inverse_propensity(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
     """IPS: mean over queries of sum over tried p of pi(p|q)/b(p|q) r. Unbiased if b is right and positive wherever pi is. Horvitz and
     Thompson 1952. With r = 1, 0 at b = .25, .75 and pi all on the first: (4 * 1 + 0) / 2 = 2, which no reward can be: it is noisy."""
     weight, reward = _weights(reward_SP, propensity_SP, policy_SP)
     return mean_of((weight * reward).sum(1), question_S)
 
 
-def self_normalised(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def self_normalised(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
     """SNIPS: sum of weighted rewards over the sum of weights, inside the rewards' range; the interval is that of its linear part.
 
     ValueError where the policy never sends what was tried. Swaminathan and Joachims 2015.
@@ -50,7 +52,7 @@ def self_normalised(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP:
 
 
 def doubly_robust(
-    reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, predicted_SP: np.ndarray, question_S: Sequence[Hashable]
+    reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, predicted_SP: np.ndarray, question_S: Groups
 ) -> Interval:
     """DR: mean of sum_p pi r^ + sum over tried p of pi/b (r - r^). Unbiased if b or r^ is right, and less noisy than IPS if r^ is near.
 
@@ -65,7 +67,7 @@ def doubly_robust_S(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP:
     return (policy_SP * predicted_SP).sum(1) + (weight * (reward - np.where(weight != 0, predicted_SP, 0.0))).sum(1)
 
 
-def regret(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def regret(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
     """mean of max_p r(q, p) - sum_p pi r: to the per-query oracle, all prompts tried.
 
     Exact where rewards are expected rewards. Of single noisy draws the best looks better than any prompt is, so the regret is an upper
@@ -94,7 +96,7 @@ def split_oracle(reward_SP: np.ndarray, question_S: np.ndarray) -> Interval | No
     return cluster_bootstrap_mean(values, groups) if values else None
 
 
-def gain(reward_SP: np.ndarray, policy_SP: np.ndarray, baseline_SP: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def gain(reward_SP: np.ndarray, policy_SP: np.ndarray, baseline_SP: np.ndarray, question_S: Groups) -> Interval:
     """Paired: the exact value of one policy minus another's on the same queries, whole questions resampled."""
     return mean_of(value_S(reward_SP, policy_SP) - value_S(reward_SP, baseline_SP), question_S)
 
@@ -124,6 +126,6 @@ def _weights(reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.nda
     return weight, np.where(tried, reward_SP, 0.0)
 
 
-def mean_of(values: np.ndarray, question_S: Sequence[Hashable]) -> Interval:
+def mean_of(values: np.ndarray, question_S: Groups) -> Interval:
     """The mean over queries, whole questions resampled."""
     return cluster_bootstrap_mean(values.tolist(), list(question_S))
