@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     choose.add_argument("predictor", help="a folder of `laurel prompt fit`")
     choose.add_argument("queries", nargs="+", help="queries, or one file of rows with a column `query`")
     choose.add_argument("--candidates", metavar="FILE", help="rows name, prompt to choose from (default: the training prompts)")
-    choose.add_argument("--unseen", action="store_true", help="let candidates that training did not see compete, credible or not")
+    choose.add_argument("--unseen", action="store_true", help="let candidates compete that training did not see")
     choose.add_argument("--cost_weight", type=float, default=0.0, metavar="PRICE", help="reward that one unit of cost is worth (default 0)")
     choose.add_argument("--out", metavar="FILE", type=Path, help="write the rows there (.jsonl, .csv, ...) instead of a table")
 

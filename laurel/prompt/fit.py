@@ -89,13 +89,18 @@ def fit(
 
 
 def value_S(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray) -> np.ndarray | None:
-    """What a choice is worth on each query of a log: exact where it can be, doubly robust with propensities, else None."""
-    policy = one_hot(choice_S, len(log.names))
-    if log.logged_SP.all():
-        return exact_S(log.reward_SP, policy)
-    if log.propensity_SP is not None:
+    """What a choice is worth on each query of a log: exact where every prompt was tried, nan elsewhere; None if that is nowhere.
+
+    With propensities doubly robust, for every query, unless everything was tried.
+    """
+    policy, whole = one_hot(choice_S, len(log.names)), np.all(log.logged_SP, axis=1)
+    if log.propensity_SP is not None and not whole.all():
         return doubly_robust_S(log.reward_SP, log.propensity_SP, policy, predicted_SP)
-    return None
+    if not whole.any():
+        return None
+    value = np.full(len(whole), np.nan)
+    value[whole] = exact_S(log.reward_SP[whole], policy[whole])
+    return value
 
 
 def value_of(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_S: np.ndarray | None = None) -> Interval | None:
@@ -107,7 +112,8 @@ def value_of(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_
         other = value_S(log, baseline_S, predicted_SP)
         assert other is not None
         value = value - other
-    return mean_of(value, log.question_S)
+    known = ~np.isnan(value)
+    return mean_of(value[known], log.question_S[known])
 
 
 def rates(log: Log) -> np.ndarray:
@@ -137,7 +143,9 @@ def _trials(model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: 
         value = value_S(log, table.argmax(1), table)
         loss = log_loss(table[tried], log.reward_SP[tried])
         found.append(
-            Trial(named(told), told, loss, auc(table[tried], log.reward_SP[tried]), None if value is None else float(value.mean()), table)
+            Trial(
+                named(told), told, loss, auc(table[tried], log.reward_SP[tried]), None if value is None else float(np.nanmean(value)), table
+            )
         )
     return found
 

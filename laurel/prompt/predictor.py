@@ -58,11 +58,12 @@ class Predictor:
     def scores(self, x_SD: np.ndarray, prompts: Mapping[str, str] | None = None) -> np.ndarray:
         """[S, P] predicted rewards of candidates {name: text} (None: the training prompts), for queries given by their `features`."""
         texts = self.prompts if prompts is None else tuple(prompts.values())
-        if self._candidates is None or self._candidates[0] != texts:  # the same candidates, query after query, are encoded once
+        known = self._candidates
+        if known is None or known[0] != texts:  # the same candidates, query after query, are encoded once
             place = {text: p for p, text in enumerate(self.prompts)}
             which = np.array([place.get(text, -1) for text in texts])
-            self._candidates = texts, self.prompt_directions(self.encode(texts)), which
-        return self.model.predict(x_SD, *self._candidates[1:])
+            self._candidates = known = (texts, self.prompt_directions(self.encode(texts)), which)
+        return self.model.predict(x_SD, *known[1:])
 
     def choose(
         self, queries: Sequence[str], prompts: Mapping[str, str] | None = None, *, cost_weight: float = 0.0, unseen: bool | None = None

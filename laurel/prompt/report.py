@@ -121,7 +121,10 @@ def judged(
         "cross_validated_gain": _plain(found.gain), "unseen_gain": _plain(found.unseen), "leaked": leaked(log),
         "reward_models": {str(row[0]): dict(zip(tables[-2].columns[1:], row[1:], strict=True)) for row in tables[-2].rows},
     }  # fmt: skip
-    notes = [f"{name}: {line}" for line in _told(rows, found, bool(leaked(log)))]
+    whole = np.all(test.columns(seen).logged_SP, axis=1)
+    partly = test.propensity_SP is None and 0 < whole.sum() < len(whole)
+    part = f"values are of the {int(whole.sum()):,} queries on which every prompt was tried; others may differ."
+    notes = [f"{name}: {line}" for line in [*([part] if partly else []), *_told(rows, found, bool(leaked(log)))]]
     return Judged(tables, notes, _calibration(name, test.reward_SP[:, seen], everything[:, seen]), data)
 
 

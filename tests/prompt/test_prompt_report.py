@@ -98,6 +98,15 @@ def test_without_propensities_a_partial_log_has_no_value_and_no_claim():
     assert not any("credible" in line for line in made.notes)
 
 
+def test_a_log_with_few_gaps_is_valued_where_it_has_none():
+    log, _ = synthetic_log(1600)
+    gaps = np.random.default_rng(0).random(log.reward_SP.shape) < 0.03
+    made = report(replace(log, reward_SP=np.where(gaps, np.nan, log.reward_SP)))
+    whole = int((~gaps).all(1)[log.test_S].sum())
+    assert made.data["its own split"]["rows"]["chosen"]["gain"][1] > 0
+    assert any(f"its own split: values are of the {whole} queries on which every prompt was tried" in line for line in made.notes)
+
+
 def test_confidence_is_a_way_to_choose_where_it_was_logged():
     log, truth = synthetic_log(1200)
     made = report(replace(log, confidence_SP=truth))
