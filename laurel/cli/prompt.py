@@ -151,11 +151,13 @@ def run_candidates(args: argparse.Namespace) -> int:
     predictor = Predictor.load(args.predictor)
     log, _ = _read(args)
     train = log.rows(~log.test_S)
-    found = {**dict(zip(predictor.names, predictor.prompts, strict=True)), **TEMPLATES}
+    found = dict(zip(predictor.names, predictor.prompts, strict=True))
+    found |= {f"{name} (template)" if name in found else name: text for name, text in TEMPLATES.items()}
     if (shots := few_shot(log, seed=args.seed)) is not None:
         found["few-shot"] = shots
     if args.endpoint:
-        scored = dict(zip(train.prompts, rates(train).tolist(), strict=True))
+        tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
+        scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
         found |= rewrites(args.endpoint, args.endpoint_model, {"ape": ape(log, seed=args.seed), "opro": opro(scored)}, count=args.count)
     mean_P = predictor.scores(predictor.features(train.queries), found).mean(0)
     order = ranked(mean_P, list(found), [text in predictor.prompts for text in found.values()])
@@ -188,8 +190,13 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
 def _queries(words: list[str]) -> list[str]:
     from laurel.data.read import SUFFIXES, read_records
 
-    if len(words) > 1 or not words[0].removesuffix(".gz").endswith(SUFFIXES):
+    files = [word for word in words if word.removesuffix(".gz").endswith(SUFFIXES) and (" " not in word or Path(word).exists())]
+    if not files:
+        if not all(word.strip() for word in words):
+            raise UsageError("a query is blank.", where="queries", fix="Leave it out.")
         return words
+    if len(words) > 1:
+        raise UsageError("one file of queries, or queries.", where=files[0], fix="Call it once for each file.")
     records = read_records(Path(words[0]).expanduser())
     wrong = [where for where, row in records if not isinstance(row.get("query"), str) or not row["query"].strip()]
     if wrong:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import math
 import re
+import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,7 @@ def surface(text: str) -> list[float]:
     return [
         math.log1p(len(text.split())),
         math.log1p(len(numbers)),
-        math.log1p(max(numbers, default=0.0)),
+        math.log1p(min(max(numbers, default=0.0), 1e12)),
         float(any(number != int(number) for number in numbers if math.isfinite(number))),
         math.log1p(text.count("?")),
         math.log1p(len(re.findall(r"[.!?]", text))),
@@ -88,9 +89,9 @@ class Sentences:
             raise UsageError("`sentence-transformers` is not installed.", where=f"--features {name}", fix=fix)
         import sentence_transformers
 
-        self.name = name
+        self.name = str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
         try:
-            self.model = sentence_transformers.SentenceTransformer(name)
+            self.model = sentence_transformers.SentenceTransformer(self.name)
         except (OSError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise UsageError(
@@ -110,11 +111,11 @@ class Vectors:
     """Vectors of a file: an .npz with `texts` and `vectors`, row by row."""
 
     def __init__(self, path: str) -> None:
-        self.name = path
+        self.name = str(Path(path).expanduser().resolve())  # found again from another folder
         try:
             with np.load(Path(path).expanduser(), allow_pickle=False) as file:
                 texts, vectors = file["texts"], np.asarray(file["vectors"], dtype=np.float32)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             fix = "numpy.savez(FILE, texts=[...], vectors=[...]) makes one."
             raise UsageError(f"no file of vectors: {error}.", where=f"--features {path}", fix=fix) from None
         if vectors.ndim != 2 or texts.shape != vectors.shape[:1] or not np.isfinite(vectors).all():
@@ -203,12 +204,15 @@ def fingerprint(name: str, texts: Sequence[str]) -> str:
 
 
 def encoded(encode: Encoder, texts: Sequence[str], cache: Path | None = None) -> Any:
-    """The encoder's rows; with a folder `cache`, dense ones are kept there and read the next time."""
-    path = None if cache is None or isinstance(encode, Words | Vectors) else cache / f"{fingerprint(encode.name, texts)}.npy"
-    if path is not None and path.is_file():
-        return np.load(path, allow_pickle=False)
+    """The encoder's rows; with a folder `cache`, those of sentence-transformers are kept there and read the next time."""
+    if cache is None or not isinstance(encode, Sentences):
+        return encode(texts)
+    path = cache / f"{fingerprint(encode.name, texts)}.npy"
+    if path.is_file():
+        rows = np.load(path, allow_pickle=False)
+        encode.seen.update(zip(texts, rows, strict=True))
+        return rows
     rows = encode(texts)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, rows)
     return rows

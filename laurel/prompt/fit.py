@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from laurel.core.errors import UsageError
-from laurel.measure.intervals import Interval
+from laurel.measure.intervals import Interval, wilson
 from laurel.prompt.features import Directions, encoded, encoder
 from laurel.prompt.logs import Log, folds
 from laurel.prompt.models import Logistic, Model, Rates, Trees, grid
 from laurel.prompt.predictor import Predictor
-from laurel.prompt.worth import auc, doubly_robust_S, mean_of, one_hot
+from laurel.prompt.worth import FEWEST, GAIN, auc, doubly_robust_S, mean_of, one_hot, verdict
 from laurel.prompt.worth import value_S as exact_S
 
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
@@ -61,8 +61,8 @@ def fit(
         what = f"{len(np.unique(train.question_S))} questions and {len(seen)} prompts in the training part"
         raise UsageError(f"{what}: nothing to choose from.", where=log.name, fix="Log at least 10 questions and 2 prompts.")
     encode = encoder(features)
-    say(f"encoding {len(train.queries):,} queries ({features})")
-    rows, prompt_rows = encoded(encode, train.queries, cache), encode(train.prompts)
+    say(f"encoding {len(log.queries):,} queries ({features})")
+    rows, prompt_rows = encoded(encode, log.queries, cache)[~log.test_S], encode(train.prompts)
     queries, prompts = Directions.fit(rows, seed=seed), Directions.fit(prompt_rows, count=min(8, len(seen) - 1), seed=seed)
     x_SD, e_PE = queries(rows), prompts(prompt_rows)
     fold_S = folds(train.question_S, seed=seed)
@@ -73,9 +73,9 @@ def fit(
         for trial in found:
             shown = "" if trial.value is None else f"  value {trial.value:.3f}"
             say(f"{trial.name:<40} log loss {trial.log_loss:.4f}  AUC {trial.auc:.3f}{shown}")
-    trials.sort(key=lambda trial: trial.log_loss)
+    trials.sort(key=lambda trial: (np.isnan(trial.log_loss), trial.log_loss))
     best = trials[0]
-    rate_P = rates(train)
+    rate_P = rates(train, lower=True)
     default = int(np.argmax(rate_P))
     margin, gained = _margin(train, best.predicted_SP, default)
     unseen = _unseen(best.model, train, x_SD, e_PE, fold_S)
@@ -83,7 +83,7 @@ def fit(
         model=best.model.fit(x_SD, e_PE, train.reward_SP), encode=encode, query_directions=queries, prompt_directions=prompts,
         names=train.names, prompts=train.prompts, rate_P=rate_P, margin=margin,
         cost_P=None if train.cost_SP is None else np.nanmean(train.cost_SP, 0),
-        unseen=unseen is not None and unseen.low > 0,
+        unseen=unseen is not None and verdict(unseen) == GAIN,
     )  # fmt: skip
     return Fit(predictor, trials, gained, unseen)
 
@@ -116,11 +116,23 @@ def value_of(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_
     return mean_of(value[known], log.question_S[known])
 
 
-def rates(log: Log) -> np.ndarray:
-    """The value of sending each prompt always: its mean reward, where propensities are known weighed by them (SNIPS)."""
+def rates(log: Log, *, lower: bool = False) -> np.ndarray:
+    """The value of sending each prompt always: its mean reward, weighed by propensities where they are known (SNIPS); 0 if never tried.
+
+    lower: the lower end of its Wilson interval at the effective number of rows, so that a prompt that was lucky twice does not lead.
+    Without propensities only queries count on which every prompt was tried, if there are enough of them.
+    """
+    whole = np.all(log.logged_SP, axis=1)
+    if log.propensity_SP is None and whole.sum() >= FEWEST:
+        log = log.rows(whole)
     tried = log.logged_SP
     weight = np.where(tried, 1.0 if log.propensity_SP is None else 1 / np.where(tried, log.propensity_SP, 1.0), 0.0)
-    return (weight * np.where(tried, log.reward_SP, 0.0)).sum(0) / np.maximum(weight.sum(0), 1e-12)
+    total = np.maximum(weight.sum(0), 1e-12)
+    mean_P = (weight * np.where(tried, log.reward_SP, 0.0)).sum(0) / total
+    if not lower:
+        return mean_P
+    count_P = np.maximum(1, np.round(total**2 / np.maximum((weight**2).sum(0), 1e-12))).astype(int)
+    return np.array([wilson(mean * count, count).low for mean, count in zip(mean_P.tolist(), count_P.tolist(), strict=True)])
 
 
 def _trials(model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray) -> list[Trial]:
@@ -167,16 +179,16 @@ def named(model: Model) -> str:
 
 
 def _margin(log: Log, predicted_SP: np.ndarray, default: int) -> tuple[float, Interval | None]:
-    """The margin with the highest gain over the default, out of fold; infinite where that is not credible. Without a value: 0."""
+    """The margin with the highest gain over the default, out of fold; infinite where that is not credible or cannot be told."""
     always = np.full(len(predicted_SP), default)
     found = []
     for margin in MARGINS:
         interval = value_of(log, leaving(predicted_SP, default, margin), predicted_SP, always)
         if interval is None:
-            return 0.0, None
+            return float("inf"), None
         found.append((interval, margin))
     best, margin = max(found, key=lambda pair: pair[0].value)
-    return (margin if best.low > 0 else float("inf")), best
+    return (margin if verdict(best) == GAIN else float("inf")), best
 
 
 def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:

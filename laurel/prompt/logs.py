@@ -81,9 +81,16 @@ OPEN = ("cost_SP", "propensity_SP", "confidence_SP")
 
 
 def normalised(text: str) -> str:
-    """A question without what does not matter: case, spaces, punctuation, and the .0 of 8.0."""
-    words = re.findall(r"\d+(?:[.,]\d+)*|\w+", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(re.sub(r"\.0+$", "", word) for word in words)
+    """A question without what does not matter: case, spaces, punctuation, and the .0 of 8.0. Symbols, and signs beside a number, stay."""
+    words = re.findall(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold())
+    near = ["", *words, ""]
+
+    def kept(n: int) -> bool:
+        word = words[n]
+        sign = word in "-*/%" and (near[n][:1].isdigit() or near[n + 2][:1].isdigit())
+        return word[0].isalnum() or word[0] == "_" or sign or unicodedata.category(word[0]).startswith("S")
+
+    return " ".join(re.sub(r"\.0+$", "", word) for n, word in enumerate(words) if kept(n)) or text.strip()
 
 
 def questions(queries: Iterable[str]) -> np.ndarray:
@@ -110,13 +117,13 @@ def read_log(path: str | Path, *, prompts: str | Path | None = None, model: str 
     `response`, `model`, `cost`, `propensity`, `confidence`, `split` (train or test), `query_id` (else the query's text) and `sample`
     (several draws of one query). model: which one's rows, needed where there are several.
 
-    No row is left out: every wrong one is named in a UsageError (an empty query, an unknown prompt, a missing reward, the same
+    No row is left out: wrong ones are named in a UsageError, up to 20 (an empty query, an unknown prompt, a missing reward, the same
     query and prompt twice, numbers out of range).
     """
     path = Path(path).expanduser()
     records = _of_model(read_records(path), model, str(path))
     table = read_prompts(prompts)
-    faults = [fault for where, row in records for fault in _row_faults(where, row, table)] or _twice(records)
+    faults = [fault for where, row in records for fault in _row_faults(where, row, table)] or _twice(records, table)
     if faults:
         more = f"\n  ... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         told = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
@@ -189,9 +196,13 @@ def read_prompts(path: str | Path | None) -> dict[str, str]:
         if not isinstance(text, str):
             raise UsageError(f"`prompt` is a text, not {kind_of(text)}.", where=where)
         name = str(row.get("name", text))
-        if name in table:
-            raise UsageError(f"two prompts are called `{name}`.", where=where)
+        if not isinstance(row.get("name", ""), str):
+            raise UsageError(f"`name` is a text, not {kind_of(row['name'])}.", where=where)
+        if name in table or text in table.values():
+            raise UsageError(f"two prompts are called `{name}`." if name in table else f"two prompts say {text!r:.60}.", where=where)
         table[name] = text
+    if mixed := [name for name in table if name in table.values() and table[name] != name]:
+        raise UsageError(f"`{mixed[0]}` is the name of one prompt and the text of another.", where=str(path), fix="Rename it.")
     return table
 
 
@@ -214,24 +225,31 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
                 yield f"{where}: the reward is missing"
             continue
         low = value > 0.0 if name == "propensity" and isinstance(value, int | float) else True
-        top = math.inf if name == "cost" else 1.0
+        top = 1e12 if name == "cost" else 1.0
         if not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= top and low):
             limits = {"cost": "0 or more", "propensity": "above 0, at most 1"}.get(name, "from 0 to 1")
             yield f"{where}: {name} is {kind_of(value)}, not a number {limits}"
     if row.get("split", "train") not in SPLITS:
         yield f"{where}: split is {kind_of(row['split'])}, not train or test"
-    if not isinstance(row.get("response", ""), str):
+    for name in ("query_id", "sample"):
+        if not isinstance(row.get(name), str | int | float | None):
+            yield f"{where}: {name} is {kind_of(row[name])}, not a text or a number"
+    if not isinstance(row.get("response") or "", str):
         yield f"{where}: the response is {kind_of(row['response'])}, not a text"
 
 
-def _twice(records: list[Record]) -> list[str]:
-    """What is wrong between rows: a key that comes twice, one query_id with two texts, with two splits."""
+def _twice(records: list[Record], table: dict[str, str]) -> list[str]:
+    """What is wrong between rows: a key that comes twice, one query_id with two texts or splits, propensities on some rows only."""
+    by_text = {text: name for name, text in table.items()}
+    some = any(row.get("propensity") is not None for _, row in records)
     seen: dict[tuple[Any, ...], str] = {}
     first: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
     faults = []
     for where, row in records:
         query = _key(row)
-        key = (*query, row["prompt"])
+        key = (*query, by_text.get(row["prompt"], row["prompt"]))
+        if some and row.get("propensity") is None:
+            faults.append(f"{where}: the propensity is missing, which other rows have")
         if key in seen:
             faults.append(f"{where}: the same query and prompt as {seen[key]} (number draws of one query in a column `sample`)")
         seen.setdefault(key, where)
@@ -244,7 +262,8 @@ def _twice(records: list[Record]) -> list[str]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row.get("query_id", row["query"]), row.get("sample", 0)
+    named, sample = row.get("query_id"), row.get("sample")
+    return (row["query"] if named is None else named), (0 if sample is None else sample)
 
 
 def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
@@ -265,10 +284,10 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
     at = tuple(np.array(cells).T)
 
     def filled(column: str) -> np.ndarray | None:
-        if column != "reward" and not any(column in row for row in rows):
+        if column != "reward" and all(row.get(column) is None for row in rows):
             return None
         made = np.full((len(queries), len(names)), np.nan)
-        made[at] = [row.get(column, np.nan) for row in rows]
+        made[at] = [np.nan if row.get(column) is None else row[column] for row in rows]
         return made
 
     reward = filled("reward")
@@ -284,5 +303,5 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
         cost_SP=filled("cost"),
         propensity_SP=filled("propensity"),
         confidence_SP=filled("confidence"),
-        responses={cell: row["response"] for cell, row in zip(cells, rows, strict=True) if "response" in row},
+        responses={cell: row["response"] for cell, row in zip(cells, rows, strict=True) if row.get("response") is not None},
     )

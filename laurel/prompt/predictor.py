@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +35,9 @@ class Choice:
 class Predictor:
     """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p), where that beats the default prompt by more than `margin`.
 
-    The default is the training prompt of the highest rate_P - cost_weight * cost_P, the means of the log. margin: from cross-validation;
-    infinite where no gain was credible. unseen: whether prompts that training did not see may be chosen, which is so only where leaving
-    out each training prompt in turn showed a credible gain.
+    The default is the training prompt of the highest rate_P - cost_weight * cost_P (the lower end of its mean reward's interval, its
+    mean cost). margin: from cross-validation; infinite where no gain was credible. unseen: whether prompts that training did not see may
+    be chosen, which is so only where leaving out each training prompt in turn showed a credible gain.
     """
 
     model: Model
@@ -77,7 +78,7 @@ class Predictor:
         kept = self.default(cost_weight)
         candidates = dict(zip(self.names, self.prompts, strict=True)) if prompts is None else dict(prompts)
         if self.prompts[kept] not in candidates.values():
-            candidates[self.names[kept]] = self.prompts[kept]
+            candidates[self.names[kept] if self.names[kept] not in candidates else f"{self.names[kept]} (default)"] = self.prompts[kept]
         names, texts = list(candidates), list(candidates.values())
         default = texts.index(self.prompts[kept])
         scores = self.scores(self.features(queries), candidates)
@@ -101,16 +102,20 @@ class Predictor:
 
         What is no training prompt gets the chance of an unseen prompt if unseen prompts may be used, else 0: it may not be sent.
         """
-        by_name = dict(zip(self.names, self.prompts, strict=True))
-        texts = [by_name.get(said.strip(), said.strip()) for said in completions]
+        known = {text.strip(): text for text in self.prompts} | {
+            name.strip(): text for name, text in zip(self.names, self.prompts, strict=True)
+        }
+        texts = [known.get(said.strip(), said.strip()) for said in completions]
         table = self.scores(self.features(prompts), {text: text for text in dict.fromkeys([*self.prompts, *texts])})
         place = {text: p for p, text in enumerate(dict.fromkeys([*self.prompts, *texts]))}
         return [float(table[s, place[text]]) if self.unseen or text in self.prompts else 0.0 for s, text in enumerate(texts)]
 
     def _costs(self, texts: Sequence[str]) -> np.ndarray:
         """What an answer to each prompt cost on average; of a prompt that was not tried, the dearest."""
-        if self.cost_P is None or np.isnan(self.cost_P).any():
-            raise UsageError("the log has no costs.", where="cost_weight", fix="Log a column `cost`, or leave cost_weight out.")
+        missing = [name for name, cost in zip(self.names, [] if self.cost_P is None else self.cost_P, strict=False) if np.isnan(cost)]
+        if self.cost_P is None or missing:
+            what = f"the log has no cost for prompt `{missing[0]}`." if missing else "the log has no costs."
+            raise UsageError(what, where="cost_weight", fix="Log a column `cost`, or leave cost_weight out.")
         known = dict(zip(self.prompts, self.cost_P, strict=True))
         return np.array([known.get(text, self.cost_P.max()) for text in texts])
 
@@ -141,20 +146,22 @@ class Predictor:
             told = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
             with np.load(folder / "arrays.npz", allow_pickle=False) as file:
                 arrays = dict(file)
-        except (OSError, ValueError) as error:
+            if told["format"] != FORMAT:
+                what = f"a predictor of format {told['format']}; this laurel reads {FORMAT}."
+                raise UsageError(what, where=str(folder), fix="Fit it again.")
+            parts = [
+                {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+                for name in ("model", "query", "prompt")
+            ]
+            names, prompts, rate_P = tuple(told["names"]), tuple(told["prompts"]), arrays["rate_P"]
+            model = restore(told["model"], {**told["state"], **parts[0]})
+            if not len(names) == len(prompts) == len(rate_P) or getattr(model, "seen", len(names)) != len(names):
+                raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
+            return cls(
+                model=model, encode=encoder(told["encoder"]), query_directions=Directions(parts[1]),
+                prompt_directions=Directions(parts[2]), names=names, prompts=prompts, rate_P=rate_P,
+                margin=math.inf if told["margin"] is None else told["margin"], cost_P=arrays.get("cost_P"), unseen=told["unseen"],
+            )  # fmt: skip
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             fix = "`laurel prompt fit LOG --output_dir FOLDER` makes one."
-            raise UsageError(f"no saved predictor: {error}.", where=str(folder), fix=fix) from None
-        if told.get("format") != FORMAT:
-            raise UsageError(
-                f"a predictor of format {told.get('format')}; this laurel reads {FORMAT}.", where=str(folder), fix="Fit it again."
-            )
-
-        def part(name: str) -> dict[str, np.ndarray]:
-            return {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-
-        return cls(
-            model=restore(told["model"], {**told["state"], **part("model")}), encode=encoder(told["encoder"]),
-            query_directions=Directions(part("query")), prompt_directions=Directions(part("prompt")), names=tuple(told["names"]),
-            prompts=tuple(told["prompts"]), rate_P=arrays["rate_P"], margin=math.inf if told["margin"] is None else told["margin"],
-            cost_P=arrays.get("cost_P"), unseen=told["unseen"],
-        )  # fmt: skip
+            raise UsageError(f"no saved predictor: {type(error).__name__} {error}.", where=str(folder), fix=fix) from None

@@ -45,7 +45,7 @@ class Judged:
 
     tables: list[Table]
     notes: list[str]
-    chart: Chart
+    chart: Chart | None
     data: dict[str, Any]
 
 
@@ -76,7 +76,7 @@ def report(
         say(f"split: {name}")
         told = judged(name, split, published if name == "its own split" else {}, features, seed, cache, say)
         tables, notes, data = tables + told.tables, notes + told.notes, {**data, name: told.data}
-        charts.append(told.chart)
+        charts += [told.chart] if told.chart else []
     return Exhibit(
         title=f"Which prompt for which query: {log.name}",
         about=(
@@ -101,7 +101,9 @@ def judged(
     verifier = verify(test, seed=seed)
     if verifier is not None and verifier.value is not None:
         rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
-    title = f"{name}: value on {len(test.queries):,} held-out queries"
+    whole = np.all(test.columns(seen).logged_SP, axis=1)
+    valued = int(whole.sum()) if test.propensity_SP is None else len(whole)
+    title = f"{name}: value on {valued:,} held-out queries"
     columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
     tables = [
         Table(title, columns, tuple(row.cells()[: len(columns)] for row in rows.values())),
@@ -121,16 +123,17 @@ def judged(
         "cross_validated_gain": _plain(found.gain), "unseen_gain": _plain(found.unseen), "leaked": leaked(log),
         "reward_models": {str(row[0]): dict(zip(tables[-2].columns[1:], row[1:], strict=True)) for row in tables[-2].rows},
     }  # fmt: skip
-    whole = np.all(test.columns(seen).logged_SP, axis=1)
-    partly = test.propensity_SP is None and 0 < whole.sum() < len(whole)
-    part = f"values are of the {int(whole.sum()):,} queries on which every prompt was tried; others may differ."
-    notes = [f"{name}: {line}" for line in [*([part] if partly else []), *_told(rows, found, bool(leaked(log)))]]
+    part = f"values are of the {valued:,} queries on which every prompt was tried; others may differ."
+    part = part if valued else "no query had every prompt tried, and there are no propensities: nothing can be valued or claimed."
+    notes = [f"{name}: {line}" for line in [*([part] if valued < len(whole) else []), *_told(rows, found, bool(leaked(log)))]]
     return Judged(tables, notes, _calibration(name, test.reward_SP[:, seen], everything[:, seen]), data)
 
 
-def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> Chart:
-    """What r(q, p) said against what happened, by tenths."""
+def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> Chart | None:
+    """What r(q, p) said against what happened, by tenths; None where nothing happened."""
     tried = ~np.isnan(reward_SP)
+    if not tried.any():
+        return None
     bins = reliability_table(predicted_SP[tried], reward_SP[tried])
     said = [(row.confidence, row.frequency.value, row.frequency.low, row.frequency.high) for row in bins]
     right = [(row.confidence, row.confidence, row.confidence, row.confidence) for row in bins]
@@ -154,13 +157,17 @@ def _choices(log: Log, test: Log, found: Fit, seen: list[int], predicted: np.nda
     sent = np.full(len(always), hindsight)
     rows["hindsight"] = row(f"in hindsight: {inside.names[hindsight]}", sent, published.get("best train prompt"))
     rows["chosen"] = row("chosen per query", own.argmax(1), published.get("IRL 0"))
-    rows["abstaining"] = row("the saved choice", leaving(own, default, predictor.margin))
+    rows["abstaining"] = row("chosen with a margin", leaving(own, default, predictor.margin))
     whole = np.all(test.logged_SP, axis=1)
     if len(seen) < len(log.names) and whole.any():
         rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
     if test.confidence_SP is not None:
-        sure = np.where(np.isnan(test.confidence_SP[:, seen]), -1.0, test.confidence_SP[:, seen]).argmax(1)
-        rows["confidence"] = row("the model's own confidence", sure, published.get("LLM confidence"))
+        sure_SP = test.confidence_SP[:, seen]
+        told = np.all(inside.logged_SP & ~np.isnan(sure_SP), axis=1)  # where prompts are missing, which one is there says too much
+        if told.any():
+            part, sent = inside.rows(told), sure_SP[told].argmax(1)
+            value, gained = value_of(part, sent, own[told]), value_of(part, sent, own[told], always[told])
+            rows["confidence"] = Row("the model's own confidence", value, gained, published.get("LLM confidence"))
     elif "LLM confidence" in published:
         rows["confidence"] = Row("the model's own confidence (not logged)", None, None, published["LLM confidence"])
     if inside.logged_SP.all():
@@ -228,12 +235,13 @@ def _estimates(title: str, test: Log, margin: float, predicted: np.ndarray, rate
     for what, choice in (
         ("the default", np.full(len(predicted), default)),
         ("chosen per query", predicted.argmax(1)),
-        ("the saved choice", leaving(predicted, default, margin)),
+        ("chosen with a margin", leaving(predicted, default, margin)),
     ):
         policy = one_hot(choice, len(test.names))
         given = (test.reward_SP, test.propensity_SP, policy)
+        met = policy[test.logged_SP].any()  # else the log says nothing of this choice: IPS is 0, and SNIPS is not to be had
         estimates = (
-            inverse_propensity(*given, test.question_S), self_normalised(*given, test.question_S),
+            inverse_propensity(*given, test.question_S), self_normalised(*given, test.question_S) if met else None,
             doubly_robust(*given, predicted, test.question_S),
         )  # fmt: skip
         rows.append((what, *(_cell(estimate, ".3f") for estimate in estimates)))
@@ -243,21 +251,25 @@ def _estimates(title: str, test: Log, margin: float, predicted: np.ndarray, rate
 def _told(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     """The verdicts in words."""
     lines = []
-    for key, what in (("chosen", "choosing a prompt per query"), ("abstaining", "the saved choice"), ("all", "choosing among all prompts")):
+    for key, what in (
+        ("chosen", "choosing a prompt per query"),
+        ("abstaining", "choosing with a margin"),
+        ("all", "choosing among all prompts"),
+    ):
         gained = rows[key].gain if key in rows else None
         if gained is not None:
             said = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
             lines.append(f"{what} over the default {_signed(gained)}: {said}.")
     if np.isinf(found.predictor.margin):
-        lines.append("no margin's gain was credible in cross-validation, so the saved choice always sends the default prompt.")
+        lines.append("no margin's gain was credible in cross-validation, so with a margin the default prompt is always sent.")
     if (adding := rows.get("adding")) is not None and adding.gain is not None:
         change = adding.gain
         word = "lowers the value" if change.value < 0 else "raises the value" if change.value > 0 else "changes nothing"
         sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
         lines.append(f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.")
-        allowed = "may" if found.predictor.unseen else "may not"
+        allowed = "may" if found.predictor.unseen else "would not"
         left = "" if found.unseen is None else f" With each training prompt left out in turn, adding it back {_signed(found.unseen)}."
-        lines.append(f"the saved choice {allowed} use unseen prompts.{left}")
+        lines.append(f"a saved predictor {allowed} send unseen prompts.{left}")
     return lines
 
 

@@ -101,9 +101,16 @@ def gain(reward_SP: np.ndarray, policy_SP: np.ndarray, baseline_SP: np.ndarray, 
     return mean_of(value_S(reward_SP, policy_SP) - value_S(reward_SP, baseline_SP), question_S)
 
 
+GAIN = "a credible gain"
+FEWEST = 30
+"""Questions below which no interval is believed: the bootstrap of a few has no width."""
+
+
 def verdict(interval: Interval) -> str:
     """What a paired interval supports."""
-    return "a credible gain" if interval.low > 0 else "a credible loss" if interval.high < 0 else "no credible gain"
+    if interval.n < FEWEST:
+        return "too few questions to tell"
+    return GAIN if interval.low > 0 else "a credible loss" if interval.high < 0 else "no credible gain"
 
 
 def auc(score: np.ndarray, right: np.ndarray) -> float:

@@ -92,6 +92,8 @@ def test_wrong_usage_is_told_before_anything_is_fitted(folder, capsys, tmp_path)
         ("choose", str(tmp_path), "q"): "no saved predictor",
         ("fit", str(folder / "log.jsonl"), "--output_dir", str(tmp_path / "x"), "--features", "none.npz"): "no file of vectors",
         ("choose", str(folder / "p"), "q", "--cost_weight", "-2"): "no price",
+        ("choose", str(folder / "p"), " "): "a query is blank",
+        ("choose", str(folder / "p"), "a.jsonl", "b.jsonl"): "one file of queries",
     }
     for words, said in cases.items():
         assert main(["prompt", *words]) == 2, words

@@ -129,6 +129,10 @@ def test_every_model_comes_back_as_it_was(tmp_path, fitted):
     with pytest.raises(UsageError, match="no saved predictor"):
         Predictor.load(tmp_path)
     told = json.loads((tmp_path / "p" / "predictor.json").read_text())
+    for wrong in ({**told, "names": told["names"][:5]}, {**told, "model": "Foo"}, {"format": 1}, [1]):
+        (tmp_path / "p" / "predictor.json").write_text(json.dumps(wrong))
+        with pytest.raises(UsageError, match="no saved predictor"):
+            Predictor.load(tmp_path / "p")
     (tmp_path / "p" / "predictor.json").write_text(json.dumps({**told, "format": 99}))
     with pytest.raises(UsageError, match="format 99"):
         Predictor.load(tmp_path / "p")
@@ -200,6 +204,32 @@ def test_vectors_of_a_file(tmp_path):
         encoder(str(tmp_path / "w.npz"))
     with pytest.raises(UsageError, match="no file of vectors"):
         encoder(str(tmp_path / "x.npz"))
+
+
+def test_luck_does_not_make_a_default_nor_a_handful_of_questions_a_gain():
+    log, _ = synthetic_log(1500, every=False)
+    lucky = np.full((1500, 1), np.nan)
+    lucky[np.flatnonzero(~log.test_S)[:2]] = 1.0
+    propensity = np.hstack([log.propensity_SP, np.where(np.isnan(lucky), np.nan, 0.002)])
+    rare = replace(
+        log, names=(*log.names, "rare"), prompts=(*log.prompts, "A rare one:"), reward_SP=np.hstack([log.reward_SP, lucky]),
+        propensity_SP=propensity,
+    )  # fmt: skip
+    assert rates(rare)[6] == 1.0 and rates(rare, lower=True).argmax() == 0
+    blind = replace(log, propensity_SP=None)
+    found = fit(blind)
+    assert found.gain is None and math.isinf(found.predictor.margin)
+    one = blind.reward_SP.copy()
+    one[0] = [0, 0, 0, 1, 0, 0]
+    found = fit(replace(blind, reward_SP=one, test_S=np.zeros(1500, bool)))
+    assert found.gain.n == 1 and math.isinf(found.predictor.margin)
+
+
+def test_one_odd_query_spoils_nothing():
+    log, _ = synthetic_log(900)
+    odd = fit(replace(log, queries=("9" * 400 + " of the garden?", *log.queries[1:])))
+    assert all(math.isfinite(trial.log_loss) for trial in odd.trials) and odd.gain.low > 0
+    assert all(math.isfinite(one.predicted) for one in odd.predictor.choose(["8" * 500 + " seeds?"]))
 
 
 def test_too_small_a_log_is_refused():

@@ -70,6 +70,8 @@ WRONG = {
     "cost is the number -1": {"query": "q", "prompt": "a", "reward": 1, "cost": -1},
     "split is the text 'dev'": {"query": "q", "prompt": "a", "reward": 1, "split": "dev"},
     "unknown column `rewrad`. Did you mean `reward`?": {"query": "q", "prompt": "a", "reward": 1, "rewrad": 1},
+    "query_id is a list of 1, not a text or a number": {"query": "q", "prompt": "a", "reward": 1, "query_id": [1]},
+    "sample is an object, not a text or a number": {"query": "q", "prompt": "a", "reward": 1, "sample": {"a": 1}},
     "the response is the number 7": {"query": "q", "prompt": "a", "reward": 1, "response": 7},
 }
 
@@ -101,6 +103,29 @@ def test_all_wrong_rows_are_named_at_once_and_twins_too(tmp_path):
     assert len(read_log(written(tmp_path / "log.jsonl", numbered)).queries) == 3
 
 
+def test_propensities_are_on_all_rows_or_on_none(tmp_path):
+    rows = [GOOD[0], {key: value for key, value in GOOD[1].items() if key != "propensity"}]
+    with pytest.raises(UsageError, match=r"log.jsonl:2: the propensity is missing, which other rows have"):
+        read_log(written(tmp_path / "log.jsonl", rows))
+    nothing = [{**row, "propensity": None, "cost": None, "response": None, "query_id": None, "sample": None} for row in GOOD]
+    log = read_log(written(tmp_path / "log.jsonl", nothing))
+    assert log.propensity_SP is None and log.cost_SP is None and not log.responses and len(log.queries) == 2
+
+
+def test_a_prompt_has_one_name_and_one_text(tmp_path):
+    prompts = written(tmp_path / "prompts.jsonl", [{"name": "a", "prompt": "Think."}, {"name": "b", "prompt": "Go."}])
+    rows = [{"query": "q", "prompt": "a", "reward": 1}, {"query": "q", "prompt": "Think.", "reward": 0}]
+    with pytest.raises(UsageError, match=r"log.jsonl:2: the same query and prompt as log.jsonl:1"):
+        read_log(written(tmp_path / "log.jsonl", rows), prompts=prompts)
+    for second, said in (
+        ({"name": "b", "prompt": "Think."}, "two prompts say 'Think.'"),
+        ({"name": "Think.", "prompt": "Go."}, "name of one prompt and the text"),
+        ({"name": None, "prompt": "Go."}, "`name` is a text"), ({"name": "a", "prompt": "Go."}, "two prompts are called `a`"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            read_log(tmp_path / "log.jsonl", prompts=written(tmp_path / "prompts.jsonl", [{"name": "a", "prompt": "Think."}, second]))
+
+
 def test_rows_of_one_model_only(tmp_path):
     path = written(tmp_path / "log.jsonl", [{**GOOD[0], "model": "x"}, {**GOOD[0], "model": "y"}])
     with pytest.raises(UsageError, match="rows of 2 models"):
@@ -112,7 +137,9 @@ def test_rows_of_one_model_only(tmp_path):
 
 def test_questions_are_one_where_only_form_differs():
     assert normalised("Mary had  8.0 cups .") == normalised("mary had 8 cups") != normalised("Mary had 9 cups.")
-    assert normalised("\uff11\uff12 apples") == "12 apples"
+    assert normalised("\uff11\uff12 apples") == "12 apples" and normalised("Third - grade") == normalised("third grade")
+    sums = ["What is 12 + 7?", "What is 12 - 7?", "What is 12 * 7?", "What is 12 / 7?", "-5", "5", "\U0001f600", "\U0001f62d", "?!", "..."]
+    assert len({normalised(text) for text in sums}) == len(sums)
 
 
 def test_a_split_by_question_leaks_nothing_and_folds_keep_questions_whole(tmp_path):

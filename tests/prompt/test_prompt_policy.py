@@ -36,6 +36,8 @@ def test_the_reward_pays_for_prompts_and_for_nothing_else():
     assert predictor.reward(queries, ["p0", " p3 ", predictor.prompts[1], "p9"]) == [
         pytest.approx(table[0, 0]), pytest.approx(table[1, 3]), pytest.approx(table[2, 1]), 0.0,
     ]  # fmt: skip
+    predictor.prompts = (predictor.prompts[0] + " \n", *predictor.prompts[1:])
+    assert all(predictor.reward(queries[:1], [said])[0] > 0 for said in predictor.prompts)  # whatever stands around a prompt
     predictor.unseen = True
     assert 0 < predictor.reward(queries[:1], ["Anything else:"])[0] < 1
 

@@ -50,7 +50,7 @@ def test_without_an_interaction_nothing_is_claimed():
         assert made.data[split]["margin"] == float("inf") and rows["abstaining"]["gain"] == [0, 0, 0]
         assert rows["oracle"]["value"][0] > rows["best"]["value"][0] + 0.3  # luck alone: no choice can have it
         assert not any("a credible gain" in line for line in made.notes)
-        assert any("always sends the default prompt" in line for line in made.notes)
+        assert any("the default prompt is always sent" in line for line in made.notes)
 
 
 def test_a_leak_is_told_and_the_grouped_split_has_none():
@@ -74,7 +74,7 @@ def test_a_prompt_never_seen_is_always_told_what_it_does(rate):
     told = [line for line in made.notes if line.startswith("its own split: adding prompts that training never saw")]
     assert len(told) == 1 and ("lowers" if change < 0 else "raises" if change > 0 else "changes nothing") in told[0]
     assert own["rows"]["all"]["value"][0] == pytest.approx(own["rows"]["chosen"]["value"][0] + change, abs=1e-9)
-    assert any("the saved choice may" in line for line in made.notes)
+    assert any("a saved predictor" in line for line in made.notes)
     assert own["reward_models"]["r(q, p), unseen"]["rows"] == 400
 
 
@@ -95,7 +95,7 @@ def test_without_propensities_a_partial_log_has_no_value_and_no_claim():
     made = report(replace(log, propensity_SP=None))
     rows = made.data["questions held out"]["rows"]
     assert rows["chosen"]["value"] is None and rows["chosen"]["gain"] is None
-    assert not any("credible" in line for line in made.notes)
+    assert not any("a credible" in line for line in made.notes) and any("nothing can be valued" in line for line in made.notes)
 
 
 def test_a_log_with_few_gaps_is_valued_where_it_has_none():
@@ -111,6 +111,26 @@ def test_confidence_is_a_way_to_choose_where_it_was_logged():
     log, truth = synthetic_log(1200)
     made = report(replace(log, confidence_SP=truth))
     assert made.data["its own split"]["rows"]["confidence"]["value"][0] > 0.68
+    partial, truth = synthetic_log(1200, every=False)
+    made = report(replace(partial, confidence_SP=np.where(partial.logged_SP, truth, np.nan)))
+    assert "confidence" not in made.data["its own split"]["rows"]  # which prompt was tried would choose, not the confidence
+
+
+def test_a_choice_that_the_log_never_met_and_prompts_only_tried_in_the_test_part():
+    log, _ = synthetic_log(1200, every=False)
+    sent = log.columns([0, 1])
+    first = np.where(np.arange(2) == 0, np.where(np.isnan(sent.reward_SP[:, :1]), sent.reward_SP[:, 1:], sent.reward_SP[:, :1]), np.nan)
+    train_only = np.where(log.test_S[:, None], first, sent.reward_SP)  # test queries always got the first prompt, the worse one
+    train_only[~log.test_S] = np.where(np.isnan(sent.reward_SP[~log.test_S]), np.nan, [0.0, 1.0])
+    tried = ~np.isnan(train_only).all(1)
+    odd = replace(sent, reward_SP=train_only, propensity_SP=np.where(np.isnan(train_only), np.nan, 0.5)).rows(tried)
+    rows = {row[0]: row for row in table(report(odd), "its own split: off-policy estimates").rows}
+    assert rows["the default"][2] == "" and rows["the default"][1].startswith(".000")
+    new = np.full((1200, 1), np.nan)
+    new[log.test_S] = 1.0
+    only = np.hstack([np.where(log.test_S[:, None], np.nan, synthetic_log(1200)[0].reward_SP), new])
+    made = report(replace(log, names=(*log.names, "n"), prompts=(*log.prompts, "New:"), reward_SP=only, propensity_SP=None))
+    assert any("nothing can be valued" in line for line in made.notes)
 
 
 def test_a_verifier_reads_the_answer():
@@ -143,7 +163,7 @@ def test_the_authors_logs(shared, dataset):
     assert any(line.startswith("LEAK") for line in made.notes) == (dataset == "mawps")
     for name, split in (("its own split", own), ("questions held out", grouped)):
         gain = split["rows"]["abstaining"]["gain"]
-        claimed = next(line for line in made.notes if line.startswith(f"{name}: the saved choice over"))
+        claimed = next(line for line in made.notes if line.startswith(f"{name}: choosing with a margin over"))
         assert ("a credible gain" in claimed) == (gain[1] > 0)
         assert split["reward_models"]["r(q, p)"]["AUC"] > 0.6
     print({name: (split["rows"]["chosen"], split["model"], split["margin"]) for name, split in (("own", own), ("grouped", grouped))})

@@ -99,9 +99,10 @@ def test_the_oracle_of_split_draws_is_not_fooled_by_luck():
 
 
 def test_verdicts():
-    assert verdict(Interval(0.1, 0.01, 0.2, 9)) == "a credible gain"
-    assert verdict(Interval(0.1, -0.01, 0.2, 9)) == verdict(Interval(0, 0, 0, 9)) == "no credible gain"
-    assert verdict(Interval(-0.1, -0.2, -0.01, 9)) == "a credible loss"
+    assert verdict(Interval(0.1, 0.01, 0.2, 99)) == "a credible gain"
+    assert verdict(Interval(0.1, -0.01, 0.2, 99)) == verdict(Interval(0, 0, 0, 99)) == "no credible gain"
+    assert verdict(Interval(-0.1, -0.2, -0.01, 99)) == "a credible loss"
+    assert verdict(Interval(1.0, 1.0, 1.0, 2)) == "too few questions to tell"
 
 
 def test_auc_counts_pairs():
