@@ -13,7 +13,7 @@ from laurel.measure.intervals import Interval, wilson
 from laurel.prompt.features import Directions, encoded, encoder
 from laurel.prompt.logs import Log, folds
 from laurel.prompt.models import Logistic, Model, Rates, Trees, grid
-from laurel.prompt.predictor import Predictor
+from laurel.prompt.predictor import Predictor, leaving
 from laurel.prompt.worth import FEWEST, GAIN, auc, doubly_robust_S, mean_of, one_hot, verdict
 from laurel.prompt.worth import value_S as exact_S
 
@@ -189,13 +189,6 @@ def _margin(log: Log, predicted_SP: np.ndarray, default: int) -> tuple[float, In
         found.append((interval, margin))
     best, margin = max(found, key=lambda pair: pair[0].value)
     return (margin if verdict(best) == GAIN else float("inf")), best
-
-
-def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
-    """The best prompt of each query where it is predicted to beat the default by more than `margin`, else the default."""
-    choice = predicted_SP.argmax(1)
-    better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin
-    return np.where(better, choice, default)
 
 
 def _unseen(model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray) -> Interval | None:

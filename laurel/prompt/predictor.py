@@ -85,11 +85,9 @@ class Predictor:
         net = scores - cost_weight * self._costs(texts) if cost_weight else scores.copy()
         if not (self.unseen if unseen is None else unseen):
             net[:, [text not in self.prompts for text in texts]] = -np.inf
-        choice = net.argmax(1)
-        better = net[np.arange(len(net)), choice] - net[:, default] > self.margin
         made = []
-        for s, p in enumerate(np.where(better, choice, default)):
-            why = "predicted better" if better[s] else "the default" if choice[s] == default else "not credibly better than the default"
+        for s, (p, first) in enumerate(zip(leaving(net, default, self.margin).tolist(), net.argmax(1).tolist(), strict=True)):
+            why = "predicted better" if p != default else "the default" if first == default else "not credibly better than the default"
             made.append(Choice(names[p], texts[p], float(scores[s, p]), float(scores[s, default]), why))
         return made
 
@@ -165,3 +163,10 @@ class Predictor:
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             fix = "`laurel prompt fit LOG --output_dir FOLDER` makes one."
             raise UsageError(f"no saved predictor: {type(error).__name__} {error}.", where=str(folder), fix=fix) from None
+
+
+def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
+    """The best prompt of each query where it is predicted to beat the default by more than `margin`, else the default."""
+    choice = predicted_SP.argmax(1)
+    better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin
+    return np.where(better, choice, default)

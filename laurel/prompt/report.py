@@ -11,9 +11,10 @@ import numpy as np
 
 from laurel.measure.calibration import expected_calibration_error, reliability_table
 from laurel.measure.intervals import Interval
-from laurel.prompt.fit import Fit, fit, leaving, log_loss, rates, value_of
+from laurel.prompt.fit import Fit, fit, log_loss, rates, value_of
 from laurel.prompt.logs import Log, coverage, grouped_split, leaked, stories
 from laurel.prompt.models import Rates
+from laurel.prompt.predictor import leaving
 from laurel.prompt.verifier import Verifier, verify
 from laurel.prompt.worth import auc, doubly_robust, inverse_propensity, one_hot, regret, self_normalised, split_oracle, verdict
 from laurel.tabular.exhibit import Chart, Exhibit, Table

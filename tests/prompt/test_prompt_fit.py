@@ -10,9 +10,9 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel.prompt.features import DIRECTIONS, Directions, Words, encoder, surface
-from laurel.prompt.fit import fit, leaving, log_loss, rates
+from laurel.prompt.fit import fit, log_loss, rates
 from laurel.prompt.models import Logistic, Rates, Trees, grid, restore
-from laurel.prompt.predictor import Predictor
+from laurel.prompt.predictor import Predictor, leaving
 from laurel.prompt.synthetic import synthetic_log
 from laurel.prompt.worth import auc
 
