@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import LaurelError, UsageError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -105,6 +106,8 @@ def _unexpected(left: list[str], where: str, known: set[str]) -> UsageError:
     if not options:
         return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=f"`{where} --help` tells what it takes.")
     name = options[0].split("=")[0]
+    if where == "laurel train" and name.lstrip("-") in ELSEWHERE:
+        return UsageError(f"unknown option `{name}`.", where=where, fix=ELSEWHERE[name.lstrip("-")])
     hint = nearest(name.lstrip("-"), [option.lstrip("-") for option in known]).replace("`", "`--", 1)
     return UsageError(f"unknown option `{name}`.", where=where, fix=hint or f"`{where} --help` tells what there is.")
 

@@ -113,6 +113,8 @@ def type_words(annotation: Any) -> str:
         return "|".join(str(choice) for choice in typing.get_args(wanted))
     if typing.get_origin(wanted) is list:
         return f"list of {type_words(typing.get_args(wanted)[0])}"
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
+        return "|".join(type_words(one) for one in typing.get_args(wanted))
     return {int: "integer", float: "number", str: "text", bool: "true|false"}[wanted]
 
 
@@ -137,8 +139,8 @@ def _arity(annotation: Any) -> dict[str, Any]:
     if typing.get_origin(wanted) is list:
         item = type_words(typing.get_args(wanted)[0]).upper()
         return {"nargs": "+", "action": "extend", "metavar": item}
-    if wanted is bool:
-        return {"nargs": "?", "const": "true", "metavar": "true|false"}
+    if wanted is bool or bool in typing.get_args(wanted):
+        return {"nargs": "?", "const": "true", "metavar": type_words(wanted)}
     words = type_words(wanted)
     return {"metavar": words if "|" in words else words.upper()}
 

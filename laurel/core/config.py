@@ -8,10 +8,12 @@ inapplicable options are errors before any weight is loaded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError, nearest
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -47,7 +49,9 @@ class TrainConfig(BaseModel):
     eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
     eval_size: int = option(200, "rows held out of `dataset` for evaluation (by prompt); 0 holds none out", ge=0)
     output_dir: str = option("runs/train", "where the run is written")
-    resume: bool = option(False, "continue the newest complete checkpoint of `output_dir`")
+    resume: bool | Literal["anyway"] = option(
+        False, "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since"
+    )
     seed: int = option(0, "the seed of everything random", ge=0)
 
     # how long, how much
@@ -237,16 +241,41 @@ class EvalConfig(BaseModel):
 
 
 def build_config(values: dict[str, Any], kind: type[Config] = TrainConfig, *, where: str = "configuration") -> Config:
-    """Validate `values` as a `kind`. The first problem becomes a UsageError that names the option and the nearest right one."""
-    for name in values:
-        if name not in kind.model_fields:
-            raise UsageError(f"unknown option `{name}`.", where=where, fix=nearest(name, kind.model_fields))
+    """Validate `values` as a `kind`. All problems become one UsageError that names each option, and the nearest right one.
+
+    A list option may be given its one item by itself, and `report_to: none`, as TRL writes it, is the empty list.
+    """
+    unknown = [name for name in values if name not in kind.model_fields]
+    if len(unknown) == 1:
+        raise UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind))
+    if unknown:
+        each = " ".join(f"`{name}`: {advice(name, kind) or 'nothing like it.'}" for name in unknown)
+        listed = ", ".join(f"`{name}`" for name in unknown)
+        raise UsageError(f"unknown options {listed}.", where=where, fix=each)
     try:
-        return kind(**values)
+        return kind(**{name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"option `{name}` = {first['input']!r}: {first['msg']}.", where=where) from None
+        found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            place = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part == name)
+            found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
+        raise UsageError(" ".join(found.values()), where=where) from None
+
+
+def advice(name: str, kind: type[BaseModel] = TrainConfig) -> str:
+    """What to write instead of an option that there is not: what another trainer's name is here, else the nearest spelling."""
+    if kind is TrainConfig and name in ELSEWHERE:
+        return ELSEWHERE[name]
+    return nearest(name, kind.model_fields)
+
+
+def _as_list(name: str, value: Any, annotation: Any) -> Any:
+    """A single text where a list is wanted, as that list; any other value as it is."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if not isinstance(value, str) or not any(get_origin(one) is list for one in kinds):
+        return value
+    return [] if (name, value) == ("report_to", "none") else [value]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Failed:
 
 
 Result = Score | Abstain | Failed
+ENVIRONMENT = "environment"
+"""The name under which a group that was never finished says why, instead of any reward's verdict."""
 
 
 def as_result(value: object) -> Result:

@@ -21,6 +21,8 @@ from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json, read_lines, replacing, write_atomic
+from laurel.core.lock import NAME as LOCK_FILE
+from laurel.core.lock import Lock
 from laurel.core.sinks import Sink, check_sinks, open_sinks
 
 FREE_TO_CHANGE = (
@@ -28,6 +30,8 @@ FREE_TO_CHANGE = (
     "reward_timeout", "save_steps", "save_total_limit", "token_budget",
 )  # fmt: skip
 """Options a resumed run may change: how long, how often, where. Everything else would make it another experiment."""
+WRITTEN = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "profile.json")
+"""What a run writes. A new run finds none of it in its folder: what is there is somebody else's."""
 
 
 class Run:
@@ -41,27 +45,56 @@ class Run:
         self.facts: dict[str, Any] = read_json(self.folder / "run.json") or {}
         self.id = str(self.facts.get("run", ""))
         self.sinks: list[Sink] = []
+        self.lock: Lock | None = None
+        self.new = False
 
     @classmethod
-    def create(cls, output_dir: str | Path, config: Mapping[str, Any], *, resume: bool, say: Callable[[str], None] | None = None) -> Run:
+    def create(
+        cls,
+        output_dir: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool | str,
+        inputs: Mapping[str, str] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Run:
         """Start a run in a new or empty folder, or with `resume` continue the one that is there (start it if there is none).
 
-        A folder that holds a run already is a UsageError unless `resume`. On resume, an option that differs from the saved
-        configuration is a UsageError that names it, unless it is one of FREE_TO_CHANGE. `say` hears in one line each what
-        is continued and what changed; without it the lines go to standard error.
+        The folder is this process's alone until `close`, or until the process ends. A folder that holds a run already is a
+        UsageError unless `resume`. On resume, an option that differs from the saved configuration is a UsageError that names
+        it, unless it is one of FREE_TO_CHANGE. `inputs` (what the run reads, and a fingerprint of its content) are
+        written down; where they differ on resume the person at the terminal is asked, and without one it is a UsageError,
+        unless resume is "anyway". `say` hears in one line each what is continued and what changed; without it the lines
+        go to standard error.
         """
         folder = Path(output_dir)
         values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
         check_sinks(values.get("report_to"))
         if folder.exists() and not folder.is_dir():
             raise UsageError("this is a file, not a folder.", where=f"output_dir {folder}")
-        if not (folder / "run.json").exists():
-            return _start(folder, values, resume, say)
-        if not resume:
-            raise UsageError(
-                "this folder already holds a run.", where=f"output_dir {folder}", fix="Add `--resume true`, or name another --output_dir."
-            )
-        return _continue(cls(folder), values, say)
+        _check_place(folder, bool(resume))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+        try:
+            _check_place(folder, bool(resume))  # again, now that nobody else can write
+            if (folder / "run.json").exists():
+                run = _continue(cls(folder), values, inputs or {}, resume == "anyway", say)
+            else:
+                run = _start(folder, values, inputs or {}, bool(resume), say)
+        except BaseException:
+            lock.release()
+            raise
+        run.lock = lock
+        return run
+
+    def withdraw(self) -> None:
+        """Close a run that failed. A new one without a step leaves nothing behind: the same command can be given again."""
+        self.close()
+        if self.new and not any((self.folder / name).exists() for name in WRITTEN if name != "config.yaml"):
+            for name in ("run.json", "config.yaml", LOCK_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts about the run as a whole (threads, parameters, versions) to run.json."""
@@ -118,33 +151,49 @@ class Run:
         self.sinks = open_sinks(config.get("report_to"), self.folder, self.id, config, resumed_at=step)
 
     def close(self) -> None:
-        """Finish the optional sinks."""
+        """Finish the optional sinks, and let others write to the folder."""
         for sink in self.sinks:
             sink.close()
         self.sinks = []
+        if self.lock is not None:
+            self.lock.release()
 
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         with open(self.folder / name, "a", encoding="utf-8", errors="surrogatepass") as file:
             file.write("".join(_dumps(line) + "\n" for line in lines))
 
 
-def _start(folder: Path, values: dict[str, Any], resume: bool, say: Callable[[str], None]) -> Run:
-    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill chose."""
-    there = [name for name in ("metrics.jsonl", "samples.jsonl", "checkpoints", "config.yaml") if (folder / name).exists()]
+def _check_place(folder: Path, resume: bool) -> None:
+    """Refuse a folder that holds a run which is not to be continued, or anything that a run would write over."""
+    where = f"output_dir {folder}"
+    if (folder / "run.json").exists():
+        if not resume:
+            fix = "Add `--resume true`, or name another --output_dir."
+            raise UsageError("this folder already holds a run.", where=where, fix=fix)
+        return
+    there = [name for name in WRITTEN if (folder / name).exists()]
     if there and not (resume and there == ["config.yaml"]):
-        raise UsageError(f"this folder holds {there[0]} but no run.json.", where=f"output_dir {folder}", fix="Name another --output_dir.")
+        what = f"this folder holds `{there[0]}` but no run.json: it is not a run's, and would be written over."
+        raise UsageError(what, where=where, fix="Name another --output_dir.")
+
+
+def _start(folder: Path, values: dict[str, Any], inputs: Mapping[str, str], resume: bool, say: Callable[[str], None]) -> Run:
+    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill chose."""
     if resume:
         say(f"nothing to resume in {folder}: starting from the beginning")
-    folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, values)
     run = Run(folder)
-    run.id = uuid.uuid4().hex
-    run.note({"run": run.id, "created": round(time.time(), 3), "command": sys.argv[1:], **_provenance()})
+    run.id, run.new = uuid.uuid4().hex, True
+    facts = {"run": run.id, "created": round(time.time(), 3), "command": sys.argv[1:], **_provenance()}
+    run.note({**facts, "inputs": dict(inputs)})
     return run
 
 
-def _continue(run: Run, values: dict[str, Any], say: Callable[[str], None]) -> Run:
+def _continue(run: Run, values: dict[str, Any], inputs: Mapping[str, str], anyway: bool, say: Callable[[str], None]) -> Run:
     """The run that is there, if it is still the same experiment."""
+    if run.model.exists() and "saving" not in run.facts:
+        what = "this run has not saved a model yet, and there is one in `model`: it would be written over."
+        raise UsageError(what, where=f"output_dir {run.folder}", fix="Move it to another place.")
     saved = run.config()
     changed = {name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)}
     refused = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items() if name not in FREE_TO_CHANGE]
@@ -154,14 +203,34 @@ def _continue(run: Run, values: dict[str, Any], say: Callable[[str], None]) -> R
             where=f"output_dir {run.folder}",
             fix=f"Give the saved values, or start anew in another --output_dir. Free to change: {', '.join(FREE_TO_CHANGE)}.",
         )
+    edited = _edited(run, inputs, anyway)
     told = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
     say(f"continuing run {run.id[:8]} in {run.folder}; options {'as before' if not told else 'as before, but for'}")
     for name, (old, new) in told.items():
         say(f"  {name}: {old!r} -> {new!r}")
     if told:
         _write_config(run.folder, values)
-    run.note({"resumed": [*run.facts.get("resumed", []), {"time": round(time.time(), 3), "changed": told}]})
+    for name, (old, new) in edited.items():
+        say(f"  {name}: {old} -> {new}")
+    resumed = {"time": round(time.time(), 3), "changed": {**told, **edited}}
+    run.note({"resumed": [*run.facts.get("resumed", []), resumed], "inputs": {**run.facts.get("inputs", {}), **inputs}})
     return run
+
+
+def _edited(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list[str]]:
+    """What the run reads and is not what it was, old and new; none, or agreed to by `anyway` or by who sits at the terminal."""
+    before: dict[str, str] = run.facts.get("inputs", {})
+    edited = {name: [before[name], new] for name, new in inputs.items() if before.get(name, new) != new}
+    if not edited or anyway:
+        return edited
+    listed = "; ".join(f"{name} ({old} -> {new})" for name, (old, new) in edited.items())
+    what = f"what the run reads has changed since it began: {listed}."
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"{what}\nGo on with it as it is now? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return edited
+    fix = "Put the old content back, start anew in another --output_dir, or go on with the new: `--resume anyway`."
+    raise UsageError(what, where=f"output_dir {run.folder}", fix=fix)
 
 
 def _write_config(folder: Path, values: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from laurel.pipeline.run import pipeline
 from laurel.policy.model import load_policy
 from laurel.report.page import write_report
 from laurel.reward.mixture import load_rewards
+from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
 from laurel.train.setup import load_data
 from laurel.train.starter import starter_config
@@ -38,10 +39,10 @@ def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
     """
     began, console, folder = time.perf_counter(), Console(highlight=False), Path(output_dir)
     console.rule("[bold]1  a small language model imitates a sloppy teacher, who forgets carries (SFT)")
-    sft = train("sft", starter_config(TASK, seed=seed, output_dir=str(folder / "sft")))
+    sft = stage("sft", starter_config(TASK, seed=seed, output_dir=str(folder / "sft")))
     before = held_out(sft)
     console.rule("[bold]2  the same model asks a verifier: right or wrong? (GRPO)")
-    grpo = train("grpo", grpo_config(str(sft.model), seed, str(folder / "grpo")))
+    grpo = stage("grpo", grpo_config(str(sft.model), seed, str(folder / "grpo")))
     after = held_out(grpo)
     report = write_report(grpo.folder)
     console.rule("[bold]3  the first model again, and no verifier: people say which of two answers they like better (reward model, PPO)")
@@ -56,6 +57,14 @@ def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     show(console, before, after, seconds, report)
     return summary
+
+
+def stage(algorithm: str, config: TrainConfig) -> Run:
+    """A run of the tour, carried on where an earlier call of the same command left it."""
+    try:
+        return train(algorithm, config.model_copy(update={"resume": True}))
+    except Interrupted as stopped:
+        raise Interrupted(stopped.what, fix="The same command goes on from there.") from None
 
 
 def grpo_config(model: str, seed: int, output_dir: str) -> TrainConfig:

@@ -16,6 +16,7 @@ from rich.table import Table as Lines
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
 from laurel.core.files import read_json, write_atomic
+from laurel.core.lock import Lock
 from laurel.core.run import Run
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
@@ -27,6 +28,7 @@ from laurel.report.exhibit import cell, write_page
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.tabular.exhibit import Table
 from laurel.train.algorithms import ALGORITHMS
+from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.starter import STARTERS, build_starter
@@ -79,7 +81,13 @@ class Pipeline:
         return ALGORITHMS[self.algorithm].source not in FILES
 
     def run(self) -> dict[str, Any]:
-        """All stages; what the comparison found, with the folders of the artefacts."""
+        """All stages; what the comparison found, with the folders of the artefacts. The folder is this process's alone meanwhile."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with Lock(self.root):
+            return self.carried_out()
+
+    def carried_out(self) -> dict[str, Any]:
+        """The stages one after the other."""
         began, plan = time.perf_counter(), self.plan
         asked = {"dataset": source(plan.dataset), "size": plan.dataset_size, "held": plan.eval_size, "seed": plan.seed}
         prompts = self.stage("prompts", asked, lambda folder: stages.split_prompts(folder, plan))
@@ -122,7 +130,10 @@ class Pipeline:
         own = {key: value for key, value in config.model_dump().items() if key not in (*HERE, *inputs)}
 
         def build(folder: Path) -> list[str]:
-            train(algorithm, config.model_copy(update={"output_dir": str(folder), "resume": True}), quiet=self.quiet)
+            try:
+                train(algorithm, config.model_copy(update={"output_dir": str(folder), "resume": True}), quiet=self.quiet)
+            except Interrupted as stopped:
+                raise Interrupted(f"stage {name}: {stopped.what}", fix="The same command goes on from there.") from None
             return ["model"]
 
         return self.stage(name, {"algorithm": algorithm, "options": own, "inputs": inputs}, build)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.result import Abstain, Failed, Result, Score
+from laurel.core.result import ENVIRONMENT, Abstain, Failed, Result, Score
 from laurel.core.sample import Group, Key
 from laurel.reward.calls import Call, run_all
 from laurel.reward.load import Reward, distinct, load_reward, load_verifier
@@ -42,13 +42,15 @@ class Mixture:
 
         Each function is called once, concurrently with the others, with all samples in a row: `prompts`, `completions` (text,
         or messages where the row's prompt is messages), `completion_ids`, and every other column repeated per completion.
+        A group whose environment failed is shown to no reward: each of them has failed on it.
         Raises LaurelError if more than `max_failed_fraction` of the samples have a failed result.
         """
-        call = Call.of(groups)
-        if not call.keys:
-            return list(groups)
-        tables = run_all(self.rewards, call, self.timeout)
+        call = Call.of([group for group in groups if ENVIRONMENT not in group.results])
+        tables = run_all(self.rewards, call, self.timeout) if call.keys else [[] for _ in self.rewards]
         by_key: list[dict[Key, Result]] = [dict(zip(call.keys, table, strict=True)) for table in tables]
+        for group in groups:
+            for table in by_key if ENVIRONMENT in group.results else ():
+                table.update({s.key: why for s, why in zip(group.samples, group.results[ENVIRONMENT], strict=True)})
         scored = []
         for group in groups:
             columns = {
@@ -84,9 +86,10 @@ class Mixture:
         failed = len({sample.key for _, sample, _ in failures})
         if failed > self.max_failed_fraction * total:
             name, sample, result = failures[0]
+            where = "environment" if sample.finish == "error" else f"reward `{name}`"
             raise LaurelError(
                 f"{failed} of {total} samples could not be scored (at most {self.max_failed_fraction:.0%} may fail).",
-                where=f"reward `{name}`",
+                where=where,
                 fix=f"The first: {result.reason} On the completion {sample.text[:300]!r}.",
             )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError, nearest
 from laurel.core.load import load_file
 from laurel.core.protocols import Env
+from laurel.core.result import ENVIRONMENT, Failed
 from laurel.core.sample import Finish, Group, Key, Message, Sample
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
@@ -22,11 +23,18 @@ from laurel.rollout.single import Draw
 ENVS: dict[str, Callable[[], Env]] = {"calculator": Calculator}
 
 
+class EnvError(LaurelError):
+    """The world's own code raised, or answered with something that is no reply."""
+
+
 @dataclass
 class _Episode:
-    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised again."""
+    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised again.
 
-    env: Env
+    `broken` says how its environment failed ("" where it did not): then it has no world any more, and ends with the policy's turn.
+    """
+
+    env: Env | None
     key: Key
     prompt_ids: tuple[int, ...]
     said: list[Message]
@@ -37,6 +45,7 @@ class _Episode:
     turns: list[Message] = field(default_factory=list)
     finish: Finish = "length"
     open: bool = True
+    broken: str = ""
 
     def speak(self, ids: Sequence[int], logps: Sequence[float], text: str, finish: Finish) -> None:
         """The policy's turn."""
@@ -48,7 +57,10 @@ class _Episode:
 
     def hear(self, tokenizer: Any, limit: int) -> None:
         """The world's turn: its reply is appended as context, or the episode ends. A reply that leaves no room ends it as `length`."""
-        reply = ask(self.env.step, self.turns[-1]["content"], self.key)
+        try:
+            reply = ask(self.env.step, self.turns[-1]["content"], self.key) if self.env is not None else None
+        except EnvError as error:
+            self.broken, reply = str(error), None
         if reply is None:
             self.open = False
             return
@@ -90,7 +102,7 @@ def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] 
     if reply is None:
         return None
     if reply != [] and not is_messages(reply):
-        raise LaurelError(f"returned {reply!r:.80}, not a list of messages with role and content.", where=place(method, key))
+        raise EnvError(f"returned {reply!r:.80}, not a list of messages with role and content.", where=place(method, key))
     return [Message(**message) for message in reply]
 
 
@@ -98,8 +110,8 @@ def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
     """The world's own code, run. What it raises becomes an error that names the prompt."""
     try:
         return function(*arguments)
-    except Exception as error:
-        raise LaurelError(f"raised {type(error).__name__}: {error}.", where=place(function, key)) from error
+    except (Exception, SystemExit) as error:
+        raise EnvError(f"raised {type(error).__name__}: {error}.", where=place(function, key)) from error
 
 
 def place(function: Callable[..., Any], key: Key) -> str:
@@ -111,13 +123,17 @@ def place(function: Callable[..., Any], key: Key) -> str:
 def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
     prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
-    env = call(make_env, key=key)
-    opening = ask(env.reset, row.columns, key) or []
+    env, opening, broken = None, list[Message](), ""
+    try:
+        env = call(make_env, key=key)
+        opening = ask(env.reset, row.columns, key) or []
+    except EnvError as error:
+        env, broken = None, str(error)
     if isinstance(prompt, str):
         ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))
-        return _Episode(env, key, ids, opening, plain=True)
+        return _Episode(env, key, ids, opening, plain=True, broken=broken)
     said = [*prompt, *opening]
-    return _Episode(env, key, encode_prompt(policy.tokenizer, said), said, plain=False)
+    return _Episode(env, key, encode_prompt(policy.tokenizer, said), said, plain=False, broken=broken)
 
 
 def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int) -> list[Group]:
@@ -126,7 +142,28 @@ def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[],
     max_completion_length counts all tokens behind the prompt, the world's too. `finish` is that of the last turn, and `length` where
     the reply to it would leave no room for another. A conversational prompt is continued through the chat template; after a plain-text
     prompt, turns and replies follow each other as text (use `stop` to end a turn).
+    A group in which an environment failed is played once more, all of it (the same seeds, new environments). If one fails again,
+    the group has failed: its samples end as `error`, and their result is `Failed` with what was raised.
     """
+    groups, broken = once(policy, rows, draw, make_env, max_turns)
+    if not broken:
+        return groups
+    again, still = once(policy, [rows[i] for i in broken], draw, make_env, max_turns)
+    for n, i in enumerate(broken):
+        groups[i] = failed(again[n], still[n]) if n in still else again[n]
+    return groups
+
+
+def failed(group: Group, reason: str) -> Group:
+    """The group of which nothing can be said, because its environment failed."""
+    samples = tuple(replace(sample, finish="error") for sample in group.samples)
+    return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
+
+
+def once(
+    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+) -> tuple[list[Group], dict[int, str]]:
+    """Every row played, and of those whose environment failed (by their place) how the first failure read."""
     tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
     episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
@@ -142,11 +179,15 @@ def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[],
         texts = tokenizer.batch_decode([c.ids for c in done], skip_special_tokens=True)
         for (episode, _), completion, text in zip(live, done, texts, strict=True):
             episode.speak(completion.ids, completion.logps, text, completion.finish)
-            if completion.finish == "length" or turn + 1 == max_turns:
+            if completion.finish == "length" or turn + 1 == max_turns or episode.broken:
                 episode.open = False
             else:
                 episode.hear(tokenizer, limit)
-    return gather(rows, episodes, draw, tokenizer)
+    broken: dict[int, str] = {}
+    for n, episode in enumerate(episodes):
+        if episode.broken:
+            broken.setdefault(n // count, episode.broken)
+    return gather(rows, episodes, draw, tokenizer), broken
 
 
 def gather(rows: Sequence[Row], episodes: Sequence[_Episode], draw: Draw, tokenizer: Any) -> list[Group]:

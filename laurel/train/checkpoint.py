@@ -35,15 +35,18 @@ class State:
 
 
 def save_checkpoint(
-    folder: Path, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, state: State, *, keep: int
+    folder: Path, run: str, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, state: State, *, keep: int
 ) -> Path:
-    """Write `folder/step-N`: files first, then the manifest of their hashes, then one rename. Older ones are dropped after."""
+    """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then one rename.
+
+    Older ones are dropped after it.
+    """
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, temporary / "weights.safetensors")
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps({**asdict(state), "template": template}))
+    (temporary / "state.json").write_text(json.dumps({**asdict(state), "run": run, "template": template}))
     manifest = {file.name: digest(file) for file in sorted(temporary.iterdir())}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in temporary.iterdir():
@@ -81,9 +84,14 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def load_checkpoint(checkpoint: Path, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, reference: str) -> State:
-    """Put weights and optimiser back bit by bit. A different reference or chat template than at the start is an error."""
+def load_checkpoint(
+    checkpoint: Path, run: str, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, reference: str
+) -> State:
+    """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat template is an error."""
     saved = json.loads((checkpoint / "state.json").read_text())
+    if saved.pop("run", run) != run:
+        fix = "Move it away; to train on from its weights, load them as a model."
+        raise LaurelError("this checkpoint was written by another run.", where=str(checkpoint), fix=fix)
     for what, now in [("reference", reference), ("template", template)]:
         if saved[what] != now:
             raise LaurelError(

@@ -42,9 +42,8 @@ def return_to_good(setup: Setup, state: State) -> str:
     step = state.step
     if checkpoint is None:
         return f"no checkpoint to return to at step {step}: the run ends with the weights it has"
-    good = load_checkpoint(
-        checkpoint, setup.policy.template, setup.moving(), setup.optimizer, setup.reference.hash if setup.reference else ""
-    )
+    reference = setup.reference.hash if setup.reference else ""
+    good = load_checkpoint(checkpoint, setup.run.id, setup.policy.template, setup.moving(), setup.optimizer, reference)
     vars(state).update(vars(good))
     if parallel.rank() == 0:
         setup.run.note({"returned": {"from": step, "to": state.step}})

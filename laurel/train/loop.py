@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from laurel.core.config import TrainConfig
+from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
@@ -44,6 +45,17 @@ from laurel.weight.token import whiten
 def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False) -> Run:
     """Train one algorithm of the table to the end and return its run directory. The command line walks this same path."""
     setup, state = prepare(algorithm, config or TrainConfig())
+    try:
+        carry_on(setup, state, quiet)
+    except BaseException:
+        setup.run.withdraw()
+        raise
+    setup.run.close()
+    return setup.run
+
+
+def carry_on(setup: Setup, state: State, quiet: bool) -> None:
+    """Steps until the end, then the model."""
     stop = StopFlag()
     with Progress(setup, quiet=quiet or parallel.rank() > 0) as progress, stop:
         checks.before(setup, state.step, progress)
@@ -51,9 +63,12 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
             setup.run.note(versions())
             setup.run.connect(state.step)
         while state.step < setup.config.max_steps:
-            sums = Sums()
+            sums, before = Sums(), replace(state)
             setup.clock.start()
-            step(setup, state, sums)
+            try:
+                step(setup, state, sums)
+            except Exception as error:
+                raise rescued(setup, before, sums, error) from error
             if finish_step(setup, state, sums, progress):
                 break
             if any(parallel.gather(stop.asked)) and state.step < setup.config.max_steps:
@@ -66,8 +81,25 @@ def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = Fa
                 progress.say("\n".join(verdict))
                 setup.run.note({"held_out": verdict})
             setup.save_model()
-            setup.run.close()
-    return setup.run
+
+
+def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
+    """The error that ends the run in the middle of a step, saying what is saved of the steps before it.
+
+    They are saved if no optimiser has moved the weights in this step yet: else there is no whole step to save.
+    """
+    moved = sums.sums.keys() & {"grad_norm", "es/step_norm"}
+    if parallel.rank() or moved or not before.step:
+        return error
+    try:
+        save(setup, before)
+    except OSError:  # a full disk, say: the first error is the one to tell
+        return error
+    told = f"The {before.step} steps before it are saved: --resume true goes on from there."
+    if isinstance(error, LaurelError):
+        return type(error)(error.what, where=error.where, fix=f"{error.fix} {told}".strip())
+    error.add_note(told)
+    return error
 
 
 def step(setup: Setup, state: State, sums: Sums) -> None:
@@ -275,6 +307,5 @@ def save(setup: Setup, state: State) -> None:
     if setup.remembered is not None:
         setup.remembered.save()
     if parallel.rank() == 0:
-        save_checkpoint(
-            setup.run.checkpoints, setup.policy.template, setup.moving(), setup.optimizer, state, keep=setup.config.save_total_limit
-        )
+        run, what = setup.run, (setup.policy.template, setup.moving(), setup.optimizer, state)
+        save_checkpoint(run.checkpoints, run.id, *what, keep=setup.config.save_total_limit)

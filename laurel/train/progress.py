@@ -28,6 +28,8 @@ SHOWN = (
     "grad_norm",
     "tokens_per_second",
 )
+TROUBLE = ("failed_fraction", "zero_signal")
+"""Numbers that are shown where they are not 0."""
 SHORT = {"informative_fraction": "informative", "completions/mean_length": "length", "tokens_per_second": "tok/s"}  # fmt: skip
 
 
@@ -57,7 +59,8 @@ class Progress:
 
     def advance(self, step: int, means: Mapping[str, float]) -> None:
         """The bar moves to `step`, with the numbers of the step."""
-        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in SHOWN if name in means)
+        told = [name for name in SHOWN if name in means] + [name for name in TROUBLE if means.get(name)]
+        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in told)
         self.bar.update(self.task, completed=step, numbers=numbers)
         if not self.live and (step % self.every == 0 or step == 1):
             self.say(f"step {step}  {numbers}")

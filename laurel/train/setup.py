@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.protocols import Companion
+from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
 from laurel.data.formats import needs
@@ -29,6 +31,7 @@ from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
+from laurel.train.inputs import inputs
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
 from laurel.train.profile import Clock
@@ -80,10 +83,14 @@ class Setup:
 
     def score(self, groups: list[Group]) -> list[Group]:
         """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge."""
-        return self.row.judge(self, groups) if self.row.judge else self.mixture.score(groups)
+        if not self.row.judge:
+            return self.mixture.score(groups)
+        judged = self.row.judge(self, groups)
+        return [without_reward(new, old) if ENVIRONMENT in old.results else new for new, old in zip(judged, groups, strict=True)]
 
     def save_model(self) -> None:
         """The trained model as an ordinary Hugging Face folder; a companion that shapes how it decodes says how."""
+        self.run.note({"saving": True})  # from now on `model` is ours: a resumed run may write it again
         save = getattr(self.companion, "save", None)
         save(self.policy, self.run.model) if save else self.policy.save(self.run.model)
 
@@ -130,6 +137,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
     pretraining = needs(load_rows(config.ptx_dataset, seed=config.seed), "sft") if config.ptx_dataset else []
+    split_off = [] if config.eval_dataset else held
+    read = {"dataset": [*rows, *split_off], "eval_dataset": held if config.eval_dataset else [], "ptx_dataset": pretraining}
     make_env = load_env(config.env) if config.env else None
     if config.model in STARTERS:
         check_starter(config.model, config.dataset)
@@ -137,7 +146,20 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         check_folder(config.model)
         if config.imitation_coef:
             check_language_head(config.model)
-    run = open_run(algorithm, config)
+    run = open_run(algorithm, config, inputs(config, read))
+    try:
+        return loaded(algorithm, config, run, rows, held, mixture, make_env, pretraining)
+    except BaseException:
+        run.withdraw()
+        raise
+
+
+def loaded(
+    algorithm: str, config: TrainConfig, run: Run, rows: list[Row], held: list[Row], mixture: Mixture | None,
+    make_env: Callable | None, pretraining: list[Row],
+) -> tuple[Setup, State]:  # fmt: skip
+    """The second half of `prepare`: weights, and what depends on them."""
+    row = ALGORITHMS[algorithm]
     torch.manual_seed(config.seed)
     if config.model in STARTERS:
         config = config.model_copy(update={"model": str(build_starter(config.model, config.dataset, config.seed))})
@@ -163,6 +185,11 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     return setup, restore(setup) if config.resume else fresh(setup)
 
 
+def without_reward(judged: Group, played: Group) -> Group:
+    """A group whose environment failed, as judged: whatever the judge said of it counts for nothing."""
+    return replace(judged, results=dict.fromkeys(judged.results, played.results[ENVIRONMENT]), rewards=(None,) * len(judged.samples))
+
+
 def load_head(config: TrainConfig, outputs: int) -> Scorer:
     """A language model's body under a head with so many outputs, or a trained scorer to go on with."""
     if config.gradient_checkpointing:
@@ -185,12 +212,17 @@ def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture |
     return load_rewards(None, None, rows) if verifiable and config.eval_steps else None
 
 
-def open_run(algorithm: str, config: TrainConfig) -> Run:
-    """The run directory: rank 0 makes or continues it, the others read it."""
+def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
+    """The run directory: rank 0 makes or continues it, and holds it; the others read it."""
+    place, model = Path(config.output_dir).resolve(), Path(config.model)
+    if model.is_dir() and place.is_relative_to(model.resolve()):
+        what = "this is the folder of the model that is trained from."
+        raise UsageError(what, where=f"output_dir {config.output_dir}", fix="Name another.")
+    run = None
     if parallel.rank() == 0:
-        Run.create(config.output_dir, {"algorithm": algorithm, **config.model_dump()}, resume=config.resume)
+        run = Run.create(config.output_dir, {"algorithm": algorithm, **config.model_dump()}, resume=config.resume, inputs=read)
     parallel.gather(None)
-    return Run(config.output_dir)
+    return run or Run(config.output_dir)
 
 
 def load_data(config: TrainConfig, use: str) -> tuple[list[Row], list[Row]]:
@@ -248,7 +280,7 @@ def restore(setup: Setup) -> State:
     checkpoint, damaged = newest_checkpoint(setup.run.checkpoints)
     setup.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)
     reference = setup.reference.hash if setup.reference else ""
-    what = (setup.policy.template, setup.moving(), setup.optimizer, reference)
+    what = (setup.run.id, setup.policy.template, setup.moving(), setup.optimizer, reference)
     state = load_checkpoint(checkpoint, *what) if checkpoint else fresh(setup)
     if parallel.rank() == 0:
         setup.run.truncate(state.step)

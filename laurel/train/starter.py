@@ -12,6 +12,7 @@ from laurel.core.errors import UsageError
 from laurel.data.tasks import TASKS, is_task
 from laurel.policy.scratch import save_scratch
 from laurel.train import parallel
+from laurel.train.interrupt import Interrupted
 
 STARTERS = ("starter", "scratch")
 DEMONSTRATIONS = {"addition": "addition:sloppy=70"}  # a teacher who forgets seven carries in ten leaves something to learn
@@ -66,7 +67,11 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
             save_scratch(made, seed=seed)
         else:
             print(f"building the starter model for {dataset} (once) ...", flush=True)
-            run = train("sft", starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")), quiet=True)
+            try:
+                run = train("sft", starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")), quiet=True)
+            except Interrupted:  # what it had saved goes with the temporary folder
+                what = f"stopped while the starter model for {dataset} was being built; nothing of it is kept."
+                raise Interrupted(what, fix="Give the same command again.") from None
             shutil.move(run.model, made)
         try:
             made.rename(folder)

@@ -14,7 +14,7 @@ import pytest
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json, read_lines, write_atomic
-from laurel.core.run import FREE_TO_CHANGE, Run
+from laurel.core.run import FREE_TO_CHANGE, WRITTEN, Run
 from laurel.core.sinks import SINKS, check_sinks
 
 CONFIG = {"algorithm": "grpo", "learning_rate": 0.001, "max_steps": 4, "stop": None, "rewards": ["exact"]}
@@ -42,13 +42,15 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
 
 
 def test_foreign_files_are_never_written_over(tmp_path):
-    for name in ("metrics.jsonl", "config.yaml"):
+    for name in WRITTEN:
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         (folder / name).write_text("mine\n")
-        with pytest.raises(UsageError, match=name):
-            Run.create(folder, CONFIG, resume=False)
-        assert (folder / name).read_text() == "mine\n"
+        for resume in (False, True):
+            if not (resume and name == "config.yaml"):  # alone it is what a kill leaves of a run's first moment
+                with pytest.raises(UsageError, match=f"`{name}`.*would be written over"):
+                    Run.create(folder, CONFIG, resume=resume, say=print)
+        assert (folder / name).read_text() == "mine\n" and [path.name for path in folder.iterdir()] == [name]
     with pytest.raises(UsageError, match="a file, not a folder"):
         Run.create(tmp_path / "config" / "config.yaml", CONFIG, resume=False)
 
@@ -65,6 +67,7 @@ def test_resume_without_a_run_starts_one(tmp_path):
 def test_A50_resume_says_what_changes_and_refuses_another_experiment(tmp_path):
     """A50: a changed hyper-parameter is named and refused; what is free to change is allowed and said."""
     run = Run.create(tmp_path, {**CONFIG, "resume": False}, resume=False)
+    run.close()
     with pytest.raises(UsageError) as caught:
         Run.create(tmp_path, {**CONFIG, "learning_rate": 0.01, "rewards": ["math"], "max_steps": 9, "resume": True}, resume=True)
     assert "learning_rate 0.001 -> 0.01" in str(caught.value) and "rewards ['exact'] -> ['math']" in str(caught.value)
@@ -75,8 +78,88 @@ def test_A50_resume_says_what_changes_and_refuses_another_experiment(tmp_path):
     assert Run(tmp_path).config()["max_steps"] == 9 and Run(tmp_path).facts["resumed"][0]["changed"] == {"max_steps": [4, 9]}
 
 
+def test_K15_a_model_put_into_a_run_that_saved_none_is_not_written_over(tmp_path):
+    """The kind: somebody else's files where a run will write. Fails on a resume that saves over them."""
+    run = Run.create(tmp_path, CONFIG, resume=False)
+    run.close()
+    run.model.mkdir()
+    with pytest.raises(UsageError, match="has not saved a model yet, and there is one"):
+        Run.create(tmp_path, CONFIG, resume=True, say=print)
+    run.note({"saving": True})  # what a run writes down before it saves
+    assert Run.create(tmp_path, CONFIG, resume=True, say=print).id == run.id
+
+
+READER = """
+import sys
+from laurel.core.errors import UsageError
+from laurel.core.run import Run
+try:
+    run = Run.create(sys.argv[1], {"max_steps": 1}, resume=sys.argv[2] == "resume", say=print)
+    print("in", flush=True)
+    sys.stdin.read() if sys.argv[3] == "stay" else None
+except UsageError as error:
+    print("out:", error)
+"""
+
+
+def second(folder, resume="resume", stay="leave"):
+    command = [sys.executable, "-c", READER, str(folder), resume, stay]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_K15_one_writer_a_folder_until_it_dies(tmp_path):
+    """The kind: two runs, or a run and a resume, mix their lines. The lock goes with its holder, kill -9 included."""
+    holder = second(tmp_path / "run", "new", "stay")
+    assert holder.stdout.readline().strip() == "in"
+    for resume in ("resume", "new"):
+        said = second(tmp_path / "run", resume).communicate(timeout=60)[0]
+        assert "already holds a run" in said if resume == "new" else f"process {holder.pid} on" in said
+    holder.kill()
+    holder.wait()
+    assert "in\n" in second(tmp_path / "run").communicate(timeout=60)[0]
+
+
+def test_K15_within_a_process_too(tmp_path):
+    run = Run.create(tmp_path, CONFIG, resume=False)
+    with pytest.raises(UsageError, match="this very process is writing"):
+        Run.create(tmp_path, CONFIG, resume=True, say=print)
+    run.close()
+    again = Run.create(tmp_path, CONFIG, resume=True, say=print)
+    again.close()
+    again.close()
+    assert Run.create(tmp_path, CONFIG, resume=True, say=print).id == run.id
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_nothing(tmp_path):
+    run = Run.create(tmp_path / "deep" / "run", CONFIG, resume=False)
+    run.withdraw()
+    assert not run.folder.exists()
+    started = Run.create(run.folder, CONFIG, resume=False)
+    started.log(1, {"reward": 1.0})
+    started.withdraw()
+    assert started.metrics() and (run.folder / "run.json").exists()
+    resumed = Run.create(run.folder, CONFIG, resume=True, say=print)
+    resumed.withdraw()
+    assert (run.folder / "run.json").exists()
+
+
+def test_K13_what_was_read_and_has_changed_is_told_and_not_taken(tmp_path):
+    """The kind: a resumed run goes on with edited data or rewards under the same name."""
+    Run.create(tmp_path, CONFIG, resume=False, inputs={"dataset d.jsonl": "8 rows, aa", "rewards r.py:f": "bb"}).close()
+    edited = {"dataset d.jsonl": "9 rows, cc", "rewards r.py:f": "bb"}
+    with pytest.raises(UsageError, match=r"dataset d.jsonl \(8 rows, aa -> 9 rows, cc\).*`--resume anyway`") as caught:
+        Run.create(tmp_path, CONFIG, resume=True, inputs=edited, say=print)
+    assert "r.py" not in str(caught.value)
+    said = []
+    run = Run.create(tmp_path, CONFIG, resume="anyway", inputs=edited, say=said.append)
+    run.close()
+    assert "  dataset d.jsonl: 8 rows, aa -> 9 rows, cc" in said
+    assert run.facts["resumed"][-1]["changed"] == {"dataset d.jsonl": ["8 rows, aa", "9 rows, cc"]}
+    assert Run.create(tmp_path, CONFIG, resume=True, inputs=edited, say=print).id == run.id, "agreed to once, it is what the run reads"
+
+
 def test_an_option_newer_than_the_run_does_not_stop_it(tmp_path):
-    Run.create(tmp_path, CONFIG, resume=False)
+    Run.create(tmp_path, CONFIG, resume=False).close()
     assert Run.create(tmp_path, {**CONFIG, "brand_new": 1}, resume=True, say=print).id
 
 
@@ -138,6 +221,7 @@ def test_truncate_makes_a_resumed_run_equal_the_unbroken_one(tmp_path):
         with open(broken.folder / name, "a") as file:
             file.write('{"run": "half-writ')
     assert len(broken.metrics()) == 3, "a half-written last line is passed over by readers"
+    broken.close()
     broken = Run.create(tmp_path / "b", CONFIG, resume=True, say=print)
     broken.truncate(2)
     steps(broken, range(3, 7))

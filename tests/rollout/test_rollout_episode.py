@@ -11,8 +11,9 @@ from scripted import babbling, drawing, row, scripted, text_of, user
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from laurel.core.errors import LaurelError, UsageError
+from laurel.core.errors import UsageError
 from laurel.core.protocols import Env
+from laurel.core.result import Failed
 from laurel.core.sample import Message
 from laurel.data.tasks import TASKS
 from laurel.policy.model import Policy
@@ -309,14 +310,40 @@ class Unborn(Echo):
         (Mumbles, "step: returned '56', not a list of messages"),
         (lambda: Echo(opening=["hello"]), "reset: returned ['hello'], not a list of messages"),
         (Unready, "reset: raised KeyError: 'board'"),
-        (partial(Echo, "{}", None), "partial: raised TypeError"),
-        (Unborn, "Unborn: raised OSError: no game server"),
+        (partial(Echo, "{}", None), ": raised TypeError"),
+        (Unborn, ": raised OSError: no game server"),
     ],
 )
-def test_a_world_that_breaks_names_the_prompt(env, said):
-    with pytest.raises(LaurelError) as error:
-        play(scripted(), [row("2=", "games")], drawing(20, stop=["]"]), env, 3)
-    assert said in str(error.value) and "games.jsonl:1 (prompt games-0, sample 0)" in str(error.value)
+def test_K17_a_world_that_breaks_fails_its_group_and_names_the_prompt(env, said):
+    """The kind: an environment that raises ends the run. It is tried again; then the group has failed, and its neighbours have not."""
+
+    def world():
+        made.append(1)
+        return env() if len(made) % 2 else Echo()
+
+    made = []
+    broken, sound = play(scripted(), [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"]), world, 3)
+    (verdict,) = broken.results["environment"]
+    assert isinstance(verdict, Failed) and broken.samples[0].finish == "error" and broken.samples[0].completion_ids
+    assert said in verdict.reason and "games.jsonl:1 (prompt games-0, sample 0)" in verdict.reason
+    assert not sound.results and sound.samples[0].finish != "error"
+
+
+class Flaky(Echo):
+    """Breaks the first time."""
+
+    broke = 0
+
+    def step(self, text):
+        Flaky.broke += 1
+        if Flaky.broke == 1:
+            raise ConnectionError("connection reset by peer")
+        return super().step(text)
+
+
+def test_K17_a_world_that_breaks_once_is_as_if_it_never_had():
+    rows, draw = [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"])
+    assert play(scripted(), rows, draw, Flaky, 3) == play(scripted(), rows, draw, Echo, 3) and Flaky.broke > 1
 
 
 def test_a_world_may_have_nothing_to_say():

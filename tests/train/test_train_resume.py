@@ -82,7 +82,7 @@ optimizer = torch.optim.AdamW(model.parameters())
 model(torch.randn(2, 400)).sum().backward(); optimizer.step()
 print("ready", flush=True)
 for step in range(1, 10_000):
-    save_checkpoint(Path(sys.argv[1]), policy.template, policy.trainable(), optimizer, State(step=step), keep=1)
+    save_checkpoint(Path(sys.argv[1]), "r", policy.template, policy.trainable(), optimizer, State(step=step), keep=1)
     print(step, flush=True)
 """
 

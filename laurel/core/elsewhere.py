@@ -1,0 +1,41 @@
+"""Names that people bring from other trainers, each with what it is called here, or what is done instead."""
+
+from __future__ import annotations
+
+ELSEWHERE = {
+    "num_train_epochs": "laurel counts steps: max_steps = epochs x rows / prompts_per_step.",
+    "gradient_accumulation_steps": "A step's size is prompts_per_step; token_budget splits it for the memory, and changes no gradient.",
+    "per_device_train_batch_size": "A step's size is prompts_per_step, over all devices; token_budget bounds the memory of its parts.",
+    "per_device_eval_batch_size": "token_budget bounds the memory; results do not depend on it.",
+    "train_batch_size": "A step's size is prompts_per_step.",
+    "batch_size": "A step's size is prompts_per_step.",
+    "warmup_ratio": "warmup_steps = ratio x max_steps.",
+    "num_ppo_epochs": "Passes over one batch of samples are num_iterations.",
+    "num_epochs": "laurel counts steps: max_steps = epochs x rows / prompts_per_step.",
+    "epochs": "laurel counts steps: max_steps = epochs x rows / prompts_per_step.",
+    "reward_funcs": "Rewards are named with rewards.",
+    "reward_model_path": "A learned reward is rewards: [model:FOLDER].",
+    "model_name_or_path": "It is model.",
+    "dataset_name": "It is dataset.",
+    "dataset_config": "It stands behind the name: dataset OWNER/NAME:CONFIGURATION.",
+    "bf16": "It is dtype: bfloat16.",
+    "fp16": "dtype is float32 or bfloat16.",
+    "resume_from_checkpoint": "It is resume: the newest sound checkpoint of output_dir.",
+    "max_new_tokens": "It is max_completion_length.",
+    "response_length": "It is max_completion_length.",
+    "max_seq_length": "It is max_length, for what learns from data; max_prompt_length and max_completion_length elsewhere.",
+    "kl_coef": "It is beta.",
+    "init_kl_coef": "It is beta.",
+    "ent_coef": "It is entropy_coef.",
+    "lr": "It is learning_rate.",
+    "cliprange": "It is epsilon.",
+    "lora_rank": "It is lora_r.",
+    "assistant_only_loss": "It is train_on: assistant.",
+    "completion_only_loss": "It is train_on: completion.",
+    "evaluation_strategy": "eval_steps says how often; 0 is never.",
+    "eval_strategy": "eval_steps says how often; 0 is never.",
+    "save_strategy": "save_steps says how often; 0 is only at the end.",
+    "logging_strategy": "logging_steps says how often.",
+    "use_vllm": "Sampling is laurel's own; there is nothing to switch.",
+}
+"""An option of another trainer -> what to write here. A hint by spelling alone would point to options of another meaning."""
