@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
+from laurel.core.result import ENVIRONMENT
 
 if TYPE_CHECKING:
     from laurel.data.source import Row
@@ -151,6 +152,8 @@ def run_sample(args: argparse.Namespace) -> int:
     groups = play(policy, rows, draw, load_env(config.env), config.max_turns) if config.env else rollout(policy, rows, draw)
     console = Console(highlight=False, soft_wrap=True)
     for group in groups:
+        for why in group.results.get(ENVIRONMENT, ())[:1]:
+            console.print(f"failed: {why.reason}", markup=False)
         for sample in group.samples:
             logp = sum(sample.logps)
             console.print(

@@ -1,6 +1,7 @@
 """Options: what the command line and a YAML file say becomes one validated configuration, before torch is imported."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import yaml
 
 from laurel.cli import options
 from laurel.cli.main import main
-from laurel.core.config import ALGORITHM_NAMES, EvalConfig, TrainConfig, option
+from laurel.core.config import ALGORITHM_NAMES, EvalConfig, TrainConfig, build_config, option
+from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError
 
 LIGHT = (
@@ -42,6 +44,7 @@ def test_no_words_give_the_defaults():
         (["--resume", "true"], "resume", True),
         (["--resume", "false"], "resume", False),
         (["--resume"], "resume", True),
+        (["--resume", "anyway"], "resume", "anyway"),
         (["--stop", "1"], "stop", ["1"]),
         (["--stop", "true", "1e3", "null"], "stop", ["true", "1e3", "null"]),
         (["--stop", "a", "b", "--stop", "c"], "stop", ["a", "b", "c"]),
@@ -224,3 +227,35 @@ def test_a_percent_sign_in_a_meaning_survives(capsys):
     parser = argparse.ArgumentParser()
     options.add_options(parser, Kind)
     assert "95 % of it" in parser.format_help()
+
+
+def test_K17_every_fault_of_a_file_is_named_at_once(tmp_path):
+    """The kind: one fault a try. Unknown keys together, and wrong values together, each by its name."""
+    (tmp_path / "many.yaml").write_text("lerning_rate: 1\nfrobnicate: 2\nmax_step: 3\nseed: 0\n")
+    with pytest.raises(UsageError) as caught:
+        read("--config", str(tmp_path / "many.yaml"))
+    said = str(caught.value)
+    assert said.count("many.yaml") == 1 and "unknown options `lerning_rate`, `frobnicate`, `max_step`." in said
+    assert "`lerning_rate`: Did you mean `learning_rate`?" in said and "`max_step`: Did you mean `max_steps`?" in said
+    (tmp_path / "wrong.yaml").write_text("seed: -1\nmax_steps: many\nlr_scheduler_type: square\nresume: perhaps\n")
+    with pytest.raises(UsageError) as caught:
+        read("--config", str(tmp_path / "wrong.yaml"))
+    assert all(f"option `{name}` =" in str(caught.value) for name in ("seed", "max_steps", "lr_scheduler_type", "resume"))
+    assert str(caught.value).count("option `resume`") == 1
+
+
+def test_K21_a_name_of_another_trainer_is_answered_with_what_means_the_same():
+    """The kind: hints by spelling (`num_train_epochs`: did you mean `num_iterations`?) point to options of another meaning."""
+    for name, advice in ELSEWHERE.items():
+        assert name not in TrainConfig.model_fields
+        for word in re.findall(r"[a-z]+(?:_[a-z]+)+", advice):
+            assert word in TrainConfig.model_fields, f"{name}: there is no {word}"
+    with pytest.raises(UsageError, match="max_steps = epochs x rows"):
+        build_config({"num_train_epochs": 1})
+
+
+def test_K21_one_item_stands_for_a_list_of_one(tmp_path):
+    (tmp_path / "one.yaml").write_text("report_to: none\nrewards: exact\nlora_target_modules: all-linear\nstop: '12'\n")
+    config = read("--config", str(tmp_path / "one.yaml"))
+    assert (config.report_to, config.rewards, config.lora_target_modules, config.stop) == ([], ["exact"], ["all-linear"], ["12"])
+    assert build_config({"model": "none", "reward_weights": [1]}).model == "none"
