@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from laurel.core.config import TrainConfig
-from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
@@ -23,11 +22,12 @@ from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
-from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.checkpoint import State
 from laurel.train.critic import return_to_good, steer, watch, with_values
 from laurel.train.evaluate import evaluate
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
+from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
@@ -81,25 +81,6 @@ def carry_on(setup: Setup, state: State, quiet: bool) -> None:
                 progress.say("\n".join(verdict))
                 setup.run.note({"held_out": verdict})
             setup.save_model()
-
-
-def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
-    """The error that ends the run in the middle of a step, saying what is saved of the steps before it.
-
-    They are saved if no optimiser has moved the weights in this step yet: else there is no whole step to save.
-    """
-    moved = sums.sums.keys() & {"grad_norm", "es/step_norm"}
-    if parallel.rank() or moved or not before.step:
-        return error
-    try:
-        save(setup, before)
-    except OSError:  # a full disk, say: the first error is the one to tell
-        return error
-    told = f"The {before.step} steps before it are saved: --resume true goes on from there."
-    if isinstance(error, LaurelError):
-        return type(error)(error.what, where=error.where, fix=f"{error.fix} {told}".strip())
-    error.add_note(told)
-    return error
 
 
 def step(setup: Setup, state: State, sums: Sums) -> None:
@@ -300,12 +281,3 @@ def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> b
     if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps and not done:
         save(setup, state)
     return done
-
-
-def save(setup: Setup, state: State) -> None:
-    """A checkpoint of this moment (rank 0 writes; all hold the same weights)."""
-    if setup.remembered is not None:
-        setup.remembered.save()
-    if parallel.rank() == 0:
-        run, what = setup.run, (setup.policy.template, setup.moving(), setup.optimizer, state)
-        save_checkpoint(run.checkpoints, run.id, *what, keep=setup.config.save_total_limit)

@@ -49,7 +49,7 @@ PATH = (
 def test_one_step_is_read_in_eight_files():
     """The files that a reader of one GRPO step opens, from prompt to gradient: eight, about a thousand lines."""
     lines = {name: len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in PATH}
-    assert len(PATH) <= 8 and sum(lines.values()) <= 1100, lines
+    assert len(PATH) <= 8 and sum(lines.values()) <= 1150, lines
 
 
 @pytest.mark.parametrize(

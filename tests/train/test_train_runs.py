@@ -59,7 +59,7 @@ def test_K13_an_edited_input_stops_a_resume(edit, own, tmp_path):
     options = {"reward": None, "rewards": [f"{tmp_path / 'paying.py'}:scored"], "max_completion_length": 4}
     train("rloo", short(own, tmp_path / "run", **options), quiet=True)
     EDITS[edit](tmp_path)
-    with pytest.raises(UsageError, match="has changed since it began.*--resume anyway"):
+    with pytest.raises(UsageError, match=r"has changed since it began.*--resume anyway"):
         train("rloo", short(own, tmp_path / "run", resume=True, max_steps=2, **options), quiet=True)
     if edit == "a row":
         run = train("rloo", short(own, tmp_path / "run", resume="anyway", max_steps=2, **options), quiet=True)
@@ -150,7 +150,7 @@ def test_K14_a_start_that_fails_leaves_the_folder_free(toy, tmp_path):
     """The environment never works: no step, no folder, and the same command may be given again."""
     options = short(toy, tmp_path / "run", **flaky(tmp_path, [f"{i}=" for i in range(8)]))
     for _ in range(2):
-        with pytest.raises(LaurelError, match="environment: .* samples could not be scored"):
+        with pytest.raises(LaurelError, match=r"environment: .* samples could not be scored"):
             train("rloo", options, quiet=True)
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,41 @@
+"""What is kept of a run: a checkpoint where one is due, and of a step that fails the steps before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laurel.core.errors import LaurelError
+from laurel.core.metrics import Sums
+from laurel.train import parallel
+from laurel.train.checkpoint import State, save_checkpoint
+
+if TYPE_CHECKING:
+    from laurel.train.setup import Setup
+
+
+def save(setup: Setup, state: State) -> None:
+    """A checkpoint of this moment (rank 0 writes; all hold the same weights)."""
+    if setup.remembered is not None:
+        setup.remembered.save()
+    if parallel.rank() == 0:
+        run, what = setup.run, (setup.policy.template, setup.moving(), setup.optimizer, state)
+        save_checkpoint(run.checkpoints, run.id, *what, keep=setup.config.save_total_limit)
+
+
+def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
+    """The error that ends the run in the middle of a step, saying what is saved of the steps before it.
+
+    They are saved if no optimiser has moved the weights in this step yet: else there is no whole step to save.
+    """
+    moved = sums.sums.keys() & {"grad_norm", "es/step_norm"}
+    if parallel.rank() or moved or not before.step:
+        return error
+    try:
+        save(setup, before)
+    except OSError:  # a full disk, say: the first error is the one to tell
+        return error
+    told = f"The {before.step} steps before it are saved: --resume true goes on from there."
+    if isinstance(error, LaurelError):
+        return type(error)(error.what, where=error.where, fix=f"{error.fix} {told}".strip())
+    error.add_note(told)
+    return error
