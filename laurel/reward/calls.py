@@ -168,7 +168,7 @@ def listed(values: Any, count: int) -> list[Any] | str:
     except TypeError:
         iterator = None
     if iterator is None:
-        return f"returned {kind}, not a list of numbers, one for each completion"
+        return f"returned {kind}, not a list of numbers"
     found = list(islice(iterator, count + 1))
     if len(found) != count:
         number = len(values) if hasattr(values, "__len__") else "more" if len(found) > count else len(found)
