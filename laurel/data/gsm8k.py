@@ -59,11 +59,11 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
     if not isinstance(answer, str) or len(answer) > LONGEST:
         return None, f"not a text of at most {LONGEST} characters"
     answer = without_question(said(answer), question)
-    marked = [*_MARKED.findall(answer), *boxed(answer)]
+    marked = [(text, False) for text in _MARKED.findall(answer)] + [(text, True) for text in boxed(answer)]
     if not marked and "####" in answer:
-        marked = [answer.rpartition("####")[2]]
+        marked = [(answer.rpartition("####")[2], False)]
     if marked:
-        found = [read(text).quantity for text in marked]
+        found = [read(text, formula=formula).quantity for text, formula in marked]
         if found[0] is None or any(other is None or not same(other, found[0]) for other in found):
             return None, "what is marked as the answer is not one number"
         return found[0], ""

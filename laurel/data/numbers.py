@@ -25,18 +25,18 @@ _GROUPED = (
 )
 _MONEY = r"(?:[$€£¥₹¤]|\bUS\$|\bUSD\s?|\bEUR\s?|\bRs\.?\s?)"
 ATOM = re.compile(
-    rf"(?P<sign>(?<![\w.)\]}}])[-+]\s?(?=[$€£¥₹¤\d.]))?(?:{_MONEY}\s?)*(?P<inner>(?<=[$€£¥₹¤])-)?"
+    rf"(?P<sign>(?<![\w.)\]}}])[-+](?=[$€£¥₹¤\d.])|(?<=[=(])\s?[-+]\s(?=[\d.]))?(?:{_MONEY}\s?)*(?P<inner>(?<=[$€£¥₹¤])-)?"
     rf"(?P<whole>{_GROUPED}|\d+)?(?P<part>(?:(?<=\d)|(?<![\w.]))\.\d+)?(?<=\d)"
     rf"(?:_\{{?\s?(?P<base>\d{{1,2}})\s?\}}?(?!\d))?"
     rf"(?:[ {THIN}]+(?P<over>\d+)/(?P<below>\d+)(?![\d/.]*\d)|\s?/\s?(?P<under>\d+(?:\.\d+)?))?"
     rf"(?P<power>[eE][-+]?\d+(?![\w.]*\d)|\s?[x×·*]\s?10\s?\^\s?\{{?\s?[-+]?\d+\s?\}}?)?"
     rf"(?:\s(?P<scale>{'|'.join(SCALES)})\b)?(?P<percent>\s{{0,2}}(?:%|percent\b|per cent\b))?(?P<unit>{PATTERN}|\s?°(?:\s?[CFK]\b)?)?"
 )
-_OPERAND = re.compile(r"(?:(?<![A-Za-z])[A-Za-zα-ωΑ-Ω]|[\d)\]}π∞!])\s*$")
-_LEFT_SIGN = re.compile(r"[\^_√±∓<>≤≥≠×·÷/π∞+]\s*$")
+_OPERAND = re.compile(r"(?:(?<![A-Za-z])[A-Za-zα-ωΑ-Ω]|[\d)\]}π∞!])\s*\Z")
+_LEFT_SIGN = re.compile(r"[\^_√±∓<>≤≥≠×·÷/π∞+]\s*\Z")
 _LEFT_WORD = re.compile(
     r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|choose|times|plus|minus|mod|modulo|not|than|(?:root|factorial|power|log|logarithm)\s+of"
-    r"|(?:divided|multiplied)\s+by)|n't)\s*\(?\s*$|\\[A-Za-z]+\s*$",
+    r"|(?:divided|multiplied)\s+by)|n't)\s*\(?\s*\Z|\\[A-Za-z]+\s*\Z",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
@@ -44,9 +44,14 @@ _RIGHT = re.compile(
     r"|divided|multiplied|to the|raised|pi|times the|radical|dozen|times\s+[\dA-Za-z](?![A-Za-z]))\b)|\("
 )
 _RIGHT_LETTER = re.compile(r"(?!(?:st|nd|rd|th|ths)\b)[A-Za-zα-ωΑ-Ω]|[ $]*(?!(?:[aAI]\s))[A-Za-zα-ωΑ-Ω](?![A-Za-z'\u0370-\uffff.])")
-_ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*$")
-_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*$")
-_GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*$", re.IGNORECASE)
+# The left side of an equation that a number alone does not answer: 2x, x^2, x + y. A name alone (x, f(2), AB) is one it does.
+_LETTER = r"(?<![A-Za-z])[abcknpqrxyz](?![A-Za-z])"
+_LETTERED = re.compile(
+    rf"(?:(?:\d|[)}}])\s*{_LETTER}|{_LETTER}\s*\^\s*\{{?\w+\}}?|{_LETTER}\s*[-+*/·×]\s*[\w.^{{}}]+|[\w)}}]\s*[-+*/·×]\s*{_LETTER})\s*\Z"
+)
+_ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*\Z")
+_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*\Z")
+_GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE)
 _WORD_JOINT = re.compile(r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*", re.IGNORECASE)
 
 
@@ -78,6 +83,7 @@ def read(text: str, *, formula: bool = False) -> Reading:
     formula: the text is mathematics alone (the content of a box), where an exclamation mark is a factorial.
     """
     text = plain(text)[-LONGEST:]
+    text = re.sub(r"^\s*-\s+(?=[\d.¤$])", "-", text) if formula else text  # in a sentence it may be a dash
     atoms = [atom for atom in ATOM.finditer(text) if atom["whole"] is not None or atom["part"] is not None]
     if not atoms:
         return Reading(None, "expression" if re.search(r"[\\√π∞^=]", text) else "nothing")
@@ -118,7 +124,7 @@ def value(atom: re.Match[str]) -> Quantity | None:
         if part or not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in whole):
             return None
         number = Fraction(int(whole, base))
-    negative = (atom["sign"] or "").startswith("-") or bool(atom["inner"])
+    negative = (atom["sign"] or "").strip().startswith("-") or bool(atom["inner"])
     unit = None if base or not atom["unit"] or "°" in atom["unit"] else unit_of(atom["unit"])
     return Quantity(-number if negative else number, bool(atom["percent"]), "-" * negative + digits, base, unit)
 
@@ -131,7 +137,7 @@ def _joined(between: str, equal: bool, before: str) -> bool:
     """Two numbers of one expression or list in words: "5 choose 3", "x = 2 and y = 3"."""
     if not equal and len(between) < 60:
         if _WORD_JOINT.fullmatch(between):
-            return not re.search(r"\bfrom\b[^.]*$", before) or between.strip() != "to"
+            return not re.search(r"\bfrom\b[^.]*\Z", before) or between.strip() != "to"
         name, other = _ASSIGNED.search(before), _NEXT.fullmatch(between)
         if name and other and name[1] != other[1] and not _GIVEN.search(before):
             return True
@@ -143,17 +149,19 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
     left, right = text[max(0, atom.start() - 200) : atom.start()], text[atom.end() : atom.end() + 80]
     tail = left.rstrip(" \t$¤" + THIN)
     opened = tail.rstrip("([ ")
-    if tail != opened and (re.search(r"[\w^√)\]}π]$", left.rstrip("$").rstrip("([")) or _LEFT_SIGN.search(opened) or opened.endswith("-")):
+    if tail != opened and (re.search(r"[\w^√)\]}π]\Z", left.rstrip("$").rstrip("([")) or _LEFT_SIGN.search(opened) or opened.endswith("-")):
         return True
-    if _LEFT_SIGN.search(tail) and not re.search(r"(?:^|\n)\s*\+$", tail):
+    if _LEFT_SIGN.search(tail) and not re.search(r"(?:^|\n)\s*\+\Z", tail):
         return True
-    if tail.endswith("*") and not re.search(r"(?:^|\n)[\s*]*$", tail):
+    if tail.endswith("*") and not re.search(r"(?:^|\n)[\s*]*\Z", tail):
         return True
     if atom["sign"] and _OPERAND.search(tail):
         return True
-    if tail.endswith("-") and (_OPERAND.search(tail[:-1]) or re.search(r"\w-$", left)):
+    if tail.endswith("-") and (_OPERAND.search(tail[:-1]) or re.search(r"\w-\Z", left)):
         return True
-    if re.search(r"[A-Za-zα-ω]$|\d[.:]$|\d,$", left) or _LEFT_WORD.search(tail) or tail.count("{") > tail.count("}"):
+    if re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left) or _LEFT_WORD.search(tail) or tail.count("{") > tail.count("}"):
+        return True
+    if tail.endswith("=") and _LETTERED.search(tail[:-1]):
         return True
     line = tail.rpartition("\n")[2]
     depth = max(line.rfind("("), line.rfind("["))
@@ -187,8 +195,10 @@ def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> b
 
 
 def close(left: Fraction, right: Fraction, tolerance: Fraction = Fraction(1, 10**6)) -> bool:
-    """Equal, or within `tolerance` of the size of `right`: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
+    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right
-    size = Fraction(1) if 1 in (left.denominator, right.denominator) else abs(right)
-    return bool(left and right) and abs(left - right) <= tolerance * min(size, abs(right) if right.denominator == 1 else size)
+    size = max(abs(left), abs(right))
+    if 1 in (left.denominator, right.denominator):
+        size = min(size, Fraction(1))
+    return bool(left and right) and abs(left - right) <= tolerance * size

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-SENTENCE = re.compile(r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?:[.!?](?=[\s*_]|$)|[。！？])")
+SENTENCE = re.compile(r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?:[.!?](?=[\s*_]|$)|[。！？])")
 _FINAL = r"(?:final|correct|right|desired|required|numerical|exact)"
 # "answer is", "answers to the question are", "Answer:", a heading "Answer"; and, the other way round, "42 is the answer".
 BEHIND = re.compile(
-    r"\banswers?\b[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])|^[#*_ \t]*(?:the\s+)?(?:final\s+)?answers?[*_ \t]*$",
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])|^[#*_ \t]*(?:the\s+)?(?:final\s+)?answers?[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 BEFORE = re.compile(rf"\s(?:is|are|was|must be|would be|will be)\s+(?:\w+\s+)?(?:the|our|my|your)\s+(?:{_FINAL}\s+)*answers?\b", re.IGNORECASE)
@@ -18,7 +18,8 @@ _FILLER = re.compile(
     r"complete|now|easy|simple|unique|yours|satisfactory|acceptable|understandable|accurate)",
     re.IGNORECASE,
 )
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
+# What is said beside the answer: "42, as found in step 3".
+_ASIDE = re.compile(r",?\s+(?:as (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so that|after|obtained|found in)\b", re.I)
 
 
 def boxed(text: str) -> list[str]:
@@ -76,7 +77,11 @@ def sentence(text: str) -> str:
             skip = closed + len(end) if closed > 0 else 0
             break
     stop = SENTENCE.search(text, skip)
-    return (text[: stop.start()] if stop else text).strip().rstrip("*_").strip()
+    text = text[: stop.start()] if stop else text
+    aside = _ASIDE.search(text, skip)
+    if aside and re.search(r"[\d\\]", text[: aside.start()]):
+        text = text[: aside.start()]
+    return text.strip().rstrip("*_").strip()
 
 
 def final(text: str) -> list[str]:

@@ -14,6 +14,7 @@ FUNCTIONS = r"(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|max|min|arcsin|arcco
 _LEADING = re.compile(rf"^(?:(?!{FUNCTIONS})[A-Za-z']{{2,}}[,:]?\s+|[Aa]\s+(?=[A-Za-z]{{2}})|I\s+)+", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|mathsf|operatorname)\s*\{([^{}]*)\}")
 _ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\{|\(|\\left\()?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\right\)|\)|\})?")
 _DIGIT = r"(?:\{[^{}]*\}|\d)"
 
 
@@ -24,6 +25,7 @@ def as_latex(text: str) -> str:
     text = _ROOT.sub(lambda found: r"\sqrt{" + next(part for part in found.groups() if part is not None) + "}", text)
     text = re.sub(rf"\\([dt]?frac)\s*({_DIGIT})\s*({_DIGIT})", _braced, text)
     text = re.sub(r"\\sqrt\s*(\d)(?!\])", r"\\sqrt{\1}", text)
+    text = _DEGREES.sub(r"\1(\\frac{\2\\pi}{180})", text)
     text = re.sub(r"(\d+)\s+choose\s+(\d+)", r"\\binom{\1}{\2}", text)
     return "".join(COMMANDS.get(character, character) for character in text).strip()
 

@@ -23,6 +23,7 @@ LONGEST_EXPRESSION = 1_000
 MOST_BOXES = 4
 SECONDS = 2.0
 TOLERANCE = Fraction(1, 10**6)
+NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
 SEGMENT = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\\$|[^$])+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
 
 POOL = Workers(equivalent, size=2, seconds=SECONDS, warm=(r"\boxed{\frac{1}{2}}", (r"\boxed{0.5}", r"\boxed{x^2+\sqrt{2}}")))
@@ -62,19 +63,28 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
 
 def one(gold: str, place: str, *, formula: bool) -> Result:
     """One place where an answer stands against the gold. formula: it is mathematics alone, no sentence."""
+    if not formula and SEGMENT.search(place):
+        if hedged(place):
+            return Score(0.0, f"several answers, not {gold:.60}")
+        place, formula = last_formula(place), True
+    said = place if formula else last_formula(place)
     word = bare_word(gold)
     if word:
-        right = bare_word(place if formula else last_formula(place)) == word
-        return Score(1.0, "the same word") if right else Score(0.0, f"{place.strip()!r:.60} is not {gold!r:.60}")
+        return Score(1.0, "the same word") if bare_word(said) == word else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
     truth = read(gold, formula=True).quantity if is_number(gold) else None
-    if truth is None:
-        return compare(gold, place if formula else last_formula(place))
     reading = read(place, formula=formula)
-    if reading.quantity is not None:
+    if truth is not None and reading.quantity is not None:
         return number(reading.quantity, truth, gold)
-    if reading.trouble == "several" or truth.base:
+    if NEGATED.match(place) or (truth is not None and (truth.base or (reading.trouble == "several" and not formula))):
         return Score(0.0, f"no single number, not {gold:.60}")
-    return compare(gold, place if formula else last_formula(place))
+    return compare(gold, said)
+
+
+def hedged(place: str) -> bool:
+    """Does a number stand beside the last formula of a sentence, with nothing but "or" or a comma between?"""
+    found = list(SEGMENT.finditer(place))[-1]
+    before, after = place[: found.start()], place[found.end() :]
+    return bool(re.match(r"\s*(?:,|;|/|or\b|and\b)+\s*(?:or|and)?\s*-?\d", after) or re.search(r"\d\s*(?:,|;|or|and)\s*$", before))
 
 
 def number(found: Quantity, truth: Quantity, gold: str) -> Result:
