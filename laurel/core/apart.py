@@ -174,7 +174,9 @@ class Link:
             args = [self.decode(value) for value in message["args"]]
             named = {name: self.decode(value) for name, value in message["named"].items()}
             value = self.encode(self.done(message["do"], self.kept[message["of"]], args, named))
-            after = [self.encode(item) if isinstance(item, (list, dict, set, bytearray, deque)) else None for item in (*args, *named.values())]
+            after = [
+                self.encode(item) if isinstance(item, (list, dict, set, bytearray, deque)) else None for item in (*args, *named.values())
+            ]
             return {"value": value, "after": after}
         except Gone:
             raise

@@ -40,9 +40,7 @@ class Outcome:
     reason: Reason
 
 
-def run_python(
-    source: str, *, seconds: float, memory_mb: int = 512, stdin: str = "", tests: str | None = None, setup: str = ""
-) -> Outcome:
+def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str = "", tests: str | None = None, setup: str = "") -> Outcome:
     """Run `source` as a script in a fresh interpreter with only the standard library, and say how it ended.
 
     tests: a script that uses what the program defines; then `ok` says that the tests ran to their last line. They run in a process

@@ -11,7 +11,7 @@ SIGNS = {
     "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "pi": "π", "sqrt": "√", "infty": "∞", "neq": "≠", "ne": "≠", "leq": "≤",
     "le": "≤", "geq": "≥", "ge": "≥", "lt": "<", "gt": ">", "approx": "≈", "circ": "°", "degree": "°", "ldots": "…", "dots": "…",
     "left": "", "right": "", "displaystyle": "", "quad": " ", "qquad": " ", "euro": "€", "pounds": "£", "percent": "%", "big": "", "Big": "",
-    "dollar": "¤",
+    "dollar": "¤", "textstyle": "", "large": "", "Large": "", "LARGE": "", "small": "", "bf": "", "rm": "", "it": "",
 }  # fmt: skip
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -21,10 +21,12 @@ _SIMPLE = str.maketrans({
     "\N{DOT OPERATOR}": "·", "\N{IDEOGRAPHIC FULL STOP}": ". ", "\u200b": "", "\u2060": "", "\ufeff": "", "\u066a": "%",
 })  # fmt: skip
 _INT = r"[-+]?\d{1,50}(?:\.\d{1,50})?"
-_ARGUMENT = rf"(?:\{{\s*({_INT})\s*\}}|\s*(\d))"
-_FRACTION = re.compile(rf"(?P<mixed>\d)?\s*\\[dtc]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
-_BOLD = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=\S)([^*\n]*?\S)\1(?![\w*])")
-_WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|mathsf|texttt)\s*\{([^{}]{0,200})\}")
+_ARGUMENT = rf"(?:\{{\s{{0,3}}({_INT})\s{{0,3}}\}}|(\d))"
+_FRACTION = re.compile(rf"(?:(?P<mixed>\d)\s{{0,3}})?\\[dtc]?frac\s{{0,3}}{_ARGUMENT}\s{{0,3}}{_ARGUMENT}")
+_BOLD = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=\S)([^*\n]{0,300}?\S)\1(?![\w*])")
+_WORDS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|mathsf|texttt|boldsymbol|bm|mathcal)\s*\{([^{}]{0,200})\}"
+)
 
 
 def plain(text: str) -> str:
@@ -40,6 +42,7 @@ def plain(text: str) -> str:
     text = _WORDS.sub(r" \1 ", text)
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree", "°", text)
     text = re.sub(r"\\([A-Za-z]+)", lambda found: SIGNS.get(found[1], found[0]), text)
+    text = re.sub(r"\bnegative\s+(?=[\d.])", "-", text, flags=re.IGNORECASE)
     return _BOLD.sub(r"\2", text).replace("`", "")
 
 
@@ -71,8 +74,4 @@ def _as_slash(found: re.Match[str]) -> str:
     if bottom.startswith("-"):  # 1/-2 is -1/2
         bottom, top = bottom[1:], top[1:] if top.startswith("-") else f"-{top}"
     before = "" if found["mixed"] is None else found["mixed"] + " "
-    return f"{before or _gap(found)}{top}/{bottom.removeprefix('+')}"
-
-
-def _gap(found: re.Match[str]) -> str:
-    return " " if found[0][:1].isspace() else ""
+    return f"{before}{top}/{bottom.removeprefix('+')}"

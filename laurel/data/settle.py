@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 
+MOST_MARKS = 50
 SENTENCE = re.compile(r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?:[.!?](?=[\s*_]|$)|[。！？])")
 _FINAL = r"(?:final|correct|right|desired|required|numerical|exact)"
 # "answer is", "answers to the question are", "Answer:", a heading "Answer"; and, the other way round, "42 is the answer".
@@ -11,7 +13,9 @@ BEHIND = re.compile(
     r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])|^[#*_ \t]*(?:the\s+)?(?:final\s+)?answers?[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-BEFORE = re.compile(rf"\s(?:is|are|was|must be|would be|will be)\s+(?:\w+\s+)?(?:the|our|my|your)\s+(?:{_FINAL}\s+)*answers?\b", re.IGNORECASE)
+BEFORE = re.compile(
+    rf"\s(?:is|are|was|must be|would be|will be)\s+(?:\w+\s+)?(?:the|our|my|your)\s+(?:{_FINAL}\s+)*answers?\b", re.IGNORECASE
+)
 # What stands behind "answer is" without being one.
 _FILLER = re.compile(
     r"(?:correct|right|helpful|clear|useful|wrong|incorrect|what|that|as follows|below|above|it\b|obvious|found|given|shown|in\b|to\b|here|based|"
@@ -19,11 +23,24 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 # What is said beside the answer: "42, as found in step 3".
-_ASIDE = re.compile(r",?\s+(?:as (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so that|after|obtained|found in)\b", re.I)
+_ASIDE = re.compile(
+    r",?\s+(?:as (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so that|after|obtained|found in)\b",
+    re.I,
+)
 
 
 def boxed(text: str) -> list[str]:
-    r"""The contents of every outermost \boxed{...} (and \fbox), in order; unclosed ones are left out. Linear in the text."""
+    r"""The contents of every outermost \boxed{...} (and \fbox), in order; unclosed ones are left out. Linear in the text.
+
+    Of a box in a box the inner content, twice at most.
+    """
+    found = _boxes(text)
+    for _ in range(2):
+        found = [inner[0] if box.startswith(r"\boxed") and len(inner := _boxes(box)) == 1 else box for box in found]
+    return found
+
+
+def _boxes(text: str) -> list[str]:
     found: list[str] = []
     depth, start = 0, 0
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[-\d])[-\d.,/]*\d|\\.|[{}]", text, re.DOTALL):
@@ -57,8 +74,9 @@ def settled(text: str) -> str:
 
 def said_to_be(text: str) -> str:
     """The sentence that a text calls its answer; "" if it calls none so."""
-    found = [(match.start(), sentence(text[match.end() : match.end() + 4000])) for match in BEHIND.finditer(text)]
-    for match in BEFORE.finditer(text):
+    marks = deque(BEHIND.finditer(text), maxlen=MOST_MARKS)
+    found = [(match.start(), sentence(text[match.end() : match.end() + 4000])) for match in marks]
+    for match in deque(BEFORE.finditer(text), maxlen=MOST_MARKS):
         start = [end.end() for end in SENTENCE.finditer(text[max(0, match.start() - 1000) : match.start()])]
         begin = max(0, match.start() - 1000)
         found.append((match.start(), text[begin + (start[-1] if start else 0) : match.start()].strip()))

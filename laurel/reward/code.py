@@ -15,6 +15,7 @@ SECONDS = 5.0
 MEMORY_MB = 512
 FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
 
+
 def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
     """1 if the function passes the row's tests: columns prompt, entry_point, test (HumanEval, Chen et al. 2021, arXiv:2107.03374).
 

@@ -12,9 +12,17 @@ COMMANDS = {
 }  # fmt: skip
 FUNCTIONS = r"(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|max|min|arcsin|arccos|arctan|sinh|cosh|tanh|det|gcd|lcm|mod|inf|and|or)\b"
 _LEADING = re.compile(rf"^(?:(?!{FUNCTIONS})[A-Za-z']{{2,}}[,:]?\s+|[Aa]\s+(?=[A-Za-z]{{2}})|I\s+)+", re.IGNORECASE)
+# Words that change what the number behind them is worth.
+_SPOKEN = re.compile(
+    r"\b(?:root|log|logarithm|factorial|power|sum|product|difference|quotient|times|minus|plus|half|twice|double|squared|cubed|not|inverse"
+    r"|reciprocal|than|least|most|between|either|neither)\b",
+    re.IGNORECASE,
+)
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|mathsf|operatorname)\s*\{([^{}]*)\}")
 _ROOT = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
-_DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\{|\(|\\left\()?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\right\)|\)|\})?")
+_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\{|\(|\\left\()?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*(?:\\right\)|\)|\})?"
+)
 _DIGIT = r"(?:\{[^{}]*\}|\d)"
 
 
@@ -22,6 +30,7 @@ def as_latex(text: str) -> str:
     r"""√3 as \sqrt{3}, x² as x^{2}, π as \pi, \frac12 as \frac{1}{2}; no full stop at the end, no Markdown."""
     text = ascii_digits(text.strip().strip("*`").strip())
     text = re.sub(r"(?<=[^.])\.$", "", text.strip()).strip()
+    text = re.sub(r"(?:the\s+)?square root of\s+|(?<![\\A-Za-z])sqrt\s*(?=[\d({])|(?<=\d)sqrt\s*(?=[\d({])", "√", text)
     text = _ROOT.sub(lambda found: r"\sqrt{" + next(part for part in found.groups() if part is not None) + "}", text)
     text = re.sub(rf"\\([dt]?frac)\s*({_DIGIT})\s*({_DIGIT})", _braced, text)
     text = re.sub(r"\\sqrt\s*(\d)(?!\])", r"\\sqrt{\1}", text)
@@ -36,9 +45,13 @@ def _braced(found: re.Match[str]) -> str:
 
 
 def without_words(line: str) -> str:
-    """A line of prose without the words that lead to its formula; a line of words alone as it is."""
+    """A line of prose without the words that lead to its formula; "" if they are mathematics too; a line of words alone as it is."""
     line = line.strip().strip("*`_ ")
     bare = re.sub(r"^(?:[-#>]+|\d+[.)])\s+(?=\D)", "", line)
+    bare = re.sub(r"(?:the\s+)?square root of\s+", "√", bare)
+    lead = _LEADING.match(bare)
+    if lead and _SPOKEN.search(lead[0]):
+        return ""
     rest = _LEADING.sub("", bare).strip()
     return rest if re.search(r"[\d=+^\\]|[^\x00-\x7f]", rest) else bare
 

@@ -12,7 +12,8 @@ from laurel.core.errors import LaurelError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
 from laurel.data.hedges import undecided
-from laurel.data.numbers import Quantity, read, same
+from laurel.data.numbers import Quantity, lettered, read, same
+from laurel.data.plain import plain
 from laurel.data.settle import boxed, settled
 from laurel.reward.equal import equivalent
 from laurel.reward.extract import column, own_words, shown
@@ -21,10 +22,15 @@ from laurel.reward.latex import as_latex, bare_word, without_words
 LONGEST = 100_000
 LONGEST_EXPRESSION = 1_000
 MOST_BOXES = 4
+MOST_WORDS = 6
 SECONDS = 2.0
 TOLERANCE = Fraction(1, 10**6)
 NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
-SEGMENT = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\\$|[^$])+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
+WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z])")
+INEQUALITY = re.compile(r"[<>≤≥≠±]|\\(?:leq?|geq?|neq?|lt|gt|pm|in)(?![A-Za-z])")
+SEGMENT = re.compile(
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$((?:\\\$|[^$]){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.DOTALL
+)
 
 POOL = Workers(equivalent, size=2, seconds=SECONDS, warm=(r"\boxed{\frac{1}{2}}", (r"\boxed{0.5}", r"\boxed{x^2+\sqrt{2}}")))
 
@@ -63,6 +69,7 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
 
 def one(gold: str, place: str, *, formula: bool) -> Result:
     """One place where an answer stands against the gold. formula: it is mathematics alone, no sentence."""
+    place = place[-10 * LONGEST_EXPRESSION :] if not formula else place
     if not formula and SEGMENT.search(place):
         if hedged(place):
             return Score(0.0, f"several answers, not {gold:.60}")
@@ -77,6 +84,10 @@ def one(gold: str, place: str, *, formula: bool) -> Result:
         return number(reading.quantity, truth, gold)
     if NEGATED.match(place) or (truth is not None and (truth.base or (reading.trouble == "several" and not formula))):
         return Score(0.0, f"no single number, not {gold:.60}")
+    if truth is not None and not re.search(r"[\d\\]|[^\x00-\x7f]", said):
+        return Score(0.0, f"no number, not {gold:.60}")
+    if truth is not None and (INEQUALITY.search(said) or ("=" in said and lettered(plain(said).rpartition("=")[0].rstrip()))):
+        return Score(0.0, f"{said!r:.60} is no number, and the answer is {gold:.60}")
     return compare(gold, said)
 
 
@@ -109,6 +120,10 @@ def compare(gold: str, candidate: str) -> Result:
     if not candidate.strip() or len(candidate) > LONGEST_EXPRESSION:
         too_long = f"an expression of more than {LONGEST_EXPRESSION} characters"
         return Score(0.0, too_long if candidate.strip() else "nothing to compare")
+    if as_latex(candidate) == as_latex(gold):
+        return Score(1.0, "the same")
+    if len(WORDS.findall(candidate)) > MOST_WORDS:
+        return Score(0.0, f"a sentence, not {gold:.60}")
     why = POOL.call((_dressed(gold), (_dressed(candidate),)))
     if isinstance(why, Failed):
         return Failed(f"math-verify on {candidate!r:.60}: {why.reason}")

@@ -54,12 +54,12 @@ ATTACKS = {
         "                link.send(said)\n        frame = frame.f_back\n    return 0"
     ),
     "written to every descriptor": (
-        WRONG + "import os\nfor fd in range(64):\n    for line in (b'{\"why\": \"\", \"nonce\": \"\"}\\n', b'{\"end\": \"\"}\\n'):\n"
+        WRONG + 'import os\nfor fd in range(64):\n    for line in (b\'{"why": "", "nonce": ""}\\n\', b\'{"end": ""}\\n\'):\n'
         "        try: os.write(fd, line)\n        except OSError: pass"
     ),
     "the tests' descriptors": (
         "import os, glob\nfor path in ['/proc/%d/fd/%d' % (p, n) for p in (os.getppid(), os.getpid()) for n in range(3, 20)]:\n"
-        "    try: os.write(os.open(path, os.O_WRONLY), b'{\"why\": \"\"}\\n')\n    except OSError: pass\n" + WRONG
+        '    try: os.write(os.open(path, os.O_WRONLY), b\'{"why": ""}\\n\')\n    except OSError: pass\n' + WRONG
     ),
     "the tests' memory": "import os\nopen('/proc/%d/mem' % os.getppid(), 'r+b').read(1)\n" + WRONG,
     "every descriptor closed": WRONG + "import os\nos.closerange(0, 64)",
@@ -71,7 +71,7 @@ ATTACKS = {
         "        while frame: frame.f_locals.update(why=''); frame = frame.f_back\n    return 0"
     ),
     "objects": "import gc\ndef f(x):\n    for thing in gc.get_objects(): pass\n    return 0",
-    "printed": WRONG + "print('{\"why\": \"\"}', flush=True)",
+    "printed": WRONG + 'print(\'{"why": ""}\', flush=True)',
     "end of a loop": "def f(x): raise StopIteration",
     "keyboard": "def f(x): raise KeyboardInterrupt",
     "generator exit": "def f(x): raise GeneratorExit",
