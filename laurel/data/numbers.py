@@ -30,19 +30,22 @@ ATOM = re.compile(
     rf"(?P<whole>{_GROUPED}|\d+)?(?P<part>(?:(?<=\d)|(?<![\w.]))\.\d+)?(?<=\d)"
     rf"(?:_\{{?\s?(?P<base>\d{{1,2}})\s?\}}?(?!\d))?"
     rf"(?:[ {THIN}]+(?P<over>\d+)/(?P<below>\d++)(?![/.]\d)|\s?/\s?(?P<under>\d+(?:\.\d+)?))?"
-    rf"(?P<power>[eE][-+]?\d+(?![\w.]{0, 20}\d)|\s?[x×·*]\s?10\s?\^\s?\{{?\s?[-+]?\d+\s?\}}?)?"
-    rf"(?:\s(?P<scale>{'|'.join(SCALES)})\b)?(?P<percent>\s{{0,2}}(?:%|percent\b|per cent\b))?(?P<unit>{PATTERN}|\s?°(?:\s?[CFK]\b)?)?"
+    rf"(?P<power>[eE][-+]?\d+(?![\w.]{{0,20}}\d)|\s?[x×·*]\s?10\s?\^\s?\{{?\s?[-+]?\d+\s?\}}?)?"
+    rf"(?:\s(?P<scale>{'|'.join(SCALES)})\b)?(?P<percent>\s{{0,2}}(?:%|percent\b|per cent\b))?"
+    rf"(?P<unit>{PATTERN}|\s?°(?:\s?[CFK]\b)?)?"
 )
 _OPERAND = re.compile(r"(?:(?<![A-Za-z])[A-Za-zα-ωΑ-Ω]|[\d)\]}π∞!])\s*\Z")
 _LEFT_SIGN = re.compile(r"[\^_√±∓<>≤≥≠×·÷/π∞+]\s*\Z")
 _LEFT_WORD = re.compile(
-    r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|choose|times|plus|minus|mod|modulo|not|than|(?:root|factorial|power|log|logarithm|reciprocal|half|inverse)\s+of"
+    r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|choose|times|plus|minus|mod|modulo|not|than"
+    r"|(?:root|factorial|power|log|logarithm|reciprocal|half|inverse)\s+of"
     r"|(?:divided|multiplied)\s+by)|n't)\s*\(?\s*\Z|\\[A-Za-z]+\s*\Z",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
-    r"[)\]]?\s*(?:[\^√*×·÷/π∞_±<>≤≥≠+]|\\[A-Za-z]|-\s*(?:[\d(√π∞\\]|[A-Za-z](?![A-Za-z]))|(?:choose|mod|modulo|squared|cubed|factorial|plus|minus"
-    r"|divided|multiplied|to the|raised|pi|times the|radical|dozen|times\s+[\dA-Za-z](?![A-Za-z]))\b)|\("
+    r"[)\]]?\s*(?:[\^√*×·÷/π∞_±<>≤≥≠+]|\\[A-Za-z]|-\s*(?:[\d(√π∞\\]|[A-Za-z](?![A-Za-z]))"
+    r"|(?:choose|mod|modulo|squared|cubed|factorial|plus|minus|divided|multiplied|to the|raised|pi|times the|radical|dozen"
+    r"|times\s+[\dA-Za-z](?![A-Za-z]))\b)|\("
 )
 _RIGHT_LETTER = re.compile(r"(?!(?:st|nd|rd|th|ths)\b)[A-Za-zα-ωΑ-Ω]|[ $]*(?!(?:[aAI]\s))[A-Za-zα-ωΑ-Ω](?![A-Za-z'\u0370-\uffff.])")
 # The left side of an equation that a number alone does not answer: 2x, x^2, x + y. A name alone (x, f(2), AB) is one it does.
@@ -171,7 +174,7 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
     if depth > max(line.rfind(")"), line.rfind("]")) and "," in line[depth:] and not re.search(r"[A-Za-z]{3}", line[depth:]):
         return True
     near = right.lstrip("$")
-    if near.startswith("!") and formula:
+    if near.startswith("!") and (formula or right.startswith("!$")):
         return True
     return bool(
         _RIGHT.match(near) or (not atom["unit"] and not atom["percent"] and _RIGHT_LETTER.match(near)) or re.match(r"[:.]\d", right)

@@ -8,10 +8,11 @@ import unicodedata
 THIN = "\u2009"
 # What a command means in one character; a formula that holds another command is no plain number.
 SIGNS = {
-    "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "pi": "π", "sqrt": "√", "infty": "∞", "neq": "≠", "ne": "≠", "leq": "≤",
-    "le": "≤", "geq": "≥", "ge": "≥", "lt": "<", "gt": ">", "approx": "≈", "circ": "°", "degree": "°", "ldots": "…", "dots": "…",
-    "left": "", "right": "", "displaystyle": "", "quad": " ", "qquad": " ", "euro": "€", "pounds": "£", "percent": "%", "big": "", "Big": "",
-    "dollar": "¤", "textstyle": "", "large": "", "Large": "", "LARGE": "", "small": "", "bf": "", "rm": "", "it": "",
+    "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "pi": "π", "sqrt": "√", "infty": "∞", "approx": "≈",
+    "neq": "≠", "ne": "≠", "leq": "≤", "le": "≤", "geq": "≥", "ge": "≥", "lt": "<", "gt": ">",
+    "circ": "°", "degree": "°", "percent": "%", "euro": "€", "pounds": "£", "dollar": "¤", "ldots": "…", "dots": "…",
+    "quad": " ", "qquad": " ",
+    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "big", "Big", "large", "Large", "LARGE", "small", "bf", "rm", "it"), ""),
 }  # fmt: skip
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -30,7 +31,7 @@ _WORDS = re.compile(
 
 
 def plain(text: str) -> str:
-    r"""The text in plain characters: `\frac{1}{2}` and ½ as 1/2, `2\frac12` as 2 1/2, x² as x^{2}, `\$` as ¤, `\sqrt` as √, ４２ as 42.
+    r"""The text in plain characters: `\frac{1}{2}` and ½ as 1/2, `2\frac12` as 2 1/2, x² as x^{2}, `\$` as ¤, `\sqrt` as √.
 
     Dollar signs stay: whether one opens a formula or a price is seen from what follows.
     """
@@ -47,7 +48,7 @@ def plain(text: str) -> str:
 
 
 def ascii_digits(text: str) -> str:
-    """Digits, signs and fractions of other scripts and fonts as ASCII: ４２, ٤٢, ४२, −, ½, x²."""
+    """Digits, signs and fractions of other scripts and fonts as ASCII: ٤٢, ४२, full width, the long minus, ½, x²."""
     if text.isascii():
         return text
     text = text.translate(_SIMPLE)

@@ -6,11 +6,15 @@ import re
 from collections import deque
 
 MOST_MARKS = 50
-SENTENCE = re.compile(r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?:[.!?](?=[\s*_]|$)|[。！？])")
+SENTENCE = re.compile(
+    r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?:[.!?](?=[\s*_]|$)|[\u3002\uff01\uff1f])"
+)
 _FINAL = r"(?:final|correct|right|desired|required|numerical|exact)"
 # "answer is", "answers to the question are", "Answer:", a heading "Answer"; and, the other way round, "42 is the answer".
 BEHIND = re.compile(
-    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])|^[#*_ \t]*(?:the\s+)?(?:final\s+)?answers?[*_ \t]*$",
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b"
+    r"[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])"
+    r"|^[#*_ \t]*(?:the\s+)?(?:final\s+)?answers?[*_ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 BEFORE = re.compile(
@@ -18,8 +22,8 @@ BEFORE = re.compile(
 )
 # What stands behind "answer is" without being one.
 _FILLER = re.compile(
-    r"(?:correct|right|helpful|clear|useful|wrong|incorrect|what|that|as follows|below|above|it\b|obvious|found|given|shown|in\b|to\b|here|based|"
-    r"complete|now|easy|simple|unique|yours|satisfactory|acceptable|understandable|accurate)",
+    r"(?:correct|right|helpful|clear|useful|wrong|incorrect|what|that|as follows|below|above|it\b|obvious|found|given|shown|in\b|to\b"
+    r"|here|based|complete|now|easy|simple|unique|yours|satisfactory|acceptable|understandable|accurate)",
     re.IGNORECASE,
 )
 # What is said beside the answer: "42, as found in step 3".

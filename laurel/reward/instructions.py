@@ -194,7 +194,8 @@ POOL = Workers(check_all, size=2, seconds=SECONDS)
 def ifeval(answer: str, row: Mapping[str, Any]) -> Result:
     """1 if the answer follows every instruction of the row (columns instruction_id_list and kwargs), else 0 with the ones it does not.
 
-    Thoughts are not judged, and of answer tags the content. Where all that can be checked are followed but one cannot be (an unknown kind, a language without langdetect): Abstain.
+    Thoughts are not judged, and of answer tags the content.
+    Where all that can be checked are followed but one cannot be (an unknown kind, a language without langdetect): Abstain.
     """
     names, settings = row.get("instruction_id_list"), row.get("kwargs")
     if not isinstance(names, list) or not isinstance(settings, list) or len(names) != len(settings) or not names:

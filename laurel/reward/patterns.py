@@ -53,7 +53,8 @@ def judge(pattern: str, answer: str) -> Result:
 class Format:
     """A gate: 1 where the whole answer has the format, 0 where not. In a mixture it multiplies the other rewards, never adds.
 
-    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both filled (white space fills nothing), and nothing else.
+    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both filled (white space fills
+    nothing), and nothing else.
     """
 
     pattern: str = THINK_ANSWER

@@ -107,7 +107,8 @@ def test_every_content_verifier_is_tried_with_format():
         "<answer>{}</answer>", "{} is the answer.", "It is {}. I hope this answer helps.", "The answer: {}", "The answer is {}.",
         "I got {}. Is this answer right?", "The final answer is {}. I checked it 3 times.", "The answer to question 9 is {}.",
         "**Final answer**\n\n{}", "So {} is our answer to question 9.", "The answer is:\n\\[\n{}\n\\]", "#### {}", "#### {} apples",
-        "<think>7</think> {}", "<think>7, or \\boxed{{9}}</think>\n\\boxed{{{}}}", "7?</think>\n{}", "\\boxed{{{}}}", "$\\boxed{{{}}}$ answer",
+        "<think>7</think> {}", "<think>7, or \\boxed{{9}}</think>\n\\boxed{{{}}}", "7?</think>\n{}", "\\boxed{{{}}}",
+    "$\\boxed{{{}}}$ answer",
         "<think>7</think><answer>The answer is {}.</answer>", "[THINK]7[/THINK]{}", "<thinking>7</thinking>\n<answer>{}",
     ],
 )  # fmt: skip
@@ -138,7 +139,8 @@ def test_an_unfinished_thought_is_no_answer(name, gold):
 PARTS = [
     r"\sqrt{{{}}}", r"2\sqrt{{{}}}", "2√{}", r"\frac{{{}}}{{7}}", r"\frac{{7}}{{{}}}", r"{}\pi", "{}π", "{}x", "x + {}", "x - {}", "{} + x",
     "x^{}", r"x^{{{}}}", "x > {}", r"x \ge {}", r"x \neq {}", "≤ {}", r"\pm {}", "±{}", "(0, {})", "[{}, 100]", r"\{{1, {}\}}", "{}!",
-    "{}:7", "7:{}", "{}i", "{} choose 2", "9 choose {}", r"\binom{{9}}{{{}}}", "{} 1/7", r"{}\frac{{1}}{{7}}", "0.{}", "1{}", "{}e3", "{} million",
+    "{}:7", "7:{}", "{}i", "{} choose 2", "9 choose {}", r"\binom{{9}}{{{}}}", "{} 1/7", r"{}\frac{{1}}{{7}}", "0.{}", "1{}",
+    "{}e3", "{} million",
     "{} to 99", "1-{}", "2x = {}", "x = 1 and y = {}", r"\log {}", "{}_8", "-{}", "{} or 99", r"\begin{{pmatrix}} 1 & {} \end{{pmatrix}}",
 ]  # fmt: skip
 
@@ -153,39 +155,45 @@ def test_a_part_of_an_expression_is_not_the_answer(part):
             assert points(name, "42", answer) == 0, (name, answer)
 
 
-SPELLINGS = [
-    ("1234567", "1,234,567 1 234 567 x 1'234'567 x 1_234_567 x 1.234.567 x 1{,}234{,}567 x 12,34,567 x $1,234,567.00 x 1.234567 million"),
-    (
-        "25",
-        "25 cm^2 x 25 \\text{ cm}^2 x 25 cm² x 25 km/h x 25 m/s^2 x $25 x \\$25 x €25 x 25° x 25^\\circ x 25% x 25\\% x 25 apples x ２５ x ٢٥ x २५",
-    ),
-    ("5/4", "1\\frac{1}{4} x 1 1/4 x 1¼ x 1.25 x \\frac54 x \\dfrac{5}{4} x 10/8 x 125% x 1\\tfrac14"),
-    ("1\\frac{4}{5}", "1.8 x 9/5 x 1 4/5 x \\frac{9}{5} x 180%"),
-    ("150000", "1.5 x 10^5 x 1.5\\times10^{5} x 1.5·10⁵ x 1.5e5 x 150 thousand x 150,000"),
-    ("18.90", "$\\$18.90$ x \\$18.9 x $18.90 x 18.90 dollars x USD 18.90"),
-    ("-5", "-5 x −5 x –5 x -$5 x $-5 x - 5 x x = -5 x -5.0 x \\boxed{-5}"),
-    ("52_8", "52_8 x 52_{8} x 52₈"),
-]
+SPELLINGS = {
+    "1234567": [
+        "1,234,567", "1 234 567", "1'234'567", "1_234_567", "1.234.567", "1{,}234{,}567", "12,34,567", "$1,234,567.00", "1.234567 million",
+        r"1\,234\,567", "1\u202f234\u202f567",
+    ],
+    "25": [
+        "25 cm^2", r"25 \text{ cm}^2", "25 cm²", "25 km/h", "25 m/s^2", "$25", r"\$25", "€25", "25°", r"25^\circ", "25%",
+        r"25\%", "25 apples",
+        "\uff12\uff15", "٢٥", "२५", "25 square meters", "25 meters per second", "25 m",
+    ],
+    "5/4": [r"1\frac{1}{4}", "1 1/4", "1¼", "1.25", r"\frac54", r"\dfrac{5}{4}", "10/8", "125%", r"1\tfrac14", r"\frac{-5}{-4}"],
+    r"1\frac{4}{5}": ["1.8", "9/5", "1 4/5", r"\frac{9}{5}", "180%"],
+    "150000": ["1.5 x 10^5", r"1.5\times10^{5}", "1.5·10⁵", "1.5e5", "150 thousand", "150,000"],
+    "18.90": [r"\$18.9", "18.90 dollars", "USD 18.90", "$18.90"],
+    "-5": ["-5", "−5", "–5", "-$5", "$-5", "x = -5", "-5.0", "negative 5"],
+    "52_8": ["52_8", "52_{8}", "52₈"],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("gold", "spellings"), SPELLINGS)
-def test_one_number_in_many_spellings(gold, spellings):
+@pytest.mark.parametrize("gold", SPELLINGS)
+def test_one_number_in_many_spellings(gold):
     """Right in every spelling, boxed and in a sentence; and every spelling of it is wrong for another gold."""
-    texts = [text.strip() for text in spellings.split(" x ")] if gold not in ("150000", "-5") else spellings.split(" x ")
-    if gold == "150000":
-        texts = ["1.5 x 10^5", *texts[2:]]
-    if gold == "-5":
-        texts = ["-5", "−5", "–5", "-$5", "$-5", "x = -5", "-5.0"]
-    for text in texts:
+    for text in SPELLINGS[gold]:
         for answer in (rf"\boxed{{{text}}}", f"The answer is {text}."):
-            assert points("numeric", gold, answer) == 1, (gold, answer)
-            assert points("math", gold, answer) == 1, (gold, answer)
+            assert points("numeric", gold, answer) == points("math", gold, answer) == 1, (gold, answer)
             assert points("numeric", "77", answer) == points("math", "77", answer) == 0, answer
 
 
+def test_an_escaped_dollar_does_not_end_a_formula():
+    for name in ("math", "numeric", "gsm8k"):
+        for answer in ("$\\$18.90$", "The total is $\\$18.90$.", r"\(\$18.90\)", "\\$18.90 in all", "$18.90$"):
+            assert points(name, "18.90", answer) == 1 and points(name, "18", answer) == points(name, "90", answer) == 0
+
+
 @pytest.mark.parametrize(("gold", "answer"), [
-    ("1\\frac{4}{5}", "2.8"), ("1\\frac{4}{5}", "14/5"), ("0.0000005", "0"), ("0.0000005", "0.0000006"), ("18.90", "$\\$18$"), ("52_8", "52_9"),
-    ("52_8", "42"), ("1010_2", "1010_3"), ("5 km", "5 m"), ("5 \\text{ cm}^2", "5 cm^3"), ("50", "5%"), ("1000000.5", "1000001"), ("2004", "2006!"),
+    ("1\\frac{4}{5}", "2.8"), ("1\\frac{4}{5}", "14/5"), ("0.0000005", "0"), ("0.0000005", "0.0000006"), ("18.90", "$\\$18$"),
+    ("52_8", "52_9"),
+    ("52_8", "42"), ("1010_2", "1010_3"), ("5 km", "5 m"), ("5 \\text{ cm}^2", "5 cm^3"), ("50", "5%"), ("1000000.5",
+    "1000001"), ("2004", "2006!"),
     ("3", "\\boxed{5x}"), ("1e-9", "1e-8"), ("1000000000", "1000000000.4"),
 ])  # fmt: skip
 def test_close_is_not_equal(gold, answer):
@@ -199,7 +207,7 @@ def test_expressions_that_round_to_one_another_differ():
         (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
         (r"\pi", "3.14159"),
         (r"10^{-20}", "0"),
-    ):  # noqa: E501
+    ):
         assert points("math", gold, rf"\boxed{{{answer}}}") == 0 and points("math", gold, rf"\boxed{{{gold}}}") == 1
 
 

@@ -46,11 +46,13 @@ ATTACKS = {
     "frames in the call": (
         "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        for owner in (frame.f_locals, frame.f_globals):\n"
         "            for name in ('judge', 'run', 'tests', 'end', 'send', 'answer', 'encode'):\n"
-        "                if name in owner: owner[name] = lambda *a, **k: {'why': '', 'value': 4}\n        frame = frame.f_back\n    return 0"
+        "                if name in owner: owner[name] = lambda *a, **k: {'why': '', 'value': 4}\n"
+        "        frame = frame.f_back\n    return 0"
     ),
     "the link lies": (
-        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n        link = frame.f_locals.get('link') or frame.f_locals.get('self')\n"
-        "        if hasattr(link, 'send'):\n            for said in ({'end': ''}, {'why': ''}, {'value': ['k', 0, 'int']}, {'names': {}}):\n"
+        "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"
+        "        link = frame.f_locals.get('link') or frame.f_locals.get('self')\n        if hasattr(link, 'send'):\n"
+        "            for said in ({'end': ''}, {'why': ''}, {'value': ['k', 0, 'int']}, {'names': {}}):\n"
         "                link.send(said)\n        frame = frame.f_back\n    return 0"
     ),
     "written to every descriptor": (
@@ -129,24 +131,27 @@ def test_the_program_never_sees_its_tests():
     ("def f(x): return map(str, x)", "assert list(f([1, 2])) == ['1', '2']", ""),
     ("def f(n):\n    while True:\n        yield n; n += 1", "g = f(5)\nassert [next(g) for _ in range(3)] == [5, 6, 7]", ""),
     ("def f(x): x.sort()", "a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]", ""),
-    ("def f(g, x): return g(g(x))", "assert f(lambda x: x + 1, 3) == 5 and f(len, ['ab']) != 3 if False else f(abs, -2) == 2", ""),
+    ("def f(g, x): return g(g(x))", "assert f(lambda x: x + 1, 3) == 5 and f(abs, -2) == 2", ""),
     ("def f(x):\n    if x < 0: raise ValueError('negative')\n    return x", (
         "try:\n    f(-1)\n    assert False\nexcept ValueError as error:\n    assert str(error) == 'negative'"), ""),
     ("class Bad(ValueError): pass\ndef f(): raise Bad('b')", "try:\n    f()\n    assert False\nexcept Bad:\n    pass", ""),
-    ("class Node:\n    def __init__(self, v):\n        self.v, self.next = v, None\ndef total(n): return n.v + (total(n.next) if n.next else 0)",
+    ("class Node:\n    def __init__(self, v):\n        self.v, self.next = v, None\n"
+     "def total(n): return n.v + (total(n.next) if n.next else 0)",
      "assert total(root) == 3 and root.next.v == 2", "root = Node(1)\r\nroot.next = Node(2)"),
     ("def area(c): return math.pi * c.r ** 2", "assert abs(area(Circle(2)) - 12.566) < 0.01",
      "import math\nclass Circle:\n    def __init__(self, r): self.r = r"),
     ("class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef f(ps): return max(p.a for p in ps)",
      "assert f([Pair(5, 24), Pair(7, 3)]) == 7", ""),
-    ("class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n"
+    ("class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n"
+     "    def pop(self): return self.items.pop()\n"
      "    def __len__(self): return len(self.items)", "s = Stack()\ns.push(4)\nassert len(s) == 1 and s.pop() == 4 and s.items == []", ""),
     ("def sum(a, b):\n    return a + b", "assert sum(10, 15) == 25", ""),
     ("def adder(n): return lambda x: x + n", "assert adder(1)(2) == 3", ""),
     ("LIMIT = 5\ndef f(): return LIMIT", "assert f() == LIMIT", ""),
     ("import math\ndef f(x): return x ** 0.5", "assert math.isclose(f(2), 1.41421356, rel_tol=1e-6)", ""),
     ("def f(n): return 2 ** n", "assert f(200) == 2 ** 200 and f(-1) == 0.5", ""),
-    ("def f(): return float('nan'), float('inf'), 1j, b'x', range(3)", "a, b, c, d, e = f()\nassert a != a and b > 1e308 and (c, d, e) == (1j, b'x', range(3))", ""),
+    ("def f(): return float('nan'), float('inf'), 1j, b'x', range(3)", 
+     "a, b, c, d, e = f()\nassert a != a and b > 1e308 and (c, d, e) == (1j, b'x', range(3))", ""),
     ("from decimal import Decimal\nfrom datetime import date\ndef f(): return [Decimal('1.5'), date(2024, 1, 2)]",
      "from decimal import Decimal\nfrom datetime import date\nassert f() == [Decimal('1.5'), date(2024, 1, 2)]", ""),
     ("def f(x): return x\nif __name__ == '__main__':\n    print(f(1))", "assert f(1) == 1", ""),
@@ -169,7 +174,8 @@ def test_raw_rows_of_mbpp():
     """The columns as published: text, code, test_list, test_setup_code, challenge_test_list."""
     row = {
         "text": "Write a function to double a number.", "code": "def double(x):\r\n  return 2 * x", "task_id": 1,
-        "test_list": ["assert double(4) == 8", "assert double(0) == 0"], "test_setup_code": "", "challenge_test_list": ["assert double('a') == 'aa'"],
+        "test_list": ["assert double(4) == 8", "assert double(0) == 0"], "test_setup_code": "",
+        "challenge_test_list": ["assert double('a') == 'aa'"],
     }  # fmt: skip
     assert points(code(row["code"], row)) == 1
     assert points(code("def double(x): return x + x if isinstance(x, int) else x", row)) == 0  # the challenge counts

@@ -32,9 +32,11 @@ def score(function, n=4):
 
 
 NO_LISTS = {
-    "dict": lambda n: {i: 0.5 for i in range(n)}, "dict_keys": lambda n: {i: 0.5 for i in range(n)}.keys(), "set": lambda n: set(range(n)),
-    "dict_values": lambda n: {i: 0.5 for i in range(n)}.values(), "frozenset": lambda n: frozenset(range(n)), "str": lambda n: "1" * n,
-    "bytes": lambda n: b"1" * n, "bytearray": lambda n: bytearray(n), "float": lambda n: 1.0, "NoneType": lambda n: None, "bool": lambda n: True,
+    "dict": lambda n: dict.fromkeys(range(n), 0.5), "dict_keys": lambda n: dict.fromkeys(range(n), 0.5).keys(),
+    "set": lambda n: set(range(n)),
+    "dict_values": lambda n: dict.fromkeys(range(n), 0.5).values(), "frozenset": lambda n: frozenset(range(n)), "str": lambda n: "1" * n,
+    "bytes": lambda n: b"1" * n, "bytearray": lambda n: bytearray(n), "float": lambda n: 1.0, "NoneType": lambda n: None,
+    "bool": lambda n: True,
     "Tensor": lambda n: torch.ones(n, 1), "ndarray": lambda n: np.ones((n, 1)), "float64": lambda n: np.float64(1),
 }  # fmt: skip
 
