@@ -13,7 +13,7 @@ from laurel.data.hedges import without_question
 from laurel.data.numbers import ATOM, Quantity, read, same, value
 from laurel.data.plain import plain
 from laurel.data.said import said
-from laurel.data.settle import boxed, said_to_be
+from laurel.data.settle import boxed, said_to_be, without_contrast
 
 LONGEST = 100_000
 _MARKED = re.compile(r"####[ \t]*([-\u2212$.]*[0-9][^\n#]*)")
@@ -68,7 +68,7 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
             return None, "what is marked as the answer is not one number"
         return found[0], ""
     told = said_to_be(answer)
-    reading = read(told or answer)
+    reading = read(without_contrast(told or answer))
     if reading.quantity is None:
         return None, TROUBLES[reading.trouble]
     if not told and not re.search(r"[A-Za-z=+*/]", answer) and len(numbers_in(answer[-1000:])) > 1:

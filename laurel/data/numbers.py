@@ -145,7 +145,7 @@ def _joined(between: str, equal: bool, before: str) -> bool:
         if _WORD_JOINT.fullmatch(between):
             return not re.search(r"\bfrom\b[^.]*\Z", before) or between.strip() != "to"
         name, other = _ASSIGNED.search(before), _NEXT.fullmatch(between)
-        if name and other and name[1] != other[1] and not _GIVEN.search(before):
+        if name and other and not _GIVEN.search(before):
             return True
     return False
 

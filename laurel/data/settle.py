@@ -26,6 +26,9 @@ _FILLER = re.compile(
     r"|here|based|complete|now|easy|simple|unique|yours|satisfactory|acceptable|understandable|accurate)",
     re.IGNORECASE,
 )
+_CONTRAST = re.compile(
+    r"(?:(?<=[\d$])[ \t]+|[,;(][ \t]*)(?:and |but )?(?:not|rather than|instead of)[ \t]+(?:\$[^$\n]{1,80}\$|[-$€£]?\d[\d.,/]*(?<=\d)%?)[ \t]*\)?"
+)
 # What is said beside the answer: "42, as found in step 3".
 _ASIDE = re.compile(
     r",?\s+(?:as (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so that|after|obtained|found in)\b",
@@ -73,7 +76,12 @@ def settled(text: str) -> str:
         if re.match(r"[^A-Za-z\n]*\d|[-+$\\]", line) or not rest.strip().partition("\n")[1]:
             return line.strip() or text
         text = rest
-    return said_to_be(text) or text
+    return without_contrast(said_to_be(text) or text)
+
+
+def without_contrast(text: str) -> str:
+    """Less what the answer is said not to be: "11, not 12" and "11 (rather than 12)" are 11."""
+    return _CONTRAST.sub(" ", text)
 
 
 def said_to_be(text: str) -> str:

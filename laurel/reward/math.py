@@ -18,6 +18,7 @@ from laurel.data.settle import boxed, settled
 from laurel.reward.equal import equivalent
 from laurel.reward.extract import column, own_words, shown
 from laurel.reward.latex import as_latex, bare_word, without_words
+from laurel.reward.text import letters
 
 LONGEST = 100_000
 LONGEST_EXPRESSION = 1_000
@@ -26,6 +27,8 @@ MOST_WORDS = 6
 SECONDS = 2.0
 TOLERANCE = Fraction(1, 10**6)
 NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
+# A line of mathematics and no words, in which something is to be worked out: 10^2, \sqrt{98}, 4^{1/3}.
+BARE = re.compile(r"(?=[^\n]*[\^*/+×·√!\\])(?:\\[A-Za-z]+|[^A-Za-z,;\n]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z])")
 INEQUALITY = re.compile(r"[<>≤≥≠±]|\\(?:leq?|geq?|neq?|lt|gt|pm|in)(?![A-Za-z])")
 SEGMENT = re.compile(
@@ -74,10 +77,12 @@ def one(gold: str, place: str, *, formula: bool) -> Result:
         if hedged(place):
             return Score(0.0, f"several answers, not {gold:.60}")
         place, formula = last_formula(place), True
+    formula = formula or bool(BARE.fullmatch(place.strip()))
     said = place if formula else last_formula(place)
     word = bare_word(gold)
     if word:
-        return Score(1.0, "the same word") if bare_word(said) == word else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
+        same_word = bare_word(said) == word or (len(word) == 1 and letters(place) == {word})
+        return Score(1.0, "the same word") if same_word else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
     truth = read(gold, formula=True).quantity if is_number(gold) else None
     reading = read(place, formula=formula)
     if truth is not None and reading.quantity is not None:
