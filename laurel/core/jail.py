@@ -7,11 +7,13 @@ the program and says how it ended.
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import linecache
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 import traceback
@@ -20,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 EPERM, ENOSYS = 1, 38
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 CLONE_THREAD = 0x10000
 NAMESPACES = {"user": 0x10000000, "network": 0x40000000, "ipc": 0x08000000}
 
@@ -41,10 +43,10 @@ READABLE = (
 # In order: networks; signals, tracing and other processes; new programs; mounts and namespaces; kernel doors.
 SECCOMP = {
     "x86_64": (0xC000003E, 56, 435, 302, (
-        41, 42, 49, 50, 62, 101, 129, 141, 144, 200, 203, 234, 297, 310, 311, 424, 434, 57, 58, 59, 322,
+        41, 42, 49, 50, 62, 101, 129, 141, 144, 200, 203, 234, 297, 310, 311, 424, 434, 438, 57, 58, 59, 322,
         155, 161, 165, 166, 167, 272, 308, 169, 175, 176, 246, 248, 249, 250, 251, 298, 313, 321, 323, 425, 426, 427)),
     "aarch64": (0xC00000B7, 220, 435, 261, (
-        198, 200, 201, 203, 117, 119, 122, 129, 130, 131, 138, 140, 240, 270, 271, 424, 434, 221, 281,
+        198, 200, 201, 203, 117, 119, 122, 129, 130, 131, 138, 140, 240, 270, 271, 424, 434, 438, 221, 281,
         39, 40, 41, 51, 97, 268, 104, 105, 106, 142, 217, 218, 219, 241, 273, 280, 282, 425, 426, 427)),
 }  # fmt: skip
 
@@ -216,10 +218,7 @@ def audit(folder: str, readable: list[str], seccomp: bool) -> Callable[[str, tup
 
 def run(source: str) -> dict[str, str]:
     """Run the program as `__main__`. {"why": "" if it came to its end, else "exit", "memory", "forbidden" or "error"}."""
-    main = ModuleType("__main__")
-    main.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = main
-    sys.argv[:] = ["program.py"]
+    main = sys.modules["__main__"]
     linecache.cache["program.py"] = (len(source), None, source.splitlines(keepends=True), "program.py")
     try:
         exec(compile(source, "program.py", "exec"), main.__dict__)
@@ -236,30 +235,115 @@ def run(source: str) -> dict[str, str]:
         return {"why": why}
 
 
-def main() -> None:
-    """Read the order from the first descriptor, report to the second."""
-    order_fd, report_fd = int(sys.argv[1]), int(sys.argv[2])
-    with open(order_fd, encoding="utf-8") as file:
-        order = json.load(file)
+def prepare() -> None:
+    """A `__main__` of its own for what runs here, and nothing of ours in sight."""
+    main = ModuleType("__main__")
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    sys.argv[:] = ["program.py"]
+
+
+def seal(order: dict[str, Any], parent: int) -> dict[str, object]:
+    """Shut every door behind this process. Returns which ones."""
     folder = order["folder"]
     library = os.path.dirname(os.path.realpath(os.__file__))
     readable = sorted({library, *(os.path.realpath(path) for path in READABLE if os.path.exists(path)), *READABLE})
-    limit(order["seconds"], order["memory_mb"], order["file_mb"])
-    active = close_kernel_doors(folder, order["parent"], readable)
+    active = close_kernel_doors(folder, parent, readable)
     if not active["seccomp"]:
         no_new_processes()
     sys.path[:] = [path for path in sys.path if path and os.path.realpath(path).startswith(os.path.dirname(library))]
     for name in [name for name in sys.modules if "ctypes" in name]:
         del sys.modules[name]
-    write, close = os.write, os._exit
-    write(report_fd, (json.dumps(active) + "\n").encode())
     sys.addaudithook(audit(folder, readable, bool(active["seccomp"])))
-    end = run(order["source"])
+    prepare()
+    return active
+
+
+def flush() -> None:
+    """What was printed goes out, as far as the program has left the streams alone."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             continue
+
+
+def beside(path: str) -> ModuleType:
+    """The file `apart.py`, loaded while files can still be read."""
+    spec = importlib.util.spec_from_file_location("apart", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def two(order: dict[str, Any], report_fd: int, tests_fd: int) -> None:
+    """The program in a child, its tests here. What the tests hold is read when the child has gone its own way."""
+    apart = beside(os.path.join(os.path.dirname(__file__), "apart.py"))
+    from_program, to_tests = os.pipe()
+    from_tests, to_program = os.pipe()
+    unreadable()
+    parent, leave = os.getpid(), os._exit  # by a name of our own: the program may put another function into `os`
+    child = os.fork()
+    if child == 0:
+        for fd in (report_fd, tests_fd, from_program, to_program):
+            os.close(fd)
+        seal(order, parent)
+        link = apart.Link(from_tests, to_tests, serves=True)
+        try:
+            apart.serve(link, run, order["setup"], order["source"])
+            flush()
+        except apart.Gone:
+            flush()
+        finally:
+            leave(0)
+    for fd in (from_tests, to_tests):
+        os.close(fd)
+    with open(tests_fd, encoding="utf-8") as file:
+        secret = json.load(file)
+    active = seal(order, order["parent"])
+    os.write(report_fd, (json.dumps(active) + "\n").encode())
+    end = apart.judge(apart.Link(from_program, to_program, serves=False), run, order["setup"], secret["tests"])
+    os.close(to_program)
+    if end["why"] == "exit":
+        end = {"why": fate(child) or "exit"}
+    flush()
+    os.write(report_fd, (json.dumps({"nonce": secret["nonce"], **end}) + "\n").encode())
+    os._exit(0)
+
+
+def unreadable() -> None:
+    """No other process of this user may look into the memory or at the open files of this one."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def fate(child: int) -> str:
+    """Why a program that is gone went: "time", "memory", "crash", or "" where no signal ended it."""
+    try:
+        status = os.waitpid(child, 0)[1]
+    except OSError:
+        return ""
+    if not os.WIFSIGNALED(status):
+        return ""
+    return {signal.SIGXCPU: "time", signal.SIGKILL: "memory"}.get(os.WTERMSIG(status), "crash")
+
+
+def main() -> None:
+    """Read the order from the first descriptor, report to the second; the tests, if the program has any, wait at the third."""
+    order_fd, report_fd, *tests_fd = map(int, sys.argv[1:])
+    with open(order_fd, encoding="utf-8") as file:
+        order = json.load(file)
+    limit(order["seconds"], order["memory_mb"], order["file_mb"])
+    if tests_fd:
+        two(order, report_fd, tests_fd[0])
+    write, close = os.write, os._exit
+    active = seal(order, order["parent"])
+    write(report_fd, (json.dumps(active) + "\n").encode())
+    end = run(order["source"])
+    flush()
     write(report_fd, (json.dumps({"nonce": order["nonce"], **end}) + "\n").encode())
     close(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import re
 import sys
@@ -11,29 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.core.neighbours import Loader, is_neighbour, package_of
 
 PATH_OPTIONS = ("model", "dataset", "eval_dataset", "chat_template", "env", "rewards", "relabel", "gold", "judge", "export", "ptx_dataset")
 """Options that may name a file; in a YAML file they may be written relative to that file."""
 
 
 def load_file(path: str | Path, where: str) -> Any:
-    """The module in a file, run once however often it is asked for. No such file, or one that does not load: UsageError at `where`."""
+    """The module in a file, run once however often it is asked for; it can import the modules beside it, now and when it runs.
+
+    No such file, or one that does not load: UsageError at `where`.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UsageError(f"no file {path}.", where=where, fix="The path is relative to the current folder.")
-    alias = f"laurel_file_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if alias in sys.modules:
-        return sys.modules[alias]
-    spec = importlib.util.spec_from_file_location(alias, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[alias] = module  # dataclasses and pickle look a class's module up by name
+    package = package_of(path.parent)
+    name = f"{package}.{path.stem}"
+    if not path.stem.isidentifier():  # my-rewards.py, rewards.v2.py: no import statement could name it
+        name = f"{package}.file_{hashlib.sha256(path.name.encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[alias]
-        raise UsageError(f"{path} does not load: {type(error).__name__}: {error}.", where=where) from error
+        importlib.import_module(package)
+        spec = importlib.util.spec_from_file_location(name, path, loader=Loader(name, str(path)))
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+        Loader(name, str(path)).exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        said = str(error).replace(f"{package}.", "")
+        raise UsageError(f"{path} does not load: {type(error).__name__}: {said}.", where=where) from error
     return module
+
+
+def load_module(name: str, where: str, fix: str = "") -> Any:
+    """The module of a dotted name: one of the current folder first, as `python -m` has it, else an installed one."""
+    package = package_of(Path.cwd())
+    inside = is_neighbour(name.partition(".")[0], package)
+    try:
+        return importlib.import_module(f"{package}.{name}" if inside else name)
+    except (Exception, SystemExit) as error:
+        advice = fix if isinstance(error, ModuleNotFoundError) else ""
+        said = str(error).replace(f"{package}.", "")
+        raise UsageError(f"module `{name}` does not load: {type(error).__name__}: {said}.", where=where, fix=advice) from error
 
 
 def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:

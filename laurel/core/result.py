@@ -43,8 +43,12 @@ def as_result(value: object) -> Result:
         return value
     if value is None:
         return Abstain()
+    if isinstance(value, (bytes, bytearray)) or getattr(value, "shape", ()):  # b"1" and an array of one would pass as numbers
+        return Failed(f"not a number: {value!r:.80}")
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return Failed(f"not a number: {value!r:.80}")
+    except OverflowError:
+        return Failed("not finite: a whole number beyond the range of floats")
     return Score(number) if math.isfinite(number) else Failed(f"not finite: {number}")

@@ -40,8 +40,14 @@ class Outcome:
     reason: Reason
 
 
-def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str = "") -> Outcome:
+def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str = "", tests: str | None = None, setup: str = "") -> Outcome:
     """Run `source` as a script in a fresh interpreter with only the standard library, and say how it ended.
+
+    tests: a script that uses what the program defines; then `ok` says that the tests ran to their last line. They run in a process
+    of their own, which the program can neither read nor write; its functions are called across a pipe and answer with plain data, so
+    that a forged `==`, other builtins, a walk up the frames or a forged report earn nothing. What is no plain data (an object of the
+    program's own class) can be called, read, iterated and passed back, and compared with nothing. setup: run before the tests, and
+    before the program where it can do without it.
 
     seconds: wall clock from the program's first line, and CPU. memory_mb: address space. The program sees an empty
     environment, an empty folder of its own (files up to 4 MiB, gone afterwards), `stdin`, and a fixed hash seed.
@@ -52,8 +58,8 @@ def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str 
     parent-death signal; above these a Python audit hook that refuses the same things with a clear error.
 
     What it is not: a virtual machine. The kernel is shared, and where neither Landlock nor seccomp is available (other
-    systems) only the audit hook and the limits stand, which determined native code can pass. Program and tests share one
-    interpreter: a program written against this very file could forge a success. It can fill its own folder until the
+    systems) only the audit hook and the limits stand, which determined native code can pass. Without `tests`, the program
+    itself says that it came to its end, and one written against this very file can lie. It can fill its own folder until the
     time is up. Keep secrets off machines that run strangers' code.
     """
     nonce = secrets.token_hex(16)
@@ -63,7 +69,11 @@ def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str 
     ):
         stdin_file.write(stdin.encode("utf-8", "replace"))
         stdin_file.seek(0)
-        watch = _start(source, os.path.realpath(folder), stdin_file, nonce, seconds=seconds, memory_mb=memory_mb)
+        order = {"source": source, "folder": os.path.realpath(folder), "seconds": seconds, "memory_mb": memory_mb, "file_mb": FILE_MB}
+        if tests is None:
+            watch = _start({**order, "nonce": nonce}, None, stdin_file)
+        else:
+            watch = _start({**order, "setup": setup}, {"tests": tests, "nonce": nonce}, stdin_file)
         began = time.monotonic()
         how = watch.until_over(seconds)
         spent = time.monotonic() - began
@@ -75,7 +85,8 @@ def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str 
 def isolation() -> dict[str, object]:
     """Which fences stand here: {"limits", "audit", "namespaces": [...], "landlock": ABI or 0, "seccomp"}. Runs an empty program once."""
     with tempfile.TemporaryDirectory(prefix="laurel-sandbox-") as folder:
-        watch = _start("", os.path.realpath(folder), subprocess.DEVNULL, "", seconds=5, memory_mb=512)
+        order = {"source": "", "folder": os.path.realpath(folder), "seconds": 5, "memory_mb": 512, "file_mb": FILE_MB, "nonce": ""}
+        watch = _start(order, None, subprocess.DEVNULL)
         watch.until_over(5.0)
     lines = watch.kept["report"].splitlines()
     return {"limits": True, "audit": True, **(json.loads(lines[0]) if lines else {"namespaces": [], "landlock": 0, "seccomp": False})}
@@ -143,19 +154,21 @@ class _Watch:
         os.close(self.report_fd)
 
 
-def _start(source: str, folder: str, stdin: IO[bytes] | int, nonce: str, *, seconds: float, memory_mb: int) -> _Watch:
-    """Start the jail: its own session, a clean environment, no inherited descriptors but the order and the report."""
-    order = {"source": source, "folder": folder, "nonce": nonce, "seconds": seconds, "memory_mb": memory_mb, "file_mb": FILE_MB}
+def _start(order: dict[str, object], secret: dict[str, str] | None, stdin: IO[bytes] | int) -> _Watch:
+    """Start the jail: its own session, a clean environment, no inherited descriptors but the order, the report and what is secret."""
+    folder = str(order["folder"])
     environment = {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
     reader, writer = os.pipe()
     try:
-        with tempfile.TemporaryFile() as file:
-            file.write(json.dumps({**order, "parent": os.getpid()}).encode())
-            file.seek(0)
-            command = [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("jail.py")), str(file.fileno()), str(writer)]
+        with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as hidden:
+            for place, text in ((file, {**order, "parent": os.getpid()}), (hidden, secret)):
+                place.write(json.dumps(text).encode())
+                place.seek(0)
+            fds = (file.fileno(), writer, *(() if secret is None else (hidden.fileno(),)))
+            command = [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("jail.py")), *map(str, fds)]
             process = subprocess.Popen(
                 command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=environment,
-                pass_fds=(file.fileno(), writer), start_new_session=True,
+                pass_fds=fds, start_new_session=True,
             )  # fmt: skip
     except OSError:
         os.close(reader)

@@ -13,6 +13,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_lines, replacing, write_atomic
 from laurel.core.load import load_file
+from laurel.core.result import Failed, Score, as_result
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
@@ -20,6 +21,7 @@ from laurel.data.split import split_rows
 from laurel.pipeline.plan import Plan, Preferring, Sampling
 from laurel.policy.model import load_policy
 from laurel.policy.sampler import sample_seed
+from laurel.reward.calls import listed
 from laurel.reward.mixture import Mixture
 from laurel.rollout.single import Draw, rollout
 
@@ -128,12 +130,16 @@ def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[flo
         first = [texts[a] for a, _ in pairs] + [texts[b] for _, b in pairs]
         second = [texts[b] for _, b in pairs] + [texts[a] for a, _ in pairs]
         try:
-            said = judge(prompts=[group.row["prompt"]] * len(first), first=first, second=second, **columns)
+            said = listed(judge(prompts=[group.row["prompt"]] * len(first), first=first, second=second, **columns), len(first))
         except Exception as error:
             raise LaurelError(f"raised {type(error).__name__}: {error}.", where=f"judge `{name}`, prompt {group.prompt}") from error
-        if len(said) != len(first) or any(p is not None and not 0 <= p <= 1 for p in said):
+        if isinstance(said, str):
+            raise UsageError(f"{said}.", where=f"judge `{name}`", fix="A list: a chance between 0 and 1, or None, for each question.")
+        results = [as_result(p) for p in said]
+        if any(isinstance(r, Failed) or (isinstance(r, Score) and not 0 <= r.value <= 1) for r in results):
             raise UsageError(f"{len(first)} questions, and not as many chances between 0 and 1 or None.", where=f"judge `{name}`")
-        there, back = said[: len(pairs)], said[len(pairs) :]
+        chances = [r.value if isinstance(r, Score) else None for r in results]
+        there, back = chances[: len(pairs)], chances[len(pairs) :]
         return [None if p is None or q is None else (p + 1 - q) / 2 for p, q in zip(there, back, strict=True)]
 
     return compare

@@ -6,9 +6,10 @@ import asyncio
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MappingView, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from laurel.core.errors import LaurelError
@@ -18,6 +19,7 @@ from laurel.reward.load import Reward
 
 THREADS = 2
 GRACE_SECONDS = 10.0
+UNORDERED = (Mapping, Set, MappingView, str, bytes, bytearray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +150,30 @@ def _async_all(waiting: Sequence[tuple[Reward, list[Result]]], call: Call, timeo
 
 def _fill(table: list[Result], values: Any) -> None:
     """Values into results, one each. Another number of values fails every sample: which belongs to which is not known."""
+    said = listed(values, len(table))
+    table[:] = [Failed(said)] * len(table) if isinstance(said, str) else [as_result(value) for value in said]
+
+
+def listed(values: Any, count: int) -> list[Any] | str:
+    """What a function returned as a list of `count` values, or why it is none.
+
+    Lists, tuples, arrays, tensors and iterators have an order. A dict would give its keys, a set its members in any order, a text its
+    characters: none of them says which value belongs to which completion.
+    """
+    kind = type(values).__name__
+    if len(getattr(values, "shape", ())) > 1:
+        return f"returned {kind} of shape {tuple(values.shape)}, not one number for each completion"
     try:
-        results = [as_result(value) for value in values]
+        iterator = None if isinstance(values, UNORDERED) else iter(values)
     except TypeError:
-        results = [Failed(f"returned {type(values).__name__}, not a list of numbers")] * len(table)
-    if len(results) != len(table):
-        results = [Failed(f"returned {len(results)} values for {len(table)} completions")] * len(table)
-    table[:] = results
+        iterator = None
+    if iterator is None:
+        return f"returned {kind}, not a list of numbers"
+    found = list(islice(iterator, count + 1))
+    if len(found) != count:
+        number = len(values) if hasattr(values, "__len__") else "more" if len(found) > count else len(found)
+        return f"returned {number} values for {count} completions"
+    return found
 
 
 def failure(error: BaseException) -> Failed:

@@ -3,72 +3,67 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.core.sandbox import run_python
+from laurel.data.said import said
 
 LONGEST = 100_000
 SECONDS = 5.0
 MEMORY_MB = 512
 FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
 
-# Tests see only plain data: an object whose == always agrees is an error, not a pass. NAME is drawn anew for each program.
-PLAIN = """
-def NAME(function, _type=type, _map=dict, _many=(list, tuple, set, frozenset)):
-    _plain = (int, float, complex, str, bytes, bool, _type(None), range)
-
-    def check(value, depth=0):
-        kind = _type(value)
-        if kind in _many:
-            for item in value:
-                check(item, depth + 1)
-        elif kind is _map:
-            for pair in value.items():
-                check(pair[0], depth + 1), check(pair[1], depth + 1)
-        elif kind not in _plain:
-            raise TypeError("the answer returns %r, not plain data" % (kind,))
-        return value
-    return lambda *args, **kwargs: check(function(*args, **kwargs))
-"""
-
 
 def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
     """1 if the function passes the row's tests: columns prompt, entry_point, test (HumanEval, Chen et al. 2021, arXiv:2107.03374).
 
     The answer continues the prompt, or is the whole function, bare or in a ```python fence. Everything the program does wrong
-    (an exception, a time limit of 5 s, 512 MiB, an early exit) is a 0 with its reason. The function may return plain data only.
+    (an exception, a time limit of 5 s, 512 MiB, an early exit) is a 0 with its reason. The tests run in a process that the program
+    cannot reach and see plain data only. Helpers that the prompt defines before the function are the prompt's own in the tests.
     """
     missing = [name for name in ("prompt", "entry_point", "test") if not isinstance(row.get(name), str)]
     if missing:
         return Failed(f"the row has no text `{missing[0]}`")
-    program = whole_program(row["prompt"], answer, row["entry_point"])
-    name = f"plain_{secrets.token_hex(8)}"
-    return judge(f"{PLAIN.replace('NAME', name)}\n{program}\n\n{row['test']}\n\ncheck({name}({row['entry_point']}))\n")
+    prompt, entry_point = row["prompt"], row["entry_point"]
+    program = whole_program(prompt, said(answer), entry_point)
+    helpers = prompt[: max((match.start() for match in definition(entry_point).finditer(prompt)), default=0)]
+    return judge(program, f"{helpers}\n{row['test']}\n\ncheck({entry_point})\n")
 
 
 def code(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the program followed by the row's tests runs to its end: `tests` (a text), or `test_list` (asserts, as in MBPP).
+    """1 if the row's tests run to their end on the program: `tests` (a text or a list), or `test_list` (asserts, as in MBPP).
 
-    `test_setup_code` goes first. Rows with `entry_point` and `test` are judged as `humaneval`. Limits as there.
+    `test_setup_code` (or MBPP's `test_imports`) goes before the tests, and before the program where it can do without it.
+    `challenge_test_list` is run too. Rows with `entry_point` and `test` are judged as `humaneval`. Limits as there.
     """
     if "entry_point" in row and "test" in row:
         return humaneval(answer, row)
-    tests = row.get("tests") if isinstance(row.get("tests"), str) else "\n".join(row.get("test_list") or [])
-    if not tests or not tests.strip():
+    tests = lines(row.get("tests")) or lines(row.get("test_list"))
+    if not tests:
         return Failed("the row has no `tests` and no `test_list`")
-    return judge("\n\n".join([str(row.get("test_setup_code") or ""), extract(answer, ""), tests, ""]))
+    setup = "\n".join(filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code")))))
+    return judge(extract(said(answer), ""), "\n".join(filter(None, (tests, lines(row.get("challenge_test_list"))))) + "\n", setup)
+
+
+def lines(value: Any) -> str:
+    """A column of code as one text: a text, or a list of texts."""
+    parts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    return "\n".join(part for part in parts if isinstance(part, str) and part.strip()).replace("\r\n", "\n")
+
+
+def definition(entry_point: str) -> re.Pattern[str]:
+    """Where a function is defined at the left margin."""
+    return re.compile(rf"^(?:async\s+)?def {re.escape(entry_point)}\b", re.MULTILINE)
 
 
 def whole_program(prompt: str, answer: str, entry_point: str) -> str:
     """Prompt and answer as one program. An answer that defines the function itself keeps what the prompt has before it."""
     source = extract(answer, entry_point)
-    definition = re.compile(rf"^def {re.escape(entry_point)}\b", re.MULTILINE)
-    if not definition.search(source):
+    if not definition(entry_point).search(source):
         return prompt + source
-    starts = [match.start() for match in definition.finditer(prompt)]
+    starts = [match.start() for match in definition(entry_point).finditer(prompt)]
     return prompt[: starts[-1]] + "\n" + source if starts else source
 
 
@@ -79,11 +74,11 @@ def extract(answer: str, entry_point: str) -> str:
     return (defining or blocks or [answer])[-1]
 
 
-def judge(program: str) -> Result:
-    """1 if the program runs to its last line inside the sandbox."""
+def judge(program: str, tests: str, setup: str = "") -> Result:
+    """1 if the tests run to their last line on the program, inside the sandbox."""
     if len(program) > 2 * LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
-    outcome = run_python(program, seconds=SECONDS, memory_mb=MEMORY_MB)
+    outcome = run_python(program, seconds=SECONDS, memory_mb=MEMORY_MB, tests=tests, setup=setup)
     if outcome.reason == "sandbox":
         return Failed(f"the sandbox did not start: {outcome.stderr[-300:]}")
     if outcome.ok:

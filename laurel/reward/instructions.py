@@ -10,6 +10,7 @@ from typing import Any
 
 from laurel.core.result import Abstain, Failed, Result, Score
 from laurel.core.workers import Workers
+from laurel.data.said import said
 
 LONGEST = 100_000
 INLINE = 2_000
@@ -193,6 +194,7 @@ POOL = Workers(check_all, size=2, seconds=SECONDS)
 def ifeval(answer: str, row: Mapping[str, Any]) -> Result:
     """1 if the answer follows every instruction of the row (columns instruction_id_list and kwargs), else 0 with the ones it does not.
 
+    Thoughts are not judged, and of answer tags the content.
     Where all that can be checked are followed but one cannot be (an unknown kind, a language without langdetect): Abstain.
     """
     names, settings = row.get("instruction_id_list"), row.get("kwargs")
@@ -200,6 +202,7 @@ def ifeval(answer: str, row: Mapping[str, Any]) -> Result:
         return Failed("the row has no `instruction_id_list` and `kwargs` of one length")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
+    answer = said(answer)
     payload = (answer, names, [dict(setting or {}) for setting in settings])
     verdicts = check_all(payload) if len(answer) <= INLINE else POOL.call(payload)
     if isinstance(verdicts, Failed):

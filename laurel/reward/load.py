@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,12 @@ from itertools import count
 from typing import Any
 
 from laurel.core.errors import UsageError, nearest
-from laurel.core.load import load_file
+from laurel.core.load import load_file, load_module
 from laurel.core.protocols import Verifier
 from laurel.reward.patterns import Format
 from laurel.reward.verifiers import VERIFIERS
 
+MODULE = "Modules are looked for in the current folder, then among the installed ones. A file: path/to/file.py:function."
 GIVEN = ("prompts", "completions", "completion_ids")
 
 
@@ -69,7 +69,7 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         module = load_file(path, f"reward `{name}`")
     elif "." in name and not separator:
         path, _, attribute = name.rpartition(".")
-        module = _load_module(path, name)
+        module = load_module(path, f"reward `{name}`", MODULE)
     else:
         fix = nearest(name, VERIFIERS) or "A name, module.function, path/to/file.py:function, model:FOLDER or prm:FOLDER."
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
@@ -140,11 +140,3 @@ def _is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
-
-
-def _load_module(path: str, name: str) -> Any:
-    try:
-        return importlib.import_module(path)
-    except Exception as error:
-        fix = nearest(name, VERIFIERS) if isinstance(error, ModuleNotFoundError) else ""
-        raise UsageError(f"module `{path}` does not load: {type(error).__name__}: {error}", where=f"reward `{name}`", fix=fix) from error

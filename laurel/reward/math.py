@@ -11,29 +11,29 @@ from typing import Any
 from laurel.core.errors import LaurelError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.reward.extract import NUMBER, boxed, close, column, final_number, own_words, plain, settled, shown
+from laurel.data.hedges import undecided
+from laurel.data.numbers import Quantity, lettered, read, same
+from laurel.data.plain import plain
+from laurel.data.settle import boxed, settled
+from laurel.reward.equal import equivalent
+from laurel.reward.extract import column, own_words, shown
+from laurel.reward.latex import as_latex, bare_word, without_words
+from laurel.reward.text import letters
 
 LONGEST = 100_000
 LONGEST_EXPRESSION = 1_000
 MOST_BOXES = 4
+MOST_WORDS = 6
 SECONDS = 2.0
-SEGMENT = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
-
-
-def equivalent(payload: tuple[str, tuple[str, ...]]) -> str:
-    """(gold, candidates) -> "" if every candidate equals the gold mathematically, else why not. Runs in a worker: it may never end."""
-    from math_verify import parse, verify
-
-    gold, candidates = payload
-    truth = parse(gold, parsing_timeout=0)
-    if not truth:
-        return "gold"
-    for candidate in candidates:
-        said = parse(candidate, parsing_timeout=0)
-        if not said or not verify(truth, said, timeout_seconds=0):
-            return f"{candidate:.60} is not {gold:.60}"
-    return ""
-
+TOLERANCE = Fraction(1, 10**6)
+NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
+# A line of mathematics and no words, in which something is to be worked out: 10^2, \sqrt{98}, 4^{1/3}.
+BARE = re.compile(r"(?=[^\n]*[\^*/+×·√!\\])(?:\\[A-Za-z]+|[^A-Za-z,;\n]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")
+WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z])")
+INEQUALITY = re.compile(r"[<>≤≥≠±]|\\(?:leq?|geq?|neq?|lt|gt|pm|in)(?![A-Za-z])")
+SEGMENT = re.compile(
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$((?:\\\$|[^$]){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.DOTALL
+)
 
 POOL = Workers(equivalent, size=2, seconds=SECONDS, warm=(r"\boxed{\frac{1}{2}}", (r"\boxed{0.5}", r"\boxed{x^2+\sqrt{2}}")))
 
@@ -41,10 +41,12 @@ POOL = Workers(equivalent, size=2, seconds=SECONDS, warm=(r"\boxed{\frac{1}{2}}"
 def math(answer: str, row: Mapping[str, Any]) -> Result:
     r"""1 if the answer is mathematically the row's `answer`.
 
-    What is compared: the content of \boxed{} (different ones are wrong, unless all are equal to the gold); else, where the gold is
-    a plain number and no LaTeX follows, the final number as in `numeric`; else the last formula ($...$, \(...\), \[...\]) or, without
-    one, the last line. Nothing longer than 1000 characters is parsed. More than 2 s is Failed, and the worker is replaced.
-    A verbatim copy of the prompt inside the answer is not read, so a gold that only stands in the prompt earns nothing.
+    What is compared: the content of \boxed{} (different ones are wrong, unless all are equal to the gold, or the gold is the list of
+    them); else what stands after the last ####, after "the answer is" or before "is the answer"; else the last formula ($...$,
+    \(...\), \[...\]) or, without one, the last line. Thoughts are not read, and of answer tags the content. One number is read and
+    compared as `numeric` does it, a word as a word, all else by math-verify. Nothing longer than 1000 characters is parsed. More than
+    2 s is Failed, and the worker is replaced. A verbatim copy of the prompt inside the answer is not read, so a gold that only stands
+    in the prompt earns nothing.
     """
     if find_spec("math_verify") is None:
         raise LaurelError("the verifier `math` needs the package math-verify.", fix='Install it: pip install "laurel-rl[math]".')
@@ -58,39 +60,101 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
     boxes = list(dict.fromkeys(boxed(text)))
     if len(boxes) > MOST_BOXES:
         return Score(0.0, f"{len(boxes)} different boxed answers")
-    number = plain_number(gold)
-    if not boxes and number is not None and "\\" not in settled(text):
-        said = final_number(settled(text))
-        right = said is not None and close(said, number)
-        return Score(1.0, "equal") if right else Score(0.0, f"{'no single number' if said is None else shown(said)}, not {gold}")
-    return compare(gold, boxes or last_formula(settled(text)))
+    if not boxes:
+        place = settled(text)
+        return one(gold, place, formula=False)
+    results = [one(gold, box, formula=True) for box in boxes]
+    wrong = next((result for result in results if not isinstance(result, Score) or result.value == 0), None)
+    if wrong is None or len(boxes) == 1 or isinstance(wrong, Failed):
+        return wrong or results[0]
+    return compare(gold, ", ".join(boxes)) if is_list(gold) else wrong
 
 
-def compare(gold: str, candidates: list[str]) -> Result:
-    """Every candidate against the gold, in a worker."""
-    if not candidates or any(not candidate.strip() or len(candidate) > LONGEST_EXPRESSION for candidate in candidates):
-        return Score(0.0, "nothing to compare" if not any(candidates) else f"an expression of more than {LONGEST_EXPRESSION} characters")
-    why = POOL.call((_dressed(gold), tuple(_dressed(candidate) for candidate in candidates)))
+def one(gold: str, place: str, *, formula: bool) -> Result:
+    """One place where an answer stands against the gold. formula: it is mathematics alone, no sentence."""
+    place = place[-10 * LONGEST_EXPRESSION :] if not formula else place
+    if not formula and SEGMENT.search(place):
+        if hedged(place):
+            return Score(0.0, f"several answers, not {gold:.60}")
+        place, formula = last_formula(place), True
+    formula = formula or bool(BARE.fullmatch(place.strip()))
+    said = place if formula else last_formula(place)
+    word = bare_word(gold)
+    if word:
+        same_word = bare_word(said) == word or (len(word) == 1 and letters(place) == {word})
+        return Score(1.0, "the same word") if same_word else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
+    truth = read(gold, formula=True).quantity if is_number(gold) else None
+    reading = read(place, formula=formula)
+    if truth is not None and reading.quantity is not None:
+        return number(reading.quantity, truth, gold)
+    if NEGATED.match(place) or (truth is not None and (truth.base or (reading.trouble == "several" and not formula))):
+        return Score(0.0, f"no single number, not {gold:.60}")
+    if truth is not None and not re.search(r"[\d\\]|[^\x00-\x7f]", said):
+        return Score(0.0, f"no number, not {gold:.60}")
+    if truth is not None and (INEQUALITY.search(said) or ("=" in said and lettered(plain(said).rpartition("=")[0].rstrip()))):
+        return Score(0.0, f"{said!r:.60} is no number, and the answer is {gold:.60}")
+    return compare(gold, said)
+
+
+def hedged(place: str) -> bool:
+    """Does a number stand beside the last formula of a sentence, with nothing but "or" or a comma between?"""
+    found = list(SEGMENT.finditer(place))[-1]
+    before, after = place[: found.start()], place[found.end() :]
+    return bool(re.match(r"\s*(?:,|;|/|or\b|and\b)+\s*(?:or|and)?\s*-?\d", after) or re.search(r"\d\s*(?:,|;|or|and)\s*$", before))
+
+
+def number(found: Quantity, truth: Quantity, gold: str) -> Result:
+    """Two numbers."""
+    if same(found, truth, TOLERANCE):
+        return Score(1.0, "equal")
+    return Score(0.0, f"{shown(found.value)}, not {gold:.60}")
+
+
+def is_number(gold: str) -> bool:
+    """Is the gold one number and nothing else but its unit: no list, no word beside it that may matter, no equation with letters?"""
+    return not re.search(r"[A-Za-z]\w*\s*\(|[()\[\]]|\\begin|=.*[A-Za-z].*=", gold)
+
+
+def is_list(gold: str) -> bool:
+    """Several values, in no order: 1, 2 or \\{1, 2\\} or "1 and 2"; no pair, no interval, no number with commas."""
+    return read(gold, formula=True).trouble == "several" and not re.search(r"^\s*(?:\\left)?[(\[]", gold)
+
+
+def compare(gold: str, candidate: str) -> Result:
+    """By math-verify, in a worker."""
+    if not candidate.strip() or len(candidate) > LONGEST_EXPRESSION:
+        too_long = f"an expression of more than {LONGEST_EXPRESSION} characters"
+        return Score(0.0, too_long if candidate.strip() else "nothing to compare")
+    if as_latex(candidate) == as_latex(gold):
+        return Score(1.0, "the same")
+    if len(WORDS.findall(candidate)) > MOST_WORDS:
+        return Score(0.0, f"a sentence, not {gold:.60}")
+    why = POOL.call((_dressed(gold), (_dressed(candidate),)))
     if isinstance(why, Failed):
-        return Failed(f"math-verify on {candidates[0]!r:.60}: {why.reason}")
+        return Failed(f"math-verify on {candidate!r:.60}: {why.reason}")
     if why == "gold":
         return Failed(f"the row's `answer` is no mathematics: {gold!r:.60}")
     return Score(0.0, why) if why else Score(1.0, "equivalent")
 
 
-def plain_number(text: str) -> Fraction | None:
-    """The text as one number if it is nothing else: 12, -3.5, 1/2, $1,234; None for anything richer."""
-    match = NUMBER.fullmatch(plain(text).strip())
-    return final_number(text) if match else None
-
-
-def last_formula(text: str) -> list[str]:
-    """The last formula of the text, or its last line that is not empty."""
+def last_formula(text: str) -> str:
+    """The last formula of the text, with those that it is listed with, or its last line that is not empty, less the words around it."""
     text = text[-10 * LONGEST_EXPRESSION :]
-    formulas = [next(part for part in match.groups() if part) for match in SEGMENT.finditer(text)]
-    lines = [line for line in text.splitlines() if line.strip()]
-    return formulas[-1:] or lines[-1:]
+    formulas = list(SEGMENT.finditer(text))
+    if not formulas:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return without_words(lines[-1]) if lines else ""
+    parts = [_content(formulas[-1])]
+    for left, right in zip(formulas[-2::-1], formulas[:0:-1], strict=False):
+        if not undecided(text[left.end() : right.start()], equal=False):
+            break
+        parts.insert(0, _content(left))
+    return ", ".join(parts)
+
+
+def _content(found: re.Match[str]) -> str:
+    return next(part for part in found.groups() if part).strip()
 
 
 def _dressed(expression: str) -> str:
-    return rf"\boxed{{{expression}}}"
+    return rf"\boxed{{{as_latex(expression)}}}"

@@ -90,7 +90,7 @@ class Mixture:
             raise LaurelError(
                 f"{failed} of {total} samples could not be scored (at most {self.max_failed_fraction:.0%} may fail).",
                 where=where,
-                fix=f"The first: {result.reason} On the completion {sample.text[:300]!r}.",
+                fix=f"The first: {result.reason.rstrip('.')}. On the completion {sample.text[:300]!r}.",
             )
 
 

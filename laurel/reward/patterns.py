@@ -14,7 +14,8 @@ from laurel.reward.extract import column
 
 LONGEST = 100_000
 SECONDS = 2.0
-_TEXT = r"(?:(?!</?(?:think|answer)>).)+"
+_BLANK = r"[\s\u200b\u2060\ufeff]"
+_TEXT = rf"(?!{_BLANK}*</)(?:(?!</?(?:think|answer)>).)+"  # filled: not by white space alone
 THINK_ANSWER = rf"<think>{_TEXT}</think>\s*<answer>{_TEXT}</answer>"
 
 
@@ -52,7 +53,8 @@ def judge(pattern: str, answer: str) -> Result:
 class Format:
     """A gate: 1 where the whole answer has the format, 0 where not. In a mixture it multiplies the other rewards, never adds.
 
-    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both filled, and nothing else.
+    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both filled (white space fills
+    nothing), and nothing else.
     """
 
     pattern: str = THINK_ANSWER

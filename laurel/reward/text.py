@@ -4,46 +4,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from laurel.core.result import Failed, Result, Score
-from laurel.reward.extract import ANSWER_IS, boxed, close, column, final_number, own_words, settled, shown
+from laurel.data.numbers import read, same
+from laurel.data.said import said
+from laurel.data.settle import BEHIND, boxed, settled
+from laurel.reward.extract import column, own_words, shown
 
 LONGEST = 100_000
+TOLERANCE = Fraction(1, 10**6)
 LETTERS = "ABCDEFGHIJ"
 
 
 def exact(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer is the row's `answer` word for word; runs of white space count as one space, those at the ends as none."""
+    """1 if the answer is the row's `answer` word for word; runs of white space count as one space, those at the ends as none.
+
+    Thoughts are not read, and of answer tags the content, unless the row's `answer` has such tags itself.
+    """
     gold = column(row)
     if gold is None:
         return Failed("the row has no `answer`")
-    same = " ".join(answer.split()) == " ".join(gold.split())
-    return Score(1.0, "equal") if same else Score(0.0, f"{answer!r:.60} is not {gold!r:.60}")
+    text = answer if said(gold) != gold else said(answer)
+    same = " ".join(text.split()) == " ".join(gold.split())
+    return Score(1.0, "equal") if same else Score(0.0, f"{text!r:.60} is not {gold!r:.60}")
 
 
 def numeric(answer: str, row: Mapping[str, Any]) -> Result:
-    r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless both are whole.
+    r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless one is whole.
 
     The final number: inside \boxed{} where there is one (several must agree), else after the last ####, else after the last
-    "answer is", else the last of the text. `$1,234.00` is 1234, `1/2` and `\frac{1}{2}` are 0.5, `50%` is 50. No number: an
-    empty text, a list ("3 or 4", "1 2 3"), a sum not done ("9**9"), more than 100 digits or an exponent beyond 300.
-    A verbatim copy of the prompt inside the answer is not read.
+    "answer is" (or before "is the answer"), else the last of the text. Thoughts are not read, and of answer tags the content.
+    Spellings: `$1,234.00`, `1 234`, `1.234.567,89`, `1/2`, `\frac12`, ½, `1\frac{4}{5}`, `1.5 x 10^5`, `5 million`, `25 cm^2`, `52_8`;
+    `50%` is 50 or 0.5. No number: an empty text, a list ("3 or 4", "1 2 3"), a sum not done ("9**9"), a part of an expression (the 3
+    of 2√3, the 5 of x > 5), more than 100 digits or an exponent beyond 300. A verbatim copy of the prompt inside the answer is not read.
     """
     gold_text = column(row)
-    gold = None if gold_text is None else final_number((boxed(gold_text) or [settled(gold_text)])[-1])
+    gold = None if gold_text is None else read((boxed(gold_text) or [settled(gold_text)])[-1], formula=True).quantity
     if gold is None:
         return Failed(f"the row's `answer` holds no single number: {gold_text!r:.60}")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
     text = own_words(answer, row)
-    numbers = [final_number(part) for part in boxed(text) or [settled(text)]]
-    if len(set(numbers)) > 1:
-        return Score(0.0, f"{len(set(numbers))} different boxed answers")
-    number = numbers[0]
-    if number is None:
+    boxes = boxed(text)
+    found = [read(part, formula=bool(boxes)).quantity for part in boxes or [settled(text)]]
+    first = found[0]
+    if first is None:
         return Score(0.0, "no single final number")
-    return Score(1.0, f"equals {gold}") if close(number, gold) else Score(0.0, f"{shown(number)}, not {shown(gold)}")
+    if any(other is None or not same(other, first) for other in found):
+        return Score(0.0, "different boxed answers")
+    right = same(first, gold, TOLERANCE)
+    return Score(1.0, f"equals {shown(gold.value)}") if right else Score(0.0, f"{shown(first.value)}, not {shown(gold.value)}")
 
 
 def choice(answer: str, row: Mapping[str, Any]) -> Result:
@@ -68,7 +80,7 @@ def letters(text: str) -> set[str]:
     boxes = boxed(text)
     if boxes:
         return set().union(*(_alone(box) or {box} for box in boxes))
-    said = [_leading(text[match.end() : match.end() + 200]) for match in ANSWER_IS.finditer(text)]
+    said = [_leading(text[match.end() : match.end() + 200]) for match in BEHIND.finditer(text)]
     if any(said):
         return set().union(*said)
     lines = [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,215 @@
+"""One number out of a text, exactly, and only where it is the whole of what is said: 2√3 is no 3, and 25 cm^2 no 2."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from laurel.data.hedges import undecided
+from laurel.data.plain import THIN, plain
+from laurel.data.units import PATTERN, Unit, unit_of
+
+DIGITS = 100
+POWER = 300
+LONGEST = 20_000
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+# Thousands: 1,234,567 and 12,34,567 · 1 234 567 · 1.234.567(,89) · 1'234'567 · 1_234_567. Two groups of dots, or one and a comma:
+# 1.234 alone is a decimal.
+# (`++` never gives a group back, so that a megabyte of groups is read once.)
+_GROUPED = (
+    r"\d{1,3}(?:,\d{3})++(?!,?\d)|\d{1,2}(?:,\d{2}(?=,))++,\d{3}(?!,?\d)"
+    rf"|(?<!\d[ {THIN}])\d{{1,3}}(?:[ {THIN}]\d{{3}})++(?![ {THIN}]?\d)"
+    r"|\d{1,3}(?:\.\d{3}){2,}+(?:,\d++)?(?![.\d])|\d{1,3}(?:\.\d{3})++,\d++(?![.\d])|\d{1,3}(?:'\d{3})++(?!\d)|\d{1,3}(?:_\d{3})++(?!\d)"
+)
+_MONEY = r"(?:[$€£¥₹¤]|\bUS\$|\bUSD\s?|\bEUR\s?|\bRs\.?\s?)"
+ATOM = re.compile(
+    rf"(?P<sign>(?<![\w.)\]}}])[-+](?=[$€£¥₹¤\d.])|(?<=[=(])\s?[-+]\s(?=[\d.]))?(?:{_MONEY}\s?)*(?P<inner>(?<=[$€£¥₹¤])-)?"
+    rf"(?P<whole>{_GROUPED}|\d+)?(?P<part>(?:(?<=\d)|(?<![\w.]))\.\d+)?(?<=\d)"
+    rf"(?:_\{{?\s?(?P<base>\d{{1,2}})\s?\}}?(?!\d))?"
+    rf"(?:[ {THIN}]+(?P<over>\d+)/(?P<below>\d++)(?![/.]\d)|\s?/\s?(?P<under>\d+(?:\.\d+)?))?"
+    rf"(?P<power>[eE][-+]?\d+(?![\w.]{{0,20}}\d)|\s?[x×·*]\s?10\s?\^\s?\{{?\s?[-+]?\d+\s?\}}?)?"
+    rf"(?:\s(?P<scale>{'|'.join(SCALES)})\b)?(?P<percent>\s{{0,2}}(?:%|percent\b|per cent\b))?"
+    rf"(?P<unit>{PATTERN}|\s?°(?:\s?[CFK]\b)?)?"
+)
+_OPERAND = re.compile(r"(?:(?<![A-Za-z])[A-Za-zα-ωΑ-Ω]|[\d)\]}π∞!])\s*\Z")
+_LEFT_SIGN = re.compile(r"[\^_√±∓<>≤≥≠×·÷/π∞+]\s*\Z")
+_LEFT_WORD = re.compile(
+    r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|choose|times|plus|minus|mod|modulo|not|than"
+    r"|(?:root|factorial|power|log|logarithm|reciprocal|half|inverse)\s+of"
+    r"|(?:divided|multiplied)\s+by)|n't)\s*\(?\s*\Z|\\[A-Za-z]+\s*\Z",
+    re.IGNORECASE,
+)
+_RIGHT = re.compile(
+    r"[)\]]?\s*(?:[\^√*×·÷/π∞_±<>≤≥≠+]|\\[A-Za-z]|-\s*(?:[\d(√π∞\\]|[A-Za-z](?![A-Za-z]))"
+    r"|(?:choose|mod|modulo|squared|cubed|factorial|plus|minus|divided|multiplied|to the|raised|pi|times the|radical|dozen"
+    r"|times\s+[\dA-Za-z](?![A-Za-z]))\b)|\("
+)
+_RIGHT_LETTER = re.compile(r"(?!(?:st|nd|rd|th|ths)\b)[A-Za-zα-ωΑ-Ω]|[ $]*(?!(?:[aAI]\s))[A-Za-zα-ωΑ-Ω](?![A-Za-z'\u0370-\uffff.])")
+# The left side of an equation that a number alone does not answer: 2x, x^2, x + y. A name alone (x, f(2), AB) is one it does.
+_LETTER = r"(?<![A-Za-z])[abcknpqrxyz](?![A-Za-z])"
+_LETTERED = re.compile(
+    rf"(?:(?:\d|[)}}])\s*{_LETTER}|{_LETTER}\s*\^\s*\{{?\w+\}}?|{_LETTER}\s*[-+*/·×]\s*[\w.^{{}}]+|[\w)}}]\s*[-+*/·×]\s*{_LETTER})\s*\Z"
+)
+_ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*\Z")
+_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*\Z")
+_GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE)
+_WORD_JOINT = re.compile(r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number as it was written: its value, whether a percent sign or a base stood behind it, and its unit where that is known."""
+
+    value: Fraction
+    percent: bool = False
+    digits: str = ""
+    base: int = 0
+    unit: Unit | None = None
+
+
+Trouble = Literal["", "nothing", "several", "expression", "absurd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text says: one quantity, or why none. "expression": mathematics that is more than one number."""
+
+    quantity: Quantity | None
+    trouble: Trouble = ""
+
+
+def read(text: str, *, formula: bool = False) -> Reading:
+    """The last number of a text, where nothing around it makes it a part of something larger and no other one stands beside it.
+
+    formula: the text is mathematics alone (the content of a box), where an exclamation mark is a factorial.
+    """
+    text = plain(text[-2 * LONGEST :])[-LONGEST:]
+    text = re.sub(r"^\s*-\s+(?=[\d.¤$])", "-", text) if formula else text  # in a sentence it may be a dash
+    atoms = [atom for atom in ATOM.finditer(text) if atom["whole"] is not None or atom["part"] is not None]
+    if not atoms:
+        return Reading(None, "expression" if re.search(r"[\\√π∞^=]", text) else "nothing")
+    last = atoms[-1]
+    quantity = value(last)
+    if len(atoms) > 1:
+        before = atoms[-2]
+        between = text[before.end() : _first_digit(last)]
+        first = value(before)
+        equal = first is not None and quantity is not None and first.value == quantity.value
+        if undecided(between, equal=equal) or _joined(between, equal, text[: before.start()]):
+            return Reading(None, "several")
+    if _part_of_more(text, last, formula):
+        return Reading(None, "expression")
+    return Reading(quantity, "" if quantity else "absurd")
+
+
+def value(atom: re.Match[str]) -> Quantity | None:
+    """The exact quantity of one match of ATOM; None where it is absurd (over 100 digits, exponent over 300, zero denominator)."""
+    whole, part, power = (atom[name] or "" for name in ("whole", "part", "power"))
+    over, below, under = (atom[name] or "" for name in ("over", "below", "under"))
+    if whole.count(".") > 0:  # 1.234.567,89
+        whole, _, decimals = whole.replace(".", "").partition(",")
+        part = f".{decimals}" if decimals else part
+    whole = re.sub(rf"[,'_ {THIN}]", "", whole)
+    exponent = re.sub(r".*?(?:[eE]|10\s?\^\s?\{?\s?)|[\s}]", "", power)
+    if len(whole + part + over + below + under) > DIGITS or len(exponent) > 5 or abs(int(exponent or 0)) > POWER:
+        return None
+    if (under and not Fraction(under)) or (below and (not int(below) or int(over) >= int(below))):
+        return None
+    number = Fraction((whole or "0") + part)
+    number += Fraction(int(over), int(below)) if below else 0
+    number = number / Fraction(under) if under else number
+    number *= Fraction(10) ** (int(exponent or 0) + SCALES.get(atom["scale"] or "", 0))
+    base = int(atom["base"] or 0)
+    digits = whole + part
+    if base:
+        if part or not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in whole):
+            return None
+        number = Fraction(int(whole, base))
+    negative = (atom["sign"] or "").strip().startswith("-") or bool(atom["inner"])
+    unit = None if base or not atom["unit"] or "°" in atom["unit"] else unit_of(atom["unit"])
+    if not atom["unit"] and re.match(r"[-+]?\s?(?:¤|US\$|USD)", atom[0]):
+        unit = unit_of("dollars")
+    return Quantity(-number if negative else number, bool(atom["percent"]), "-" * negative + digits, base, unit)
+
+
+def _first_digit(atom: re.Match[str]) -> int:
+    return atom.start("whole") if atom["whole"] is not None else atom.start("part")
+
+
+def _joined(between: str, equal: bool, before: str) -> bool:
+    """Two numbers of one expression or list in words: "5 choose 3", "x = 2 and y = 3"."""
+    if not equal and len(between) < 60:
+        if _WORD_JOINT.fullmatch(between):
+            return not re.search(r"\bfrom\b[^.]*\Z", before) or between.strip() != "to"
+        name, other = _ASSIGNED.search(before), _NEXT.fullmatch(between)
+        if name and other and not _GIVEN.search(before):
+            return True
+    return False
+
+
+def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
+    """Does what stands around the number belong to it: an operator, a letter, a root, an open bracket with a comma?"""
+    left, right = text[max(0, atom.start() - 200) : atom.start()], text[atom.end() : atom.end() + 80]
+    tail = left.rstrip(" \t$¤" + THIN)
+    opened = tail.rstrip("([ ")
+    if tail != opened and (re.search(r"[\w^√)\]}π]\Z", left.rstrip("$").rstrip("([")) or _LEFT_SIGN.search(opened) or opened.endswith("-")):
+        return True
+    if _LEFT_SIGN.search(tail) and not re.search(r"(?:^|\n)\s*\+\Z", tail):
+        return True
+    if tail.endswith("*") and not re.search(r"(?:^|\n)[\s*]*\Z", tail):
+        return True
+    if atom["sign"] and _OPERAND.search(tail):
+        return True
+    if tail.endswith("-") and (_OPERAND.search(tail[:-1]) or re.search(r"\w-\Z", left)):
+        return True
+    if re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left) or _LEFT_WORD.search(tail) or tail.count("{") > tail.count("}"):
+        return True
+    if tail.endswith("=") and lettered(tail[:-1]):
+        return True
+    line = tail.rpartition("\n")[2]
+    depth = max(line.rfind("("), line.rfind("["))
+    if depth > max(line.rfind(")"), line.rfind("]")) and "," in line[depth:] and not re.search(r"[A-Za-z]{3}", line[depth:]):
+        return True
+    near = right.lstrip("$")
+    if near.startswith("!") and (formula or right.startswith("!$")):
+        return True
+    return bool(
+        _RIGHT.match(near) or (not atom["unit"] and not atom["percent"] and _RIGHT_LETTER.match(near)) or re.match(r"[:.]\d", right)
+    )
+
+
+def lettered(left: str) -> bool:
+    """Does a text end in the left side of an equation that a number alone does not answer?"""
+    return bool(_LETTERED.search(left))
+
+
+def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
+    """Is one the other?
+
+    50% is 50 where only one of them has the sign, and 0.5 too. A gold numeral in another base may be answered in its digits alone: 52
+    for 52_8, whose value is 42. Units that are known must measure the same, and count: 100 cm is 1 m, 5 km is no 5 m.
+    """
+    if gold.base and not said.base:
+        return said.digits == gold.digits
+    left, right = said.value, gold.value
+    if said.unit and gold.unit:
+        if said.unit[0] != gold.unit[0]:
+            return False
+        left, right = left * said.unit[1], right * gold.unit[1]
+    if said.percent != gold.percent:
+        scaled = (left / 100, right) if said.percent else (left, right / 100)
+        return close(left, right, tolerance) or close(*scaled, tolerance)
+    return close(left, right, tolerance)
+
+
+def close(left: Fraction, right: Fraction, tolerance: Fraction = Fraction(1, 10**6)) -> bool:
+    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
+    if left == right or (left.denominator == 1 and right.denominator == 1):
+        return left == right
+    size = max(abs(left), abs(right))
+    if 1 in (left.denominator, right.denominator):
+        size = min(size, Fraction(1))
+    return bool(left and right) and abs(left - right) <= tolerance * size
