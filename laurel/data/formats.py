@@ -149,9 +149,7 @@ def _alike(rows: list[Row]) -> list[Row]:
     return [replace(row, columns=as_messages(row.columns)) for row in rows]
 
 
-def _each(
-    given: Sequence[Row], rows: Sequence[Row], fit: Callable[[Row, Row], Row], faults: Sequence[UsageError]
-) -> list[Row]:
+def _each(given: Sequence[Row], rows: Sequence[Row], fit: Callable[[Row, Row], Row], faults: Sequence[UsageError]) -> list[Row]:
     """`fit` of every row; all that fail are one error, with the faults that were found before."""
     ready, found = [], list(faults)
     for before, row in zip(given, rows, strict=True):

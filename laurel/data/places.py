@@ -162,7 +162,6 @@ def _names(paths: Sequence[Path], folder: Path) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
 
 
-
 def has_splits(name: str) -> bool:
     """True where a split says which files are meant: a folder, or a list with one."""
     return any(Path(part).expanduser().is_dir() for part in parts_of(name))

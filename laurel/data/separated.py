@@ -41,9 +41,8 @@ def read_table(text: str, name: str, separator: str, faults: list[UsageError]) -
                 continue
             stray = [cell for column, cell in zip(header, cells, strict=False) if not column and cell]
             if stray:
-                what = f"line {reader.line_num} has {stray[0]!r:.40} in a column without a name: column names must be present."
-                faults.append(UsageError(what, where=where, fix="Name the column in the first line."))
-                continue
+                what = f"column names must be present; {where} has {stray[0]!r:.40} in a column without one."
+                raise UsageError(what, where=f"{name}:1", fix="Name the column in the first line.")
             pairs = zip(header, cells, strict=False)
             yield where, {column: decode_cell(cell, column) for column, cell in pairs if column and cell}
     except csv.Error as error:
