@@ -24,7 +24,7 @@ SPOKEN = ("messages", "prompt", *SIDES)
 def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
     """(the columns in our names, the names of the source's columns that went into them). Nulls go: the row does not have them."""
     columns, read = {name: value for name, value in columns.items() if value is not None}, set()
-    for step in (sharegpt, known, turns, parted, prefaced, spoken, labelled):
+    for step in (sharegpt, known, turns, parted, prefaced, spoken, equipped, labelled):
         columns, names = step(columns)
         read.update(names)
     return columns, frozenset(read)
@@ -33,7 +33,7 @@ def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
 def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """`conversations` or `conversation` -> `messages`, unless two whole dialogues stand beside it. Unknown speakers stay, to be refused."""
     name = next((name for name in CONVERSATIONS if isinstance(conversation(columns.get(name)), list)), None)
-    if name is None or "messages" in columns or whole(columns):
+    if name is None or "messages" in columns or whole(columns) or {"prompt", "chosen", "rejected"} <= columns.keys():
         return columns, ()
     value = conversation(columns[name])
     return {("messages" if key == name else key): (value if key == name else held) for key, held in columns.items()}, (name,)
@@ -134,6 +134,12 @@ def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
     if isinstance(columns.get("responses"), list):
         changed["responses"] = [_reply(item) if isinstance(item, str) else item for item in columns["responses"]]
     return {**columns, **changed}, ()
+
+
+def equipped(columns: Columns) -> tuple[Columns, Sequence[str]]:
+    """The `tools` of a conversation: the chat template shows them. A plain text has no place for them."""
+    asked = columns.get("prompt", columns.get("messages"))
+    return columns, ("tools",) if "tools" in columns and isinstance(asked, list) else ()
 
 
 def as_messages(columns: Columns) -> Columns:
