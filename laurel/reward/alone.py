@@ -10,7 +10,7 @@ from laurel.core.protocols import Verifier
 from laurel.core.result import Result
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.reward.calls import Call, run_all
-from laurel.reward.load import Reward, load_reward
+from laurel.reward.load import Reward, is_verifier, load_reward
 
 SECONDS = 60.0
 
@@ -21,7 +21,7 @@ def as_verifier(name: str, columns: Collection[str]) -> Verifier:
     Errors: those of `load_reward`, and a function that asks for the ids of tokens, which an answer of a file has not.
     """
     reward = load_reward(name, set(columns) - {"prompt"})
-    if reward.judges:
+    if is_verifier(name) or name.startswith("format:"):
         return reward.function
     if reward.accepts is not None and "completion_ids" in reward.accepts:
         what = "it asks for `completion_ids`, and answers in a file have none."
