@@ -9,7 +9,7 @@ from typing import Any
 from laurel.core.errors import UsageError
 from laurel.data.faults import source_of, together
 from laurel.data.read import kind_of
-from laurel.data.shapes import SIDES, as_messages, ours
+from laurel.data.shapes import PREFACES, SIDES, as_messages, ours
 from laurel.data.source import Row
 from laurel.data.turns import ROLES, other_part
 
@@ -297,7 +297,6 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 ANY = (*USES["sft"], *USES["rl"], *USES["preference"])
-PREFACES = frozenset(("system", "system_prompt", "system_message", "history"))
 NEVER_EMPTY = ("prompt", "messages", "text", "completions", "labels", "responses", "ranks")
 
 

@@ -24,11 +24,13 @@ class Shape:
     make: Callable[[Columns], Found | None]
     without: tuple[str, ...] = ()
 
+    def fits(self, names: frozenset[str]) -> bool:
+        """May a row with these columns be of this shape?"""
+        return names.issuperset(self.needs) and names.isdisjoint(self.without)
+
     def read(self, columns: Columns) -> Found | None:
         """(our columns, the names of those read) of a row of this shape, else None."""
-        if not set(self.needs) <= columns.keys() or columns.keys() & set(self.without):
-            return None
-        return self.make(columns)
+        return self.make(columns) if self.fits(frozenset(columns)) else None
 
 
 def request(columns: Columns) -> Found | None:

@@ -7,6 +7,7 @@ that those which nobody reads can be told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from laurel.data.compared import COMPARED
@@ -17,6 +18,7 @@ KNOWN: Sequence[Shape] = (*SINGLE, *COMPARED, *ANSWERED)
 """The shapes by name; the first one that a row has is the one it is read by."""
 CONVERSATIONS = ("conversations", "conversation")
 SYSTEM = ("system", "system_prompt", "system_message")
+PREFACES = frozenset((*SYSTEM, "history"))
 SIDES = ("completion", "chosen", "rejected")
 SPOKEN = ("messages", "prompt", *SIDES)
 
@@ -32,7 +34,7 @@ def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
 
 def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """`conversations` or `conversation` -> `messages`, unless two whole dialogues stand beside it. Unknown speakers stay, to be refused."""
-    name = next((name for name in CONVERSATIONS if isinstance(conversation(columns.get(name)), list)), None)
+    name = next((name for name in CONVERSATIONS if name in columns and isinstance(conversation(columns[name]), list)), None)
     if name is None or "messages" in columns or whole(columns) or {"prompt", "chosen", "rejected"} <= columns.keys():
         return columns, ()
     value = conversation(columns[name])
@@ -41,10 +43,16 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """What the first shape that fits reads. Its columns stand in front, so that ours are seen first."""
-    for shape in KNOWN:
-        if found := shape.read(columns):
+    for shape in candidates(frozenset(columns)):
+        if found := shape.make(columns):
             return {**found[0], **columns, **found[0]}, found[1]
     return columns, ()
+
+
+@lru_cache(maxsize=256)
+def candidates(names: frozenset[str]) -> tuple[Shape, ...]:
+    """The shapes that a row with these columns may have, in order: the same for all rows of most files."""
+    return tuple(shape for shape in KNOWN if shape.fits(names))
 
 
 def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
@@ -100,6 +108,8 @@ def begins(prompt: Any, asked: list[Any]) -> bool:
 
 def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """A `system` text and earlier turns (`history`) as the first messages of the prompt, and of `messages`."""
+    if not columns.keys() & PREFACES:
+        return columns, ()
     name = next((name for name in SYSTEM if isinstance(content_of(columns.get(name)), str)), None)
     said = content_of(columns[name]) if name else ""
     front = [{"role": "system", "content": said}] if said.strip() else []

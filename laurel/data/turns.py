@@ -71,7 +71,8 @@ def tool_calls(text: Any) -> list[Columns] | None:
 
 def conversation(value: Any) -> Any:
     """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages; anything else as it is."""
-    value = written_out(value)
+    if isinstance(value, str):
+        value = written_out(value)
     if isinstance(value, Mapping) and {"role", "content"} <= (one := message(value)).keys():
         return [one]
     if not isinstance(value, list):
@@ -95,7 +96,7 @@ def exchange(item: Any) -> list[Columns] | None:
 
 def written_out(value: Any) -> Any:
     """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any other value as it is."""
-    if not isinstance(value, str) or not re.fullmatch(r"\[\s*\{.*\}\s*\]", value.strip(), re.DOTALL):
+    if not isinstance(value, str) or value.lstrip()[:1] != "[" or not re.fullmatch(r"\[\s*\{.*\}\s*\]", value.strip(), re.DOTALL):
         return value
     for read in (json.loads, ast.literal_eval):
         try:
