@@ -28,13 +28,14 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="check|show|convert")
     source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("file", help="a file (.jsonl, .json, .csv, also with .gz; .parquet), a generated task or a hub name")
-    source.add_argument("--split", help="the split of a hub dataset (default train)")
+    files = "files (.jsonl, .json, .csv, .tsv, also with .gz; .parquet, .arrow), a folder, a pattern"
+    source.add_argument("file", nargs="+", help=f"{files}, a generated task or a hub name")
+    source.add_argument("--split", help="the split of a hub dataset or a folder (default train)")
     source.add_argument("--seed", type=int, help="the seed of a generated task (default 0)")
     source.add_argument("--size", type=int, help="the rows of a generated task (default 1000)")
 
     check = verbs.add_parser("check", parents=[source], help="score every gold answer with its own verifier")
-    check.add_argument("--verifier", help="a task or a verifier's name; default: each row's `task`")
+    check.add_argument("--verifier", help="whatever --rewards takes: a verifier's name, file.py:function, ...; default: each row's `task`")
     check.add_argument("--json", action="store_true", help="print the result as JSON")
 
     show = verbs.add_parser("show", parents=[source], help="print rows and the format they have")
@@ -54,20 +55,31 @@ def run(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> list[Row]:
     """The normalised rows that the arguments name. An option that does not apply to the source is refused."""
-    from laurel.data.formats import normalise_all
-    from laurel.data.source import is_file_name, load_rows
+    from laurel.data.places import has_splits
+    from laurel.data.rows import read_rows
+    from laurel.data.source import is_file_name
     from laurel.data.tasks import is_task
 
+    args.file = ",".join(args.file)
     generated = is_task(args.file)
-    hub = not generated and not is_file_name(args.file)
+    splits = not generated and (not is_file_name(args.file) or has_splits(args.file))
     for option, applies, what in (
         ("seed", generated, "generated tasks"),
         ("size", generated, "generated tasks"),
-        ("split", hub, "hub datasets"),
+        ("split", splits, "hub datasets and folders"),
     ):
         if getattr(args, option) is not None and not applies:
             raise UsageError(f"--{option} belongs to {what}, and `{args.file}` is none.", where=f"--{option}", fix="Leave it out.")
-    return normalise_all(load_rows(args.file, split=args.split or "train", seed=args.seed or 0, size=args.size))
+    return read_rows(args.file, split=args.split or "train", seed=args.seed or 0, size=args.size)
+
+
+def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
+    """Which columns no field of the rows' formats holds, in one line; none for generated tasks, whose columns are known."""
+    from laurel.data.formats import unused
+    from laurel.data.tasks import is_task
+
+    left = [] if is_task(args.file) else unused(rows)
+    return f"columns not used: {', '.join(left)} (only rewards are given them)" if left else ""
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -75,36 +87,38 @@ def run_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from laurel.data.check import check_rows
+    from laurel.reward.load import load_verifier
 
     rows = load(args)
     verifiers: dict[str, Verifier] = {}
+    named = find_verifier(args.verifier, rows) if args.verifier else None
 
     def verifier_for(row: Row) -> Verifier:
-        name = args.verifier or row.columns.get("task")
+        if named is not None:
+            return named
+        name = row.columns.get("task")
         if not isinstance(name, str) or not name:
             fix = f"Name a verifier with --verifier: {', '.join(_tasks())}, or another of laurel's."
             raise UsageError("the row has no `task` to take the verifier from.", where=row.where, fix=fix)
         if name not in verifiers:
-            verifiers[name] = find_verifier(name)
+            verifiers[name] = load_verifier(name)
         return verifiers[name]
 
     result = check_rows(rows, verifier_for, watch=_progress)
     if args.json:
         print(json.dumps(_as_json(args.file, result), ensure_ascii=False))
     else:
+        if told := unused_line(args, rows):
+            print(told)
         _print_check(Console(highlight=False), args.file, result)
     return 0 if result.passed else 1
 
 
-def find_verifier(name: str) -> Verifier:
-    """The verifier of a task, else the one that the reward room knows by this name."""
-    from laurel.data.tasks import TASKS
+def find_verifier(name: str, rows: Sequence[Row]) -> Verifier:
+    """What `--rewards` takes, checked against the rows' columns, as a verifier."""
+    from laurel.reward.alone import as_verifier
 
-    if name in TASKS:
-        return TASKS[name].verify
-    from laurel.reward.load import load_verifier
-
-    return load_verifier(name)
+    return as_verifier(name, {column for row in rows for column in row.columns})
 
 
 def run_show(args: argparse.Namespace) -> int:
@@ -132,6 +146,8 @@ def run_show(args: argparse.Namespace) -> int:
         for line in _token_lines(tokenizer, row, args.train_on) if args.tokens else _column_lines(row):
             console.print(line)
         console.print()
+    if told := unused_line(args, rows):
+        console.print(told, markup=False)
     console.print(f"{min(args.limit, len(rows))} of {len(rows)} rows shown")
     return 0
 

@@ -38,10 +38,9 @@ def add_parser(subparsers: Any) -> None:
 
 def load_prompts(config: EvalConfig) -> list[Row]:
     """The rows of --dataset, the first --limit of them."""
-    from laurel.data.formats import needs
-    from laurel.data.source import load_rows
+    from laurel.data.rows import read_rows
 
-    rows = needs(load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size), "rl")
+    rows = read_rows(config.dataset, "rl", split=config.dataset_split, seed=config.seed, size=config.dataset_size, by="sampling")
     return rows[: config.limit or None]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError, nearest
@@ -27,6 +27,12 @@ ALGORITHM_NAMES = (
 """The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
 
 
+def _between_commas(value: Any) -> Any:
+    """A list of names, as YAML may hold one, as the text that stands for it everywhere: `a.jsonl,b.jsonl`."""
+    named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    return ",".join(value) if named else value
+
+
 def option(default: Any, meaning: str, **limits: Any) -> Any:
     """A field of the configuration: its default, the line that `--help` shows, and its limits."""
     return Field(default=default, description=meaning, **limits)
@@ -36,15 +42,18 @@ class TrainConfig(BaseModel):
     """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
 
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
+    _names_of_rows = field_validator("dataset", "eval_dataset", "ptx_dataset", mode="before")(_between_commas)
 
     # what
     model: str = option(
         "starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model; `scratch`: the same, untrained"
     )
     dataset: str = option(
-        "addition", "a file (JSONL, JSON, CSV, Parquet; .gz too), a hub name, or a generated task: addition, chain_sum, countdown, ..."
+        "addition",
+        "files (JSONL, JSON, CSV, TSV, Parquet; several between commas, a pattern, a folder), a hub name, or a generated task: "
+        "addition, countdown, reasoning_gym:TASK, ...",
     )
-    dataset_split: str = option("train", "the split of a hub dataset")
+    dataset_split: str = option("train", "the split of a hub dataset or of a folder")
     dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
     eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
     eval_size: int = option(200, "rows held out of `dataset` for evaluation (by prompt); 0 holds none out", ge=0)
@@ -213,10 +222,11 @@ class EvalConfig(BaseModel):
     """Everything `laurel eval` and `laurel sample` can be told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    _names_of_rows = field_validator("dataset", mode="before")(_between_commas)
 
     model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model")
-    dataset: str = option("addition", "a file, a hub name, or a generated task")
-    dataset_split: str = option("test", "the split of a hub dataset")
+    dataset: str = option("addition", "files, a folder, a hub name, or a generated task")
+    dataset_split: str = option("test", "the split of a hub dataset or of a folder")
     dataset_size: int = option(500, "rows to generate, for a generated task", ge=1)
     limit: int = option(0, "evaluate the first so many rows; 0: all", ge=0)
     seed: int = option(1_000_000, "the seed of generated rows and of sampling (training seeds are small, so rows differ)", ge=0)

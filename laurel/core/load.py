@@ -67,7 +67,11 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
             return [found(item) for item in value]
         if not isinstance(value, str) or not re.search(r"[./]", value):
             return value
+        if "," in value and not (folder / value).exists():
+            return ",".join(found(part.strip()) for part in value.split(","))
         path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
+        if "*" in path and not Path(path).is_absolute() and not any(Path().glob(path)) and any(folder.glob(path)):
+            return f"{folder / path}"
         if Path(path).is_absolute() or Path(path).exists() or not (folder / path).exists():
             return value
         return f"{folder / path}{colon}{name}"

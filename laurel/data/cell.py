@@ -15,9 +15,10 @@ TEXT_COLUMNS = frozenset(_NAMES.split())
 def decode_cell(cell: str, column: str) -> Any:
     """The value of a CSV cell.
 
-    A list, an object or a quoted string in JSON is read as such in every column. Numbers, true, false and null are read as
-    such only outside the columns that hold text (so that the answer "46" stays a string), and only in their shortest
-    spelling (so that "007" and "1e5" stay strings). Everything else is the text itself.
+    A list, an object or a quoted string in JSON is read as such in every column. Numbers, true, false (True and FALSE, too,
+    as pandas and Excel write them) and null are read as such only outside the columns that hold text (so that the answer "46"
+    stays a string), and only in their shortest spelling (so that "007" and "1e5" stay strings). Everything else is the text
+    itself.
     """
     if cell[:1] in ("[", "{", '"'):
         try:
@@ -41,7 +42,7 @@ def encode_cell(value: Any, column: str, *, where: str = "") -> str:
 
 
 def _scalar(cell: str) -> Any:
-    words = {"true": True, "false": False, "null": None}
+    words = {"true": True, "false": False, "null": None, "True": True, "False": False, "TRUE": True, "FALSE": False}
     if cell in words:
         return words[cell]
     if len(cell) > 40 or not cell or cell[0] not in "-0123456789":

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.data.faults import source_of, together
 from laurel.data.read import kind_of
-from laurel.data.shapes import ROLES, SHAPES
+from laurel.data.shapes import PREFACES, SIDES, as_messages, ours
 from laurel.data.source import Row
+from laurel.data.turns import ROLES, other_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "logged": (("prompt", "completion", "reward"),),
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
+WEIGHED = {
+    "preference": ("margin", "weight", "soft_label"), "comparison": ("margin", "weight", "soft_label"), "label": ("weight",),
+    "steps": ("weight",),
+}  # fmt: skip
+"""What a use reads besides, where a row has it."""
 OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "input", "problem", "context", "user"),
     "completion": ("answer", "response", "output", "target", "solution", "reply", "assistant"),
@@ -54,8 +61,9 @@ OTHER_NAMES = {
 
 
 def detect(columns: Mapping[str, Any]) -> Format | None:
-    """The format of a row by the names of its columns (None: no format of ours). Values are not checked here."""
-    for form in FORMATS:
+    """The format of a row by the names of its columns (None: no format of ours). Columns without content count where no others do."""
+    filled = [form for form in FORMATS if all(_filled(columns, field) for field in form.required)]
+    for form in filled or FORMATS:
         if all(field in columns for field in form.required):
             return replace(form, conversational=form.conversational or isinstance(columns.get("prompt"), list))
     return None
@@ -67,46 +75,126 @@ def normalise(row: Row) -> Row:
     Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a UsageError that names the
     place, the field, what was expected and what was found.
     """
-    columns = row.columns
-    for shape in SHAPES:
-        columns = shape(columns) or columns
-    form = detect(columns)
-    if form is None:
-        raise UsageError(f"no known format: the columns are {_listed(columns)}.", where=row.where, fix=_remedy(columns, USES["sft"]))
-    for field in (*form.required, *form.optional):
-        if field in columns:
-            _check(field, columns[field], row.where)
-    _check_together(form, columns, row.where)
-    return replace(row, columns=columns)
+    return _checked(mapped(row), row)
 
 
-def normalise_all(rows: Sequence[Row]) -> list[Row]:
-    """`normalise` for every row: as many rows come out as went in, or the first ill-fitting one is the error."""
-    return [normalise(row) for row in rows]
+def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> list[Row]:
+    """`normalise` for every row: as many rows come out as went in, or one error names those that do not fit, and the earlier `faults`."""
+    return _each(rows, _alike([mapped(row) for row in rows]), _checked, faults)
 
 
-def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = ()) -> list[Row]:
+def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = (), *, by: str = "", faults: Sequence[UsageError] = ()) -> list[Row]:
     """The rows, normalised, each of them fit for `use` (a key of USES: sft, rl, preference, ...) and with the extra `columns`.
 
-    As many rows come out as went in. The first row that does not fit is a UsageError that lists its columns, and which of them
-    to rename.
+    As many rows come out as went in. Rows that do not fit, and earlier `faults` of their source, are one UsageError that names each,
+    with its columns, and which of them to rename. by: who needs them, in the words of the message (`dpo`); else the use.
     """
     if use not in USES:
         raise UsageError(f"unknown use `{use}`.", fix=f"Known: {', '.join(USES)}.")
-    choices = USES[use]
-    ready = normalise_all(rows)
-    for row in ready:
-        fields = next((choice for choice in choices if all(field in row.columns for field in choice)), None)
+
+    def fit(row: Row, given: Row) -> Row:
+        if use == "preference":
+            row = _best_and_worst(row)
+        fields = fields_for(row.columns, use)
         if fields is None:
-            wanted = " or ".join(" + ".join(f"`{field}`" for field in choice) for choice in choices)
-            what = f"{use} needs {wanted}; this row has {_listed(row.columns)}."
-            raise UsageError(what, where=row.where, fix=_remedy(row.columns, choices))
-        for field in fields:  # some belong to no format: only who uses a `reward` minds what stands in it
-            _check(field, row.columns[field], row.where)
+            wanted = " or ".join(" + ".join(f"`{field}`" for field in choice) for choice in USES[use])
+            what = f"{by or use} needs {wanted}; this row has {_listed({**row.columns, **_nulls(given.columns)})}."
+            raise UsageError(what, where=row.where, fix=_remedy(row.columns, USES[use]))
+        also = [name for name in WEIGHED.get(use, ()) if name in row.columns]
+        _check_all([*fields, *also], fields, row)
         missing = [name for name in columns if name not in row.columns]
         if missing:
             raise UsageError(f"column `{missing[0]}` is missing; this row has {_listed(row.columns)}.", where=row.where)
+        return row
+
+    return _each(rows, _alike([mapped(row) for row in rows]), fit, faults)
+
+
+def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
+    """The fields of a row that `use` reads: of its choices that are all there, with content if any are, the one of most fields."""
+    there = [choice for choice in USES[use] if all(field in columns for field in choice)]
+    filled = [choice for choice in there if all(_filled(columns, field) for field in choice)]
+    return max(filled or there, key=len, default=None)
+
+
+def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
+    """The columns of (normalised) rows that hold something and that `use`, or without one the row's format, does not read.
+
+    One that is read in some rows only comes with the number of the others: "history (3 rows)".
+    """
+    left: dict[str, int] = {}
+    held: dict[str, int] = {}
+    for row in rows:
+        form = detect(row.columns)
+        fields = fields_for(row.columns, use) if use else (*form.required, *form.optional) if form else ()
+        read = {*(fields or ()), *WEIGHED.get(use or "", ()), *row.read}
+        for name, value in row.columns.items():
+            if value not in ("", None, [], {}):
+                held[name] = held.get(name, 0) + 1
+                left[name] = left.get(name, 0) + (name not in read)
+    return [name if left[name] == held[name] else f"{name} ({left[name]} rows)" for name in held if left[name]]
+
+
+def mapped(row: Row) -> Row:
+    """The row with well-known shapes mapped, unchecked."""
+    columns, read = ours(row.columns)
+    return replace(row, columns=columns, read=row.read | read)
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    """Where a system text or earlier turns made conversations of some rows of a source, the others are conversations, too."""
+    prefaced = [row for row in rows if isinstance(row.columns.get("prompt"), list) and row.read & PREFACES]
+    if not prefaced:
+        return rows
+    return [replace(row, columns=as_messages(row.columns)) for row in rows]
+
+
+def _each(given: Sequence[Row], rows: Sequence[Row], fit: Callable[[Row, Row], Row], faults: Sequence[UsageError]) -> list[Row]:
+    """`fit` of every row; all that fail are one error, with the faults that were found before."""
+    ready, found = [], list(faults)
+    for before, row in zip(given, rows, strict=True):
+        try:
+            ready.append(fit(row, before))
+        except UsageError as error:
+            found.append(error)
+    if found:
+        raise together(found, len(given) + len(faults), source_of(found[0].where))
     return ready
+
+
+def _checked(row: Row, given: Row) -> Row:
+    """A mapped row whose format's fields are all right."""
+    form = detect(row.columns)
+    if form is None:
+        what = f"no known format: the columns are {_listed({**row.columns, **_nulls(given.columns)})}."
+        fix = next(filter(None, (_renaming(row.columns, USES[use]) for use in ("sft", "preference", "label"))), "")
+        raise UsageError(what, where=row.where, fix=fix or _needed(ANY))
+    _check_all([field for field in (*form.required, *form.optional) if field in row.columns], form.required, row)
+    return row
+
+
+def _check_all(fields: Sequence[str], required: Sequence[str], row: Row) -> None:
+    for field in fields:
+        _check(field, row.columns[field], row.where)
+    _check_together(required, row.columns, row.where)
+
+
+def _best_and_worst(row: Row) -> Row:
+    """A ranking as the pair of its best and its worst answer, if it is no pair yet. All ranks equal: a pair of weight 0."""
+    columns = row.columns
+    if "chosen" in columns or not all(_filled(columns, field) for field in ("prompt", "responses", "ranks")):
+        return row
+    for field in ("responses", "ranks"):
+        _check(field, columns[field], row.where)
+    _check_together(("responses", "ranks"), columns, row.where)
+    answers, ranks = columns["responses"], columns["ranks"]
+    if len(answers) < 2:
+        raise UsageError("a preference needs two answers, and this row has one.", where=row.where)
+    best, worst = ranks.index(min(ranks)), ranks.index(max(ranks))
+    sides = {"chosen": answers[best], "rejected": answers[worst if worst != best else 1]}
+    tie = {"weight": 0.0} if best == worst else {}
+    rest = {name: value for name, value in columns.items() if name not in ("responses", "ranks")}
+    return replace(row, columns={"prompt": columns["prompt"], **sides, **rest, **tie}, read=row.read | {"responses", "ranks"})
 
 
 def is_messages(value: Any) -> bool:
@@ -136,20 +224,19 @@ def _check(field: str, value: Any, where: str) -> None:
     raise UsageError(f"field `{field}`: expected {expected}, found {kind_of(value)}{inside}.", where=where)
 
 
-def _check_together(form: Format, columns: Mapping[str, Any], where: str) -> None:
+def _check_together(required: Sequence[str], columns: Mapping[str, Any], where: str) -> None:
     """What no field shows alone: strings and message lists do not mix, replies begin with the assistant, lists match in length."""
-    if form.name == "messages":
-        return
-    spoken = [field for field in form.required if field in SPOKEN]
+    spoken = [field for field in required if field in SPOKEN]
     kinds = {isinstance(columns[field], list) for field in spoken}
     if len(kinds) > 1:
         found = ", ".join(f"`{field}` is {kind_of(columns[field])}" for field in spoken)
-        raise UsageError(f"all of {', '.join(spoken)} are text, or all are messages; here {found}.", where=where)
+        fix = "Dialogues from their beginning must begin with what `prompt` says." if "chosen" in spoken else ""
+        raise UsageError(f"all of {', '.join(spoken)} are text, or all are messages; here {found}.", where=where, fix=fix)
     for field in spoken[1:]:
         if isinstance(columns[field], list) and columns[field][0]["role"] != "assistant":
             raise UsageError(f"field `{field}`: its first message must be the assistant's, not {columns[field][0]['role']}'s.", where=where)
     for left, right in (("completions", "labels"), ("responses", "ranks")):
-        if left in form.required and len(columns[left]) != len(columns[right]):
+        if left in required and len(columns[left]) != len(columns[right]):
             raise UsageError(f"`{left}` has {len(columns[left])} items and `{right}` {len(columns[right])}.", where=where)
 
 
@@ -161,7 +248,11 @@ def _message_trouble(turn: Any) -> str:
         return f"has no `{missing[0]}`"
     if turn["role"] not in ROLES:
         return f"has the role {turn['role']!r}; known: {', '.join(ROLES)}"
-    return "" if _text(turn["content"]) else f"has as content {kind_of(turn['content'])}, not text"
+    content = turn["content"]
+    other = next(filter(None, map(other_part, content)), "") if isinstance(content, list) else ""
+    if other:
+        return f"has a part of type `{other}` in its content; only text is read"
+    return "" if _text(content) else f"has as content {kind_of(content)}, not text"
 
 
 def _text(value: Any) -> bool:
@@ -184,7 +275,7 @@ def _spoken(value: Any) -> bool:
     return _text(value) or is_messages(value)
 
 
-SPOKEN = ("prompt", "completion", "chosen", "rejected")
+SPOKEN = ("prompt", *SIDES)
 _SPOKEN = ("text or a list of messages", _spoken)
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("text", _some_text),
@@ -205,12 +296,39 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+ANY = (*USES["sft"], *USES["rl"], *USES["preference"])
+NEVER_EMPTY = ("prompt", "messages", "text", "completions", "labels", "responses", "ranks")
+
+
+def _filled(columns: Mapping[str, Any], field: str) -> bool:
+    """Is the field there, and not an empty text or list where nothing could be made of one?"""
+    value = columns.get(field)
+    if field == "label" and isinstance(value, int | float) and value not in (0, 1):
+        return False  # the number of a class, which says nothing of good or bad
+    return value is not None and not (field in NEVER_EMPTY and value in ("", []))
+
+
+def _nulls(columns: Mapping[str, Any]) -> dict[str, None]:
+    return {name: None for name, value in columns.items() if value is None}
+
+
 def _listed(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}`" for name in columns)
+    return ", ".join(f"`{name}`{' (null)' if value is None else ''}" for name, value in columns.items()) or "none"
 
 
 def _remedy(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """Which columns to rename, for the choice of fields that the fewest renamings reach."""
+    """What to do about a row that lacks fields: rename its columns, say what comes before the answer, or give what is needed."""
+    if choices == USES["rl"] and "messages" in columns:
+        return "Give what comes before the answer as `prompt`."
+    return _renaming(columns, choices) or _needed(choices)
+
+
+def _needed(choices: tuple[tuple[str, ...], ...]) -> str:
+    return f"Needed: {' or '.join(' + '.join(choice) for choice in choices)}."
+
+
+def _renaming(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
+    """Which columns to rename, for the choice of fields that the fewest renamings reach; empty where none is reached."""
     best: list[str] | None = None
     for choice in choices:
         missing = [field for field in choice if field not in columns]
@@ -218,6 +336,4 @@ def _remedy(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) ->
         renamings = [f"`{other}` to `{field}`" for other, field in zip(others, missing, strict=True) if other is not None]
         if missing and len(renamings) == len(missing) and (best is None or len(renamings) < len(best)):
             best = renamings
-    if best:
-        return f"Rename {' and '.join(best)}."
-    return f"Needed: {' or '.join(' + '.join(choice) for choice in choices)}."
+    return f"Rename {' and '.join(best)}." if best else ""

@@ -1,10 +1,8 @@
-"""Files to records: JSONL, JSON, CSV (each also gzipped) and Parquet. Every fault names the file, the place and the reason."""
+"""Files to records: JSONL, JSON, CSV, TSV (each also gzipped), Parquet, Arrow. Every fault names the file, the place and the reason."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError, nearest
-from laurel.data.cell import decode_cell
+from laurel.data.faults import together
+from laurel.data.separated import Record, read_table
 
-Record = tuple[str, dict[str, Any]]
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+BINARY = (".parquet", ".arrow")
+POINTER = b"version https://git-lfs"
+ELSEWHERE = {
+    ".xlsx": "Save it as CSV (UTF-8) in the program that made it.", ".xls": "Save it as CSV (UTF-8) in the program that made it.",
+    ".zip": "Unpack it, and name the file in it.", ".zst": "Unpack it with zstd -d.", ".bz2": "Unpack it with bunzip2.",
+    ".xz": "Unpack it with unxz.", ".txt": 'Each text as a line {"text": ...} of a .jsonl file.',
+}  # fmt: skip
 JSON_MARK = b"laurel:json"
 
 
@@ -28,29 +33,45 @@ def suffix_of(path: Path) -> tuple[str, bool]:
 
 
 def checked_suffix(path: Path) -> tuple[str, bool]:
-    """`suffix_of`, for a format that we read and write; any other is a UsageError that lists them."""
+    """`suffix_of`, for a format that we read; any other is a UsageError that lists them."""
     suffix, zipped = suffix_of(path)
     if suffix not in SUFFIXES:
-        known = "Files end in .jsonl, .json, .csv (each also with .gz) or .parquet."
-        raise UsageError(f"unknown kind of file `{suffix or path.name}`.", where=str(path), fix=known)
-    if suffix == ".parquet" and zipped:
-        raise UsageError("a Parquet file is compressed inside, not by gzip.", where=str(path), fix="Name it .parquet.")
+        known = "Files end in .jsonl, .json, .csv, .tsv (each also with .gz), .parquet or .arrow."
+        fix = f"{ELSEWHERE[suffix]} {known}" if suffix in ELSEWHERE else known
+        raise UsageError(f"unknown kind of file `{suffix or path.name}`.", where=str(path), fix=fix)
+    if suffix in BINARY and zipped:
+        kind = suffix.removeprefix(".").capitalize()
+        raise UsageError(f"a {kind} file is compressed inside, not by gzip.", where=str(path), fix=f"Name it {suffix}.")
     return suffix, zipped
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every record of a file as (where, columns). No record is ever left out: a bad one, and a file without any, is a UsageError."""
+def read_records(path: Path, *, name: str = "", faults: list[UsageError] | None = None) -> list[Record]:
+    """Every record of a file as (where, columns). No record is ever left out: bad ones, and a file without any, are a UsageError.
+
+    name: how places call the file, else by its name. faults: takes the bad records instead, so that they can be told with others.
+    """
     if path.is_dir():
-        inside = sorted(child.name for child in path.iterdir() if suffix_of(child)[0] in SUFFIXES)[:8]
-        hint = f"Name one of its files: {', '.join(inside)}." if inside else "It holds no data file."
-        raise UsageError("this is a folder, not a file.", where=str(path), fix=hint)
+        raise UsageError("this is a folder, not a file.", where=str(path), fix="Name a file in it.")
     if not path.exists():
         raise missing_file(path)
     suffix, zipped = checked_suffix(path)
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv}
-    records = list(_parquet(path) if suffix == ".parquet" else readers[suffix](_content(path, zipped), path.name))
-    if not records:
+    name, found = name or path.name, list[UsageError]()
+    if suffix in BINARY:
+        records = list(_binary(path, suffix, name))
+    else:
+        content = _content(path, zipped)
+        if suffix in (".jsonl", ".ndjson"):
+            records = list(_jsonl(content, name, found))
+        elif suffix == ".json":
+            records = list(_json(content, name, found))
+        else:
+            records = list(read_table(_decode(content, name), name, "\t" if suffix == ".tsv" else "", found))
+    if found and faults is None:
+        raise together(found, len(records) + len(found), name)
+    if not records and not found:
         raise UsageError("the file holds no rows.", where=str(path))
+    if faults is not None:
+        faults.extend(found)
     return records
 
 
@@ -78,36 +99,47 @@ def parse_json(text: str, where: str) -> Any:
 
 def _content(path: Path, zipped: bool) -> bytes:
     try:
-        if not zipped:
-            return path.read_bytes()
-        with gzip.open(path, "rb") as file:
-            return file.read()
+        content = path.read_bytes()
+        if content.startswith(POINTER):
+            raise pointer(path)
+        return gzip.decompress(content) if zipped else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"not a whole gzip file: {error}.", where=str(path), fix="Fetch or write it again.") from None
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}.", where=str(path)) from None
 
 
+def pointer(path: Path) -> UsageError:
+    """The error for what a clone without Git LFS leaves in a file's place."""
+    fix = f"Fetch it: git -C {path.parent} lfs pull"
+    return UsageError("this is a pointer of Git LFS, not the file itself.", where=str(path), fix=fix)
+
+
 def _decode(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}.", where=where) from None
+        what = f"not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}."
+        raise UsageError(what, where=where, fix="Save the file as UTF-8.") from None
 
 
-def _jsonl(content: bytes, name: str) -> Iterator[Record]:
+def _jsonl(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Record]:
     for number, line in enumerate(content.split(b"\n"), start=1):  # only \n ends a line: U+2028 may stand inside a string
         if not line.strip():
             continue
         where = f"{name}:{number}"
-        yield where, _mapping(parse_json(_decode(line, where), where), where)
+        try:
+            yield where, _mapping(parse_json(_decode(line, where), where), where)
+        except UsageError as error:
+            faults.append(error)
 
 
-def _json(content: bytes, name: str) -> Iterator[Record]:
+def _json(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Record]:
     text = _decode(content, name)
-    first = text.lstrip()[:1]
-    if first == "{" and len(text.strip().splitlines()) > 1 and _is_object(text.strip().splitlines()[0]):
-        raise UsageError("one object per line is JSON Lines, not JSON.", where=name, fix="Rename the file to .jsonl.")
+    lines = text.strip().splitlines()
+    if text.lstrip()[:1] == "{" and len(lines) > 1 and _is_object(lines[0]):  # one object per line, as the hub's .json files have
+        yield from _jsonl(content, name, faults)
+        return
     value = parse_json(text, name) if text.strip() else []
     if not isinstance(value, list):
         lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
@@ -115,40 +147,42 @@ def _json(content: bytes, name: str) -> Iterator[Record]:
         raise UsageError(f"expected a list of objects, found {kind_of(value)}.", where=name, fix=hint)
     for number, item in enumerate(value, start=1):
         where = f"{name}:record {number}"
-        yield where, _mapping(item, where)
+        try:
+            yield where, _mapping(item, where)
+        except UsageError as error:
+            faults.append(error)
 
 
-def _csv(content: bytes, name: str) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(_decode(content, name), newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        repeated = sorted({column for column in header if header.count(column) > 1 or not column})
-        if repeated:
-            raise UsageError(f"column names must be present and distinct; see {repeated}.", where=f"{name}:1")
-        for number, cells in enumerate((cells for cells in reader if cells), start=1):
-            where = f"{name}:record {number}"
-            if len(cells) != len(header):
-                raise UsageError(f"line {reader.line_num} has {len(cells)} cells, the header has {len(header)} columns.", where=where)
-            pairs = zip(header, cells, strict=True)
-            yield where, {column: decode_cell(cell, column) for column, cell in pairs if cell}
-    except csv.Error as error:
-        raise UsageError(f"not valid CSV: {error}.", where=f"{name}:{reader.line_num}") from None
-
-
-def _parquet(path: Path) -> Iterator[Record]:
+def _binary(path: Path, suffix: str, name: str) -> Iterator[Record]:
+    """The rows of a Parquet file, or of an Arrow file as `datasets` writes them. A null is a column that the row does not have."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with open(path, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise pointer(path)
+        table = pyarrow.parquet.read_table(path) if suffix == ".parquet" else _arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"not a readable Parquet file: {' '.join(str(error).split())[:200]}", where=str(path)) from None
+        kind = suffix.removeprefix(".").capitalize()
+        raise UsageError(f"not a readable {kind} file: {' '.join(str(error).split())[:200]}", where=str(path)) from None
     marked = {item.name for item in table.schema if (item.metadata or {}).get(JSON_MARK)}
     for number, columns in enumerate(table.to_pylist(), start=1):
         present = {column: value for column, value in columns.items() if value is not None}
-        where = f"{path.name}:record {number}"
+        where = f"{name}:record {number}"
         yield where, {column: parse_json(value, where) if column in marked else value for column, value in present.items()}
+
+
+def _arrow(path: Path) -> Any:
+    """The table of an Arrow file: the stream that `datasets` writes, or the file format."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            return pyarrow.ipc.open_stream(source).read_all()
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            return pyarrow.ipc.open_file(source).read_all()
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

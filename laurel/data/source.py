@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.data.read import SUFFIXES, missing_file, read_records, suffix_of
+from laurel.data.faults import together
+from laurel.data.places import files_of, is_list, is_place
+from laurel.data.read import missing_file, read_records, suffix_of
 from laurel.data.tasks import TASKS, generate_task, is_task
 
 GENERATED_ROWS = 1_000
@@ -22,23 +24,27 @@ class Row:
     """One example: its columns, where it came from ("train.jsonl:17"), and a name of its own.
 
     `id` is a hash of the content followed by the position in the source. It is the same in every run, and two identical rows
-    of one source keep different ids.
+    of one source keep different ids. `read` names the columns whose content went into ours (`laurel.data.shapes`).
     """
 
     columns: dict[str, Any]
     where: str
     id: str
+    read: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
-def load_rows(name: str, *, split: str = "train", seed: int = 0, size: int | None = None) -> list[Row]:
+def load_rows(
+    name: str, *, split: str = "train", seed: int = 0, size: int | None = None, faults: list[UsageError] | None = None
+) -> list[Row]:
     """All rows of `name`, in order. Nothing is left out: len(result) is the number of records in the source.
 
-    name: a generated task, with parameters if any (`addition`, `addition:digits=3`); a file (.jsonl, .json, .csv, each also with
-    .gz; .parquet); or a dataset of the hub (`openai/gsm8k`, with a configuration `openai/gsm8k:main`). A task's name goes
-    before a file of that name (write `./addition` for the file).
-    split belongs to hub datasets, seed and size (default 1000) to generated tasks. A file is read whole.
+    name: a generated task, with parameters if any (`addition`, `addition:digits=3`, `reasoning_gym:chain_sum`); a file (.jsonl,
+    .json, .csv, .tsv, each also with .gz; .parquet, .arrow), several between commas, a pattern (`parts/*.jsonl`) or a folder of
+    `datasets.save_to_disk` or of a cloned hub set; or a dataset of the hub (`openai/gsm8k`, with a configuration
+    `openai/gsm8k:main`). A task's name goes before a file of that name (write `./addition` for the file).
+    split belongs to hub datasets and folders, seed and size (default 1000) to generated tasks. A file is read whole.
     The rows are as they stand in the source; `laurel.data.formats.normalise` gives them their final columns.
-    Errors: UsageError with file and line.
+    Errors: UsageError with file and line of every record that cannot be read; faults takes these instead, to be told with others.
     """
     if is_task(name):
         records = [
@@ -46,10 +52,21 @@ def load_rows(name: str, *, split: str = "train", seed: int = 0, size: int | Non
             for i, row in enumerate(generate_task(name, seed, GENERATED_ROWS if size is None else size), start=1)
         ]
     elif is_file_name(name):
-        records = read_records(Path(name).expanduser())
+        records = read_files(name, split, faults)
     else:
         records = load_hub(name, split)
     return [Row(columns, where, row_id(columns, position)) for position, (where, columns) in enumerate(records)]
+
+
+def read_files(name: str, split: str, faults: list[UsageError] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The records of all files that a name stands for, one after the other; all that cannot be read are one error."""
+    found: list[UsageError] = []
+    records = [record for path, place in files_of(name, split) for record in read_records(path, name=place, faults=found)]
+    if found and faults is None:
+        raise together(found, len(records) + len(found), name)
+    if faults is not None:
+        faults.extend(found)
+    return records
 
 
 def row_id(columns: Mapping[str, Any], position: int) -> str:
@@ -86,7 +103,7 @@ def is_file_name(name: str) -> bool:
     path = Path(name).expanduser()
     if not name.strip():
         raise UsageError("the dataset has no name.", fix="Give a file, a generated task or a hub name.")
-    if path.exists() or suffix_of(path)[0] in SUFFIXES or name.startswith((".", "/", "~")):
+    if is_place(name) or is_list(name):
         return True
     if name.count("/") > 1 or "\\" in name or suffix_of(path)[1]:
         raise missing_file(path)

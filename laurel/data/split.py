@@ -45,12 +45,13 @@ def prompt_key(row: Row) -> str:
     return hashlib.sha256(plain.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def split_rows(rows: Sequence[Row], held_out: int, seed: int = 0) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[Row], held_out: int, seed: int = 0, *, most: int | None = None) -> tuple[list[Row], list[Row]]:
     """(train, held): `held_out` rows set aside so that no prompt stands in both parts. Every row is in exactly one part.
 
     Prompts are ranked by a hash of (seed, prompt), so the choice does not depend on the order of the rows, and both parts keep
     that order. All rows of a prompt go together: where they do not fit, the next prompt is tried, so that the held part can be
-    smaller than asked, never larger. Nothing left to train on, or nothing that fits, is a UsageError.
+    smaller than asked, never larger. Nothing left to train on, or nothing that fits, is a UsageError. most: what the caller holds
+    out at most, so that no advice asks for more.
     """
     if held_out < 0 or held_out >= len(rows):
         fix = "Hold out fewer, or generate more." if held_out > 0 else ""
@@ -67,7 +68,9 @@ def split_rows(rows: Sequence[Row], held_out: int, seed: int = 0) -> tuple[list[
         if room == 0:
             break
     if held_out and not chosen:
-        raise UsageError(f"no prompt has {held_out} rows or fewer, so none can be held out.", where="eval_size", fix="Hold out more.")
+        fewest, most = min(count.values()), len(rows) - 1 if most is None else most
+        fix = f"Hold out {fewest} or more." if fewest <= most else "Name other rows with eval_dataset, or hold out none: eval_size 0."
+        raise UsageError(f"no prompt has {held_out} rows or fewer, so none can be held out.", where="eval_size", fix=fix)
     train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     held = [row for row, key in zip(rows, keys, strict=True) if key in chosen]
     return train, held

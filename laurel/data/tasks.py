@@ -12,6 +12,7 @@ from laurel.core.errors import UsageError, nearest
 from laurel.core.protocols import Verifier
 from laurel.data import answers, generate
 from laurel.data.gsm8k import verify_gsm8k
+from laurel.data.reasoning import gym_rows, is_gym
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,21 @@ TASKS: dict[str, Task] = {
 
 
 def is_task(name: str) -> bool:
-    """True for `addition` and `addition:digits=3`, and for every other task of the table."""
+    """True for `addition` and `addition:digits=3`, for every other task of the table, and for `reasoning_gym:TASK`."""
+    return is_own_task(name) or is_gym(name)
+
+
+def is_own_task(name: str) -> bool:
+    """True for the tasks of the table, with or without parameters."""
     return name.partition(":")[0] in TASKS
 
 
 def generate_task(name: str, seed: int, size: int) -> list[dict[str, Any]]:
     """The rows of `task` or `task:parameter=value,parameter=value`."""
+    if is_gym(name):
+        if size < 1:
+            raise UsageError(f"a size of {size} rows.", where=name, fix="Ask for at least one.")
+        return gym_rows(name, seed, size)
     task, _, text = name.partition(":")
     parameters: dict[str, int] = {}
     for pair in filter(None, text.split(",")):

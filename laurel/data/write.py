@@ -25,6 +25,8 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> int:
     """
     path = Path(path)
     suffix, zipped = checked_suffix(path)
+    if suffix in (".tsv", ".arrow"):
+        raise UsageError(f"`{suffix}` files are read, not written.", where=str(path), fix="Write .jsonl, .json, .csv or .parquet.")
     if not rows:
         raise UsageError("there are no rows to write.", where=str(path))
     if not path.parent.is_dir():

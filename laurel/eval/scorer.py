@@ -7,7 +7,7 @@ from typing import Any
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.data.formats import needs
+from laurel.data.formats import mapped, needs
 from laurel.data.source import load_rows
 from laurel.policy.held import Verdict, judge
 from laurel.policy.rows import encodings
@@ -22,10 +22,12 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
     A scorer of three classes is held against steps, one of a single number against outcomes where rows have a `label`, else against
     pairs or rankings.
     """
-    rows = load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size)[: config.limit or None]
+    faults: list[UsageError] = []
+    rows = load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size, faults=faults)
+    rows = rows[: config.limit or None]
     scorer = load_scorer(config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template)
-    source = source_of(scorer.num_labels, rows[0].columns)
-    ready = needs(rows, USES[source])
+    source = source_of(scorer.num_labels, mapped(rows[0]).columns if rows else {})
+    ready = needs(rows, USES[source], by="this scorer", faults=faults)
     fits = [row for row in ready if all(any(e.mask[1:]) for e in encodings(scorer, row, train_on=None, max_length=scorer.card.max_length))]
     if not fits:
         raise UsageError(f"no row fits into the scorer's max_length={scorer.card.max_length}.", where=config.dataset)

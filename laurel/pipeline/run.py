@@ -18,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.core.files import read_json, write_atomic
 from laurel.core.lock import Lock
 from laurel.core.run import Run
-from laurel.data.formats import needs
+from laurel.data.rows import read_rows
 from laurel.data.source import Row, load_rows
 from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
@@ -68,12 +68,12 @@ class Pipeline:
                 resolve(algorithm, build_config({**train_options(section, options), **learned}))
             except UsageError as error:
                 raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
-        rows = needs(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl")
+        rows = read_rows(plan.dataset, "rl", seed=plan.seed, size=plan.dataset_size, by="the pipeline")
         self.gold = load_rewards([plan.gold] if plan.gold else None, None, rows, max_failed_fraction=0.0)
         tasks = {str(row.columns["task"]) for row in rows} if plan.gold is None else {plan.gold}
         self.watched = tasks.pop() if len(tasks) == 1 else None  # several verifiers cannot watch as one
         if plan.prefer.export:
-            needs(load_rows(plan.prefer.export), "comparison")
+            read_rows(plan.prefer.export, "comparison", option="export")
 
     @property
     def learns_reward(self) -> bool:

@@ -11,10 +11,10 @@ from laurel.policy.chat import Supervised, encode_after, encode_prompt, encode_s
 
 def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The row's columns once for each answer it holds: chosen and rejected of a pair, ranked responses, else the row itself."""
-    if {"prompt", "responses", "ranks"} <= columns.keys():
-        return [{"prompt": columns["prompt"], "completion": response} for response in columns["responses"]]
     if {"prompt", "chosen", "rejected"} <= columns.keys():
         return [{"prompt": columns["prompt"], "completion": columns[side]} for side in ("chosen", "rejected")]
+    if {"prompt", "responses", "ranks"} <= columns.keys():
+        return [{"prompt": columns["prompt"], "completion": response} for response in columns["responses"]]
     return [columns]
 
 

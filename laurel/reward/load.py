@@ -12,6 +12,7 @@ from typing import Any
 from laurel.core.errors import UsageError, nearest
 from laurel.core.load import load_file, load_module
 from laurel.core.protocols import Verifier
+from laurel.data.reasoning import is_gym
 from laurel.reward.patterns import Format
 from laurel.reward.verifiers import VERIFIERS
 
@@ -36,10 +37,22 @@ class Reward:
     accepts: frozenset[str] | None = None
 
 
+def is_verifier(name: Any) -> bool:
+    """Is this the name of a verifier that judges by itself, as a row's `task` may be?"""
+    return isinstance(name, str) and (name in VERIFIERS or is_gym(name))
+
+
 def load_verifier(name: str) -> Verifier:
-    """A built-in verifier by name; `format:PATTERN` is the gate with that pattern. Unknown: UsageError with the nearest name."""
+    """A built-in verifier by name; `format:PATTERN` is the gate with that pattern, `reasoning_gym:TASK` that task's scorer.
+
+    Unknown: UsageError with the nearest name.
+    """
     if name.startswith("format:"):
         return Format(name.removeprefix("format:"))
+    if is_gym(name):
+        from laurel.reward.reasoning import gym_verifier
+
+        return gym_verifier(name)
     if name not in VERIFIERS:
         raise UsageError(f"unknown verifier `{name}`.", where="verifier", fix=nearest(name, VERIFIERS))
     return VERIFIERS[name]
@@ -53,7 +66,7 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     if callable(source):
         return _checked(source, function_name(source), columns)
     name = source.strip()
-    if name in VERIFIERS or name.startswith("format:"):
+    if is_verifier(name) or name.startswith("format:"):
         verifier = load_verifier(name)
         return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))
     if name.startswith("model:"):

@@ -17,14 +17,13 @@ from laurel.core.protocols import Companion
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
-from laurel.data.formats import needs
-from laurel.data.source import Row, load_rows
-from laurel.data.split import split_rows
+from laurel.data.rows import read_rows
+from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
-from laurel.reward.mixture import Mixture, load_rewards
+from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
 from laurel.rollout.given import encodings
 from laurel.train import parallel
@@ -38,6 +37,7 @@ from laurel.train.profile import Clock
 from laurel.train.reference import Remembered
 from laurel.train.relabel import load_relabel
 from laurel.train.starter import STARTERS, build_starter, check_starter
+from laurel.train.supply import held_note, load_data, load_mixture, told_columns
 
 USES = {
     "data": "sft", "pairs": "preference", "labels": "label", "rankings": "comparison", "outcomes": "label", "steps": "steps",
@@ -132,11 +132,12 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     parallel.join()
     if (config.population or config.prompts_per_step) < parallel.world_size():
         raise UsageError("fewer of them per step than processes.", where="population" if config.population else "prompts_per_step")
-    rows, held = load_data(config, row.use or USES[row.source])
-    mixture = load_mixture(config, "data" if row.judge else row.source, rows)  # a judge of the row's own leaves them to evaluation
+    use = row.use or USES[row.source]
+    rows, held = load_data(config, use, algorithm)
+    mixture = load_mixture(config, "data" if row.judge else row.source, rows, held)  # a judge of the row's own leaves them to evaluation
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
-    pretraining = needs(load_rows(config.ptx_dataset, seed=config.seed), "sft") if config.ptx_dataset else []
+    pretraining = read_rows(config.ptx_dataset, "sft", seed=config.seed, option="ptx_dataset") if config.ptx_dataset else []
     split_off = [] if config.eval_dataset else held
     read = {"dataset": [*rows, *split_off], "eval_dataset": held if config.eval_dataset else [], "ptx_dataset": pretraining}
     make_env = load_env(config.env) if config.env else None
@@ -169,10 +170,16 @@ def loaded(
     reference = make_reference(policy, config.reference) if config.reference else None
     companion = BESIDE[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
+    told = told_columns(config, row.use or USES[row.source], rows, mixture, bool(make_env or "relabel" in row.defaults))
+    told += held_note(config, rows, held)
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
-    notes += left_out
-    held, _ = fitting(policy, held, config, row.source) if held else ([], [])
+    notes = [*told, *notes, *left_out]
+    if held:
+        # what is wrong with rows of eval_dataset is not to be looked for in `dataset`
+        evaluated = config.model_copy(update={"dataset": config.eval_dataset or config.dataset})
+        held, cut = fitting(policy, held, evaluated, row.source, "evaluation row")
+        notes += cut
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
@@ -202,16 +209,6 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     return scorer
 
 
-def load_mixture(config: TrainConfig, source: str, rows: list[Row]) -> Mixture | None:
-    """The rewards of the run. Supervised rows that name a verifiable task have their answers checked in evaluation, too."""
-    if source in ("policy", "parameters"):
-        return load_rewards(
-            config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=config.max_failed_fraction
-        )
-    verifiable = source == "data" and all("task" in row.columns and "prompt" in row.columns for row in rows)
-    return load_rewards(None, None, rows) if verifiable and config.eval_steps else None
-
-
 def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
     """The run directory: rank 0 makes or continues it, and holds it; the others read it."""
     place, model = Path(config.output_dir).resolve(), Path(config.model)
@@ -225,20 +222,7 @@ def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
     return run or Run(config.output_dir)
 
 
-def load_data(config: TrainConfig, use: str) -> tuple[list[Row], list[Row]]:
-    """The training rows, and those held out for evaluation: from eval_dataset, else split off by prompt."""
-
-    def read(name: str) -> list[Row]:
-        return needs(load_rows(name, split=config.dataset_split, seed=config.seed, size=config.dataset_size), use)
-
-    rows = read(config.dataset)
-    if config.eval_dataset is not None:
-        return rows, read(config.eval_dataset)[: config.eval_size or None]
-    held = min(config.eval_size, len(rows) // 10)
-    return split_rows(rows, held, config.seed) if held else (rows, [])
-
-
-def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
+def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str, what: str = "row") -> tuple[list[Row], list[str]]:
     """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
     kept, reason = [], ""
     for row in rows:
@@ -251,9 +235,19 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> t
         if fits:
             kept.append(row)
     if not kept:
-        raise UsageError(f"every row has {reason}.", where=config.dataset, fix="Raise the limit, or look with `laurel data show --tokens`.")
+        raise UsageError(f"every {what} has {reason}.", where=config.dataset, fix=room(policy, config, source))
     dropped = len(rows) - len(kept)
-    return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
+    return kept, [f"{dropped} of {len(rows)} {what}s left out: {reason}"] if dropped else []
+
+
+def room(policy: Any, config: TrainConfig, source: str) -> str:
+    """What to do about rows that are too long: raise the limit, where the model has places for more."""
+    name = "max_prompt_length" if source in ("policy", "parameters") else "max_length"
+    places, limit = getattr(policy.model.config, "max_position_embeddings", None), getattr(config, name)
+    look = "Look with `laurel data show --tokens`"
+    if limit is None or (places and limit >= places):
+        return f"{look}; the model has {places} positions, so shorter rows or another model." if places else f"{look}."
+    return f"Raise {name}{f' (the model has {places} positions)' if places else ''}, or l{look[1:]}."
 
 
 def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.data.tasks import TASKS, is_task
+from laurel.data.tasks import TASKS, is_own_task
 from laurel.policy.scratch import save_scratch
 from laurel.train import parallel
 from laurel.train.interrupt import Interrupted
@@ -35,9 +35,10 @@ def cache_folder() -> Path:
 
 def check_starter(kind: str, dataset: str) -> None:
     """Refuse a starter for data that is not a generated task."""
-    if kind == "starter" and not is_task(dataset):
+    if kind == "starter" and not is_own_task(dataset):
         fix = "Give --model a folder or hub name, or --model scratch for a small one made from nothing."
-        raise UsageError(f"model=starter knows generated tasks only ({', '.join(TASKS)}), not {dataset!r}.", where="model", fix=fix)
+        what = f"model=starter knows laurel's generated tasks only ({', '.join(TASKS)}), not {dataset!r}."
+        raise UsageError(what, where="model", fix=fix)
 
 
 def build_starter(kind: str, dataset: str, seed: int) -> Path:

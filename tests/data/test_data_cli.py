@@ -147,3 +147,76 @@ def test_check_of_humaneval_takes_the_verifier_from_the_rows(laurel_data, shared
     path = write(tmp_path / "few.jsonl", *(row.columns for row in rows[::40]))
     code, out = laurel_data("check", path)
     assert code == 0 and out.splitlines()[-1] == "5 of 5 gold answers right"
+
+
+REWARDS = """
+async def awaited(completions, answer, **columns):
+    return [float(said == right) for said, right in zip(completions, answer)]
+
+def plain(prompts, completions, answer):
+    texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
+    return [float(text == right) for text, right in zip(texts, answer)]
+
+def judge(answer, row):
+    return float(answer == row["answer"])
+
+def ids(completion_ids):
+    return [1.0 for _ in completion_ids]
+
+def unasked(completions, colour):
+    return [1.0 for _ in completions]
+
+def broken(completions, **columns):
+    raise RuntimeError("no")
+"""
+
+
+@pytest.mark.parametrize("function", ["awaited", "plain", "judge"])
+def test_check_takes_whatever_rewards_takes(laurel_data, tmp_path, function):
+    """`--verifier` knew names only: a file's function could be trained on and not checked."""
+    (tmp_path / "mine.py").write_text(REWARDS)
+    path = write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "4", "answer": "4"}, {"prompt": "q", "completion": "5", "answer": "6"})
+    code, out = laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:{function}")
+    assert code == 1 and out.splitlines()[-1] == "1 of 2 gold answers right" and "a.jsonl:2: score" in out
+
+
+def test_check_gives_a_reward_what_training_gives_it(laurel_data, tmp_path):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    talk = {"prompt": [{"role": "user", "content": "p"}], "completion": [{"role": "assistant", "content": "4"}], "answer": "4"}
+    path = write(tmp_path / "a.jsonl", talk)
+    assert laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:plain")[0] == 0
+    assert laurel_data("check", path, "--verifier", "exact")[0] == 0
+    code, out = laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:broken")
+    assert code == 1 and "failed: RuntimeError: no" in out
+    for function, said in (("ids", "asks for `completion_ids`"), ("unasked", "asks for `colour`"), ("none", "no function `none`")):
+        with pytest.raises(UsageError, match=said):
+            laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:{function}")
+    with pytest.raises(UsageError, match=r"unknown reward `exakt`.*`exact`"):
+        laurel_data("check", path, "--verifier", "exakt")
+
+
+def test_a_rows_task_names_a_verifier_and_never_a_file(laurel_data, tmp_path):
+    (tmp_path / "mine.py").write_text(REWARDS)
+    path = write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "4", "answer": "4", "task": f"{tmp_path / 'mine.py'}:judge"})
+    with pytest.raises(UsageError, match="unknown verifier"):
+        laurel_data("check", path)
+
+
+def test_columns_that_no_field_holds_are_named(laurel_data, tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "1+1=", "completion": "2", "task": "addition", "source": "s", "empty": ""})
+    assert "columns not used: task, source (only rewards are given them)" in laurel_data("show", path)[1]
+    assert "columns not used: task, source" in laurel_data("check", path)[1]
+    assert "columns not used" not in laurel_data("show", "addition", "--size", 3)[1]
+    assert "columns not used" not in laurel_data("show", write(tmp_path / "b.jsonl", {"instruction": "i", "input": "x", "output": "o"}))[1]
+
+
+def test_several_files_and_splits_of_a_folder(laurel_data, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        write(tmp_path / "set" / name, {"prompt": name})
+    assert "test.jsonl:1" in laurel_data("show", tmp_path / "set", "--split", "test")[1]
+    files = (tmp_path / "set" / "train.jsonl", tmp_path / "set" / "test.jsonl")
+    assert "2 of 2 rows shown" in laurel_data("show", *files)[1]
+    assert "2 rows read" in laurel_data("convert", *files, tmp_path / "both.jsonl")[1]
+    with pytest.raises(UsageError, match="--split belongs to hub datasets and folders"):
+        laurel_data("show", files[0], "--split", "test")

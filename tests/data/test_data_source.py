@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from laurel.core.errors import UsageError
+from laurel.data.read import read_records
 from laurel.data.source import GENERATED_ROWS, load_hub, load_rows
 
 ROWS = [{"prompt": "a\u2028b", "completion": "c"}, {"prompt": "\u00e9", "completion": "", "margin": 1.5}]
@@ -84,7 +85,7 @@ def test_malformed_jsonl_names_file_line_and_fault(tmp_path, content, parts):
         ('{"data": [{"text": "a"}], "version": 1}', ["a.json", "expected a list", "its list `data`"]),
         ('[{"text": "a"}, 5]', ["a.json:record 2", "the number 5"]),
         ('[\n{"text": "a"},\n]', ["a.json", "line 3"]),
-        ('{"text": "a"}\n{"text": "b"}\n', ["a.json", "JSON Lines", ".jsonl"]),
+        ('{"text": "a"}\n{"text": \n', ["a.json:2", "not valid JSON"]),
         ('"text"', ["a.json", "expected a list", "the text 'text'"]),
     ],
 )
@@ -134,7 +135,8 @@ def test_missing_files_and_folders_name_what_is_near(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     refused(tmp_path / "trian.jsonl", "no such file", "`train.jsonl`")
     refused(tmp_path / "nowhere" / "a.jsonl", "no such folder", "a.jsonl")
-    refused(tmp_path, "folder, not a file", "train.jsonl")
+    with pytest.raises(UsageError, match="folder, not a file"):
+        read_records(tmp_path)
     refused(tmp_path / "notes.txt", "unknown kind of file `.txt`", ".parquet")
 
 

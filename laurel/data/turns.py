@@ -1,0 +1,152 @@
+"""Conversations as files write them -> messages {role, content}: speakers, contents in parts, system texts, earlier turns."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Columns = dict[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SPEAKERS = {
+    **{role: role for role in ROLES},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(("observation", "function_response", "ipython", "function"), "tool"),
+}
+TEXT_PARTS = ("text", "input_text", "output_text")
+EXCHANGES = (  # how files call the two sides of one exchange
+    ("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("question", "answer"),
+    ("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("query", "response"),
+)  # fmt: skip
+_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
+
+
+def message(turn: Any) -> Any:
+    """One turn as {role, content} and what else it holds (weights, names, tool calls); what is no turn comes back as it is."""
+    if not isinstance(turn, Mapping):
+        return turn
+    turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
+    role_key = next((key for key in ("role", "from") if key in turn), None)
+    content_key = next((key for key in ("content", "value") if key in turn), None)
+    if role_key is None or content_key is None:
+        return turn
+    rest = {key: value for key, value in turn.items() if key not in (role_key, content_key)}
+    role, content = turn[role_key], content_of(turn[content_key])
+    if role == "function_call" and (calls := tool_calls(content)):
+        return {"role": "assistant", "content": "", "tool_calls": calls, **rest}
+    if content is None and (rest.get("tool_calls") or rest.get("function_call")):
+        content = ""  # a call of a tool needs no words
+    return {"role": SPEAKERS.get(role, role) if isinstance(role, str) else role, "content": content, **rest}
+
+
+def content_of(value: Any) -> Any:
+    """A content given in parts {"type": "text", "text": ...} as one text; any other value, and parts that are no text, as they are."""
+    if not isinstance(value, list) or not value or any(other_part(part) for part in value):
+        return value
+    return "".join(part["text"] for part in value)
+
+
+def other_part(part: Any) -> str:
+    """What a part of a content is, if it is no text: `image_url`, ...; empty for text."""
+    if not isinstance(part, Mapping):
+        return f"a {type(part).__name__}"
+    kind = str(part.get("type", "text" if "text" in part else "unknown"))
+    return "" if kind in TEXT_PARTS and isinstance(part.get("text"), str) else kind
+
+
+def tool_calls(text: Any) -> list[Columns] | None:
+    """The calls in the JSON text of ShareGPT's turns of `function_call`, as OpenAI's messages hold them."""
+    try:
+        said = json.loads(text)
+    except (TypeError, ValueError):
+        return None
+    calls = said if isinstance(said, list) else [said]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        return None
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def conversation(value: Any) -> Any:
+    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages; anything else as it is."""
+    if isinstance(value, str):
+        value = written_out(value)
+    if isinstance(value, Mapping) and {"role", "content"} <= (one := message(value)).keys():
+        return [one]
+    if not isinstance(value, list):
+        return value
+    exchanges = [exchange(item) for item in value]
+    if value and all(exchanges):
+        return [turn for pair in exchanges if pair for turn in pair]
+    return [message(turn) for turn in value]
+
+
+def exchange(item: Any) -> list[Columns] | None:
+    """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds stays with the answer."""
+    if not isinstance(item, Mapping):
+        return None
+    for asked, said in EXCHANGES:
+        if isinstance(item.get(asked), str) and isinstance(item.get(said), str):
+            rest = {key: value for key, value in item.items() if key not in (asked, said) and value is not None}
+            return [{"role": "user", "content": item[asked]}, {"role": "assistant", "content": item[said], **rest}]
+    return None
+
+
+def written_out(value: Any) -> Any:
+    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any other value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[" or not re.fullmatch(r"\[\s*\{.*\}\s*\]", value.strip(), re.DOTALL):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        turns = isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found)
+        return found if turns else value
+    return value
+
+
+def earlier(value: Any) -> list[Columns] | None:
+    """A column `history` as messages: pairs [asked, said], exchanges, turns, or texts in turn; None for what cannot be read so."""
+    value = written_out(value)
+    if not isinstance(value, list):
+        said = dialogue(value)
+        return said if said and said[-1]["role"] == "assistant" else None
+    if value and all(isinstance(item, str) for item in value) and len(value) % 2 == 0:
+        value = [value[i : i + 2] for i in range(0, len(value), 2)]
+    if all(_is_pair(item) for item in value):
+        sides = ("user", "assistant")
+        return [{"role": role, "content": text} for pair in value for role, text in zip(sides, pair, strict=True)]
+    turns = conversation(value)
+    return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else None
+
+
+def dialogue(value: Any) -> list[Columns] | None:
+    """A dialogue as messages: a list of messages, or text in turns of "Human:" and "Assistant:"; else None."""
+    if isinstance(value, list):
+        turns = conversation(value)
+        return turns if all(isinstance(turn, dict) for turn in turns) else None
+    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+        return None
+    parts = _TURN.split(value)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def said_alike(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Do two lists of messages say the same, spaces around the contents apart?"""
+    if len(left) != len(right):
+        return False
+    pairs = zip(left, right, strict=True)
+    return all(a.get("role") == b.get("role") and _stripped(a) == _stripped(b) for a, b in pairs)
+
+
+def _stripped(turn: Mapping[str, Any]) -> Any:
+    content = turn.get("content")
+    return content.strip() if isinstance(content, str) else content
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(side, str) for side in item)
