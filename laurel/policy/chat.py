@@ -47,9 +47,7 @@ class Supervised:
         return sum(self.mask)
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant", tools: Tools = None
-) -> Ids:
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant", tools: Tools = None) -> Ids:
     """A prompt as ids, ready to be continued.
 
     A string goes through the tokenizer with its usual special tokens but never an EOS at the end; an empty one is BOS alone.

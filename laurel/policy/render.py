@@ -44,6 +44,7 @@ DEFAULT_TEMPLATE = """
 {{- '\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<Assistant>\n' }}{% endif %}"""
+INVENTED = "the tokenizer has no chat template: laurel's own is used, and saved with the model (its first line says who made it)"
 REMEDY = (
     "Mark the assistant's turns in the template with {% generation %} ... {% endgeneration %}, or give another with --chat_template FILE."
 )
@@ -96,14 +97,12 @@ def named(tokenizer: Any) -> str:
     return f"chat template of {tokenizer.name_or_path or type(tokenizer).__name__}"
 
 
-def invented(tokenizer: Any) -> bool:
-    """Is the template laurel's own, which nobody trained this model on (unless laurel did)?"""
-    return template_of(tokenizer) == DEFAULT_TEMPLATE
+def without_template(tokenizer: Any, template_file: str | None) -> list[str]:
+    """What to say before `ensure_template` where it is going to invent a template."""
+    return [] if tokenizer.chat_template or template_file is not None else [INVENTED]
 
 
-def render(
-    tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False, where: str = "", tools: Tools = None
-) -> str:
+def render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool = False, where: str = "", tools: Tools = None) -> str:
     """The template's text for `messages`. What the template refuses, and what it stumbles over, is a UsageError."""
     return _render(tokenizer, messages, add_generation_prompt, where, tools)[0]
 
@@ -144,9 +143,7 @@ def around(
     return before, after
 
 
-def turn_spans(
-    tokenizer: Any, messages: Messages, wanted: Sequence[int], *, tools: Tools = None
-) -> tuple[str, tuple[Span, ...]]:
+def turn_spans(tokenizer: Any, messages: Messages, wanted: Sequence[int], *, tools: Tools = None) -> tuple[str, tuple[Span, ...]]:
     """The rendered conversation, and the span of each `wanted` turn: its content and what closes it, without its header.
 
     {% generation %} markers decide on the assistant's turns where the template has them. Whitespace behind the closing token
@@ -172,9 +169,7 @@ def turn_spans(
     return text, tuple(spans)
 
 
-def _render(
-    tokenizer: Any, messages: Messages, opening: bool, where: str, tools: Tools
-) -> tuple[str, list[tuple[int, int]]]:
+def _render(tokenizer: Any, messages: Messages, opening: bool, where: str, tools: Tools) -> tuple[str, list[tuple[int, int]]]:
     """The text, and the spans of {% generation %} blocks (none if the template has no markers)."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -224,7 +219,8 @@ def _locate(tokenizer: Any, messages: Messages, text: str, index: int, tools: To
         what = (
             f"the template does not show where turn {index + 1} ({message['role']}) begins and ends: it writes earlier turns differently."
         )
-        raise UsageError(what, where=named(tokenizer), fix=REMEDY)
+        alone = "" if index == len(messages) - 1 else "Train on the last turn alone with --train_on last. Or m"
+        raise UsageError(what, where=named(tokenizer), fix=(alone + REMEDY[1:]) if alone else REMEDY)
     return Span(message["role"], start, start + _without_tail(text[start:end], message.get("content")))
 
 
@@ -232,17 +228,26 @@ def _start(frame: tuple[str, str] | None, text: str) -> int | None:
     return len(frame[0].rstrip(" ")) if frame is not None and text.startswith(frame[0]) else None
 
 
-def _end(
-    tokenizer: Any, messages: Messages, frame: tuple[str, str] | None, text: str, index: int, tools: Tools
-) -> int | None:
+def _end(tokenizer: Any, messages: Messages, frame: tuple[str, str] | None, text: str, index: int, tools: Tools) -> int | None:
     """The end of a turn in the midst of a conversation whose beginning renders differently: its content, then what closes it."""
     if frame is None or not text.endswith(frame[1]):
         return None
     last = around(tokenizer, messages[: index + 1], index, tools=tools)
-    closing = last[1].rstrip() if last is not None else ""
-    if not frame[1].startswith(closing) or (last is None and messages[index]["role"] == "assistant"):
+    if last is None and messages[index]["role"] == "assistant":
         return None
+    closing = last[1].rstrip() if last is not None else ""
+    if not frame[1].startswith(closing):
+        closing = shared(tokenizer, frame[1], closing)
+        if not closing:
+            return None
     return len(text) - len(frame[1]) + len(closing)
+
+
+def shared(tokenizer: Any, here: str, there: str) -> str:
+    """What two closings begin with, up to the last special token in it: some templates end the last turn with an EOS besides."""
+    size = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
+    ends = [here.rfind(token, 0, size) + len(token) for token in tokenizer.all_special_tokens if token in here[:size]]
+    return here[: max(ends, default=0)]
 
 
 def _without_tail(segment: str, content: Any) -> int:

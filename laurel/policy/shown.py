@@ -18,7 +18,7 @@ from laurel.policy.turns import CALL, TEXT, THOUGHT, over, spoken
 
 MARK = re.compile(r"laurelmark\d+x")
 REMEDY = "Give a template that shows it with --chat_template FILE, or take it out of the rows."
-ALIKE = "Give a template that writes both alike with --chat_template FILE"
+ALIKE = "Give a template that writes both alike with --chat_template FILE."
 
 
 class Piece(NamedTuple):
@@ -37,9 +37,7 @@ class Written(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def written(
-    tokenizer: Any, messages: Messages, *, targets: Sequence[int] = (), tools: Tools = None, tools_needed: bool = False
-) -> Written:
+def written(tokenizer: Any, messages: Messages, *, targets: Sequence[int] = (), tools: Tools = None, tools_needed: bool = False) -> Written:
     """`messages` in the form that the template shows, and what it leaves out; UsageError where that cannot be borne.
 
     It cannot where a turn's content or tool call is lost, or the thought of a target turn behind the last question; nor where
@@ -49,20 +47,26 @@ def written(
     if not messages:
         return Written([], ())
     said = [spoken(message) for message in messages]
-    every, problem = forms(said), None
+    problem: UsageError | None = None  # of the first form that the template renders at all
+    every = forms(said)
     for number, form in enumerate(every):
-        try:
-            refused, borne = losses(tokenizer, said, number, targets, tools, tools_needed)
-        except UsageError as error:
-            problem = problem or error
+        if attempt(render, tokenizer, form, tools=tools) is None:
             continue
-        if not refused:
+        refused, borne, apart = losses(tokenizer, said, number, targets, tools, tools_needed)
+        if not refused and apart is None:
             return Written(form, borne)
-        call = "Call the role `system`, or g" if any("(developer)" in what for what in refused) else "G"
-        what = f"the template leaves out {', '.join(dict.fromkeys(refused))}."
-        problem = problem or UsageError(what, where=named(tokenizer), fix=call + REMEDY[1:])
+        problem = problem or (lost(tokenizer, refused) if refused else apart)
+    if problem is None:
+        render(tokenizer, said, tools=tools)  # says why it does not
     assert problem is not None
     raise problem
+
+
+def lost(tokenizer: Any, refused: Sequence[str]) -> UsageError:
+    """The error that names what is lost."""
+    call = "Call the role `system`, or g" if any("(developer)" in what for what in refused) else "G"
+    what = f"the template leaves out {', '.join(dict.fromkeys(refused))}."
+    return UsageError(what, where=named(tokenizer), fix=call + REMEDY[1:])
 
 
 def forms(said: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -93,11 +97,8 @@ def _call_in_text(call: Any) -> Any:
 
 def losses(
     tokenizer: Any, said: list[dict[str, Any]], number: int, targets: Sequence[int], tools: Tools, tools_needed: bool
-) -> tuple[list[str], tuple[str, ...]]:
-    """What a form of the conversation (see `forms`) loses: what cannot be borne, and what can.
-
-    A template that refuses it, or that opens a target turn in two ways, is a UsageError.
-    """
+) -> tuple[list[str], tuple[str, ...], UsageError | None]:
+    """What a form of the conversation (see `forms`) loses: what cannot be borne, and what can; and a target turn opened in two ways."""
     text = render(tokenizer, forms(said)[number], tools=tools)
     pieces, marked = exchanged(said)
     hidden, apart = in_marks(tokenizer, template_of(tokenizer), _key(forms(marked)[number]), _key(tools), tuple(targets))
@@ -117,12 +118,14 @@ def losses(
             borne.append("thoughts of earlier turns")
     if tools and text == attempt(render, tokenizer, forms(said)[number]):
         (refused if tools_needed else borne).append("`tools`")
-    if apart and not refused:
-        turn, opening = apart[0]
-        last = "Train on the last turn alone with --train_on last, or g" if turn < question else "G"
-        what = f"the template begins turn {turn + 1} with {opening!r} where it is sampled, and not where it is trained on."
-        raise UsageError(what, where=named(tokenizer), fix=f"{last}{ALIKE[1:]}.")
-    return refused, tuple(dict.fromkeys(borne))
+    return refused, tuple(dict.fromkeys(borne)), unlike(tokenizer, *apart[0], question) if apart else None
+
+
+def unlike(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError:
+    """The error of a turn that the template begins in two ways: in sampling with `opening`, in training without it."""
+    last = "Train on the last turn alone with --train_on last, or g" if turn < question else "G"
+    what = f"the template begins turn {turn + 1} with {opening!r} where it is sampled, and not where it is trained on."
+    return UsageError(what, where=named(tokenizer), fix=last + ALIKE[1:])
 
 
 def exchanged(said: Sequence[dict[str, Any]]) -> tuple[list[Piece], list[dict[str, Any]]]:

@@ -40,7 +40,7 @@ def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
         policy, prompts, seeds=draw.seeds(rows), max_completion_length=draw.max_completion_length,
         temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,
     )  # fmt: skip
-    texts = policy.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
+    texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
     groups = []
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
         samples = []

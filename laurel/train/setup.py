@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,16 +18,15 @@ from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS, UNITS
-from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.episode import load_env
-from laurel.rollout.given import encodings
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
+from laurel.train.fitting import bounded, fitting, weighed
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
 from laurel.train.profile import Clock
@@ -149,8 +147,9 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
-    notes += left_out
-    held, _ = fitting(policy, held, config, row.source) if held else ([], [])
+    held, held_notes = fitting(policy, held, config, row.source, config.eval_dataset or "") if held else ([], [])
+    notes = [*policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
+    config = bounded(policy, config, row.source)
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
@@ -171,7 +170,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), **how)
     if config.use_peft:
         scorer.adapt(config)
-    scorer.card = replace(scorer.card, max_length=config.max_length)
+    scorer.card = replace(scorer.card, max_length=bounded(scorer, config, "rankings").max_length)
     return scorer
 
 
@@ -204,38 +203,6 @@ def load_data(config: TrainConfig, use: str) -> tuple[list[Row], list[Row]]:
         return rows, read(config.eval_dataset)[: config.eval_size or None]
     held = min(config.eval_size, len(rows) // 10)
     return split_rows(rows, held, config.seed) if held else (rows, [])
-
-
-def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
-    """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
-    kept, reason = [], ""
-    for row in rows:
-        if source not in ("policy", "parameters"):
-            encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
-            fits, reason = all(any(e.mask[1:]) for e in encoded), f"no supervised token within max_length={config.max_length}"
-        else:
-            fits = len(encode_prompt(policy.tokenizer, row.columns["prompt"])) <= config.max_prompt_length
-            reason = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
-        if fits:
-            kept.append(row)
-    if not kept:
-        raise UsageError(f"every row has {reason}.", where=config.dataset, fix="Raise the limit, or look with `laurel data show --tokens`.")
-    dropped = len(rows) - len(kept)
-    return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
-
-
-def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are left out, and that is noted."""
-    if not any("weight" in row.columns for row in rows):
-        return rows, []
-    kept = [row for row in rows if row.columns.get("weight", 1.0) > 0]
-    if not kept:
-        raise UsageError("every row has the weight 0.", where="weight", fix="Is it what you mean by reliability?")
-    weights = [float(row.columns.get("weight", 1.0)) for row in kept]
-    mean = weights[0] if min(weights) == max(weights) else math.fsum(weights) / len(weights)
-    even = [replace(row, columns={**row.columns, "weight": weight / mean}) for row, weight in zip(kept, weights, strict=True)]
-    dropped = len(rows) - len(kept)
-    return even, [f"{dropped} of {len(rows)} rows left out: weight 0"] if dropped else []
 
 
 def fresh(setup: Setup) -> State:
