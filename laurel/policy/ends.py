@@ -9,7 +9,7 @@ from typing import Any
 from laurel.policy.chat import encode_after
 from laurel.policy.render import around, attempt, render, shared
 
-TAG = re.compile(r"[<\[{|\uff5c].*[>\]}|\uff5c]")
+TAG = re.compile(r"[<\[{|\uff5c].*\w.*[>\]}|\uff5c]")
 QUESTION = {"role": "user", "content": "a"}
 CALL = {
     "role": "assistant",

@@ -244,9 +244,10 @@ def _end(tokenizer: Any, messages: Messages, frame: tuple[str, str] | None, text
 
 
 def shared(tokenizer: Any, here: str, there: str) -> str:
-    """What two closings begin with, up to the last special token in it: some templates end the last turn with an EOS besides."""
+    """What two closings begin with, up to the last added token in it: some templates end the last turn with an EOS besides."""
     size = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
-    ends = [here.rfind(token, 0, size) + len(token) for token in tokenizer.all_special_tokens if token in here[:size]]
+    tokens = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    ends = [here.rfind(token, 0, size) + len(token) for token in tokens if token in here[:size]]
     return here[: max(ends, default=0)]
 
 

@@ -54,9 +54,9 @@ class Tally:
         return [*lines, *([f"not in the text that the chat template makes: {told}"] if told else [])]
 
 
-def bounded(policy: Any, config: TrainConfig, source: str) -> TrainConfig:
-    """The configuration with limits that the model's positions allow: max_length of rows, max_prompt_length before sampling."""
-    positions = positions_of(getattr(policy, "causal", policy.model).config)
+def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
+    """The configuration with limits that the models' positions allow: max_length of rows, max_prompt_length before sampling."""
+    positions = shorter(*(positions_of(model.config) for model in models if hasattr(model, "config")))
     if positions is None:
         return config
     if source not in SAMPLED:
@@ -72,9 +72,9 @@ def fitting(policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, 
     """Rows that can be trained on, and what was left out, cut or lost, and why. Nothing left is an error, not a silent success.
 
     Rows that the chat template refuses, or of which it leaves out what would be trained on, are an error that names them.
-    The limits are those of the configuration and of the model's positions (see `bounded`).
+    The configuration's limits are those that the model has positions for (see `bounded`).
     """
-    where, asked, config = where or config.dataset, config, bounded(policy, config, source)
+    where = where or config.dataset
     tally, kept = Tally(len(rows)), list[Row]()
     for row in rows:
         try:
@@ -89,8 +89,9 @@ def fitting(policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, 
     if not kept and tally.out:
         why, fix = "; or ".join(tally.out), " ".join(dict.fromkeys(tally.remedies.values()))
         raise UsageError(f"every row has {why}.", where=where, fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.")
-    by_model = config.max_length != asked.max_length
-    return kept, tally.notes(f"{config.max_length} tokens, the model's positions" if by_model else f"max_length={config.max_length}")
+    positions = positions_of(getattr(policy, "causal", policy.model).config)
+    by_model = source not in SAMPLED and positions == config.max_length
+    return kept, tally.notes(f"{positions} tokens, the model's positions" if by_model else f"max_length={config.max_length}")
 
 
 def refusal(tally: Tally, where: str) -> UsageError:

@@ -145,16 +145,18 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     reference = make_reference(policy, config.reference) if config.reference else None
     companion = BESIDE[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
+    config = bounded(config, row.source, getattr(policy, "causal", policy.model), getattr(companion, "model", None))
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
     held, held_notes = fitting(policy, held, config, row.source, config.eval_dataset or "") if held else ([], [])
     notes = [*policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
-    config = bounded(policy, config, row.source)
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
+    if parallel.rank() == 0:
+        run.note({"notes": list(notes)})
     if config.profile:
         setup.clock.watch(policy.device, policy.dtype)
     if row.source == "pairs" and reference is not None:
@@ -170,7 +172,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), **how)
     if config.use_peft:
         scorer.adapt(config)
-    scorer.card = replace(scorer.card, max_length=bounded(scorer, config, "rankings").max_length)
+    scorer.card = replace(scorer.card, max_length=bounded(config, "rankings", scorer.model).max_length)
     return scorer
 
 
