@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -217,12 +218,15 @@ def _column_lines(row: Row) -> list[Text]:
 def _tokenizer(model: str) -> Any:
     from laurel.policy.chat import ensure_template
     from laurel.policy.model import load_tokenizer
+    from laurel.policy.render import without_template
 
     if model == "scratch":
         from laurel.train.starter import build_starter
 
         model = str(build_starter("scratch", "addition", 0))
     tokenizer = load_tokenizer(model)
+    for note in without_template(tokenizer, None):
+        print(note, file=sys.stderr)
     ensure_template(tokenizer, None)
     return tokenizer
 

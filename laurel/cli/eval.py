@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,9 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     import torch
 
     from laurel.policy.chat import ensure_template
+    from laurel.policy.ends import learn_ends
     from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
+    from laurel.policy.render import without_template
     from laurel.train.starter import STARTERS, build_starter
 
     def folder_of(model: str) -> str:
@@ -58,16 +61,25 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     name, reference = folder_of(config.model), folder_of(config.reference) if config.reference else None
     device = pick_device(config.device)
     tokenizer = load_tokenizer(name)
+    notes = without_template(tokenizer, config.chat_template)
     template = ensure_template(tokenizer, config.chat_template)
     if reference and load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
         raise UsageError("the reference has another vocabulary than the model: no KL between them.", where=f"reference={config.reference}")
 
     def load(folder: str) -> Policy:
-        return Policy(load_causal(folder, torch.float32).to(device).eval(), tokenizer, pick_dtype(config.dtype, device), template)
+        model = load_causal(folder, torch.float32)
+        said = [*notes, *learn_ends(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer)]
+        return Policy(model.to(device).eval(), tokenizer, pick_dtype(config.dtype, device), template, tuple(said))
 
     policy = load(name)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
     return policy, load(reference) if reference else None
+
+
+def say(policy: Policy) -> None:
+    """What is to be said of a model before its answers are looked at, on the error stream."""
+    for note in policy.notes:
+        print(note, file=sys.stderr)
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -89,6 +101,7 @@ def run_eval(args: argparse.Namespace) -> int:
     mixture = load_rewards(config.rewards, config.reward_weights, rows, timeout=config.reward_timeout, max_failed_fraction=1.0)
     policy, reference = load_policies(config)
     console = Console(highlight=False)
+    say(policy)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(rows) * (2 if config.num_generations > 1 else 1))
         result = evaluate(policy, rows, mixture, config, reference=reference, watch=lambda n: progress.advance(task, n))
@@ -144,6 +157,7 @@ def run_sample(args: argparse.Namespace) -> int:
     rows = [Row({"prompt": text}, f"prompt {i}", f"prompt-{i}") for i, text in enumerate(args.prompt, 1)]
     rows = rows or load_prompts(config)[: config.limit or 3]
     policy, _ = load_policies(config)
+    say(policy)
     draw = Draw(
         "sample", 0, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop),
         config.top_k, config.top_p,

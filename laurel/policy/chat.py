@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Message
-from laurel.policy.render import Span, around, ensure_template, named, opened, turn_spans
+from laurel.policy.render import Span, Tools, around, ensure_template, named, opened, turn_spans
+from laurel.policy.shown import REMEDY, exchanged, stands_in, written
+from laurel.policy.turns import CALL, TEXT, flag, marked_as_trained, spoken, tools_of
 
 __all__ = ["Span", "Supervised", "encode_after", "encode_prompt", "encode_reply", "encode_supervised", "ensure_template"]
 
@@ -28,13 +30,16 @@ Ids = tuple[int, ...]
 class Supervised:
     """A row to imitate. mask[i]: is ids[i] a target? Never the first: nothing predicts it.
 
-    `text` is the whole row as text; `spans` are its stretches that are trained on. With max_length, ids and mask are cut.
+    `text` is the whole row as text; `spans` are its stretches that are trained on. With max_length, ids and mask are cut, and
+    `cut` says so. `left_out` names what of the row the chat template does not show, though the row can be trained on.
     """
 
     ids: Ids
     mask: tuple[bool, ...]
     text: str
     spans: tuple[Span, ...]
+    cut: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def supervised(self) -> int:
@@ -42,40 +47,54 @@ class Supervised:
         return sum(self.mask)
 
 
-def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant") -> Ids:
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant", tools: Tools = None) -> Ids:
     """A prompt as ids, ready to be continued.
 
     A string goes through the tokenizer with its usual special tokens but never an EOS at the end; an empty one is BOS alone.
     Messages go through the chat template, which also opens the next turn: the assistant's, or with speaker="user" the
-    user's, for models that have learnt to propose questions (train_on="no_tags"). BOS twice is a UsageError.
+    user's, for models that have learnt to propose questions (train_on="no_tags"). `tools` go to the template. BOS twice is a
+    UsageError, and so is a message whose content the template leaves out.
     """
     if isinstance(prompt, str):
         if speaker != "assistant":
             raise UsageError("a plain-text prompt has no speakers.", where="speaker", fix="Give a list of messages.")
         return _plain(tokenizer, prompt)
-    return _one_bos(tokenizer, _ids(tokenizer, opened(tokenizer, prompt, speaker)), named(tokenizer))
+    said = written(tokenizer, prompt, tools=tools).messages
+    return _one_bos(tokenizer, _ids(tokenizer, opened(tokenizer, said, speaker, tools=tools)), named(tokenizer))
 
 
-def encode_reply(tokenizer: Any, before: str | Sequence[Message], reply: Sequence[Message], *, sampled: Sequence[int]) -> Ids:
+def encode_reply(
+    tokenizer: Any,
+    before: str | Sequence[Message],
+    reply: Sequence[Message],
+    *,
+    sampled: Sequence[int],
+    tools: Tools = None,
+) -> Ids:
     """The ids that the world's reply adds behind the policy's turn: what closes that turn, the reply, the next turn's header.
 
     before: the conversation so far; its last message is the policy's turn as text. sampled: the ids of that turn (or of the
     episode); if they end with the template's closing token it is not written twice. With a string `before` (plain-text
     episodes) the reply's contents are encoded as they are. So prompt ids + sampled ids + these ids are what the template
-    would render, wherever the sampled ids are.
+    would render, wherever the sampled ids are. A reply that the template leaves out is a UsageError.
     """
     if isinstance(before, str):
         return encode_after(tokenizer, "".join(message["content"] for message in reply), before)
     last = len(before) - 1
     if last < 0 or before[last]["role"] != "assistant":
         raise UsageError("a reply follows a turn of the assistant.", where="encode_reply")
-    frame = around(tokenizer, [*before, *reply], last, add_generation_prompt=True)
-    closed = around(tokenizer, before, last)
+    said, added = [spoken(message) for message in before], [spoken(message) for message in reply]
+    frame = around(tokenizer, [*said, *added], last, add_generation_prompt=True, tools=tools)
+    closed = around(tokenizer, said, last, tools=tools)
     if frame is None or closed is None:
-        opened(tokenizer, [*before, *reply])  # says why, if the template refuses these roles
+        opened(tokenizer, [*said, *added], tools=tools)  # says why, if the template refuses these roles
         raise UsageError(
             "the template does not show the policy's turn just once.", where=named(tokenizer), fix="Give --chat_template FILE."
         )
+    for piece in exchanged(added)[0]:
+        if piece.kind in (TEXT, CALL) and not stands_in(piece.text, frame[1]):
+            what = f"the template leaves out what the world said as {added[piece.turn]['role']}."
+            raise UsageError(what, where=named(tokenizer), fix=REMEDY.replace("take it out of the rows", "give it another role"))
     ids, sampled = encode_after(tokenizer, frame[1]), tuple(sampled)
     for closing in (closed[1], closed[1].rstrip()):
         end = encode_after(tokenizer, closing)
@@ -105,13 +124,16 @@ def encode_supervised(
     train_on: `assistant` turns, the `last` of them, the `completion` column (of messages: its assistant turns), `all`, or
     `no_tags`: the content of every role, only headers masked. Turns include the token that closes them. None: completion,
     assistant or all, by the columns. Plain text gets one EOS at its end, a target. Longer rows are cut on the right.
-    A mask that does not apply to these columns is a UsageError.
+    A turn's own flag (`weight` 0, `train: false`, see `laurel.policy.turns.flag`) goes before that. The row's `tools` are shown
+    to the template. A mask that does not apply to these columns is a UsageError, and so is a template that leaves out what
+    would be trained on, or what it answers to.
     """
     kind = _kind(columns)
     train_on = VARIANTS[kind][0] if train_on is None else train_on
     if train_on not in VARIANTS[kind]:
         what = f"`{train_on}` does not apply to rows of {kind}."
         raise UsageError(what, where="train_on", fix=f"Choose from: {', '.join(VARIANTS[kind])}.")
+    left_out: tuple[str, ...] = ()
     if kind == "text":
         ids, text = _plain(tokenizer, columns["text"]), columns["text"]
         ids, first, spans = ids[:1] + _closed(tokenizer, ids[1:]), 1, (Span("text", 0, len(text)),)
@@ -121,8 +143,9 @@ def encode_supervised(
     else:
         past = [] if kind == "messages" else columns["prompt"]
         messages = columns["messages"] if kind == "messages" else [*past, *columns["completion"]]
-        ids, mask, text, spans = _conversation(tokenizer, messages, len(past), train_on)
-    return Supervised(tuple(ids[:max_length]), (False, *mask[1:max_length]), text, spans)
+        ids, mask, text, spans, left_out = _conversation(tokenizer, messages, len(past), train_on, tools_of(columns))
+    cut = max_length is not None and len(ids) > max_length
+    return Supervised(tuple(ids[:max_length]), (False, *mask[1:max_length]), text, spans, cut, left_out)
 
 
 def _kind(columns: Mapping[str, Any]) -> str:
@@ -147,8 +170,28 @@ def _pair(tokenizer: Any, prompt: str, completion: str, train_on: str) -> tuple[
     return head + tail, [everything] * len(head) + [True] * len(tail), prompt + completion, (span,)
 
 
-def _conversation(tokenizer: Any, messages: Sequence[Message], first: int, train_on: str) -> tuple[Ids, list[bool], str, tuple[Span, ...]]:
+def _conversation(
+    tokenizer: Any, messages: Sequence[Message], first: int, train_on: str, tools: Tools
+) -> tuple[Ids, list[bool], str, tuple[Span, ...], tuple[str, ...]]:
     """The rendered conversation, tokenised once as a whole, and its targets. `first`: where the completion's turns begin."""
+    wanted, silent, notes = _chosen(messages, first, train_on)
+    everything = train_on == "all"
+    targets = range(len(messages)) if everything else wanted
+    said, left_out = written(tokenizer, messages, targets=targets, tools=tools, tools_needed=True)
+    text, spans = turn_spans(tokenizer, said, silent if everything else wanted, tools=tools)
+    if not everything:
+        _all_trained(tokenizer, messages, wanted, "".join(text[span.start : span.end] for span in spans))
+    ids, ranges = _token_ranges(tokenizer, text, spans)
+    _one_bos(tokenizer, ids, named(tokenizer))
+    mask = [everything] * len(ids)
+    for start, end in ranges:
+        mask[start:end] = [not everything] * (end - start)
+    spans = (Span("all", 0, len(text)),) if everything else spans
+    return ids, mask, text, spans, (*left_out, *notes)
+
+
+def _chosen(messages: Sequence[Message], first: int, train_on: str) -> tuple[list[int], list[int], tuple[str, ...]]:
+    """The turns to train on, by train_on and by their own flags; those that are told not to be; and flags without effect."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     wanted = {
         "assistant": turns,
@@ -157,15 +200,21 @@ def _conversation(tokenizer: Any, messages: Sequence[Message], first: int, train
         "no_tags": list(range(len(messages))),
         "all": [],
     }[train_on]
-    text, spans = turn_spans(tokenizer, messages, wanted)
-    if train_on == "all":
-        spans = (Span("all", 0, len(text)),)
-    ids, ranges = _token_ranges(tokenizer, text, spans)
-    _one_bos(tokenizer, ids, named(tokenizer))
-    mask = [False] * len(ids)
-    for start, end in ranges:
-        mask[start:end] = [True] * (end - start)
-    return ids, mask, text, spans
+    flags = {i: flag(message, i + 1) for i, message in enumerate(messages)}
+    asked = [i for i in flags if train_on == "assistant" and flags[i] and marked_as_trained(messages[i])]
+    silent = [i for i in flags if flags[i] is False]
+    wanted = sorted({*wanted, *asked} - {*silent})
+    vain = [i for i in flags if flags[i] and i not in wanted and train_on != "all"]
+    notes = dict.fromkeys(f"flags that ask to train on {messages[i]['role']} turns, which train_on={train_on} does not" for i in vain)
+    return wanted, silent, tuple(notes)
+
+
+def _all_trained(tokenizer: Any, messages: Sequence[Message], wanted: Sequence[int], trained: str) -> None:
+    """UsageError where a text of a target turn stands in none of the spans: {% generation %} blocks can be too small."""
+    for piece in exchanged([spoken(messages[i]) for i in wanted])[0]:
+        if piece.kind in (TEXT, CALL) and not stands_in(piece.text, trained):
+            what = f"the {piece.kind} of turn {wanted[piece.turn] + 1} is shown, but not as a part of the turn that is trained on."
+            raise UsageError(what, where=named(tokenizer), fix=REMEDY)
 
 
 def _token_ranges(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[Ids, list[tuple[int, int]]]:

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.policy.chat import ensure_template
+from laurel.policy.ends import ends_of, learn_ends
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 from laurel.policy.packed import hidden_states, packs
+from laurel.policy.positions import positions_of
+from laurel.policy.render import without_template
 
 LOADING = threading.RLock()
 """Held while weights are loaded. transformers replaces torch's initialisers meanwhile, for the whole process: two threads that load at
@@ -32,13 +35,15 @@ class Policy:
     """A causal LM that can be trained, asked for log-probabilities, and saved.
 
     `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
-    of computation; the weights stay as loaded (float32). `template` is the hash of the chat template.
+    of computation; the weights stay as loaded (float32). `template` is the hash of the chat template; `notes` is what is to be
+    said of it.
     """
 
     model: nn.Module
     tokenizer: Any
     dtype: torch.dtype = torch.float32
     template: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
@@ -57,9 +62,12 @@ class Policy:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends a completion: the tokenizer's and the generation config's."""
-        named = getattr(getattr(self.causal, "generation_config", None), "eos_token_id", None)
-        several = named if isinstance(named, (list, tuple)) else [named]
-        return frozenset(int(i) for i in [*several, self.tokenizer.eos_token_id] if i is not None)
+        return frozenset(ends_of(self.tokenizer, getattr(self.causal, "generation_config", None)))
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row it can read; None: any."""
+        return positions_of(getattr(self.causal, "config", None))
 
     @property
     def num_parameters(self) -> int:
@@ -231,13 +239,15 @@ def load_policy(config: Any) -> Policy:
     dtype = pick_dtype(config.dtype, device)
     model = load_causal(config.model, torch.float32)
     tokenizer = load_tokenizer(config.model)
+    notes = without_template(tokenizer, config.chat_template)
     template = ensure_template(tokenizer, config.chat_template)
+    notes += learn_ends(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer)
     if config.use_peft or hasattr(model, "peft_config"):
         model = with_lora(model, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return Policy(model.to(device).eval(), tokenizer, dtype, template)
+    return Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes))
 
 
 def load_causal(name: str, dtype: torch.dtype) -> nn.Module:

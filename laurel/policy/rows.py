@@ -7,14 +7,16 @@ from typing import Any
 
 from laurel.data.source import Row
 from laurel.policy.chat import Supervised, encode_after, encode_prompt, encode_supervised
+from laurel.policy.turns import tools_of
 
 
 def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The row's columns once for each answer it holds: chosen and rejected of a pair, ranked responses, else the row itself."""
+    asked = {name: columns[name] for name in ("prompt", "tools") if name in columns}
     if {"prompt", "chosen", "rejected"} <= columns.keys():
-        return [{"prompt": columns["prompt"], "completion": columns[side]} for side in ("chosen", "rejected")]
+        return [{**asked, "completion": columns[side]} for side in ("chosen", "rejected")]
     if {"prompt", "responses", "ranks"} <= columns.keys():
-        return [{"prompt": columns["prompt"], "completion": response} for response in columns["responses"]]
+        return [{**asked, "completion": response} for response in columns["responses"]]
     return [columns]
 
 
@@ -27,11 +29,12 @@ def encodings(policy: Any, row: Row, *, train_on: str | None, max_length: int | 
 
 def encode_steps(tokenizer: Any, columns: Mapping[str, Any], *, max_length: int | None) -> Supervised:
     """Prompt and steps, a line each, as ids; the last token of every step is a target. Steps beyond max_length are left out."""
-    ids, text = encode_prompt(tokenizer, columns["prompt"]), ""
+    ids, text, cut = encode_prompt(tokenizer, columns["prompt"], tools=tools_of(columns)), "", False
     mask = [False] * len(ids)
     for step in columns["completions"]:
         more = encode_after(tokenizer, "\n" + step, text or "a")
-        if not more or (max_length is not None and len(ids) + len(more) > max_length):
+        cut = max_length is not None and len(ids) + len(more) > max_length
+        if not more or cut:
             break
         ids, mask, text = ids + more, [*mask, *[False] * (len(more) - 1), True], f"{text}\n{step}"
-    return Supervised(ids, tuple(mask), text, ())
+    return Supervised(ids, tuple(mask), text, (), cut)

@@ -26,6 +26,11 @@ class Completion:
     logps: tuple[float, ...]
     finish: Finish
 
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """The ids without the one that ended it: an end token need not be one that decoding skips."""
+        return self.ids[:-1] if self.finish == "eos" else self.ids
+
 
 def sample_seed(run_seed: int, prompt: str, sample: int, step: int) -> int:
     """The seed of one sample: 64 bits that depend on (run, prompt, sample, step) and on nothing else."""
@@ -90,8 +95,8 @@ def sample(
     """Sample len(seeds) / len(prompts) completions of each prompt, in order: completion i belongs to prompt i // G.
 
     A completion ends at an end-of-sequence id (which it keeps), when its text holds a `stop` string (which it keeps), or at its length
-    limit (one for all, or one per completion). Llama-like models take the compact decoder (laurel/policy/compact.py), all others the
-    general sampler; both draw the same tokens.
+    limit (one for all, or one per completion; never more than the model has positions left). Llama-like models take the compact
+    decoder (laurel/policy/compact.py), all others the general sampler; both draw the same tokens.
     """
     from laurel.policy.decode import Decoder
 
@@ -100,6 +105,7 @@ def sample(
     if not all(prompts):
         raise UsageError("a prompt without a token has nothing to go on from.", where=f"prompt {[*map(len, prompts)].index(0)}")
     limits = [max_completion_length] * len(seeds) if isinstance(max_completion_length, int) else list(max_completion_length)
+    limits = within_positions(policy.positions, prompts, each, limits)
     was = policy.model.training
     policy.model.eval()
     try:
@@ -109,6 +115,17 @@ def sample(
         return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
     finally:
         policy.model.train(was)
+
+
+def within_positions(positions: int | None, prompts: Sequence[tuple[int, ...]], each: int, limits: list[int]) -> list[int]:
+    """The limits, cut to the positions that a model has left behind each prompt. A prompt that leaves none is a UsageError."""
+    longest = max(map(len, prompts), default=0)
+    if positions is None or longest + max(limits, default=0) <= positions:
+        return limits
+    if longest >= positions:
+        what = f"a prompt of {longest} tokens, and the model has {positions} positions: there is no room for an answer."
+        raise UsageError(what, where="prompt", fix="Leave such prompts out, or take a model with more positions.")
+    return [min(limit, positions - len(prompts[n // each])) for n, limit in enumerate(limits)]
 
 
 @torch.no_grad()

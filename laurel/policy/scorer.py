@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
+from laurel.policy.ends import ends_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import (
     LOADING,
@@ -32,6 +33,8 @@ from laurel.policy.model import (
     with_lora,
 )
 from laurel.policy.packed import hidden_states, packs
+from laurel.policy.positions import positions_of, shorter
+from laurel.policy.render import without_template
 
 PAD = "<|pad|>"
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
@@ -54,6 +57,7 @@ class Scorer:
     template: str = ""
     card: Card = field(default_factory=Card)
     language: Policy | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +74,7 @@ class Scorer:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends a text: the tokenizer's and the configuration's."""
-        return ends(self.tokenizer, self.model.config)
+        return frozenset(ends_of(self.tokenizer, self.model.config))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of what the optimiser moves."""
@@ -243,6 +247,7 @@ def load_scorer(
     check_folder(name)
     place = pick_device(device)
     tokenizer = load_tokenizer(name)
+    notes = without_template(tokenizer, chat_template)
     template = ensure_template(tokenizer, chat_template)
     trained = trained_labels(name)
     labels = num_labels or trained or 1
@@ -255,7 +260,9 @@ def load_scorer(
         model = load_trained(name, labels) if causal is None else new_head(causal, labels)
         tied = causal is not None and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
         own_padding(tokenizer, model)
-    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, read_card(name) if trained else Card())
+    card = read_card(name) if trained else Card()
+    card = replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
+    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, card, notes=tuple(notes))
     if language:
         scorer.language = language_of(scorer, causal, tied, name)
     if not Scorer(scorer.model, tokenizer).gap(scorer.model) < 1e-4:
@@ -363,7 +370,7 @@ def check_language_head(name: str) -> None:
 
 def own_padding(tokenizer: Any, model: Any) -> None:
     """Make padding a token that ends no text, in the tokenizer and in the configuration that transformers reads it from."""
-    closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends(tokenizer, model.config)))}
+    closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends_of(tokenizer, model.config)))}
     if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
         tokenizer.add_special_tokens({"pad_token": PAD})
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -371,13 +378,6 @@ def own_padding(tokenizer: Any, model: Any) -> None:
     tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
-
-
-def ends(tokenizer: Any, config: Any) -> frozenset[int]:
-    """The ids that end a text, by the tokenizer and the model's configuration."""
-    named = getattr(config, "eos_token_id", None)
-    several = named if isinstance(named, (list, tuple)) else [named]
-    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
 def right_padded(rows: Sequence[Ids], device: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,7 +85,7 @@ def save_scratch(folder: str | Path, *, alphabet: str = ALPHABET, seed: int = 0,
 
     logging.disable_progress_bar()
     tokenizer = char_tokenizer(alphabet)
-    ensure_template(tokenizer, None)
+    ensure_template(tokenizer)
     small_model(tokenizer, seed=seed, **shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

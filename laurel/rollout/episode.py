@@ -17,6 +17,7 @@ from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, encode_reply
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample
+from laurel.policy.turns import tools_of
 from laurel.rollout.calculator import Calculator
 from laurel.rollout.single import Draw
 
@@ -39,6 +40,7 @@ class _Episode:
     prompt_ids: tuple[int, ...]
     said: list[Message]
     plain: bool
+    tools: list[Any] | None = None
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
@@ -65,7 +67,7 @@ class _Episode:
             self.open = False
             return
         said = "".join(turn["content"] for turn in self.turns) if self.plain else [*self.said, *self.turns]
-        ids = encode_reply(tokenizer, said, reply, sampled=self.ids)
+        ids = encode_reply(tokenizer, said, reply, sampled=self.ids, tools=self.tools)
         if len(self.ids) + len(ids) >= limit:
             self.open, self.finish = False, "length"
             return
@@ -132,8 +134,9 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     if isinstance(prompt, str):
         ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
-    said = [*prompt, *opening]
-    return _Episode(env, key, encode_prompt(policy.tokenizer, said), said, plain=False, broken=broken)
+    said, tools = [*prompt, *opening], tools_of(row.columns)
+    ids = encode_prompt(policy.tokenizer, said, tools=tools)
+    return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
 
 
 def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int) -> list[Group]:
@@ -176,7 +179,7 @@ def once(
             max_completion_length=[limit - len(e.ids) for e, _ in live], temperature=draw.temperature, stop=draw.stop,
             top_k=draw.top_k, top_p=draw.top_p,
         )  # fmt: skip
-        texts = tokenizer.batch_decode([c.ids for c in done], skip_special_tokens=True)
+        texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
         for (episode, _), completion, text in zip(live, done, texts, strict=True):
             episode.speak(completion.ids, completion.logps, text, completion.finish)
             if completion.finish == "length" or turn + 1 == max_turns or episode.broken:

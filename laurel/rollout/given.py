@@ -73,7 +73,7 @@ def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_
         raise UsageError("answers to other prompts are needed, and there is one prompt.", where="prompts_per_step", fix="At least 2.")
     groups = []
     for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-        mismatched = {"prompt": row.columns["prompt"], "completion": other.columns["completion"]}
+        mismatched = {**row.columns, "completion": other.columns["completion"]}
         encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, mismatched)]
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
         w = float(row.columns.get("weight", 1.0))

@@ -10,6 +10,7 @@ from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample, sample_seed
+from laurel.policy.turns import tools_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,12 @@ class Draw:
 
 def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
     """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities, finish and text."""
-    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"]) for row in rows]
+    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=tools_of(row.columns)) for row in rows]
     completions = sample(
         policy, prompts, seeds=draw.seeds(rows), max_completion_length=draw.max_completion_length,
         temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,
     )  # fmt: skip
-    texts = policy.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
+    texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
     groups = []
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
         samples = []

@@ -57,10 +57,11 @@ def demonstration(setup: Setup, group: Group) -> Sample:
     """
     like, tokenizer = group.samples[0], setup.policy.tokenizer
     shown = as_sample(encode_supervised(tokenizer, group.row), replace(like.key, sample=len(group.samples), version=NOBODY))
-    end, finish = ending(tokenizer, shown.completion_ids, setup.config.stop or (), setup.config.max_completion_length or 0)
-    text = tokenizer.decode(list(shown.completion_ids[:end]), skip_special_tokens=True)
+    said = shown.completion_ids[: len(shown.loss_mask) - shown.loss_mask[::-1].index(True)]  # templates write a line end behind it
+    end, finish = ending(tokenizer, said, setup.config.stop or (), setup.config.max_completion_length or 0)
+    text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
-        shown, prompt_ids=like.prompt_ids, completion_ids=shown.completion_ids[:end], logps=(0.0,) * end, loss_mask=shown.loss_mask[:end],
+        shown, prompt_ids=like.prompt_ids, completion_ids=said[:end], logps=(0.0,) * end, loss_mask=shown.loss_mask[:end],
         temperature=like.temperature, finish=finish, text=text, turns=(Message(role="assistant", content=text),),
     )  # fmt: skip
 

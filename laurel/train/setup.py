@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,16 +19,15 @@ from laurel.core.sample import Group
 from laurel.data.rows import read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
-from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
-from laurel.rollout.given import encodings
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
+from laurel.train.fitting import bounded, fitting, weighed
 from laurel.train.inputs import inputs
 from laurel.train.optimizer import make_optimizer
 from laurel.train.options import bind, reads, resolve
@@ -172,19 +170,18 @@ def loaded(
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
     told = told_columns(config, row.use or USES[row.source], rows, mixture, bool(make_env or "relabel" in row.defaults))
     told += held_note(config, rows, held)
+    config = bounded(config, row.source, getattr(policy, "causal", policy.model), getattr(companion, "model", None))
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
-    notes = [*told, *notes, *left_out]
-    if held:
-        # what is wrong with rows of eval_dataset is not to be looked for in `dataset`
-        evaluated = config.model_copy(update={"dataset": config.eval_dataset or config.dataset})
-        held, cut = fitting(policy, held, evaluated, row.source, "evaluation row")
-        notes += cut
+    held, held_notes = fitting(policy, held, config, row.source, config.eval_dataset or "") if held else ([], [])
+    notes = [*told, *policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
+    if parallel.rank() == 0:
+        run.note({"notes": list(notes)})
     if config.profile:
         setup.clock.watch(policy.device, policy.dtype)
     if row.source == "pairs" and reference is not None:
@@ -205,7 +202,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), **how)
     if config.use_peft:
         scorer.adapt(config)
-    scorer.card = replace(scorer.card, max_length=config.max_length)
+    scorer.card = replace(scorer.card, max_length=bounded(config, "rankings", scorer.model).max_length)
     return scorer
 
 
@@ -220,48 +217,6 @@ def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
         run = Run.create(config.output_dir, {"algorithm": algorithm, **config.model_dump()}, resume=config.resume, inputs=read)
     parallel.gather(None)
     return run or Run(config.output_dir)
-
-
-def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str, what: str = "row") -> tuple[list[Row], list[str]]:
-    """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
-    kept, reason = [], ""
-    for row in rows:
-        if source not in ("policy", "parameters"):
-            encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
-            fits, reason = all(any(e.mask[1:]) for e in encoded), f"no supervised token within max_length={config.max_length}"
-        else:
-            fits = len(encode_prompt(policy.tokenizer, row.columns["prompt"])) <= config.max_prompt_length
-            reason = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
-        if fits:
-            kept.append(row)
-    if not kept:
-        raise UsageError(f"every {what} has {reason}.", where=config.dataset, fix=room(policy, config, source))
-    dropped = len(rows) - len(kept)
-    return kept, [f"{dropped} of {len(rows)} {what}s left out: {reason}"] if dropped else []
-
-
-def room(policy: Any, config: TrainConfig, source: str) -> str:
-    """What to do about rows that are too long: raise the limit, where the model has places for more."""
-    name = "max_prompt_length" if source in ("policy", "parameters") else "max_length"
-    places, limit = getattr(policy.model.config, "max_position_embeddings", None), getattr(config, name)
-    look = "Look with `laurel data show --tokens`"
-    if limit is None or (places and limit >= places):
-        return f"{look}; the model has {places} positions, so shorter rows or another model." if places else f"{look}."
-    return f"Raise {name}{f' (the model has {places} positions)' if places else ''}, or l{look[1:]}."
-
-
-def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are left out, and that is noted."""
-    if not any("weight" in row.columns for row in rows):
-        return rows, []
-    kept = [row for row in rows if row.columns.get("weight", 1.0) > 0]
-    if not kept:
-        raise UsageError("every row has the weight 0.", where="weight", fix="Is it what you mean by reliability?")
-    weights = [float(row.columns.get("weight", 1.0)) for row in kept]
-    mean = weights[0] if min(weights) == max(weights) else math.fsum(weights) / len(weights)
-    even = [replace(row, columns={**row.columns, "weight": weight / mean}) for row, weight in zip(kept, weights, strict=True)]
-    dropped = len(rows) - len(kept)
-    return even, [f"{dropped} of {len(rows)} rows left out: weight 0"] if dropped else []
 
 
 def fresh(setup: Setup) -> State:

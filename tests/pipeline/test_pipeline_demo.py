@@ -7,7 +7,7 @@ import pytest
 from laurel.data.split import prompt_key
 from laurel.pipeline import demo as module
 from laurel.train import starter
-from laurel.train.setup import load_data
+from laurel.train.supply import load_data
 
 
 @pytest.fixture

@@ -203,14 +203,16 @@ def test_reasoning_that_the_template_strips_from_earlier_turns():
     tokenizer = with_template("bytes", THINKING)
     row = encode_supervised(tokenizer, {"messages": talk("a", thought[0], "b", thought[1])})
     assert targets(tokenizer, row) == ["answer 1<|im_end|>", thought[1] + "<|im_end|>"]
-    tokenizer = with_template("bytes", OPEN_THOUGHT)
+    bare = OPEN_THOUGHT.replace("<think>\n", "")  # else it would open turns in sampling as it never does in training
+    tokenizer = with_template("bytes", bare)
     row = encode_supervised(tokenizer, {"messages": talk("a", "<think>x</think>answer 1", "b", "answer 2")})
     assert targets(tokenizer, row) == ["answer 1</s>", "answer 2</s>"]
+    assert row.left_out == ("thoughts of earlier turns",)
 
 
 def test_T31_no_span_is_an_error_not_a_guess():
     """A template that writes earlier turns in a form of their own, and one that repeats them: UsageError with the remedy."""
-    counting = "{% for m in messages %}{{ messages | length ~ m.role ~ m.content | length ~ eos_token }}{% endfor %}"
+    counting = "{% for m in messages %}{{ messages | length ~ m.role ~ ': ' ~ m.content ~ m.content ~ eos_token }}{% endfor %}"
     twice = "{% for m in messages | reverse %}{{ m.role ~ m.content ~ m.content ~ eos_token }}{% endfor %}"
     for template in (counting, twice):
         with pytest.raises(UsageError, match=r"generation.*--chat_template FILE"):
