@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from laurel.core.errors import LaurelError, UsageError, nearest
+from laurel.core.files import disk_error
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -29,10 +30,14 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """verb: (the module that has `add_parser(subparsers)`, one line of help)."""
 
+SMALLER = "Take a smaller token_budget or max_completion_length, a smaller model, or LoRA (use_peft)."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        speak_to(stream)
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -43,11 +48,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has enough (`laurel ... | head`); no second complaint when Python flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has enough (`laurel ... | head`)
+        _hush()
         return 141
+    except OSError as error:  # the disk, mostly; whoever knows the file better has said so already
+        _complain(told := disk_error(error, "" if _printed() else "standard output"))
+        return told.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        _complain(LaurelError(f"out of memory: {str(error).partition('.')[0] or 'of this machine'}.", fix=SMALLER))
+        return 1
     except SystemExit as leaving:  # argparse leaves so, after its own message
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+
+
+def speak_to(stream: Any) -> None:
+    """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than to stop."""
+    if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _printed() -> bool:
+    """Could everything be printed? If not, the rest goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _hush()
+        return False
+    return True
+
+
+def _hush() -> None:
+    """What is still to be printed goes nowhere, so that Python does not complain a second time when it leaves."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

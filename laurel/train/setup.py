@@ -19,9 +19,12 @@ from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS, UNITS
+from laurel.policy.adapters import check_targets
 from laurel.policy.chat import encode_prompt
-from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
+from laurel.policy.folders import check_folder
+from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
+from laurel.policy.weights import check_ids
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.episode import load_env
 from laurel.rollout.given import encodings
@@ -135,6 +138,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         check_starter(config.model, config.dataset)
     else:
         check_folder(config.model)
+        if config.use_peft:
+            check_targets(config.model, config.lora_target_modules, headless=bool(row.head))
         if config.imitation_coef:
             check_language_head(config.model)
     run = open_run(algorithm, config)
@@ -212,9 +217,13 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> t
     for row in rows:
         if source not in ("policy", "parameters"):
             encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
+            for one in encoded:
+                check_ids(policy, one.ids, row.where)
             fits, reason = all(any(e.mask[1:]) for e in encoded), f"no supervised token within max_length={config.max_length}"
         else:
-            fits = len(encode_prompt(policy.tokenizer, row.columns["prompt"])) <= config.max_prompt_length
+            ids = encode_prompt(policy.tokenizer, row.columns["prompt"])
+            check_ids(policy, ids, row.where)
+            fits = len(ids) <= config.max_prompt_length
             reason = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
         if fits:
             kept.append(row)

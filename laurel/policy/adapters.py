@@ -1,0 +1,174 @@
+"""LoRA adapters: put on the modules that are named, loaded with their base, and merged so that the result is what was trained."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from laurel.core.errors import UsageError, nearest
+from laurel.policy.folders import base_of, is_adapter
+from laurel.policy.weights import check_finite, few, told
+
+ALL = "all-linear"
+OPTION = "lora_target_modules"
+
+
+def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any:
+    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base); loaded adapters stay.
+
+    task: what peft calls the kind of model; None for a body without a head.
+    """
+    if hasattr(model, "peft_config"):
+        if config.lora_target_modules:
+            what = "the model's folder brings its adapters, which name their modules themselves."
+            raise UsageError(what, where=OPTION, fix="Leave it out, or start from the model under them.")
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+        target_modules=targets(model, config.lora_target_modules), task_type=task,
+    )  # fmt: skip
+    with quiet():
+        adapted = get_peft_model(model, lora)
+    if apart(model):
+        line = "%s ties its output head to its embedding, and LoRA changes them apart: the model that is saved has both"
+        logging.getLogger(__name__).warning(line, type(model).__name__)
+    return adapted
+
+
+def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
+    """The modules that names mean: `all-linear`, the end of a module's name, or a regular expression of whole names.
+
+    Errors: UsageError for a name that means nothing, with the nearest that does, or a module that no adapter fits.
+    """
+    if not asked or list(asked) == [ALL]:
+        return ALL  # every linear layer but the output head, by peft's own rule
+    modules, kinds = dict(model.named_modules()), adaptable()
+    fit = {name for name, module in modules.items() if isinstance(module, kinds)}
+    found = set[str]()
+    for name in asked:
+        named = {own for own in modules if own == name or own.endswith(f".{name}")}
+        if name == ALL:
+            head = model.get_output_embeddings()
+            named = {own for own in fit if modules[own] is not head and not isinstance(modules[own], nn.Embedding)}
+        known = {own.rpartition(".")[2] for own in fit}
+        named = named or fit.intersection(matching(name, modules))
+        if not named:
+            what = f"the model has no module `{name}` that LoRA fits."
+            raise UsageError(what, where=OPTION, fix=nearest(name, {*known, ALL}))
+        if not named <= fit:
+            kind = type(modules[min(named - fit)]).__name__
+            what = f"`{name}` is a {kind}, and LoRA fits linear layers and embeddings."
+            raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(sorted(known))}.")
+        found |= named
+    return sorted(found)
+
+
+def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
+    """The modules whose whole name a regular expression matches; none if it is no expression."""
+    try:
+        return {own for own in modules if re.fullmatch(name, own)}
+    except re.error:
+        return set()
+
+
+def adaptable() -> tuple[type, ...]:
+    """The layers that LoRA fits."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, nn.Embedding, Conv1D
+
+
+def check_targets(name: str, asked: Sequence[str] | None, *, headless: bool = False) -> None:
+    """UsageError for names that `targets` refuses: the model is built without its weights, from its configuration.
+
+    headless: the adapters go into the body below the head.
+    """
+    if not asked or list(asked) == [ALL] or is_adapter(name):
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+    targets(getattr(model, model.base_model_prefix) if headless else model, asked)
+
+
+def load_adapters(name: str, base: Any) -> Any:
+    """The model with the adapters of a folder on it, trainable: every tensor of them, in its shape, finite."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        with quiet():
+            model = PeftModel.from_pretrained(base, name, is_trainable=True)
+            weights = load_peft_weights(name, device="cpu")
+            report = set_peft_model_state_dict(model, weights)
+    except Exception as error:  # whatever another library raises about a folder is told in our words
+        shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        what = f"the adapter does not fit its base {base_of(name)}: {shapes[0] if shapes else told(error)}"
+        fix = "Name the base that it was trained on as `base_model_name_or_path` in its adapter_config.json."
+        raise UsageError(what, where=f"model={name}", fix=fix) from error
+    own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
+    lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
+    if lost or over:
+        kind = f"{len(lost)} tensors of the adapter are not in its file" if lost else f"{len(over)} tensors have no place in its base"
+        fix = "Copy the whole folder again, or name the base that it was trained on in its adapter_config.json."
+        raise UsageError(f"{kind}, such as {few(lost or over)}.", where=f"model={name}", fix=fix)
+    check_finite(weights, name)
+    return model
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters in its weights; `model` is used up. Without adapters: the model itself.
+
+    Where output head and embedding are one tensor and an adapter changes one of them, they are parted before (else each would
+    take the other's change), and the model's configuration says that it ties nothing.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    base = model.get_base_model()
+    output, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    own = getattr(output, "base_layer", output)
+    if apart(base) and "weight" in getattr(own, "_parameters", {}):
+        own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+    with quiet():
+        plain = model.merge_and_unload()
+    output, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
+    if output is not None and output.weight is not embedding.weight:
+        for config in (plain.config, plain.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return plain
+
+
+def apart(base: Any) -> bool:
+    """Do adapters make output head and embedding two, where the model ties them?"""
+    layers = base.get_output_embeddings(), base.get_input_embeddings()
+    changed = any(hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save") for layer in layers)
+    return changed and bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def fresh(model: Any) -> bool:
+    """Do adapters say nothing yet? Then the model without them is the model with them."""
+    closing = [p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name]
+    whole = any("modules_to_save" in name for name, _ in model.named_parameters())
+    return bool(closing) and not whole and not any(bool(p.any()) for p in closing)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warnings about what is dealt with here: tied weights, tensors that are missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
