@@ -14,7 +14,7 @@ from torch import nn
 
 from laurel.core.errors import UsageError, nearest
 from laurel.policy.folders import base_of, is_adapter
-from laurel.policy.weights import check_finite, few, told
+from laurel.policy.weights import check_finite, few, tell_ties, told
 
 ALL = "all-linear"
 OPTION = "lora_target_modules"
@@ -36,8 +36,11 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
         target_modules=targets(model, config.lora_target_modules), task_type=task,
     )  # fmt: skip
-    with quiet():
-        adapted = get_peft_model(model, lora)
+    try:
+        with quiet():
+            adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise UsageError(f"no adapters fit: {told(error)}", where=OPTION) from error
     if apart(model):
         line = "%s ties its output head to its embedding, and LoRA changes them apart: the model that is saved has both"
         logging.getLogger(__name__).warning(line, type(model).__name__)
@@ -45,7 +48,7 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
 
 
 def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
-    """The modules that names mean: `all-linear`, the end of a module's name, or a regular expression of whole names.
+    """The modules that names mean, for peft: `all-linear`, the end of a module's name, or a regular expression of whole names.
 
     Errors: UsageError for a name that means nothing, with the nearest that does, or a module that no adapter fits.
     """
@@ -53,22 +56,24 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
         return ALL  # every linear layer but the output head, by peft's own rule
     modules, kinds = dict(model.named_modules()), adaptable()
     fit = {name for name, module in modules.items() if isinstance(module, kinds)}
+    known = sorted({name.rpartition(".")[2] for name in fit})
+    fused = any(p.ndim == 3 for p in model.parameters())  # experts as one tensor: peft knows names for them that no module has
     found = set[str]()
     for name in asked:
         named = {own for own in modules if own == name or own.endswith(f".{name}")}
         if name == ALL:
             head = model.get_output_embeddings()
-            named = {own for own in fit if modules[own] is not head and not isinstance(modules[own], nn.Embedding)}
-        known = {own.rpartition(".")[2] for own in fit}
-        named = named or fit.intersection(matching(name, modules))
-        if not named:
+            found |= {own for own in fit if modules[own] is not head and not isinstance(modules[own], nn.Embedding)}
+        elif named & fit or (fused and re.fullmatch(r"[\w.]+", name)):
+            found.add(name)
+        elif named:
+            what = f"`{name}` is a {type(modules[min(named)]).__name__}, and LoRA fits linear layers and embeddings."
+            raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(known)}.")
+        elif more := fit.intersection(matching(name, modules)):
+            found |= more
+        else:
             what = f"the model has no module `{name}` that LoRA fits."
             raise UsageError(what, where=OPTION, fix=nearest(name, {*known, ALL}))
-        if not named <= fit:
-            kind = type(modules[min(named - fit)]).__name__
-            what = f"`{name}` is a {kind}, and LoRA fits linear layers and embeddings."
-            raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(sorted(known))}.")
-        found |= named
     return sorted(found)
 
 
@@ -87,22 +92,24 @@ def adaptable() -> tuple[type, ...]:
     return nn.Linear, nn.Embedding, Conv1D
 
 
-def check_targets(name: str, asked: Sequence[str] | None, *, headless: bool = False) -> None:
-    """UsageError for names that `targets` refuses: the model is built without its weights, from its configuration.
+def check_lora(config: Any, *, headless: bool = False) -> None:
+    """UsageError for adapters that would not fit: they are put on the model of config.json, which has no weights yet.
 
-    headless: the adapters go into the body below the head.
+    headless: they go into the body below the head.
     """
-    if not asked or list(asked) == [ALL] or is_adapter(name):
+    name = config.model
+    if is_adapter(name):
         return
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+    except Exception as error:  # whatever another library raises about a folder is told in our words
         raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
-    targets(getattr(model, model.base_model_prefix) if headless else model, asked)
+    with torch.device("meta"):
+        body = getattr(model, model.base_model_prefix)
+        with_lora(body if headless else model, config, task=None if headless else "CAUSAL_LM")
 
 
 def load_adapters(name: str, base: Any) -> Any:
@@ -139,16 +146,13 @@ def merged(model: Any) -> Any:
     if not hasattr(model, "merge_and_unload"):
         return model
     base = model.get_base_model()
-    output, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    output = base.get_output_embeddings()
     own = getattr(output, "base_layer", output)
     if apart(base) and "weight" in getattr(own, "_parameters", {}):
         own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     with quiet():
         plain = model.merge_and_unload()
-    output, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
-    if output is not None and output.weight is not embedding.weight:
-        for config in (plain.config, plain.config.get_text_config()):
-            config.tie_word_embeddings = False
+    tell_ties(plain)
     return plain
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from laurel.core.errors import UsageError
 
@@ -79,6 +80,8 @@ def check_file(file: Path) -> None:
             raise UsageError("this is a pointer of Git LFS, not the weights.", where=str(file), fix=fix)
         if file.suffix == ".safetensors":
             check_header(file, stream.read(int.from_bytes(start, "little") if size > 8 else 0), size)
+        elif start.startswith(b"PK\x03\x04") and not is_zipfile(file):  # its end, with the table of what is in it
+            raise UsageError("the file is cut short.", where=str(file), fix=AGAIN)
         elif not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip, as torch writes it, or a bare pickle
             raise UsageError("this is no file of weights that torch wrote.", where=str(file), fix=AGAIN)
 

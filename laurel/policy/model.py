@@ -25,10 +25,8 @@ from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logpr
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.weights import guard_ids, load_model, rounding, told
 
-SAVED = 1e-5
-"""How far logits may be from those of the same weights saved and read again, as a share of the largest."""
-ROUNDINGS = 16
-"""The same as a multiple of what rounding every weight once does to them."""
+ROUNDINGS = 8
+"""How far a saved model's logits may be from ours, as a multiple of what rounding every weight once does to them (measured: at most 2)."""
 
 
 @dataclass
@@ -152,15 +150,14 @@ class Policy:
 
     @torch.no_grad()
     def _gap(self, folder: Path) -> tuple[float, float]:
-        """How far the logits of a saved folder are from ours, and how far they may be: SAVED of the largest, or what rounding does."""
+        """How far the logits of a saved folder are from ours, and how far rounding may put them."""
         again = load_causal(str(folder), torch.float32).to(self.device).eval()
         probe, was = self._probe(), self.model.training
         self.model.eval()
         ours = self.causal(probe).logits.double()
         self.model.train(was)
         gap = float((ours - again(probe).logits.double()).abs().max())
-        allowed = SAVED * float(ours.abs().max())
-        return gap, allowed if gap <= allowed else max(allowed, ROUNDINGS * rounding(again, probe))
+        return gap, ROUNDINGS * rounding(again, probe) if gap else 0.0
 
     def _keep(self, folder: Path) -> str:
         """Save adapters that could not be merged truly; what to do."""
@@ -289,7 +286,8 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # whatever another library raises about a folder is told in our words
-        raise UsageError(f"cannot load a tokenizer: {told(error)}", where=f"model={name}") from error
+        fix = "Are all its files there, and whole?"
+        raise UsageError(f"cannot load a tokenizer: {told(error)}", where=f"model={name}", fix=fix) from error
 
 
 def make_reference(policy: Policy, kind: str) -> Reference | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -26,7 +27,6 @@ WRAPPERS = {
     "_checkpoint_wrapped_module": "a module inside a checkpoint wrapper",
     "_forward_module": "a module inside Lightning or DeepSpeed",
     "pretrained_model": "TRL's model with a value head",
-    "base_layer": "a model with adapters that were not merged",
 }
 """A part of a tensor's name: what puts it there."""
 BESIDE = re.compile(r"(^|[._])(vision|visual|vit|image|audio|speech|video|multi_modal|multimodal|mm|mtp|nextn|v_head|value_head)")
@@ -52,6 +52,7 @@ def load_model(kind: Any, name: str, what: str, dtype: torch.dtype, *, spare: Co
     check_names(model, report["missing_keys"], report["unexpected_keys"], name, spare)
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
+    tell_ties(model)
     return model
 
 
@@ -59,17 +60,20 @@ def load_model(kind: Any, name: str, what: str, dtype: torch.dtype, *, spare: Co
 def said_by_us() -> Iterator[list[str]]:
     """transformers' own table of what was not loaded is collected, not shown: `check_names` says it, and stops."""
     logger, reports = logging.getLogger("transformers.modeling_utils"), list[str]()
+    level, loud = logger.level, logger.getEffectiveLevel()
 
     def keep(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         ours = "LOAD REPORT" in text or "checkpoint seem corrupted" in text
         reports.extend([text] if ours else [])
-        return not ours
+        return not ours and record.levelno >= loud
 
     logger.addFilter(keep)
+    logger.setLevel(min(loud, logging.WARNING))
     try:
         yield reports
     finally:
+        logger.setLevel(level)
         logger.removeFilter(keep)
 
 
@@ -80,9 +84,9 @@ def told(error: Exception, reports: Sequence[str] = ()) -> str:
         names = rows[0].split("|")[0].strip()
         return f"{names} cannot be put together from the tensors of its files; are some missing?"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    line = textwrap.shorten(" ".join(lines), 240) if lines[0].endswith((":", ",")) else lines[0]
     plain = isinstance(error, OSError | ValueError | RuntimeError)
-    return line if plain else f"{type(error).__name__}: {line}"
+    return f"{line if plain else f'{type(error).__name__}: {line}'}".rstrip(".") + "."
 
 
 def check_shapes(mismatched: Collection[Any], name: str) -> None:
@@ -94,10 +98,13 @@ def check_shapes(mismatched: Collection[Any], name: str) -> None:
     fix = "config.json belongs to a model of another size: put the right one beside the weights."
     if 0 in there:
         fix = "Parts of a sharded model (ZeRO-3, FSDP) were saved: gather the whole weights, then save."
-    elif "emb" in tensor or "wte" in tensor or "lm_head" in tensor:
+    elif there[1:] == asked[1:] and ".experts." in tensor:
+        fix = f"config.json asks for {asked[0]} experts and the files hold {there[0]}: set their number there, or copy what is missing."
+    elif there[1:] == asked[1:] and re.search("emb|wte|lm_head", tensor):
         fix = f"Set vocab_size in config.json to {there[0]}, if that is what the tokenizer needs."
-    what = f"{len(mismatched)} tensors have another shape in the files than config.json asks for, such as "
-    raise UsageError(f"{what}{tensor}: {there}, and {asked} is asked for.", where=f"model={name}", fix=fix)
+    count = f"{len(mismatched)} tensor{'s have' if len(mismatched) > 1 else ' has'}"
+    what = f"{count} another shape in the files than config.json asks for, such as {tensor}: {there}, where {asked} is asked for."
+    raise UsageError(what, where=f"model={name}", fix=fix)
 
 
 def check_names(model: Any, missing: Collection[str], unexpected: Collection[str], name: str, spare: Collection[str] = ()) -> None:
@@ -116,10 +123,11 @@ def check_names(model: Any, missing: Collection[str], unexpected: Collection[str
         return
     every = sorted(model.state_dict())
     if lost:
-        some = f"{len(lost)} of the model's {len(every)} tensors are not in its files, such as {few(lost)}:"
-        what = f"{some} they would start from random numbers."
+        are = "are" if len(lost) > 1 else "is"
+        what = f"{len(lost)} of the model's {len(every)} tensors {are} not in its files and would be random, such as {few(lost)}."
     else:
-        what = f"the files hold {len(wrong)} tensors that the model of config.json has no place for, such as {few(wrong)}."
+        tensors = "tensors" if len(wrong) > 1 else "a tensor"
+        what = f"the files hold {tensors} that the model of config.json has no place for ({len(wrong)} in all), such as {few(wrong)}."
     raise UsageError(what, where=f"model={name}", fix=cause(model, lost, over, every))
 
 
@@ -130,8 +138,10 @@ def few(names: Sequence[str]) -> str:
 
 def cause(model: Any, lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
     """Why names do not meet, and what to do; of several causes the one that explains most."""
-    if any(re.search(r"\.lora_[AB]\b", tensor) for tensor in over):
-        return "The files hold LoRA adapters inside a model: merge them (`merge_and_unload`) before saving."
+    if any(re.search(r"\.lora_[AB]\b|\.base_layer\.", tensor) for tensor in over):
+        return "The files hold a model with adapters on it: merge them (`merge_and_unload`) before saving."
+    if nested := sorted({"model", "state_dict", "model_state_dict", "module"}.intersection(over)):
+        return f"The file is a training checkpoint: save what it holds under `{nested[0]}` by itself."
     if any(re.search(r"(scales?|scale_inv|qweight|qzeros|SCB|absmax)$", tensor) for tensor in over):
         return "The model is quantised: take it in bfloat16 or float32."
     if lost and over and (found := wrapper(lost, over)):
@@ -197,6 +207,14 @@ def let_padding_learn(model: Any) -> None:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None
+
+
+def tell_ties(model: Any) -> None:
+    """Where the files hold an output head of its own, the configuration must not call it tied: others would read it so, once saved."""
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is not embedding.weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def check_ids(policy: Any, ids: Sequence[int], where: str) -> None:

@@ -19,7 +19,7 @@ from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.objective.unit import AGGREGATIONS, UNITS
-from laurel.policy.adapters import check_targets
+from laurel.policy.adapters import check_lora
 from laurel.policy.chat import encode_prompt
 from laurel.policy.folders import check_folder
 from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
@@ -139,7 +139,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     else:
         check_folder(config.model)
         if config.use_peft:
-            check_targets(config.model, config.lora_target_modules, headless=bool(row.head))
+            check_lora(config, headless=bool(row.head))
         if config.imitation_coef:
             check_language_head(config.model)
     run = open_run(algorithm, config)
