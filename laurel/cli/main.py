@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.files import disk_error
+from laurel.core.files import disk_error, refusal
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -51,14 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has enough (`laurel ... | head`)
         _hush()
         return 141
-    except OSError as error:  # the disk, mostly; whoever knows the file better has said so already
-        _complain(told := disk_error(error, "" if _printed() else "standard output"))
-        return told.exit_code
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+    except Exception as error:
+        told = _translated(error)
+        if told is None:
             raise
-        _complain(LaurelError(f"out of memory: {str(error).partition('.')[0] or 'of this machine'}.", fix=SMALLER))
-        return 1
+        _complain(told)
+        return told.exit_code
     except SystemExit as leaving:  # argparse leaves so, after its own message
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
 
@@ -69,14 +67,12 @@ def speak_to(stream: Any) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _printed() -> bool:
-    """Could everything be printed? If not, the rest goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _hush()
-        return False
-    return True
+def _translated(error: Exception) -> LaurelError | None:
+    """What the disk or the memory refuses, as an error of ours; None for anything else, whose traceback somebody must see."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return LaurelError(f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.", fix=SMALLER)
+    refused = refusal(error)
+    return None if refused is None else disk_error(refused, "a file, or the output")
 
 
 def _hush() -> None:

@@ -59,8 +59,7 @@ def refusal(error: BaseException) -> OSError | None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     if re.search("inline_container|PytorchStreamWriter", str(error)):  # torch, which hides the number
         return OSError(errno.ENOSPC, "The disk took only a part of it")
-    behind = error.__cause__ or error.__context__
-    return refusal(behind) if behind is not None else None
+    return refusal(error.__cause__) if error.__cause__ is not None else None
 
 
 @contextmanager

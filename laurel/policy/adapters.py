@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,6 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
     task: what peft calls the kind of model; None for a body without a head.
     """
     if hasattr(model, "peft_config"):
-        if config.lora_target_modules:
-            what = "the model's folder brings its adapters, which name their modules themselves."
-            raise UsageError(what, where=OPTION, fix="Leave it out, or start from the model under them.")
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -38,13 +34,9 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
     )  # fmt: skip
     try:
         with quiet():
-            adapted = get_peft_model(model, lora)
+            return get_peft_model(model, lora)
     except ValueError as error:
-        raise UsageError(f"no adapters fit: {told(error)}", where=OPTION) from error
-    if apart(model):
-        line = "%s ties its output head to its embedding, and LoRA changes them apart: the model that is saved has both"
-        logging.getLogger(__name__).warning(line, type(model).__name__)
-    return adapted
+        raise refused(error, model, config.lora_target_modules or ()) from error
 
 
 def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
@@ -77,6 +69,15 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
     return sorted(found)
 
 
+def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
+    """What peft has against the names, in our words."""
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, adaptable())}
+    kind = re.match(r"Target module (\w+)", str(error))
+    what = f"no adapter fits a {kind[1]}." if kind else told(error)
+    unknown = [name for name in asked if name not in known]
+    return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
+
+
 def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
     """The modules whose whole name a regular expression matches; none if it is no expression."""
     try:
@@ -99,6 +100,9 @@ def check_lora(config: Any, *, headless: bool = False) -> None:
     """
     name = config.model
     if is_adapter(name):
+        if config.lora_target_modules:
+            what = "the model's folder brings its adapters, which name their modules themselves."
+            raise UsageError(what, where=OPTION, fix="Leave it out, or start from the model under them.")
         return
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -130,9 +134,11 @@ def load_adapters(name: str, base: Any) -> Any:
     own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
     lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
     if lost or over:
-        kind = f"{len(lost)} tensors of the adapter are not in its file" if lost else f"{len(over)} tensors have no place in its base"
+        kind = (
+            "tensors of the adapter are missing from its file" if lost else "the adapter's file holds tensors without a place in its base"
+        )
         fix = "Copy the whole folder again, or name the base that it was trained on in its adapter_config.json."
-        raise UsageError(f"{kind}, such as {few(lost or over)}.", where=f"model={name}", fix=fix)
+        raise UsageError(f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.", where=f"model={name}", fix=fix)
     check_finite(weights, name)
     return model
 

@@ -113,10 +113,14 @@ def check_adapter(folder: Path) -> None:
     if looks_local(base) and not Path(base).is_dir():
         fix = "If it has moved, write its new place there as `base_model_name_or_path`."
         raise UsageError(f"the adapter's base model is not there: {base}.", where=where, fix=fix)
-    kind = str(read_object(folder / ADAPTER).get("peft_type"))
+    config = read_object(folder / ADAPTER)
+    kind = str(config.get("peft_type"))
     if kind != "LORA":
         fix = "Merge it into its base with peft, if it can be, and give that folder."
         raise UsageError(f"its adapter is of the type {kind}, and laurel takes LoRA.", where=where, fix=fix)
+    if config.get("ensure_weight_tying"):
+        fix = "Merge it into its base with peft (`merge_and_unload`), and give that folder."
+        raise UsageError("its adapters share their weights (ensure_weight_tying), and laurel cannot copy them.", where=where, fix=fix)
     if not any((folder / name).is_file() for name in ADAPTERS):
         what = f"the folder holds no weights of the adapter ({ADAPTERS[0]})."
         raise UsageError(what, where=f"model={folder}", fix="Copy the whole folder.")

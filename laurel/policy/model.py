@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import whole_folder
 from laurel.core.sample import Batch
-from laurel.policy.adapters import fresh, load_adapters, merged, with_lora
+from laurel.policy.adapters import apart, fresh, load_adapters, merged, with_lora
 from laurel.policy.chat import ensure_template
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
@@ -254,6 +254,9 @@ def load_policy(config: Any) -> Policy:
     template = ensure_template(tokenizer, config.chat_template)
     if config.use_peft or hasattr(model, "peft_config"):
         model = with_lora(model, config)
+        if apart(model.get_base_model()):
+            line = "output head and embedding are one tensor, and LoRA changes them apart: the model that is saved has both"
+            logging.getLogger(__name__).warning(line)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -271,7 +274,11 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = T
     logging.disable_progress_bar()  # loading takes a moment; laurel shows the bars of what takes long
     check_folder(name)
     if is_adapter(name):
-        return load_adapters(name, load_causal(base_of(name), dtype, head=head))
+        try:
+            base = load_causal(base_of(name), dtype, head=head)
+        except UsageError as error:
+            raise UsageError(f"its base model cannot be loaded: {error}", where=f"model={name}") from error
+        return load_adapters(name, base)
     spare = () if head else ("lm_head", "embed_out")
     return load_model(AutoModelForCausalLM, name, "a causal language model", dtype, spare=spare)
 

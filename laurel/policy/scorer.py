@@ -349,6 +349,11 @@ def own_padding(tokenizer: Any, model: Any) -> None:
     """Make padding a token that ends no text, in the tokenizer and in the configuration that transformers reads it from."""
     closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends(tokenizer, model.config)))}
     if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:  # to resize would give the tokens between them random rows
+            what = f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows, and a padding token must come behind both."
+            fix = "Resize the embedding (`resize_token_embeddings`) and save the model first."
+            raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
         tokenizer.add_special_tokens({"pad_token": PAD})
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -60,28 +60,25 @@ def load_model(kind: Any, name: str, what: str, dtype: torch.dtype, *, spare: Co
 def said_by_us() -> Iterator[list[str]]:
     """transformers' own table of what was not loaded is collected, not shown: `check_names` says it, and stops."""
     logger, reports = logging.getLogger("transformers.modeling_utils"), list[str]()
-    level, loud = logger.level, logger.getEffectiveLevel()
 
     def keep(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         ours = "LOAD REPORT" in text or "checkpoint seem corrupted" in text
         reports.extend([text] if ours else [])
-        return not ours and record.levelno >= loud
+        return not ours
 
     logger.addFilter(keep)
-    logger.setLevel(min(loud, logging.WARNING))
     try:
         yield reports
     finally:
-        logger.setLevel(level)
         logger.removeFilter(keep)
 
 
 def told(error: Exception, reports: Sequence[str] = ()) -> str:
     """An error of another library in a line: its first, the next too where the first only announces it."""
     rows = [line for text in reports for line in text.splitlines() if "CONVERSION" in line and "|" in line]
-    if rows:
-        names = rows[0].split("|")[0].strip()
+    if rows or "automatic conversion of the weights" in str(error):
+        names = rows[0].split("|")[0].strip() if rows else "a tensor"
         return f"{names} cannot be put together from the tensors of its files; are some missing?"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = textwrap.shorten(" ".join(lines), 240) if lines[0].endswith((":", ",")) else lines[0]
