@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
+from laurel.core.files import writing
 from laurel.core.result import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
     if config.output:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n", encoding="utf-8")
+        with writing(path):
+            path.write_text(json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n", encoding="utf-8")
         console.print(f"written to {path}")
 
 
@@ -154,7 +156,7 @@ def run_sample(args: argparse.Namespace) -> int:
     refuse(config, FOR_SCORES, "is about scores, and `laurel sample` gives none.", "Use `laurel eval`, or leave it out.")
     if args.prompt:
         refuse(config, FOR_ROWS, "belongs to the rows of --dataset.", "Leave it out, or the prompt.")
-    rows = [Row({"prompt": text}, f"prompt {i}", f"prompt-{i}") for i, text in enumerate(args.prompt, 1)]
+    rows = [Row({"prompt": as_text(word)}, f"prompt {i}", f"prompt-{i}") for i, word in enumerate(args.prompt, 1)]
     rows = rows or load_prompts(config)[: config.limit or 3]
     policy, _ = load_policies(config)
     say(policy)
@@ -173,6 +175,14 @@ def run_sample(args: argparse.Namespace) -> int:
                 Text.assemble((str(group.row["prompt"]), "bold"), (sample.text, "cyan"), f"  [{sample.finish}, log-prob {logp:.2f}]")
             )
     return 0
+
+
+def as_text(word: str) -> str:
+    """A word of the command line as text: where the terminal's language is not UTF-8, Python leaves its bytes as they came."""
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError("the prompt is not text in UTF-8.", where="laurel sample", fix="Put it in a file, for --dataset.") from None
 
 
 def refuse(config: EvalConfig, options: Sequence[str], why: str, fix: str, *, where: str = "laurel sample") -> None:

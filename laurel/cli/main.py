@@ -12,6 +12,7 @@ from typing import Any
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import LaurelError, UsageError, nearest
+from laurel.core.files import disk_error, refusal
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -30,10 +31,14 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 """verb: (the module that has `add_parser(subparsers)`, one line of help)."""
 
+SMALLER = "Take a smaller token_budget or max_completion_length, a smaller model, or LoRA (use_peft)."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        speak_to(stream)
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -44,11 +49,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has enough (`laurel ... | head`); no second complaint when Python flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has enough (`laurel ... | head`)
+        _hush()
         return 141
+    except Exception as error:
+        told = _translated(error)
+        if told is None:
+            raise
+        _complain(told)
+        return told.exit_code
     except SystemExit as leaving:  # argparse leaves so, after its own message
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+
+
+def speak_to(stream: Any) -> None:
+    """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than to stop."""
+    if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _translated(error: Exception) -> LaurelError | None:
+    """What the disk or the memory refuses, as an error of ours; None for anything else, whose traceback somebody must see."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return LaurelError(f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.", fix=SMALLER)
+    refused = refusal(error)
+    return None if refused is None else disk_error(refused, "a file, or the output")
+
+
+def _hush() -> None:
+    """What is still to be printed goes nowhere, so that Python does not complain a second time when it leaves."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,16 +1,91 @@
-"""Files that survive a kill: atomic replacement, and JSON lines whose last one may be half-written."""
+"""Files that survive a kill: atomic replacement, JSON lines whose last one may be half-written; and what a disk refuses, in words."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from laurel.core.errors import LaurelError
+from laurel.core.errors import LaurelError, UsageError
+
+ROOM = "Free some room, or write to another disk."
+RIGHTS = "Name a place where you may write, or read."
+PLACE = "Is every folder on the way to it a folder, and there?"
+REMEDIES = {
+    errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or write to another disk.",
+    errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.ENOTDIR: PLACE, errno.ENOENT: PLACE,
+    errno.EISDIR: "Name a file, not a folder.", errno.ENAMETOOLONG: "Take a shorter name.", errno.EMFILE: "Raise `ulimit -n`.",
+}  # fmt: skip
+"""errno: what to do about it."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE)
+"""Failures of a run, not of what was asked for."""
+
+
+def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
+    """What the system says of a file, with its name and what to do. where: the file, if the error itself names none."""
+    kind = UsageError if error.errno in REMEDIES and error.errno not in FULL else LaurelError
+    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(where)
+    return kind(f"{said.rstrip('.')}.", where=place, fix=REMEDIES.get(error.errno or 0, ""))
+
+
+@contextmanager
+def writing(path: str | Path) -> Generator[None]:
+    """What the disk refuses inside the block is a LaurelError that names `path`, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        raise disk_error(refused, path) from error
+
+
+def refusal(error: BaseException) -> OSError | None:
+    """The system's error behind a library's: itself, what it came from, or the number that its text holds; None for any other."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, LaurelError):
+        return None
+    number = re.search(r"os error (\d+)", str(error))  # safetensors
+    if number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if re.search("inline_container|PytorchStreamWriter", str(error)):  # torch, which hides the number
+        return OSError(errno.ENOSPC, "The disk took only a part of it")
+    return refusal(error.__cause__) if error.__cause__ is not None else None
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Generator[Path]:
+    """A new folder beside `folder` to write into: its files come to `folder` when the block ends well, and go if it does not.
+
+    Files of weights that were there before and are not among the new ones are removed: no reader may mix two models.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            yield made
+            made.chmod(0o755)
+            if not folder.exists() or not any(folder.iterdir()):
+                made.replace(folder)
+                return
+            new = {file.name for file in made.iterdir()}
+            for old in folder.iterdir():
+                if old.name not in new and re.search(r"\.(safetensors|bin)(\.index\.json)?$", old.name):
+                    old.unlink()
+            for file in made.iterdir():
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -23,17 +98,18 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def replacing(path: str | Path) -> Generator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well: temporary file, fsync, rename, fsync of the folder."""
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path):
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), 0o644)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

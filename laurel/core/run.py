@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import read_json, read_lines, replacing, write_atomic
+from laurel.core.files import read_json, read_lines, replacing, write_atomic, writing
 from laurel.core.lock import NAME as LOCK_FILE
 from laurel.core.lock import Lock
 from laurel.core.sinks import Sink, check_sinks, open_sinks
@@ -159,7 +159,8 @@ class Run:
             self.lock.release()
 
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8", errors="surrogatepass") as file:
+        path = self.folder / name
+        with writing(path), open(path, "a", encoding="utf-8", errors="surrogatepass") as file:
             file.write("".join(_dumps(line) + "\n" for line in lines))
 
 

@@ -211,6 +211,8 @@ def obstacle(policy: Policy) -> str:
     if library() is None:
         return "there is no C++ compiler (g++) to build the decoder with"
     body = getattr(policy.causal, policy.causal.base_model_prefix)
+    if type(body.embed_tokens).__module__.partition(".")[0] == "peft":
+        return "adapters on its embedding"
     rope, width = body.rotary_emb, body.layers[0].self_attn.head_dim
     if rope.rope_type not in STATIC_ROPES or 2 * rope.inv_freq.numel() != width or width > 512 or width % 4:
         return f"rotary embedding {rope.rope_type} of {width}"

@@ -27,7 +27,9 @@ def library() -> Any:
     if (compiler := shutil.which("g++")) is None:
         return None
     info = Path("/proc/cpuinfo")
-    machine = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
+    machine = (
+        next((line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "") if info.exists() else ""
+    )
     digest = hashlib.sha256("|".join((SOURCE.read_text(), *FLAGS, machine, os.path.realpath(compiler))).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "laurel"
     path = folder / f"kernels-{digest}.so"

@@ -16,6 +16,7 @@ from laurel.core.sample import Finish
 from laurel.policy.compact import compact_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy
+from laurel.policy.weights import check_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ def sample(
     assert rest == 0, f"{len(seeds)} seeds for {len(prompts)} prompts"
     if not all(prompts):
         raise UsageError("a prompt without a token has nothing to go on from.", where=f"prompt {[*map(len, prompts)].index(0)}")
+    for i, ids in enumerate(prompts, 1):
+        check_ids(policy, ids, f"prompt {i}")
     limits = [max_completion_length] * len(seeds) if isinstance(max_completion_length, int) else list(max_completion_length)
     limits = within_positions(policy.positions, prompts, each, limits)
     was = policy.model.training

@@ -15,26 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import write_atomic
+from laurel.core.files import whole_folder, write_atomic
 from laurel.core.sample import Batch
+from laurel.policy.adapters import merged, with_lora
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
 from laurel.policy.ends import ends_of
+from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.logprob import wide
-from laurel.policy.model import (
-    LOADING,
-    Policy,
-    check_folder,
-    first_line,
-    load_causal,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-    with_lora,
-)
+from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
 from laurel.policy.render import without_template
+from laurel.policy.weights import LOADING, guard_ids, load_model, told
 
 PAD = "<|pad|>"
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
@@ -191,15 +184,17 @@ class Scorer:
         Adapters are merged in, and a language head stays behind. The proof scores two rows of different length as anybody would: padded
         on the right with the tokenizer's padding token.
         """
-        folder = Path(folder)
-        self.merged().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        write_atomic(folder / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
-        again = auto_class(self.num_labels).from_pretrained(folder, dtype=torch.float32).to(self.device).eval()
-        plain = Scorer(self.model, self.tokenizer)  # full precision, whatever training computes in
-        gap = plain.gap(again)
-        if not gap < 1e-5:
-            raise LaurelError(f"the saved scorer differs from the trained one by {gap:.2g} in its scores.", where=str(folder))
+        with whole_folder(folder) as made:
+            self.merged().save_pretrained(made)
+            self.tokenizer.save_pretrained(made)
+            write_atomic(made / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
+            again = auto_class(self.num_labels).from_pretrained(made, dtype=torch.float32).to(self.device).eval()
+            plain = Scorer(self.model, self.tokenizer)  # full precision, whatever training computes in
+            gap = plain.gap(again)
+            if not gap < 1e-5:
+                what = f"the saved scorer differs from the trained one by {gap:.2g} of its largest score."
+                fix = "The last checkpoint is kept: continue with --resume true to save again."
+                raise LaurelError(what, where=str(folder), fix=fix)
 
     @torch.no_grad()
     def gap(self, plain: nn.Module) -> float:
@@ -256,13 +251,14 @@ def load_scorer(
         raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        causal = None if trained else whole(load_causal(name, torch.float32))
+        causal = None if trained else merged(load_causal(name, torch.float32, head=language))
         model = load_trained(name, labels) if causal is None else new_head(causal, labels)
         tied = causal is not None and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
         own_padding(tokenizer, model)
     card = read_card(name) if trained else Card()
     card = replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
     scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, card, notes=tuple(notes))
+    guard_ids(scorer)
     if language:
         scorer.language = language_of(scorer, causal, tied, name)
     if not Scorer(scorer.model, tokenizer).gap(scorer.model) < 1e-4:
@@ -273,19 +269,7 @@ def load_scorer(
 
 def load_trained(name: str, labels: int) -> nn.Module:
     """A saved scorer's model, every weight of it."""
-    try:
-        model, report = auto_class(labels).from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot load a scorer: {first_line(error)}", where=f"model={name}") from error
-    lost = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
-    if lost:
-        raise UsageError(f"{len(lost)} weights are missing, such as {lost[0]}.", where=f"model={name}")
-    return model
-
-
-def whole(causal: Any) -> Any:
-    """The language model with its adapters, if it has any, merged in."""
-    return causal.merge_and_unload() if hasattr(causal, "merge_and_unload") else causal
+    return load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
 
 
 def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
@@ -312,7 +296,7 @@ def new_head(causal: Any, labels: int) -> nn.Module:
     try:
         model = auto_class(labels).from_config(config)
     except ValueError as error:
-        raise UsageError(f"no such model with a head: {first_line(error)}", where=f"model={config.model_type}") from error
+        raise UsageError(f"no such model with a head: {told(error)}", where=f"model={config.model_type}") from error
     body = getattr(causal, causal.base_model_prefix)
     if type(body) is not type(getattr(model, model.base_model_prefix, None)):
         what = f"transformers builds {type(model).__name__} around another body than {type(body).__name__}."
@@ -346,12 +330,12 @@ def trained_labels(name: str) -> int:
     from transformers import AutoConfig
 
     check_folder(name)
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return 0
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a model: {first_line(error)}", where=f"model={name}") from error
+        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
     kind = (config.architectures or [""])[0]
     return int(config.num_labels or 0) if kind.endswith((SEQUENCE, TOKEN)) else 0
 
@@ -360,7 +344,7 @@ def check_language_head(name: str) -> None:
     """UsageError for a folder that holds no language model: a trained scorer, or a body alone. Only its configuration is read."""
     from transformers import AutoConfig
 
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return
     kind = (AutoConfig.from_pretrained(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
     if kind and not any(part in kind for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
@@ -372,6 +356,11 @@ def own_padding(tokenizer: Any, model: Any) -> None:
     """Make padding a token that ends no text, in the tokenizer and in the configuration that transformers reads it from."""
     closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends_of(tokenizer, model.config)))}
     if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:  # to resize would give the tokens between them random rows
+            what = f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows, and a padding token must come behind both."
+            fix = "Resize the embedding (`resize_token_embeddings`) and save the model first."
+            raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
         tokenizer.add_special_tokens({"pad_token": PAD})
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

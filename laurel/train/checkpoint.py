@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
+from laurel.core.files import writing
 
 Parameters = dict[str, torch.nn.Parameter]
 
@@ -34,6 +37,23 @@ class State:
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
 
 
+def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
+    """What the disk refuses is told with the folder's name, and half a checkpoint does not stay to fill it further."""
+
+    @wraps(save)
+    def saved(folder: Path, *what: object, **options: object) -> Path:
+        try:
+            with writing(folder):
+                return save(folder, *what, **options)
+        except BaseException:
+            for half in folder.glob(".step-*.tmp"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise
+
+    return saved
+
+
+@whole_or_nothing
 def save_checkpoint(
     folder: Path, run: str, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, state: State, *, keep: int
 ) -> Path:

@@ -16,6 +16,7 @@ from laurel.policy.positions import positions_of, shorter
 from laurel.policy.rows import encodings
 from laurel.policy.shown import written
 from laurel.policy.turns import tools_of
+from laurel.policy.weights import check_ids
 
 SAMPLED = ("policy", "parameters")
 """sources whose rows are prompts."""
@@ -107,7 +108,9 @@ def refusal(tally: Tally, where: str) -> UsageError:
 def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     """Can the row's prompt be sampled from?"""
     prompt, tools = row.columns["prompt"], tools_of(row.columns)
-    if len(encode_prompt(policy.tokenizer, prompt, tools=tools)) > config.max_prompt_length:
+    ids = encode_prompt(policy.tokenizer, prompt, tools=tools)
+    check_ids(policy, ids, "")
+    if len(ids) > config.max_prompt_length:
         positions, fix = positions_of(policy.causal.config), "Raise max_prompt_length."
         why = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
         if positions is not None and config.max_prompt_length + (config.max_completion_length or 0) >= positions:
@@ -123,6 +126,8 @@ def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> boo
 def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     """Is there something to learn from a row of data?"""
     encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
+    for one in encoded:
+        check_ids(policy, one.ids, "")
     cut, within, longer = any(one.cut for one in encoded), f" within max_length={config.max_length}", raising(policy, config)
     if not all(any(one.mask[1:]) for one in encoded):
         if cut:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from laurel.core.files import writing
 from laurel.core.sample import Batch
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
@@ -101,6 +102,7 @@ class Remembered:
         if len(self.known) > self.saved and parallel.rank() == 0:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
-            save_file(self.known, temporary)
-            temporary.replace(self.file)
+            with writing(self.file):
+                save_file(self.known, temporary)
+                temporary.replace(self.file)
             self.saved = len(self.known)

@@ -19,7 +19,9 @@ from laurel.core.sample import Group
 from laurel.data.rows import read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
-from laurel.policy.model import Policy, Reference, check_folder, load_policy, make_reference, pick_threads
+from laurel.policy.adapters import check_lora
+from laurel.policy.folders import check_folder
+from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
@@ -143,6 +145,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         check_starter(config.model, config.dataset)
     else:
         check_folder(config.model)
+        if config.use_peft:
+            check_lora(config, headless=bool(row.head))
         if config.imitation_coef:
             check_language_head(config.model)
     run = open_run(algorithm, config, inputs(config, read))

@@ -1,0 +1,184 @@
+"""LoRA adapters: put on the modules that are named, loaded with their base, and merged so that the result is what was trained."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from laurel.core.errors import UsageError, nearest
+from laurel.policy.folders import base_of, is_adapter
+from laurel.policy.weights import check_finite, few, tell_ties, told
+
+ALL = "all-linear"
+OPTION = "lora_target_modules"
+
+
+def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any:
+    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base); loaded adapters stay.
+
+    task: what peft calls the kind of model; None for a body without a head.
+    """
+    if hasattr(model, "peft_config"):
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+        target_modules=targets(model, config.lora_target_modules), task_type=task,
+    )  # fmt: skip
+    try:
+        with quiet():
+            return get_peft_model(model, lora)
+    except ValueError as error:
+        raise refused(error, model, config.lora_target_modules or ()) from error
+
+
+def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
+    """The modules that names mean, for peft: `all-linear`, the end of a module's name, or a regular expression of whole names.
+
+    Errors: UsageError for a name that means nothing, with the nearest that does, or a module that no adapter fits.
+    """
+    if not asked or list(asked) == [ALL]:
+        return ALL  # every linear layer but the output head, by peft's own rule
+    modules, kinds = dict(model.named_modules()), adaptable()
+    fit = {name for name, module in modules.items() if isinstance(module, kinds)}
+    known = sorted({name.rpartition(".")[2] for name in fit})
+    fused = any(p.ndim == 3 for p in model.parameters())  # experts as one tensor: peft knows names for them that no module has
+    found = set[str]()
+    for name in asked:
+        named = {own for own in modules if own == name or own.endswith(f".{name}")}
+        if name == ALL:
+            head = model.get_output_embeddings()
+            found |= {own for own in fit if modules[own] is not head and not isinstance(modules[own], nn.Embedding)}
+        elif named & fit or (fused and re.fullmatch(r"[\w.]+", name)):
+            found.add(name)
+        elif named:
+            what = f"`{name}` is a {type(modules[min(named)]).__name__}, and LoRA fits linear layers and embeddings."
+            raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(known)}.")
+        elif more := fit.intersection(matching(name, modules)):
+            found |= more
+        else:
+            what = f"the model has no module `{name}` that LoRA fits."
+            raise UsageError(what, where=OPTION, fix=nearest(name, {*known, ALL}))
+    return sorted(found)
+
+
+def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
+    """What peft has against the names, in our words."""
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, adaptable())}
+    kind = re.match(r"Target module (\w+)", str(error))
+    what = f"no adapter fits a {kind[1]}." if kind else told(error)
+    unknown = [name for name in asked if name not in known]
+    return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
+
+
+def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
+    """The modules whose whole name a regular expression matches; none if it is no expression."""
+    try:
+        return {own for own in modules if re.fullmatch(name, own)}
+    except re.error:
+        return set()
+
+
+def adaptable() -> tuple[type, ...]:
+    """The layers that LoRA fits."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, nn.Embedding, Conv1D
+
+
+def check_lora(config: Any, *, headless: bool = False) -> None:
+    """UsageError for adapters that would not fit: they are put on the model of config.json, which has no weights yet.
+
+    headless: they go into the body below the head.
+    """
+    name = config.model
+    if is_adapter(name):
+        if config.lora_target_modules:
+            what = "the model's folder brings its adapters, which name their modules themselves."
+            raise UsageError(what, where=OPTION, fix="Leave it out, or start from the model under them.")
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+    except Exception as error:  # whatever another library raises about a folder is told in our words
+        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+    with torch.device("meta"):
+        body = getattr(model, model.base_model_prefix)
+        with_lora(body if headless else model, config, task=None if headless else "CAUSAL_LM")
+
+
+def load_adapters(name: str, base: Any) -> Any:
+    """The model with the adapters of a folder on it, trainable: every tensor of them, in its shape, finite."""
+    from peft import PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        with quiet():
+            model = PeftModel.from_pretrained(base, name, is_trainable=True)
+            weights = load_peft_weights(name, device="cpu")
+            report = set_peft_model_state_dict(model, weights)
+    except Exception as error:  # whatever another library raises about a folder is told in our words
+        shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        what = f"the adapter does not fit its base {base_of(name)}: {shapes[0] if shapes else told(error)}"
+        fix = "Name the base that it was trained on as `base_model_name_or_path` in its adapter_config.json."
+        raise UsageError(what, where=f"model={name}", fix=fix) from error
+    own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
+    lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
+    if lost or over:
+        kind = (
+            "tensors of the adapter are missing from its file" if lost else "the adapter's file holds tensors without a place in its base"
+        )
+        fix = "Copy the whole folder again, or name the base that it was trained on in its adapter_config.json."
+        raise UsageError(f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.", where=f"model={name}", fix=fix)
+    check_finite(weights, name)
+    return model
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters in its weights; `model` is used up. Without adapters: the model itself.
+
+    Where output head and embedding are one tensor and an adapter changes one of them, they are parted before (else each would
+    take the other's change), and the model's configuration says that it ties nothing.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    base = model.get_base_model()
+    output = base.get_output_embeddings()
+    own = getattr(output, "base_layer", output)
+    if apart(base) and "weight" in getattr(own, "_parameters", {}):
+        own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+    with quiet():
+        plain = model.merge_and_unload()
+    tell_ties(plain)
+    return plain
+
+
+def apart(base: Any) -> bool:
+    """Do adapters make output head and embedding two, where the model ties them?"""
+    layers = base.get_output_embeddings(), base.get_input_embeddings()
+    changed = any(hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save") for layer in layers)
+    return changed and bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def fresh(model: Any) -> bool:
+    """Do adapters say nothing yet? Then the model without them is the model with them."""
+    closing = [p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name]
+    whole = any("modules_to_save" in name for name, _ in model.named_parameters())
+    return bool(closing) and not whole and not any(bool(p.any()) for p in closing)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warnings about what is dealt with here: tied weights, tensors that are missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
