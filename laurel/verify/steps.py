@@ -89,13 +89,14 @@ def described(world: World, source: str) -> Describe | None:
     return makers.get(source)
 
 
-def steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
-    """For every row and its options: `batches` random batches of 3 prompts, with an unjudged sample and prompts of unequal length."""
+def steps(*, batches: int = 4, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
+    """For every row (or one) and its options: `batches` random batches of 3 prompts, with an unjudged sample and prompts of unequal
+    length."""
     world = make_world(V=4, H=3, X=3, seed=seed)
     drift = torch.randn(world.logits.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     before = replace(world, logits=world.logits + 0.35 * drift)
     for name, cases in CASES.items():
-        for options in cases:
+        for options in cases if only in (None, name) else ():
             shown = ", ".join(f"{key}={value}" for key, value in options.items())
             if ALGORITHMS[name].source == "parameters":
                 yield one_step(world, options, f"one step, {shown or 'defaults'}", batches)
