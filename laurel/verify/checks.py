@@ -21,6 +21,7 @@ from laurel.verify.mutants import Mutant, broken, outcome
 from laurel.verify.pairs import graded
 from laurel.verify.sampled import samplers, transformer
 from laurel.verify.scores import no_step_is_wrong
+from laurel.verify.shapes import shapes
 from laurel.verify.steps import steps
 from laurel.verify.world import make_world
 
@@ -37,6 +38,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "logged steps": lambda _: logged_steps(batches=2),
     "logged truths": lambda _: logged_truths(),
     "relabelled": lambda _: relabelled(),
+    "shapes": lambda _: shapes(),
     "samplers": lambda _: samplers(draws=8_000),
     "transformer": lambda _: transformer(),
 }

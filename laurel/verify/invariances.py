@@ -18,6 +18,7 @@ from laurel.train.checkpoint import State
 from laurel.train.setup import Setup
 from laurel.verify.evolution import unmoved
 from laurel.verify.finding import Finding, same
+from laurel.verify.shapes import shapes
 from laurel.verify.steps import described, grades_of
 from laurel.verify.world import World, as_groups, ascent_of, build, expected_gradient, gradient, make_world
 
@@ -34,6 +35,8 @@ def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
         if only not in (None, name):
             continue
         yield from of_row(name, world, before) if row.source != "parameters" else unmoved()
+    if only is None:
+        yield from shapes()
     small = make_world(3, 2, seed=seed + 11)
     shifted = replace(small, reward=small.reward + 5)
     for name in [name for name in ("reinforce", "reinforce_baseline") if only in (None, name)]:
