@@ -16,6 +16,7 @@ from laurel.verify.invariances import invariances
 from laurel.verify.mistakes_beside import BESIDE, OTHERS
 from laurel.verify.mistakes_loop import LOOP
 from laurel.verify.mistakes_pairs import COMPARISONS
+from laurel.verify.mistakes_shapes import SHAPES
 from laurel.verify.mistakes_step import OBJECTIVES, WEIGHTS
 from laurel.verify.mutants import Mutant, broken, outcome
 from laurel.verify.pairs import graded
@@ -25,7 +26,7 @@ from laurel.verify.shapes import shapes
 from laurel.verify.steps import steps
 from laurel.verify.world import make_world
 
-MUTANTS: tuple[Mutant, ...] = (*OBJECTIVES, *WEIGHTS, *LOOP, *COMPARISONS, *BESIDE, *OTHERS)
+MUTANTS: tuple[Mutant, ...] = (*OBJECTIVES, *WEIGHTS, *LOOP, *COMPARISONS, *BESIDE, *OTHERS, *SHAPES)
 
 CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "steps": lambda method: steps(batches=2, only=method),
