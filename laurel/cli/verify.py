@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     findings: list[Finding] = []
     for name in [part for part in CHECKS if part in chosen]:
         with console.status(f"{name}: {CHECKS[name][0]}"):
-            found = list(run_part(name))
+            found = list(run_part(name, args.method))
         kept = [f for f in found if args.method in (None, f.method)]
         findings += kept
         show_part(console, name, CHECKS[name][0], kept)
@@ -56,13 +56,15 @@ def run(args: argparse.Namespace) -> int:
     with console.status("mutants: planted mistakes"):
         verdicts = list(hunt_all(os.cpu_count() or 1)) if "mutants" in chosen else []
     show_mutants(console, verdicts)
-    failed, alive = [f for f in findings if not f.passed], [v for v in verdicts if not v.killed]
+    failed = [f for f in findings if not f.passed]
+    alive, misnamed = [v for v in verdicts if not v.killed], [v for v in verdicts if not v.named]
     seconds = time.perf_counter() - began
     if args.json:
         print(json.dumps(as_json(findings, verdicts, seconds), indent=1))
     killed = f"; {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed ({share(verdicts):.0%})" if verdicts else ""
-    console.print(f"\n{len(findings) - len(failed)} of {len(findings)} checks passed{killed}, {seconds:.0f} s")
-    return 1 if failed or alive else 0
+    wrong = f", {len(misnamed)} not by the check that they name" if misnamed else ""
+    console.print(f"\n{len(findings) - len(failed)} of {len(findings)} checks passed{killed}{wrong}, {seconds:.0f} s")
+    return 1 if failed or alive or misnamed else 0
 
 
 def share(verdicts: Sequence[Verdict]) -> float:
@@ -110,7 +112,7 @@ def error(finding: Finding) -> str:
 
 
 def show_mutants(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Each planted mistake and the check that noticed it."""
+    """Each planted mistake, the check that noticed it first, and whether the one that it names notices, too."""
     from rich.markup import escape
 
     if not verdicts:
@@ -119,6 +121,8 @@ def show_mutants(console: Console, verdicts: Sequence[Verdict]) -> None:
     for v in verdicts:
         where = f"{v.mutant.function.__module__.removeprefix('laurel.')}.{v.mutant.function.__name__}"
         table.add_row(v.mutant.name, where, escape(v.killer), "[green]killed[/]" if v.killed else "[bold red]ALIVE[/]")
+        if not v.named:
+            table.add_row("", "", escape(f"not by {v.mutant.check}, {v.mutant.finding}"), "[bold red]WRONG NAME[/]")
     console.print(table)
 
 
@@ -127,9 +131,12 @@ def as_json(findings: Sequence[Finding], verdicts: Sequence[Verdict], seconds: f
     from dataclasses import asdict
 
     return {
-        "passed": all(f.passed for f in findings) and all(v.killed for v in verdicts),
+        "passed": all(f.passed for f in findings) and all(v.killed and v.named for v in verdicts),
         "seconds": round(seconds, 1),
         "findings": [{**asdict(f), "passed": f.passed} for f in findings],
         "mutants_killed": share(verdicts),
-        "mutants": [{"name": v.mutant.name, "killed": v.killed, "killer": v.killer} for v in verdicts],
+        "mutants": [
+            {"name": v.mutant.name, "killed": v.killed, "killer": v.killer, "named": v.mutant.finding, "named_kills": v.named}
+            for v in verdicts
+        ],
     }

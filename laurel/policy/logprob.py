@@ -14,7 +14,8 @@ from laurel.objective.kl import exact_kl
 from laurel.policy.fused import FusedLogprobs, wide
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
-CHUNK = 1 << 21  # logits alive at once: 8 MiB of float32
+CHUNK = 1 << 21
+"""Logits alive at once, unless said otherwise: 8 MiB of float32. Read at every call, so that a check can make chunks of a few rows."""
 
 
 class TokenStats(NamedTuple):
@@ -46,7 +47,7 @@ def chunked_logprobs(
     temperature_M: Tensor,
     *,
     entropy: Entropy = "none",
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> TokenStats:
     """`token_logprobs` of head(hidden), a few rows of logits at a time, recomputed in the backward pass.
 
@@ -56,7 +57,7 @@ def chunked_logprobs(
     if type(head) is nn.Linear and head.bias is None and entropy != "grad":
         kind = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        logp_M, entropy_M = FusedLogprobs.apply(hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, chunk)
+        logp_M, entropy_M = FusedLogprobs.apply(hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, chunk or CHUNK)
         return TokenStats(logp_M, entropy_M if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
@@ -73,7 +74,7 @@ def chunked_kl(
     hidden_ref_MD: Tensor,
     temperature_M: Tensor,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Tensor:
     """KL(pi || ref) of each token's whole distribution, [M] float32, differentiable in the policy: the Rao-Blackwellised k1.
 
@@ -88,12 +89,12 @@ def chunked_kl(
     return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk))
 
 
-def in_chunks(function: Callable, head: Callable[[Tensor], Tensor], columns: tuple[Tensor, ...], chunk: int) -> list:
-    """Apply `function` to slices of the columns, small enough that their logits stay below `chunk` numbers."""
+def in_chunks(function: Callable, head: Callable[[Tensor], Tensor], columns: tuple[Tensor, ...], chunk: int | None) -> list:
+    """Apply `function` to slices of the columns, in order, small enough that their logits stay below `chunk` (CHUNK) numbers."""
     rows = columns[0].shape[0]
     with torch.no_grad():
         vocabulary = head(columns[0][:1]).shape[-1] if rows else 1
-    step = max(1, chunk // vocabulary)
+    step = max(1, (chunk or CHUNK) // vocabulary)
     if rows <= step or not torch.is_grad_enabled():
         return [function(*(column[i : i + step] for column in columns)) for i in range(0, max(rows, 1), step)]
     return [

@@ -18,6 +18,7 @@ from laurel.train.checkpoint import State
 from laurel.train.setup import Setup
 from laurel.verify.evolution import unmoved
 from laurel.verify.finding import Finding, same
+from laurel.verify.shapes import shapes
 from laurel.verify.steps import described, grades_of
 from laurel.verify.world import World, as_groups, ascent_of, build, expected_gradient, gradient, make_world
 
@@ -25,16 +26,20 @@ COMPARES = ("rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", 
 """Rows whose every step is the same when a constant is added to the rewards; the others only on average, or not at all."""
 
 
-def invariances(*, seed: int = 0) -> Iterator[Finding]:
-    """Every row, one random batch of unequal lengths, on the policy and one step off it."""
+def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
+    """Every row (or one), one random batch of unequal lengths, on the policy and one step off it."""
     world = make_world(V=4, H=3, X=4, seed=seed + 10)
     drift = torch.randn(world.logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     before = world.logits + 0.3 * drift
     for name, row in ALGORITHMS.items():
+        if only not in (None, name):
+            continue
         yield from of_row(name, world, before) if row.source != "parameters" else unmoved()
+    if only is None:
+        yield from shapes()
     small = make_world(3, 2, seed=seed + 11)
     shifted = replace(small, reward=small.reward + 5)
-    for name in ("reinforce", "reinforce_baseline"):
+    for name in [name for name in ("reinforce", "reinforce_baseline") if only in (None, name)]:
         found = expected_gradient(shifted, name, 1)
         yield same(name, "constant added to rewards: the same on average", found, expected_gradient(small, name, 1))
 

@@ -221,20 +221,17 @@ def units(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
     return share, float(tokens if o.loss_aggregation == "token_mean" else total)
 
 
-def gradient(
-    world: World, name: str, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any,
-    *, old: Tensor, running_mean: float = 0.0, describe: Describe | None = None,
-) -> Tensor:  # fmt: skip
-    """The direction of ascent [X, S, V] of one step on these groups: `o` are the resolved options, `old` the logits that sampled."""
-    if name in SCORED:
-        return from_scores(world, name, drawn, rewards, o, describe)
-    if name in LOGGED:
-        return LOGGED[name](world, some_tables(world.ref), drawn, [[float(r or 0.0) for r in told] for told in rewards], o).policy
-    T = 1.0 if o.temperature is None else world.temperature
-    language, pi = world.language, world.logits / T
-    values = value_table(world.ref)
+def temperature(world: World, o: Any) -> float:
+    """Rows of data have none."""
+    return 1.0 if o.temperature is None else world.temperature
+
+
+def rows_of(
+    world: World, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any, old: Tensor
+) -> list[list[Row]]:
+    """Every sample of every group with what is known of it, its reward shaped as the options say."""
+    T, language, values = temperature(world, o), world.language, value_table(world.ref)
     table = [language.token_logp(logits / T).tolist() for logits in (world.logits, old, world.ref)]
-    score = language.token_scores(pi)
     groups = []
     for (x, members), told in zip(drawn, normalised(rewards, o), strict=True):
         group = []
@@ -248,6 +245,43 @@ def gradient(
             reward = None if reward is None else reward - (o.missing_eos_penalty or 0.0) * cut
             group.append(Row(x, reward, logp, before, ref, value, cut, not (cut and o.mask_truncated_completions)))
         groups.append(group)
+    return groups
+
+
+def critic(
+    world: World, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any, *, old: Tensor, now: Tensor
+) -> Tensor:
+    """What pulls at a critic that said `value_table` when the samples were drawn, and says `now`: [X, S], upwards.
+
+    Twice the gap to the return, vf_coef times, per trained token; nothing where it has moved more than c towards the return or past it.
+    """
+    coef, c, out, tokens = o.beta if o.kl_placement == "reward" else 0.0, o.cliprange_value, torch.zeros_like(now), 0
+    for (x, members), group in zip(drawn, rows_of(world, drawn, rewards, o, old), strict=True):
+        for n, r in zip(members, group, strict=True):
+            if not r.trained or r.reward is None:
+                continue
+            tokens += len(r.logp)
+            for t, advantage in enumerate(generalised(r, coef, o)):
+                s = int(world.language.state_NT[n, t])
+                goal, said = advantage + r.value[t], float(now[x, s])
+                near = min(max(said, r.value[t] - c), r.value[t] + c) if c else said
+                silent = (near - goal) ** 2 > (said - goal) ** 2
+                out[x, s] += 0.0 if silent else 2 * o.vf_coef * (goal - said)
+    return out / tokens
+
+
+def gradient(
+    world: World, name: str, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float | None]], o: Any,
+    *, old: Tensor, running_mean: float = 0.0, describe: Describe | None = None,
+) -> Tensor:  # fmt: skip
+    """The direction of ascent [X, S, V] of one step on these groups: `o` are the resolved options, `old` the logits that sampled."""
+    if name in SCORED:
+        return from_scores(world, name, drawn, rewards, o, describe)
+    if name in LOGGED:
+        return LOGGED[name](world, some_tables(world.ref), drawn, [[float(r or 0.0) for r in told] for told in rewards], o).policy
+    T = temperature(world, o)
+    score = world.language.token_scores(world.logits / T)
+    groups = rows_of(world, drawn, rewards, o, old)
     if name in PUSH:
         return from_comparisons(world, name, drawn, groups, o, score / T)
     weights = advantages(name, groups, o, running_mean)

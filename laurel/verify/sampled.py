@@ -82,6 +82,13 @@ def make_llama(seed: int = 0) -> Llama:
 
 def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> Iterator[Finding]:
     """The sampler's frequencies, its log-probabilities, and the mean gradient of every row that has a closed form."""
+    yield from samplers(draws=draws, seed=seed)
+    yield from gradients(make_llama(seed), batches, seed)
+    yield from transformer(seed=seed)
+
+
+def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
+    """Both samplers against the listed distribution."""
     torch.manual_seed(seed)
     llama = make_llama(seed)
     with torch.no_grad():
@@ -91,8 +98,14 @@ def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> It
     for name, compact in (("sampler", vars(llama.policy)["compact"]), ("general sampler", None)):
         vars(llama.policy)["compact"] = compact
         yield from sampler(name, llama, logp, draws, seed)
-    yield from gradients(llama, batches, seed)
-    yield from splits(llama, seed)
+
+
+def transformer(*, seed: int = 0) -> Iterator[Finding]:
+    """A transformer's steps in micro-batches of another size, and what a discriminator's body says of rows."""
+    llama = make_llama(seed)
+    groups = drawn(llama, 3, 0, seed)
+    yield from splits(llama, groups)
+    yield from discriminator(llama, groups)
 
 
 def drawn(llama: Llama, count: int, step: int, seed: int) -> list[Group]:
@@ -180,13 +193,11 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
     return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
 
 
-def splits(llama: Llama, seed: int) -> Iterator[Finding]:
+def splits(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do not."""
-    groups = drawn(llama, 3, 0, seed)
     for name in [name for name, row in ALGORITHMS.items() if not row.head and row.source != "parameters"]:
         whole, split = (flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24))
         yield replace(same(name, "transformer: micro-batches of 24 tokens", split, whole, limit=1e-5), precision="float32")
-    yield from discriminator(llama, groups)
 
 
 def discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from laurel.train.options import defaults
 from laurel.verify import plain
 from laurel.verify.evolution import one_step
 from laurel.verify.finding import Finding, same
-from laurel.verify.world import Describe, World, as_groups, build, gradient, make_world
+from laurel.verify.world import Describe, World, as_groups, ascent_of, build, gradient, make_world, value_table
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "sft": [{}, {"loss_aggregation": "seq_mean_token_mean"}],
@@ -89,13 +89,14 @@ def described(world: World, source: str) -> Describe | None:
     return makers.get(source)
 
 
-def steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
-    """For every row and its options: `batches` random batches of 3 prompts, with an unjudged sample and prompts of unequal length."""
+def steps(*, batches: int = 4, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
+    """For every row (or one) and its options: `batches` random batches of 3 prompts, with an unjudged sample and prompts of unequal
+    length."""
     world = make_world(V=4, H=3, X=3, seed=seed)
     drift = torch.randn(world.logits.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     before = replace(world, logits=world.logits + 0.35 * drift)
     for name, cases in CASES.items():
-        for options in cases:
+        for options in cases if only in (None, name) else ():
             shown = ", ".join(f"{key}={value}" for key, value in options.items())
             if ALGORITHMS[name].source == "parameters":
                 yield one_step(world, options, f"one step, {shown or 'defaults'}", batches)
@@ -103,12 +104,19 @@ def steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
             yield one(world, name, options, f"one step, {shown or 'defaults'}", batches, seed, None)
             if ALGORITHMS[name].source == "policy":
                 yield one(world, name, options, f"one step off, {shown or 'defaults'}", batches, seed, before)
+            if ALGORITHMS[name].credit == "critic":
+                yield of_critic(world, name, options, f"the critic one step off, {shown or 'defaults'}", batches, before)
+
+
+def even_lengths(world: World) -> list[float]:
+    """How often to draw each completion, so that every length comes equally often."""
+    return [1 / int((world.language.length_N == length).sum()) for length in world.language.length_N]
 
 
 def one(world: World, name: str, options: dict[str, Any], quantity: str, batches: int, seed: int, before: World | None) -> Finding:
     """The gradients of all batches laid end to end, from the loop and from the second opinion."""
     rng, ours, theirs = random.Random(f"{name}{seed}"), [], []
-    every_length = [1 / int((world.language.length_N == length).sum()) for length in world.language.length_N]
+    every_length = even_lengths(world)
     sampled_from = world.logits if before is None else before.logits
     source, row = ALGORITHMS[name].source, defaults(name)
     grades, describe = grades_of(name), described(world, source)
@@ -126,4 +134,22 @@ def one(world: World, name: str, options: dict[str, Any], quantity: str, batches
         groups = as_groups(world, drawn, rewards=rewards, table=sampled_from, supervised=given, filler=number, describe=describe)
         ours.append(gradient(setup, groups, running_mean=0.4))
         theirs.append(plain.gradient(world, name, drawn, rewards, setup.config, old=sampled_from, running_mean=0.4, describe=describe))
+    return same(name, quantity, torch.stack(ours), torch.stack(theirs))
+
+
+def of_critic(world: World, name: str, options: dict[str, Any], quantity: str, batches: int, before: World) -> Finding:
+    """What pulls at the critic after it has moved, by less and by more than its clip, towards the returns and away from them."""
+    rng, ours, theirs = random.Random(f"{name}{quantity}"), [], []
+    every_length = even_lengths(world)
+    said = value_table(world.ref)
+    now = said + 0.6 * torch.randn(said.shape, generator=torch.Generator().manual_seed(3), dtype=said.dtype)
+    G = options.get("num_generations", 4)
+    for number in range(batches):
+        drawn = [(x, tuple(rng.choices(range(world.language.N), every_length, k=G))) for x in range(3)]
+        rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
+        own = {"num_generations": G} | options
+        setup = build(world, name, before.logits, world.ref, then=world.logits, critic_then=now, **own)
+        gradient(setup, as_groups(world, drawn, rewards=rewards, table=before.logits, filler=number))
+        ours.append(ascent_of(setup)[1])
+        theirs.append(plain.critic(world, drawn, rewards, setup.config, old=before.logits, now=now))
     return same(name, quantity, torch.stack(ours), torch.stack(theirs))

@@ -196,17 +196,17 @@ class Prefixes(nn.Module):
 
 
 class Recorder:
-    """In the optimiser's place: keeps every gradient it is handed, and after the first one moves the parameter to `then`, if given."""
+    """In the optimiser's place: keeps every gradient it is handed, and moves the first parameters to where `then` says, if it does."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], then: Tensor | None = None) -> None:
-        self.parameters, self.then = list(parameters), then
+    def __init__(self, parameters: Sequence[nn.Parameter], then: Sequence[Tensor] = ()) -> None:
+        self.parameters, self.then = list(parameters), list(then)
         self.param_groups: list[dict[str, Any]] = [{}]
         self.gradients: list[list[Tensor]] = []
 
     def step(self) -> None:
         self.gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters])
-        if self.then is not None:
-            self.parameters[0].data.copy_(self.then)
+        for parameter, goal in zip(self.parameters, self.then, strict=False):
+            parameter.data.copy_(goal)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:
@@ -222,8 +222,13 @@ def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     return resolve(name, TrainConfig(**base | options))
 
 
-def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor | None = None, **options: Any) -> Setup:
-    """What the loop needs for algorithm `name` on a table of logits [X, S, V]. `then`: where a first optimiser step leads."""
+def build(
+    world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor | None = None, critic_then: Tensor | None = None, **options: Any
+) -> Setup:
+    """What the loop needs for algorithm `name` on a table of logits [X, S, V].
+
+    then, critic_then: where a first optimiser step leads the policy, and with it the critic (left out: it stays).
+    """
     given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
     if ALGORITHMS[name].source == "policy":
         given |= {"temperature": world.temperature, "max_completion_length": world.language.H}
@@ -232,11 +237,13 @@ def build(world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor |
         return setup_of(name, scorer, None, Recorder([scorer.model.table]), **given | options)
     tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
     policy, frozen = (Policy(TableLM(world.language, logits), tokenizer) for logits in (table, ref))
-    setup = setup_of(name, policy, Reference(frozen, adapters_off=False), Recorder([policy.model.table], then), **given | options)
+    recorder = Recorder([policy.model.table], () if then is None else (then,))
+    setup = setup_of(name, policy, Reference(frozen, adapters_off=False), recorder, **given | options)
     if ALGORITHMS[name].credit == "critic":
         critic = TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype())))
         setup.companion = cast(Any, critic)
-        setup.optimizer.parameters.append(critic.table)
+        recorder.parameters.append(critic.table)
+        recorder.then.extend([] if critic_then is None else [critic_then])
     if ALGORITHMS[name].beside == "heads":
         setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
         setup.optimizer.parameters.extend(setup.companion.trainable().values())

@@ -26,6 +26,14 @@ def test_by_hand(make_batch):
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), value)[0], wide([-0.9, 0, -1.5, 0, -1]))
 
 
+def test_by_hand_downwards(make_batch):
+    """V_old = 0, R = -1: the mirror image of the same five, so that both bounds are seen."""
+    value = wide([-0.1, -0.5, 0.5, -1.5, 0.0]).requires_grad_()
+    loss = value_loss(value, with_values(make_batch, wide([0, 0, 0, 0, 0]), wide([-1, -1, -1, -1, -1])))
+    torch.testing.assert_close(loss, wide([0.405, 0.32, 1.125, 0.32, 0.5]))
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), value)[0], wide([0.9, 0, 1.5, 0, 1]))
+
+
 def test_without_clipping_it_is_half_the_square(make_batch):
     generator = torch.Generator().manual_seed(0)
     value, old, target = (torch.randn(3, 4, dtype=torch.float64, generator=generator) for _ in range(3))

@@ -201,5 +201,8 @@ MODELS = {
 def test_other_architectures(name, make):
     tokenizer = char_tokenizer()
     critic = shaken(make(Policy(MODELS[name](len(tokenizer)).eval(), tokenizer)))
-    value_NT = critic.values(BATCH)
+    value_NT, after_N = critic.values_and_after(BATCH)
     assert value_NT.shape == (2, 4) and value_NT[1, 2:].tolist() == [0, 0] and bool((value_NT[0] != 0).all())
+    alone = [critic.values_and_after(BATCH.rows([n])) for n in range(2)]
+    torch.testing.assert_close(after_N, torch.cat([after for _, after in alone]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(value_NT[1, :2], alone[1][0][0], atol=1e-5, rtol=1e-5)

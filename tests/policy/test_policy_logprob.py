@@ -19,6 +19,86 @@ def test_T12_temperature_is_applied_once():
     assert one.item() == pytest.approx(-0.1269280, abs=1e-6)
 
 
+HEADS = {
+    "linear": lambda: torch.nn.Linear(5, 11, bias=False).double(),
+    "bias": lambda: torch.nn.Linear(5, 11).double(),
+    "capped": lambda: torch.nn.Sequential(torch.nn.Linear(5, 11), torch.nn.Tanh()).double(),
+}
+
+
+def drawn(count=23):
+    torch.manual_seed(0)
+    hidden = torch.randn(count, 5, dtype=torch.float64, requires_grad=True)
+    return hidden, torch.randint(0, 11, (count,)), torch.rand(count, dtype=torch.float64) + 0.5
+
+
+def by_hand(head, hidden, ids, temperature):
+    """Row by row, in the order of the rows: log pi of the id, and the entropy."""
+    rows = [(head(h[None])[0] / t).log_softmax(0) for h, t in zip(hidden, temperature, strict=True)]
+    logp = torch.stack([row[i] for row, i in zip(rows, ids, strict=True)])
+    return logp, torch.stack([-(row.exp() * row).sum() for row in rows])
+
+
+def gradients(value, *of):
+    """Of a sum in which no two rows count the same."""
+    weight = torch.linspace(-1, 2, len(value), dtype=value.dtype)
+    return torch.autograd.grad((value * weight).sum(), of, retain_graph=True)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("rows", [1, 4, 22, 23, 100], ids="{} rows at once".format)
+def test_rows_keep_their_order_whatever_the_chunk(kind, rows):
+    """Without a gradient as with one, and whichever entropy is asked for: each row's own number, in its own place."""
+    (hidden, ids, temperature), head = drawn(), HEADS[kind]()
+    logp, entropy = by_hand(head, hidden, ids, temperature)
+    for how in ("none", "value", "grad"):
+        for record in (False, True):
+            with torch.set_grad_enabled(record):
+                found = chunked_logprobs(head, hidden, ids, temperature, entropy=how, chunk=11 * rows)
+            torch.testing.assert_close(found.logp, logp)
+            if how != "none":
+                torch.testing.assert_close(found.entropy, entropy)
+                assert found.entropy.requires_grad == (how == "grad" and record)
+        for ours, theirs in zip(*(gradients(x, hidden, *head.parameters()) for x in (found.logp, logp)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(*(gradients(x, hidden, *head.parameters()) for x in (found.entropy, entropy)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 22, 23, 100], ids="{} rows at once".format)
+def test_exact_kl_keeps_its_rows_whatever_the_chunk(rows):
+    """Two heads, two bodies, a temperature per row; its gradient goes to the policy alone."""
+    (hidden, _, temperature), head, head_ref = drawn(), HEADS["bias"](), HEADS["capped"]()
+    hidden_ref = torch.randn(23, 5, dtype=torch.float64)
+    logp, logp_ref = (
+        torch.stack([(h(x) / t).log_softmax(0) for x, t in zip(xs, temperature, strict=True)])
+        for h, xs in ((head, hidden), (head_ref, hidden_ref))
+    )
+    expected = (logp.exp() * (logp - logp_ref)).sum(1)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_kl(head, hidden, head_ref, hidden_ref, temperature, chunk=11 * rows), expected)
+    found = chunked_kl(head, hidden, head_ref, hidden_ref, temperature, chunk=11 * rows)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(gradients(x, hidden, *head.parameters()) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["no gradient", "gradient"])
+def test_no_more_logits_are_alive_than_asked_for(record):
+    """A head is never given more rows than the chunk has room for, and an empty batch is legal."""
+    (hidden, ids, temperature), head, seen = drawn(), HEADS["bias"](), []
+
+    def counted(x):
+        seen.append(len(x))
+        return head(x)
+
+    with torch.set_grad_enabled(record):
+        chunked_logprobs(counted, hidden, ids, temperature, chunk=11 * 4 + 10)
+        chunked_kl(counted, hidden, head, hidden.detach(), temperature, chunk=11 * 4 + 10)
+        assert max(seen) == 4 and len(seen) == 2 * (1 + 6)
+        assert len(chunked_logprobs(head, hidden[:0], ids[:0], temperature[:0], entropy="value").logp) == 0
+
+
 @pytest.mark.parametrize("entropy", ["none", "value", "grad"])
 def test_chunks_equal_the_whole_in_value_and_gradient(entropy):
     torch.manual_seed(0)

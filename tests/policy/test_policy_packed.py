@@ -33,9 +33,11 @@ START_N, GROUP_N, LENGTH_N = torch.tensor([3, 3, 3, 5, 5, 4, 3]), torch.tensor([
 
 
 def rows():
-    """Three rows of one prompt, two of a longer one, one alone, and one of the first group that begins with another prompt."""
+    """Three rows of one prompt, two of a longer one, one alone, and one of the first group whose prompt ends with another token."""
     ids_NL = torch.randint(1, 64, (7, 12), generator=torch.Generator().manual_seed(0))
     ids_NL[1:3, :3], ids_NL[4, :5] = ids_NL[0, :3], ids_NL[3, :5]
+    ids_NL[6, :3] = ids_NL[0, :3]
+    ids_NL[6, 2] = ids_NL[0, 2] % 63 + 1
     return ids_NL, torch.arange(12) < LENGTH_N[:, None]
 
 

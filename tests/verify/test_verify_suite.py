@@ -5,59 +5,104 @@ import json
 import pytest
 import torch
 
+from laurel.cli import verify as command
 from laurel.cli.main import main
 from laurel.core.config import ALGORITHM_NAMES
-from laurel.core.errors import LaurelError
 from laurel.objective import policy
+from laurel.verify import suite
+from laurel.verify.checks import CHECKS, MUTANTS, caught, look
 from laurel.verify.finding import Finding, precision, same, sampled
-from laurel.verify.mutants import MUTANTS, Mutant, broken, hunt
+from laurel.verify.mutants import Mutant, Verdict, after, broken, hunt, instead, outcome
 from laurel.verify.steps import CASES, steps
-from laurel.verify.suite import PARTS, quick, run_part
+from laurel.verify.suite import PARTS, hunt_all, quick
+
+BY_ROW = ("expectations", "fixed points", "invariances")
+NAMED = sorted({(mutant.check, mutant.finding) for mutant in MUTANTS})
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_finding_of_the_part_passes(part):
-    """Exact rows 1e-10 in float64, the float32 path 1e-5, sampled rows |z| < 4 with their sample size."""
-    findings = list(run_part(part))
-    assert len(findings) >= 20
-    assert [f for f in findings if not f.passed] == []
-    limits = {f.precision: f.limit for f in findings if f.limit in (1e-10, 1e-5)}
+def test_every_finding_of_the_part_passes(part, findings):
+    """Exact rows 1e-10 in float64, the float32 path 1e-5, sampled rows |z| < 4 with their sample size; every algorithm has its own."""
+    found = findings(part)
+    assert len(found) >= 20
+    assert [f for f in found if not f.passed] == []
+    limits = {f.precision: f.limit for f in found if f.limit in (1e-10, 1e-5)}
     assert set(limits.items()) <= {("float64", 1e-10), ("float32", 1e-5)}
-    assert all(f.limit == 4.0 for f in findings if f.samples and not f.method.endswith("sampler"))
+    assert all(f.limit == 4.0 for f in found if f.samples and not f.method.endswith("sampler"))
+    assert part not in BY_ROW or {f.method for f in found} >= set(ALGORITHM_NAMES)
 
 
-def test_every_row_of_the_table_has_steps_a_truth_and_a_fixed_point():
+def test_every_row_of_the_table_has_steps():
     assert set(CASES) == set(ALGORITHM_NAMES)
-    for part in ("expectations", "fixed points", "invariances"):
-        assert {f.method for f in run_part(part)} >= set(ALGORITHM_NAMES), part
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_planted_mistake_is_noticed(mutant):
-    assert hunt(mutant, quick).killed
+def test_planted_mistake_is_noticed_by_the_check_that_it_names(mutant):
+    assert caught(mutant)
+
+
+@pytest.mark.parametrize("check, finding", NAMED, ids="{0[0]}-{0[1]}".format)
+def test_a_named_check_passes_where_nothing_is_planted(check, finding):
+    assert look(check, finding) == "passes"
+
+
+@pytest.mark.whole
+def test_the_blind_hunt_kills_all_and_every_name_is_right():
+    """Nobody says where to look: whatever of `laurel verify` notices first is the killer."""
+    verdicts = list(hunt_all(2))
+    assert [v.mutant.name for v in verdicts if not (v.killed and v.named)] == []
 
 
 def test_there_are_enough_mistakes_and_all_differ():
-    assert len(MUTANTS) >= 15
-    assert len({(m.function, m.old, m.new) for m in MUTANTS}) == len({m.name for m in MUTANTS}) == len(MUTANTS)
+    assert len(MUTANTS) >= 120
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+    assert {m.check for m in MUTANTS} <= set(CHECKS)
 
 
 def test_a_mistake_lasts_as_long_as_its_context_and_no_longer():
-    before = policy.likelihood.__code__
-    with broken(MUTANTS[0]):
-        assert policy.likelihood.__code__ is not before
-    assert policy.likelihood.__code__ is before
+    before = policy.likelihood.__code__, policy.likelihood.__kwdefaults__
+    with broken(MUTANTS[0]), broken(Mutant("a sign", policy.likelihood, after(torch.neg), "", "")):
+        assert policy.likelihood.__code__ is not before[0]
+    assert (policy.likelihood.__code__, policy.likelihood.__kwdefaults__) == before
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_what_a_mutant_breaks_is_whole_again(mutant):
+    import inspect
+
+    function = inspect.unwrap(mutant.function)
+    before = function.__code__, function.__defaults__, function.__kwdefaults__, inspect.signature(function), dict(vars(function))
+    with broken(mutant):
+        assert inspect.signature(function) == before[3]
+    assert (function.__code__, function.__defaults__, function.__kwdefaults__, inspect.signature(function), dict(vars(function))) == before
 
 
 def test_a_change_that_changes_nothing_stays_alive():
     """The hunt reports what it does not notice: it is not a machine that says "killed"."""
-    harmless = Mutant("nothing", policy.likelihood, "return -batch.weight_NT", "return -1.0 * batch.weight_NT")
-    assert not hunt(harmless, lambda: list(steps(batches=1))).killed
+    harmless = Mutant("nothing", policy.likelihood, after(lambda x: x * 1.0), "steps", "sft: one step, defaults")
+    assert not hunt(harmless, lambda: list(steps(batches=1, only="sft"))).killed
+    assert not caught(harmless)
 
 
-def test_a_mutant_whose_source_has_gone_says_so():
-    with pytest.raises(LaurelError, match="no longer in the source"), broken(Mutant("gone", policy.clip, "no such text", "")):
-        pass
+def test_a_name_is_wrong_where_another_check_notices_or_the_code_cannot_run():
+    """A killer is the finding that is named: no other one, none that is not there, and no stumble on the way to it."""
+    flipped, by_grpo = policy.likelihood, "grpo: one step, defaults"
+    assert not caught(Mutant("a", flipped, after(torch.neg), "steps", by_grpo))
+    assert not caught(Mutant("b", flipped, after(torch.neg), "steps", "sft: no such finding"))
+    assert not caught(Mutant("c", flipped, instead(lambda: None), "steps", "sft: one step, defaults"))
+    assert caught(Mutant("d", flipped, after(torch.neg), "steps", "sft: one step, defaults"))
+    assert caught(Mutant("e", flipped, instead(lambda: None), "steps", "sft: TypeError: "))
+
+
+def test_an_error_that_is_named_must_be_raised():
+    def stops():
+        raise ValueError("too large by 3")
+        yield
+
+    assert outcome("a: ValueError: too large", stops) == "fails"
+    assert outcome("a: ValueError: too small", stops) == "is not there"
+    assert outcome("a: ValueError: too large", list) == "passes"
+    assert outcome("a: some quantity", list) == "is not there"
 
 
 def test_a_finding_fails_when_it_should():
@@ -80,8 +125,28 @@ def test_command_prints_json_and_its_exit_code_is_the_verdict(capsys):
         and len(result["findings"]) > 40
         and {"method", "quantity", "expected", "measured", "error"} <= set(result["findings"][0])
     )
-    with broken(MUTANTS[0]):
+    with broken(Mutant("a sign", policy.likelihood, after(torch.neg), "", "")):
         assert main(["verify", "--part", "steps", "--method", "sft"]) == 1
     assert "FAIL" in capsys.readouterr().out
     assert main(["verify", "--part", "identities", "--method", "grpoo"]) == 2
     assert "Did you mean `grpo`" in capsys.readouterr().err
+
+
+def test_command_fails_where_a_name_is_wrong_and_prints_the_share(capsys, monkeypatch):
+    """Two mutants, one of whom another check notices than the one that it names."""
+    right = MUTANTS[0]
+    wrong = Mutant(right.name + " twice", right.function, right.mistake, "steps", "sft: no such finding")
+    for verdicts, code in (([Verdict(right, "who: ever")], 0), ([Verdict(right, "who: ever"), Verdict(wrong, "who: ever", False)], 1)):
+        monkeypatch.setattr(suite, "hunt_all", lambda processes, verdicts=verdicts: iter(verdicts))
+        assert main(["verify", "--part", "mutants"]) == code
+        said = capsys.readouterr().out
+        assert f"{len(verdicts)} of {len(verdicts)} mutants killed (100%)" in said
+        assert ("1 not by the check that they name" in said) == ("no such finding" in said) == bool(code)
+    assert command.as_json([], [Verdict(wrong, "who: ever", False)], 0.0)["passed"] is False
+
+
+def test_the_blind_hunt_and_the_names_are_asked_of_each_mutant():
+    """What a process of the hunt does, on one mutant: killed, and by the check that it names."""
+    number = next(n for n, m in enumerate(MUTANTS) if m.function is policy.likelihood)
+    assert suite.hunted(number) == (number, "sft: one step, defaults", True)
+    assert next(iter(quick())).passed

@@ -1,0 +1,61 @@
+"""The checks that planted mistakes name: parts of `laurel verify` small enough to be run once for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from laurel.verify.claims import critic
+from laurel.verify.finding import Finding, precision
+from laurel.verify.hindsight import relabelled
+from laurel.verify.identities import identities
+from laurel.verify.imitation import told, whole_steps
+from laurel.verify.implicit import logged_steps, logged_truths
+from laurel.verify.invariances import invariances
+from laurel.verify.mistakes_beside import BESIDE, OTHERS
+from laurel.verify.mistakes_loop import LOOP
+from laurel.verify.mistakes_pairs import COMPARISONS
+from laurel.verify.mistakes_shapes import SHAPES
+from laurel.verify.mistakes_step import OBJECTIVES, WEIGHTS
+from laurel.verify.mutants import Mutant, broken, outcome
+from laurel.verify.pairs import graded
+from laurel.verify.sampled import samplers, transformer
+from laurel.verify.scores import no_step_is_wrong
+from laurel.verify.shapes import shapes
+from laurel.verify.steps import steps
+from laurel.verify.world import make_world
+
+MUTANTS: tuple[Mutant, ...] = (*OBJECTIVES, *WEIGHTS, *LOOP, *COMPARISONS, *BESIDE, *OTHERS, *SHAPES)
+
+CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
+    "steps": lambda method: steps(batches=2, only=method),
+    "invariances": lambda method: invariances(only=method),
+    "identities": lambda _: identities(),
+    "critic": lambda _: critic(make_world(3, 2, seed=3, binary=True)),
+    "process": lambda _: no_step_is_wrong(graded(make_world(3, 2, seed=40))),
+    "told": lambda _: told(),
+    "whole steps": lambda _: whole_steps(),
+    "logged steps": lambda _: logged_steps(batches=2),
+    "logged truths": lambda _: logged_truths(),
+    "relabelled": lambda _: relabelled(),
+    "shapes": lambda _: shapes(),
+    "samplers": lambda _: samplers(draws=8_000),
+    "transformer": lambda _: transformer(),
+}
+"""name: findings about a method (or more: a finding is looked for until it comes)."""
+SINGLE = ("samplers", "transformer")
+"""Checks of a float32 model; the others are run in float64."""
+
+
+def look(check: str, finding: str) -> str:
+    """What becomes of a check's finding, as the code now is: see `outcome`."""
+    method = finding.partition(": ")[0]
+    with precision(torch.float32 if check in SINGLE else torch.float64):
+        return outcome(finding, lambda: CHECKS[check](method))
+
+
+def caught(mutant: Mutant) -> bool:
+    """Does the finding that the mutant names fail while the mistake is there?"""
+    with broken(mutant):
+        return look(mutant.check, mutant.finding) == "fails"

@@ -1,0 +1,199 @@
+"""Planted mistakes that only show where logits come in several chunks, rows differ, or a critic has moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.sample import Batch
+from laurel.objective import value
+from laurel.policy import critic as values
+from laurel.policy import logprob, model, packed
+from laurel.train import critic
+from laurel.verify.mistakes_loop import by_position
+from laurel.verify.mutants import (
+    Function,
+    Mutant,
+    after,
+    column,
+    given,
+    instead,
+    meanwhile,
+    swapped,
+)
+
+
+def last_first(record: bool) -> Function:
+    """`in_chunks` with its parts in reverse order, where gradients are recorded, or where not."""
+
+    def mistake(right: Function) -> Function:
+        def wrong(*args: Any) -> list[Any]:
+            parts = right(*args)
+            return parts[::-1] if torch.is_grad_enabled() == record else parts
+
+        return wrong
+
+    return mistake
+
+
+def without_bias(head: Any) -> Any:
+    """A linear layer's product alone."""
+    if type(head) is not nn.Linear or head.bias is None:
+        return head
+    return lambda hidden: hidden @ head.weight.T
+
+
+def own_head(right: Function) -> Function:
+    """`Policy.kl` whose reference has the policy's head."""
+
+    def wrong(self: Any, batch: Batch, reference: Any) -> Tensor:
+        with swapped(reference, "head", self.head):
+            return right(self, batch, reference)
+
+    return wrong
+
+
+def only_from_above(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """In `clamp`'s place."""
+    return torch.minimum(x, high)
+
+
+def at_the_token(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """In `trained_positions`' place: where the token itself is."""
+    rows, times, at = model.trained_positions(batch)
+    return rows, times, at + 1
+
+
+def in_order_of_keys(part: Batch) -> Batch:
+    """A batch whose keys are sorted, and nothing else."""
+    return part.replace(keys=tuple(sorted(part.keys)))
+
+
+READOUT: Any = vars(model.Policy)["readout"].fget
+MOVED = "ppo: the critic one step off, defaults"
+BARE = "transformer: linear head: log pi without a gradient"
+
+SHAPES = (
+    Mutant(
+        "without a gradient, chunks come in reverse order",
+        logprob.in_chunks,
+        last_first(record=False),
+        "shapes",
+        "transformer: head with a bias: log pi without a gradient",
+    ),
+    Mutant(
+        "with a gradient, chunks come in reverse order",
+        logprob.in_chunks,
+        last_first(record=True),
+        "shapes",
+        "transformer: head with a bias: log pi",
+    ),
+    Mutant(
+        "the head's bias is forgotten",
+        logprob.chunked_logprobs,
+        given(head=without_bias),
+        "shapes",
+        "transformer: head with a bias: log pi without a gradient",
+    ),
+    Mutant(
+        "the cap of the logits is forgotten",
+        READOUT,
+        instead(lambda self: self.causal.get_output_embeddings()),
+        "shapes",
+        "transformer: capped logits: log pi without a gradient",
+    ),
+    Mutant(
+        "every row is cooled like the first",
+        model.Policy.logp,
+        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        "shapes",
+        BARE,
+    ),
+    Mutant(
+        "the exact KL cools every row like the first",
+        model.Policy.kl,
+        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        "shapes",
+        "transformer: linear head: exact KL without a gradient",
+    ),
+    Mutant(
+        "the exact KL is taken to the policy's own head",
+        model.Policy.kl,
+        own_head,
+        "shapes",
+        "transformer: linear head: exact KL without a gradient",
+    ),
+    Mutant(
+        "the entropy that is rewarded takes no gradient",
+        logprob.token_logprobs,
+        after(lambda stats: stats._replace(entropy=None if stats.entropy is None else stats.entropy.detach())),
+        "steps",
+        "rloo: one step, entropy_coef=0.2",
+    ),
+    Mutant(
+        "a shared prompt is known by its length",
+        packed.leaders,
+        given(ids_NL=torch.zeros_like),
+        "shapes",
+        BARE,
+    ),
+    Mutant(
+        "rows that are taken out keep the names of others",
+        Batch.rows,
+        after(in_order_of_keys),
+        "shapes",
+        "transformer: micro-batches of 17, padded: log pi and V by key",
+    ),
+    Mutant(
+        "a value has seen its token",
+        values.Critic.values_and_after,
+        meanwhile(values, "trained_positions", at_the_token),
+        "shapes",
+        "transformer: micro-batches of 17, padded: log pi and V by key",
+    ),
+    Mutant(
+        "the critic's values join by position, not by key",
+        critic.with_values,
+        by_position,
+        "steps",
+        MOVED,
+    ),
+    Mutant(
+        "the critic's pessimistic maximum becomes a minimum",
+        value.value_loss,
+        meanwhile(torch, "maximum", torch.minimum),
+        "steps",
+        MOVED,
+    ),
+    Mutant(
+        "the critic is never clipped",
+        value.squares,
+        given(cliprange_value=lambda _: 0.0),
+        "steps",
+        MOVED,
+    ),
+    Mutant(
+        "the critic is clipped around the return",
+        value.squares,
+        lambda right: lambda v, batch, c: right(v, batch.replace(value_NT=batch.target_NT), c),
+        "steps",
+        MOVED,
+    ),
+    Mutant(
+        "the critic is clipped around 0",
+        value.squares,
+        column(value_NT=torch.zeros_like),
+        "steps",
+        MOVED,
+    ),
+    Mutant(
+        "the critic is clipped from above only",
+        value.squares,
+        meanwhile(Tensor, "clamp", only_from_above),
+        "steps",
+        MOVED,
+    ),
+)
+"""In chunks, packed rows, micro-batches and a critic that moves."""

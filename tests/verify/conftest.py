@@ -1,0 +1,13 @@
+"""Findings that several tests look at, computed once a process."""
+
+import functools
+
+import pytest
+
+from laurel.verify.suite import run_part
+
+
+@pytest.fixture(scope="session")
+def findings():
+    """`findings("steps")` -> every finding of that part, in each of its precisions."""
+    return functools.cache(lambda part: tuple(run_part(part)))
