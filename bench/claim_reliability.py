@@ -43,7 +43,13 @@ DESIGNS = ("guess", "left slot", "longer answer")
 Setting = tuple[float, float]  # learning rate and label smoothing
 SETTINGS: tuple[Setting, ...] = ((3e-4, 0.0), (1e-3, 0.0), (3e-3, 0.0), (1e-3, 0.2), (3e-3, 0.2))
 TUNED = range(2)
-SETTING: dict[str, Setting] = {}
+SETTING: dict[str, Setting] = {
+    "majority": (1e-3, 0.2),
+    "believed labels": (1e-3, 0.2),
+    "weight": (3e-3, 0.0),
+    BOTH: (3e-3, 0.0),
+}
+"""What `--tune --first-seed 0 --seeds 2` found best."""
 PAIRED = (("believed labels", "majority"), (BOTH, "majority"), ("weight", "believed labels"), (BOTH, "believed labels"))
 Measured = tuple[float, float]  # share of the exported labels that are right, accuracy of the reward model on clean pairs
 

@@ -21,8 +21,8 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(dest="prompt_verb", required=True, metavar="fit|choose|candidates|report")
     source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("log", help="rows query, prompt, reward (.jsonl, .json, .csv, .parquet); the authors' folder; or synthetic")
-    source.add_argument("--dataset", default="", help="of the authors' folder: gsm8k or mawps")
+    source.add_argument("log", help="rows query, prompt, reward (.jsonl, .json, .csv, .parquet); a clone of Prompt-OIRL; or synthetic")
+    source.add_argument("--dataset", default="", help="of a clone of Prompt-OIRL: gsm8k (default), mawps or svamp")
     source.add_argument("--prompts", metavar="FILE", help="the prompts that exist, rows name, prompt; the log may then name them")
     source.add_argument("--log_model", default="", metavar="NAME", help="take the rows of this language model only")
     source.add_argument(
@@ -75,13 +75,14 @@ def run_fit(args: argparse.Namespace) -> int:
         {
             "log": log.name,
             "queries": int((~log.test_S).sum()),
-            "cross_validated": {"log_loss": best.log_loss, "auc": best.auc},
+            "cross_validated": {"log_loss": best.log_loss, "auc": best.auc, "value": best.value},
             "gain": gained,
         },
     )
-    print(f"model            {best.name}: log loss {best.log_loss:.4f}, AUC {best.auc:.3f} out of fold")
+    worth = "" if best.value is None else f", its choice worth {best.value:.3f}"
+    print(f"model            {best.name}: log loss {best.log_loss:.4f}, AUC {best.auc:.3f}{worth}, out of fold")
     print(f"default prompt   {predictor.names[predictor.default()]}")
-    print(f"gain over it     {gained}, out of fold")
+    print(f"gain over it     {gained}, out of fold over all {int((~log.test_S).sum()):,} queries")
     if math.isinf(predictor.margin):
         print("No gain was credible: this predictor sends the default prompt always.")
     else:
@@ -143,7 +144,7 @@ def run_choose(args: argparse.Namespace) -> int:
 def run_candidates(args: argparse.Namespace) -> int:
     """Templates, examples and rewrites, ranked by the predicted mean reward on the log's training queries."""
     from laurel.prompt.candidates import TEMPLATES, ape, few_shot, opro, ranked, rewrites
-    from laurel.prompt.fit import rates
+    from laurel.prompt.picking import rates
     from laurel.prompt.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -172,7 +173,8 @@ def run_candidates(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
-    """The log and, of the authors' folder, the published figures."""
+    """The log and, of the authors' logs as we keep them, the published figures."""
+    from laurel.prompt.clone import read_clone, root_of
     from laurel.prompt.logs import read_log
     from laurel.prompt.published import is_published, read_published
     from laurel.prompt.synthetic import synthetic_log
@@ -180,11 +182,16 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
     path = Path(args.log).expanduser()
     if is_published(path):
         return read_published(path, args.dataset)
+    if (root := root_of(path)) is not None:
+        log, features = read_clone(root, args.dataset, cache=_cache(), say=_say)
+        if features and args.features == "words":  # of a question's number words say nothing
+            args.features = features
+        return log, {}
     if args.dataset:
         raise UsageError("only the authors' folder holds several data sets.", where="--dataset", fix="Leave it out.")
     if args.log == "synthetic" and not path.exists():
         return synthetic_log(seed=args.seed)[0], {}
-    return read_log(path, prompts=args.prompts, model=args.log_model), {}
+    return read_log(path, prompts=args.prompts, model=args.log_model, say=_say), {}
 
 
 def _queries(words: list[str]) -> list[str]:
