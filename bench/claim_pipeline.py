@@ -5,6 +5,7 @@ python bench/claim_pipeline.py [PLAN.yaml] [--first-seed N] [--seeds K] [--betas
 once. It prints a table and the verdicts; docs/pipeline.md records a run.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -38,15 +39,19 @@ def carried_out(plan: Plan) -> Measured:
 
 def of_seed(seed: int, folder: Path, path: str, betas: list[float], changes: list[str]) -> dict[float, Measured]:
     """beta -> what was measured. Stages that do not depend on beta are found in the folder and kept."""
-    where = {"seed": seed, "output_dir": str(folder)}
-    return {beta: carried_out(read_plan(path, where, [*changes, f"policy.beta={beta}"])) for beta in betas}
+    where, found = {"seed": seed, "output_dir": str(folder)}, {}
+    for beta in betas:
+        found[beta] = carried_out(read_plan(path, where, [*changes, f"policy.beta={beta}"]))
+        told_so_far = ", ".join(f"{name} {value:.3f}" for name, value in found[beta].items())
+        print(f"seed {seed}, beta {beta:g}: {told_so_far}", file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts."""
     parser = command(__doc__)
     parser.add_argument("plan", nargs="?", default=str(PLAN), help="a plan of `laurel pipeline`")
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.3, 0.02])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.3, 0.02], metavar="BETA")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE")
     args = parser.parse_args()
     asked = seeds_of(args)

@@ -188,8 +188,8 @@ def _alike(vectors_SD: np.ndarray) -> np.ndarray:
     ends = np.searchsorted(along_S[order], along_S[order] + near, side="right")
     for place, end in enumerate(ends):
         one, others = order[place], order[place + 1 : end]
-        for other in others[unit_SD[others] @ unit_SD[one] >= SAME]:
-            group[group == group[other]] = group[one]
+        if group[one] == one:  # else it is known as another's double, and so are its own doubles
+            group[others[unit_SD[others] @ unit_SD[one] >= SAME]] = one
     return np.unique(group, return_inverse=True)[1]
 
 
