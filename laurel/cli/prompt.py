@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
     choose = verbs.add_parser("choose", help="a prompt for each query")
     choose.add_argument("predictor", help="a folder of `laurel prompt fit`")
-    choose.add_argument("queries", nargs="+", help="queries, or one file of rows with a column `query`")
+    choose.add_argument("queries", nargs="+", help="queries, or one file of rows with a column `query` (or `question`)")
     choose.add_argument("--candidates", metavar="FILE", help="rows name, prompt to choose from (default: the training prompts)")
     choose.add_argument("--unseen", action="store_true", help="let candidates compete that training did not see")
     choose.add_argument("--cost_weight", type=float, default=0.0, metavar="PRICE", help="reward that one unit of cost is worth (default 0)")
@@ -119,7 +119,7 @@ def run_choose(args: argparse.Namespace) -> int:
     from laurel.prompt.logs import read_prompts
     from laurel.prompt.predictor import Predictor
 
-    queries = _queries(args.queries)
+    queries, given = _queries(args.queries)
     candidates = None if args.candidates is None else read_prompts(args.candidates)
     made = Predictor.load(args.predictor).choose(queries, candidates, cost_weight=args.cost_weight, unseen=True if args.unseen else None)
     rows = [
@@ -127,7 +127,10 @@ def run_choose(args: argparse.Namespace) -> int:
          "default": round(one.default_predicted, 4), "why": one.why} for query, one in zip(queries, made, strict=True)
     ]  # fmt: skip
     if args.out is not None:
-        _write(rows, args.out)
+        replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
+        if replaced:
+            _say(f"{', '.join(f'`{name}`' for name in replaced)} of the file of queries make way for the choice's own")
+        _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
         print(f"{len(rows):,} queries: {args.out}")
         return 0
     from rich.console import Console
@@ -194,21 +197,24 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
     return read_log(path, prompts=args.prompts, model=args.log_model, say=_say), {}
 
 
-def _queries(words: list[str]) -> list[str]:
+def _queries(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The queries, and the rows of their file, whose other columns are kept (of queries as words: no columns)."""
     from laurel.data.read import SUFFIXES, read_records
+    from laurel.prompt.columns import query_column
 
     files = [word for word in words if word.removesuffix(".gz").endswith(SUFFIXES) and (" " not in word or Path(word).exists())]
     if not files:
         if not all(word.strip() for word in words):
             raise UsageError("a query is blank.", where="queries", fix="Leave it out.")
-        return words
+        return words, [{} for _ in words]
     if len(words) > 1:
         raise UsageError("one file of queries, or queries.", where=files[0], fix="Call it once for each file.")
     records = read_records(Path(words[0]).expanduser())
-    wrong = [where for where, row in records if not isinstance(row.get("query"), str) or not row["query"].strip()]
+    column = query_column(records, words[0])
+    wrong = [where for where, row in records if not isinstance(row.get(column), str) or not row[column].strip()]
     if wrong:
-        raise UsageError("no text in the column `query`.", where=wrong[0], fix="Each row has its query.")
-    return [row["query"] for _, row in records]
+        raise UsageError(f"no text in the column `{column}`.", where=wrong[0], fix="Each row has its query.")
+    return [row[column] for _, row in records], [row for _, row in records]
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

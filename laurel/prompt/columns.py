@@ -56,6 +56,17 @@ def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[s
     return [(place, {read.get(n, n): cell(row[n], n, read.get(n, n)) for n in kept if n in row}) for place, row in records], notes
 
 
+def query_column(records: list[Record], where: str) -> str:
+    """Which column of a file of queries holds them: `query`, or what others call it."""
+    names = list(dict.fromkeys(name for _, row in records for name in row))
+    found = [name for name in names if plain(name) == "query"] or [name for name in names if plain(name) in ALIASES["query"]]
+    if len(found) != 1:
+        what = f"{len(found)} columns could be the query: {', '.join(f'`{name}`' for name in found)}." if found else "no column `query`."
+        fix = "Call one of them `query`." if found else f"The file has {', '.join(f'`{name}`' for name in names)}: which one is it?"
+        raise UsageError(what, where=where, fix=fix)
+    return found[0]
+
+
 def plain(name: str) -> str:
     """`Is Correct` -> `is_correct`."""
     return name.strip().casefold().replace(" ", "_").replace("-", "_")

@@ -91,3 +91,10 @@ def test_the_command_line_says_so_and_goes_on(tmp_path, capsys):
     assert main(["prompt", "fit", str(written(tmp_path / "log.jsonl", rows)), "--output_dir", str(tmp_path / "p")]) == 0
     said = capsys.readouterr().err
     assert "`question` is read as query" in said and "not used: `ts`" in said
+    asked = written(tmp_path / "asked.jsonl", [{"question": "What is 3?", "id": 8, "name": "mine"}])
+    assert main(["prompt", "choose", str(tmp_path / "p"), str(asked), "--out", str(tmp_path / "chosen.jsonl")]) == 0
+    row = json.loads((tmp_path / "chosen.jsonl").read_text())
+    assert row["id"] == 8 and row["question"] == row["query"] == "What is 3?" and row["name"] in "ab"
+    assert "`name` of the file of queries make way" in capsys.readouterr().err
+    assert main(["prompt", "choose", str(tmp_path / "p"), str(written(asked, [{"text": "What is 3?"}]))]) == 2
+    assert "no column `query`" in capsys.readouterr().err
