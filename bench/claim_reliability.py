@@ -9,6 +9,7 @@ that X (with `--first-seed 0 --seeds 2`).
 import json
 import math
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -168,10 +169,10 @@ def of_design(seed: int, folder: Path, design: str, tried: dict[str, tuple[Setti
     return found
 
 
-def of_seed(seed: int, folder: Path, tuning: bool) -> dict[tuple[str, str, Setting], Measured]:
+def of_seed(seed: int, folder: Path, designs: Sequence[str], tuning: bool) -> dict[tuple[str, str, Setting], Measured]:
     """(design, way, setting) -> what was measured."""
     found = {}
-    for design in DESIGNS[-1:] if tuning else DESIGNS:
+    for design in designs:
         tried = {way: allowed(way) if tuning else (SETTING[way],) for way in WAYS}
         for (way, setting), measured in of_design(seed, folder / design.replace(" ", "-"), design, tried).items():
             found[design, way, setting] = measured
@@ -180,7 +181,7 @@ def of_seed(seed: int, folder: Path, tuning: bool) -> dict[tuple[str, str, Setti
 
 def tune(seeds: range) -> None:
     """Print the mean accuracy of every way at every setting where cheaters take the longer answer, and its best setting."""
-    found, rows = over(seeds, partial(of_seed, tuning=True)), []
+    found, rows = over(seeds, partial(of_seed, designs=DESIGNS[-1:], tuning=True)), []
     for way in WAYS:
         got = {setting: mean(seed[DESIGNS[-1], way, setting][1] for seed in found) for setting in allowed(way)}
         cells = [f"{got[setting]:.3f}" if setting in got else "" for setting in SETTINGS]
@@ -192,6 +193,7 @@ def main() -> None:
     """Run the seeds, print the table and the verdicts. Or search for the settings."""
     parser = command(__doc__, seeds=8)
     parser.add_argument("--tune", action="store_true", help="search for every way's learning rate and smoothing instead")
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=DESIGNS, help="what the cheaters do (default: each in turn)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     asked = seeds_of(args)
@@ -199,17 +201,20 @@ def main() -> None:
         return tune(asked)
     if set(asked) & set(TUNED):
         raise SystemExit(f"settings were chosen on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
-    seeds = [{(d, w): measured for (d, w, _), measured in seed.items()} for seed in over(asked, partial(of_seed, tuning=False))]
+    seeds = [
+        {(d, w): measured for (d, w, _), measured in seed.items()}
+        for seed in over(asked, partial(of_seed, designs=args.designs, tuning=False))
+    ]
     rows = [
         [design, way, "{:g}, {:g}".format(*SETTING[way]), *(told([s[design, way][i] for s in seeds], 3) for i in range(2))]
-        for design in DESIGNS
+        for design in args.designs
         for way in WAYS
     ]
     print(f"{ANNOTATORS} annotators, {CHEATERS} of them cheating; {ITEMS} pairs with {VOTES} votes each; {asked}.\n")
     print(table(["cheaters", "export", "rate, smoothing", "labels right", "reward model right on clean pairs"], rows) + "\n")
     gaps = {
         f"{design}: {better} against {worse}": [s[design, better][1] - s[design, worse][1] for s in seeds]
-        for design in DESIGNS
+        for design in args.designs
         for better, worse in PAIRED
     }
     print(corrected(len(gaps)))
