@@ -59,7 +59,9 @@ def verdicts(seeds: list[Found]) -> list[str]:
         lines.append(f"{group}'s gold reward as B's share grows: {pieces}.")
     alone = {"A": [s[1.0]["A"] for s in seeds], "B": [s[0.0]["B"] for s in seeds]}
     for group, gap in alone.items():
-        lines.append(f"Without any label of its own, {group}'s gold reward {word[clearly(gap, MADE)]} against the reference ({told(gap, of=MADE)}).")
+        lines.append(
+            f"Without any label of its own, {group}'s gold reward {word[clearly(gap, MADE)]} against the reference ({told(gap, of=MADE)})."
+        )
     return lines
 
 
