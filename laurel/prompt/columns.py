@@ -13,7 +13,7 @@ COLUMNS = ("query", "prompt", *NUMBERS, "query_id", "sample", "response", "model
 ALIASES: dict[str, tuple[str, ...]] = {
     "query": ("question", "input", "problem", "query_text", "question_text", "user_query"),
     "prompt": ("prompt_text", "prompt_template", "template", "prompt_name", "prompt_id"),
-    "reward": ("correct", "is_correct", "correctness", "score", "success", "accuracy"),
+    "reward": ("correct", "is_correct", "correctness", "score", "success", "passed", "accuracy", "acc"),
     "response": ("completion", "output", "model_output", "model_answer", "response_text", "generation", "prediction"),
     "cost": ("total_tokens", "tokens", "price"),
     "propensity": ("propensity_score", "logging_probability"),
