@@ -9,6 +9,7 @@ that X (with `--first-seed 0 --seeds 2`).
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -176,6 +177,7 @@ def of_seed(seed: int, folder: Path, designs: Sequence[str], tuning: bool) -> di
         tried = {way: allowed(way) if tuning else (SETTING[way],) for way in WAYS}
         for (way, setting), measured in of_design(seed, folder / design.replace(" ", "-"), design, tried).items():
             found[design, way, setting] = measured
+            print(f"seed {seed}, {design}, {way}: right {measured[0]:.3f}, {measured[1]:.3f}", file=sys.stderr, flush=True)
     return found
 
 
