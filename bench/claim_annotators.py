@@ -1,14 +1,14 @@
 """The lectures say that the annotators' distribution shifts the model's behaviour: two groups who disagree, and RL on their mixture.
 
-python bench/claim_annotators.py [SEEDS] prints tables and the verdicts that they support, and draws docs/figures/annotators.svg.
+python bench/claim_annotators.py [--first-seed N] [--seeds K] prints tables and the verdicts that they
+support, and draws docs/figures/annotators.svg.
 Reward models are trained on sampled labels; the policies are the exact optima of RL with a KL penalty. docs/experiments.md records a run.
 """
 
-import sys
 from itertools import pairwise
 
 import torch
-from claim import clearly, figure, interval, table, told
+from claim import clearly, command, corrected, figure, interval, seeds_of, table, told
 from claim_overoptimisation import BETAS, GRID, LANGUAGE, at, scaled
 from claim_ranking import fit_pairs
 
@@ -47,25 +47,32 @@ def of_seed(seed: int, agreement: float) -> Found:
     return found
 
 
+MADE = len(AGREEMENTS) * 2 * len(SHARES)  # comparisons: a group's four steps of the share, and its end against the reference
+
+
 def verdicts(seeds: list[Found]) -> list[str]:
     """Between neighbouring shares, from none to all, and against the reference (where both rewards are 0): which changes are clear."""
     word, lines = {1: "rose", -1: "fell", 0: "did not clearly change"}, []
     for group in "AB":
         steps = {f"{few:g} to {many:g}": [s[many][group] - s[few][group] for s in seeds] for few, many in pairwise(SHARES)}
-        pieces = "; ".join(f"{where} {word[clearly(gap)]} ({told(gap)})" for where, gap in steps.items())
+        pieces = "; ".join(f"{where} {word[clearly(gap, MADE)]} ({told(gap, of=MADE)})" for where, gap in steps.items())
         lines.append(f"{group}'s gold reward as B's share grows: {pieces}.")
     alone = {"A": [s[1.0]["A"] for s in seeds], "B": [s[0.0]["B"] for s in seeds]}
     for group, gap in alone.items():
-        lines.append(f"Without any label of its own, {group}'s gold reward {word[clearly(gap)]} against the reference ({told(gap)}).")
+        lines.append(
+            f"Without any label of its own, {group}'s gold reward {word[clearly(gap, MADE)]} against the reference ({told(gap, of=MADE)})."
+        )
     return lines
 
 
-def main(count: int = 20) -> None:
+def main() -> None:
     """Run the seeds at both agreements, print tables and verdicts, draw the figure."""
+    asked = seeds_of(command(__doc__, seeds=20).parse_args())
     torch.set_num_threads(1)
     curves = {}
+    print(corrected(MADE))
     for agreement in AGREEMENTS:
-        seeds = [of_seed(seed, agreement) for seed in range(count)]
+        seeds = [of_seed(seed, agreement) for seed in asked]
         rows = [[f"{share:g}", *(told([s[share][group] for s in seeds]) for group in "AB")] for share in SHARES]
         print(f"Tastes of cosine {agreement:g}:\n\n" + table(["share of B's labels", "A's gold reward", "B's gold reward"], rows) + "\n")
         print("\n".join(verdicts(seeds)) + "\n")
@@ -77,4 +84,4 @@ def main(count: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

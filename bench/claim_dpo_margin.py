@@ -1,16 +1,16 @@
 """The lectures ask of DPO: "only the margin is maximised, what would happen?" Measured on a small model that has learned to add.
 
-python bench/claim_dpo_margin.py [SEEDS] prints a table and the verdicts that it supports. docs/algorithms/dpo.md records one.
+python bench/claim_dpo_margin.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
+supports. docs/algorithms/dpo.md records one.
 """
 
 import json
 import random
-import sys
-import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
+from claim import command, corrected, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
@@ -30,7 +30,7 @@ METHODS = {
     "orpo": ("orpo", {}),
 }
 """A label: the row of the table and its options. All take the same pairs, steps and learning rate."""
-STUDENT = {1: float("inf"), 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % points of t, by the number of seeds
+MADE = 3 * len(METHODS)  # comparisons with SFT: of the chosen answers, the margin, and the sums
 SHOWN = ("chosen", "rejected", "margin", "accuracy")
 
 
@@ -88,17 +88,12 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the width of the 95 % interval over seeds (Student's t)."""
-    return mean(values), STUDENT[len(values)] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("inf")
-
-
 def verdicts(seeds: list[dict[str, dict[str, float]]]) -> list[str]:
     """For each method how the chosen answers' log-probability changed, against SFT of the same seed, where the interval is clear."""
     lines = []
     for label in METHODS:
-        (chosen, c), (margin, m) = (interval([s[label][x] - s["sft"][x] for s in seeds]) for x in ("chosen", "margin"))
-        (accuracy, a) = interval([s[label]["accuracy"] - s["sft"]["accuracy"] for s in seeds])
+        (chosen, c), (margin, m) = (interval([s[label][x] - s["sft"][x] for s in seeds], MADE) for x in ("chosen", "margin"))
+        (accuracy, a) = interval([s[label]["accuracy"] - s["sft"]["accuracy"] for s in seeds], MADE)
         way = "fell" if chosen + c < 0 else "rose" if chosen - c > 0 else "did not clearly change"
         grew = "the margin grew" if margin - m > 0 else "the margin did not clearly grow"
         right = "fewer" if accuracy + a < 0 else "more" if accuracy - a > 0 else "about as many"
@@ -106,18 +101,13 @@ def verdicts(seeds: list[dict[str, dict[str, float]]]) -> list[str]:
     return lines
 
 
-def main(count: int = 3) -> None:
+def main() -> None:
     """Print the table of all seeds, then the verdicts."""
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
-    print("| method | log-prob of chosen | of rejected | margin | held-out sums right |\n|---|--:|--:|--:|--:|")
-    for label in ("sft", *METHODS):
-        cells = (interval([seed[label][name] for seed in seeds]) for name in SHOWN)
-        print(f"| {label} | " + " | ".join(f"{value:.2f} +- {half:.2f}" for value, half in cells) + " |")
-    print("\n".join(["", *verdicts(seeds)]))
+    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
+    rows = [[label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)] for label in ("sft", *METHODS)]
+    print(table(["method", "log-prob of chosen", "of rejected", "margin", "held-out sums right"], rows))
+    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

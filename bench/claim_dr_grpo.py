@@ -1,11 +1,10 @@
 """GRPO's two biases, and Dr. GRPO without them: how much a prompt's difficulty weighs, and what length does that no reward asked for.
 
-python bench/claim_dr_grpo.py [SEEDS] prints two tables and the verdicts that they support. docs/experiments.md records one.
+python bench/claim_dr_grpo.py [--first-seed N] [--seeds K] prints two tables and the verdicts that they
+support. docs/experiments.md records one.
 """
 
 import random
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -13,7 +12,7 @@ from statistics import mean
 from typing import Any, ClassVar
 
 import torch
-from claim import clearly, figure, interval, table, told
+from claim import clearly, command, corrected, figure, interval, over, seeds_of, table, told
 from claim_online_dpo import write_lines
 
 from laurel.core.config import TrainConfig
@@ -35,6 +34,7 @@ LOSSES = {
 A large epsilon leaves AdamW that proportion: usually it would scale pure noise, all that the second loss sees here, up to full steps.
 """
 HERE = str(Path(__file__).resolve())
+MADE = 2 * len(LOSSES) + 1  # comparisons: each loss and side over training, and the two losses with each other
 
 
 def closed_form(p: float, *, by_std: bool) -> float:
@@ -131,28 +131,26 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list
     for label in LOSSES:
         for side in ("wrong", "right"):
             change = [last - first for first, last in (ends(seed[label, side]) for seed in seeds)]
-            lines.append(f"length, {label}: {side} answers {words[clearly(change)]} ({told(change, 1)} tokens).")
+            lines.append(f"length, {label}: {side} answers {words[clearly(change, MADE)]} ({told(change, 1, MADE)} tokens).")
     gaps = {label: [ends(s[label, "wrong"])[1] - ends(s[label, "right"])[1] for s in seeds] for label in LOSSES}
     more = [a - b for a, b in zip(*gaps.values(), strict=True)]
-    how = {1: "larger", -1: "smaller", 0: "not clearly other"}[clearly(more)]
+    how = {1: "larger", -1: "smaller", 0: "not clearly other"}[clearly(more, MADE)]
     what = "length: at the end, wrong minus right is"
-    lines.append(f"{what} {how} when a row is divided by its own length than by a constant ({told(more, 1)} tokens).")
+    lines.append(f"{what} {how} when a row is divided by its own length than by a constant ({told(more, 1, MADE)} tokens).")
     return lines
 
 
-def main(count: int = 5) -> None:
+def main() -> None:
     """Print both tables, then the verdicts; draw the figure."""
+    asked = seeds_of(command(__doc__).parse_args())
     columns = [(form, by_std) for by_std in (True, False) for form in (closed_form, through_the_code)]
     rows = [[f"{p:g}", *(f"{form(p, by_std=by_std):.4f}" for form, by_std in columns)] for p in LEVELS]
     print(table(["success rate", "over std, closed form", "over std, code", "centred, closed form", "centred, code"], rows))
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
+    seeds = over(asked, of_seed)
     cells = {key: [ends(seed[key]) for seed in seeds] for key in seeds[0]}
     rows = [[*key, told([first for first, _ in cell], 1), told([last for _, last in cell], 1)] for key, cell in cells.items()]
     print("\n" + table(["a row divided by", "answers", "length, first 5 steps", "length, last 5 steps"], rows))
-    print("\n".join(["", *verdicts(seeds)]))
+    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
     curves = {
         f"{side}, {label}": (
             list(range(1, STEPS + 1)),
@@ -165,4 +163,4 @@ def main(count: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

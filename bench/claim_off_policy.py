@@ -1,44 +1,64 @@
 """On-policy against off-policy: reuse of samples with and without a clipped ratio, and a fixed log of the start policy.
 
-python bench/claim_off_policy.py [SEEDS] prints a table and the verdicts that it supports. docs/experiments.md records one.
+python bench/claim_off_policy.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports;
+docs/experiments.md records one. Every method runs at a learning rate of its own, the best of RATES on the seeds TUNED:
+`--tune` repeats that search (with `--first-seed 0 --seeds 4`).
 """
 
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from claim import clearly, figure, interval, table, told
+from claim import command, compared, corrected, figure, interval, over, seeds_of, table, told
 from claim_online_dpo import HERE, LIMIT, WORLDS, kl_to, samples, score, start_model, write_lines
 
 from laurel.core.config import TrainConfig
 from laurel.train.loop import train
 
 STEPS, PROMPTS, GROUP, REUSE = 32, 4, 8, 8
+SHORT = STEPS // REUSE
 COMMON: dict[str, Any] = {"num_generations": GROUP, "max_completion_length": LIMIT, "rewards": [f"{HERE}:far"]}
-POLICY_GRADIENT = {**COMMON, "loss_aggregation": "seq_mean_token_sum", "learning_rate": 2e-3}
+POLICY_GRADIENT = {**COMMON, "loss_aggregation": "seq_mean_token_sum"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "on-policy": ("dr_grpo", POLICY_GRADIENT),
     "reuse with clipped ratio": ("dr_grpo", {**POLICY_GRADIENT, "num_iterations": REUSE}),
     "reuse with plain ratio": ("dr_grpo", {**POLICY_GRADIENT, "num_iterations": REUSE, "epsilon": 1e6}),
     "reuse without ratio": ("rloo", {**POLICY_GRADIENT, "num_iterations": REUSE}),
-    "imitation of fresh samples": ("raft", {**COMMON, "learning_rate": 2e-3}),
-    "imitation of a fixed log": ("sft", {"learning_rate": 2e-3}),
+    "imitation of fresh samples": ("raft", COMMON),
+    "imitation of a fixed log": ("sft", {}),
 }
 """A label: the row of the table and its options. All but the last sample; that one imitates the best of each group of a log."""
-PAIRED = {
-    "reuse with clipped ratio": "on-policy",
-    "reuse with plain ratio": "reuse with clipped ratio",
-    "reuse without ratio": "reuse with clipped ratio",
-    "imitation of a fixed log": "imitation of fresh samples",
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+TUNED = range(4)
+Run = tuple[str, int]  # a method and its steps
+RATE: dict[Run, float] = {
+    ("on-policy", STEPS): 4e-3,
+    ("reuse with clipped ratio", STEPS): 4e-3,
+    ("reuse with clipped ratio", SHORT): 2e-3,
+    ("reuse with plain ratio", STEPS): 1e-3,
+    ("reuse with plain ratio", SHORT): 5e-4,
+    ("reuse without ratio", STEPS): 1e-3,
+    ("reuse without ratio", SHORT): 1.6e-2,
+    ("imitation of fresh samples", STEPS): 1.6e-2,
+    ("imitation of a fixed log", STEPS): 1e-3,
 }
-"""Whom a method is compared with."""
+"""What `--tune --first-seed 0 --seeds 4` found best."""
+PAIRED = (
+    ("reuse with clipped ratio", STEPS, "on-policy", STEPS),
+    ("reuse with clipped ratio", SHORT, "on-policy", STEPS),
+    ("reuse with plain ratio", STEPS, "reuse with clipped ratio", STEPS),
+    ("reuse with plain ratio", SHORT, "reuse with clipped ratio", SHORT),
+    ("reuse without ratio", STEPS, "reuse with clipped ratio", STEPS),
+    ("reuse without ratio", SHORT, "reuse with clipped ratio", SHORT),
+    ("imitation of a fixed log", STEPS, "imitation of fresh samples", STEPS),
+)
+"""Who is compared with whom, both after so many steps."""
 
 
 def fixed_log(folder: Path, start: Path) -> Path:
-    """The best completion of each of as many groups as a run samples, all drawn from the start model, as lines of JSON to imitate."""
+    """The best completion of each of as many groups as a run samples, all from the start model, as lines of JSON to imitate."""
     groups = samples(folder, start, STEPS * PROMPTS, GROUP)
     best = (max((sample.text for sample in group.samples), key=gold) for group in groups)
     return write_lines(folder / "log.jsonl", ({"prompt": "?", "completion": text} for text in best))
@@ -49,67 +69,76 @@ def gold(text: str) -> float:
     return score(text, WORLDS["far"])
 
 
-def of_seed(seed: int, folder: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """(method, steps) -> gold reward and KL on 512 completions, after all steps and after as many as make STEPS updates."""
+def runs() -> list[Run]:
+    """Every method over all steps, and those that reuse samples over as few as make STEPS updates, too."""
+    short = [(label, SHORT) for label, (_, options) in METHODS.items() if "num_iterations" in options]
+    return [*((label, STEPS) for label in METHODS), *short]
+
+
+def of_seed(seed: int, folder: Path, rates: Mapping[Run, Sequence[float]]) -> dict[tuple[Run, float], dict[str, float]]:
+    """(run, rate) -> gold reward and KL on 512 completions. The start model is ("start model", 0) at rate 0."""
     start = start_model(folder, seed)
     log = fixed_log(folder, start)
     drawn = samples(folder, start, 64, GROUP)
-    found = {("start model", 0): {"gold": mean(gold(s.text) for group in drawn for s in group.samples), "kl": 0.0}}
-    for number, (label, (name, options)) in enumerate(METHODS.items()):
-        for steps in (STEPS, STEPS // REUSE) if "num_iterations" in options else (STEPS,):
-            config = TrainConfig(
-                model=str(start), dataset=str(log if name == "sft" else folder / "prompts.jsonl"), eval_size=0, seed=seed, max_steps=steps,
-                output_dir=str(folder / f"{number}-{steps}"), prompts_per_step=PROMPTS, device="cpu", **options,
-            )  # fmt: skip
-            model = train(name, config, quiet=True).model
-            after = samples(folder, model, 64, GROUP)
-            golds = [gold(sample.text) for group in after for sample in group.samples]
-            found[label, steps] = {"gold": mean(golds), "kl": kl_to(start, model, after)}
+    found = {(("start model", 0), 0.0): {"gold": mean(gold(s.text) for group in drawn for s in group.samples), "kl": 0.0}}
+    for (label, steps), rate in ((run, rate) for run, several in rates.items() for rate in several):
+        name, options = METHODS[label]
+        config = TrainConfig(
+            model=str(start), dataset=str(log if name == "sft" else folder / "prompts.jsonl"), eval_size=0, seed=seed,
+            max_steps=steps, output_dir=str(folder / f"{len(found)}"), prompts_per_step=PROMPTS, learning_rate=rate, device="cpu",
+            **options,
+        )  # fmt: skip
+        model = train(name, config, quiet=True).model
+        after = samples(folder, model, 64, GROUP)
+        golds = [gold(sample.text) for group in after for sample in group.samples]
+        found[(label, steps), rate] = {"gold": mean(golds), "kl": kl_to(start, model, after)}
     return found
 
 
-def difference(seeds: Sequence[Mapping[tuple[str, int], Mapping[str, float]]], one: tuple[str, int], other: tuple[str, int]) -> str:
-    """`better`, `worse` or `not clearly better or worse` by the paired gold rewards, with their interval."""
-    gaps = [seed[one]["gold"] - seed[other]["gold"] for seed in seeds]
-    return f"{ {1: 'better', -1: 'worse', 0: 'not clearly better or worse'}[clearly(gaps)] } ({told(gaps)})"
+def tune(seeds: range) -> None:
+    """Print the mean gold reward of every run at every rate, and its best rate."""
+    found = over(seeds, partial(of_seed, rates=dict.fromkeys(runs(), RATES)))
+    rows = []
+    for run in runs():
+        golds = {rate: mean(seed[run, rate]["gold"] for seed in found) for rate in RATES}
+        rows.append([run[0], str(run[1]), *(f"{value:.3f}" for value in golds.values()), f"{max(golds, key=golds.__getitem__):g}"])
+    print(table(["method", "steps", *(f"{rate:g}" for rate in RATES), "best rate"], rows))
 
 
-def verdicts(seeds: Sequence[Mapping[tuple[str, int], Mapping[str, float]]]) -> list[str]:
-    """Each method against the one it is paired with, at equal samples and where it reuses them at equal updates."""
-    lines = []
-    for label, other in PAIRED.items():
-        equal = difference(seeds, (label, STEPS), (other, STEPS))
-        lines.append(f"{label}, against {other}: at equal samples {equal}.")
-        short = (label, STEPS // REUSE)
-        if short in seeds[0]:
-            against = (other, STEPS // REUSE) if (other, STEPS // REUSE) in seeds[0] else (other, STEPS)
-            lines.append(f"{label}, against {other}: after {STEPS} updates {difference(seeds, short, against)}.")
-    return lines
-
-
-def main(count: int = 5) -> None:
-    """Print the table of all seeds, then the verdicts; draw the figure."""
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
+def main() -> None:
+    """Print the table of all seeds, then the verdicts; draw the figure. Or search for the rates."""
+    parser = command(__doc__)
+    parser.add_argument("--tune", action="store_true", help="search for every method's learning rate instead")
+    args = parser.parse_args()
+    if args.tune:
+        return tune(seeds_of(args))
+    asked = seeds_of(args)
+    if set(asked) & set(TUNED):
+        raise SystemExit(f"the rates were tuned on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
+    found = over(asked, partial(of_seed, rates={run: [RATE[run]] for run in runs()}))
+    seeds = [{run: value for (run, _), value in seed.items()} for seed in found]  # one rate each
     rows, curves = [], {}
     for label, steps in seeds[0]:
-        options = METHODS.get(label, ("", {}))[1]
         drawn = steps * PROMPTS * GROUP
-        updates = steps * options.get("num_iterations", 1)
+        updates = steps * METHODS.get(label, ("", {}))[1].get("num_iterations", 1)
         cells = (told([seed[label, steps][name] for seed in seeds]) for name in ("gold", "kl"))
-        rows.append([label, str(drawn), str(updates), *cells])
+        rows.append([label, str(drawn), str(updates), f"{RATE[label, steps]:g}" if steps else "", *cells])
         x, y = curves.setdefault(label, ([0], [interval([seed["start model", 0]["gold"] for seed in seeds])[0]]))
         x.append(drawn)
         y.append(interval([seed[label, steps]["gold"] for seed in seeds])[0])
-    print(table(["method", "samples", "updates", "gold reward", "KL to the start"], rows))
-    print("\n".join(["", *verdicts(seeds)]))
+    print(table(["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"], rows) + "\n")
+    gaps = {
+        f"{one}, {many} steps, against {other}, {few} steps": [s[one, many]["gold"] - s[other, few]["gold"] for s in seeds]
+        for one, many, other, few in PAIRED
+    }
+    print(corrected(len(gaps)))
+    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: "not clearly better or worse"}, 3).items():
+        print(f"{what}: {verdict}.")
     del curves["start model"]
-    sorted_curves = {label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True)) for label, (x, y) in curves.items()}
+    lines = {label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True)) for label, (x, y) in curves.items()}
     title = f"Each batch used once, or {REUSE} times"
-    print(f"\n{figure('off_policy', sorted_curves, x='samples drawn', y='gold reward', title=title)}")
+    print(f"\n{figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -1,12 +1,11 @@
 """Is DPO more sensitive to beta and to coverage when its pairs come once from the start model than when they come from the policy?
 
-python bench/claim_online_dpo.py [SEEDS] prints a table and the verdicts that it supports. docs/experiments.md records one.
+python bench/claim_online_dpo.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
+supports. docs/experiments.md records one.
 """
 
 import json
 import random
-import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from claim import clearly, figure, interval, table, told
+from claim import clearly, command, corrected, figure, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.core.sample import Group
@@ -30,6 +29,7 @@ WORLDS = {"near": 3, "far": 6}
 """The number of `b`s with the highest reward. The start model writes 2 +- 1.3: 3 is within its bulk, 6 is 3 deviations away."""
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS, PAIRS = 40, 16
+MADE = len(WORLDS) * (len(BETAS) + 1) + 1  # comparisons: at each beta, over betas, and of what coverage costs
 HERE = str(Path(__file__).resolve())
 
 
@@ -127,25 +127,25 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str, float], Mapping[str, float]
     lines, spreads = [], {}
     for world in WORLDS:
         gaps = {b: [s[world, "online", b]["gold"] - s[world, "offline", b]["gold"] for s in seeds] for b in BETAS}
-        better = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta]) > 0]
-        worse = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta]) < 0]
+        better = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) > 0]
+        worse = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) < 0]
         told_better, told_worse = (f"at beta {', '.join(betas)}" if betas else "at no beta" for betas in (better, worse))
         lines.append(f"{world}: online is clearly better {told_better}, clearly worse {told_worse}.")
         for way in ("offline", "online"):
             golds = [[s[world, way, beta]["gold"] for beta in BETAS] for s in seeds]
             spreads[world, way] = [max(row) - min(row) for row in golds]
         more = [a - b for a, b in zip(spreads[world, "offline"], spreads[world, "online"], strict=True)]
-        how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(more)]
+        how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(more, MADE)]
         lines.append(
             f"{world}: offline is {how} sensitive to beta: best minus worst {told(spreads[world, 'offline'])} offline, "
-            f"{told(spreads[world, 'online'])} online, difference {told(more)}."
+            f"{told(spreads[world, 'online'])} online, difference {told(more, of=MADE)}."
         )
     lost = {way: [_best(s, "near", way) - _best(s, "far", way) for s in seeds] for way in ("offline", "online")}
     apart = [a - b for a, b in zip(lost["offline"], lost["online"], strict=True)]
-    how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(apart)]
+    how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(apart, MADE)]
     lines.append(
         f"coverage: at each one's best beta, moving the optimum out of the start model's reach costs offline {how} "
-        f"({told(lost['offline'])} against {told(lost['online'])}, difference {told(apart)})."
+        f"({told(lost['offline'])} against {told(lost['online'])}, difference {told(apart, of=MADE)})."
     )
     return lines
 
@@ -154,12 +154,9 @@ def _best(seed: Mapping[tuple[str, str, float], Mapping[str, float]], world: str
     return max(seed[world, way, beta]["gold"] for beta in BETAS)
 
 
-def main(count: int = 5) -> None:
+def main() -> None:
     """Print the table of all seeds, then the verdicts; draw the figure."""
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
+    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
     rows = [[world, "start model", *[told([s[world, "start", 0.0]["gold"] for s in seeds])] * 2, "0", "0"] for world in WORLDS]
     rows += [
         [world, f"{beta:g}", *(told([s[world, way, beta][x] for s in seeds]) for x in ("gold", "kl") for way in ("offline", "online"))]
@@ -167,7 +164,7 @@ def main(count: int = 5) -> None:
         for beta in BETAS
     ]
     print(table(["optimum", "beta", "gold, offline", "gold, online", "KL, offline", "KL, online"], rows))
-    print("\n".join(["", *verdicts(seeds)]))
+    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
     curves = {
         f"{way}, optimum {world}": (
             [interval([s[world, way, beta]["kl"] for s in seeds])[0] for beta in BETAS],
@@ -181,4 +178,4 @@ def main(count: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -1,15 +1,15 @@
 """Over-optimisation: the gold reward against the proxy's as the policy moves away, for best-of-n and for RL, and ensembles as a remedy.
 
-python bench/claim_overoptimisation.py [SEEDS] prints tables and the verdicts, and draws docs/figures/overoptimisation.svg.
+python bench/claim_overoptimisation.py [--first-seed N] [--seeds K] prints tables and the verdicts, and draws
+docs/figures/overoptimisation.svg.
 Every completion of a small language has features; expectations and KL are exact sums over all of them. docs/experiments.md records a run.
 """
 
-import sys
 from itertools import pairwise
 from typing import Any
 
 import torch
-from claim import Curve, clearly, figure, table, told
+from claim import Curve, clearly, command, corrected, figure, seeds_of, table, told
 from claim_ranking import fit_pairs
 from torch import Tensor
 
@@ -28,6 +28,7 @@ PENALTY = 0.5
 Points = list[tuple[float, float, float]]  # KL, proxy, gold
 Found = dict[str, dict[str, Any]]
 WAYS = ("best of n", "RL, KL", "RL")
+MADE = len(WAYS) * (2 * len(PAIRS) + 2 * len(COMBINE)) + len(PAIRS) - 1  # comparisons: rise and fall; ensembles; alpha
 
 
 def scaled(score_XN: Tensor) -> Tensor:
@@ -152,32 +153,34 @@ def verdicts(seeds: list[Found]) -> list[str]:
     for way in WAYS:
         for sort, early, end in (("gold", "early", "end"), ("proxy", "proxy early", "proxy end")):
             gaps = {n: less(seeds, (f"{way}, {n}, {SINGLE}", end), (f"{way}, {n}, {SINGLE}", early)) for n in PAIRS}
-            pieces = ", ".join(f"{moved[clearly(gap)]} ({told(gap)}) with {n} pairs" for n, gap in gaps.items())
+            pieces = ", ".join(f"{moved[clearly(gap, MADE)]} ({told(gap, of=MADE)}) with {n} pairs" for n, gap in gaps.items())
             said.append(f"{way}: from {EARLY:g} to {GRID[-1]:g} nats the {sort} reward {pieces}")
         for name in COMBINE:
             gaps = {c: less(seeds, (f"{way}, {FEW}, {name}", c), (f"{way}, {FEW}, {SINGLE}", c)) for c in ("peak", "end")}
-            pieces = " and ".join(f"{word[clearly(gap)]} at the {c} ({told(gap)})" for c, gap in gaps.items())
+            pieces = " and ".join(f"{word[clearly(gap, MADE)]} at the {c} ({told(gap, of=MADE)})" for c, gap in gaps.items())
             said.append(f"{way}, {FEW} pairs: {name} against a single proxy: gold {pieces}")
     for few, many in pairwise(PAIRS):
         grew = less(seeds, (f"best of n, {many}, {SINGLE}", "alpha"), (f"best of n, {few}, {SINGLE}", "alpha"))
-        said.append(f"alpha, {many} against {few} pairs: {word[clearly(grew)]} ({told(grew)})")
+        said.append(f"alpha, {many} against {few} pairs: {word[clearly(grew, MADE)]} ({told(grew, of=MADE)})")
     return [line + "." for line in said]
 
 
-def main(count: int = 8) -> None:
+def main() -> None:
     """Run the worlds, print two tables and the verdicts, draw the figure."""
+    asked = seeds_of(command(__doc__, seeds=24).parse_args())
     torch.set_num_threads(1)
-    seeds = [of_seed(seed) for seed in range(count)]
+    seeds = [of_seed(seed) for seed in asked]
     header = ["optimised by, pairs, proxy", "gold, peak", "KL there", f"gold at {GRID[-1]:g} nats", "alpha", "R^2"]
     print(table(header, lines(seeds, [f"{way}, {n}, {SINGLE}" for way in WAYS for n in PAIRS])))
     print("\n" + table(header, lines(seeds, [f"{way}, {FEW}, {name}" for way in WAYS for name in (SINGLE, *COMBINE)])) + "\n")
+    print(corrected(MADE))
     print(*verdicts(seeds), sep="\n")
     curves: dict[str, Curve] = {}
     shown = [*(f"{way}, {FEW}, {SINGLE}" for way in WAYS), f"best of n, {FEW}, min", f"best of n, {FEW}, penalised"]
     for name, label in [("proxy", shown[0]), *(("gold", label) for label in shown)]:
-        curves[f"{name}: {label}"] = (GRID, [sum(seed[label][name][k] for seed in seeds) / count for k in range(len(GRID))])
+        curves[f"{name}: {label}"] = (GRID, [sum(seed[label][name][k] for seed in seeds) / len(seeds) for k in range(len(GRID))])
     print(figure("overoptimisation", curves, x="KL to the reference, nats", y="deviations of the reward", title="Gold against proxy"))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

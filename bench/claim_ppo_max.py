@@ -1,18 +1,19 @@
 """Which of PPO-max's tricks keeps PPO from exploiting a learned reward? Plain PPO, PPO-max, and its tricks by themselves.
 
-python bench/claim_ppo_max.py [SEEDS] prints a table and the verdicts that it supports. docs/experiments.md records one.
+python bench/claim_ppo_max.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports; docs/experiments.md
+records one. PPO-max and KL alone are compared at the same beta, at like KL, and each at its best beta; plain PPO also at its best
+learning rate. Betas and rate were chosen on the seeds TUNED: `--tune` repeats that search (with `--first-seed 0 --seeds 2`).
 """
 
 import random
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from claim import clearly, figure, interval, table, told
+from claim import command, compared, corrected, figure, interval, over, seeds_of, table, told
 from claim_online_dpo import samples, write_lines
 
 from laurel.core.config import TrainConfig
@@ -23,21 +24,47 @@ NEXT = {"a": "bcd", "b": "cde", "c": "def", "d": "efg", "e": "fga", "f": "gab", 
 """The language: what may follow a letter, with chances .6, .3 and .1."""
 LETTERS, LIMIT, ENOUGH = 10, 14, 3
 PAIRS, NOISE = 300, 0.25
-STEPS, ROWS = 60, 32
+STEPS, ROWS, RATE = 60, 32, 1e-3
 PLAIN: dict[str, Any] = {"beta": 0.0, "reference": "start", "normalize_rewards": False, "reward_clip": 0.0, "cliprange_value": 0.0}
 KL, SCORES, VALUES = {"beta": 0.2}, {"normalize_rewards": True, "reward_clip": 0.8}, {"cliprange_value": 0.05}
 CRITIC = {"critic_model": "REWARD MODEL", "critic_warmup_steps": 5}
+TRICKS: dict[str, Any] = {**PLAIN, **SCORES, **CRITIC, **VALUES}
+TUNED = range(2)
+SEARCHED: dict[str, dict[str, Any]] = {
+    **{f"PPO-max, beta {beta:g}": {**TRICKS, "beta": beta} for beta in (0.2, 0.1)},
+    **{f"KL alone, beta {beta:g}": {**PLAIN, "beta": beta} for beta in (0.1, 0.05, 0.025)},
+    **{f"plain PPO, rate {rate:g}": {**PLAIN, "learning_rate": rate} for rate in (2.5e-4, 5e-4)},
+}
+"""What `--tune` tries."""
+BEST_MAX, BEST_KL, LIKE_KL, BEST_RATE = 0.2, 0.05, 0.05, 2.5e-4
+"""Betas of the highest gold at the end, of PPO-max and KL alone; where KL alone goes as far as PPO-max at .2; plain PPO's rate."""
 METHODS: dict[str, dict[str, Any]] = {
     "plain PPO": PLAIN,
-    "PPO-max": {**PLAIN, **KL, **SCORES, **CRITIC, **VALUES},
+    "plain PPO, its best rate": {**PLAIN, "learning_rate": BEST_RATE},
+    "PPO-max": {**TRICKS, **KL},
+    "PPO-max, its best beta": {**TRICKS, "beta": BEST_MAX},
     "KL alone": {**PLAIN, **KL},
-    "all but KL": {**PLAIN, **SCORES, **CRITIC, **VALUES},
+    "KL alone, like KL": {**PLAIN, "beta": LIKE_KL},
+    "KL alone, its best beta": {**PLAIN, "beta": BEST_KL},
+    "all but KL": TRICKS,
     "normalised, clipped rewards alone": {**PLAIN, **SCORES},
     "critic from the reward model alone": {**PLAIN, **CRITIC},
     "value clip alone": {**PLAIN, **VALUES},
 }
 """A label: options of the row `ppo`. Everything else is the same in all."""
 SHOWN = {"end": "gold, end", "peak": "gold, its own peak", "kl": "KL, end", "distinct": "distinct, end", "proxy": "learned reward, end"}
+AGAINST_PLAIN = (
+    "PPO-max",
+    "KL alone",
+    "all but KL",
+    "normalised, clipped rewards alone",
+    "critic from the reward model alone",
+    "value clip alone",
+)
+PAIRED = (
+    ("PPO-max", "KL alone"), ("PPO-max", "KL alone, like KL"), ("PPO-max, its best beta", "KL alone, its best beta"),
+    ("PPO-max, its best beta", "plain PPO, its best rate"), ("KL alone, its best beta", "plain PPO, its best rate"),
+)  # fmt: skip
 
 
 def gold(text: str) -> float:
@@ -86,18 +113,22 @@ def reward_model(folder: Path, start: Path, seed: int) -> Path:
     return train("reward", config, quiet=True).model
 
 
-def of_seed(seed: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """label -> what was measured on the samples that training itself drew: 32 at every step."""
+def of_seed(seed: int, folder: Path, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """label -> what was measured on the samples that training itself drew: 32 at every step. Equal options are run once."""
     start = start_model(folder, seed)
     judge, found = reward_model(folder, start, seed), {}
-    for number, (label, options) in enumerate(METHODS.items()):
-        options = {key: str(judge) if key == "critic_model" else value for key, value in options.items()}
-        config = TrainConfig(
-            model=str(start), dataset=str(folder / "prompts.jsonl"), output_dir=str(folder / str(number)), eval_size=0, seed=seed,
-            max_steps=STEPS, prompts_per_step=ROWS, max_completion_length=LIMIT, learning_rate=1e-3, rewards=[f"model:{judge}"],
-            device="cpu", **options,
-        )  # fmt: skip
-        found[label] = watched(train("ppo", config, quiet=True))
+    known: dict[str, dict[str, Any]] = {}
+    for label, options in methods.items():
+        options = {"learning_rate": RATE, **options} | ({"critic_model": str(judge)} if "critic_model" in options else {})
+        key = str(sorted(options.items()))
+        if key not in known:
+            config = TrainConfig(
+                model=str(start), dataset=str(folder / "prompts.jsonl"), output_dir=str(folder / str(len(known))), eval_size=0,
+                seed=seed, max_steps=STEPS, prompts_per_step=ROWS, max_completion_length=LIMIT, rewards=[f"model:{judge}"],
+                device="cpu", **options,
+            )  # fmt: skip
+            known[key] = watched(train("ppo", config, quiet=True))
+        found[label] = known[key]
     return found
 
 
@@ -116,44 +147,51 @@ def watched(run: Any) -> dict[str, Any]:
     }
 
 
-def verdicts(seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Who ends clearly above plain PPO, and who loses less of its own peak, paired by seed."""
-    lines, way = [], {1: "higher", -1: "lower", 0: "not clearly other"}
-    for label in METHODS:
-        fall = [seed[label]["peak"] - seed[label]["end"] for seed in seeds]
-        if label == "plain PPO":
-            lines.append(f"plain PPO: gold ends {told(fall)} below its own peak; {told([s[label]['distinct'] for s in seeds])} distinct.")
-            continue
-        more, distinct = ([s[label][x] - s["plain PPO"][x] for s in seeds] for x in ("end", "distinct"))
-        lines.append(
-            f"{label}: gold ends {way[clearly(more)]} than plain PPO's ({told(more)}), distinct completions {way[clearly(distinct)]} "
-            f"({told(distinct)}); it ends {told(fall)} below its own peak."
-        )
-    for label, against in (("PPO-max", "KL alone"), ("KL alone", "all but KL")):
-        more = [s[label]["end"] - s[against]["end"] for s in seeds]
-        lines.append(f"{label} against {against}: gold at the end is {way[clearly(more)]} ({told(more)}).")
-    return lines
+def shown(seeds: list[dict[str, dict[str, Any]]]) -> str:
+    """The table of what was measured."""
+    rows = [[label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)] for label in seeds[0]]
+    return table(["PPO with", *SHOWN.values()], rows)
 
 
-def main(count: int = 5) -> None:
-    """Print the table of all seeds, then the verdicts; draw the figure."""
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
-    rows = [[label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)] for label in METHODS]
-    print(table(["PPO with", *SHOWN.values()], rows))
-    print("\n".join(["", *verdicts(seeds)]))
+def verdicts(seeds: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """Who ends clearly above whom, who keeps more completions distinct: paired by seed, corrected. Then how far each fell from its peak."""
+    gaps = {
+        f"{one} against {other}, {what}": [seed[one][name] - seed[other][name] for seed in seeds]
+        for one, other in (*((label, "plain PPO") for label in AGAINST_PLAIN), *PAIRED)
+        for name, what in (("end", "gold at the end"), ("distinct", "distinct completions"))
+        if name == "end" or other == "plain PPO"
+    }
+    lines = [corrected(len(gaps))]
+    lines += [f"{what}: {said}." for what, said in compared(gaps, {1: "higher", -1: "lower", 0: "not clearly other"}).items()]
+    falls = {label: [seed[label]["peak"] - seed[label]["end"] for seed in seeds] for label in METHODS}
+    return [*lines, "\nBelow its own peak at the end: " + "; ".join(f"{label} {told(fall)}" for label, fall in falls.items()) + "."]
+
+
+def main() -> None:
+    """Print the table of all seeds, then the verdicts; draw the figure. Or search for betas and rate."""
+    parser = command(__doc__)
+    parser.add_argument("--tune", action="store_true", help="try every beta and rate instead")
+    args = parser.parse_args()
+    asked = seeds_of(args)
+    if args.tune:
+        print(shown(over(asked, partial(of_seed, methods=SEARCHED))))
+        return
+    if set(asked) & set(TUNED):
+        raise SystemExit(f"betas were chosen on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
+    seeds = over(asked, partial(of_seed, methods=METHODS))
+    print(shown(seeds) + "\n")
+    print("\n".join(verdicts(seeds)))
     curves = {
         label: (
             list(range(1, STEPS + 1)),
             [interval([mean(seed[label]["curve"][max(0, step - 2) : step + 3]) for seed in seeds])[0] for step in range(STEPS)],
         )
         for label in METHODS
+        if not label.endswith(" alone") or label == "KL alone"
     }
     title = "A learned reward is maximised; the hidden one is shown"
     print(f"\n{figure('ppo_max', curves, x='step', y='gold reward (mean over seeds and 5 steps)', title=title)}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -1,13 +1,11 @@
 """The lectures say that ranking is better than scoring, because scores are noisier. Both from the same annotators, at equal effort.
 
-python bench/claim_ranking.py [SEEDS] prints two tables and the verdicts, and draws docs/figures/ranking.svg.
+python bench/claim_ranking.py [--first-seed N] [--seeds K] prints two tables and the verdicts, and draws docs/figures/ranking.svg.
 An answer is a vector of features and its true quality linear in them, so only the labels differ. docs/experiments.md records a run.
 """
 
-import sys
-
 import torch
-from claim import clearly, figure, interval, table, told
+from claim import clearly, command, corrected, figure, interval, seeds_of, table, told
 from torch import Tensor
 
 from laurel.core.sample import Batch, Key
@@ -19,6 +17,8 @@ ANNOTATORS, BIASES = 20, (0.0, 0.25, 0.5, 1.0, 2.0)
 STANDARDISED, HALF = "scores, standardised by annotator", "comparisons, half as many"
 NAMES = ("scores", STANDARDISED, "comparisons", HALF)
 CROWDS, CROWD_BIAS = (5, 20, 75, 150, 300), 1.0
+PAIRED = (("comparisons", "scores"), ("comparisons", STANDARDISED), (HALF, "scores"))
+MADE = len(PAIRED) * (len(BIASES) + len(CROWDS))  # comparisons
 
 
 def comparison(first_NF: Tensor, second_NF: Tensor, won_N: Tensor) -> tuple[Tensor, Batch]:
@@ -105,17 +105,23 @@ def verdict(better: str, worse: str, found: dict[str, list[dict[str, float]]]) -
     """Where one method is better than the other by paired differences, where worse, where neither is clear."""
     gaps = {where: [s[better] - s[worse] for s in seeds] for where, seeds in found.items()}
     word = {1: "better", -1: "worse", 0: "no clear difference"}
-    return f"{better} against {worse}: " + "; ".join(f"{where} {word[clearly(gap)]} ({told(gap, 3)})" for where, gap in gaps.items()) + "."
+    return (
+        f"{better} against {worse}: "
+        + "; ".join(f"{where} {word[clearly(gap, MADE)]} ({told(gap, 3, MADE)})" for where, gap in gaps.items())
+        + "."
+    )
 
 
-def main(count: int = 40) -> None:
+def main() -> None:
     """Run the seeds at every bias and every size of the crowd, print tables and verdicts, draw the figure."""
+    asked = seeds_of(command(__doc__, seeds=40).parse_args())
     torch.set_num_threads(1)
-    biases = {f"bias {bias:g}": [of_seed(seed, bias, ANNOTATORS) for seed in range(count)] for bias in BIASES}
-    crowds = {f"{crowd} annotators": [of_seed(seed, CROWD_BIAS, crowd) for seed in range(count)] for crowd in CROWDS}
+    biases = {f"bias {bias:g}": [of_seed(seed, bias, ANNOTATORS) for seed in asked] for bias in BIASES}
+    crowds = {f"{crowd} annotators": [of_seed(seed, CROWD_BIAS, crowd) for seed in asked] for crowd in CROWDS}
+    print(corrected(MADE))
     for found in (biases, crowds):
         print(table(["", *NAMES], [[where, *(told([s[name] for s in seeds], 3) for name in NAMES)] for where, seeds in found.items()]))
-        for better, worse in (("comparisons", "scores"), ("comparisons", STANDARDISED), (HALF, "scores")):
+        for better, worse in PAIRED:
             print("\n" + verdict(better, worse, found))
         print()
     curves = {name: (list(BIASES), [interval([s[name] for s in seeds])[0] for seeds in biases.values()]) for name in NAMES}
@@ -124,4 +130,4 @@ def main(count: int = 40) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -1,21 +1,19 @@
 """The lectures say that RLHF beats imitation: SFT, a reward model from noisy pairs, then RAFT, RLOO or PPO, judged by the gold reward.
 
-python bench/claim_rlhf.py [SEEDS] prints a table and the verdicts that it supports, and draws docs/figures/rlhf.svg.
+python bench/claim_rlhf.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports, and draws docs/figures/rlhf.svg.
 The gold reward is never trained on: it labels pairs, at random (Bradley-Terry), and measures. docs/experiments.md records a run.
 """
 
 import json
 import math
 import random
-import sys
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
 import torch
-from claim import clearly, figure, table, told
+from claim import clearly, command, corrected, figure, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
@@ -166,24 +164,28 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def main(count: int = 5) -> None:
+def main() -> None:
     """Run the seeds, print the table and the verdicts, draw the figure."""
-    seeds = []
-    for seed in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            seeds.append(of_seed(seed, Path(folder)))
+    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
     columns = ("gold", "gold wins", "learned", "learned wins", "kl")
     rows = [[label, *(told([s[label][c] for s in seeds]) if c in seeds[0][label] else "" for c in columns)] for label in ORDER]
     print(table(["method", "gold reward", "wins against SFT (gold)", "learned reward", "wins (learned)", "KL to SFT, nats"], rows))
     print(f"\nLabels against the gold reward: {told([s['SFT']['wrong'] for s in seeds])}.")
     steps = ((ORDER[4], ORDER[3]), ("RLOO", "RAFT"), ("PPO", "RAFT"))
-    for better, worse in (*((label, "SFT") for label in ORDER[2:]), *steps):
+    paired = (*((label, "SFT") for label in ORDER[2:]), *steps)
+    made = 2 * len(paired)
+    print("\n" + corrected(made))
+    for better, worse in paired:
         gaps = {name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")}
         way = {1: "more", -1: "less", 0: "no clear difference in"}
-        print(f"{better} against {worse}: " + ", ".join(f"{way[clearly(g)]} {name} reward ({told(g)})" for name, g in gaps.items()) + ".")
+        print(
+            f"{better} against {worse}: "
+            + ", ".join(f"{way[clearly(g, made)]} {name} reward ({told(g, of=made)})" for name, g in gaps.items())
+            + "."
+        )
     points = {label: tuple([mean(s[label][c] for s in seeds)] for c in ("kl", "gold")) for label in ORDER[1:]}
     print(figure("rlhf", points, x="KL to SFT, nats per answer", y="gold reward", title="What each method bought, and how far it went"))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

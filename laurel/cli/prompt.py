@@ -21,8 +21,8 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(dest="prompt_verb", required=True, metavar="fit|choose|candidates|report")
     source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("log", help="rows query, prompt, reward (.jsonl, .json, .csv, .parquet); the authors' folder; or synthetic")
-    source.add_argument("--dataset", default="", help="of the authors' folder: gsm8k or mawps")
+    source.add_argument("log", help="rows query, prompt, reward (.jsonl, .json, .csv, .parquet); a clone of Prompt-OIRL; or synthetic")
+    source.add_argument("--dataset", default="", help="of a clone of Prompt-OIRL: gsm8k (default), mawps or svamp")
     source.add_argument("--prompts", metavar="FILE", help="the prompts that exist, rows name, prompt; the log may then name them")
     source.add_argument("--log_model", default="", metavar="NAME", help="take the rows of this language model only")
     source.add_argument(
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
     choose = verbs.add_parser("choose", help="a prompt for each query")
     choose.add_argument("predictor", help="a folder of `laurel prompt fit`")
-    choose.add_argument("queries", nargs="+", help="queries, or one file of rows with a column `query`")
+    choose.add_argument("queries", nargs="+", help="queries, or one file of rows with a column `query` (or `question`)")
     choose.add_argument("--candidates", metavar="FILE", help="rows name, prompt to choose from (default: the training prompts)")
     choose.add_argument("--unseen", action="store_true", help="let candidates compete that training did not see")
     choose.add_argument("--cost_weight", type=float, default=0.0, metavar="PRICE", help="reward that one unit of cost is worth (default 0)")
@@ -75,13 +75,14 @@ def run_fit(args: argparse.Namespace) -> int:
         {
             "log": log.name,
             "queries": int((~log.test_S).sum()),
-            "cross_validated": {"log_loss": best.log_loss, "auc": best.auc},
+            "cross_validated": {"log_loss": best.log_loss, "auc": best.auc, "value": best.value},
             "gain": gained,
         },
     )
-    print(f"model            {best.name}: log loss {best.log_loss:.4f}, AUC {best.auc:.3f} out of fold")
+    worth = "" if best.value is None else f", its choice worth {best.value:.3f}"
+    print(f"model            {best.name}: log loss {best.log_loss:.4f}, AUC {best.auc:.3f}{worth}, out of fold")
     print(f"default prompt   {predictor.names[predictor.default()]}")
-    print(f"gain over it     {gained}, out of fold")
+    print(f"gain over it     {gained}, out of fold over all {int((~log.test_S).sum()):,} queries")
     if math.isinf(predictor.margin):
         print("No gain was credible: this predictor sends the default prompt always.")
     else:
@@ -118,7 +119,7 @@ def run_choose(args: argparse.Namespace) -> int:
     from laurel.prompt.logs import read_prompts
     from laurel.prompt.predictor import Predictor
 
-    queries = _queries(args.queries)
+    queries, given = _queries(args.queries)
     candidates = None if args.candidates is None else read_prompts(args.candidates)
     made = Predictor.load(args.predictor).choose(queries, candidates, cost_weight=args.cost_weight, unseen=True if args.unseen else None)
     rows = [
@@ -126,7 +127,10 @@ def run_choose(args: argparse.Namespace) -> int:
          "default": round(one.default_predicted, 4), "why": one.why} for query, one in zip(queries, made, strict=True)
     ]  # fmt: skip
     if args.out is not None:
-        _write(rows, args.out)
+        replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
+        if replaced:
+            _say(f"{', '.join(f'`{name}`' for name in replaced)} of the file of queries make way for the choice's own")
+        _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
         print(f"{len(rows):,} queries: {args.out}")
         return 0
     from rich.console import Console
@@ -143,7 +147,7 @@ def run_choose(args: argparse.Namespace) -> int:
 def run_candidates(args: argparse.Namespace) -> int:
     """Templates, examples and rewrites, ranked by the predicted mean reward on the log's training queries."""
     from laurel.prompt.candidates import TEMPLATES, ape, few_shot, opro, ranked, rewrites
-    from laurel.prompt.fit import rates
+    from laurel.prompt.picking import rates
     from laurel.prompt.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -172,7 +176,8 @@ def run_candidates(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
-    """The log and, of the authors' folder, the published figures."""
+    """The log and, of the authors' logs as we keep them, the published figures."""
+    from laurel.prompt.clone import read_clone, root_of
     from laurel.prompt.logs import read_log
     from laurel.prompt.published import is_published, read_published
     from laurel.prompt.synthetic import synthetic_log
@@ -180,28 +185,36 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
     path = Path(args.log).expanduser()
     if is_published(path):
         return read_published(path, args.dataset)
+    if (root := root_of(path)) is not None:
+        log, features = read_clone(root, args.dataset, cache=_cache(), say=_say)
+        if features and args.features == "words":  # of a question's number words say nothing
+            args.features = features
+        return log, {}
     if args.dataset:
         raise UsageError("only the authors' folder holds several data sets.", where="--dataset", fix="Leave it out.")
     if args.log == "synthetic" and not path.exists():
         return synthetic_log(seed=args.seed)[0], {}
-    return read_log(path, prompts=args.prompts, model=args.log_model), {}
+    return read_log(path, prompts=args.prompts, model=args.log_model, say=_say), {}
 
 
-def _queries(words: list[str]) -> list[str]:
+def _queries(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The queries, and the rows of their file, whose other columns are kept (of queries as words: no columns)."""
     from laurel.data.read import SUFFIXES, read_records
+    from laurel.prompt.columns import query_column
 
     files = [word for word in words if word.removesuffix(".gz").endswith(SUFFIXES) and (" " not in word or Path(word).exists())]
     if not files:
         if not all(word.strip() for word in words):
             raise UsageError("a query is blank.", where="queries", fix="Leave it out.")
-        return words
+        return words, [{} for _ in words]
     if len(words) > 1:
         raise UsageError("one file of queries, or queries.", where=files[0], fix="Call it once for each file.")
     records = read_records(Path(words[0]).expanduser())
-    wrong = [where for where, row in records if not isinstance(row.get("query"), str) or not row["query"].strip()]
+    column = query_column(records, words[0])
+    wrong = [where for where, row in records if not isinstance(row.get(column), str) or not row[column].strip()]
     if wrong:
-        raise UsageError("no text in the column `query`.", where=wrong[0], fix="Each row has its query.")
-    return [row["query"] for _, row in records]
+        raise UsageError(f"no text in the column `{column}`.", where=wrong[0], fix="Each row has its query.")
+    return [row[column] for _, row in records], [row for _, row in records]
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

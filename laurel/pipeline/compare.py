@@ -94,6 +94,17 @@ def over_training(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point
     return points
 
 
+def fell_back(points: Sequence[Point]) -> tuple[Point, Point] | None:
+    """(peak, end) of a curve over training whose end lies clearly below its peak, their intervals apart; None of any other.
+
+    The peak of many noisy blocks is a little high by luck; that alone does not part the intervals.
+    """
+    if len(points) < 2:
+        return None
+    peak, end = max(points, key=lambda point: point[1]), points[-1]
+    return (peak, end) if end[3] < peak[2] else None
+
+
 def exhibit(plan: Plan, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], gold: str, proxy: str, stages: Table) -> Exhibit:
     """What is shown: the figures, gold and learned reward against KL, and the claims that their intervals allow."""
     figures = {name: Interval(**value) for name, value in result["figures"].items()}
@@ -101,18 +112,25 @@ def exhibit(plan: Plan, result: Mapping[str, Any], metrics: Sequence[Mapping[str
         f"{len(result['answers']) and figures[f'{gold}, start'].n} held-out prompts, {plan.compare.num_generations} answers each",
         ("figure", "value", "low", "high"), tuple((name, i.value, i.low, i.high) for name, i in figures.items()),
     )  # fmt: skip
-    charts = []
+    charts, lost = [], None
     for judge, about in ((gold, "the hidden judge"), (proxy, "the learned reward")):
         if not judge or judge not in result["best_of_n"]:
             continue
         curves = {"best of n from the start": [tuple(point) for point in result["best_of_n"][judge]]}
         if trained := over_training(metrics, judge) if any(f"rewards/{judge}/mean" in line for line in metrics) else []:
             curves[f"{plan.policy.get('algorithm', 'ppo')}, over training"] = trained
+            lost = fell_back(trained) if judge == gold else lost
         charts.append(Chart(f"{about} ({judge}) against KL", "KL to the start, nats per answer", judge, curves))
     gain = figures[f"{gold}, gain"]
     claims = [Claim(f"`{gold}`, which training never saw, rose", gain.low > 0, str(gain))]
     if proxy:
         claims.append(Claim("the learned reward rose", figures[f"{proxy}, gain"].low > 0, str(figures[f"{proxy}, gain"])))
+    if lost is not None:
+        (far, peak, *_), (kl, end, *_) = lost
+        said = f"{peak:.3f} at {far:.1f} nats, {end:.3f} at the end, {kl:.1f} nats"
+        claims.append(
+            Claim(f"`{gold}` kept what it had gained over training (else over-optimised: stop earlier, or raise beta)", False, said)
+        )
     texts = Table("first answers", ("prompt", "start", "policy"), tuple(tuple(row) for row in result["answers"]))
     about = "From demonstrations to preferences to a reward model to a policy, and what became of it."
     return Exhibit("Pipeline", about, dict(result), tables=(table, stages, texts), charts=tuple(charts), claims=tuple(claims))

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from laurel.core.errors import UsageError
-from laurel.measure.intervals import Interval, wilson
-from laurel.prompt.features import Directions, encoded, encoder
+from laurel.measure.intervals import Interval
+from laurel.prompt.features import Directions, Encoder, encoded, encoder
 from laurel.prompt.logs import Log, folds
 from laurel.prompt.models import Logistic, Model, Rates, Trees, grid
-from laurel.prompt.predictor import Predictor, leaving
-from laurel.prompt.worth import FEWEST, GAIN, auc, doubly_robust_S, mean_of, one_hot, verdict
-from laurel.prompt.worth import value_S as exact_S
+from laurel.prompt.picking import MARGINS, Trial, cross_fitted, gains, losses, pick, rates, value_S
+from laurel.prompt.predictor import Predictor
+from laurel.prompt.worth import GAIN, auc, mean_of, verdict
 
-MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
-"""Predicted gains over the default prompt that may be asked for before it is left."""
 STAGES = (20, 40, 80, 160)
 """Numbers of trees that are tried."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One model in cross-validation: its mean log loss, AUC, and the value of its choice per query (None: cannot be told)."""
-
-    name: str
-    model: Model
-    log_loss: float
-    auc: float
-    value: float | None
-    predicted_SP: np.ndarray
-
-
-@dataclass(frozen=True)
 class Fit:
-    """What `fit` found. `trials`: best first. `gain`: of the choice over the default prompt, out of fold (None: cannot be told)."""
+    """What `fit` found. `trials`: the one that was picked, then the others by log loss.
+
+    gain: over the default prompt, out of fold on every training query (None: cannot be told). Each query's default, model and
+    margin were picked without its fold. unseen: what adding a prompt that training did not see changes.
+    """
 
     predictor: Predictor
     trials: list[Trial]
@@ -45,15 +35,54 @@ class Fit:
     unseen: Interval | None
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Cross-validation of every model on some rows of a log: features, folds, and what each model said out of fold."""
+
+    log: Log
+    encode: Encoder
+    queries: Directions
+    prompts: Directions
+    x_SD: np.ndarray
+    e_PE: np.ndarray
+    fold_S: np.ndarray
+    trials: list[Trial]
+
+
 def fit(
     log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None, say: Callable[[str], None] = lambda line: None
 ) -> Fit:
     """Learn r(q, p) and the choice from the rows of `log` that are not test rows.
 
-    Everything that could be tuned is chosen by 5-fold cross-validation over questions inside them: the model by log loss, then the
-    margin by which another prompt must be predicted to beat the default before it is sent. Where no margin's gain is credible the
-    margin is infinite: the default it is. features: see `features.encoder`; cache: a folder for rows of slow encoders.
+    Everything that could be tuned is chosen by 5-fold cross-validation over questions inside them: the model by what its choice is
+    worth (`picking.pick`), and the margin by which another prompt must be predicted to beat the default before it is sent. Where
+    the gain of choosing so, out of fold, is not credible the margin is infinite: the default it is. features: see
+    `features.encoder`; cache: a folder for rows of slow encoders.
     """
+    got = cross_validated(log, features=features, seed=seed, cache=cache, say=say)
+    train = got.log
+    rate_P = rates(train, lower=True)
+    gain_TMS, place, margin = gains(train, got.trials, int(np.argmax(rate_P))), 0, float("inf")
+    gained = None if gain_TMS is None else cross_fitted(train, got.trials, got.fold_S)
+    if gain_TMS is not None:
+        place, asked = pick(gain_TMS, losses(train, got.trials))
+        margin = MARGINS[asked] if gained is not None and verdict(gained) == GAIN else margin
+    best = got.trials[place]
+    say(f"picked: {best.name}")
+    unseen = _unseen(best.model, train, got.x_SD, got.e_PE, got.fold_S)
+    predictor = Predictor(
+        model=best.model.fit(got.x_SD, got.e_PE, train.reward_SP), encode=got.encode, query_directions=got.queries,
+        prompt_directions=got.prompts, names=train.names, prompts=train.prompts, rate_P=rate_P, margin=margin,
+        cost_P=None if train.cost_SP is None else np.nanmean(train.cost_SP, 0),
+        unseen=unseen is not None and verdict(unseen) == GAIN,
+    )  # fmt: skip
+    return Fit(predictor, [best, *(trial for trial in got.trials if trial is not best)], gained, unseen)
+
+
+def cross_validated(
+    log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> Learned:
+    """What every model says out of fold on the rows that are not test rows, of prompts tried there; the best log loss first."""
     train = log.rows(~log.test_S)
     seen = [p for p in range(len(log.names)) if train.logged_SP[:, p].any()]
     train = train.columns(seen)
@@ -74,33 +103,17 @@ def fit(
             shown = "" if trial.value is None else f"  value {trial.value:.3f}"
             say(f"{trial.name:<40} log loss {trial.log_loss:.4f}  AUC {trial.auc:.3f}{shown}")
     trials.sort(key=lambda trial: (np.isnan(trial.log_loss), trial.log_loss))
-    best = trials[0]
-    rate_P = rates(train, lower=True)
-    default = int(np.argmax(rate_P))
-    margin, gained = _margin(train, best.predicted_SP, default)
-    unseen = _unseen(best.model, train, x_SD, e_PE, fold_S)
-    predictor = Predictor(
-        model=best.model.fit(x_SD, e_PE, train.reward_SP), encode=encode, query_directions=queries, prompt_directions=prompts,
-        names=train.names, prompts=train.prompts, rate_P=rate_P, margin=margin,
-        cost_P=None if train.cost_SP is None else np.nanmean(train.cost_SP, 0),
-        unseen=unseen is not None and verdict(unseen) == GAIN,
-    )  # fmt: skip
-    return Fit(predictor, trials, gained, unseen)
+    return Learned(train, encode, queries, prompts, x_SD, e_PE, fold_S, trials)
 
 
-def value_S(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray) -> np.ndarray | None:
-    """What a choice is worth on each query of a log: exact where every prompt was tried, nan elsewhere; None if that is nowhere.
+def gain_everywhere(log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None) -> Interval | None:
+    """What choosing gains over the default on every query of a log, test rows included, each valued out of fold.
 
-    With propensities doubly robust, for every query, unless everything was tried.
+    Of the prompts that training queries were sent with. One held-out fifth has a fifth of the queries, and so a wider interval.
     """
-    policy, whole = one_hot(choice_S, len(log.names)), np.all(log.logged_SP, axis=1)
-    if log.propensity_SP is not None and not whole.all():
-        return doubly_robust_S(log.reward_SP, log.propensity_SP, policy, predicted_SP)
-    if not whole.any():
-        return None
-    value = np.full(len(whole), np.nan)
-    value[whole] = exact_S(log.reward_SP[whole], policy[whole])
-    return value
+    seen = [p for p in range(len(log.names)) if log.logged_SP[~log.test_S, p].any()]
+    got = cross_validated(replace(log.columns(seen), test_S=np.zeros_like(log.test_S)), features=features, seed=seed, cache=cache)
+    return cross_fitted(got.log, got.trials, got.fold_S)
 
 
 def value_of(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_S: np.ndarray | None = None) -> Interval | None:
@@ -114,25 +127,6 @@ def value_of(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_
         value = value - other
     known = ~np.isnan(value)
     return mean_of(value[known], log.question_S[known])
-
-
-def rates(log: Log, *, lower: bool = False) -> np.ndarray:
-    """The value of sending each prompt always: its mean reward, weighed by propensities where they are known (SNIPS); 0 if never tried.
-
-    lower: the lower end of its Wilson interval at the effective number of rows, so that a prompt that was lucky twice does not lead.
-    Without propensities only queries count on which every prompt was tried, if there are enough of them.
-    """
-    whole = np.all(log.logged_SP, axis=1)
-    if log.propensity_SP is None and whole.sum() >= FEWEST:
-        log = log.rows(whole)
-    tried = log.logged_SP
-    weight = np.where(tried, 1.0 if log.propensity_SP is None else 1 / np.where(tried, log.propensity_SP, 1.0), 0.0)
-    total = np.maximum(weight.sum(0), 1e-12)
-    mean_P = (weight * np.where(tried, log.reward_SP, 0.0)).sum(0) / total
-    if not lower:
-        return mean_P
-    count_P = np.maximum(1, np.round(total**2 / np.maximum((weight**2).sum(0), 1e-12))).astype(int)
-    return np.array([wilson(mean * count, count).low for mean, count in zip(mean_P.tolist(), count_P.tolist(), strict=True)])
 
 
 def _trials(model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray) -> list[Trial]:
@@ -176,19 +170,6 @@ def named(model: Model) -> str:
         return "each prompt's mean reward"
     assert isinstance(model, Logistic)
     return f"logistic, {model.kind}, own {model.own:g}"
-
-
-def _margin(log: Log, predicted_SP: np.ndarray, default: int) -> tuple[float, Interval | None]:
-    """The margin with the highest gain over the default, out of fold; infinite where that is not credible or cannot be told."""
-    always = np.full(len(predicted_SP), default)
-    found = []
-    for margin in MARGINS:
-        interval = value_of(log, leaving(predicted_SP, default, margin), predicted_SP, always)
-        if interval is None:
-            return float("inf"), None
-        found.append((interval, margin))
-    best, margin = max(found, key=lambda pair: pair[0].value)
-    return (margin if verdict(best) == GAIN else float("inf")), best
 
 
 def _unseen(model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray) -> Interval | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ import numpy as np
 from laurel.core.errors import UsageError, nearest
 from laurel.data.read import Record, kind_of, read_records
 from laurel.measure.intervals import wilson
+from laurel.prompt.columns import COLUMNS, NUMBERS, our_columns, slip
 from laurel.tabular.exhibit import Table
 
 SPLITS = ("train", "test")
-NUMBERS = ("reward", "cost", "propensity", "confidence")
-COLUMNS = ("query", "prompt", *NUMBERS, "query_id", "sample", "response", "model", "split")
 SHOWN = 20  # faults of a file that its error lists
 
 
@@ -110,18 +109,24 @@ def stories(log: Log) -> Log | None:
     return replace(log, question_S=masked) if before / 2 <= after < 0.99 * before else None
 
 
-def read_log(path: str | Path, *, prompts: str | Path | None = None, model: str = "") -> Log:
+def read_log(
+    path: str | Path, *, prompts: str | Path | None = None, model: str = "", say: Callable[[str], None] = lambda line: None
+) -> Log:
     """A log of a JSONL, JSON, CSV or Parquet file, one row for each answer.
 
     Columns: `query`, `prompt` (its text, or its name in the file `prompts` of rows {name, prompt}), `reward` in [0, 1]; and optionally
     `response`, `model`, `cost`, `propensity`, `confidence`, `split` (train or test), `query_id` (else the query's text) and `sample`
-    (several draws of one query). model: which one's rows, needed where there are several.
+    (several draws of one query). model: which one's rows, needed where there are several. Common other names are read as these
+    (`columns.ALIASES`); `say` is told which, and which columns are not used.
 
     No row is left out: wrong ones are named in a UsageError, up to 20 (an empty query, an unknown prompt, a missing reward, the same
     query and prompt twice, numbers out of range).
     """
     path = Path(path).expanduser()
-    records = _of_model(read_records(path), model, str(path))
+    records, notes = our_columns(read_records(path), str(path))
+    for note in notes:
+        say(f"{path.name}: {note}")
+    records = _of_model(records, model, str(path))
     table = read_prompts(prompts)
     faults = [fault for where, row in records for fault in _row_faults(where, row, table)] or _twice(records, table)
     if faults:
@@ -210,7 +215,7 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
     """What is wrong with one row by itself."""
     strange = [name for name in row if name not in COLUMNS]
     if strange:
-        yield f"{where}: unknown column `{strange[0]}`. {nearest(strange[0], COLUMNS)}"
+        yield f"{where}: unknown column `{strange[0]}`. Did you mean `{slip(strange[0])}`?"
     query, prompt = row.get("query"), row.get("prompt")
     if not isinstance(query, str) or not query.strip():
         yield f"{where}: the query is {kind_of(query) if not isinstance(query, str) or not query else 'blank'}"

@@ -11,9 +11,10 @@ import numpy as np
 
 from laurel.measure.calibration import expected_calibration_error, reliability_table
 from laurel.measure.intervals import Interval
-from laurel.prompt.fit import Fit, fit, log_loss, rates, value_of
+from laurel.prompt.fit import Fit, fit, gain_everywhere, log_loss, value_of
 from laurel.prompt.logs import Log, coverage, grouped_split, leaked, stories
 from laurel.prompt.models import Rates
+from laurel.prompt.picking import rates
 from laurel.prompt.predictor import leaving
 from laurel.prompt.verifier import Verifier, verify
 from laurel.prompt.worth import auc, doubly_robust, inverse_propensity, one_hot, regret, self_normalised, split_oracle, verdict
@@ -23,6 +24,7 @@ READING = (
     "The default is the prompt that did best in training. Intervals are of 95 %. An oracle of single draws is too high, for luck counts "
     "(and the regret to it, too); one that learns on half of a question's draws and is valued on the others is too low."
 )
+OWN = "its own split"
 SHOWN = 8
 """Models of the cross-validation that are listed."""
 
@@ -57,7 +59,7 @@ def report(
     """Fit and value a log on its own split, if it has one, and on splits by question and by story. No test reward chooses anything."""
     published = published or {}
     seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
-    splits = [("its own split", log)] if log.test_S.any() else []
+    splits = [(OWN, log)] if log.test_S.any() else []
     splits.append(("questions held out", _only_seen(grouped_split(log, seed=seed), seen)))
     if (alike := stories(log)) is not None:
         splits.append(("stories held out", _only_seen(grouped_split(alike, seed=seed), seen)))
@@ -75,7 +77,7 @@ def report(
     notes.append(READING)
     for name, split in splits:
         say(f"split: {name}")
-        told = judged(name, split, published if name == "its own split" else {}, features, seed, cache, say)
+        told = judged(name, split, published if name == OWN else {}, features, seed, cache, say)
         tables, notes, data = tables + told.tables, notes + told.notes, {**data, name: told.data}
         charts += [told.chart] if told.chart else []
     return Exhibit(
@@ -99,6 +101,10 @@ def judged(
     x_SD = predictor.features(test.queries)
     everything = predictor.scores(x_SD, dict(zip(log.names, log.prompts, strict=True)))
     rows = _choices(log, test, found, seen, everything, published)
+    everywhere = None
+    if name != OWN:
+        everywhere = gain_everywhere(log, features=features, seed=seed, cache=cache)
+        rows["everywhere"] = Row(f"with a margin, out of fold: all {len(log.queries):,} queries", None, everywhere)
     verifier = verify(test, seed=seed)
     if verifier is not None and verifier.value is not None:
         rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
@@ -110,7 +116,7 @@ def judged(
         Table(title, columns, tuple(row.cells()[: len(columns)] for row in rows.values())),
         _rewards(f"{name}: the reward models on held-out queries", log, test, seen, everything, verifier, published),
         Table(
-            f"{name}: cross-validation inside the training part, best log loss first", ("model", "log loss", "AUC", "value"),
+            f"{name}: cross-validation inside the training part: the model picked, then by log loss", ("model", "log loss", "AUC", "value"),
             tuple((trial.name, trial.log_loss, trial.auc, trial.value) for trial in found.trials[:SHOWN]),
         ),
     ]  # fmt: skip
@@ -255,6 +261,7 @@ def _told(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     for key, what in (
         ("chosen", "choosing a prompt per query"),
         ("abstaining", "choosing with a margin"),
+        ("everywhere", "choosing with a margin, out of fold over all queries,"),
         ("all", "choosing among all prompts"),
     ):
         gained = rows[key].gain if key in rows else None

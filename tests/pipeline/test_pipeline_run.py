@@ -15,7 +15,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.measure.bestof import best_of_n
-from laurel.pipeline.compare import over_training, win_rate
+from laurel.pipeline.compare import fell_back, over_training, win_rate
 from laurel.pipeline.plan import Preferring, read_plan
 from laurel.pipeline.run import pipeline
 from laurel.pipeline.stages import by_judge, prefer
@@ -260,3 +260,9 @@ def test_win_rate_and_blocks_by_hand():
     lines = [{"kl/sequence": float(i), "rewards/r/mean": 2.0 * i} for i in range(24)]
     points = over_training([{"step": 0}, *lines], "r")
     assert len(points) == 12 and points[0][:2] == (0.5, 1.0) and points[0][2] < 1 < points[0][3]
+
+
+def test_a_hidden_judge_that_falls_back_is_told_and_noise_is_not():
+    up, top, near, down = (1.0, 0.4, 0.35, 0.45), (3.0, 0.65, 0.6, 0.7), (5.0, 0.62, 0.57, 0.67), (8.0, 0.55, 0.5, 0.59)
+    assert fell_back([up, top, down]) == (top, down)
+    assert fell_back([up, top, near]) is None and fell_back([up, down, top]) is None and fell_back([top]) is None
