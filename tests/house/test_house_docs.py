@@ -4,6 +4,7 @@ import doctest
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 from house_pages import GENERATED, Block, blocks, package_tree, renewed
+from house_shell import as_it_was, run_shell
 from house_source import PACKAGE, ROOT, package_files, python_files
+
+import laurel
+from laurel.train import starter
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
 RUN = ("python", "bash", "console")
@@ -20,8 +25,17 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 SECONDS = 240
 
 
+def short_starter(cache: Path) -> None:
+    """A folder for $LAUREL_CACHE whose starter has had an eighth of its steps: the blocks of `make verify` build the whole one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAUREL_CACHE", str(cache))
+        whole = starter.starter_config
+        patch.setattr(starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update={"max_steps": 75, "eval_steps": 0}))
+        starter.build_starter("starter", "addition", 0)
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def whole_workplace(tmp_path, monkeypatch) -> Path:
     """An empty folder with a copy of examples/, current while a block runs, and a `laurel` command on the path."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     command = tmp_path / "bin" / "laurel"
@@ -32,6 +46,18 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def workplace(whole_workplace, monkeypatch, once) -> Path:
+    """The same, and the starter model is a short one, built once a run."""
+    monkeypatch.setenv("LAUREL_CACHE", str(once("short-starter", short_starter)))
+    return whole_workplace
+
+
+def is_piped(block: Block) -> bool:
+    """Does what laurel prints go on into another command? Such a block runs as a user's shell would run it, processes and all."""
+    return bool(re.search(r"^laurel .* \| ", block.text, re.MULTILINE))
 
 
 def script(block: Block) -> str:
@@ -50,16 +76,66 @@ def run_python(block: Block) -> None:
         exec(compile(textwrap.dedent(block.text), str(block), "exec"), {"__name__": "__main__"})
 
 
+def run_processes(block: Block, folder: Path) -> None:
+    """Run a shell block as a user does: each command is a process, started cold."""
+    command = ["bash", "-euo", "pipefail", "-c", script(block)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in RUN], ids=str)
 def test_block_runs(block, workplace):
     if block.skip:
         pytest.skip(block.skip)
     if block.language == "python":
         run_python(block)
-        return
-    command = ["bash", "-euo", "pipefail", "-c", script(block)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=workplace, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    elif is_piped(block):
+        run_processes(block, workplace)
+    else:
+        (workplace / "door").mkdir()
+        code, printed = run_shell(script(block), workplace / "door")
+        assert code == 0, f"exit code {code}\n{printed[-6000:]}"
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in RUN[1:] and not block.skip], ids=str)
+def test_block_runs_in_processes_of_its_own(block, whole_workplace):
+    """Every command started cold, and on the starter that a user has (the user's cache keeps it: its minute is spent once)."""
+    run_processes(block, whole_workplace)
+
+
+def test_a_shell_block_is_bash_and_its_laurel_is_this_process(tmp_path, monkeypatch):
+    """Words, folder, exit code and both outputs pass the door; what a command sets is gone afterwards; a failure ends the block."""
+    monkeypatch.chdir(tmp_path)
+    before = (dict(os.environ), list(sys.path), signal.getsignal(signal.SIGINT), Path.cwd())
+    (tmp_path / "sub").mkdir()
+    lines = [
+        "laurel --version > version",
+        "cd sub",
+        "for word in 1 2; do laurel --help >> ../help; done",
+        "laurel nonsense || echo code $?",
+    ]
+    doors = [tmp_path / name for name in ("one", "two", "three")]
+    for door in doors:
+        door.mkdir()
+    code, printed = run_shell("\n".join(lines), doors[0])
+    assert code == 0 and "unknown verb `nonsense`" in printed and "code 2" in printed
+    assert (tmp_path / "version").read_text() == f"laurel {laurel.__version__}\n"
+    assert (tmp_path / "help").read_text().count("usage: laurel VERB") == 2
+    assert run_shell("laurel nonsense\ntouch reached", doors[1])[0] == 2 and not (tmp_path / "reached").exists()
+    assert run_shell("true", doors[2]) == (0, "")
+    assert before == (dict(os.environ), list(sys.path), signal.getsignal(signal.SIGINT), Path.cwd())
+    with pytest.raises(AssertionError, match="SIGINT"), as_it_was():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is before[2]
+
+
+def test_only_what_pipes_on_starts_processes():
+    """Six cold starts of laurel in all pages, each to see the real output of a real process flow on; the rest is called."""
+    starts = [
+        line for block in BLOCKS if block.language == "bash" and not block.skip and is_piped(block) for line in block.text.splitlines()
+    ]
+    assert len([line for line in starts if line.startswith("laurel ")]) == 6
 
 
 def test_every_block_says_what_it_is():

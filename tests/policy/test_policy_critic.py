@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from arithmetic import agree
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -76,8 +77,8 @@ def test_it_is_the_hidden_state_times_the_head(policy, make):
     hidden = policy.hidden(BATCH)
     weight = critic.model["head"].weight[0]
     value_NT, after_N = critic.values_and_after(BATCH)
-    torch.testing.assert_close(value_NT[0], hidden[0, 2:6] @ weight, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(after_N, torch.stack([hidden[0, 6], hidden[1, 4]]) @ weight, atol=1e-5, rtol=1e-5)
+    agree(value_NT[0], hidden[0, 2:6] @ weight)
+    agree(after_N, torch.stack([hidden[0, 6], hidden[1, 4]]) @ weight)
     if critic.shared:
         assert torch.equal(critic.values(BATCH, hidden), value_NT)
 
@@ -92,7 +93,7 @@ def test_T12_temperature_does_not_matter(policy, make):
 def test_padding_changes_nothing_and_tool_tokens_are_seen_but_not_valued(policy, make):
     critic = shaken(make(policy))
     alone = critic.values(BATCH.rows([1]))
-    torch.testing.assert_close(critic.values(BATCH)[1, :2], alone[0], atol=1e-5, rtol=1e-5)
+    agree(critic.values(BATCH)[1, :2], alone[0])
     tool = critic.values(rows((7, 8, 9, 10), mask=(True, False, False, True))).detach()
     assert tool[0, 1:3].tolist() == [0, 0]
     other = critic.values(rows((7, 8, 60, 10), mask=(True, False, False, True))).detach()
@@ -148,9 +149,9 @@ def test_from_a_reward_model_the_last_value_is_its_score(policy, make):
     with torch.no_grad():
         ids = BATCH.ids_NL[:1]
         score = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
-        torch.testing.assert_close(critic.values_and_after(BATCH)[1][0], score, atol=1e-5, rtol=1e-5)
+        agree(critic.values_and_after(BATCH)[1][0], score)
     scaled = make(policy, model, mean=0.5, std=2.0)
-    torch.testing.assert_close(scaled.values(BATCH)[0], (critic.values(BATCH)[0] - 0.5) / 2, atol=1e-5, rtol=1e-5)
+    agree(scaled.values(BATCH)[0], (critic.values(BATCH)[0] - 0.5) / 2)
     assert len(critic.trainable()) == len(list(critic.model.parameters()))
     assert critic.model["head"].weight is not model.score.weight
 

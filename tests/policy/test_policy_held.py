@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from arithmetic import agree, near
 
 from laurel.data.source import Row
 from laurel.policy.held import calibrated, judge, ordered
@@ -34,10 +35,10 @@ def test_pairs_are_right_as_often_as_their_scores_say(scorers):
     verdict = judge(scorer, rows, "rankings")
     sides = [(row.columns["prompt"], row.columns[side]) for row in rows for side in ("chosen", "rejected")]
     scores = scorer.score([{"prompt": prompt, "completion": said} for prompt, said in sides])
-    torch.testing.assert_close(torch.tensor(verdict.scores), scores, atol=1e-5, rtol=1e-5)
+    agree(torch.tensor(verdict.scores), scores)
     gaps = scores[0::2] - scores[1::2]
     assert verdict.figures["accuracy"].value == pytest.approx(float((gaps.sign() + 1).mean() / 2))
-    assert verdict.figures["pairs"] == 8 and verdict.figures["margin"] == pytest.approx(float(gaps.mean()), abs=1e-5)
+    assert verdict.figures["pairs"] == 8 and verdict.figures["margin"] == near(float(gaps.mean()))
     assert verdict.figures["length_baseline"].value == pytest.approx((3 * 0.5 + 3 + 2) / 8)  # lengths 1, 2, 3, 1, ... against 1
     assert json.loads(json.dumps(verdict.as_json()))["accuracy"]["n"] == 8
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from arithmetic import agree
 from test_policy_critic import rows
 from transformers import (
     AutoModelForCausalLM,
@@ -57,10 +58,10 @@ def test_heads_are_read_before_the_token_each_row_by_itself(policy):
         for t, token in enumerate(y):
             hidden = policy.causal.model(torch.tensor([[4, 5, 6, *y[:t]]])).last_hidden_state[0, -1]
             q, slow = (torch.stack([head(hidden) for head in heads.all(kind)]) for kind in ("q", "target"))
-            torch.testing.assert_close(seen.q_KNT[:, n, t], q[:, token], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(seen.logq_KNT[:, n, t], q.log_softmax(1)[:, token], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(seen.target_NT[n, t], slow[:, token].min(), atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(seen.value_NT[n, t], heads.model["v"](hidden)[0], atol=1e-5, rtol=1e-5)
+            agree(seen.q_KNT[:, n, t], q[:, token])
+            agree(seen.logq_KNT[:, n, t], q.log_softmax(1)[:, token])
+            agree(seen.target_NT[n, t], slow[:, token].min())
+            agree(seen.value_NT[n, t], heads.model["v"](hidden)[0])
     torch.testing.assert_close(seen.logp_NT, policy.logp(BATCH).logp)
     assert all((x[..., 1, 2:] == 0).all() for x in seen)
 
@@ -116,7 +117,7 @@ def decodes_as_stated(heads, policy, folder):
     q = torch.stack([hidden @ head.weight.T for head in heads.all("q")]).mean(0)
     wanted = (policy.causal(ids).logits.log_softmax(-1) + heads.decode_beta * (q - heads.model["v"](hidden))).softmax(-1)
     found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits.softmax(-1)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    agree(found, wanted)
     return found
 
 
@@ -143,7 +144,7 @@ def test_beta_0_saves_the_policy_itself(policy, tmp_path):
     heads.save(policy, tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.tensor([[4, 5, 6]])
-    torch.testing.assert_close(again(ids).logits, policy.causal(ids).logits, atol=1e-6, rtol=1e-6)
+    agree(again(ids).logits, policy.causal(ids).logits)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from arithmetic import agree
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from laurel.core.config import TrainConfig
@@ -58,7 +59,7 @@ def test_padding_side_and_amount_change_nothing(folder):
     whole = policy.logp(batch).logp
     for n in range(len(batch)):
         alone = policy.logp(batch.rows([n])).logp
-        torch.testing.assert_close(alone[0], whole[n, : alone.shape[1]], rtol=0, atol=1e-5)
+        agree(alone[0], whole[n, : alone.shape[1]])
     assert float(whole[~batch.loss_mask_NT].abs().sum()) == 0
 
 
@@ -80,7 +81,7 @@ def test_T20_reference_stays_where_it_was(folder, kind, tmp_path):
     batch = sampled_batch(policy)
     policy.model.eval()
     before = reference.logp(batch)
-    assert float((before - policy.logp(batch).logp).abs().max()) < 1e-5
+    agree(policy.logp(batch).logp, before)
     policy.model.train()
     shake(policy)
     policy.model.eval()
@@ -105,7 +106,7 @@ def test_base_reference_is_the_model_under_a_loaded_adapter(folder, tmp_path):
     for p in (again, plain):
         p.model.eval()
     batch = sampled_batch(plain)
-    torch.testing.assert_close(make_reference(again, "base").logp(batch), plain.logp(batch).logp, rtol=0, atol=1e-5)
+    agree(make_reference(again, "base").logp(batch), plain.logp(batch).logp)
     assert float((again.logp(batch).logp - plain.logp(batch).logp).abs().max()) > 1e-3
     assert again.trainable().keys() == policy.trainable().keys()
     with pytest.raises(UsageError, match="adapters"):
@@ -140,7 +141,7 @@ def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path, use_peft):
     assert str(ids) in out.stdout
     ours = policy.model(torch.tensor([ids])).logits
     theirs = torch.load(tmp_path / "logits.pt")
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 if not use_peft else 1e-4)
+    agree(theirs, ours, units=1024 if use_peft else 256)  # merging rounds the weights, too
     base = load_policy(TrainConfig(model=folder)).model.eval()(torch.tensor([ids])).logits
     assert float((base - theirs).abs().max()) > 1e-2
 

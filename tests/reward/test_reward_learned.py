@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from arithmetic import near
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
@@ -47,8 +48,8 @@ def test_combinations_by_hand():
 
 def test_one_scorer_is_its_score_less_the_stored_mean(folders):
     found = learned(folders["a"])(prompts=PROMPTS, completions=SAID, completion_ids=[[1]] * 3, other=[0] * 3)
-    assert found == pytest.approx((raw(folders["a"]) - 0.5).tolist(), abs=1e-6)
-    assert learned(folders["bare"])(prompts=PROMPTS, completions=SAID) == pytest.approx(raw(folders["bare"]).tolist(), abs=1e-6)
+    assert found == near(raw(folders["a"]) - 0.5)
+    assert learned(folders["bare"])(prompts=PROMPTS, completions=SAID) == near(raw(folders["bare"]))
     assert learned(folders["a"])(prompts=[], completions=[]) == []
 
 
@@ -56,20 +57,20 @@ def test_one_scorer_is_its_score_less_the_stored_mean(folders):
 def test_ensembles_by_name(folders, how, combine):
     members = torch.stack([raw(folders["a"]) - 0.5, raw(folders["b"]) + 0.25])
     found = parse(f"model:{folders['a']}+{folders['b']}{how}")(prompts=PROMPTS, completions=SAID)
-    assert found == pytest.approx(combine(members).tolist(), abs=1e-6)
+    assert found == near(combine(members))
 
 
 def test_standardise_divides_each_member_by_its_own_deviation(folders):
     members = torch.stack([(raw(folders["a"]) - 0.5) / 2, (raw(folders["b"]) + 0.25) / 0.5])
     found = learned(folders["a"], folders["b"], combine="min", standardise=True)(prompts=PROMPTS, completions=SAID)
-    assert found == pytest.approx(members.amin(0).tolist(), abs=1e-6)
+    assert found == near(members.amin(0))
 
 
 def test_messages_go_through_the_scorers_template(folders):
     prompt, answer = [Message(role="user", content="hi")], [Message(role="assistant", content="ho")]
     scorer = load_scorer(folders["bare"])
     expected = scorer.score([{"prompt": prompt, "completion": answer}]).tolist()
-    assert learned(folders["bare"])(prompts=[prompt], completions=[answer]) == pytest.approx(expected, abs=1e-6)
+    assert learned(folders["bare"])(prompts=[prompt], completions=[answer]) == near(expected)
     assert expected != scorer.score([{"prompt": "hi", "completion": "ho"}]).tolist()
 
 
@@ -85,7 +86,7 @@ def test_in_a_mixture_with_weights(folders):
     mixture = load_rewards([name, name], [1.0, 2.0], [{"prompt": "1+1=", "answer": "2"}])
     assert mixture.names == ("model", "model_2")
     scored = mixture.score([group("2")])[0]
-    assert scored.rewards[0] == pytest.approx(3 * float(raw(folders["a"])[0] - 0.5), abs=1e-6)
+    assert scored.rewards[0] == near(3 * float(raw(folders["a"])[0] - 0.5))
     assert load_reward(f"model:{folders['a']}+{folders['b']}:min").name == "model_min"
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from seeds import SEEDS
 from test_train_ranks import in_ranks
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
@@ -27,7 +28,7 @@ def toy(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_learns_the_toy(seed, toy, tmp_path):
     """Rule 17: greedy answers of the members, ranks: the last five steps beat the first by .4."""
     options = {"population": 20, "sigma": 0.05, "learning_rate": 0.015, "prompts_per_step": 2, "max_steps": 30}

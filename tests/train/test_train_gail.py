@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from arithmetic import agree, rounding
+from seeds import SEEDS
 from test_train_resume import final_weights, same
 from toy import HERE, make_toy, toy_config
 
@@ -33,7 +35,7 @@ def share_of_sevens(run):
     return [sum(found) / len(found) for _, found in sorted(by_step.items())]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_sevens_are_learned_from_demonstrations_alone(seed, toy, tmp_path):
     """From about .05 to nearly all; the discriminator starts at exactly 1/2, tells the two apart, and in the end it cannot."""
     run = train("gail", gail_config(toy, tmp_path, seed=seed), quiet=True)
@@ -96,7 +98,7 @@ def test_a_group_of_a_step(toy, tmp_path):
     assert batch.target_NT[demonstration_N].eq(4.5).all() and batch.target_NT[~demonstration_N].eq(-0.5625).all()
     logit_N = setup.companion.logits(batch)
     told = [reward for group in groups for reward in group.rewards[:-1]]
-    assert torch.allclose(logit_N[~demonstration_N].double(), torch.tensor(told, dtype=torch.float64), atol=1e-5)
+    agree(logit_N[~demonstration_N].double(), torch.tensor(told, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("budget", [1, 20, 31])
@@ -114,8 +116,9 @@ def test_T01_micro_batches_change_no_gradient(budget, toy, tmp_path):
         loop.update(setup, state, batch, Sums())
         grads.append(kept)
     assert len(grads[0]) > 20 and any(bool(g.any()) for name, g in grads[0].items() if name.startswith("discriminator.body"))
+    bound = rounding(*grads[1].values(), units=64, least=0)
     for name, value in grads[1].items():
-        assert torch.allclose(grads[0][name], value, rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(grads[0][name], value, rtol=0, atol=bound), name
 
 
 def test_a_demonstration_ends_where_a_sample_would(toy, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from seeds import SEEDS
 from test_train_resume import same
 from toy import make_toy, toy_config
 
@@ -76,7 +77,7 @@ def config_of(toy, folder, relabel="achieved", **options):
     return toy_config(toy, folder, **base | ({"relabel": f"{HERE}:{relabel}"} if relabel else {}) | options)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_rare_goals_are_learnt_where_a_reward_alone_teaches_little(seed, toy, tmp_path):
     """R12: the same samples, steps and rate: hindsight meets more than half of its goals, and three times those of leave-one-out."""
     met = {}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from arithmetic import agree
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
 
@@ -59,10 +60,10 @@ def test_each_column_reaches_the_loss(name, toy, tmp_path):
         weight_P = batch.weight_NT[::2, 0].double() if label == "weight" else weight_P
     plain = first["plain"]
     assert sorted(weight_P.tolist()) == pytest.approx([2 / 3] * 12 + [4 / 3] * 12)
-    torch.testing.assert_close(first["weight"], plain * weight_P, rtol=0, atol=1e-5)
+    agree(first["weight"], plain * weight_P)
     z = -torch.log(torch.expm1(plain))  # softplus(-z) = plain
-    torch.testing.assert_close(first["soft_label"], plain + 0.4 * z, rtol=0, atol=1e-5)
-    torch.testing.assert_close(first["margin"], torch.nn.functional.softplus(1 - z), rtol=0, atol=1e-5)
+    agree(first["soft_label"], plain + 0.4 * z)
+    agree(first["margin"], torch.nn.functional.softplus(1 - z))
 
 
 def test_soft_labels_end_where_they_say(toy, tmp_path):

@@ -1,9 +1,11 @@
-"""Every row of the table learns the toy, with every seed: rule 17 of the house."""
+"""Every row of the table learns the toy, with three seeds (two of them behind `make verify`): rule 17 of the house."""
 
 import json
 import random
 
 import pytest
+from arithmetic import near
+from seeds import SEEDS
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
 
@@ -37,7 +39,7 @@ def test_the_list_of_names_is_the_table():
     assert list(ALGORITHM_NAMES) == list(ALGORITHMS)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", REWARDED)
 def test_row_learns_the_toy(name, seed, toy, tmp_path):
     """Mean reward of the last five steps beats the first by at least MARGIN."""
@@ -59,7 +61,7 @@ def preferences(toy, tmp_path_factory):
     return {source: {**toy, "dataset": str(folder / f"{source}.jsonl"), "eval_size": 8} for source in ("pairs", "labels")}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].source in ("pairs", "labels")])
 def test_row_learns_the_preference(name, seed, preferences, tmp_path):
     """On prompts held out, the answer of sevens gains on the other: every margin positive, or the likelihoods far apart."""
@@ -108,7 +110,7 @@ def judged(toy, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].head])
 def test_row_learns_to_judge(name, seed, judged, tmp_path):
     """On prompts held out nearly everything is judged right, and a saved folder that gives one number is a reward."""
@@ -144,7 +146,7 @@ def test_resumed_ppo_is_the_unbroken_run(critic, toy, tmp_path):
 def test_ppo_begins_at_ratio_one_reference_zero_and_values_zero(toy, tmp_path):
     """T10, T20: with one pass per batch every ratio is 1 and the KL 0; a fresh critic says exactly 0."""
     (line,) = train("ppo", toy_config(toy, tmp_path, max_steps=1, num_iterations=1, **EXTRA["ppo"]), quiet=True).metrics()
-    assert line["ratio/max"] == pytest.approx(1.0, abs=1e-5) and line["kl/sequence"] == pytest.approx(0.0, abs=1e-6)
+    assert line["ratio/max"] == near(1.0) and line["kl/sequence"] == pytest.approx(0.0, abs=1e-6)
     assert line["value/mean"] == 0.0
 
 
@@ -162,7 +164,7 @@ def test_ppo_steers_kl_to_its_target(toy, tmp_path):
     assert 1.6 < sum(late) / len(late) < 2.4 and lines[-1]["beta"] < 0.2, late
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_sft_learns_the_toy(seed, toy, tmp_path):
     """Loss per supervised token falls below a tenth of ln(vocabulary)."""
     run = train("sft", toy_config(toy, tmp_path, reward=None, seed=seed), quiet=True)

@@ -1,21 +1,19 @@
 """A resumed run is the uninterrupted run, bit by bit; a killed one always has a checkpoint that loads."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import FORKS, begin
 from safetensors.torch import load_file
 from toy import make_toy, toy_config
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.train.checkpoint import complete_first, is_sound, newest_checkpoint
+from laurel.train.checkpoint import State, complete_first, is_sound, newest_checkpoint, save_checkpoint
 from laurel.train.loop import Interrupted, train
 
 
@@ -71,20 +69,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(toy, tmp_path):
     assert same(before, final_weights(again)) and is_sound(complete_first(again.checkpoints)[0])
 
 
-SAVER = """
-import sys, torch
-from types import SimpleNamespace
-from pathlib import Path
-from laurel.train.checkpoint import State, save_checkpoint
-model = torch.nn.Linear(400, 400)
-policy = SimpleNamespace(trainable=lambda: dict(model.named_parameters()), template="t")
-optimizer = torch.optim.AdamW(model.parameters())
-model(torch.randn(2, 400)).sum().backward(); optimizer.step()
-print("ready", flush=True)
-for step in range(1, 10_000):
-    save_checkpoint(Path(sys.argv[1]), "r", policy.template, policy.trainable(), optimizer, State(step=step), keep=1)
-    print(step, flush=True)
-"""
+def saver(folder, told):
+    """Save again and again, and tell each step that is saved."""
+    model = torch.nn.Linear(400, 400)
+    policy = SimpleNamespace(trainable=lambda: dict(model.named_parameters()), template="t")
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 400)).sum().backward()
+    optimizer.step()
+    for step in range(1, 10_000):
+        save_checkpoint(folder, "r", policy.template, policy.trainable(), optimizer, State(step=step), keep=1)
+        told.send(step)
 
 
 def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
@@ -92,53 +86,56 @@ def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
     chance = random.Random(0)
     for trial in range(5):
         folder = tmp_path / str(trial)
-        process = subprocess.Popen([sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        assert process.stdout.readline() == "1\n"
+        hear, tell = FORKS.Pipe(duplex=False)
+        process = begin(saver, folder, tell, log=tmp_path / "log")
+        tell.close()
+        assert hear.recv() == 1
         time.sleep(chance.random() * 0.15)
         process.kill()
-        process.wait(timeout=10)
-        process.stdout.close()
+        process.join(10)
+        hear.close()
+        assert process.exitcode == -signal.SIGKILL
         found, _ = newest_checkpoint(folder)
         assert found is not None
 
 
-RUNNER = """
-import sys
-sys.path.insert(0, {here!r})
-from toy import toy_config
-from laurel.train.loop import train
-import json
-train("grpo", toy_config(json.loads(sys.argv[1]), sys.argv[2], max_steps=40, save_steps=2, resume=sys.argv[3] == "yes"), quiet=True)
-"""
+def forty_steps(toy, folder, resume):
+    """A run that is saved every other step."""
+    train("grpo", toy_config(toy, folder, max_steps=40, save_steps=2, resume=resume), quiet=True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
-    """A process killed at random moments and continued each time ends with the very weights of one that was left alone."""
-    script = RUNNER.format(here=str(Path(__file__).parent))
+    """A process killed at random moments and continued each time ends with the very weights of one that was left alone.
 
-    def start(folder, resume):
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.Popen([sys.executable, "-c", script, json.dumps(toy), str(folder), resume], env=env, stderr=subprocess.DEVNULL)
+    The moments are spread over the steps: while it loads, and up to a third of the way after the first step that it adds.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    process = begin(forty_steps, toy, whole, False, log=tmp_path / "log")
+    process.join(120)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+    third, chance, kills = (time.monotonic() - began) / 3, random.Random(1), 0
 
-    assert start(tmp_path / "whole", "no").wait(timeout=120) == 0
-    chance, kills = random.Random(1), 0
-    for _ in range(40):
-        process = start(tmp_path / "killed", "yes")
-        try:
-            code = process.wait(timeout=3.5 + chance.random() * 1.5 if kills < 3 else 120)
-        except subprocess.TimeoutExpired:
-            process.send_signal(how)
-            code = process.wait(timeout=60)
+    def steps():
+        return (cut / "metrics.jsonl").read_bytes().count(b"\n") if (cut / "metrics.jsonl").exists() else 0
+
+    for attempt in range(5):
+        before, process = steps(), begin(forty_steps, toy, cut, True, log=tmp_path / "log")
+        while attempt in (0, 1, 3) and steps() == before and process.is_alive():  # the third is stopped while it loads
+            time.sleep(0.005)
+        process.join(chance.random() * third if attempt < 4 else 120)
+        if process.is_alive():
+            os.kill(process.pid, how)
+            process.join(60)
             kills += 1
-        if code == 0:
+        if process.exitcode == 0:
             break
-        assert code == -9 if how == signal.SIGKILL else code in (-15, 1)  # -15: before training had begun
+        assert process.exitcode == -9 if how == signal.SIGKILL else process.exitcode in (-15, 1)  # -15: before training had begun
     from laurel.core.run import Run
 
-    assert code == 0
-    assert same(final_weights(Run(tmp_path / "whole")), final_weights(Run(tmp_path / "killed")))
+    assert process.exitcode == 0 and kills >= 2
+    assert same(final_weights(Run(whole)), final_weights(Run(cut)))
 
 
 def test_changed_options_are_refused_on_resume(toy, tmp_path):

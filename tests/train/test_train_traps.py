@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from arithmetic import rounding
 from toy import make_toy, toy_config
 
 from laurel.core.config import TrainConfig
@@ -40,13 +41,14 @@ def gradient_of(toy, folder, name="grpo", **options):
 
 @pytest.mark.parametrize("name", ["sft", "reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft"])
 def test_T01_T44_micro_batches_change_no_gradient(name, toy, tmp_path):
-    """T01, T44: prompts=3, G=5, any token budget: the gradient of one shot, to 1e-5 relative."""
+    """T01, T44: prompts=3, G=5, any token budget: the gradient of one shot, to 1e-5 of the largest number in it."""
     options = {"reward": None} if name == "sft" else {"num_generations": 5}
     once = gradient_of(toy, tmp_path / "once", name, prompts_per_step=3, **options)
     for budget in (1, 20, 31):
         split = gradient_of(toy, tmp_path / str(budget), name, prompts_per_step=3, token_budget=budget, **options)
+        bound = rounding(*once.values(), units=64, least=0)
         for key, value in once.items():
-            assert torch.allclose(split[key], value, rtol=1e-5, atol=1e-7), key
+            assert torch.allclose(split[key], value, rtol=0, atol=bound), key
 
 
 def test_T33_loss_zero_is_not_gradient_zero(toy, tmp_path):

@@ -1,0 +1,25 @@
+"""Processes of their own that need not start cold: forked from one that has imported what trains, once for each worker of the suite."""
+
+import os
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["laurel.cli.train", "laurel.train.loop", "laurel.pipeline.plan", "laurel.policy.sampler", "pytest"])
+
+
+def begin(work: Callable, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None) -> Any:
+    """Call a function of a module in a process that can be killed; `exitcode` is that of a script. What it prints goes to `log`."""
+    process = FORKS.Process(target=_work, args=(work, arguments, str(log), dict(environment or {})))
+    process.start()
+    return process
+
+
+def _work(work: Callable, arguments: tuple, log: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    work(*arguments)
