@@ -41,6 +41,8 @@ USES = {
     "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
+ROUNDING = {torch.float32: 3e-5, torch.bfloat16: 0.03}
+"""By precision: nats that a token's log-probability may be off between two computations of it. Of T tokens it is sqrt(T) times that."""
 WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
 """sources whose rows may have a `weight`."""
 
@@ -69,6 +71,7 @@ class Setup:
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
     clock: Clock = field(default_factory=Clock)
+    judged: bool = False  # has any reward judged any sample yet?
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name -> parameter, of everything the optimiser moves: the policy, and what is trained beside it."""
@@ -79,8 +82,11 @@ class Setup:
         return {**self.trainable(), **(self.companion.followers() if self.companion else {})}
 
     def score(self, groups: list[Group]) -> list[Group]:
-        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge."""
-        return self.row.judge(self, groups) if self.row.judge else self.mixture.score(groups)
+        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge.
+
+        How many of them failed is judged over the whole step, by `laurel.train.checks.judged`.
+        """
+        return self.row.judge(self, groups) if self.row.judge else self.mixture.score(groups, refuse=False)
 
     def save_model(self) -> None:
         """The trained model as an ordinary Hugging Face folder; a companion that shapes how it decodes says how."""
@@ -113,9 +119,15 @@ class Setup:
         """Does the model compute real tokens only, and shared prompts once?"""
         return bool(getattr(self.policy, "packs", False))
 
+    def logs(self, step: int) -> bool:
+        """Are the metrics of this step written, as far as can be said before it ends?"""
+        config = self.config
+        may_end = config.stop_at is not None and step % config.eval_steps == 0
+        return step % config.logging_steps == 0 or step == config.max_steps or may_end
+
     def measures_kl(self, step: int) -> bool:
         """Does this step need log-probabilities of the reference? With beta > 0 always; else to report KL, when metrics are written."""
-        return self.reference is not None and (bool(self.config.beta) or step % self.config.logging_steps == 0)
+        return self.reference is not None and (bool(self.config.beta) or self.logs(step))
 
 
 def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
@@ -126,6 +138,9 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     if (config.population or config.prompts_per_step) < parallel.world_size():
         raise UsageError("fewer of them per step than processes.", where="population" if config.population else "prompts_per_step")
     rows, held = load_data(config, row.use or USES[row.source])
+    if row.source == "labels" and all(one.columns["prompt"] == rows[0].columns["prompt"] for one in rows):
+        what = "answers to other prompts are needed, and every row asks the same."
+        raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
     mixture = load_mixture(config, "data" if row.judge else row.source, rows)  # a judge of the row's own leaves them to evaluation
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
@@ -153,7 +168,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
-        bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+        bind(row.objective, config, rounding=ROUNDING[policy.dtype]), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
     if config.profile:
