@@ -44,11 +44,11 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     draw = Draw("check", 0, config.seed, 4, config.max_completion_length, config.temperature, tuple(config.stop))
     few = setup.rows[:8]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
-    groups = setup.score(groups)
+    told = setup.score(groups)
     if not setup.row.judge:
-        setup.mixture.refuse(*setup.mixture.failures(groups))
-        setup.judged = any(scored(group) for group in groups)
-    progress.say(forecast(setup, reward_matrix(groups)))
+        setup.mixture.refuse(*setup.mixture.failures(told))
+        setup.judged = any(scored(group) for group in told)
+    progress.say(forecast(setup, reward_matrix(told)))
     if setup.row.source == "parameters":  # nothing is differentiated: there is no ratio to be 1
         return
     batch = next(pack(groups).split(config.token_budget)).to(setup.policy.device)
@@ -118,6 +118,15 @@ def scored(group: Group) -> bool:
     return any(isinstance(result, Score) for column in group.results.values() for result in column)
 
 
+def few_failed(setup: Setup, groups: Sequence[Group]) -> int:
+    """How many samples rewards failed on, over all processes; more than the run allows stop it, on all of them."""
+    parts = parallel.gather(setup.mixture.failures(groups))
+    failed, total = (sum(part[i] for part in parts) for i in (0, 1))
+    where, first = next((part[2:] for part in parts if part[0]), ("", ""))
+    setup.mixture.refuse(failed, total, where, first)
+    return failed
+
+
 def judged(setup: Setup, groups: Sequence[Group]) -> None:
     """Stop where rewards failed on too many samples of the step, or where no sample of the run was judged yet: over all processes.
 
@@ -125,11 +134,8 @@ def judged(setup: Setup, groups: Sequence[Group]) -> None:
     """
     if setup.row.judge:
         return
-    parts = parallel.gather((setup.mixture.failures(groups), any(scored(group) for group in groups)))
-    failed, total = (sum(part[i] for part, _ in parts) for i in (0, 1))
-    where, first = next((part[2:] for part, _ in parts if part[0]), ("", ""))
-    setup.mixture.refuse(failed, total, where, first)
-    setup.judged |= any(good for _, good in parts)
+    failed = few_failed(setup, groups)
+    setup.judged |= any(parallel.gather(any(scored(group) for group in groups)))
     if not failed and not setup.judged:
         names = ", ".join(setup.mixture.names)
         raise LaurelError(f"no reward judged any sample of this step ({names}).", fix="Did they all abstain?")

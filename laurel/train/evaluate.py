@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from laurel.core.metrics import Sums
+from laurel.core.sample import Group
 from laurel.data.source import Row
 from laurel.objective.metrics import preference_metrics
 from laurel.policy.chat import encode_supervised
@@ -15,7 +16,7 @@ from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
-from laurel.train import parallel
+from laurel.train import checks, parallel
 from laurel.train.record import add_scores, scale
 from laurel.train.reference import with_reference
 
@@ -33,22 +34,24 @@ def evaluate(setup: Setup, step: int) -> Sums:
     rows = setup.held[parallel.rank() :: parallel.world_size()]
     if rows and setup.learns_from_data:
         held_out_loss(setup, rows, step, sums)
-    if rows and setup.mixture is not None:
-        greedy_answers(setup, rows, step, sums)
+    if setup.mixture is not None:
+        checks.few_failed(setup, greedy_answers(setup, rows, step, sums) if rows else [])
     return sums
 
 
-def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
+def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
     """Greedy completions of the rows' prompts, scored by the run's own rewards."""
     config = setup.config
     length = config.max_completion_length or longest_completion(setup)
     draw = Draw("eval", step, config.seed, 1, length, 0.0, tuple(config.stop or ()))
     groups = play(setup.policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, rows, draw)
-    reward_N = reward_matrix(setup.mixture.score(groups)).flatten()
+    scored = setup.mixture.score(groups, refuse=False)
+    reward_N = reward_matrix(scored).flatten()
     judged = reward_N[~reward_N.isnan()]
     sums.add("eval/reward", float(judged.sum()), len(judged))
     sums.add("eval/accuracy", int((judged >= 1 - 1e-9).sum()), len(reward_N))
     sums.total("eval/samples", len(reward_N))
+    return scored
 
 
 def longest_completion(setup: Setup) -> int:

@@ -35,13 +35,14 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 ADAMW = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
-SUPPLIED = {"running_mean", "rounding"}  # given to a weight or an objective by the loop, not by the configuration
+SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
+MEASURED = {"rounding"}  # given to an objective by the precision of the model
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a weight or objective: its keyword-only parameters, with their defaults."""
     found = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED}
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED | MEASURED}
 
 
 def defaults(name: str) -> dict[str, Any]:
