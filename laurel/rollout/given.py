@@ -79,9 +79,7 @@ def labelled(
     groups = []
     for n, row in enumerate(rows):
         beside = [{"prompt": row.columns["prompt"], "completion": others[n].columns["completion"]}] if others else []
-        encoded = [
-            encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, *beside)
-        ]
+        encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, *beside)]
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
         w = float(row.columns.get("weight", 1.0))
         groups.append(Group(row.id, row.columns, samples, rewards=(w if row.columns["label"] else -w, *(0.0 for _ in beside))))

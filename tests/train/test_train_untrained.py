@@ -82,10 +82,10 @@ def moved(setup, state):
 
 KL = {"beta": 0.1, "kl_placement": "loss"}
 SILENT = [
-    ("grpo", KL, "cut"), ("grpo", {}, "failed"), ("grpo", {**KL, "kl_estimator": "exact"}, "failed"), ("grpo", {"entropy_coef": 0.1}, "cut"),
-    ("dapo", KL, "failed"), ("rloo", {"beta": 0.1}, "cut"), ("reinforce_pp", KL, "cut"), ("raft", KL, "failed"),
-    ("ppo", {"kl_target": 1.0, "num_iterations": 2}, "cut"), ("ppo", {"critic": "shared"}, "failed"), ("ppo_max", {}, "failed"),
-    ("ppo_max", {"critic_warmup_steps": 0}, "cut"), ("online_dpo", {}, "cut"), ("rrhf", {}, "failed"),
+    ("grpo", KL, "cut"), ("grpo", {}, "failed"), ("grpo", {**KL, "kl_estimator": "exact"}, "failed"),
+    ("grpo", {"entropy_coef": 0.1}, "cut"), ("dapo", KL, "failed"), ("rloo", {"beta": 0.1}, "cut"), ("reinforce_pp", KL, "cut"),
+    ("raft", KL, "failed"), ("ppo", {"kl_target": 1.0, "num_iterations": 2}, "cut"), ("ppo", {"critic": "shared"}, "failed"),
+    ("ppo_max", {}, "failed"), ("ppo_max", {"critic_warmup_steps": 0}, "cut"), ("online_dpo", {}, "cut"), ("rrhf", {}, "failed"),
 ]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_no_opinion_after_opinions_is_a_step_of_nothing(toy, tmp_path):
     means, names = moved(setup, state)
     assert means["zero_signal"] == 1 and not names
     setup.judged = False
-    with pytest.raises(LaurelError, match="no reward judged any.*silent"):
+    with pytest.raises(LaurelError, match=r"no reward judged any.*silent"):
         loop.step(setup, state, Sums())
 
 
@@ -184,7 +184,17 @@ def test_beta_follows_the_rows_that_count(toy, tmp_path):
     assert nobody.beta == 0.1
 
 
-COVERED = ("entropy", "kl", "kl/sequence", "ratio/mean", "ratio/max", "approx_kl", "clip_ratio/region", "clip_ratio/high", "sampler_gap/mean")
+COVERED = (
+    "entropy",
+    "kl",
+    "kl/sequence",
+    "ratio/mean",
+    "ratio/max",
+    "approx_kl",
+    "clip_ratio/region",
+    "clip_ratio/high",
+    "sampler_gap/mean",
+)
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])
