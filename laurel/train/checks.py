@@ -45,7 +45,7 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     few = setup.rows[:8]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
     told = setup.score(groups)
-    if not setup.row.judge:
+    if setup.mixture is not None and not setup.row.judge:
         setup.mixture.refuse(*setup.mixture.failures(told))
         setup.judged = any(scored(group) for group in told)
     progress.say(forecast(setup, reward_matrix(told)))
@@ -132,7 +132,7 @@ def judged(setup: Setup, groups: Sequence[Group]) -> None:
 
     Where rewards have judged before, a step of which they have nothing to say has nothing to train on, and passes.
     """
-    if setup.row.judge:
+    if setup.mixture is None or setup.row.judge:
         return
     failed = few_failed(setup, groups)
     setup.judged |= any(parallel.gather(any(scored(group) for group in groups)))

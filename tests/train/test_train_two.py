@@ -94,7 +94,8 @@ def both(toy, tmp_path_factory):
 
 @pytest.mark.parametrize("case", ["grpo", "grpo, masked", "dapo", "ppo_max", "online_dpo", "es", "kto", "dpop"])
 def test_two_processes_leave_what_one_leaves(case, both):
-    """Every line of metrics.jsonl and samples.jsonl, in its order, and the weights; where rewards fail for all that one of them has, too."""
+    """Every line of metrics.jsonl and samples.jsonl, in its order, and the weights. In the first step rewards fail for all that the
+    second process has."""
     one, two = (Run(both / where / case) for where in ("one", "two"))
     for ours, theirs in zip(one.metrics(), two.metrics(), strict=True):
         assert ours.keys() == theirs.keys()
