@@ -47,10 +47,10 @@ CATALOGUE: dict[str, Meaning] = {
         low=0.2,
     ),
     "zero_signal": Meaning(
-        "1 where a step was skipped because every weight was 0",
+        "1 where a step was skipped because nothing in it counted: every weight 0, every sample masked, or every reward failed",
         "share of steps",
         "0, rarely more",
-        "every group was uninformative: difficulty of the prompts, num_generations, reward function",
+        "which: informative_fraction (difficulty of the prompts, num_generations), completions/clipped_ratio, failed_fraction",
         high=0.2,
     ),
     "resampled_groups": Meaning(
@@ -92,7 +92,7 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.2,
     ),
     "kl": Meaning(
-        "KL of the policy from the reference (k3, never negative)",
+        "KL of the policy from the reference (k3, never negative) at every token sampled in the step, trained on or not",
         "nats per token",
         "0 at the first step, then below about .5",
         "beta and learning_rate; read samples for text that only the reward likes",
@@ -100,7 +100,7 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.5,
     ),
     "kl/sequence": Meaning(
-        "KL of the policy from the reference, summed over a completion",
+        "the same, summed over a completion: of every completion of the step",
         "nats per completion",
         "0 at the first step, then below about 20",
         "beta and learning_rate; read samples for text that only the reward likes",
@@ -108,21 +108,21 @@ CATALOGUE: dict[str, Meaning] = {
         high=20.0,
     ),
     "entropy": Meaning(
-        "entropy of the next-token distribution at sampled positions",
+        "entropy of the next-token distribution: at every token sampled in the step, trained on or not; of data at the supervised ones",
         "nats per token",
         "falls slowly; 0 means one answer only",
         "learning_rate, epsilon_high, entropy_coef, beta",
         low=0.0,
     ),
     "approx_kl": Meaning(
-        "KL between the policy that sampled and the policy now (k3)",
+        "KL between the policy that sampled and the policy now (k3), over every token sampled in the step",
         "nats per token",
         "0 to about .02",
         "num_iterations and learning_rate: the samples have gone stale",
         high=0.1,
     ),
     "ratio/mean": Meaning(
-        "mean of pi / pi_old over trained tokens",
+        "mean of pi / pi_old over every token sampled in the step",
         "ratio",
         "1 in the first pass, within 10 % of 1 later",
         "learning_rate, num_iterations",
@@ -130,14 +130,14 @@ CATALOGUE: dict[str, Meaning] = {
         high=1.25,
     ),
     "ratio/max": Meaning(
-        "largest pi / pi_old of a trained token",
+        "largest pi / pi_old of a token sampled in the step",
         "ratio",
         "1 in the first pass, below about 10 later",
         "learning_rate, num_iterations",
         high=100.0,
     ),
     "clip_ratio/region": Meaning(
-        "share of trained tokens that clipping silences: low and high together",
+        "share of all sampled tokens that clipping silences: low and high together",
         "share",
         "0 in the first pass, below .3",
         "learning_rate and num_iterations: most of the step is being thrown away",
@@ -295,7 +295,7 @@ CATALOGUE: dict[str, Meaning] = {
     ),
     "beta": Meaning("the coefficient of KL where it is steered", "-", "settles", "kl_target, kl_horizon"),
     "rewards/chosen": Meaning(
-        "implied reward of preferred (or good) answers, beta (log pi - log ref); rows without a reference: beta log pi",
+        "implied reward of preferred (or good) answers, beta (log pi - log ref); rows without a reference: beta log pi; at beta 0: 0",
         "reward",
         "0 at the first step, then near or above 0",
         "logps/chosen; rpo_alpha or `dpop` where the chosen answers sink",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Finish = Literal["eos", "length", "stop", "error"]
+NOBODY = -1
+"""The version in the key of a sample that no version of the policy drew, as of a demonstration that stands beside samples."""
 
 
 class Message(TypedDict):
@@ -99,6 +101,7 @@ class Batch:
     weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen +1, rejected -1).
     value_NT float32: what a critic said when the row was sampled; of a pair's rejected row the chance that it is the better one.
     target_NT float32: what a head or an objective aims at (returns, labels, a margin). temperature_N float32. group_N int64: which prompt.
+    sampled_NT bool: the tokens that the policy chose, trained on or not: what metrics of the policy cover. None: those of loss_mask_NT.
     """
 
     ids_NL: Tensor
@@ -114,9 +117,10 @@ class Batch:
     temperature_N: Tensor
     group_N: Tensor
     keys: tuple[Key, ...]
+    sampled_NT: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len({len(getattr(self, item.name)) for item in fields(self)}) != 1:
+        if len({len(column) for item in fields(self) if (column := getattr(self, item.name)) is not None}) != 1:
             raise ValueError("the columns of a Batch have different numbers of rows")
 
     def __len__(self) -> int:
@@ -128,7 +132,13 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch with every tensor on `device`."""
-        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "keys"})
+        columns = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "keys"}
+        return replace(self, **{name: column.to(device) for name, column in columns.items() if column is not None})
+
+    @property
+    def drawn_NT(self) -> Tensor:
+        """The tokens that the policy chose, trained on or not."""
+        return self.loss_mask_NT if self.sampled_NT is None else self.sampled_NT
 
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, trimmed to the longest of them: padding never travels further than it must."""

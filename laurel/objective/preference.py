@@ -99,16 +99,22 @@ def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
 
 @weighted
 @expected
-def dpop(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, dpop_lambda: float = 50.0, use_margin: bool = True) -> Tensor:
+def dpop(
+    logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, dpop_lambda: float = 50.0, use_margin: bool = True, rounding: float = 3e-5
+) -> Tensor:
     """DPO that pays when the chosen answer becomes less likely than under the reference.
 
         softplus( m - beta (h - lambda max(0, ref_w - lp_w)) )
 
     The same value and gradient as `dpo` while lp_w >= ref_w. lp_w 1 below ref_w, h = 1.5, beta .1, lambda 50: softplus(4.85) = 4.8578.
+    Training starts on the kink: there lp_w = ref_w, but for rounding, and a slope of 0 or of 1 is a gradient lambda times as large. The
+    slope at 0 is taken as 0, and as a fall counts what rounding cannot be: more than `rounding` sqrt|w| nats, where `rounding` is
+    that of one token's log-probability in the precision of the model (the loop brings it). So the first step is that of `dpo`.
     Smaug, Pal et al. 2024, arXiv:2402.13228.
     """
     gain_N = log_ratios(logp_NT, batch)
-    fallen_P = by_group(torch.where(grade(batch) > 0, (-gain_N).relu(), 0.0), batch)
+    fell_N = (grade(batch) > 0) & (-gain_N > rounding * length(batch).sqrt())
+    fallen_P = by_group(torch.where(fell_N, -gain_N, 0.0), batch)
     m_P = asked(batch).to(logp_NT.dtype) if use_margin else 0.0
     return softplus(m_P - beta * (margin(logp_NT, batch) - dpop_lambda * fallen_P))
 

@@ -37,13 +37,14 @@ class Mixture:
         """The names under which results are kept."""
         return tuple(reward.name for reward in self.rewards)
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
+    def score(self, groups: Sequence[Group], *, refuse: bool = True) -> list[Group]:
         """The same groups with `results` and `rewards` filled.
 
         Each function is called once, concurrently with the others, with all samples in a row: `prompts`, `completions` (text,
         or messages where the row's prompt is messages), `completion_ids`, and every other column repeated per completion.
         A group whose environment failed is shown to no reward: each of them has failed on it.
-        Raises LaurelError if more than `max_failed_fraction` of the samples have a failed result.
+        Raises LaurelError if more than `max_failed_fraction` of the samples have a failed result; refuse False: that is left to
+        who knows all of the step (`failures`, `refuse`).
         """
         call = Call.of([group for group in groups if ENVIRONMENT not in group.results])
         tables = run_all(self.rewards, call, self.timeout) if call.keys else [[] for _ in self.rewards]
@@ -59,7 +60,8 @@ class Mixture:
             }
             rewards = tuple(self.combine([columns[name][i] for name in self.names]) for i in range(len(group.samples)))
             scored.append(replace(group, results=columns, rewards=rewards))
-        self._refuse_mass_failure(scored)
+        if refuse:
+            self.refuse(*self.failures(scored))
         return scored
 
     def combine(self, results: Sequence[Result]) -> float | None:
@@ -74,7 +76,8 @@ class Mixture:
         total = sum(added) if added else 1.0
         return total * math.prod(gates) if total > 0 else total
 
-    def _refuse_mass_failure(self, groups: Sequence[Group]) -> None:
+    def failures(self, groups: Sequence[Group]) -> tuple[int, int, str, str]:
+        """Of scored groups: how many samples failed, of how many, and of the first failure where it was and what it said."""
         failures = [
             (name, sample, result)
             for group in groups
@@ -84,14 +87,17 @@ class Mixture:
         ]
         total = sum(len(group.samples) for group in groups)
         failed = len({sample.key for _, sample, _ in failures})
+        if not failures:
+            return 0, total, "", ""
+        name, sample, result = failures[0]
+        where = "environment" if sample.finish == "error" else f"reward `{name}`"
+        return failed, total, where, f"The first: {result.reason.rstrip('.')}. On the completion {sample.text[:300]!r}."
+
+    def refuse(self, failed: int, total: int, where: str, first: str) -> None:
+        """Raises LaurelError if more than `max_failed_fraction` of `total` samples failed."""
         if failed > self.max_failed_fraction * total:
-            name, sample, result = failures[0]
-            where = "environment" if sample.finish == "error" else f"reward `{name}`"
-            raise LaurelError(
-                f"{failed} of {total} samples could not be scored (at most {self.max_failed_fraction:.0%} may fail).",
-                where=where,
-                fix=f"The first: {result.reason.rstrip('.')}. On the completion {sample.text[:300]!r}.",
-            )
+            what = f"{failed} of {total} samples could not be scored (at most {self.max_failed_fraction:.0%} may fail)."
+            raise LaurelError(what, where=where, fix=first)
 
 
 def load_rewards(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from laurel.core.errors import UsageError
@@ -64,21 +65,44 @@ def graded(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on
     return groups
 
 
-def labelled(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:
-    """One group per row: its answer with reward w (good) or -w (bad), and with reward 0 the next row's answer to this row's prompt.
+def labelled(
+    policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None,
+    others: Sequence[Row] | None = None,
+) -> list[Group]:  # fmt: skip
+    """One group per row: its answer with reward w (good) or -w (bad), and with reward 0 another row's answer to this row's prompt.
 
     w is the row's `weight` (1). The second says how far the policy is from the reference where nobody judged: KTO's reference point.
+    others: whose answers they are, one per row (see `partners`); None: each is the next row's; (): nobody's, the group is the row alone.
     """
-    if len(rows) < 2:
-        raise UsageError("answers to other prompts are needed, and there is one prompt.", where="prompts_per_step", fix="At least 2.")
+    if others is None:
+        others = partners(rows, rows)
     groups = []
-    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-        mismatched = {**row.columns, "completion": other.columns["completion"]}
-        encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, mismatched)]
+    for n, row in enumerate(rows):
+        beside = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
+        encoded = [encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length) for c in (row.columns, *beside)]
         samples = tuple(as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded))
         w = float(row.columns.get("weight", 1.0))
-        groups.append(Group(row.id, row.columns, samples, rewards=(w if row.columns["label"] else -w, 0.0)))
+        groups.append(Group(row.id, row.columns, samples, rewards=(w if row.columns["label"] else -w, *(0.0 for _ in beside))))
     return groups
+
+
+def partners(rows: Sequence[Row], together: Sequence[Row], later: Sequence[Row] = ()) -> list[Row]:
+    """The row whose answer stands beside each row's prompt: the next one that asks something else.
+
+    Looked for among the rows of the step, all of them whatever process they are on, from the row on and round their end; where they
+    all ask the same, among those that come later. A row is never its own partner, even where a step crosses an epoch and has it twice.
+    """
+    place = {row.id: at for at, row in enumerate(together)}
+    found = []
+    for row in rows:
+        at = place[row.id]
+        round_ = itertools.chain(together[at + 1 :], together[:at], later)
+        other = next((other for other in round_ if other.columns["prompt"] != row.columns["prompt"]), None)
+        if other is None:
+            what = "answers to other prompts are needed, and there is one prompt."
+            raise UsageError(what, where="prompts_per_step", fix="At least 2, of rows that ask different things.")
+        found.append(other)
+    return found
 
 
 def logged(policy: Policy, rows: Sequence[Row], *, run: str, step: int, train_on: str | None, max_length: int | None) -> list[Group]:

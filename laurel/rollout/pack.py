@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import NOBODY, Batch, Group
 from laurel.weight.token import place_reward
 
 
@@ -15,17 +15,18 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     """Groups -> Batch of N rows, group after group, padded on the right. Weights, values, targets and log ref are zero yet.
 
     Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the length limit, keep their
-    place but lose their loss mask: they are neither trained on nor counted.
+    place but lose their loss mask: they are neither trained on nor counted. The policy drew them all the same (`sampled_NT`).
     """
     samples = [s for group in groups for s in group.samples]
     judged = [r is not None for group in groups for r in (group.rewards or (0.0,) * len(group.samples))]
     wide = max(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
     long = max(len(s.completion_ids) for s in samples)
     ids_NL, loss_mask_NT = torch.zeros(len(samples), wide, dtype=torch.long), torch.zeros(len(samples), long, dtype=torch.bool)
-    logp_old_NT = torch.zeros(len(samples), long)
+    logp_old_NT, sampled_NT = torch.zeros(len(samples), long), torch.zeros_like(loss_mask_NT)
     for n, (s, counts) in enumerate(zip(samples, judged, strict=True)):
         ids_NL[n, : len(s.prompt_ids) + len(s.completion_ids)] = torch.tensor(s.prompt_ids + s.completion_ids)
         logp_old_NT[n, : len(s.logps)] = torch.tensor(s.logps)
+        sampled_NT[n, : len(s.loss_mask)] = torch.tensor(s.loss_mask) & (s.key.version != NOBODY)
         if counts and not (mask_truncated and s.finish == "length"):
             loss_mask_NT[n, : len(s.loss_mask)] = torch.tensor(s.loss_mask)
     start_N = torch.tensor([len(s.prompt_ids) for s in samples])
@@ -44,6 +45,7 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
         temperature_N=torch.tensor([s.temperature for s in samples]),
         group_N=torch.tensor([g for g, group in enumerate(groups) for _ in group.samples]),
         keys=tuple(s.key for s in samples),
+        sampled_NT=sampled_NT,
     )
 
 
@@ -53,8 +55,11 @@ def reward_matrix(groups: Sequence[Group]) -> Tensor:
 
 
 def sample_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
-    """[P, G] float64: R - kl_coef * sum_t k1_t. The sum over sampled tokens is an unbiased estimate of the sequence's KL."""
-    return reward_PG - kl_coef * k1_of(batch).sum(1).view_as(reward_PG)
+    """[P, G] float64: R - kl_coef * sum_t k1_t. The sum over sampled tokens is an unbiased estimate of the sequence's KL.
+
+    A sample that is masked counts in its group's baseline, so its KL does, too.
+    """
+    return reward_PG - kl_coef * k1_of(batch, batch.drawn_NT).sum(1).view_as(reward_PG)
 
 
 def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
@@ -62,6 +67,7 @@ def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tens
     return place_reward(reward_PG.reshape(-1), batch.length_N, batch.loss_mask_NT.shape[1]) - kl_coef * k1_of(batch)
 
 
-def k1_of(batch: Batch) -> Tensor:
-    """k1_t = log pi_old - log ref on the trained tokens, 0 elsewhere: [N, T] float64."""
-    return torch.where(batch.loss_mask_NT, batch.logp_old_NT - batch.logp_ref_NT, 0.0).double()
+def k1_of(batch: Batch, mask_NT: Tensor | None = None) -> Tensor:
+    """k1_t = log pi_old - log ref on the trained tokens, or on those of a mask, 0 elsewhere: [N, T] float64."""
+    mask_NT = batch.loss_mask_NT if mask_NT is None else mask_NT
+    return torch.where(mask_NT, batch.logp_old_NT - batch.logp_ref_NT, 0.0).double()

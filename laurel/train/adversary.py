@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from laurel.core.result import Abstain, Score
-from laurel.core.sample import Batch, Finish, Group, Key, Message, Sample
+from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
 from laurel.objective.discriminator import imitation, sides
 from laurel.policy.chat import encode_supervised
 from laurel.rollout.given import as_sample
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from laurel.core.metrics import Sums
     from laurel.data.source import Row
     from laurel.train.setup import Setup
-
-NOBODY = -1
-"""The version in a demonstration's key: no version of the policy wrote it."""
 
 
 @torch.no_grad()

@@ -10,15 +10,21 @@ from torch import Tensor
 
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
-from laurel.core.sample import Batch
+from laurel.core.result import Score
+from laurel.core.sample import Batch, Group
+from laurel.objective.metrics import CLIPPED
 from laurel.rollout.episode import play
 from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
+from laurel.train import parallel
 from laurel.train.critic import memory
+from laurel.train.options import bind
 from laurel.weight.group import predicted_uninformative
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from laurel.train.progress import Progress
     from laurel.train.setup import Setup
 
@@ -38,7 +44,11 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     draw = Draw("check", 0, config.seed, 4, config.max_completion_length, config.temperature, tuple(config.stop))
     few = setup.rows[:8]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
-    progress.say(forecast(setup, reward_matrix(setup.score(groups))))
+    told = setup.score(groups)
+    if setup.mixture is not None and not setup.row.judge:
+        setup.mixture.refuse(*setup.mixture.failures(told))
+        setup.judged = any(scored(group) for group in told)
+    progress.say(forecast(setup, reward_matrix(told)))
     if setup.row.source == "parameters":  # nothing is differentiated: there is no ratio to be 1
         return
     batch = next(pack(groups).split(config.token_budget)).to(setup.policy.device)
@@ -52,10 +62,30 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
                 f"the trainer's log-probabilities are not the sampler's: |ratio - 1| is {worst:.2g} before any training.",
                 where="start-up check", fix="Dropout in the model code, or an architecture that treats padding differently?",
             )  # fmt: skip
+        if lost := silenced(setup, logp_NT, batch):
+            progress.say(lost)
         if setup.reference is not None and config.reference == "start" and step == 0:
             apart = float((setup.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
             if not apart < 1e-5:
                 raise LaurelError(f"the reference differs from the policy by {apart:.2g} nats at step 0.", where="start-up check")
+
+
+def silenced(setup: Setup, logp_NT: Tensor, batch: Batch) -> str:
+    """A warning where rounding alone takes a ratio, which is 1 before any training, beyond the bounds of clipping; else nothing."""
+    measure = CLIPPED.get(setup.row.objective)
+    if measure is None:
+        return ""
+    shares = []
+    for sign in (1.0, -1.0):
+        found = bind(measure, setup.config)(logp_NT, batch.replace(weight_NT=torch.full_like(batch.weight_NT, sign)))
+        total, count = found.get("clip_ratio/region", found["clip_ratio/high"])
+        shares.append(float(total) / float(count))
+    lost = sum(shares) / 2
+    return (
+        f"warning: clipping silences {lost:.0%} of the tokens before any training: its bounds are narrower than the rounding of "
+        f"{setup.config.dtype}. Raise epsilon and epsilon_high, or set dtype to float32."
+        if lost > 0.01 else ""
+    )  # fmt: skip
 
 
 def forecast(setup: Setup, reward_PG: Tensor) -> str:
@@ -83,19 +113,56 @@ def supervised_view(setup: Setup) -> str:
     return "supervised between « »: " + " against ".join(shown)
 
 
-def same_policy(gap_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:
-    """The policy that is trained must be the one that sampled: record |log-prob gap| over the tokens, and stop when it opens."""
-    if len(gap_M) == 0:
+def scored(group: Group) -> bool:
+    """Did a reward judge any sample of the group?"""
+    return any(isinstance(result, Score) for column in group.results.values() for result in column)
+
+
+def few_failed(setup: Setup, groups: Sequence[Group]) -> int:
+    """How many samples rewards failed on, over all processes; more than the run allows stop it, on all of them."""
+    parts = parallel.gather(setup.mixture.failures(groups))
+    failed, total = (sum(part[i] for part in parts) for i in (0, 1))
+    where, first = next((part[2:] for part in parts if part[0]), ("", ""))
+    setup.mixture.refuse(failed, total, where, first)
+    return failed
+
+
+def judged(setup: Setup, groups: Sequence[Group]) -> None:
+    """Stop where rewards failed on too many samples of the step, or where no sample of the run was judged yet: over all processes.
+
+    Where rewards have judged before, a step of which they have nothing to say has nothing to train on, and passes.
+    """
+    if setup.mixture is None or setup.row.judge:
         return
-    p99 = float(gap_M.float().quantile(0.99)) if len(gap_M) < 1 << 24 else float(gap_M.max())
-    sums.add("sampler_gap/mean", float(gap_M.sum()), len(gap_M))
-    sums.peak("sampler_gap/p99", p99)
-    sums.peak("sampler_gap/max", float(gap_M.max()))
-    if not p99 < GAP[dtype]:
+    failed = few_failed(setup, groups)
+    setup.judged |= any(parallel.gather(any(scored(group) for group in groups)))
+    if not failed and not setup.judged:
+        names = ", ".join(setup.mixture.names)
+        raise LaurelError(f"no reward judged any sample of this step ({names}).", fix="Did they all abstain?")
+
+
+def same_policy(gap_M: Tensor, beside_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:
+    """The policy that is trained must be the one that sampled: record |log-prob gap| over the tokens, and stop when it opens.
+
+    gap_M: of the tokens trained on, which are what counts; beside_M: of those that are only measured. Both of all processes, so that
+    all stop together.
+    """
+    gap_M, all_M = torch.cat(parallel.gather(gap_M)).float(), torch.cat(parallel.gather(torch.cat([gap_M, beside_M]))).float()
+    if len(all_M) == 0:
+        return
+    sums.add("sampler_gap/mean", float(all_M.sum()), len(all_M))
+    sums.peak("sampler_gap/p99", high(all_M))
+    sums.peak("sampler_gap/max", float(all_M.max()))
+    if len(gap_M) and not (p99 := high(gap_M)) < GAP[dtype]:
         raise LaurelError(
             f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit {GAP[dtype]:g}).", where=f"step {step}",
             fix="The samples do not come from these weights: stale or perturbed sampler?",
         )  # fmt: skip
+
+
+def high(gap_M: Tensor) -> float:
+    """The 99th percentile; of more numbers than torch sorts for one, the largest."""
+    return float(gap_M.quantile(0.99)) if len(gap_M) < 1 << 24 else float(gap_M.max())
 
 
 def finite(loss: Tensor, micro: Batch, step: int) -> None:

@@ -81,11 +81,14 @@ def with_values(setup: Setup, batch: Batch) -> Batch:
 def steer(setup: Setup, state: State, groups: Sequence[Group], batch: Batch, reward_PG: Tensor) -> Tensor:
     """Rewards normalised and clipped by their history, then less the penalty for completions that were cut off; and beta's next value.
 
+    beta follows the mean KL of the rows that are trained on; where there is none, it stays.
+
     All processes see the same history and the same KL, so they keep the same state.
     """
     config = setup.config
     if config.kl_target and setup.reference is not None:
-        k1_N = torch.cat(parallel.gather(k1_of(batch).sum(1)))
+        counts_N = batch.loss_mask_NT.any(1)  # a row that is masked says nothing of the KL; it does not say 0
+        k1_N = torch.cat(parallel.gather(k1_of(batch).sum(1)[counts_N]))
         state.beta = next_beta(state.beta, float(k1_N.mean()), target=config.kl_target, horizon=config.kl_horizon, n=len(k1_N))
     if config.normalize_rewards:
         moments = Moments(*state.moments).update(torch.cat(parallel.gather(reward_PG)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from laurel.core.metrics import Sums
+from laurel.core.sample import Group
 from laurel.data.source import Row
 from laurel.objective.metrics import preference_metrics
 from laurel.policy.chat import encode_supervised
@@ -15,8 +16,8 @@ from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
-from laurel.train import parallel
-from laurel.train.record import add_scores
+from laurel.train import checks, parallel
+from laurel.train.record import add_scores, scale
 from laurel.train.reference import with_reference
 
 if TYPE_CHECKING:
@@ -33,28 +34,30 @@ def evaluate(setup: Setup, step: int) -> Sums:
     rows = setup.held[parallel.rank() :: parallel.world_size()]
     if rows and setup.learns_from_data:
         held_out_loss(setup, rows, step, sums)
-    if rows and setup.mixture is not None:
-        greedy_answers(setup, rows, step, sums)
+    if setup.mixture is not None:
+        checks.few_failed(setup, greedy_answers(setup, rows, step, sums) if rows else [])
     return sums
 
 
-def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
+def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
     """Greedy completions of the rows' prompts, scored by the run's own rewards."""
     config = setup.config
-    length = config.max_completion_length or longest_completion(setup, rows)
+    length = config.max_completion_length or longest_completion(setup)
     draw = Draw("eval", step, config.seed, 1, length, 0.0, tuple(config.stop or ()))
     groups = play(setup.policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, rows, draw)
-    reward_N = reward_matrix(setup.mixture.score(groups)).flatten()
+    scored = setup.mixture.score(groups, refuse=False)
+    reward_N = reward_matrix(scored).flatten()
     judged = reward_N[~reward_N.isnan()]
     sums.add("eval/reward", float(judged.sum()), len(judged))
     sums.add("eval/accuracy", int((judged >= 1 - 1e-9).sum()), len(reward_N))
     sums.total("eval/samples", len(reward_N))
+    return scored
 
 
-def longest_completion(setup: Setup, rows: Sequence[Row]) -> int:
-    """Supervised learning has no length limit of its own: the longest held-out answer's length, in tokens."""
+def longest_completion(setup: Setup) -> int:
+    """Supervised learning has no length limit of its own: the longest held-out answer's length, in tokens, on whatever process."""
     config, tokenizer = setup.config, setup.policy.tokenizer
-    encoded = (encode_supervised(tokenizer, row.columns, train_on=config.train_on, max_length=config.max_length) for row in rows)
+    encoded = (encode_supervised(tokenizer, row.columns, train_on=config.train_on, max_length=config.max_length) for row in setup.held)
     return max(row.supervised for row in encoded)
 
 
@@ -66,10 +69,10 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> N
     """
     config, policy = setup.config, setup.policy
     policy.model.eval()
-    rows = rows[: len(rows) - (len(rows) % 64 == 1 and setup.row.source == "labels")]  # an answer alone has no other to stand beside
     for i in range(0, len(rows), 64):
-        given = GIVEN[setup.row.source]
-        groups = given(policy, rows[i : i + 64], run="eval", step=step, train_on=config.train_on, max_length=config.max_length)
+        how: dict[str, Any] = {"others": ()} if setup.row.source == "labels" else {}  # what is reported is said of the labelled alone
+        how |= {"train_on": config.train_on, "max_length": config.max_length}
+        groups = GIVEN[setup.row.source](policy, rows[i : i + 64], run="eval", step=step, **how)
         batch = pack(groups)
         grade_N = torch.tensor([r for group in groups for r in group.rewards], dtype=batch.weight_NT.dtype)
         batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
@@ -83,5 +86,5 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> N
             if not setup.by_comparison:
                 sums.add("eval/nll", float(-logp_NT[micro.loss_mask_NT].sum()), int(micro.loss_mask_NT.sum()))
             else:
-                for name, (total, count) in preference_metrics(logp_NT, micro, beta=config.beta or 1.0).items():
+                for name, (total, count) in preference_metrics(logp_NT, micro, beta=scale(setup)).items():
                     sums.add(f"eval/{name}", float(total), float(count))

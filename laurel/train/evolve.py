@@ -14,7 +14,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.policy.sampler import sample_seed
 from laurel.rollout.pack import reward_matrix
-from laurel.train import parallel
+from laurel.train import checks, parallel
 from laurel.train.optimizer import learning_rate
 
 if TYPE_CHECKING:
@@ -28,29 +28,41 @@ def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: 
 
     `answer` asks the policy as it then stands: its groups, scored. Every member is asked for the same prompts with the same seeds.
     Members are divided over the processes, and every process adds up the same sum, so all keep the same weights, bit by bit,
-    however many there are. Returns this process's members: number, weight, groups.
+    however many there are. A pair of which no reward judged one member says nothing, and is left out, as from a smaller population.
+    Returns this process's members: number, weight, groups.
     """
     config, parameters = setup.config, list(setup.policy.trainable().values())
     mine: dict[int, list[Group]] = {}
     for member in range(parallel.rank(), config.population, parallel.world_size()):
         with perturbed(parameters, config.seed, state.step, member, config.sigma):
             mine[member] = answer()
+    checks.judged(setup, [group for groups in mine.values() for group in groups])
     found = {member: reward for part in parallel.gather(mean_rewards(mine)) for member, reward in part.items()}
-    reward_M = torch.tensor([found[member] for member in range(config.population)], dtype=torch.float64)
-    weight_M = setup.row.weigh(reward_M, shape_returns=config.shape_returns)
+    every_M = torch.tensor([found[member] for member in range(config.population)], dtype=torch.float64)
+    pairs = (~every_M.view(-1, 2).isnan().any(1)).nonzero()[:, 0].tolist()
+    reward_M = every_M.view(-1, 2)[pairs].flatten()
+    weight_M = setup.row.weigh(reward_M, shape_returns=config.shape_returns) if pairs else reward_M
     moved = 0.0
     with setup.clock("optimiser"):
-        for i, parameter in enumerate(parameters):
-            eps = partial(noise, config.seed, state.step, i, parameter)
+        for i, parameter in enumerate(parameters if pairs else ()):
+            eps = partial(noise_of, pairs, config.seed, state.step, i, parameter)
             move = learning_rate(state.step + 1, config) * setup.objective(weight_M, eps)
             moved += float(move.double().square().sum())
             parameter.add_(move)
     state.step += 1
-    sums.add("es/reward_std", float(reward_M.std()), 1)
-    sums.add("es/reward_best", float(reward_M.max()), 1)
+    if pairs:
+        sums.add("es/reward_std", float(reward_M.std()), 1)
+        sums.add("es/reward_best", float(reward_M.max()), 1)
     sums.add("es/step_norm", moved**0.5, 1)
     sums.total("zero_signal", parallel.rank() == 0 and not bool((weight_M[0::2] != weight_M[1::2]).any()))
-    return [(member, float(weight_M[member]), groups) for member, groups in mine.items()]
+    weight = dict.fromkeys(range(config.population), 0.0)
+    weight.update({2 * pair + side: float(weight_M[2 * k + side]) for k, pair in enumerate(pairs) for side in (0, 1)})
+    return [(member, weight[member], groups) for member, groups in mine.items()]
+
+
+def noise_of(pairs: Sequence[int], seed: int, step: int, tensor: int, like: Tensor, k: int) -> Tensor:
+    """`noise` of the k-th of some pairs."""
+    return noise(seed, step, tensor, like, pairs[k])
 
 
 def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:

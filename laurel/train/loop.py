@@ -18,7 +18,7 @@ from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.policy.sampler import sample_seed
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN
+from laurel.rollout.given import GIVEN, partners
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
@@ -33,7 +33,7 @@ from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
 from laurel.train.profile import phase
 from laurel.train.progress import Progress
-from laurel.train.record import record_population, record_samples, record_time, record_update, reward_metrics
+from laurel.train.record import record_population, record_rest, record_samples, record_time, record_update, reward_metrics
 from laurel.train.reference import with_reference
 from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
@@ -90,34 +90,47 @@ def step(setup: Setup, state: State, sums: Sums) -> None:
     if setup.row.source == "parameters":  # every member of the population answers the same rows, on whatever process it is
         rows = parallel.gather(next_rows(setup, state, 0 if parallel.rank() else config.prompts_per_step))[0]
         return record_population(setup, state.step + 1, evolve(setup, state, lambda: sample_and_score(setup, state, rows, sums), sums))
+    first = state.cursor
     groups = collect(setup, state, sums)  # x ~ pi or data, R(x)
+    names = [row.id for row in drawn(setup, first, state.cursor - first)]
     batch = weigh(setup, state, groups, sums)  # R -> A, lists -> tensors
     state.step += 1
     update(setup, state, batch, sums)  # maximise A log pi
     if not setup.learns_from_data:
         state.running_mean = update_running_mean(state.running_mean, torch.cat(parallel.gather(reward_matrix(groups))))
-    if parallel.rank() == 0:
-        record_samples(setup, state.step, groups, batch)
+    record_samples(setup, state.step, groups, batch, names)
 
 
 def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
-    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make room for new prompts, boundedly."""
+    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make room for new prompts, boundedly.
+
+    A group whose every sample is masked has no signal, whatever its rewards.
+    """
     config = setup.config
     rank, size = parallel.rank(), parallel.world_size()
     count = config.prompts_per_step // size + (rank < config.prompts_per_step % size)
     groups = sample_and_score(setup, state, next_rows(setup, state, count), sums)
-    if setup.learns_from_data or not config.dynamic_sampling:
+    if setup.learns_from_data:
         return groups
-    resampled = 0
-    for _ in range(config.max_resamples):
-        useful = [group for group, good in zip(groups, informative(reward_matrix(groups)).tolist(), strict=True) if good]
+    every, resampled = list(groups), 0
+    for _ in range(config.max_resamples if config.dynamic_sampling else 0):
+        signal_P = informative(reward_matrix(groups)) if groups else torch.zeros(0)
+        useful = [group for group, good in zip(groups, signal_P.tolist(), strict=True) if good and trains(setup, group)]
         missing = count - len(useful)
         if sum(parallel.gather(missing)) == 0:
             break
         resampled += missing
-        groups = useful + sample_and_score(setup, state, next_rows(setup, state, missing), sums)
-    sums.total("resampled_groups", resampled)
+        fresh = sample_and_score(setup, state, next_rows(setup, state, missing), sums)
+        groups, every = useful + fresh, every + fresh
+    checks.judged(setup, every)
+    if config.dynamic_sampling:
+        sums.total("resampled_groups", resampled)
     return groups
+
+
+def trains(setup: Setup, group: Group) -> bool:
+    """Is any sample of the group trained on?"""
+    return bool(pack([group], mask_truncated=bool(setup.config.mask_truncated_completions)).loss_mask_NT.any())
 
 
 def next_rows(setup: Setup, state: State, count: int) -> list[Row]:
@@ -128,9 +141,22 @@ def next_rows(setup: Setup, state: State, count: int) -> list[Row]:
     counts = parallel.gather(count)
     start = state.cursor + sum(counts[: parallel.rank()])
     state.cursor += sum(counts)
+    return drawn(setup, start, count)
+
+
+def drawn(setup: Setup, start: int, count: int) -> list[Row]:
+    """The rows of `count` draws after `start` earlier ones, each named by its epoch, too."""
     positions = take(start, count, len(setup.rows), setup.config.seed)
-    drawn = zip(range(start, start + count), positions, strict=True)
-    return [replace(setup.rows[i], id=f"{setup.rows[i].id}~{draw // len(setup.rows)}") for draw, i in drawn]
+    draws = zip(range(start, start + count), positions, strict=True)
+    return [replace(setup.rows[i], id=f"{setup.rows[i].id}~{draw // len(setup.rows)}") for draw, i in draws]
+
+
+def beside(setup: Setup, state: State, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """What rows of data need of others: of labelled answers, the row whose answer stands beside each in this step, on any process."""
+    if setup.row.source != "labels":
+        return {}
+    count = setup.config.prompts_per_step
+    return {"others": partners(rows, drawn(setup, state.cursor - count, count), drawn(setup, state.cursor, len(setup.rows)))}
 
 
 def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums) -> list[Group]:
@@ -139,7 +165,8 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
         return []
     config, policy, run = setup.config, setup.policy, setup.run.id
     if setup.learns_from_data:
-        return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, train_on=config.train_on, max_length=config.max_length)
+        how: dict[str, Any] = {"train_on": config.train_on, "max_length": config.max_length, **beside(setup, state, rows)}
+        return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, **how)
     draw = Draw(run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop))
     with setup.clock("sample"):
         groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
@@ -183,36 +210,45 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
 
 @phase("update")
 def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
-    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches."""
+    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches.
+
+    A step in which nothing counts moves nothing, and says so. A term of which nothing counts, beside one of which something does, is
+    left out.
+    """
     config, policy = setup.config, setup.policy
     parameters = setup.trainable()
     policy.model.train(not config.disable_dropout)
     terms = setup.terms()
     totals = [parallel.everywhere(unit(batch).count) for _, _, unit in terms]
-    batch = with_signal(setup, batch)
-    if not parallel.everywhere(torch.tensor(len(batch))):
+    moving = with_signal(setup, batch)
+    rest, whole = unseen(setup, batch, moving, state.step)
+    extra = bool(setup.pretraining) and state.step > (config.critic_warmup_steps or 0)
+    idle = not extra and not parallel.everywhere(torch.tensor(len(moving)))
+    if idle:
         sums.total("zero_signal", parallel.rank() == 0)
-        return
-    for iteration in range(config.num_iterations or 1):
-        gaps: list[torch.Tensor] = []
-        for micro in batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
+    for iteration in range(1 if idle else config.num_iterations or 1):
+        gaps = [torch.zeros(0)]
+        for micro in moving.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
             seen, stats = look(setup, micro)
             values = [objective(seen[reads], micro) for reads, objective, _ in terms]
             values[0] = values[0] + penalties(setup, micro, stats)
             if state.step <= (config.critic_warmup_steps or 0):
                 values[0] = values[0].detach()
-            parts = zip(terms, values, totals, strict=True)
+            parts = [part for part in zip(terms, values, totals, strict=True) if part[2]]
             loss = torch.stack([reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]).sum()
             checks.finite(loss, micro, state.step)
             setup.clock.run("backward", loss.backward)
             sums.add("loss", float(loss.detach()), 0)
-            record_update(setup, micro, seen, stats, state.step, sums)
+            record_update(setup, micro, seen, stats, state.step, sums, whole=whole)
             if setup.on_policy:
-                gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs())
-        if setup.pretraining and state.step > (config.critic_warmup_steps or 0):
+                gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+        apart = record_rest(setup, rest, state.step, sums)
+        if iteration == 0 and setup.on_policy:
+            checks.same_policy(torch.cat(gaps), apart, policy.dtype, state.step, sums)
+        if idle:
+            return
+        if extra:
             mix_in(setup, setup.pretraining, state.step, sums)
-        if iteration == 0 and gaps:
-            checks.same_policy(torch.cat(gaps), policy.dtype, state.step, sums)
         parallel.sum_gradients(parameters.values())
         sums.add("grad_norm", setup.clock.run("optimiser", optimizer_step, setup.optimizer, parameters, state.step, config), 1)
         sums.add("loss", 0.0, parallel.rank() == 0)
@@ -231,7 +267,7 @@ def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
 
 def with_signal(setup: Setup, batch: Batch) -> Batch:
     """The rows that can move anything. A row whose weights are all zero adds exactly nothing, unless KL, entropy or a companion's
-    error is in the loss; a comparison without two sides adds nothing.
+    error is in the loss; one that no term of the loss counts adds nothing then, either; a comparison without two sides adds nothing.
 
     They were counted in the denominator before; leaving them out of the forward and backward pass changes no gradient.
     """
@@ -240,9 +276,24 @@ def with_signal(setup: Setup, batch: Batch) -> Batch:
         moves_N = setup.unit(batch).weight[batch.group_N.unique(return_inverse=True)[1]] != 0
         return batch.rows(moves_N.nonzero()[:, 0].tolist())
     if setup.companion is not None or (config.beta and config.kl_placement == "loss") or config.entropy_coef:
-        return batch
+        counts = [(unit(batch).weight != 0).reshape(len(batch), -1).any(1) for _, _, unit in setup.terms()]
+        return batch.rows(torch.stack(counts).any(0).nonzero()[:, 0].tolist())
     moves_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
     return batch.rows(moves_N.nonzero()[:, 0].tolist())
+
+
+def unseen(setup: Setup, batch: Batch, moving: Batch, step: int) -> tuple[Batch, bool]:
+    """The policy's own samples of which no token is trained on, to be measured beside the others; and are then all of them measured?
+
+    Measuring costs their forward pass, which is why it is done where metrics are written, and else not. Their mask is what was
+    sampled, their weight is 0: nothing of them is clipped.
+    """
+    trained = {key for key, on in zip(moving.keys, moving.loss_mask_NT.any(1).tolist(), strict=True) if on}
+    drawn_N = (batch.drawn_NT.any(1) & setup.on_policy).tolist()
+    rest = batch.rows([n for n, key in enumerate(batch.keys) if drawn_N[n] and key not in trained])
+    whole = setup.logs(step) or not parallel.everywhere(torch.tensor(len(rest)))
+    rest = rest if whole else rest.rows([])
+    return rest.replace(loss_mask_NT=rest.drawn_NT, weight_NT=torch.zeros_like(rest.weight_NT)), bool(whole)
 
 
 def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:

@@ -10,6 +10,7 @@ from laurel.core.config import ALGORITHM_NAMES, TrainConfig
 from laurel.core.errors import UsageError, nearest
 from laurel.objective.kl import check_kl
 from laurel.objective.policy import detached_ratio, sequence_ratio
+from laurel.objective.preference import ipo
 from laurel.train.algorithms import ALGORITHMS
 
 # What every row with this source understands, and the default where a row does not give its own.
@@ -35,12 +36,13 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ADAMW = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
+MEASURED = {"rounding"}  # given to an objective by the precision of the model
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a weight or objective: its keyword-only parameters, with their defaults."""
     found = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED}
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED | MEASURED}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -86,6 +88,12 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
         raise UsageError("max_turns belongs to an environment.", where="max_turns", fix="Name one with env, or leave it out.")
     if config.stop_at is not None and not config.eval_steps:
         raise UsageError("stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps.")
+    if row.source == "labels" and resolved.prompts_per_step < 2:
+        what = "answers to other prompts are needed, and there is one prompt."
+        raise UsageError(what, where="prompts_per_step", fix="At least 2.")
+    if row.objective is ipo and resolved.beta == 0:
+        what = f"`{name}` aims at a margin of 1 / (2 beta), which is infinite."
+        raise UsageError(what, where="beta", fix="Give one above 0, such as 0.1.")
     if row.source == "policy":
         if resolved.reference is None:
             resolved = resolved.model_copy(update={"reference": "start" if resolved.beta else "none"})

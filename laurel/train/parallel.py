@@ -65,10 +65,17 @@ def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits for another in vain."""
+    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits for another in vain.
+
+    What has a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by decay and momentum.
+    """
     if world_size() == 1:
         return
-    for parameter in parameters:
+    parameters = list(parameters)
+    has = gather([parameter.grad is not None for parameter in parameters])
+    for parameter, anywhere in zip(parameters, zip(*has, strict=True), strict=True):
+        if not any(anywhere):
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)

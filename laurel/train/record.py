@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
@@ -36,8 +36,6 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
     setup.clock.count("prompt_tokens", sum(len(group.samples[0].prompt_ids) for group in groups))
-    if not present.any():
-        raise LaurelError(f"no reward judged any sample of this step ({', '.join(groups[0].results)}).", fix="Did they all abstain?")
     sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
     sums.add("failed_fraction", int((~present).sum()), present.numel())
     if reward_PG.shape[1] > 1:
@@ -56,8 +54,14 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
 
 
 @torch.no_grad()
-def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: TokenStats | None, step: int, sums: Sums) -> None:
-    """Token-level quantities of one micro-batch, weighted by what they are means of."""
+def record_update(
+    setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: TokenStats | None, step: int, sums: Sums, *, whole: bool = True
+) -> None:
+    """Quantities of one micro-batch, weighted by what they are means of.
+
+    whole: every token that the policy drew is looked at in this step, here or by `record_rest`. Else what is said of them all is left
+    out: it would be said of the rows with a weight alone.
+    """
     mask = micro.loss_mask_NT
     count = int(mask.sum())
     sums.add("padding_share", 0 if setup.packs else int((~micro.attention_NL).sum()), micro.attention_NL.numel())
@@ -66,7 +70,8 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
         sums.total("supervised_tokens", count)
         return
     logp = stats.logp.detach()
-    sums.add("entropy", float(stats.entropy[mask].sum()), count)
+    if whole:
+        record_tokens(setup, micro, stats, step, sums)
     if "value_NT" in seen:
         for name, (total, number) in value_metrics(seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value).items():
             sums.add(name, float(total), float(number))
@@ -74,12 +79,18 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
         for name, (total, number) in bind(setup.row.measure, setup.config)(seen[read_by(setup.row.measure)], micro).items():
             sums.add(name, float(total), float(number))
     if setup.by_comparison:
-        for name, (total, number) in preference_metrics(logp, micro, beta=setup.config.beta or 1.0).items():
+        for name, (total, number) in preference_metrics(logp, micro, beta=scale(setup)).items():
             sums.add(name, float(total), float(number))
     if setup.learns_from_data:
         if not setup.by_comparison:  # of pairs it would mix chosen and rejected
             sums.add("nll", float(-logp[mask].sum()), count)
         sums.total("supervised_tokens", count)
+
+
+def record_tokens(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
+    """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples the ratio, clipping and KL."""
+    mask, logp = micro.loss_mask_NT, stats.logp.detach()
+    sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
     if not setup.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
@@ -92,6 +103,26 @@ def record_update(setup: Setup, micro: Batch, seen: Mapping[str, Any], stats: To
     sums.peak("ratio/max", float(ratio_max(logp, micro)))
 
 
+@torch.no_grad()
+def record_rest(setup: Setup, rest: Batch, step: int, sums: Sums) -> Tensor:
+    """`record_tokens` of rows that no gradient is taken of, by a forward pass; the gaps |log pi - log pi_old| of their tokens.
+
+    So the metrics of a step are those of all its samples, whichever of them have something to teach.
+    """
+    gaps = [torch.zeros(0)]
+    for micro in rest.split(setup.config.token_budget, packed=setup.packs):
+        with setup.clock("forward"):
+            stats = setup.policy.logp(micro, entropy="value")
+        record_tokens(setup, micro, stats, step, sums)
+        gaps.append((stats.logp - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+    return torch.cat(gaps)
+
+
+def scale(setup: Setup) -> float:
+    """beta as the implied reward has it: 0 where it is 0; 1 of an objective without one."""
+    return 1.0 if setup.config.beta is None else setup.config.beta
+
+
 def add_scores(setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = "") -> None:
     """The scorer's own metrics."""
     for reads, said in seen.items():
@@ -99,12 +130,19 @@ def add_scores(setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, 
             sums.add(prefix + name, float(total), float(number))
 
 
-def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batch) -> None:
-    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and what each reward said."""
+def record_samples(setup: Setup, step: int, groups: Sequence[Group], batch: Batch, drawn: Sequence[str]) -> None:
+    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and what each reward said.
+
+    Those of all processes, in the order in which their prompts were `drawn`: the file that one process would write.
+    """
     if setup.learns_from_data:
         return
     weight_N = dict(zip(batch.keys, batch.weight_NT[:, 0].tolist(), strict=True))
-    setup.run.log_samples(step, [sample_line(group, i, weight_N[s.key]) for group in groups for i, s in enumerate(group.samples)])
+    mine = [(group.prompt, [sample_line(group, i, weight_N[s.key]) for i, s in enumerate(group.samples)]) for group in groups]
+    every = [pair for part in parallel.gather(mine) for pair in part]
+    place = {prompt: at for at, prompt in enumerate(drawn)}
+    if parallel.rank() == 0:
+        setup.run.log_samples(step, [line for _, lines in sorted(every, key=lambda pair: place[pair[0]]) for line in lines])
 
 
 def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
@@ -121,10 +159,12 @@ def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
 
 
 def record_population(setup: Setup, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]) -> None:
-    """The samples of a population: each line has its `member`, and as weight that member's."""
+    """The samples of a population, member by member: each line has its `member`, and as weight that member's."""
     flat = [(member, weight, group, i) for member, weight, groups in members for group in groups for i in range(len(group.samples))]
+    mine = [sample_line(group, i, weight) | {"member": member} for member, weight, group, i in flat]
+    every = [line for part in parallel.gather(mine) for line in part]
     if parallel.rank() == 0:
-        setup.run.log_samples(step, [sample_line(group, i, weight) | {"member": member} for member, weight, group, i in flat])
+        setup.run.log_samples(step, sorted(every, key=lambda line: line["member"]))
 
 
 def record_time(setup: Setup, sums: Sums, step: int) -> None:

@@ -44,6 +44,8 @@ USES = {
     "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
+ROUNDING = {torch.float32: 3e-5, torch.bfloat16: 0.03}
+"""By precision: nats that a token's log-probability may be off between two computations of it. Of T tokens it is sqrt(T) times that."""
 WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
 """sources whose rows may have a `weight`."""
 
@@ -72,6 +74,7 @@ class Setup:
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
     clock: Clock = field(default_factory=Clock)
+    judged: bool = False  # has any reward judged any sample yet?
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Name -> parameter, of everything the optimiser moves: the policy, and what is trained beside it."""
@@ -82,9 +85,12 @@ class Setup:
         return {**self.trainable(), **(self.companion.followers() if self.companion else {})}
 
     def score(self, groups: list[Group]) -> list[Group]:
-        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge."""
+        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own judge.
+
+        How many of them failed is judged over the whole step, by `laurel.train.checks.judged`.
+        """
         if not self.row.judge:
-            return self.mixture.score(groups)
+            return self.mixture.score(groups, refuse=False)
         judged = self.row.judge(self, groups)
         return [without_reward(new, old) if ENVIRONMENT in old.results else new for new, old in zip(judged, groups, strict=True)]
 
@@ -120,9 +126,15 @@ class Setup:
         """Does the model compute real tokens only, and shared prompts once?"""
         return bool(getattr(self.policy, "packs", False))
 
+    def logs(self, step: int) -> bool:
+        """Are the metrics of this step written, as far as can be said before it ends?"""
+        config = self.config
+        may_end = config.stop_at is not None and step % config.eval_steps == 0
+        return step % config.logging_steps == 0 or step == config.max_steps or may_end
+
     def measures_kl(self, step: int) -> bool:
         """Does this step need log-probabilities of the reference? With beta > 0 always; else to report KL, when metrics are written."""
-        return self.reference is not None and (bool(self.config.beta) or step % self.config.logging_steps == 0)
+        return self.reference is not None and (bool(self.config.beta) or self.logs(step))
 
 
 def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
@@ -134,6 +146,9 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         raise UsageError("fewer of them per step than processes.", where="population" if config.population else "prompts_per_step")
     use = row.use or USES[row.source]
     rows, held = load_data(config, use, algorithm)
+    if row.source == "labels" and all(one.columns["prompt"] == rows[0].columns["prompt"] for one in rows):
+        what = "answers to other prompts are needed, and every row asks the same."
+        raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
     mixture = load_mixture(config, "data" if row.judge else row.source, rows, held)  # a judge of the row's own leaves them to evaluation
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
@@ -181,7 +196,7 @@ def loaded(
     notes = [*told, *policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
-        bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+        bind(row.objective, config, rounding=ROUNDING[policy.dtype]), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
     if parallel.rank() == 0:
