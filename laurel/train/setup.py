@@ -15,7 +15,7 @@ from laurel.core.errors import UsageError
 from laurel.core.protocols import Companion
 from laurel.core.run import Run
 from laurel.core.sample import Group
-from laurel.data.rows import read_rows
+from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.chat import encode_prompt
@@ -150,6 +150,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
     told = told_columns(config, row.use or USES[row.source], rows, mixture, bool(make_env or "relabel" in row.defaults))
     told += held_note(config, rows, held)
+    told += [f"ptx_dataset: {line}" for line in columns_note(pretraining, "sft")]
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
     notes = [*told, *notes, *left_out]
