@@ -212,7 +212,8 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str, what
 def room(policy: Any, config: TrainConfig, source: str) -> str:
     """What to do about rows that are too long: raise the limit, where the model has places for more."""
     name = "max_prompt_length" if source in ("policy", "parameters") else "max_length"
-    places, limit = getattr(policy.model.config, "max_position_embeddings", None), getattr(config, name)
+    held = getattr(getattr(policy, "model", None), "config", None)
+    places, limit = getattr(held, "max_position_embeddings", None), getattr(config, name)
     look = "Look with `laurel data show --tokens`"
     if limit is None or (places and limit >= places):
         return f"{look}; the model has {places} positions, so shorter rows or another model." if places else f"{look}."
