@@ -134,7 +134,9 @@ def _unexpected(left: list[str], where: str, known: set[str]) -> UsageError:
     """The error for words that no option or argument took: an unknown option is named first, with the nearest right one."""
     options = [word for word in left if word.startswith("-") and word != "--"]
     if not options:
-        return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=f"`{where} --help` tells what it takes.")
+        several = left[0].removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
+        fix = "Several files stand between commas (a.jsonl,b.jsonl), and a pattern in quotes." if several else ""
+        return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=fix or f"`{where} --help` tells what it takes.")
     name = options[0].split("=")[0]
     if where == "laurel train" and name.lstrip("-") in ELSEWHERE:
         return UsageError(f"unknown option `{name}`.", where=where, fix=ELSEWHERE[name.lstrip("-")])

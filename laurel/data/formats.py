@@ -51,7 +51,7 @@ WEIGHED = {
 """What a use reads besides, where a row has it."""
 OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "input", "problem", "context", "user"),
-    "completion": ("answer", "response", "output", "target", "solution", "reply", "assistant"),
+    "completion": ("answer", "response", "output", "target", "solution", "reply", "assistant", "chosen"),
     "messages": ("conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
     "text": ("content", "document", "story", "body", "sentence"),
     "chosen": ("preferred", "better", "winner", "response_chosen", "output_1"),
@@ -95,6 +95,8 @@ def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = (), *, by: str
     def fit(row: Row, given: Row) -> Row:
         if use == "preference":
             row = _best_and_worst(row)
+        elif use == "rl":
+            row = _to_be_answered(row)
         fields = fields_for(row.columns, use)
         if fields is None:
             wanted = " or ".join(" + ".join(f"`{field}`" for field in choice) for choice in USES[use])
@@ -127,7 +129,8 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
     for row in rows:
         form = detect(row.columns)
         fields = fields_for(row.columns, use) if use else (*form.required, *form.optional) if form else ()
-        read = {*(fields or ()), *WEIGHED.get(use or "", ()), *row.read}
+        mapped_from = row.read - REPLIES if use == "rl" else row.read  # sampling reads prompts, and no answers
+        read = {*(fields or ()), *WEIGHED.get(use or "", ()), *mapped_from}
         for name, value in row.columns.items():
             if value not in ("", None, [], {}):
                 held[name] = held.get(name, 0) + 1
@@ -177,6 +180,14 @@ def _check_all(fields: Sequence[str], required: Sequence[str], row: Row) -> None
     for field in fields:
         _check(field, row.columns[field], row.where)
     _check_together(required, row.columns, row.where)
+
+
+def _to_be_answered(row: Row) -> Row:
+    """A conversation that ends before the assistant's turn, as the prompt that it is."""
+    turns = row.columns.get("messages")
+    if "prompt" in row.columns or not is_messages(turns) or turns[-1]["role"] == "assistant":
+        return row
+    return replace(row, columns={"prompt": turns, **row.columns}, read=row.read | {"messages"})
 
 
 def _best_and_worst(row: Row) -> Row:
@@ -297,6 +308,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 ANY = (*USES["sft"], *USES["rl"], *USES["preference"])
+REPLIES = frozenset(("output", "response", "answer", "answers", "solution", "code", "canonical_solution"))
+"""Columns that shapes make completions of."""
 NEVER_EMPTY = ("prompt", "messages", "text", "completions", "labels", "responses", "ranks")
 
 

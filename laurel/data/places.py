@@ -104,7 +104,7 @@ def _split(wanted: str, there: Sequence[str], folder: Path) -> str:
         if name in there:
             return name
     what = f"no split `{wanted}`; it has {', '.join(sorted(there)) or 'none'}."
-    raise UsageError(what, where=str(folder), fix=f"Name one with --dataset_split (here --split): {', '.join(sorted(there))}.")
+    raise UsageError(what, where=str(folder), fix=f"Name one with --dataset_split (`laurel data`: --split): {', '.join(sorted(there))}.")
 
 
 def _one_set(chosen: Sequence[Path], folder: Path, split: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from laurel.data.compared import COMPARED
 from laurel.data.known import ANSWERED, SINGLE, Shape
-from laurel.data.turns import Columns, content_of, conversation, dialogue, earlier, message, said_alike
+from laurel.data.turns import Columns, content_of, conversation, dialogue, earlier, in_turn, message, said_alike
 
 KNOWN: Sequence[Shape] = (*SINGLE, *COMPARED, *ANSWERED)
 """The shapes by name; the first one that a row has is the one it is read by."""
@@ -24,12 +24,16 @@ SPOKEN = ("messages", "prompt", *SIDES)
 
 
 def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
-    """(the columns in our names, the names of the source's columns that went into them). Nulls go: the row does not have them."""
-    columns, read = {name: value for name, value in columns.items() if value is not None}, set()
+    """(the columns in our names, the names of the source's columns that went into them, and of those that it does not have).
+
+    Nulls go: the row does not have them.
+    """
+    source = {name: value for name, value in columns.items() if value is not None}
+    columns, read = source, set()
     for step in (sharegpt, known, turns, parted, prefaced, spoken, equipped, labelled):
         columns, names = step(columns)
         read.update(names)
-    return columns, frozenset(read)
+    return columns, frozenset(read | (columns.keys() - source.keys()))
 
 
 def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
@@ -38,6 +42,8 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     if name is None or "messages" in columns or whole(columns) or {"prompt", "chosen", "rejected"} <= columns.keys():
         return columns, ()
     value = conversation(columns[name])
+    if value and all(isinstance(turn, str) for turn in value):  # LIMA's lists of texts
+        value = in_turn(value)
     return {("messages" if key == name else key): (value if key == name else held) for key, held in columns.items()}, (name,)
 
 

@@ -13,7 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "ai", "bot", "model", "bing", "bard", "claude"), "assistant"),
     **dict.fromkeys(("observation", "function_response", "ipython", "function"), "tool"),
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -39,7 +39,7 @@ def message(turn: Any) -> Any:
         return {"role": "assistant", "content": "", "tool_calls": calls, **rest}
     if content is None and (rest.get("tool_calls") or rest.get("function_call")):
         content = ""  # a call of a tool needs no words
-    return {"role": SPEAKERS.get(role, role) if isinstance(role, str) else role, "content": content, **rest}
+    return {"role": SPEAKERS.get(role.lower(), role) if isinstance(role, str) else role, "content": content, **rest}
 
 
 def content_of(value: Any) -> Any:
@@ -83,6 +83,11 @@ def conversation(value: Any) -> Any:
     return [message(turn) for turn in value]
 
 
+def in_turn(texts: Sequence[str]) -> list[Columns]:
+    """Texts of the user and the assistant, who take turns."""
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
 def exchange(item: Any) -> list[Columns] | None:
     """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds stays with the answer."""
     if not isinstance(item, Mapping):
@@ -115,10 +120,9 @@ def earlier(value: Any) -> list[Columns] | None:
         said = dialogue(value)
         return said if said and said[-1]["role"] == "assistant" else None
     if value and all(isinstance(item, str) for item in value) and len(value) % 2 == 0:
-        value = [value[i : i + 2] for i in range(0, len(value), 2)]
+        return in_turn(value)
     if all(_is_pair(item) for item in value):
-        sides = ("user", "assistant")
-        return [{"role": role, "content": text} for pair in value for role, text in zip(sides, pair, strict=True)]
+        return in_turn([text for pair in value for text in pair])
     turns = conversation(value)
     return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else None
 

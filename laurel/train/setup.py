@@ -16,7 +16,7 @@ from laurel.core.protocols import Companion
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
-from laurel.data.rows import read_rows
+from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.adapters import check_lora
@@ -190,6 +190,7 @@ def loaded(
     told = told_columns(config, row.use or USES[row.source], rows, mixture, bool(make_env or "relabel" in row.defaults))
     told += held_note(config, rows, held)
     config = bounded(config, row.source, getattr(policy, "causal", policy.model), getattr(companion, "model", None))
+    told += [f"ptx_dataset: {line}" for line in columns_note(pretraining, "sft")]
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
     held, held_notes = fitting(policy, held, config, row.source, config.eval_dataset or "") if held else ([], [])

@@ -158,6 +158,11 @@ def test_generated_names_parameters_and_misspellings():
         load_rows("addition", size=0)
 
 
+def test_reasoning_gym_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("laurel.data.reasoning.find_spec", lambda name: None)
+    refused("reasoning_gym:chain_sum", "need their package", 'pip install "laurel-rl[reasoning]"')
+
+
 def test_hub_datasets_come_through_datasets(tmp_path, monkeypatch):
     """The layout of a hub dataset in a local folder: the same code path, without a network."""
     import datasets

@@ -229,10 +229,10 @@ def test_kto_needs_another_prompt(toy, tmp_path):
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("dpo", {"prompt": "1=", "completion": "2"}, "preference needs `prompt` \\+ `chosen` \\+ `rejected`; this row has"),
-        ("dpo", {"prompt": "1=", "chosen": "2"}, "preference needs"),
+        ("dpo", {"prompt": "1=", "completion": "2"}, "dpo needs `prompt` \\+ `chosen` \\+ `rejected`; this row has"),
+        ("dpo", {"prompt": "1=", "chosen": "2"}, "dpo needs"),
         ("dpo", {"prompt": "1=", "preferred": "2", "rejected": "3"}, "chosen"),
-        ("kto", {"prompt": "1=", "chosen": "2", "rejected": "3"}, "label needs `prompt` \\+ `completion` \\+ `label`"),
+        ("kto", {"prompt": "1=", "chosen": "2", "rejected": "3"}, "kto needs `prompt` \\+ `completion` \\+ `label`"),
         ("dpo", {"prompt": "1=", "chosen": 2, "rejected": "3"}, "field `chosen`: expected text"),
     ],
 )
