@@ -15,7 +15,7 @@ from laurel.policy.chat import Supervised, encode_prompt
 from laurel.policy.positions import positions_of, shorter
 from laurel.policy.rows import encodings
 from laurel.policy.shown import written
-from laurel.policy.turns import tools_of
+from laurel.policy.turns import as_tools
 
 SAMPLED = ("policy", "parameters")
 """sources whose rows are prompts."""
@@ -106,7 +106,7 @@ def refusal(tally: Tally, where: str) -> UsageError:
 
 def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     """Can the row's prompt be sampled from?"""
-    prompt, tools = row.columns["prompt"], tools_of(row.columns)
+    prompt, tools = row.columns["prompt"], as_tools(row.columns.get("tools"))
     if len(encode_prompt(policy.tokenizer, prompt, tools=tools)) > config.max_prompt_length:
         positions, fix = positions_of(policy.causal.config), "Raise max_prompt_length."
         why = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
