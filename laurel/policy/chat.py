@@ -11,7 +11,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Message
 from laurel.policy.render import Span, Tools, around, ensure_template, named, opened, turn_spans
 from laurel.policy.shown import REMEDY, exchanged, stands_in, written
-from laurel.policy.turns import CALL, TEXT, flag, marked_as_trained, spoken, tools_of
+from laurel.policy.turns import CALL, TEXT, as_tools, flag, marked_as_trained, spoken
 
 __all__ = ["Span", "Supervised", "encode_after", "encode_prompt", "encode_reply", "encode_supervised", "ensure_template"]
 
@@ -47,20 +47,21 @@ class Supervised:
         return sum(self.mask)
 
 
-def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant", tools: Tools = None) -> Ids:
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, speaker: str = "assistant", tools: Any = None) -> Ids:
     """A prompt as ids, ready to be continued.
 
     A string goes through the tokenizer with its usual special tokens but never an EOS at the end; an empty one is BOS alone.
     Messages go through the chat template, which also opens the next turn: the assistant's, or with speaker="user" the
-    user's, for models that have learnt to propose questions (train_on="no_tags"). `tools` go to the template. BOS twice is a
-    UsageError, and so is a message whose content the template leaves out.
+    user's, for models that have learnt to propose questions (train_on="no_tags"). tools: the row's column of that name, for the
+    template. BOS twice is a UsageError, and so is a message whose content the template leaves out.
     """
     if isinstance(prompt, str):
         if speaker != "assistant":
             raise UsageError("a plain-text prompt has no speakers.", where="speaker", fix="Give a list of messages.")
         return _plain(tokenizer, prompt)
-    said = written(tokenizer, prompt, tools=tools).messages
-    return _one_bos(tokenizer, _ids(tokenizer, opened(tokenizer, said, speaker, tools=tools)), named(tokenizer))
+    shown = as_tools(tools)
+    said = written(tokenizer, prompt, tools=shown).messages
+    return _one_bos(tokenizer, _ids(tokenizer, opened(tokenizer, said, speaker, tools=shown)), named(tokenizer))
 
 
 def encode_reply(
@@ -69,7 +70,7 @@ def encode_reply(
     reply: Sequence[Message],
     *,
     sampled: Sequence[int],
-    tools: Tools = None,
+    tools: Any = None,
 ) -> Ids:
     """The ids that the world's reply adds behind the policy's turn: what closes that turn, the reply, the next turn's header.
 
@@ -83,7 +84,7 @@ def encode_reply(
     last = len(before) - 1
     if last < 0 or before[last]["role"] != "assistant":
         raise UsageError("a reply follows a turn of the assistant.", where="encode_reply")
-    said, added = [spoken(message) for message in before], [spoken(message) for message in reply]
+    said, added, tools = [spoken(message) for message in before], [spoken(message) for message in reply], as_tools(tools)
     frame = around(tokenizer, [*said, *added], last, add_generation_prompt=True, tools=tools)
     closed = around(tokenizer, said, last, tools=tools)
     if frame is None or closed is None:
@@ -143,7 +144,7 @@ def encode_supervised(
     else:
         past = [] if kind == "messages" else columns["prompt"]
         messages = columns["messages"] if kind == "messages" else [*past, *columns["completion"]]
-        ids, mask, text, spans, left_out = _conversation(tokenizer, messages, len(past), train_on, tools_of(columns))
+        ids, mask, text, spans, left_out = _conversation(tokenizer, messages, len(past), train_on, as_tools(columns.get("tools")))
     cut = max_length is not None and len(ids) > max_length
     return Supervised(tuple(ids[:max_length]), (False, *mask[1:max_length]), text, spans, cut, left_out)
 

@@ -22,8 +22,7 @@ from laurel.core.sample import Message
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Any] | None
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-DEFAULT_TEMPLATE = """
-{#- Made by laurel, for a tokenizer that came without a chat template. -#}
+DEFAULT_TEMPLATE = """{#- Made by laurel, for a tokenizer that came without a chat template. -#}
 {%- if bos_token %}{{ bos_token }}{% endif %}
 {%- if tools %}
 {{- '<Tools>' }}

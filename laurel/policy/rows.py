@@ -7,7 +7,6 @@ from typing import Any
 
 from laurel.data.source import Row
 from laurel.policy.chat import Supervised, encode_after, encode_prompt, encode_supervised
-from laurel.policy.turns import tools_of
 
 
 def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -29,7 +28,7 @@ def encodings(policy: Any, row: Row, *, train_on: str | None, max_length: int | 
 
 def encode_steps(tokenizer: Any, columns: Mapping[str, Any], *, max_length: int | None) -> Supervised:
     """Prompt and steps, a line each, as ids; the last token of every step is a target. Steps beyond max_length are left out."""
-    ids, text, cut = encode_prompt(tokenizer, columns["prompt"], tools=tools_of(columns)), "", False
+    ids, text, cut = encode_prompt(tokenizer, columns["prompt"], tools=columns.get("tools")), "", False
     mask = [False] * len(ids)
     for step in columns["completions"]:
         more = encode_after(tokenizer, "\n" + step, text or "a")

@@ -62,9 +62,9 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def tools_of(columns: Mapping[str, Any]) -> list[Any] | None:
-    """The row's `tools`, where they are functions that a template could show; None where there are none."""
-    tools = from_json(columns.get("tools"))
+def as_tools(value: Any) -> list[Any] | None:
+    """A row's `tools` as a list, where they are functions that a template could show (as JSON text, too); else None."""
+    tools = from_json(value)
     if not isinstance(tools, list) or not tools or not all(isinstance(tool, Mapping) for tool in tools):
         return None
     return tools

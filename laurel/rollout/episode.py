@@ -17,7 +17,6 @@ from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt, encode_reply
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample
-from laurel.policy.turns import tools_of
 from laurel.rollout.calculator import Calculator
 from laurel.rollout.single import Draw
 
@@ -40,7 +39,7 @@ class _Episode:
     prompt_ids: tuple[int, ...]
     said: list[Message]
     plain: bool
-    tools: list[Any] | None = None
+    tools: Any = None
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
@@ -134,7 +133,7 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     if isinstance(prompt, str):
         ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
-    said, tools = [*prompt, *opening], tools_of(row.columns)
+    said, tools = [*prompt, *opening], row.columns.get("tools")
     ids = encode_prompt(policy.tokenizer, said, tools=tools)
     return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
 

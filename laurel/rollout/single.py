@@ -10,7 +10,6 @@ from laurel.data.source import Row
 from laurel.policy.chat import encode_prompt
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample, sample_seed
-from laurel.policy.turns import tools_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Draw:
 
 def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
     """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities, finish and text."""
-    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=tools_of(row.columns)) for row in rows]
+    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools")) for row in rows]
     completions = sample(
         policy, prompts, seeds=draw.seeds(rows), max_completion_length=draw.max_completion_length,
         temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,

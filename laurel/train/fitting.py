@@ -15,7 +15,7 @@ from laurel.policy.chat import Supervised, encode_prompt
 from laurel.policy.positions import positions_of, shorter
 from laurel.policy.rows import encodings
 from laurel.policy.shown import written
-from laurel.policy.turns import tools_of
+from laurel.policy.turns import as_tools
 from laurel.policy.weights import check_ids
 
 SAMPLED = ("policy", "parameters")
@@ -107,7 +107,7 @@ def refusal(tally: Tally, where: str) -> UsageError:
 
 def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     """Can the row's prompt be sampled from?"""
-    prompt, tools = row.columns["prompt"], tools_of(row.columns)
+    prompt, tools = row.columns["prompt"], as_tools(row.columns.get("tools"))
     ids = encode_prompt(policy.tokenizer, prompt, tools=tools)
     check_ids(policy, ids, "")
     if len(ids) > config.max_prompt_length:

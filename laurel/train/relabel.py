@@ -53,7 +53,9 @@ def hindsight(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums
     config = setup.config
     out = []
     for group, prompts in zip(groups, achieved(load_relabel(config.relabel), groups), strict=True):
-        ids = [None if prompt is None else encode_prompt(setup.policy.tokenizer, prompt) for prompt in prompts]
+        ids = [
+            None if prompt is None else encode_prompt(setup.policy.tokenizer, prompt, tools=group.row.get("tools")) for prompt in prompts
+        ]
         fits = [i is not None and len(i) <= config.max_prompt_length for i in ids]
         samples = [s if i is None else replace(s, prompt_ids=i) for s, i in zip(group.samples, ids, strict=True)]
         kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]

@@ -17,7 +17,7 @@ from laurel.policy.positions import positions_of
 from laurel.policy.render import DEFAULT_TEMPLATE, INVENTED, ensure_template, opened, without_template
 from laurel.policy.sampler import sample, sample_general
 from laurel.policy.scratch import char_tokenizer, save_scratch, small_model
-from laurel.policy.turns import flag, spoken, tools_of
+from laurel.policy.turns import as_tools, flag, spoken
 
 U, A = (
     (lambda text, **more: {"role": "user", "content": text, **more}),
@@ -143,7 +143,7 @@ def test_K01_tools_that_are_not_shown():
     assert encode_prompt(tokenizer_of("zephyr"), SINGLE[:1], tools=TOOLS) == encode_prompt(tokenizer_of("zephyr"), SINGLE[:1])
     tokenizer = tokenizer_of("chatml")
     assert "weather" in tokenizer.decode(encode_prompt(tokenizer, SINGLE[:1], tools=TOOLS))
-    assert tools_of({"tools": "a saw"}) is None and tools_of({"tools": []}) is None and tools_of({}) is None
+    assert as_tools("a saw") is None and as_tools([]) is None and as_tools(None) is None
     with pytest.raises(UsageError, match=r"content of turn 1 \(tool"):
         encode_prompt(tokenizer_of("vicuna"), [{"role": "tool", "content": "x"}])
 
@@ -160,7 +160,7 @@ def test_laurels_own_template_shows_thoughts_calls_and_tools():
     tokenizer = char_tokenizer()
     assert without_template(tokenizer, None) == [INVENTED] and without_template(tokenizer, "file") == []
     ensure_template(tokenizer)
-    assert "Made by laurel" in tokenizer.chat_template.splitlines()[1] and without_template(tokenizer, None) == []
+    assert "Made by laurel" in tokenizer.chat_template.splitlines()[0] and without_template(tokenizer, None) == []
     row = encode_supervised(tokenizer, {"messages": [*CALLING[:3], A("no", reasoning="none is no")], "tools": TOOLS})
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call><|stop|>'
     assert targets(tokenizer, row) == [call, "<think>\nnone is no\n</think>\n\nno<|stop|>"]
