@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def speak_to(stream: Any) -> None:
     """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than to stop."""
-    if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+    if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 
 

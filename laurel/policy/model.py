@@ -43,7 +43,6 @@ class Policy:
     template: str = ""
 
     def __post_init__(self) -> None:
-        guard_ids(self)
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
         self.whole_logits = False
@@ -260,7 +259,9 @@ def load_policy(config: Any) -> Policy:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return Policy(model.to(device).eval(), tokenizer, dtype, template)
+    policy = Policy(model.to(device).eval(), tokenizer, dtype, template)
+    guard_ids(policy)
+    return policy
 
 
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:
