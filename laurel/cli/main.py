@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.files import disk_error, refusal
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -69,6 +68,8 @@ def speak_to(stream: Any) -> None:
 
 def _translated(error: Exception) -> LaurelError | None:
     """What the disk or the memory refuses, as an error of ours; None for anything else, whose traceback somebody must see."""
+    from laurel.core.files import disk_error, refusal  # here: the command opens sooner without it
+
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return LaurelError(f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.", fix=SMALLER)
     refused = refusal(error)
