@@ -12,7 +12,6 @@ from typing import Any
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.files import disk_error, refusal
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -64,12 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def speak_to(stream: Any) -> None:
     """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than to stop."""
-    if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+    if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 
 
 def _translated(error: Exception) -> LaurelError | None:
     """What the disk or the memory refuses, as an error of ours; None for anything else, whose traceback somebody must see."""
+    from laurel.core.files import disk_error, refusal  # here: the command opens sooner without it
+
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return LaurelError(f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.", fix=SMALLER)
     refused = refusal(error)

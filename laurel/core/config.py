@@ -100,7 +100,7 @@ class TrainConfig(BaseModel):
     lora_r: int = option(16, "LoRA rank", ge=1)
     lora_alpha: int = option(32, "LoRA scale numerator", ge=1)
     lora_dropout: float = option(0.0, "LoRA dropout", ge=0, lt=1)
-    lora_target_modules: list[str] | None = option(None, "modules LoRA adapts; default: all linear layers but the head")
+    lora_target_modules: list[str] | None = option(None, "modules LoRA adapts (ends of names); default: all-linear, all but the head")
     reference: Literal["start", "base", "none"] | None = option(
         None, "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing; default: start if beta > 0"
     )

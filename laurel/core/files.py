@@ -20,7 +20,7 @@ RIGHTS = "Name a place where you may write, or read."
 PLACE = "Is every folder on the way to it a folder, and there?"
 REMEDIES = {
     errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or write to another disk.",
-    errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.ENOTDIR: PLACE, errno.ENOENT: PLACE,
+    errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.ENOTDIR: PLACE, errno.ENOENT: PLACE, errno.EEXIST: PLACE,
     errno.EISDIR: "Name a file, not a folder.", errno.ENAMETOOLONG: "Take a shorter name.", errno.EMFILE: "Raise `ulimit -n`.",
 }  # fmt: skip
 """errno: what to do about it."""
@@ -69,6 +69,7 @@ def whole_folder(folder: str | Path) -> Generator[Path]:
     Files of weights that were there before and are not among the new ones are removed: no reader may mix two models.
     """
     folder = Path(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))

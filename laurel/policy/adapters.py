@@ -134,9 +134,7 @@ def load_adapters(name: str, base: Any) -> Any:
     own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
     lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
     if lost or over:
-        kind = (
-            "tensors of the adapter are missing from its file" if lost else "the adapter's file holds tensors without a place in its base"
-        )
+        kind = "the adapter's file lacks tensors" if lost else "the adapter's file holds tensors without a place in its base"
         fix = "Copy the whole folder again, or name the base that it was trained on in its adapter_config.json."
         raise UsageError(f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.", where=f"model={name}", fix=fix)
     check_finite(weights, name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Batch
 from laurel.objective.implicit import Implicit
+from laurel.policy.adapters import merged
 from laurel.policy.logprob import chunked_logprobs, wide
 from laurel.policy.model import Policy, trained_positions
 
@@ -84,8 +85,7 @@ class Heads:
         if not self.decode_beta:
             policy.save(folder)
             return
-        model = copy.deepcopy(policy.model)
-        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        model = merged(copy.deepcopy(policy.model))
         untie(model, folded(model.get_output_embeddings().weight, [q.weight for q in self.all("q")], self.decode_beta))
         decoder = Policy(model, policy.tokenizer, policy.dtype, policy.template)
         gap = self.gap(policy, decoder)

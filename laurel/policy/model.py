@@ -48,7 +48,6 @@ class Policy:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        guard_ids(self)
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
         self.whole_logits = False
@@ -270,7 +269,9 @@ def load_policy(config: Any) -> Policy:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes))
+    policy = Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes))
+    guard_ids(policy)
+    return policy
 
 
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:

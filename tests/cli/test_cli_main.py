@@ -1,12 +1,14 @@
 """The command: verbs imported on demand, errors a person can act on, exit codes."""
 
 import importlib
+import io
 import subprocess
 import sys
 
 import pytest
 
 from laurel.cli import main as cli
+from laurel.cli.eval import as_text
 from laurel.core.errors import LaurelError, UsageError
 
 
@@ -130,3 +132,47 @@ def test_python_m_laurel_is_the_command():
 )
 def test_tidy(words, tidied):
     assert cli.tidy(words, {"--bar", "--stop"}) == tidied
+
+
+def test_what_the_disk_or_memory_refuses_is_an_error_of_ours(monkeypatch, capsys):
+    """Any verb, any library: what, where and what to do, without a traceback; a mistake in code keeps its own."""
+    refused = {
+        OSError(30, "Read-only file system", "some/file"): (2, "error: some/file: Read-only file system. Name a place"),
+        OSError(28, "No space left on device"): (1, "error: a file, or the output: No space left on device. Free some room"),
+        RuntimeError("I/O error: File too large (os error 27)"): (1, "File too large. Raise the limit"),
+        MemoryError(): (1, "error: out of memory"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried"): (1, "out of memory: CUDA out of memory. Take"),
+    }
+    for error, (code, said) in refused.items():
+        monkeypatch.setattr("laurel.cli.main._dispatch", lambda words, error=error: throw(error))
+        assert cli.main(["train"]) == code
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr("laurel.cli.main._dispatch", lambda words: throw(RuntimeError("a mistake")))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli.main(["train"])
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_terminal_that_is_not_utf_8_gets_numbers_for_characters(monkeypatch, tmp_path, errors):
+    """Rows, tables and tokens are shown; what the terminal has no character for is written as its number, never an exception."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "你好", "completion": "é🙂"}\n', encoding="utf-8")
+    for encoding in ("ascii", "latin-1"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["data", "show", str(file)]) == 0
+        out.flush()
+        shown = out.buffer.getvalue().decode(encoding)
+        assert r"\u4f60\u597d" in shown
+        assert r"\U0001f642" in shown
+        assert ("é" if encoding == "latin-1" else r"\xe9") in shown
+
+
+def test_a_prompt_in_a_terminal_that_is_not_utf_8_is_read(monkeypatch):
+    assert as_text("é你".encode().decode("ascii", "surrogateescape")) == "é你" == as_text("é你")
+    with pytest.raises(UsageError, match="not text in UTF-8"):
+        as_text(b"\xe9".decode("ascii", "surrogateescape"))
