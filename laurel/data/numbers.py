@@ -54,7 +54,7 @@ _LETTERED = re.compile(
     rf"(?:(?:\d|[)}}])\s*{_LETTER}|{_LETTER}\s*\^\s*\{{?\w+\}}?|{_LETTER}\s*[-+*/·×]\s*[\w.^{{}}]+|[\w)}}]\s*[-+*/·×]\s*{_LETTER})\s*\Z"
 )
 _ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*\Z")
-_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*\Z")
+_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*[-+]?\s*\Z")
 _GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE)
 _WORD_JOINT = re.compile(r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*", re.IGNORECASE)
 
