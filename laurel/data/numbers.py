@@ -13,6 +13,7 @@ from laurel.data.units import PATTERN, Unit, unit_of
 
 DIGITS = 100
 POWER = 300
+TOLERANCE = Fraction(1, 10**6)
 LONGEST = 20_000
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -205,7 +206,7 @@ def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> b
     return close(left, right, tolerance)
 
 
-def close(left: Fraction, right: Fraction, tolerance: Fraction = Fraction(1, 10**6)) -> bool:
+def close(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
     """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right
