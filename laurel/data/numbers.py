@@ -13,6 +13,7 @@ from laurel.data.units import PATTERN, Unit, unit_of
 
 DIGITS = 100
 POWER = 300
+TOLERANCE = Fraction(1, 10**6)
 LONGEST = 20_000
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -54,7 +55,7 @@ _LETTERED = re.compile(
     rf"(?:(?:\d|[)}}])\s*{_LETTER}|{_LETTER}\s*\^\s*\{{?\w+\}}?|{_LETTER}\s*[-+*/·×]\s*[\w.^{{}}]+|[\w)}}]\s*[-+*/·×]\s*{_LETTER})\s*\Z"
 )
 _ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*\Z")
-_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*\Z")
+_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*[-+]?\s*\Z")
 _GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE)
 _WORD_JOINT = re.compile(r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*", re.IGNORECASE)
 
@@ -205,7 +206,7 @@ def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> b
     return close(left, right, tolerance)
 
 
-def close(left: Fraction, right: Fraction, tolerance: Fraction = Fraction(1, 10**6)) -> bool:
+def close(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
     """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right

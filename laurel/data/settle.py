@@ -27,7 +27,8 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"(?:(?<=[\d$])[ \t]+|[,;(][ \t]*)(?:and |but )?(?:not|rather than|instead of)[ \t]+(?:\$[^$\n]{1,80}\$|[-$€£]?\d[\d.,/]*(?<=\d)%?)[ \t]*\)?"
+    r"(?:(?<=[\d$])[ \t]+|[,;(][ \t]*)(?:and |but )?(?:not|rather than|instead of)[ \t]+"
+    r"(?:\$[^$\n]{1,80}\$|[-$€£]?\d[\d.,/]*(?<=\d)%?)[ \t]*\)?"
 )
 # What is said beside the answer: "42, as found in step 3".
 _ASIDE = re.compile(

@@ -35,8 +35,8 @@ def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
 def code(answer: str, row: Mapping[str, Any]) -> Result:
     """1 if the row's tests run to their end on the program: `tests` (a text or a list), or `test_list` (asserts, as in MBPP).
 
-    `test_setup_code` (or MBPP's `test_imports`) goes before the tests, and before the program where it can do without it.
-    `challenge_test_list` is run too. Rows with `entry_point` and `test` are judged as `humaneval`. Limits as there.
+    `test_setup_code` (and MBPP's `test_imports`) goes before the tests, and before the program where it can do without it. MBPP's
+    `challenge_test_list` is not run, as in its paper. Rows with `entry_point` and `test` are judged as `humaneval`. Limits as there.
     """
     if "entry_point" in row and "test" in row:
         return humaneval(answer, row)
@@ -44,7 +44,7 @@ def code(answer: str, row: Mapping[str, Any]) -> Result:
     if not tests:
         return Failed("the row has no `tests` and no `test_list`")
     setup = "\n".join(filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code")))))
-    return judge(extract(said(answer), ""), "\n".join(filter(None, (tests, lines(row.get("challenge_test_list"))))) + "\n", setup)
+    return judge(extract(said(answer), ""), f"{tests}\n", setup)
 
 
 def lines(value: Any) -> str:

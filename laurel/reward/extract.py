@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from laurel.data import numbers, settle
+from laurel.data import settle
 from laurel.data.hedges import without_question
+from laurel.data.numbers import Quantity, read, same
 from laurel.data.said import said
 
 
@@ -48,8 +49,24 @@ def final_number(text: str) -> Fraction | None:
 
     "so 49 - 10 = 39." is 39; "$1,234.00" is 1234; "1/2" is Fraction(1, 2); "50%" is 50; "3 or 4", "1 2 3 4", "9**9" and "2√3" are None.
     """
-    quantity = numbers.read(text).quantity
+    quantity = read(text).quantity
     return None if quantity is None else quantity.value
+
+
+def gold_quantity(text: str) -> Quantity | None:
+    """The number that a row's gold is: in its last box, else where it settles."""
+    return read((settle.boxed(text) or [settle.settled(text)])[-1], formula=True).quantity
+
+
+def final_quantity(text: str) -> tuple[Quantity | None, str]:
+    """The number that an answer settles on, or None and the reason: none, or boxes that differ."""
+    boxes = settle.boxed(text)
+    found = [read(part, formula=bool(boxes)).quantity for part in boxes or [settle.settled(text)]]
+    if found[0] is None:
+        return None, "no single final number"
+    if any(other is None or not same(other, found[0]) for other in found):
+        return None, "different boxed answers"
+    return found[0], ""
 
 
 def shown(number: Fraction) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +11,7 @@ from laurel.core.errors import LaurelError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
 from laurel.data.hedges import undecided
-from laurel.data.numbers import Quantity, lettered, read, same
+from laurel.data.numbers import TOLERANCE, Quantity, lettered, read, same
 from laurel.data.plain import plain
 from laurel.data.settle import boxed, settled
 from laurel.reward.equal import equivalent
@@ -25,7 +24,6 @@ LONGEST_EXPRESSION = 1_000
 MOST_BOXES = 4
 MOST_WORDS = 6
 SECONDS = 2.0
-TOLERANCE = Fraction(1, 10**6)
 NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
 # A line of mathematics and no words, in which something is to be worked out: 10^2, \sqrt{98}, 4^{1/3}.
 BARE = re.compile(r"(?=[^\n]*[\^*/+×·√!\\])(?:\\[A-Za-z]+|[^A-Za-z,;\n]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")

@@ -4,58 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from laurel.core.result import Failed, Result, Score
-from laurel.data.numbers import read, same
+from laurel.data.numbers import TOLERANCE, same
 from laurel.data.said import said
-from laurel.data.settle import BEHIND, boxed, settled
-from laurel.reward.extract import column, own_words, shown
+from laurel.data.settle import BEHIND, boxed
+from laurel.reward.extract import column, final_quantity, gold_quantity, own_words, shown
 
 LONGEST = 100_000
-TOLERANCE = Fraction(1, 10**6)
 LETTERS = "ABCDEFGHIJ"
 
 
 def exact(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer is the row's `answer` word for word; runs of white space count as one space, those at the ends as none.
-
-    Thoughts are not read, and of answer tags the content, unless the row's `answer` has such tags itself.
-    """
+    """1 if the answer is the row's `answer` word for word; white space aside, and thoughts and tags that the row has not either."""
     gold = column(row)
     if gold is None:
         return Failed("the row has no `answer`")
     text = answer if said(gold) != gold else said(answer)
-    same = " ".join(text.split()) == " ".join(gold.split())
-    return Score(1.0, "equal") if same else Score(0.0, f"{text!r:.60} is not {gold!r:.60}")
+    return Score(1.0, "equal") if text.split() == gold.split() else Score(0.0, f"{text!r:.60} is not {gold!r:.60}")
 
 
 def numeric(answer: str, row: Mapping[str, Any]) -> Result:
     r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless one is whole.
 
     The final number: inside \boxed{} where there is one (several must agree), else after the last ####, else after the last
-    "answer is" (or before "is the answer"), else the last of the text. Thoughts are not read, and of answer tags the content.
-    Spellings: `$1,234.00`, `1 234`, `1.234.567,89`, `1/2`, `\frac12`, ½, `1\frac{4}{5}`, `1.5 x 10^5`, `5 million`, `25 cm^2`, `52_8`;
-    `50%` is 50 or 0.5. No number: an empty text, a list ("3 or 4", "1 2 3"), a sum not done ("9**9"), a part of an expression (the 3
-    of 2√3, the 5 of x > 5), more than 100 digits or an exponent beyond 300. A verbatim copy of the prompt inside the answer is not read.
+    "answer is" (or before "is the answer"), else the last of the text. `$1,234.00` is 1234, `1/2` and `\frac12` are 0.5, `1\frac45` is
+    1.8, `25 cm^2` is 25, `50%` is 50 or 0.5. No number: an empty text, a list ("3 or 4"), a sum not done ("9**9"), a part of an
+    expression (the 3 of 2√3), more than 100 digits or an exponent beyond 300. Thoughts and copies of the prompt are not read.
     """
     gold_text = column(row)
-    gold = None if gold_text is None else read((boxed(gold_text) or [settled(gold_text)])[-1], formula=True).quantity
+    gold = None if gold_text is None else gold_quantity(gold_text)
     if gold is None:
         return Failed(f"the row's `answer` holds no single number: {gold_text!r:.60}")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
-    text = own_words(answer, row)
-    boxes = boxed(text)
-    found = [read(part, formula=bool(boxes)).quantity for part in boxes or [settled(text)]]
-    first = found[0]
-    if first is None:
-        return Score(0.0, "no single final number")
-    if any(other is None or not same(other, first) for other in found):
-        return Score(0.0, "different boxed answers")
-    right = same(first, gold, TOLERANCE)
-    return Score(1.0, f"equals {shown(gold.value)}") if right else Score(0.0, f"{shown(first.value)}, not {shown(gold.value)}")
+    found, trouble = final_quantity(own_words(answer, row))
+    if found is None:
+        return Score(0.0, trouble)
+    right = same(found, gold, TOLERANCE)
+    return Score(1.0, f"equals {shown(gold.value)}") if right else Score(0.0, f"{shown(found.value)}, not {shown(gold.value)}")
 
 
 def choice(answer: str, row: Mapping[str, Any]) -> Result:

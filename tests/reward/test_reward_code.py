@@ -178,7 +178,8 @@ def test_raw_rows_of_mbpp():
         "challenge_test_list": ["assert double('a') == 'aa'"],
     }  # fmt: skip
     assert points(code(row["code"], row)) == 1
-    assert points(code("def double(x): return x + x if isinstance(x, int) else x", row)) == 0  # the challenge counts
+    assert points(code("def double(x): return x + x if isinstance(x, int) else x", row)) == 1  # the challenge is not run
+    assert points(code("def double(x): return x + 4", row)) == 0
     assert isinstance(code(row["code"], {"test_list": []}), Failed)
 
 

@@ -173,7 +173,6 @@ def test_K18_module_function_is_found_in_the_current_folder(folders, monkeypatch
         assert load_reward("mine.py:lazy").function is load_reward("mine.lazy").function
     with pytest.raises(UsageError, match=r"module `nowhere` does not load.*current folder"):
         load_reward("nowhere.f")
-    assert load_reward("operator.itemgetter", None) if False else True
 
 
 def test_a_neighbour_is_not_a_second_copy_of_what_is_installed(tmp_path):
