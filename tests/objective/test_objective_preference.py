@@ -82,6 +82,17 @@ def test_T21_dpo_and_ipo_by_hand(sums):
     )  # fmt: skip
 
 
+def test_a_row_graded_0_is_on_neither_side_of_the_metrics(make_batch):
+    """Grades 1, 0, -1, sums -1, -2, -4, reference 0: the one in the middle enters no mean, no margin, no count."""
+    logp = torch.tensor([[-1.0], [-2.0], [-4.0]], dtype=F64)
+    batch = make_batch(torch.tensor([[1.0], [0.0], [-1.0]], dtype=F64), ref=torch.zeros(3, 1, dtype=F64))
+    found = {name: (float(total), int(count)) for name, (total, count) in preference_metrics(logp, batch, beta=0.5).items()}
+    assert found == {
+        "rewards/chosen": (-0.5, 1), "rewards/rejected": (-2.0, 1), "logps/chosen": (-1.0, 1), "logps/rejected": (-4.0, 1),
+        "rewards/margins": (1.5, 1), "rewards/accuracies": (1.0, 1),
+    }  # fmt: skip
+
+
 def test_T21_at_the_start(sums):
     """T21: policy = reference: ln 2, rewards and margin 0, accuracy a half, not 1."""
     logp, batch = sums((-10, -12), (-10, -12))

@@ -52,6 +52,8 @@ def test_T05_the_score_is_at_the_last_real_token_by_length(make_batch):
     score_NT = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
     batch = make_batch(torch.ones(3, 3), lengths=[2, 3, 1])
     assert last_score(score_NT, batch).tolist() == [2, 6, 7]
+    holes = make_batch(torch.ones(3, 3), lengths=[2, 3, 1], mask=[[False, True, True], [True, False, True], [True, True, True]])
+    assert last_score(score_NT, holes).tolist() == [2, 6, 7]  # by its length, not by how many of its tokens are trained
 
 
 @pytest.mark.parametrize(
@@ -285,6 +287,15 @@ def test_process_by_hand_and_masks(make_batch):
     third = 1 / 3
     expected = [[third - 1, third, third], [0.25, 0.25, -0.5], [0, 0, 0], [third, third - 1, third]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_step_counts_as_much_as_its_weight(make_batch):
+    """Half of ln 3, and half its slope."""
+    score = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    batch = make_batch(torch.tensor([[0.5, 2.0]], dtype=torch.float64))
+    assert process(score, batch)[0].tolist() == pytest.approx([math.log(3) / 2, 2 * math.log(3)])
+    found = gradient(process(score, batch), score)[0]
+    torch.testing.assert_close(found[1], 4 * found[0])
 
 
 def test_process_refuses_other_labels(make_batch):

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from laurel.weight import group
 from laurel.weight.group import (
     batch_standardised,
+    best_and_worst,
     centred,
     informative,
     leave_one_out,
@@ -223,3 +224,10 @@ def test_options_are_fields_of_the_configuration():
                 assert p.name in TrainConfig.model_fields or p.name == "running_mean"
                 assert p.default is not None and p.default is not Parameter.empty
     assert group.EPS == 1e-4
+
+
+def test_a_pair_is_the_first_of_the_best_and_the_last_of_the_worst():
+    """By hand: ties on both sides, one who was not judged, a group in which nobody differs, one with a single answer."""
+    rewards = [[1, 0, 0, 1], [0.5, NAN, 0.2, 0.9], [0.3, 0.3, NAN, 0.3], [NAN, NAN, 2.0, NAN], [0, 1, 0, 0]]
+    pairs = [[1, 0, -1, 0], [0, 0, -1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, -1]]
+    assert best_and_worst(torch.tensor(rewards, dtype=torch.float64)).tolist() == pairs
