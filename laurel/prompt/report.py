@@ -77,7 +77,7 @@ def report(
     notes.append(READING)
     for name, split in splits:
         say(f"split: {name}")
-        told = judged(name, split, published if name == OWN else {}, features, seed, cache, say)
+        told = judged(name, split, published if name == OWN else {}, features, seed, cache, say, last=name == splits[-1][0])
         tables, notes, data = tables + told.tables, notes + told.notes, {**data, name: told.data}
         charts += [told.chart] if told.chart else []
     return Exhibit(
@@ -91,9 +91,10 @@ def report(
 
 
 def judged(
-    name: str, log: Log, published: Mapping[str, float], features: str, seed: int, cache: Path | None, say: Callable[[str], None]
-) -> Judged:
-    """Fit on the training rows of one split, and value on its test rows."""
+    name: str, log: Log, published: Mapping[str, float], features: str, seed: int, cache: Path | None, say: Callable[[str], None], *,
+    last: bool,
+) -> Judged:  # fmt: skip
+    """Fit on the training rows of one split, and value on its test rows; on the last, strictest one out of fold on all rows, too."""
     found = fit(log, features=features, seed=seed, cache=cache, say=say)
     predictor = found.predictor
     seen = [p for p, text in enumerate(log.prompts) if text in predictor.prompts]
@@ -101,10 +102,9 @@ def judged(
     x_SD = predictor.features(test.queries)
     everything = predictor.scores(x_SD, dict(zip(log.names, log.prompts, strict=True)))
     rows = _choices(log, test, found, seen, everything, published)
-    everywhere = None
-    if name != OWN:
-        everywhere = gain_everywhere(log, features=features, seed=seed, cache=cache)
-        rows["everywhere"] = Row(f"with a margin, out of fold: all {len(log.queries):,} queries", None, everywhere)
+    if last:
+        gained = gain_everywhere(log, features=features, seed=seed, cache=cache)
+        rows["everywhere"] = Row(f"with a margin, out of fold: all {len(log.queries):,} queries", None, gained)
     verifier = verify(test, seed=seed)
     if verifier is not None and verifier.value is not None:
         rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)

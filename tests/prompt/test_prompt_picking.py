@@ -5,8 +5,9 @@ import pytest
 
 from laurel.prompt.fit import fit, gain_everywhere
 from laurel.prompt.logs import Log, folds
-from laurel.prompt.models import Rates
+from laurel.prompt.models import Logistic, Rates
 from laurel.prompt.picking import MARGINS, Trial, cross_fitted, gains, losses, pick
+from laurel.prompt.report import report
 from laurel.prompt.synthetic import synthetic_log
 from laurel.prompt.worth import value_S
 
@@ -76,11 +77,21 @@ def test_gains_are_by_hand_and_unknown_where_a_prompt_was_not_tried():
     assert pick(np.full((2, len(MARGINS), 3), np.nan), np.array([[1.0, 1, 1], [0.5, 1, 1]])) == (1, 0)  # by log loss alone
 
 
-def test_the_gain_over_all_queries_stands_on_all_of_them(monkeypatch):
-    from laurel.prompt import fit as room
-    from laurel.prompt.models import Logistic
+@pytest.fixture
+def few_models(monkeypatch):
+    monkeypatch.setattr("laurel.prompt.fit.grid", lambda: [Rates(), Logistic("heads", 100.0)])
 
-    monkeypatch.setattr(room, "grid", lambda: [Rates(), Logistic("heads", 100.0)])
+
+def test_the_report_tells_it_beside_the_held_out_fifth(few_models):
+    log, _ = synthetic_log(400, seed=3, test=0.0)
+    made = report(log)
+    told = made.data["stories held out"]["rows"]  # the strictest split
+    wide, narrow = told["abstaining"]["gain"], told["everywhere"]["gain"]
+    assert narrow[1] > 0 and narrow[2] - narrow[1] < 0.7 * (wide[2] - wide[1])
+    assert any("out of fold over all queries" in line and "a credible gain" in line for line in made.notes)
+
+
+def test_the_gain_over_all_queries_stands_on_all_of_them(few_models):
     log, truth = synthetic_log(400, seed=3)
     found, everywhere = fit(log), gain_everywhere(log)
     assert (
