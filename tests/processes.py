@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["laurel.cli.train", "laurel.train.loop", "laurel.pipeline.plan", "laurel.policy.sampler", "pytest"])
+FORKS.set_forkserver_preload(["laurel.train.loop", "laurel.pipeline.run", "laurel.feedback.web.app", "uvicorn", "pytest"])
 
 
 def begin(work: Callable, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None) -> Any:

@@ -69,12 +69,15 @@ def test_eval_reads_a_configuration_file(model, tmp_path, capsys):
     assert row.split("│")[-2].strip() == "3"
 
 
-def test_sample_prints_completions_with_their_ends(model):
-    """As a process: one line per completion, from the prompt to how it ended."""
-    words = ["sample", "1+1=", "--model", model, "--num_generations", "2", "--max_completion_length", "3"]
-    done = subprocess.run([sys.executable, "-m", "laurel", *words], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+SAMPLE = ["sample", "1+1=", "--num_generations", "2", "--max_completion_length", "3", "--model"]
+
+
+def test_sample_prints_completions_with_their_ends(model, capfd):
+    """One line per completion, from the prompt to how it ended; and nothing else."""
+    assert main([*SAMPLE, model]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert len(lines) == 2 and all(line.startswith("1+1=") and ", log-prob -" in line for line in lines)
     assert all(line.rsplit("[", 1)[1].split(",")[0] in ("eos", "length") for line in lines)
 
@@ -123,3 +126,9 @@ def test_a_reference_with_another_vocabulary_is_refused(model, tmp_path, capsys)
     other = save_scratch(tmp_path / "other", alphabet=ALPHABET[::-1], hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     assert on_four_rows(model, "--num_generations", "2", "--reference", str(other)) == 2
     assert "another vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.whole
+def test_a_cold_sample_prints_nothing_else_either(model):
+    done = subprocess.run([sys.executable, "-m", "laurel", *SAMPLE, model], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout.splitlines()) == 2

@@ -6,7 +6,15 @@ import pytest
 
 from laurel.cli.main import main
 from laurel.data.read import read_records
+from laurel.prompt import fit
+from laurel.prompt.models import Logistic, Rates
 from laurel.prompt.synthetic import synthetic_log
+
+
+@pytest.fixture
+def few_models(monkeypatch):
+    """The search for a model, shortened to two: what is printed is the point. `folder` and the pages' blocks search them all."""
+    monkeypatch.setattr(fit, "grid", lambda: [Rates(), Logistic("heads", 100.0)])
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_fit_says_what_it_learned(folder, capsys):
+def test_fit_says_what_it_learned(folder, capsys, few_models):
     assert main(["prompt", "fit", str(folder / "log.jsonl"), "--output_dir", str(folder / "again")]) == 0
     said = capsys.readouterr()
     assert "gain over it" in said.out and "default prompt   p0" in said.out and "log loss" in said.err
@@ -70,7 +78,7 @@ def test_candidates_are_ranked_and_written(folder, capsys):
     assert "go together" in capsys.readouterr().err
 
 
-def test_report_prints_writes_a_page_and_json(folder, capsys, monkeypatch):
+def test_report_prints_writes_a_page_and_json(folder, capsys, monkeypatch, few_models):
     monkeypatch.setenv("COLUMNS", "120")
     words = ["prompt", "report", str(folder / "log.jsonl"), "--prompts", str(folder / "prompts.jsonl")]
     assert main([*words, "--page", str(folder / "page.html")]) == 0

@@ -8,9 +8,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from feedback_server import free_port
 from sqlalchemy import create_engine
 
+from laurel.feedback import people
 from laurel.feedback.store import Store, url_of
 
 
@@ -27,6 +29,21 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
+
+
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture
+def dear_passwords():
+    """This test's passwords are hashed as the product does it, at a fifth of a second each."""
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(request, monkeypatch):
+    """Everybody else's, by the same algorithm at the least cost: a coordinator logs in in half of all tests."""
+    if "dear_passwords" not in request.fixturenames:
+        monkeypatch.setattr(people, "HASHER", CHEAP)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from laurel.feedback import people
 from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
 from laurel.feedback.batches import summaries
 from laurel.feedback.settings import BatchSettings
-from laurel.feedback.tables import Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
+from laurel.feedback.tables import Admin, Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
 
 MINUTE = 60.0
 
@@ -441,8 +441,12 @@ def test_a_limit_holds_and_says_so(store, clock):
     people.limit(store, "login:here", 3, 60)
 
 
-def test_coordinators_have_passwords_and_no_default(store, clock):
+def test_coordinators_have_passwords_and_no_default(store, clock, dear_passwords):
     people.add_admin(store, "ada", "a long password")
+    with store.read() as session:
+        algorithm, _, cost = session.scalars(select(Admin)).one().password.split("$")[1:4]
+    memory, rounds, _ = (int(part.split("=")[1]) for part in cost.split(","))
+    assert algorithm == "argon2id" and memory >= 64 * 1024 and rounds >= 3  # RFC 9106, for a server with little memory
     cookie = people.admit(store, "ada", "a long password")
     assert people.session_of(store, cookie).admin == 1
     for name, password in (("ada", "wrong"), ("nobody", "a long password"), ("ada", "")):

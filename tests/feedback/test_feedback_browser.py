@@ -5,8 +5,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 from feedback_pages import pin, rich_batch
 from feedback_server import free_port
+from processes import begin
 from sqlalchemy import select
 
 from laurel.feedback import people
@@ -25,16 +24,18 @@ from laurel.feedback.tables import Assignment, Draft, Event, Item, Response, Vot
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 SHOTS = os.environ.get("LAUREL_SHOTS")
 """A folder for pictures of every page."""
-SERVE = """
-import sys, uvicorn
-from laurel.feedback.store import Store
-from laurel.feedback.web.app import create_app
-app = create_app(Store(sys.argv[1]), public_url=f"http://127.0.0.1:{sys.argv[2]}")
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
-"""
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="no Chromium (apt install chromium) or no playwright (pip)"
 )
+
+
+def serve(path, port):
+    """What the process of a server does."""
+    import uvicorn
+
+    from laurel.feedback.web.app import create_app
+
+    uvicorn.run(create_app(Store(path), public_url=f"http://127.0.0.1:{port}"), host="127.0.0.1", port=port, log_level="error")
 
 
 class Server:
@@ -46,12 +47,12 @@ class Server:
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen([sys.executable, "-c", SERVE, self.path, str(self.port)])
+        self.process = begin(serve, self.path, self.port, log=Path(self.path).with_suffix(".log"))
         for _ in range(300):
             try:
                 urllib.request.urlopen(f"{self.url}/", timeout=5).close()
             except OSError:
-                assert self.process.poll() is None, "the server did not start"
+                assert self.process.is_alive(), "the server did not start"
                 time.sleep(0.1)
             else:
                 return
@@ -59,7 +60,7 @@ class Server:
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def server(disk, tmp_path):
     running.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium():
     from playwright.sync_api import sync_playwright
 
@@ -278,7 +279,7 @@ def test_an_answer_survives_a_server_or_a_net_that_dies(disk, server, tab, conte
     if when == "dead before the click":
         server.kill()
     elif when == "dies with the request in hand":
-        server.process.send_signal(signal.SIGSTOP)
+        os.kill(server.process.pid, signal.SIGSTOP)
     elif when == "dies after the commit":
         lost = []
 

@@ -57,7 +57,8 @@ def test_held_out_problems_are_in_no_stage(seed):
 def test_starter_is_built_once_and_the_same_each_time(monkeypatch, tmp_path):
     """The same bits from two caches; a second call finds the folder; nothing half-made is left where a model is looked for."""
     original = starter.starter_config
-    monkeypatch.setattr(starter, "starter_config", lambda *a, **k: original(*a, **k).model_copy(update={"max_steps": 2, "eval_steps": 0}))
+    few = {"max_steps": 2, "eval_steps": 0, "dataset_size": 2_000, "eval_size": 100}
+    monkeypatch.setattr(starter, "starter_config", lambda *a, **k: original(*a, **k).model_copy(update=few))
     built = []
     for cache in ("one", "two"):
         monkeypatch.setenv("LAUREL_CACHE", str(tmp_path / cache))

@@ -1,16 +1,15 @@
 """Pipelines: all stages on a toy, found again, killed anywhere, changed, and told wrongly."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import begin
 
+from laurel.cli.main import main
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
@@ -73,13 +72,14 @@ def digests(root):
 
 @pytest.fixture(scope="module")
 def done(files, tmp_path_factory):
-    """The plan carried out once: its folder and summary."""
+    """The plan carried out once: its folder, its summary, and the digests of what was made."""
     folder = tmp_path_factory.mktemp("done")
-    return folder, pipeline(read_plan(plan_file(files), {"output_dir": str(folder)}), quiet=True)
+    summary = pipeline(read_plan(plan_file(files), {"output_dir": str(folder)}), quiet=True)
+    return folder, summary, digests(folder)
 
 
 def test_a_plan_ends_with_a_better_policy_a_page_and_a_summary(done):
-    folder, summary = done
+    folder, summary, _ = done
     assert summary == json.loads((folder / "summary.json").read_text())
     assert [name.rpartition("-")[0] for name in summary["stages"]] == list(STAGES) and set(summary["stages"].values()) == {"made"}
     gain = summary["figures"]["sevens, gain"]
@@ -94,7 +94,7 @@ def test_a_plan_ends_with_a_better_policy_a_page_and_a_summary(done):
 
 
 def test_a_second_run_repeats_nothing_and_a_change_repeats_what_depends_on_it(files, done):
-    folder, first = done
+    folder, first, _ = done
     again = pipeline(read_plan(plan_file(files), {"output_dir": str(folder)}), quiet=True)
     assert set(again["stages"].values()) == {"kept"} and again["figures"] == first["figures"]
     other = pipeline(read_plan(plan_file(files), {"output_dir": str(folder)}, ["policy.learning_rate=1e-3"]), quiet=True)
@@ -117,29 +117,29 @@ def test_a_changed_file_of_an_artefact_is_made_again(files, done, tmp_path):
 
 def test_killed_in_every_stage_the_artefacts_are_the_same_to_the_bit(files, done, tmp_path):
     """kill -9 as soon as a stage has begun (has written its first metrics, where it trains), stage after stage; then to the end."""
-    command = [sys.executable, "-m", "laurel", "pipeline", str(plan_file(files)), "--output_dir", str(tmp_path / "cut")]
-    command += ["--set", "reward.save_steps=2", "--set", "policy.save_steps=2", "--set", "sft.save_steps=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    words = ["pipeline", str(plan_file(files)), "--output_dir", str(tmp_path / "cut")]
+    words += ["--set", "reward.save_steps=2", "--set", "policy.save_steps=2", "--set", "sft.save_steps=2"]
     killed = []
     for stage in ("sft", "sample", "reward", "policy", "compare"):
         sign = f"{stage}-*/metrics.jsonl" if stage in ("sft", "reward", "policy") else f"{stage}-*"
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        process = begin(command, words, log=tmp_path / "log")
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "cut").glob(sign)) and process.poll() is None and time.monotonic() < deadline:
+        while not list((tmp_path / "cut").glob(sign)) and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
-        if process.poll() is None and not list((tmp_path / "cut").glob(f"{stage}-*/artefact.json")):
+        if process.is_alive() and not list((tmp_path / "cut").glob(f"{stage}-*/artefact.json")):
             killed.append(stage)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     assert len(killed) >= 4, f"only {killed} were cut short"
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=240).returncode == 0
-    assert digests(tmp_path / "cut") == digests_of_plan(files, tmp_path)
+    process = begin(command, words, log=tmp_path / "log")
+    process.join(240)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+    assert digests(tmp_path / "cut") == done[2]
 
 
-def digests_of_plan(files, tmp_path):
-    """The digests of the plan carried out without a break, in a folder of its own."""
-    pipeline(read_plan(plan_file(files), {"output_dir": str(tmp_path / "whole")}), quiet=True)
-    return digests(tmp_path / "whole")
+def command(words):
+    """`laurel` with these words, as a process."""
+    sys.exit(main(words))
 
 
 def test_an_ensemble_a_judge_and_an_export(files, tmp_path):

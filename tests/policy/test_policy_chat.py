@@ -579,6 +579,6 @@ def test_T46_A36_the_same_in_a_new_process(tmp_path):
         folders.append(str(tmp_path / name))
         tokenizer.save_pretrained(folders[-1])
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path / "talks.json"), *folders], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", RELOAD, str(tmp_path / "talks.json"), *folders], capture_output=True, text=True, timeout=600, check=True
     )
     assert json.loads(done.stdout) == here

@@ -135,7 +135,7 @@ def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path, use_peft):
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     ids = policy.tokenizer("12+34=").input_ids
     assert str(ids) in out.stdout

@@ -161,7 +161,7 @@ def test_T46_round_trip_in_a_new_process(folder, tmp_path):
     talk = [{"role": "user", "content": "hi <|stop|> é"}, {"role": "assistant", "content": ""}]
     rows = [*ROWS, {"prompt": talk[:1], "completion": talk[1:]}, {"messages": talk}]
     command = [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path), json.dumps(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     template, ids, scores, mean = json.loads(done.stdout)
     assert template == scorer.template and mean == 2.0

@@ -30,7 +30,7 @@ def in_ranks(world, name, toy, folder, options):
         begin(one_rank, name, toy, folder, options, log=log, environment={**meeting, "RANK": str(rank)}) for rank, log in enumerate(logs)
     ]
     for process, log in zip(processes, logs, strict=True):
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0, log.read_text()[-2000:]
 
 

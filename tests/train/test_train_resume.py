@@ -113,7 +113,7 @@ def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
     process = begin(forty_steps, toy, whole, False, log=tmp_path / "log")
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
     third, chance, kills = (time.monotonic() - began) / 3, random.Random(1), 0
 
@@ -124,7 +124,7 @@ def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
         before, process = steps(), begin(forty_steps, toy, cut, True, log=tmp_path / "log")
         while attempt in (0, 1, 3) and steps() == before and process.is_alive():  # the third is stopped while it loads
             time.sleep(0.005)
-        process.join(chance.random() * third if attempt < 4 else 120)
+        process.join(chance.random() * third if attempt < 4 else 600)
         if process.is_alive():
             os.kill(process.pid, how)
             process.join(60)
