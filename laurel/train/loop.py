@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +13,17 @@ from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
-from laurel.data.split import take
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.policy.sampler import sample_seed
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN, partners
+from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
 from laurel.train.checkpoint import State
 from laurel.train.critic import return_to_good, steer, watch, with_values
+from laurel.train.draws import beside, drawn, next_rows
 from laurel.train.evaluate import evaluate
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
@@ -37,6 +37,7 @@ from laurel.train.record import record_population, record_rest, record_samples, 
 from laurel.train.reference import with_reference
 from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
+from laurel.train.untrained import trains, unseen, with_signal
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
@@ -128,37 +129,6 @@ def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
     return groups
 
 
-def trains(setup: Setup, group: Group) -> bool:
-    """Is any sample of the group trained on?"""
-    return bool(pack([group], mask_truncated=bool(setup.config.mask_truncated_completions)).loss_mask_NT.any())
-
-
-def next_rows(setup: Setup, state: State, count: int) -> list[Row]:
-    """The next `count` rows for this rank; the cursor moves by what all ranks take, so no row is drawn twice in an epoch.
-
-    The epoch becomes part of a row's id (`row~epoch`): a prompt that two epochs bring into one step is two groups.
-    """
-    counts = parallel.gather(count)
-    start = state.cursor + sum(counts[: parallel.rank()])
-    state.cursor += sum(counts)
-    return drawn(setup, start, count)
-
-
-def drawn(setup: Setup, start: int, count: int) -> list[Row]:
-    """The rows of `count` draws after `start` earlier ones, each named by its epoch, too."""
-    positions = take(start, count, len(setup.rows), setup.config.seed)
-    draws = zip(range(start, start + count), positions, strict=True)
-    return [replace(setup.rows[i], id=f"{setup.rows[i].id}~{draw // len(setup.rows)}") for draw, i in draws]
-
-
-def beside(setup: Setup, state: State, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """What rows of data need of others: of labelled answers, the row whose answer stands beside each in this step, on any process."""
-    if setup.row.source != "labels":
-        return {}
-    count = setup.config.prompts_per_step
-    return {"others": partners(rows, drawn(setup, state.cursor - count, count), drawn(setup, state.cursor, len(setup.rows)))}
-
-
 def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums) -> list[Group]:
     """x ~ data, or x ~ pi in one turn or many, then R(x)."""
     if not rows:
@@ -220,10 +190,11 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     policy.model.train(not config.disable_dropout)
     terms = setup.terms()
     totals = [parallel.everywhere(unit(batch).count) for _, _, unit in terms]
+    counted = [bool(total) for total in totals]
     moving = with_signal(setup, batch)
     rest, whole = unseen(setup, batch, moving, state.step)
     extra = bool(setup.pretraining) and state.step > (config.critic_warmup_steps or 0)
-    idle = not extra and not parallel.everywhere(torch.tensor(len(moving)))
+    idle = not extra and not any(parallel.gather(len(moving)))
     if idle:
         sums.total("zero_signal", parallel.rank() == 0)
     for iteration in range(1 if idle else config.num_iterations or 1):
@@ -234,7 +205,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             values[0] = values[0] + penalties(setup, micro, stats)
             if state.step <= (config.critic_warmup_steps or 0):
                 values[0] = values[0].detach()
-            parts = [part for part in zip(terms, values, totals, strict=True) if part[2]]
+            parts = itertools.compress(zip(terms, values, totals, strict=True), counted)
             loss = torch.stack([reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]).sum()
             checks.finite(loss, micro, state.step)
             setup.clock.run("backward", loss.backward)
@@ -263,37 +234,6 @@ def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
         return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
     stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
     return {"logp_NT": stats.logp, **(setup.companion.seen(micro) if setup.companion else {})}, stats
-
-
-def with_signal(setup: Setup, batch: Batch) -> Batch:
-    """The rows that can move anything. A row whose weights are all zero adds exactly nothing, unless KL, entropy or a companion's
-    error is in the loss; one that no term of the loss counts adds nothing then, either; a comparison without two sides adds nothing.
-
-    They were counted in the denominator before; leaving them out of the forward and backward pass changes no gradient.
-    """
-    config = setup.config
-    if setup.by_comparison:
-        moves_N = setup.unit(batch).weight[batch.group_N.unique(return_inverse=True)[1]] != 0
-        return batch.rows(moves_N.nonzero()[:, 0].tolist())
-    if setup.companion is not None or (config.beta and config.kl_placement == "loss") or config.entropy_coef:
-        counts = [(unit(batch).weight != 0).reshape(len(batch), -1).any(1) for _, _, unit in setup.terms()]
-        return batch.rows(torch.stack(counts).any(0).nonzero()[:, 0].tolist())
-    moves_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
-    return batch.rows(moves_N.nonzero()[:, 0].tolist())
-
-
-def unseen(setup: Setup, batch: Batch, moving: Batch, step: int) -> tuple[Batch, bool]:
-    """The policy's own samples of which no token is trained on, to be measured beside the others; and are then all of them measured?
-
-    Measuring costs their forward pass, which is why it is done where metrics are written, and else not. Their mask is what was
-    sampled, their weight is 0: nothing of them is clipped.
-    """
-    trained = {key for key, on in zip(moving.keys, moving.loss_mask_NT.any(1).tolist(), strict=True) if on}
-    drawn_N = (batch.drawn_NT.any(1) & setup.on_policy).tolist()
-    rest = batch.rows([n for n, key in enumerate(batch.keys) if drawn_N[n] and key not in trained])
-    whole = setup.logs(step) or not parallel.everywhere(torch.tensor(len(rest)))
-    rest = rest if whole else rest.rows([])
-    return rest.replace(loss_mask_NT=rest.drawn_NT, weight_NT=torch.zeros_like(rest.weight_NT)), bool(whole)
 
 
 def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
