@@ -153,16 +153,13 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     told += [f"ptx_dataset: {line}" for line in columns_note(pretraining, "sft")]
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
-    notes = [*told, *notes, *left_out]
-    if held:
-        # what is wrong with rows of eval_dataset is not to be looked for in `dataset`
-        evaluated = config.model_copy(update={"dataset": config.eval_dataset or config.dataset})
-        held, cut = fitting(policy, held, evaluated, row.source, "evaluation row")
-        notes += cut
+    notes += left_out
+    held, _ = fitting(policy, held, config, row.source) if held else ([], [])
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
+    setup.notes[:0] = told
     setup.companion, setup.pretraining = companion, pretraining
     if config.profile:
         setup.clock.watch(policy.device, policy.dtype)
@@ -191,7 +188,7 @@ def open_run(algorithm: str, config: TrainConfig) -> Run:
     return Run(config.output_dir)
 
 
-def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str, what: str = "row") -> tuple[list[Row], list[str]]:
+def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str) -> tuple[list[Row], list[str]]:
     """Rows that can be trained on, and what was left out and why. Nothing left is an error, not a silent success."""
     kept, reason = [], ""
     for row in rows:
@@ -204,20 +201,9 @@ def fitting(policy: Any, rows: list[Row], config: TrainConfig, source: str, what
         if fits:
             kept.append(row)
     if not kept:
-        raise UsageError(f"every {what} has {reason}.", where=config.dataset, fix=room(policy, config, source))
+        raise UsageError(f"every row has {reason}.", where=config.dataset, fix="Raise the limit, or look with `laurel data show --tokens`.")
     dropped = len(rows) - len(kept)
-    return kept, [f"{dropped} of {len(rows)} {what}s left out: {reason}"] if dropped else []
-
-
-def room(policy: Any, config: TrainConfig, source: str) -> str:
-    """What to do about rows that are too long: raise the limit, where the model has places for more."""
-    name = "max_prompt_length" if source in ("policy", "parameters") else "max_length"
-    held = getattr(getattr(policy, "model", None), "config", None)
-    places, limit = getattr(held, "max_position_embeddings", None), getattr(config, name)
-    look = "Look with `laurel data show --tokens`"
-    if limit is None or (places and limit >= places):
-        return f"{look}; the model has {places} positions, so shorter rows or another model." if places else f"{look}."
-    return f"Raise {name}{f' (the model has {places} positions)' if places else ''}, or l{look[1:]}."
+    return kept, [f"{dropped} of {len(rows)} rows left out: {reason}"] if dropped else []
 
 
 def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
