@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
@@ -19,7 +20,7 @@ SCORERS = ("model:", "prm:")
 
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
     """The training rows, and those held out for evaluation: from eval_dataset, else split off by prompt, at most a tenth."""
-    how = {"split": config.dataset_split, "seed": config.seed, "size": config.dataset_size, "by": algorithm}
+    how: dict[str, Any] = {"split": config.dataset_split, "seed": config.seed, "size": config.dataset_size, "by": algorithm}
     rows = read_rows(config.dataset, use, **how)
     if config.eval_dataset is not None:
         return rows, read_rows(config.eval_dataset, use, option="eval_dataset", **how)[: config.eval_size or None]
@@ -33,7 +34,7 @@ def load_mixture(config: TrainConfig, source: str, rows: list[Row], held: list[R
 
     The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the first evaluation.
     """
-    how = {"timeout": config.reward_timeout, "max_failed_fraction": config.max_failed_fraction}
+    how: dict[str, Any] = {"timeout": config.reward_timeout, "max_failed_fraction": config.max_failed_fraction}
     if source not in ("policy", "parameters"):
         every = [*rows, *held]
         verifiable = source == "data" and all(is_verifier(row.columns.get("task")) and "prompt" in row.columns for row in every)

@@ -1,7 +1,6 @@
 """The rows of a run: errors that blame the right file and ask for nothing impossible, columns that nobody reads, what is held out."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +8,6 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import split_rows
-from laurel.train.setup import room
 from laurel.train.supply import held_note, load_data, load_mixture, told_columns
 
 SEEN = "columns that the model does not see, only its rewards"
@@ -92,12 +90,6 @@ def test_no_advice_asks_for_the_impossible():
         split_rows(rows, 3, most=3)
     with pytest.raises(UsageError, match="eval_size 0"):
         split_rows([row for row in rows if row.columns["prompt"] == "a"], 3)
-    model = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=64)))
-    assert room(model, TrainConfig(max_length=32), "data").startswith("Raise max_length (the model has 64 positions), or look")
-    assert "Raise" not in room(model, TrainConfig(max_length=64), "data") and "64 positions" in room(
-        model, TrainConfig(max_length=64), "data"
-    )
-    assert room(model, TrainConfig(), "policy").startswith("Look with")
 
 
 def test_fewer_rows_held_out_than_asked_for_are_told(tmp_path):
