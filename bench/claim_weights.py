@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import numpy as np
 from claim import command, compared, corrected, over, seeds_of, table, told
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from laurel.feedback.export import opinions
@@ -30,7 +29,7 @@ DESIGNS = ("guess", "left slot", "longer answer")
 """What cheaters do. In the last a quarter of them takes the left slot."""
 BOTH = "weight and soft label"
 WAYS = ("majority", "believed labels", "weight", BOTH)
-RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 TUNED = range(10)
 RIDGE: dict[tuple[str, str], float] = {}
 PAIRED = (("believed labels", "majority"), (BOTH, "majority"), ("weight", "believed labels"), (BOTH, "believed labels"))
@@ -39,7 +38,7 @@ Pair = tuple[str, str]
 
 def quality(answer: str) -> float:
     """The mean worth of the letters: a is -1, h is 1."""
-    return mean(WORTH[letter] for letter in answer)
+    return sum(WORTH[letter] for letter in answer) / len(answer)
 
 
 def answers(dice: random.Random) -> Pair:
@@ -96,14 +95,16 @@ def features(texts: list[str]) -> np.ndarray:
 
 def fitted(gap_NF: np.ndarray, first_N: np.ndarray, weight_N: np.ndarray, ridge: float) -> np.ndarray:
     """The minimum of sum w [p softplus(-h) + (1-p) softplus(h)] / mean w + ridge/2 |theta|^2, h the gap of two scores."""
-    weight_N = weight_N / weight_N.mean()
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        h_N = gap_NF @ theta
-        value = weight_N @ (np.logaddexp(0, h_N) - first_N * h_N) + ridge / 2 * theta @ theta
-        return float(value), gap_NF.T @ (weight_N * (expit(h_N) - first_N)) + ridge * theta
-
-    return minimize(loss, np.zeros(gap_NF.shape[1]), jac=True, method="L-BFGS-B").x
+    weight_N, theta = weight_N / weight_N.mean(), np.zeros(gap_NF.shape[1])
+    for _ in range(25):  # Newton; the loss is convex and the gaps are small, so that whole steps settle within ten
+        p_N = expit(gap_NF @ theta)
+        slope = gap_NF.T @ (weight_N * (p_N - first_N)) + ridge * theta
+        bend = (gap_NF * (weight_N * p_N * (1 - p_N))[:, None]).T @ gap_NF + ridge * np.eye(len(theta))
+        step = np.linalg.solve(bend, slope)
+        theta = theta - step
+        if np.abs(step).max() < 1e-6:
+            break
+    return theta
 
 
 def of_seed(seed: int, folder: Path, *, tuning: bool) -> dict[tuple[str, str, float], tuple[float, float]]:
