@@ -92,7 +92,7 @@ def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
         assert hear.recv() == 1
         time.sleep(chance.random() * 0.15)
         process.kill()
-        process.join(10)
+        process.join(60)
         hear.close()
         assert process.exitcode == -signal.SIGKILL
         found, _ = newest_checkpoint(folder)
