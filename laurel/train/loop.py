@@ -14,7 +14,6 @@ from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
-from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.policy.sampler import sample_seed
 from laurel.rollout.episode import play
@@ -35,7 +34,7 @@ from laurel.train.pretrain import mix_in
 from laurel.train.profile import phase
 from laurel.train.progress import Progress
 from laurel.train.record import record_population, record_rest, record_samples, record_time, record_update, reward_metrics
-from laurel.train.reference import with_reference
+from laurel.train.reference import penalties, with_reference
 from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
 from laurel.train.untrained import trains, unseen, with_signal
@@ -235,18 +234,6 @@ def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
         return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
     stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
     return {"logp_NT": stats.logp, **(setup.companion.seen(micro) if setup.companion else {})}, stats
-
-
-def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
-    """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
-    config, terms = setup.config, 0.0
-    if setup.learns_from_data:
-        return terms
-    if config.beta and config.kl_placement == "loss":
-        exact = config.kl_estimator == "exact"
-        kl_NT = setup.policy.kl(micro, setup.reference) if exact else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
-        terms = terms + config.beta * kl_NT
-    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
 
 
 def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> bool:

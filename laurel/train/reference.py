@@ -1,4 +1,4 @@
-"""log ref of a batch: computed where it is new, remembered where rows of data come again."""
+"""log ref of a batch: computed where it is new, remembered where rows of data come again; and the terms of the loss that hold to it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from laurel.core.files import writing
 from laurel.core.sample import Batch
+from laurel.objective.kl import kl_loss
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import parallel
@@ -49,6 +50,18 @@ def computed(setup: Setup, batch: Batch) -> Tensor:
         logp = setup.reference.logp(asked).to(logp_ref_NT.device)
         logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
     return logp_ref_NT
+
+
+def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
+    """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
+    config, terms = setup.config, 0.0
+    if setup.learns_from_data:
+        return terms
+    if config.beta and config.kl_placement == "loss":
+        exact = config.kl_estimator == "exact"
+        kl_NT = setup.policy.kl(micro, setup.reference) if exact else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
+        terms = terms + config.beta * kl_NT
+    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
 
 
 def contents(batch: Batch) -> list[str]:
