@@ -37,10 +37,13 @@ def kept_on_the_graph(x: Tensor) -> Tensor:
 
 
 def unlike(right: Function) -> Function:
-    """`gail`'s reward with D turned round."""
-    return lambda logit_N, imitation_reward="airl": right(
-        -logit_N if imitation_reward == "gail" else logit_N, imitation_reward=imitation_reward
-    )
+    """`imitation` that pays -log(1 - D) with D turned round."""
+
+    def wrong(logit_N: Tensor, imitation_reward: str = "airl") -> Tensor:
+        seen_N = {"gail": -logit_N}.get(imitation_reward, logit_N)
+        return right(seen_N, imitation_reward=imitation_reward)
+
+    return wrong
 
 
 def smoothed_away(right: Function) -> Function:

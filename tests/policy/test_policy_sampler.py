@@ -100,6 +100,15 @@ def test_T13_truncation_returns_the_truncated_log_probability():
     assert ids.item() == 0 and logp.item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_truncation_keeps_the_likeliest_wherever_they_stand():
+    """p = [.1, .5, .15, .25]: top_p .7 and top_k 2 keep tokens 1 and 3, at 2/3 and 1/3, whatever is drawn."""
+    logits, points = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().expand(4, 4), torch.tensor([0.01, 0.6, 0.7, 0.99])
+    for how in ({"top_p": 0.7}, {"top_k": 2}):
+        ids, logp = draw(logits, points, 1.0, **how)
+        assert ids.tolist() == [1, 1, 3, 3]
+        assert logp.exp().tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 1 / 3], abs=1e-6)
+
+
 def test_greedy_takes_the_likeliest():
     ids, logp = draw(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.0]), 0.0)
     assert ids.item() == 1 and logp.item() == pytest.approx(-0.4076060, abs=1e-6)
