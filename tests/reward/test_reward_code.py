@@ -9,7 +9,7 @@ from laurel.core.sandbox import isolation, run_python
 from laurel.reward.code import code, humaneval
 
 WRONG = "def f(x): return 0\n"
-ROW = {"tests": "assert f(2) == 4\nassert f([1, 2]) == [2, 4]\nassert isinstance(f('ab'), str)"}
+ROW = {"tests": "assert f(2) == 4\nassert f([1, 2]) == [2, 4]"}
 HUMAN = {"prompt": "def f(x):\n", "entry_point": "f", "test": "def check(candidate):\n    assert candidate(2) == 4\n"}
 
 # Each would pass, or make the tests pass, if program and tests shared an interpreter, or if the program could reach the verdict.
