@@ -105,10 +105,10 @@ def test_no_attack_earns_a_pass(monkeypatch):
     """Both verifiers of code; the honest program beside them gets its point, so the rows can be passed."""
     monkeypatch.setattr("laurel.reward.code.SECONDS", 2.0)
     honest = "def f(x): return [2 * i for i in x] if isinstance(x, list) else 2 * x"
-    answers = [honest, *ATTACKS.values()]
-    for verifier, row in ((code, ROW), (humaneval, HUMAN)):
-        found = together(verifier, answers, [row] * len(answers))
-        assert [name for name, result in zip(["honest", *ATTACKS], found, strict=True) if points(result)] == ["honest"]
+    names, answers = ["honest", *ATTACKS], [honest, *ATTACKS.values()]
+    for verifier, row, step in ((code, ROW, 1), (humaneval, HUMAN, 4)):  # one judge serves both
+        found = together(verifier, answers[::step], [row] * len(answers[::step]))
+        assert [name for name, result in zip(names[::step], found, strict=True) if points(result)] == ["honest"]
     assert points(code("def f(x): raise StopIteration", EXIT_TESTS)) == 0
 
 
