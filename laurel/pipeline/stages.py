@@ -134,7 +134,7 @@ def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[flo
         except Exception as error:
             raise LaurelError(f"raised {type(error).__name__}: {error}.", where=f"judge `{name}`, prompt {group.prompt}") from error
         if isinstance(said, str):
-            raise UsageError(f"{said}.", where=f"judge `{name}`", fix="A list: a chance between 0 and 1, or None, for each question.")
+            raise UsageError(f"{said}.", where=f"judge `{name}`", fix="A list of chances between 0 and 1 (or None), one for each question.")
         results = [as_result(p) for p in said]
         if any(isinstance(r, Failed) or (isinstance(r, Score) and not 0 <= r.value <= 1) for r in results):
             raise UsageError(f"{len(first)} questions, and not as many chances between 0 and 1 or None.", where=f"judge `{name}`")
