@@ -32,7 +32,7 @@ def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Except
         return error
     try:
         save(setup, before)
-    except OSError:  # a full disk, say: the first error is the one to tell
+    except (OSError, LaurelError):  # a full disk, say: the first error is the one to tell
         return error
     told = f"The {before.step} steps before it are saved: --resume true goes on from there."
     if isinstance(error, LaurelError):
