@@ -2,7 +2,8 @@
 
 python bench/claim_ppo_max.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports; docs/experiments.md
 records one. PPO-max and KL alone are compared at the same beta, at like KL, and each at its best beta; plain PPO also at its best
-learning rate. Betas and rate were chosen on the seeds TUNED: `--tune` repeats that search (with `--first-seed 0 --seeds 2`).
+learning rate. `--tune --first-seed 0 --seeds 2` looks for those betas and that rate; the ones below are guesses after the recorded
+run, to be replaced by what it finds before a run is recorded.
 """
 
 import random
@@ -37,7 +38,7 @@ SEARCHED: dict[str, dict[str, Any]] = {
 }
 """What `--tune` tries."""
 BEST_MAX, BEST_KL, LIKE_KL, BEST_RATE = 0.2, 0.05, 0.05, 2.5e-4
-"""Betas of the highest gold at the end, of PPO-max and KL alone; where KL alone goes as far as PPO-max at .2; plain PPO's rate."""
+"""Of PPO-max and KL alone the beta of the highest gold at the end; where KL alone goes as far as PPO-max at .2; plain PPO's rate."""
 METHODS: dict[str, dict[str, Any]] = {
     "plain PPO": PLAIN,
     "plain PPO, its best rate": {**PLAIN, "learning_rate": BEST_RATE},
@@ -177,7 +178,7 @@ def main() -> None:
         print(shown(over(asked, partial(of_seed, methods=SEARCHED))))
         return
     if set(asked) & set(TUNED):
-        raise SystemExit(f"betas were chosen on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
+        raise SystemExit(f"betas are chosen on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
     seeds = over(asked, partial(of_seed, methods=METHODS))
     print(shown(seeds) + "\n")
     print("\n".join(verdicts(seeds)))
