@@ -200,9 +200,19 @@ def check_finite(tensors: dict[str, Any], name: str) -> None:
 
 
 def let_padding_learn(model: Any) -> None:
-    """Let every row of the token embedding learn: torch gives the row of `pad_token_id` no gradient, and many models end texts with it."""
+    """Let the row of `pad_token_id` learn where it is a token of texts: torch gives it no gradient, and many models end texts with it.
+
+    A token that only pads, whose row was never trained (zeros), keeps its place: sampled by chance, a row of zeros behind a norm
+    would have a gradient a thousand times too large.
+    """
     embedding = model.get_input_embeddings()
-    if isinstance(embedding, nn.Embedding):
+    pad = embedding.padding_idx if isinstance(embedding, nn.Embedding) else None
+    if pad is None:
+        return
+    configs = (model.config.get_text_config(), getattr(model, "generation_config", None))
+    named = [getattr(config, f"{name}_token_id", None) for config in configs for name in ("bos", "eos")]
+    spoken = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
+    if pad in spoken or bool(embedding.weight[pad].any()):
         embedding.padding_idx = None
 
 

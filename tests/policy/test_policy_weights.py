@@ -28,7 +28,7 @@ from laurel.policy.folders import check_folder
 from laurel.policy.model import load_causal, load_policy, load_tokenizer
 from laurel.policy.sampler import sample
 from laurel.policy.scorer import load_scorer
-from laurel.policy.scratch import char_tokenizer
+from laurel.policy.scratch import char_tokenizer, save_scratch
 from laurel.train.setup import fitting
 
 SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -257,6 +257,15 @@ def test_the_end_token_learns_where_it_pads(saved, family):
     assert float(embedding.weight.grad[2].abs().max()) > 0
     body = load_scorer(str(saved(family, False)), device="cpu").model.get_input_embeddings()
     assert body.padding_idx is None
+
+
+def test_a_row_of_zeros_that_only_pads_stays(tmp_path):
+    """A pad token of its own, never trained: sampled by chance, its gradient behind a norm would be a thousand times too large."""
+    folder = tmp_path / "scratch"
+    save_scratch(folder, alphabet="0123456789+=", seed=0, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    embedding = load_policy(TrainConfig(model=str(folder), device="cpu")).causal.get_input_embeddings()
+    pad = embedding.padding_idx
+    assert pad is not None and not embedding.weight[pad].any()
 
 
 def test_ids_beyond_the_embedding_are_named_before_they_are_looked_up(tmp_path):
