@@ -268,7 +268,9 @@ def build_config(values: dict[str, Any], kind: type[Config] = TrainConfig, *, wh
         found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else ""
-            place = ".".join(str(part) for part in problem["loc"] if isinstance(part, int) or part == name)
+            kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
+            readings = bool in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
+            place = name if readings else ".".join(str(part) for part in problem["loc"])
             found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
         raise UsageError(" ".join(found.values()), where=where) from None
 

@@ -183,8 +183,8 @@ LOOP = (
     ),
     Mutant(
         "KL is added to the loss with a minus",
-        loop.penalties,
-        meanwhile(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
+        reference.penalties,
+        meanwhile(reference, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",
     ),
@@ -212,7 +212,7 @@ LOOP = (
     Mutant(
         "k1 is measured on padding, too",
         pack.k1_of,
-        lambda right: lambda batch: right(batch) + (~batch.loss_mask_NT).double(),
+        lambda right: lambda batch, *mask: right(batch, *mask) + (~batch.loss_mask_NT).double(),
         "steps",
         "reinforce: one step, beta=0.3",
     ),

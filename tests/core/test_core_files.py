@@ -68,10 +68,10 @@ def test_a_run_on_a_full_disk_says_which_file_and_keeps_no_halves(tmp_path, limi
         run.log(1, {f"number {i}": 0.5 for i in range(3000)})
     weights = {"w": torch.nn.Parameter(torch.zeros(50, 50))}
     optimizer = torch.optim.AdamW(weights.values())
-    save_checkpoint(run.checkpoints, "", weights, optimizer, State(1), keep=2)
+    save_checkpoint(run.checkpoints, run.id, "", weights, optimizer, State(1), keep=2)
     weights = {"w": torch.nn.Parameter(torch.zeros(200, 200))}
     with pytest.raises(LaurelError, match=r"checkpoints: File too large.*ulimit -f"):
-        save_checkpoint(run.checkpoints, "", weights, optimizer, State(2), keep=2)
+        save_checkpoint(run.checkpoints, run.id, "", weights, optimizer, State(2), keep=2)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-1"]
     with pytest.raises(LaurelError, match=r"run\.json: File too large"):
         run.note({"much": "x" * 50_000})

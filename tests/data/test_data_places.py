@@ -114,8 +114,9 @@ def test_the_error_blames_the_option_and_says_what_the_algorithm_needs(tmp_path)
     with pytest.raises(UsageError) as caught:
         read_rows(str(path), "preference", by="dpo", option="eval_dataset")
     assert str(caught.value).startswith(f"eval_dataset={path}: held.jsonl:1: dpo needs `prompt` + `chosen` + `rejected`")
+    asked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     with pytest.raises(UsageError, match="Give what comes before the answer as `prompt`"):
-        read_rows(str(lines(tmp_path / "m.jsonl", {"messages": [{"role": "user", "content": "x"}]})), "rl")
+        read_rows(str(lines(tmp_path / "m.jsonl", {"messages": asked})), "rl")
 
 
 def test_folders_of_save_to_disk(tmp_path):

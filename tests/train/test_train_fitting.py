@@ -83,7 +83,7 @@ def test_K11_chosen_and_rejected_that_differ_in_a_thought_the_template_drops(pol
 def test_K23_rows_are_cut_at_the_models_positions(policy, source):
     """Whatever max_length says; cut rows are counted, and what is trained on later is cut in the same place."""
     row = {"prompt": "1?", "completion": "a" * 100, "label": True, "reward": 1.0}
-    rows = rows_of(row, {**row, "completion": "a"})
+    rows = rows_of(row, {**row, "prompt": "2?", "completion": "a"})
     for options in ({}, {"max_length": 80}):
         config = bounded(TrainConfig(dataset="rows.jsonl", **options), source, policy.causal)
         kept, notes = fitting(policy, rows, config, source)

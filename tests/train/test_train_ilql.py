@@ -101,7 +101,8 @@ def test_the_folder_of_a_run_is_its_checkpoint_with_q_inside(lora, toy, tmp_path
 def test_a_row_without_a_finite_reward_is_named(reward, toy, tmp_path):
     rows = [{"prompt": "1=", "completion": "7", "reward": 1}, {"prompt": "2=", "completion": "7", "reward": reward}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UsageError, match=r"rows.jsonl:2.*field `reward`: expected a finite number"):
+    said = r"`reward` \(null\)" if reward is None else "field `reward`: expected a finite number"
+    with pytest.raises(UsageError, match=rf"rows.jsonl:2.*{said}"):
         train("ilql", toy_config({**toy, "dataset": str(tmp_path / "rows.jsonl")}, tmp_path / "run", **FAST), quiet=True)
     assert not (tmp_path / "run").exists()
 
