@@ -25,28 +25,42 @@ from laurel.verify.sampled import sampled_rows
 from laurel.verify.scores import pulled, truths
 from laurel.verify.steps import steps
 
+CLAIMS = (claims, population, pulled, smoothed, relabelled, told, logged_steps, logged_truths)
+"""Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four rows by themselves."""
+ENDS = (fixed, ends, truths, summit, posterior, matched, logged_ends)
+"""Fixed points of the same."""
+ALONE = {
+    "es": (smoothed, summit),
+    "hindsight": (relabelled, posterior),
+    "gail": (told, matched),
+    "ilql": (logged_steps, logged_truths, logged_ends),
+}
+"""Rows that have checks of their own."""
 
-def all_claims() -> Iterator[Finding]:
-    """Expectations of rows that sample, and of rows that are shown preferences."""
-    yield from claims()
-    yield from population()
-    yield from pulled()
-    yield from smoothed()
-    yield from relabelled()
-    yield from told()
-    yield from logged_steps()
-    yield from logged_truths()
+
+def whose(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
+    """The checks of CLAIMS and ENDS that look at this row."""
+    row = ALGORITHMS[method]
+    if method in ALONE:
+        return ALONE[method]
+    if row.head:
+        return (pulled, truths)
+    compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source == "labels"
+    return (population, ends) if compares else (claims, fixed)
 
 
-def all_ends() -> Iterator[Finding]:
-    """Fixed points of both."""
-    yield from fixed()
-    yield from ends()
-    yield from truths()
-    yield from summit()
-    yield from posterior()
-    yield from matched()
-    yield from logged_ends()
+def all_claims(only: str | None = None) -> Iterator[Finding]:
+    """Every expectation; only: those of checks that look at this row."""
+    for check in CLAIMS:
+        if only is None or check in whose(only):
+            yield from check()
+
+
+def all_ends(only: str | None = None) -> Iterator[Finding]:
+    """Every fixed point; only: as above."""
+    for check in ENDS:
+        if only is None or check in whose(only):
+            yield from check()
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {
@@ -58,8 +72,10 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, 
     "samples": ("a transformer, the sampler and the loop, by sampling", sampled_rows, (torch.float32,)),
 }
 """part: (what it compares, its findings, the precisions it runs in)."""
-BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {"steps": steps, "invariances": invariances}
-"""Parts that look at one row of the table after the other."""
+BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
+    "steps": steps, "invariances": invariances, "expectations": all_claims, "fixed points": all_ends,
+}  # fmt: skip
+"""Parts that can be asked for one row of the table."""
 
 
 def run_part(name: str, method: str | None = None) -> Iterator[Finding]:

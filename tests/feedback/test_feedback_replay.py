@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 def test_every_vote_arrives_once_whatever_is_killed(url, shared):
     """A few of the pairs here; bench/bench_feedback.py replays them all."""
-    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.04, kill_every=1.5)
+    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=1.5)
     print(found)
-    assert found["votes"] > 250
+    assert found["votes"] > 150
     assert found["kills"] >= 2
     assert found["retries"] > 0
     assert (found["equal"], found["lost"], found["added"], found["items off target"], found["revisions"]) == (True, 0, 0, 0, 0)

@@ -49,9 +49,11 @@ def test_doubly_robust_is_exact_where_the_model_is_and_unbiased_where_it_is_not(
         assert abs(found.value - truth.max(1).mean()) < 4 * (found.high - found.low) / 3.92
 
 
-@pytest.mark.slow
-def test_intervals_hold_the_truth_in_at_least_93_percent_of_200_logs():
-    """The truth is that of the population, from 200,000 queries; the choice is not the oracle's, and the model of DR is off."""
+@pytest.mark.parametrize(("logs", "least"), [(50, 45), pytest.param(200, 186, marks=pytest.mark.whole)])
+def test_intervals_hold_the_truth_in_at_least_93_percent_of_200_logs(logs, least):
+    """Of fewer logs in 90 percent.
+
+    The truth is that of the population, from 200,000 queries; the choice is not the oracle's, and the model of DR is off."""
     population = synthetic_log(200_000, seed=10_000, noisy=False)[1]
     others = {"IPS": 0, "SNIPS": 0, "DR": 0, "regret": 0}
 
@@ -60,7 +62,7 @@ def test_intervals_hold_the_truth_in_at_least_93_percent_of_200_logs():
 
     worth = population[np.arange(len(population)), choice(population)].mean()
     lost = population.max(1).mean() - worth
-    for seed in range(200):
+    for seed in range(logs):
         log, truth = synthetic_log(600, seed=seed, every=False)
         policy = one_hot(choice(truth), 6)
         given = (log.reward_SP, log.propensity_SP, policy)
@@ -75,7 +77,7 @@ def test_intervals_hold_the_truth_in_at_least_93_percent_of_200_logs():
         interval = regret(known, one_hot(choice(known), 6), range(600))
         others["regret"] += interval.low <= lost <= interval.high
     print(others)
-    assert min(others.values()) >= 186, others
+    assert min(others.values()) >= least, others
 
 
 def test_regret_is_at_most_twice_the_largest_error():
