@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from laurel.core.config import TrainConfig
@@ -18,7 +19,7 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
     """What is read -> a few words that change with its content. `rows`: the rows of each option that names data.
 
     Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards, environments and
-    relabelling by the text of their Python files and of the files beside them that they import; models by their files.
+    relabelling by the text of their Python files and of what these import from beside them; models by their files.
     """
     found = {f"{option} {getattr(config, option)}": of_rows(read) for option, read in rows.items() if read}
     for option in ("rewards", "env", "relabel"):
@@ -48,15 +49,44 @@ def of_code(name: str) -> str:
     "" where there is no such file.
     """
     path, colon, _ = name.rpartition(":")
-    if not (colon and path.endswith(".py")):
-        module = sys.modules.get(name.rpartition(".")[0])
-        path = str(getattr(module, "__file__", None) or "")
-    file = Path(path).expanduser()
-    if not path.endswith(".py") or not file.is_file():
+    file = Path(path).expanduser() if colon and path.endswith(".py") else file_of(name.rpartition(".")[0])
+    if file is None or not file.is_file():
         return ""
-    folder = file.resolve().parent
-    beside = {Path(str(found)) for module in list(sys.modules.values()) if (found := getattr(module, "__file__", None))}
-    return of_files(sorted({file.resolve(), *(one for one in beside if one.parent == folder and one.suffix == ".py")}))
+    return of_files(sorted(with_neighbours(file.resolve())))
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module by name: in the current folder, else where Python finds it."""
+    here = Path(*module.split(".")).with_suffix(".py") if module else None
+    if here is None or here.is_file():
+        return here
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
+
+
+def with_neighbours(file: Path) -> set[Path]:
+    """The file and all that it imports from its own folder, read off the text: the same whatever has been imported already."""
+    found, new = set[Path](), [file]
+    while new:
+        one = new.pop()
+        if one in found:
+            continue
+        found.add(one)
+        try:
+            tree = ast.parse(one.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names += [node.module] if node.module else [alias.name for alias in node.names]
+        for name in {name.partition(".")[0] for name in names}:
+            new += [path for path in (file.parent / f"{name}.py",) if path.is_file()]
+            new += sorted((file.parent / name).rglob("*.py")) if (file.parent / name).is_dir() else []
+    return found
 
 
 def of_model(folder: Path) -> str:

@@ -67,15 +67,20 @@ def test_K13_an_edited_input_stops_a_resume(edit, own, tmp_path):
 
 
 def test_K13_a_module_beside_the_reward_counts_too(tmp_path, monkeypatch):
-    """What a reward imports from its own folder is part of it."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "helping_k13.py").write_text("def worth(text):\n    return 1.0\n")
-    (tmp_path / "paying.py").write_text(REWARD.replace("helping", "helping_k13"))
-    alone = of_code(f"{tmp_path / 'paying.py'}:scored")
-    __import__("helping_k13")
-    both = of_code(f"{tmp_path / 'paying.py'}:scored")
-    (tmp_path / "helping_k13.py").write_text("def worth(text):\n    return 2.0\n")
-    assert len({alone, both, of_code(f"{tmp_path / 'paying.py'}:scored")}) == 3 and of_code("exact") == ""
+    """What a reward imports from its own folder is part of it, also from a package and inside a function, imported already or not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kit").mkdir()
+    files = {"helping.py": "def worth(text):\n    from kit.scale import times\n    return times(1.0)\n", "kit/scale.py": "times = float\n"}
+    for name, text in {**files, "kit/__init__.py": "", "paying.py": REWARD, "other.py": "x = 1\n"}.items():
+        (tmp_path / name).write_text(text)
+    seen = {of_code("paying.py:scored")}
+    assert of_code("paying.scored") in seen and of_code("exact") == "" == of_code("no_such_module.f")
+    for name in ("helping.py", "kit/scale.py", "paying.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "# edited\n")
+        assert of_code("paying.py:scored") not in seen
+        seen.add(of_code("paying.py:scored"))
+    (tmp_path / "other.py").write_text("x = 2\n")
+    assert of_code("paying.py:scored") in seen
 
 
 def test_K13_weights_are_told_apart_by_size_and_ends(tmp_path):
