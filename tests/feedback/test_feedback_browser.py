@@ -588,7 +588,15 @@ def coordinators_pages(store, server, page):
 
 
 @pytest.mark.parametrize("walk", [every_page, coordinators_pages])
-@pytest.mark.parametrize(("width", "colours"), [(1200, "light"), (1200, "dark"), (320, "light"), (320, "dark")])
+@pytest.mark.parametrize(
+    ("width", "colours"),
+    [
+        (1200, "light"),
+        (320, "dark"),
+        pytest.param(1200, "dark", marks=pytest.mark.whole),
+        pytest.param(320, "light", marks=pytest.mark.whole),
+    ],
+)
 def test_every_page_can_be_read_by_everyone(disk, server, chromium, walk, width, colours):
     """No serious or critical finding of axe-core, contrast included, and nothing wider than the window."""
     axe = axe_script()

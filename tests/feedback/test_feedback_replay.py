@@ -17,7 +17,7 @@ def test_every_vote_arrives_once_whatever_is_killed(url, shared):
     """A few of the pairs here; bench/bench_feedback.py replays them all."""
     found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=1.5)
     print(found)
-    assert found["votes"] > 150
+    assert found["votes"] > 120
     assert found["kills"] >= 2
     assert found["retries"] > 0
     assert (found["equal"], found["lost"], found["added"], found["items off target"], found["revisions"]) == (True, 0, 0, 0, 0)
