@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 PEER := $(VENV)/.peer
 TORCH := $(shell grep '^torch==' constraints.txt)
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST ?=
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 TIMES := TIMEFORMAT='all tests: %lR on the clock, %lU + %lS of processor time'; time
