@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["laurel.train.loop", "laurel.pipeline.run", "laurel.feedback.web.app", "uvicorn", "pytest"])
+# The second line is what transformers imports only when a first model is loaded: 1,300 modules.
+WARM = ["laurel.train.loop", "laurel.pipeline.run", "laurel.feedback.web.app", "uvicorn", "pytest"]
+WARM += ["transformers.models.llama.modeling_llama", "transformers.conversion_mapping", "torch._dynamo"]
+FORKS.set_forkserver_preload(WARM)
 
 
 def begin(work: Callable, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None) -> Any:

@@ -146,8 +146,9 @@ class Batch:
         wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0  # an empty batch is legal
         long = int(self.length_N[index].max()) if index else 0
         cut = {"_NL": wide, "_NT": long}
+        at = self.start_N.new_tensor(index)
         columns = {
-            item.name: tensor[index][:, : cut[item.name[-3:]]] if item.name[-3:] in cut else tensor[index]
+            item.name: tensor[at][:, : cut[item.name[-3:]]] if item.name[-3:] in cut else tensor[at]
             for item in fields(self)
             if item.name != "keys" and (tensor := getattr(self, item.name)) is not None
         }

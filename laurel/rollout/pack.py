@@ -21,18 +21,14 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     judged = [r is not None for group in groups for r in (group.rewards or (0.0,) * len(group.samples))]
     wide = max(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
     long = max(len(s.completion_ids) for s in samples)
-    ids_NL, loss_mask_NT = torch.zeros(len(samples), wide, dtype=torch.long), torch.zeros(len(samples), long, dtype=torch.bool)
-    logp_old_NT, sampled_NT = torch.zeros(len(samples), long), torch.zeros_like(loss_mask_NT)
-    for n, (s, counts) in enumerate(zip(samples, judged, strict=True)):
-        ids_NL[n, : len(s.prompt_ids) + len(s.completion_ids)] = torch.tensor(s.prompt_ids + s.completion_ids)
-        logp_old_NT[n, : len(s.logps)] = torch.tensor(s.logps)
-        sampled_NT[n, : len(s.loss_mask)] = torch.tensor(s.loss_mask) & (s.key.version != NOBODY)
-        if counts and not (mask_truncated and s.finish == "length"):
-            loss_mask_NT[n, : len(s.loss_mask)] = torch.tensor(s.loss_mask)
     start_N = torch.tensor([len(s.prompt_ids) for s in samples])
     length_N = torch.tensor([len(s.completion_ids) for s in samples])
+    chosen = [s.loss_mask if s.key.version != NOBODY else (False,) * len(s.loss_mask) for s in samples]
+    counted = [count and not (mask_truncated and s.finish == "length") for s, count in zip(samples, judged, strict=True)]
+    logp_old_NT = padded([s.logps for s in samples], long)
+    loss_mask_NT = padded([s.loss_mask for s in samples], long, torch.bool) & torch.tensor(counted)[:, None]
     return Batch(
-        ids_NL=ids_NL,
+        ids_NL=padded([s.prompt_ids + s.completion_ids for s in samples], wide, torch.long),
         attention_NL=torch.arange(wide)[None] < (start_N + length_N)[:, None],
         start_N=start_N,
         length_N=length_N,
@@ -45,8 +41,16 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
         temperature_N=torch.tensor([s.temperature for s in samples]),
         group_N=torch.tensor([g for g, group in enumerate(groups) for _ in group.samples]),
         keys=tuple(s.key for s in samples),
-        sampled_NT=sampled_NT,
+        sampled_NT=padded(chosen, long, torch.bool),
     )
+
+
+def padded(rows: Sequence[Sequence[float]], wide: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows of numbers, zeros behind them: [N, wide]. One tensor is made of all of them: one for each row would cost more than a step."""
+    length_N = torch.tensor([len(row) for row in rows])
+    made = torch.zeros(len(rows), wide, dtype=dtype)
+    made[torch.arange(wide) < length_N[:, None]] = torch.tensor([number for row in rows for number in row], dtype=dtype)
+    return made
 
 
 def reward_matrix(groups: Sequence[Group]) -> Tensor:

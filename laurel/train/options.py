@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig
@@ -39,8 +40,9 @@ SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configu
 MEASURED = {"rounding"}  # given to an objective by the precision of the model
 
 
+@cache
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a weight or objective: its keyword-only parameters, with their defaults."""
+    """The options of a weight or objective: its keyword-only parameters, with their defaults. Read, never written."""
     found = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED | MEASURED}
 

@@ -1,7 +1,7 @@
 """(b) Where each row ends: its expected update is followed to the end, and the policy there is the one theory names.
 
 The update is the loop's own gradient, averaged over every group; only the step is ours: each state's logits move along the
-natural gradient, so that a hundred steps are enough and no state is forgotten because it is rarely visited.
+natural gradient, so that a dozen steps are enough and no state is forgotten because it is rarely visited.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from laurel.verify.finding import Finding, same
 from laurel.verify.world import World, as_groups, build, expected_gradient, gradient, make_world
 
 BETA = 0.5
+STEP = 1.9
+"""A little less than 1 / BETA, which would be Newton's own step."""
 UNMASKED: dict[str, Any] = {"mask_truncated_completions": False}
 UNPENALISED: dict[str, Any] = {"missing_eos_penalty": 0.0}
 PLAIN_SCORES: dict[str, Any] = {**UNPENALISED, "normalize_rewards": False, "reward_clip": 0.0}
@@ -57,7 +59,7 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
     goal = optimum(world.language.logp(world.pi_ref), world.reward, BETA)
     for name, G, limit in (("reinforce", 1, None), ("reinforce_baseline", 1, None), ("rloo", 2, 1e-9)):
         # rloo: a group whose rewards differ by less than 1e-9 counts as one that teaches nothing
-        end = follow(world, lambda w, name=name, G=G: expected_gradient(w, name, G, beta=BETA), 1.0, 80)
+        end = follow(world, lambda w, name=name, G=G: expected_gradient(w, name, G, beta=BETA), STEP, 80)
         yield same(name, "ascent ends at ref exp(R/beta)/Z", probabilities(end), goal.exp(), limit=limit)
     at_goal = replace(world, logits=world.language.logits_of(goal.exp()) * world.temperature)
     reward = {"beta": BETA, "kl_placement": "reward", "kl_estimator": "k1"}
@@ -98,7 +100,7 @@ def state_by_state(world: World) -> Iterator[Finding]:
     goal = replace(world, logits=(logref + kappa * Q / BETA) * world.temperature)
     for estimator in ("k3", "exact"):
         update = lambda w, k=estimator: expected_gradient(w, "dr_grpo", 2, beta=BETA, kl_estimator=k) * w.language.H  # noqa: E731
-        end = follow(world, update, 1.0, 120)
+        end = follow(world, update, STEP, 120)
         quantity = f"{estimator} in the loss: ascent ends at ref exp((G-1)/G Q/beta), state by state"
         yield same("dr_grpo", quantity, probabilities(end), probabilities(goal))
 
@@ -115,7 +117,7 @@ def difficulty(world: World) -> Iterator[Finding]:
             excess = float(torch.logit(torch.tensor(p, dtype=torch.float64)) - logit) - group_weight(p, G) / BETA
             low, high = (low, p) if excess > 0 else (p, high)
         update = lambda w, n=name, G=G, o=own: expected_gradient(w, n, G, beta=BETA, **o)  # noqa: E731
-        end = follow(world, update, 0.5, 200)
+        end = follow(world, update, 1.5, 200)
         yield same(name, f"right or wrong: logit p = logit p_ref + c_{G}(p)/beta", bernoulli(end)[0], p)
 
 

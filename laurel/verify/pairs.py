@@ -23,6 +23,8 @@ Shown = tuple[int, tuple[int, int], tuple[float, float], float]
 """Prompt, two answers, their rewards, and how often they are shown so."""
 
 BETA = 0.5
+RATES = {"dpo": 6.0, "cdpo": 6.0, "simpo": 4.0, "dpop": 2.0}
+"""How far a step goes on the way to an end: near 1 / slope, so that some twenty steps are enough."""
 
 
 def graded(world: World) -> World:
@@ -207,7 +209,7 @@ def two_answers() -> Iterator[Finding]:
         low, high = -30.0, 30.0
         for _ in range(200):
             low, high = ((low + high) / 2, high) if slope((low + high) / 2) > 0 else (low, (low + high) / 2)
-        end = follow(bandit, lambda w, n=name, o=options: mean_step(w, n, law, beta=BETA, **o), 1.0, 400)
+        end = follow(bandit, lambda w, n=name, o=options: mean_step(w, n, law, beta=BETA, **o), RATES.get(name, 1.0), 400)
         yield same(name, f"two answers: {says}", end.logits[0, 0, 1] - end.logits[0, 0, 0], low)
     yield from unbounded(bandit)
 

@@ -32,6 +32,7 @@ from laurel.verify.world import Recorder, ascent_of, setup_of
 
 TEMPERATURE, H, G = 0.7, 3, 4
 GROUPS = 32  # of each prompt in one batch
+TOGETHER = 500  # draws of one prompt at a time, where samples are only counted
 PROMPTS = ("a", "abba")  # of unequal length: one of them is padded in every batch
 
 
@@ -108,10 +109,10 @@ def transformer(*, seed: int = 0) -> Iterator[Finding]:
     yield from discriminator(llama, groups)
 
 
-def drawn(llama: Llama, count: int, step: int, seed: int) -> list[Group]:
-    """`count` groups of each prompt from the library's sampler, rewarded."""
+def drawn(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list[Group]:
+    """`count` groups of `size` of each prompt from the library's sampler, rewarded."""
     rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
-    groups = rollout(llama.policy, rows, Draw("verify", step, seed, G, H, TEMPERATURE))
+    groups = rollout(llama.policy, rows, Draw("verify", step, seed, size, H, TEMPERATURE))
     return [
         replace(group, rewards=tuple(llama.reward[i % len(llama.rows), s.completion_ids] for s in group.samples))
         for i, group in enumerate(groups)
@@ -120,7 +121,7 @@ def drawn(llama: Llama, count: int, step: int, seed: int) -> list[Group]:
 
 def sampler(name: str, llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
     """Chi-square of the counts against the listed probabilities (cells of fewer than 5 expected draws are pooled)."""
-    groups = drawn(llama, draws // G // len(llama.rows), 0, seed)
+    groups = drawn(llama, draws // TOGETHER // len(llama.rows), 0, seed, TOGETHER)
     where = {ids: n for n, ids in enumerate(llama.completions)}
     gaps = []
     for x in range(len(llama.rows)):
@@ -181,7 +182,7 @@ def flat_gradient(llama: Llama, name: str, groups: list[Group], *, running_mean:
     """One step of the loop on the transformer: the ascent direction as one vector, float64."""
     recorder = Recorder(list(llama.policy.trainable().values()))
     own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
-    setup = setup_of(name, llama.policy, Reference(llama.policy, adapters_off=False), recorder, **own | options)
+    setup = setup_of(name, llama.policy, lambda: Reference(llama.policy, adapters_off=False), recorder, **own | options)
     if ALGORITHMS[name].credit == "critic":
         setup.companion = shared_critic(llama.policy)
     if ALGORITHMS[name].beside == "heads":

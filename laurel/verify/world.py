@@ -236,9 +236,10 @@ def build(
         scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].head)
         return setup_of(name, scorer, None, Recorder([scorer.model.table]), **given | options)
     tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
-    policy, frozen = (Policy(TableLM(world.language, logits), tokenizer) for logits in (table, ref))
+    policy = Policy(TableLM(world.language, table), tokenizer)
+    frozen = lambda: Reference(Policy(TableLM(world.language, ref), tokenizer), adapters_off=False)  # noqa: E731
     recorder = Recorder([policy.model.table], () if then is None else (then,))
-    setup = setup_of(name, policy, Reference(frozen, adapters_off=False), recorder, **given | options)
+    setup = setup_of(name, policy, frozen, recorder, **given | options)
     if ALGORITHMS[name].credit == "critic":
         critic = TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype())))
         setup.companion = cast(Any, critic)
@@ -264,11 +265,11 @@ def verdict_table(ref: Tensor) -> Tensor:
     return 1.5 * ref
 
 
-def setup_of(name: str, policy: Policy, reference: Reference | None, optimizer: Any, **options: Any) -> Setup:
-    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read."""
+def setup_of(name: str, policy: Policy, frozen: Callable[[], Reference] | None, optimizer: Any, **options: Any) -> Setup:
+    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read. A reference is made where one is used."""
     config = options_for(name, options)
     objective, unit = bind(ALGORITHMS[name].objective, config), bind(AGGREGATIONS[config.loss_aggregation], config)
-    used = reference if config.reference == "start" else None
+    used = frozen() if frozen and config.reference == "start" else None
     empty: Any = None
     return Setup(name, ALGORITHMS[name], config, [], [], empty, empty, empty, policy, used, optimizer, objective, unit, [])
 

@@ -16,6 +16,7 @@ from house_shell import as_it_was, run_shell
 from house_source import PACKAGE, ROOT, package_files, python_files
 
 import laurel
+from laurel.prompt import synthetic
 from laurel.train import starter
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -27,10 +28,11 @@ SECONDS = 240
 
 def short_starter(cache: Path) -> None:
     """A folder for $LAUREL_CACHE whose starter has had an eighth of its steps: the blocks of `make verify` build the whole one."""
+    short = {"max_steps": 75, "eval_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAUREL_CACHE", str(cache))
         whole = starter.starter_config
-        patch.setattr(starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update={"max_steps": 75, "eval_steps": 0}))
+        patch.setattr(starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update=short))
         starter.build_starter("starter", "addition", 0)
 
 
@@ -50,8 +52,10 @@ def whole_workplace(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def workplace(whole_workplace, monkeypatch, once) -> Path:
-    """The same, and the starter model is a short one, built once a run."""
+    """The same, and the starter model is a short one, built once a run; the synthetic log of `laurel prompt` has a fifth of its queries."""
     monkeypatch.setenv("LAUREL_CACHE", str(once("short-starter", short_starter)))
+    whole = synthetic.synthetic_log
+    monkeypatch.setattr(synthetic, "synthetic_log", lambda queries=600, *args, **how: whole(queries, *args, **how))
     return whole_workplace
 
 

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from laurel.core.errors import UsageError
+from laurel.policy import chat
 from laurel.policy.chat import encode_after, encode_prompt, encode_reply, encode_supervised, ensure_template
 from laurel.policy.render import DEFAULT_TEMPLATE, opened, render
 from laurel.policy.scratch import char_tokenizer
@@ -338,6 +339,34 @@ def test_T07_masks_come_from_lengths():
     head = len(encode_prompt(tokenizer, "a</s></s>"))
     assert row.ids[head - 2 : head + 1] == (tokenizer.eos_token_id,) * 3
     assert row.mask == (False,) * head + (True,) * (len(row.ids) - head)
+
+
+class Shouting(PreTrainedTokenizerFast):
+    """A tokenizer with a way of its own to encode."""
+
+    def _encode_plus(self, text, *args, **how):
+        return super()._encode_plus(text.upper(), *args, **how)
+
+
+@pytest.mark.parametrize("kind", [*TOKENIZERS, "shared", "cuts", "pads", "splits", "shouts"])
+def test_plain_text_is_encoded_as_transformers_does(kind, shared):
+    """Short of transformers' own call, the ids are its ids: whatever a saved tokenizer cuts, pads or splits, or a class does itself."""
+    if kind == "shared":
+        tokenizer = AutoTokenizer.from_pretrained(shared("models/tinystories-656k"))
+    else:
+        tokenizer = bpe(kind if kind in TOKENIZERS else "bytes")
+    if kind == "cuts":
+        tokenizer.backend_tokenizer.enable_truncation(4)
+    elif kind == "pads":
+        tokenizer.backend_tokenizer.enable_padding(length=64)
+    elif kind == "splits":
+        tokenizer.split_special_tokens = True
+    elif kind == "shouts":
+        tokenizer = Shouting(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>", bos_token="<s>")
+    texts = (*LINES, "</s> b<|eot|>", "<s>a")
+    ours = [[chat._ids(tokenizer, text), chat._ids(tokenizer, text, special=True)] for text in texts]
+    theirs = [[tuple(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (False, True)] for text in texts]
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("kind", ["bytes", "space"])

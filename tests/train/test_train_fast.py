@@ -54,7 +54,7 @@ packed_packs, readout = packed.packs, Policy.readout
 def gradient(llama, name, groups, reference, budget):
     """One update, far behind any warm-up: the ascent direction of everything trained."""
     own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
-    setup = setup_of(name, llama.policy, reference, None, token_budget=budget, **own)
+    setup = setup_of(name, llama.policy, lambda: reference, None, token_budget=budget, **own)
     beside = {"critic": own_critic, "discriminator": make_discriminator}
     if ALGORITHMS[name].beside == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=0.0)

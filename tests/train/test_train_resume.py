@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from toy import make_toy, toy_config
 
 from laurel.core.errors import LaurelError, UsageError
+from laurel.core.run import Run
 from laurel.train.checkpoint import State, complete_first, is_sound, newest_checkpoint, save_checkpoint
 from laurel.train.loop import Interrupted, train
 
@@ -104,16 +105,23 @@ def forty_steps(toy, folder, resume):
     train("grpo", toy_config(toy, folder, max_steps=40, save_steps=2, resume=resume), quiet=True)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(toy, tmp_path_factory):
+    """The weights of the run that was left alone, in a process of its own."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = begin(forty_steps, toy, folder / "run", False, log=folder / "log")
+    process.join(600)
+    assert process.exitcode == 0, (folder / "log").read_text()[-2000:]
+    return final_weights(Run(folder / "run"))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
+def test_killed_and_continued_equals_uninterrupted(how, toy, uninterrupted, tmp_path):
     """A process killed at random moments and continued each time ends with the very weights of one that was left alone.
 
     The moments are counted in steps that it adds, one to eight, and a little more; once it is stopped while it loads.
     """
-    whole, cut = tmp_path / "whole", tmp_path / "killed"
-    process = begin(forty_steps, toy, whole, False, log=tmp_path / "log")
-    process.join(600)
-    assert process.exitcode == 0, (tmp_path / "log").read_text()[-2000:]
+    cut = tmp_path / "killed"
     chance, kills = random.Random(1), 0
 
     def steps():
@@ -132,10 +140,8 @@ def test_killed_and_continued_equals_uninterrupted(how, toy, tmp_path):
         if process.exitcode == 0:
             break
         assert process.exitcode == -9 if how == signal.SIGKILL else process.exitcode in (-15, 1)  # -15: before training had begun
-    from laurel.core.run import Run
-
     assert process.exitcode == 0 and kills >= 2
-    assert same(final_weights(Run(whole)), final_weights(Run(cut)))
+    assert same(uninterrupted, final_weights(Run(cut)))
 
 
 def test_changed_options_are_refused_on_resume(toy, tmp_path):

@@ -1,13 +1,10 @@
 """Two processes leave what one leaves, family by family: the same lines in the same order, the same weights."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import begin
 from safetensors.torch import load_file
 from test_train_ranks import free_port
 from toy import make_toy, toy_config
@@ -17,28 +14,22 @@ from laurel.data.split import take
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
 
-WORKER = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from toy import toy_config
-from laurel.train.loop import train
-toy, folder = json.loads(sys.argv[2]), Path(sys.argv[3])
-for case, (name, options) in json.loads(sys.argv[4]).items():
-    train(name, toy_config(toy, folder / case, **options), quiet=True)
-"""
+
+def rank_of(toy, folder, cases):
+    """One process of the two: every case, one after the other."""
+    for case, (name, options) in cases.items():
+        train(name, toy_config(toy, folder / case, **options), quiet=True)
 
 
 def two_processes(toy, folder, cases):
-    """All cases in one pair of processes: what costs time is their start."""
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", WORKER, str(Path(__file__).parent), json.dumps(toy), str(folder), json.dumps(cases)]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **meeting, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-2000:]
+    """All cases in one pair of processes."""
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    folder.mkdir()
+    logs = [folder / f"log{rank}" for rank in (0, 1)]
+    ranks = [begin(rank_of, toy, folder, cases, log=log, environment=meeting | {"RANK": str(rank)}) for rank, log in enumerate(logs)]
+    for process, log in zip(ranks, logs, strict=True):
+        process.join(240)
+        assert process.exitcode == 0, log.read_text()[-2000:]
 
 
 @pytest.fixture(scope="module")
