@@ -12,18 +12,20 @@ import csv
 import json
 import os
 import random
-import signal
 import socket
-import subprocess
+import ssl
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -36,47 +38,67 @@ from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
 
-SERVER = """
-import sys, uvicorn
-from laurel.feedback.store import Store
-from laurel.feedback.web.app import create_app
-from laurel.feedback.web.security import Limits
-app = create_app(Store(sys.argv[1]), public_url=f"http://127.0.0.1:{sys.argv[2]}", limits=Limits(answer=10**6, answer_address=10**6))
-uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
-"""
-"""Limits are those of one address: all clients come from this one."""
+FORKS = get_context("forkserver")
+"""Servers are forked from a process that has imported them: one that was killed is back within the blink of an eye."""
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""One for all clients, who speak HTTP only: each would read every authority's certificate anew, longer than its votes take."""
 PATIENCE = 120.0
 """Seconds that a client tries for."""
 
 
-class Servers:
-    """Processes that serve one database, each on a port of its own; one that was killed is started again."""
+def serve(database: str, port: int) -> None:
+    """What the process of a server does. Limits are those of one address: all clients come from this one."""
+    import uvicorn
 
-    def __init__(self, database: str, count: int = 2) -> None:
-        self.database, self.kills = database, 0
+    from laurel.feedback.web.app import create_app
+    from laurel.feedback.web.security import Limits
+
+    limits = Limits(answer=10**6, answer_address=10**6)
+    app = create_app(Store(database), public_url=f"http://127.0.0.1:{port}", limits=limits)
+    uvicorn.run(app, port=port, log_level="error")
+
+
+class Servers:
+    """Processes that serve one database, each on a port of its own; one that was killed is started again.
+
+    kill_every: votes between two kills of a random one (0: none).
+    """
+
+    def __init__(self, database: str, count: int = 2, *, kill_every: int = 0, seed: int = 0) -> None:
+        self.database, self.kill_every, self.rng = database, kill_every, random.Random(seed)
+        self.votes, self.kills, self.lock = 0, 0, threading.Lock()
         self.ports = [free_port() for _ in range(count)]
         self.running = {port: self.start(port) for port in self.ports}
         for port in self.ports:
             self.wait(port)
 
-    def start(self, port: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", SERVER, self.database, str(port)])
+    def start(self, port: int) -> BaseProcess:
+        process = FORKS.Process(target=serve, args=(self.database, port))
+        process.start()
+        return process
 
     def wait(self, port: int) -> None:
         """Until it answers."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             try:
-                httpx2.get(f"http://127.0.0.1:{port}/", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
                 return
-            except httpx2.TransportError:
-                time.sleep(0.05)
+            except OSError:
+                time.sleep(0.02)
         raise TimeoutError(f"no server on port {port}")
+
+    def voted(self) -> None:
+        """One more vote was acknowledged. Whoever's vote it is that a kill is due at kills, while the others go on asking."""
+        with self.lock:
+            self.votes += 1
+            if self.kill_every and self.votes % self.kill_every == 0:
+                self.kill(self.rng.choice(self.ports))
 
     def kill(self, port: int) -> None:
         """kill -9, and a new one in its place."""
-        self.running[port].send_signal(signal.SIGKILL)
-        self.running[port].wait()
+        self.running[port].kill()
+        self.running[port].join()
         self.kills += 1
         self.running[port] = self.start(port)
         self.wait(port)
@@ -84,28 +106,16 @@ class Servers:
     def stop(self) -> None:
         for process in self.running.values():
             process.kill()
-            process.wait()
+            process.join()
 
 
 @contextmanager
-def servers(database: str, *, kill_every: float = 0.0, seed: int = 0) -> Iterator[Servers]:
-    """Two servers; kill_every: seconds between kills of a random one, on average (0: none)."""
-    running, over = Servers(database), threading.Event()
-
-    def killer() -> None:
-        rng = random.Random(seed)
-        while not over.wait(rng.uniform(0.5, 1.5) * kill_every):
-            running.kill(rng.choice(running.ports))
-
-    thread = threading.Thread(target=killer)
-    if kill_every:
-        thread.start()
+def servers(database: str, *, kill_every: int = 0) -> Iterator[Servers]:
+    """Two servers, stopped at the end."""
+    running = Servers(database, kill_every=kill_every)
     try:
         yield running
     finally:
-        over.set()
-        if kill_every:
-            thread.join()
         running.stop()
 
 
@@ -121,7 +131,7 @@ class Client:
 
     def __init__(self, ports: list[int], cookie: str, rng: random.Random, unruly: bool) -> None:
         self.ports, self.rng, self.unruly = ports, rng, unruly
-        self.http = httpx2.Client(cookies={"laurel": cookie}, timeout=60.0)
+        self.http = httpx2.Client(cookies={"laurel": cookie}, timeout=60.0, verify=PLAIN)
         self.retries = 0
 
     def ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
@@ -173,7 +183,7 @@ def make_annotators(store: Store, names: list[str]) -> dict[str, tuple[int, str]
     return made
 
 
-def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: float = 3.0, threads: int = 16) -> dict[str, Any]:
+def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: int = 500, threads: int = 16) -> dict[str, Any]:
     """Every annotator of the file rates what they rated there, left as left; what the database holds then, beside the file."""
     pairs = {str(row["id"]): row for row in map(json.loads, (folder / "pairs-crowd.jsonl").read_text().splitlines())}
     with (folder / "crowd-comparisons.csv").open(newline="") as file:
@@ -203,6 +213,7 @@ def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: float
             path = f"/work/{batch}/samples/{sample['assignment']}/answer"
             answers = [client.ask("POST", path, data=form) for _ in range(1 + (client.rng.random() < 0.1))]
             assert all(answer.status_code == 200 for answer in answers), [answer.text for answer in answers]
+            running.voted()
         retries.append(client.retries)
 
     with servers(database, kill_every=kill_every) as running, ThreadPoolExecutor(threads) as pool:
@@ -276,13 +287,14 @@ def main() -> int:
     one, two = verbs.add_parser("replay"), verbs.add_parser("load")
     one.add_argument("folder", type=Path)
     one.add_argument("--share", type=float, default=1.0)
-    one.add_argument("--kill_every", type=float, default=3.0)
+    one.add_argument("--kill_every", type=int, default=500, help="votes between two kills")
     two.add_argument("--annotators", type=int, default=50)
     two.add_argument("--seconds", type=float, default=20.0)
     two.add_argument("--think", type=float, default=3.0)
     for verb in (one, two):
         verb.add_argument("--database")
     args = parser.parse_args()
+    FORKS.set_forkserver_preload(["laurel.feedback.web.app", "uvicorn"])
     with tempfile.TemporaryDirectory() as folder:
         database = args.database or os.path.join(folder, "feedback.db")
         if args.verb == "replay":

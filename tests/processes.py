@@ -20,6 +20,15 @@ def begin(work: Callable, *arguments: Any, log: Path, environment: Mapping[str, 
     return process
 
 
+def printed(work: Callable, *arguments: Any, log: Path) -> str:
+    """What a function prints in a process of its own that knows nothing of this one's objects; it must end well."""
+    process = begin(work, *arguments, log=log)
+    process.join(600)
+    said = log.read_text()
+    assert process.exitcode == 0, said
+    return said
+
+
 def _work(work: Callable, arguments: tuple, log: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     with open(log, "w") as file:

@@ -125,11 +125,12 @@ def _per_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple
 
 
 def _replicates(sums: np.ndarray, counts: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """`draws` bootstrap means, a few million drawn indices at a time."""
+    """`draws` bootstrap means, as many drawn indices at a time as lie near the processor."""
     size = len(sums)
-    rows = max(1, 4_000_000 // size)
+    rows = max(1, 100_000 // size)
+    single = bool((counts == 1).all())
     means = []
     for start in range(0, draws, rows):
         index = rng.integers(0, size, (min(rows, draws - start), size))
-        means.append(sums[index].sum(1) / counts[index].sum(1))
+        means.append(sums[index].sum(1) / (size if single else counts[index].sum(1)))
     return np.concatenate(means)

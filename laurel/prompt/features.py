@@ -186,13 +186,20 @@ def _weighed(rows: Rows, weight: np.ndarray) -> Rows:
 
 def _basis(rows: Rows, count: int, seed: int) -> np.ndarray:
     """The `count` leading right singular vectors [count, d], by a randomised range finder (Halko et al. 2011, arXiv:0909.4061)."""
-    if count < 1:
-        return np.zeros((0, rows.shape[1]))
-    probe = np.random.default_rng(seed).standard_normal((rows.shape[1], min(count + 16, *rows.shape)))
+    used = np.unique(rows.nonzero()[1])  # few buckets hold any word: the others only make the decompositions slow
+    basis = np.zeros((max(count, 0), rows.shape[1]))
+    if count < 1 or not len(used):
+        return basis
+    probe = np.random.default_rng(seed).standard_normal((rows.shape[1], min(count + 16, *rows.shape)))[used]
+    if len(used) < probe.shape[1]:
+        probe = np.eye(len(used))  # so few columns are their own range
+    rows = rows[:, used]
     for _ in range(4):  # power iterations
         probe, _ = np.linalg.qr(rows.T @ np.linalg.qr(rows @ probe)[0])
     _, _, turned = np.linalg.svd(rows @ probe, full_matrices=False)
-    return (probe @ turned.T).T[:count]
+    found = (probe @ turned.T).T[:count]
+    basis[: len(found), used] = found
+    return basis
 
 
 def fingerprint(name: str, texts: Sequence[str]) -> str:

@@ -79,17 +79,21 @@ OPEN = ("cost_SP", "propensity_SP", "confidence_SP")
 """Tables of a Log that may be absent."""
 
 
+WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
+WHOLE = re.compile(r"\.0+$")
+
+
 def normalised(text: str) -> str:
     """A question without what does not matter: case, spaces, punctuation, and the .0 of 8.0. Symbols, and signs beside a number, stay."""
-    words = re.findall(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold())
-    near = ["", *words, ""]
+    words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    kept = [word for n, word in enumerate(words) if word[0].isalnum() or word[0] == "_" or _matters(words, n)]
+    return " ".join(WHOLE.sub("", word) if ".0" in word else word for word in kept) or text.strip()
 
-    def kept(n: int) -> bool:
-        word = words[n]
-        sign = word in "-*/%" and (near[n][:1].isdigit() or near[n + 2][:1].isdigit())
-        return word[0].isalnum() or word[0] == "_" or sign or unicodedata.category(word[0]).startswith("S")
 
-    return " ".join(re.sub(r"\.0+$", "", word) for n, word in enumerate(words) if kept(n)) or text.strip()
+def _matters(words: Sequence[str], n: int) -> bool:
+    """Is the n-th of the words, no letter and no digit, a symbol, or a sign beside a number?"""
+    near = "".join(word[:1] for word in (*words[max(n - 1, 0) : n], *words[n + 1 : n + 2]))
+    return (words[n] in "-*/%" and any(one.isdigit() for one in near)) or unicodedata.category(words[n]).startswith("S")
 
 
 def questions(queries: Iterable[str]) -> np.ndarray:

@@ -53,7 +53,7 @@ class Server:
                 urllib.request.urlopen(f"{self.url}/", timeout=5).close()
             except OSError:
                 assert self.process.is_alive(), "the server did not start"
-                time.sleep(0.1)
+                time.sleep(0.02)
             else:
                 return
         raise AssertionError("the server does not answer")
@@ -274,6 +274,7 @@ def test_the_walk_without_scripts(disk, server, chromium):
 def test_an_answer_survives_a_server_or_a_net_that_dies(disk, server, tab, context, when):
     rich_batch(disk, items=2, hit_size=2, rationale="optional")
     come_in(tab, disk, server)
+    tab.clock.install()
     tab.goto(f"{server.url}/work/1")
     tab.get_by_label("Response 1 is better").check()
     if when == "dead before the click":
@@ -306,6 +307,7 @@ def test_an_answer_survives_a_server_or_a_net_that_dies(disk, server, tab, conte
         context.set_offline(False)
     else:
         server.start()
+        tab.clock.fast_forward(30_000)  # the longest that the page waits before it tries again
     tab.wait_for_url("**/work/1/2", timeout=40_000)
     assert len(votes(disk)) == 1
     assert not tab.evaluate("Object.keys(localStorage).length")
@@ -587,35 +589,42 @@ def coordinators_pages(store, server, page):
         yield path.replace(name, "somebody").replace("/", "-")[1:]
 
 
+LOOK = """axe.run(document, {resultTypes: ['violations']}).then(found => ({
+  passed: found.passes.length, wide: document.documentElement.scrollWidth,
+  wrong: found.violations.filter(rule => ['serious', 'critical'].includes(rule.impact)).flatMap(rule => rule.nodes.map(
+    node => `${rule.id} ${node.html.slice(0, 120)} ${node.failureSummary.slice(0, 160)}`)),
+}))"""
+"""Axe-core's word on the page as it stands; what nobody asks about stays in the browser."""
+
+
 @pytest.mark.parametrize("walk", [every_page, coordinators_pages])
 @pytest.mark.parametrize(
-    ("width", "colours"),
+    "windows",
     [
-        (1200, "light"),
-        (320, "dark"),
-        pytest.param(1200, "dark", marks=pytest.mark.whole),
-        pytest.param(320, "light", marks=pytest.mark.whole),
+        ((1200, "light"), (320, "dark")),
+        pytest.param(((320, "light"), (1200, "dark")), marks=pytest.mark.whole),
     ],
 )
-def test_every_page_can_be_read_by_everyone(disk, server, chromium, walk, width, colours):
-    """No serious or critical finding of axe-core, contrast included, and nothing wider than the window."""
+def test_every_page_can_be_read_by_everyone(disk, server, chromium, walk, windows):
+    """No serious or critical finding of axe-core, contrast included, and nothing wider than the window. The last one is walked in."""
     axe = axe_script()
-    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=colours)
+    context = chromium.new_context(viewport={"width": windows[-1][0], "height": 800}, color_scheme=windows[-1][1])
     page, found, names = context.new_page(), [], []
     for name in walk(disk, server, page):
         names.append(name)
-        page.evaluate(axe)
-        result = page.evaluate("axe.run(document, {resultTypes: ['violations', 'incomplete']})")
-        assert len(result["passes"]) > 3, name  # axe did look
-        for rule in result["violations"]:
-            if rule["impact"] in ("serious", "critical"):
-                found += [f"{name}: {rule['id']} {node['html'][:120]} {node['failureSummary'][:160]}" for node in rule["nodes"]]
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{name}: {wide} px wide in a window of {width}")
-        if SHOTS:
-            Path(SHOTS).mkdir(exist_ok=True)
-            page.screenshot(path=f"{SHOTS}/{name}-{width}-{colours}.png", full_page=True)
+        if not page.evaluate("'axe' in window"):
+            page.evaluate(axe)
+        for width, colours in windows:
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme=colours)
+            seen, where = page.evaluate(LOOK), f"{name} {width} {colours}"
+            assert seen["passed"] > 3, where  # axe did look
+            found += [f"{where}: {wrong}" for wrong in seen["wrong"]]
+            if seen["wide"] > width:
+                found.append(f"{where}: {seen['wide']} px wide")
+            if SHOTS:
+                Path(SHOTS).mkdir(exist_ok=True)
+                page.screenshot(path=f"{SHOTS}/{name}-{width}-{colours}.png", full_page=True)
     context.close()
     assert found == []
     assert len(names) >= 17

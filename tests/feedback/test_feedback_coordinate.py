@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import pytest
 from feedback_pages import Visitor
@@ -147,15 +146,11 @@ def test_the_panel_has_the_signs_side_by_side_and_no_score(filled, chief):
 
 def test_the_agreement_of_nine_thousand_votes(store, chief, shared):
     put_llmfao(store, shared)
-    chief.get("/admin/batches/1/agreement")
-    begun = time.perf_counter()
     assert "8,931 on 2,139 items" in chief.get("/admin/batches/1/agreement").text
-    print(f"{time.perf_counter() - begun:.2f} s")
     assert chief.get("/admin/batches/1/annotators").text.count("<tr><th") == 125
-    first = re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items").text)
+    first = re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=x").text)  # no number: from the first on
     assert len(first) == 50
-    assert first != re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=50").text)
-    assert chief.get("/admin/batches/1/items?from=x").status_code == 200
+    assert not set(first) & set(re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=50").text))
 
 
 def test_a_batch_is_made_filled_in_wrongly_and_opened_only_when_it_pays(store, chief):

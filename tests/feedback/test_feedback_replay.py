@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import processes  # noqa: F401  servers are forked from the process that it makes
 import pytest
 
 from laurel.feedback.store import Store
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.slow
 
 def test_every_vote_arrives_once_whatever_is_killed(url, shared):
     """A few of the pairs here; bench/bench_feedback.py replays them all."""
-    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=1.5)
+    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=50)
     print(found)
     assert found["votes"] > 120
-    assert found["kills"] >= 2
+    assert found["kills"] == found["votes"] // 50 >= 2
     assert found["retries"] > 0
     assert (found["equal"], found["lost"], found["added"], found["items off target"], found["revisions"]) == (True, 0, 0, 0, 0)
 
@@ -28,7 +29,7 @@ def test_the_replay_notices_a_lost_and_a_doubled_vote(tmp_path, shared):
     folder = shared("data/llmfao/crowd-comparisons.csv").parent
     for name in ("pairs-crowd.jsonl", "crowd-comparisons.csv"):
         (tmp_path / name).symlink_to(folder / name)
-    whole = bench_feedback.replay(str(tmp_path / "a.db"), tmp_path, share=0.005, kill_every=0.0)
+    whole = bench_feedback.replay(str(tmp_path / "a.db"), tmp_path, share=0.005, kill_every=0)
     assert whole["equal"]
     store = Store(str(tmp_path / "a.db"))
     rows = bench_feedback.held(store)
@@ -38,6 +39,7 @@ def test_the_replay_notices_a_lost_and_a_doubled_vote(tmp_path, shared):
 
 
 def test_many_annotators_at_once_meet_no_error(tmp_path):
-    found = bench_feedback.load(str(tmp_path / "load.db"), annotators=12, seconds=4.0, think=0.5, items=30)
+    """Twelve at once, each of whom thinks for a fifth of a second: as many submissions as of slower ones in more time."""
+    found = bench_feedback.load(str(tmp_path / "load.db"), annotators=12, seconds=2.0, think=0.2, items=30)
     assert found["errors"] == 0
     assert found["submissions"] > 20

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import printed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -582,24 +581,23 @@ TWENTY = [
     talk("x" * 300, "y" * 300), talk("'\"\\", "&amp;<b>"), talk("</s>", "<s>"),
     THREE, THREE[:1], THREE[:3], talk("∑ π ≈", "~1", system="日"),
 ]  # fmt: skip
-RELOAD = """
-import json, sys
-from transformers import AutoTokenizer
-from laurel.policy.chat import encode_prompt, encode_supervised, ensure_template
-data = json.load(open(sys.argv[1]))
-out = []
-for folder in sys.argv[2:]:
-    t = AutoTokenizer.from_pretrained(folder)
-    rows = [encode_supervised(t, {"messages": m}, train_on="no_tags") for m in data]
-    out.append([ensure_template(t), [[list(r.ids), list(r.mask), list(encode_prompt(t, m))] for r, m in zip(rows, data)]])
-json.dump(out, sys.stdout)
-"""
+
+
+def reload(folders):
+    """What the process prints that loads saved tokenizers."""
+    out = []
+    for folder in folders:
+        t = AutoTokenizer.from_pretrained(folder)
+        rows = [encode_supervised(t, {"messages": m}, train_on="no_tags") for m in TWENTY]
+        out.append(
+            [ensure_template(t), [[list(r.ids), list(r.mask), list(encode_prompt(t, m))] for r, m in zip(rows, TWENTY, strict=True)]]
+        )
+    print(json.dumps(out))
 
 
 def test_T46_A36_the_same_in_a_new_process(tmp_path):
     """T46, A36: saved and loaded elsewhere, templates hash alike and 20 conversations give the same ids, masks and prompts."""
     assert len(TWENTY) == 20
-    (tmp_path / "talks.json").write_text(json.dumps(TWENTY))
     here, folders = [], []
     for name, tokenizer in {"char": char_tokenizer(), "chatml": bpe("bytes", CHATML), "default": bpe("space")}.items():
         digest = ensure_template(tokenizer)
@@ -607,7 +605,4 @@ def test_T46_A36_the_same_in_a_new_process(tmp_path):
         here.append([digest, [[list(r.ids), list(r.mask), list(encode_prompt(tokenizer, m))] for r, m in zip(rows, TWENTY, strict=True)]])
         folders.append(str(tmp_path / name))
         tokenizer.save_pretrained(folders[-1])
-    done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path / "talks.json"), *folders], capture_output=True, text=True, timeout=600, check=True
-    )
-    assert json.loads(done.stdout) == here
+    assert json.loads(printed(reload, folders, log=tmp_path / "said").splitlines()[-1]) == here

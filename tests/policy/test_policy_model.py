@@ -116,34 +116,30 @@ def test_base_reference_is_the_model_under_a_loaded_adapter(folder, tmp_path):
 LOAD = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-print(tokenizer("12+34=").input_ids)
-torch.save(model(torch.tensor([tokenizer("12+34=").input_ids])).logits, sys.argv[2])
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    print(tokenizer("12+34=").input_ids)
+    torch.save(model(torch.tensor([tokenizer("12+34=").input_ids])).logits, folder + ".pt")
 """
 
 
-@pytest.mark.parametrize("use_peft", [False, True])
-def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path, use_peft):
+def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path):
     """T46, T62: a new process loads the folder with plain transformers: same ids, same logits; a LoRA run is merged, not the base."""
-    policy = load_policy(TrainConfig(model=folder, use_peft=use_peft))
-    shake(policy)
-    policy.model.eval()
-    policy.save(tmp_path / "model")
-    out = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "model"), str(tmp_path / "logits.pt")],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    ids = policy.tokenizer("12+34=").input_ids
-    assert str(ids) in out.stdout
-    ours = policy.model(torch.tensor([ids])).logits
-    theirs = torch.load(tmp_path / "logits.pt")
-    agree(theirs, ours, units=1024 if use_peft else 256)  # merging rounds the weights, too
-    base = load_policy(TrainConfig(model=folder)).model.eval()(torch.tensor([ids])).logits
-    assert float((base - theirs).abs().max()) > 1e-2
+    policies = {name: load_policy(TrainConfig(model=folder, use_peft=name == "merged")) for name in ("whole", "merged")}
+    for name, policy in policies.items():
+        shake(policy)
+        policy.model.eval()
+        policy.save(tmp_path / name)
+    command = [sys.executable, "-c", LOAD, *(str(tmp_path / name) for name in policies)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.splitlines()
+    base = load_policy(TrainConfig(model=folder)).model.eval()
+    for line, (name, policy) in zip(said, policies.items(), strict=True):
+        ids = policy.tokenizer("12+34=").input_ids
+        assert line == str(ids), name
+        theirs = torch.load(tmp_path / f"{name}.pt")
+        agree(theirs, policy.model(torch.tensor([ids])).logits, units=1024 if name == "merged" else 256)  # merging rounds the weights, too
+        assert float((base(torch.tensor([ids])).logits.detach() - theirs).abs().max()) > 1e-2, name
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere"])

@@ -1,12 +1,11 @@
 """The scorer: a body that arrives whole, scores at the right token, and a folder that plain transformers reads the same way."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from arithmetic import agree, near, rounding
+from processes import printed
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -144,13 +143,10 @@ def test_T05_ours_reads_by_length_where_padding_is_eos(eos_padded):
     agree(scorer.scores(batch)[0, 3].detach(), at_5)
 
 
-IN_A_NEW_PROCESS = """
-import json, sys
-from laurel.policy.scorer import load_scorer
-scorer = load_scorer(sys.argv[1], device="cpu")
-rows = json.loads(sys.argv[2])
-print(json.dumps([scorer.template, [scorer.encode(row) for row in rows], scorer.score(rows).tolist(), scorer.card.mean]))
-"""
+def in_a_new_process(folder, rows):
+    """What the process prints that loads a saved scorer."""
+    scorer = load_scorer(folder, device="cpu")
+    print(json.dumps([scorer.template, [scorer.encode(row) for row in rows], scorer.score(rows).tolist(), scorer.card.mean]))
 
 
 def test_T46_round_trip_in_a_new_process(folder, tmp_path):
@@ -160,10 +156,8 @@ def test_T46_round_trip_in_a_new_process(folder, tmp_path):
     scorer.save(tmp_path)
     talk = [{"role": "user", "content": "hi <|stop|> é"}, {"role": "assistant", "content": ""}]
     rows = [*ROWS, {"prompt": talk[:1], "completion": talk[1:]}, {"messages": talk}]
-    command = [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path), json.dumps(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    template, ids, scores, mean = json.loads(done.stdout)
+    said = printed(in_a_new_process, str(tmp_path), rows, log=tmp_path / "said")
+    template, ids, scores, mean = json.loads(said.splitlines()[-1])
     assert template == scorer.template and mean == 2.0
     assert ids == [list(scorer.encode(row)) for row in rows] and max(map(len, ids)) == 12
     assert scores == near(scorer.score(rows))

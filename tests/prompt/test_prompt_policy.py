@@ -85,7 +85,7 @@ def test_embeddings_of_a_real_model(tmp_path, models):
     assert rows.shape == (3, 384) and unit[0] @ unit[1] > unit[0] @ unit[2] + 0.2
     kept = list(tmp_path.iterdir())
     assert len(kept) == 1 and np.array_equal(encoded(encode, texts, tmp_path), rows)
-    log, _ = synthetic_log(1500)
+    log, _ = synthetic_log(700, test=0.0)
     found = fit(log, features=str(folder), cache=tmp_path)
     assert found.gain.low > 0 and len(found.predictor.choose(log.queries[:3])) == 3
     with pytest.raises(UsageError, match="no model of sentence-transformers"):

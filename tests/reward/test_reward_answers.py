@@ -1,6 +1,7 @@
 """What is right is taken and what is wrong is not, by the verifiers as they are and in the mixtures that the docs name."""
 
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from laurel.reward.mixture import load_rewards
 from laurel.reward.verifiers import VERIFIERS
 
 bench = load_file(Path(__file__).parents[2] / "bench" / "bench_verifiers.py", "bench")
+tally = cache(bench.tally)
 
 
 def points(name, gold, answer):
@@ -30,7 +32,7 @@ def test_hundreds_of_answers_by_hand_are_judged_right(name):
     every = list(bench.answers(name))
     assert len(every) >= 300 and len({answer.kind for answer in every}) >= 20
     for judge in ("math", "numeric", "gsm8k"):
-        found = bench.tally(judge, name)
+        found = tally(judge, name)
         assert found.wrong >= 100 and found.right >= 100
         assert found.false_accepts < 0.01, found.taken
         # gsm8k compares exactly: 0.666667 is not 2/3, which the second list calls right
@@ -38,7 +40,7 @@ def test_hundreds_of_answers_by_hand_are_judged_right(name):
 
 
 def test_math_is_never_worse_than_math_verify_alone():
-    ours, theirs = bench.tally("math", "answers.txt"), bench.tally("math-verify alone", "answers.txt")
+    ours, theirs = tally("math", "answers.txt"), tally("math-verify alone", "answers.txt")
     assert ours.false_accepts <= theirs.false_accepts and ours.false_rejects <= theirs.false_rejects
     assert theirs.false_accepts > 0.01 and theirs.false_rejects > 0.01  # the list is hard enough to tell them apart
 

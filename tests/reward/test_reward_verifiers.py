@@ -233,7 +233,7 @@ HANGS = {
 
 def test_T55_math_never_hangs(monkeypatch):
     """T55: towers, braces and megabytes are Failed or 0 within the limit; after 50 of them the pool still serves."""
-    with Workers(mathematics.equivalent, seconds=0.3, warm=mathematics.POOL._settings["warm"]) as pool:
+    with Workers(mathematics.equivalent, seconds=0.15, warm=mathematics.POOL._settings["warm"]) as pool:
         monkeypatch.setattr(mathematics, "POOL", pool)
         pool.call((r"\boxed{1}", (r"\boxed{1}",)), seconds=10)
         began = time.monotonic()
@@ -248,7 +248,7 @@ def test_T55_math_never_hangs(monkeypatch):
 
 def test_T55_regex_bomb(monkeypatch):
     """T55: a regex bomb is Failed within its limit, fifty times, and the pool still serves."""
-    with Workers(patterns.matches, seconds=0.1) as pool:
+    with Workers(patterns.matches, seconds=0.04) as pool:
         monkeypatch.setattr(patterns, "POOL", pool)
         row = {"pattern": "(a+)+b"}
         began = time.monotonic()
@@ -256,6 +256,7 @@ def test_T55_regex_bomb(monkeypatch):
             results = list(threads.map(lambda _: regex("a" * 50, row), range(50)))
         assert time.monotonic() - began < 10
         assert all(isinstance(result, Failed) and "took longer" in result.reason for result in results)
+        pool.seconds = 10.0  # of a sound answer even a busy machine says it
         assert value(regex("aaab", row)) == 1 and value(regex("x" * 10**6, row)) == 0
 
 
