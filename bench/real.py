@@ -26,7 +26,7 @@ from claim import table
 
 TRAINED = ("sft", "grpo", "dpo", "reward", "ppo")
 ROWS, PROMPT, ANSWER = 24, 24, 16  # rows of data; words of a prompt and of an answer
-WORDS = "the sun rises over a quiet town while people walk to work and talk about rain".split()
+WORDS = ["the", "sun", "rises", "over", "a", "quiet", "town", "while", "people", "walk", "to", "work", "and", "talk", "about", "rain"]
 REWARD = '''
 def short_words(prompts, completions, **columns):
     """The share of words with fewer than five letters."""
@@ -35,7 +35,7 @@ def short_words(prompts, completions, **columns):
 '''
 ANNOUNCED = re.compile(r"memory in MB.*together ([\d.]+)")
 
-CHECK = '''
+CHECK = """
 import json, sys
 from pathlib import Path
 
@@ -82,7 +82,7 @@ print(json.dumps({
     "kind": "adapter" if adapter else "model",
     "megabytes": sum(at.stat().st_size for at in folder.glob("*.safetensors")) / 1e6,
 }))
-'''
+"""
 
 
 @dataclass

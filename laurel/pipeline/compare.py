@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from laurel.reward.mixture import Mixture
 from laurel.tabular.exhibit import Chart, Claim, Exhibit, Table
 from laurel.tabular.language import best_of_n_bound
 
+COMMONEST = "share of the commonest answer"
 BLOCKS = 12  # points of a curve over training: each the mean of so many steps' share
 Point = tuple[float, float, float, float]
 
@@ -52,12 +54,20 @@ def compare(
         figures[f"tokens per answer, {name}"] = bootstrap_mean([mean(len(s.completion_ids) for s in group.samples) for group in groups])
         different = [len({s.completion_ids for s in group.samples}) / len(group.samples) for group in groups]
         figures[f"different answers, {name}"] = bootstrap_mean(different)
+        figures[f"{COMMONEST}, {name}"] = bootstrap_mean(commonest(groups))
     curves = {name: best_of(by_prompt["start"], proxy, name, plan.compare.best_of) for name in names} if proxy else {}
     both = zip(said["start"], said["policy"], strict=True)
     answers = [[str(first.row["prompt"]), first.samples[0].text, last.samples[0].text] for first, last in both]
     result = {"figures": {name: asdict(value) for name, value in figures.items()}, "best_of_n": curves, "answers": answers[:6]}
     write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
     return ["result.json"]
+
+
+def commonest(groups: Sequence[Group]) -> list[float]:
+    """Of each prompt, which share of its answers is the one text that is the commonest of all: one sentence for everybody shows here."""
+    texts = Counter(sample.text for group in groups for sample in group.samples)
+    ((text, _),) = texts.most_common(1)
+    return [mean(sample.text == text for sample in group.samples) for group in groups]
 
 
 def by(group: Group, judge: str) -> list[float]:
@@ -105,7 +115,9 @@ def fell_back(points: Sequence[Point]) -> tuple[Point, Point] | None:
     return (peak, end) if end[3] < peak[2] else None
 
 
-def exhibit(plan: Plan, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], gold: str, proxy: str, stages: Table) -> Exhibit:
+def exhibit(
+    plan: Plan, result: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], gold: str, proxy: str, stages: Table, made_from: Table,
+) -> Exhibit:  # fmt: skip
     """What is shown: the figures, gold and learned reward against KL, and the claims that their intervals allow."""
     figures = {name: Interval(**value) for name, value in result["figures"].items()}
     table = Table(
@@ -131,6 +143,9 @@ def exhibit(plan: Plan, result: Mapping[str, Any], metrics: Sequence[Mapping[str
         claims.append(
             Claim(f"`{gold}` kept what it had gained over training (else over-optimised: stop earlier, or raise beta)", False, said)
         )
+    before, after = (figures.get(f"{COMMONEST}, {name}") for name in ("start", "policy"))
+    if before is not None and after is not None and after.low > max(0.1, 2 * before.high):
+        claims.append(Claim("different prompts still get different answers", False, f"{COMMONEST}: {before}, then {after}"))
     texts = Table("first answers", ("prompt", "start", "policy"), tuple(tuple(row) for row in result["answers"]))
     about = "From demonstrations to preferences to a reward model to a policy, and what became of it."
-    return Exhibit("Pipeline", about, dict(result), tables=(table, stages, texts), charts=tuple(charts), claims=tuple(claims))
+    return Exhibit("Pipeline", about, dict(result), tables=(table, stages, made_from, texts), charts=tuple(charts), claims=tuple(claims))

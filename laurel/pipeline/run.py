@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as Lines
@@ -104,7 +105,7 @@ class Pipeline:
         }  # fmt: skip
         with self.counted("prompts", 2 * len(held)) as watch:
             final = self.stage("compare", parts, lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch))
-        return self.finish(final, policy, gold, proxy, time.perf_counter() - began)
+        return self.finish(final, policy, rewards, gold, proxy, time.perf_counter() - began)
 
     def stage(self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]) -> Artefact:
         """One stage, made or found."""
@@ -200,15 +201,26 @@ class Pipeline:
         learned = load_rewards(self.named(rewards)[:1], None, held, max_failed_fraction=0.0).rewards
         return gold, learned[0].name, Mixture((*learned, *self.gold.rewards), self.gold.timeout, 0.0)
 
-    def finish(self, final: Artefact, policy: Artefact, gold: str, proxy: str, seconds: float) -> dict[str, Any]:
-        """The table, the page and summary.json."""
-        result = read_json(final.folder / "result.json")
+    def made_from(self, rewards: list[Artefact], policy: Artefact, gold: str) -> Table:
+        """What a reader asks of a pipeline first: which model, which data, who prefers, and how good the reward model is."""
+        plan = self.plan
+        who = plan.prefer.export or plan.prefer.judge or f"{gold}, {plan.prefer.error_rate:.0%} of the labels flipped"
+        rows = [("model", plan.model), ("dataset", plan.dataset), ("who prefers", who), ("the hidden judge", gold)]
+        for reward in rewards:
+            said = [line for line in Run(reward.folder).facts.get("held_out", []) if line.startswith("accuracy")]
+            rows.append((f"reward model {reward.folder.name}, held out", said[0] if said else "no pair was held out"))
+        rows.append(("policy", f"{self.algorithm}, {policy.folder.name}"))
+        return Table("made from", ("what", "which"), tuple(rows))
+
+    def finish(self, final: Artefact, policy: Artefact, rewards: list[Artefact], gold: str, proxy: str, seconds: float) -> dict[str, Any]:
+        """The table, the page, plan.yaml and summary.json."""
+        result, plan = read_json(final.folder / "result.json"), self.root / "plan.yaml"
+        write_atomic(plan, yaml.safe_dump(self.plan.model_dump(), sort_keys=False, allow_unicode=True))
         shown = exhibit(
             self.plan, result, Run(policy.folder).metrics(), gold, proxy,
-            Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
+            Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)), self.made_from(rewards, policy, gold),
         )  # fmt: skip
-        command = f"laurel pipeline PLAN.yaml --output_dir {self.plan.output_dir} --seed {self.plan.seed}"
-        write_page(shown, self.root / "report.html", command=command)
+        write_page(shown, self.root / "report.html", command=f"laurel pipeline {plan}")
         summary = {"figures": result["figures"], "stages": {folder: how for _, folder, how, _ in self.stages}, "seconds": round(seconds, 1)}
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
         for table in shown.tables[:2]:

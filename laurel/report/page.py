@@ -15,7 +15,7 @@ from markupsafe import Markup
 import laurel
 from laurel.core.files import write_atomic
 from laurel.core.run import Run
-from laurel.report.collect import Story, read_story
+from laurel.report.collect import Story, asked, read_story
 from laurel.report.panels import panels
 from laurel.report.verdict import changes, findings, finite, meaning_of, show, window
 
@@ -40,14 +40,18 @@ def render(story: Story) -> str:
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["show"] = show
     pages.filters["clean"] = clean
+    shown = panels(story)
     return pages.get_template("page.html").render(
         story=story,
         title=title(story),
         facts=facts(story),
         changes=changes(story),
         findings=findings(story),
+        worse=any(change.kind == "bad" for change in changes(story)),
         tiles=tiles(story),
-        panels=panels(story),
+        panels=[panel for panel in shown if not panel.constant],
+        constant=[panel for panel in shown if panel.constant],
+        same=bool(story.last) and {asked(line) for line in story.first} == {asked(line) for line in story.last},
         phases=phase_rows(story.profile),
         shares=time_shares(story.profile),
         svg=Markup,
@@ -113,13 +117,19 @@ def duration(seconds: float) -> str:
 
 
 def sample_steps(story: Story) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The lines shown side by side: the first step's and the last's."""
+    """The lines shown side by side: early ones and late ones, of the same prompts where any was asked twice."""
     if not story.first:
         return []
     if not story.last:
         step = story.first[0].get("step")
         return [("Samples" if step is None else f"Step {step}", story.first)]
-    return [(f"Before: step {story.first[0].get('step')}", story.first), (f"After: step {story.last[0].get('step')}", story.last)]
+    return [(f"Before: {steps_of(story.first)}", story.first), (f"After: {steps_of(story.last)}", story.last)]
+
+
+def steps_of(lines: Iterable[Mapping[str, Any]]) -> str:
+    """step 3 · steps 3 to 7"""
+    steps = sorted({line.get("step") or 0 for line in lines})
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
 
 
 def groups(lines: Iterable[Mapping[str, Any]]) -> list[tuple[Any, list[Mapping[str, Any]]]]:

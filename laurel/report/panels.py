@@ -55,7 +55,10 @@ REDUNDANT = {"frac_reward_zero_std": "informative_fraction"}  # shown only where
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out of range."""
+    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out of range.
+
+    constant: no value of it ever differed from the others, and it is in range: a word is enough.
+    """
 
     title: str
     name: str
@@ -65,6 +68,7 @@ class Panel:
     unit: str
     meaning: Meaning | None
     alarm: bool
+    constant: bool = False
 
 
 def panels(story: Story) -> list[Panel]:
@@ -102,7 +106,9 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     start, now = sum(values[:width]) / width, sum(values[-width:]) / width
     start = start if len(values) > 1 else None
     unit = meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
-    return Panel(title, name, svg, "" if start is None else show(start), show(now), unit, meaning, outside(now, meaning))
+    alarm = outside(now, meaning)
+    constant = not alarm and len(values) > 1 and all(len({*finite(one)}) == 1 for one in series.values())
+    return Panel(title, name, svg, "" if start is None else show(start), show(now), unit, meaning, alarm, constant)
 
 
 def _time_panel(title: str, parts: dict[str, Series]) -> Panel:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from laurel.core.catalogue import Meaning
 from laurel.core.errors import UsageError
 from laurel.core.metrics import explain
 from laurel.measure.intervals import Interval, share_difference, unpaired_difference
-from laurel.report.collect import Series, Story
+from laurel.report.collect import Series, Story, asked
 
 HEADLINES: tuple[tuple[str, str, Literal["up", "down"]], ...] = (
     ("eval/accuracy", "Held-out accuracy", "up"),
@@ -24,6 +25,7 @@ HEADLINES: tuple[tuple[str, str, Literal["up", "down"]], ...] = (
 ENOUGH = 3  # values on each side that an interval of the change needs at least
 COLLAPSED = 0.1  # of the entropy at the start
 REPEATED, SHORT = 0.5, 16  # share of repeated samples that is too much, in completions of at least so many tokens
+ALIKE = 0.1  # share of answers to different prompts that one text may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,13 @@ def findings(story: Story) -> list[Finding]:
         *_zero_signal(story),
         *_entropy(story),
         *_duplicates(story),
+        *_one_answer(story),
+        *_over_optimised(story),
         *_length(story),
         *_displacement(story),
         *_state(story),
     ]
+    found += _was_outside(story, {finding.title.split()[0] for finding in found})
     return sorted(found, key=lambda finding: ("bad", "warn", "note").index(finding.level))
 
 
@@ -226,6 +231,73 @@ def _duplicates(story: Story) -> list[Finding]:
         return []
     text = f"{share:.0%} of the last samples repeat another of their group word for word."
     return [Finding("warn", "Samples repeat each other.", text, explain("duplicates").check)]
+
+
+def _one_answer(story: Story) -> list[Finding]:
+    """One text given to prompts that differ: a group may be varied, and the policy say the same thing to everybody."""
+    now, share, prompts = commonest(story.ending)
+    if share <= ALIKE or prompts < ENOUGH:
+        return []
+    text = f"{share:.0%} of the last answers, to {prompts} different prompts, are one text: {now[:80]!r}."
+    then = next((part for said, part, _ in [commonest(story.first)] if said == now), 0.0)
+    if then >= share:
+        text += " It was so at first, too."
+    return [Finding("warn", "Different prompts get the same answer.", text, "the reward: is one answer good enough for every prompt? beta")]
+
+
+def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
+    """Of answers of SHORT tokens or more: the one that most samples are, their share of all, and how many prompts got it."""
+    said = [(str(line["completion"]), asked(line)) for line in lines if line.get("completion") and (line.get("length") or 0) >= SHORT]
+    if not said:
+        return "", 0.0, 0
+    ((text, times),) = Counter(completion for completion, _ in said).most_common(1)
+    return text, times / len(lines), len({prompt for completion, prompt in said if completion == text})
+
+
+def _over_optimised(story: Story) -> list[Finding]:
+    """A reward of weight 0 is a judge that training never saw: its end is held against its own peak, its whole way in blocks."""
+    found = []
+    for name in unseen_judges(story):
+        blocks = [block for block in in_blocks(finite(story.series[name])) if len(block) > 1]
+        if len(blocks) < 2:
+            continue
+        best = max(blocks, key=_mean)
+        fall = unpaired_difference(best, blocks[-1])
+        if fall.high < 0:
+            peak, end = show(_mean(best)), show(_mean(blocks[-1]))
+            text = f"{name}, which weighs nothing in training, fell from {peak} at its peak to {end} at the end."
+            found.append(Finding("warn", "Over-optimised.", text, "an earlier checkpoint (save_steps), fewer steps, a larger beta"))
+    return found
+
+
+def unseen_judges(story: Story) -> list[str]:
+    """The metrics of rewards that have weight 0."""
+    rewards, weights = story.options.get("rewards") or [], story.options.get("reward_weights") or []
+    names = [str(name) for name, weight in zip(rewards, weights, strict=False) if weight == 0]
+    ends = {name.rpartition(":")[2] for name in names} | {name.rpartition(".")[2] for name in names}
+    return [
+        metric for metric in story.series if metric.startswith("rewards/") and metric.endswith("/mean") and metric.split("/")[1] in ends
+    ]
+
+
+def in_blocks(values: Sequence[float], count: int = 12) -> list[Sequence[float]]:
+    """So many stretches of equal length, the last of them whole."""
+    size = max(1, len(values) // count)
+    return [values[end - size : end] for end in range(len(values), size - 1, -size)][::-1]
+
+
+def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
+    """Metrics that are in their range at last and were not all along, those left out that are `told` of already."""
+    found = []
+    for name, series in sorted(story.series.items()):
+        meaning = meaning_of(name)
+        left = sorted(step for step, value in series.items() if value is not None and outside(value, meaning))
+        if left and name not in told and name not in ("informative_fraction", "zero_signal"):
+            found.append(f"{name} ({_steps(left)})")
+    if not found:
+        return []
+    text = f"In range at last, and not all along: {'; '.join(found)}."
+    return [Finding("note", "Out of range for a while.", text)]
 
 
 def _length(story: Story) -> list[Finding]:

@@ -1,6 +1,7 @@
 """Pipelines: all stages on a toy, found again, killed anywhere, changed, and told wrongly."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.measure.bestof import best_of_n
-from laurel.pipeline.compare import fell_back, over_training, win_rate
+from laurel.pipeline.compare import commonest, fell_back, over_training, win_rate
 from laurel.pipeline.plan import Preferring, read_plan
 from laurel.pipeline.run import pipeline
 from laurel.pipeline.stages import by_judge, prefer
@@ -86,6 +87,8 @@ def test_a_plan_ends_with_a_better_policy_a_page_and_a_summary(done):
     assert gain["low"] > 0 and summary["figures"]["KL to the start, nats per answer"]["value"] > 0
     page = (folder / "report.html").read_text()
     assert "the hidden judge (sevens) against KL" in page and "best of n from the start" in page and "ppo, over training" in page
+    assert "made from" in page and "shown.jsonl" not in page and "prompts.jsonl" in page and str(folder / "plan.yaml") in page
+    assert re.search(r"reward model reward-\w+, held out</td><td>accuracy +0?\.\d", page)
     policy = next(folder.glob("policy-*"))
     config = yaml.safe_load((policy / "config.yaml").read_text())
     assert config["reward_weights"] == [1.0, 0.0]  # the hidden judge watches, and weighs nothing
@@ -99,6 +102,19 @@ def test_a_second_run_repeats_nothing_and_a_change_repeats_what_depends_on_it(fi
     assert set(again["stages"].values()) == {"kept"} and again["figures"] == first["figures"]
     other = pipeline(read_plan(plan_file(files), {"output_dir": str(folder)}, ["policy.learning_rate=1e-3"]), quiet=True)
     assert list(other["stages"].values()) == ["kept"] * 5 + ["made"] * 2 and len(list(folder.glob("policy-*"))) == 2
+
+
+def test_the_command_of_the_page_finds_everything_again(done):
+    """plan.yaml beside the page is the whole plan as it was carried out, changes of the command line and all."""
+    last = json.loads((done[0] / "summary.json").read_text())
+    again = pipeline(read_plan(done[0] / "plan.yaml"), quiet=True)
+    assert set(again["stages"].values()) == {"kept"} and again["figures"] == last["figures"]
+
+
+def test_one_answer_for_everybody_is_seen():
+    """Three prompts of two answers: "ab" is 3 of 6, shared by all prompts; every prompt's answers differ, and no group looks dull."""
+    assert commonest(groups_of(["ab", "c"], ["ab", "d"], ["e", "ab"])) == [0.5, 0.5, 0.5]
+    assert commonest(groups_of(["a", "a"], ["b", "c"])) == [1.0, 0.0]
 
 
 def test_a_changed_file_of_an_artefact_is_made_again(files, done, tmp_path):

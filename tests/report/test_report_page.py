@@ -213,6 +213,40 @@ def test_first_and_last_equal_reading_everything(tmp_path, monkeypatch, tail):
         assert last == run.samples(7)
 
 
+def test_before_and_after_show_the_same_prompts_where_any_was_asked_twice(tmp_path):
+    """Prompt a is asked at steps 1 and 6, b at 2 and 3, too close together; c to f once each."""
+    run = Run.create(tmp_path, CONFIG, resume=False)
+    for step, prompt in enumerate("abbcda", 1):
+        run.log_samples(step, [sample(i, prompt=prompt, prompt_id=f"{prompt}~{step}") for i in range(2)])
+        run.log(step, {"reward": 0.1 * step})
+    told = read_story(tmp_path)
+    assert {(line["prompt"], line["step"]) for line in told.first} == {("a", 1)}
+    assert {(line["prompt"], line["step"]) for line in told.last} == {("a", 6)}
+    html, _ = parsed(tmp_path)
+    assert "The same prompts both times" in html and "Before: step 1" in html and "After: step 6" in html
+
+
+def test_other_prompts_before_and_after_are_called_so(tmp_path):
+    run = Run.create(tmp_path, CONFIG, resume=False)
+    for step, prompt in enumerate("abc", 1):
+        run.log_samples(step, [sample(0, prompt=prompt)])
+        run.log(step, {"reward": 0.1 * step})
+    html, _ = parsed(tmp_path)
+    assert "Other prompts before and after: none was asked early and again late" in html
+
+
+def test_what_never_changed_is_folded(tmp_path):
+    """Constant in range: a line in a table. Constant out of range: a picture, with its alarm."""
+    run = Run.create(tmp_path, CONFIG, resume=False)
+    for step in range(1, 7):
+        run.log(step, {"reward": 0.1 * step, "completions/clipped_ratio": 0.0, "failed_fraction": 0.5})
+    html, _ = parsed(tmp_path)
+    assert "1 that never changed" in html
+    folded = html[html.index("1 that never changed") :]
+    assert "Completions cut off" in folded and "Failed rewards" not in folded.partition("</details>")[0]
+    assert html.count("<figure") == 2
+
+
 def test_groups_show_the_best_and_the_worst():
     lines = [sample(i, reward) for i, reward in enumerate([0.1, 0.9, None, 0.5, 0.7, 0.2])]
     ((prompt, shown),) = groups(lines)

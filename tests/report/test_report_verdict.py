@@ -154,3 +154,49 @@ def test_smoothing_and_thinning():
     blocks = thin([(i, float(i)) for i in range(1000)])
     assert len(blocks) == 334 and blocks[0] == (2, 1.0) and blocks[-1] == (999, 999.0)
     assert thin([(1, None), (2, 1.0)]) == [(1, None), (2, 1.0)]
+
+
+def said(text, prompt, step, length=20):
+    return {"prompt_id": prompt, "sample": 0, "prompt": prompt, "completion": text, "reward": 1.0, "weight": 0.0, "length": length}
+
+
+@pytest.mark.parametrize(("length", "share", "found"), [(20, 5, True), (20, 20, False), (4, 5, False)])
+def test_one_answer_to_every_prompt_is_seen(tmp_path, length, share, found):
+    """One text in five to prompts that differ is a collapse, in every group another one; one in twenty is not, nor are short answers."""
+    run = Run.create(tmp_path, {"max_steps": 3}, resume=False)
+    for step in (1, 2, 3):
+        texts = [f"{step} {i}" if i % share or step == 1 else "Once upon a time there was a cat" for i in range(40)]
+        run.log_samples(step, [said(text, f"p{step}-{i}", step, length) for i, text in enumerate(texts)])
+        run.log(step, {"reward": 0.1 * step})
+    seen = [finding for finding in findings(read_story(tmp_path)) if finding.title == "Different prompts get the same answer."]
+    assert bool(seen) == found
+    if found:  # 16 of the last 120 lines, or 13 %
+        assert "13% of the last answers, to 16 different prompts" in seen[0].text and "Once upon a time" in seen[0].text
+
+
+def test_a_judge_that_training_never_saw_is_held_against_its_own_peak(tmp_path):
+    """120 steps in 12 blocks: up to .6 in the middle and back to .3 is told with both numbers; up and level is not; nor is a reward
+    that weighs something."""
+    noise = [0.01 if i % 2 else -0.01 for i in range(120)]
+    hill = [min(i, 120 - i) / 100 + noise[i] for i in range(120)]
+    for name, weights, values, expected in (
+        ("a", [1.0, 0.0], hill, True),
+        ("b", [1.0, 0.0], [min(i, 60) / 100 + noise[i] for i in range(120)], False),
+        ("c", [1.0, 0.5], hill, False),
+    ):
+        run = Run.create(
+            tmp_path / name, {"max_steps": 120, "rewards": ["model:x", "file.py:gold"], "reward_weights": weights}, resume=False
+        )
+        for step, value in enumerate(values, 1):
+            run.log(step, {"reward": step / 100, "rewards/gold/mean": value})
+        found = [finding for finding in findings(read_story(tmp_path / name)) if finding.title == "Over-optimised."]
+        assert bool(found) == expected, name
+        if expected:
+            assert "rewards/gold/mean" in found[0].text and "from 0.55" in found[0].text and "to 0.055" in found[0].text
+
+
+def test_nothing_looks_wrong_only_where_every_metric_was_in_range_at_every_step(tmp_path):
+    """KL beyond its range for two steps in the middle, and back: a note names it; a metric that is out at last is told once."""
+    kl = [0.01] * 5 + [1e4] * 2 + [0.01] * 13
+    (found,) = findings(story(tmp_path, kl__sequence=[1.0] * 20, reward=[0.5] * 20, sampler_gap__mean=[1.0 if v > 1 else 0.0 for v in kl]))
+    assert found.level == "note" and found.title == "Out of range for a while." and "sampler_gap/mean (steps 6, 7)" in found.text
