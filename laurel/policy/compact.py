@@ -1,4 +1,4 @@
-"""A compact decoder for Llama-like models over the training weights: fused projections, one prefix per prompt, rows of any length."""
+"""A compact decoder over the training weights of Llama-like models: fused projections, one prefix per prompt, rows of any length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
+from laurel.policy.packed import window_of
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+FROM_ONE = ("gemma", "gemma2", "gemma3_text")
+"""Families whose norms multiply by 1 + w."""
+NONE = "none"
+"""The kind of a layer that no rotary embedding turns."""
 FEW = 16
 """Products of so few rows are our own: the library's read weights a third slower, and a row's last bits tell of its neighbours."""
 ROOM = 1 << 30
@@ -21,16 +26,24 @@ ROOM = 1 << 30
 
 
 class Block(NamedTuple):
-    """One layer: weights of its norms (None where the family has none), and of its products with their biases (or None)."""
+    """One layer: weights of its norms (None where the family has none), and of its products with their biases (or None).
+
+    said_1, said_2: norms of what attention and the gated unit say, before it is added (Gemma 3). window: how many tokens a query sees,
+    0 for all. kind: which rotary embedding turns it; None: none does.
+    """
 
     norm_1: Tensor
     qkv: tuple[Tensor, Tensor | None]
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: tuple[Tensor, Tensor | None]
+    said_1: Tensor | None
     norm_2: Tensor
     gate_up: tuple[Tensor, Tensor | None]
     down: tuple[Tensor, Tensor | None]
+    said_2: Tensor | None
+    window: int
+    kind: str
 
 
 class Cache:
@@ -68,29 +81,43 @@ class Compact:
         config, self.body = policy.causal.config, getattr(policy.causal, policy.causal.base_model_prefix)
         self.head_dim, self.scaling = (first := self.body.layers[0]).self_attn.head_dim, float(first.self_attn.scaling)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.eps, self.activation, self.plus = config.rms_norm_eps, first.mlp.act_fn, float(config.model_type == "gemma")
+        self.eps, self.plus = config.rms_norm_eps, float(config.model_type in FROM_ONE)
+        self.activation = getattr(first.mlp, "act_fn", None) or first.mlp.activation_fn
         self.scale = float(getattr(self.body.embed_tokens, "scalar_embed_scale", 1.0))
-        self.cos, self.sin, self.rooms, self.copies = torch.empty(0), torch.empty(0), dict[str, Tensor](), dict[str, Tensor]()
+        self.cap = float(getattr(first.self_attn, "attn_logit_softcapping", None) or 0.0)
+        self.head_cap = getattr(config, "final_logit_softcapping", None)
+        self.turns, self.rooms, self.copies = dict[str, tuple[Tensor, Tensor]](), dict[str, Tensor](), dict[str, Tensor]()
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Fuse the weights anew. Nothing tells for certain whether they moved: a fused AdamW leaves their version counters alone."""
         self.blocks = [self.block(str(i), layer) for i, layer in enumerate(self.body.layers)]
-        self.embedding, self.norm = self.body.embed_tokens.weight.detach(), self.body.norm.weight.detach() + self.plus
+        self.embedding, self.norm = self.body.embed_tokens.weight.detach(), self.weight(self.body.norm)
         self.head = self.fused("head", self.policy.causal.get_output_embeddings())
 
-    def block(self, name: str, layer: nn.Module) -> Block:
-        attention, mlp = layer.self_attn, layer.mlp
-        norms = [getattr(attention, norm, None) for norm in ("q_norm", "k_norm")]
+    def weight(self, norm: Any) -> Tensor | None:
+        """What a norm multiplies by; None where there is no such norm."""
+        return None if norm is None else norm.weight.detach() + self.plus
+
+    def block(self, name: str, layer: Any) -> Block:
+        own, mlp = layer.self_attn, layer.mlp
+        sandwich = hasattr(layer, "post_feedforward_layernorm")
+        qkv = [own.qkv_proj] if hasattr(own, "qkv_proj") else [own.q_proj, own.k_proj, own.v_proj]
+        gate_up = [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
         return Block(
-            layer.input_layernorm.weight.detach() + self.plus,
-            self.fused(f"qkv {name}", attention.q_proj, attention.k_proj, attention.v_proj),
-            *(None if norm is None else norm.weight.detach() + self.plus for norm in norms),
-            self.fused(f"out {name}", attention.o_proj),
-            layer.post_attention_layernorm.weight.detach() + self.plus,
-            self.fused(f"gate_up {name}", mlp.gate_proj, mlp.up_proj),
+            self.weight(layer.input_layernorm),
+            self.fused(f"qkv {name}", *qkv),
+            self.weight(getattr(own, "q_norm", None)),
+            self.weight(getattr(own, "k_norm", None)),
+            self.fused(f"out {name}", own.o_proj),
+            self.weight(layer.post_attention_layernorm) if sandwich else None,
+            self.weight(layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm),
+            self.fused(f"gate_up {name}", *gate_up),
             self.fused(f"down {name}", mlp.down_proj),
+            self.weight(layer.post_feedforward_layernorm) if sandwich else None,
+            window_of(own) or 0,
+            own.layer_type if len(ropes(self.body)) > 1 else "" if getattr(own, "use_rope", True) else NONE,
         )
 
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
@@ -111,11 +138,13 @@ class Compact:
         return torch.cat(weights, out=self.copies[name]), bias
 
     def rotate(self, longest: int) -> None:
-        """cos and sin [positions, h / 2] of the model's own rotary embedding, scaling included, for so many positions at least."""
-        if longest > len(self.cos):
-            rotary = self.body.rotary_emb
-            angle = torch.arange(2.0 * longest)[:, None] * rotary.inv_freq.float()
-            self.cos, self.sin = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
+        """cos and sin [positions, R / 2] of the model's own rotary embeddings, scaling included, for so many positions at least."""
+        if self.turns and longest <= len(next(iter(self.turns.values()))[0]):
+            return
+        for kind, (frequency, scaling, _) in ropes(self.body).items():
+            angle = torch.arange(2.0 * longest)[:, None] * frequency.float()
+            self.turns[kind] = angle.cos() * scaling, angle.sin() * scaling
+        self.turns[NONE] = torch.ones_like(angle), torch.zeros_like(angle)
 
     def room(self, name: str, rows: int, width: int) -> Tensor:
         """[rows, width] of memory that is used again under this name: fresh pages cost as much as a product does."""
@@ -138,6 +167,14 @@ class Compact:
         call("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
         return h
 
+    def normed(self, y: Tensor, weight: Tensor | None) -> Tensor:
+        """y / rms(y) * weight; y itself without a weight."""
+        if weight is None:
+            return y
+        h = self.room("said", *y.shape)
+        call("add_norm", h.dtype, y.float(), None, weight, h, *y.shape, self.eps)
+        return h
+
     def gated(self, gate_up: Tensor) -> Tensor:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
         if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
@@ -158,11 +195,17 @@ class Compact:
         for i, block in enumerate(self.blocks):
             qkv, h = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv), self.room("heads", len(ids), width)
             norms, cache_i, whose = (block.q_norm, block.k_norm), (*prefix[i], *suffix[i]), (position, group, start, slot, time)
-            call("attend", h.dtype, qkv, *cache_i, h, *norms, self.cos, self.sin, *whose, *sizes, self.scaling, self.eps)
-            y = self.product("out", h, block.out)
+            (cos, sin), near = self.turns[block.kind], (self.turns[block.kind][0].shape[1], block.window)
+            call("attend", h.dtype, qkv, *cache_i, h, *norms, cos, sin, *whose, *sizes, *near, self.scaling, self.eps, self.cap)
+            y = self.normed(self.product("out", h, block.out), block.said_1)
             h = self.gated(self.product("gate_up", self.add_norm(x, y, block.norm_2), block.gate_up))
-            y = self.product("out", h, block.down)
+            y = self.normed(self.product("out", h, block.down), block.said_2)
         return self.add_norm(x, y, self.norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of last hidden states [n, D]: [n, V], which live until the next call."""
+        found = self.product("logits", hidden, self.head)
+        return found if self.head_cap is None else found.div_(self.head_cap).tanh_().mul_(self.head_cap)
 
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
         """Read each prompt once into its entry of the cache: logits [P, V] after its last token."""
@@ -171,7 +214,7 @@ class Compact:
         position, group = torch.cat([torch.arange(len(prompt)) for prompt in prompts]), groups.repeat_interleave(lengths)
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         hidden = self.hidden(ids, position, group, position + 1, None, torch.zeros_like(ids), cache)
-        return self.product("logits", hidden[lengths.cumsum(0) - 1], self.head)
+        return self.logits(hidden[lengths.cumsum(0) - 1])
 
     def step(self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache) -> Tensor:
         """One token more: logits [n, V], which live until the next call.
@@ -181,7 +224,7 @@ class Compact:
         """
         position = start + time
         self.rotate(int(position.max()) + 1)
-        return self.product("logits", self.hidden(token, position, group, start, slot, time + 1, cache), self.head)
+        return self.logits(self.hidden(token, position, group, start, slot, time + 1, cache))
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """`sampler.draw` without truncation: what the kernel draws, in one pass."""
@@ -213,14 +256,27 @@ def obstacle(policy: Policy) -> str:
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     if type(body.embed_tokens).__module__.partition(".")[0] == "peft":
         return "adapters on its embedding"
-    rope, width = body.rotary_emb, body.layers[0].self_attn.head_dim
-    if rope.rope_type not in STATIC_ROPES or 2 * rope.inv_freq.numel() != width or width > 512 or width % 4:
-        return f"rotary embedding {rope.rope_type} of {width}"
+    own, width = body.layers[0].self_attn, body.layers[0].self_attn.head_dim
+    for frequency, _, kind in ropes(body).values():
+        if kind not in STATIC_ROPES or 2 * frequency.numel() > width or width > 512 or width % 4:
+            return f"rotary embedding {kind} of {width}"
+    if not hasattr(body.layers[0], "input_layernorm") or (hasattr(own, "q_norm") and own.q_norm.weight.numel() != width):
+        return "its norms are another family's"
     if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
         return f"precision {policy.dtype}"
     extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
     plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())
     return "" if plain else "adapters other than plain LoRA"
+
+
+def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
+    """kind of layer ("" where all are alike): frequencies, scaling and type of its rotary embedding."""
+    rope = body.rotary_emb
+    if not isinstance(rope.rope_type, dict):
+        return {"": (rope.inv_freq, rope.attention_scaling, rope.rope_type)}
+    return {
+        kind: (getattr(rope, f"{kind}_inv_freq"), getattr(rope, f"{kind}_attention_scaling"), name) for kind, name in rope.rope_type.items()
+    }
 
 
 def rounded(length: int) -> int:
@@ -240,7 +296,7 @@ def compact_of(policy: Policy) -> Compact | None:
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
-        if policy.packs and policy.causal.get_output_embeddings() is policy.readout and not (why := obstacle(policy)):
+        if policy.packs and not (why := obstacle(policy)):
             made = Compact(policy)
             why = made.check()
         policy.compact = made = None if why else made

@@ -110,13 +110,13 @@ static void rotate(const float* X, const float* C, const float* S, float* O, int
     }
 }
 
-// One head: normed where w is given, turned by its position (cos c, sin s), written to b.
+// One head: normed where w is given, its first 2 m numbers turned by its position (cos c, sin s), written to b.
 template <class S>
-static void turn(const S* x, const float* w, const float* c, const float* s, float* b, integer d, float eps) {
+static void turn(const S* x, const float* w, const float* c, const float* s, float* b, integer d, integer m, float eps) {
     float sum = 0;
     for (integer i = 0; i < d; i++) { b[i] = get(x + i); sum += b[i] * b[i]; }
     if (w) { float scale = 1.f / std::sqrt(sum / d + eps); for (integer i = 0; i < d; i++) b[i] *= scale * w[i]; }
-    for (integer i = 0, m = d / 2; i < m; i++) {
+    for (integer i = 0; i < m; i++) {
         float p = b[i], q = b[i + m];
         b[i] = p * c[i] - q * s[i]; b[i + m] = q * c[i] + p * s[i];
     }
@@ -154,39 +154,43 @@ static void mix(const float* __restrict__ p, const S* __restrict__ v, integer n,
     for (int i = 0; i < D; i++) out[i] += even[i / 16][i % 16] + odd[i / 16][i % 16];
 }
 
-// Of one layer: projections [rows, (H + 2 K) d]; prompts' keys and values [groups, K, W, d], rows' own [slots, K, T, d]; tables of cos and sin.
+// Of one layer: projections [rows, (H + 2 K) d]; prompts' keys and values [groups, K, W, d], rows' own [slots, K, T, d]; tables of cos and sin
+// [positions, m]. near: how many tokens a query sees, itself among them; 0: all before it. cap: scores are cap * tanh(score / cap); 0: as they are.
 template <class S> struct Layer {
     S *qkv, *pk, *pv, *ok, *ov, *out; const float *qn, *kn, *cs, *sn;
-    const integer *position, *group, *start, *slot, *time; integer rows, H, K, d, W, T, own; float scale, eps;
+    const integer *position, *group, *start, *slot, *time; integer rows, H, K, d, W, T, own, m, near; float scale, eps, cap;
 };
 
 // Row r: queries are turned in place; keys, turned, and values join the cache: the row's own at time[r] - 1, or its prompt's at position[r].
 template <class S>
 static void place(const Layer<S>& l, integer r) {
     integer d = l.d, t = l.own ? l.time[r] - 1 : l.position[r], at = l.own ? l.slot[r] : l.group[r], length = l.own ? l.T : l.W;
-    const float *c = l.cs + l.position[r] * d / 2, *s = l.sn + l.position[r] * d / 2;
+    const float *c = l.cs + l.position[r] * l.m, *s = l.sn + l.position[r] * l.m;
     S* x = l.qkv + r * (l.H + 2 * l.K) * d; float b[512];
-    for (integer h = 0; h < l.H; h++, x += d) { turn(x, l.qn, c, s, b, d, l.eps); for (integer i = 0; i < d; i++) put(x + i, b[i]); }
+    for (integer h = 0; h < l.H; h++, x += d) { turn(x, l.qn, c, s, b, d, l.m, l.eps); for (integer i = 0; i < d; i++) put(x + i, b[i]); }
     for (integer k = 0; k < l.K; k++, x += d) {
         integer begin = (at * l.K + k) * length * d;
         S* keys = (l.own ? l.ok : l.pk) + begin + t / 16 * 16 * d + t % 16;
-        turn(x, l.kn, c, s, b, d, l.eps);
+        turn(x, l.kn, c, s, b, d, l.m, l.eps);
         for (integer i = 0; i < d; i++) put(keys + 16 * i, b[i]);
         memcpy((l.own ? l.ov : l.pv) + begin + t * d, x + l.K * d, d * sizeof(S));
     }
 }
 
-// Row r: attention over the first start[r] tokens of its prompt and the first time[r] of its own.
+// Row r: attention over the first start[r] tokens of its prompt and the first time[r] of its own, of which a window leaves the last `near`.
 template <class S, int D>
 static void look(const Layer<S>& l, integer r, float* p) {
     integer d = l.d, a = l.start[r], b = l.time[r], n = a + b, rep = l.H / l.K; float q[512], o[512];
+    const integer first = l.near && n > l.near ? n - l.near : 0;
     for (integer h = 0; h < l.H; h++) {
         integer one = (l.group[r] * l.K + h / rep) * l.W * d, other = b ? (l.slot[r] * l.K + h / rep) * l.T * d : 0;
         for (integer i = 0; i < d; i++) { q[i] = get(l.qkv + (r * (l.H + 2 * l.K) + h) * d + i); o[i] = 0; }
         dots<S, D>(q, l.pk + one, a, d, l.scale, p); dots<S, D>(q, l.ok + other, b, d, l.scale, p + a);
-        float top = p[0], sum = 0;
-        for (integer t = 1; t < n; t++) top = p[t] > top ? p[t] : top;
-        for (integer t = 0; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
+        if (l.cap) for (integer t = first; t < n; t++) p[t] = l.cap * std::tanh(p[t] / l.cap);
+        float top = p[first], sum = 0;
+        for (integer t = first; t < n; t++) top = p[t] > top ? p[t] : top;
+        for (integer t = 0; t < first; t++) p[t] = 0;
+        for (integer t = first; t < n; t++) { p[t] = exponential(p[t] - top); sum += p[t]; }
         mix<S, D>(p, l.pv + one, a, d, o); mix<S, D>(p + a, l.ov + other, b, d, o);
         for (integer i = 0; i < d; i++) put(l.out + (r * l.H + h) * d + i, o[i] / sum);
     }
@@ -257,10 +261,10 @@ void laurel_rotate(int, void* x, void* c, void* s, void* o, integer rows, intege
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,
-                   integer own, float scale, float eps) {
+                   integer own, integer m, integer near, float scale, float eps, float cap) {
 #define ATTEND(D) FOR_KIND((attend<S, D>({(S*)qkv, (S*)pk, (S*)pv, (S*)ok, (S*)ov, (S*)out, (float*)qn, (float*)kn, (float*)cs, (float*)sn, \
-    (integer*)position, (integer*)group, (integer*)start, (integer*)slot, (integer*)time, rows, H, K, d, W, T, own, scale, eps})))
-    if (d == 32) { ATTEND(32) } else if (d == 64) { ATTEND(64) } else if (d == 128) { ATTEND(128) } else { ATTEND(0) }
+    (integer*)position, (integer*)group, (integer*)start, (integer*)slot, (integer*)time, rows, H, K, d, W, T, own, m, near, scale, eps, cap})))
+    if (d == 32) { ATTEND(32) } else if (d == 64) { ATTEND(64) } else if (d == 128) { ATTEND(128) } else if (d == 256) { ATTEND(256) } else { ATTEND(0) }
 }
 void laurel_draw(int wide, void* l, void* u, void* ids, void* logp, integer rows, integer V, float sharp, integer greedy) {
     FOR_KIND((draw<S>((S*)l, (double*)u, (integer*)ids, (float*)logp, rows, V, sharp, greedy)))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from laurel.policy.passes import Rotated, mlp, norm
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Body -> does `encode` compute what its own forward does? Found out once."""
@@ -22,11 +22,24 @@ KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Attention:
-    """One call of attention: B rows of queries and of keys, as places among the packed tokens. mask [B or 1, 1, T, S]; None: causal."""
+    """One call of attention: B rows of queries and of keys, as places among the packed tokens. mask [B or 1, 1, T, S]; None: causal.
+
+    at_BT: the positions of the queries [B or 1, T]; key s is at position s.
+    """
 
     query_BT: Tensor
     key_BS: Tensor
+    at_BT: Tensor
     mask: Tensor | None = None
+
+    def within(self, window: int | None) -> Tensor | None:
+        """The mask, where a query sees no key that lies `window` tokens or more behind it. None: causal."""
+        keys = self.key_BS.shape[1]
+        if window is None or keys <= window:
+            return self.mask
+        at_S = torch.arange(keys, device=self.at_BT.device)
+        near = at_S > self.at_BT[:, None, :, None] - window
+        return near & (at_S <= self.at_BT[:, None, :, None] if self.mask is None else self.mask)
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,7 @@ def packs(body: Any) -> bool:
     if kind is None or not isinstance(body, nn.Module):
         return False
     if body not in KNOWN:
-        layers = getattr(body.config, "layer_types", None) or []
-        windowed = getattr(body.config, "sliding_window", None) is not None or any(layer != "full_attention" for layer in layers)
-        KNOWN[body] = kind in FAMILIES and not windowed and all(hasattr(body, part) for part in PARTS) and agrees(body)
+        KNOWN[body] = kind in FAMILIES and all(hasattr(body, part) for part in PARTS) and agrees(body)
         if not KNOWN[body]:
             logging.getLogger(__name__).warning("%s takes the general path: padded rows, every prompt by itself", type(body).__name__)
     return KNOWN[body]
@@ -102,7 +113,7 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     if start_N is None or group_N is None or torch.equal(lead_N := leaders(ids_NL, start_N, group_N), every_N):
         place_NL = (attention_NL.flatten().cumsum(0) - 1).view_as(ids_NL).clamp(min=0)
         rows, at = attention_NL.nonzero(as_tuple=True)
-        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, (Attention(place_NL, place_NL),))
+        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, (Attention(place_NL, place_NL, at_L[None]),))
     prompt_NL = at_L < start_N[:, None]
     own_NL = attention_NL & (~prompt_NL | (lead_N == every_N)[:, None])
     own_place_NL = (own_NL.flatten().cumsum(0) - 1).view_as(ids_NL)
@@ -112,8 +123,9 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     wide, long = int(start_N.max()), int((attention_NL.sum(1) - start_N).max())
     head_PT = own_place_NL[lead_P, :wide]
     at_NT = start_N[:, None] + at_L[:long]
-    mask = at_L <= (at_NT if bool((start_N != start_N[0]).any()) else at_NT[:1])[:, None, :, None]
-    calls = (Attention(head_PT, head_PT), Attention(place_NL.gather(1, at_NT.clamp(max=len(at_L) - 1)), place_NL, mask))
+    at_BT = at_NT if bool((start_N != start_N[0]).any()) else at_NT[:1]
+    shared = Attention(place_NL.gather(1, at_NT.clamp(max=len(at_L) - 1)), place_NL, at_BT, at_L <= at_BT[:, None, :, None])
+    calls = (Attention(head_PT, head_PT, at_L[None, :wide]), shared)
     head_N = torch.zeros_like(every_N).index_put((lead_P,), torch.arange(len(lead_P), device=lead_P.device))
     back_M = torch.where(at < start_N[rows], head_N[rows] * wide + at, head_PT.numel() + rows * long + at - start_N[rows])
     return Layout(ids_NL[rows, at], at, place_NL, back_M, calls)
@@ -132,33 +144,96 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
 def encode(body: Any, layout: Layout) -> Tensor:
     """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work."""
     x_MD = body.embed_tokens(layout.ids_M)
-    cos, sin = (x[0, :, None, : x.shape[-1] // 2].contiguous() for x in body.rotary_emb(x_MD[None], layout.position_M[None]))
+    turns = rotations(body, x_MD, layout.position_M)
     for layer in body.layers:
+        turn = turns[getattr(layer.self_attn, "layer_type", None) if None not in turns else None]
         again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
-        x_MD = checkpoint(block, layer, x_MD, cos, sin, layout, use_reentrant=False) if again else block(layer, x_MD, cos, sin, layout)
+        x_MD = checkpoint(block, layer, x_MD, turn, layout, use_reentrant=False) if again else block(layer, x_MD, turn, layout)
     return norm(body.norm, x_MD)
 
 
-def block(layer: Any, x_MD: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x)): [M, D] -> [M, D]."""
-    x_MD = x_MD + attend(layer.self_attn, norm(layer.input_layernorm, x_MD), cos, sin, layout)
-    return x_MD + mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
+def rotations(body: Any, x_MD: Tensor, position_M: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+    """cos and sin [M, 1, R / 2] of the rotary embedding, by kind of layer where it has several (Gemma 3), else under None."""
+    kinds = getattr(body.rotary_emb, "layer_types", None)
+
+    def of(*kind: str) -> tuple[Tensor, Tensor]:
+        cos, sin = body.rotary_emb(x_MD[None], position_M[None], *kind)
+        half = cos.shape[-1] // 2
+        return cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
+
+    return {kind: of(kind) for kind in kinds} if kinds else {None: of()}
 
 
-def attend(own: Any, x_MD: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+    """One layer, [M, D] -> [M, D]: x + attention(norm(x)), then x + mlp(norm(x)); Gemma 2 and 3 and OLMo 2 norm what is added, too."""
+    before = getattr(layer, "input_layernorm", None)
+    said_MD = attend(layer.self_attn, x_MD if before is None else norm(before, x_MD), turn, layout)
+    if hasattr(layer, "post_feedforward_layernorm"):
+        x_MD = x_MD + norm(layer.post_attention_layernorm, said_MD)
+        between = getattr(layer, "pre_feedforward_layernorm", None)
+        said_MD = mlp(layer.mlp, x_MD if between is None else norm(between, x_MD))
+        return x_MD + norm(layer.post_feedforward_layernorm, said_MD)
+    x_MD = x_MD + (layer.resid_attn_dropout(said_MD) if hasattr(layer, "resid_attn_dropout") else said_MD)
+    said_MD = mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
+    return x_MD + (layer.resid_mlp_dropout(said_MD) if hasattr(layer, "resid_mlp_dropout") else said_MD)
+
+
+def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
     """Self-attention of packed tokens, a call after the other: [M, D] -> [M, D]. A shared prompt's keys are read by every row."""
-    q, k, v = (project(x_MD).view(len(x_MD), -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
-    if hasattr(own, "q_norm"):
-        q, k = norm(own.q_norm, q), norm(own.k_norm, k)
-    q, k = Rotated.apply(q, cos, sin), Rotated.apply(k, cos, sin)
-    said = []
+    q, k, v = heads(own, x_MD)
+    if getattr(own, "use_rope", True):
+        q, k = turned(q, *turn), turned(k, *turn)
+    cap, dropout, said = getattr(own, "attn_logit_softcapping", None), own.attention_dropout if own.training else 0.0, []
     for call in layout.calls:
-        out_BHTD = F.scaled_dot_product_attention(
-            padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS), call.mask, scale=own.scaling,
-            is_causal=call.mask is None, dropout_p=own.attention_dropout if own.training else 0.0, enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        mask = call.within(window_of(own))
+        qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)
+        if cap is None:
+            out_BHTD = F.scaled_dot_product_attention(
+                *qkv, mask, scale=own.scaling, is_causal=mask is None, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        else:
+            out_BHTD = capped(*qkv, mask, own.scaling, cap, dropout)
         said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
     return own.o_proj(F.embedding(layout.back_M, torch.cat(said)))
+
+
+def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of packed tokens, [M, heads, h] each, normed where the family norms them: each head, or all as one."""
+    if hasattr(own, "qkv_proj"):
+        width, all_three = own.o_proj.in_features, own.qkv_proj(x_MD)
+        rest = (all_three.shape[1] - width) // 2
+        q, k, v = all_three.split([width, rest, rest], 1)
+    else:
+        q, k, v = own.q_proj(x_MD), own.k_proj(x_MD), own.v_proj(x_MD)
+    normed = hasattr(own, "q_norm")
+    by_head = normed and own.q_norm.weight.numel() == own.head_dim
+    if normed and not by_head:
+        q, k = norm(own.q_norm, q), norm(own.k_norm, k)
+    q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in (q, k, v))
+    return (norm(own.q_norm, q), norm(own.k_norm, k), v) if by_head else (q, k, v)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position of the first 2 R of a head's h numbers, which are all of them in most families: [M, H, h]."""
+    wide = 2 * cos.shape[-1]
+    if wide == x.shape[-1]:
+        return Rotated.apply(x, cos, sin)
+    return torch.cat([Rotated.apply(x[..., :wide].contiguous(), cos, sin), x[..., wide:]], -1)
+
+
+def window_of(own: Any) -> int | None:
+    """How many tokens a query of this layer sees, itself among them; None: all before it."""
+    return own.sliding_window if hasattr(own, "sliding_window") else getattr(own.config, "sliding_window", None)
+
+
+def capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float, dropout: float) -> Tensor:
+    """Attention whose scores are cap * tanh(score / cap) (Gemma 2), [B, H, T, h]; mask as of `Attention`."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    score = cap * torch.tanh(q @ k.mT * scaling / cap)
+    if mask is None:
+        mask = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()
+    weight = score.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weight, dropout, training=dropout > 0) @ v
 
 
 def padded(x: Tensor, place_BT: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from torch.autograd.function import once_differentiable
 
 from laurel.policy.kernels import call, library
 
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm", "Olmo2RMSNorm", "SmolLM3RMSNorm")
 """Modules that compute x / rms(x) * w and nothing else."""
+FROM_ONE = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
+"""Modules that compute x / rms(x) * (1 + w)."""
 
 
 class Normed(torch.autograd.Function):
@@ -83,8 +85,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 def norm(module: Any, x: Tensor) -> Tensor:
     """module(x), an RMS norm."""
-    plain = type(module).__name__ in NORMS and simple(module, x) and module.weight.dtype == x.dtype
-    return Normed.apply(x, module.weight, module.variance_epsilon) if plain else module(x)
+    kind = type(module).__name__
+    if kind not in (*NORMS, *FROM_ONE) or not simple(module, x) or module.weight.dtype != x.dtype:
+        return module(x)
+    if kind in NORMS:
+        return Normed.apply(x, module.weight, module.variance_epsilon)
+    return Normed.apply(x, 1.0 + module.weight, module.eps)
 
 
 def mlp(module: Any, x: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}  # small, so that they bite
+HALF = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 KINDS = {
     "llama": lambda **k: hf.LlamaForCausalLM(hf.LlamaConfig(**k)),
     "llama with biases": lambda **k: hf.LlamaForCausalLM(hf.LlamaConfig(**k, attention_bias=True, mlp_bias=True)),
@@ -32,10 +34,18 @@ KINDS = {
     "qwen3": lambda **k: hf.Qwen3ForCausalLM(hf.Qwen3Config(**k, tie_word_embeddings=True)),
     "qwen3 yarn": lambda **k: hf.Qwen3ForCausalLM(hf.Qwen3Config(**k, rope_parameters=YARN)),
     "gemma": lambda **k: hf.GemmaForCausalLM(hf.GemmaConfig(**k)),
+    "mistral, window": lambda **k: hf.MistralForCausalLM(hf.MistralConfig(**k, sliding_window=6)),
+    "gemma 3": lambda **k: hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(**k, sliding_window=6, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8)
+    ),
+    "gemma 2": lambda **k: hf.Gemma2ForCausalLM(hf.Gemma2Config(**k, **CAPS, sliding_window=6, query_pre_attn_scalar=8)),
+    "phi 3": lambda **k: hf.Phi3ForCausalLM(hf.Phi3Config(**k, pad_token_id=0, sliding_window=9)),
+    "phi 3, half rotary": lambda **k: hf.Phi3ForCausalLM(hf.Phi3Config(**k, pad_token_id=0, rope_parameters=HALF)),
+    "smollm 3": lambda **k: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**k, pad_token_id=0, no_rope_layers=[1, 0])),
 }
 STRANGERS = {
     "gpt2": lambda **k: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=k["vocab_size"], n_embd=32, n_layer=2, n_head=4)),
-    "sliding-window": lambda **k: hf.MistralForCausalLM(hf.MistralConfig(**k, sliding_window=6)),
+    "olmo-2": lambda **k: hf.Olmo2ForCausalLM(hf.Olmo2Config(**k)),
     "mixtral": lambda **k: hf.MixtralForCausalLM(hf.MixtralConfig(**k, num_local_experts=4)),
 }
 PROMPTS = [(4, 5, 6), (7,), tuple(range(4, 40)), (5, 5), (9, 8, 7, 6, 5), tuple(range(10, 29))]
