@@ -34,17 +34,20 @@ def add_parser(subparsers: Any) -> None:
     """Register `doctor`; `args.run` is what the command line calls."""
     parser = subparsers.add_parser("doctor", help="a verdict on this installation: versions, device, memory, a one-second self-test")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--model", help="a folder or hub name: which way it takes here (fast or general, why), how fast, in what memory"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run every check, print it, and leave with 0 where laurel is usable, 1 where it is not."""
-    found = list(checks())
+    found = list(checks_of(args.model) if args.model else checks())
     usable = all(check.state != "bad" for check in found)
     if args.json:
         print(json.dumps({"usable": usable, "checks": [asdict(check) for check in found]}, ensure_ascii=False, indent=1))
     else:
-        _print(found, usable)
+        _print(found, usable, verdict=not args.model)
     return 0 if usable else 1
 
 
@@ -58,6 +61,14 @@ def checks() -> Iterator[Check]:
         ("memory", check_memory), ("disk", check_disk), ("sandbox", check_sandbox), ("self-test", check_training),
     ):  # fmt: skip
         yield from guarded(name, check)
+
+
+def checks_of(model: str) -> Iterator[Check]:
+    """What there is to say of one model. One that cannot be loaded is a UsageError, as it is in training."""
+    from laurel.cli.doctor_model import model_lines
+
+    for name, text in model_lines(model):
+        yield Check(name, "ok", text)
 
 
 def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
@@ -299,7 +310,7 @@ def _parameters(free: int) -> str:
     return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
 
 
-def _print(found: list[Check], usable: bool) -> None:
+def _print(found: list[Check], usable: bool, *, verdict: bool = True) -> None:
     """One line per check, what to do under it, and a verdict in the end."""
     from rich.console import Console
     from rich.text import Text
@@ -312,6 +323,8 @@ def _print(found: list[Check], usable: bool) -> None:
         if check.fix:
             console.print(Text(f"{'':<{wide + 7}}{check.fix}", style="dim"))
     warnings = sum(check.state == "warn" for check in found)
+    if not verdict:
+        return
     if usable:
         text = "laurel is ready." if not warnings else f"laurel is usable; {warnings} warning{'s' * (warnings > 1)} above."
         console.print(Text(text, style="bold green" if not warnings else "bold yellow"))

@@ -284,6 +284,15 @@ def rounded(length: int) -> int:
     return -(-length // 16) * 16
 
 
+def general_because(policy: Policy) -> str:
+    """Why a policy is sampled by the general path, "" where the compact decoder takes it."""
+    if compact_of(policy) is not None:
+        return ""
+    if not policy.packs:
+        return "a family whose pass laurel does not write out"
+    return obstacle(policy) or "its logits would differ"
+
+
 @torch.no_grad()
 def compact_of(policy: Policy) -> Compact | None:
     """The policy's compact decoder with its weights as they are now, or None: made, and checked against the model, once per policy.

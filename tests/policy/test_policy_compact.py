@@ -1,6 +1,8 @@
 """The compact decoder beside the models it imitates: same logits, same tokens, same log-probs; and who it leaves to the general path."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from arithmetic import agree, near
 
 from laurel.core.errors import UsageError
 from laurel.policy import kernels
-from laurel.policy.compact import Cache, compact_of
+from laurel.policy.compact import Cache, compact_of, general_because
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample, sample_general, sample_seed
 from laurel.policy.scratch import char_tokenizer
@@ -228,3 +230,17 @@ def test_no_prompt_and_one_sample():
     same(sample(policy, [(4,)], **one), sample_general(policy, [(4,)], 1, [3], [1], 1.0, 0, 1.0, (), 8))
     with pytest.raises(UsageError, match="without a token"):
         sample(policy, [(4,), ()], seeds=[1, 2], max_completion_length=4)
+
+
+def test_the_table_of_families_is_true():
+    """Every family of docs/performance.md, as a tiny random model: how it trains, how it is sampled, and why not the fast way."""
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \|.*\| (\w+ \| [^|]+) \|$", page, re.MULTILINE))
+    found = {}
+    for kind in (*KINDS, *STRANGERS):
+        policy = tiny(kind)
+        why = general_because(policy)
+        reason = f": {why}" if policy.packs and why else ""
+        ways = f"{'fast' if policy.packs else 'general'} | {'general' if why else 'fast'}{reason}"
+        found.setdefault(policy.causal.config.model_type, set()).add(ways)
+    assert {family: {ways} for family, ways in told.items()} == found

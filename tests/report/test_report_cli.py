@@ -7,10 +7,12 @@ import sys
 from importlib import metadata
 
 import pytest
+from transformers import AutoTokenizer
 
 from laurel.cli import doctor, report
 from laurel.core.errors import UsageError
 from laurel.core.run import Run
+from laurel.policy.scratch import save_scratch
 
 
 def call(*argv):
@@ -44,6 +46,25 @@ def test_doctor_on_this_machine(capsys):
     assert {"python", "torch", "transformers", "peft", "datasets", "math-verify", "optional", "device", "threads"} <= names
     assert {"precision", "memory", "sampler", "disk", "sandbox", "self-test"} <= names
     assert all(check["fix"] for check in told["checks"] if check["state"] == "bad")
+
+
+def test_doctor_says_which_way_a_model_takes_and_how_fast(tmp_path, capsys):
+    """A Llama takes the fast ways, GPT-2 the general ones, with the reason; what cannot be loaded is refused as in training."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    save_scratch(tmp_path / "llama", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    save_scratch(tmp_path / "gpt2", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    words = len(AutoTokenizer.from_pretrained(tmp_path / "gpt2"))
+    GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    assert call("doctor", "--model", str(tmp_path / "llama")) == 0
+    said = capsys.readouterr().out
+    assert "fast: the compact decoder" in said and "fast: packed" in said and said.count("tokens/s") == 2
+    assert "KB" not in said and "of weights; all of them trained" in said and "laurel is ready" not in said
+    assert call("doctor", "--model", str(tmp_path / "gpt2")) == 0
+    said = capsys.readouterr().out
+    assert "general: a family whose pass laurel does not write out" in said and "general: padded rows" in said
+    with pytest.raises(UsageError, match="no such model folder"):
+        call("doctor", "--model", str(tmp_path / "none"))
 
 
 def test_doctor_says_whether_the_fast_sampler_can_be_built(monkeypatch):

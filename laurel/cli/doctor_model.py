@@ -1,0 +1,87 @@
+"""`laurel doctor --model M`: which way a model takes here, how fast, and in what memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+ROWS, PROMPT, SAMPLED = 8, 32, 16  # of the measurement: rows, tokens of a prompt, tokens sampled for each
+MASTERS = 16  # bytes per trained weight: itself, its gradient, AdamW's two moments, float32
+
+
+def model_lines(name: str) -> list[tuple[str, str]]:
+    """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows are sampled and trained on."""
+    from laurel.core.config import TrainConfig
+    from laurel.policy.compact import general_because
+    from laurel.policy.model import load_policy
+    from laurel.policy.packed import packs
+
+    policy = load_policy(TrainConfig(model=name))
+    vocabulary, width = policy.causal.get_input_embeddings().weight.shape
+    count = policy.num_parameters
+    told = [("model", f"{type(policy.causal).__name__}, {in_words(count)} weights, {vocabulary:,} words, width {width}")]
+    why = general_because(policy)
+    rate = sampled_per_second(policy)
+    told.append(("sampling", f"{'fast: the compact decoder' if not why else f'general: {why}'}; {rate:,.0f} tokens/s, {ROWS} rows at once"))
+    packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
+    way = "fast: packed, no padding, shared prompts once" if packed else "general: padded rows, transformers' own forward"
+    told.append(("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward"))
+    told.append((
+        "memory",
+        f"{in_bytes(4 * count)} of weights; all of them trained {in_bytes(MASTERS * count)}, with a reference for KL "
+        f"{in_bytes((MASTERS + 4) * count)}; LoRA {in_bytes(4 * count)} and its adapters; activations beside that",
+    ))  # fmt: skip
+    return told
+
+
+def in_words(count: int) -> str:
+    """1.2 billion, 34 million, 12 thousand."""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= size:
+            return f"{count / size:.3g} {word}"
+    return str(count)
+
+
+def in_bytes(size: float) -> str:
+    """3.2 GB, 14 MB."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def prompts_of(policy: Any) -> list[tuple[int, ...]]:
+    """Prompts that differ, of ids from the middle of the vocabulary."""
+    size = policy.causal.get_input_embeddings().weight.shape[0]
+    return [tuple((7 * row + at) % (size // 2) + size // 4 for at in range(PROMPT)) for row in range(ROWS)]
+
+
+def sampled_per_second(policy: Any) -> float:
+    """Tokens drawn in a second, after a first token that pays for what is made once."""
+    from laurel.policy.sampler import sample
+
+    def draw(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+        found = sample(policy, prompts, seeds=list(range(len(prompts))), max_completion_length=tokens, temperature=1.0)
+        return sum(len(one.ids) for one in found)
+
+    draw(prompts_of(policy)[:1], 1)
+    began = time.perf_counter()
+    return draw(prompts_of(policy), SAMPLED) / (time.perf_counter() - began)
+
+
+def trained_per_second(policy: Any) -> float:
+    """Tokens of a forward and a backward pass in a second, log-probabilities included. The weights stay as they are."""
+    from laurel.core.sample import Group, Key, Sample
+    from laurel.rollout.pack import pack
+
+    def group(at: int, ids: tuple[int, ...]) -> Group:
+        said = ids[PROMPT // 2 :]
+        sample = Sample(
+            Key("doctor", "", str(at), 0, 0), ids[: PROMPT // 2], said, (0.0,) * len(said), (True,) * len(said), 1.0, "length", "", ()
+        )
+        return Group(str(at), {}, (sample,))
+
+    batch = pack([group(at, ids) for at, ids in enumerate(prompts_of(policy))]).to(policy.device)
+    began = time.perf_counter()
+    policy.logp(batch).logp.sum().backward()
+    seconds = time.perf_counter() - began
+    policy.model.zero_grad()
+    return int(batch.attention_NL.sum()) / seconds
