@@ -88,6 +88,23 @@ def ported(path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Ask) 
     return {**{name: value for name, (value, _) in more.items()}, **values}, [*lines, *further(more, values, own)]
 
 
+def defaults_beside() -> dict[tuple[str, Any, Any], list[str]]:
+    """(option, TRL's default, ours) -> rows, wherever a result depends on them and they differ: for the page about TRL."""
+    from laurel.cli.train import applying
+
+    found: dict[tuple[str, Any, Any], list[str]] = {}
+    for algorithm in ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo"):
+        own, trainer = applying(algorithm), TRAINERS[algorithm]
+        ask = Ask(algorithm, defaults=defaults_of(trainer), own=lambda own=own: own, port=True)
+        names = [name for name in names_taken(trainer, {"use_peft": True}) if name != "loss_type" or algorithm == "grpo"]
+        made = translate({name: ask.defaults[name] for name in names}, TABLE, ask, "")[0]
+        made |= {option: value for option, (value, _) in unlike(ask, trainer, {}, made).items()}
+        for option, value in made.items():
+            if option in own and value is not None and value != own[option]:
+                found.setdefault((option, value, own[option]), []).append(algorithm)
+    return found
+
+
 def names_taken(trainer: str, everything: Mapping[str, Any]) -> Iterator[str]:
     """The names whose default is taken where the file is silent."""
     steps = number(everything.get("max_steps"))

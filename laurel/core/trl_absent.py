@@ -82,7 +82,7 @@ DIFFERENT: dict[str, Name] = {
     **never("Rows are not packed into blocks: prompts_per_step counts rows, and padding is not computed.", packing=False),
     **never("Advantages are not normalised over the batch in rloo: grpo with scale_rewards: batch does it.", normalize_advantages=False),
     **never("A reward is bounded by its own function; ppo has reward_clip.", reward_clip_range=None),
-    **never("laurel train orpo and simpo are what there is of CPO.", cpo_alpha=1.0, alpha=0.0),
+    **never("laurel train orpo and simpo are what there is of CPO.", alpha=0.0),
     **never("online_dpo is judged by rewards.", judge=None),
     **never("Advantages are always whitened in ppo; KL is estimated by kl_estimator.", whiten_rewards=False),
 }  # fmt: skip

@@ -73,6 +73,7 @@ TRANSLATED: dict[str, Name] = {
     **to("chat_template", "chat_template_path is chat_template here, a file.", chat_template_path=None),
     **to("max_completion_length", "It is max_completion_length here.", max_new_tokens=64, response_length=53),
     **to("beta", "kl_coef is beta here.", kl_coef=0.05, init_kl_coef=0.2),
+    **to("rpo_alpha", "cpo_alpha is rpo_alpha here: a mean over pairs of each one's mean, there over all tokens.", cpo_alpha=1.0),
     **to("num_iterations", "Passes over one batch of samples are num_iterations here.", num_ppo_epochs=4),
     **to("epsilon", "cliprange is epsilon here.", cliprange=0.2),
     **to("entropy_coef", "ent_coef is entropy_coef here.", ent_coef=0.0),
@@ -114,7 +115,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "dpo": ("beta", "max_length", "label_smoothing"),
     "kto": ("beta", "max_length", "desirable_weight", "undesirable_weight"),
     "orpo": ("beta", "max_length"),
-    "cpo": ("beta", "max_length", "simpo_gamma"),
+    "cpo": ("beta", "max_length", "simpo_gamma", "loss_type", "cpo_alpha"),
     "online_dpo": ("beta", "max_new_tokens", "temperature"),
     "reward": ("max_length", "center_rewards_coefficient"),
 }
