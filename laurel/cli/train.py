@@ -11,7 +11,10 @@ from laurel.core.errors import UsageError, nearest
 from laurel.core.trl import Ask
 
 PORT = "FILE"
-FROM_TRL = "a configuration of TRL's (YAML of `trl ALGORITHM --config`, or a saved JSON): translated, shown, and trained; options win over it"
+FROM_TRL = (
+    "a configuration of TRL's (YAML of `trl ALGORITHM --config`, or a saved JSON), "
+    "translated and shown; options on the command line win over it"
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,18 +61,13 @@ def run(args: argparse.Namespace) -> int:
 
 def asked(algorithm: str | None) -> Ask:
     """Who asks: the algorithm that is named, with the defaults of its options, which are looked up only where they are needed."""
-    return Ask(algorithm, own=lambda: applying(algorithm)) if algorithm in ALGORITHM_NAMES else Ask()
 
+    def own() -> Mapping[str, Any]:
+        from laurel.train.options import applying
 
-def applying(algorithm: str) -> Mapping[str, Any]:
-    """Every option that an algorithm has -> its default there."""
-    from laurel.train.algorithms import ALGORITHMS
-    from laurel.train.options import defaults
+        return applying(check_algorithm(algorithm))
 
-    own = defaults(algorithm)
-    elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
-    fields = TrainConfig.model_fields.items()
-    return {name: own.get(name, field.default) for name, field in fields if name not in elsewhere}
+    return Ask(algorithm or "", own=own)
 
 
 def advise(name: str, args: argparse.Namespace) -> str:
@@ -90,6 +88,7 @@ def help_text(algorithm: str | None) -> str:
     """Without an algorithm: the table, and every option. With one: what it is, the options that apply and their defaults in this row."""
     from laurel.cli.options import add_options
     from laurel.train.algorithms import ALGORITHMS
+    from laurel.train.options import applying
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
         form = argparse.ArgumentParser(

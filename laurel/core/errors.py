@@ -62,9 +62,11 @@ def _near(words: list[str], others: list[str]) -> bool:
         return False
     (one, other) = pairs[0]
     shorter = min(len(one), len(other))
+    if any(letter.isdigit() for letter in {*one} ^ {*other}):
+        return False  # beta1 and beta2 are two options, and neither is beta
     if len(one) >= 3 and other.startswith(one):
         return True
-    return slips(one, other) <= (0 if shorter < 3 else 1 if shorter < 7 else 2)
+    return slips(one, other) <= (0 if shorter < 4 else 1 if shorter < 7 else 2)
 
 
 def slips(one: str, other: str) -> int:

@@ -95,7 +95,8 @@ class Line:
 
     def __str__(self) -> str:
         there = ", ".join(f"{name}: {shown(value)}" for name, value in self.ours)
-        return f"{self.theirs}: {shown(self.value)} -> {there or 'left out'}{f' ({self.said})' if self.said else ''}"
+        what = there or ("left out" if self.said else "as here")
+        return f"{self.theirs}: {shown(self.value)} -> {what}{f' ({self.said})' if self.said else ''}"
 
 
 def translate(given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, where: str) -> tuple[dict[str, Any], list[Line]]:
@@ -106,7 +107,7 @@ def translate(given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, whe
     """
     values = {name: value for name, value in given.items() if not translated(name, table)}
     lines: list[Line] = []
-    said_by = dict.fromkeys(values, "")
+    said_by, first = dict.fromkeys(values, ""), dict[str, str]()
     for name in [name for name in given if translated(name, table)]:
         row, ask.lines = table[name], []
         made = made_of(name, row, given[name], ask, where)
@@ -114,8 +115,9 @@ def translate(given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, whe
             agree(name, given[name], option, value, said_by.get(option), values, where)
             said_by.setdefault(option, name)
             values.setdefault(option, value)
-        said = " ".join([*ask.lines, row.say]) if made or not row.ours or ask.lines else ""
-        lines.append(Line(name, given[name], tuple(made.items()), said))
+        said = " ".join([*ask.lines, *([] if ask.port or not (made or ask.lines) else [row.say])])
+        with_ = first.setdefault(said, name) if said else name
+        lines.append(Line(name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}"))
     return {name: normal(name, value, table, ask) for name, value in values.items()}, lines
 
 

@@ -20,6 +20,8 @@ TRAINERS = {
 COUNTS_COMPLETIONS = ("grpo", "rloo")
 """Trainers whose batch sizes count completions, num_generations of them to a prompt."""
 
+CLIPS_SEQUENCES = ("rloo",)
+
 
 def only(*allowed: Any, fix: str) -> Rule:
     """Values that mean what laurel does anyway; any other is an error that says what to do."""
@@ -93,27 +95,40 @@ def fraction_of(option: str) -> Rule:
 
     def rule(value: Any, ask: Ask) -> dict[str, Any]:
         share = number(value)
+        if value is None:
+            return {}
         if share is None or not 0 < share < 1:
-            return {} if value is None else {option: int(value) if isinstance(value, float) and value % 1 == 0 else value}
+            return {option: of_samples(int(value) if isinstance(value, float) and value % 1 == 0 else value, ask)}
         steps = number(ask.given.get("max_steps"))
         if steps is None or steps < 1:
-            raise UsageError(f"{option} = {shown(value)} is a share of all steps, and max_steps is not given.", fix="Give max_steps.")
+            what = f"{option} = {shown(value)} is a share of all steps, and max_steps is not given."
+            raise UsageError(what, fix="Give max_steps.")
         ask.lines.append(f"{share:g} of {steps:g} steps.")
-        return {option: math.ceil(share * steps)}
+        return {option: of_samples(math.ceil(share * steps), ask)}
 
     return rule
 
 
+def of_samples(steps: Any, ask: Ask) -> Any:
+    """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations passes."""
+    count, each = number(steps), number(ask.of("num_iterations")) if ask.port else 1
+    if count is None or each in (None, 1):
+        return steps
+    ask.lines.append(f"TRL counts every one of the {each:g} passes as a step.")
+    return math.ceil(count / each)
+
+
 def steps_of_samples(value: Any, ask: Ask) -> dict[str, Any]:
-    """max_steps: optimiser steps there, steps over fresh samples here; -1 leaves it to the epochs."""
-    steps = number(value)
-    if steps is None or not ask.port:
-        return {"max_steps": value}
-    passes = number(ask.of("num_iterations")) or 1
-    if passes == 1:
-        return {"max_steps": value}
-    ask.lines.append(f"TRL counts every one of the {passes:g} passes as a step.")
-    return {"max_steps": math.ceil(steps / passes)}
+    """max_steps: see `of_samples`; -1 leaves it to the epochs."""
+    return {"max_steps": of_samples(value, ask)}
+
+
+def passes(value: Any, ask: Ask) -> dict[str, Any]:
+    """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and laurel has none, there is one."""
+    if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and number(value) != 1:
+        what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
+        raise UsageError(what, fix="Give num_iterations: 1, or train gspo.")
+    return {"num_iterations": value}
 
 
 def precision(value: Any, ask: Ask) -> dict[str, Any]:
@@ -155,6 +170,9 @@ def every(option: str, follow: str, default: int) -> Rule:
         if word == "steps":
             often = ask.given.get(option) or ask.given.get(follow) or default
             return fraction_of(option)(often, ask)
+        if ask.port:  # no result depends on it
+            ask.lines.append(f"{option} counts steps: give --{option}.")
+            return {}
         raise UsageError(f"`{value}` is not to be had here: {option} counts steps.", fix="One epoch is rows / prompts_per_step steps.")
 
     return rule

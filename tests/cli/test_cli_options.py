@@ -1,7 +1,6 @@
 """Options: what the command line and a YAML file say becomes one validated configuration, before torch is imported."""
 
 import argparse
-import re
 import subprocess
 import sys
 

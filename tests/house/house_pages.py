@@ -197,14 +197,27 @@ def names_of(kind: str, harmless: bool = True) -> str:
 
 
 def trl_defaults() -> str:
-    """Where a default of TRL's that a result depends on is not that of laurel's row of the same name."""
-    from laurel.cli.port import defaults_beside
+    """Where a default of TRL's that a result depends on is not that of laurel's row."""
+    from laurel.cli.port import names_taken, unsaid
+    from laurel.core.trl import Ask, translate
+    from laurel.core.trl_names import TABLE, defaults_of
+    from laurel.core.trl_rules import TRAINERS
+    from laurel.train.options import applying
 
-    found = defaults_beside()
-    every = max(len(rows) for rows in found.values())
+    found: dict[tuple[str, str, str], list[str]] = {}
+    rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
+    for row in rows:
+        own = applying(row)
+        ask = Ask(row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True)
+        names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
+        made = translate({name: ask.defaults[name] for name in names}, TABLE, ask, "")[0]
+        made |= {option: value for option, (value, _) in unsaid(ask, made).items()}
+        for option, value in made.items():
+            if option in own and value is not None and value != own[option]:
+                found.setdefault((option, cell(value), cell(own[option])), []).append(row)
     lines = [
-        f"| `{option}` | {cell(theirs)} | {cell(ours)} | {'all' if len(rows) == every else ', '.join(rows)} |"
-        for (option, theirs, ours), rows in found.items()
+        f"| `{' | '.join((option + '`', *rest))} | {'all' if len(of) == len(rows) else ', '.join(of)} |"
+        for (option, *rest), of in found.items()
     ]
     return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
 

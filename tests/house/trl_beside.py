@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def steps_of(scripts: dict[str, str], folder: str) -> None:
-    """Run each script in the folder; NAME.trl.json holds the log of each step of the `trainer` that it leaves, NAME.args.json its arguments."""
+    """Run each script in the folder; of the `trainer` that it leaves NAME.trl.json holds every step's log, NAME.args.json the arguments."""
     import trl
 
     os.chdir(folder)
