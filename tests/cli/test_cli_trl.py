@@ -329,3 +329,14 @@ def test_the_shortest_file_of_every_trainer(algorithm, tmp_path, capsys):
     (tmp_path / "s.yaml").write_text("model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n")
     code, said, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
     assert code == 0, said
+
+
+def test_a_pipeline_takes_their_names_too(tmp_path, capsys):
+    """In the section of a stage, for that stage's algorithm; what the pipeline fills in stays its own."""
+    from laurel.pipeline.plan import check_plan
+
+    plan = check_plan({"sft": {"dataset": "addition", "per_device_train_batch_size": 4, "bf16": True}}, "plan.yaml")
+    assert plan.sft == {"dataset": "addition", "prompts_per_step": 4, "dtype": "bfloat16"}
+    assert capsys.readouterr().err.count("note: bf16") == 1
+    with pytest.raises(UsageError, match="`rewards` is filled in by the pipeline"):
+        check_plan({"policy": {"reward_funcs": ["exact"]}}, "plan.yaml")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 def steps_of(scripts: dict[str, str], folder: str) -> None:
     """Run each script in the folder; of the `trainer` that it leaves NAME.trl.json holds every step's log, NAME.args.json the arguments."""
+    import datasets
     import trl
 
+    datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"  # not the user's
     os.chdir(folder)
     sys.path.insert(0, folder)
     trl.GRPOTrainer = partial(trl.GRPOTrainer, rollout_func=replay)
