@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from laurel.core.elsewhere import ELSEWHERE
-from laurel.core.errors import LaurelError, UsageError, nearest
+from laurel.core.errors import LaurelError, UsageError, misspelt, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
@@ -99,7 +98,7 @@ def _dispatch(words: list[str]) -> int:
     known = set(_options(parser))
     args, left = parser.parse_known_args(tidy(words, known))
     if left:
-        raise _unexpected(left, " ".join(["laurel", *words[:1]]), known)
+        raise _unexpected(left, " ".join(["laurel", *words[:1]]), known, args)
     return args.run(args) or 0
 
 
@@ -131,17 +130,19 @@ def tidy(words: Sequence[str], known: set[str]) -> list[str]:
     return tidied
 
 
-def _unexpected(left: list[str], where: str, known: set[str]) -> UsageError:
-    """The error for words that no option or argument took: an unknown option is named first, with the nearest right one."""
+def _unexpected(left: list[str], where: str, known: set[str], args: argparse.Namespace) -> UsageError:
+    """The error for words that no option or argument took: an unknown option is named first, with the nearest right one.
+
+    A verb whose options depend on what is done with it brings an `advise` of its own.
+    """
     options = [word for word in left if word.startswith("-") and word != "--"]
     if not options:
         several = left[0].removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
         fix = "Several files stand between commas (a.jsonl,b.jsonl), and a pattern in quotes." if several else ""
         return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=fix or f"`{where} --help` tells what it takes.")
     name = options[0].split("=")[0]
-    if where == "laurel train" and name.lstrip("-") in ELSEWHERE:
-        return UsageError(f"unknown option `{name}`.", where=where, fix=ELSEWHERE[name.lstrip("-")])
-    hint = nearest(name.lstrip("-"), [option.lstrip("-") for option in known]).replace("`", "`--", 1)
+    near = misspelt(name.lstrip("-"), [option.lstrip("-") for option in known])
+    hint = args.advise(name.lstrip("-"), args) if "advise" in args else f"Did you mean `--{near}`?" if near else ""
     return UsageError(f"unknown option `{name}`.", where=where, fix=hint or f"`{where} --help` tells what there is.")
 
 

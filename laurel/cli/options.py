@@ -8,13 +8,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from laurel.core.config import build_config, read_yaml
+from laurel.core.config import build_config, ours, read_yaml
 from laurel.core.errors import UsageError
 from laurel.core.load import beside
+from laurel.core.trl import Ask
+from laurel.core.trl_names import TABLE
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -47,22 +50,48 @@ def add_options(
             typing.cast(Any, group).add_argument(f"--{name}", default=argparse.SUPPRESS, help=meaning, **_arity(field.annotation))
 
 
-def read_options(args: argparse.Namespace, kind: type[Config], *, resolve: Callable[[Config], Config] | None = None) -> Config:
+def read_options(
+    args: argparse.Namespace, kind: type[Config], *, resolve: Callable[[Config], Config] | None = None, ask: Ask | None = None
+) -> Config:
     """The configuration that the arguments ask for: the YAML file, overridden by what the command line gives.
 
     A problem in the file is a UsageError that names the file; one on the command line names the option. With `--print_config`
-    the configuration (after `resolve`) goes to standard output as YAML and the program ends with exit code 0.
+    the configuration (after `resolve`) goes to standard output as YAML and the program ends with exit code 0. Both may use names of
+    TRL's; `ask` tells for which algorithm.
     """
     values: dict[str, Any] = {}
+    words, ask = given(args, kind), ask or Ask()
     if args.config is not None:
-        values = beside(args.config, read_yaml(args.config))
-        build_config(values, kind, where=str(args.config))
-    given = {name: parse(value, kind.model_fields[name].annotation) for name, value in vars(args).items() if name in kind.model_fields}
-    config = build_config({**values, **given}, kind, where="command line")
+        read, place = read_yaml(args.config), str(args.config)
+        values = beside(args.config, ours(read, kind, where=place, ask=replace(ask, given=words)))
+        build_config(values, kind, where=place, ask=ask)
+        ask = replace(ask, given={**read, **values})
+    words = ours(words, kind, where="command line", ask=ask)
+    config = build_config({**values, **words}, kind, where="command line", ask=ask)
     if args.print_config:
         print(as_yaml(resolve(config) if resolve is not None else config), end="")
         raise SystemExit(0)
     return config
+
+
+def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
+    """What the command line gives: options of the model, and names of TRL's."""
+    found = vars(args)
+    own = {name: parse(value, kind.model_fields[name].annotation) for name, value in found.items() if name in kind.model_fields}
+    return own | {name: foreign(found[name]) for name in found if name in TABLE and name not in own}
+
+
+def foreign(words: Sequence[str]) -> Any:
+    """The value of a name of TRL's as the command line gives it: no word is true, one is itself, several are a list."""
+    items = [item for text in words for item in (_yaml_list(text) if text.startswith("[") else [text])]
+    return True if not words else items[0] if len(items) == 1 and not words[0].startswith("[") else items
+
+
+def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
+    """Take every name of TRL's that the model has not, too; no help text shows them."""
+    for name in TABLE:
+        if name not in kind.model_fields:
+            parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def parse(value: str | Sequence[str], annotation: Any) -> Any:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig, advice
 from laurel.core.errors import UsageError, nearest
+from laurel.core.trl import Ask
+
+PORT = "FILE"
+FROM_TRL = (
+    "a configuration of TRL's (YAML of `trl ALGORITHM --config`, or a saved JSON), "
+    "translated and shown; options on the command line win over it"
+)
 
 
 def add_parser(subparsers: Any) -> None:
     """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies depends on the algorithm."""
-    from laurel.cli.options import add_options
+    from laurel.cli.options import add_foreign, add_options
 
     parser = subparsers.add_parser("train", help="train a model with one algorithm of the table", add_help=False)
     parser.add_argument("algorithm", metavar="ALGORITHM", nargs="?", help=", ".join(ALGORITHM_NAMES))
     parser.add_argument("-h", "--help", action="store_true", help="show the options of ALGORITHM, with their defaults, and leave")
+    parser.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
     add_options(parser, TrainConfig)
-    parser.set_defaults(run=run)
+    add_foreign(parser, TrainConfig)
+    parser.set_defaults(run=run, advise=advise)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is imported."""
-    from laurel.cli.options import read_options
+    from laurel.cli.options import as_yaml, read_options
 
     if args.help:
         print(help_text(args.algorithm))
@@ -33,12 +43,36 @@ def run(args: argparse.Namespace) -> int:
 
         return resolve(check_algorithm(args.algorithm), config)
 
-    config = read_options(args, TrainConfig, resolve=resolved)
+    if args.from_trl is not None:
+        from laurel.cli.port import port
+
+        config = port(args, asked(check_algorithm(args.algorithm)))
+        if args.print_config:
+            print(as_yaml(resolved(config)), end="")
+            return 0
+    else:
+        config = read_options(args, TrainConfig, resolve=resolved, ask=asked(args.algorithm))
     algorithm = check_algorithm(args.algorithm)
     from laurel.train.loop import train
 
     train(algorithm, config)
     return 0
+
+
+def asked(algorithm: str | None) -> Ask:
+    """Who asks: the algorithm that is named, with the defaults of its options, which are looked up only where they are needed."""
+
+    def own() -> Mapping[str, Any]:
+        from laurel.train.options import applying
+
+        return applying(check_algorithm(algorithm))
+
+    return Ask(algorithm or "", own=own)
+
+
+def advise(name: str, args: argparse.Namespace) -> str:
+    """What to write instead of an option that `laurel train` has not."""
+    return advice(name, TrainConfig, asked(args.algorithm)).replace("Did you mean `", "Did you mean `--")
 
 
 def check_algorithm(name: str | None) -> str:
@@ -54,15 +88,17 @@ def help_text(algorithm: str | None) -> str:
     """Without an algorithm: the table, and every option. With one: what it is, the options that apply and their defaults in this row."""
     from laurel.cli.options import add_options
     from laurel.train.algorithms import ALGORITHMS
-    from laurel.train.options import defaults
+    from laurel.train.options import applying
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
-        return argparse.ArgumentParser(
+        form = argparse.ArgumentParser(
             prog=f"laurel train {words}",
             description=about,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=120),
             add_help=False,
         )
+        form.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
+        return form
 
     if algorithm is None:
         table = "\n".join(f"  {name:20} {row.about}" for name, row in ALGORITHMS.items())
@@ -70,8 +106,7 @@ def help_text(algorithm: str | None) -> str:
         form = parser("ALGORITHM", about)
         add_options(form, TrainConfig)
         return form.format_help()
-    own = defaults(check_algorithm(algorithm))
-    elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
+    own = applying(check_algorithm(algorithm))
     form = parser(algorithm, f"{algorithm}: {ALGORITHMS[algorithm].about}")
-    add_options(form, TrainConfig, only=set(TrainConfig.model_fields) - elsewhere, defaults=own)
+    add_options(form, TrainConfig, only=set(own), defaults=own)
     return form.format_help()

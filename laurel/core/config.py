@@ -7,14 +7,17 @@ inapplicable options are errors before any weight is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from laurel.core.elsewhere import ELSEWHERE
-from laurel.core.errors import UsageError, nearest
+from laurel.core.errors import UsageError, misspelt
+from laurel.core.trl import Ask, say, translate
+from laurel.core.trl_names import TABLE
 
 Config = TypeVar("Config", bound=BaseModel)
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const", "comparison_mean"]
@@ -25,6 +28,10 @@ ALGORITHM_NAMES = (
     "ppo", "ppo_max", "ilql", "gail", "reward", "reward_kwise", "reward_pl", "orm", "prm",
 )  # fmt: skip
 """The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
+EVERYWHERE = (
+    "eval_dataset", "report_to", "stop_at", "learning_rate", "lora_target_modules", "chat_template", "loss_aggregation"
+)  # fmt: skip
+"""Options without one default for all which every algorithm has, for the same checks. A test holds this equal to the table, too."""
 
 
 def _between_commas(value: Any) -> Any:
@@ -38,7 +45,19 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default=default, description=meaning, **limits)
 
 
-class TrainConfig(BaseModel):
+class Told(BaseModel):
+    """A configuration that speaks our errors when Python builds it, too: `TrainConfig(lerning_rate=1)` names the nearest option."""
+
+    def __init__(self, **values: Any) -> None:
+        kind, where = type(self), type(self).__name__
+        there = checked(ours(values, kind, where=where), kind, where=where)
+        try:
+            super().__init__(**there)
+        except ValidationError as error:
+            raise UsageError(" ".join(problems(error, kind)), where=where) from None
+
+
+class TrainConfig(Told):
     """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
 
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
@@ -218,7 +237,7 @@ class TrainConfig(BaseModel):
     entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(Told):
     """Everything `laurel eval` and `laurel sample` can be told."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -250,36 +269,75 @@ class EvalConfig(BaseModel):
     chat_template: str | None = option(None, "a file with a Jinja chat template")
 
 
-def build_config(values: dict[str, Any], kind: type[Config] = TrainConfig, *, where: str = "configuration") -> Config:
+def build_config(
+    values: dict[str, Any], kind: type[Config] = TrainConfig, *, where: str = "configuration", ask: Ask | None = None
+) -> Config:
     """Validate `values` as a `kind`. All problems become one UsageError that names each option, and the nearest right one.
 
-    A list option may be given its one item by itself, and `report_to: none`, as TRL writes it, is the empty list.
+    Names of TRL's and transformers' are translated for training, and said; `ask` tells for which algorithm. A list option may be given
+    its one item by itself, and `report_to: none`, as TRL writes it, is the empty list.
     """
+    there = checked(ours(values, kind, where=where, ask=ask), kind, where=where, ask=ask)
+    try:
+        return kind(**there)
+    except ValidationError as error:
+        raise UsageError(" ".join(problems(error, kind)), where=where) from None
+    except UsageError as error:
+        raise UsageError(error.what, where=where, fix=error.fix) from None
+
+
+def ours(values: Mapping[str, Any], kind: type[BaseModel] = TrainConfig, *, where: str, ask: Ask | None = None) -> dict[str, Any]:
+    """The same values by our names: those of TRL's are translated, with one line said for each."""
+    if kind is not TrainConfig:
+        return dict(values)
+    ask = ask or Ask()
+    around = replace(ask, given={**ask.given, **values}, defaults={name: row.default for name, row in TABLE.items()})
+    table = {name: row for name, row in TABLE.items() if row.kind == "same" or name not in kind.model_fields}
+    there, lines = translate(values, {name: row for name, row in table.items() if row.kind != "absent"}, around, where)
+    say(lines)
+    return there
+
+
+def checked(values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Ask | None = None) -> dict[str, Any]:
+    """The values, each option that may be a list as one. Names that the model has not are one UsageError."""
     unknown = [name for name in values if name not in kind.model_fields]
     if len(unknown) == 1:
-        raise UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind))
+        raise UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask))
     if unknown:
-        each = " ".join(f"`{name}`: {advice(name, kind) or 'nothing like it.'}" for name in unknown)
+        each = " ".join(f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown)
         listed = ", ".join(f"`{name}`" for name in unknown)
         raise UsageError(f"unknown options {listed}.", where=where, fix=each)
-    try:
-        return kind(**{name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()})
-    except ValidationError as error:
-        found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
-            readings = bool in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
-            place = name if readings else ".".join(str(part) for part in problem["loc"])
-            found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
-        raise UsageError(" ".join(found.values()), where=where) from None
+    return {name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()}
 
 
-def advice(name: str, kind: type[BaseModel] = TrainConfig) -> str:
-    """What to write instead of an option that there is not: what another trainer's name is here, else the nearest spelling."""
-    if kind is TrainConfig and name in ELSEWHERE:
-        return ELSEWHERE[name]
-    return nearest(name, kind.model_fields)
+def problems(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """Each option that does not fit, with its value; of a type with several readings pydantic tells each, and the first is enough."""
+    found: dict[str, str] = {}
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
+        readings = bool in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
+        place = name if readings else ".".join(str(part) for part in problem["loc"])
+        found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
+    return list(found.values())
+
+
+def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = None) -> str:
+    """What to write instead of an option that there is not: what the table says of another trainer's name, else the right spelling.
+
+    A hint names no option of another algorithm.
+    """
+    if kind is TrainConfig and name in TABLE:
+        return TABLE[name].say
+    near = misspelt(name, kind.model_fields)
+    return f"Did you mean `{near}`?" if near and applies(near, kind, ask) else ""
+
+
+def applies(option: str, kind: type[BaseModel], ask: Ask | None) -> bool:
+    """Does the algorithm that is asked for have this option? True where none is named, and where every one has it."""
+    if ask is None or not ask.algorithm or option in EVERYWHERE or kind.model_fields[option].default is not None:
+        return True
+    return option in ask.own()
 
 
 def _as_list(name: str, value: Any, annotation: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from laurel.core.config import TrainConfig, build_config, option, read_yaml
+from laurel.core.config import TrainConfig, build_config, option, ours, read_yaml
 from laurel.core.errors import UsageError, nearest
 from laurel.core.load import beside
+from laurel.core.trl import Ask
 
 OURS = ("model", "dataset", "eval_dataset", "output_dir", "seed", "resume", "rewards", "reward_weights")
 """Options of `laurel train` that the pipeline itself fills in."""
@@ -105,10 +106,16 @@ def check_plan(values: dict[str, Any], where: str) -> Plan:
     """The plan, if every section is sound by itself. What needs torch (whose option is it?) is checked later."""
     plan = build_config(values, Plan, where=where)
     for name, section in (("sft", plan.sft), ("reward", plan.reward), ("policy", plan.policy)):
-        given = train_options(name, section or {})
-        for taken in sorted(set(given) & set(OURS)):
-            raise UsageError(f"`{taken}` is filled in by the pipeline.", where=f"{where}, {name}", fix="Leave it out of the section.")
-        build_config(given, TrainConfig, where=f"{where}, {name}")
+        section = section or {}
+        given, place = train_options(name, section), f"{where}, {name}"
+        algorithm = str(section.get("algorithm", {"policy": "ppo"}.get(name, name)))
+        there = ours(given, where=place, ask=Ask(algorithm))
+        for taken in sorted(set(there) & set(OURS)):
+            raise UsageError(f"`{taken}` is filled in by the pipeline.", where=place, fix="Leave it out of the section.")
+        build_config(there, TrainConfig, where=place)
+        for option_ in given:
+            del section[option_]
+        section.update(there)  # from here on by our names
     reward_section(plan, where)
     if plan.prefer.judge and plan.prefer.export:
         raise UsageError("judge and export both say who prefers.", where=f"{where}, prefer", fix="Name one.")

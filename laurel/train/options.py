@@ -63,6 +63,14 @@ def defaults(name: str) -> dict[str, Any]:
     return own
 
 
+def applying(name: str) -> dict[str, Any]:
+    """Every option that this algorithm has, also those that all have, with its default here."""
+    own = defaults(name)
+    elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
+    fields = TrainConfig.model_fields.items()
+    return {option: own.get(option, field.default) for option, field in fields if option not in elsewhere}
+
+
 def resolve(name: str, config: TrainConfig) -> TrainConfig:
     """The configuration with this algorithm's defaults filled in. Options that do not apply, or contradict, are refused."""
     if name not in ALGORITHMS:

@@ -28,6 +28,7 @@ ORDER = (
     "training.md",
     "algorithms/index.md",
     "configuration.md",
+    "from-trl.md",
     "data.md",
     "rewards.md",
     "chat.md",
@@ -179,9 +180,58 @@ def cell(value: object) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def names_of(kind: str, harmless: bool = True) -> str:
+    """The rows of one kind of the table of TRL's names."""
+    from laurel.core.trl_names import TABLE
+
+    rows = {name: row for name, row in TABLE.items() if row.kind == kind and row.harmless is harmless}
+    if kind == "absent":
+        by_say: dict[str, list[str]] = {}
+        for name, row in rows.items():
+            by_say.setdefault(row.say, []).append(f"`{name}`")
+        return "\n".join(["| names | instead |", "|---|---|", *(f"| {', '.join(names)} | {say} |" for say, names in by_say.items())])
+    if kind == "same":
+        return "\n".join(["| name | to know |", "|---|---|", *(f"| `{name}` | {row.say or '-'} |" for name, row in rows.items())])
+    lines = (f"| `{name}` | {', '.join(f'`{one}`' for one in row.ours) or '-'} | {row.say} |" for name, row in rows.items())
+    return "\n".join(["| theirs | ours | said |", "|---|---|---|", *lines])
+
+
+def trl_defaults() -> str:
+    """Where a default of TRL's that a result depends on is not that of laurel's row."""
+    from laurel.cli.port import names_taken, unsaid
+    from laurel.core.trl import Ask, translate
+    from laurel.core.trl_names import TABLE, defaults_of
+    from laurel.core.trl_rules import TRAINERS
+    from laurel.train.options import applying
+
+    found: dict[tuple[str, str, str], list[str]] = {}
+    rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
+    for row in rows:
+        own = applying(row)
+        ask = Ask(row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True)
+        names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
+        made = translate({name: ask.defaults[name] for name in names}, TABLE, ask, "")[0]
+        made |= {option: value for option, (value, _) in unsaid(ask, made).items()}
+        for option, value in made.items():
+            if option in own and value is not None and value != own[option]:
+                found.setdefault((option, cell(value), cell(own[option])), []).append(row)
+    lines = [
+        f"| `{' | '.join((option + '`', *rest))} | {'all' if len(of) == len(rows) else ', '.join(of)} |"
+        for (option, *rest), of in found.items()
+    ]
+    return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
+
+
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"tree": package_tree},
     "docs/index.md": {"pages": index},
+    "docs/from-trl.md": {
+        "defaults": trl_defaults,
+        "same": lambda: names_of("same"),
+        "translated": lambda: names_of("translated"),
+        "absent": lambda: names_of("absent"),
+        "different": lambda: names_of("absent", harmless=False),
+    },
     "docs/configuration.md": {"train": lambda: options_of("train"), "evaluation": lambda: options_of("evaluation")},
 }
 """page: {part: its maker}. In the page a part stands between `<!-- generated: part (make docs) -->` and `<!-- end: part -->`."""

@@ -1,0 +1,364 @@
+"""The table: every name of TRL 1.16 and of transformers' TrainingArguments, and what it is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from laurel.core.trl import Name, same, to
+from laurel.core.trl_absent import DIFFERENT, HARMLESS
+from laurel.core.trl_loss import loss_type, ratio_level, weighted
+from laurel.core.trl_rules import (
+    dataset,
+    every,
+    fraction_of,
+    logged,
+    mixture,
+    one_of,
+    one_update,
+    only,
+    passes,
+    precision,
+    resume,
+    rewards,
+    scale,
+    schedule,
+    sinks,
+    step_size,
+    steps_of_samples,
+    train_on,
+    when,
+)  # fmt: skip
+
+SAME: dict[str, Name] = {
+    **same("Each algorithm has its own default.", learning_rate=5e-05),
+    **same(
+        "constant, linear and cosine are the same shapes.",
+        schedule,
+        lr_scheduler_type="linear",
+    ),
+    **same(
+        "A share below 1 is of max_steps. TRL's first warm-up step has a rate of 0, ours "
+        "1/warmup_steps.",
+        fraction_of("warmup_steps"),
+        warmup_steps=0,
+    ),
+    **same(
+        "AdamW, as there.",
+        weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-08, max_grad_norm=1.0,
+    ),
+    **same(
+        "Optimiser steps; with num_iterations, steps over fresh samples.",
+        steps_of_samples,
+        max_steps=-1,
+    ),
+    **same(
+        "Passes over the rows: max_steps = epochs x rows / prompts_per_step.",
+        num_train_epochs=3.0,
+    ),
+    **same("A share below 1 is of max_steps.", fraction_of("logging_steps"), logging_steps=10),
+    **same(
+        "0 is only at the end. A share below 1 is of max_steps.",
+        fraction_of("save_steps"),
+        save_steps=500,
+    ),
+    **same(
+        "0 is never. A share below 1 is of max_steps.",
+        fraction_of("eval_steps"),
+        eval_steps=None,
+    ),
+    **same("null keeps all there, two here.", save_total_limit=None),
+    **same(
+        "tensorboard, wandb, trackio; the files of the run are always written.",
+        sinks,
+        report_to="none",
+    ),
+    **same("", output_dir=None, seed=42),
+    **same("Memory only; scorers are trained without it.", gradient_checkpointing=True),
+    **same("Reinforcement learning requires it here.", disable_dropout=True),
+    **same(
+        "The precision of the products: weights stay float32. (TRL's dtype is that of the "
+        "weights.)",
+        precision,
+        dtype="float32",
+    ),
+    **same("", use_peft=False, lora_r=16, lora_alpha=32),
+    **same("Without effect where dropout is off.", lora_dropout=0.05),
+    **same(
+        "Where it is not given, TRL takes peft's choice for the model, laurel all linear layers.",
+        lora_target_modules=None,
+    ),
+    **same(
+        "",
+        num_generations=8, temperature=1.0, reward_weights=None, mask_truncated_completions=False,
+    ),
+    **same("Coefficient of the chosen answer's likelihood, beside the margin.", rpo_alpha=None),
+    **same(
+        "Rows with a longer prompt are left out; TRL 1.16 has no such limit.",
+        max_prompt_length=None,
+    ),
+    **same("Passes over one batch of samples.", passes, num_iterations=1),
+    **same("", max_completion_length=512),
+    **same("Refused in training where it truncates.", top_p=1.0, top_k=0),
+    **same("The KL's coefficient, of preferences the margin's scale.", one_of("beta"), beta=0.0),
+    **same("", epsilon=0.2, epsilon_high=None, delta=None),
+    **same("true is group, false none.", scale, scale_rewards="group"),
+    **same("The mean entropy of a token, in the loss's own aggregation.", entropy_coef=0.0),
+    **same("Longer rows are cut on the right; of reward models, left out.", max_length=1024),
+    **same("In TRL's DPO it acts in robust only; here it makes dpo cDPO.", label_smoothing=0.0),
+    **same(
+        "",
+        center_rewards_coefficient=None, desirable_weight=1.0, undesirable_weight=1.0,
+        simpo_gamma=0.5,
+    ),
+    **same("", missing_eos_penalty=None, vf_coef=0.1, cliprange_value=0.2, gamma=1.0, lam=0.95),
+}  # fmt: skip
+
+TRANSLATED: dict[str, Name] = {
+    **to(
+        "model",
+        "model_name_or_path is model here.",
+        model_name_or_path=None, sft_model_path=None,
+    ),
+    **to(
+        "prompts_per_step",
+        "A step's size is prompts_per_step here; token_budget splits it for the memory.",
+        step_size,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1,
+    ),
+    **to(
+        "dataset",
+        "dataset_name is dataset here, NAME:CONFIGURATION where it has one.",
+        dataset,
+        dataset_name=None, dataset_config=None,
+    ),
+    **to(
+        "dataset dataset_split",
+        "Several files stand between commas in dataset here.",
+        mixture,
+        datasets=[],
+    ),
+    **to(
+        "dataset_split",
+        "dataset_train_split is dataset_split here.",
+        dataset_train_split="train",
+    ),
+    **to("rewards", "reward_funcs is rewards here.", rewards, reward_funcs=None),
+    **to(
+        "rewards",
+        "A learned reward is rewards: model:FOLDER here.",
+        rewards,
+        reward_model_name_or_path=None, reward_model_path=None,
+    ),
+    **to(
+        "resume",
+        "resume_from_checkpoint is resume here: the newest sound checkpoint of output_dir.",
+        resume,
+        resume_from_checkpoint=None,
+    ),
+    **to("dtype", "bf16 is dtype: bfloat16 here; weights stay float32.", precision, bf16=None),
+    **to(
+        "dtype",
+        "torch_dtype is dtype here, the precision of the products; weights stay float32.",
+        precision,
+        torch_dtype=None,
+    ),
+    **to(
+        "loss_aggregation",
+        "loss_type is a row of the table here, or loss_aggregation.",
+        loss_type,
+        loss_type=None,
+    ),
+    **to("", "Read with loss_type.", weighted, loss_weights=None),
+    **to(
+        "",
+        "token is what grpo does; sequence is `laurel train gspo`.",
+        ratio_level,
+        importance_sampling_level="token",
+    ),
+    **to(
+        "warmup_steps",
+        "warmup_ratio is warmup_steps here, as a share of max_steps.",
+        fraction_of("warmup_steps"),
+        warmup_ratio=None,
+    ),
+    **to(
+        "eval_steps",
+        "eval_strategy is eval_steps here: 0 is never.",
+        every("eval_steps", "logging_steps", 10),
+        eval_strategy="no", evaluation_strategy="no",
+    ),
+    **to(
+        "save_steps",
+        "save_strategy is save_steps here: 0 is only at the end.",
+        every("save_steps", "", 500),
+        save_strategy="steps",
+    ),
+    **to("", "logging_steps says how often metrics are written.", logged, logging_strategy="steps"),
+    **to(
+        "train_on",
+        "assistant_only_loss is train_on: assistant here.",
+        train_on,
+        assistant_only_loss=False,
+    ),
+    **to(
+        "train_on",
+        "completion_only_loss is train_on here: completion, or all.",
+        train_on,
+        completion_only_loss=None,
+    ),
+    **to(
+        "gradient_checkpointing",
+        "activation_checkpointing is gradient_checkpointing here.",
+        activation_checkpointing=None,
+    ),
+    **to(
+        "device",
+        "use_cpu is device: cpu here.",
+        when("device", lambda _: "cpu"),
+        use_cpu=False, no_cuda=False,
+    ),
+    **to(
+        "chat_template",
+        "chat_template_path is chat_template here, a file.",
+        chat_template_path=None,
+    ),
+    **to(
+        "max_completion_length",
+        "It is max_completion_length here.",
+        max_new_tokens=64, response_length=53,
+    ),
+    **to("beta", "kl_coef is beta here.", kl_coef=0.05, init_kl_coef=0.2),
+    **to(
+        "rpo_alpha",
+        "cpo_alpha is rpo_alpha here: a mean over pairs of each one's mean, there over all "
+        "tokens.",
+        cpo_alpha=1.0,
+    ),
+    **to(
+        "num_iterations",
+        "Passes over one batch of samples are num_iterations here.",
+        num_ppo_epochs=4,
+    ),
+    **to("epsilon", "cliprange is epsilon here.", cliprange=0.2),
+    **to("entropy_coef", "ent_coef is entropy_coef here.", ent_coef=0.0),
+    **to("learning_rate", "lr is learning_rate here.", lr=None),
+    **to("lora_r", "It is lora_r here.", lora_rank=16),
+    **to("max_length", "max_seq_length is max_length here.", max_seq_length=1024),
+    **to("max_steps", "It is max_steps here.", max_train_steps=None),
+    **to(
+        "num_train_epochs",
+        "Passes over the rows are num_train_epochs.",
+        num_epochs=None, epochs=None,
+    ),
+    **to("epsilon", "epsilon_low is epsilon here.", epsilon_low=None),
+    **to(
+        "",
+        "AdamW is what there is.",
+        only(
+            "adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw", None,
+            fix="AdamW (weights in float32) is what there is: leave it out, and check learning_rate.",
+        ),
+        optim="adamw_torch_fused",
+    ),
+    **to(
+        "",
+        "One batch of samples is one step here.",
+        one_update(whole_batch=False),
+        steps_per_generation=None,
+    ),
+    **to(
+        "",
+        "One batch of samples is one step here.",
+        one_update(whole_batch=True),
+        generation_batch_size=None,
+    ),
+    **to(
+        "",
+        "Longer rows are cut on the right.",
+        only("keep_start", None, fix="Shorten rows before, or raise max_length."),
+        truncation_mode="keep_start",
+    ),
+    **to(
+        "",
+        "reverse_kl is what there is.",
+        only("reverse_kl", None, fix="laurel train dpo, ipo, simpo and orpo are other margins."),
+        f_divergence_type="reverse_kl",
+    ),
+    **to(
+        "",
+        "Weighted rewards are summed, then standardised.",
+        only("sum_then_normalize", None, fix="Leave it out: rewards are summed."),
+        multi_objective_aggregation="sum_then_normalize",
+    ),
+    **to(
+        "",
+        "The KL in the loss is weighted by the ratio, as with true.",
+        only(True, None, fix="Leave it out: the other is biased off the policy."),
+        use_bias_correction_kl=True,
+    ),
+    **to(
+        "",
+        "The main branch is what is read.",
+        only("main", None, fix="Download the revision, and give its folder as model."),
+        model_revision="main",
+    ),
+}  # fmt: skip
+
+TABLE: dict[str, Name] = {**SAME, **TRANSLATED, **HARMLESS, **DIFFERENT}
+"""Every name, once."""
+
+COMMON = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "seed", "bf16", "per_device_train_batch_size", "num_train_epochs",
+)  # fmt: skip
+ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout")
+SAMPLED = ("num_generations", "max_completion_length", "temperature", "beta", "num_iterations")
+OWN: dict[str, tuple[str, ...]] = {
+    "sft": ("max_length",),
+    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "mask_truncated_completions", "entropy_coef"),
+    "rloo": SAMPLED,
+    "dpo": ("beta", "max_length", "label_smoothing"),
+    "kto": ("beta", "max_length", "desirable_weight", "undesirable_weight"),
+    "orpo": ("beta", "max_length"),
+    "cpo": ("beta", "max_length", "simpo_gamma", "loss_type", "cpo_alpha"),
+    "online_dpo": ("beta", "max_new_tokens", "temperature"),
+    "reward": ("max_length", "center_rewards_coefficient"),
+}
+"""A trainer's names whose defaults change results: a port takes them where the file is silent, as TRL does."""
+RATE = 1e-6
+OF_TRAINER: dict[str, dict[str, Any]] = {
+    "sft": {"learning_rate": 2e-5, "loss_type": "nll", "shuffle_dataset": False},
+    "grpo": {"learning_rate": RATE, "loss_type": "dapo", "disable_dropout": False, "remove_unused_columns": False},
+    "rloo": {"learning_rate": RATE, "num_generations": 2, "beta": 0.05, "disable_dropout": False, "remove_unused_columns": False},
+    "dpo": {"learning_rate": RATE, "loss_type": ["sigmoid"], "beta": 0.1},
+    "kto": {"learning_rate": RATE, "loss_type": "kto", "beta": 0.1, "train_sampling_strategy": "sequential"},
+    "orpo": {"learning_rate": RATE, "beta": 0.1, "max_completion_length": None},
+    "cpo": {"learning_rate": RATE, "beta": 0.1, "loss_type": "sigmoid", "max_completion_length": None},
+    "online_dpo": {
+        "learning_rate": 5e-7,
+        "beta": [0.1],
+        "temperature": 0.9,
+        "max_length": 512,
+        "loss_type": "sigmoid",
+        "remove_unused_columns": False,
+        "vllm_gpu_memory_utilization": 0.55,
+    },
+    "reward": {"learning_rate": 1e-4},
+}
+"""Where a trainer's default is not the one in the table."""
+DUMPED: dict[str, Any] = {
+    "activation_checkpointing": True, "disable_tqdm": False, "hub_token": "<HUB_TOKEN>", "eos_token": "<EOS_TOKEN>",
+    "pad_token": "<PAD_TOKEN>", "pad_to_multiple_of": None, "debug": [], "report_to": [], "bf16": True,
+    "dataloader_pin_memory": False,
+}  # fmt: skip
+"""What a saved configuration holds where nobody gave a value, besides the defaults."""
+
+
+def default_of(name: str, trainer: str) -> Any:
+    """What a trainer of TRL takes where nothing is given."""
+    return OF_TRAINER[trainer].get(name, TABLE[name].default)
+
+
+def defaults_of(trainer: str) -> dict[str, Any]:
+    """Every name's default for a trainer."""
+    return {name: default_of(name, trainer) for name in TABLE}

@@ -1,0 +1,261 @@
+"""What a value of TRL's is here: one small function for each name that is more than another word for the same."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from laurel.core.errors import UsageError
+from laurel.core.trl import Ask, Rule, is_truth, number, shown, truth
+
+TRAINERS = {
+    "sft": "sft", "grpo": "grpo", "dr_grpo": "grpo", "dapo": "grpo", "gspo": "grpo", "cispo": "grpo", "rloo": "rloo",
+    "dpo": "dpo", "cdpo": "dpo", "robust_dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo",
+    "online_dpo": "online_dpo", "reward": "reward",
+}  # fmt: skip
+"""A row of our table -> the trainer of TRL whose configuration it reads."""
+COUNTS_COMPLETIONS = ("grpo", "rloo")
+"""Trainers whose batch sizes count completions, num_generations of them to a prompt."""
+
+CLIPS_SEQUENCES = ("rloo",)
+
+
+def only(*allowed: Any, fix: str) -> Rule:
+    """Values that mean what laurel does anyway; any other is an error that says what to do."""
+
+    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+        if not any(same(value, one) for one in allowed):
+            raise UsageError(f"{shown(value)} is not to be had here.", fix=fix)
+        return {}
+
+    return rule
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, whether a file wrote it or a command line."""
+    if isinstance(other, bool):
+        return isinstance(one, bool | str) and str(one).lower() == str(other).lower()
+    numbers = number(one), number(other)
+    return one == other or (None not in numbers and numbers[0] == numbers[1])
+
+
+def when(option: str, value_of: Callable[[Any], Any]) -> Rule:
+    """A switch: where it is on, the option has this value; off asks for nothing."""
+    return lambda value, ask: {option: value_of(value)} if truth(value) else {}
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number above 0."""
+    found = number(value)
+    if found is None or found < 1 or found % 1:
+        raise UsageError(f"{name} = {shown(value)} is no whole number above 0.")
+    return int(found)
+
+
+def step_size(value: Any, ask: Ask) -> dict[str, Any]:
+    """per device x accumulated x processes: rows of a step; where these are completions, over num_generations."""
+    if not ask.algorithm:
+        what = "what this counts depends on the algorithm: completions for grpo and rloo, rows elsewhere."
+        raise UsageError(what, fix="Write prompts_per_step.")
+    if not ask.has("per_device_train_batch_size") and not ask.port:
+        raise UsageError("it multiplies per_device_train_batch_size, which is not given.", fix="Give both, or prompts_per_step.")
+    factors = [whole(ask.of(name), name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    factors.append(int(os.environ.get("WORLD_SIZE", "1")))
+    rows, words = math.prod(factors), " x ".join(str(factor) for factor in factors)
+    if TRAINERS.get(ask.algorithm) not in COUNTS_COMPLETIONS:
+        ask.lines.append(f"per device x accumulated x processes = {words}.")
+        return {"prompts_per_step": rows}
+    each = whole(ask.of("num_generations"), "num_generations")
+    if rows % each:
+        fix = "Give a product that num_generations divides, or prompts_per_step."
+        raise UsageError(f"{words} = {rows} completions are no whole number of groups of {each}.", fix=fix)
+    ask.lines.append(f"completions: per device x accumulated x processes / num_generations = {words} / {each}.")
+    return {"prompts_per_step": rows // each}
+
+
+def one_update(*, whole_batch: bool) -> Rule:
+    """The completions of a step are one optimiser step. whole_batch: the value counts completions, else micro-batches."""
+
+    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+        accumulated = number(ask.of("gradient_accumulation_steps")) or 1
+        each = (number(ask.of("per_device_train_batch_size")) or 8) * int(os.environ.get("WORLD_SIZE", "1"))
+        if value is not None and number(value) != (accumulated * each if whole_batch else accumulated):
+            what = "the completions of a step are one optimiser step (or num_iterations of them), never several on parts of them."
+            raise UsageError(what, fix="Leave it out, and size the step with prompts_per_step.")
+        return {}
+
+    return rule
+
+
+def fraction_of(option: str) -> Rule:
+    """A number of steps; below 1 TRL reads a share of all steps."""
+
+    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+        share = number(value)
+        if value is None:
+            return {}
+        if share is None or not 0 < share < 1:
+            return {option: of_samples(int(value) if isinstance(value, float) and value % 1 == 0 else value, ask)}
+        steps = number(ask.given.get("max_steps"))
+        if steps is None or steps < 1:
+            what = f"{option} = {shown(value)} is a share of all steps, and max_steps is not given."
+            raise UsageError(what, fix="Give max_steps.")
+        ask.lines.append(f"{share:g} of {steps:g} steps.")
+        return {option: of_samples(math.ceil(share * steps), ask)}
+
+    return rule
+
+
+def of_samples(steps: Any, ask: Ask) -> Any:
+    """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations passes."""
+    count, each = number(steps), number(ask.of("num_iterations")) if ask.port else 1
+    if count is None or each in (None, 1):
+        return steps
+    ask.lines.append(f"TRL counts every one of the {each:g} passes as a step.")
+    return math.ceil(count / each)
+
+
+def steps_of_samples(value: Any, ask: Ask) -> dict[str, Any]:
+    """max_steps: see `of_samples`; -1 leaves it to the epochs."""
+    return {"max_steps": of_samples(value, ask)}
+
+
+def passes(value: Any, ask: Ask) -> dict[str, Any]:
+    """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and laurel has none, there is one."""
+    if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and number(value) != 1:
+        what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
+        raise UsageError(what, fix="Give num_iterations: 1, or train gspo.")
+    return {"num_iterations": value}
+
+
+def precision(value: Any, ask: Ask) -> dict[str, Any]:
+    """bf16 is the precision of the products, dtype that of TRL's weights; ours are float32 and `dtype` is that of the products."""
+    if not ask.port:
+        word = str(value).removeprefix("torch.")
+        return {"dtype": ("bfloat16" if truth(value) else "float32") if is_truth(value) else word}
+    weights = str(ask.given.get("dtype") or ask.given.get("torch_dtype") or "float32").removeprefix("torch.")
+    if truth(ask.given.get("fp16")) or weights == "float16":
+        raise UsageError("float16 is not computed here.", fix="Choose: --dtype bfloat16, or --dtype float32.")
+    mixed = truth(ask.given["bf16"]) if ask.given.get("bf16") is not None else True
+    return {"dtype": "bfloat16" if mixed or weights == "bfloat16" else "float32"}
+
+
+def schedule(value: Any, ask: Ask) -> dict[str, Any]:
+    """The shapes that both have."""
+    names = {"constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "constant": "constant"}
+    return {"lr_scheduler_type": names.get(str(value).rpartition(".")[2].lower(), value)}
+
+
+def one_of(option: str) -> Rule:
+    """A list of one value is that value."""
+    return lambda value, ask: {option: value[0] if isinstance(value, list) and len(value) == 1 else value}
+
+
+def scale(value: Any, ask: Ask) -> dict[str, Any]:
+    """true is group, false is none."""
+    words = {"true": "group", "false": "none"}
+    return {"scale_rewards": words.get(str(value).lower(), value)}
+
+
+def every(option: str, follow: str, default: int) -> Rule:
+    """A strategy: `no` is 0, `steps` is as often as its own option says."""
+
+    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+        word = str(value).rpartition(".")[2].lower()
+        if word in ("no", "false"):  # YAML reads a bare `no` as false
+            return {option: 0}
+        if word == "steps":
+            often = ask.given.get(option) or ask.given.get(follow) or default
+            return fraction_of(option)(often, ask)
+        if ask.port:  # no result depends on it
+            ask.lines.append(f"{option} counts steps: give --{option}.")
+            return {}
+        raise UsageError(f"`{value}` is not to be had here: {option} counts steps.", fix="One epoch is rows / prompts_per_step steps.")
+
+    return rule
+
+
+def logged(value: Any, ask: Ask) -> dict[str, Any]:
+    """Metrics are always written: the strategy says nothing that logging_steps does not."""
+    return {}
+
+
+def sinks(value: Any, ask: Ask) -> dict[str, Any]:
+    """`none` is nothing beside the files of the run; `all` is every sink there is."""
+    if value in ("all", ["all"]):
+        return {"report_to": ["tensorboard", "wandb", "trackio"]}
+    return {"report_to": [] if value in ("none", ["none"]) else value}
+
+
+def names_of(value: Any) -> list[str]:
+    """A text, a list of texts, or nothing, as a list."""
+    return [] if value in (None, "", "none") else [value] if isinstance(value, str) else [str(item) for item in value]
+
+
+def rewards(value: Any, ask: Ask) -> dict[str, Any]:
+    """A scorer's folder and functions by name, in TRL's order. TRL's own functions are ours, or are read from TRL."""
+    found: list[str] = []
+    for name in ("reward_model_name_or_path", "reward_model_path"):
+        found += [f"model:{folder}" for folder in names_of(ask.given.get(name))]
+    for name in names_of(ask.given.get("reward_funcs")):
+        if name == "accuracy_reward":
+            ask.lines.append("accuracy_reward is `math` here, against the column answer (or completion; of TRL: solution).")
+            found.append("math")
+        elif name == "get_soft_overlong_punishment":
+            fix = "Leave it out of the list, and write overlong_buffer: 256 with max_completion_length: 1280."
+            raise UsageError("get_soft_overlong_punishment is an option here.", fix=fix)
+        elif name in ("think_format_reward", "reasoning_accuracy_reward"):
+            ask.lines.append(f"{name} is read from the package trl, which must be installed.")
+            found.append(f"trl.rewards.{name}")
+        else:
+            found.append(name)
+    return {"rewards": found} if found else {}
+
+
+def dataset(value: Any, ask: Ask) -> dict[str, Any]:
+    """The name, and behind a colon its configuration."""
+    name, config = ask.given.get("dataset_name"), ask.given.get("dataset_config")
+    if name is None:
+        raise UsageError("a configuration of what?", fix="Give the data set, too: --dataset NAME:CONFIGURATION.")
+    return {"dataset": f"{name}:{config}" if config else str(name)}
+
+
+def mixture(value: Any, ask: Ask) -> dict[str, Any]:
+    """A list of files or sets, one behind the other; shares, and columns to pick, are not to be had."""
+    found, splits = list[str](), set[str]()
+    for part in value or []:
+        over = sorted(set(part) - {"path", "name", "data_files", "split"}) if isinstance(part, dict) else ["a text"]
+        over = [name for name in over if isinstance(part, dict) and part.get(name) is not None] if isinstance(part, dict) else over
+        if over or (part.get("data_files") and not isinstance(part["data_files"], str | list)):
+            fix = "Write the mixture as one file, or name files between commas."
+            raise UsageError(f"`{(over or ['data_files by split'])[0]}` of a data set in the list is not to be had here.", fix=fix)
+        files = part.get("data_files")
+        found += names_of(files) if files else [f"{part['path']}:{part['name']}" if part.get("name") else str(part["path"])]
+        splits.add(str(part.get("split") or "train"))
+    if len(splits) > 1:
+        raise UsageError("the data sets of the list are of different splits.", fix="Write them as one file.")
+    return {"dataset": ",".join(found), "dataset_split": splits.pop()} if found else {}
+
+
+def resume(value: Any, ask: Ask) -> dict[str, Any]:
+    """true, or a checkpoint of the run's own folder: the newest sound one is taken."""
+    if value in (None, "", False) or str(value).lower() == "false":
+        return {}
+    folder = ask.given.get("output_dir")
+    if str(value).lower() not in ("true", "anyway") and (folder is None or Path(str(value)).parent != Path(str(folder))):
+        what = f"a run goes on from its own output_dir, not from {value}."
+        raise UsageError(what, fix="Give output_dir, and resume: true.")
+    return {"resume": True}
+
+
+def train_on(value: Any, ask: Ask) -> dict[str, Any]:
+    """Which tokens are supervised, from TRL's two switches."""
+    assistant, completion = ask.given.get("assistant_only_loss"), ask.given.get("completion_only_loss")
+    if assistant is not None and truth(assistant):
+        return {"train_on": "assistant"}
+    if completion is not None:
+        return {"train_on": "completion" if truth(completion) else "all"}
+    return {}
