@@ -81,7 +81,8 @@ def carry_on(setup: Setup, state: State, quiet: bool) -> None:
                 verdict = held_out_report(setup)
                 progress.say("\n".join(verdict))
                 setup.run.note({"held_out": verdict})
-            setup.save_model()
+            for line in setup.save_model():
+                progress.say(line)
 
 
 def step(setup: Setup, state: State, sums: Sums) -> None:

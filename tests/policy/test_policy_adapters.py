@@ -20,7 +20,6 @@ from laurel.policy.folders import check_folder
 from laurel.policy.model import load_policy, load_tokenizer, make_reference
 from laurel.policy.sampler import sample
 from laurel.policy.scorer import load_scorer
-from laurel.policy.weights import rounding
 
 IDS = torch.tensor([[5, 2, 6, 7, 40]])
 

@@ -20,8 +20,9 @@ from transformers import (
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Group, Key, Sample
+from laurel.policy.classifier import PAD, trained_labels
 from laurel.policy.model import Policy, load_tokenizer
-from laurel.policy.scorer import PAD, Card, by_budget, check_language_head, load_scorer, trained_labels
+from laurel.policy.scorer import Card, by_budget, check_language_head, load_scorer
 from laurel.policy.scratch import STOP, char_tokenizer, save_scratch
 from laurel.rollout.pack import pack
 
