@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import logging
+import math
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
+from laurel.policy.precision import WORST, slack
 from laurel.policy.render import without_template
 from laurel.policy.saving import (
     Origin,
@@ -61,7 +63,7 @@ class Policy:
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
-        self.whole_logits = False
+        self.whole_logits, self.logit_size = False, 0.0
         self.whole_logits = not self._head_is_whole_story()
 
     @property
@@ -85,6 +87,11 @@ class Policy:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.causal.parameters())
+
+    @property
+    def slack(self) -> float:
+        """Nats that a token's log-probability usually differs by between two computations, by the size of logits and precision."""
+        return slack(self.dtype, max(self.logit_size, math.log(self.causal.get_input_embeddings().weight.shape[0])))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of what the optimiser moves."""
@@ -218,7 +225,8 @@ class Policy:
             ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
             with self.autocast():
                 theirs = wide(self.causal(probe, use_cache=False).logits)
-            return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+            self.logit_size = float(theirs.abs().max())
+            return ours.shape == theirs.shape and largest(ours - theirs) <= WORST * slack(torch.float32, self.logit_size)
         finally:
             self.model.train(was)
 

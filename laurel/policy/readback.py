@@ -53,7 +53,7 @@ def places(folder: Path) -> dict[str, Place]:
 class ReadBack:
     """A model loaded by transformers from a folder that was just written; weights wait on the disk until their module runs.
 
-    They are computed in float32 (float64 of such files). noise: every weight times 1 +- noise, by fixed dice.
+    They are computed in float32 (float64 of such files). noise: every weight times 1 + noise or 1 - noise, by fixed dice.
     """
 
     def __init__(self, folder: Path, auto: Any, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,6 @@ from laurel.policy.written import NAMES
 
 ROUNDINGS = 8
 """How far what a folder says may be from what was trained, as a multiple of what rounding every weight once does (a merge: at most 2)."""
-UNITS = 128
-"""How many times the precision's smallest step, relative to the size of the numbers, two computations of the same may differ by."""
 KINDS = {name: dtype for dtype, name in NAMES.items()}
 
 
@@ -137,16 +135,16 @@ def adapters_gap(saved: Saved, folder: Path, dtype: torch.dtype, say: Say) -> tu
         return float("inf"), 0.0
     with instead(saved.tensors, lambda name, own: read[name].to(own)):
         gap = largest(ours - say())
-    dice = torch.Generator().manual_seed(0)
+    if gap == 0:
+        return 0.0, 0.0
+    dice, eps = torch.Generator().manual_seed(0), torch.finfo(dtype).eps
 
     def shaken(name: str, own: Tensor) -> Tensor:
         sign = torch.randint(0, 2, own.shape, generator=dice, dtype=torch.int8).to(own.device)
-        return own * (1 + (2.0 * sign - 1) * torch.finfo(dtype).eps)
+        return own * (1 + (2.0 * sign - 1) * eps)
 
-    if gap == 0:
-        return 0.0, 0.0
     with instead(saved.tensors, shaken):
-        return gap, ROUNDINGS * largest(ours - say())
+        return gap, allowed(ours, [say()], eps)
 
 
 @contextmanager
@@ -190,7 +188,12 @@ def model_gap(
     if gap == 0:
         return 0.0, 0.0
     eps = max(torch.finfo(again.dtype).eps, torch.finfo(live).eps)
-    return gap, ROUNDINGS * largest((say(eps) - theirs)[counts])
+    return gap, allowed(theirs[counts], [say(eps)[counts], say(-eps)[counts]], eps)
+
+
+def allowed(said: Tensor, shaken: Sequence[Tensor], eps: float) -> float:
+    """What rounding explains: ROUNDINGS times what it does to weights, or to the largest number (of few, dice may move none)."""
+    return ROUNDINGS * max(eps * largest(said), *(largest(other - said) for other in shaken))
 
 
 @contextmanager

@@ -25,9 +25,9 @@ from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, load_tokenizer, pick_device, pick_dtype
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
+from laurel.policy.precision import WORST, slack
 from laurel.policy.render import without_template
 from laurel.policy.saving import (
-    UNITS,
     Origin,
     Saved,
     adapters_gap,
@@ -265,7 +265,7 @@ class Scorer:
             return False
         head, hidden = head_of(self.model), self.hidden(inputs["input_ids"], inputs["attention_mask"].bool())
         size = float(hidden.double().norm(dim=-1).max()) * float(head.weight.double().norm(dim=1).max())
-        return largest((ours - theirs)[real]) <= UNITS * torch.finfo(head.weight.dtype).eps * size
+        return largest((ours - theirs)[real]) <= WORST * slack(head.weight.dtype, size)
 
 
 def load_scorer(

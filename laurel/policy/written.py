@@ -207,9 +207,7 @@ def reverted(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
     return by_layer if by_layer.keys() == named.keys() else converted(model, pieces, {"": list(pieces)}, hollow)
 
 
-def converted(
-    model: Any, pieces: Mapping[str, Piece], groups: Mapping[str, list[str]], hollow: Mapping[str, Tensor]
-) -> dict[str, Piece]:
+def converted(model: Any, pieces: Mapping[str, Piece], groups: Mapping[str, list[str]], hollow: Mapping[str, Tensor]) -> dict[str, Piece]:
     """The tensors that those of each group become together. Only the group that was asked for last is held."""
     from transformers.core_model_loading import revert_weight_conversion
 

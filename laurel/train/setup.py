@@ -45,8 +45,6 @@ USES = {
     "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
-ROUNDING = {torch.float32: 3e-5, torch.bfloat16: 0.03}
-"""By precision: nats that a token's log-probability may be off between two computations of it. Of T tokens it is sqrt(T) times that."""
 WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
 """sources whose rows may have a `weight`."""
 
@@ -202,7 +200,7 @@ def loaded(
     notes = [*told, *policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
-        bind(row.objective, config, rounding=ROUNDING[policy.dtype]), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+        bind(row.objective, config, rounding=getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
     if parallel.rank() == 0:
