@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def adapters_gap(saved: Saved, folder: Path, dtype: torch.dtype, say: Say) -> tu
         return own * (1 + (2.0 * sign - 1) * eps)
 
     with instead(saved.tensors, shaken):
-        return gap, allowed(ours, [say()], eps)
+        return gap, allowed(ours, say(), eps)
 
 
 @contextmanager
@@ -188,12 +188,12 @@ def model_gap(
     if gap == 0:
         return 0.0, 0.0
     eps = max(torch.finfo(again.dtype).eps, torch.finfo(live).eps)
-    return gap, allowed(theirs[counts], [say(eps)[counts], say(-eps)[counts]], eps)
+    return gap, allowed(theirs[counts], say(eps)[counts], eps)
 
 
-def allowed(said: Tensor, shaken: Sequence[Tensor], eps: float) -> float:
+def allowed(said: Tensor, shaken: Tensor, eps: float) -> float:
     """What rounding explains: ROUNDINGS times what it does to weights, or to the largest number (of few, dice may move none)."""
-    return ROUNDINGS * max(eps * largest(said), *(largest(other - said) for other in shaken))
+    return ROUNDINGS * max(eps * largest(said), largest(shaken - said))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ NAMES = {
 """What a safetensors file calls a type of numbers."""
 SHARD = 5_000_000_000
 """Bytes of one file: larger models are several files and an index."""
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 20
 """Numbers that are worked on at once."""
 LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 
