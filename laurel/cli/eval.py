@@ -91,7 +91,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
     config = read_options(args, EvalConfig)
     from laurel.eval.evaluate import evaluate, figures_at
-    from laurel.policy.scorer import trained_labels
+    from laurel.policy.classifier import trained_labels
     from laurel.reward.mixture import load_rewards
     from laurel.train.starter import STARTERS
 

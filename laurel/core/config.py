@@ -89,6 +89,10 @@ class TrainConfig(Told):
     max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
     save_steps: int = option(0, "write a checkpoint every so many steps; 0: only at the end", ge=0)
     save_total_limit: int = option(2, "complete checkpoints kept", ge=1)
+    save_merged: bool = option(False, "with adapters: write the merged model into `model`, not the adapters (PEFT)")
+    save_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "precision of the files in `model`; auto: that of the files of the model that training began with"
+    )
     logging_steps: int = option(1, "write metrics every so many steps", ge=1)
     eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
     report_to: list[str] | None = option(

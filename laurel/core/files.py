@@ -66,7 +66,8 @@ def refusal(error: BaseException) -> OSError | None:
 def whole_folder(folder: str | Path) -> Generator[Path]:
     """A new folder beside `folder` to write into: its files come to `folder` when the block ends well, and go if it does not.
 
-    Files of weights that were there before and are not among the new ones are removed: no reader may mix two models.
+    Files of weights and the configurations that say what they are, where they are not among the new ones, are removed: no reader
+    may mix two models, or take a model for an adapter.
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
@@ -81,7 +82,7 @@ def whole_folder(folder: str | Path) -> Generator[Path]:
                 return
             new = {file.name for file in made.iterdir()}
             for old in folder.iterdir():
-                if old.name not in new and re.search(r"\.(safetensors|bin)(\.index\.json)?$", old.name):
+                if old.name not in new and re.search(r"\.(safetensors|bin)(\.index\.json)?$|^(adapter_)?config\.json$", old.name):
                     old.unlink()
             for file in made.iterdir():
                 file.replace(folder / file.name)

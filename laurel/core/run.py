@@ -27,7 +27,7 @@ from laurel.core.sinks import Sink, check_sinks, open_sinks
 
 FREE_TO_CHANGE = (
     "device", "eval_steps", "logging_steps", "max_steps", "num_threads", "output_dir", "profile", "report_to", "resume",
-    "reward_timeout", "save_steps", "save_total_limit", "token_budget",
+    "reward_timeout", "save_dtype", "save_merged", "save_steps", "save_total_limit", "token_budget",
 )  # fmt: skip
 """Options a resumed run may change: how long, how often, where. Everything else would make it another experiment."""
 WRITTEN = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "profile.json")

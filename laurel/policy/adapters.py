@@ -6,17 +6,28 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from laurel.core.errors import UsageError, nearest
-from laurel.policy.folders import base_of, is_adapter
+from laurel.policy.folders import ADAPTERS, base_of, is_adapter
 from laurel.policy.weights import check_finite, few, tell_ties, told
 
 ALL = "all-linear"
 OPTION = "lora_target_modules"
+INSIDE = "base_model.model."
+"""What PEFT puts before the names of a model's modules in an adapter's file."""
+HEAD = re.compile(r"^base_model\.model\.(score|classifier)\.(?:modules_to_save\.)?(?:default\.)?(weight|bias)$")
+"""Names of a scorer's own head in such a file."""
+
+
+def inside_of(part: str) -> str:
+    """The beginning of names of modules in a part of the model, as an adapter's file has them."""
+    return f"{INSIDE}{part}." if part else INSIDE
 
 
 def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any:
@@ -121,24 +132,78 @@ def load_adapters(name: str, base: Any) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
+    with fitting(name), quiet():
+        model = PeftModel.from_pretrained(base, name, is_trainable=True)
+        weights = load_peft_weights(name, device="cpu")
+        report = set_peft_model_state_dict(model, weights)
+    check_loaded(name, model, report, weights)
+    return model
+
+
+def load_on_body(name: str, model: Any) -> None:
+    """Put the adapters of a folder on the body of a model that has another head than they were trained with, trainable.
+
+    A scorer's own head, where the folder holds one, takes the place of the model's.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    part, body = inside_of(model.base_model_prefix), getattr(model, model.base_model_prefix)
+    with fitting(name), quiet():
+        weights = load_peft_weights(name, device="cpu")
+        inner = {INSIDE + key.removeprefix(part): value for key, value in weights.items() if key.startswith(part)}
+        config: Any = LoraConfig.from_pretrained(name)
+        config.inference_mode, config.task_type = False, None
+        config.modules_to_save = [one for one in config.modules_to_save or () if any(f".{one}." in key for key in inner)] or None
+        if isinstance(config.target_modules, str) and config.target_modules != ALL:  # an expression for whole names, of the whole model
+            config.target_modules = sorted({key.removeprefix(INSIDE).partition(".lora_")[0] for key in inner if ".lora_" in key})
+        adapters = get_peft_model(body, config)
+        report = set_peft_model_state_dict(adapters, inner)
+    check_loaded(name, adapters, report, weights)
+    setattr(model, model.base_model_prefix, adapters)
+    with torch.no_grad():
+        for key, value in weights.items():
+            if found := HEAD.match(key):
+                model.get_parameter(f"{found[1]}.{found[2]}").copy_(value)
+
+
+def only_on_body(name: str, part: str) -> bool:
+    """Does a folder's file hold adapters of a model's body (the module of that name) and a scorer's head, and nothing else?"""
+    return all(key.startswith(inside_of(part)) or HEAD.match(key) for key in adapter_shapes(name))
+
+
+def adapter_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of what an adapter's folder holds."""
+    file = Path(name) / ADAPTERS[0]
+    if file.is_file():
+        with safe_open(file, "pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - it is no mapping
+    from peft.utils import load_peft_weights
+
+    return {key: tuple(value.shape) for key, value in load_peft_weights(name, device="cpu").items()}
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Whatever another library raises about a folder of adapters is told in our words."""
     try:
-        with quiet():
-            model = PeftModel.from_pretrained(base, name, is_trainable=True)
-            weights = load_peft_weights(name, device="cpu")
-            report = set_peft_model_state_dict(model, weights)
-    except Exception as error:  # whatever another library raises about a folder is told in our words
+        yield
+    except Exception as error:
         shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         what = f"the adapter does not fit its base {base_of(name)}: {shapes[0] if shapes else told(error)}"
         fix = "Name the base that it was trained on as `base_model_name_or_path` in its adapter_config.json."
         raise UsageError(what, where=f"model={name}", fix=fix) from error
+
+
+def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any]) -> None:
+    """Adapters of which the file lacks tensors, or has too many, or that are not finite, are an error."""
     own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
     lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
     if lost or over:
         kind = "the adapter's file lacks tensors" if lost else "the adapter's file holds tensors without a place in its base"
         fix = "Copy the whole folder again, or name the base that it was trained on in its adapter_config.json."
         raise UsageError(f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.", where=f"model={name}", fix=fix)
-    check_finite(weights, name)
-    return model
+    check_finite(dict(weights), name)
 
 
 def merged(model: Any) -> Any:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.policy.classifier import head_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, trained_positions
 from laurel.policy.packed import hidden_states
-from laurel.policy.scorer import head_of
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laurel.core.errors import LaurelError, UsageError
+from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.implicit import Implicit
-from laurel.policy.adapters import merged
 from laurel.policy.logprob import chunked_logprobs, wide
-from laurel.policy.model import Policy, trained_positions
+from laurel.policy.model import Policy, auto_causal, trained_positions
+from laurel.policy.saving import largest, model_gap, moved, precision, proven
+from laurel.policy.written import Piece, head_name, pieces_of, write_model
 
 HEADS = 2
 SPREAD = 0.1  # of the first Q: two heads that started equal would stay equal, and the smaller of them be no caution
@@ -77,34 +77,44 @@ class Heads:
         for slow, q in zip(self.all("target"), self.all("q"), strict=True):
             slow.weight.lerp_(q.weight, self.target_update)
 
-    def save(self, policy: Policy, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder whose head is `folded`, and prove it: what it says is log pi + decode_beta (Q - V).
+    def save(self, policy: Policy, folder: str | Path, *, merge: bool = False, dtype: str | None = None) -> list[str]:
+        """Write a Hugging Face folder whose head is `folded`, and prove it: what it says is log pi + decode_beta (Q - V).
 
-        Adapters are merged, the head is no longer tied to the embeddings. decode_beta 0: the policy as it is.
+        Adapters are merged (they could not hold another head), and the head is no longer tied to the embeddings. decode_beta 0: the
+        policy as it is.
         """
         if not self.decode_beta:
-            policy.save(folder)
-            return
-        model = merged(copy.deepcopy(policy.model))
-        untie(model, folded(model.get_output_embeddings().weight, [q.weight for q in self.all("q")], self.decode_beta))
-        decoder = Policy(model, policy.tokenizer, policy.dtype, policy.template)
-        gap = self.gap(policy, decoder)
-        if not gap < (1e-5 if policy.causal is policy.model else 1e-4):
-            raise LaurelError(f"the saved model's logits are not log pi + beta (Q - V): {gap:.2g} apart.", where=str(folder))
-        decoder.save(folder)
+            return policy.save(folder, merge=merge, dtype=dtype)
+        causal: Any = policy.causal
+        name = head_name(causal)
+        plain, q_KVD = pieces_of(causal)[name], [q.weight.detach() for q in self.all("q")]
+
+        def rows(start: int, stop: int) -> Tensor:
+            return folded(plain.rows(start, stop), [q_VD[start:stop] for q_VD in q_KVD], self.decode_beta)
+
+        live = next(causal.parameters()).dtype
+        kind, ids = precision(live, policy.origin, dtype), {"input_ids": policy.probe()}
+        fix = "It should be log pi + beta (Q - V): save with decode_beta 0, or report this."
+        with proven(Path(folder), "model", fix) as (made, gaps):
+            policy.tokenizer.save_pretrained(made)
+            write_model(causal, made, kind, replaced={name: Piece(plain.shape, plain.dtype, rows)})
+            wanted = self.wanted(policy)
+            gaps.append(model_gap(made, auto_causal(), wanted, live, ids, shape=lambda logits: logits.log_softmax(-1)))
+        said = moved("log-probabilities", gaps[0][0], largest(wanted), live, kind)
+        merged = causal is not policy.model and not merge
+        return [*(["the whole model is saved, with the adapters merged in: they cannot hold Q in the head"] * merged), *said]
 
     @torch.no_grad()
-    def gap(self, policy: Policy, decoder: Policy) -> float:
-        """How far the decoder's logits are from log pi + decode_beta (Q - V), up to a number per state, on eight tokens; 1: the largest."""
+    def wanted(self, policy: Policy) -> Tensor:
+        """The log-probabilities of the probe by log pi + decode_beta (Q - V), float64."""
         was = policy.model.training
         policy.model.eval()
-        probe = torch.arange(8, device=policy.device)[None] % policy.causal.get_input_embeddings().weight.shape[0]
         causal: Any = policy.causal
-        hidden = getattr(causal, causal.base_model_prefix)(probe).last_hidden_state
-        wanted = causal(probe).logits.log_softmax(-1) + self.decode_beta * self.advantage(hidden)
+        ids = policy.probe()
+        hidden = getattr(causal, causal.base_model_prefix)(ids).last_hidden_state
+        found = causal(ids).logits.double().log_softmax(-1) + self.decode_beta * self.advantage(hidden).double()
         policy.model.train(was)
-        apart = decoder.model.eval()(probe).logits.log_softmax(-1) - wanted.log_softmax(-1)
-        return float(apart.abs().max() / wanted.abs().max().clamp(min=1))
+        return found.log_softmax(-1)
 
     def advantage(self, hidden: Tensor) -> Tensor:
         """Q(s, .) - V(s), Q the mean of the heads: hidden states [..., D] -> [..., V]."""
@@ -122,14 +132,6 @@ def folded(weight_VD: Tensor, q_KVD: Sequence[Tensor], decode_beta: float) -> Te
     log pi = W h - a number of the state, Q = mean_k W_k h, V a number of the state: numbers of the state drop out of a softmax.
     """
     return weight_VD + decode_beta * torch.stack([w_VD.to(weight_VD.dtype) for w_VD in q_KVD]).mean(0)
-
-
-@torch.no_grad()
-def untie(model: Any, weight_VD: Tensor) -> None:
-    """Give a causal LM an output head of its own with this weight; its bias, if any, stays."""
-    model.get_output_embeddings().weight = nn.Parameter(weight_VD.detach().clone())
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
 
 
 def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed: int = 0) -> Heads:

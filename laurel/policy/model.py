@@ -6,9 +6,10 @@ import copy
 import hashlib
 import inspect
 import logging
+import math
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import whole_folder
 from laurel.core.sample import Batch
-from laurel.policy.adapters import apart, fresh, load_adapters, merged, with_lora
+from laurel.policy.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
 from laurel.policy.chat import ensure_template
 from laurel.policy.ends import ends_of, learn_ends
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
+from laurel.policy.precision import WORST, slack
 from laurel.policy.render import without_template
-from laurel.policy.weights import guard_ids, load_model, rounding, told
-
-ROUNDINGS = 8
-"""How far a saved model's logits may be from ours, as a multiple of what rounding every weight once does to them (measured: at most 2)."""
+from laurel.policy.saving import (
+    Origin,
+    adapters_gap,
+    as_saved,
+    largest,
+    model_gap,
+    moved,
+    no_adapter,
+    origin_of,
+    precision,
+    proven,
+    write_adapters,
+)
+from laurel.policy.weights import guard_ids, load_model, told
+from laurel.policy.written import write_model
 
 
 @dataclass
@@ -38,7 +50,7 @@ class Policy:
 
     `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
     of computation; the weights stay as loaded (float32). `template` is the hash of the chat template; `notes` is what is to be
-    said of it.
+    said of it; `origin` is where it was loaded from.
     """
 
     model: nn.Module
@@ -46,11 +58,12 @@ class Policy:
     dtype: torch.dtype = torch.float32
     template: str = ""
     notes: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
-        self.whole_logits = False
+        self.whole_logits, self.logit_size = False, 0.0
         self.whole_logits = not self._head_is_whole_story()
 
     @property
@@ -74,6 +87,11 @@ class Policy:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.causal.parameters())
+
+    @property
+    def slack(self) -> float:
+        """Nats that a token's log-probability usually differs by between two computations, by the size of logits and precision."""
+        return slack(self.dtype, max(self.logit_size, math.log(self.causal.get_input_embeddings().weight.shape[0])))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of what the optimiser moves."""
@@ -138,42 +156,57 @@ class Policy:
             body = getattr(self.causal, self.causal.base_model_prefix)
             return hidden_states(body, batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
 
-    def save(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder (LoRA merged in) and prove it: reload, same logits within rounding, or an error.
+    def save(self, folder: str | Path, *, merge: bool = False, dtype: str | None = None) -> list[str]:
+        """Write a Hugging Face folder and prove it: what it says is what the model says, within rounding, or an error. What is to be said.
 
-        Nothing is left at `folder` that was not proven. Adapters whose merged model fails are kept beside it, as `adapter`.
+        Adapters are written as adapters, a PEFT folder; merge: merged into the model instead, as where nothing else can hold them.
+        dtype: the precision of the files; None: that of the files that the weights came from. No copy of the model is made. What
+        was not proven does not come to `folder`: it is kept beside it, and adapters that were to be merged too.
         """
-        folder = Path(folder)
-        with whole_folder(folder) as made:
-            model = self.causal if self.causal is self.model else merged(copy.deepcopy(self.model))
-            model.save_pretrained(made)
+        folder, notes = Path(folder), list[str]()
+        if self.causal is not self.model and not merge:
+            if not (why := no_adapter(self.model, self.origin)):
+                return self._save_adapters(folder, dtype)
+            notes.append(f"the whole model is saved, with the adapters merged in: {why}")
+        live = next(self.causal.parameters()).dtype
+        kind, fix = precision(live, self.origin, dtype), "The disk may be at fault: continue with --resume true to save again."
+        if self.causal is not self.model and not no_adapter(self.model, self.origin):
+            fix = f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true --save_merged false saves them."
+        try:
+            with proven(folder, "model", fix) as (made, gaps):
+                self.tokenizer.save_pretrained(made)
+                write_model(self.causal, made, kind)
+                gaps.append(model_gap(made, auto_causal(), ours := self._said(), live, {"input_ids": self.probe()}))
+        except LaurelError:
+            if self.causal is not self.model and not no_adapter(self.model, self.origin):
+                write_adapters(as_saved(self.model, self.origin), folder.parent / "adapter", torch.float32)
+            raise
+        return [*notes, *moved("logits", gaps[0][0], largest(ours), live, kind)]
+
+    def _save_adapters(self, folder: Path, dtype: str | None) -> list[str]:
+        """The adapters as a PEFT folder, with tokenizer and end tokens."""
+        saved = as_saved(self.model, self.origin)
+        live = next(iter(saved.tensors.values())).dtype
+        kind = precision(live, self.origin, dtype)
+        with proven(folder, "adapter", "Continue with --resume true to save again, or with --save_merged true.") as (made, gaps):
             self.tokenizer.save_pretrained(made)
-            gap, allowed = self._gap(made)
-            if not gap <= allowed:
-                raise LaurelError(
-                    f"the saved model differs from the trained one by {gap:.2g} in its logits, where rounding explains {allowed:.2g}.",
-                    where=str(folder), fix=self._keep(folder.parent / "adapter"),
-                )  # fmt: skip
+            if self.causal.can_generate():
+                self.causal.generation_config.save_pretrained(made)
+            write_adapters(saved, made, kind)
+            gaps.append(adapters_gap(saved, made, kind, self._said))
+        return moved("logits", gaps[0][0], largest(self._said()), live, kind)
 
     @torch.no_grad()
-    def _gap(self, folder: Path) -> tuple[float, float]:
-        """How far the logits of a saved folder are from ours, and how far rounding may put them."""
-        again = load_causal(str(folder), torch.float32).to(self.device).eval()
-        probe, was = self._probe(), self.model.training
+    def _said(self) -> Tensor:
+        """The logits of the probe, without dropout, float64."""
+        was = self.model.training
         self.model.eval()
-        ours = self.causal(probe).logits.double()
+        logits = self.causal(self.probe(), use_cache=False).logits.double()
         self.model.train(was)
-        gap = float((ours - again(probe).logits.double()).abs().max())
-        return gap, ROUNDINGS * rounding(again, probe) if gap else 0.0
+        return logits
 
-    def _keep(self, folder: Path) -> str:
-        """Save adapters that could not be merged truly; what to do."""
-        if self.causal is self.model:
-            return "The last checkpoint is kept: the disk may be at fault; continue with --resume true to save again."
-        self.model.save_pretrained(folder)
-        return f"The last checkpoint is kept, and the adapters, for peft, are in {folder}."
-
-    def _probe(self) -> Tensor:
+    def probe(self) -> Tensor:
+        """Eight tokens from all over the vocabulary: [1, 8]."""
         size = self.causal.get_input_embeddings().weight.shape[0]
         return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
 
@@ -188,11 +221,12 @@ class Policy:
         was = self.model.training
         self.model.eval()
         try:
-            probe = self._probe()
+            probe = self.probe()
             ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
             with self.autocast():
                 theirs = wide(self.causal(probe, use_cache=False).logits)
-            return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+            self.logit_size = float(theirs.abs().max())
+            return ours.shape == theirs.shape and largest(ours - theirs) <= WORST * slack(torch.float32, self.logit_size)
         finally:
             self.model.train(was)
 
@@ -269,9 +303,16 @@ def load_policy(config: Any) -> Policy:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    policy = Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes))
+    policy = Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes), origin_of(config.model))
     guard_ids(policy)
     return policy
+
+
+def auto_causal() -> Any:
+    """What plain transformers loads a language model with."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
 
 
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:
@@ -279,7 +320,7 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = T
 
     head: the output head is used, so it must be there; without it a body alone will do.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a moment; laurel shows the bars of what takes long
@@ -289,6 +330,11 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = T
             base = load_causal(base_of(name), dtype, head=head)
         except UsageError as error:
             raise UsageError(f"its base model cannot be loaded: {error}", where=f"model={name}") from error
+        if any(HEAD.match(key) for key in adapter_shapes(name)):
+            fix = "Give the language model that it was made from."
+            raise UsageError("the folder holds the adapters of a trained scorer.", where=f"model={name}", fix=fix)
+        if (Path(name) / "generation_config.json").is_file():  # its end tokens: those that training closed turns with
+            base.generation_config = GenerationConfig.from_pretrained(name)
         return load_adapters(name, base)
     spare = () if head else ("lm_head", "embed_out")
     return load_model(AutoModelForCausalLM, name, "a causal language model", dtype, spare=spare)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -15,23 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import whole_folder, write_atomic
+from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
-from laurel.policy.adapters import merged, with_lora
+from laurel.policy.adapters import with_lora
 from laurel.policy.card import CARD, Card, read_card
 from laurel.policy.chat import encode_supervised, ensure_template
+from laurel.policy.classifier import HEADS, SEQUENCE, assembled, auto_class, head_of, own_padding, trained_labels
 from laurel.policy.ends import ends_of
 from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.logprob import wide
-from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.model import Policy, load_tokenizer, pick_device, pick_dtype
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
+from laurel.policy.precision import WORST, slack
 from laurel.policy.render import without_template
-from laurel.policy.weights import LOADING, guard_ids, load_model, told
+from laurel.policy.saving import (
+    Origin,
+    Saved,
+    adapters_gap,
+    as_saved,
+    largest,
+    model_gap,
+    moved,
+    no_adapter,
+    origin_of,
+    precision,
+    proven,
+    write_adapters,
+)
+from laurel.policy.weights import LOADING, guard_ids
+from laurel.policy.written import write_model
 
-PAD = "<|pad|>"
-SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
-HEADS = ("score", "classifier")  # what transformers calls the linear layer
 Ids = Sequence[int]
 
 
@@ -41,7 +53,8 @@ class Scorer:
 
     `model` is a plain transformers model for sequence classification (one number) or token classification (several classes). The
     weights stay float32; `dtype` is the precision of computation. `template` is the hash of the chat template. `language` is the
-    language model around the same body, where its head is kept for training; no folder that is saved holds it.
+    language model around the same body, where its head is kept for training; no folder that is saved holds it. `origin` is where the
+    body was loaded from.
     """
 
     model: Any  # a PreTrainedModel
@@ -51,6 +64,7 @@ class Scorer:
     card: Card = field(default_factory=Card)
     language: Policy | None = None
     notes: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def device(self) -> torch.device:
@@ -169,53 +183,89 @@ class Scorer:
         if self.language is not None:
             self.language.causal.get_output_embeddings().requires_grad_(False)
 
-    def merged(self) -> Any:
-        """The transformers model as it is saved: a copy with the adapters in its weights, or itself where there are none."""
-        prefix = self.model.base_model_prefix
-        if not hasattr(getattr(self.model, prefix), "merge_and_unload"):
-            return self.model
-        model = copy.deepcopy(self.model)
-        setattr(model, prefix, getattr(model, prefix).merge_and_unload())
-        return model
+    @property
+    def adapters(self) -> Any:
+        """The PeftModel around the body; None without adapters."""
+        body = getattr(self.model, self.model.base_model_prefix)
+        return body if hasattr(body, "peft_config") else None
 
-    def save(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder and prove it: reload with plain transformers, same scores to 1e-5, or an error.
+    def save(self, folder: str | Path, *, merge: bool = False, dtype: str | None = None) -> list[str]:
+        """Write a Hugging Face folder and prove it: what it scores is what was trained, within rounding, or an error. What is to be said.
 
-        Adapters are merged in, and a language head stays behind. The proof scores two rows of different length as anybody would: padded
-        on the right with the tokenizer's padding token.
+        Adapters are written as adapters with the head beside them, a PEFT folder; merge, dtype and what is kept of a failure: as of
+        `Policy.save`. A language head stays behind. The proof scores two rows of different length as anybody would: padded on the
+        right with the tokenizer's padding token.
         """
-        with whole_folder(folder) as made:
-            self.merged().save_pretrained(made)
-            self.tokenizer.save_pretrained(made)
-            write_atomic(made / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
-            again = auto_class(self.num_labels).from_pretrained(made, dtype=torch.float32).to(self.device).eval()
-            plain = Scorer(self.model, self.tokenizer)  # full precision, whatever training computes in
-            gap = plain.gap(again)
-            if not gap < 1e-5:
-                what = f"the saved scorer differs from the trained one by {gap:.2g} of its largest score."
-                fix = "The last checkpoint is kept: continue with --resume true to save again."
-                raise LaurelError(what, where=str(folder), fix=fix)
+        folder, notes, live = Path(folder), list[str](), next(self.model.parameters()).dtype
+        why = no_adapter(self.adapters, self.origin) if self.adapters is not None else "no"
+        fix = "The disk may be at fault: continue with --resume true to save again."
+        if self.adapters is not None and not merge and not why:
+            saved = self._as_saved()
+            kind = precision(live, self.origin, dtype)
+            with proven(folder, "scorer", fix) as (made, gaps):
+                self._write_beside(made)
+                write_adapters(saved, made, kind)
+                gaps.append(adapters_gap(saved, made, kind, lambda: self.said()[0]))
+            return moved("scores", gaps[0][0], largest(self.said()[0]), live, kind)
+        if self.adapters is not None and why:
+            notes.append(f"the whole scorer is saved, with the adapters merged in: {why}")
+        elif not why:
+            fix = f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true --save_merged false saves them."
+        kind = precision(live, self.origin, dtype)
+        try:
+            with proven(folder, "scorer", fix) as (made, gaps):
+                self._write_beside(made)
+                write_model(self.model, made, kind)
+                ours, inputs, real = self.said()
+                gaps.append(model_gap(made, auto_class(self.num_labels), ours, live, inputs, heed=real))
+        except LaurelError:
+            if not why:
+                write_adapters(self._as_saved(), folder.parent / "adapter", torch.float32)
+            raise
+        return [*notes, *moved("scores", gaps[0][0], largest(ours), live, kind)]
+
+    def _as_saved(self) -> Saved:
+        """Adapters and head as PEFT names them."""
+        head = next(name for name in HEADS if isinstance(getattr(self.model, name, None), nn.Linear))
+        tensors = {f"{head}.{name}": tensor for name, tensor in getattr(self.model, head).state_dict().items()}
+        task = "SEQ_CLS" if self.num_labels == 1 else "TOKEN_CLS"
+        return as_saved(self.adapters, self.origin, inside=self.model.base_model_prefix, task=task, head=tensors)
+
+    def _write_beside(self, folder: Path) -> None:
+        """What is no weight: the tokenizer, and the card."""
+        self.tokenizer.save_pretrained(folder)
+        write_atomic(folder / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
 
     @torch.no_grad()
-    def gap(self, plain: nn.Module) -> float:
-        """The largest difference between our scores and those of a transformers model called in the usual way, on a small batch."""
+    def said(self) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Scores of a small batch in full precision, float64, as transformers shapes them; its inputs; which scores are real."""
         size = self.model.get_input_embeddings().weight.shape[0]
         end = min(self.eos_ids, default=size - 2)
         rows = [(*(k * max(size // 9, 1) % size for k in range(1, length)), end) for length in (8, 5)]
         ids_NL, attention_NL, last_N = right_padded(rows, self.device)
         padded_NL = torch.where(attention_NL, ids_NL, self.tokenizer.pad_token_id)
-        was = (self.model.training, plain.training)
+        was = self.model.training
         self.model.eval()
-        plain.eval()
-        theirs = plain(input_ids=padded_NL, attention_mask=attention_NL.long()).logits.to(torch.float64)
-        ours = self.head(self.hidden(ids_NL, attention_NL))
+        plain = Scorer(self.model, self.tokenizer)  # whatever training computes in
+        ours = plain.head(plain.hidden(ids_NL, attention_NL))
+        self.model.train(was)
         ours = (ours[torch.arange(2), last_N][:, None] if self.num_labels == 1 else ours).to(torch.float64)
-        self.model.train(was[0])
-        plain.train(was[1])
+        inputs = {"input_ids": padded_NL, "attention_mask": attention_NL.long()}
+        return ours, inputs, (slice(None) if self.num_labels == 1 else attention_NL)
+
+    @torch.no_grad()
+    def linear(self) -> bool:
+        """Are the model's scores, called in the usual way, its head times the last hidden state, as far as the precision goes?"""
+        ours, inputs, real = self.said()
+        was = self.model.training
+        self.model.eval()
+        theirs = self.model(**inputs).logits.to(torch.float64)
+        self.model.train(was)
         if ours.shape != theirs.shape:
-            return math.inf
-        real = slice(None) if self.num_labels == 1 else attention_NL
-        return float((ours - theirs)[real].abs().max() / max(1.0, float(ours[real].abs().max())))
+            return False
+        head, hidden = head_of(self.model), self.hidden(inputs["input_ids"], inputs["attention_mask"].bool())
+        size = float(hidden.double().norm(dim=-1).max()) * float(head.weight.double().norm(dim=1).max())
+        return largest((ours - theirs)[real]) <= WORST * slack(head.weight.dtype, size)
 
 
 def load_scorer(
@@ -227,13 +277,15 @@ def load_scorer(
     chat_template: str | None = None,
     seed: int = 0,
     language: bool = False,
+    adapters: bool = False,
 ) -> Scorer:
     """A scorer from a folder or hub name: a trained one as it is, or the body of a causal language model under a new head.
 
     num_labels: 1 for rewards, outcomes and values, 3 for steps; None: what a trained folder has, else 1. The new head starts at a
     deviation of .1 / sqrt(hidden size), so first scores are small; it depends on `seed` alone, and torch's own generator is left as
     it was. A tokenizer that has no padding token, or pads with its EOS, is given one of its own (transformers finds the last token
-    of a row by that id; laurel never does). An adapter's folder is merged into its base. language: keep the language model's head.
+    of a row by that id; laurel never does). An adapter's folder is merged into its base; adapters: they stay, to be trained on, if
+    they are the body's alone. language: keep the language model's head.
     Errors: UsageError for a model whose body, head or number of outputs does not fit.
     """
     from transformers.utils import logging
@@ -251,25 +303,22 @@ def load_scorer(
         raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        causal = None if trained else merged(load_causal(name, torch.float32, head=language))
-        model = load_trained(name, labels) if causal is None else new_head(causal, labels)
+        causal, model, kept = assembled(name, labels, bool(trained), language, adapters)
         tied = causal is not None and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
         own_padding(tokenizer, model)
     card = read_card(name) if trained else Card()
     card = replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
-    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, card, notes=tuple(notes))
+    origin = origin_of(name)
+    if is_adapter(name) and not kept:  # what adapters would belong on is in no folder
+        origin = replace(origin, base="")
+    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, card, None, tuple(notes), origin)
     guard_ids(scorer)
     if language:
-        scorer.language = language_of(scorer, causal, tied, name)
-    if not Scorer(scorer.model, tokenizer).gap(scorer.model) < 1e-4:
+        scorer.language = language_of(scorer, None if trained else causal, tied, name)
+    if not scorer.linear():
         what = "its scores are not a linear head on the last hidden state."
         raise UsageError(what, where=f"model={name}", fix="Use a causal language model.")
     return scorer
-
-
-def load_trained(name: str, labels: int) -> nn.Module:
-    """A saved scorer's model, every weight of it."""
-    return load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
 
 
 def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
@@ -284,89 +333,16 @@ def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
     return policy
 
 
-def new_head(causal: Any, labels: int) -> nn.Module:
-    """A classification model around the body of a language model.
-
-    The body is taken over as it is. Loading the checkpoint into the other class would not do: where embeddings are tied and stored
-    under the language head's name alone, transformers drops them and starts the body from random ones.
-    """
-    config = copy.deepcopy(causal.config)
-    config.num_labels = labels
-    config.classifier_dropout = 0.0  # transformers' default of .1 would make scores of training and use differ
-    try:
-        model = auto_class(labels).from_config(config)
-    except ValueError as error:
-        raise UsageError(f"no such model with a head: {told(error)}", where=f"model={config.model_type}") from error
-    body = getattr(causal, causal.base_model_prefix)
-    if type(body) is not type(getattr(model, model.base_model_prefix, None)):
-        what = f"transformers builds {type(model).__name__} around another body than {type(body).__name__}."
-        raise UsageError(what, where=f"model={config.model_type}", fix="Use another language model.")
-    setattr(model, model.base_model_prefix, body)
-    head = head_of(model).float()
-    with torch.no_grad():
-        head.weight.normal_(0.0, 0.1 * head.in_features**-0.5)
-        if head.bias is not None:
-            head.bias.zero_()
-    return model
-
-
-def auto_class(labels: int) -> Any:
-    """The transformers class of a folder: one number per row, or several classes per token."""
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    return AutoModelForSequenceClassification if labels == 1 else AutoModelForTokenClassification
-
-
-def head_of(model: Any) -> nn.Linear:
-    """The linear layer on top."""
-    found = next((layer for name in HEADS if isinstance(layer := getattr(model, name, None), nn.Linear)), None)
-    if found is None:
-        raise UsageError(f"{type(model).__name__} has no linear head.", where="model", fix="Use a causal language model.")
-    return found
-
-
-def trained_labels(name: str) -> int:
-    """How many outputs the head of a saved scorer has, by the configuration of its folder; 0 for a model without such a head."""
-    from transformers import AutoConfig
-
-    check_folder(name)
-    if is_adapter(name):
-        return 0
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
-    kind = (config.architectures or [""])[0]
-    return int(config.num_labels or 0) if kind.endswith((SEQUENCE, TOKEN)) else 0
-
-
 def check_language_head(name: str) -> None:
     """UsageError for a folder that holds no language model: a trained scorer, or a body alone. Only its configuration is read."""
     from transformers import AutoConfig
 
-    if is_adapter(name):
+    if is_adapter(name) and not trained_labels(name):
         return
     kind = (AutoConfig.from_pretrained(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
     if kind and not any(part in kind for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
         what = f"imitation_coef needs a language model's head, and {kind or 'this folder'} has none."
         raise UsageError(what, where=f"model={name}", fix="Start from a causal language model, or set imitation_coef=0.")
-
-
-def own_padding(tokenizer: Any, model: Any) -> None:
-    """Make padding a token that ends no text, in the tokenizer and in the configuration that transformers reads it from."""
-    closing = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(ends_of(tokenizer, model.config)))}
-    if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
-        rows = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:  # to resize would give the tokens between them random rows
-            what = f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows, and a padding token must come behind both."
-            fix = "Resize the embedding (`resize_token_embeddings`) and save the model first."
-            raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
-        tokenizer.add_special_tokens({"pad_token": PAD})
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tokenizer.padding_side = "right"
-    for config in (model.config, model.config.get_text_config()):
-        config.pad_token_id = tokenizer.pad_token_id
 
 
 def right_padded(rows: Sequence[Ids], device: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -245,17 +245,3 @@ def guard_ids(policy: Any) -> None:
         check_ids(policy, args[0].unique().tolist() if args else (), "a text")
 
     embedding.register_forward_pre_hook(look)
-
-
-@torch.no_grad()
-def rounding(model: Any, probe_NL: Any) -> float:
-    """How far the logits move when every weight is rounded once more: what two ways to compute the same weights may differ by.
-
-    The weights of `model` are changed: it must be a copy that is used up.
-    """
-    before = model(probe_NL).logits.double()
-    noise = torch.Generator(device=probe_NL.device).manual_seed(0)
-    for parameter in model.parameters():
-        sign = torch.randint(0, 2, parameter.shape, generator=noise, device=parameter.device, dtype=torch.int8)
-        parameter.mul_(1 + (2.0 * sign - 1) * torch.finfo(parameter.dtype).eps)
-    return float((model(probe_NL).logits.double() - before).abs().max())

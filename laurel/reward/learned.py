@@ -56,7 +56,7 @@ def learned(
     too, for members whose scales differ. combine: see COMBINE. Folders are checked now and loaded at the first call; calls from
     several threads take turns. Errors: UsageError for a folder without a scorer, or with one of several classes.
     """
-    from laurel.policy.scorer import trained_labels
+    from laurel.policy.classifier import trained_labels
 
     if not folders:
         raise UsageError("no scorer is named.", where="rewards", fix="Write model:FOLDER.")

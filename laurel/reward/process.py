@@ -65,7 +65,7 @@ def process_reward(folder: str, *, combine: str = "product", device: str = "auto
     An answer without a step, or one of which the model's max_length leaves steps unread, is abstained on (None): nobody judged it.
     The folder is checked now and loaded at the first call. Errors: UsageError for a folder that `prm` training did not save.
     """
-    from laurel.policy.scorer import trained_labels
+    from laurel.policy.classifier import trained_labels
 
     if combine not in COMBINE:
         raise UsageError(f"unknown way to combine steps `{combine}`.", where="rewards", fix=nearest(combine, COMBINE))

@@ -13,6 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.core.result import Score
 from laurel.core.sample import Batch, Group
 from laurel.objective.metrics import CLIPPED
+from laurel.policy.precision import USUAL, WORST
 from laurel.rollout.episode import play
 from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from laurel.train.progress import Progress
     from laurel.train.setup import Setup
 
-GAP = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats between sampler and trainer that 99 % of tokens must stay below
-START_RATIO = {torch.float32: 1e-4, torch.bfloat16: 0.5}  # |ratio - 1| allowed at the start, for every token
+GROWN = 2.0
+"""How much larger than at the start logits may have become in training, for the sampler's check in every step."""
 
 
 def before(setup: Setup, step: int, progress: Progress) -> None:
@@ -55,18 +56,20 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     setup.policy.model.train(not setup.config.disable_dropout)
     with torch.no_grad():
         logp_NT = setup.policy.logp(batch).logp
-        ratio_NT = (logp_NT - batch.logp_old_NT).exp()
-        worst = float((ratio_NT - 1)[batch.loss_mask_NT].abs().max())
-        if not worst < START_RATIO[setup.policy.dtype]:
+        gap_M = (logp_NT - batch.logp_old_NT)[batch.loss_mask_NT].abs().float().cpu()
+        p99, worst, unit = high(gap_M), float(gap_M.max()), setup.policy.slack
+        if not (p99 < USUAL * unit and worst < WORST * unit):
             raise LaurelError(
-                f"the trainer's log-probabilities are not the sampler's: |ratio - 1| is {worst:.2g} before any training.",
+                f"the trainer's log-probabilities are not the sampler's: before any training, the ratio is e^{p99:.2g} at the 99th "
+                f"percentile and e^{worst:.2g} at the worst token, where {setup.config.dtype} and logits of {setup.policy.logit_size:.3g} "
+                f"explain e^{USUAL * unit:.2g} and e^{WORST * unit:.2g}.",
                 where="start-up check", fix="Dropout in the model code, or an architecture that treats padding differently?",
             )  # fmt: skip
         if lost := silenced(setup, logp_NT, batch):
             progress.say(lost)
         if setup.reference is not None and config.reference == "start" and step == 0:
             apart = float((setup.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
-            if not apart < 1e-5:
+            if not apart < USUAL * unit:
                 raise LaurelError(f"the reference differs from the policy by {apart:.2g} nats at step 0.", where="start-up check")
 
 
@@ -141,11 +144,11 @@ def judged(setup: Setup, groups: Sequence[Group]) -> None:
         raise LaurelError(f"no reward judged any sample of this step ({names}).", fix="Did they all abstain?")
 
 
-def same_policy(gap_M: Tensor, beside_M: Tensor, dtype: torch.dtype, step: int, sums: Sums) -> None:
+def same_policy(gap_M: Tensor, beside_M: Tensor, slack: float, step: int, sums: Sums) -> None:
     """The policy that is trained must be the one that sampled: record |log-prob gap| over the tokens, and stop when it opens.
 
     gap_M: of the tokens trained on, which are what counts; beside_M: of those that are only measured. Both of all processes, so that
-    all stop together.
+    all stop together. slack: the policy's; 99 % of tokens must stay below USUAL times that.
     """
     gap_M, all_M = torch.cat(parallel.gather(gap_M)).float(), torch.cat(parallel.gather(torch.cat([gap_M, beside_M]))).float()
     if len(all_M) == 0:
@@ -153,9 +156,9 @@ def same_policy(gap_M: Tensor, beside_M: Tensor, dtype: torch.dtype, step: int, 
     sums.add("sampler_gap/mean", float(all_M.sum()), len(all_M))
     sums.peak("sampler_gap/p99", high(all_M))
     sums.peak("sampler_gap/max", float(all_M.max()))
-    if len(gap_M) and not (p99 := high(gap_M)) < GAP[dtype]:
+    if len(gap_M) and not (p99 := high(gap_M)) < GROWN * USUAL * slack:
         raise LaurelError(
-            f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit {GAP[dtype]:g}).", where=f"step {step}",
+            f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit {GROWN * USUAL * slack:.2g}).", where=f"step {step}",
             fix="The samples do not come from these weights: stale or perturbed sampler?",
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row
+from laurel.policy.folders import base_of, is_adapter
 
 ENDS = 1 << 20  # bytes: of a file of weights its size, beginning and end are enough to tell two trainings apart
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
@@ -29,6 +30,7 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
             if words:
                 found[f"{option} {name}"] = words
     folders = [config.model, *(name.partition(":")[2] for name in config.rewards or () if name.startswith(("model:", "prm:")))]
+    folders += [base_of(folder) for folder in folders if is_adapter(folder)]  # what adapters are put on counts, too
     for folder in folders:
         if Path(folder).is_dir():
             found[f"model {folder}"] = of_model(Path(folder))

@@ -81,7 +81,8 @@ def carry_on(setup: Setup, state: State, quiet: bool) -> None:
                 verdict = held_out_report(setup)
                 progress.say("\n".join(verdict))
                 setup.run.note({"held_out": verdict})
-            setup.save_model()
+            for line in setup.save_model():
+                progress.say(line)
 
 
 def step(setup: Setup, state: State, sums: Sums) -> None:
@@ -215,7 +216,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
                 gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
         apart = record_rest(setup, rest, state.step, sums)
         if iteration == 0 and setup.on_policy:
-            checks.same_policy(torch.cat(gaps), apart, policy.dtype, state.step, sums)
+            checks.same_policy(torch.cat(gaps), apart, policy.slack, state.step, sums)
         if idle:
             return
         if extra:

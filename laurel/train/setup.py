@@ -20,7 +20,8 @@ from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.adapters import check_lora
-from laurel.policy.folders import check_folder
+from laurel.policy.classifier import trained_labels
+from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
@@ -44,8 +45,6 @@ USES = {
     "policy": "rl", "parameters": "rl", "logged": "logged",
 }  # fmt: skip
 """source of a row of the table: what its rows of data must hold."""
-ROUNDING = {torch.float32: 3e-5, torch.bfloat16: 0.03}
-"""By precision: nats that a token's log-probability may be off between two computations of it. Of T tokens it is sqrt(T) times that."""
 WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
 """sources whose rows may have a `weight`."""
 
@@ -94,11 +93,15 @@ class Setup:
         judged = self.row.judge(self, groups)
         return [without_reward(new, old) if ENVIRONMENT in old.results else new for new, old in zip(judged, groups, strict=True)]
 
-    def save_model(self) -> None:
-        """The trained model as an ordinary Hugging Face folder; a companion that shapes how it decodes says how."""
+    def save_model(self) -> list[str]:
+        """The trained model (adapters: a PEFT folder) in the run's `model`, and what is to be said of it.
+
+        A companion that shapes how it decodes says how it is saved.
+        """
         self.run.note({"saving": True})  # from now on `model` is ours: a resumed run may write it again
+        how: dict[str, Any] = {"merge": self.config.save_merged, "dtype": self.config.save_dtype}
         save = getattr(self.companion, "save", None)
-        save(self.policy, self.run.model) if save else self.policy.save(self.run.model)
+        return save(self.policy, self.run.model, **how) if save else self.policy.save(self.run.model, **how)
 
     @property
     def on_policy(self) -> bool:
@@ -197,7 +200,7 @@ def loaded(
     notes = [*told, *policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
-        bind(row.objective, config, rounding=ROUNDING[policy.dtype]), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+        bind(row.objective, config, rounding=getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining = companion, pretraining
     if parallel.rank() == 0:
@@ -219,8 +222,9 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     if config.gradient_checkpointing:
         raise UsageError("a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out.")
     how = {"device": config.device, "dtype": config.dtype, "chat_template": config.chat_template, "seed": config.seed}
-    scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), **how)
-    if config.use_peft:
+    keep = config.use_peft or bool(is_adapter(config.model) and trained_labels(config.model))
+    scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), adapters=keep, **how)
+    if keep:
         scorer.adapt(config)
     scorer.card = replace(scorer.card, max_length=bounded(config, "rankings", scorer.model).max_length)
     return scorer

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.policy import model as policies
-from laurel.policy.adapters import check_lora, merged
+from laurel.policy.adapters import check_lora
 from laurel.policy.compact import compact_of
 from laurel.policy.folders import check_folder
 from laurel.policy.model import load_policy, load_tokenizer, make_reference
 from laurel.policy.sampler import sample
+from laurel.policy.saving import model_gap
 from laurel.policy.scorer import load_scorer
-from laurel.policy.weights import rounding
+from laurel.policy.written import write_model
 
 IDS = torch.tensor([[5, 2, 6, 7, 40]])
 
@@ -60,7 +61,7 @@ def test_adapters_on_head_and_embedding_are_saved_as_they_were_trained(saved, tm
         policy = load_policy(lora(saved(family, tied), *names))
         shake(policy.model)
         policy.model.eval()
-        policy.save(tmp_path)
+        policy.save(tmp_path, merge=True)
         again = AutoModelForCausalLM.from_pretrained(tmp_path)
         ours = policy.causal(IDS).logits
         assert float((again(IDS).logits - ours).abs().max()) < 1e-5 * float(ours.abs().max())
@@ -75,7 +76,7 @@ def test_a_tie_is_kept_where_nothing_parts_it_and_told_where_something_does(save
     with caplog.at_level(logging.WARNING):
         policy = load_policy(lora(saved(), "q_proj"))
         assert "apart" not in caplog.text
-        policy.save(tmp_path)
+        policy.save(tmp_path, merge=True)
         assert AutoModelForCausalLM.from_pretrained(tmp_path).config.tie_word_embeddings
         load_policy(lora(saved(), "lm_head"))
     assert "LoRA changes them apart" in caplog.text
@@ -234,35 +235,42 @@ def test_adapters_made_elsewhere_are_merged_truly(saved, tmp_path, how):
     policy = load(tmp_path / "adapter")
     ours = model.eval()(IDS).logits
     assert torch.equal(policy.causal(IDS).logits, ours)
-    policy.save(tmp_path / "model")
+    policy.save(tmp_path / "model", merge=True)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert float((again(IDS).logits - ours).abs().max()) < 1e-5 * float(ours.abs().max())
+    policy.save(tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").causal(IDS).logits, ours)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("size", [1e-3, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_bound_of_a_save_is_what_rounding_does(family, size):
+def test_the_bound_of_a_save_is_what_rounding_does(family, size, tmp_path):
     """A true merge is off by a third to twice of one rounding of every weight, whatever the logits' size; a lost one by far more."""
     model = make(family, initializer_range=0.2).eval()
-    alone = model(IDS).logits
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     shake(adapted, size)
     ours = adapted(IDS).logits.double()
-    plain = merged(adapted)
-    gap, lost = (float((ours - other.double()).abs().max()) for other in (plain(IDS).logits, alone))
-    allowed = policies.ROUNDINGS * rounding(plain, IDS)
-    assert gap < allowed < lost / 10
+    found = {}
+    for name, causal in (("true", adapted.get_base_model()), ("lost", make(family, initializer_range=0.2))):
+        (tmp_path / name).mkdir()
+        write_model(causal, tmp_path / name)
+        found[name] = model_gap(tmp_path / name, AutoModelForCausalLM, ours, torch.float32, {"input_ids": IDS})
+    assert found["true"][0] <= found["true"][1] < found["lost"][0] / 10
+    assert not found["lost"][0] <= found["lost"][1]
 
 
-def test_a_save_that_fails_leaves_no_model_and_keeps_the_adapters(saved, tmp_path, monkeypatch):
-    """A merge that loses the adapters is noticed; what stood in the folder before stays, and the adapters are beside it, whole."""
+def test_a_save_that_fails_keeps_all_there_is(saved, tmp_path, monkeypatch):
+    """A merge that loses the adapters is noticed; what stood in the folder stays; adapters and what was written are beside it, whole."""
     policy = load_policy(lora(saved(), "q_proj"))
-    policy.save(tmp_path / "model")
+    policy.save(tmp_path / "model", merge=True)
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     shake(policy.model, 1e-2)
-    monkeypatch.setattr(policies, "merged", lambda model: make())
-    with pytest.raises(LaurelError, match=r"differs from the trained one by .* rounding explains .*adapters, for peft, are in .*adapter"):
-        policy.save(tmp_path / "model")
+    monkeypatch.setattr(policies, "write_model", lambda model, made, dtype: write_model(make(), made, dtype))
+    said = r"differs from the trained one by .* rounding explains .*model-unproven.*adapters, for peft, are in .*adapter.*save_merged false"
+    with pytest.raises(LaurelError, match=said):
+        policy.save(tmp_path / "model", merge=True)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model", "model-unproven"]
+    assert (tmp_path / "model-unproven" / "model.safetensors").is_file()
     assert torch.equal(load(tmp_path / "adapter").causal(IDS).logits, policy.model.eval()(IDS).logits)

@@ -130,7 +130,7 @@ def test_T46_T62_saved_folder_is_the_trained_model(folder, tmp_path):
     for name, policy in policies.items():
         shake(policy)
         policy.model.eval()
-        policy.save(tmp_path / name)
+        policy.save(tmp_path / name, merge=True)
     command = [sys.executable, "-c", LOAD, *(str(tmp_path / name) for name in policies)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.splitlines()
     base = load_policy(TrainConfig(model=folder)).model.eval()

@@ -20,8 +20,10 @@ from transformers import (
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Group, Key, Sample
+from laurel.policy import scorer as scorers
+from laurel.policy.classifier import PAD, trained_labels
 from laurel.policy.model import Policy, load_tokenizer
-from laurel.policy.scorer import PAD, Card, by_budget, check_language_head, load_scorer, trained_labels
+from laurel.policy.scorer import Card, by_budget, check_language_head, load_scorer
 from laurel.policy.scratch import STOP, char_tokenizer, save_scratch
 from laurel.rollout.pack import pack
 
@@ -173,18 +175,22 @@ def test_three_classes_are_a_token_classifier(folder, tmp_path):
 
 
 def test_save_proves_itself(folder, tmp_path, monkeypatch):
+    """A head that is written otherwise than it was trained is noticed, by itself or beside adapters; the folder does not come."""
     scorer = load_scorer(folder)
-    written = scorer.model.save_pretrained
 
-    def spoiled(where):
+    def spoiled(write, *how):
         with torch.no_grad():
-            scorer.model.score.weight.mul_(2)
-            written(where)
-            scorer.model.score.weight.div_(2)
+            scorer.model.score.weight.mul_(1.01)
+            write(*how)
+            scorer.model.score.weight.div_(1.01)
 
-    monkeypatch.setattr(scorer.model, "save_pretrained", spoiled)
-    with pytest.raises(LaurelError, match="differs"):
-        scorer.save(tmp_path)
+    for write in (scorers.write_model, scorers.write_adapters):
+        monkeypatch.setattr(scorers, write.__name__, lambda *how, write=write: spoiled(write, *how))
+    for name in ("whole", "adapters"):
+        with pytest.raises(LaurelError, match=rf"saved scorer differs .*{name}-unproven"):
+            scorer.save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+        scorer.adapt(TrainConfig(lora_r=2))
 
 
 def test_a_trained_scorer_goes_on_from_where_it_was(folder, tmp_path):
@@ -332,7 +338,7 @@ def test_a_body_alone_has_no_language_head(folder, tmp_path):
 
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("kind", ["folder", "untied"])
-def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp_path):
+def test_adapters_train_the_body_and_are_saved(kind, labels, request, tmp_path):
     """Scores do not change when adapters come; adapters and head move, nothing else; the folder is plain and scores the same."""
     torch.manual_seed(0)  # adapters and head are drawn
     scorer = load_scorer(request.getfixturevalue(kind), num_labels=labels, device="cpu", language=True)
@@ -352,11 +358,12 @@ def test_adapters_train_the_body_and_are_saved_merged(kind, labels, request, tmp
     assert float((trained - before).abs().max()) > 1e-3
     now = {name.replace(".base_layer", "").removeprefix("base_model.model."): p for name, p in scorer.model.base_model.named_parameters()}
     assert all(torch.equal(now[name], weight) for name, weight in frozen.items())
-    scorer.save(tmp_path)
-    assert not (tmp_path / "adapter_config.json").exists()
-    again = load_scorer(str(tmp_path), device="cpu")
-    agree(again.score(ROWS), trained)
-    assert not any("lora_" in name for name in again.trainable())
+    for merge in (False, True):  # into one folder: neither may be taken for the other
+        scorer.save(tmp_path, merge=merge)
+        assert (tmp_path / "adapter_config.json").exists() != merge == (tmp_path / "config.json").exists()
+        again = load_scorer(str(tmp_path), device="cpu")
+        agree(again.score(ROWS), trained)
+        assert not any("lora_" in name for name in again.trainable())
     torch.testing.assert_close(scorer.score(ROWS), trained)  # saving left the adapters where they were
 
 

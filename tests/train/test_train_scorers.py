@@ -92,12 +92,12 @@ def test_T59_resumed_scorers_are_the_unbroken_ones(case, data, tmp_path):
 
 @pytest.mark.parametrize("name", ["reward", "reward_kwise", "reward_pl", "orm", "prm"])
 def test_lora_learns_and_its_folder_is_whole(name, data, tmp_path):
-    """Adapters and head alone are in the checkpoint; the saved folder has none, and says what the trained scorer said."""
+    """Adapters and head alone are in the checkpoint, and in the saved folder, which says what the trained scorer said."""
     finished = run(name, data, tmp_path, max_steps=40, use_peft=True, lora_r=4, lora_alpha=16, learning_rate=2e-2)
     lines = finished.metrics()
     assert lines[-1]["accuracy"] > 0.9 and lines[-1]["loss"] < lines[0]["loss"]
     assert all("lora_" in key or key.startswith("score.") for key in final_weights(finished))
-    assert not (finished.model / "adapter_config.json").exists()
+    assert (finished.model / "adapter_config.json").exists() and not (finished.model / "config.json").exists()
     assert not any("lora" in key for key, _ in load_scorer(str(finished.model)).model.named_parameters())
 
 
