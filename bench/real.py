@@ -60,6 +60,12 @@ size = model.get_input_embeddings().weight.shape[0]
 probe = torch.arange(16)[None] * (size // 16) % size
 
 
+def plain(name):  # a weight's name without what peft wraps around it
+    for wrapping in ("base_model.model.", ".default", ".modules_to_save", ".base_layer"):
+        name = name.replace(wrapping, "")
+    return name
+
+
 @torch.no_grad()
 def logits():
     return model(input_ids=probe).logits.double()
@@ -67,18 +73,17 @@ def logits():
 
 saved = logits()
 newest = max(run.glob("checkpoints/step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-own = dict(model.named_parameters())
+own = {plain(name): p for name, p in model.named_parameters()}
 put = 0
 with safe_open(newest / "weights.safetensors", "pt") as file, torch.no_grad():
     for name in file.keys():
-        match = next((at for at in (name, f"base_model.model.{name}") if at in own), None)
-        if match is not None:
-            own[match].copy_(file.get_tensor(name))
+        if plain(name) in own:
+            own[plain(name)].copy_(file.get_tensor(name))
             put += 1
 trained = logits()
 print(json.dumps({
     "gap": float((saved - trained).abs().max() / trained.abs().max()),
-    "put": put, "of": len(file_names) if (file_names := list(safe_open(newest / "weights.safetensors", "pt").keys())) else 0,
+    "put": put,
     "kind": "adapter" if adapter else "model",
     "megabytes": sum(at.stat().st_size for at in folder.glob("*.safetensors")) / 1e6,
 }))
