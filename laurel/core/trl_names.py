@@ -87,14 +87,15 @@ SAME: dict[str, Name] = {
         "Where it is not given, TRL takes peft's choice for the model, laurel all linear layers.",
         lora_target_modules=None,
     ),
-    **same(
-        "",
-        num_generations=8, temperature=1.0, reward_weights=None, mask_truncated_completions=False,
-    ),
+    **same("", num_generations=8, temperature=1.0, reward_weights=None),
     **same("Coefficient of the chosen answer's likelihood, beside the margin.", rpo_alpha=None),
     **same(
         "Rows with a longer prompt are left out; TRL 1.16 has no such limit.",
         max_prompt_length=None,
+    ),
+    **same(
+        "Masked rows are in no count here; TRL's mean over rows counts them as zeros.",
+        mask_truncated_completions=False,
     ),
     **same("Passes over one batch of samples.", passes, num_iterations=1),
     **same("", max_completion_length=512),

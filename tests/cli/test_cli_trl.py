@@ -331,6 +331,21 @@ def test_the_shortest_file_of_every_trainer(algorithm, tmp_path, capsys):
     assert code == 0, said
 
 
+def test_where_the_mathematics_is_not_quite_the_same_it_is_said(tmp_path, capsys):
+    """Masked completions in a mean over rows; TRL's margins and its ORPO."""
+    for algorithm, more, said in (
+        ("grpo", "mask_truncated_completions: true\nloss_type: grpo\n", "masked completions"),
+        ("ipo", "loss_type: ipo\n", "beta is on another scale"),
+        ("orpo", "", "likelihood of the prompt"),
+        ("dpo", "loss_type: [sigmoid, sft]\n", "TRL's sft is a mean over all chosen tokens"),
+    ):
+        (tmp_path / "s.yaml").write_text("model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n" + more)
+        code, printed, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
+        assert code == 0 and said in printed
+    (tmp_path / "s.yaml").write_text("model_name_or_path: a\ndataset_name: b\nmax_steps: 1\nmask_truncated_completions: true\n")
+    assert "masked completions" not in ported(tmp_path / "s.yaml", capsys=capsys)[1]  # a mean over tokens
+
+
 def test_a_pipeline_takes_their_names_too(tmp_path, capsys):
     """In the section of a stage, for that stage's algorithm; what the pipeline fills in stays its own."""
     from laurel.pipeline.plan import check_plan
