@@ -210,7 +210,7 @@ def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         found["train_on"] = "all", "TRL's default for rows of messages is every token"
     if truth(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
-    return found
+    return {option: one for option, one in found.items() if option in ask.own()}
 
 
 def holds_messages(values: Mapping[str, Any]) -> bool:

@@ -316,9 +316,9 @@ ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout")
 SAMPLED = ("num_generations", "max_completion_length", "temperature", "beta", "num_iterations")
 OWN: dict[str, tuple[str, ...]] = {
     "sft": ("max_length",),
-    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "mask_truncated_completions", "entropy_coef"),
+    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "importance_sampling_level", "mask_truncated_completions", "entropy_coef"),
     "rloo": SAMPLED,
-    "dpo": ("beta", "max_length", "label_smoothing"),
+    "dpo": ("beta", "max_length", "label_smoothing", "loss_type"),
     "kto": ("beta", "max_length", "desirable_weight", "undesirable_weight"),
     "orpo": ("beta", "max_length"),
     "cpo": ("beta", "max_length", "simpo_gamma", "loss_type", "cpo_alpha"),

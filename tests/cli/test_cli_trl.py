@@ -321,14 +321,28 @@ def test_what_a_trainer_does_without_an_option(tmp_path, capsys):
     assert code == 2 and "TRL 1.16 has no trainer for `ppo`" in said
 
 
-@pytest.mark.parametrize(
-    "algorithm", [row for row in TRAINERS if row not in ("cdpo", "gspo", "cispo", "dapo", "dr_grpo", "simpo", "ipo", "robust_dpo")]
-)
+LOSSES = {
+    "gspo": "loss_type: grpo\nimportance_sampling_level: sequence\n",
+    "cispo": "loss_type: cispo\nepsilon_high: 5\n",
+    "dr_grpo": "loss_type: dr_grpo\nscale_rewards: false\n",
+    "simpo": "loss_type: simpo\n",
+    "ipo": "loss_type: ipo\n",
+    "robust_dpo": "loss_type: robust\n",
+}
+"""What a file must say for rows that are not a trainer's default loss."""
+
+
+@pytest.mark.parametrize("algorithm", TRAINERS)
 def test_the_shortest_file_of_every_trainer(algorithm, tmp_path, capsys):
     """Model, data and a length: everything else is a default of TRL's that the row takes."""
-    (tmp_path / "s.yaml").write_text("model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n")
+    script = "model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n"
+    (tmp_path / "s.yaml").write_text(script + LOSSES.get(algorithm, ""))
     code, said, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
     assert code == 0, said
+    if algorithm in LOSSES:  # without it the file asks for another loss, TRL's default
+        (tmp_path / "s.yaml").write_text(script)
+        code, said, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
+        assert code == 2 and re.search("loss_type|importance_sampling_level", said)
 
 
 def test_where_the_mathematics_is_not_quite_the_same_it_is_said(tmp_path, capsys):
