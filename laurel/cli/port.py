@@ -177,8 +177,8 @@ def silent(path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Ask) 
 
 def otherwise(ask: Ask, values: Mapping[str, Any]) -> Iterator[Line]:
     """Where the same options are not quite the same mathematics."""
-    if ask.algorithm in OTHERWISE:
-        yield OTHERWISE[ask.algorithm]
+    if line := OTHERWISE.get(ask.algorithm):
+        yield line
     unit = values.get("loss_aggregation", ask.own().get("loss_aggregation"))
     if truth(ask.given.get("mask_truncated_completions")) and unit != "token_mean":
         why = "laurel's are in no count: the loss is larger, its direction the same."
