@@ -20,8 +20,10 @@ from laurel.core.trl import Ask, Line, number, shown, translate, truth
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
 from laurel.core.trl_rules import TRAINERS, same
 
-LONGEST_PROMPT = 1 << 20
-"""TRL 1.16 has no limit on prompts, only that of the model's positions."""
+LONGEST = 1 << 20
+"""No limit on tokens but that of the model's positions: of prompts TRL 1.16 has no other."""
+UNLIMITED = {"max_length": LONGEST}
+"""What a written null means, where it is not the same as silence."""
 EPOCHS = "num_train_epochs"
 EMPTY: tuple[Any, ...] = (None, "", [], {}, False)
 BY_TRL, SILENT, AS_HERE = "(TRL)", "(TRL's default)", "as here"
@@ -99,6 +101,7 @@ def ported(
     """(options of ours, a line for every name). own: what the command line gives by our names, which win."""
     trainer = TRAINERS[ask.algorithm]
     lines = [Line(name, "...", (), "Set variables in the shell.") for name in theirs if name == "env"]
+    theirs = {name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()}
     theirs = {name: value for name, value in theirs.items() if name != "env" and value is not None}
     known(path, theirs, ask)
     if path.endswith(".json"):
@@ -203,7 +206,7 @@ def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     elif not everything.get("eval_dataset"):
         found["eval_size"] = 0, "nothing is evaluated, so every row is trained on"
     if "num_generations" in ask.own():
-        found["max_prompt_length"] = LONGEST_PROMPT, "TRL 1.16 leaves no prompt out"
+        found["max_prompt_length"] = LONGEST, "TRL 1.16 leaves no prompt out"
     if None not in (ask.own().get("epsilon"), ask.own().get("epsilon_high")):
         found["epsilon_high"] = everything.get("epsilon", 0.2), "where it is not given TRL takes epsilon"
     if "train_on" in ask.own() and "train_on" not in everything and holds_messages(everything):

@@ -360,6 +360,14 @@ def test_where_the_mathematics_is_not_quite_the_same_it_is_said(tmp_path, capsys
     assert "masked completions" not in ported(tmp_path / "s.yaml", capsys=capsys)[1]  # a mean over tokens
 
 
+def test_a_written_null_is_not_silence(tmp_path, capsys):
+    """max_length: null is no limit in TRL; silence is 1024."""
+    script = "model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n"
+    for more, limit in (("", 1024), ("max_length: null\n", 1 << 20)):
+        (tmp_path / "s.yaml").write_text(script + more)
+        assert ported(tmp_path / "s.yaml", algorithm="sft", capsys=capsys)[2]["max_length"] == limit
+
+
 def test_a_pipeline_takes_their_names_too(tmp_path, capsys):
     """In the section of a stage, for that stage's algorithm; what the pipeline fills in stays its own."""
     from laurel.pipeline.plan import check_plan
