@@ -20,8 +20,11 @@ from laurel.core.trl import Ask, Line, number, shown, translate, truth
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
 from laurel.core.trl_rules import TRAINERS, same
 
-LONGEST_PROMPT = 1 << 20
-"""TRL 1.16 has no limit on prompts, only that of the model's positions."""
+LONGEST = 1 << 20
+"""No limit on tokens but that of the model's positions: of prompts TRL 1.16 has no other."""
+UNLIMITED = {"max_length": LONGEST}
+"""What a written null means, where it is not the same as silence."""
+EPOCHS = "num_train_epochs"
 EMPTY: tuple[Any, ...] = (None, "", [], {}, False)
 BY_TRL, SILENT, AS_HERE = "(TRL)", "(TRL's default)", "as here"
 
@@ -49,6 +52,12 @@ UNSAID: dict[str, dict[str, tuple[Any, str]]] = {
     "sft": {"disable_dropout": (False, "TRL's SFT trains with the model's dropout")},
 }
 """What a trainer does without an option of its own: ours -> (value, why)."""
+
+OTHERWISE = {
+    "orpo": Line("likelihood of the prompt", "in TRL's loss", (), "ORPO's paper has the answer's alone, as laurel has."),
+    "ipo": Line("margin", "a mean over tokens in TRL", (), "laurel's is a sum, as in the paper: beta is on another scale."),
+}
+"""A row whose mathematics is not quite TRL's -> the line that says so."""
 
 
 def port(args: Any, ask: Ask) -> TrainConfig:
@@ -92,6 +101,7 @@ def ported(
     """(options of ours, a line for every name). own: what the command line gives by our names, which win."""
     trainer = TRAINERS[ask.algorithm]
     lines = [Line(name, "...", (), "Set variables in the shell.") for name in theirs if name == "env"]
+    theirs = {name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()}
     theirs = {name: value for name, value in theirs.items() if name != "env" and value is not None}
     known(path, theirs, ask)
     if path.endswith(".json"):
@@ -105,6 +115,7 @@ def ported(
     values = beside(path, values)
     lines += [Line(name, theirs[name], ((name, values[name]),)) for name in values if name in theirs] + said
     lines += list(silent(path, values, own, asking))
+    lines += list(otherwise(asking, values))
     for option, (value, why) in unsaid(asking, values).items():
         if option not in values and option not in own:
             values[option] = value
@@ -144,7 +155,7 @@ def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask
 def needless(name: str, value: Any, ask: Ask) -> str:
     """Why a name that both have is left out for this algorithm; "" where it is not."""
     counted = number(ask.given.get("max_steps")) or 0
-    if name == "num_train_epochs" and counted > 0:
+    if name == EPOCHS and counted > 0:
         return "max_steps is given."
     if name == "max_steps" and counted < 1:
         return "The epochs say how long."
@@ -160,11 +171,21 @@ def silent(path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Ask) 
             continue
         made, _ = translate({name: ask.defaults[name]}, TABLE, ask, path)
         made = {option: value for option, value in made.items() if value is not None}
-        made = {option: value for option, value in made.items() if option in ask.own() or option == name}
+        made = {option: value for option, value in made.items() if option in ask.own() or option == EPOCHS}
         values |= made
         if any(value != ask.own().get(option) for option, value in made.items()):
             ours = ", ".join(shown(ask.own().get(option)) for option in made)
             yield Line(name, SILENT, tuple(made.items()), f"laurel's own would be {ours}")
+
+
+def otherwise(ask: Ask, values: Mapping[str, Any]) -> Iterator[Line]:
+    """Where the same options are not quite the same mathematics."""
+    if line := OTHERWISE.get(ask.algorithm):
+        yield line
+    unit = values.get("loss_aggregation", ask.own().get("loss_aggregation"))
+    if truth(ask.given.get("mask_truncated_completions")) and unit != "token_mean":
+        why = "laurel's are in no count: the loss is larger, its direction the same."
+        yield Line("masked completions", "zeros in TRL's mean", (), why)
 
 
 def names_taken(ask: Ask) -> Iterator[str]:
@@ -172,7 +193,7 @@ def names_taken(ask: Ask) -> Iterator[str]:
     steps = number(ask.given.get("max_steps")) or 0
     adapters = ADAPTERS if truth(ask.given.get("use_peft")) else ()
     for name in (*COMMON, *OWN[TRAINERS[ask.algorithm]], *adapters):
-        if name != "num_train_epochs" or steps < 1:
+        if name != EPOCHS or steps < 1:
             yield name
 
 
@@ -185,14 +206,14 @@ def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     elif not everything.get("eval_dataset"):
         found["eval_size"] = 0, "nothing is evaluated, so every row is trained on"
     if "num_generations" in ask.own():
-        found["max_prompt_length"] = LONGEST_PROMPT, "TRL 1.16 leaves no prompt out"
+        found["max_prompt_length"] = LONGEST, "TRL 1.16 leaves no prompt out"
     if None not in (ask.own().get("epsilon"), ask.own().get("epsilon_high")):
         found["epsilon_high"] = everything.get("epsilon", 0.2), "where it is not given TRL takes epsilon"
     if "train_on" in ask.own() and "train_on" not in everything and holds_messages(everything):
         found["train_on"] = "all", "TRL's default for rows of messages is every token"
     if truth(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
-    return found
+    return {option: one for option, one in found.items() if option in ask.own()}
 
 
 def holds_messages(values: Mapping[str, Any]) -> bool:
@@ -233,4 +254,5 @@ def table(path: str, algorithm: str, lines: list[Line]) -> list[str]:
 def left_out(line: Line) -> bool:
     """Did this name become no option? One that asks for what is done anyway is read, not left out."""
     row = TABLE.get(line.theirs)
-    return not line.ours and not (row is not None and row.kind == "translated" and not row.ours)
+    asked_for_nothing = row is not None and row.kind == "translated" and (not row.ours or not line.said)
+    return not line.ours and not asked_for_nothing

@@ -29,7 +29,6 @@ SINGLE = {"sft": ("nll", "chunked_nll"), "kto": ("kto",), "online_dpo": ("sigmoi
 NOTES = {
     "bnpo": "TRL's bnpo divides by the tokens of each micro-batch, so its result depends on their size.",
     "dapo": "The rest of DAPO (clip-higher, dynamic sampling) is `laurel train dapo`.",
-    "ipo": "TRL's margin is a mean over tokens, ours a sum as in the paper: beta is on another scale.",
     "sft": "TRL's sft is a mean over all chosen tokens of the batch, rpo_alpha's term one over pairs.",
 }
 LEVELS = {"gspo": "sequence"}
@@ -93,7 +92,6 @@ def paired(value: Any, ask: Ask) -> dict[str, Any]:
         raise UsageError(f"`{loss}` is not the loss of {ask.algorithm}.", fix=f"Run: laurel train {rows[loss]}.")
     if weight != 1:
         raise UsageError("the preference loss has the weight 1 here.", fix="Divide all loss_weights by its weight.")
-    ask.lines += [NOTES[loss]] if loss in NOTES else []
     if beside is None:
         return {}
     ask.lines.append(NOTES["sft"])

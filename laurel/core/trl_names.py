@@ -87,14 +87,15 @@ SAME: dict[str, Name] = {
         "Where it is not given, TRL takes peft's choice for the model, laurel all linear layers.",
         lora_target_modules=None,
     ),
-    **same(
-        "",
-        num_generations=8, temperature=1.0, reward_weights=None, mask_truncated_completions=False,
-    ),
+    **same("", num_generations=8, temperature=1.0, reward_weights=None),
     **same("Coefficient of the chosen answer's likelihood, beside the margin.", rpo_alpha=None),
     **same(
         "Rows with a longer prompt are left out; TRL 1.16 has no such limit.",
         max_prompt_length=None,
+    ),
+    **same(
+        "Masked rows are in no count here; TRL's mean over rows counts them as zeros.",
+        mask_truncated_completions=False,
     ),
     **same("Passes over one batch of samples.", passes, num_iterations=1),
     **same("", max_completion_length=512),
@@ -315,9 +316,9 @@ ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout")
 SAMPLED = ("num_generations", "max_completion_length", "temperature", "beta", "num_iterations")
 OWN: dict[str, tuple[str, ...]] = {
     "sft": ("max_length",),
-    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "mask_truncated_completions", "entropy_coef"),
+    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "importance_sampling_level", "mask_truncated_completions", "entropy_coef"),
     "rloo": SAMPLED,
-    "dpo": ("beta", "max_length", "label_smoothing"),
+    "dpo": ("beta", "max_length", "label_smoothing", "loss_type"),
     "kto": ("beta", "max_length", "desirable_weight", "undesirable_weight"),
     "orpo": ("beta", "max_length"),
     "cpo": ("beta", "max_length", "simpo_gamma", "loss_type", "cpo_alpha"),

@@ -227,14 +227,16 @@ def mixture(value: Any, ask: Ask) -> dict[str, Any]:
     """A list of files or sets, one behind the other; shares, and columns to pick, are not to be had."""
     found, splits = list[str](), set[str]()
     for part in value or []:
-        over = sorted(set(part) - {"path", "name", "data_files", "split"}) if isinstance(part, dict) else ["a text"]
-        over = [name for name in over if isinstance(part, dict) and part.get(name) is not None] if isinstance(part, dict) else over
-        if over or (part.get("data_files") and not isinstance(part["data_files"], str | list)):
+        asked = {"path": part} if isinstance(part, str) else {k: v for k, v in part.items() if v is not None}
+        over = sorted(set(asked) - {"path", "name", "data_files", "split"})
+        files = asked.get("data_files")
+        if over or isinstance(files, dict):
             fix = "Write the mixture as one file, or name files between commas."
-            raise UsageError(f"`{(over or ['data_files by split'])[0]}` of a data set in the list is not to be had here.", fix=fix)
-        files = part.get("data_files")
-        found += names_of(files) if files else [f"{part['path']}:{part['name']}" if part.get("name") else str(part["path"])]
-        splits.add(str(part.get("split") or "train"))
+            what = f"`{(over or ['data_files by split'])[0]}` of a data set in the list is not to be had here."
+            raise UsageError(what, fix=fix)
+        name = f"{asked['path']}:{asked['name']}" if "name" in asked else str(asked["path"])
+        found += names_of(files) if files else [name]
+        splits.add(str(asked.get("split", "train")))
     if len(splits) > 1:
         raise UsageError("the data sets of the list are of different splits.", fix="Write them as one file.")
     return {"dataset": ",".join(found), "dataset_split": splits.pop()} if found else {}

@@ -321,14 +321,51 @@ def test_what_a_trainer_does_without_an_option(tmp_path, capsys):
     assert code == 2 and "TRL 1.16 has no trainer for `ppo`" in said
 
 
-@pytest.mark.parametrize(
-    "algorithm", [row for row in TRAINERS if row not in ("cdpo", "gspo", "cispo", "dapo", "dr_grpo", "simpo", "ipo", "robust_dpo")]
-)
+LOSSES = {
+    "gspo": "loss_type: grpo\nimportance_sampling_level: sequence\n",
+    "cispo": "loss_type: cispo\nepsilon_high: 5\n",
+    "dr_grpo": "loss_type: dr_grpo\nscale_rewards: false\n",
+    "simpo": "loss_type: simpo\n",
+    "ipo": "loss_type: ipo\n",
+    "robust_dpo": "loss_type: robust\n",
+}
+"""What a file must say for rows that are not a trainer's default loss."""
+
+
+@pytest.mark.parametrize("algorithm", TRAINERS)
 def test_the_shortest_file_of_every_trainer(algorithm, tmp_path, capsys):
     """Model, data and a length: everything else is a default of TRL's that the row takes."""
-    (tmp_path / "s.yaml").write_text("model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n")
+    script = "model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n"
+    (tmp_path / "s.yaml").write_text(script + LOSSES.get(algorithm, ""))
     code, said, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
     assert code == 0, said
+    if algorithm in LOSSES:  # without it the file asks for another loss, TRL's default
+        (tmp_path / "s.yaml").write_text(script)
+        code, said, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
+        assert code == 2 and re.search("loss_type|importance_sampling_level", said)
+
+
+def test_where_the_mathematics_is_not_quite_the_same_it_is_said(tmp_path, capsys):
+    """Masked completions in a mean over rows; TRL's margins and its ORPO."""
+    for algorithm, more, said in (
+        ("grpo", "mask_truncated_completions: true\nloss_type: grpo\n", "masked completions"),
+        ("ipo", "loss_type: ipo\n", "beta is on another scale"),
+        ("orpo", "", "likelihood of the prompt"),
+        ("dpo", "loss_type: [sigmoid, sft]\n", "TRL's sft is a mean over all chosen tokens"),
+    ):
+        (tmp_path / "s.yaml").write_text("model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n" + more)
+        code, printed, _ = ported(tmp_path / "s.yaml", algorithm=algorithm, capsys=capsys)
+        assert code == 0 and said in printed
+    (tmp_path / "s.yaml").write_text("model_name_or_path: a\ndataset_name: b\nmax_steps: 1\nmask_truncated_completions: true\n")
+    assert "masked completions" not in ported(tmp_path / "s.yaml", capsys=capsys)[1]  # a mean over tokens
+
+
+def test_a_written_null_is_not_silence(tmp_path, capsys):
+    """max_length: null is no limit in TRL; silence is 1024."""
+    script = "model_name_or_path: starter\ndataset_name: addition\nmax_steps: 1\n"
+    for more, limit in (("", 1024), ("max_length: null\n", 1 << 20)):
+        (tmp_path / "s.yaml").write_text(script + more)
+        assert ported(tmp_path / "s.yaml", algorithm="sft", capsys=capsys)[2]["max_length"] == limit
 
 
 def test_a_pipeline_takes_their_names_too(tmp_path, capsys):

@@ -26,6 +26,45 @@ trainer = RewardTrainer(model="scorer", args=args, train_dataset=load_dataset("j
 trainer.train()
 """
 NAMES = ["sft", "dpo", "grpo"]
+SAMPLED = "num_generations=4, per_device_train_batch_size=16, max_completion_length=64"
+BATCH = "loss_type='bnpo', scale_rewards='batch', entropy_coef=0.1, delta=3.0, mask_truncated_completions=True"
+MORE = {
+    "dr_grpo": ("dr_grpo", "GRPO", f"{SAMPLED}, loss_type='dr_grpo', scale_rewards=False"),
+    "batch": ("grpo", "GRPO", f"{SAMPLED}, {BATCH}"),
+    "gspo": ("gspo", "GRPO", f"{SAMPLED}, loss_type='grpo', importance_sampling_level='sequence'"),
+    "cispo": ("cispo", "GRPO", f"{SAMPLED}, loss_type='cispo', epsilon_high=5.0"),
+    "kto": ("kto", "KTO", "per_device_train_batch_size=4, gradient_accumulation_steps=2"),
+    "robust": ("robust_dpo", "DPO", "loss_type='robust', label_smoothing=0.2"),
+    "chat": ("sft", "SFT", "per_device_train_batch_size=2, gradient_accumulation_steps=4"),
+}
+"""Other rows of ours, the trainer of TRL whose saved configuration they read, and what it was told."""
+ROWS = {"GRPO": "prompts", "KTO": "labels", "DPO": "pairs", "SFT": "chat"}
+
+
+def script_of(name):
+    """A script of TRL's as short as can be."""
+    _, trainer, told = MORE[name]
+    judged = ", reward_funcs=even" if trainer == "GRPO" else ""
+    return f"""
+from datasets import load_dataset
+from judge import even
+from trl import {trainer}Config, {trainer}Trainer
+args = {trainer}Config(output_dir="trl", max_steps=1, bf16=False, use_cpu=True, logging_steps=1, {told})
+rows = load_dataset("json", data_files="{ROWS[trainer]}.jsonl", split="train")
+trainer = {trainer}Trainer(model="tiny", args=args, train_dataset=rows{judged})
+trainer.train()
+"""
+
+
+def more_rows(place):
+    """Labelled answers and conversations beside the rows of the page."""
+    sums = range(1, 9)
+    turns = [[{"role": "user", "content": f"{n}+{n}="}, {"role": "assistant", "content": f"{n + n}"}] for n in sums]
+    labels = [{"prompt": f"{n}+{n}=", "completion": f"{n + n}", "label": n % 3 == 0} for n in sums]
+    (place / "chat.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    (place / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in labels))
+
+
 needs_trl = pytest.mark.skipif(
     not (find_spec("trl") and find_spec("accelerate")), reason="needs TRL beside laurel: pip install trl==1.16.0 (extra `test`)"
 )
@@ -48,7 +87,8 @@ def place(tmp_path_factory):
 def beside(place):
     """The same folder, with TRL's logs in it."""
     load_scorer(str(place / "tiny"), num_labels=1, device="cpu", dtype="float32").save(place / "scorer")
-    scripts = {name: block.text for name, block in THEIRS.items()} | {"reward": REWARD}
+    more_rows(place)
+    scripts = {name: block.text for name, block in THEIRS.items()} | {"reward": REWARD} | {name: script_of(name) for name in MORE}
     process = begin(trl_beside.all_of_it, scripts, str(place), log=place / "log")
     process.join(300)
     assert process.exitcode == 0, (place / "log").read_text()[-5000:]
@@ -62,7 +102,7 @@ def same_step(folder, name):
     assert len(theirs) == len(ours)
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], abs=1e-5)
     assert ours[0]["grad_norm"] == pytest.approx(theirs[0]["grad_norm"], rel=1e-5)
-    assert theirs[0]["grad_norm"] > 1e-3 and abs(theirs[0]["loss"]) > 1e-3
+    assert theirs[0]["grad_norm"] > 1e-3
     return ours, theirs
 
 
@@ -77,6 +117,7 @@ def test_our_side_of_the_page_trains(place):
 def test_the_page_s_scripts_begin_alike(name, beside):
     """The loss of step 1 to 1e-5, the norm of its gradient to 1e-5 of it; after a step of AdamW (dpo) the next one, too."""
     ours, theirs = same_step(beside, name)
+    assert abs(theirs[0]["loss"]) > 1e-2
     if name == "dpo":
         assert ours[1]["loss"] == pytest.approx(theirs[1]["loss"], abs=1e-5) and theirs[1]["loss"] < theirs[0]["loss"] / 2
 
@@ -90,6 +131,18 @@ def test_a_saved_configuration_begins_alike(beside, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "learning_rate: 0.0001" in said and "center_rewards_coefficient: 0.01" in said
     same_step(beside, "reward")
+
+
+@needs_trl
+@pytest.mark.parametrize("name", MORE)
+def test_other_rows_begin_alike(name, beside, monkeypatch, capsys):
+    """From the JSON that TRL saved of its run; the samples are those of the page's run, which TRL was given."""
+    monkeypatch.chdir(beside)
+    row, trainer, _ = MORE[name]
+    words = ["--model", "tiny", "--dataset", f"{ROWS[trainer]}.jsonl", "--output_dir", f"runs/{name}", "--seed", "0"]
+    words += ["--rewards", "judge.py:even"] if trainer == "GRPO" else []
+    assert main(["train", row, "--from-trl", f"{name}.args.json", *words]) == 0, capsys.readouterr()
+    same_step(beside, name)
 
 
 @needs_trl
