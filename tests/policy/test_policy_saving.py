@@ -149,16 +149,16 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_saving_holds_no_copy_of_the_model(merge, tmp_path, monkeypatch):
-    """Tensors made while a folder is written and proven come to a tenth of the model at most."""
+    """Tensors made while a folder is written and proven come to a fifth of a model of eight layers at most."""
     for module in (written, readback):
-        monkeypatch.setattr(module, "AT_ONCE", 1 << 10)
-    folder = save(make(hidden_size=64, intermediate_size=96, num_hidden_layers=12), tmp_path / "base")
+        monkeypatch.setattr(module, "AT_ONCE", 1 << 12)
+    folder = save(make(hidden_size=64, intermediate_size=96, num_hidden_layers=8), tmp_path / "base")
     policy = load_policy(lora(folder))
     shake(policy.model)
     with Held() as held:
         policy.save(tmp_path / "model", merge=merge)
     whole = 4 * sum(p.numel() for name, p in policy.causal.named_parameters() if "lora_" not in name)
-    assert 0 < held.most < 0.1 * whole + (0 if merge else 3 * 4 * sum(p.numel() for p in policy.trainable().values()))
+    assert 0 < held.most < 0.2 * whole + (0 if merge else 3 * 4 * sum(p.numel() for p in policy.trainable().values()))
 
 
 SOME = [("llama", torch.float32), ("llama", torch.bfloat16), ("qwen3", torch.bfloat16), ("gpt2", torch.bfloat16)]
