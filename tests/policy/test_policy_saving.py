@@ -20,8 +20,7 @@ from transformers import (
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.policy import model as policies
-from laurel.policy import readback, written
+from laurel.policy import readback, saving, written
 from laurel.policy.adapters import merged
 from laurel.policy.classifier import trained_labels
 from laurel.policy.critic import own_critic
@@ -236,7 +235,7 @@ def test_adapters_that_are_written_otherwise_are_noticed(saved, tmp_path, monkey
     policy.save(tmp_path / "model")
     before = (tmp_path / "model" / "adapter_model.safetensors").read_bytes()
     shake(policy.model)
-    real = policies.write_adapters
+    real = saving.write_adapters
 
     def scaled(one, folder, dtype):
         real(type(one)({n: t * 1.001 for n, t in one.tensors.items()}, one.config), folder, dtype)
@@ -245,7 +244,7 @@ def test_adapters_that_are_written_otherwise_are_noticed(saved, tmp_path, monkey
         real(type(one)(dict(list(one.tensors.items())[1:]), one.config), folder, dtype)
 
     for write, told in ((scaled, "0.00"), (fewer, "inf")):
-        monkeypatch.setattr(policies, "write_adapters", write)
+        monkeypatch.setattr(saving, "write_adapters", write)
         with pytest.raises(LaurelError, match=rf"saved adapter differs .* by {told}.*checkpoint is kept.*model-unproven.*--resume true"):
             policy.save(tmp_path / "model")
         assert (tmp_path / "model-unproven" / "adapter_model.safetensors").is_file()
