@@ -157,6 +157,10 @@ def load_on_body(name: str, model: Any) -> None:
         config.modules_to_save = [one for one in config.modules_to_save or () if any(f".{one}." in key for key in inner)] or None
         if isinstance(config.target_modules, str) and config.target_modules != ALL:  # an expression for whole names, of the whole model
             config.target_modules = sorted({key.removeprefix(INSIDE).partition(".lora_")[0] for key in inner if ".lora_" in key})
+        for option in ("target_modules", "target_parameters"):  # whole names begin with the body's
+            names = getattr(config, option, None)
+            if names and not isinstance(names, str):
+                setattr(config, option, sorted({one.removeprefix(f"{model.base_model_prefix}.") for one in names}))
         adapters = get_peft_model(body, config)
         report = set_peft_model_state_dict(adapters, inner)
     check_loaded(name, adapters, report, weights)

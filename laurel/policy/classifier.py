@@ -117,7 +117,8 @@ def own_padding(tokenizer: Any, model: Any) -> None:
             fix = "Resize the embedding (`resize_token_embeddings`) and save the model first."
             raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if tokenizer.pad_token_id == model.get_input_embeddings().weight.shape[0]:  # new, or of an adapter whose base has no row for it
+    lacking = tokenizer.pad_token_id + 1 - model.get_input_embeddings().weight.shape[0]
+    if lacking == 1:  # it is new, or that of an adapter whose base has no row for it
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):

@@ -14,8 +14,8 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.implicit import Implicit
 from laurel.policy.logprob import chunked_logprobs, wide
-from laurel.policy.model import Policy, auto_causal, trained_positions
-from laurel.policy.saving import largest, model_gap, moved, precision, proven
+from laurel.policy.model import Policy, trained_positions
+from laurel.policy.saving import auto_causal, largest, model_gap, moved, precision, proven
 from laurel.policy.written import Piece, head_name, pieces_of, write_model
 
 HEADS = 2

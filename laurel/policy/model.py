@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laurel.core.errors import LaurelError, UsageError
+from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.policy.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
 from laurel.policy.chat import ensure_template
@@ -27,21 +27,8 @@ from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
 from laurel.policy.precision import WORST, slack
 from laurel.policy.render import without_template
-from laurel.policy.saving import (
-    Origin,
-    adapters_gap,
-    as_saved,
-    largest,
-    model_gap,
-    moved,
-    no_adapter,
-    origin_of,
-    precision,
-    proven,
-    write_adapters,
-)
+from laurel.policy.saving import Origin, largest, origin_of, save_causal
 from laurel.policy.weights import guard_ids, load_model, told
-from laurel.policy.written import write_model
 
 
 @dataclass
@@ -163,41 +150,10 @@ class Policy:
         dtype: the precision of the files; None: that of the files that the weights came from. No copy of the model is made. What
         was not proven does not come to `folder`: it is kept beside it, and adapters that were to be merged too.
         """
-        folder, notes = Path(folder), list[str]()
-        if self.causal is not self.model and not merge:
-            if not (why := no_adapter(self.model, self.origin)):
-                return self._save_adapters(folder, dtype)
-            notes.append(f"the whole model is saved, with the adapters merged in: {why}")
-        live = next(self.causal.parameters()).dtype
-        kind, fix = precision(live, self.origin, dtype), "The disk may be at fault: continue with --resume true to save again."
-        if self.causal is not self.model and not no_adapter(self.model, self.origin):
-            fix = f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true --save_merged false saves them."
-        try:
-            with proven(folder, "model", fix) as (made, gaps):
-                self.tokenizer.save_pretrained(made)
-                write_model(self.causal, made, kind)
-                gaps.append(model_gap(made, auto_causal(), ours := self._said(), live, {"input_ids": self.probe()}))
-        except LaurelError:
-            if self.causal is not self.model and not no_adapter(self.model, self.origin):
-                write_adapters(as_saved(self.model, self.origin), folder.parent / "adapter", torch.float32)
-            raise
-        return [*notes, *moved("logits", gaps[0][0], largest(ours), live, kind)]
-
-    def _save_adapters(self, folder: Path, dtype: str | None) -> list[str]:
-        """The adapters as a PEFT folder, with tokenizer and end tokens."""
-        saved = as_saved(self.model, self.origin)
-        live = next(iter(saved.tensors.values())).dtype
-        kind = precision(live, self.origin, dtype)
-        with proven(folder, "adapter", "Continue with --resume true to save again, or with --save_merged true.") as (made, gaps):
-            self.tokenizer.save_pretrained(made)
-            if self.causal.can_generate():
-                self.causal.generation_config.save_pretrained(made)
-            write_adapters(saved, made, kind)
-            gaps.append(adapters_gap(saved, made, kind, self._said))
-        return moved("logits", gaps[0][0], largest(self._said()), live, kind)
+        return save_causal(self, Path(folder), merge, dtype)
 
     @torch.no_grad()
-    def _said(self) -> Tensor:
+    def said(self) -> Tensor:
         """The logits of the probe, without dropout, float64."""
         was = self.model.training
         self.model.eval()
@@ -306,13 +262,6 @@ def load_policy(config: Any) -> Policy:
     policy = Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes), origin_of(config.model))
     guard_ids(policy)
     return policy
-
-
-def auto_causal() -> Any:
-    """What plain transformers loads a language model with."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM
 
 
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:

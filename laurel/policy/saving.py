@@ -21,7 +21,7 @@ from laurel.core.files import whole_folder
 from laurel.policy.adapters import INSIDE, inside_of
 from laurel.policy.folders import base_of, is_adapter, looks_local
 from laurel.policy.readback import ReadBack
-from laurel.policy.written import NAMES
+from laurel.policy.written import NAMES, write_model
 
 ROUNDINGS = 8
 """How far what a folder says may be from what was trained, as a multiple of what rounding every weight once does (a merge: at most 2)."""
@@ -217,3 +217,50 @@ def moved(what: str, gap: float, size: float, live: torch.dtype, kind: torch.dty
         return []
     name = str(kind).removeprefix("torch.")
     return [f"saved in {name}: rounding moves the {what} by at most {gap:.2g} of {size:.2g} (--save_dtype float32 keeps every bit)"]
+
+
+def auto_causal() -> Any:
+    """What plain transformers loads a language model with."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
+
+
+def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> list[str]:
+    """`Policy.save`."""
+    model, causal, notes = policy.model, policy.causal, list[str]()
+    why = no_adapter(model, policy.origin) if causal is not model else "no"
+    if not merge and not why:
+        return save_adapters(policy, folder, dtype)
+    fix = "The disk may be at fault: continue with --resume true to save again."
+    if causal is not model and why:
+        notes.append(f"the whole model is saved, with the adapters merged in: {why}")
+    elif not why:
+        fix = f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true --save_merged false saves them."
+    live = next(causal.parameters()).dtype
+    kind, ids = precision(live, policy.origin, dtype), {"input_ids": policy.probe()}
+    try:
+        with proven(folder, "model", fix) as (made, gaps):
+            policy.tokenizer.save_pretrained(made)
+            write_model(causal, made, kind)
+            ours = policy.said()
+            gaps.append(model_gap(made, auto_causal(), ours, live, ids))
+    except LaurelError:
+        if not why:
+            write_adapters(as_saved(model, policy.origin), folder.parent / "adapter", torch.float32)
+        raise
+    return [*notes, *moved("logits", gaps[0][0], largest(ours), live, kind)]
+
+
+def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
+    """The adapters as a PEFT folder, with tokenizer and end tokens."""
+    saved = as_saved(policy.model, policy.origin)
+    live = next(iter(saved.tensors.values())).dtype
+    kind = precision(live, policy.origin, dtype)
+    with proven(folder, "adapter", "Continue with --resume true to save again, or with --save_merged true.") as (made, gaps):
+        policy.tokenizer.save_pretrained(made)
+        if policy.causal.can_generate():
+            policy.causal.generation_config.save_pretrained(made)
+        write_adapters(saved, made, kind)
+        gaps.append(adapters_gap(saved, made, kind, policy.said))
+    return moved("logits", gaps[0][0], largest(policy.said()), live, kind)

@@ -92,8 +92,14 @@ def adapted(layer: Any, prefix: str) -> dict[str, Piece]:
     for name, piece in pieces_of(base, prefix).items():
         own_name = name.removeprefix(prefix)
         rows = by_rows(layer) if own_name == "weight" and math.prod(piece.shape) > AT_ONCE else None
-        found[name] = Piece(piece.shape, piece.dtype, rows or through(layer, own_name))
+        found[name] = Piece(piece.shape, piece.dtype, rows or through(layer, own_name), together(layer, piece))
     return found
+
+
+def together(layer: Any, piece: Piece) -> Any:
+    """What a changed tensor is one with: peft trains single tokens of an embedding and of the head tied to it together."""
+    changed = getattr(getattr(layer, "tied_adapter", None) or layer, "trainable_tokens_delta", None)
+    return None if changed is None else (piece.same, id(changed))
 
 
 def through(layer: Any, name: str) -> Callable[[int, int], Tensor]:

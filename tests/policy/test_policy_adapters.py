@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.policy import model as policies
+from laurel.policy import saving
 from laurel.policy.adapters import check_lora
 from laurel.policy.compact import compact_of
 from laurel.policy.folders import check_folder
@@ -266,7 +266,7 @@ def test_a_save_that_fails_keeps_all_there_is(saved, tmp_path, monkeypatch):
     policy.save(tmp_path / "model", merge=True)
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     shake(policy.model, 1e-2)
-    monkeypatch.setattr(policies, "write_model", lambda model, made, dtype: write_model(make(), made, dtype))
+    monkeypatch.setattr(saving, "write_model", lambda model, made, dtype: write_model(make(), made, dtype))
     said = r"differs from the trained one by .* rounding explains .*model-unproven.*adapters, for peft, are in .*adapter.*save_merged false"
     with pytest.raises(LaurelError, match=said):
         policy.save(tmp_path / "model", merge=True)

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
 
 from laurel.cli.main import main
-from laurel.core.errors import UsageError
+from laurel.core.errors import LaurelError, UsageError
+from laurel.policy import scorer as scorers
 from laurel.policy.scorer import load_scorer
 from laurel.reward.load import load_reward
 from laurel.train.loop import train
@@ -139,3 +141,40 @@ def test_a_process_model_judges_samples_of_a_run(data, toy, tmp_path):
     lines = train("rloo", toy_config({**toy, "rewards": [f"prm:{judge}:min"], "max_completion_length": 4}, tmp_path / "run", reward=None,
                                      max_steps=2), quiet=True).metrics()  # fmt: skip
     assert all(0 <= line["rewards/prm_min/mean"] <= 1 for line in lines)
+
+
+def test_adapters_of_a_run_are_a_start_a_reward_a_critic_and_resumed(data, toy, tmp_path, monkeypatch, capsys):
+    """A LoRA reward run: its folder is used by the next runs and by `laurel eval`; resumed merged, nothing of the adapters stays."""
+    judge = run("reward", data, tmp_path / "judge", max_steps=2, use_peft=True, lora_r=2)
+    folder = str(judge.model)
+    on = toy_config({**data["reward"], "model": folder}, tmp_path / "on", reward=None, max_steps=1)
+    assert (train("reward", on, quiet=True).model / "adapter_config.json").is_file()  # its adapters are trained on
+    options = {"rewards": [f"model:{folder}"], "critic_model": folder, "num_generations": 2, "max_steps": 1, "use_peft": True, "lora_r": 2}
+    ppo = train("ppo", toy_config(toy, tmp_path / "ppo", reward=None, **options), quiet=True)
+    again = toy_config({**toy, "model": str(ppo.model)}, tmp_path / "again", num_generations=2, max_steps=1)
+    assert (train("grpo", again, quiet=True).model / "adapter_config.json").is_file()
+    assert main(["eval", "--model", folder, "--dataset", data["reward"]["dataset"], "--limit", "8"]) == 0
+    assert main(["sample", "a", "--model", str(ppo.model), "--max_completion_length", "2"]) == 0
+    assert main(["sample", "a", "--model", folder, "--max_completion_length", "2"]) == 2
+    assert "adapters of a trained scorer" in capsys.readouterr().err
+    before = load_scorer(folder).score([(5, 6, 7)])
+    merged = run("reward", data, tmp_path / "judge", max_steps=2, use_peft=True, lora_r=2, resume=True, save_merged=True)
+    assert not any("adapter" in file.name for file in merged.model.iterdir()) and (merged.model / "config.json").is_file()
+    torch.testing.assert_close(load_scorer(folder).score([(5, 6, 7)]), before, rtol=0, atol=1e-6)
+
+
+def test_a_failed_check_at_the_end_keeps_all_and_resume_saves_again(data, tmp_path, monkeypatch):
+    """The run is an error that says how far off; its checkpoint and what was written stay; --resume true saves."""
+    real = scorers.write_adapters
+
+    def spoiled(one, folder, dtype):
+        real(type(one)({n: t * 1.01 for n, t in one.tensors.items()}, one.config), folder, dtype)
+
+    monkeypatch.setattr(scorers, "write_adapters", spoiled)
+    with pytest.raises(LaurelError, match=r"differs from the trained one by .*, where rounding explains .*checkpoint is kept.*resume"):
+        run("reward", data, tmp_path / "run", max_steps=2, use_peft=True, lora_r=2)
+    assert (tmp_path / "run/checkpoints/step-2").is_dir() and (tmp_path / "run/model-unproven/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run/model").exists()
+    monkeypatch.undo()
+    done = run("reward", data, tmp_path / "run", max_steps=2, use_peft=True, lora_r=2, resume=True)
+    assert load_scorer(str(done.model)).num_labels == 1
