@@ -21,7 +21,8 @@ def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCES
         lines = []
     found = {groups, groups / controller}
     for line in lines:
-        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        _, names, path = f"{line}::".split(":", 2)
+        path = path.removesuffix("::")
         roots = (groups / controller, groups / names) if names else (groups, groups / "unified")
         if not names or controller in names.split(","):
             for root in roots:

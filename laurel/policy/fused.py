@@ -48,34 +48,74 @@ def inside(ids_m1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
 class Said(NamedTuple):
     """What is known of some rows after some of the words, [m, 1] each, as if there were no others.
 
-    logp: log pi of the row's token; own: the log sum exp of the tile in which it stood. lse: of all words so far; entropy: theirs.
+    logp: log pi of the row's token; own: the log sum exp of the tile in which it stood. lse: of all words so far; entropy: theirs;
+    pull: the mean of their rows of the head's weight, [m, D] ([m, 0] unless asked for).
     """
 
     logp: Tensor
     own: Tensor
     lse: Tensor
     entropy: Tensor
+    pull: Tensor
 
 
-def said_by(z_mv: Tensor, ids_m1: Tensor, words: slice, entropy: bool, spare: bool) -> Said:
+class Asked(NamedTuple):
+    """What a pass over the logits is to find out besides log-probabilities: the entropy, the pull of the head's weight."""
+
+    entropy: bool
+    pull: bool = False
+
+
+def said_by(z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, asked: Asked, spare: bool) -> Said:
     """What one tile of logits says. spare: it may be overwritten."""
     here_m1, at_m1 = inside(ids_m1, words)
     logp_mv = z_mv.log_softmax(1)
     logp_m1 = logp_mv.gather(1, at_m1)
     lse_m1 = z_mv.gather(1, at_m1) - logp_m1
-    entropy_m1 = torch.zeros_like(lse_m1)
-    if entropy:
+    entropy_m1, pull_mD = torch.zeros_like(lse_m1), lse_m1.new_zeros(len(lse_m1), 0)
+    if any(asked):
         pi_mv = torch.exp(logp_mv, out=z_mv if spare else None)
-        entropy_m1 = -torch.linalg.vecdot(pi_mv, logp_mv)[:, None]
-    return Said(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1)
+        if asked.entropy:
+            entropy_m1 = -torch.linalg.vecdot(pi_mv, logp_mv)[:, None]
+        if asked.pull:
+            pull_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
+    return Said(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, pull_mD)
 
 
 def joined(one: Said, other: Said) -> Said:
     """Two disjoint sets of words as one, by the chain rule of entropy: H = sum_i w_i (H_i - log w_i), log w_i = lse_i - lse."""
     lse_m1 = torch.logaddexp(one.lse, other.lse)
     logw_m1, logv_m1 = one.lse - lse_m1, other.lse - lse_m1
-    entropy_m1 = logw_m1.exp() * (one.entropy - logw_m1) + logv_m1.exp() * (other.entropy - logv_m1)
-    return Said(one.logp + other.logp, one.own + other.own, lse_m1, entropy_m1)
+    w_m1, v_m1 = logw_m1.exp(), logv_m1.exp()
+    entropy_m1 = w_m1 * (one.entropy - logw_m1) + v_m1 * (other.entropy - logv_m1)
+    pull_mD = w_m1 * one.pull + v_m1 * other.pull
+    return Said(one.logp + other.logp, one.own + other.own, lse_m1, entropy_m1, pull_mD)
+
+
+def look(cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, asked: Asked, keep: int = 0) -> tuple[Said, list[Tensor]]:
+    """All logits, a tile at a time: what they say of every row, and the first `keep` of them, as they were computed."""
+    kept, found = list[Tensor](), list[Said]()
+    for rows in parts(len(ids_M1), tile.rows):
+        said = None
+        for words in parts(len(weight_VD), tile.columns):
+            weight_vD = weight_VD[words].to(cooled_MD.dtype)
+            z_mv = cooled_MD[rows] @ weight_vD.t()
+            if stays := keep >= z_mv.numel():
+                kept.append(z_mv)
+            keep = keep - z_mv.numel() if stays else 0  # the first ones, without a gap
+            more = said_by(wide(z_mv), weight_vD, ids_M1[rows], words, asked, spare=not stays)
+            said = more if said is None else joined(said, more)
+        assert said is not None
+        found.append(said)
+    if not found:
+        one = wide(cooled_MD.new_zeros(0, 1))
+        found = [Said(one, one, one, one, wide(cooled_MD[:0]))]
+    return Said(*(torch.cat(column) for column in zip(*found, strict=True))), kept
+
+
+def cooled(hidden_MD: Tensor, temperature_M: Tensor) -> Tensor:
+    """Hidden states over temperatures: one division fewer for every logit."""
+    return hidden_MD / temperature_M[:, None].to(hidden_MD.dtype)
 
 
 def add_product(into: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
@@ -86,6 +126,13 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
         into += a @ b
     else:
         into.copy_(a @ b)
+
+
+def answered(ctx: Any, said: Said) -> tuple[Tensor, Tensor]:
+    """log pi of every row's token, and the entropy, which has no gradient."""
+    entropy_M = said.entropy[:, 0]
+    ctx.mark_non_differentiable(entropy_M)
+    return (said.logp + (said.own - said.lse))[:, 0], entropy_M
 
 
 class FusedLogprobs(torch.autograd.Function):
@@ -103,24 +150,11 @@ class FusedLogprobs(torch.autograd.Function):
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, ids_M: Tensor, temperature_M: Tensor,
         entropy: bool, dtype: torch.dtype, at_once: int, keep: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        cooled_MD, ids_M1 = (hidden_MD / temperature_M[:, None].to(hidden_MD.dtype)).to(dtype), ids_M[:, None]
-        tile, kept = tiles(len(ids_M), len(weight_VD), at_once), list[Tensor]()
-        logp_M1, lse_M1, entropy_M = (wide(cooled_MD.new_zeros(len(ids_M), *more)) for more in ((1,), (1,), ()))
-        for rows in parts(len(ids_M), tile.rows):
-            said = None
-            for words in parts(len(weight_VD), tile.columns):
-                z_mv = cooled_MD[rows] @ weight_VD[words].to(dtype).t()
-                if stays := keep >= z_mv.numel():  # as it was computed: what backward would compute again
-                    kept.append(z_mv)
-                keep = keep - z_mv.numel() if stays else 0  # the first ones, without a gap
-                more = said_by(wide(z_mv), ids_M1[rows], words, entropy, spare=not stays)
-                said = more if said is None else joined(said, more)
-            assert said is not None
-            logp_M1[rows], lse_M1[rows], entropy_M[rows] = said.logp + (said.own - said.lse), said.lse, said.entropy[:, 0]
-        ctx.save_for_backward(cooled_MD, weight_VD, ids_M1, temperature_M, lse_M1, *kept)
-        ctx.tile, ctx.like = tile, hidden_MD.dtype
-        ctx.mark_non_differentiable(entropy_M)
-        return logp_M1[:, 0], entropy_M
+        cooled_MD, ids_M1 = cooled(hidden_MD, temperature_M).to(dtype), ids_M[:, None]
+        ctx.tile, ctx.like = tiles(len(ids_M), len(weight_VD), at_once), hidden_MD.dtype
+        said, kept = look(cooled_MD, weight_VD, ids_M1, ctx.tile, Asked(entropy), keep)
+        ctx.save_for_backward(cooled_MD, weight_VD, ids_M1, temperature_M, said.lse, *kept)
+        return answered(ctx, said)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,5 +175,28 @@ class FusedLogprobs(torch.autograd.Function):
                     add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)
         if grad_VD is not None and not len(ids_M1):
             grad_VD.zero_()
-        grad_MD = grad_MD.to(ctx.like) / temperature_M[:, None].to(ctx.like)
+        grad_MD = cooled(grad_MD.to(ctx.like), temperature_M)
         return grad_MD, None if grad_VD is None else grad_VD.to(weight_VD.dtype), *(None,) * 6
+
+
+class FrozenLogprobs(torch.autograd.Function):
+    """The same under a head that does not learn, whose logits are then never computed twice: the gradient is known in advance.
+
+    dh = g (W[id] - sum_v pi(v) W[v]) / temperature
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, ids_M: Tensor, temperature_M: Tensor,
+        entropy: bool, dtype: torch.dtype, at_once: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        cooled_MD, tile = cooled(hidden_MD, temperature_M).to(dtype), tiles(len(ids_M), len(weight_VD), at_once)
+        said, _ = look(cooled_MD, weight_VD, ids_M[:, None], tile, Asked(entropy, pull=True))
+        slope_MD = wide(weight_VD[ids_M].to(dtype)) - said.pull
+        ctx.save_for_backward(cooled(slope_MD.to(hidden_MD.dtype), temperature_M))
+        return answered(ctx, said)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_MD,) = ctx.saved_tensors
+        return gradients[0][:, None].to(slope_MD.dtype) * slope_MD, *(None,) * 6

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
-from laurel.policy.fused import FusedLogprobs, wide
+from laurel.policy.fused import FrozenLogprobs, FusedLogprobs, wide
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
 CHUNK: int | None = None
@@ -66,9 +66,13 @@ def chunked_logprobs(
         kind = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
-        keep = room // dtype.itemsize if torch.is_grad_enabled() else 0
-        how = (entropy == "value", dtype, chunk or CHUNK or tile, keep)
-        logp_M, entropy_M = FusedLogprobs.apply(hidden_MD, head.weight, ids_M, temperature_M, *how)
+        few = chunk or CHUNK  # who wants few logits at once wants them computed again, too
+        given = (hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, few or tile)
+        learns = torch.is_grad_enabled() and head.weight.requires_grad
+        if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
+            logp_M, entropy_M = FrozenLogprobs.apply(*given)
+        else:
+            logp_M, entropy_M = FusedLogprobs.apply(*given, room // dtype.itemsize if learns and not few else 0)
         return TokenStats(logp_M, entropy_M if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:

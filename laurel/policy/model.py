@@ -38,7 +38,8 @@ class Policy:
 
     `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
     of computation; the weights stay as loaded (float32). `template` is the hash of the chat template; `notes` is what is to be
-    said of it; `room` how many bytes its logits may take.
+    said of it; `room` how many bytes its logits may take; `whole_logits`: are they
+    made by the whole model only, not by its head? None: it is tried.
     """
 
     model: nn.Module
@@ -47,12 +48,13 @@ class Policy:
     template: str = ""
     notes: tuple[str, ...] = ()
     room: int = ROOM
+    whole_logits: bool | None = None
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
-        self.whole_logits = False
-        self.whole_logits = not self._head_is_whole_story()
+        if self.whole_logits is None:
+            self.whole_logits = not self._head_is_whole_story()
 
     @property
     def causal(self) -> nn.Module:
@@ -217,7 +219,8 @@ class Reference:
         self.policy = policy
         if not adapters_off:
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
-            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template, room=policy.room)
+            alike = {"room": policy.room, "whole_logits": policy.whole_logits}
+            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template, **alike)
         with self.switched_off() as frozen:
             self.hash = weights_hash(frozen.causal, skip="lora_" if adapters_off else "")
 
@@ -330,7 +333,7 @@ def weights_hash(model: nn.Module, *, skip: str = "") -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not skip or skip not in name:
             digest.update(name.replace(".base_layer", "").encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

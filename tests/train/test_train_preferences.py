@@ -137,7 +137,10 @@ def test_blocks_are_what_each_process_draws_in_a_step():
 
 
 def test_the_last_bits_do_not_depend_on_when_a_row_was_needed(toy, tmp_path, cache):
-    """Steps 1 to 5, or 3 to 7 of another run of the same seed, whose epoch ends in between: equal to the bit. Another seed: a file of its own."""
+    """Steps 1 to 5, or 3 to 7 of another run of the same seed, whose epoch ends in between: equal to the bit.
+
+    Another seed has a file of its own.
+    """
     train("dpo", without_reward(toy, tmp_path / "a", max_steps=5), quiet=True)
     (file,) = cache.iterdir()
     found = [load_file(file)]
