@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -88,3 +89,11 @@ def cached(folder: Path) -> int:
     except (OSError, ValueError):
         return 0
     return sizes.get("total_inactive_file", sizes.get("inactive_file", 0))
+
+
+def resident(process: Path = PROCESS) -> int:
+    """Bytes of memory that this process has now; where the system does not tell, the most it ever had."""
+    try:
+        return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -18,7 +18,7 @@ from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
 from laurel.train import parallel
-from laurel.train.critic import memory
+from laurel.train.memory import memory
 from laurel.train.options import bind
 from laurel.weight.group import predicted_uninformative
 
