@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from laurel.core import machine
+
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
 
@@ -162,7 +164,7 @@ def check_threads() -> list[Check]:
     """CPU threads against the cores this process may use."""
     import torch
 
-    cores, threads = usable_cores(), torch.get_num_threads()
+    cores, threads = machine.usable_cores(), torch.get_num_threads()
     setting = os.environ.get("OMP_NUM_THREADS")
     text = f"{threads} of {cores:g} usable cores" + (f" (OMP_NUM_THREADS={setting})" if setting else "")
     if threads > cores:
@@ -175,16 +177,6 @@ def check_threads() -> list[Check]:
             )
         ]
     return [Check("threads", "ok", text)]
-
-
-def usable_cores() -> float:
-    """Cores this process may run on: the affinity mask, cut by a container's CPU quota."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cores if quota == "max" else min(cores, int(quota) / int(period))
-    except (OSError, ValueError):
-        return cores
 
 
 def check_precision() -> list[Check]:
@@ -212,9 +204,10 @@ def check_sampler() -> list[Check]:
 
 def check_memory() -> list[Check]:
     """Free main memory, within a container's limit."""
-    free = free_memory()
-    if free is None:
+    memory = machine.memory()
+    if memory is None:
         return [Check("memory", "ok", "unknown on this system")]
+    free = memory[0]
     text = f"{free / GIB:.1f} GiB free"
     if free < GIB:
         return [Check("memory", "warn", text, "Even small models need about 1 GiB: close something, or lower token_budget.")]
@@ -225,21 +218,6 @@ def check_memory() -> list[Check]:
             f"{text}: full training in float32 up to about {_parameters(free)} parameters (16 bytes each, half left for activations)",
         )
     ]
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that can still be taken; None where the system does not say."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return free if limit == "max" else min(free, int(limit) - used)
-    except (OSError, ValueError):
-        return free
 
 
 def check_disk() -> list[Check]:

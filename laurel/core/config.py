@@ -116,7 +116,9 @@ class TrainConfig(Told):
         "auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it"
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    num_threads: int = option(0, "CPU threads; 0: by rule (1 below 5 M parameters, else every core), recorded in the run", ge=0)
+    num_threads: int = option(
+        0, "CPU threads; 0: 1 below 5 M parameters, else OMP_NUM_THREADS, at most the cores that affinity and cgroups allow; recorded", ge=0
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     disable_dropout: bool = option(True, "dropout off in training; reinforcement learning requires it (the ratio must start at 1)")
     use_peft: bool = option(False, "train LoRA adapters instead of the weights")

@@ -11,11 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
-from laurel.policy.fused import FusedLogprobs, wide
+from laurel.policy.fused import FrozenLogprobs, FusedLogprobs, wide
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
-CHUNK = 1 << 21
-"""Logits alive at once, unless said otherwise: 8 MiB of float32. Read at every call, so that a check can make chunks of a few rows."""
+CHUNK: int | None = None
+"""Logits alive at once, where a check wants a few rows of them; None: as many bytes as there is room for. Read at every call."""
+TILE, TILE_ON_GPU = 8 << 20, 256 << 20
+"""Bytes of logits that a linear head makes at once, in float32: on a CPU what its caches hold, else what keeps a GPU busy."""
+ROOM = 32 << 20
+"""Bytes for logits where no run has chosen them (`laurel.policy.room`)."""
+COPIES = 4
+"""What another head's chunk takes, in multiples of its logits: softmax, its gradient, and copies that autograd keeps."""
 
 
 class TokenStats(NamedTuple):
@@ -48,22 +54,31 @@ def chunked_logprobs(
     *,
     entropy: Entropy = "none",
     chunk: int | None = None,
+    room: int = ROOM,
 ) -> TokenStats:
-    """`token_logprobs` of head(hidden), a few rows of logits at a time, recomputed in the backward pass.
+    """`token_logprobs` of head(hidden), a part of the logits at a time, recomputed in the backward pass.
 
-    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about 5 * chunk * 4 bytes, whatever M and V are; 2 of a linear
-    layer without bias, whose gradient is written out (`FusedLogprobs`) unless the entropy is to be differentiated.
+    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about `room` bytes, whatever M and V are. The gradient of a
+    linear layer without bias is written out (`FusedLogprobs`), unless the entropy is to be differentiated: its logits come in
+    tiles of TILE bytes, and `room` holds those that need not be computed again. chunk: so many logits at once instead.
     """
     if type(head) is nn.Linear and head.bias is None and entropy != "grad":
         kind = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        logp_M, entropy_M = FusedLogprobs.apply(hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, chunk or CHUNK)
+        tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
+        few = chunk or CHUNK  # who wants few logits at once wants them computed again, too
+        given = (hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, few or tile)
+        learns = torch.is_grad_enabled() and head.weight.requires_grad
+        if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
+            logp_M, entropy_M = FrozenLogprobs.apply(*given)
+        else:
+            logp_M, entropy_M = FusedLogprobs.apply(*given, room // dtype.itemsize if learns and not few else 0)
         return TokenStats(logp_M, entropy_M if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
         return token_logprobs(head(hidden), ids, temperature, entropy=entropy)
 
-    parts = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk)
+    parts = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk, room)
     return TokenStats(torch.cat([part.logp for part in parts]), torch.cat([part.entropy for part in parts]) if entropy != "none" else None)
 
 
@@ -75,6 +90,7 @@ def chunked_kl(
     temperature_M: Tensor,
     *,
     chunk: int | None = None,
+    room: int = ROOM,
 ) -> Tensor:
     """KL(pi || ref) of each token's whole distribution, [M] float32, differentiable in the policy: the Rao-Blackwellised k1.
 
@@ -86,15 +102,18 @@ def chunked_kl(
         logp_ref = (wide(head_ref(hidden_ref)) / temperature[:, None]).log_softmax(1)
         return exact_kl(logp, logp_ref)
 
-    return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk))
+    return torch.cat(in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk, room))
 
 
-def in_chunks(function: Callable, head: Callable[[Tensor], Tensor], columns: tuple[Tensor, ...], chunk: int | None) -> list:
-    """Apply `function` to slices of the columns, in order, small enough that their logits stay below `chunk` (CHUNK) numbers."""
+def in_chunks(
+    function: Callable, head: Callable[[Tensor], Tensor], columns: tuple[Tensor, ...], chunk: int | None, room: int = ROOM
+) -> list:
+    """Apply `function` to slices of the columns, in order, small enough for `chunk` (CHUNK) logits, or for `room` bytes."""
     rows = columns[0].shape[0]
     with torch.no_grad():
-        vocabulary = head(columns[0][:1]).shape[-1] if rows else 1
-    step = max(1, (chunk or CHUNK) // vocabulary)
+        one = head(columns[0][:1]) if rows else columns[0].new_zeros(1, 1)
+    vocabulary, width = one.shape[-1], wide(one).element_size()
+    step = max(1, (chunk or CHUNK or room // (COPIES * width)) // vocabulary)
     if rows <= step or not torch.is_grad_enabled():
         return [function(*(column[i : i + step] for column in columns)) for i in range(0, max(rows, 1), step)]
     return [

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import logging
 import math
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
+from laurel.core.machine import threads_by_rule
 from laurel.core.sample import Batch
 from laurel.policy.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
 from laurel.policy.chat import ensure_template
 from laurel.policy.ends import ends_of, learn_ends
 from laurel.policy.folders import base_of, check_folder, is_adapter
-from laurel.policy.logprob import Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
+from laurel.policy.logprob import ROOM, Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
 from laurel.policy.precision import WORST, slack
@@ -37,7 +37,8 @@ class Policy:
 
     `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
     of computation; the weights stay as loaded (float32). `template` is the hash of the chat template; `notes` is what is to be
-    said of it; `origin` is where it was loaded from.
+    said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take; `whole_logits`: are they made by the
+    whole model only, not by its head? None: it is tried, and `logit_size`, the largest of a few of them, found.
     """
 
     model: nn.Module
@@ -46,12 +47,15 @@ class Policy:
     template: str = ""
     notes: tuple[str, ...] = ()
     origin: Origin = field(default_factory=Origin)
+    room: int = ROOM
+    whole_logits: bool | None = None
+    logit_size: float = 0.0
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
-        self.whole_logits, self.logit_size = False, 0.0
-        self.whole_logits = not self._head_is_whole_story()
+        if self.whole_logits is None:
+            self.whole_logits = not self._head_is_whole_story()
 
     @property
     def causal(self) -> nn.Module:
@@ -123,7 +127,8 @@ class Policy:
         else:
             hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
             with self.autocast():
-                stats = chunked_logprobs(self.readout, hidden_NLD[rows, at], ids_M, temperature_M, entropy=entropy)
+                how = {"entropy": entropy, "room": self.room}
+                stats = chunked_logprobs(self.readout, hidden_NLD[rows, at], ids_M, temperature_M, **how)
         place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
         return TokenStats(*(None if s is None else place.index_put((rows, times), s) for s in stats))
 
@@ -134,7 +139,8 @@ class Policy:
             raise UsageError("kl_estimator=exact needs a model whose logits are head(hidden).", fix="Use k3.")
         with torch.no_grad(), reference.switched_off() as ref:
             hidden_ref = ref.hidden(batch)[rows, at]
-        kl_M = chunked_kl(self.head, self.hidden(batch)[rows, at], reference.head, hidden_ref, batch.temperature_N[rows])
+        hidden, temperature_M = self.hidden(batch)[rows, at], batch.temperature_N[rows]
+        kl_M = chunked_kl(self.head, hidden, reference.head, hidden_ref, temperature_M, room=self.room)
         return torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=kl_M.dtype).index_put((rows, times), kl_M)
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -204,7 +210,8 @@ class Reference:
         self.policy = policy
         if not adapters_off:
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
-            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template)
+            alike = {"room": policy.room, "whole_logits": policy.whole_logits, "logit_size": policy.logit_size}
+            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template, **alike)
         with self.switched_off() as frozen:
             self.hash = weights_hash(frozen.causal, skip="lora_" if adapters_off else "")
 
@@ -322,7 +329,7 @@ def weights_hash(model: nn.Module, *, skip: str = "") -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not skip or skip not in name:
             digest.update(name.replace(".base_layer", "").encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -346,5 +353,5 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_threads(asked: int, parameters: int) -> int:
-    """The fixed rule for CPU threads: what was asked, else 1 below 5 M parameters (threads cost more than they bring), else all."""
-    return asked or (1 if parameters < 5_000_000 else os.cpu_count() or 1)
+    """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they bring), else all it may use."""
+    return asked or (1 if parameters < 5_000_000 else threads_by_rule())

@@ -192,6 +192,8 @@ def check_finite(tensors: dict[str, Any], name: str) -> None:
         if not torch.is_floating_point(value) or value.data_ptr() in seen:
             continue
         seen.add(value.data_ptr())
+        if bool(value.sum().isfinite()):  # a number that is not finite stays in every sum; one pass, a thirtieth of the time
+            continue
         bad = value.numel() - int(value.isfinite().sum())
         if bad:
             what = f"{bad} of the {value.numel()} numbers of {tensor} are not finite."

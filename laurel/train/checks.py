@@ -19,18 +19,21 @@ from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
 from laurel.train import parallel
-from laurel.train.critic import memory
+from laurel.train.memory import memory
 from laurel.train.options import bind
 from laurel.weight.group import predicted_uninformative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from laurel.core.config import TrainConfig
     from laurel.train.progress import Progress
     from laurel.train.setup import Setup
 
 GROWN = 2.0
 """How much larger than at the start logits may have become in training, for the sampler's check in every step."""
+PROMPTS, SAMPLES, TRIED = 8, 4, 2048
+"""What the start is checked with at most: prompts, samples of each; and tokens that such a check may cost whatever a step costs."""
 
 
 def before(setup: Setup, step: int, progress: Progress) -> None:
@@ -42,8 +45,9 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
         progress.say(supervised_view(setup))
         return
     config = setup.config
-    draw = Draw("check", 0, config.seed, 4, config.max_completion_length, config.temperature, tuple(config.stop))
-    few = setup.rows[:8]
+    prompts, each = tried(config)
+    draw = Draw("check", 0, config.seed, each, config.max_completion_length, config.temperature, tuple(config.stop))
+    few = setup.rows[:prompts]
     groups = play(setup.policy, few, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(setup.policy, few, draw)
     told = setup.score(groups)
     if setup.mixture is not None and not setup.row.judge:
@@ -71,6 +75,17 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
             apart = float((setup.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
             if not apart < USUAL * unit:
                 raise LaurelError(f"the reference differs from the policy by {apart:.2g} nats at step 0.", where="start-up check")
+
+
+def tried(config: TrainConfig) -> tuple[int, int]:
+    """Prompts, and samples of each, that the start is checked with: 8 and 4, or fewer, so that they cost little beside a step.
+
+    At most a tenth of a step's tokens, or TRIED tokens where that is more; at least one prompt with two samples.
+    """
+    longest = (config.max_completion_length or 1) * (config.max_turns or 1)
+    step = (config.prompts_per_step or 1) * (config.num_generations or 1) * (config.population or 1)
+    samples = max(2, min(PROMPTS * SAMPLES, max(step // 10, TRIED // longest)))
+    return max(1, samples // SAMPLES), min(SAMPLES, samples)
 
 
 def silenced(setup: Setup, logp_NT: Tensor, batch: Batch) -> str:

@@ -50,23 +50,6 @@ def return_to_good(setup: Setup, state: State) -> str:
     return f"returned from step {step} to the checkpoint of step {state.step}, before the alarm; the run ends there"
 
 
-def memory(setup: Setup) -> str:
-    """What stands in memory before the first step: the models, and what AdamW keeps of those that are trained."""
-
-    def size(module: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in module.parameters())
-
-    models = {"policy": size(setup.policy.model)}
-    if setup.reference is not None:
-        models["reference"] = 0 if setup.reference.adapters_off else size(setup.reference.policy.model)
-    if setup.companion is not None:
-        models[setup.row.beside] = size(setup.companion.model)
-    trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
-    models |= {"a copy": trained} if setup.row.source == "parameters" else {"gradients and optimiser": 3 * trained}
-    told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in models.items())
-    return f"memory in MB before activations: {told}; together {sum(models.values()) / 1e6:.1f}"
-
-
 @torch.no_grad()
 def with_values(setup: Setup, batch: Batch) -> Batch:
     """The batch with the critic's value of every trained token's state, as it is before the update."""

@@ -158,7 +158,7 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
     if setup.by_comparison:  # an answer that is not trained on is nobody's comparison
         reward_PG = reward_PG.masked_fill(~batch.loss_mask_NT.any(1).view_as(reward_PG), float("nan"))
     if setup.measures_kl(state.step + 1):
-        batch = with_reference(setup, batch)
+        batch = with_reference(setup, batch, of_step=True)
     reward_PG = steer(setup, state, groups, batch, reward_PG)
     kl_coef = (state.beta if config.kl_target else config.beta) if config.kl_placement == "reward" else 0.0
     chosen = bind(row.weigh, config, running_mean=state.running_mean)

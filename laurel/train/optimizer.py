@@ -27,7 +27,9 @@ def make_optimizer(
         groups.append({"params": [p for p in of.values() if p.ndim > 1], "weight_decay": config.weight_decay, "times": times})
         groups.append({"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, "times": times})
     betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, eps=config.adam_epsilon)
+    fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+    used = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=fused)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

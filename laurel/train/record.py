@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from laurel.core.machine import resident
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
@@ -177,18 +176,9 @@ def record_time(setup: Setup, sums: Sums, step: int) -> None:
             sums.total(f"seconds/{stage}", sum(phases.get(name, 0.0) for name in names))
     sums.total("seconds/step", seconds)
     sums.total("tokens_per_second", (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds)
-    sums.peak("rss_mb", resident_mb())
+    sums.peak("rss_mb", resident() / 1e6)
     if setup.config.profile and parallel.rank() == 0:
         record_profile(setup, phases, sums, step)
-
-
-def resident_mb() -> float:
-    """Memory of this process now, in MB; where the system does not tell, its largest so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize() / 1e6
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def as_line(result: Result) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from laurel.core.files import writing
 from laurel.core.sample import Batch
+from laurel.data.split import take
 from laurel.objective.kl import kl_loss
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
@@ -21,13 +22,16 @@ from laurel.train.starter import cache_folder
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
-BLOCK = 32  # rows of data whose reference is computed together
 
+def with_reference(setup: Setup, batch: Batch, *, of_step: bool = False) -> Batch:
+    """The batch with log ref of its tokens: what is remembered by content, and the rest computed in micro-batches.
 
-def with_reference(setup: Setup, batch: Batch) -> Batch:
-    """The batch with log ref of its tokens: what is remembered by content, and the rest computed in micro-batches."""
+    of_step: it is this process's part of a step's batch, so every process is here, and what one has computed all remember.
+    """
     if setup.remembered is not None:
-        setup.remembered.learn(setup, batch)
+        learnt = setup.remembered.learn(setup, batch)
+        for part in parallel.gather(learnt) if of_step else [learnt]:
+            setup.remembered.known.update(part)
     known = [setup.remembered.known.get(text) if setup.remembered else None for text in contents(batch)]
     logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
     for n, logp_T in enumerate(known):
@@ -77,10 +81,10 @@ def digest(value: object) -> str:
 
 
 class Remembered:
-    """log ref of the run's rows of data, by content; on disk between runs with the same reference and the same rows.
+    """log ref of the run's rows of data, by content; on disk between runs with the same reference, the same rows and the same order.
 
-    Rows are computed in fixed blocks of the dataset, not in the order they are drawn, so their last bits do not depend on when, or in
-    which run, they were first needed.
+    Rows are computed as the first epoch draws them: those of a step together, on the process that draws them. Which rows these
+    are follows from the seed, so the last bits of a row do not depend on when, or in which of these runs, it was first needed.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -92,24 +96,29 @@ class Remembered:
             setup.row.source,
             config.max_length,
             config.token_budget,
+            (config.seed, config.prompts_per_step, parallel.world_size()),
             [row.id for row in setup.rows],
         )
         self.file = cache_folder() / "reference" / f"{digest(made_from)}.safetensors"
-        self.block = {row.id: i // BLOCK for i, row in enumerate(setup.rows)}
+        self.blocks = blocks(len(setup.rows), config.seed, config.prompts_per_step, parallel.world_size())
+        self.block = {setup.rows[i].id: n for n, block in enumerate(self.blocks) for i in block}
         self.known: dict[str, Tensor] = load_file(self.file) if self.file.is_file() else {}
         self.done, self.saved = set[int](), len(self.known)
 
-    def learn(self, setup: Setup, batch: Batch) -> None:
-        """Make sure that the rows of data in this batch are known."""
+    def learn(self, setup: Setup, batch: Batch) -> dict[str, Tensor]:
+        """log ref of the rows of data in this batch that are not known yet, and of those they are computed with."""
         rows = zip(batch.keys, contents(batch), strict=True)
         wanted = {self.block.get(key.prompt.rpartition("~")[0]) for key, text in rows if text not in self.known}
         cut = {"train_on": setup.config.train_on, "max_length": setup.config.max_length}
+        found: dict[str, Tensor] = {}
         for block in sorted(number for number in wanted - self.done if number is not None):
-            whole = pack(GIVEN[setup.row.source](setup.policy, setup.rows[block * BLOCK : (block + 1) * BLOCK], run="", step=0, **cut))
+            together = [setup.rows[i] for i in self.blocks[block]]
+            whole = pack(GIVEN[setup.row.source](setup.policy, together, run="", step=0, **cut))
             logp_NT = computed(setup, whole)
             lengths = whole.length_N.tolist()
-            self.known.update({text: logp_NT[n, : lengths[n]].clone() for n, text in enumerate(contents(whole))})
+            found.update({text: logp_NT[n, : lengths[n]].clone() for n, text in enumerate(contents(whole))})
             self.done.add(block)
+        return found
 
     def save(self) -> None:
         """Write what was learned since the last time, whole or not at all."""
@@ -120,3 +129,15 @@ class Remembered:
                 save_file(self.known, temporary)
                 temporary.replace(self.file)
             self.saved = len(self.known)
+
+
+def blocks(count: int, seed: int, per_step: int, processes: int) -> list[list[int]]:
+    """Rows 0 .. count - 1 as the first epoch draws them, cut where a step or a process ends. Every row is in one block."""
+    order, found = take(0, count, count, seed), list[list[int]]()
+    for start in range(0, count, per_step):
+        of_step = order[start : start + per_step]
+        share, more = divmod(per_step, processes)  # as `laurel.train.loop.collect` shares a step out
+        for rank in range(processes):
+            first = rank * share + min(rank, more)
+            found.append(of_step[first : first + share + (rank < more)])
+    return [block for block in found if block]

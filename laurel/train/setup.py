@@ -23,6 +23,7 @@ from laurel.policy.adapters import check_lora
 from laurel.policy.classifier import trained_labels
 from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
+from laurel.policy.room import logit_room
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
@@ -187,6 +188,8 @@ def loaded(
     policy: Any = load_head(config, row.head) if row.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
     config = config.model_copy(update={"token_budget": config.token_budget or (2048 if policy.device.type == "cpu" else 16_384)})
+    if isinstance(policy, Policy):
+        policy.room = room_for_logits(policy, config, run)
     reference = make_reference(policy, config.reference) if config.reference else None
     companion = BESIDE[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(policy.trainable(), config, companion.trainable() if companion else {}, getattr(companion, "rate", 1.0))
@@ -210,6 +213,21 @@ def loaded(
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)
+
+
+def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
+    """Bytes that logits may take in this run, on the process that has least: chosen when it starts, and kept when it is resumed.
+
+    Where logits are computed a few rows at a time, how many decides their last bits.
+    """
+    vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
+    moved = sum(p.numel() * p.element_size() for p in policy.trainable().values())
+    largest = (config.token_budget or 0) * vocabulary * policy.dtype.itemsize
+    chosen = run.facts.get("logit_bytes") or logit_room(policy.device, 3 * moved, largest)
+    chosen = min(parallel.gather(int(chosen)))
+    if parallel.rank() == 0:
+        run.note({"logit_bytes": chosen})
+    return chosen
 
 
 def without_reward(judged: Group, played: Group) -> Group:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from laurel.core.sample import Batch
 from laurel.objective import value
 from laurel.policy import critic as values
-from laurel.policy import logprob, model, packed
+from laurel.policy import fused, logprob, model, packed
 from laurel.train import critic
 from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
@@ -60,6 +60,11 @@ def only_from_above(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(x, high)
 
 
+def everywhere(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`inside`'s answer, that every token is among these words."""
+    return torch.ones_like(found[0]), found[1]
+
+
 def at_the_token(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """In `trained_positions`' place: where the token itself is."""
     rows, times, at = model.trained_positions(batch)
@@ -89,6 +94,27 @@ SHAPES = (
         last_first(record=True),
         "shapes",
         "transformer: head with a bias: log pi",
+    ),
+    Mutant(
+        "every token is looked for in every tile of the vocabulary",
+        fused.inside,
+        after(everywhere),
+        "shapes",
+        BARE,
+    ),
+    Mutant(
+        "tiles of the vocabulary are joined with the entropy of the first",
+        fused.joined,
+        lambda right: lambda one, other: right(one, other)._replace(entropy=one.entropy),
+        "shapes",
+        "transformer: linear head: entropy to look at",
+    ),
+    Mutant(
+        "the gradient of the last tile of logits replaces the sum",
+        fused.add_product,
+        lambda right: lambda into, a, b, begun: right(into, a, b, False),
+        "shapes",
+        "transformer: linear head: gradient of log pi",
     ),
     Mutant(
         "the head's bias is forgotten",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.policy import logprob
+from laurel.policy import fused, logprob
 from laurel.policy.critic import Critic, shared_critic
 from laurel.policy.model import Policy, Reference
 from laurel.policy.packed import KNOWN
@@ -93,13 +93,13 @@ def mixed_batch() -> Batch:
 
 @contextmanager
 def few_at_once(policy: Policy) -> Iterator[None]:
-    """Chunks of FEW rows of logits, of which the last one is not full."""
-    before = logprob.CHUNK
-    logprob.CHUNK = FEW * policy.causal.get_input_embeddings().weight.shape[0]
+    """Chunks of FEW rows of logits, of which the last one is not full; of a linear head FEW tiles along the vocabulary, too."""
+    before, vocabulary = (logprob.CHUNK, fused.NARROW), policy.causal.get_input_embeddings().weight.shape[0]
+    logprob.CHUNK, fused.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
     try:
         yield
     finally:
-        logprob.CHUNK = before
+        logprob.CHUNK, fused.NARROW = before
 
 
 def alone(policy: Policy, batch: Batch) -> Tensor:

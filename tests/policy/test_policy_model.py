@@ -1,5 +1,6 @@
 """The policy as a model: log-probs of a batch, the reference, LoRA, and a saved folder that is what was trained."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from arithmetic import agree
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
+from laurel.core import machine
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
@@ -166,9 +168,15 @@ def test_wrong_folders_are_named(tmp_path):
         load_policy(TrainConfig(model=str(tmp_path)))
 
 
-def test_thread_rule():
+def test_thread_rule(monkeypatch):
     assert pick_threads(0, 1_000_000) == 1
-    assert pick_threads(0, 10_000_000) >= 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "quota", lambda *where: 4.0)
+    for said, expected in {"2": 2, "99": 4}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert pick_threads(0, 10_000_000) == expected
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert pick_threads(0, 10_000_000) == 4
     assert pick_threads(3, 1) == 3
 
 

@@ -98,8 +98,3 @@ def test_a_broken_installation_is_a_verdict_not_a_traceback(monkeypatch, capsys)
 def test_the_declared_ranges_are_read():
     found = {name: (specifier, needed) for name, specifier, needed in doctor.requirements()}
     assert found["torch"][1] and "<" in found["torch"][0] and not found["math-verify"][1] and "pytest" not in found
-
-
-def test_usable_cores_and_memory():
-    assert doctor.usable_cores() > 0
-    assert doctor.free_memory() is None or doctor.free_memory() > 0

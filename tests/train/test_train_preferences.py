@@ -14,10 +14,12 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
 from laurel.data.source import load_rows
+from laurel.data.split import take
 from laurel.policy.model import Reference
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import defaults, resolve
+from laurel.train.reference import blocks
 from laurel.train.setup import prepare
 
 WITH_REFERENCE = ("dpo", "cdpo", "robust_dpo", "dpop", "ipo")
@@ -116,15 +118,42 @@ def test_another_reference_or_dataset_has_its_own_file(toy, tmp_path, cache, cou
         assert len(list(cache.iterdir())) == files and sum(counted) > before, changed
 
 
-def test_the_last_bits_do_not_depend_on_the_order_of_the_rows(toy, tmp_path, cache):
-    """Two seeds draw the rows in different orders; what each remembers of a row is equal to the bit."""
-    found = []
-    for seed in (0, 1):
-        train("dpo", without_reward(toy, tmp_path / str(seed), max_steps=5, seed=seed), quiet=True)
-        (file,) = cache.iterdir()
-        found.append(load_file(file))
-        file.unlink()
+def test_a_step_asks_the_reference_of_its_own_rows_and_of_no_others(toy, tmp_path, cache, counted):
+    """40 pairs in steps of 8: every step of the first epoch asks for its 16 answers, later ones for none."""
+    setup, state = prepare("dpo", without_reward(toy, tmp_path))
+    asked = []
+    for _ in range(7):
+        before = sum(counted)
+        loop.step(setup, state, Sums())
+        asked.append(sum(counted) - before)
+    assert asked == [16] * 5 + [0] * 2
+
+
+def test_blocks_are_what_each_process_draws_in_a_step():
+    """11 rows, 4 a step, 3 processes: 2, 1, 1 of each step; the last step has 3 rows left of the epoch. Every row once."""
+    found, order = blocks(11, 5, 4, 3), take(0, 11, 11, 5)
+    assert [len(block) for block in found] == [2, 1, 1, 2, 1, 1, 2, 1]
+    assert [row for block in found for row in block] == order != sorted(order)
+
+
+def test_the_last_bits_do_not_depend_on_when_a_row_was_needed(toy, tmp_path, cache):
+    """Steps 1 to 5, or 3 to 7 of another run of the same seed, whose epoch ends in between: equal to the bit.
+
+    Another seed has a file of its own.
+    """
+    train("dpo", without_reward(toy, tmp_path / "a", max_steps=5), quiet=True)
+    (file,) = cache.iterdir()
+    found = [load_file(file)]
+    file.unlink()
+    setup, state = prepare("dpo", without_reward(toy, tmp_path / "b", learning_rate=1e-2))
+    state.cursor = 16
+    for _ in range(5):
+        loop.step(setup, state, Sums())
+    found.append(setup.remembered.known)
     assert same(*found) and len(found[0]) == 80
+    setup.remembered.save()
+    train("dpo", without_reward(toy, tmp_path / "c", max_steps=1, seed=1), quiet=True)
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_sampled_answers_are_not_remembered(toy, tmp_path, cache):

@@ -1,0 +1,138 @@
+"""What a run chooses and tries before its first step: room for logits, and the samples that the start is checked with."""
+
+import pytest
+import torch
+from toy import make_toy, toy_config
+
+from laurel.core.errors import UsageError
+from laurel.core.metrics import Sums
+from laurel.core.sample import Group, Key, Sample
+from laurel.policy.model import Policy
+from laurel.rollout.pack import pack
+from laurel.train import loop, memory, setup
+from laurel.train.checks import tried
+from laurel.train.loop import train
+from laurel.train.setup import prepare
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def test_the_room_for_logits_is_recorded_and_kept_by_a_resumed_run(toy, tmp_path, monkeypatch):
+    """Another machine, or less free memory, changes nothing of a run that has begun; policy and reference share the number."""
+    asked = []
+
+    def room(device, coming, useful):
+        asked.append((coming, useful))
+        return 3 << 20 if len(asked) == 1 else 7 << 20
+
+    monkeypatch.setattr(setup, "logit_room", room)
+    run = train("grpo", toy_config(toy, tmp_path / "run", max_steps=1, beta=0.1), quiet=True)
+    assert run.facts["logit_bytes"] == 3 << 20
+    again, _ = prepare("grpo", toy_config(toy, tmp_path / "run", max_steps=2, beta=0.1, resume=True))
+    assert again.policy.room == again.reference.policy.room == 3 << 20 and again.run.facts["logit_bytes"] == 3 << 20
+    again.run.close()
+    coming, useful = asked[0]
+    assert coming == 3 * 4 * again.policy.num_parameters  # float32 gradients, and two moments of AdamW
+    assert useful == 2048 * 4 * again.policy.causal.get_output_embeddings().weight.shape[0]
+
+
+def test_no_bit_of_a_run_depends_on_the_room(toy, tmp_path, monkeypatch):
+    """Logits kept from forward to backward, or computed again: the same losses."""
+    losses = []
+    for room in (1, 1 << 30):
+        monkeypatch.setattr(setup, "logit_room", lambda *of, room=room: room)
+        run = train("sft", toy_config(toy, tmp_path / str(room), reward=None, max_steps=3), quiet=True)
+        losses.append([line["loss"] for line in run.metrics()])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_the_head_is_looked_at_once(toy, tmp_path, monkeypatch):
+    """A reference is a copy of the policy: what was found out of the one holds of the other."""
+    real, looked = Policy._head_is_whole_story, []
+    monkeypatch.setattr(Policy, "_head_is_whole_story", lambda self: looked.append(self) or real(self))
+    made, _ = prepare("grpo", toy_config(toy, tmp_path, beta=0.1))
+    assert len(looked) == 1 and made.reference.policy.whole_logits is made.policy.whole_logits is False
+
+
+TRIED = {
+    (4, 8, 16, None): (8, 4),  # 32 samples of 16 tokens are less than 2,048
+    (8, 8, 64, None): (8, 4),
+    (8, 8, 256, None): (2, 4),
+    (64, 16, 256, None): (8, 4),  # a tenth of the step: 102 samples
+    (8, 8, 1024, None): (1, 4),  # a tenth of 64 samples: 6
+    (1, 8, 4096, None): (1, 2),  # one prompt, two samples: fewer compare nothing
+    (8, 8, 64, 4): (2, 4),  # an episode of four turns
+}
+
+
+@pytest.mark.parametrize("step", TRIED, ids=str)
+def test_the_start_costs_a_tenth_of_a_step_or_2048_tokens(step, toy, tmp_path):
+    prompts, generations, length, turns = step
+    sizes = {"prompts_per_step": prompts, "num_generations": generations, "max_completion_length": length}
+    assert tried(toy_config(toy, tmp_path, max_turns=turns, **sizes)) == TRIED[step]
+
+
+def test_a_run_is_checked_with_so_many_samples(toy, tmp_path, monkeypatch):
+    """What is rolled out before the first step."""
+    from laurel.train import checks
+    from laurel.train.progress import Progress
+
+    seen, real = [], checks.rollout
+    monkeypatch.setattr(checks, "TRIED", 1)
+    monkeypatch.setattr(
+        checks, "rollout", lambda policy, rows, draw: seen.append((len(rows), draw.num_generations)) or real(policy, rows, draw)
+    )
+    made, state = prepare("grpo", toy_config(toy, tmp_path, prompts_per_step=4, num_generations=8))
+    with Progress(made, quiet=True) as progress:
+        checks.before(made, 0, progress)
+    assert seen == [(1, 3)]
+    loop.step(made, state, Sums())
+
+
+# ------------------------------------------------------------------------------------------------------- memory foreseen
+
+
+def test_activations_are_what_a_forward_pass_keeps(toy, tmp_path):
+    """Measured on 64 tokens and scaled: within 5 % of what a micro-batch of 512 keeps; without a gradient nothing is kept."""
+    made, _ = prepare("sft", toy_config(toy, tmp_path, reward=None))
+    per_token = memory.saved(made, made.policy.hidden) / memory.PROBE
+    row = (1,) * 511
+    sample = Sample(Key("", "", "x", 0, 0), (1,), row, (0.0,) * 511, (True,) * 511, 1.0, "length", "", ())
+    batch, kept = pack([Group("x", {}, (sample,), rewards=(1.0,))]), {}
+    weights = {p.data_ptr() for p in made.policy.model.parameters()}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = made.policy.hidden(batch)
+    whole = sum(size for address, size in kept.items() if address not in weights)
+    assert hidden.requires_grad and per_token * 512 == pytest.approx(whole, rel=0.05) and per_token > 4 * 32
+
+
+def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
+    """Policy, reference, gradients, activations, logits; a critic of its own doubles what is trained and what is kept."""
+    plain, _ = prepare("grpo", toy_config(toy, tmp_path / "a", num_generations=8, beta=0.1))
+    assert memory.largest(plain) == 4 * 8 * (len(plain.policy.tokenizer("0=")["input_ids"]) + 4)
+    one = {**memory.standing(plain), **memory.passing(plain)}
+    assert one["policy"] == one["reference"] == 4 * plain.policy.num_parameters
+    assert one["gradients and optimiser"] == 3 * one["policy"] and one["logits"] == memory.largest(plain) * 16 * 4
+    actor, _ = prepare("ppo", toy_config(toy, tmp_path / "b", num_generations=8, critic_model="policy"))
+    two = {**memory.standing(actor), **memory.passing(actor)}
+    assert two["gradients and optimiser"] > 1.9 * one["gradients and optimiser"]
+    assert two["activations"] > 1.9 * one["activations"]
+
+
+def test_a_step_that_the_device_cannot_hold_is_refused_before_it(toy, tmp_path, monkeypatch):
+    """It says what is needed, what is there, and three ways out that help; nothing is left behind."""
+    monkeypatch.setattr(memory, "device_memory", lambda device: (1000, 64 << 30))
+    with pytest.raises(UsageError, match=r"a step needs about .* GB .* are there") as caught:
+        train("sft", toy_config(toy, tmp_path / "run", reward=None, token_budget=512, prompts_per_step=64), quiet=True)
+    assert [word in caught.value.fix for word in ("token_budget (now 512)", "gradient_checkpointing", "use_peft")] == [True] * 3
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(memory, "device_memory", lambda device: None)
+    train("sft", toy_config(toy, tmp_path / "run", reward=None, max_steps=1), quiet=True)
