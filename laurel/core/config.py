@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError, nearest
+from laurel.core.several import check_sets, named_sets
 
 Config = TypeVar("Config", bound=BaseModel)
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const", "comparison_mean"]
@@ -33,6 +34,14 @@ def _between_commas(value: Any) -> Any:
     return ",".join(value) if named else value
 
 
+def _by_name(value: Any) -> Any:
+    """Evaluation rows: text of `name=FILE,name2=FILE2` and a mapping of names become a dict; any other value stays."""
+    if isinstance(value, dict):
+        return check_sets({name: _between_commas(source) for name, source in value.items()})
+    value = _between_commas(value)
+    return named_sets(value) if isinstance(value, str) else value
+
+
 def option(default: Any, meaning: str, **limits: Any) -> Any:
     """A field of the configuration: its default, the line that `--help` shows, and its limits."""
     return Field(default=default, description=meaning, **limits)
@@ -42,7 +51,8 @@ class TrainConfig(BaseModel):
     """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
 
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
-    _names_of_rows = field_validator("dataset", "eval_dataset", "ptx_dataset", mode="before")(_between_commas)
+    _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
+    _sets = field_validator("eval_dataset", mode="before")(_by_name)
 
     # what
     model: str = option(
@@ -55,16 +65,25 @@ class TrainConfig(BaseModel):
     )
     dataset_split: str = option("train", "the split of a hub dataset or of a folder")
     dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
-    eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
-    eval_size: int = option(200, "rows held out of `dataset` for evaluation (by prompt); 0 holds none out", ge=0)
-    output_dir: str = option("runs/train", "where the run is written")
+    eval_dataset: str | dict[str, str] | None = option(
+        None, "rows to evaluate on while training, or several sets by name (name=FILE,name2=FILE2); default: held-out rows of `dataset`"
+    )
+    eval_size: int = option(
+        200, "rows held out of `dataset` for evaluation (by prompt; 0: none), or evaluated of each eval_dataset (0: all)", ge=0
+    )
+    output_dir: str = option("runs/train", "where the run is written; `{n}` in it counts up: runs/grpo-{n} is the next free one")
     resume: bool | Literal["anyway"] = option(
-        False, "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since"
+        False,
+        "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since, or "
+        "options of the optimiser (learning_rate, ...), whose moments are kept",
     )
     seed: int = option(0, "the seed of everything random", ge=0)
 
     # how long, how much
     max_steps: int = option(100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1)
+    num_train_epochs: float | None = option(
+        None, "instead of max_steps: how often every row is drawn; max_steps, if it is given too, goes before", gt=0, allow_inf_nan=False
+    )
     prompts_per_step: int = option(16, "prompts (rows of data) per step", ge=1)
     token_budget: int = option(0, "computed tokens per micro-batch (0: 2048 on a CPU, else 16384): memory, never mathematics", ge=0)
     max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
@@ -72,6 +91,12 @@ class TrainConfig(BaseModel):
     save_total_limit: int = option(2, "complete checkpoints kept", ge=1)
     logging_steps: int = option(1, "write metrics every so many steps", ge=1)
     eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
+    metric_for_best_model: str | None = option(
+        None, "with eval_steps: keep the checkpoint that is best by this metric of the evaluations, such as eval/accuracy"
+    )
+    greater_is_better: bool | None = option(None, "which way that metric is better; default: down for a loss, up for a share or a reward")
+    load_best_model_at_end: bool = option(False, "the saved model is the best checkpoint's, not the last step's")
+    early_stopping_patience: int | None = option(None, "evaluations in a row without a better metric after which the run ends", ge=1)
     report_to: list[str] | None = option(
         None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 ELSEWHERE = {
-    "num_train_epochs": "laurel counts steps: max_steps = epochs x rows / prompts_per_step.",
     "gradient_accumulation_steps": "A step's size is prompts_per_step; token_budget splits it for the memory, and changes no gradient.",
     "per_device_train_batch_size": "A step's size is prompts_per_step, over all devices; token_budget bounds the memory of its parts.",
     "per_device_eval_batch_size": "token_budget bounds the memory; results do not depend on it.",

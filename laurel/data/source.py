@@ -24,13 +24,15 @@ class Row:
     """One example: its columns, where it came from ("train.jsonl:17"), and a name of its own.
 
     `id` is a hash of the content followed by the position in the source. It is the same in every run, and two identical rows
-    of one source keep different ids. `read` names the columns whose content went into ours (`laurel.data.shapes`).
+    of one source keep different ids. `read` names the columns whose content went into ours (`laurel.data.shapes`), `part` the
+    evaluation set that the row belongs to, where there are several.
     """
 
     columns: dict[str, Any]
     where: str
     id: str
     read: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 def load_rows(

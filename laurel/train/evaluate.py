@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.data.source import Row
@@ -17,6 +19,7 @@ from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
+from laurel.train.best import check_measured
 from laurel.train.record import add_scores, scale
 from laurel.train.reference import with_reference
 
@@ -28,10 +31,42 @@ def evaluate(setup: Setup, step: int) -> Sums:
     """What this rank's part of the held-out rows says.
 
     eval/reward and eval/accuracy (share of greedy answers with a reward of at least 1; unscored ones count as wrong), where rows have
-    a prompt and rewards are known; eval/nll, where the algorithm learns from data.
+    a prompt and rewards are known; eval/nll, where the algorithm learns from data. Of several sets eval/NAME/... each.
     """
-    sums = Sums()
-    rows = setup.held[parallel.rank() :: parallel.world_size()]
+    whole = Sums()
+    for name, rows in parts_of(setup.held).items():
+        whole.merge(one_set(setup, rows, step).renamed(lambda metric, name=name: f"eval/{name}{metric.removeprefix('eval/')}"))
+    return whole
+
+
+def check_names(setup: Setup) -> None:
+    """Before the first step: is the metric among those that an evaluation gives? A few rows of each set are asked.
+
+    Rewards that fail on these few are no reason to end here: the first evaluation tells of all rows.
+    """
+    if not setup.config.metric_for_best_model:
+        return
+    few = [row for rows in parts_of(setup.held).values() for row in rows[: max(4, parallel.world_size())]]
+    try:
+        sums = evaluate(replace(setup, held=few), 0)
+    except UsageError:
+        raise
+    except LaurelError:
+        return
+    check_measured(setup.config, {name for part in parallel.gather(sums) for name in part.sums.keys() | part.totals.keys()})
+
+
+def parts_of(held: Sequence[Row]) -> dict[str, list[Row]]:
+    """The evaluation sets, by what stands before the names of their metrics: "" of the only one, else `NAME/`."""
+    parts: dict[str, list[Row]] = {}
+    for row in held:
+        parts.setdefault(f"{row.part}/" if row.part else "", []).append(row)
+    return parts
+
+
+def one_set(setup: Setup, rows: Sequence[Row], step: int) -> Sums:
+    """What this rank's part of one evaluation set says."""
+    sums, rows = Sums(), rows[parallel.rank() :: parallel.world_size()]
     if rows and setup.learns_from_data:
         held_out_loss(setup, rows, step, sums)
     if setup.mixture is not None:

@@ -251,7 +251,7 @@ def test_K21_a_name_of_another_trainer_is_answered_with_what_means_the_same():
         for word in re.findall(r"[a-z]+(?:_[a-z]+)+", advice):
             assert word in TrainConfig.model_fields, f"{name}: there is no {word}"
     with pytest.raises(UsageError, match="max_steps = epochs x rows"):
-        build_config({"num_train_epochs": 1})
+        build_config({"epochs": 1})
 
 
 def test_K21_one_item_stands_for_a_list_of_one(tmp_path):
