@@ -7,11 +7,12 @@ inapplicable options are errors before any weight is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError, nearest
@@ -47,10 +48,23 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default=default, description=meaning, **limits)
 
 
-class TrainConfig(BaseModel):
-    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
+class Options(BaseModel):
+    """A configuration whose mistakes are told as ours: a UsageError that names the option and the nearest right one."""
 
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, values: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise refusal(error, cls) from None
+
+
+class TrainConfig(Options):
+    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
+
     _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
     _sets = field_validator("eval_dataset", mode="before")(_by_name)
 
@@ -243,10 +257,9 @@ class TrainConfig(BaseModel):
     entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(Options):
     """Everything `laurel eval` and `laurel sample` can be told."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     _names_of_rows = field_validator("dataset", mode="before")(_between_commas)
 
     model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model")
@@ -280,24 +293,37 @@ def build_config(values: dict[str, Any], kind: type[Config] = TrainConfig, *, wh
 
     A list option may be given its one item by itself, and `report_to: none`, as TRL writes it, is the empty list.
     """
-    unknown = [name for name in values if name not in kind.model_fields]
-    if len(unknown) == 1:
-        raise UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind))
-    if unknown:
-        each = " ".join(f"`{name}`: {advice(name, kind) or 'nothing like it.'}" for name in unknown)
-        listed = ", ".join(f"`{name}`" for name in unknown)
-        raise UsageError(f"unknown options {listed}.", where=where, fix=each)
+    if unknown := [name for name in values if name not in kind.model_fields]:
+        raise unknown_options(unknown, kind, where)
     try:
         return kind(**{name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()})
+    except UsageError as error:
+        raise UsageError(error.what, where=where, fix=error.fix) from None
     except ValidationError as error:
-        found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
-            readings = bool in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
-            place = name if readings else ".".join(str(part) for part in problem["loc"])
-            found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
-        raise UsageError(" ".join(found.values()), where=where) from None
+        raise refusal(error, kind, where) from None
+
+
+def unknown_options(unknown: Sequence[str], kind: type[BaseModel], where: str) -> UsageError:
+    """The error for names that are no options, each with what to write instead."""
+    if len(unknown) == 1:
+        return UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind))
+    each = " ".join(f"`{name}`: {advice(name, kind) or 'nothing like it.'}" for name in unknown)
+    return UsageError(f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each)
+
+
+def refusal(error: ValidationError, kind: type[BaseModel], where: str = "configuration") -> UsageError:
+    """What pydantic has against values, in our words."""
+    problems = error.errors()
+    if unknown := [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]:
+        return unknown_options(unknown, kind, where)
+    found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
+    for problem in problems:
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
+        readings = bool in kinds or str in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
+        place = name if readings else ".".join(str(part) for part in problem["loc"])
+        found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
+    return UsageError(" ".join(found.values()), where=where)
 
 
 def advice(name: str, kind: type[BaseModel] = TrainConfig) -> str:

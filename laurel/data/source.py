@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.core.given import given, must_be_given
 from laurel.data.faults import together
 from laurel.data.places import files_of, is_list, is_place
 from laurel.data.read import missing_file, read_records, suffix_of
@@ -48,7 +49,9 @@ def load_rows(
     The rows are as they stand in the source; `laurel.data.formats.normalise` gives them their final columns.
     Errors: UsageError with file and line of every record that cannot be read; faults takes these instead, to be told with others.
     """
-    if is_task(name):
+    if (own := given(name)) is not None:
+        records = own
+    elif is_task(name):
         records = [
             (f"{name}:seed {seed}:{i}", row)
             for i, row in enumerate(generate_task(name, seed, GENERATED_ROWS if size is None else size), start=1)
@@ -56,6 +59,7 @@ def load_rows(
     elif is_file_name(name):
         records = read_files(name, split, faults)
     else:
+        must_be_given(name, "dataset")
         records = load_hub(name, split)
     return [Row(columns, where, row_id(columns, position)) for position, (where, columns) in enumerate(records)]
 

@@ -24,6 +24,7 @@ from laurel.policy.ends import ends_of
 from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.objects import config_of, given_model
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
 from laurel.policy.render import without_template
@@ -269,7 +270,8 @@ def load_scorer(
 
 def load_trained(name: str, labels: int) -> nn.Module:
     """A saved scorer's model, every weight of it."""
-    return load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
+    own = given_model(name)
+    return own if own is not None else load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
 
 
 def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
@@ -327,13 +329,11 @@ def head_of(model: Any) -> nn.Linear:
 
 def trained_labels(name: str) -> int:
     """How many outputs the head of a saved scorer has, by the configuration of its folder; 0 for a model without such a head."""
-    from transformers import AutoConfig
-
     check_folder(name)
     if is_adapter(name):
         return 0
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = config_of(name)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
     kind = (config.architectures or [""])[0]
@@ -342,11 +342,9 @@ def trained_labels(name: str) -> int:
 
 def check_language_head(name: str) -> None:
     """UsageError for a folder that holds no language model: a trained scorer, or a body alone. Only its configuration is read."""
-    from transformers import AutoConfig
-
     if is_adapter(name):
         return
-    kind = (AutoConfig.from_pretrained(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
+    kind = (config_of(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
     if kind and not any(part in kind for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
         what = f"imitation_coef needs a language model's head, and {kind or 'this folder'} has none."
         raise UsageError(what, where=f"model={name}", fix="Start from a causal language model, or set imitation_coef=0.")

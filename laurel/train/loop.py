@@ -20,7 +20,8 @@ from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
-from laurel.train import best, checks, parallel
+from laurel.train import best, callbacks, checks, parallel
+from laurel.train.callbacks import CallbackFailed, Watching
 from laurel.train.checkpoint import State
 from laurel.train.critic import return_to_good, steer, watch, with_values
 from laurel.train.draws import beside, drawn, next_rows
@@ -43,9 +44,12 @@ from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
 
 
-def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False) -> Run:
-    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path."""
-    setup, state = prepare(algorithm, config or TrainConfig())
+def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False, watching: Watching | None = None) -> Run:
+    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path.
+
+    watching: callbacks and metrics of a Python program (`laurel.train.python`).
+    """
+    setup, state = prepare(algorithm, config or TrainConfig(), watching)
     try:
         carry_on(setup, state, quiet)
     except BaseException:
@@ -71,14 +75,18 @@ def carry_on(setup: Setup, state: State, quiet: bool) -> None:
                 step(setup, state, sums)
             except Exception as error:
                 raise rescued(setup, before, sums, error) from error
-            if finish_step(setup, state, sums, progress):
+            try:
+                ended = finish_step(setup, state, sums, progress)
+            except CallbackFailed as error:
+                raise rescued(setup, state, Sums(), error) from error.__cause__
+            if ended:
                 break
             if (signal := max(parallel.gather(stop.asked))) and state.step < setup.config.max_steps:
                 save(setup, state)
                 what = f"stopped at step {state.step}: everything is saved."
                 raise Interrupted(what, fix="Continue with --resume true.", by=signal)
         save(setup, state)
-        for line in best.ends(setup, state):
+        for line in [*setup.asked, *best.ends(setup, state)]:
             progress.say(line)
         if parallel.rank() == 0:
             if setup.row.head and setup.held:
@@ -260,6 +268,7 @@ def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> b
             progress.say(line)
         if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
             setup.run.log(state.step, means)
+    done = callbacks.heard(setup, state.step, means, evaluated) or done
     if config.on_alarm == "return" and any(parallel.gather(alarms)):
         progress.say(return_to_good(setup, state))
         return True

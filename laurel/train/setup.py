@@ -29,6 +29,7 @@ from laurel.rollout.episode import load_env
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
 from laurel.train.best import check_best, check_evaluated
+from laurel.train.callbacks import Watching
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
 from laurel.train.fitting import bounded, fitting, weighed
@@ -76,6 +77,8 @@ class Setup:
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
     clock: Clock = field(default_factory=Clock)
+    watching: Watching = field(default_factory=Watching)
+    asked: list[str] = field(default_factory=list)  # who asked for the run's end
     judged: bool = False  # has any reward judged any sample yet?
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -139,9 +142,9 @@ class Setup:
         return self.reference is not None and (bool(self.config.beta) or self.logs(step))
 
 
-def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
+def prepare(algorithm: str, config: TrainConfig, watching: Watching | None = None) -> tuple[Setup, State]:
     """Options -> data -> rewards -> environment -> run directory -> weights -> checkpoint. Errors of the user come before weights."""
-    config = resolve(algorithm, config)
+    config, watching = resolve(algorithm, config), watching or Watching()
     row = ALGORITHMS[algorithm]
     parallel.join()
     if (config.population or config.prompts_per_step) < parallel.world_size():
@@ -152,7 +155,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
         what = "answers to other prompts are needed, and every row asks the same."
         raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
     held, cut = cut_sets(config, held)
-    check_best(config, held)
+    check_best(config, held, own=watching.compute_metrics is not None)
     mixture = load_mixture(config, "data" if row.judge else row.source, rows, held)  # a judge of the row's own leaves them to evaluation
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
@@ -170,7 +173,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
             check_language_head(config.model)
     run = open_run(algorithm, config, inputs(config, read))
     try:
-        return loaded(algorithm, config, run, rows, held, mixture, make_env, pretraining, cut)
+        return loaded(algorithm, config, run, rows, held, mixture, make_env, pretraining, cut, watching)
     except BaseException:
         run.withdraw()
         raise
@@ -179,6 +182,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
 def loaded(
     algorithm: str, config: TrainConfig, run: Run, rows: list[Row], held: list[Row], mixture: Mixture | None,
     make_env: Callable | None, pretraining: list[Row], cut: list[str],
+    watching: Watching,
 ) -> tuple[Setup, State]:  # fmt: skip
     """The second half of `prepare`: weights, and what depends on them."""
     row = ALGORITHMS[algorithm]
@@ -200,14 +204,14 @@ def loaded(
     held, held_notes = fitting(policy, held, config, row.source, as_text(config.eval_dataset or "")) if held else ([], [])
     config, long = in_epochs(config, len(rows))
     check_evaluated(config)
-    notes = [*told, *policy.notes, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
+    notes = [*watching.notes, *told, *policy.notes, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config, rounding=ROUNDING[policy.dtype]), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
-    setup.companion, setup.pretraining = companion, pretraining
+    setup.companion, setup.pretraining, setup.watching = companion, pretraining, watching
     if parallel.rank() == 0:
-        run.note({"notes": list(notes)})
+        run.note({"notes": list(notes), **watching.names()})
         run.settle({"max_steps": config.max_steps})
     if config.profile:
         setup.clock.watch(policy.device, policy.dtype)
