@@ -48,18 +48,20 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default=default, description=meaning, **limits)
 
 
+def _in_our_words(kind: type[BaseModel], values: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+    """What pydantic refuses is refused as a UsageError, wherever a configuration is made."""
+    try:
+        return check(values)
+    except ValidationError as error:
+        raise refusal(error, kind) from None
+
+
 class Options(BaseModel):
     """A configuration whose mistakes are told as ours: a UsageError that names the option and the nearest right one."""
 
     model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_our_words(cls, values: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
-        try:
-            return check(values)
-        except ValidationError as error:
-            raise refusal(error, cls) from None
+    _mistakes = model_validator(mode="wrap")(classmethod(_in_our_words))
 
 
 class TrainConfig(Options):

@@ -337,7 +337,7 @@ def test_a_configuration_made_in_python_is_refused_in_our_words():
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=words):
             kind(**values)
-    with pytest.raises(UsageError, match="unknown algorithm `grop`.*`grpo`"):
+    with pytest.raises(UsageError, match=r"unknown algorithm `grop`.*`grpo`"):
         laurel.train("grop")
 
 
