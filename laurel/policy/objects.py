@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 from laurel.core.errors import UsageError
 from laurel.core.given import given, must_be_given
@@ -52,7 +53,32 @@ def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
     tell_ties(model)
-    return model.to(dtype)
+    model.to(dtype)
+    renew_constants(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return model
+
+
+@torch.no_grad()
+def renew_constants(model: Any) -> None:
+    """Constants that no file holds (rotary frequencies, the scale of embeddings) as a model that is loaded in this precision has them.
+
+    `model.to(torch.bfloat16)` rounds them for good, and what is saved from such a model is not, read back, what was trained.
+    transformers computes them where it initialises a module's weights; these are put aside meanwhile.
+    """
+    for module in model.modules():
+        constants = [name for name in module._non_persistent_buffers_set if torch.is_floating_point(module._buffers[name])]
+        if not constants:
+            continue
+        aside = [(part, name, p) for part in module.modules() for name, p in part._parameters.items() if p is not None]
+        for name in constants:
+            vars(module._buffers[name]).pop("_is_hf_initialized", None)  # transformers' mark of what it has made already
+        try:
+            for part, name, parameter in aside:
+                part._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+            model._init_weights(module)
+        finally:
+            for part, name, parameter in aside:
+                part._parameters[name] = parameter
 
 
 def given_tokenizer(name: str) -> Any:

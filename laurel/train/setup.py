@@ -211,6 +211,7 @@ def loaded(
     )  # fmt: skip
     setup.companion, setup.pretraining, setup.watching = companion, pretraining, watching
     if parallel.rank() == 0:
+        run.facts.pop("stopped", None)  # of the part before a resumption
         run.note({"notes": list(notes), **watching.names()})
         run.settle({"max_steps": config.max_steps})
     if config.profile:

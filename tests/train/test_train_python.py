@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from toy import make_toy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
 import laurel
 from laurel.core.config import EvalConfig, TrainConfig
@@ -129,6 +129,24 @@ def test_adapters_go_onto_a_model_in_memory_and_a_second_time_is_refused(model, 
         laurel.train("grpo", **short(model, tmp_path / "other", **lora))
 
 
+def test_a_model_that_was_rounded_is_saved_as_it_was_trained(tokenizer, tmp_path):
+    """`.to(bfloat16)` rounds rotary frequencies and the scale of embeddings too, which no file holds; ties and frozen weights stay."""
+    small = {"vocab_size": len(tokenizer) + 4, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 12}
+    layers = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**small, num_attention_heads=2, num_key_value_heads=1, sliding_window=16, layer_types=layers)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.model.layers[0].requires_grad_(False)
+    frozen = model.model.layers[0].mlp.up_proj.weight.float()
+    data = [{"prompt": f"{i}=", "completion": "7777"} for i in range(8)]
+    run = laurel.train("sft", **short(model, tmp_path / "run", tokenizer=tokenizer, dataset=data, rewards=None, max_completion_length=None))
+    ids = torch.arange(12)[None]
+    again = AutoModelForCausalLM.from_pretrained(run.model)
+    assert again(ids).logits.equal(model.eval()(ids).logits) and model.lm_head.weight is model.model.embed_tokens.weight
+    assert float(model.model.embed_tokens.embed_scale) == pytest.approx(24**0.5, abs=1e-6)
+    assert model.model.layers[0].mlp.up_proj.weight.equal(frozen) and not model.model.layers[0].mlp.up_proj.weight.requires_grad
+    assert any("its weights now in float32 (given in bfloat16)" in line for line in run.facts["notes"])
+
+
 def test_what_cannot_be_trained_is_refused_by_kind(model, tmp_path):
     frozen = AutoModelForCausalLM.from_config(model.config).requires_grad_(False)
     with torch.device("meta"):
@@ -227,7 +245,8 @@ def test_a_callback_may_stop_the_run_and_everything_is_saved(answer, folder, tmp
     assert said in capsys.readouterr().out and run.facts["stopped"] == {"step": 2, "by": f"{__name__}.Watcher.on_step"}
     assert run.model.exists() and [path.name for path in complete_first(run.checkpoints)] == ["step-2"]
     if answer is True:
-        assert laurel.train("grpo", **{**options, "max_steps": 3, "resume": True}).metrics()[-1]["step"] == 3
+        run = laurel.train("grpo", **{**options, "max_steps": 3, "resume": True})
+        assert run.metrics()[-1]["step"] == 3 and "stopped" not in Run(run.folder).facts
 
 
 class Broken:
