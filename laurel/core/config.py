@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from laurel.core.elsewhere import ELSEWHERE
 from laurel.core.errors import UsageError, nearest
+from laurel.core.mistakes import in_words
 from laurel.core.several import check_sets, named_sets
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -318,14 +319,16 @@ def refusal(error: ValidationError, kind: type[BaseModel], where: str = "configu
     problems = error.errors()
     if unknown := [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]:
         return unknown_options(unknown, kind, where)
-    found: dict[str, str] = {}  # of a type with several readings pydantic tells each: the first is enough
+    found: dict[str, tuple[str, list[str]]] = {}  # of a type with several readings pydantic tells each
     for problem in problems:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
         readings = bool in kinds or str in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
         place = name if readings else ".".join(str(part) for part in problem["loc"])
-        found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
-    return UsageError(" ".join(found.values()), where=where)
+        said = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
+        if (words := in_words(problem)) not in said:
+            said.append(words)
+    return UsageError(" ".join(f"{what} {', or '.join(said)}." for what, said in found.values()), where=where)
 
 
 def advice(name: str, kind: type[BaseModel] = TrainConfig) -> str:

@@ -38,7 +38,11 @@ def must_be_given(name: str, where: str) -> None:
     """UsageError for a name that only a Python program can fill: of rows, of a model, of a function that no file can be asked for."""
     if name.startswith((PREFIX, "__main__.")) or re.fullmatch(r"[\w.]*<\w+>.*", name):
         fix = "Give it again, under the same name: laurel.train(...) in Python."
-        raise UsageError(f"`{name}` was an object of the Python program that began the run.", where=where, fix=fix)
+        raise UsageError(
+            f"`{name}` was an object of the Python program that began the run.",
+            where=where,
+            fix=fix,
+        )
 
 
 def name_of(thing: Any) -> str:

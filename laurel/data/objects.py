@@ -28,8 +28,17 @@ def records_of(thing: Any, option: str, split: str = "train") -> Records:
     for number, row in enumerate(cast(Iterable[Any], thing), start=1):
         where = f"{option}:record {number}"
         if not isinstance(row, Mapping):
-            raise UsageError(f"expected a mapping of column: value, found {kind_of(row)}.", where=where, fix=SHAPE)
-        rows.append((where, {str(name): plain(value) for name, value in cast(Mapping[Any, Any], row).items() if not absent(value)}))
+            raise UsageError(
+                f"expected a mapping of column: value, found {kind_of(row)}.",
+                where=where,
+                fix=SHAPE,
+            )
+        rows.append(
+            (
+                where,
+                {str(name): plain(value) for name, value in cast(Mapping[Any, Any], row).items() if not absent(value)},
+            )
+        )
         if not rows[-1][1]:
             raise UsageError("the row has no columns.", where=where)
     if not rows:

@@ -29,12 +29,24 @@ def check_model(model: Any) -> None:
         fix = "Load it again, or give the PeftModel around it."
         raise UsageError("it has the LoRA layers of an earlier training in it.", where=where, fix=fix)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
-        raise UsageError("some of its weights are not in memory (device meta).", where=where, fix="Load it whole, on one device.")
+        raise UsageError(
+            "some of its weights are not in memory (device meta).",
+            where=where,
+            fix="Load it whole, on one device.",
+        )
     floating = [parameter for parameter in model.parameters() if torch.is_floating_point(parameter)]
     if len(floating) < sum(1 for _ in model.parameters()):
-        raise UsageError("some of its weights are quantised, and cannot be trained.", where=where, fix="Load it without quantisation.")
+        raise UsageError(
+            "some of its weights are quantised, and cannot be trained.",
+            where=where,
+            fix="Load it without quantisation.",
+        )
     if not any(parameter.requires_grad for parameter in floating):
-        raise UsageError("every weight of it is frozen.", where=where, fix="model.requires_grad_(True), for what is to be trained.")
+        raise UsageError(
+            "every weight of it is frozen.",
+            where=where,
+            fix="model.requires_grad_(True), for what is to be trained.",
+        )
 
 
 def said_of(model: Any) -> str:

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from laurel.train.checkpoint import State
     from laurel.train.setup import Setup
 
-UP = ("accuracy", "accuracies", "reward", "chosen", "margin", "margins", "right", "neutral", "wrong", "tokens")
+UP = (
+    "accuracy",
+    "accuracies",
+    "reward",
+    "chosen",
+    "margin",
+    "margins",
+    "right",
+    "neutral",
+    "wrong",
+    "tokens",
+)
 DOWN = ("nll", "loss", "error", "perplexity")
 """Last words of names of metrics of which more, and of which less, is better."""
 OPTIONS = ("greater_is_better", "load_best_model_at_end", "early_stopping_patience")
@@ -52,10 +63,18 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
             raise UsageError(f"`{used[0]}` needs a metric to compare checkpoints by.", where=used[0], fix=fix)
         return
     if not config.eval_steps:
-        raise UsageError("a best checkpoint needs evaluations to compare.", where="metric_for_best_model", fix="Set eval_steps.")
+        raise UsageError(
+            "a best checkpoint needs evaluations to compare.",
+            where="metric_for_best_model",
+            fix="Set eval_steps.",
+        )
     if not held:
         fix = "Set eval_size, or name eval_dataset."
-        raise UsageError("a best checkpoint needs held-out rows, and there are none.", where="metric_for_best_model", fix=fix)
+        raise UsageError(
+            "a best checkpoint needs held-out rows, and there are none.",
+            where="metric_for_best_model",
+            fix=fix,
+        )
     name = metric_of(config)
     try:
         explain(name)
@@ -66,14 +85,22 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
     sets = {row.part for row in held} - {""}
     if sets and name.split("/")[1] not in sets and not own:
         what = f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}` is of none of them."
-        raise UsageError(what, where="metric_for_best_model", fix=f"Say of which: eval/{min(sets)}/{name.partition('/')[2]}.")
+        raise UsageError(
+            what,
+            where="metric_for_best_model",
+            fix=f"Say of which: eval/{min(sets)}/{name.partition('/')[2]}.",
+        )
 
 
 def check_evaluated(config: TrainConfig) -> None:
     """A run that ends before its first evaluation has no best checkpoint."""
     if config.metric_for_best_model and config.eval_steps > config.max_steps:
         what = f"the run ends at step {config.max_steps}, before its first evaluation."
-        raise UsageError(what, where="eval_steps", fix=f"Set eval_steps to {config.max_steps} at most, or raise max_steps.")
+        raise UsageError(
+            what,
+            where="eval_steps",
+            fix=f"Set eval_steps to {config.max_steps} at most, or raise max_steps.",
+        )
 
 
 def check_measured(config: TrainConfig, names: Collection[str]) -> None:
@@ -135,7 +162,11 @@ def keep_best(setup: Setup, state: State) -> str:
     if state.best is None:
         what = f"{name} was never a finite number, so no checkpoint is the best."
         if config.load_best_model_at_end:
-            raise LaurelError(what, where="load_best_model_at_end", fix="The last checkpoint is kept: --load_best_model_at_end false.")
+            raise LaurelError(
+                what,
+                where="load_best_model_at_end",
+                fix="The last checkpoint is kept: --load_best_model_at_end false.",
+            )
         return what
     folder = run.checkpoints / f"step-{state.best_step}"
     if config.load_best_model_at_end and state.best_step != state.step:
@@ -146,6 +177,11 @@ def keep_best(setup: Setup, state: State) -> str:
         load_checkpoint(folder, run.id, setup.policy.template, setup.moving(), setup.optimizer, reference)
     saved = state.best_step if config.load_best_model_at_end else state.step
     if parallel.rank() == 0:
-        best = {"metric": name, "value": state.best, "step": state.best_step, "checkpoint": f"checkpoints/{folder.name}"}
+        best = {
+            "metric": name,
+            "value": state.best,
+            "step": state.best_step,
+            "checkpoint": f"checkpoints/{folder.name}",
+        }
         run.note({"best": best, "model_step": saved})
     return f"best {name} {state.best:.4g} at step {state.best_step} (checkpoints/{folder.name}); model/ is that of step {saved}"

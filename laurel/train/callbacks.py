@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from laurel.core.metrics import Sums
     from laurel.train.setup import Setup
 
-METHODS = {"on_step": "step, metrics", "on_evaluation": "step, metrics", "on_checkpoint": "step, folder"}
+METHODS = {
+    "on_step": "step, metrics",
+    "on_evaluation": "step, metrics",
+    "on_checkpoint": "step, folder",
+}
 """What a callback may have, and what each is called with."""
 STOPS = ("on_step", "on_evaluation")
 
@@ -121,7 +125,10 @@ def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> Non
         try:
             found = own_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
-            broken, cause = f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}", error
+            broken, cause = (
+                f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}",
+                error,
+            )
     broken = parallel.gather(broken)[0]
     if broken:
         raise CallbackFailed(f"{broken.rstrip('.')}.", where=f"evaluation at step {step}") from cause

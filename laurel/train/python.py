@@ -59,7 +59,11 @@ def train(
 def check_algorithm(name: Any) -> None:
     """UsageError for what is no row of the table."""
     if name not in ALGORITHM_NAMES:
-        raise UsageError(f"unknown algorithm `{name}`.", where="laurel.train", fix=nearest(str(name), ALGORITHM_NAMES))
+        raise UsageError(
+            f"unknown algorithm `{name}`.",
+            where="laurel.train",
+            fix=nearest(str(name), ALGORITHM_NAMES),
+        )
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +72,11 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         ours = ALIASES.get(name, name)
         if ours in found or (ours != name and ours in options):
-            raise UsageError(f"`{name}` and `{ours}` are one option.", where="laurel.train", fix="Give one of them.")
+            raise UsageError(
+                f"`{name}` and `{ours}` are one option.",
+                where="laurel.train",
+                fix="Give one of them.",
+            )
         found[ours] = value
     return found
 
@@ -93,7 +101,11 @@ def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) ->
         return beside(config, read_yaml(config))
     if isinstance(config, Mapping):
         return renamed(config)
-    raise UsageError(f"`{type(config).__name__}` is no configuration.", where="config", fix="A TrainConfig, a mapping or a YAML file.")
+    raise UsageError(
+        f"`{type(config).__name__}` is no configuration.",
+        where="config",
+        fix="A TrainConfig, a mapping or a YAML file.",
+    )
 
 
 def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,7 +152,11 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
     """`module.qualname` of a function or class, which a run remembers it by; a second one of that name is `...#2`."""
     if not callable(value):
-        raise UsageError(f"`{value!r:.60}` is neither a name nor a function.", where=option, fix="Give functions, classes or names.")
+        raise UsageError(
+            f"`{value!r:.60}` is neither a name nor a function.",
+            where=option,
+            fix="Give functions, classes or names.",
+        )
     name = plain = name_of(value)
     count = 1
     while name in objects and objects[name] is not value:
@@ -172,22 +188,38 @@ def with_tokenizer(model: str, values: Mapping[str, Any], objects: Mapping[str, 
             raise UsageError("a tokenizer belongs to a model.", where="tokenizer", fix="Give model, too.")
         if not callable(getattr(tokenizer, "decode", None)) or not callable(getattr(tokenizer, "get_vocab", None)):
             fix = "Give what AutoTokenizer.from_pretrained returns."
-            raise UsageError(f"`{type(tokenizer).__name__}` is no tokenizer of transformers.", where="tokenizer", fix=fix)
+            raise UsageError(
+                f"`{type(tokenizer).__name__}` is no tokenizer of transformers.",
+                where="tokenizer",
+                fix=fix,
+            )
     elif model in objects:
         source = str(getattr(objects[model], "name_or_path", "") or "")
         if not source:
-            raise UsageError("the model does not say which tokenizer is its own.", where=f"model={model}", fix="Give tokenizer, too.")
+            raise UsageError(
+                "the model does not say which tokenizer is its own.",
+                where=f"model={model}",
+                fix="Give tokenizer, too.",
+            )
         try:
             tokenizer = load_tokenizer(source)
         except UsageError as error:
-            raise UsageError(f"the model's tokenizer: {error}", where=f"model={model}", fix="Give tokenizer, too.") from None
+            raise UsageError(
+                f"the model's tokenizer: {error}",
+                where=f"model={model}",
+                fix="Give tokenizer, too.",
+            ) from None
     return {} if tokenizer is None else {f"{TOKENIZER}{model}": tokenizer}
 
 
 def check_function(function: Any) -> Any:
     """compute_metrics, if it can be called."""
     if function is not None and not callable(function):
-        raise UsageError(f"`{function!r:.60}` is no function.", where="compute_metrics", fix="Give a function of a list of groups.")
+        raise UsageError(
+            f"`{function!r:.60}` is no function.",
+            where="compute_metrics",
+            fix="Give a function of a list of groups.",
+        )
     return function
 
 
