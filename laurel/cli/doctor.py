@@ -36,9 +36,7 @@ def add_parser(subparsers: Any) -> None:
     """Register `doctor`; `args.run` is what the command line calls."""
     parser = subparsers.add_parser("doctor", help="a verdict on this installation: versions, device, memory, a one-second self-test")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument(
-        "--model", help="a folder or hub name: which way it takes here (fast or general, why), how fast, in what memory"
-    )
+    parser.add_argument("--model", help="a folder or hub name: which way it takes here (fast or general, why), how fast, in what memory")
     parser.set_defaults(run=run)
 
 

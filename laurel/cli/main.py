@@ -33,7 +33,7 @@ SMALLER = "Take a smaller token_budget or max_completion_length, a smaller model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 interrupted."""
+    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 or 143 stopped on request."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         speak_to(stream)
@@ -158,7 +158,10 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _complain(error: LaurelError) -> None:
-    """The message on standard error, red where that is a terminal."""
+    """The message on standard error, red where that is a terminal. An end that somebody asked for is no error."""
+    if error.wanted:
+        print(error, file=sys.stderr)
+        return
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
     print(f"{red}error: {error}{plain}", file=sys.stderr)
 

@@ -7,15 +7,17 @@ inapplicable options are errors before any weight is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from laurel.core.errors import UsageError, misspelt
+from laurel.core.mistakes import in_words
+from laurel.core.several import check_sets, named_sets
 from laurel.core.trl import Ask, say, translate
 from laurel.core.trl_names import TABLE
 
@@ -40,28 +42,44 @@ def _between_commas(value: Any) -> Any:
     return ",".join(value) if named else value
 
 
+def _by_name(value: Any) -> Any:
+    """Evaluation rows: text of `name=FILE,name2=FILE2` and a mapping of names become a dict; any other value stays."""
+    if isinstance(value, dict):
+        return check_sets({name: _between_commas(source) for name, source in value.items()})
+    value = _between_commas(value)
+    return named_sets(value) if isinstance(value, str) else value
+
+
 def option(default: Any, meaning: str, **limits: Any) -> Any:
     """A field of the configuration: its default, the line that `--help` shows, and its limits."""
     return Field(default=default, description=meaning, **limits)
 
 
-class Told(BaseModel):
+def _in_our_words(kind: type[BaseModel], values: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
+    """What pydantic refuses is refused as a UsageError, wherever a configuration is made."""
+    try:
+        return check(values)
+    except ValidationError as error:
+        raise refusal(error, kind) from None
+
+
+class Options(BaseModel):
     """A configuration that speaks our errors when Python builds it, too: `TrainConfig(lerning_rate=1)` names the nearest option."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
+
+    _mistakes = model_validator(mode="wrap")(classmethod(_in_our_words))
 
     def __init__(self, **values: Any) -> None:
         kind, where = type(self), type(self).__name__
-        there = checked(ours(values, kind, where=where), kind, where=where)
-        try:
-            super().__init__(**there)
-        except ValidationError as error:
-            raise UsageError(" ".join(problems(error, kind)), where=where) from None
+        super().__init__(**checked(ours(values, kind, where=where), kind, where=where))
 
 
-class TrainConfig(Told):
+class TrainConfig(Options):
     """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
-    _names_of_rows = field_validator("dataset", "eval_dataset", "ptx_dataset", mode="before")(_between_commas)
+    _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
+    _sets = field_validator("eval_dataset", mode="before")(_by_name)
 
     # what
     model: str = option(
@@ -74,16 +92,25 @@ class TrainConfig(Told):
     )
     dataset_split: str = option("train", "the split of a hub dataset or of a folder")
     dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
-    eval_dataset: str | None = option(None, "rows to evaluate on while training; default: held-out rows of `dataset`")
-    eval_size: int = option(200, "rows held out of `dataset` for evaluation (by prompt); 0 holds none out", ge=0)
-    output_dir: str = option("runs/train", "where the run is written")
+    eval_dataset: str | dict[str, str] | None = option(
+        None, "rows to evaluate on while training, or several sets by name (name=FILE,name2=FILE2); default: held-out rows of `dataset`"
+    )
+    eval_size: int = option(
+        200, "rows held out of `dataset` for evaluation (by prompt; 0: none), or evaluated of each eval_dataset (0: all)", ge=0
+    )
+    output_dir: str = option("runs/train", "where the run is written; `{n}` in it counts up: runs/grpo-{n} is the next free one")
     resume: bool | Literal["anyway"] = option(
-        False, "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since"
+        False,
+        "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since, or "
+        "options of the optimiser (learning_rate, ...), whose moments are kept",
     )
     seed: int = option(0, "the seed of everything random", ge=0)
 
     # how long, how much
     max_steps: int = option(100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1)
+    num_train_epochs: float | None = option(
+        None, "instead of max_steps: how often every row is drawn; max_steps, if it is given too, goes before", gt=0, allow_inf_nan=False
+    )
     prompts_per_step: int = option(16, "prompts (rows of data) per step", ge=1)
     token_budget: int = option(0, "computed tokens per micro-batch (0: 2048 on a CPU, else 16384): memory, never mathematics", ge=0)
     max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
@@ -95,6 +122,12 @@ class TrainConfig(Told):
     )
     logging_steps: int = option(1, "write metrics every so many steps", ge=1)
     eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
+    metric_for_best_model: str | None = option(
+        None, "with eval_steps: keep the checkpoint that is best by this metric of the evaluations, such as eval/accuracy"
+    )
+    greater_is_better: bool | None = option(None, "which way that metric is better; default: down for a loss, up for a share or a reward")
+    load_best_model_at_end: bool = option(False, "the saved model is the best checkpoint's, not the last step's")
+    early_stopping_patience: int | None = option(None, "evaluations in a row without a better metric after which the run ends", ge=1)
     report_to: list[str] | None = option(
         None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)"
     )
@@ -243,10 +276,9 @@ class TrainConfig(Told):
     entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
 
 
-class EvalConfig(Told):
+class EvalConfig(Options):
     """Everything `laurel eval` and `laurel sample` can be told."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     _names_of_rows = field_validator("dataset", mode="before")(_between_commas)
 
     model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model")
@@ -286,10 +318,10 @@ def build_config(
     there = checked(ours(values, kind, where=where, ask=ask), kind, where=where, ask=ask)
     try:
         return kind(**there)
-    except ValidationError as error:
-        raise UsageError(" ".join(problems(error, kind)), where=where) from None
     except UsageError as error:
         raise UsageError(error.what, where=where, fix=error.fix) from None
+    except ValidationError as error:
+        raise refusal(error, kind, where) from None
 
 
 def ours(values: Mapping[str, Any], kind: type[BaseModel] = TrainConfig, *, where: str, ask: Ask | None = None) -> dict[str, Any]:
@@ -306,26 +338,34 @@ def ours(values: Mapping[str, Any], kind: type[BaseModel] = TrainConfig, *, wher
 
 def checked(values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Ask | None = None) -> dict[str, Any]:
     """The values, each option that may be a list as one. Names that the model has not are one UsageError."""
-    unknown = [name for name in values if name not in kind.model_fields]
-    if len(unknown) == 1:
-        raise UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask))
-    if unknown:
-        each = " ".join(f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown)
-        listed = ", ".join(f"`{name}`" for name in unknown)
-        raise UsageError(f"unknown options {listed}.", where=where, fix=each)
+    if unknown := [name for name in values if name not in kind.model_fields]:
+        raise unknown_options(unknown, kind, where, ask)
     return {name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()}
 
 
-def problems(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """Each option that does not fit, with its value; of a type with several readings pydantic tells each, and the first is enough."""
-    found: dict[str, str] = {}
-    for problem in error.errors():
+def unknown_options(unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Ask | None = None) -> UsageError:
+    """The error for names that are no options, each with what to write instead."""
+    if len(unknown) == 1:
+        return UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask))
+    each = " ".join(f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown)
+    return UsageError(f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each)
+
+
+def refusal(error: ValidationError, kind: type[BaseModel], where: str = "configuration") -> UsageError:
+    """What pydantic has against values, in our words."""
+    problems = error.errors()
+    if unknown := [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]:
+        return unknown_options(unknown, kind, where)
+    found: dict[str, tuple[str, list[str]]] = {}  # of a type with several readings pydantic tells each
+    for problem in problems:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
-        readings = bool in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
+        readings = bool in kinds or str in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
         place = name if readings else ".".join(str(part) for part in problem["loc"])
-        found.setdefault(name, f"option `{place}` = {problem['input']!r}: {problem['msg']}.")
-    return list(found.values())
+        said = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
+        if (words := in_words(problem)) not in said:
+            said.append(words)
+    return UsageError(" ".join(f"{what} {', or '.join(said)}." for what, said in found.values()), where=where)
 
 
 def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = None) -> str:

@@ -9,10 +9,12 @@ from difflib import get_close_matches
 class LaurelError(Exception):
     """A failure with a remedy. The command line prints it without a traceback and leaves with `exit_code`.
 
+    `wanted`: nothing failed, somebody asked for the end.
     `what` is one sentence, `where` a place (file:line, option, reward name), `fix` what to do next.
     """
 
     exit_code = 1
+    wanted = False
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix

@@ -13,6 +13,7 @@ from typing import Any
 
 from laurel.core.errors import UsageError
 from laurel.core.neighbours import Loader, is_neighbour, package_of
+from laurel.core.several import named_sets
 
 PATH_OPTIONS = ("model", "dataset", "eval_dataset", "chat_template", "env", "rewards", "relabel", "gold", "judge", "export", "ptx_dataset")
 """Options that may name a file; in a YAML file they may be written relative to that file."""
@@ -65,6 +66,8 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
     def found(value: Any) -> Any:
         if isinstance(value, list):
             return [found(item) for item in value]
+        if isinstance(value, dict):
+            return {key: found(item) for key, item in value.items()}
         if not isinstance(value, str) or not re.search(r"[./]", value):
             return value
         if "," in value and not (folder / value).exists():
@@ -76,4 +79,9 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
             return value
         return f"{folder / path}{colon}{name}"
 
+    def sets(value: Any) -> Any:
+        named = named_sets(value) if isinstance(value, str) else value
+        return found(named if isinstance(named, dict) else value)
+
+    values = {name: sets(value) if name == "eval_dataset" else value for name, value in values.items()}
     return {name: found(value) if name in PATH_OPTIONS else value for name, value in values.items()}

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from laurel.core.catalogue import CATALOGUE, Meaning
@@ -47,6 +48,14 @@ class Sums:
         for name, value in other.peaks.items():
             self.peak(name, value)
 
+    def renamed(self, name: Callable[[str], str]) -> Sums:
+        """The same under other names."""
+        other = Sums()
+        other.sums = {name(key): value for key, value in self.sums.items()}
+        other.totals = {name(key): value for key, value in self.totals.items()}
+        other.peaks = {name(key): value for key, value in self.peaks.items()}
+        return other
+
     def means(self) -> dict[str, float]:
         """sum / count of every metric, the totals and the peaks. A metric that counted nothing is left out: it is not 0."""
         means = {name: total / count for name, (total, count) in self.sums.items() if count != 0}
@@ -63,12 +72,15 @@ def merged(parts: Sequence[Sums]) -> Sums:
 
 
 def explain(name: str) -> Meaning:
-    """The meaning of a metric; `rewards/<any>/mean` and its like resolve by pattern. Unknown: UsageError with the nearest name."""
+    """The meaning of a metric; `rewards/<any>/mean` and its like resolve by pattern,
+    `eval/<set>/...` as `eval/...`. Unknown: UsageError with the nearest name."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     for pattern, meaning in CATALOGUE.items():
         if "*" in pattern and fnmatchcase(name, pattern):
             return meaning
+    if re.fullmatch(r"eval/[^/]+/.+", name):  # of one of several evaluation sets
+        return explain(f"eval/{name.split('/', 2)[2]}")
     raise UsageError(f"no metric is called `{name}`.", where="metrics", fix=nearest(name, CATALOGUE))
 
 

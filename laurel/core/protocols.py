@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from laurel.core.result import Result
@@ -10,6 +10,8 @@ from laurel.core.sample import Batch, Message
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
+
+    from laurel.core.run import Run
 
 
 class RewardFunction(Protocol):
@@ -22,6 +24,21 @@ class RewardFunction(Protocol):
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: list[Any]
     ) -> list[float | None]: ...
+
+
+class Train(Protocol):
+    """`laurel.train`: see `laurel.train.python.train` for what it takes. Any option of `laurel train ALGORITHM` goes by its name."""
+
+    def __call__(
+        self,
+        algorithm: str,
+        config: Any = None,
+        *,
+        callbacks: Sequence[Any] = (),
+        compute_metrics: Callable[..., Mapping[str, float]] | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> Run: ...
 
 
 class Verifier(Protocol):

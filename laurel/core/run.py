@@ -21,15 +21,20 @@ from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json, read_lines, replacing, write_atomic, writing
-from laurel.core.lock import NAME as LOCK_FILE
 from laurel.core.lock import Lock
+from laurel.core.numbered import MARK, claim, give_back
 from laurel.core.sinks import Sink, check_sinks, open_sinks
 
 FREE_TO_CHANGE = (
-    "device", "eval_steps", "logging_steps", "max_steps", "num_threads", "output_dir", "profile", "report_to", "resume",
-    "reward_timeout", "save_dtype", "save_merged", "save_steps", "save_total_limit", "token_budget",
+    "device", "early_stopping_patience", "eval_steps", "load_best_model_at_end", "logging_steps", "max_steps", "num_threads",
+    "num_train_epochs", "output_dir", "profile", "report_to", "resume", "reward_timeout", "save_dtype", "save_merged", "save_steps",
+    "save_total_limit", "token_budget",
 )  # fmt: skip
 """Options a resumed run may change: how long, how often, where. Everything else would make it another experiment."""
+ANYWAY = (
+    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "weight_decay",
+)  # fmt: skip
+"""Options of the optimiser that `resume: anyway` may change: its moments stay as they are."""
 WRITTEN = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "profile.json")
 """What a run writes. A new run finds none of it in its folder: what is there is somebody else's."""
 
@@ -62,13 +67,28 @@ class Run:
 
         The folder is this process's alone until `close`, or until the process ends. A folder that holds a run already is a
         UsageError unless `resume`. On resume, an option that differs from the saved configuration is a UsageError that names
-        it, unless it is one of FREE_TO_CHANGE. `inputs` (what the run reads, and a fingerprint of its content) are
-        written down; where they differ on resume the person at the terminal is asked, and without one it is a UsageError,
-        unless resume is "anyway". `say` hears in one line each what is continued and what changed; without it the lines
-        go to standard error.
+        it, unless it is one of FREE_TO_CHANGE, or of ANYWAY and resume is "anyway". `output_dir` may count up (`claim`).
+        `inputs` (what the run reads, and a fingerprint of its content) are written down; where they differ on resume the person at the
+        terminal is asked, and without one it is a UsageError, unless resume is "anyway". `say` hears in one line each what is continued
+        and what changed; without it the lines go to standard error.
         """
-        folder = Path(output_dir)
+        folder, claimed = claim(output_dir, newest=bool(resume))
         values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
+        if MARK in str(output_dir):
+            values["output_dir"] = str(folder)
+            say(f"this run is {folder}")
+        try:
+            return cls._open(folder, values, resume, inputs, say)
+        except BaseException:
+            if claimed:
+                give_back(folder)
+            raise
+
+    @classmethod
+    def _open(
+        cls, folder: Path, values: dict[str, Any], resume: bool | str, inputs: Mapping[str, str] | None, say: Callable[[str], None]
+    ) -> Run:
+        """Check the place, lock it, and begin the run or continue it."""
         check_sinks(values.get("report_to"))
         if folder.exists() and not folder.is_dir():
             raise UsageError("this is a file, not a folder.", where=f"output_dir {folder}")
@@ -91,10 +111,9 @@ class Run:
         """Close a run that failed. A new one without a step leaves nothing behind: the same command can be given again."""
         self.close()
         if self.new and not any((self.folder / name).exists() for name in WRITTEN if name != "config.yaml"):
-            for name in ("run.json", "config.yaml", LOCK_FILE):
+            for name in ("run.json", "config.yaml"):
                 (self.folder / name).unlink(missing_ok=True)
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            give_back(self.folder)
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts about the run as a whole (threads, parameters, versions) to run.json."""
@@ -112,6 +131,12 @@ class Run:
             return {}
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise LaurelError(f"damaged: {' '.join(str(error).split())}.", where=str(path)) from None
+
+    def settle(self, values: Mapping[str, Any]) -> None:
+        """Write options into config.yaml that are known only after the run began (how many steps its epochs make)."""
+        config = self.config()
+        if {**config, **values} != config:
+            _write_config(self.folder, {**config, **values})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics. A number that is not finite is written as null: it is neither hidden nor invalid JSON."""
@@ -196,14 +221,17 @@ def _continue(run: Run, values: dict[str, Any], inputs: Mapping[str, str], anywa
         what = "this run has not saved a model yet, and there is one in `model`: it would be written over."
         raise UsageError(what, where=f"output_dir {run.folder}", fix="Move it to another place.")
     saved = run.config()
+    if values.get("max_steps", 0) is None:  # epochs decide, and how many steps they make is found out later: `settle`
+        values = {**values, "max_steps": saved.get("max_steps")}
     changed = {name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)}
-    refused = [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items() if name not in FREE_TO_CHANGE]
+    free = (*FREE_TO_CHANGE, *(ANYWAY if anyway else ()))
+    refused = {name: f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items() if name not in free}
     if refused:
-        raise UsageError(
-            f"a resumed run keeps its options, and these differ from its config.yaml: {'; '.join(refused)}.",
-            where=f"output_dir {run.folder}",
-            fix=f"Give the saved values, or start anew in another --output_dir. Free to change: {', '.join(FREE_TO_CHANGE)}.",
-        )
+        fix = f"Give the saved values, or start anew in another --output_dir. Free to change: {', '.join(free)}."
+        if refused.keys() <= set(ANYWAY):
+            fix = "Give the saved values, or go on with the new ones, the optimiser's moments kept: `--resume anyway`."
+        what = f"a resumed run keeps its options, and these differ from its config.yaml: {'; '.join(refused.values())}."
+        raise UsageError(what, where=f"output_dir {run.folder}", fix=fix)
     edited = _edited(run, inputs, anyway)
     told = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
     say(f"continuing run {run.id[:8]} in {run.folder}; options {'as before' if not told else 'as before, but for'}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.core.given import given, must_be_given
 from laurel.data.faults import together
 from laurel.data.places import files_of, is_list, is_place
 from laurel.data.read import missing_file, read_records, suffix_of
@@ -24,13 +25,15 @@ class Row:
     """One example: its columns, where it came from ("train.jsonl:17"), and a name of its own.
 
     `id` is a hash of the content followed by the position in the source. It is the same in every run, and two identical rows
-    of one source keep different ids. `read` names the columns whose content went into ours (`laurel.data.shapes`).
+    of one source keep different ids. `read` names the columns whose content went into ours (`laurel.data.shapes`), `part` the
+    evaluation set that the row belongs to, where there are several.
     """
 
     columns: dict[str, Any]
     where: str
     id: str
     read: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 def load_rows(
@@ -46,7 +49,9 @@ def load_rows(
     The rows are as they stand in the source; `laurel.data.formats.normalise` gives them their final columns.
     Errors: UsageError with file and line of every record that cannot be read; faults takes these instead, to be told with others.
     """
-    if is_task(name):
+    if (own := given(name)) is not None:
+        records = own
+    elif is_task(name):
         records = [
             (f"{name}:seed {seed}:{i}", row)
             for i, row in enumerate(generate_task(name, seed, GENERATED_ROWS if size is None else size), start=1)
@@ -54,6 +59,7 @@ def load_rows(
     elif is_file_name(name):
         records = read_files(name, split, faults)
     else:
+        must_be_given(name, "dataset")
         records = load_hub(name, split)
     return [Row(columns, where, row_id(columns, position)) for position, (where, columns) in enumerate(records)]
 

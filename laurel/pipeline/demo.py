@@ -64,7 +64,7 @@ def stage(algorithm: str, config: TrainConfig) -> Run:
     try:
         return train(algorithm, config.model_copy(update={"resume": True}))
     except Interrupted as stopped:
-        raise Interrupted(stopped.what, fix="The same command goes on from there.") from None
+        raise stopped.again(stopped.what, "The same command goes on from there.") from None
 
 
 def grpo_config(model: str, seed: int, output_dir: str) -> TrainConfig:

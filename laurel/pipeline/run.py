@@ -134,7 +134,7 @@ class Pipeline:
             try:
                 train(algorithm, config.model_copy(update={"output_dir": str(folder), "resume": True}), quiet=self.quiet)
             except Interrupted as stopped:
-                raise Interrupted(f"stage {name}: {stopped.what}", fix="The same command goes on from there.") from None
+                raise stopped.again(f"stage {name}: {stopped.what}", "The same command goes on from there.") from None
             return ["model"]
 
         return self.stage(name, {"algorithm": algorithm, "options": own, "inputs": inputs}, build)

@@ -14,7 +14,9 @@ from safetensors import safe_open
 from torch import nn
 
 from laurel.core.errors import UsageError, nearest
+from laurel.core.given import given
 from laurel.policy.folders import ADAPTERS, base_of, is_adapter
+from laurel.policy.objects import config_of
 from laurel.policy.weights import check_finite, few, tell_ties, told
 
 ALL = "all-linear"
@@ -110,16 +112,16 @@ def check_lora(config: Any, *, headless: bool = False) -> None:
     headless: they go into the body below the head.
     """
     name = config.model
-    if is_adapter(name):
+    if is_adapter(name) or hasattr(given(name), "peft_config"):
         if config.lora_target_modules:
             what = "the model's folder brings its adapters, which name their modules themselves."
             raise UsageError(what, where=OPTION, fix="Leave it out, or start from the model under them.")
         return
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+            model = AutoModelForCausalLM.from_config(config_of(name))
     except Exception as error:  # whatever another library raises about a folder is told in our words
         raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
     with torch.device("meta"):

@@ -13,6 +13,7 @@ from laurel.policy.adapters import HEAD, adapter_shapes, load_on_body, merged, o
 from laurel.policy.ends import ends_of
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.model import load_causal
+from laurel.policy.objects import config_of, given_model
 from laurel.policy.weights import load_model, told
 
 PAD = "<|pad|>"
@@ -39,15 +40,16 @@ def assembled(name: str, labels: int, trained: bool, language: bool, adapters: b
 
 def body_name(name: str) -> str:
     """How the causal language model of a folder calls its body."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    kind = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(name)), None)
+    kind = AutoModelForCausalLM._model_mapping.get(type(config_of(name)), None)
     return getattr(kind, "base_model_prefix", "model")
 
 
 def load_trained(name: str, labels: int) -> nn.Module:
-    """A saved scorer's model, every weight of it."""
-    return load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
+    """A saved scorer's model, every weight of it; or the one that was given."""
+    own = given_model(name)
+    return own if own is not None else load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
 
 
 def new_head(causal: Any, labels: int) -> nn.Module:
@@ -93,14 +95,12 @@ def head_of(model: Any) -> nn.Linear:
 
 def trained_labels(name: str) -> int:
     """How many outputs the head of a saved scorer has, by the configuration of its folder; 0 for a model without such a head."""
-    from transformers import AutoConfig
-
     check_folder(name)
     if is_adapter(name):
         heads = [shape[0] for key, shape in adapter_shapes(name).items() if (found := HEAD.match(key)) and found[2] == "weight"]
         return heads[0] if heads else 0
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = config_of(name)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
     kind = (config.architectures or [""])[0]

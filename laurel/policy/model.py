@@ -23,6 +23,7 @@ from laurel.policy.chat import ensure_template
 from laurel.policy.ends import ends_of, learn_ends
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.logprob import ROOM, Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
+from laurel.policy.objects import given_model, given_tokenizer
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
 from laurel.policy.precision import WORST, slack
@@ -280,6 +281,8 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = T
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes a moment; laurel shows the bars of what takes long
+    if (own := given_model(name, dtype)) is not None:
+        return own
     check_folder(name)
     if is_adapter(name):
         try:
@@ -300,6 +303,8 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer that belongs to a model folder or hub name; of an adapter folder without one, its base's."""
     from transformers import AutoTokenizer
 
+    if (own := given_tokenizer(name)) is not None:
+        return own
     check_folder(name)
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(name))

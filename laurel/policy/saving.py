@@ -18,6 +18,7 @@ from torch import Tensor
 
 from laurel.core.errors import LaurelError
 from laurel.core.files import whole_folder
+from laurel.core.given import given
 from laurel.policy.adapters import INSIDE, inside_of
 from laurel.policy.folders import base_of, is_adapter, looks_local
 from laurel.policy.readback import ReadBack
@@ -37,7 +38,9 @@ class Origin:
 
 
 def origin_of(name: str) -> Origin:
-    """Of a model's folder or hub name; of an adapter's folder: its base."""
+    """Of a model's folder or hub name; of an adapter's folder: its base. One that was given in Python is no folder's: it may have moved."""
+    if (model := given(name)) is not None:
+        return Origin("", getattr(model.config, "dtype", None))
     base = base_of(name) if is_adapter(name) else name
     folder = Path(base)
     return Origin(str(folder.resolve()) if folder.exists() else base, stored(base))

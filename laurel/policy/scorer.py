@@ -23,6 +23,7 @@ from laurel.policy.ends import ends_of
 from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.objects import config_of
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
 from laurel.policy.precision import WORST, slack
@@ -335,11 +336,9 @@ def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
 
 def check_language_head(name: str) -> None:
     """UsageError for a folder that holds no language model: a trained scorer, or a body alone. Only its configuration is read."""
-    from transformers import AutoConfig
-
     if is_adapter(name) and not trained_labels(name):
         return
-    kind = (AutoConfig.from_pretrained(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
+    kind = (config_of(name).architectures or [""])[0] if not trained_labels(name) else SEQUENCE
     if kind and not any(part in kind for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
         what = f"imitation_coef needs a language model's head, and {kind or 'this folder'} has none."
         raise UsageError(what, where=f"model={name}", fix="Start from a causal language model, or set imitation_coef=0.")

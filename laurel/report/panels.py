@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from laurel.core.catalogue import Meaning
 from laurel.report.collect import Series, Story
 from laurel.report.plots import line_chart, time_chart
-from laurel.report.verdict import finite, meaning_of, outside, show, window
+from laurel.report.verdict import finite, meaning_of, outside, set_of, show, window
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reward", ("reward",)),
-    ("Held-out accuracy", ("eval/accuracy",)),
-    ("Held-out reward", ("eval/reward",)),
+    ("Held-out accuracy", ("eval/accuracy", "eval/*/accuracy")),
+    ("Held-out reward", ("eval/reward", "eval/*/reward")),
     ("Preferences ordered right", ("rewards/accuracies", "eval/rewards/accuracies")),
     ("Margin of implied rewards", ("rewards/margins", "eval/rewards/margins")),
     ("Implied rewards", ("rewards/chosen", "rewards/rejected")),
@@ -27,7 +27,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Errors of Q and V", ("implicit/q_loss", "implicit/value_loss")),
     ("Cross-entropy of Q and of the policy", ("implicit/cql_loss", "implicit/awac_loss")),
     ("Loss per supervised token", ("nll",)),
-    ("Held-out loss per token", ("eval/nll",)),
+    ("Held-out loss per token", ("eval/nll", "eval/*/nll")),
     ("Each reward", ("rewards/*/mean",)),
     ("KL from the reference", ("kl",)),
     ("KL of a whole completion", ("kl/sequence",)),
@@ -87,7 +87,7 @@ def pick(story: Story, names: Iterable[str]) -> dict[str, Series]:
     for name in names:
         start, star, end = name.partition("*")
         found = [known for known in story.series if star and known.startswith(start) and known.endswith(end)] if star else [name]
-        if star and len(found) < 2:
+        if name == "rewards/*/mean" and len(found) < 2:
             continue
         chosen.update({known: story.series[known] for known in found if finite(story.series.get(known, {}))})
     return chosen
@@ -121,9 +121,9 @@ def _time_panel(title: str, parts: dict[str, Series]) -> Panel:
 
 
 def _label(name: str) -> str:
-    """rewards/math/mean -> math, clip_ratio/low -> low, eval/nll -> held-out."""
+    """rewards/math/mean -> math, clip_ratio/low -> low, eval/nll -> held-out, eval/hard/nll -> hard."""
     if name.startswith("rewards/"):
         return name.removeprefix("rewards/").rpartition("/")[0]
     if name.startswith("eval/"):
-        return "held-out"
+        return set_of(name) or "held-out"
     return name.rpartition("/")[2].removesuffix("_length")

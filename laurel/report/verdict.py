@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Change:
     @property
     def percent(self) -> bool:
         """An accuracy is a share of prompts: people read it in per cent."""
-        return self.name == "eval/accuracy"
+        return self.name == "eval/accuracy" or (bool(set_of(self.name)) and self.name.endswith("/accuracy"))
 
     @property
     def evidence(self) -> str:
@@ -119,17 +120,30 @@ def change(story: Story, name: str, title: str, better: Literal["up", "down"]) -
     width = 1 if few else window(len(values))
     before, after = values[:width], values[-width:]
     difference = unpaired_difference(before, after) if width >= ENOUGH else None
-    if name == "eval/accuracy":
-        counts = finite(story.series.get("eval/samples", {}))
+    if name.startswith("eval/") and name.endswith("/accuracy"):
+        counts = finite(story.series.get(f"{name.removesuffix('accuracy')}samples", {}))
         n = int(counts[-1]) if counts else 0
         difference = share_difference(values[0] * n, n, values[-1] * n, n) if n else None
     return Change(name, title, better, _mean(before), _mean(after), width, difference)
 
 
+def set_of(name: str) -> str:
+    """The evaluation set of eval/NAME/accuracy, reward or nll, where a run has several; "" of any other metric."""
+    found = re.fullmatch(r"eval/([^/]+)/(accuracy|reward|nll)", name)
+    return found[1] if found else ""
+
+
+def of_sets(story: Story, name: str, title: str, better: Literal["up", "down"]) -> list[tuple[str, str, Literal["up", "down"]]]:
+    """The headline of a held-out metric for each of several evaluation sets."""
+    there = [known for known in story.series if set_of(known) and name == f"eval/{known.rpartition('/')[2]}"]
+    return [(known, f"{title} of {set_of(known)}", better) for known in there]
+
+
 def changes(story: Story) -> list[Change]:
     """The headline metrics this run has, most telling first. Of preferences not nll: it holds the rejected answers, too."""
     compares = "logps/chosen" in story.series
-    found = (change(story, *row) for row in HEADLINES if not (compares and row[0].endswith("nll")))
+    rows = [one for row in HEADLINES for one in (row, *of_sets(story, *row))]
+    found = (change(story, *row) for row in rows if not (compares and row[0].endswith("nll")))
     return [item for item in found if item is not None]
 
 

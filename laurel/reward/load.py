@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from laurel.core.errors import UsageError, nearest
+from laurel.core.given import given, must_be_given
 from laurel.core.load import load_file, load_module
 from laurel.core.protocols import Verifier
 from laurel.data.reasoning import is_gym
@@ -66,6 +67,9 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     if callable(source):
         return _checked(source, function_name(source), columns)
     name = source.strip()
+    if (own := given(name)) is not None:
+        return _checked(own, function_name(own), columns)
+    must_be_given(name, "rewards")
     if is_verifier(name) or name.startswith("format:"):
         verifier = load_verifier(name)
         return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))

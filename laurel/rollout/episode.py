@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError, nearest
+from laurel.core.given import given, must_be_given
 from laurel.core.load import load_file
 from laurel.core.protocols import Env
 from laurel.core.result import ENVIRONMENT, Failed
@@ -81,13 +83,9 @@ def load_env(name: str) -> Callable[[], Env]:
     if name in ENVS:
         return ENVS[name]
     where = f"env={name}"
-    path, _, attribute = name.rpartition(":")
-    if not path.endswith(".py"):
-        raise UsageError(f"unknown environment `{name}`.", where="env", fix=f"{nearest(name, ENVS)} Or give file.py:Class.")
-    module = load_file(path, where)
-    make = getattr(module, attribute, None)
-    if not isinstance(make, type) or not all(callable(getattr(make, method, None)) for method in ("reset", "step")):
-        known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+    make, attribute, known = (own, name, list[str]()) if (own := given(name)) is not None else named_env(name, where)
+    kind = make.func if isinstance(make, functools.partial) else make
+    if not isinstance(kind, type) or not all(callable(getattr(kind, method, None)) for method in ("reset", "step")):
         raise UsageError(f"`{attribute}` is no class with reset(row) and step(text).", where=where, fix=nearest(attribute, known))
     try:
         inspect.signature(make).bind()
@@ -95,6 +93,17 @@ def load_env(name: str) -> Callable[[], Env]:
         what = f"`{attribute}` cannot be made without arguments: {error}."
         raise UsageError(what, where=where, fix="Give them defaults; the row comes with reset(row).") from None
     return cast("Callable[[], Env]", make)
+
+
+def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
+    """What `file.py:Class` names, the name of the class, and the classes that the file has."""
+    must_be_given(name, "env")
+    path, _, attribute = name.rpartition(":")
+    if not path.endswith(".py"):
+        raise UsageError(f"unknown environment `{name}`.", where="env", fix=f"{nearest(name, ENVS)} Or give file.py:Class.")
+    module = load_file(path, where)
+    known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+    return getattr(module, attribute, None), attribute, known
 
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:

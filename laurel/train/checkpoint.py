@@ -18,6 +18,8 @@ from laurel.core.errors import LaurelError
 from laurel.core.files import writing
 
 Parameters = dict[str, torch.nn.Parameter]
+OURS = ("weight_decay", "betas", "eps")
+"""Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint was written."""
 
 
 @dataclass
@@ -26,7 +28,8 @@ class State:
 
     step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running baseline. beta: the coefficient of KL
     where it is steered. moments: count, mean and sum of squares of all rewards so far.
-    reference: the hash of the frozen reference ("" without one).
+    reference: the hash of the frozen reference ("" without one). best, best_step, waited: the best value of metric_for_best_model, the
+    step that had it, and the evaluations since.
     """
 
     step: int = 0
@@ -35,6 +38,9 @@ class State:
     reference: str = ""
     beta: float = 0.0
     moments: tuple[int, float, float] = (0, 0.0, 0.0)
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
 
 
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
@@ -59,7 +65,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then one rename.
 
-    Older ones are dropped after it.
+    Older ones are dropped after it, but for the best one.
     """
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -76,7 +82,8 @@ def save_checkpoint(
     temporary.rename(final)
     flush(folder)
     for old in complete_first(folder)[keep:]:
-        shutil.rmtree(old)
+        if old.name != f"step-{state.best_step}":
+            shutil.rmtree(old)
     return final
 
 
@@ -124,9 +131,12 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+    asked = [{name: group[name] for name in OURS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(
         torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location=next(iter(parameters.values())).device)
     )
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)
     del saved["template"]
     return State(**saved | {"moments": tuple(saved["moments"])})
 

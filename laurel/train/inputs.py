@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from laurel.core.config import TrainConfig
+from laurel.core.given import given
+from laurel.core.several import as_text
 from laurel.data.source import Row
 from laurel.policy.folders import base_of, is_adapter
+from laurel.policy.model import weights_hash
 
 ENDS = 1 << 20  # bytes: of a file of weights its size, beginning and end are enough to tell two trainings apart
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
@@ -22,13 +28,15 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
     Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards, environments and
     relabelling by the text of their Python files and of what these import from beside them; models by their files.
     """
-    found = {f"{option} {getattr(config, option)}": of_rows(read) for option, read in rows.items() if read}
+    found = {f"{option} {as_text(getattr(config, option))}": of_rows(read) for option, read in rows.items() if read}
     for option in ("rewards", "env", "relabel"):
         value = getattr(config, option, None)
         for name in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-            words = of_code(name)
+            words = of_object(given(name)) if given(name) is not None else of_code(name)
             if words:
                 found[f"{option} {name}"] = words
+    if (model := given(config.model)) is not None:
+        found[f"model {config.model}"] = of_given(model, whole=config.use_peft)
     folders = [config.model, *(name.partition(":")[2] for name in config.rewards or () if name.startswith(("model:", "prm:")))]
     folders += [base_of(folder) for folder in folders if is_adapter(folder)]  # what adapters are put on counts, too
     for folder in folders:
@@ -55,6 +63,30 @@ def of_code(name: str) -> str:
     if file is None or not file.is_file():
         return ""
     return of_files(sorted(with_neighbours(file.resolve())))
+
+
+def of_object(thing: Any) -> str:
+    """A digest of the text of a function or class, as far as Python can show it; "" where it cannot."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    try:
+        text = inspect.getsource(thing if hasattr(thing, "__qualname__") else type(thing))
+    except (OSError, TypeError):
+        return ""
+    return digest([text.encode()])
+
+
+def of_given(model: Any, *, whole: bool) -> str:
+    """A digest of a model in memory: of its kind and shapes, and with `whole` of its weights.
+
+    Without adapters a checkpoint holds every weight, so a resumed run does not depend on those the model came with.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shapes = sorted(f"{name.replace('.base_layer', '')} {tuple(p.shape)}" for name, p in base.named_parameters() if "lora_" not in name)
+    parts = [type(base).__name__, *shapes]
+    if whole or base is not model:
+        parts.append(weights_hash(base, skip="lora_"))
+    return digest(part.encode() for part in parts)
 
 
 def file_of(module: str) -> Path | None:

@@ -8,15 +8,33 @@ from laurel.core.errors import LaurelError
 
 
 class Interrupted(LaurelError):
-    """The run was asked to stop; it has saved itself."""
+    """The run was asked to stop, by the signal `by`; it has saved itself. Its exit code is the shell's: 130 of Ctrl-C, 143 of SIGTERM."""
 
-    exit_code = 143
+    wanted = True
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", by: int = signal.SIGTERM) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.by, self.exit_code = by, 128 + by
+
+    def again(self, what: str, fix: str) -> Interrupted:
+        """The same end in other words."""
+        return Interrupted(what, fix=fix, by=self.by)
+
+    def __reduce__(self):
+        return _rebuild, (self.what, self.where, self.fix, self.by)
+
+
+def _rebuild(what: str, where: str, fix: str, by: int) -> Interrupted:
+    return Interrupted(what, where=where, fix=fix, by=by)
 
 
 class StopFlag:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come back afterwards."""
+    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come back afterwards.
 
-    asked = False
+    `asked` is the number of the signal, 0 until there is one.
+    """
+
+    asked = 0
 
     def __enter__(self) -> StopFlag:
         try:
@@ -25,11 +43,11 @@ class StopFlag:
             self.before = {}
         return self
 
-    def ask(self, *_: object) -> None:
+    def ask(self, number: int, _: object = None) -> None:
         """Remember; a second SIGINT stops at once."""
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = int(number)
 
     def __exit__(self, *_: object) -> None:
         for which, handler in self.before.items():

@@ -20,11 +20,12 @@ from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
-from laurel.train import checks, parallel
+from laurel.train import best, callbacks, checks, parallel
+from laurel.train.callbacks import CallbackFailed, Watching
 from laurel.train.checkpoint import State
 from laurel.train.critic import return_to_good, steer, watch, with_values
 from laurel.train.draws import beside, drawn, next_rows
-from laurel.train.evaluate import evaluate
+from laurel.train.evaluate import check_names, evaluate
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
@@ -43,9 +44,12 @@ from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
 
 
-def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False) -> Run:
-    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path."""
-    setup, state = prepare(algorithm, config or TrainConfig())
+def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False, watching: Watching | None = None) -> Run:
+    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path.
+
+    watching: callbacks and metrics of a Python program (`laurel.train.python`).
+    """
+    setup, state = prepare(algorithm, config or TrainConfig(), watching)
     try:
         carry_on(setup, state, quiet)
     except BaseException:
@@ -60,22 +64,30 @@ def carry_on(setup: Setup, state: State, quiet: bool) -> None:
     stop = StopFlag()
     with Progress(setup, quiet=quiet or parallel.rank() > 0) as progress, stop:
         checks.before(setup, state.step, progress)
+        check_names(setup)
         if parallel.rank() == 0:
             setup.run.note(versions())
             setup.run.connect(state.step)
-        while state.step < setup.config.max_steps:
+        while state.step < setup.config.max_steps and not best.exhausted(setup.config, state):
             sums, before = Sums(), replace(state)
             setup.clock.start()
             try:
                 step(setup, state, sums)
             except Exception as error:
                 raise rescued(setup, before, sums, error) from error
-            if finish_step(setup, state, sums, progress):
+            try:
+                ended = finish_step(setup, state, sums, progress)
+            except CallbackFailed as error:
+                raise rescued(setup, state, Sums(), error) from error.__cause__
+            if ended:
                 break
-            if any(parallel.gather(stop.asked)) and state.step < setup.config.max_steps:
+            if (signal := max(parallel.gather(stop.asked))) and state.step < setup.config.max_steps:
                 save(setup, state)
-                raise Interrupted(f"stopped at step {state.step}; everything is saved.", fix="Continue with --resume true.")
+                what = f"stopped at step {state.step}: everything is saved."
+                raise Interrupted(what, fix="Continue with --resume true.", by=signal)
         save(setup, state)
+        for line in [*setup.asked, *best.ends(setup, state)]:
+            progress.say(line)
         if parallel.rank() == 0:
             if setup.row.head and setup.held:
                 verdict = held_out_report(setup)
@@ -241,13 +253,15 @@ def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> b
     """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end here."""
     config = setup.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
-    if config.eval_steps and setup.held and state.step % config.eval_steps == 0:
+    evaluated = bool(config.eval_steps and setup.held and state.step % config.eval_steps == 0)
+    if evaluated:
         sums.merge(evaluate(setup, state.step))
     record_time(setup, sums, state.step)
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
-    done, alarms = config.stop_at is not None and means.get("eval/accuracy", 0.0) >= config.stop_at, list[str]()
+    better = evaluated and best.weighed_up(setup, state, means)
+    done, alarms = best.enough(config, means) or best.exhausted(config, state), list[str]()
     if parallel.rank() == 0:
         progress.advance(state.step, means)
         alarms = watch(setup, means)
@@ -255,9 +269,11 @@ def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> b
             progress.say(line)
         if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
             setup.run.log(state.step, means)
+    done = callbacks.heard(setup, state.step, means, evaluated) or done
     if config.on_alarm == "return" and any(parallel.gather(alarms)):
         progress.say(return_to_good(setup, state))
         return True
-    if config.save_steps and state.step % config.save_steps == 0 and state.step < config.max_steps and not done:
+    due = bool(config.save_steps) and state.step % config.save_steps == 0
+    if (due or better) and state.step < config.max_steps and not done:
         save(setup, state)
     return done

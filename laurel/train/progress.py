@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ SHOWN = (
     "grad_norm",
     "tokens_per_second",
 )
+MINUTE = 60.0  # seconds after which a line comes anyway, where there is no terminal
 TROUBLE = ("failed_fraction", "zero_signal")
 """Numbers that are shown where they are not 0."""
 SHORT = {"informative_fraction": "informative", "completions/mean_length": "length", "tokens_per_second": "tok/s"}  # fmt: skip
@@ -39,7 +41,7 @@ class Progress:
     def __init__(self, setup: Setup, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
-        self.every = max(1, setup.config.max_steps // 10)
+        self.every, self.told = max(1, setup.config.max_steps // 10), time.monotonic()
         self.bar = Bar(
             TextColumn(f"[bold]{setup.name}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"), console=self.console, disable=not self.live,
@@ -59,8 +61,11 @@ class Progress:
 
     def advance(self, step: int, means: Mapping[str, float]) -> None:
         """The bar moves to `step`, with the numbers of the step."""
-        told = [name for name in SHOWN if name in means] + [name for name in TROUBLE if means.get(name)]
+        sets = [name for name in means if name.count("/") > 1 and name.startswith("eval/") and f"eval/{name.split('/', 2)[2]}" in SHOWN]
+        told = [name for name in SHOWN if name in means] + sets + [name for name in TROUBLE if means.get(name)]
         numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in told)
         self.bar.update(self.task, completed=step, numbers=numbers)
-        if not self.live and (step % self.every == 0 or step == 1):
+        late = time.monotonic() - self.told >= MINUTE
+        if not self.live and (step % self.every == 0 or step == 1 or late):
+            self.told = time.monotonic()
             self.say(f"step {step}  {numbers}")

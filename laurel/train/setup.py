@@ -16,6 +16,7 @@ from laurel.core.protocols import Companion
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
+from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
@@ -29,6 +30,8 @@ from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
+from laurel.train.best import check_best, check_evaluated
+from laurel.train.callbacks import Watching
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
 from laurel.train.fitting import bounded, fitting, weighed
@@ -39,7 +42,7 @@ from laurel.train.profile import Clock
 from laurel.train.reference import Remembered
 from laurel.train.relabel import load_relabel
 from laurel.train.starter import STARTERS, build_starter, check_starter
-from laurel.train.supply import held_note, load_data, load_mixture, told_columns
+from laurel.train.supply import cut_sets, held_note, in_epochs, load_data, load_mixture, told_columns
 
 USES = {
     "data": "sft", "pairs": "preference", "labels": "label", "rankings": "comparison", "outcomes": "label", "steps": "steps",
@@ -74,6 +77,8 @@ class Setup:
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
     clock: Clock = field(default_factory=Clock)
+    watching: Watching = field(default_factory=Watching)
+    asked: list[str] = field(default_factory=list)  # who asked for the run's end
     judged: bool = False  # has any reward judged any sample yet?
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -133,7 +138,7 @@ class Setup:
     def logs(self, step: int) -> bool:
         """Are the metrics of this step written, as far as can be said before it ends?"""
         config = self.config
-        may_end = config.stop_at is not None and step % config.eval_steps == 0
+        may_end = (config.stop_at or config.early_stopping_patience) is not None and step % config.eval_steps == 0
         return step % config.logging_steps == 0 or step == config.max_steps or may_end
 
     def measures_kl(self, step: int) -> bool:
@@ -141,9 +146,9 @@ class Setup:
         return self.reference is not None and (bool(self.config.beta) or self.logs(step))
 
 
-def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
+def prepare(algorithm: str, config: TrainConfig, watching: Watching | None = None) -> tuple[Setup, State]:
     """Options -> data -> rewards -> environment -> run directory -> weights -> checkpoint. Errors of the user come before weights."""
-    config = resolve(algorithm, config)
+    config, watching = resolve(algorithm, config), watching or Watching()
     row = ALGORITHMS[algorithm]
     parallel.join()
     if (config.population or config.prompts_per_step) < parallel.world_size():
@@ -153,6 +158,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
     if row.source == "labels" and all(one.columns["prompt"] == rows[0].columns["prompt"] for one in rows):
         what = "answers to other prompts are needed, and every row asks the same."
         raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
+    held, cut = cut_sets(config, held)
+    check_best(config, held, own=watching.compute_metrics is not None)
     mixture = load_mixture(config, "data" if row.judge else row.source, rows, held)  # a judge of the row's own leaves them to evaluation
     if "relabel" in row.defaults:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
@@ -170,7 +177,7 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
             check_language_head(config.model)
     run = open_run(algorithm, config, inputs(config, read))
     try:
-        return loaded(algorithm, config, run, rows, held, mixture, make_env, pretraining)
+        return loaded(algorithm, config, run, rows, held, mixture, make_env, pretraining, cut, watching)
     except BaseException:
         run.withdraw()
         raise
@@ -178,7 +185,8 @@ def prepare(algorithm: str, config: TrainConfig) -> tuple[Setup, State]:
 
 def loaded(
     algorithm: str, config: TrainConfig, run: Run, rows: list[Row], held: list[Row], mixture: Mixture | None,
-    make_env: Callable | None, pretraining: list[Row],
+    make_env: Callable | None, pretraining: list[Row], cut: list[str],
+    watching: Watching,
 ) -> tuple[Setup, State]:  # fmt: skip
     """The second half of `prepare`: weights, and what depends on them."""
     row = ALGORITHMS[algorithm]
@@ -199,15 +207,19 @@ def loaded(
     told += [f"ptx_dataset: {line}" for line in columns_note(pretraining, "sft")]
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
-    held, held_notes = fitting(policy, held, config, row.source, config.eval_dataset or "") if held else ([], [])
-    notes = [*told, *policy.notes, *notes, *left_out, *(f"held out: {note}" for note in held_notes)]
+    held, held_notes = fitting(policy, held, config, row.source, as_text(config.eval_dataset or "")) if held else ([], [])
+    config, long = in_epochs(config, len(rows))
+    check_evaluated(config)
+    notes = [*watching.notes, *told, *policy.notes, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config, rounding=getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
-    setup.companion, setup.pretraining = companion, pretraining
+    setup.companion, setup.pretraining, setup.watching = companion, pretraining, watching
     if parallel.rank() == 0:
-        run.note({"notes": list(notes)})
+        run.facts.pop("stopped", None)  # of the part before a resumption
+        run.note({"notes": list(notes), **watching.names()})
+        run.settle({"max_steps": config.max_steps})
     if config.profile:
         setup.clock.watch(policy.device, policy.dtype)
     if row.source == "pairs" and reference is not None:
@@ -250,15 +262,18 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
 
 def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
     """The run directory: rank 0 makes or continues it, and holds it; the others read it."""
+    values = {"algorithm": algorithm, **config.model_dump()}
     place, model = Path(config.output_dir).resolve(), Path(config.model)
     if model.is_dir() and place.is_relative_to(model.resolve()):
         what = "this is the folder of the model that is trained from."
         raise UsageError(what, where=f"output_dir {config.output_dir}", fix="Name another.")
+    if config.num_train_epochs and "max_steps" not in config.model_fields_set:
+        values["max_steps"] = None  # known when it is known which rows can be trained on: `Run.settle` writes it then
     run = None
     if parallel.rank() == 0:
-        run = Run.create(config.output_dir, {"algorithm": algorithm, **config.model_dump()}, resume=config.resume, inputs=read)
-    parallel.gather(None)
-    return run or Run(config.output_dir)
+        run = Run.create(config.output_dir, values, resume=config.resume, inputs=read)
+    folder = parallel.gather(run.folder if run else None)[0]
+    return run or Run(folder)
 
 
 def fresh(setup: Setup) -> State:

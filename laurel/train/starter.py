@@ -71,9 +71,9 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
             print(f"building the starter model for {dataset} (once) ...", flush=True)
             try:
                 run = train("sft", starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")), quiet=True)
-            except Interrupted:  # what it had saved goes with the temporary folder
+            except Interrupted as stopped:  # what it had saved goes with the temporary folder
                 what = f"stopped while the starter model for {dataset} was being built; nothing of it is kept."
-                raise Interrupted(what, fix="Give the same command again.") from None
+                raise stopped.again(what, "Give the same command again.") from None
             shutil.move(run.model, made)
         try:
             made.rename(folder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
+from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.data.split import split_rows
@@ -19,14 +22,41 @@ SCORERS = ("model:", "prm:")
 
 
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
-    """The training rows, and those held out for evaluation: from eval_dataset, else split off by prompt, at most a tenth."""
+    """The training rows, and those held out for evaluation: of eval_dataset all of them, which `cut_sets` then cuts, else split off.
+
+    Split off by prompt, at most a tenth.
+    """
     how: dict[str, Any] = {"split": config.dataset_split, "seed": config.seed, "size": config.dataset_size, "by": algorithm}
     rows = read_rows(config.dataset, use, **how)
     if config.eval_dataset is not None:
-        return rows, read_rows(config.eval_dataset, use, option="eval_dataset", **how)[: config.eval_size or None]
+        return rows, [row for name, source in sets_of(config).items() for row in read_set(config, name, source, use, how)]
     most = len(rows) // 10
     held = min(config.eval_size, most)
     return split_rows(rows, held, config.seed, most=most) if held else (rows, [])
+
+
+def sets_of(config: TrainConfig) -> dict[str, str]:
+    """name: source of each evaluation set that eval_dataset names; the only one has no name."""
+    named = config.eval_dataset
+    return named if isinstance(named, dict) else {"": named} if named else {}
+
+
+def read_set(config: TrainConfig, name: str, source: str, use: str, how: dict[str, Any]) -> list[Row]:
+    """The rows of one evaluation set; each remembers which it is of, where there are several."""
+    rows = read_rows(source, use, option=f"eval_dataset {name}".strip(), **how)
+    return [replace(row, part=name) for row in rows] if name else rows
+
+
+def cut_sets(config: TrainConfig, held: list[Row]) -> tuple[list[Row], list[str]]:
+    """The first `eval_size` rows of each evaluation set, and what is said of the others."""
+    kept, notes = list[Row](), list[str]()
+    for name in sets_of(config):
+        rows = [row for row in held if row.part == name]
+        kept += rows[: config.eval_size or None]
+        if config.eval_size and len(rows) > config.eval_size:
+            of = f"{name}: " if name else ""
+            notes.append(f"held out: {of}the first {config.eval_size:,} of {len(rows):,} rows are evaluated on (eval_size; 0: all)")
+    return (kept, notes) if config.eval_dataset is not None else (held, [])
 
 
 def load_mixture(config: TrainConfig, source: str, rows: list[Row], held: list[Row]) -> Mixture | None:
@@ -49,7 +79,8 @@ def load_mixture(config: TrainConfig, source: str, rows: list[Row], held: list[R
         # rows of another task than the training rows' are judged by their own verifier
         return load_rewards(None, None, [*rows, *held], **how) if names is None else mixture
     except UsageError as error:
-        raise UsageError(error.what, where=f"eval_dataset={config.eval_dataset}: {error.where}", fix=error.fix) from None
+        where = f"eval_dataset={as_text(config.eval_dataset)}: {error.where}"
+        raise UsageError(error.what, where=where, fix=error.fix) from None
 
 
 def told_columns(config: TrainConfig, use: str, rows: list[Row], mixture: Mixture | None, everything: bool) -> list[str]:
@@ -76,3 +107,22 @@ def held_note(config: TrainConfig, rows: list[Row], held: list[Row]) -> list[str
     if len(held) >= config.eval_size or config.eval_size <= every // 10:
         return []
     return [f"{len(held)} rows held out for evaluation, not {config.eval_size}: at most a tenth of {every} (or name --eval_dataset)"]
+
+
+def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
+    """The configuration with the steps that num_train_epochs asks for, and how many epochs its steps make, in a line.
+
+    A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given too, goes before: TRL's rule.
+    """
+    told, wanted, given = "", config.num_train_epochs, "max_steps" in config.model_fields_set
+    if wanted and not given:
+        steps = max(1, math.ceil(round(wanted * rows / config.prompts_per_step, 9)))
+        config = config.model_copy(update={"max_steps": steps})
+    elif wanted:
+        told = f" (max_steps goes before num_train_epochs={wanted:g})"
+    epochs = config.max_steps * config.prompts_per_step / rows
+    more = " at least" if config.dynamic_sampling else ""
+    return config, (
+        f"max_steps={config.max_steps:,} x {config.prompts_per_step:,} prompts_per_step:{more} {epochs:.3g} "
+        f"epoch{'' if epochs == 1 else 's'} of {rows:,} rows{told}"
+    )

@@ -26,6 +26,7 @@ ROOMS = (
 
 ORDER = (
     "training.md",
+    "python.md",
     "algorithms/index.md",
     "configuration.md",
     "from-trl.md",

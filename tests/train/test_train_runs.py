@@ -179,14 +179,14 @@ def test_K14_saved_is_said_only_of_what_is(toy, tmp_path, monkeypatch):
     stop_in_the_first_step(monkeypatch)
     with pytest.raises(Interrupted, match=r"nothing of it is kept. Give the same command again") as caught:
         train("sft", short({**toy, "model": "starter", "dataset": "addition"}, tmp_path / "run", reward=None), quiet=True)
-    assert "everything is saved" not in str(caught.value) and caught.value.exit_code == 143
+    assert "everything is saved" not in str(caught.value) and caught.value.exit_code == 130
     assert not (tmp_path / "run").exists() and not list((tmp_path / "cache").glob("starter*"))
 
 
 def test_K14_where_it_is_said_the_checkpoint_is_there(toy, tmp_path, monkeypatch):
     stop_in_the_first_step(monkeypatch)
-    with pytest.raises(Interrupted, match=r"stopped at step (\d+); everything is saved") as caught:
+    with pytest.raises(Interrupted, match=r"stopped at step (\d+): everything is saved") as caught:
         train("sft", short(toy, tmp_path / "run", reward=None, max_steps=10**6), quiet=True)
     newest = complete_first(tmp_path / "run" / "checkpoints")[0]
-    assert "stopped at step 1;" in caught.value.what and newest.name == "step-1"
+    assert "stopped at step 1:" in caught.value.what and newest.name == "step-1"
     assert json.loads((newest / "state.json").read_text())["step"] == 1

@@ -1,0 +1,35 @@
+"""What is wrong with an option's value, in our words: pydantic finds it, and says it in its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from laurel.core.errors import nearest
+
+WANTED = {
+    "int": "a whole number is wanted",
+    "float": "a number is wanted",
+    "finite": "a finite number is wanted",
+    "bool": "true or false is wanted",
+    "string": "text is wanted",
+    "list": "a list is wanted",
+    "dict": "a mapping of names is wanted",
+}
+"""The first word of pydantic's kind of mistake: what to say."""
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def in_words(problem: Mapping[str, Any]) -> str:
+    """One mistake: what is wanted instead, and of a choice the nearest."""
+    kind, context = str(problem["type"]), problem.get("ctx", {})
+    for bound, words in BOUNDS.items():
+        if bound in context:
+            return f"it must be {words} {context[bound]:g}"
+    if kind == "literal_error":
+        hint = nearest(str(problem["input"]), re.findall("'([^']*)'", context["expected"]))
+        return f"it is one of {context['expected']}" + (f" ({hint.rstrip('?')}?)" if hint.startswith("Did you mean") else "")
+    if kind == "value_error":
+        return str(context["error"])
+    return WANTED.get(kind.partition("_")[0], str(problem["msg"]))

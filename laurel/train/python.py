@@ -1,0 +1,235 @@
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with objects where it takes names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config, read_yaml
+from laurel.core.errors import UsageError, nearest
+from laurel.core.given import PREFIX, giving, name_of
+from laurel.core.load import beside
+from laurel.core.run import Run
+from laurel.data.objects import are_names, records_of
+
+ALIASES = {"train_dataset": "dataset", "reward_funcs": "rewards", "processing_class": "tokenizer"}
+"""What trainers of TRL call an argument: what it is called here."""
+OWN = ("callbacks", "compute_metrics", "config", "quiet", "tokenizer", *ALIASES)
+CODE = ("env", "relabel")
+ROWS = ("dataset", "ptx_dataset")
+
+
+def train(
+    algorithm: str,
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    *,
+    callbacks: Sequence[Any] = (),
+    compute_metrics: Callable[..., Mapping[str, float]] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Train one algorithm of the table to the end and return its run directory.
+
+    options: those of `laurel train ALGORITHM --help`, by name; config: a TrainConfig, a mapping or a YAML file of them, which single
+    options win over. Objects may stand where the command takes names: `model` (of transformers or peft, trained in place) with its
+    `tokenizer`, `dataset`, `eval_dataset` (or a mapping of several) and `ptx_dataset` (a datasets.Dataset or any iterable of mappings,
+    read whole), `rewards` (functions, called in this process), `env` (a class), `relabel`. The run remembers functions by
+    `module.qualname`. compute_metrics: of each evaluation's groups, further numbers by name. callbacks: objects with any of
+    on_step(step, metrics), on_evaluation(step, metrics), on_checkpoint(step, folder); True or "stop" from one of the first two ends
+    the run, saved. TRL's names train_dataset, reward_funcs and processing_class are understood.
+    """
+    check_algorithm(algorithm)
+    options = renamed(options)
+    check_names(options)
+    values = {**given_values(config), **options}
+    tokenizer = values.pop("tokenizer", None)
+    values, objects = with_names(values)
+    from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
+    from laurel.train.loop import train as run_to_the_end
+
+    watching = Watching(check_callbacks(callbacks), check_function(compute_metrics), tuple(said(objects)))
+    with giving(objects):
+        resolved = build_config(values, where="laurel.train")
+        with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
+            return run_to_the_end(algorithm, resolved, quiet=quiet, watching=watching)
+
+
+def check_algorithm(name: Any) -> None:
+    """UsageError for what is no row of the table."""
+    if name not in ALGORITHM_NAMES:
+        raise UsageError(
+            f"unknown algorithm `{name}`.",
+            where="laurel.train",
+            fix=nearest(str(name), ALGORITHM_NAMES),
+        )
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with TRL's names for objects as ours; one given under both names is a UsageError. None is as if not given."""
+    found = dict[str, Any]()
+    for name, value in options.items():
+        ours = ALIASES.get(name, name)
+        if ours in found or (ours != name and ours in options):
+            raise UsageError(
+                f"`{name}` and `{ours}` are one option.",
+                where="laurel.train",
+                fix="Give one of them.",
+            )
+        found[ours] = value
+    return found
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """An unknown name is told with the nearest, among options and arguments; `build_config` tells the rest."""
+    for name in options:
+        if name in TrainConfig.model_fields or name == "tokenizer":
+            continue
+        hint = nearest(name, [*TrainConfig.model_fields, *OWN])
+        if any(f"`{own}`" in hint for own in OWN):
+            raise UsageError(f"unknown option `{name}`.", where="laurel.train", fix=hint)
+
+
+def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """The options of a configuration, as far as it sets them."""
+    if config is None:
+        return {}
+    if isinstance(config, TrainConfig):
+        return {name: getattr(config, name) for name in config.model_fields_set}
+    if isinstance(config, str | Path):
+        return beside(config, read_yaml(config))
+    if isinstance(config, Mapping):
+        return renamed(config)
+    raise UsageError(
+        f"`{type(config).__name__}` is no configuration.",
+        where="config",
+        fix="A TrainConfig, a mapping or a YAML file.",
+    )
+
+
+def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options with names in the places of objects, and the objects by those names."""
+    named, objects = dict[str, Any](), dict[str, Any]()
+    split = str(values.get("dataset_split", TrainConfig.model_fields["dataset_split"].default))
+    for option, value in values.items():
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if option in ROWS and value is not None:
+            value = rows_by_name(value, option, split, objects)
+        elif option == "eval_dataset" and value is not None:
+            several = isinstance(value, Mapping) and not all(hasattr(part, "column_names") for part in value.values())
+            if several:
+                value = {name: rows_by_name(part, f"eval_dataset/{name}", split, objects) for name, part in value.items()}
+            else:
+                value = rows_by_name(value, option, split_for_evaluation(value, split), objects)
+        elif option == "rewards" and value is not None:
+            listed = list(value) if isinstance(value, list | tuple) else [value]
+            value = [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+        elif option in CODE and value is not None and not isinstance(value, str):
+            value = by_name(value, option, objects)
+        elif option == "model" and not isinstance(value, str | type(None)):
+            value = model_by_name(value, objects)
+        named[option] = value
+    return named, objects
+
+
+def split_for_evaluation(value: Any, split: str) -> str:
+    """Of a DatasetDict to evaluate on: its first split that is not the one to train on."""
+    others = [name for name in ("validation", "test", "eval", "dev") if isinstance(value, Mapping) and name in value]
+    return others[0] if others else split
+
+
+def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
+    """A name as it is; names of files as the text that stands for them; rows under the name of their option."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, str) or are_names(value):
+        return value if isinstance(value, str) else ",".join(value)
+    name = f"{PREFIX}{option}"
+    objects[name] = records_of(value, option.replace("/", " "), split)
+    return name
+
+
+def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
+    """`module.qualname` of a function or class, which a run remembers it by; a second one of that name is `...#2`."""
+    if not callable(value):
+        raise UsageError(
+            f"`{value!r:.60}` is neither a name nor a function.",
+            where=option,
+            fix="Give functions, classes or names.",
+        )
+    name = plain = name_of(value)
+    count = 1
+    while name in objects and objects[name] is not value:
+        count += 1
+        name = f"{plain}#{count}"
+    objects[name] = value
+    return name
+
+
+def model_by_name(model: Any, objects: dict[str, Any]) -> str:
+    """The name of a model that can be trained."""
+    from laurel.policy.objects import check_model
+
+    check_model(model)
+    name = f"{PREFIX}{type(model).__name__}"
+    objects[name] = model
+    return name
+
+
+def with_tokenizer(model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer under the name of its model. A model in memory that comes without one has that of the folder it was loaded from."""
+    from laurel.policy.model import load_tokenizer
+    from laurel.policy.objects import TOKENIZER
+
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(os.fspath(tokenizer))
+    if tokenizer is not None:
+        if "model" not in values:
+            raise UsageError("a tokenizer belongs to a model.", where="tokenizer", fix="Give model, too.")
+        if not callable(getattr(tokenizer, "decode", None)) or not callable(getattr(tokenizer, "get_vocab", None)):
+            fix = "Give what AutoTokenizer.from_pretrained returns."
+            raise UsageError(
+                f"`{type(tokenizer).__name__}` is no tokenizer of transformers.",
+                where="tokenizer",
+                fix=fix,
+            )
+    elif model in objects:
+        source = str(getattr(objects[model], "name_or_path", "") or "")
+        if not source:
+            raise UsageError(
+                "the model does not say which tokenizer is its own.",
+                where=f"model={model}",
+                fix="Give tokenizer, too.",
+            )
+        try:
+            tokenizer = load_tokenizer(source)
+        except UsageError as error:
+            raise UsageError(
+                f"the model's tokenizer: {error}",
+                where=f"model={model}",
+                fix="Give tokenizer, too.",
+            ) from None
+    return {} if tokenizer is None else {f"{TOKENIZER}{model}": tokenizer}
+
+
+def check_function(function: Any) -> Any:
+    """compute_metrics, if it can be called."""
+    if function is not None and not callable(function):
+        raise UsageError(
+            f"`{function!r:.60}` is no function.",
+            where="compute_metrics",
+            fix="Give a function of a list of groups.",
+        )
+    return function
+
+
+def said(objects: Mapping[str, Any]) -> list[str]:
+    """What the run says of objects: where they run, and what becomes of them."""
+    functions = [name for name in objects if not name.startswith(PREFIX)]
+    lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []
+    for thing in objects.values():
+        if hasattr(thing, "named_parameters"):
+            from laurel.policy.objects import said_of
+
+            lines.append(said_of(thing))
+    return lines
