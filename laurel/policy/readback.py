@@ -81,9 +81,8 @@ class ReadBack:
 
     def stream(self, module: nn.Module) -> None:
         """Let a module's weights come before it runs and go after it; of embeddings the rows that are asked for."""
-        if type(module).forward is nn.Embedding.forward or hasattr(
-            module, "embed_scale"
-        ):  # others make their own ids of what they are given
+        plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+        if isinstance(module, nn.Embedding) and plain:  # others make ids of their own of what they are given
             module.padding_idx = None  # it would be held against the few rows that are there
             module.register_forward_pre_hook(self.embed)
         elif type(module) is nn.Linear:
