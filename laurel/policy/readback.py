@@ -57,7 +57,8 @@ class ReadBack:
     """
 
     def __init__(self, folder: Path, auto: Any, device: torch.device) -> None:
-        self.model = auto.from_pretrained(folder, dtype="auto").eval()
+        self.load = lambda: auto.from_pretrained(folder, dtype="auto").eval()
+        self.model, self.whole = self.load(), False
         self.device, self.dtype, self.noise = device, self.model.dtype, 0.0
         self.compute = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.held: dict[int, Tensor] = {}  # weights that no file holds under their name: transformers put them together
@@ -80,7 +81,8 @@ class ReadBack:
 
     def stream(self, module: nn.Module) -> None:
         """Let a module's weights come before it runs and go after it; of embeddings the rows that are asked for."""
-        if isinstance(module, nn.Embedding):
+        plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+        if isinstance(module, nn.Embedding) and plain:  # others make ids of their own of what they are given
             module.padding_idx = None  # it would be held against the few rows that are there
             module.register_forward_pre_hook(self.embed)
         elif type(module) is nn.Linear:
@@ -139,7 +141,15 @@ class ReadBack:
         return bits.view(shape).to(self.device, self.compute).mul_(2).sub_(1)
 
     def say(self, noise: float = 0.0, **inputs: Tensor) -> Tensor:
-        """Logits, float64."""
+        """Logits, float64. A model in which modules read each other's weights is loaded whole."""
         self.noise = noise
         with torch.no_grad():
+            if not self.whole:
+                try:
+                    return self.model(**inputs, use_cache=False).logits.double()
+                except (RuntimeError, IndexError):  # the weights that were read were on the disk
+                    self.whole = True
+            self.model = self.load().to(self.device, self.compute)
+            for name, parameter in self.model.named_parameters() if noise else ():
+                parameter.mul_(self.signs(name, tuple(parameter.shape)).mul_(noise).add_(1))
             return self.model(**inputs, use_cache=False).logits.double()

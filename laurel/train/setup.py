@@ -213,7 +213,7 @@ def loaded(
     notes = [*watching.notes, *told, *policy.notes, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
-        bind(row.objective, config, rounding=getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
+        bind(row.objective, config, rounding=2 * getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
     )  # fmt: skip
     setup.companion, setup.pretraining, setup.watching = companion, pretraining, watching
     if parallel.rank() == 0:

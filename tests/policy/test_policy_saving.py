@@ -16,6 +16,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from laurel.core.config import TrainConfig
@@ -261,6 +265,24 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed(tmp_path):
     file.write_bytes(data)
     with pytest.raises(OSError, match="a was written, and is read back otherwise"):
         written.read_again(file, start, {"a": [0, 256]}, {"a": __import__("zlib").crc32(bytes(torch.arange(64.0).numpy().data))})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["opt", "mamba"])
+def test_models_of_other_habits_are_read_back_too(kind, tmp_path):
+    """OPT makes its positions of a mask, Mamba reads the weights of a part: full and merged, proven, and a lost merge is noticed."""
+    size = {"vocab_size": len(char_tokenizer()), "hidden_size": 16, "num_hidden_layers": 2}
+    if kind == "opt":
+        more = {"ffn_dim": 24, "num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 32}
+        model = OPTForCausalLM(OPTConfig(**size, **more))
+    else:
+        model = MambaForCausalLM(MambaConfig(**size, state_size=4))
+    policy = load_policy(TrainConfig(model=save(model, tmp_path / "base"), device="cpu"))
+    policy.save(tmp_path / "model")
+    ours, inputs = policy.said(), {"input_ids": policy.probe()}
+    assert saving.model_gap(tmp_path / "model", AutoModelForCausalLM, ours, torch.float32, inputs)[0] < 1e-6
+    found = saving.model_gap(tmp_path / "model", AutoModelForCausalLM, ours * 1.01, torch.float32, inputs)
+    assert found[0] > found[1] > 0
 
 
 @pytest.fixture(scope="module")
