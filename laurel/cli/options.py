@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from laurel.core.config import build_config, ours, read_yaml
+from laurel.core.config import build_config, ours
 from laurel.core.errors import UsageError
+from laurel.core.files import read_yaml
 from laurel.core.load import beside
 from laurel.core.trl import Ask
 from laurel.core.trl_names import TABLE

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from laurel.cli.options import given
-from laurel.core.config import TrainConfig, advice, build_config, read_yaml
+from laurel.core.config import TrainConfig, advice, build_config
 from laurel.core.errors import UsageError
+from laurel.core.files import read_yaml
 from laurel.core.load import beside
 from laurel.core.trl import Ask, Line, number, shown, translate, truth
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from laurel.core.errors import UsageError, misspelt
-from laurel.core.mistakes import in_words
+from laurel.core.mistakes import told
 from laurel.core.several import check_sets, named_sets
 from laurel.core.trl import Ask, say, translate
 from laurel.core.trl_names import TABLE
@@ -356,16 +355,7 @@ def refusal(error: ValidationError, kind: type[BaseModel], where: str = "configu
     problems = error.errors()
     if unknown := [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]:
         return unknown_options(unknown, kind, where)
-    found: dict[str, tuple[str, list[str]]] = {}  # of a type with several readings pydantic tells each
-    for problem in problems:
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        kinds = get_args(kind.model_fields[name].annotation) if name in kind.model_fields else ()
-        readings = bool in kinds or str in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
-        place = name if readings else ".".join(str(part) for part in problem["loc"])
-        said = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
-        if (words := in_words(problem)) not in said:
-            said.append(words)
-    return UsageError(" ".join(f"{what} {', or '.join(said)}." for what, said in found.values()), where=where)
+    return UsageError(told(problems, kind.model_fields), where=where)
 
 
 def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = None) -> str:
@@ -392,21 +382,3 @@ def _as_list(name: str, value: Any, annotation: Any) -> Any:
     if not isinstance(value, str) or not any(get_origin(one) is list for one in kinds):
         return value
     return [] if (name, value) == ("report_to", "none") else [value]
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file. A file that is missing, malformed or not a mapping is a UsageError."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration: {error.strerror}.", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError("a configuration is a mapping of option: value.", where=str(path))
-    return cast("dict[str, Any]", values)

@@ -154,3 +154,21 @@ def read_lines(path: str | Path, run: str = "") -> Iterator[tuple[bytes, dict[st
             if run and fields.get("run", run) != run:
                 raise LaurelError(f"written by another run ({fields['run']!s:.12}), not by {run:.12}.", where=where)
             yield raw if raw.endswith(b"\n") else raw + b"\n", fields
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML file. A file that is missing, malformed or not a mapping is a UsageError."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration: {error.strerror}.", where=str(path)) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError("a configuration is a mapping of option: value.", where=str(path))
+    return cast("dict[str, Any]", values)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from laurel.core.config import TrainConfig, build_config, option, ours, read_yaml
+from laurel.core.config import TrainConfig, build_config, option, ours
 from laurel.core.errors import UsageError, nearest
+from laurel.core.files import read_yaml
 from laurel.core.load import beside
 from laurel.core.trl import Ask
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config, read_yaml
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config
 from laurel.core.errors import UsageError, nearest
+from laurel.core.files import read_yaml
 from laurel.core.given import PREFIX, giving, name_of
 from laurel.core.load import beside
 from laurel.core.run import Run

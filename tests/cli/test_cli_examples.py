@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from laurel.cli.main import main
-from laurel.core.config import TrainConfig, build_config, read_yaml
+from laurel.core.config import TrainConfig, build_config
+from laurel.core.files import read_yaml
 from laurel.core.run import Run
 from laurel.data.formats import needs
 from laurel.data.source import is_file_name, load_rows
