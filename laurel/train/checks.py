@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
 GAP = {torch.float32: 1e-3, torch.bfloat16: 0.5}  # nats between sampler and trainer that 99 % of tokens must stay below
-PROMPTS, SAMPLES, TRIED = 8, 4, 2048
+PROMPTS, SAMPLES, TRIED = 8, 4, 512
 """What the start is checked with at most: prompts, samples of each; and tokens that such a check may cost whatever a step costs."""
 START_RATIO = {torch.float32: 1e-4, torch.bfloat16: 0.5}  # |ratio - 1| allowed at the start, for every token
 
