@@ -110,11 +110,6 @@ HARMLESS: dict[str, Name] = {
         dataset_test_split="test", test_split_size=None,
     ),
     **no(
-        "Every saved checkpoint's metrics are in metrics.jsonl; the model that is saved is the "
-        "last one.",
-        load_best_model_at_end=False, metric_for_best_model=None, greater_is_better=None,
-    ),
-    **no(
         "`laurel train` trains; `laurel eval` evaluates.",
         do_train=False, do_eval=False, do_predict=False,
     ),

@@ -55,6 +55,10 @@ SAME: dict[str, Name] = {
         "Passes over the rows: max_steps = epochs x rows / prompts_per_step.",
         num_train_epochs=3.0,
     ),
+    **same(
+        "A metric of ours, such as eval/accuracy or eval/nll.",
+        metric_for_best_model=None, greater_is_better=None, load_best_model_at_end=False,
+    ),
     **same("A share below 1 is of max_steps.", fraction_of("logging_steps"), logging_steps=10),
     **same(
         "0 is only at the end. A share below 1 is of max_steps.",

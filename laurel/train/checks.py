@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 GROWN = 2.0
 """How much larger than at the start logits may have become in training, for the sampler's check in every step."""
-PROMPTS, SAMPLES, TRIED = 8, 4, 2048
+PROMPTS, SAMPLES, TRIED = 8, 4, 512
 """What the start is checked with at most: prompts, samples of each; and tokens that such a check may cost whatever a step costs."""
 
 

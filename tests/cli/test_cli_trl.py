@@ -14,7 +14,7 @@ from laurel.core.trl_names import DUMPED, TABLE, defaults_of
 from laurel.core.trl_rules import TRAINERS
 from laurel.train.options import applying
 
-FIELDS = {*TrainConfig.model_fields, "num_train_epochs"}
+FIELDS = set(TrainConfig.model_fields)
 
 
 def asking(algorithm):

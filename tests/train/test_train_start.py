@@ -58,18 +58,18 @@ def test_the_head_is_looked_at_once(toy, tmp_path, monkeypatch):
 
 
 TRIED = {
-    (4, 8, 16, None): (8, 4),  # 32 samples of 16 tokens are less than 2,048
-    (8, 8, 64, None): (8, 4),
-    (8, 8, 256, None): (2, 4),
+    (4, 8, 16, None): (8, 4),  # 32 samples of 16 tokens are 512
+    (8, 8, 64, None): (2, 4),
+    (8, 8, 256, None): (1, 4),  # a tenth of 64 samples: 6, of which a prompt takes 4
     (64, 16, 256, None): (8, 4),  # a tenth of the step: 102 samples
-    (8, 8, 1024, None): (1, 4),  # a tenth of 64 samples: 6
+    (8, 8, 1024, None): (1, 4),
     (1, 8, 4096, None): (1, 2),  # one prompt, two samples: fewer compare nothing
-    (8, 8, 64, 4): (2, 4),  # an episode of four turns
+    (8, 8, 64, 4): (1, 4),  # an episode of four turns
 }
 
 
 @pytest.mark.parametrize("step", TRIED, ids=str)
-def test_the_start_costs_a_tenth_of_a_step_or_2048_tokens(step, toy, tmp_path):
+def test_the_start_costs_a_tenth_of_a_step_or_512_tokens(step, toy, tmp_path):
     prompts, generations, length, turns = step
     sizes = {"prompts_per_step": prompts, "num_generations": generations, "max_completion_length": length}
     assert tried(toy_config(toy, tmp_path, max_turns=turns, **sizes)) == TRIED[step]
