@@ -30,7 +30,8 @@ ALGORITHM_NAMES = (
 )  # fmt: skip
 """The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
 EVERYWHERE = (
-    "eval_dataset", "report_to", "stop_at", "learning_rate", "lora_target_modules", "chat_template", "loss_aggregation"
+    "eval_dataset", "report_to", "stop_at", "learning_rate", "lora_target_modules", "chat_template", "loss_aggregation",
+    "num_train_epochs", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
 )  # fmt: skip
 """Options without one default for all which every algorithm has, for the same checks. A test holds this equal to the table, too."""
 
