@@ -76,7 +76,7 @@ def said_by(z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, asked
     if any(asked):
         pi_mv = torch.exp(logp_mv, out=z_mv if spare else None)
         if asked.entropy:
-            entropy_m1 = -torch.linalg.vecdot(pi_mv, logp_mv)[:, None]
+            entropy_m1 = -(pi_mv * logp_mv).sum(1, keepdim=True)  # not vecdot: autocast would make it bfloat16
         if asked.pull:
             pull_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
     return Said(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, pull_mD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -78,11 +78,11 @@ BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
 """Parts that can be asked for one row of the table."""
 
 
-def run_part(name: str, method: str | None = None) -> Iterator[Finding]:
-    """The findings of one part, in every precision it has. method: of this row alone, where a part can tell rows apart beforehand."""
-    _, checks, precisions = PARTS[name]
+def run_part(name: str, method: str | None = None, *, precisions: Sequence[torch.dtype] = ()) -> Iterator[Finding]:
+    """The findings of one part, in every precision it has, or in these. method: of this row alone, where a part can tell rows apart."""
+    _, checks, own = PARTS[name]
     by_row = name in BY_ROW and method in ALGORITHMS
-    for dtype in precisions:
+    for dtype in precisions or own:
         with precision(dtype):
             yield from BY_ROW[name](only=method) if by_row else checks()
 

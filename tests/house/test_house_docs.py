@@ -16,7 +16,9 @@ from house_shell import as_it_was, run_shell
 from house_source import PACKAGE, ROOT, package_files, python_files
 
 import laurel
+from laurel.prompt import fit as fitting
 from laurel.prompt import synthetic
+from laurel.prompt.models import Logistic, Rates
 from laurel.train import starter
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -52,9 +54,10 @@ def whole_workplace(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def workplace(whole_workplace, monkeypatch, once) -> Path:
-    """The same, and the starter model is a short one, built once a run; the synthetic log of `laurel prompt` has a fifth of its queries."""
+    """The same, and shorter: a starter of few steps, built once a run; a fifth of the queries and three models for `laurel prompt`."""
     monkeypatch.setenv("LAUREL_CACHE", str(once("short-starter", short_starter)))
     whole = synthetic.synthetic_log
+    monkeypatch.setattr(fitting, "grid", lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)])
     monkeypatch.setattr(synthetic, "synthetic_log", lambda queries=600, *args, **how: whole(queries, *args, **how))
     return whole_workplace
 

@@ -245,7 +245,7 @@ def test_T36_what_does_not_apply_is_refused(name, options, message):
 @pytest.mark.parametrize("eps", [0.5, 0.7, -0.1])
 def test_half_of_the_labels_wrong_is_refused(eps):
     """At .5 there is nothing to learn, and robust_dpo would divide by 0."""
-    with pytest.raises(ValueError, match="label_smoothing"):
+    with pytest.raises(UsageError, match="label_smoothing"):
         TrainConfig(label_smoothing=eps)
 
 

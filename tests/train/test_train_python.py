@@ -350,13 +350,13 @@ def test_mistakes_are_told_in_our_words(options, words, folder, tmp_path):
 
 def test_a_configuration_made_in_python_is_refused_in_our_words():
     for kind, values, words in [
-        (TrainConfig, {"lerning_rate": 1}, "configuration: unknown option `lerning_rate`.*`learning_rate`"),
+        (TrainConfig, {"lerning_rate": 1}, "TrainConfig: unknown option `lerning_rate`.*`learning_rate`"),
         (TrainConfig, {"max_steps": 0}, "option `max_steps` = 0: it must be at least 1"), (EvalConfig, {"limti": 3}, "`limit`"),
         (TrainConfig, {"eval_dataset": 3}, "option `eval_dataset` = 3: text is wanted, or a mapping of names is wanted"),
         (TrainConfig, {"lr_scheduler_type": "cosin"}, r"one of 'constant', 'linear' or 'cosine' \(Did you mean `cosine`\?\)"),
-        (TrainConfig, {"max_steps": 1.5, "dtype": 3}, "`max_steps` = 1.5: a whole number is wanted. option `dtype` = 3: it is one of"),
+        (TrainConfig, {"max_steps": 1.5, "dtype": 3}, "`max_steps` = 1.5: a whole number is wanted. option `dtype` = '3': it is one of"),
         (TrainConfig, {"resume": "maybe"}, "true or false is wanted, or it is one of 'anyway'|'anyway'"),
-        (TrainConfig, {"stop": "x"}, "option `stop` = 'x': a list is wanted"),
+        (TrainConfig, {"stop": 3}, "option `stop` = 3: a list is wanted"),
         (TrainConfig, {"use_peft": "perhaps"}, "option `use_peft` = 'perhaps': true or false is wanted"),
         (TrainConfig, {"learning_rate": 0}, "it must be above 0"), (TrainConfig, {"rewards": [3]}, "`rewards.0` = 3: text is wanted"),
     ]:  # fmt: skip
