@@ -144,6 +144,7 @@ def test_the_panel_has_the_signs_side_by_side_and_no_score(filled, chief):
     assert chief.get("/admin/batches/1/annotators/nobody").status_code == 404
 
 
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.whole)], indirect=True)
 def test_the_agreement_of_nine_thousand_votes(store, chief, shared):
     put_llmfao(store, shared)
     assert "8,931 on 2,139 items" in chief.get("/admin/batches/1/agreement").text

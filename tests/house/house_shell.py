@@ -16,6 +16,7 @@ from laurel.cli.main import main
 
 LAUREL = r"""
 laurel() {
+    if [ -p /dev/stdout ]; then command laurel "$@"; return; fi
     printf '%s\0' "$PWD" "$@" > "$DOOR/asked"
     read -r code < "$DOOR/done"
     cat "$DOOR/out"; cat "$DOOR/err" >&2
@@ -23,7 +24,10 @@ laurel() {
 }
 trap ': > "$DOOR/asked"' EXIT
 """
-"""Hands its words over, waits, prints what was printed, leaves with the same code. The end of the script hands over nothing."""
+"""Hands its words over, waits, prints what was printed, leaves with the same code. The end of the script hands over nothing.
+
+What goes on into a pipe is a process of its own, as a user's shell starts it: there real output flows.
+"""
 
 
 def run_shell(script: str, door: Path) -> tuple[int, str]:
