@@ -33,7 +33,7 @@ def short_words(prompts, completions, **columns):
     said = [text.split() for text in completions]
     return [sum(len(word) < 5 for word in words) / max(len(words), 1) for words in said]
 '''
-ANNOUNCED = re.compile(r"memory in MB.*together ([\d.]+)")
+ANNOUNCED = re.compile(r"at its largest about ([\d.]+)")
 
 CHECK = """
 import json, sys
