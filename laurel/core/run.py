@@ -127,7 +127,7 @@ class Run:
 
         path = self.folder / "config.yaml"
         try:
-            # libyaml, where it is there, reads and writes the hundred options in a tenth of the time, and the same text
+            # libyaml, where it is there, reads and writes the hundred options in a tenth of the time
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             return dict(yaml.load(path.read_text(encoding="utf-8"), loader) or {})
         except FileNotFoundError:
