@@ -148,4 +148,4 @@ def exhibit(
         claims.append(Claim("different prompts still get different answers", False, f"{COMMONEST}: {before}, then {after}"))
     texts = Table("first answers", ("prompt", "start", "policy"), tuple(tuple(row) for row in result["answers"]))
     about = "From demonstrations to preferences to a reward model to a policy, and what became of it."
-    return Exhibit("Pipeline", about, dict(result), tables=(table, stages, made_from, texts), charts=tuple(charts), claims=tuple(claims))
+    return Exhibit("Pipeline", about, dict(result), tables=(made_from, table, stages, texts), charts=tuple(charts), claims=tuple(claims))

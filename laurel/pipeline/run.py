@@ -223,7 +223,7 @@ class Pipeline:
         write_page(shown, self.root / "report.html", command=f"laurel pipeline {plan}")
         summary = {"figures": result["figures"], "stages": {folder: how for _, folder, how, _ in self.stages}, "seconds": round(seconds, 1)}
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
-        for table in shown.tables[:2]:
+        for table in shown.tables[:3]:
             lines = Lines(*table.columns, title=table.title, title_justify="left")
             for row in table.rows:
                 lines.add_row(*(cell(value) for value in row))
