@@ -208,7 +208,7 @@ class Pipeline:
         rows = [("model", plan.model), ("dataset", plan.dataset), ("who prefers", who), ("the hidden judge", gold)]
         for reward in rewards:
             said = [line for line in Run(reward.folder).facts.get("held_out", []) if line.startswith("accuracy")]
-            rows.append((f"reward model {reward.folder.name}, held out", said[0] if said else "no pair was held out"))
+            rows.append((f"reward model {reward.folder.name}, held out", " ".join(said[0].split()) if said else "no pair was held out"))
         rows.append(("policy", f"{self.algorithm}, {policy.folder.name}"))
         return Table("made from", ("what", "which"), tuple(rows))
 
