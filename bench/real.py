@@ -3,7 +3,8 @@
 python bench/real.py MODEL [--steps 3] [--only sft lora:sft sample ...] [--folder runs/real]
 
 Each way is a process of the `laurel` command on rows that this script makes. Printed: exit code, peak memory beside what was
-announced before the first step, seconds, tokens per second, and how far the saved folder's logits are from those of the newest
+announced before the first step, seconds, tokens per second of the last step beside those of a peer (`generate` of transformers, TRL's
+trainers in float32; see real_peers.py; --no-peers leaves them out), and how far the saved folder's logits are from those of the newest
 checkpoint's weights. Both are read by plain transformers (and PEFT), in a process that knows nothing of laurel; the gap is a share
 of the largest logit.
 """
@@ -100,19 +101,22 @@ class Outcome:
     peak: float
     announced: float | None = None
     speed: float | None = None
+    peer: float | None = None
     gap: float | None = None
     kept: str = ""
     said: str = ""
 
     def cells(self) -> list[str]:
         beside = self.peak / self.announced if self.announced else None
+        faster = self.speed / self.peer if self.speed and self.peer else None
         told = [f"{value:{form}}" if value is not None else "-" for value, form in (
-            (self.announced, ",.0f"), (beside, ".2f"), (self.speed, ",.0f"), (self.gap, ".1e"),
+            (self.announced, ",.0f"), (beside, ".2f"), (self.speed, ",.0f"), (self.peer, ",.0f"), (faster, ".1f"), (self.gap, ".1e"),
         )]  # fmt: skip
         return [self.way, str(self.code), f"{self.seconds:.0f}", f"{self.peak:,.0f}", *told, self.kept, self.said]
 
 
-HEADER = ["way", "exit", "seconds", "peak MB", "announced", "peak / announced", "tokens/s", "saved against trained", "saved", "last words"]
+HEADER = ["way", "exit", "seconds", "peak MB", "announced", "peak / announced", "tokens/s", "peer's", "ratio"]
+HEADER += ["saved against trained", "saved", "last words"]
 
 
 def make_rows(folder: Path) -> None:
@@ -184,6 +188,24 @@ def carried_out(way: str, model: str, folder: Path, steps: int) -> Outcome:
     return found
 
 
+def beside_peers(found: Outcome, model: str, folder: Path, steps: int) -> None:
+    """The peer's tokens per second; of sampling ours, too, as the command does not say. PPO has no peer, `eval` is `sample` and a reward."""
+    if found.way == "sample":
+        found.speed, found.peer = (rate(who, model, folder, steps) for who in ("ours", "generate"))
+    elif found.way.removeprefix("lora:") in TRAINED and not found.way.endswith("ppo"):
+        found.peer = rate(found.way, model, folder, steps)
+
+
+def rate(way: str, model: str, folder: Path, steps: int) -> float | None:
+    """Tokens per second of real_peers.py; None, and the reason on standard error, where it fails."""
+    words = [sys.executable, str(Path(__file__).with_name("real_peers.py")), way, model, str(folder), str(steps)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{way}: {done.stderr.strip().splitlines()[-1][:200]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])["speed"]
+
+
 def main() -> int:
     """Every way in turn, then the table; 1 where one did not end well."""
     shape = argparse.RawDescriptionHelpFormatter
@@ -193,12 +215,15 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     every = ["sample", "eval", *TRAINED, *(f"lora:{name}" for name in TRAINED)]
     parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="WAY", help=", ".join(every))
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="laurel alone")
     args = parser.parse_args()
     make_rows(args.folder)
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     found = []
     for way in args.only:
         found.append(carried_out(way, model, args.folder, args.steps))
+        if args.peers and not found[-1].code:
+            beside_peers(found[-1], model, args.folder, args.steps)
         print(" | ".join(found[-1].cells()), file=sys.stderr, flush=True)
     print(table(HEADER, [outcome.cells() for outcome in found]))
     return int(any(outcome.code or outcome.said for outcome in found))
