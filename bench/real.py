@@ -189,7 +189,7 @@ def carried_out(way: str, model: str, folder: Path, steps: int) -> Outcome:
 
 
 def beside_peers(found: Outcome, model: str, folder: Path, steps: int) -> None:
-    """The peer's tokens per second; of sampling ours, too, as the command does not say. PPO has no peer, `eval` is `sample` and a reward."""
+    """The peer's tokens per second; of sampling ours, too, which the command does not say. PPO has no peer; `eval` samples as `sample`."""
     if found.way == "sample":
         found.speed, found.peer = (rate(who, model, folder, steps) for who in ("ours", "generate"))
     elif found.way.removeprefix("lora:") in TRAINED and not found.way.endswith("ppo"):
