@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
@@ -12,7 +13,7 @@ from laurel.policy.chat import ensure_template
 from laurel.policy.model import Policy
 from laurel.policy.scratch import char_tokenizer, small_model
 from laurel.rollout.given import GIVEN
-from laurel.train.fitting import bounded, fitting
+from laurel.train.fitting import MANY, bounded, fitting, watched
 from laurel.train.loop import train
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -155,3 +156,19 @@ def test_a_template_that_laurel_invents_is_announced_and_says_so_where_it_is_sav
     assert "Made by laurel" in (run.model / "chat_template.jinja").read_text()
     again = train("sft", TrainConfig(model=str(run.model), output_dir=str(tmp_path / "again"), **options), quiet=True)
     assert not any("chat template" in note for note in again.facts["notes"])
+
+
+def test_many_rows_are_tokenised_with_a_bar_and_few_without(monkeypatch):
+    """On a terminal's error stream; every row comes through, in order."""
+
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    rows = [Row({"prompt": str(i)}, "here", str(i)) for i in range(MANY)]
+    for count, shown in ((MANY, True), (MANY - 1, False)):
+        screen = Terminal()
+        monkeypatch.setattr("sys.stderr", screen)
+        monkeypatch.setenv("TERM", "xterm")
+        assert list(watched(rows[:count])) == rows[:count]
+        assert ("tokenizing rows" in screen.getvalue()) is shown
