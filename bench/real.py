@@ -25,6 +25,7 @@ from pathlib import Path
 
 from claim import table
 
+READ = ("sample", "eval")
 TRAINED = ("sft", "grpo", "dpo", "reward", "ppo")
 ROWS, PROMPT, ANSWER = 24, 24, 16  # rows of data; words of a prompt and of an answer
 WORDS = ["the", "sun", "rises", "over", "a", "quiet", "town", "while", "people", "walk", "to", "work", "and", "talk", "about", "rain"]
@@ -143,6 +144,8 @@ def make_rows(folder: Path) -> None:
 def words_of(way: str, model: str, folder: Path, steps: int) -> list[str]:
     """The command line of a way."""
     name = way.removeprefix("lora:")
+    if name in READ and way != name:
+        model = str(folder / "lora-sft" / "model")  # the adapters that lora:sft saved
     if name == "sample":
         return ["sample", "The sun rises", "--model", model, "--num_generations", "4", "--max_completion_length", "16"]
     if name == "eval":
@@ -213,7 +216,7 @@ def main() -> int:
     parser.add_argument("model", help="a model folder")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
-    every = ["sample", "eval", *TRAINED, *(f"lora:{name}" for name in TRAINED)]
+    every = [*READ, *TRAINED, *(f"lora:{name}" for name in (*TRAINED, *READ))]
     parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="WAY", help=", ".join(every))
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="laurel alone")
     args = parser.parse_args()
