@@ -53,6 +53,8 @@ def add_parser(subparsers: Any) -> None:
 
     admin = verbs.add_parser("admin", parents=[where], help=f"make a coordinator, or change a password (asked for, or {PASSWORD})")
     admin.add_argument("name")
+    admin.add_argument("--link", action="store_true", help="print a link that lets them in once, without a password, instead")
+    admin.add_argument("--public_url", default="http://127.0.0.1:8000", help="the server's address (default http://127.0.0.1:8000)")
 
     key = verbs.add_parser("key", parents=[where], help="make a key for an application that asks its users")
     key.add_argument("name", help="the application; further keys of one name have the same users")
@@ -65,6 +67,9 @@ def _add_serve(verbs: Any, where: argparse.ArgumentParser) -> None:
     serve.add_argument("--port", type=int, default=8000, help="(default 8000)")
     serve.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     serve.add_argument("--public_url", metavar="URL", help="the address in browsers, https://... behind a proxy (default: host and port)")
+    serve.add_argument(
+        "--trusted-proxy", nargs="+", default=[], metavar="ADDRESS", help="proxies on other hosts whose X-Forwarded-For is believed"
+    )
     serve.add_argument("--demo", action="store_true", help="fill a new database with a small example, and print how to come in")
 
 
@@ -151,7 +156,8 @@ def run_serve(args: argparse.Namespace, store: Store) -> int:
             [("annotator", f"{public}/invite/{demo.token}"), ("coordinator", f"{public}/admin/login"), ("name", demo.admin),
              ("password", demo.password)],
         )  # fmt: skip
-    serve(store, args.host, args.port, args.workers, public, say=f"serving {store.shown} at {public} (Ctrl-C ends it)")
+    say = f"serving {store.shown} at {public} (Ctrl-C ends it)"
+    serve(store, args.host, args.port, args.workers, public, say=say, proxies=args.trusted_proxy)
     return 0
 
 
@@ -253,6 +259,13 @@ def run_admin(args: argparse.Namespace, store: Store) -> None:
     """A coordinator with a password, which has no default."""
     from laurel.feedback.people import add_admin
 
+    if args.link:
+        from laurel.feedback.entry import LINK_MINUTES, link
+        from laurel.feedback.web.app import address_of
+
+        print(f"{address_of(args.public_url)}/enter/{link(store, args.name.strip())}")
+        print(f"it works once, within {LINK_MINUTES:.0f} minutes", file=sys.stderr)
+        return
     if not 0 < len(args.name.strip()) <= 200:
         raise UsageError("a coordinator has a name of 1 to 200 characters.", where="name", fix="Give one.")
     password = os.environ.get(PASSWORD, "")

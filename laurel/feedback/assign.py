@@ -282,7 +282,9 @@ class Desk:
         """May this annotator see one more item with a kind of harm today?"""
         if not settings.daily_harm_cap:
             return True
-        today = Assignment.annotator_id == self.annotator, Assignment.made_at > self.store.now() - DAY, Item.harmful
+        now = self.store.now()
+        last_day = Assignment.made_at.between(now - DAY, now)  # what lies in the future is of before the clock was set back
+        today = Assignment.annotator_id == self.annotator, last_day, Item.harmful
         seen = session.scalar(select(func.count()).select_from(Assignment).join(Item).where(*today)) or 0
         return seen < settings.daily_harm_cap
 
@@ -310,7 +312,14 @@ def give_back(session: Session, assignment: Assignment) -> None:
 
 
 def expire(session: Session, now: float) -> int:
-    """Take back leases that ran out, in all batches; how many."""
+    """Take back leases that ran out, in all batches; how many. Where the clock was set back, leases begin anew: nobody waits for it."""
+    leased = Assignment.state == "leased"
+    longest = select(Assignment.batch_id, func.max(Assignment.lease_until)).where(leased, Assignment.lease_until > now)
+    for batch_id, until in session.execute(longest.group_by(Assignment.batch_id)).all():
+        full = now + 60 * BatchSettings.model_validate(session.get_one(Batch, batch_id).settings).lease_minutes
+        if until > full:
+            beyond = leased, Assignment.batch_id == batch_id, Assignment.lease_until > full
+            session.execute(update(Assignment).where(*beyond).values(lease_until=full))
     late = list(session.scalars(select(Assignment).where(Assignment.state == "leased", Assignment.lease_until < now)))
     for assignment in late:
         give_back(session, assignment)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -79,11 +82,55 @@ def accept(store: Store, token: str) -> str:
         annotator = session.get_one(Annotator, found.annotator_id)
         if annotator.state in ("withdrawn", "erased"):
             raise Refused("this invitation is unknown, used or expired.", status=403, fix="Ask for a new one.")
-        return _login(session, store.now(), SESSION_HOURS, annotator_id=annotator.id)
+        return login_with_code(session, annotator, store.now())
+
+
+def code_of(cookie: str) -> str:
+    """The code that belongs to a session's cookie: 80 random bits as four groups of four letters and digits.
+
+    It is computed from the cookie, so the browser that has that session can be shown it again, and nothing stores it.
+    """
+    letters = base64.b32encode(hashlib.sha256(f"code {cookie}".encode()).digest()[:10]).decode()
+    return "-".join(letters[i : i + 4] for i in range(0, 16, 4))
+
+
+def shown_code(store: Store, annotator_id: int, cookie: str) -> str:
+    """The annotator's code, where this session is the one it was made with; else ""."""
+    code = code_of(cookie)
+    with store.read() as session:
+        held = session.get_one(Annotator, annotator_id).code
+    return code if held == digest_of(code) else ""
+
+
+def come_back(store: Store, given: str) -> str:
+    """A session's cookie for a code, however it was written. It works as often as wanted, on every device, until there is a new one."""
+    plain = "".join(c for c in given.upper() if c.isalnum()).translate(str.maketrans("018", "OIB"))
+    code = "-".join(plain[i : i + 4] for i in range(0, len(plain), 4))
+    with store.write() as session:
+        annotator = session.scalar(select(Annotator).where(Annotator.code == digest_of(code)))
+        if annotator is None or annotator.state in ("withdrawn", "erased"):
+            fix = "Check it letter by letter, or ask the coordinator for a new invitation: your answers are kept."
+            raise Refused("this code is not known.", status=403, fix=fix)
+        return log_in_as(session, store.now(), SESSION_HOURS, annotator_id=annotator.id)
+
+
+def new_code(store: Store, annotator_id: int) -> str:
+    """A new session with a code of its own; the old code and all other sessions of the annotator end."""
+    with store.write() as session:
+        annotator = session.get_one(Annotator, annotator_id)
+        session.execute(delete(Login).where(Login.annotator_id == annotator_id))
+        record(session, annotator.pseudonym, "code", annotator.pseudonym, store.now())
+        return login_with_code(session, annotator, store.now())
+
+
+def login_with_code(session: Session, annotator: Annotator, now: float) -> str:
+    cookie = log_in_as(session, now, SESSION_HOURS, annotator_id=annotator.id)
+    annotator.code = digest_of(code_of(cookie))
+    return cookie
 
 
 def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS) -> str:
-    """A new invitation for someone who lost their session; the old ones and their sessions end."""
+    """A new invitation for someone who lost session and code; the old ones end."""
     token = secrets.token_urlsafe(32)
     with store.write() as session:
         annotator = session.scalar(select(Annotator).where(Annotator.pseudonym == pseudonym))
@@ -93,6 +140,7 @@ def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS
             raise Refused(f"`{pseudonym}` is a user of an application, not an annotator.", fix="Invite annotators under other pseudonyms.")
         for table in (Invite, Login):
             session.execute(delete(table).where(table.annotator_id == annotator.id))
+        annotator.code = ""
         session.add(Invite(digest=digest_of(token), annotator_id=annotator.id, expires=store.now() + days * 86400))
         record(session, actor, "renew", pseudonym, store.now())
     return token
@@ -138,7 +186,7 @@ def admit(store: Store, name: str, password: str) -> str:
         raise Refused("name and password do not belong together.", status=403)
     with store.write() as session:
         record(session, f"coordinator {name}", "login", name, store.now())
-        return _login(session, store.now(), ADMIN_HOURS, admin_id=admin.id)
+        return log_in_as(session, store.now(), ADMIN_HOURS, admin_id=admin.id)
 
 
 @cache
@@ -147,7 +195,7 @@ def nobody() -> str:
     return HASHER.hash(secrets.token_hex(16))
 
 
-def _login(session: Session, now: float, hours: float, **whose: Any) -> str:
+def log_in_as(session: Session, now: float, hours: float, **whose: Any) -> str:
     """A new session; its cookie's value."""
     cookie = secrets.token_urlsafe(32)
     session.add(Login(digest=digest_of(cookie), csrf=secrets.token_urlsafe(24), made_at=now, expires=now + hours * 3600, **whose))
@@ -169,6 +217,19 @@ def leave(store: Store, cookie: str) -> None:
         session.execute(delete(Login).where(Login.digest == digest_of(cookie)))
 
 
+@contextmanager
+def failures(store: Store, most: dict[str, int], seconds: float) -> Iterator[None]:
+    """A try that counts for its keys if it fails: Refused with 429 where one had `most` failures in a window of so many seconds.
+
+    It counts while it lasts, so that many at once cannot all slip through, and is taken back where no error leaves the block.
+    """
+    limit_all(store, most, seconds)
+    yield
+    with store.write() as session:
+        for row in session.scalars(select(Attempt).where(Attempt.key.in_(most))):
+            row.count = max(0, row.count - 1)
+
+
 def limit(store: Store, key: str, most: int, seconds: float) -> None:
     """Note a try; Refused with 429 when `key` had `most` already in a window of this many seconds. Shared by all server processes."""
     limit_all(store, {key: most}, seconds)
@@ -181,18 +242,23 @@ def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
         rows = {row.key: row for row in session.scalars(select(Attempt).where(Attempt.key.in_(most)))}
         for key, count in most.items():
             row = rows.get(key)
-            if row is not None and row.began > now - seconds and row.count >= count:
+            if row is not None and _lasts(row, now, seconds) and row.count >= count:
                 raise Refused("too many tries.", status=429, fix=f"Wait {row.began + seconds - now:.0f} seconds, then try again.")
         for key in most:
             row = rows.get(key)
             if row is None:
                 session.add(Attempt(key=key, began=now, count=1))
-            elif row.began > now - seconds:
+            elif _lasts(row, now, seconds):
                 row.count += 1
             else:
                 row.began, row.count = now, 1
         if len(rows) < len(most):
             session.execute(delete(Attempt).where(Attempt.began < now - 86400))
+
+
+def _lasts(row: Attempt, now: float, seconds: float) -> bool:
+    """Has the row's window begun and not ended? One that begins in the future is of before the clock was set back: it is over."""
+    return 0 <= now - row.began < seconds
 
 
 def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = False) -> dict[str, Any]:
@@ -221,7 +287,7 @@ def withdraw(store: Store, annotator_id: int, *, actor: str = "", erase: bool = 
             give_back(session, assignment)
             assignment.state, assignment.skip_reason = "withdrawn", ANSWERED if paid else ""
         old = annotator.pseudonym
-        annotator.person, annotator.opted_out = "", []
+        annotator.person, annotator.opted_out, annotator.code = "", [], ""
         annotator.state = "erased" if erase or not keep else "withdrawn"
         released = [r.path for r in session.scalars(select(Release)) if old in r.pseudonyms]
         told = {"removed": removed, "votes": "kept" if keep else "deleted", "paid_samples": dict(owed)}

@@ -132,6 +132,8 @@ class Annotator(Base):
     qualified: Mapped[bool] = mapped_column(default=False)
     opted_out: Mapped[list[str]] = mapped_column(default=list)
     """Kinds of harm that are not shown, at no loss of pay."""
+    code: Mapped[str] = mapped_column(default="", server_default="", index=True)
+    """The digest of the code by which they come back in; "" where there is none."""
     made_at: Mapped[float]
 
 

@@ -118,6 +118,45 @@ def come_in(page, store, server, **more):
     return pseudonym
 
 
+def test_the_browser_is_closed_and_opened_again(disk, server, tmp_path):
+    """The session is still there; on another device, and after the session's end, the code from the first page opens the work."""
+    from playwright.sync_api import sync_playwright
+
+    rich_batch(disk)
+    with sync_playwright() as playwright:
+
+        def opened(folder):
+            made = playwright.chromium.launch_persistent_context(str(tmp_path / folder), executable_path=CHROMIUM, args=["--no-sandbox"])
+            made.set_default_timeout(15_000)
+            return made, made.new_page()
+
+        first, page = opened("laptop")
+        name = come_in(page, disk, server)
+        page.goto(f"{server.url}/mine")
+        code = page.locator("code.owncode").inner_text()
+        first.close()
+        first, page = opened("laptop")
+        page.goto(f"{server.url}/work")
+        assert name in page.locator("header").inner_text()
+        second, phone = opened("phone")
+        phone.goto(f"{server.url}/work")
+        phone.get_by_role("link", name="Come back in with your code").click()
+        phone.get_by_label("Your code").fill(code.lower())
+        phone.get_by_role("button", name="Come in").click()
+        phone.wait_for_url("**/work")
+        for tab in (page, phone):  # both stay in
+            tab.reload()
+            assert name in tab.locator("header").inner_text()
+        if SHOTS:
+            page.goto(f"{server.url}/mine")
+            page.screenshot(path=f"{SHOTS}/mine-code.png", full_page=True)
+            phone.context.clear_cookies()
+            phone.goto(f"{server.url}/return")
+            phone.screenshot(path=f"{SHOTS}/return.png", full_page=True)
+        first.close()
+        second.close()
+
+
 def votes(store):
     with store.read() as session:
         return [vote.rating for vote in session.scalars(select(Vote).order_by(Vote.id))]

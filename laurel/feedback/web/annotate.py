@@ -19,11 +19,12 @@ from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Event, Item, Ruling
 from laurel.feedback.web import work
 from laurel.feedback.web.sample import TOLD_KINDS, guidelines, is_right, latest_votes, messages_of, settings_of, values_of, words_of
-from laurel.feedback.web.security import Site, form_of, limited, log_in, page, require_annotator
+from laurel.feedback.web.security import Site, address_of, failing, form_of, log_in, page, require_annotator
 from laurel.feedback.web.text import formatted, shown
 
 SUPPORT = "Take a break whenever you like. If something stays with you, talk to someone you trust or to your coordinator."
 ATTEMPTS = 2
+DAYS = round(people.SESSION_HOURS / 24)
 RETENTION_DAYS = 365
 QUESTIONS = {
     "age": ("How old are you?", ["18-24", "25-34", "35-44", "45-54", "55-64", "65 or older"]),
@@ -44,12 +45,15 @@ def routes(site: Site) -> list[BaseRoute]:
         Route("/", start),
         Route("/invite/{token}", invitation, methods=["GET"]),
         Route("/invite/{token}", exchange, methods=["POST"]),
+        Route("/return", return_page, methods=["GET"]),
+        Route("/return", come_back, methods=["POST"]),
         Route("/consent", consent_page, methods=["GET"]),
         Route("/consent", sign, methods=["POST"]),
         Route("/guidelines", guidelines_page),
         Route("/check/{batch:int}", check_page, methods=["GET"]),
         Route("/check/{batch:int}", check, methods=["POST"]),
         Route("/mine", mine),
+        Route("/mine/code", new_code, methods=["POST"]),
         Route("/mine/data.json", my_data),
         Route("/mine/withdraw", withdraw_page, methods=["GET"]),
         Route("/mine/withdraw", withdraw, methods=["POST"]),
@@ -64,15 +68,46 @@ def start(request: Request) -> Response:
 
 def invitation(request: Request) -> Response:
     """A button. Looking at the page exchanges nothing, so that programs that fetch links in advance do not use the invitation up."""
-    return page(request, "invite.html", token=request.path_params["token"])
+    return page(request, "invite.html", token=request.path_params["token"], days=DAYS)
 
 
 def exchange(request: Request) -> Response:
     """The invitation becomes a session."""
     site = request.app.state.site
-    limited(request, "invitation", site.limits.token)
-    cookie = people.accept(site.store, request.path_params["token"][:200])
+    with failing(request, {f"invitation from {address_of(request)}": site.limits.token}):
+        cookie = people.accept(site.store, request.path_params["token"][:200])
     return log_in(request, cookie, "/consent")
+
+
+def return_page(request: Request, status: int = 200, wrong: str = "") -> Response:
+    """A field for the code by which somebody comes back in."""
+    return page(request, "return.html", status=status, wrong=wrong)
+
+
+def come_back(request: Request) -> Response:
+    """A code becomes a session, on any device."""
+    site, given = request.app.state.site, str(form_of(request).get("code", ""))[:100]
+    try:
+        with failing(request, {f"code from {address_of(request)}": site.limits.token}):
+            cookie = people.come_back(site.store, given)
+    except Refused as error:
+        if error.status != 403:
+            raise
+        return return_page(request, 403, f"{error.what} {error.fix}")
+    return log_in(request, cookie, "/work")
+
+
+def new_code(request: Request) -> Response:
+    """Another code; what the old one opened is closed."""
+    me, site = require_annotator(request), request.app.state.site
+    return log_in(request, people.new_code(site.store, me.id), "/mine")
+
+
+def own_code(request: Request, me: Annotator) -> dict[str, Any]:
+    """What code.html shows: the code, where this browser's session is the one it was made with."""
+    site = request.app.state.site
+    cookie = request.cookies.get(site.cookie(), "")
+    return {"code": people.shown_code(site.store, me.id, cookie), "days": DAYS}
 
 
 def harms(session: Session) -> dict[str, int]:
@@ -95,7 +130,7 @@ def consent_page(request: Request, status: int = 200, wrong: str = "") -> Respon
         kinds = harms(session)
         said = {d.question: d.answer for d in session.scalars(select(Demographic).where(Demographic.annotator_id == me.id))}
     context = {"me": me, "harms": kinds, "said": said, "questions": QUESTIONS, "support": site.support or SUPPORT, "wrong": wrong}
-    return page(request, "consent.html", status=status, days=RETENTION_DAYS, **context)
+    return page(request, "consent.html", status=status, kept_days=RETENTION_DAYS, **context, **own_code(request, me))
 
 
 def sign(request: Request) -> Response:
@@ -219,7 +254,7 @@ def mine(request: Request) -> Response:
     me, store = require_annotator(request), request.app.state.site.store
     with store.read() as session:
         batches = earnings(session, me.id)
-    return page(request, "mine.html", me=me, batches=batches)
+    return page(request, "mine.html", me=me, batches=batches, **own_code(request, me))
 
 
 def my_data(request: Request) -> Response:

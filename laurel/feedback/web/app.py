@@ -13,11 +13,11 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.feedback import people
+from laurel.feedback import entry, people
 from laurel.feedback.store import Store
-from laurel.feedback.web import annotate, coordinate
+from laurel.feedback.web import annotate, coordinate, security
 from laurel.feedback.web.api import make_api
-from laurel.feedback.web.security import HERE, Guard, Limits, Site, broken, error_page, form_of, limited, log_in, log_out, page
+from laurel.feedback.web.security import HERE, Guard, Limits, Site, broken, error_page, failing, form_of, log_in, log_out, page, set_cookie
 
 
 def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", support: str = "", limits: Limits | None = None) -> Starlette:
@@ -30,6 +30,8 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
         Mount("/static", StaticFiles(directory=HERE / "static"), name="static"),
         Route("/admin/login", login_page, methods=["GET"]),
         Route("/admin/login", login, methods=["POST"]),
+        Route("/enter/{token}", enter_page, methods=["GET"]),
+        Route("/enter/{token}", enter, methods=["POST"]),
         Route("/logout", logout, methods=["POST"]),
         *annotate.routes(site),
         *coordinate.routes(site),
@@ -61,16 +63,44 @@ def login_page(request: Request) -> Response:
 
 
 def login(request: Request) -> Response:
-    """A coordinator comes in; the tries are limited."""
+    """A coordinator comes in. Failures are limited: of a browser that was in before by itself, so that nobody else can keep it out."""
     site, form = request.app.state.site, form_of(request)
     name = str(form.get("name", ""))[:200]
-    limited(request, "login", site.limits.login)
-    people.limit(site.store, f"login as {people.digest_of(name)[:24]}", 3 * site.limits.login, 60.0)
+    known = entry.known_device(site.store, name, request.cookies.get(site.cookie("laurel-device"), ""))
+    if known:
+        most = {f"login by {known}": site.limits.login}
+    else:
+        from_here = f"login from {security.address_of(request)}"
+        most = {from_here: site.limits.login, f"login as {people.digest_of(name)[:24]}": site.limits.name}
     try:
-        cookie = people.admit(site.store, name, str(form.get("password", ""))[:1000])
+        with failing(request, most):
+            cookie = people.admit(site.store, name, str(form.get("password", ""))[:1000])
     except people.Refused as error:
+        if error.status != 403:
+            raise
         return page(request, "login.html", status=error.status, wrong=error.what)
-    return log_in(request, cookie, "/admin")
+    return let_in(request, name, cookie)
+
+
+def let_in(request: Request, name: str, cookie: str) -> Response:
+    """To the coordinators' pages, and the browser is known from now on."""
+    site = request.app.state.site
+    response = log_in(request, cookie, "/admin", people.ADMIN_HOURS)
+    set_cookie(response, site, "laurel-device", entry.device(site.store, name), 24 * entry.DEVICE_DAYS)
+    return response
+
+
+def enter_page(request: Request) -> Response:
+    """A button; looking at the page uses nothing up."""
+    return page(request, "enter.html", token=request.path_params["token"], minutes=round(entry.LINK_MINUTES))
+
+
+def enter(request: Request) -> Response:
+    """A link that was made on the server becomes a session."""
+    site = request.app.state.site
+    with failing(request, {f"link from {security.address_of(request)}": site.limits.token}):
+        name, cookie = entry.enter(site.store, request.path_params["token"][:200])
+    return let_in(request, name, cookie)
 
 
 def logout(request: Request) -> Response:

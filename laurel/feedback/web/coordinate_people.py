@@ -28,6 +28,7 @@ from laurel.feedback.whose import reference_of, whose
 LINES = 200
 """Rows of the audit log on a page."""
 HOURS = 100
+WATCHED_DAYS = 14
 LONGEST = 200_000
 """Characters of the guidelines."""
 
@@ -254,9 +255,10 @@ def _everything(store: Store, batches: list[int]) -> Poll:
 
 def busy(request: Request) -> Response:
     """Votes per hour and account of the last two weeks, hours that stand out first."""
-    hours = activity(_store(request))
+    hours = activity(_store(request), WATCHED_DAYS)
     rows = [(hour, moment(hour.hour)) for hour in hours[:HOURS]]
-    return page(request, "admin_activity.html", rows=rows, more=max(0, len(hours) - HOURS), odd=sum(hour.odd for hour in hours))
+    more, odd = max(0, len(hours) - HOURS), sum(hour.odd for hour in hours)
+    return page(request, "admin_activity.html", rows=rows, more=more, odd=odd, days=WATCHED_DAYS)
 
 
 def audit(request: Request) -> Response:

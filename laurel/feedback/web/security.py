@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,13 @@ LARGEST, LARGEST_ADMIN = 2_000_000, 200_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Requests in a minute: tries to log in, invitations exchanged, and answers, for a session and for an address."""
+    """In a minute: failed logins and failed invitations or codes from an address, failed logins under a name from browsers that are not
+    known, and answers of a session and from an address. What succeeds counts only among answers.
+    """
 
     login: int = 10
-    token: int = 20
+    name: int = 300
+    token: int = 60
     answer: int = 120
     answer_address: int = 6000
 
@@ -196,17 +201,18 @@ def _page(request: Request, site: Site, template: str, status: int, context: dic
     return response
 
 
-def set_cookie(response: Response, site: Site, name: str, value: str) -> None:
-    """A cookie that scripts do not see and other sites do not send."""
-    response.set_cookie(site.cookie(name), value, httponly=True, samesite="lax", secure=site.secure, path="/")
+def set_cookie(response: Response, site: Site, name: str, value: str, hours: float | None = None) -> None:
+    """A cookie that scripts do not see and other sites do not send. hours: how long it is kept; None: until the browser closes."""
+    age = None if hours is None else round(3600 * hours)
+    response.set_cookie(site.cookie(name), value, max_age=age, httponly=True, samesite="lax", secure=site.secure, path="/")
 
 
-def log_in(request: Request, cookie: str, to: str) -> Response:
-    """Go to a page as whom the new session's cookie says; the session before it, if any, ends."""
+def log_in(request: Request, cookie: str, to: str, hours: float = people.SESSION_HOURS) -> Response:
+    """Go to a page as whom the new session's cookie says, which is kept as long as the session; the one before it, if any, ends."""
     site = request.app.state.site
     log_out(request)
     response = RedirectResponse(to, 303)
-    set_cookie(response, site, "laurel", cookie)
+    set_cookie(response, site, "laurel", cookie, hours)
     response.delete_cookie(site.cookie("laurel-form"), path="/", secure=site.secure, httponly=True, samesite="lax")
     return response
 
@@ -223,7 +229,7 @@ def require_annotator(request: Request) -> Annotator:
     """Who rates. Refused without an annotator's session; the state (invited, active, ...) is the handler's to look at."""
     who = request.state.who
     if who is None or who.annotator is None:
-        fix = "Open your invitation. If it was used already, ask the coordinator for a new one: your answers are kept."
+        fix = "Come back in with your code, or open your invitation. If both are gone, ask the coordinator: your answers are kept."
         raise Refused("you are not logged in.", status=403, fix=fix)
     with request.app.state.site.store.read() as session:
         return session.get_one(Annotator, who.annotator)
@@ -240,10 +246,22 @@ def require_admin(request: Request) -> Admin:
         return session.get_one(Admin, who.admin)
 
 
+def address_of(request: Request) -> str:
+    """Who asks, as far as the network says; behind a proxy that is trusted, what that says."""
+    return request.client.host if request.client else ""
+
+
+@contextmanager
+def failing(request: Request, most: dict[str, int]) -> Iterator[None]:
+    """A try that counts for its keys if it fails; beyond so many failures in a minute it is Refused with 429."""
+    with people.failures(request.app.state.site.store, most, 60.0):
+        yield
+
+
 def limited(request: Request, what: str, most: int, address: int = 0) -> None:
     """Note a try; Refused with 429 beyond `most` a minute for the session, and beyond `address` (by default the same) for the address."""
     store = request.app.state.site.store
-    keys = {f"{what} from {request.client.host if request.client else ''}": address or most}
+    keys = {f"{what} from {address_of(request)}": address or most}
     if request.state.who is not None:
         keys[f"{what} by {people.digest_of(request.state.csrf)[:24]}"] = most
     people.limit_all(store, keys, 60.0)
@@ -270,7 +288,8 @@ def error_page(request: Request, error: Exception, site: Site | None = None) -> 
     if wants_json(request):
         return JSONResponse({"error": f"{where}: {what}" if where else what, "fix": fix}, status)
     what = what[:1].upper() + what[1:]
-    response = _page(request, served, "error.html", status, {"what": what, "fix": fix, "status": status})
+    lost = status == 403 and getattr(request.state, "who", None) is None
+    response = _page(request, served, "error.html", status, {"what": what, "fix": fix, "status": status, "lost": lost})
     if status == 429:
         response.headers["Retry-After"] = "60"
     return response

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 
 import uvicorn
 from sqlalchemy import func, select
@@ -25,15 +26,21 @@ def made() -> Starlette:
     return create_app(Store(os.environ[DATABASE]), public_url=os.environ[PUBLIC_URL])
 
 
-def serve(store: Store, host: str, port: int, workers: int, public_url: str, *, say: str = "") -> None:
-    """Serve until interrupted; `say` is printed before, once `check` has nothing against it."""
+def serve(store: Store, host: str, port: int, workers: int, public_url: str, *, say: str = "", proxies: Sequence[str] = ()) -> None:
+    """Serve until interrupted; `say` is printed before, once `check` has nothing against it.
+
+    proxies: addresses or networks that may say whom they ask for (X-Forwarded-For); this machine's own are always among them.
+    """
     check(store, host, port, workers, public_url)
+    for proxy in proxies:
+        check_proxy(proxy)
     os.environ[DATABASE], os.environ[PUBLIC_URL] = store.url, public_url
     store.close()
     print(say, flush=True)
     uvicorn.run(
-        "laurel.feedback.web.serve:made", factory=True, host=host, port=port, workers=workers, log_level="warning", server_header=False
-    )
+        "laurel.feedback.web.serve:made", factory=True, host=host, port=port, workers=workers, log_level="warning", server_header=False,
+        forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
+    )  # fmt: skip
 
 
 def check(store: Store, host: str, port: int, workers: int, public_url: str, *, demo: bool = False) -> None:
@@ -65,6 +72,15 @@ def check(store: Store, host: str, port: int, workers: int, public_url: str, *, 
         else:
             fix = "Give --host an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
         raise UsageError(f"{host}, port {port}, cannot be listened on: {said}.", where="laurel feedback serve", fix=fix) from error
+
+
+def check_proxy(proxy: str) -> None:
+    """UsageError for what is no address and no network."""
+    try:
+        ipaddress.ip_network(proxy)
+    except ValueError as error:
+        fix = "Give an address such as 10.0.0.5, or a network such as 172.16.0.0/12."
+        raise UsageError(f"`{proxy}` is no address: {error}.", where="--trusted-proxy", fix=fix) from error
 
 
 def is_loopback(host: str) -> bool:
