@@ -124,6 +124,7 @@ def new_code(store: Store, annotator_id: int) -> str:
 
 
 def login_with_code(session: Session, annotator: Annotator, now: float) -> str:
+    """A new session of an annotator, whose code is this session's from now on; its cookie."""
     cookie = log_in_as(session, now, SESSION_HOURS, annotator_id=annotator.id)
     annotator.code = digest_of(code_of(cookie))
     return cookie
