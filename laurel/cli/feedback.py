@@ -68,7 +68,7 @@ def _add_serve(verbs: Any, where: argparse.ArgumentParser) -> None:
     serve.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     serve.add_argument("--public_url", metavar="URL", help="the address in browsers, https://... behind a proxy (default: host and port)")
     serve.add_argument(
-        "--trusted-proxy", nargs="+", default=[], metavar="ADDRESS", help="proxies on other hosts whose X-Forwarded-For is believed"
+        "--trusted_proxy", nargs="+", default=[], metavar="ADDRESS", help="proxies on other hosts whose X-Forwarded-For is believed"
     )
     serve.add_argument("--demo", action="store_true", help="fill a new database with a small example, and print how to come in")
 
