@@ -37,7 +37,7 @@ def known_device(store: Store, name: str, kept: str) -> str:
     nonce, _, seal = kept.partition(".")
     with store.read() as session:
         admin = session.scalar(select(Admin).where(Admin.name == name))
-    if admin is None or not seal.isascii():
+    if admin is None or not kept.isascii():
         return ""
     return nonce if hmac.compare_digest(seal, signed(admin, f"device {nonce}")) else ""
 

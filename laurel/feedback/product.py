@@ -119,7 +119,7 @@ def signed_key(store: Store, comparison: str, user: str, until: int, signature: 
     """The key that signed a page's link. A link that is wrong, too old or of a revoked key is refused."""
     with store.read() as session:
         for key in session.scalars(select(ApiKey).where(~ApiKey.revoked)):
-            if hmac.compare_digest(sign(key, comparison, user, until), signature):
+            if hmac.compare_digest(sign(key, comparison, user, until).encode(), signature.encode()):
                 if until < store.now():
                     break
                 return key

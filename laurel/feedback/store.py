@@ -104,7 +104,7 @@ def open_engine(url: str) -> Engine:
         if sqlite:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         wait = {"timeout": BUSY_SECONDS} if sqlite else {"connect_timeout": CONNECT_SECONDS}
-        engine = create_engine(url, pool_pre_ping=not sqlite, connect_args=wait)
+        engine = create_engine(url, pool_pre_ping=not sqlite, connect_args=wait, hide_parameters=True)  # they are people's words
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         fix = "Give a path of a SQLite file, or postgresql://USER:PASSWORD@HOST/NAME."
         raise UsageError(f"this is not a database's address: {error}", where=where, fix=fix) from error

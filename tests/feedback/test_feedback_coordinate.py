@@ -75,7 +75,7 @@ def test_every_page_shows_and_nobody_else_sees_it(filled, chief):
 def test_every_page_is_in_the_list_of_pages(filled, chief):
     """A page that is added is one that the test above looks at."""
     site = chief.client.app.state.site
-    gets = {re.sub(r"\{batch:int\}", "1", r.path) for r in all_routes(site) if "GET" in r.methods}
+    gets = {re.sub(r"\{batch:\w+\}", "1", r.path) for r in all_routes(site) if "GET" in r.methods}
     gets = {path.replace("{pseudonym}", "w1").replace("{item}", "i1") for path in gets}
     assert gets == set(PAGES)
 
@@ -91,7 +91,7 @@ def test_every_form_asks_for_its_token_and_for_a_coordinator(filled, chief):
     posts = [r.path for r in all_routes(site) if "POST" in r.methods]
     assert len(posts) >= 14
     for path in posts:
-        whole = re.sub(r"\{\w+:int\}", "1", path).replace("{item}", "i1").replace("{pseudonym}", "w1").replace("{assignment}", "x")
+        whole = re.sub(r"\{\w+:\w+\}", "1", path).replace("{item}", "i1").replace("{pseudonym}", "w1").replace("{assignment}", "x")
         for data in ({}, {"csrf": "wrong"}):
             assert chief.post(whole, data={"name": "n", "text": "t", "asked": "1", **data}).status_code == 403, whole
         foreign = {"origin": "https://elsewhere.example"}

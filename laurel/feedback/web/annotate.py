@@ -18,6 +18,7 @@ from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Event, Item, Ruling
 from laurel.feedback.web import work
+from laurel.feedback.web.edge import attachment
 from laurel.feedback.web.sample import TOLD_KINDS, guidelines, is_right, latest_votes, messages_of, settings_of, values_of, words_of
 from laurel.feedback.web.security import Site, address_of, failing, form_of, log_in, page, require_annotator
 from laurel.feedback.web.text import formatted, shown
@@ -50,8 +51,8 @@ def routes(site: Site) -> list[BaseRoute]:
         Route("/consent", consent_page, methods=["GET"]),
         Route("/consent", sign, methods=["POST"]),
         Route("/guidelines", guidelines_page),
-        Route("/check/{batch:int}", check_page, methods=["GET"]),
-        Route("/check/{batch:int}", check, methods=["POST"]),
+        Route("/check/{batch:number}", check_page, methods=["GET"]),
+        Route("/check/{batch:number}", check, methods=["POST"]),
         Route("/mine", mine),
         Route("/mine/code", new_code, methods=["POST"]),
         Route("/mine/data.json", my_data),
@@ -284,7 +285,7 @@ def my_data(request: Request) -> Response:
             "about_you": [{"question": d.question, "answer": d.answer, "kept_until": d.keep_until} for d in asked],
             "samples": answers,
         }
-    return JSONResponse(data, headers={"Content-Disposition": f'attachment; filename="{me.pseudonym}.json"'})
+    return JSONResponse(data, headers={"Content-Disposition": attachment(f"{me.pseudonym}.json")})
 
 
 def votes_of(store: Store, me: int) -> int:

@@ -20,6 +20,7 @@ from laurel.feedback import people, product
 from laurel.feedback.assign import Refused
 from laurel.feedback.store import Store
 from laurel.feedback.tables import ApiKey
+from laurel.feedback.web.edge import unclean
 from laurel.feedback.web.security import POLICY, environment
 from laurel.feedback.web.text import shown
 
@@ -140,6 +141,10 @@ class Capped:
         if len(body) > LARGEST:
             response = JSONResponse({"error": f"a request has at most {LARGEST:,} bytes.", "fix": "Send less."}, 413)
             await response(scope, receive, send)
+            return
+        if unclean(bytes(body)):
+            what = "a text holds NUL, or half of a surrogate pair, which no database takes."
+            await JSONResponse({"error": what, "fix": "Send Unicode text without them."}, 422)(scope, receive, send)
             return
         given = False
 

@@ -17,7 +17,7 @@ from laurel.feedback import entry, people
 from laurel.feedback.store import Store
 from laurel.feedback.web import annotate, coordinate, security
 from laurel.feedback.web.api import make_api
-from laurel.feedback.web.security import HERE, Guard, Limits, Site, broken, error_page, failing, form_of, log_in, log_out, page, set_cookie
+from laurel.feedback.web.security import HERE, Guard, Limits, Site, error_page, failing, form_of, log_in, log_out, page, set_cookie
 
 
 def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", support: str = "", limits: Limits | None = None) -> Starlette:
@@ -37,7 +37,7 @@ def create_app(store: Store, *, public_url: str = "http://127.0.0.1:8000", suppo
         *coordinate.routes(site),
         Mount("/api", make_api(store)),
     ]
-    handlers = {LaurelError: error_page, HTTPException: error_page, Exception: broken}
+    handlers = {LaurelError: error_page, HTTPException: error_page}
     app = Starlette(routes=routes, middleware=[Middleware(Guard, site=site)], exception_handlers=handlers)  # type: ignore[arg-type]
     app.state.site = site
     return app

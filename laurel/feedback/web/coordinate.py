@@ -48,7 +48,7 @@ FIELDS = {
 
 def routes(site: Site) -> list[BaseRoute]:
     """All of the coordinators' pages."""
-    one = "/admin/batches/{batch:int}"
+    one = "/admin/batches/{batch:number}"
     return [
         *map(
             behind_login,

@@ -21,6 +21,7 @@ from laurel.feedback.people import digest_of
 from laurel.feedback.sections import people as people_sections
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, ApiKey, Assignment, Audit, Batch, Dispute, Guideline, Invite, Item, Vote
+from laurel.feedback.web.edge import whole_number
 from laurel.feedback.web.security import form_of, page
 from laurel.feedback.web.text import formatted
 from laurel.feedback.whose import reference_of, whose
@@ -46,7 +47,7 @@ def routes() -> list[Route]:
         Route("/admin/guidelines", save_guidelines, methods=["POST"]),
         Route("/admin/keys", keys, methods=["GET"]),
         Route("/admin/keys", new_key, methods=["POST"]),
-        Route("/admin/keys/{key:int}/revoke", revoke, methods=["POST"]),
+        Route("/admin/keys/{key:number}/revoke", revoke, methods=["POST"]),
         Route("/admin/demographics", demographics, methods=["GET"]),
         Route("/admin/demographics", compare, methods=["POST"]),
         Route("/admin/activity", busy),
@@ -263,10 +264,7 @@ def busy(request: Request) -> Response:
 
 def audit(request: Request) -> Response:
     """The log, the latest first, and whether its chain is whole."""
-    try:
-        before = int(request.query_params.get("before", "0"))
-    except ValueError:
-        before = 0
+    before = whole_number(request.query_params.get("before", "0"))
     with _store(request).read() as session:
         wrong = verify(session)
         rows = select(Audit).order_by(Audit.id.desc()).limit(LINES)

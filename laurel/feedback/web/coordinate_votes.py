@@ -18,6 +18,7 @@ from laurel.feedback.batches import summaries
 from laurel.feedback.sections import HEADINGS, chance, number, sections, sign
 from laurel.feedback.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Ruling, Vote
+from laurel.feedback.web.edge import whole_number
 from laurel.feedback.web.sample import TIE
 from laurel.feedback.web.security import form_of, page
 from laurel.feedback.web.text import shown
@@ -39,7 +40,7 @@ MEANINGS = {
 
 def routes() -> list[Route]:
     """See the module."""
-    one = "/admin/batches/{batch:int}"
+    one = "/admin/batches/{batch:number}"
     return [
         Route(f"{one}/agreement", agreement),
         Route(f"{one}/annotators", annotators),
@@ -102,10 +103,7 @@ def items(request: Request) -> Response:
         given.setdefault(choice.unit[0], Counter())[choice.label] += 1
     split = {name: 1 - max(count.values()) / count.total() for name, count in given.items()}
     ranked = sorted(split, key=lambda name: (-split[name], -given[name].total(), name))
-    try:
-        start = max(0, int(request.query_params.get("from", "0")))
-    except ValueError:
-        start = 0
+    start = whole_number(request.query_params.get("from", "0"))
     names = ranked[start : start + PAGE]
     with store.read() as session:
         prompts = {i.id: _asked(i) for i in session.scalars(select(Item).where(Item.id.in_(names)))}

@@ -24,6 +24,7 @@ from laurel.feedback import people
 from laurel.feedback.assign import Refused
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin, Annotator
+from laurel.feedback.web.edge import clean_form, log_broken
 from laurel.feedback.web.text import bare
 
 HERE = Path(__file__).parent
@@ -98,16 +99,32 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 add_headers(MutableHeaders(scope=message))
             await send(message)
 
-        path = scope["path"]
+        try:
+            await self._answer(scope, receive, send_with_headers)
+        except Exception as error:  # the server would log it with its message, which can quote what people wrote
+            log_broken(error, scope["method"])
+            if not begun:
+                response = await run_in_threadpool(broken, Request(scope, receive), error, self.site)
+                await response(scope, receive, send_with_headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send_with_headers: Send) -> None:
+        path, request = scope["path"], Request(scope, receive)
+        if "\0" in path or b"%00" in scope.get("query_string", b""):
+            response = await run_in_threadpool(error_page, request, HTTPException(404), self.site)
+            await response(scope, receive, send_with_headers)
+            return
         if path.startswith(("/api/", "/static/")) or path == "/api":
             await self.app(scope, receive, send_with_headers)  # no cookie counts there
             return
-        request = Request(scope, receive)
         try:
             await self._look(request)
         except ClientDisconnect:
@@ -147,7 +164,11 @@ def check_origin(request: Request, site: Site) -> None:
     """Refused where the browser says that another site sent the form. Both headers count; "null" is what no-referrer makes of ours."""
     fetch, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "null")
     ours = {urlsplit(site.public_url).netloc, request.headers.get("host", "")}
-    if fetch not in (None, "same-origin", "none") or (origin != "null" and urlsplit(origin).netloc not in ours):
+    try:
+        sender = urlsplit(origin).netloc
+    except ValueError:  # no address at all
+        sender = ""
+    if fetch not in (None, "same-origin", "none") or (origin != "null" and sender not in ours):
         raise Refused("this form was sent by another site; nothing was changed.", status=403, fix="Use the pages of this site.")
 
 
@@ -164,7 +185,10 @@ async def read_form(request: Request, most: int) -> FormData:
     async def receive() -> Message:
         return {"type": "http.request", "body": bytes(body), "more_body": False}
 
-    return await Request(request.scope, receive).form(max_part_size=most)
+    try:
+        return clean_form(await Request(request.scope, receive).form(max_part_size=most))
+    except (LookupError, ValueError) as error:  # a character set that there is not, text that is not in it
+        raise Refused("this form cannot be read; nothing was changed.", status=400, fix="Send it as UTF-8.") from error
 
 
 def form_of(request: Request) -> FormData:
@@ -295,9 +319,7 @@ def error_page(request: Request, error: Exception, site: Site | None = None) -> 
     return response
 
 
-def broken(request: Request, error: Exception) -> Response:
-    """An error of ours. This page is made outside the guard, so it sees to its headers itself; and it asks the database nothing."""
+def broken(request: Request, error: Exception, site: Site) -> Response:
+    """An error of ours. The page asks the database nothing."""
     request.state.who = None
-    response = error_page(request, error)
-    add_headers(response.headers)
-    return response
+    return error_page(request, error, site)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import multiprocessing.connection
 import os
+import signal
 import socket
+import threading
 from collections.abc import Sequence
 
 import uvicorn
@@ -16,14 +19,24 @@ from laurel.core.errors import UsageError
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin
 from laurel.feedback.web.app import address_of, create_app
+from laurel.feedback.web.connections import BACKLOG, quiet_logs
 
 DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 """How the processes learn what they serve."""
 
 
 def made() -> Starlette:
-    """The application of this process."""
+    """The application of this process. It ends with the process that began it, however that ended."""
+    quiet_logs()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
     return create_app(Store(os.environ[DATABASE]), public_url=os.environ[PUBLIC_URL])
+
+
+def end_with(sentinel: int) -> None:
+    """Wait for another process to end, and end this one: a worker without its parent would keep the port."""
+    multiprocessing.connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def serve(store: Store, host: str, port: int, workers: int, public_url: str, *, say: str = "", proxies: Sequence[str] = ()) -> None:
@@ -39,7 +52,7 @@ def serve(store: Store, host: str, port: int, workers: int, public_url: str, *, 
     print(say, flush=True)
     uvicorn.run(
         "laurel.feedback.web.serve:made", factory=True, host=host, port=port, workers=workers, log_level="warning", server_header=False,
-        forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
+        forwarded_allow_ips=["127.0.0.1", "::1", *proxies], http="laurel.feedback.web.connections:Bounded", backlog=BACKLOG,
     )  # fmt: skip
 
 

@@ -24,13 +24,13 @@ REASONS = ("", "the instruction is unclear", "I do not know enough about it", "I
 
 def routes() -> list[BaseRoute]:
     """Everything under /work."""
-    one = "/work/{batch:int}/samples/{assignment}"
+    one = "/work/{batch:number}/samples/{assignment}"
     return [
         Route("/work", batches),
-        Route("/work/{batch:int}", next_page),
-        Route("/work/{batch:int}/next.json", next_json),
-        Route("/work/{batch:int}/finished", finished),
-        Route("/work/{batch:int}/{seq:int}", sample_page, methods=["GET"]),
+        Route("/work/{batch:number}", next_page),
+        Route("/work/{batch:number}/next.json", next_json),
+        Route("/work/{batch:number}/finished", finished),
+        Route("/work/{batch:number}/{seq:number}", sample_page, methods=["GET"]),
         *(Route(f"{one}/{what.__name__}", what, methods=["POST"]) for what in (answer, skip, draft, alive, dispute)),
     ]
 
