@@ -13,6 +13,7 @@ from sqlalchemy import Select, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import LaurelError
+from laurel.feedback.audit import record_vote
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Draft, Event, Guideline, Item, Plan, Response, Vote
@@ -135,6 +136,7 @@ class Desk:
             session.add(vote)
             session.execute(delete(Draft).where(Draft.assignment_id == assignment_id))
             session.flush()
+            record_vote(session, vote, self.store.now())
             return vote
 
     def skip(self, assignment_id: str, reason: str = "") -> None:

@@ -1,4 +1,8 @@
-"""The audit log: each row's hash covers what it says and the hash of the row before, so that a change shows."""
+"""The audit log: each row's hash covers what it says and the hash of the row before, so that a change shows; of votes, too.
+
+Every vote leaves a row of the action "vote" with a digest of all that it says, so a vote that is changed, added or taken out behind the
+product's back is found. The digest covers the vote's key, which is random and goes with the vote: nothing can be guessed from it after.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from laurel.feedback.tables import Audit
+from laurel.feedback.tables import Annotator, Assignment, Audit, Vote
 
 FIRST = "0" * 64
+VOTE = "vote"
+SEALED = (
+    "id", "assignment_id", "revision", "key", "rating", "ranking", "scales", "rationale", "active_ms", "pasted", "guideline_id", "made_at",
+)  # fmt: skip
+"""What of a vote its digest covers: all."""
 
 
 def record(session: Session, actor: str, action: str, subject: str, now: float, **detail: Any) -> Audit:
@@ -25,6 +34,17 @@ def record(session: Session, actor: str, action: str, subject: str, now: float, 
     session.add(row)
     session.flush()
     return row
+
+
+def record_vote(session: Session, vote: Vote, now: float) -> None:
+    """Add the row of a vote that was just flushed. It names the assignment, not the person."""
+    record(session, "", VOTE, f"vote {vote.id}", now, assignment=vote.assignment_id, digest=vote_digest(vote))
+
+
+def vote_digest(vote: Vote) -> str:
+    """SHA-256 of all that a vote says."""
+    said = [getattr(vote, name) for name in SEALED]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def digest_of(row: Audit) -> str:
@@ -52,4 +72,20 @@ def verify(session: Session, head: str = "") -> list[str]:
         seen.add(row.hash)
     if head and head not in seen:
         wrong.append(f"the hash {head[:12]}... noted before is not in the log: rows are missing at its end")
-    return wrong
+    return wrong + verify_votes(session)
+
+
+def verify_votes(session: Session) -> list[str]:
+    """Votes that are not what the log says, a line each. Those that were given before the log covered votes are not looked at."""
+    rows = session.execute(select(Audit.subject, Audit.detail).where(Audit.action == VOTE))
+    sealed = {int(subject.split()[-1]): detail for subject, detail in rows}
+    if not sealed:
+        return []
+    found = {vote.id: vote for vote in session.scalars(select(Vote).where(Vote.id >= min(sealed)))}
+    leaving = select(Audit.subject).where(Audit.action.in_(("withdraw", "erase")))
+    left = set(session.scalars(select(Assignment.id).join(Annotator).where(Annotator.pseudonym.in_(leaving))))  # their votes may be gone
+    changed = (number for number, vote in found.items() if number in sealed and vote_digest(vote) != sealed[number]["digest"])
+    wrong = [f"vote {number} was changed" for number in changed]
+    wrong += [f"vote {number} is in no row of the log" for number in sorted(found.keys() - sealed.keys())]
+    missing = (number for number in sorted(sealed.keys() - found.keys()) if sealed[number]["assignment"] not in left)
+    return wrong + [f"vote {number} was taken out" for number in missing]

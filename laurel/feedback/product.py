@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel.feedback.assign import Answer, Refused, claim, taken_of
-from laurel.feedback.audit import record
+from laurel.feedback.audit import record, record_vote
 from laurel.feedback.load import digest_of, messages_of
 from laurel.feedback.people import OF_APPLICATION
 from laurel.feedback.people import digest_of as secret_digest
@@ -209,8 +209,10 @@ def _vote(session: Session, store: Store, key: ApiKey, item: Item, person: Annot
         session.add(assignment)
         session.flush()
     revision = 1 + (session.scalar(select(func.max(Vote.revision)).where(Vote.assignment_id == assignment.id)) or 0)
-    session.add(Vote(assignment_id=assignment.id, revision=revision, key=name, made_at=store.now(), **taken))
+    vote = Vote(assignment_id=assignment.id, revision=revision, key=name, made_at=store.now(), **taken)
+    session.add(vote)
     session.flush()
+    record_vote(session, vote, store.now())
     return {"stored": True, "revision": revision, "again": False}
 
 

@@ -4,16 +4,20 @@ import re
 import sqlite3
 import subprocess
 import sys
+import uuid
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text
+from test_feedback_assign import annotator as join
+from test_feedback_assign import make_batch
 
 from laurel.core.errors import UsageError
-from laurel.feedback import audit
+from laurel.feedback import audit, people
+from laurel.feedback.assign import Answer, Desk
 from laurel.feedback.store import Store
-from laurel.feedback.tables import Audit, Base, Guideline
+from laurel.feedback.tables import Audit, Base, Guideline, Vote
 
 
 def test_the_migrated_database_is_what_the_tables_say(store):
@@ -128,3 +132,45 @@ def test_what_is_no_database_is_told(tmp_path):
     for path in (tmp_path / "letter.db", tmp_path):
         with pytest.raises(UsageError, match="Name a database that laurel made"):
             Store(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("UPDATE vote SET rating = 4 WHERE id = 2", "vote 2 was changed"),
+        ("UPDATE vote SET rationale = 'another' WHERE id = 3", "vote 3 was changed"),
+        ("UPDATE vote SET made_at = made_at + 1 WHERE id = 1", "vote 1 was changed"),
+        ("DELETE FROM vote WHERE id = 3", "vote 3 was taken out"),
+        ("UPDATE annotator SET state = 'erased'; DELETE FROM vote WHERE id = 1", "vote 1 was taken out"),
+    ],
+)
+def test_a_vote_that_is_changed_behind_the_products_back_shows(store, change, told):
+    """The log covers votes: changed, taken out, added, each is named; a withdrawal is no change."""
+    batch = make_batch(store, items=3, rationale="optional")
+    desk = Desk(store, join(store), batch)
+    for _ in range(3):
+        desk.submit(desk.next().id, Answer(rating=1, rationale="because"), str(uuid.uuid4()))
+    with store.read() as session:
+        assert audit.verify(session) == []
+    with store.write() as session:
+        for line in change.split("; "):
+            session.execute(text(line))
+    with store.read() as session:
+        assert audit.verify(session) == [told]
+
+
+def test_votes_that_are_added_show_and_those_of_who_left_do_not(store):
+    batch = make_batch(store, items=3)
+    who = join(store)
+    desk = Desk(store, who, batch)
+    votes = [desk.submit(desk.next().id, Answer(rating=1), str(uuid.uuid4())) for _ in range(2)]
+    with store.write() as session:
+        session.add(Vote(assignment_id=votes[0].assignment_id, revision=9, key="forged-key", rating=4, scales={}, made_at=store.now()))
+    with store.read() as session:
+        assert audit.verify(session) == ["vote 3 is in no row of the log"]
+    with store.write() as session:
+        session.execute(text("DELETE FROM vote WHERE id = 3"))
+    people.withdraw(store, who, erase=True)
+    with store.read() as session:
+        assert audit.verify(session) == []
+        assert session.scalars(select(Vote)).all() == []

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from laurel.core.errors import LaurelError, UsageError
 from laurel.feedback import people
 from laurel.feedback.assign import Refused
-from laurel.feedback.audit import record, verify
+from laurel.feedback.audit import VOTE, record, verify
 from laurel.feedback.ballots import Poll, batch_poll
 from laurel.feedback.batches import activity, exposure
 from laurel.feedback.people import digest_of
@@ -263,11 +263,11 @@ def busy(request: Request) -> Response:
 
 
 def audit(request: Request) -> Response:
-    """The log, the latest first, and whether its chain is whole."""
+    """The log, the latest first, and whether its chain is whole. The rows of votes are checked and not listed."""
     before = whole_number(request.query_params.get("before", "0"))
     with _store(request).read() as session:
         wrong = verify(session)
-        rows = select(Audit).order_by(Audit.id.desc()).limit(LINES)
+        rows = select(Audit).where(Audit.action != VOTE).order_by(Audit.id.desc()).limit(LINES)
         rows = rows.where(Audit.id < before) if before > 0 else rows
         lines = [(row, moment(row.made_at)) for row in session.scalars(rows)]
         head = session.scalar(select(Audit.hash).order_by(Audit.id.desc()).limit(1)) or ""
