@@ -291,6 +291,7 @@ def main() -> int:
     two.add_argument("--annotators", type=int, default=50)
     two.add_argument("--seconds", type=float, default=20.0)
     two.add_argument("--think", type=float, default=3.0)
+    two.add_argument("--items", type=int, default=400)
     for verb in (one, two):
         verb.add_argument("--database")
     args = parser.parse_args()
@@ -300,7 +301,7 @@ def main() -> int:
         if args.verb == "replay":
             found = replay(database, args.folder, share=args.share, kill_every=args.kill_every)
         else:
-            found = load(database, annotators=args.annotators, seconds=args.seconds, think=args.think)
+            found = load(database, annotators=args.annotators, seconds=args.seconds, think=args.think, items=args.items)
     print("\n".join(f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value}" for name, value in found.items()))
     return 0 if found.get("equal", True) and not found.get("errors") else 1
 

@@ -55,13 +55,11 @@ class Answer:
 
 
 class Progress(NamedTuple):
-    """This annotator's `done` of `size` samples, states of those begun in order, and the batch's `votes` of `wanted`."""
+    """This annotator's `done` of `size` samples, and the states of those begun, in order."""
 
     done: int
     size: int
     states: dict[int, str]
-    votes: int
-    wanted: int
 
 
 @dataclass(frozen=True)
@@ -178,19 +176,7 @@ class Desk:
             if len(states) < size:
                 kinds = [self._open_items(session, kind, settings).order_by(None).limit(size).subquery() for kind in ("normal", "training")]
                 size = min(size, len(states) + sum(session.scalar(select(func.count()).select_from(left)) or 0 for left in kinds))
-            votes, wanted = session.execute(
-                select(func.coalesce(func.sum(Item.live), 0), func.coalesce(func.sum(Item.target), 0)).where(
-                    Item.batch_id == self.batch, Item.kind == "normal"
-                )
-            ).one()
-            leased = (
-                select(func.count())
-                .select_from(Assignment)
-                .join(Item)
-                .where(Assignment.batch_id == self.batch, Assignment.state == "leased", Assignment.repeat == 0)
-            )
-            votes -= session.scalar(leased.where(Item.kind == "normal")) or 0
-            return Progress(done, size, states, votes, wanted)
+            return Progress(done, size, states)
 
     def _where(self) -> tuple[Any, ...]:
         return Assignment.annotator_id == self.annotator, Assignment.batch_id == self.batch
@@ -249,7 +235,7 @@ class Desk:
             return self._give(session, settings, again.item_id, again.order[::-1], begun, repeat=1)
         kinds = ("gold", "attention") if settings.repeat_share <= lot < settings.repeat_share + settings.gold_share else ()
         for kind in ("training", *rng.sample(kinds, len(kinds)), "normal"):
-            for item_id, harm in self._shuffled(session.execute(self._open_items(session, kind, settings)), rng):
+            for item_id, harm in self._shuffled(session, self._open_items(session, kind, settings), rng):
                 if not set(harm) & set(annotator.opted_out):
                     count = session.scalar(select(func.count()).select_from(Response).where(Response.item_id == item_id)) or 0
                     claim(session, item_id)
@@ -268,17 +254,21 @@ class Desk:
     def _open_items(self, session: Session, kind: str, settings: BatchSettings) -> Select[tuple[str, list[str]]]:
         """Ids and kinds of harm of items that want answers and were never given to this annotator, those others have begun first."""
         seen = exists().where(Assignment.item_id == Item.id, Assignment.annotator_id == self.annotator)
-        mine = select(Plan.item_id).join(Item).where(Plan.annotator_id == self.annotator, Item.batch_id == self.batch)
+        here = exists().where(Item.id == Plan.item_id, Item.batch_id == self.batch)  # a join would be read from the items' side
+        mine = select(Plan.item_id).where(Plan.annotator_id == self.annotator, here)
         planned = session.scalar(mine.limit(1)) is not None
         allowed = Item.id.in_(mine) if planned else ~exists().where(Plan.item_id == Item.id)
         wanted = Item.batch_id == self.batch, Item.kind == kind, Item.live < Item.target, ~seen, allowed if kind == "normal" else true()
-        items = select(Item.id, Item.harm).where(*wanted).order_by(Item.live.desc(), Item.id)
+        items = select(Item.id, Item.harm).where(*wanted).order_by(Item.live.desc(), Item.id.desc())  # as the index has them
         return items if self._harm_room(session, settings) else items.where(~Item.harmful)
 
-    def _shuffled(self, rows: Any, rng: random.Random) -> Iterator[tuple[str, list[str]]]:
-        """The rows, those of a handful in an order of this annotator's own."""
-        while handful := rows.fetchmany(HANDFUL):
-            yield from rng.sample(handful, len(handful))
+    def _shuffled(self, session: Session, items: Select[tuple[str, list[str]]], rng: random.Random) -> Iterator[tuple[str, list[str]]]:
+        """The items, a handful at a time, in an order of this annotator's own: no more is read than is looked at."""
+        read = 0
+        while handful := session.execute(items.limit(HANDFUL).offset(read)).all():
+            read += len(handful)
+            for row in rng.sample(handful, len(handful)):
+                yield row.id, row.harm
 
     def _harm_room(self, session: Session, settings: BatchSettings) -> bool:
         """May this annotator see one more item with a kind of harm today?"""

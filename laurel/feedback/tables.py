@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, MetaData, UniqueConstraint
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, MetaData, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 NAMES = {
@@ -14,6 +14,10 @@ NAMES = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+
+WANTS = text("live < target")
+"""Of items that still want answers: only they are in the index by which they are handed out."""
 
 
 class Base(DeclarativeBase):
@@ -88,7 +92,7 @@ class Item(Base):
     __table_args__ = (
         CheckConstraint("live >= 0 AND live <= target", name="target"),
         UniqueConstraint("batch_id", "place"),
-        Index(None, "batch_id", "kind", "live", "id"),
+        Index(None, "batch_id", "kind", "live", "id", sqlite_where=WANTS, postgresql_where=WANTS),
     )
 
 

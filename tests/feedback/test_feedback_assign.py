@@ -4,12 +4,13 @@ import random
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, insert, select
 
 from laurel.feedback import people
 from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
 from laurel.feedback.batches import summaries
 from laurel.feedback.settings import BatchSettings
+from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin, Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
 
 MINUTE = 60.0
@@ -162,7 +163,7 @@ def test_no_item_gets_more_answers_than_it_wants_and_nobody_gets_one_twice(store
             desk.submit(sample.id, Answer(rating=1), f"k{given}")
     assert given == 10
     assert counts_hold(store)
-    assert desks[0].progress()[3:] == (10, 10)
+    assert (summaries(store, batch)[0].votes, summaries(store, batch)[0].wanted) == (10, 10)
 
 
 def test_a_lease_that_expires_goes_to_others(store, clock):
@@ -486,3 +487,35 @@ def test_a_setting_is_a_number(name):
     for value in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match="finite number"):
             BatchSettings(**{name: value})
+
+
+def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_path):
+    """Work of SQLite's machine for a sample handed out and the page's progress: at 8,000 items as at 500, half of them answered."""
+
+    def work(count):
+        store = Store(str(tmp_path / f"{count}.db"))
+        batch, who = make_batch(store, items=2), annotator(store)
+        with store.write() as session:
+            row = {"batch_id": batch, "kind": "normal", "prompt": [], "input": "", "harm": [], "harmful": False, "explanation": ""}
+            row |= {"source": {}, "words": 1, "target": 1}
+            items = [{**row, "id": f"x{n}", "place": 10 + n, "content_hash": str(n), "live": n % 2} for n in range(count)]
+            session.execute(insert(Item), items)
+        steps = [0]
+
+        def count_steps():
+            steps[0] += 1
+
+        desk = Desk(store, who, batch)
+        desk.next()
+
+        @event.listens_for(store.engine, "begin")
+        def watch(connection):
+            connection.connection.driver_connection.set_progress_handler(count_steps, 10)
+
+        desk.next(after=1)
+        desk.progress()
+        store.close()
+        return steps[0]
+
+    few, many = work(500), work(8000)
+    assert 10 < many < 1.5 * few

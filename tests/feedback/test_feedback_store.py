@@ -29,7 +29,7 @@ def test_the_migrated_database_is_what_the_tables_say(store):
 def test_opening_twice_migrates_once(store):
     again = Store(store.engine.url.render_as_string(hide_password=False))
     with again.read() as session:
-        assert session.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0002"]
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]
     again.close()
 
 
