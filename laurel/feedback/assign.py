@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,13 @@ class Answer:
 
 
 class Progress(NamedTuple):
-    """This annotator's `done` of `size` samples, and the states of those begun, in order."""
+    """This annotator's `done` of `size` samples, states of those begun in order, and the batch's `votes` of `wanted`."""
 
     done: int
     size: int
     states: dict[int, str]
+    votes: int
+    wanted: int
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Desk:
         with self.store.write() as session:
             self._enter(session)
             assignment = self._mine(session, assignment_id)
+            session.add(Event(assignment_id=assignment_id, kind="skip", size=0, made_at=self.store.now()))
             if assignment.state == "leased":
                 self._leave(session, assignment, reason)
             elif assignment.state == "expired":
@@ -176,7 +180,7 @@ class Desk:
             if len(states) < size:
                 kinds = [self._open_items(session, kind, settings).order_by(None).limit(size).subquery() for kind in ("normal", "training")]
                 size = min(size, len(states) + sum(session.scalar(select(func.count()).select_from(left)) or 0 for left in kinds))
-            return Progress(done, size, states)
+            return Progress(done, size, states, *totals(self.store, session, self.batch))
 
     def _where(self) -> tuple[Any, ...]:
         return Assignment.annotator_id == self.annotator, Assignment.batch_id == self.batch
@@ -291,6 +295,27 @@ class Desk:
         return assignment
 
 
+COUNTED: dict[tuple[str, int], tuple[float, float, tuple[int, int]]] = {}
+"""(store, batch): when its votes were counted, how long that took, and the counts."""
+QUICK, RARE = 0.005, 1000.0
+"""Seconds that counting may take every time; beyond, it takes at most one of so many seconds."""
+
+
+def totals(store: Store, session: Session, batch: int) -> tuple[int, int]:
+    """(votes, wanted) on the normal items of a batch. Counting a million takes a tenth of a second, so that is not done for every page."""
+    began = time.monotonic()
+    kept = COUNTED.get((store.url, batch))
+    if kept is not None and kept[1] > QUICK and began - kept[0] < RARE * kept[1]:
+        return kept[2]
+    sums = func.coalesce(func.sum(Item.live), 0), func.coalesce(func.sum(Item.target), 0)
+    live, wanted = session.execute(select(*sums).where(Item.batch_id == batch, Item.kind == "normal")).one()
+    mine = Assignment.batch_id == batch, Assignment.state == "leased", Assignment.repeat == 0
+    leased = select(func.count()).select_from(Assignment).join(Item).where(*mine, Item.kind == "normal")
+    found = live - (session.scalar(leased) or 0), wanted
+    COUNTED[store.url, batch] = began, time.monotonic() - began, found
+    return found
+
+
 def claim(session: Session, item_id: str) -> bool:
     """Count one more answer that is coming; False where the item has all it wants."""
     taken = session.execute(update(Item).where(Item.id == item_id, Item.live < Item.target).values(live=Item.live + 1))
@@ -371,6 +396,7 @@ def active_ms(session: Session, assignment: Assignment, now: float) -> int:
     read = select(Item.words + func.sum(Response.words)).join(Response).where(Item.id == assignment.item_id).group_by(Item.id, Item.words)
     words = session.scalar(read) or 0
     cap = max(LEAST_GAP, 60 * words / READING_WPM)
-    signs = session.scalars(select(Event.made_at).where(Event.assignment_id == assignment.id).order_by(Event.made_at)).all()
+    lived = Event.assignment_id == assignment.id, Event.kind != "skip"
+    signs = session.scalars(select(Event.made_at).where(*lived).order_by(Event.made_at)).all()
     times = [assignment.made_at, *signs, now]
     return round(1000 * sum(min(cap, max(0.0, b - a)) for a, b in pairwise(times)))

@@ -18,7 +18,7 @@ from laurel.feedback.identity import HELD, flagged, hold
 from laurel.feedback.load import named
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Vote
+from laurel.feedback.tables import Annotator, Assignment, Batch, Event, Item, Vote
 
 ODD_RATE, LEAST_RATE = 4.0, 30
 """An hour stands out with more than this many times the usual votes, and at least so many."""
@@ -244,6 +244,54 @@ def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
         kinds[row.pseudonym].update(row.harm)
     names = sorted({*samples, *opted}, key=lambda name: (-samples[name], name))
     return [Exposure(n, samples[n], today[n], dict(kinds[n].most_common()), distress[n], opted.get(n, ())) for n in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What somebody's work on a batch costs: samples answered, and skipped as too distressing, which are paid alike.
+
+    seconds: the median time from a distressing sample to its skip; None where it is not known. odd: far more of them than the others
+    skip so, or skipped faster than anything is read.
+    """
+
+    annotator: str
+    answered: int
+    distressing: int
+    seconds: float | None
+    paid: float
+    odd: bool
+
+
+FAST_SKIP, LEAST_SKIPS, ODD_SKIPS = 2.0, 5, 4.0
+"""Seconds; skips from which on somebody stands out, and how many times the others' share they must be."""
+
+
+def costs(store: Store, batch_id: int) -> list[Cost]:
+    """Everybody who is to be paid for something in a batch, the dearest first."""
+    answered, distress, times = Counter[str](), Counter[str](), defaultdict[str, list[float]](list)
+    with store.read() as session:
+        price = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings).pay_per_item
+        skipped = select(Event.assignment_id, func.min(Event.made_at).label("at")).where(Event.kind == "skip").group_by(Event.assignment_id)
+        first = skipped.subquery()
+        columns = Annotator.pseudonym, Assignment.state, Assignment.skip_reason, Assignment.made_at, first.c.at
+        rows = select(*columns).select_from(Assignment).join(Annotator, Assignment.annotator_id == Annotator.id)
+        rows = rows.outerjoin(first, first.c.assignment_id == Assignment.id).where(Assignment.batch_id == batch_id)
+        for name, state, reason, made_at, at in session.execute(rows):
+            answered[name] += state == "submitted"
+            if state != "submitted" and reason == DISTRESSING:
+                distress[name] += 1
+                if at is not None and at >= made_at:
+                    times[name].append(at - made_at)
+    every, skips = answered.total() + distress.total(), distress.total()
+    found = []
+    for name in sorted({*answered, *distress}):
+        own = answered[name] + distress[name]
+        usual = (skips - distress[name]) / (every - own) if every > own else 0.0
+        seconds = _median(times[name]) if times[name] else None
+        fast = seconds is not None and seconds < FAST_SKIP
+        odd = distress[name] >= LEAST_SKIPS and (fast or distress[name] > ODD_SKIPS * max(usual, 0.01) * own)
+        found.append(Cost(name, answered[name], distress[name], seconds, price * own, odd))
+    return sorted((cost for cost in found if cost.answered or cost.distressing), key=lambda cost: -cost.paid)
 
 
 @dataclass(frozen=True, slots=True)

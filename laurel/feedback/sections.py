@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from laurel.feedback.analysis import Analysis, Pay, Skill
 from laurel.feedback.ballots import MTBENCH
-from laurel.feedback.batches import Exposure, Summary
+from laurel.feedback.batches import Cost, Exposure, Summary
 from laurel.feedback.judges import Judge
 from laurel.feedback.whose import Whose
 from laurel.measure.agreement import Agreement
@@ -288,6 +288,17 @@ def state(found: Summary) -> Section:
         ("cost so far, expected in all", f"{found.spent:,.2f}, {found.expected:,.2f} {money}"),
     ]
     return _table("Progress and cost", "what|figure", rows, "", "what|figure")
+
+
+def cost(found: Iterable[Cost], currency: str) -> Section:
+    """What each person's work costs."""
+    rows = [
+        (c.annotator, f"{c.answered:,}", f"{c.distressing:,}" + " !" * c.odd, number(c.seconds, 1), f"{c.paid:,.2f} {currency}")
+        for c in found
+    ]
+    note = "! means: look, and ask. Five or more skips as too distressing, far more than others skip so, or faster than anything is read. "
+    note += "They are paid all the same: people must be free to skip what distresses them."
+    return _table("What each person costs", "annotator|answered|too distressing|seconds to the skip|paid", rows, note)
 
 
 def harm(found: Iterable[Exposure]) -> Section:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from laurel.feedback import people
+from laurel.feedback import assign, people
 from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
 from laurel.feedback.batches import summaries
 from laurel.feedback.settings import BatchSettings
@@ -163,7 +163,7 @@ def test_no_item_gets_more_answers_than_it_wants_and_nobody_gets_one_twice(store
             desk.submit(sample.id, Answer(rating=1), f"k{given}")
     assert given == 10
     assert counts_hold(store)
-    assert (summaries(store, batch)[0].votes, summaries(store, batch)[0].wanted) == (10, 10)
+    assert desks[0].progress()[3:] == (10, 10)
 
 
 def test_a_lease_that_expires_goes_to_others(store, clock):
@@ -490,7 +490,7 @@ def test_a_setting_is_a_number(name):
 
 
 def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_path):
-    """Work of SQLite's machine for a sample handed out and the page's progress: at 8,000 items as at 500, half of them answered."""
+    """Work of SQLite's machine for a sample handed out: at 8,000 items as at 500, half of them answered."""
 
     def work(count):
         store = Store(str(tmp_path / f"{count}.db"))
@@ -513,9 +513,22 @@ def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_p
             connection.connection.driver_connection.set_progress_handler(count_steps, 10)
 
         desk.next(after=1)
-        desk.progress()
         store.close()
         return steps[0]
 
     few, many = work(500), work(8000)
     assert 10 < many < 1.5 * few
+
+
+def test_counts_that_take_long_are_not_taken_for_every_page(store, monkeypatch):
+    """Quick ones are exact; slow ones are kept for a while and then counted anew."""
+    batch = make_batch(store, items=2, target_votes=2)
+    desk = Desk(store, annotator(store), batch)
+    assert desk.progress()[3:] == (0, 4)
+    desk.submit(desk.next().id, Answer(rating=1), "first-key")
+    assert desk.progress()[3:] == (1, 4)
+    monkeypatch.setattr(assign, "QUICK", -1.0)
+    desk.submit(desk.next().id, Answer(rating=1), "second-key")
+    assert desk.progress()[3:] == (1, 4)
+    monkeypatch.setattr(assign, "RARE", 0.0)
+    assert desk.progress()[3:] == (2, 4)

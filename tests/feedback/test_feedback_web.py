@@ -10,6 +10,9 @@ from test_feedback_assign import counts_hold
 
 from laurel.core.errors import UsageError
 from laurel.feedback import people, product
+from laurel.feedback.assign import DISTRESSING, Answer, Desk
+from laurel.feedback.batches import costs
+from laurel.feedback.sections import cost
 from laurel.feedback.settings import RATINGS
 from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Draft, Event, Item, Response, Vote
 from laurel.feedback.web.app import create_app
@@ -334,7 +337,7 @@ def test_the_interface_for_scripts(store):
     visitor.post(f"/work/1/samples/{other['assignment']}/answer", {**data, "key": "key-0002"}, headers=accept)
     assert visitor.get("/work/1/next.json").json() == {"done": True}
     with store.read() as session:
-        assert session.scalars(select(Event)).one().size == 12
+        assert session.scalars(select(Event).where(Event.kind != "skip")).one().size == 12
 
 
 def test_a_late_answer_is_refused_with_the_draft_kept(store, clock):
@@ -478,3 +481,72 @@ def test_lists_and_states_of_samples(store):
     with store.read() as session:
         ids = set(session.scalars(select(Assignment.id)))
     assert json.loads(visitor.get("/work/1/next.json").text)["assignment"] in ids
+
+
+def test_a_folded_sample_is_not_rated_unopened(store):
+    rich_batch(store, items=1, harm={0: ["violence"]})
+    visitor = Visitor(store)
+    visitor.come_in()
+    visitor.get("/work/1")
+    assert visitor.send({"rating": 1}, ending="/answer").status_code == 422
+    assert "open the sample and read it first" in visitor.page.text
+    assert 'href="#opened"' in visitor.page.text and 'id="opened"' in visitor.page.text
+    assert "finished" in visitor.send({"rating": 1, "opened": "1"}, ending="/answer").url.path
+
+
+def test_a_second_tab_does_not_overwrite_the_first_in_silence(store):
+    rich_batch(store, items=1)
+    visitor = Visitor(store)
+    visitor.come_in()
+    visitor.get("/work/1")
+    form = visitor.form("/answer")
+    first = {**form["fields"], "rating": "1"}
+    visitor.post(form["action"], first)
+    second = {**form["fields"], "rating": "4", "key": "another-tabs-key"}
+    page = visitor.post(form["action"], second)
+    assert page.status_code == 409
+    assert "another tab" in page.text
+    assert visitor.post(form["action"], first).url.path != form["action"]  # the same answer once more is the same answer
+    with store.read() as session:
+        assert len(session.scalars(select(Vote)).all()) == 1
+    visitor.get("/work/1/1")
+    assert visitor.send({"rating": 4}, ending="/answer").status_code == 200
+    with store.read() as session:
+        assert len(session.scalars(select(Vote)).all()) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"), [({}, "You left sample 1;"), ({"distress": "1"}, "You left sample 1 as too distressing, with pay;")]
+)
+def test_a_skip_can_be_taken_back(store, fields, told):
+    rich_batch(store, items=3, rationale="optional")
+    visitor = Visitor(store)
+    visitor.come_in()
+    visitor.get("/work/1")
+    page = visitor.send({"rationale": "half a thought", **fields}, to="skip")
+    assert told in " ".join(page.text.split())
+    back = visitor.get(re.search(r'href="([^"]+)" id="undo"', page.text)[1])
+    assert back.url.path == "/work/1/1" and "half a thought" in back.text
+    assert 'id="undo"' not in visitor.get("/work/1/1?left=1").text + visitor.get("/work/1/1?left=99").text
+
+
+def test_what_each_person_costs_is_told_and_thirteen_skips_in_a_second_stand_out(store, clock):
+    batch = rich_batch(store, items=20, hit_size=20, target_votes=2, pay_per_item=0.3)
+    desks = []
+    for name in ("honest", "quick"):
+        with store.write() as session:
+            session.add(Annotator(pseudonym=name, state="active", consent="keep 1", made_at=store.now()))
+        with store.read() as session:
+            who = session.scalar(select(Annotator.id).where(Annotator.pseudonym == name))
+        desks.append(Desk(store, who, batch))
+    for n in range(10):
+        sample = desks[0].next()
+        clock.time += 30
+        desks[0].skip(sample.id, DISTRESSING) if n == 0 else desks[0].submit(sample.id, Answer(rating=1), f"honest-{n}")
+    for _ in range(13):
+        desks[1].skip(desks[1].next().id, DISTRESSING)
+    quick, honest = costs(store, batch)
+    assert (quick.annotator, quick.answered, quick.distressing, quick.seconds, quick.odd) == ("quick", 0, 13, 0.0, True)
+    assert quick.paid == pytest.approx(3.9)
+    assert (honest.annotator, honest.answered, honest.distressing, honest.seconds, honest.odd) == ("honest", 9, 1, 30.0, False)
+    assert ("quick", "0", "13 !", "0.0", "3.90 USD") in cost([quick, honest], "USD").rows

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from laurel.core.errors import LaurelError
 from laurel.feedback.analysis import pay
 from laurel.feedback.ballots import timed_poll
-from laurel.feedback.batches import change_settings, close_batch, exposure, never_shown, new_batch, open_batch, refusal, summaries
+from laurel.feedback.batches import change_settings, close_batch, costs, exposure, never_shown, new_batch, open_batch, refusal, summaries
 from laurel.feedback.identity import decide, flagged, read_and_hold
-from laurel.feedback.sections import harm, state
+from laurel.feedback.sections import cost, harm, state
 from laurel.feedback.sections import pay as pay_section
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.web import coordinate_people, coordinate_votes
@@ -105,7 +105,9 @@ def batch_page(request: Request) -> Response:
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found = summaries(store, batch)[0]
     paid, exposed = pay(timed_poll(store, batch)), exposure(store, batch)
-    parts = [state(found), *([pay_section(paid)] if paid else []), *([harm(exposed)] if exposed else [])]
+    spent = costs(store, batch) if found.settings.pay_per_item else []
+    parts = [state(found), *([pay_section(paid)] if paid else []), *([cost(spent, found.settings.currency)] if spent else [])]
+    parts += [harm(exposed)] if exposed else []
     why = refusal(store, batch) if found.state != "open" else ""
     idle, held = never_shown(store, batch), request.query_params.get("held", "")
     return page(request, "admin_batch.html", batch=found, parts=parts, why=why, idle=idle, held=held)

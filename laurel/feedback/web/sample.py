@@ -166,7 +166,7 @@ def missing(error: Refused, values: Mapping[str, str], count: int) -> str:
     if error.where in names:
         first = next((slot for slot in range(count) if not values.get(f"{names[error.where]}_{slot}")), 0)
         return f"{names[error.where]}_{first}"
-    return error.where if error.where in ("rating", "rationale") else "answer"
+    return error.where if error.where in ("rating", "rationale", "opened") else "answer"
 
 
 def words_of(vote: Vote, order: list[int]) -> str:

@@ -15,6 +15,7 @@ from laurel.feedback.assign import DISTRESSING, LEAST_GAP, LONGEST, READING_WPM,
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.tables import Annotator, Assignment, Batch, Dispute, Item
 from laurel.feedback.web import sample as samples
+from laurel.feedback.web.edge import whole_number
 from laurel.feedback.web.sample import Sample, answer_of, draft_of, settings_of
 from laurel.feedback.web.security import form_of, limited, page, require_annotator, wants_json
 from laurel.feedback.web.text import formatted, shown
@@ -92,9 +93,10 @@ def next_page(request: Request) -> Response:
     with desk.store.read() as session:
         if settings.needs_check and not session.get_one(Annotator, desk.annotator).qualified:
             return RedirectResponse(f"/check/{desk.batch}", 303)
-    after = request.query_params.get("after", "")
-    found = desk.next(int(after) if after.isdecimal() and len(after) < 9 else 0)
-    return RedirectResponse(f"/work/{desk.batch}/{found.seq if found else 'finished'}", 303)
+    after, left = (whole_number(request.query_params.get(name, "")) for name in ("after", "left"))
+    found = desk.next(after)
+    back = f"?left={left}" if left and found else ""
+    return RedirectResponse(f"/work/{desk.batch}/{found.seq if found else 'finished'}{back}", 303)
 
 
 def next_json(request: Request) -> Response:
@@ -143,9 +145,18 @@ def shown_sample(request: Request, desk: Desk, assignment: str, error: Refused |
         "guidelines": formatted(text) if text else "", "explanation": shown(sample.explanation) if sample.explanation else "",
         "error": error, "missing": samples.missing(error, values, count) if error else "", "key": str(uuid.uuid4()),
         "reasons": REASONS, "longest": LONGEST, "idle": round(max(LEAST_GAP * 3, 120 * words / READING_WPM)), "support": site.support,
-        "saved": request.query_params.get("saved") == "1",
+        "saved": request.query_params.get("saved") == "1", **_left(request, desk, sample.seq),
     }  # fmt: skip
     return page(request, "sample.html", status=error.status if error else 200, **context)
+
+
+def _left(request: Request, desk: Desk, seq: int) -> dict[str, Any]:
+    """The sample that was just skipped, to go back to: one key was enough to leave it."""
+    left = whole_number(request.query_params.get("left", ""))
+    with desk.store.read() as session:
+        mine = Assignment.annotator_id == desk.annotator, Assignment.batch_id == desk.batch, Assignment.seq == left
+        found = session.scalar(select(Assignment).where(*mine, Assignment.state == "skipped")) if left != seq else None
+    return {"left": left if found else 0, "distressing": bool(found and found.skip_reason == DISTRESSING)}
 
 
 def answer(request: Request) -> Response:
@@ -179,8 +190,15 @@ def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]
         mine = row is not None and (row.annotator_id, row.batch_id) == (desk.annotator, desk.batch)
         told = bool(mine and row and row.state == "submitted" and row.item.gold is not None and row.item.kind in samples.TOLD_KINDS)
         known = {vote.key for vote in row.votes} if mine and row else set()
+        folded = bool(mine and row and row.item.harmful and not known)
     if told and key not in known:
         raise Refused("the right answer was shown already, so your answer stays as it is.", fix="If you disagree, dispute it on its page.")
+    if folded and not form.get("opened"):
+        raise Refused("open the sample and read it first, or skip it as too distressing, with pay.", status=422, where="opened")
+    seen = str(form.get("revision", ""))
+    if key not in known and seen and seen != str(len(known)):
+        what = "this sample was answered meanwhile, in another tab or on another device; that answer holds."
+        raise Refused(what, fix="Load the sample again: you can change the answer there.")
     given = answer_of(form)
     vote = desk.submit(assignment, given, key)
     assert row is not None  # the desk took it
@@ -206,7 +224,7 @@ def skip(request: Request) -> Response:
     distress = bool(form.get("distress")) or form.get("reason") == DISTRESSING
     desk.skip(assignment, DISTRESSING if distress else str(form.get("reason", "")))
     seq = samples.load(desk.store, assignment).seq
-    return _done(request, {"ok": True}, f"/work/{desk.batch}?after={seq}")
+    return _done(request, {"ok": True}, f"/work/{desk.batch}?after={seq}&left={seq}")
 
 
 def draft(request: Request) -> Response:

@@ -99,6 +99,7 @@ function submit(event) {
   const data = new URLSearchParams(new FormData(form));
   const key = data.get("key");
   clearTimeout(drafting);
+  unsaved = false;
   try {
     if (stored()[key]) return; // a second click
     store(key, { url: form.getAttribute("action"), body: data.toString(), page: location.pathname });
@@ -109,8 +110,11 @@ function submit(event) {
 }
 
 // Drafts.
-let drafting = 0;
+let drafting = 0, unsaved = false;
 function saveDraft() {
+  clearTimeout(drafting);
+  if (!unsaved) return;
+  unsaved = false;
   const data = new URLSearchParams(new FormData(form));
   if (stored()[data.get("key")]) return;
   send(`${desk.dataset.base}/draft`, data).then((r) => r.text()).catch(() => {});
@@ -186,7 +190,10 @@ function begin() {
   newKey();
   pasted = Number(form.elements.pasted.value) * (document.getElementById("rationale")?.value.length ?? 0); // of a draft
   form.addEventListener("submit", submit);
-  form.addEventListener("input", () => { share(); clearTimeout(drafting); drafting = setTimeout(saveDraft, 1500); });
+  form.addEventListener("input", () => { share(); unsaved = true; clearTimeout(drafting); drafting = setTimeout(saveDraft, 1500); });
+  addEventListener("pagehide", saveDraft); // whatever key or link leads away, what was filled in is kept
+  const veil = document.getElementById("veil"), opened = document.getElementById("opened");
+  veil?.addEventListener("toggle", () => { if (veil.open) opened.checked = true; });
   document.getElementById("rationale")?.addEventListener("paste", pasting);
   addEventListener("keydown", key);
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
