@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Select, delete, exists, func, select, true, update
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import LaurelError
 from laurel.feedback.audit import record_vote
+from laurel.feedback.progress import Progress, totals
 from laurel.feedback.settings import BatchSettings
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Batch, Draft, Event, Guideline, Item, Plan, Response, Vote
@@ -53,16 +53,6 @@ class Answer:
     presentation: Sequence[int] | None = None
     rationale: str = ""
     pasted: float | None = None
-
-
-class Progress(NamedTuple):
-    """This annotator's `done` of `size` samples, states of those begun in order, and the batch's `votes` of `wanted`."""
-
-    done: int
-    size: int
-    states: dict[int, str]
-    votes: int
-    wanted: int
 
 
 @dataclass(frozen=True)
@@ -293,27 +283,6 @@ class Desk:
         session.add(assignment)
         session.flush()
         return assignment
-
-
-COUNTED: dict[tuple[str, int], tuple[float, float, tuple[int, int]]] = {}
-"""(store, batch): when its votes were counted, how long that took, and the counts."""
-QUICK, RARE = 0.005, 1000.0
-"""Seconds that counting may take every time; beyond, it takes at most one of so many seconds."""
-
-
-def totals(store: Store, session: Session, batch: int) -> tuple[int, int]:
-    """(votes, wanted) on the normal items of a batch. Counting a million takes a tenth of a second, so that is not done for every page."""
-    began = time.monotonic()
-    kept = COUNTED.get((store.url, batch))
-    if kept is not None and kept[1] > QUICK and began - kept[0] < RARE * kept[1]:
-        return kept[2]
-    sums = func.coalesce(func.sum(Item.live), 0), func.coalesce(func.sum(Item.target), 0)
-    live, wanted = session.execute(select(*sums).where(Item.batch_id == batch, Item.kind == "normal")).one()
-    mine = Assignment.batch_id == batch, Assignment.state == "leased", Assignment.repeat == 0
-    leased = select(func.count()).select_from(Assignment).join(Item).where(*mine, Item.kind == "normal")
-    found = live - (session.scalar(leased) or 0), wanted
-    COUNTED[store.url, batch] = began, time.monotonic() - began, found
-    return found
 
 
 def claim(session: Session, item_id: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from laurel.feedback import assign, people
+from laurel.feedback import people, progress
 from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
 from laurel.feedback.batches import summaries
 from laurel.feedback.settings import BatchSettings
@@ -527,8 +527,8 @@ def test_counts_that_take_long_are_not_taken_for_every_page(store, monkeypatch):
     assert desk.progress()[3:] == (0, 4)
     desk.submit(desk.next().id, Answer(rating=1), "first-key")
     assert desk.progress()[3:] == (1, 4)
-    monkeypatch.setattr(assign, "QUICK", -1.0)
+    monkeypatch.setattr(progress, "QUICK", -1.0)
     desk.submit(desk.next().id, Answer(rating=1), "second-key")
     assert desk.progress()[3:] == (1, 4)
-    monkeypatch.setattr(assign, "RARE", 0.0)
+    monkeypatch.setattr(progress, "RARE", 0.0)
     assert desk.progress()[3:] == (2, 4)
