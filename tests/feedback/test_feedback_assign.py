@@ -521,14 +521,14 @@ def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_p
 
 
 def test_counts_that_take_long_are_not_taken_for_every_page(store, monkeypatch):
-    """Quick ones are exact; slow ones are kept for a while and then counted anew."""
+    """Those of small batches are exact; those of large ones are kept for a while and then counted anew."""
     batch = make_batch(store, items=2, target_votes=2)
     desk = Desk(store, annotator(store), batch)
     assert desk.progress()[3:] == (0, 4)
     desk.submit(desk.next().id, Answer(rating=1), "first-key")
     assert desk.progress()[3:] == (1, 4)
-    monkeypatch.setattr(progress, "QUICK", -1.0)
+    monkeypatch.setattr(progress, "MANY", 3)
     desk.submit(desk.next().id, Answer(rating=1), "second-key")
     assert desk.progress()[3:] == (1, 4)
-    monkeypatch.setattr(progress, "RARE", 0.0)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     assert desk.progress()[3:] == (2, 4)
