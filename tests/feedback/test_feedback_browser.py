@@ -399,10 +399,17 @@ def test_two_tabs_at_two_processes_share_one_list(disk, server, tab, context, tm
         tab.goto(f"{server.url}/work/1")
         second.goto(f"{other.url}/work/1")  # cookies know no ports: the same session at the other process
         assert second.url.endswith("/work/1/1")
-        for page in (tab, second):
-            page.get_by_label("Response 1 is better").check()
-            page.get_by_role("button", name="Submit and go on").click()
-            page.wait_for_url("**/work/1/2")
+        tab.get_by_label("Response 1 is better").check()
+        tab.get_by_role("button", name="Submit and go on").click()
+        tab.wait_for_url("**/work/1/2")
+        second.get_by_label("Response 2 is better").check()
+        second.get_by_role("button", name="Submit and go on").click()
+        second.get_by_text("was answered meanwhile").wait_for()  # it does not overwrite the first in silence
+        second.goto(f"{other.url}/work/1/1")
+        second.get_by_text("You have marked this sample").wait_for()
+        second.get_by_label("Response 1 is better").check()
+        second.get_by_role("button", name="Change my answer").click()
+        second.wait_for_url("**/work/1/2")
         with disk.read() as session:
             rows = session.scalars(select(Vote).order_by(Vote.id)).all()
             assert len({row.assignment_id for row in rows}) == 1  # both spoke of sample 1: two revisions of one answer

@@ -78,7 +78,7 @@ async function flush() {
       const result = await deliver(key, entry, key === here);
       later ||= result === "later";
       if (key === here && result !== "later") here = "";
-      if (result === "refused") newKey();
+      if (result === "refused") { newKey(); given = false; }
     }
   } finally { delivering = false; }
   if (here && !stored()[here]) { go(desk.dataset.next); return; } // another tab has delivered it
@@ -99,7 +99,7 @@ function submit(event) {
   const data = new URLSearchParams(new FormData(form));
   const key = data.get("key");
   clearTimeout(drafting);
-  unsaved = false;
+  given = true;
   try {
     if (stored()[key]) return; // a second click
     store(key, { url: form.getAttribute("action"), body: data.toString(), page: location.pathname });
@@ -110,10 +110,10 @@ function submit(event) {
 }
 
 // Drafts.
-let drafting = 0, unsaved = false;
+let drafting = 0, unsaved = false, given = false; // given: an answer is on its way, and what is clicked after it is no draft
 function saveDraft() {
   clearTimeout(drafting);
-  if (!unsaved) return;
+  if (!unsaved || given) return;
   unsaved = false;
   const data = new URLSearchParams(new FormData(form));
   if (stored()[data.get("key")]) return;
@@ -204,6 +204,7 @@ function begin() {
   document.querySelector(".needs-script").hidden = false;
   document.getElementById("wrong")?.scrollIntoView({ block: "center" });
   watch();
+  if (new URLSearchParams(location.search).has("left")) history.replaceState(null, "", location.pathname); // told once
 }
 
 for (const out of document.querySelectorAll("form[data-logout]")) {
