@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from laurel.policy.adapters import merged_weight, plain_lora
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 from laurel.policy.packed import window_of
@@ -123,11 +124,7 @@ class Compact:
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
         """The weights of several projections of one input as one matrix, adapters merged in, and their biases as one vector."""
         bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
-        weights = [base.weight.detach() for base in bases]
-        for i, linear in enumerate(linears):
-            if linear is not bases[i] and not linear.merged and not linear.disable_adapters:
-                for adapter in linear.active_adapters:
-                    weights[i] = weights[i] + linear.get_delta_weight(adapter) if adapter in linear.lora_A else weights[i]
+        weights = [merged_weight(linear) for linear in linears]
         if any(base.bias is not None for base in bases):
             bias = torch.cat([base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases])
             bias = bias.to(self.policy.dtype)
@@ -264,9 +261,7 @@ def obstacle(policy: Policy) -> str:
         return "its norms are another family's"
     if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
         return f"precision {policy.dtype}"
-    extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
-    plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())
-    return "" if plain else "adapters other than plain LoRA"
+    return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
 
 
 def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
@@ -282,6 +277,12 @@ def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
 def rounded(length: int) -> int:
     """Up to a multiple of 16: so many keys a kernel reads at once."""
     return -(-length // 16) * 16
+
+
+def listened(policy: Policy) -> bool:
+    """Are there hooks in the model, below its embedding? A decoder that is written out would not call them."""
+    inner = (module for module in policy.causal.modules() if module is not policy.causal.get_input_embeddings())
+    return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
 
 def general_because(policy: Policy) -> str:
@@ -300,8 +301,7 @@ def compact_of(policy: Policy) -> Compact | None:
     Why a model that `packs` is left to the general sampler is logged, in one line, when that is first found.
     """
     made = vars(policy).get("compact", False)
-    inner = (module for module in policy.causal.modules() if module is not policy.causal.get_input_embeddings())
-    if any(module._forward_hooks or module._forward_pre_hooks for module in inner):  # they would not be called
+    if listened(policy):
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
