@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -285,8 +284,8 @@ def listened(policy: Policy) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
 
-def general_because(policy: Policy) -> str:
-    """Why a policy is sampled by the general path, "" where the compact decoder takes it."""
+def compact_because(policy: Policy) -> str:
+    """Why the compact decoder does not take a policy, "" where it does."""
     if compact_of(policy) is not None:
         return ""
     if not policy.packs:
@@ -296,12 +295,9 @@ def general_because(policy: Policy) -> str:
 
 @torch.no_grad()
 def compact_of(policy: Policy) -> Compact | None:
-    """The policy's compact decoder with its weights as they are now, or None: made, and checked against the model, once per policy.
-
-    Why a model that `packs` is left to the general sampler is logged, in one line, when that is first found.
-    """
+    """The policy's compact decoder with its weights as they are now, or None: made, and checked against the model, once per policy."""
     made = vars(policy).get("compact", False)
-    if listened(policy):
+    if listened(policy):  # they would not be called
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
@@ -309,8 +305,6 @@ def compact_of(policy: Policy) -> Compact | None:
             made = Compact(policy)
             why = made.check()
         policy.compact = made = None if why else made
-        if why:
-            logging.getLogger(__name__).warning("%s is sampled by the general path: %s", type(policy.causal).__name__, why)
     elif made:
         made.refresh()
     return made

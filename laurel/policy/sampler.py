@@ -1,4 +1,4 @@
-"""Sampling: the compact decoder where it knows the model, else the general sampler, for any causal LM of transformers."""
+"""Sampling: a decoder that knows the model where there is one, else the general sampler, for any causal LM of transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Finish
-from laurel.policy.compact import compact_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy
 from laurel.policy.weights import check_ids
@@ -122,9 +121,13 @@ def sample(
 
     A completion ends at an end-of-sequence id (which it keeps), when its text holds a `stop` string (which it keeps), or at its length
     limit (one for all, or one per completion; never more than the model has positions left). Llama-like models take the compact
-    decoder (laurel/policy/compact.py), all others the general sampler; both draw the same tokens.
+    decoder (laurel/policy/compact.py) on a CPU and static buffers (laurel/policy/static.py) on CUDA, all others the general sampler;
+    all three draw the same tokens.
     """
     from laurel.policy.decode import Decoder
+    from laurel.policy.inflight import sample_static
+    from laurel.policy.static import How, Static
+    from laurel.policy.ways import decoder_of
 
     each, rest = divmod(len(seeds), max(len(prompts), 1))
     assert rest == 0, f"{len(seeds)} seeds for {len(prompts)} prompts"
@@ -137,10 +140,12 @@ def sample(
     was = policy.model.training
     policy.model.eval()
     try:
-        model = compact_of(policy)
-        if model is None or not seeds:
-            return sample_general(policy, prompts, each, seeds, limits, temperature, top_k, top_p, tuple(stop), rows_at_once)
-        return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
+        model = decoder_of(policy) if seeds else None
+        if isinstance(model, Static):
+            return sample_static(model, prompts, each, seeds, limits, How(temperature, top_k, top_p), tuple(stop), rows_at_once)
+        if model is not None:
+            return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
+        return sample_general(policy, prompts, each, seeds, limits, temperature, top_k, top_p, tuple(stop), rows_at_once)
     finally:
         policy.model.train(was)
 

@@ -301,8 +301,6 @@ def static_of(policy: Policy) -> Static | None:
             made.refresh()
             why = made.check()
         policy.static = made = None if why else made
-        if why:
-            logging.getLogger(__name__).warning("%s is sampled by the general path: %s", type(policy.causal).__name__, why)
     elif made:
         made.refresh()
     return made
