@@ -20,6 +20,8 @@ from laurel.policy.room import device_memory
 from laurel.policy.sampler import draw
 from laurel.policy.twin import Twin
 
+BOTH = 3.0
+"""As many times the usual distance may lie between its logits and the model's own: both round, and tiny random models most of all."""
 HELD = 8
 """Memory stays between two calls where it is less than the device's, by so many; else each call makes it, and its graphs, anew."""
 
@@ -262,9 +264,9 @@ class Static:
         wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
         gap, unit = (torch.stack(found) - wanted).abs().flatten().sort()[0], slack(self.dtype, float(wanted.abs().max()))
         usual, worst = float(gap[int(0.99 * (len(gap) - 1))]), float(gap[-1])
-        if usual < USUAL * unit and worst < WORST * unit:
+        if usual < BOTH * USUAL * unit and worst < WORST * unit:
             return ""
-        explained = f"{USUAL * unit:.2g} and {WORST * unit:.2g}"
+        explained = f"{BOTH * USUAL * unit:.2g} and {WORST * unit:.2g}"
         return f"its logits would differ by {usual:.2g} (99 of 100) and {worst:.2g} (the worst), where rounding explains {explained}"
 
 
