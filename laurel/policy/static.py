@@ -194,14 +194,19 @@ class Static:
         parts = (x.to(device) for x in (flat.ids_M, flat.position_M, flat.place_NL, flat.back_M))
         where = (x.to(device) for x in (source, row_M, flat.position_M[source]))
         calls = tuple(type(one)(one.query_BT.to(device), one.key_BS.to(device), one.at_BT.to(device)) for one in flat.calls)
-        hidden = encode(self.twin.body, Reading(*parts, calls, self.buffers, *where))
-        return self.twin.logits(hidden[(lengths.cumsum(0) - 1).to(device)])
+        return self.read(Reading(*parts, calls, self.buffers, *where), (lengths.cumsum(0) - 1).to(device))
 
     def forward(self, rows: int, reach: int) -> Tensor:
         """Logits [rows, V] after the token that each of the first rows has said last, with keys of the first `reach` places."""
         all_of = self.buffers
         position = all_of.start[:rows] + all_of.length[:rows] - 1
-        return self.twin.logits(encode(self.twin.body, Step(all_of.token[:rows], position, all_of, reach)))
+        return self.read(Step(all_of.token[:rows], position, all_of, reach))
+
+    def read(self, layout: Any, last: Tensor | None = None) -> Tensor:
+        """Logits after the packed tokens, or some of them. Under autocast for what is not of the twin: an embedding that is widened."""
+        with self.policy.autocast():
+            hidden = encode(self.twin.body, layout)
+            return self.twin.logits(hidden if last is None else hidden[last])
 
     def note(self, row_B: Tensor, logits: Tensor, how: How) -> None:
         """Draw a token for rows that still speak, and note it. Who says an end token, or has no more to say, is closed."""
