@@ -168,9 +168,7 @@ def peer(way: str, model: Any, ids: Any, each: int, new: int) -> Callable[[], No
         how.eos_token_id = -1
         small = {"num_blocks": 64, "page_size": 32, "max_batch_tokens": 64} if model.device.type == "cpu" else {}  # else all memory
         asked = ContinuousBatchingConfig(return_logprobs=True, **small)
-        found = model.generate_batch(
-            inputs=rows.tolist(), generation_config=how, continuous_batching_config=asked, progress_bar=False
-        )
+        found = model.generate_batch(inputs=rows.tolist(), generation_config=how, continuous_batching_config=asked, progress_bar=False)
         assert len(found) == len(rows) and all(len(one.generated_tokens) == new for one in found.values())
 
     return generate if way == "generate" else continuous
@@ -200,9 +198,12 @@ def step(way: str, quick: bool) -> dict[str, Any]:
         ids = torch.randint(3, len(tokenizer), (8, width), generator=torch.Generator().manual_seed(1))
         rows = [{"prompt": " ".join(f"t{i}" for i in row)} for row in ids.tolist()]
         (Path(folder) / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        options = {"model": f"{folder}/model", "dataset": f"{folder}/rows.jsonl", "output_dir": f"{folder}/run", "eval_size": 0, "num_generations": each,
-                   "rewards": [f"{Path(__file__).resolve()}:judge"], "max_completion_length": new, "max_steps": 9}  # fmt: skip
-        setup, state = prepare("grpo", TrainConfig.model_validate({**options, "prompts_per_step": 8, "learning_rate": 1e-6}))
+        options = {
+            "model": f"{folder}/model", "dataset": f"{folder}/rows.jsonl", "output_dir": f"{folder}/run", "eval_size": 0,
+            "rewards": [f"{Path(__file__).resolve()}:judge"], "prompts_per_step": 8, "num_generations": each,
+            "max_completion_length": new, "max_steps": 9, "learning_rate": 1e-6,
+        }  # fmt: skip
+        setup, state = prepare("grpo", TrainConfig.model_validate(options))
         foreseen = float(memory(setup).partition("at its largest about ")[2].split()[0].strip(",")) / 1e3
         found = timed(device, lambda: loop.step(setup, state, Sums()), 2)
         setup.run.close()

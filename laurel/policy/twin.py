@@ -1,4 +1,4 @@
-"""A body whose weights were cast once: the model's own layers, with its products and norms as they are computed in sampling."""
+"""A body whose weights were cast once: the model's own layers, products and norms as in sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from laurel.policy.passes import FROM_ONE, NORMS
 
 
 class Product(nn.Module):
-    """A linear layer in the precision of its weight, whatever comes in: as under autocast, without a cast of weights."""
+    """A linear layer in the precision of its weight, whatever comes in: as autocast has it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -26,7 +26,10 @@ class Product(nn.Module):
 
 
 class Norm(nn.Module):
-    """x / rms(x) * weight in one kernel. alike: in the precision of x (the Gemma family), else in the finer of both."""
+    """x / rms(x) * weight in one kernel.
+
+    alike: in the precision of x (the Gemma family), else in the finer one of x and weight.
+    """
 
     def __init__(self, weight: Tensor, eps: float, alike: bool) -> None:
         super().__init__()
@@ -51,10 +54,11 @@ class Unit(nn.Module):
 
 
 class Twin:
-    """Body and head of a policy as sampling computes them; `refresh` takes the weights as they are now.
+    """Body and head of a policy as sampling computes them; `refresh` takes the weights as they are.
 
-    A weight that is in the policy's precision already, and has no adapter, is used where it lies. All others are copied, adapters merged
-    in, to memory that stays the same from one refresh to the next; those that read the same input become one product.
+    A weight that has the policy's precision already, and no adapter, is used where it lies. All
+    others are copied, adapters merged in, to memory that stays the same from one refresh to the
+    next; those that read the same input become one product.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -68,10 +72,16 @@ class Twin:
         """The weights as they are now."""
         own = getattr(self.policy.causal, self.policy.causal.base_model_prefix)
         self.used = [*own.embed_tokens.parameters()]
-        self.body = hollow(own)
         layers = [self.layer(layer, f"layer {i}") for i, layer in enumerate(own.layers)]
-        self.body._modules |= {"layers": nn.ModuleList(layers), "norm": self.made(own.norm, "norm")}
+        self.body = hollow(own)
+        self.body._modules["layers"] = nn.ModuleList(layers)
+        self.body._modules["norm"] = self.made(own.norm, "norm")
         self.head = self.made(self.policy.causal.get_output_embeddings(), "head")
+
+    def release(self) -> None:
+        """Give the copies' memory back; `refresh` makes them anew."""
+        self.copies.clear()
+        self.used, self.body, self.head = [], None, None
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -83,36 +93,45 @@ class Twin:
         """Of the copies."""
         return sum(tensor.nbytes for tensor in self.copies.values())
 
-    def release(self) -> None:
-        """Give the copies' memory back; `refresh` makes them anew."""
-        self.copies.clear()
-        self.used, self.body, self.head = [], None, None
-
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """[M, D] -> [M, V], in the precision of the head."""
         logits = self.head(hidden_MD)
         return logits if self.cap is None else self.cap * torch.tanh(logits.float() / self.cap)
 
     def layer(self, layer: Any, name: str) -> Any:
-        """One layer; where weights are copied anyway, queries, keys and values become one product, and gate and up."""
-        own, unit = layer.self_attn, layer.mlp
-        qkv = [getattr(own, f"{which}_proj", None) for which in "qkv"]
+        """One layer.
+
+        Where weights are copied anyway, queries, keys and values become one product, and gate and
+        up another.
+        """
+        own, unit, parts = layer.self_attn, layer.mlp, dict[str, Any]()
+        qkv: list[Any] = [getattr(own, f"{which}_proj", None) for which in "qkv"]
         gate_up = [getattr(unit, "gate_proj", None), getattr(unit, "up_proj", None)]
-        together = dict[str, Any]()
         if self.copied(qkv):
-            together["self_attn"] = hollow(own)
-            inner = {n: self.made(m, f"{name} {n}") for n, m in own._modules.items() if m not in qkv}
-            together["self_attn"]._modules = inner | {"qkv_proj": self.product(f"{name} qkv", *qkv)}
+            one = self.product(f"{name} qkv", *qkv)
+            parts["self_attn"] = self.hollowed(own, name, {"qkv_proj": one})
+            for which in "qkv":
+                del parts["self_attn"]._modules[f"{which}_proj"]
         if self.copied(gate_up):
-            down = self.product(f"{name} down", unit.down_proj)
-            together["mlp"] = Unit(self.product(f"{name} gate and up", *gate_up), down, unit.act_fn)
-        twin = hollow(layer)
-        twin._modules = {n: together[n] if n in together else self.made(m, f"{name} {n}") for n, m in layer._modules.items()}
+            both = self.product(f"{name} gate and up", *gate_up)
+            parts["mlp"] = Unit(both, self.product(f"{name} down", unit.down_proj), unit.act_fn)
+        return self.hollowed(layer, name, parts)
+
+    def hollowed(self, module: nn.Module, name: str, parts: dict[str, Any]) -> Any:
+        """A copy of a module with these parts, and its others as sampling has them."""
+        together = ("q_proj", "k_proj", "v_proj") if "qkv_proj" in parts else ()
+        twin = hollow(module)
+        for inner, own in module._modules.items():
+            if inner not in parts and inner not in together:
+                twin._modules[inner] = self.made(own, f"{name} {inner}")
+        twin._modules |= parts
         return twin
 
     def copied(self, linears: list[Any]) -> bool:
         """Are these linear layers, of which one at least must be copied?"""
-        return all(map(linear, linears)) and any(hasattr(one, "base_layer") or self.cast(one.weight) for one in linears)
+        if not all(map(linear, linears)):
+            return False
+        return any(hasattr(one, "base_layer") or self.cast(one.weight) for one in linears)
 
     def cast(self, weight: Tensor) -> bool:
         """Is a weight of another precision than its product?"""
@@ -132,23 +151,33 @@ class Twin:
         if kind in FROM_ONE:
             weight = 1.0 + module.weight.detach().float()
             return Norm(self.kept(name, [weight], weight.dtype), module.eps, alike=True)
-        if not getattr(module, "_modules", None):
-            return module
-        twin = hollow(module)
-        twin._modules = {inner: self.made(own, f"{name} {inner}") for inner, own in module._modules.items()}
-        return twin
+        return self.hollowed(module, name, {}) if getattr(module, "_modules", None) else module
 
     def product(self, name: str, *linears: Any) -> Product:
         """Linear layers that read the same input, as one."""
         bases = [getattr(one, "base_layer", one) for one in linears]
-        weights, bias, alone = [merged_weight(one) for one in linears], None, len(linears) == 1
+        weights = [merged_weight(one) for one in linears]
         dtype = self.precision(bases[0].weight)
-        if any(base.bias is not None for base in bases):
-            biases = [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases]
-            bias = self.seen(biases[0]) if alone and not self.cast(biases[0]) else self.kept(f"{name}, bias", biases, dtype)
-        if alone and linears[0] is bases[0] and not self.cast(weights[0]):
-            return Product(self.seen(weights[0]), bias)
-        return Product(self.kept(name, weights, dtype), bias)
+        biases = [base.bias for base in bases]
+        bias = None
+        if any(one is not None for one in biases):
+            parts = [bias_of(base) for base in bases]
+            bias = self.kept_or_seen(f"{name}, bias", parts, biases, dtype)
+        own = [base.weight for base in bases]
+        return Product(self.kept_or_seen(name, weights, own, dtype), bias)
+
+    def kept_or_seen(
+        self,
+        name: str,
+        parts: list[Tensor],
+        own: list[Any],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The one part where it lies, if it is a weight itself, and in this precision; or a copy."""
+        alone = len(parts) == 1 and own[0] is not None and parts[0].dtype == dtype
+        if alone and parts[0].data_ptr() == own[0].data_ptr():
+            return self.seen(parts[0])
+        return self.kept(name, parts, dtype)
 
     def seen(self, tensor: Tensor) -> Tensor:
         """A weight that is used where it lies."""
@@ -157,20 +186,26 @@ class Twin:
 
     def kept(self, name: str, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Parts, one below the other, cast and copied to where they were before."""
-        shape, device = (sum(map(len, parts)), *parts[0].shape[1:]), parts[0].device
+        heights = [len(part) for part in parts]
+        shape, device = (sum(heights), *parts[0].shape[1:]), parts[0].device
         found = self.copies.get(name)
         if found is None or (found.shape, found.dtype, found.device) != (shape, dtype, device):
             found = self.copies[name] = torch.empty(shape, dtype=dtype, device=device)
-        for part, into in zip(parts, found.split([len(part) for part in parts]), strict=True):
+        for part, into in zip(parts, found.split(heights), strict=True):
             into.copy_(part)
         return self.seen(found)
 
 
 def hollow(module: nn.Module) -> Any:
-    """A copy of a module whose parts can be replaced without a change to it; what is not replaced is shared."""
+    """A copy of a module whose parts can be replaced; what is not replaced is shared."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
+
+
+def bias_of(base: nn.Linear) -> Tensor:
+    """The bias of a linear layer; zeros where it has none."""
+    return base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach()
 
 
 def linear(module: Any) -> bool:

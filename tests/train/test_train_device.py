@@ -56,11 +56,11 @@ def test_a_step_is_the_same_there(algorithm, device, toy, tmp_path, monkeypatch)
     monkeypatch.setattr(ways, "static_of", lambda policy, real=ways.static_of: used.append(real(policy)) or used[-1])
     there = lines(algorithm, toy, tmp_path / "there", monkeypatch, device=device)
     assert len(here) == len(there) == 2 and (bool(used) and None not in used) == (algorithm in ("grpo", "ppo"))
-    for step, (one, other) in enumerate(zip(here, there, strict=True)):
+    for at, (one, other) in enumerate(zip(here, there, strict=True)):
         compared = [name for name in SEEN if name in one]
         assert {"loss", "grad_norm"} <= set(compared)
         for name in compared:  # AdamW divides by what may be rounding alone: its second step shows that larger
-            assert one[name] == pytest.approx(other[name], abs=rounding(one[name], units=256 if step == 0 else 4096)), (step, name)
+            assert one[name] == pytest.approx(other[name], abs=rounding(one[name], units=256 if at == 0 else 4096)), (at, name)
 
 
 def model_of(kind):
@@ -132,7 +132,7 @@ def test_one_token_in_a_hundred_may_lie_far_in_bfloat16():
     from laurel.policy.precision import WORST, slack
 
     unit = slack(torch.bfloat16, 31.0)
-    assert 0.13 < USUAL * unit and 0.27 < WORST * unit
+    assert USUAL * unit > 0.13 and WORST * unit > 0.27
     gap = torch.full((300,), 0.1)
     gap[:3] = 3.0  # of what was trained on, after the start, no more than the percentile is asked
     checks.same_policy(gap, torch.empty(0), unit, 1, Sums())
