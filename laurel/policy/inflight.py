@@ -1,4 +1,4 @@
-"""Rows in flight over a static decoder: the host looks every few tokens who has ended, lets them leave, and fills their places."""
+"""Rows in flight over a static decoder: every few tokens the host looks who has ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from laurel.core.sample import Finish
+from laurel.policy.model import Policy
 from laurel.policy.room import device_memory
 from laurel.policy.sampler import Completion, chunks, holding, uniforms
 from laurel.policy.static import How, Static
@@ -19,7 +20,7 @@ LEAST_ROWS, LEAST_REACH = 8, 64
 
 
 def rung(count: int, least: int, most: int) -> int:
-    """The least of 2^k and 1.5 x 2^k that holds `count`, at most `most`: so few sizes are used that each can have its graph."""
+    """The least of 2^k and 1.5 x 2^k that holds `count`, at most `most`: few sizes, few graphs."""
     size = least
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -27,7 +28,7 @@ def rung(count: int, least: int, most: int) -> int:
 
 
 def rows_that_fit(static: Static, reach: int, longest: int) -> int:
-    """Rows whose keys and values take half of the memory that is free, or held for them already; one at least."""
+    """Rows that take half of the memory that is free, or theirs already; one at least."""
     memory = device_memory(static.policy.device)
     if memory is None:
         return 1 << 40
@@ -36,17 +37,24 @@ def rows_that_fit(static: Static, reach: int, longest: int) -> int:
 
 
 class InFlight:
-    """Samples `each` completions of every prompt; completion i belongs to prompt i // each. See `sampler.sample`.
+    """Samples `each` completions of every prompt; completion i belongs to prompt i // each.
 
-    `at` says which sample is at each place (-1: none); `spent` how many tokens its row may have said. Both are the host's, which asks
-    the device only in `look`.
+    `at` says which sample is at each place (-1: none); `spent` how many tokens its row may have
+    said. Both are the host's, which asks the device only in `look`. See `sampler.sample`.
     """
 
     def __init__(
-        self, static: Static, prompts: Sequence[tuple[int, ...]], each: int, seeds: Sequence[int], limits: Sequence[int],
-        rows_at_once: int, check: int = CHECK,
-    ) -> None:  # fmt: skip
-        self.static, self.prompts, self.each, self.seeds, self.limits, self.check = static, prompts, each, seeds, limits, check
+        self,
+        static: Static,
+        prompts: Sequence[tuple[int, ...]],
+        each: int,
+        seeds: Sequence[int],
+        limits: Sequence[int],
+        rows_at_once: int,
+        check: int = CHECK,
+    ) -> None:
+        self.static, self.prompts, self.each = static, prompts, each
+        self.seeds, self.limits, self.check = seeds, limits, check
         longest = max(limits)
         whole = rung(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
         fit = rows_that_fit(static, whole, longest)
@@ -56,7 +64,8 @@ class InFlight:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         parts = [list(part) for part in chunks(range(each), self.group)]
         self.queue = [[i * each + g for g in part] for i in order for part in reversed(parts)]
-        self.buffers = static.ready(rung(self.size, LEAST_ROWS, max(self.size, fit)), whole, longest)
+        rows = rung(self.size, LEAST_ROWS, max(self.size, fit))
+        self.buffers = static.ready(rows, whole, longest)
         self.at, self.spent = [-1] * self.buffers.rows, [0] * self.buffers.rows
         self.done: dict[int, Completion] = {}
         self.eos = static.policy.eos_ids
@@ -78,21 +87,21 @@ class InFlight:
         return [row for row, sample in enumerate(self.at) if sample >= 0]
 
     def admit(self, free: int, how: How) -> None:
-        """The next prompts, as many as there are places for: read, and the first token of each of their completions drawn."""
+        """The next prompts, as many as there are places for, and the first token of each row."""
         holes = [row for row, sample in enumerate(self.at) if sample < 0]
         chosen = list[list[int]]()
         while self.queue and len(self.queue[-1]) <= free:
             chosen.append(self.queue.pop())
             free -= len(chosen[-1])
         rows = [[holes.pop(0) for _ in part] for part in chosen]
-        prompts = [self.prompts[part[0] // self.each] for part in chosen]
-        widest = max(map(len, prompts))
+        widest = max(len(self.prompts[part[0] // self.each]) for part in chosen)
         for some in chunks(range(len(chosen)), max(1, PREFILL // widest)):
-            self.begin([chosen[i] for i in some], [rows[i] for i in some], [prompts[i] for i in some], how)
+            self.begin([chosen[i] for i in some], [rows[i] for i in some], how)
 
-    def begin(self, samples: list[list[int]], rows: list[list[int]], prompts: list[tuple[int, ...]], how: How) -> None:
-        """These samples at these places, with their first token."""
+    def begin(self, samples: list[list[int]], rows: list[list[int]], how: How) -> None:
+        """These samples, by prompt, at these places, with their first token."""
         every, device = self.buffers, self.buffers.every.device
+        prompts = [self.prompts[part[0] // self.each] for part in samples]
         logits = self.static.prefill(prompts, rows)
         flat, places = [n for part in samples for n in part], [row for part in rows for row in part]
         where = torch.tensor(places, device=device)
@@ -108,13 +117,14 @@ class InFlight:
             self.at[row], self.spent[row] = sample, 1
 
     def close_up(self) -> None:
-        """Where fewer places would do for the step, the last rows take the empty places before them."""
+        """Where a step could do with fewer places, the last rows take the empty ones."""
         taken = self.rows()
         if self.queue or not taken or self.width(len(taken)) == self.width(taken[-1] + 1):
             return
         holes = [row for row in range(len(taken)) if self.at[row] < 0]
         movers = taken[len(taken) - len(holes) :]
-        source, target = (torch.tensor(rows, device=self.buffers.every.device) for rows in (movers, holes))
+        device = self.buffers.every.device
+        source, target = (torch.tensor(rows, device=device) for rows in (movers, holes))
         self.buffers.move(source, target, self.reach(0))
         self.rest(source)
         for old, new in zip(movers, holes, strict=True):
@@ -126,8 +136,12 @@ class InFlight:
 
     def reach(self, more: int) -> int:
         """Keys that a step reads when every row has said `more` tokens more."""
-        said = ((self.at[row] // self.each, min(self.spent[row] + more, self.limits[self.at[row]])) for row in self.rows())
-        return rung(max(len(self.prompts[prompt]) + count for prompt, count in said), LEAST_REACH, self.buffers.reach)
+        longest = 0
+        for row in self.rows():
+            sample = self.at[row]
+            said = min(self.spent[row] + more, self.limits[sample])
+            longest = max(longest, len(self.prompts[sample // self.each]) + said)
+        return rung(longest, LEAST_REACH, self.buffers.reach)
 
     def go_on(self, how: How) -> None:
         """Steps until the next look, without a question to the device."""
@@ -142,7 +156,8 @@ class InFlight:
     def look(self, stop: tuple[str, ...]) -> None:
         """Who has ended, or holds a stop string, leaves."""
         taken, every = self.rows(), self.buffers
-        lengths, open_ = every.length[: taken[-1] + 1].tolist(), every.open[: taken[-1] + 1].tolist()
+        last = taken[-1] + 1
+        lengths, open_ = every.length[:last].tolist(), every.open[:last].tolist()
         ended = {row: lengths[row] for row in taken if not open_[row]}
         stopped = self.stopped(taken, lengths, stop) if stop else {}
         ended |= stopped
@@ -150,9 +165,11 @@ class InFlight:
             return
         where = torch.tensor(list(ended), device=every.every.device)
         longest = max(ended.values())
-        ids, logps = every.out_ids[where, :longest].tolist(), every.out_logp[where, :longest].tolist()
+        ids = every.out_ids[where, :longest].tolist()
+        logps = every.out_logp[where, :longest].tolist()
         for (row, count), said, logp in zip(ended.items(), ids, logps, strict=True):
-            why: Finish = "eos" if said[count - 1] in self.eos else "stop" if row in stopped else "length"
+            why: Finish = "stop" if row in stopped else "length"
+            why = "eos" if said[count - 1] in self.eos else why
             self.done[self.at[row]] = Completion(tuple(said[:count]), tuple(logp[:count]), why)
             self.at[row] = -1
         self.rest(where)
@@ -160,9 +177,15 @@ class InFlight:
     def rest(self, where: torch.Tensor) -> None:
         """These places are empty: what is computed there is of one token that sees itself."""
         every = self.buffers
-        every.open[where], every.token[where], every.length[where], every.start[where] = False, 0, 0, 1
+        every.open[where], every.token[where] = False, 0
+        every.length[where], every.start[where] = 0, 1
 
-    def stopped(self, taken: list[int], lengths: list[int], stop: tuple[str, ...]) -> dict[int, int]:
+    def stopped(
+        self,
+        taken: list[int],
+        lengths: list[int],
+        stop: tuple[str, ...],
+    ) -> dict[int, int]:
         """Which rows hold a stop string now, and with how many tokens each first did."""
         every, tokenizer = self.buffers, self.static.policy.tokenizer
         tail = max(map(len, stop)) + 9  # what `holding` reads
@@ -183,11 +206,30 @@ class InFlight:
 
 
 def sample_static(
-    static: Static, prompts: Sequence[tuple[int, ...]], each: int, seeds: Sequence[int], limits: Sequence[int], how: How,
-    stop: tuple[str, ...], rows_at_once: int,
-) -> list[Completion]:  # fmt: skip
+    static: Static,
+    prompts: Sequence[tuple[int, ...]],
+    each: int,
+    seeds: Sequence[int],
+    limits: Sequence[int],
+    how: How,
+    stop: tuple[str, ...],
+    rows_at_once: int,
+) -> list[Completion]:
     """`sample` with static buffers; what they took is given back where it is much."""
     try:
         return InFlight(static, prompts, each, seeds, limits, rows_at_once).run(how, stop)
     finally:
         static.rest()
+
+
+def memory_of(policy: Policy, rows: int, prompt: int, completion: int) -> dict[str, int]:
+    """Bytes that static buffers take for so many rows in flight, from shapes alone."""
+    static = Static(policy)
+    whole = rung(prompt + completion, LEAST_REACH, 1 << 40)
+    logits = 16 * static.config.vocab_size
+    a_row = static.a_row(whole, completion) - logits
+    return {
+        "keys and values": rung(rows, LEAST_ROWS, 1 << 40) * a_row,
+        "sampler's weights": static.twin.foreseen,
+        "sampled logits": rows * logits,
+    }

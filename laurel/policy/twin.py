@@ -1,4 +1,4 @@
-"""A body whose weights were cast once: the model's own layers, products and norms as in sampling."""
+"""A body whose weights were cast once: the model's own layers, computed as in sampling."""
 
 from __future__ import annotations
 
@@ -93,6 +93,21 @@ class Twin:
         """Of the copies."""
         return sum(tensor.nbytes for tensor in self.copies.values())
 
+    @property
+    def foreseen(self) -> int:
+        """Bytes that the copies of products will take, from shapes alone."""
+        own = getattr(self.policy.causal, self.policy.causal.base_model_prefix)
+        found, inner = 0, set[int]()
+        for module in (*own.layers.modules(), self.policy.causal.get_output_embeddings()):
+            base = getattr(module, "base_layer", module)
+            adapted = base is not module
+            if not isinstance(base, nn.Linear) or id(base) in inner:
+                continue
+            inner |= {id(part) for part in module.modules()}  # adapters are linear layers, too
+            if adapted or self.cast(base.weight):
+                found += base.weight.numel() * self.precision(base.weight).itemsize
+        return found
+
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """[M, D] -> [M, V], in the precision of the head."""
         logits = self.head(hidden_MD)
@@ -173,7 +188,7 @@ class Twin:
         own: list[Any],
         dtype: torch.dtype,
     ) -> Tensor:
-        """The one part where it lies, if it is a weight itself, and in this precision; or a copy."""
+        """The one part where it lies, if it is a weight and in this precision; or a copy."""
         alone = len(parts) == 1 and own[0] is not None and parts[0].dtype == dtype
         if alone and parts[0].data_ptr() == own[0].data_ptr():
             return self.seen(parts[0])

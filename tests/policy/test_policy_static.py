@@ -9,11 +9,11 @@ from test_policy_compact import KINDS, PROMPTS, same, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from laurel.policy import inflight, static
-from laurel.policy.inflight import InFlight, rows_that_fit, rung
+from laurel.policy.inflight import InFlight, memory_of, rows_that_fit, rung
 from laurel.policy.model import Policy
 from laurel.policy.precision import USUAL, WORST
 from laurel.policy.sampler import beyond, draw, inverse, sample, sample_general, sample_seed
-from laurel.policy.static import BOTH, How, static_because, static_of
+from laurel.policy.static import BOTH, How, Static, static_because, static_of
 from laurel.policy.ways import decoder_of, way_of
 
 SEEDS = [sample_seed(0, str(i), g, 0) for i in range(len(PROMPTS)) for g in range(4)]
@@ -232,6 +232,24 @@ def test_rows_in_flight_fit_into_half_of_what_is_free(monkeypatch):
     assert rows_that_fit(made, 64, 24) >= 1
     monkeypatch.setattr(inflight, "device_memory", lambda device: None)
     assert rows_that_fit(made, 64, 24) > 1 << 30
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_memory_is_foreseen_from_shapes(weights):
+    """Keys and values, and copies of weights, to a twentieth: with adapters everything with one is copied, else what is cast."""
+    for kind in ("qwen3", "phi 3"):
+        policy = Policy(on("cpu", kind).model.to(weights), None, torch.bfloat16)
+        policy = adapted(policy) if kind == "qwen3" else policy
+        foreseen = memory_of(policy, 24, 36, 24)
+        made = Static(policy)
+        made.refresh()
+        buffers = made.ready(24, 64, 24)
+        norms = sum(copy.nbytes for name, copy in made.twin.copies.items() if "norm" in name or "bias" in name)
+        assert foreseen["keys and values"] == pytest.approx(buffers.bytes, rel=0.05)
+        assert foreseen["sampler's weights"] == made.twin.bytes - norms and bool(foreseen["sampler's weights"]) == (
+            weights == torch.float32 or kind == "qwen3"
+        )
+        assert foreseen["sampled logits"] == 24 * 16 * made.config.vocab_size
 
 
 def test_memory_is_given_back_where_it_is_much(monkeypatch):
