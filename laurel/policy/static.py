@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -90,19 +90,17 @@ class Buffers:
 class Reading(Layout):
     """Prompts, packed: their keys and values go to all rows that go on from them.
 
-    source_M, row_M, at_M: token `source` of the packed ones is at `at` in row `row`.
+    places: token `source` of the packed ones is in row `row` at `at`, three tensors.
     """
 
     buffers: Buffers
-    source_M: Tensor
-    row_M: Tensor
-    at_M: Tensor
+    places: tuple[Tensor, ...]
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.buffers.keys[own.layer_idx], self.buffers.values[own.layer_idx]
         q, k, v = (x.to(keys.dtype) for x in (q, k, v))
-        keys[self.row_M, self.at_M] = k[self.source_M]
-        values[self.row_M, self.at_M] = v[self.source_M]
+        source, row, at = self.places
+        keys[row, at], values[row, at] = k[source], v[source]
         return super().read(own, q, k, v)
 
 
@@ -221,12 +219,10 @@ class Static:
         source = torch.cat([torch.arange(ends[n] - lengths[n], ends[n]) for n in whose])
         row_M = torch.tensor([row for part in rows for row in part])
         row_M = row_M.repeat_interleave(lengths[whose])
-        parts = (flat.ids_M, flat.position_M, flat.place_NL, flat.back_M)
         where = (source, row_M, flat.position_M[source])
-        (call,) = flat.calls
-        moved = Attention(*(x.to(device) for x in (call.query_BT, call.key_BS, call.at_BT)))
-        there, into = ([x.to(device) for x in some] for some in (parts, where))
-        return self.read(Reading(*there, (moved,), self.buffers, *into), (ends - 1).to(device))
+        into = [x.to(device) for x in where]
+        layout = Reading(**parts_of(flat, device), buffers=self.buffers, places=tuple(into))
+        return self.read(layout, (ends - 1).to(device))
 
     def forward(self, rows: int, reach: int) -> Tensor:
         """Logits [rows, V] after what each of the first rows has said last.
@@ -326,6 +322,19 @@ class Static:
             f"its logits would differ by {usual:.2g} (99 of 100) and {worst:.2g} (the worst), "
             f"where rounding explains {BOTH * USUAL * unit:.2g} and {WORST * unit:.2g}"
         )
+
+
+def parts_of(layout: Layout, device: torch.device) -> dict[str, Any]:
+    """All that a layout holds, by name, on a device."""
+
+    def there(part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(there(one) for one in part)
+        if isinstance(part, Attention):
+            return replace(part, **{one.name: there(getattr(part, one.name)) for one in fields(part)})
+        return part.to(device) if isinstance(part, Tensor) else part
+
+    return {one.name: there(getattr(layout, one.name)) for one in fields(layout)}
 
 
 def attention_of(policy: Policy) -> Any:
