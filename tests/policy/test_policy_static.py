@@ -16,6 +16,9 @@ from laurel.policy.sampler import beyond, draw, inverse, sample, sample_general,
 from laurel.policy.static import BOTH, How, Static, static_because, static_of
 from laurel.policy.ways import decoder_of, way_of
 
+FIRST = ("qwen2", "mistral, window", "gemma 3", "gemma 2", "phi 3, half rotary", "smollm 3", "olmo-2")
+"""Kinds that between them have every part; the others at full length."""
+EVERY = [kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.whole) for kind in (*KINDS, "olmo-2")]
 SEEDS = [sample_seed(0, str(i), g, 0) for i in range(len(PROMPTS)) for g in range(4)]
 LIMITS = [24 - 2 * (n % 5) for n in range(len(SEEDS))]
 
@@ -46,7 +49,7 @@ def adapted(policy, **how):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", [*KINDS, "olmo-2"])
+@pytest.mark.parametrize("kind", EVERY)
 def test_completions_equal_the_general_sampler_s(kind, device):
     """Ragged prompts, eight rows in flight of 24, a look every five tokens, limits per row: the same tokens, log-probs to rounding."""
     policy = on(device, kind)
@@ -55,7 +58,7 @@ def test_completions_equal_the_general_sampler_s(kind, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", [How(0.7), How(0.0), How(1.0, top_k=5), How(1.3, top_p=0.8), How(1.0, 7, 0.9)])
+@pytest.mark.parametrize("how", [How(0.0), How(1.3, top_p=0.8), How(0.7, 7, 0.9)])
 def test_ways_to_draw(how, device):
     policy = on(device, "qwen3")
     same(ours(policy, how, rows=9), general(policy, how))
@@ -66,14 +69,14 @@ def test_nothing_depends_on_when_the_host_looks_nor_on_who_is_beside():
     policy = on("cpu", "llama")
     wanted = ours(policy)
     assert {c.finish for c in wanted} == {"eos", "length"}
-    for check, rows in ((1, 1024), (3, 8), (16, 3), (16, 1), (1, 8)):
+    for check, rows in ((1, 1024), (3, 8), (16, 3)):
         same(ours(policy, rows=rows, check=check), wanted)
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in list(enumerate(PROMPTS))[1:4]:
         alone = InFlight(static_of(policy), [prompt], 2, SEEDS[4 * i + 1 : 4 * i + 3], LIMITS[4 * i + 1 : 4 * i + 3], 1024)
         same(alone.run(How(), ()), wanted[4 * i + 1 : 4 * i + 3])
 
 
-@pytest.mark.parametrize("check", [1, 4, 16])
+@pytest.mark.parametrize("check", [4, 16])
 def test_stop_strings_end_a_row_where_they_first_stand(check):
     """Found at a look, and what was said behind them is thrown away."""
     policy = on("cpu", "llama")
@@ -124,7 +127,9 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_too():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["qwen3", "gemma 3", "llama with biases", "phi 3"])
+@pytest.mark.parametrize(
+    "kind", ["qwen3", "llama with biases", *(pytest.param(kind, marks=pytest.mark.whole) for kind in ("gemma 3", "phi 3"))]
+)
 def test_bfloat16_is_as_near_to_the_trainer_as_bfloat16_can_be(kind, weights, device):
     """Log-probs beside the autocast forward pass, in what rounding explains: 99 of 100 within BOTH times USUAL, all within WORST.
 
@@ -168,8 +173,9 @@ class Watching(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("how", [How(), How(0.7, 5, 0.9), How(0.0)])
-@pytest.mark.parametrize("kind", ["gemma 3", "gemma 2", "olmo-2", "phi 3, half rotary"])
+@pytest.mark.parametrize(("kind", "how"), [
+    ("gemma 3", How()), ("gemma 2", How(0.7, 5, 0.9)), ("olmo-2", How(0.0)), ("phi 3, half rotary", How(0.7)),
+])  # fmt: skip
 @torch.no_grad()
 def test_a_step_is_what_a_graph_can_hold(kind, how):
     """Steps ask the device nothing, make the same calls of the same shapes, and write to the same memory, rows ending in between or not."""
@@ -219,17 +225,19 @@ def test_cuda_samples_what_the_cpu_samples():
 
 
 def test_rows_in_flight_fit_into_half_of_what_is_free(monkeypatch):
-    """Memory for five rows: five are in flight, a group enters in parts, and the samples are the same; for none: one at a time."""
+    """Memory for five rows: five are in flight, a group enters in parts, and the samples are the same; for none: one."""
     policy = on("cpu", "llama")
     made, wanted = static_of(policy), ours(policy, rows=8)
-    for rows, group in ((5, 4), (3, 3), (0, 1)):
+    for rows, group in ((5, 4), (3, 3)):
         made.release()
         free = 2 * made.a_row(64, 24) * rows + 1
         monkeypatch.setattr(inflight, "device_memory", lambda device, free=free: (free, 1 << 40))
         running = InFlight(made, PROMPTS, 4, SEEDS, LIMITS, 1024)
-        assert running.size == running.group == group and running.buffers.rows <= max(rows, 1)
+        assert running.size == running.group == group and running.buffers.rows <= rows
         same(running.run(How(), ()), wanted)
-    assert rows_that_fit(made, 64, 24) >= 1
+    monkeypatch.setattr(inflight, "device_memory", lambda device: (0, 1 << 40))
+    made.release()
+    assert rows_that_fit(made, 64, 24) == 1
     monkeypatch.setattr(inflight, "device_memory", lambda device: None)
     assert rows_that_fit(made, 64, 24) > 1 << 30
 
@@ -238,7 +246,8 @@ def test_rows_in_flight_fit_into_half_of_what_is_free(monkeypatch):
 def test_memory_is_foreseen_from_shapes(weights):
     """Keys and values, and copies of weights, to a twentieth: with adapters everything with one is copied, else what is cast."""
     for kind in ("qwen3", "phi 3"):
-        policy = Policy(on("cpu", kind).model.to(weights), None, torch.bfloat16)
+        policy = on("cpu", kind, torch.bfloat16)
+        policy.model.to(weights)
         policy = adapted(policy) if kind == "qwen3" else policy
         foreseen = memory_of(policy, 24, 36, 24)
         made = Static(policy)
