@@ -49,9 +49,9 @@ def adapted(policy, **how):
 
 
 def narrowed(model, weights):
-    """Its matrices in that precision; norms and biases stay float32."""
+    """Its weights in that precision; frequencies of rotary embeddings stay float32."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(weights if parameter.ndim > 1 else torch.float32)
+        parameter.data = parameter.data.to(weights)
     return model
 
 
