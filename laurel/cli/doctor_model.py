@@ -25,8 +25,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     rate = sampled_per_second(policy)
     told.append(("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once"))
     if policy.device.type != "cuda":
-        why = static_because(policy)
-        told.append(("on CUDA", sampling("general" if why else "static", why)))
+        told.append(("on CUDA", on_cuda(policy, static_because(policy))))
     packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
     way = "fast: packed, no padding, shared prompts once" if packed else "general: padded rows, transformers' own forward"
     told.append(("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward"))
@@ -44,6 +43,17 @@ def sampling(name: str, why: str) -> str:
         return f"general: {why}"
     fast = "the compact decoder" if name == "compact" else "static buffers" + (f" ({why})" if why else "")
     return f"fast: {fast}"
+
+
+def on_cuda(policy: Any, why: str) -> str:
+    """How a policy would be sampled there, and the memory of some rows beside the weights."""
+    from laurel.policy.inflight import memory_of
+
+    if why:
+        return sampling("general", why)
+    taken = in_bytes(sum(memory_of(policy, 64, 256, 768).values()))
+    precision = str(policy.dtype).removeprefix("torch.")
+    return f"{sampling('static', '')}; 64 rows of 1,024 tokens take {taken} in {precision}"
 
 
 def in_words(count: int) -> str:
