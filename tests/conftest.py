@@ -16,6 +16,18 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """What needs a CUDA device is skipped where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none (bench/gpu.sh runs these on one)"))
+
+
 @pytest.fixture(scope="session")
 def shared():
     """`shared("data/gsm8k/test.jsonl")` -> that path beside the checkout; skips the test where it is absent."""

@@ -13,17 +13,19 @@ MASTERS = 16  # bytes per trained weight: itself, its gradient, AdamW's two mome
 def model_lines(name: str) -> list[tuple[str, str]]:
     """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows are sampled and trained on."""
     from laurel.core.config import TrainConfig
-    from laurel.policy.compact import general_because
     from laurel.policy.model import load_policy
     from laurel.policy.packed import packs
+    from laurel.policy.static import static_because
+    from laurel.policy.ways import way_of
 
     policy = load_policy(TrainConfig(model=name))
     vocabulary, width = policy.causal.get_input_embeddings().weight.shape
     count = policy.num_parameters
     told = [("model", f"{type(policy.causal).__name__}, {in_words(count)} weights, {vocabulary:,} words, width {width}")]
-    why = general_because(policy)
     rate = sampled_per_second(policy)
-    told.append(("sampling", f"{'fast: the compact decoder' if not why else f'general: {why}'}; {rate:,.0f} tokens/s, {ROWS} rows at once"))
+    told.append(("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once"))
+    if policy.device.type != "cuda":
+        told.append(("on CUDA", on_cuda(policy, static_because(policy))))
     packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
     way = "fast: packed, no padding, shared prompts once" if packed else "general: padded rows, transformers' own forward"
     told.append(("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward"))
@@ -33,6 +35,25 @@ def model_lines(name: str) -> list[tuple[str, str]]:
         f"{in_bytes((MASTERS + 4) * count)}; LoRA {in_bytes(4 * count)} and its adapters; activations beside that",
     ))  # fmt: skip
     return told
+
+
+def sampling(name: str, why: str) -> str:
+    """A way of sampling in words, and why it is not a faster one."""
+    if name == "general":
+        return f"general: {why}"
+    fast = "the compact decoder" if name == "compact" else "static buffers" + (f" ({why})" if why else "")
+    return f"fast: {fast}"
+
+
+def on_cuda(policy: Any, why: str) -> str:
+    """How a policy would be sampled there, and the memory of some rows beside the weights."""
+    from laurel.policy.inflight import memory_of
+
+    if why:
+        return sampling("general", why)
+    taken = in_bytes(sum(memory_of(policy, 64, 256, 768).values()))
+    precision = str(policy.dtype).removeprefix("torch.")
+    return f"{sampling('static', '')}; 64 rows of 1,024 tokens take {taken} in {precision}"
 
 
 def in_words(count: int) -> str:

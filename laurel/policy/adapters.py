@@ -231,6 +231,24 @@ def merged(model: Any) -> Any:
     return plain
 
 
+def plain_lora(model: Any) -> bool:
+    """Are all adapters on a model such that `merged_weight` knows what they do? So it is without any."""
+    extras = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
+    adapters = getattr(model, "peft_config", {}).values()
+    return all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters)
+
+
+def merged_weight(linear: Any) -> torch.Tensor:
+    """The weight of a linear layer with its active adapters in it; the weight itself where there are none. No gradient."""
+    base = getattr(linear, "base_layer", linear)
+    weight = base.weight.detach()
+    if linear is base or linear.merged or linear.disable_adapters:
+        return weight
+    for adapter in linear.active_adapters:
+        weight = weight + linear.get_delta_weight(adapter) if adapter in linear.lora_A else weight
+    return weight
+
+
 def apart(base: Any) -> bool:
     """Do adapters make output head and embedding two, where the model ties them?"""
     layers = base.get_output_embeddings(), base.get_input_embeddings()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from laurel.policy.adapters import merged_weight, plain_lora
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 from laurel.policy.packed import window_of
@@ -123,11 +123,7 @@ class Compact:
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
         """The weights of several projections of one input as one matrix, adapters merged in, and their biases as one vector."""
         bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
-        weights = [base.weight.detach() for base in bases]
-        for i, linear in enumerate(linears):
-            if linear is not bases[i] and not linear.merged and not linear.disable_adapters:
-                for adapter in linear.active_adapters:
-                    weights[i] = weights[i] + linear.get_delta_weight(adapter) if adapter in linear.lora_A else weights[i]
+        weights = [merged_weight(linear) for linear in linears]
         if any(base.bias is not None for base in bases):
             bias = torch.cat([base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases])
             bias = bias.to(self.policy.dtype)
@@ -264,9 +260,7 @@ def obstacle(policy: Policy) -> str:
         return "its norms are another family's"
     if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
         return f"precision {policy.dtype}"
-    extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
-    plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())
-    return "" if plain else "adapters other than plain LoRA"
+    return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
 
 
 def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
@@ -284,8 +278,14 @@ def rounded(length: int) -> int:
     return -(-length // 16) * 16
 
 
-def general_because(policy: Policy) -> str:
-    """Why a policy is sampled by the general path, "" where the compact decoder takes it."""
+def listened(policy: Policy) -> bool:
+    """Are there hooks in the model, below its embedding? A decoder that is written out would not call them."""
+    inner = (module for module in policy.causal.modules() if module is not policy.causal.get_input_embeddings())
+    return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
+
+
+def compact_because(policy: Policy) -> str:
+    """Why the compact decoder does not take a policy, "" where it does."""
     if compact_of(policy) is not None:
         return ""
     if not policy.packs:
@@ -295,13 +295,9 @@ def general_because(policy: Policy) -> str:
 
 @torch.no_grad()
 def compact_of(policy: Policy) -> Compact | None:
-    """The policy's compact decoder with its weights as they are now, or None: made, and checked against the model, once per policy.
-
-    Why a model that `packs` is left to the general sampler is logged, in one line, when that is first found.
-    """
+    """The policy's compact decoder with its weights as they are now, or None: made, and checked against the model, once per policy."""
     made = vars(policy).get("compact", False)
-    inner = (module for module in policy.causal.modules() if module is not policy.causal.get_input_embeddings())
-    if any(module._forward_hooks or module._forward_pre_hooks for module in inner):  # they would not be called
+    if listened(policy):  # they would not be called
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
@@ -309,8 +305,6 @@ def compact_of(policy: Policy) -> Compact | None:
             made = Compact(policy)
             why = made.check()
         policy.compact = made = None if why else made
-        if why:
-            logging.getLogger(__name__).warning("%s is sampled by the general path: %s", type(policy.causal).__name__, why)
     elif made:
         made.refresh()
     return made

@@ -53,6 +53,21 @@ class Layout:
     back_M: Tensor
     calls: tuple[Attention, ...]
 
+    def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What attention reads for queries, keys and values of the packed tokens, [M, heads, h] each, a call after the other: [M, H h]."""
+        cap, dropout, said = getattr(own, "attn_logit_softcapping", None), own.attention_dropout if own.training else 0.0, []
+        for call in self.calls:
+            mask = call.within(window_of(own))
+            qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)
+            if cap is None:
+                out_BHTD = F.scaled_dot_product_attention(
+                    *qkv, mask, scale=own.scaling, is_causal=mask is None, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+                )
+            else:
+                out_BHTD = capped(*qkv, mask, own.scaling, cap, dropout)
+            said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
+        return F.embedding(self.back_M, torch.cat(said))
+
 
 def hidden_states(body: Any, ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None, group_N: Tensor | None = None) -> Tensor:
     """Last hidden states [N, L, D] of rows padded on the right; of padding, any finite number.
@@ -141,8 +156,11 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
     return torch.where(same_N, first_N, every_N)
 
 
-def encode(body: Any, layout: Layout) -> Tensor:
-    """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work."""
+def encode(body: Any, layout: Any) -> Tensor:
+    """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work.
+
+    layout: a `Layout`, or whatever has `ids_M`, `position_M` and a `read` of its own (`laurel.policy.static`).
+    """
     x_MD = body.embed_tokens(layout.ids_M)
     turns = rotations(body, x_MD, layout.position_M)
     for layer in body.layers:
@@ -164,7 +182,7 @@ def rotations(body: Any, x_MD: Tensor, position_M: Tensor) -> dict[str | None, t
     return {kind: of(kind) for kind in kinds} if kinds else {None: of()}
 
 
-def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
     """One layer, [M, D] -> [M, D]: x + attention(norm(x)), then x + mlp(norm(x)); Gemma 2 and 3 and OLMo 2 norm what is added, too."""
     before = getattr(layer, "input_layernorm", None)
     said_MD = attend(layer.self_attn, x_MD if before is None else norm(before, x_MD), turn, layout)
@@ -178,23 +196,12 @@ def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout)
     return x_MD + (layer.resid_mlp_dropout(said_MD) if hasattr(layer, "resid_mlp_dropout") else said_MD)
 
 
-def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-    """Self-attention of packed tokens, a call after the other: [M, D] -> [M, D]. A shared prompt's keys are read by every row."""
+def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
+    """Self-attention of packed tokens, [M, D] -> [M, D]: the layout says what they read. A shared prompt's keys are read by every row."""
     q, k, v = heads(own, x_MD)
     if getattr(own, "use_rope", True):
         q, k = turned(q, *turn), turned(k, *turn)
-    cap, dropout, said = getattr(own, "attn_logit_softcapping", None), own.attention_dropout if own.training else 0.0, []
-    for call in layout.calls:
-        mask = call.within(window_of(own))
-        qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)
-        if cap is None:
-            out_BHTD = F.scaled_dot_product_attention(
-                *qkv, mask, scale=own.scaling, is_causal=mask is None, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        else:
-            out_BHTD = capped(*qkv, mask, own.scaling, cap, dropout)
-        said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
-    return own.o_proj(F.embedding(layout.back_M, torch.cat(said)))
+    return own.o_proj(layout.read(own, q, k, v))
 
 
 def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,7 +235,8 @@ def window_of(own: Any) -> int | None:
 
 def capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float, dropout: float) -> Tensor:
     """Attention whose scores are cap * tanh(score / cap) (Gemma 2), [B, H, T, h]; mask as of `Attention`."""
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     score = cap * torch.tanh(q @ k.mT * scaling / cap)
     if mask is None:
         mask = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).tril()

@@ -1,4 +1,4 @@
-"""Sampling: the compact decoder where it knows the model, else the general sampler, for any causal LM of transformers."""
+"""Sampling: a decoder that knows the model where there is one, else the general sampler, for any causal LM of transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Finish
-from laurel.policy.compact import compact_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy
 from laurel.policy.weights import check_ids
@@ -51,27 +50,52 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
         return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+WORDS = 256
+"""Words that are added up together before the one that a uniform number points at is looked for among them."""
+
+
 def draw(logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF: ids [N], and their log-probabilities [N] under the distribution drawn from.
 
     temperature 0 is greedy (log-probabilities at temperature 1). top_k keeps the k likeliest tokens, top_p the smallest set of
-    likeliest tokens that holds that much probability.
+    likeliest tokens that holds that much probability. Nothing is asked of the device, so a CUDA graph can hold it.
     """
-    logp_NV = (wide(logits_NV) / (temperature or 1.0)).log_softmax(1)
+    scaled_NV = logits_NV if temperature in (0, 1) else wide(logits_NV) / temperature
+    p_NV = scaled_NV.softmax(1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature == 0:
-        ids = logp_NV.argmax(1)
-        return ids, logp_NV.gather(1, ids[:, None])[:, 0]
+        ids = logits_NV.argmax(1)
+        return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
     if top_k or top_p < 1:
-        likeliest, order = logp_NV.sort(dim=1, descending=True, stable=True)
-        before = likeliest.exp().cumsum(1) - likeliest.exp()
-        drop = before >= top_p
+        likeliest, order = p_NV.sort(dim=1, descending=True, stable=True)
+        drop = likeliest.cumsum(1) - likeliest >= top_p
         if top_k:
             drop[:, top_k:] = True
-        logp_NV = logp_NV.masked_fill(drop.scatter(1, order, drop), -torch.inf).log_softmax(1)
-    total_NV = logp_NV.exp().cumsum(1)
-    point = uniform_N.to(total_NV.dtype)[:, None] * total_NV[:, -1:]
-    ids = torch.searchsorted(total_NV, point, right=True)[:, 0].clamp(max=total_NV.shape[1] - 1)
-    return ids, logp_NV.gather(1, ids[:, None])[:, 0]
+        p_NV = p_NV.masked_fill(drop.scatter(1, order, drop), 0.0)
+        p_NV = p_NV / p_NV.sum(1, keepdim=True)
+    ids = inverse(p_NV, uniform_N)
+    return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
+
+
+def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The first token of each row whose probability and all before it make more than the uniform number: [N]. Never one of probability 0.
+
+    Sums of WORDS words first, then the words of one sum: a matrix as wide as the vocabulary is read once, and no second one made.
+    """
+    whole, rest = divmod(p_NV.shape[1], WORDS)
+    blocks = p_NV[:, : whole * WORDS].unflatten(1, (whole, WORDS)).sum(2) if whole else p_NV[:, :0]
+    part_NB = torch.cat([blocks, p_NV[:, whole * WORDS :].sum(1, keepdim=True)], 1) if rest else blocks
+    block_N, left_N = beyond(part_NB.double(), uniform_N.double() * part_NB.double().sum(1))
+    at_NW = block_N[:, None] * WORDS + torch.arange(WORDS, device=p_NV.device)
+    p_NW = p_NV.gather(1, at_NW.clamp(max=p_NV.shape[1] - 1)) * (at_NW < p_NV.shape[1])
+    return block_N * WORDS + beyond(p_NW.double(), left_N)[0]
+
+
+def beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The first part with which the sum is more than a point, and what of the point is left before it: [N] each. Parts are float64."""
+    total_NB = part_NB.cumsum(1)
+    point_N = point_N.minimum(total_NB[:, -1] * (1 - 2.0**-50)).clamp(min=0)  # rounding may have taken it to the end
+    which_N = (total_NB <= point_N[:, None]).sum(1)
+    return which_N, point_N - (total_NB - part_NB).gather(1, which_N[:, None])[:, 0]
 
 
 def holding(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -97,9 +121,13 @@ def sample(
 
     A completion ends at an end-of-sequence id (which it keeps), when its text holds a `stop` string (which it keeps), or at its length
     limit (one for all, or one per completion; never more than the model has positions left). Llama-like models take the compact
-    decoder (laurel/policy/compact.py), all others the general sampler; both draw the same tokens.
+    decoder (laurel/policy/compact.py) on a CPU and static buffers (laurel/policy/static.py) on CUDA, all others the general sampler;
+    all three draw the same tokens.
     """
     from laurel.policy.decode import Decoder
+    from laurel.policy.inflight import sample_static
+    from laurel.policy.static import How, Static
+    from laurel.policy.ways import decoder_of
 
     each, rest = divmod(len(seeds), max(len(prompts), 1))
     assert rest == 0, f"{len(seeds)} seeds for {len(prompts)} prompts"
@@ -112,10 +140,12 @@ def sample(
     was = policy.model.training
     policy.model.eval()
     try:
-        model = compact_of(policy)
-        if model is None or not seeds:
-            return sample_general(policy, prompts, each, seeds, limits, temperature, top_k, top_p, tuple(stop), rows_at_once)
-        return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
+        model = decoder_of(policy) if seeds else None
+        if isinstance(model, Static):
+            return sample_static(model, prompts, each, seeds, limits, How(temperature, top_k, top_p), tuple(stop), rows_at_once)
+        if model is not None:
+            return Decoder(model, prompts, each, seeds, limits, rows_at_once).run(temperature, top_k, top_p, tuple(stop))
+        return sample_general(policy, prompts, each, seeds, limits, temperature, top_k, top_p, tuple(stop), rows_at_once)
     finally:
         policy.model.train(was)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group
 from laurel.objective import discriminator, implicit, value
-from laurel.policy import compact, decode, sampler
+from laurel.policy import compact, decode, sampler, static
 from laurel.policy import discriminator as judge
 from laurel.policy import implicit as heads
 from laurel.train import adversary, evolve, relabel, setup
@@ -381,6 +381,13 @@ OTHERS = (
         squared_uniforms,
         "samplers",
         "sampler: chi-square of counts, prompt 0",
+    ),
+    Mutant(
+        "static buffers forget the temperature",
+        static.Static.note,
+        given(how=lambda how: how._replace(temperature=1.0)),
+        "samplers",
+        "static sampler: chi-square of counts, prompt 0",
     ),
 )
 """In populations, hindsight and samplers."""

@@ -19,6 +19,7 @@ from laurel.policy.discriminator import make_discriminator
 from laurel.policy.implicit import new_heads
 from laurel.policy.model import Policy, Reference
 from laurel.policy.scratch import char_tokenizer, small_model
+from laurel.policy.static import static_of
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.tabular.language import Language
@@ -89,15 +90,17 @@ def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> It
 
 
 def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
-    """Both samplers against the listed distribution."""
+    """The three samplers against the listed distribution."""
     torch.manual_seed(seed)
     llama = make_llama(seed)
     with torch.no_grad():
         logp = llama.logp().double()
     yield same("transformer", "156 completions of each prompt sum to 1", logp.exp().sum(1), torch.ones(2), limit=1e-5)
-    compact_of(llama.policy)
-    for name, compact in (("sampler", vars(llama.policy)["compact"]), ("general sampler", None)):
-        vars(llama.policy)["compact"] = compact
+    compact_of(llama.policy), static_of(llama.policy)
+    llama.policy.way_told = True  # slower ones are asked for here
+    compact, static = (vars(llama.policy)[way] for way in ("compact", "static"))
+    for name, *ways in (("sampler", compact, static), ("static sampler", None, static), ("general sampler", None, None)):
+        vars(llama.policy)["compact"], vars(llama.policy)["static"] = ways
         yield from sampler(name, llama, logp, draws, seed)
 
 

@@ -11,10 +11,12 @@ from arithmetic import agree, near
 
 from laurel.core.errors import UsageError
 from laurel.policy import kernels
-from laurel.policy.compact import Cache, compact_of, general_because
+from laurel.policy.compact import Cache, compact_of
 from laurel.policy.model import Policy
 from laurel.policy.sampler import sample, sample_general, sample_seed
 from laurel.policy.scratch import char_tokenizer
+from laurel.policy.static import static_because
+from laurel.policy.ways import way_of
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8,
@@ -181,12 +183,13 @@ def test_bfloat16_is_as_near_to_the_trainer_as_the_general_sampler():
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
-def test_strangers_take_the_general_path_with_one_line(kind, caplog):
+def test_strangers_take_another_path_with_one_line(kind, caplog):
     policy = tiny(kind)
     with caplog.at_level(logging.WARNING, logger="laurel"):
         same(*both(policy, each=1, length=12))
         both(policy, each=1, length=12)
-    lines = [record.message for record in caplog.records if "general path" in record.message]
+    way = "with static buffers" if policy.packs else "general path"
+    lines = [record.message for record in caplog.records if way in record.message]
     assert len(lines) == 1 and compact_of(policy) is None
 
 
@@ -235,12 +238,13 @@ def test_no_prompt_and_one_sample():
 def test_the_table_of_families_is_true():
     """Every family of docs/performance.md, as a tiny random model: how it trains, how it is sampled, and why not the fast way."""
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^\| `(\w+)` \|.*\| (\w+ \| [^|]+) \|$", page, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(\w+)` \|.*\| (\w+ \| [^|]+ \| \w+) \|$", page, re.MULTILINE))
     found = {}
     for kind in (*KINDS, *STRANGERS):
         policy = tiny(kind)
-        why = general_because(policy)
-        reason = f": {why}" if policy.packs and why else ""
-        ways = f"{'fast' if policy.packs else 'general'} | {'general' if why else 'fast'}{reason}"
+        way = way_of(policy)
+        reason = f": {way.why}" if policy.packs and way.why else ""
+        here = f"{'fast' if way.name == 'compact' else way.name}{reason}"
+        ways = f"{'fast' if policy.packs else 'general'} | {here} | {'general' if static_because(policy) else 'fast'}"
         found.setdefault(policy.causal.config.model_type, set()).add(ways)
     assert {family: {ways} for family, ways in told.items()} == found
