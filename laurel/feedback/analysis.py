@@ -13,6 +13,7 @@ from math import log
 
 from laurel.feedback.ballots import LEVELS, Ballot, Choice, Poll, label_of
 from laurel.feedback.judges import Judge, judge_card, verdicts_of
+from laurel.feedback.labels import Worth, labels_of, worth
 from laurel.measure.agreement import (
     Agreement,
     cohen_kappa,
@@ -21,7 +22,7 @@ from laurel.measure.agreement import (
     krippendorff_alpha,
     pair_agreement,
 )
-from laurel.measure.annotators import Signals, dawid_skene, one_coin, signals
+from laurel.measure.annotators import Signals, signals
 from laurel.measure.crowd import LABELS
 from laurel.measure.crowd import Vote as Sign
 from laurel.measure.intervals import Interval, bootstrap_mean, wilson
@@ -32,21 +33,28 @@ PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them."""
 LEAST_SHARED, MOST_PAIRS = 10, 20
 """Pairs of annotators are listed from this many shared items on, and so many of them, those that share most."""
+SEEDS = (0, 1, 2)
+"""Each draws the votes that are held out of the labels once; a page that is counted anew at each load draws once."""
 PILOT = 10
 """Votes with a known time before measured pay is believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """An annotator's votes and what is known of their quality: two models' skill, right answers to gold, the same answer to a repeat."""
+    """An annotator's votes and what is known of their quality: right answers to gold, the same answer to a repeat, and
+
+    reliability: 1 - the chance that a decisive vote is a guess (`laurel.measure.tastes`), None without any; ties: their share, which says
+    nothing of quality; left_out: gold speaks against the annotator, and no label counts the votes.
+    """
 
     annotator: str
     votes: int
-    dawid_skene: float | None
-    one_coin: float | None
+    reliability: float | None
+    ties: float | None
     gold: Interval | None
     repeats: Interval | None
     slots: SlotBias | None
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,7 @@ class Analysis:
     panel: tuple[Signals, ...]
     pay: Pay | None
     notes: tuple[str, ...]
+    worth: Worth | None = None
 
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
@@ -125,6 +134,7 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         panel=panel(poll) if people else (),
         pay=pay(poll) if people else None,
         notes=poll.notes,
+        worth=worth(poll, seeds=SEEDS if people else SEEDS[:1]),
     )
 
 
@@ -216,22 +226,20 @@ def _concordance(ballots: Iterable[Ballot]) -> Agreement:
 
 
 def skills(poll: Poll) -> tuple[Skill, ...]:
-    """One row for each annotator, most votes first. Skill is the chance of a right label, from all votes together."""
-    choices, names = poll.choices, list(dict.fromkeys(b.annotator for b in poll.ballots))
-    units = {unit: k for k, unit in enumerate(poll.labels)}
-    labels = [k for k in LABELS if k != "tie" or _has_ties(choices)]
-    rows = [(units[c.unit], names.index(c.annotator), labels.index(c.label)) for c in choices]
-    found = [dict[int, float]() for _ in range(2)]
-    if rows:
-        for known, model in zip(found, (dawid_skene, one_coin), strict=True):
-            made = model(rows, classes=len(labels), smoothing=1.0)
-            known.update(zip(made.annotators.tolist(), made.skill.tolist(), strict=True))
+    """One row for each annotator, most votes first. Who can be believed is known from all votes together, and from gold."""
+    names = list(dict.fromkeys(b.annotator for b in poll.ballots))
+    found = labels_of(poll)
     votes = Counter(b.annotator for b in poll.counted)
-    gold, again, slots = _gold(poll.ballots), _repeats(poll.ballots), _slots_by_annotator(choices)
+    told = Counter(c.annotator for c in poll.choices)
+    tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
+    gold, again, slots = _gold(poll.ballots), _repeats(poll.ballots), _slots_by_annotator(poll.choices)
     made = [
-        Skill(name, votes[name], found[0].get(k), found[1].get(k), gold.get(name), again.get(name), slots.get(name))
-        for k, name in enumerate(names)
-    ]
+        Skill(
+            name, votes[name], found.reliability.get(name), tied[name] / told[name] if told[name] else None, gold.get(name),
+            again.get(name), slots.get(name), name in found.left_out,
+        )
+        for name in names
+    ]  # fmt: skip
     return tuple(sorted(made, key=lambda skill: -skill.votes))
 
 

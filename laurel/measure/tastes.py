@@ -159,7 +159,9 @@ def _climb(
     start = np.linspace(2.2, 0.2, len(GUESSES))  # rather honest than not
     guess = np.tile(start / start.sum(), (people, 1))
     prior = np.full(len(GUESSES), 1 / len(GUESSES))
-    for taken in range(1, STEPS + 1):
+    taken, moved = 0, 1.0
+    while moved > STILL and taken < STEPS:
+        taken += 1
         told = np.einsum("kh,lhg->klg", guess, said).reshape(2 * people, -1)
         score = given @ told
         score = np.exp(score - score.max(1, keepdims=True))
@@ -173,6 +175,5 @@ def _climb(
         weight = np.exp(weight - weight.max(1, keepdims=True))
         before, guess = guess, weight / weight.sum(1, keepdims=True)
         prior = (guess.sum(0) + PRIOR / len(GUESSES)) / (people + PRIOR)
-        if np.abs((guess - before) @ GUESSES).max() < STILL:
-            break
+        moved = float(np.abs((guess - before) @ GUESSES).max())
     return share @ points, guess @ GUESSES, float(np.exp(believed @ np.log(SPREADS))), taken

@@ -152,7 +152,7 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_is_counted(tmp_pa
     def counted(*_):
         raise AssertionError("it was counted first")
 
-    monkeypatch.setattr("laurel.feedback.report.chapters_of", counted)
+    monkeypatch.setattr("laurel.feedback.report.read", counted)
     for out, told in ((tmp_path / "nowhere" / "x.html", "no such folder"), (tmp_path, "this is a folder")):
         with pytest.raises(UsageError, match=told) as error:
             report(tmp_path, out)
