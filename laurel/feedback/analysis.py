@@ -13,7 +13,7 @@ from math import log
 
 from laurel.feedback.ballots import LEVELS, Ballot, Choice, Poll, label_of
 from laurel.feedback.judges import Judge, judge_card, verdicts_of
-from laurel.feedback.labels import Worth, labels_of, worth
+from laurel.feedback.labels import Labels, Worth, labels_of, worth
 from laurel.measure.agreement import (
     Agreement,
     cohen_kappa,
@@ -25,9 +25,9 @@ from laurel.measure.agreement import (
 from laurel.measure.annotators import Signals, signals
 from laurel.measure.crowd import LABELS
 from laurel.measure.crowd import Vote as Sign
-from laurel.measure.intervals import Interval, bootstrap_mean, wilson
-from laurel.measure.judging import Hourly, SlotBias, hourly, preference, slot_bias
-from laurel.measure.ranking import Ranking, bradley_terry, bradley_terry_slots, kendall_w
+from laurel.measure.intervals import Interval, bootstrap_mean, clustered_share, wilson
+from laurel.measure.judging import Hourly, SlotBias, clustered_slot_bias, hourly, preference
+from laurel.measure.ranking import bradley_terry_slots, kendall_w
 
 PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them."""
@@ -116,6 +116,7 @@ class Analysis:
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
     """See `Analysis`. people: with skills, signs and pay of each annotator; without them it takes half the time."""
+    made = labels_of(poll)
     thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
     return Analysis(
         name=poll.name,
@@ -123,10 +124,10 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         items=len({b.item for b in poll.counted}),
         annotators=len({b.annotator for b in poll.counted}),
         labels=dict(Counter(choice.label for choice in poll.choices)),
-        thumbs=wilson(sum(b.rating == 1 for b in thumbs), len(thumbs)) if thumbs else None,
+        thumbs=clustered_share([float(b.rating == 1) for b in thumbs], [b.item for b in thumbs]) if thumbs else None,
         agreement=agreements(poll),
         pairs=rater_pairs(poll),
-        skills=skills(poll) if people else (),
+        skills=skills(poll, made) if people else (),
         models=models(poll.choices),
         slots=first_slot(poll.choices),
         longer=longer(poll.choices),
@@ -134,7 +135,7 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         panel=panel(poll) if people else (),
         pay=pay(poll) if people else None,
         notes=poll.notes,
-        worth=worth(poll, seeds=SEEDS if people else SEEDS[:1]),
+        worth=worth(poll, made, seeds=SEEDS if people else SEEDS[:1]),
     )
 
 
@@ -225,10 +226,13 @@ def _concordance(ballots: Iterable[Ballot]) -> Agreement:
     return Agreement(found.value, found.low, found.high, found.n)
 
 
-def skills(poll: Poll) -> tuple[Skill, ...]:
-    """One row for each annotator, most votes first. Who can be believed is known from all votes together, and from gold."""
+def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
+    """One row for each annotator, most votes first. Who can be believed is known from all votes together, and from gold.
+
+    found: the poll's `labels_of`, where they are made already.
+    """
     names = list(dict.fromkeys(b.annotator for b in poll.ballots))
-    found = labels_of(poll)
+    found = labels_of(poll) if found is None else found
     votes = Counter(b.annotator for b in poll.counted)
     told = Counter(c.annotator for c in poll.choices)
     tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
@@ -278,26 +282,30 @@ def _told(ballot: Ballot) -> object:
 
 
 def _slots_by_annotator(choices: Iterable[Choice]) -> dict[str, SlotBias]:
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    own: dict[str, list[Choice]] = defaultdict(list)
     for choice in choices:
-        counts[choice.annotator][choice.slot] += 1
-    made = {name: slot_bias(count["left"], count["right"]) for name, count in counts.items()}
+        own[choice.annotator].append(choice)
+    made = {name: first_slot(given) for name, given in own.items()}
     return {name: bias for name, bias in made.items() if bias is not None}
 
 
 def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
-    """How often the response shown first won, ties left out."""
-    count = Counter(choice.slot for choice in choices)
-    return slot_bias(count["left"], count["right"])
+    """How often the response shown first won, ties left out. Votes on one item are not independent."""
+    decided = [choice for choice in choices if choice.slot != "tie"]
+    return clustered_slot_bias([c.slot == "left" for c in decided], [c.unit[0] for c in decided])
 
 
 def longer(choices: Sequence[Choice]) -> Interval | None:
     """How often the response with more words won, ties left out: what a judge that only counts words would be worth."""
-    return preference([c.label for c in choices], [c.lengths[0] for c in choices], [c.lengths[1] for c in choices])
+    items = [c.unit[0] for c in choices]
+    return preference([c.label for c in choices], [c.lengths[0] for c in choices], [c.lengths[1] for c in choices], items)
 
 
 def models(choices: Sequence[Choice]) -> Models:
-    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named models. Ties are half wins."""
+    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named models. Ties are half wins.
+
+    Votes on one item are not independent: intervals come from leaving out items.
+    """
     rows = [c for c in choices if all(c.models) and c.models[0] != c.models[1]]
     if not rows:
         return Models((), None, "no pair has responses of two named models")
@@ -311,13 +319,14 @@ def models(choices: Sequence[Choice]) -> Models:
         won.append({"left": 1.0, "right": 0.0, "tie": 0.5}[c.slot])
         counts[one][{"a": "won", "b": "lost", "tie": "tied"}[c.label]] += 1
         counts[two][{"b": "won", "a": "lost", "tie": "tied"}[c.label]] += 1
-    found = bradley_terry_slots(first, second, won, weights=weights)
+    items = [c.unit[0] for c in rows]
+    found = bradley_terry_slots(first, second, won, weights=weights, clusters=items)
     if found.log_ability is None and len(found.components) == 1:  # only the slot's term has no estimate: the scores have one without it
-        found = _without_slots(rows)
+        found = bradley_terry_slots(first, second, won, weights=weights, clusters=items, slots=False)
     points = found.elo()
     if points is None or found.error is None:
         return Models((), None, found.reason)
-    half = 1.96 * 400 / log(10)
+    half = found.reach() * 400 / log(10)
     made = [
         Score(str(name), float(points[k]), float(points[k] - half * found.error[k]), float(points[k] + half * found.error[k]),
               counts[str(name)]["won"], counts[str(name)]["tied"], counts[str(name)]["lost"])
@@ -328,16 +337,6 @@ def models(choices: Sequence[Choice]) -> Models:
         return Models(ranked, None)
     pull, error = found.slot * 400 / log(10), half * found.slot_error
     return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
-
-
-def _without_slots(rows: Sequence[Choice]) -> Ranking:
-    names = {name: k for k, name in enumerate(dict.fromkeys(name for c in rows for name in c.models))}
-    wins = [[0.0] * len(names) for _ in names]
-    for c in rows:
-        i, j = (names[name] for name in c.models)
-        wins[i][j] += c.weight * {"a": 1.0, "tie": 0.5, "b": 0.0}[c.label]
-        wins[j][i] += c.weight * {"a": 0.0, "tie": 0.5, "b": 1.0}[c.label]
-    return bradley_terry(wins, names=list(names))
 
 
 def panel(poll: Poll) -> tuple[Signals, ...]:

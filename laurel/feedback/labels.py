@@ -208,11 +208,10 @@ def _bin(row: Bin) -> dict[str, float]:
     return {**bounds, "found": came.value, "low": came.low, "high": came.high}
 
 
-def worth(poll: Poll, *, seeds: Sequence[int] = (0, 1, 2)) -> Worth | None:
-    """See `Worth`; None where no pair was voted on. seeds: of the draws of votes to hold out."""
+def worth(poll: Poll, made: Labels, *, seeds: Sequence[int] = (0, 1, 2)) -> Worth | None:
+    """See `Worth`, of the poll's `labels_of`; None where no pair was voted on. seeds: of the draws of votes to hold out."""
     if not poll.choices:
         return None
-    made = labels_of(poll)
     every: dict[Unit, Counter[int]] = defaultdict(Counter)
     touched = set[Unit]()
     for c in poll.choices:

@@ -112,7 +112,7 @@ def models(found: Analysis) -> Section:
         note += "not freed from the first slot's pull, which has no finite estimate"
     else:
         note += f"freed from the first slot's pull of {pull.value:.0f} points ({pull.low:.0f} to {pull.high:.0f})"
-    return table("Scores of the models", "model|score|95 % interval|won|tied|lost", rows, f"{note}. Votes count as independent.")
+    return table("Scores of the models", "model|score|95 % interval|won|tied|lost", rows, f"{note}. Votes on one item count together.")
 
 
 def _share(found: Agreement) -> tuple[str, str, str]:
