@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log
+from operator import itemgetter
 
 from laurel.feedback.ballots import LEVELS, Ballot, Choice, Poll, label_of
 from laurel.feedback.judges import Judge, judge_card, verdicts_of
@@ -144,14 +145,17 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
     units, choices = poll.labels, poll.choices
     if not choices:
         return {"agreement": Agreement(None, None, None, 0, "there is no vote between two responses yet")}
+    items = [unit[0] for unit in units]  # of a ranking all pairs
     found = {
-        "two votes on a pair are equal": pair_agreement(units),
-        "the same, without ties": pair_agreement(units, ties=False),
-        "Krippendorff's alpha, which response": krippendorff_alpha(list(units.values())),
+        "two votes on a pair are equal": pair_agreement(units, cluster=itemgetter(0)),
+        "the same, without ties": pair_agreement(units, ties=False, cluster=itemgetter(0)),
+        "Krippendorff's alpha, which response": krippendorff_alpha(list(units.values()), clusters=items),
     }
     levels = _levels(choices)
     if any(level not in (1.0, 2.5, 4.0) for unit in levels.values() for level in unit):
-        found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(list(levels.values()), "ordinal")
+        found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(
+            list(levels.values()), "ordinal", clusters=[unit[0] for unit in levels]
+        )
     found |= _fleiss(units)
     raters = list(dict.fromkeys(choice.annotator for choice in choices))
     if len(raters) == 2:
@@ -161,7 +165,8 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
         found["Cohen's kappa"] = Agreement(None, None, None, 0, reason)
     most = max(Counter(choice.label for choice in choices).values()) / len(choices)
     name = f"Gwet's AC1 (one answer has {most:.0%}: read it beside alpha)" if most > PREVAILS else "Gwet's AC1"
-    found[name] = gwet_ac1_units(list(units.values()), categories=[k for k in LABELS if k != "tie" or _has_ties(choices)])
+    scale = [k for k in LABELS if k != "tie" or _has_ties(choices)]
+    found[name] = gwet_ac1_units(list(units.values()), categories=scale, clusters=items)
     if any(ballot.ranking for ballot in poll.counted):
         found["Kendall's W of rankings, mean over items"] = _concordance(poll.counted)
     return found
@@ -185,8 +190,9 @@ def _fleiss(units: dict[tuple[str, int, int], list[str]]) -> dict[str, Agreement
     if not sizes:
         return {"Fleiss' kappa": Agreement(None, None, None, 0, "no item has two votes")}
     size = max(sizes, key=lambda n: (sizes[n], n))
-    counts = [[unit.count(label) for label in LABELS] for unit in units.values() if len(unit) == size]
-    return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts)}
+    counts = [[votes.count(label) for label in LABELS] for votes in units.values() if len(votes) == size]
+    items = [unit[0] for unit, votes in units.items() if len(votes) == size]
+    return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts, clusters=items)}
 
 
 def _cohen(choices: Sequence[Choice], one: str, two: str) -> Agreement:
