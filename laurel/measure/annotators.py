@@ -64,8 +64,9 @@ def one_coin(
 
         P(label l | truth j) = s_k if l = j else (1 - s_k) / (K - 1),    s_k = (sum of T at k's labels + smoothing) / (n_k + K smoothing)
 
-    K parameters fewer per row than `dawid_skene`: for few votes per annotator. Rows, smoothing and refusals are the same. The one-coin
-    model of Dawid and Skene 1979; Zhang et al. 2014, arXiv:1406.3824.
+    K parameters fewer per row than `dawid_skene`: for few votes per annotator. Rows, smoothing and refusals are the same. Skills lie
+    anywhere in (0, 1) and a split vote is somebody's mistake: labels for training come from `tastes`, not from here. The one-coin model
+    of Dawid and Skene 1979; Zhang et al. 2014, arXiv:1406.3824.
     """
 
     def confusion(truth: np.ndarray, table: _Table) -> np.ndarray:
@@ -131,9 +132,10 @@ class Signals:
 
     speed: median seconds; z on log time. reading: share of votes faster than the floor of words per minute. entropy: of the answers
     as displayed, in bits; tested by how often the commonest was given. slots: |L - R| / sqrt(L + R). alternation: the runs test's z.
-    ties: their share. agreement: with the consensus of the others on the same item minus across different items. echo: the same with
-    the model's answers, flagged only if `residual` is low too: agreement with the peers' majority where it differs from the model.
-    pasted: share of votes with at least half of the rationale pasted.
+    ties: their share. agreement: with the consensus of the others on the same item minus across different items, as a share of the most
+    that such a mix of answers could gain. echo: agreement with the model's answers, of the same item minus across, flagged only if
+    `residual` is low too: agreement with the peers' majority where it differs from the model. pasted: share of votes with at least half
+    of the rationale pasted.
     """
 
     annotator: Hashable
@@ -154,6 +156,8 @@ class Signals:
         return tuple(name for name in SIGNS if getattr(self, name).flag)
 
 
+LEAST_MIX = 0.05
+"""Who answers more evenly than this is no less varied to `_agreement`; entropy sees them."""
 SIGNS = ("speed", "reading", "entropy", "slots", "alternation", "ties", "agreement", "echo", "pasted")
 
 
@@ -253,13 +257,21 @@ def _alternation(crowd: Crowd) -> list[Signal]:
 
 
 def _agreement(crowd: Crowd, least: float) -> list[Signal]:
-    """Scores are the posterior of each item's label from the other annotators alone, weighed by their skill (Dawid and Skene)."""
+    """Scores are the posterior of each item's label from the other annotators alone, weighed by their skill (Dawid and Skene).
+
+    What is gained on chance is divided by the most that the annotator's own mix of answers could gain, 1 - sum of squared shares, and the
+    error goes with its root: who honestly says tie often, which few others do, is not thereby one who guesses.
+    """
     told = dawid_skene(np.stack([crowd.item, crowd.annotator, crowd.label], 1), classes=len(LABELS), smoothing=1.0)
     own = np.log(told.confusion[crowd.annotator, :, crowd.label])
     others = np.log(np.maximum(told.posterior[crowd.item], 1e-300)) - own
     score = np.exp(others - logsumexp(others, axis=1, keepdims=True))
     signs, value, error = beyond_chance(crowd, score, np.bincount(crowd.item)[crowd.item] > 1, "no item shared with a peer")
-    return against(signs, value, error, -1, least=least)
+    counts = np.zeros((len(crowd.names), len(LABELS)))
+    np.add.at(counts, (crowd.annotator, crowd.label), 1.0)
+    most = np.maximum(1 - ((counts / crowd.n[:, None]) ** 2).sum(1), LEAST_MIX)
+    signs = [sign if sign.value is None else replace(sign, value=sign.value / own) for sign, own in zip(signs, most.tolist(), strict=True)]
+    return against(signs, value / most, error / np.sqrt(most * np.median(most)), -1, least=least)
 
 
 def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:
