@@ -260,18 +260,32 @@ def _agreement(crowd: Crowd, least: float) -> list[Signal]:
     """Scores are the posterior of each item's label from the other annotators alone, weighed by their skill (Dawid and Skene).
 
     What is gained on chance is divided by the most that the annotator's own mix of answers could gain, 1 - sum of squared shares, and the
-    error goes with its root: who honestly says tie often, which few others do, is not thereby one who guesses.
+    error goes with its root: who honestly says tie often, which few others do, is not thereby one who guesses. And who agrees with the
+    others where both decide is not flagged.
     """
-    told = dawid_skene(np.stack([crowd.item, crowd.annotator, crowd.label], 1), classes=len(LABELS), smoothing=1.0)
-    own = np.log(told.confusion[crowd.annotator, :, crowd.label])
-    others = np.log(np.maximum(told.posterior[crowd.item], 1e-300)) - own
-    score = np.exp(others - logsumexp(others, axis=1, keepdims=True))
+    score = _from_others(crowd, np.ones(len(crowd.label), dtype=bool))
     signs, value, error = beyond_chance(crowd, score, np.bincount(crowd.item)[crowd.item] > 1, "no item shared with a peer")
     counts = np.zeros((len(crowd.names), len(LABELS)))
     np.add.at(counts, (crowd.annotator, crowd.label), 1.0)
     most = np.maximum(1 - ((counts / crowd.n[:, None]) ** 2).sum(1), LEAST_MIX)
     signs = [sign if sign.value is None else replace(sign, value=sign.value / own) for sign, own in zip(signs, most.tolist(), strict=True)]
-    return against(signs, value / most, error / np.sqrt(most * np.median(most)), -1, least=least)
+    signs = against(signs, value / most, error / np.sqrt(most * np.median(most)), -1, least=least)
+    decided = crowd.label != LABELS.index("tie")
+    shared = decided & (np.bincount(crowd.item, decided)[crowd.item] > 1)
+    sides, value, error = beyond_chance(crowd, _from_others(crowd, decided), shared, "no item on which a peer decided, too")
+    reason = "not flagged: it agrees with the others where both decide"
+    return [_gated(one, two, reason, unknown=True) for one, two in zip(signs, against(sides, value, error, -1), strict=True)]
+
+
+def _from_others(crowd: Crowd, used: np.ndarray) -> np.ndarray:
+    """[V, K] of each of these votes, what the other annotators' votes among them make of its item; 0 of the rest."""
+    found = np.zeros((len(crowd.label), len(LABELS)))
+    if used.any():
+        told = dawid_skene(np.stack([crowd.item, crowd.annotator, crowd.label], 1)[used], classes=len(LABELS), smoothing=1.0)
+        item, who = np.searchsorted(told.items, crowd.item[used]), np.searchsorted(told.annotators, crowd.annotator[used])
+        others = np.log(np.maximum(told.posterior[item], 1e-300)) - np.log(told.confusion[who, :, crowd.label[used]])
+        found[used] = np.exp(others - logsumexp(others, axis=1, keepdims=True))
+    return found
 
 
 def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:
@@ -292,10 +306,12 @@ def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:
     signs = crowd.shown(lambda k: float(share[k]) if number[k] else None, "no item where peers and model differ")
     pooled = float(right[differ].mean()) if differ.any() else 0.5
     residual = against(signs, share, np.sqrt(max(pooled * (1 - pooled), 1e-3) / np.maximum(number, 1)), -1)
-    return [_gated(one, two) for one, two in zip(echo, residual, strict=True)], residual
+    reason = "not flagged: the residual test does not speak for an echo"
+    return [_gated(one, two, reason, unknown=False) for one, two in zip(echo, residual, strict=True)], residual
 
 
-def _gated(echo: Signal, residual: Signal) -> Signal:
-    if echo.p is None or (residual.p is not None and residual.p < 0.05):
-        return echo
-    return replace(echo, p=None, reason="not flagged: the residual test does not speak for an echo")
+def _gated(one: Signal, two: Signal, reason: str, *, unknown: bool) -> Signal:
+    """The first sign, tested only where the second is low at 5 %, too. unknown: or is not known."""
+    if one.p is None or (unknown if two.p is None else two.p < 0.05):
+        return one
+    return replace(one, p=None, reason=reason)

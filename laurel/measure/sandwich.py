@@ -22,7 +22,7 @@ def clustered_covariance(
         A = rows sqrt(w p (1 - p)),  e = w (won - p) / sqrt(w p (1 - p))
 
     The jackknife form of the sandwich (CR3; Bell and McCaffrey 2002), to be read with Student's t of G - 1 degrees: with few clusters
-    the plain one is too small. Where one cluster alone settles a coefficient its votes count as one vote: A_g^T A_g times their number.
+    the plain one is too small. Where one cluster alone settles a coefficient its votes count as one vote: A_g^T A_g times their weight.
     """
     p = expit(rows @ theta)
     spread = weight * p * (1 - p)
@@ -35,19 +35,19 @@ def clustered_covariance(
     for size in np.unique(sizes):
         members = order[starts[sizes == size][:, None] + np.arange(size)]  # [clusters of this size, size]
         for some in np.array_split(members, max(1, members.size // 20_000)):
-            meat += _meat(A_RD[some], e_R[some], inverse)
+            meat += _meat(A_RD[some], e_R[some], weight[some].sum(1), inverse)
     return inverse @ meat @ inverse * (len(sizes) - 1) / len(sizes)
 
 
-def _meat(A: np.ndarray, e: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+def _meat(A: np.ndarray, e: np.ndarray, weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     """sum of s s^T over clusters of equal size."""
     left, turn = np.linalg.eigh(np.eye(A.shape[1]) - A @ inverse @ A.swapaxes(1, 2))
     alone = left[:, 0] < 1 - WHOLE
     left = np.where(alone[:, None], 1.0, left)
     told = np.einsum("nij,nj->ni", turn, np.einsum("nji,nj->ni", turn, e) / left)
     score = np.einsum("nsd,ns->nd", A, told)[~alone]
-    lone = A[alone].reshape(-1, A.shape[2])
-    return score.T @ score + A.shape[1] * lone.T @ lone
+    lone = (A[alone] * np.sqrt(weight[alone])[:, None, None]).reshape(-1, A.shape[2])
+    return score.T @ score + lone.T @ lone
 
 
 def around(rows: np.ndarray, place: np.ndarray, share: np.ndarray, weight: np.ndarray, clusters: Sequence[Hashable]) -> Around:
