@@ -179,11 +179,12 @@ def signals(
     come from Holm's procedure over the annotators at level `alpha`: where all are honest, one sign flags anybody at all in about one of
     twenty batches. Fewer than `least_votes` votes are shown and not tested. Refuses what `Crowd.of` refuses.
 
-    On the real votes of LLMFAO (124 workers, 4 a pair, mixed skill) with cheaters of 80, 100, 150 votes planted, 40 seeds each: guessing
-    is flagged in 3/4, .85, .97 of cases; always left, always tie, alternating and copying GPT-4 always; half effort 1 time in 160, as half
-    of a planted one's votes agree as well as those of many a real worker: only times can tell it there. 6 of the 124 are flagged;
+    On the real votes of LLMFAO (124 workers, 4 a pair, mixed skill) with cheaters of 80, 100, 150 votes planted, 24 seeds each: guessing
+    is flagged in .83, .81, 1.0 of cases; always left, always tie, alternating and copying GPT-4 always; half effort never by agreement, as
+    half of a planted one's votes agree as well as those of many a real worker: only times can tell it there. 6 of the 124 are flagged;
     `least_votes` and `least_agreement` were chosen on these same workers (20 and 2/3 flag 7 or 8), so that share is no forecast. In a
-    simulated crowd of equal skill, 12 votes an item, agreement finds half effort in .85 of cases at 80 votes and 1.0 at 120.
+    simulated crowd of equal skill, 12 votes an item, agreement finds half effort in .85 of cases at 80 votes and .9 at 120, and none of
+    2,400 honest ones; nor any of 12 who honestly call 85 % of pairs a tie where others call a quarter so.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha lies between 0 and 1, got {alpha}")
@@ -274,7 +275,9 @@ def _agreement(crowd: Crowd, least: float) -> list[Signal]:
     shared = decided & (np.bincount(crowd.item, decided)[crowd.item] > 1)
     sides, value, error = beyond_chance(crowd, _from_others(crowd, decided), shared, "no item on which a peer decided, too")
     reason = "not flagged: it agrees with the others where both decide"
-    return [_gated(one, two, reason, unknown=True) for one, two in zip(signs, against(sides, value, error, -1), strict=True)]
+    sides = against(sides, value, error, -1, least=least)
+    fine = [two.p is not None and two.p >= 0.05 for two in sides]  # they stay in the count of tests
+    return [replace(one, p=1.0, reason=reason) if spared and one.p is not None else one for one, spared in zip(signs, fine, strict=True)]
 
 
 def _from_others(crowd: Crowd, used: np.ndarray) -> np.ndarray:
@@ -306,12 +309,10 @@ def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:
     signs = crowd.shown(lambda k: float(share[k]) if number[k] else None, "no item where peers and model differ")
     pooled = float(right[differ].mean()) if differ.any() else 0.5
     residual = against(signs, share, np.sqrt(max(pooled * (1 - pooled), 1e-3) / np.maximum(number, 1)), -1)
-    reason = "not flagged: the residual test does not speak for an echo"
-    return [_gated(one, two, reason, unknown=False) for one, two in zip(echo, residual, strict=True)], residual
+    return [_gated(one, two) for one, two in zip(echo, residual, strict=True)], residual
 
 
-def _gated(one: Signal, two: Signal, reason: str, *, unknown: bool) -> Signal:
-    """The first sign, tested only where the second is low at 5 %, too. unknown: or is not known."""
-    if one.p is None or (unknown if two.p is None else two.p < 0.05):
-        return one
-    return replace(one, p=None, reason=reason)
+def _gated(echo: Signal, residual: Signal) -> Signal:
+    if echo.p is None or (residual.p is not None and residual.p < 0.05):
+        return echo
+    return replace(echo, p=None, reason="not flagged: the residual test does not speak for an echo")
