@@ -107,6 +107,7 @@ def test_of_agreeing_votes_one_that_was_held_out_is_foretold(seed):
         assert found.product < limit < 0.28 < found.share
 
 
+@pytest.mark.whole
 def test_llmfaos_held_out_votes_on_the_three_draws(shared):
     """Issue 17: at most .56 on each; (wins + 1) / (n + 2) has .558 .572 .557, the fit with free skills .969 .982 .904."""
     rows = decisive(file_polls(shared("data/llmfao"))[0])
