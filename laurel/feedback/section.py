@@ -59,5 +59,6 @@ def interval_told(found: Interval | None) -> str:
 
 
 def table(title: str, columns: str, rows: Iterable[Iterable[str]], note: str = "", words: str = "") -> Section:
+    """A section of columns "a|b|c"; `words`: those that hold text, the first if none is named."""
     names = tuple(columns.split("|"))
     return Section(title, names, tuple(tuple(row) for row in rows), note, frozenset(words.split("|") if words else names[:1]))
