@@ -36,6 +36,8 @@ LEAST_SHARED, MOST_PAIRS = 10, 20
 """Pairs of annotators are listed from this many shared items on, and so many of them, those that share most."""
 SEEDS = (0, 1, 2)
 """Each draws the votes that are held out of the labels once; a page that is counted anew at each load draws once."""
+MOST_SCORED = 30_000
+"""Votes on pairs from which on such a page leaves the labels to the report: scoring them would take seconds."""
 PILOT = 10
 """Votes with a known time before measured pay is believed."""
 
@@ -116,8 +118,9 @@ class Analysis:
 
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
-    """See `Analysis`. people: with skills, signs and pay of each annotator; without them it takes half the time."""
-    made = labels_of(poll)
+    """See `Analysis`. people: with skills, signs and pay of each annotator, and labels scored three times; without, half the time."""
+    scored = people or len(poll.choices) <= MOST_SCORED
+    made = labels_of(poll) if scored else None
     thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
     return Analysis(
         name=poll.name,
@@ -135,8 +138,8 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         judges=tuple(judge_card(poll, name) for name in poll.judges),
         panel=panel(poll) if people else (),
         pay=pay(poll) if people else None,
-        notes=poll.notes,
-        worth=worth(poll, made, seeds=SEEDS if people else SEEDS[:1]),
+        notes=poll.notes if scored else (*poll.notes, "Labels are scored by `laurel feedback report`: here are too many votes."),
+        worth=None if made is None else worth(poll, made, seeds=SEEDS if people else SEEDS[:1]),
     )
 
 

@@ -265,6 +265,15 @@ def test_reliability_decides_between_as_many(store, tmp_path):
     assert (row["votes_for"], row["votes_against"]) == (2, 2)
 
 
+def test_a_page_of_many_votes_leaves_the_scores_to_the_report(monkeypatch):
+    poll = Poll("x", [Ballot(f"i{n}", f"w{w}", (0, 1), 1) for n in range(5) for w in range(3)])
+    assert len(analyse(poll, people=False).worth.held_out.draws) == 1 and len(analyse(poll).worth.held_out.draws) == 3
+    monkeypatch.setattr("laurel.feedback.analysis.MOST_SCORED", 14)
+    page = analyse(poll, people=False)
+    assert page.worth is None and "laurel feedback report" in page.notes[-1] and analyse(poll).worth is not None
+    assert "Labels" not in [part.title for part in sections(page)]
+
+
 def test_export_says_what_its_labels_are_worth(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     store = Store("feedback.db")
