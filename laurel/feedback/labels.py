@@ -1,8 +1,10 @@
 """What votes say of a pair of responses, as one label: what the export writes, and the report scores on votes it has not seen.
 
-The chance of a label is that a further annotator, who decides and is like those who voted, prefers the response (`laurel.measure.tastes`).
-A vote of "tie" decides nothing. Someone who answers gold items wrong significantly more often than right (exact one-sided test at `DOUBT`)
-is left out: their votes stand for nothing and make no majority. No label goes against a strict majority of the votes that stand.
+The chance of a label is that a further annotator, who decides and is like those who voted, prefers
+the response (`laurel.measure.tastes`). A vote of "tie" decides nothing. Someone who answers gold
+items wrong significantly more often than right (exact one-sided test at `DOUBT`) is left out: their
+votes stand for nothing and make no majority. No label goes against a strict majority of the votes
+that stand.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Label(NamedTuple):
 class Labels:
     """The labels of all pairs, how far each person can be believed, and who is left out because of gold.
 
-    reliability: 1 - the chance that the person guesses, of who decided at least once. crowd: its mean over votes.
+    reliability: 1 - the chance that the person guesses, of who decided at least once. crowd: its
+    mean over votes.
     """
 
     by_unit: dict[Unit, Label]
@@ -172,9 +175,10 @@ def labels_of(poll: Poll) -> Labels:
 class Worth:
     """What the labels of a poll are worth.
 
-    pairs: with a strict majority of all decisive votes. against_majority: labels for the other response, though nobody was left out;
-    by_gold: the same where somebody was. even: as many votes for either side. undecided: every vote is a tie. left_out: people whom gold
-    speaks against. held_out: see `HeldOut`; None where no pair has three decisive votes.
+    pairs: with a strict majority of all decisive votes. against_majority: labels for the other
+    response, though nobody was left out; by_gold: the same where somebody was. even: as many votes
+    for either side. undecided: every vote is a tie. left_out: people whom gold speaks against.
+    held_out: see `HeldOut`; None where no pair has three decisive votes.
     """
 
     pairs: int

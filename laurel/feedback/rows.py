@@ -152,7 +152,8 @@ class Made:
     def levels(self, one: Rated) -> list[list[int]]:
         """The places best first, equal ones together: whoever loses to nobody left is next, of those who has the largest sum of P(better).
 
-        So no order goes against a strict majority, but where majorities go round in a circle: there the sums decide.
+        So no order goes against a strict majority, but where majorities go round in a circle: there
+        the sums decide.
         """
         left = list(range(len(one.item.responses)))
         sums = {a: sum(self.of(one, a, b).first for b in left if b != a) for a in left}
@@ -219,8 +220,9 @@ def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
 def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     """prompt, responses, ranks: as `Made.levels` orders them; the pairs stay together and weigh 1/C(K, 2) each.
 
-    `weight` is how far the voters can be believed; `pairs` lists (better, worse), which `reward_kwise` makes by itself, and `votes_for`,
-    `votes_against` and `ties` the votes on each of them.
+    `weight` is how far the voters can be believed; `pairs` lists (better, worse), which
+    `reward_kwise` makes by itself, and `votes_for`, `votes_against` and `ties` the votes on each of
+    them.
     """
     count = len(one.item.responses)
     every = list(combinations(range(count), 2))

@@ -21,8 +21,9 @@ def clustered_covariance(
         (G - 1) / G * V [sum_g s_g s_g^T] V,   s_g = A_g^T (I - A_g V A_g^T)^-1 e_g,   V the inverse information `inverse`,
         A = rows sqrt(w p (1 - p)),  e = w (won - p) / sqrt(w p (1 - p))
 
-    The jackknife form of the sandwich (CR3; Bell and McCaffrey 2002), to be read with Student's t of G - 1 degrees: with few clusters
-    the plain one is too small. Where one cluster alone settles a coefficient its votes count as one vote: A_g^T A_g times their weight.
+    The jackknife form of the sandwich (CR3; Bell and McCaffrey 2002), to be read with Student's t
+    of G - 1 degrees: with few clusters the plain one is too small. Where one cluster alone settles
+    a coefficient its votes count as one vote: A_g^T A_g times their weight.
     """
     p = expit(rows @ theta)
     spread = weight * p * (1 - p)

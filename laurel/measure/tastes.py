@@ -1,13 +1,15 @@
 """What one more person would say: the chance that a further annotator prefers a response, from decisive votes in which people may differ.
 
-The fit of a latent truth takes a split vote for somebody's mistake, and a person who is often in the minority for a liar. Here item i has
-a share p_i of people who prefer its first response, and annotator k is one of those people, or guesses:
+The fit of a latent truth takes a split vote for somebody's mistake, and a person who is often in
+the minority for a liar. Here item i has a share p_i of people who prefer its first response, and
+annotator k is one of those people, or guesses:
 
     P(k prefers the first of i) = (1 - g_k) p_i + g_k / 2,      p_i ~ Beta(a, a),   g_k ~ a distribution on [0, 1] that is learnt, too
 
-so nobody is worse than a coin. With g = 0 it is the smoothed share (wins + a) / (n + 2 a); with a near 0 there is a truth that people
-find or guess, the one-coin model of Dawid and Skene 1979 with skills of at least 1/2. Variational Bayes: the p_i and the g_k have
-independent posteriors on grids, `a` is weighed by its evidence, and the prior of g is the mean of its posteriors (empirical Bayes).
+so nobody is worse than a coin. With g = 0 it is the smoothed share (wins + a) / (n + 2 a); with a
+near 0 there is a truth that people find or guess, the one-coin model of Dawid and Skene 1979 with
+skills of at least 1/2. Variational Bayes: the p_i and the g_k have independent posteriors on grids,
+`a` is weighed by its evidence, and the prior of g is the mean of its posteriors (empirical Bayes).
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ STILL, STEPS = 2e-4, 500
 class Tastes:
     """`items` [I] and `annotators` [W] name the rows of the rest.
 
-    first [I]: P(a further annotator, who decides and is like those who voted here, prefers the first response). Never against a strict
-    majority of the votes: where the model would be, 1/2. wins, losses [I]: the votes for the first response and for the second.
-    guess [W]: the mean of g_k; 1 - guess is the reliability. crowd: the mean of `guess` over the votes. spread: the geometric mean of a.
+    first [I]: P(a further annotator, who decides and is like those who voted here, prefers the
+    first response). Never against a strict majority of the votes: where the model would be, 1/2.
+    wins, losses [I]: the votes for the first response and for the second. guess [W]: the mean of
+    g_k; 1 - guess is the reliability. crowd: the mean of `guess` over the votes. spread: the
+    geometric mean of a.
     """
 
     items: np.ndarray
@@ -57,8 +61,9 @@ class Tastes:
 def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
     """From rows (item, annotator, 0 for the first response or 1 for the second), ties left out by the caller; at least one.
 
-    gold: rows (item, annotator, 1 for right or 0 for wrong) about items with a known answer, on which only a guess is wrong: they say
-    who guesses. Turning a pair (0 for 1) turns its `first` and changes nothing else. Two votes of one annotator on an item are refused.
+    gold: rows (item, annotator, 1 for right or 0 for wrong) about items with a known answer, on
+    which only a guess is wrong: they say who guesses. Turning a pair (0 for 1) turns its `first`
+    and changes nothing else. Two votes of one annotator on an item are refused.
     """
     rows, known = _rows(votes, "votes"), _rows(gold, "gold") if len(gold) else np.zeros((0, 3), dtype=int)
     if not len(rows):
@@ -83,9 +88,11 @@ def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
 class HeldOut:
     """How well labels foretell a vote they have not seen: the mean -log of the chance they gave it, in nats.
 
-    product: by `tastes` of all other votes. share: (wins + 1) / (n + 2) of the item's other votes. coin: log 2. n: items, each with one
-    vote held out at a time. draws: (seed, product, share) of each choice of the votes held out, of which product and share are the means.
-    table: of the first seed, how sure the labels were of the response they preferred, and how often the vote was for it.
+    product: by `tastes` of all other votes. share: (wins + 1) / (n + 2) of the item's other votes.
+    coin: log 2. n: items, each with one vote held out at a time. draws: (seed, product, share) of
+    each choice of the votes held out, of which product and share are the means. table: of the first
+    seed, how sure the labels were of the response they preferred, and how often the vote was for
+    it.
     """
 
     product: float
@@ -99,7 +106,8 @@ class HeldOut:
 def held_out(votes: Rows, *, gold: Rows = (), least: int = 3, seeds: Sequence[int] = (0, 1, 2)) -> HeldOut | None:
     """Of every item with `least` votes one vote, drawn by a seed, is foretold from the rest; None where no item has as many.
 
-    Rows as in `tastes`. The draw takes the items in the order of their first votes, and an item's votes in the order given.
+    Rows as in `tastes`. The draw takes the items in the order of their first votes, and an item's
+    votes in the order given.
     """
     rows = _rows(votes, "votes")
     given: dict[int, list[int]] = {}
