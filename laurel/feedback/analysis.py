@@ -62,12 +62,15 @@ class Skill:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties and losses."""
+    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties and losses.
+
+    low, high: None where all votes are about one item, which cannot say how far items differ.
+    """
 
     model: str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     wins: float
     ties: float
     losses: float
@@ -335,14 +338,15 @@ def models(choices: Sequence[Choice]) -> Models:
     points = found.elo()
     if points is None or found.error is None:
         return Models((), None, found.reason)
-    half = found.reach() * 400 / log(10)
-    made = [
-        Score(str(name), float(points[k]), float(points[k] - half * found.error[k]), float(points[k] + half * found.error[k]),
-              counts[str(name)]["won"], counts[str(name)]["tied"], counts[str(name)]["lost"])
-        for k, name in enumerate(found.names)
-    ]  # fmt: skip
+    known = found.clusters != 1
+    half = found.reach() * 400 / log(10) if known else 0.0
+    made = []
+    for k, name in enumerate(map(str, found.names)):
+        value, reach, own = float(points[k]), float(half * found.error[k]), counts[name]
+        bounds = (value - reach, value + reach) if known else (None, None)
+        made.append(Score(name, value, *bounds, own["won"], own["tied"], own["lost"]))
     ranked = tuple(sorted(made, key=lambda score: -score.score))
-    if found.slot is None or found.slot_error is None:
+    if found.slot is None or found.slot_error is None or not known:
         return Models(ranked, None)
     pull, error = found.slot * 400 / log(10), half * found.slot_error
     return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))

@@ -93,7 +93,8 @@ def export(
         rows = [row for one in enough for row in KINDS[kind](one, made)]
         people = sorted({cast.pseudonym for one in enough for cast in (one.every if revisions else one.votes)} - {WITHDRAWN})
     if not rows:
-        raise UsageError("every pair is a tie; there is nothing to write.", where=", ".join(names), fix="ties=half writes them.")
+        out = f", once the votes of {len(made.left_out)} people are left out whom gold speaks against" if made.left_out else ""
+        raise UsageError(f"every pair is a tie{out}; there is nothing to write.", where=", ".join(names), fix="ties=half writes them.")
     parts = {out: [row for row in rows if not _held(row, eval_share)]}
     if eval_share:
         parts[_eval_path(out)] = [row for row in rows if _held(row, eval_share)]

@@ -83,8 +83,11 @@ Marks = Mapping[Hashable, tuple[int, int]]
 
 
 def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
-    """All labels together: who can be believed is known from all pairs, and from gold."""
-    gold = gold or {}
+    """All labels together: who can be believed is known from all pairs, and from gold.
+
+    Of two votes of one person on a pair the last counts.
+    """
+    gold, said = gold or {}, list({(one.unit, one.person): one for one in said}.values())
     out = frozenset(person for person, (right, wrong) in gold.items() if inverted(right, wrong))
     units = {unit: n for n, unit in enumerate(dict.fromkeys(one.unit for one in said))}
     people = {person: n for n, person in enumerate(dict.fromkeys(one.person for one in said))}
@@ -167,8 +170,7 @@ SIDES = {"a": 1.0, "tie": 0.0, "b": -1.0}
 
 def labels_of(poll: Poll) -> Labels:
     """The labels that an export of these votes writes."""
-    said = {(c.unit, c.annotator): Said(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices}
-    return labels(list(said.values()), gold_among(poll.ballots))
+    return labels([Said(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices], gold_among(poll.ballots))
 
 
 @dataclass(frozen=True, slots=True)

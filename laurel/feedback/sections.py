@@ -103,12 +103,21 @@ def models(found: Analysis) -> Section:
     if not found.models.scores:
         return table("Scores of the models", "model|score", (), f"No scores: {found.models.reason}.")
     rows = [
-        (s.model, f"{s.score:.0f}", f"{s.low:.0f} to {s.high:.0f}", f"{s.wins:.0f}", f"{s.ties:.0f}", f"{s.losses:.0f}")
+        (
+            s.model,
+            f"{s.score:.0f}",
+            NONE if s.low is None else f"{s.low:.0f} to {s.high:.0f}",
+            f"{s.wins:.0f}",
+            f"{s.ties:.0f}",
+            f"{s.losses:.0f}",
+        )
         for s in found.models.scores
     ]
     pull = found.models.slot
     note = "Bradley-Terry in Elo points around 1000, ties half a win, "
-    if pull is None:
+    if found.models.scores[0].low is None:
+        note += "without intervals: all votes are about one item"
+    elif pull is None:
         note += "not freed from the first slot's pull, which has no finite estimate"
     else:
         note += f"freed from the first slot's pull of {pull.value:.0f} points ({pull.low:.0f} to {pull.high:.0f})"

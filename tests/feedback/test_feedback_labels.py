@@ -9,12 +9,13 @@ from feedback_votes import put, put_llmfao
 from sqlalchemy import select
 
 from laurel.cli.main import main
+from laurel.core.errors import UsageError
 from laurel.data.formats import needs
 from laurel.data.source import load_rows
 from laurel.feedback.analysis import analyse, skills
 from laurel.feedback.ballots import Ballot, Poll, batch_poll, file_polls
 from laurel.feedback.export import export
-from laurel.feedback.labels import gold_side, inverted, labels_of, worth
+from laurel.feedback.labels import Said, gold_side, inverted, labels, labels_of, worth
 from laurel.feedback.report import report
 from laurel.feedback.sections import sections
 from laurel.feedback.store import Store
@@ -263,6 +264,23 @@ def test_reliability_decides_between_as_many(store, tmp_path):
     (row,) = [row for row in exported(store, tmp_path)[1] if row["provenance"]["item"] == "split"]
     assert row["provenance"]["models"] == ["y", "x"] and 0.5 < row["soft_label"] < 0.9
     assert (row["votes_for"], row["votes_against"]) == (2, 2)
+
+
+def test_one_item_has_scores_and_no_interval_and_two_votes_of_one_person_are_one(store, tmp_path):
+    dice = random.Random(7)
+    ballots = [
+        Ballot("i", f"w{w}", (0, 1, 2), ranking=tuple(dice.sample([1, 2, 3], 3)), models=tuple("abc"), lengths=(1, 2, 3)) for w in range(12)
+    ]
+    found = analyse(Poll("x", ballots), people=False)
+    assert len(found.models.scores) == 3 and found.models.scores[0].low is None and found.models.slot is None
+    note = next(part.note for part in sections(found) if part.title == "Scores of the models")
+    assert "all votes are about one item" in note and "inf" not in str(sections(found))
+    twice = labels([Said(("i", 0, 1), "u", 1.0), Said(("i", 0, 1), "v", 1.0), Said(("i", 0, 1), "u", -1.0)])
+    assert (twice.by_unit["i", 0, 1].wins, twice.by_unit["i", 0, 1].losses) == (1, 1)
+    votes, items, _ = with_gold(0)
+    put(store, [vote for vote in votes if vote["who"] != "w"], items=items)
+    with pytest.raises(UsageError, match="2 people are left out"):
+        exported(store, tmp_path)
 
 
 def test_a_page_of_many_votes_leaves_the_scores_to_the_report(monkeypatch):
