@@ -38,8 +38,8 @@ ANNOTATORS, CHEATERS, VOTES = 24, 8, 3
 SHARP = 6.0  # an honest vote is Bradley-Terry of this times the gap in quality: right some nine times in ten
 STEPS = {"max_steps": 60, "prompts_per_step": 32}
 BOTH = "weight and soft label"
-WAYS = {"majority": None, "believed labels": (), "weight": ("weight",), BOTH: ("weight", "soft_label")}
-"""How the export says who is better: by counting votes; by the one-coin model; and with its columns."""
+WAYS = {"majority": None, "weight": ("weight",), BOTH: ("weight", "soft_label")}
+"""How the export says who is better: by counting votes, or by laurel's labels and their columns; chosen is the same, with three votes."""
 DESIGNS = ("guess", "left slot", "longer answer")
 """What cheaters do. In the last a quarter of them takes the left slot."""
 Setting = tuple[float, float]  # learning rate and label smoothing
@@ -47,12 +47,11 @@ SETTINGS: tuple[Setting, ...] = ((3e-4, 0.0), (1e-3, 0.0), (3e-3, 0.0), (1e-3, 0
 TUNED = range(2)
 SETTING: dict[str, Setting] = {
     "majority": (1e-3, 0.2),
-    "believed labels": (1e-3, 0.2),
     "weight": (3e-3, 0.0),
     BOTH: (3e-3, 0.0),
 }
 """What `--tune --first-seed 0 --seeds 2` found best."""
-PAIRED = (("believed labels", "majority"), (BOTH, "majority"), ("weight", "believed labels"), (BOTH, "believed labels"))
+PAIRED = (("weight", "majority"), (BOTH, "majority"), (BOTH, "weight"))
 Measured = tuple[float, float]  # share of the exported labels that are right, accuracy of the reward model on clean pairs
 
 

@@ -1,7 +1,7 @@
 """Do reliability weights help, with the smallest reward model there is? The votes of claim_reliability.py, and a linear model.
 
 python bench/claim_weights.py [--first-seed N] [--seeds K] prints a table and the verdicts of three designs: cheaters who guess, who
-take the left slot, or who take the longer answer. Labels, weights and soft labels are laurel's (`laurel.feedback.export.opinions`);
+take the left slot, or who take the longer answer. Labels, weights and soft labels are laurel's (`laurel.feedback.rows.opinions`);
 the reward model is Bradley-Terry, linear in the share of each letter and in the length, so that it can take the short cut and can do
 without. Every way has the ridge that did best on the seeds TUNED of its design: `--tune` repeats the search (`--first-seed 0 --seeds 10`).
 A seed takes a tenth of a second or two, so differences that are small can be told.
@@ -18,7 +18,7 @@ import numpy as np
 from claim import command, compared, corrected, over, seeds_of, table, told
 from scipy.special import expit
 
-from laurel.feedback.export import opinions
+from laurel.feedback.rows import opinions
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
 WORTH = dict(zip(LETTERS, np.linspace(-1, 1, len(LETTERS)).tolist(), strict=True))
@@ -28,25 +28,23 @@ SHARP = 6.0  # an honest vote is Bradley-Terry of this times the gap in quality:
 DESIGNS = ("guess", "left slot", "longer answer")
 """What cheaters do. In the last a quarter of them takes the left slot."""
 BOTH = "weight and soft label"
-WAYS = ("majority", "believed labels", "weight", BOTH)
+WAYS = ("majority", "weight", BOTH)
+"""With three votes a pair and no ties laurel's chosen is the majority's, always."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 TUNED = range(10)
 RIDGE: dict[tuple[str, str], float] = {
     ("guess", "majority"): 0.3,
-    ("guess", "believed labels"): 0.003,
-    ("guess", "weight"): 0.01,
-    ("guess", BOTH): 0.1,
+    ("guess", "weight"): 0.003,
+    ("guess", BOTH): 0.01,
     ("left slot", "majority"): 0.1,
-    ("left slot", "believed labels"): 1,
     ("left slot", "weight"): 0.003,
-    ("left slot", BOTH): 0.1,
+    ("left slot", BOTH): 0.3,
     ("longer answer", "majority"): 0.003,
-    ("longer answer", "believed labels"): 0.01,
     ("longer answer", "weight"): 0.003,
-    ("longer answer", BOTH): 0.01,
+    ("longer answer", BOTH): 0.003,
 }
 """What `--tune --first-seed 0 --seeds 10` found best."""
-PAIRED = (("believed labels", "majority"), (BOTH, "majority"), ("weight", "believed labels"), (BOTH, "believed labels"))
+PAIRED = (("weight", "majority"), (BOTH, "majority"), (BOTH, "weight"))
 Pair = tuple[str, str]
 
 
@@ -97,9 +95,9 @@ def labelled(said: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, 
     made = opinions(rated)
     first = np.array([made[str(n), 0, 1][0] for n in range(len(said))])
     weight = np.array([made[str(n), 0, 1][1] for n in range(len(said))])
-    believed, one = (first > 0.5).astype(float), np.ones(len(said))
+    believed = np.array([float(made[str(n), 0, 1].lead > 0) for n in range(len(said))])
     majority = np.array([float(sum(first for _, first in cast) * 2 > VOTES) for cast in said])
-    return {"majority": (majority, one), "believed labels": (believed, one), "weight": (believed, weight), BOTH: (first, weight)}
+    return {"majority": (majority, np.ones(len(said))), "weight": (believed, weight), BOTH: (first, weight)}
 
 
 def features(texts: list[str]) -> np.ndarray:
@@ -133,7 +131,7 @@ def of_seed(seed: int, folder: Path, *, tuning: bool) -> dict[tuple[str, str, fl
         for way, (first_N, weight_N) in labelled(said).items():
             for ridge in RIDGES if tuning else (RIDGE[design, way],):
                 right = (clean_NF @ fitted(gap_NF, first_N, weight_N, ridge) > 0) == clean_N
-                found[design, way, ridge] = float(((first_N > 0.5) == truth_N).mean()), float(right.mean())
+                found[design, way, ridge] = float(np.where(first_N == 0.5, 0.5, (first_N > 0.5) == truth_N).mean()), float(right.mean())
     return found
 
 

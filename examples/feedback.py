@@ -29,5 +29,6 @@ for name in ("ada", "bob", "cyd"):
     while (sample := desk.next()) is not None:
         right = sample.order.index(0)  # the slot that shows the sum that is right; cyd always takes the first
         desk.submit(sample.id, Answer(rating=1 if name == "cyd" or right == 0 else 4), key=f"{name} {sample.seq}")
-print(export(store, ["sums"], "preferences", folder / "pairs.jsonl"))
+exported = export(store, ["sums"], "preferences", folder / "pairs.jsonl")
+print(exported.files, exported.rows, exported.held_out)
 store.close()

@@ -37,6 +37,9 @@ def add_parser(subparsers: Any) -> None:
     report = verbs.add_parser("report", help="agreement, skill, scores, bias, pay, whose opinions: what the votes say")
     report.add_argument("source", nargs="?", default=DATABASE, help=f"a database, or a folder of LLMFAO or MT-Bench (default {DATABASE})")
     report.add_argument("--out", metavar="FILE", help="write the report as one HTML page, too")
+    report.add_argument(
+        "--json", action="store_true", help="print every figure as JSON; `labels`: what an export is worth on held-out votes"
+    )
 
     backup = verbs.add_parser("backup", parents=[where], help="copy the database while it is in use, and count the copy's rows")
     backup.add_argument("out", help="the file to write; pg_restore reads it where the database is PostgreSQL")
@@ -182,20 +185,24 @@ def run_import(args: argparse.Namespace, store: Store) -> None:
 def run_export(args: argparse.Namespace, store: Store) -> None:
     """Votes into a file."""
     from laurel.feedback.export import export
+    from laurel.feedback.sections import scores
 
     made = export(
         store, args.batch, args.kind, args.out, eval_share=args.eval_share, columns=args.columns, ties=args.ties,
         least_votes=args.least_votes, revisions=args.revisions,
     )  # fmt: skip
     rows = [("release", made.release), *(("file", path) for path in made.files), ("rows", made.rows)]
-    _table(args.kind, [*rows, ("pairs that are ties", made.ties), ("items without (enough) votes", made.unrated)])
+    rows += [("pairs that are ties", made.ties), ("items without (enough) votes", made.unrated)]
+    if args.kind != "votes":
+        rows += [(what, f"{figure}  ({note})" if note else figure) for what, figure, note in scores(made.held_out)]
+    _table(args.kind, rows)
 
 
 def run_report(args: argparse.Namespace) -> int:
     """What the votes say."""
     from laurel.feedback.report import report
 
-    print(report(args.source, args.out))
+    print(report(args.source, args.out, as_json=args.json))
     return 0
 
 

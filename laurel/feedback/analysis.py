@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log
+from operator import itemgetter
 
 from laurel.feedback.ballots import LEVELS, Ballot, Choice, Poll, label_of
 from laurel.feedback.judges import Judge, judge_card, verdicts_of
+from laurel.feedback.labels import Labels, Worth, labels_of, worth
 from laurel.measure.agreement import (
     Agreement,
     cohen_kappa,
@@ -21,42 +23,54 @@ from laurel.measure.agreement import (
     krippendorff_alpha,
     pair_agreement,
 )
-from laurel.measure.annotators import Signals, dawid_skene, one_coin, signals
+from laurel.measure.annotators import Signals, signals
 from laurel.measure.crowd import LABELS
 from laurel.measure.crowd import Vote as Sign
-from laurel.measure.intervals import Interval, bootstrap_mean, wilson
-from laurel.measure.judging import Hourly, SlotBias, hourly, preference, slot_bias
-from laurel.measure.ranking import Ranking, bradley_terry, bradley_terry_slots, kendall_w
+from laurel.measure.intervals import Interval, bootstrap_mean, clustered_share, wilson
+from laurel.measure.judging import Hourly, SlotBias, clustered_slot_bias, hourly, preference
+from laurel.measure.ranking import bradley_terry_slots, kendall_w
 
 PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them."""
 LEAST_SHARED, MOST_PAIRS = 10, 20
 """Pairs of annotators are listed from this many shared items on, and so many of them, those that share most."""
+SEEDS = (0, 1, 2)
+"""Each draws the votes that are held out of the labels once; a page that is counted anew at each load draws once."""
+MOST_SCORED = 30_000
+"""Votes on pairs from which on such a page leaves the labels to the report: scoring them would take seconds."""
 PILOT = 10
 """Votes with a known time before measured pay is believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """An annotator's votes and what is known of their quality: two models' skill, right answers to gold, the same answer to a repeat."""
+    """An annotator's votes and what is known of their quality: right answers to gold, the same answer to a repeat, and
+
+    reliability: 1 - the chance that a decisive vote is a guess (`laurel.measure.tastes`), None without any; ties: their share, which says
+    nothing of quality; left_out: gold speaks against the annotator, and no label counts the votes.
+    """
 
     annotator: str
     votes: int
-    dawid_skene: float | None
-    one_coin: float | None
+    reliability: float | None
+    ties: float | None
     gold: Interval | None
     repeats: Interval | None
     slots: SlotBias | None
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties and losses."""
+    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties and losses.
+
+    low, high: None where all votes are about one item, which cannot say how far items differ.
+    """
 
     model: str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     wins: float
     ties: float
     losses: float
@@ -103,10 +117,13 @@ class Analysis:
     panel: tuple[Signals, ...]
     pay: Pay | None
     notes: tuple[str, ...]
+    worth: Worth | None = None
 
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
-    """See `Analysis`. people: with skills, signs and pay of each annotator; without them it takes half the time."""
+    """See `Analysis`. people: with skills, signs and pay of each annotator, and labels scored three times; without, half the time."""
+    scored = people or len(poll.choices) <= MOST_SCORED
+    made = labels_of(poll) if scored else None
     thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
     return Analysis(
         name=poll.name,
@@ -114,17 +131,18 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         items=len({b.item for b in poll.counted}),
         annotators=len({b.annotator for b in poll.counted}),
         labels=dict(Counter(choice.label for choice in poll.choices)),
-        thumbs=wilson(sum(b.rating == 1 for b in thumbs), len(thumbs)) if thumbs else None,
+        thumbs=clustered_share([float(b.rating == 1) for b in thumbs], [b.item for b in thumbs]) if thumbs else None,
         agreement=agreements(poll),
         pairs=rater_pairs(poll),
-        skills=skills(poll) if people else (),
+        skills=skills(poll, made) if people else (),
         models=models(poll.choices),
         slots=first_slot(poll.choices),
         longer=longer(poll.choices),
         judges=tuple(judge_card(poll, name) for name in poll.judges),
         panel=panel(poll) if people else (),
         pay=pay(poll) if people else None,
-        notes=poll.notes,
+        notes=poll.notes if scored else (*poll.notes, "Labels are scored by `laurel feedback report`: here are too many votes."),
+        worth=None if made is None else worth(poll, made, seeds=SEEDS if people else SEEDS[:1]),
     )
 
 
@@ -133,14 +151,17 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
     units, choices = poll.labels, poll.choices
     if not choices:
         return {"agreement": Agreement(None, None, None, 0, "there is no vote between two responses yet")}
+    items = [unit[0] for unit in units]  # of a ranking all pairs
     found = {
-        "two votes on a pair are equal": pair_agreement(units),
-        "the same, without ties": pair_agreement(units, ties=False),
-        "Krippendorff's alpha, which response": krippendorff_alpha(list(units.values())),
+        "two votes on a pair are equal": pair_agreement(units, cluster=itemgetter(0)),
+        "the same, without ties": pair_agreement(units, ties=False, cluster=itemgetter(0)),
+        "Krippendorff's alpha, which response": krippendorff_alpha(list(units.values()), clusters=items),
     }
     levels = _levels(choices)
     if any(level not in (1.0, 2.5, 4.0) for unit in levels.values() for level in unit):
-        found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(list(levels.values()), "ordinal")
+        found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(
+            list(levels.values()), "ordinal", clusters=[unit[0] for unit in levels]
+        )
     found |= _fleiss(units)
     raters = list(dict.fromkeys(choice.annotator for choice in choices))
     if len(raters) == 2:
@@ -150,7 +171,8 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
         found["Cohen's kappa"] = Agreement(None, None, None, 0, reason)
     most = max(Counter(choice.label for choice in choices).values()) / len(choices)
     name = f"Gwet's AC1 (one answer has {most:.0%}: read it beside alpha)" if most > PREVAILS else "Gwet's AC1"
-    found[name] = gwet_ac1_units(list(units.values()), categories=[k for k in LABELS if k != "tie" or _has_ties(choices)])
+    scale = [k for k in LABELS if k != "tie" or _has_ties(choices)]
+    found[name] = gwet_ac1_units(list(units.values()), categories=scale, clusters=items)
     if any(ballot.ranking for ballot in poll.counted):
         found["Kendall's W of rankings, mean over items"] = _concordance(poll.counted)
     return found
@@ -174,8 +196,9 @@ def _fleiss(units: dict[tuple[str, int, int], list[str]]) -> dict[str, Agreement
     if not sizes:
         return {"Fleiss' kappa": Agreement(None, None, None, 0, "no item has two votes")}
     size = max(sizes, key=lambda n: (sizes[n], n))
-    counts = [[unit.count(label) for label in LABELS] for unit in units.values() if len(unit) == size]
-    return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts)}
+    counts = [[votes.count(label) for label in LABELS] for votes in units.values() if len(votes) == size]
+    items = [unit[0] for unit, votes in units.items() if len(votes) == size]
+    return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts, clusters=items)}
 
 
 def _cohen(choices: Sequence[Choice], one: str, two: str) -> Agreement:
@@ -215,23 +238,24 @@ def _concordance(ballots: Iterable[Ballot]) -> Agreement:
     return Agreement(found.value, found.low, found.high, found.n)
 
 
-def skills(poll: Poll) -> tuple[Skill, ...]:
-    """One row for each annotator, most votes first. Skill is the chance of a right label, from all votes together."""
-    choices, names = poll.choices, list(dict.fromkeys(b.annotator for b in poll.ballots))
-    units = {unit: k for k, unit in enumerate(poll.labels)}
-    labels = [k for k in LABELS if k != "tie" or _has_ties(choices)]
-    rows = [(units[c.unit], names.index(c.annotator), labels.index(c.label)) for c in choices]
-    found = [dict[int, float]() for _ in range(2)]
-    if rows:
-        for known, model in zip(found, (dawid_skene, one_coin), strict=True):
-            made = model(rows, classes=len(labels), smoothing=1.0)
-            known.update(zip(made.annotators.tolist(), made.skill.tolist(), strict=True))
+def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
+    """One row for each annotator, most votes first. Who can be believed is known from all votes together, and from gold.
+
+    found: the poll's `labels_of`, where they are made already.
+    """
+    names = list(dict.fromkeys(b.annotator for b in poll.ballots))
+    found = labels_of(poll) if found is None else found
     votes = Counter(b.annotator for b in poll.counted)
-    gold, again, slots = _gold(poll.ballots), _repeats(poll.ballots), _slots_by_annotator(choices)
+    told = Counter(c.annotator for c in poll.choices)
+    tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
+    gold, again, slots = _gold(poll.ballots), _repeats(poll.ballots), _slots_by_annotator(poll.choices)
     made = [
-        Skill(name, votes[name], found[0].get(k), found[1].get(k), gold.get(name), again.get(name), slots.get(name))
-        for k, name in enumerate(names)
-    ]
+        Skill(
+            name, votes[name], found.reliability.get(name), tied[name] / told[name] if told[name] else None, gold.get(name),
+            again.get(name), slots.get(name), name in found.left_out,
+        )
+        for name in names
+    ]  # fmt: skip
     return tuple(sorted(made, key=lambda skill: -skill.votes))
 
 
@@ -270,26 +294,30 @@ def _told(ballot: Ballot) -> object:
 
 
 def _slots_by_annotator(choices: Iterable[Choice]) -> dict[str, SlotBias]:
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    own: dict[str, list[Choice]] = defaultdict(list)
     for choice in choices:
-        counts[choice.annotator][choice.slot] += 1
-    made = {name: slot_bias(count["left"], count["right"]) for name, count in counts.items()}
+        own[choice.annotator].append(choice)
+    made = {name: first_slot(given) for name, given in own.items()}
     return {name: bias for name, bias in made.items() if bias is not None}
 
 
 def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
-    """How often the response shown first won, ties left out."""
-    count = Counter(choice.slot for choice in choices)
-    return slot_bias(count["left"], count["right"])
+    """How often the response shown first won, ties left out. Votes on one item are not independent."""
+    decided = [choice for choice in choices if choice.slot != "tie"]
+    return clustered_slot_bias([c.slot == "left" for c in decided], [c.unit[0] for c in decided])
 
 
 def longer(choices: Sequence[Choice]) -> Interval | None:
     """How often the response with more words won, ties left out: what a judge that only counts words would be worth."""
-    return preference([c.label for c in choices], [c.lengths[0] for c in choices], [c.lengths[1] for c in choices])
+    items = [c.unit[0] for c in choices]
+    return preference([c.label for c in choices], [c.lengths[0] for c in choices], [c.lengths[1] for c in choices], items)
 
 
 def models(choices: Sequence[Choice]) -> Models:
-    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named models. Ties are half wins."""
+    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named models. Ties are half wins.
+
+    Votes on one item are not independent: intervals come from leaving out items.
+    """
     rows = [c for c in choices if all(c.models) and c.models[0] != c.models[1]]
     if not rows:
         return Models((), None, "no pair has responses of two named models")
@@ -303,33 +331,25 @@ def models(choices: Sequence[Choice]) -> Models:
         won.append({"left": 1.0, "right": 0.0, "tie": 0.5}[c.slot])
         counts[one][{"a": "won", "b": "lost", "tie": "tied"}[c.label]] += 1
         counts[two][{"b": "won", "a": "lost", "tie": "tied"}[c.label]] += 1
-    found = bradley_terry_slots(first, second, won, weights=weights)
+    items = [c.unit[0] for c in rows]
+    found = bradley_terry_slots(first, second, won, weights=weights, clusters=items)
     if found.log_ability is None and len(found.components) == 1:  # only the slot's term has no estimate: the scores have one without it
-        found = _without_slots(rows)
+        found = bradley_terry_slots(first, second, won, weights=weights, clusters=items, slots=False)
     points = found.elo()
     if points is None or found.error is None:
         return Models((), None, found.reason)
-    half = 1.96 * 400 / log(10)
-    made = [
-        Score(str(name), float(points[k]), float(points[k] - half * found.error[k]), float(points[k] + half * found.error[k]),
-              counts[str(name)]["won"], counts[str(name)]["tied"], counts[str(name)]["lost"])
-        for k, name in enumerate(found.names)
-    ]  # fmt: skip
+    known = found.clusters != 1
+    half = found.reach() * 400 / log(10) if known else 0.0
+    made = []
+    for k, name in enumerate(map(str, found.names)):
+        value, reach, own = float(points[k]), float(half * found.error[k]), counts[name]
+        bounds = (value - reach, value + reach) if known else (None, None)
+        made.append(Score(name, value, *bounds, own["won"], own["tied"], own["lost"]))
     ranked = tuple(sorted(made, key=lambda score: -score.score))
-    if found.slot is None or found.slot_error is None:
+    if found.slot is None or found.slot_error is None or not known:
         return Models(ranked, None)
     pull, error = found.slot * 400 / log(10), half * found.slot_error
     return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
-
-
-def _without_slots(rows: Sequence[Choice]) -> Ranking:
-    names = {name: k for k, name in enumerate(dict.fromkeys(name for c in rows for name in c.models))}
-    wins = [[0.0] * len(names) for _ in names]
-    for c in rows:
-        i, j = (names[name] for name in c.models)
-        wins[i][j] += c.weight * {"a": 1.0, "tie": 0.5, "b": 0.0}[c.label]
-        wins[j][i] += c.weight * {"a": 0.0, "tie": 0.5, "b": 1.0}[c.label]
-    return bradley_terry(wins, names=list(names))
 
 
 def panel(poll: Poll) -> tuple[Signals, ...]:

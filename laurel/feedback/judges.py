@@ -17,12 +17,12 @@ from laurel.measure.judging import (
     JudgeMetrics,
     PositionBias,
     SlotBias,
+    clustered_slot_bias,
     judge_metrics,
     leave_one_out,
     position_bias,
     ppi,
     preference,
-    slot_bias,
 )
 from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
 
@@ -111,8 +111,8 @@ def _both_orders(answers: Iterable[Judged]) -> PositionBias | None:
 
 
 def _first_shown(answers: Iterable[Judged]) -> SlotBias | None:
-    count = Counter(judged.status for judged in answers if judged.order)
-    return slot_bias(count["a"], count["b"])
+    decided = [judged for judged in answers if judged.order and judged.status in ("a", "b")]
+    return clustered_slot_bias([judged.status == "a" for judged in decided], [judged.item for judged in decided])
 
 
 def _with_majority(humans: dict[Unit, list[str]], labels: dict[Unit, str]) -> Agreement:

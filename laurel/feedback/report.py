@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +19,7 @@ from sqlalchemy import select
 import laurel
 from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
-from laurel.feedback.analysis import analyse
+from laurel.feedback.analysis import Analysis, analyse
 from laurel.feedback.ballots import batch_poll, file_polls
 from laurel.feedback.batches import exposure, summaries
 from laurel.feedback.sections import Section, harm, people, sections, state
@@ -28,10 +31,12 @@ WIDTH = 100
 LONGEST = 25
 """Rows of a table in the text report; the page has them all."""
 Chapter = tuple[str, list[Section]]
+Read = tuple[str, list[Section], Analysis]
+"""A chapter with its analysis."""
 
 
-def report(source: str | Path, out: str | Path | None = None, *, reference: Reference | None = None) -> str:
-    """The text; with `out` the HTML page is written there too.
+def report(source: str | Path, out: str | Path | None = None, *, reference: Reference | None = None, as_json: bool = False) -> str:
+    """The text, or as_json the figures; with `out` the HTML page is written there too.
 
     source: a database (a path or an address), a folder of LLMFAO or of MT-Bench, or one of their files. reference: a population to
     compare the annotators with, see `reference_of`. UsageError where there is nothing to report on.
@@ -42,19 +47,40 @@ def report(source: str | Path, out: str | Path | None = None, *, reference: Refe
             raise UsageError("no such folder.", where=str(out.parent), fix="Make it first.")
         if out.is_dir():
             raise UsageError("this is a folder.", where=str(out), fix="Name a file in it.")
-    chapters = chapters_of(source, reference)
+    found = read(source, reference)
+    chapters = [(name, parts) for name, parts, _ in found]
     if out is not None:
         write_atomic(out, page(chapters, str(source)).encode("utf-8", "replace"))
-    return text(chapters)
+    return figures(found) if as_json else text(chapters)
 
 
-def chapters_of(source: str | Path, reference: Reference | None = None) -> list[Chapter]:
-    """Each batch, or published set of votes, with its tables."""
+def figures(found: list[Read]) -> str:
+    """As JSON: of each batch its name, every figure of the analysis, and the tables as words; several are the list `chapters`."""
+    made = []
+    for name, parts, analysis in found:
+        plain = asdict(replace(analysis, worth=None))
+        plain["answers"] = plain.pop("labels")
+        del plain["worth"]
+        labels = None if analysis.worth is None else analysis.worth.told()
+        tables = [{"title": part.title, "columns": part.columns, "rows": part.rows, "note": part.note} for part in parts]
+        made.append({**plain, "name": name, "labels": labels, "tables": tables})
+    return json.dumps(made[0] if len(made) == 1 else {"chapters": made}, indent=2, default=_plain)
+
+
+def _plain(value: object) -> object:
+    """numpy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def read(source: str | Path, reference: Reference | None = None) -> list[Read]:
+    """Each batch, or published set of votes, with its tables and the analysis that they show."""
     address = str(source)
     path = Path(address.removeprefix("sqlite:///")).expanduser()
     served = "://" in address and not address.startswith("sqlite:")
     if not served and (path.is_dir() or (path.is_file() and not _is_sqlite(path))):
-        return [(poll.name, sections(analyse(poll))) for poll in file_polls(path)]
+        return [(poll.name, sections(made), made) for poll in file_polls(path) for made in [analyse(poll)]]
     if not served and not path.is_file():
         fix = "Give the database of `laurel feedback serve`, or a folder with votes of LLMFAO or MT-Bench."
         raise UsageError("there is no such file.", where=address, fix=fix)
@@ -70,7 +96,7 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-def _batches(store: Store, reference: Reference | None) -> list[Chapter]:
+def _batches(store: Store, reference: Reference | None) -> list[Read]:
     with store.read() as session:
         batches = list(session.scalars(select(Batch.id).order_by(Batch.id)))
     if not batches:
@@ -78,11 +104,12 @@ def _batches(store: Store, reference: Reference | None) -> list[Chapter]:
     found = []
     for batch in batches:
         poll = batch_poll(store, batch)
-        made = [state(summaries(store, batch)[0]), *sections(analyse(poll))]
+        analysis = analyse(poll)
+        made = [state(summaries(store, batch)[0]), *sections(analysis)]
         exposed = exposure(store, batch)
         made += [harm(exposed)] if exposed else []
         made += people(whose(store, poll, reference, actor="operator, report"))
-        found.append((poll.name, made))
+        found.append((poll.name, made, analysis))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from laurel.feedback.analysis import Analysis, Pay, Skill
 from laurel.feedback.ballots import MTBENCH
 from laurel.feedback.batches import Cost, Exposure, Summary
 from laurel.feedback.judges import Judge
+from laurel.feedback.labels import Worth
+from laurel.feedback.section import NONE, Section, chance, interval_told, number, percent, slots_told, span, table
 from laurel.feedback.whose import Whose
 from laurel.measure.agreement import Agreement
 from laurel.measure.annotators import SIGNS, Signals
@@ -16,59 +17,7 @@ from laurel.measure.crowd import Signal
 from laurel.measure.intervals import Interval
 from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
-
-NONE = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A table under a title. `words`: the columns that hold text, all others hold numbers. note: a sentence or two under it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    words: frozenset[str] = field(default_factory=frozenset)
-
-    @property
-    def key(self) -> str:
-        """A name for links."""
-        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """0.533, or a dash for what is not known."""
-    return NONE if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """53.3 %"""
-    return NONE if value is None else f"{100 * value:.1f} %"
-
-
-def span(found: Interval | Agreement | None, show: Callable[[float | None], str] = number) -> str:
-    """The bounds of an interval."""
-    return NONE if found is None or found.low is None else f"{show(found.low)} to {show(found.high)}"
-
-
-def chance(p: float | None) -> str:
-    """A p-value."""
-    return NONE if p is None else f"{p:.0e}" if p < 0.001 else f"{p:.3f}"
-
-
-def slots_told(bias: SlotBias | None) -> str:
-    """53.3 % (52.0 % to 54.6 %, n = 5460, p = 1e-06)"""
-    return NONE if bias is None else f"{interval_told(bias.share)[:-1]}, p = {chance(bias.p)})"
-
-
-def interval_told(found: Interval | None) -> str:
-    """53.3 % (52.0 % to 54.6 %, n = 5460)"""
-    return NONE if found is None else f"{percent(found.value)} ({span(found, percent)}, n = {found.n})"
-
-
-def _table(title: str, columns: str, rows: Iterable[Iterable[str]], note: str = "", words: str = "") -> Section:
-    names = tuple(columns.split("|"))
-    return Section(title, names, tuple(tuple(row) for row in rows), note, frozenset(words.split("|") if words else names[:1]))
+from laurel.measure.tastes import HeldOut
 
 
 def sections(found: Analysis) -> list[Section]:
@@ -77,7 +26,8 @@ def sections(found: Analysis) -> list[Section]:
     if found.pairs:
         rows = [(one, two, number(k.value), span(k), str(k.n), k.reason) for one, two, k in found.pairs]
         note = "Pairs of annotators who share at least ten items, those that share most. Linear weights."
-        made.append(_table("Cohen's kappa of pairs", "first|second|kappa|95 % interval|n|note", rows, note, "first|second|note"))
+        made.append(table("Cohen's kappa of pairs", "first|second|kappa|95 % interval|n|note", rows, note, "first|second|note"))
+    made += [labels(found.worth)] if found.worth is not None else []
     made += [models(found), *(judge(found, card) for card in found.judges)]
     if found.skills:
         made += [skill(found.skills), panel(found.panel)]
@@ -98,7 +48,7 @@ def facts(found: Analysis) -> Section:
     if found.thumbs is not None:
         rows.append(("thumbs up on single answers", interval_told(found.thumbs)))
     note = " ".join(["Shares of wins leave ties out; 50 % would be no pull.", *found.notes])
-    return _table("Votes", "what|figure", rows, note, "what|figure")
+    return table("Votes", "what|figure", rows, note, "what|figure")
 
 
 def agreement(found: dict[str, Agreement]) -> Section:
@@ -116,24 +66,62 @@ def agreement(found: dict[str, Agreement]) -> Section:
     note = (
         "1 is full agreement; for kappa, alpha and AC1 0 is what chance gives. Intervals resample items; n counts items, or pairs of votes."
     )
-    return _table("Agreement", "coefficient|value|95 % interval|n|note", rows, note, "coefficient|note")
+    return table("Agreement", "coefficient|value|95 % interval|n|note", rows, note, "coefficient|note")
+
+
+def labels(found: Worth) -> Section:
+    """What an export of these votes would say, and how true it is of votes that it has not seen."""
+    rows = [
+        ("pairs with a strict majority", f"{found.pairs:,}", ""),
+        ("labels against the majority", f"{found.against_majority:,}", ""),
+        ("the same, because gold speaks against voters", f"{found.by_gold:,}", ", ".join(found.left_out)),
+        ("pairs split evenly, pairs with ties only", f"{found.even:,}, {found.undecided:,}", ""),
+    ]
+    rows += scores(found.held_out)
+    note = "A label is the chance that a further annotator, who decides and is like those who voted, prefers the response. "
+    note += "Log loss is of one vote of each pair with three or more, foretold from all other votes; a smaller one is better."
+    return table("Labels", "what|figure|note", rows, note, "what|note")
+
+
+def scores(found: HeldOut | None) -> list[tuple[str, str, str]]:
+    """Held-out log loss and the reliability of what labels say."""
+    if found is None:
+        return [("log loss of a held-out vote", NONE, "no pair has three votes that decide")]
+    rows = [
+        ("log loss of a held-out vote: labels", f"{found.product:.4f}", f"n = {found.n:,}, mean of {len(found.draws)} draws"),
+        ("the same, share (wins + 1) / (n + 2)", f"{found.share:.4f}", "" if found.product <= found.share else "better than the labels"),
+        ("the same, a coin", f"{found.coin:.4f}", ""),
+    ]
+    return rows + [
+        (f"labels that say {row.confidence:.2f}, found", number(row.frequency.value), f"{span(row.frequency)}, n = {row.count:,}")
+        for row in found.table
+    ]
 
 
 def models(found: Analysis) -> Section:
     """Bradley-Terry scores, best first."""
     if not found.models.scores:
-        return _table("Scores of the models", "model|score", (), f"No scores: {found.models.reason}.")
+        return table("Scores of the models", "model|score", (), f"No scores: {found.models.reason}.")
     rows = [
-        (s.model, f"{s.score:.0f}", f"{s.low:.0f} to {s.high:.0f}", f"{s.wins:.0f}", f"{s.ties:.0f}", f"{s.losses:.0f}")
+        (
+            s.model,
+            f"{s.score:.0f}",
+            NONE if s.low is None else f"{s.low:.0f} to {s.high:.0f}",
+            f"{s.wins:.0f}",
+            f"{s.ties:.0f}",
+            f"{s.losses:.0f}",
+        )
         for s in found.models.scores
     ]
     pull = found.models.slot
     note = "Bradley-Terry in Elo points around 1000, ties half a win, "
-    if pull is None:
+    if found.models.scores[0].low is None:
+        note += "without intervals: all votes are about one item"
+    elif pull is None:
         note += "not freed from the first slot's pull, which has no finite estimate"
     else:
         note += f"freed from the first slot's pull of {pull.value:.0f} points ({pull.low:.0f} to {pull.high:.0f})"
-    return _table("Scores of the models", "model|score|95 % interval|won|tied|lost", rows, f"{note}. Votes count as independent.")
+    return table("Scores of the models", "model|score|95 % interval|won|tied|lost", rows, f"{note}. Votes on one item count together.")
 
 
 def _share(found: Agreement) -> tuple[str, str, str]:
@@ -203,7 +191,7 @@ def judge(found: Analysis, card: Judge) -> Section:
         )
         for name, p in card.rates.items()
     ]
-    return _table(f"Judge {card.name} beside people", "what|figure|95 % interval|note", rows, "", "what|note")
+    return table(f"Judge {card.name} beside people", "what|figure|95 % interval|note", rows, "", "what|note")
 
 
 MTBENCH_SHOWN = tuple(
@@ -214,12 +202,16 @@ MTBENCH_SHOWN = tuple(
 def skill(found: Iterable[Skill]) -> Section:
     """One line for each annotator."""
     rows = [
-        (s.annotator, f"{s.votes:,}", percent(s.dawid_skene), percent(s.one_coin), _marks(s.gold), _marks(s.repeats), _first(s.slots))
+        (
+            s.annotator + " (left out)" * s.left_out, f"{s.votes:,}", percent(s.reliability), percent(s.ties), _marks(s.gold),
+            _marks(s.repeats), _first(s.slots),
+        )
         for s in found
-    ]
-    note = "Skill: the chance of a right label as two models of all votes see it (Dawid-Skene, one coin). Gold: right answers. "
+    ]  # fmt: skip
+    note = "Reliable: the chance that a vote for a response is no guess, as all such votes together see it; ties count neither for nor "
+    note += "against it. Gold: right answers; who is wrong more often than guessing explains is left out of all labels. "
     note += "Repeats: the same answer when the slots are swapped. First: wins of the first slot."
-    return _table("Annotators", "annotator|votes|Dawid-Skene|one coin|gold|repeats|first", rows, note)
+    return table("Annotators", "annotator|votes|reliable|ties|gold|repeats|first", rows, note)
 
 
 def _marks(found: Interval | None) -> str:
@@ -251,7 +243,7 @@ def panel(found: Iterable[Signals]) -> Section:
     note = (
         "! means: look at this. No sign sees every kind of cheating and honest people stand out too; nothing follows from a flag by itself."
     )
-    return _table("Signs of low effort", "annotator|votes|" + "|".join(HEADINGS[name] for name in SIGNS), rows, note)
+    return table("Signs of low effort", "annotator|votes|" + "|".join(HEADINGS[name] for name in SIGNS), rows, note)
 
 
 def pay(found: Pay) -> Section:
@@ -272,7 +264,7 @@ def pay(found: Pay) -> Section:
             (f"lowest annotators: {name}", f"{rate:.2f} {found.currency}", "below the floor" if rate < found.floor else "")
             for name, rate in lowest
         ]
-    return _table("Pay per hour of active time", "what|figure|note", rows, "", "what|note")
+    return table("Pay per hour of active time", "what|figure|note", rows, "", "what|note")
 
 
 def state(found: Summary) -> Section:
@@ -287,7 +279,7 @@ def state(found: Summary) -> Section:
         ("held for words that tell the writer", f"{found.held:,}"),
         ("cost so far, expected in all", f"{found.spent:,.2f}, {found.expected:,.2f} {money}"),
     ]
-    return _table("Progress and cost", "what|figure", rows, "", "what|figure")
+    return table("Progress and cost", "what|figure", rows, "", "what|figure")
 
 
 def cost(found: Iterable[Cost], currency: str) -> Section:
@@ -314,7 +306,7 @@ def harm(found: Iterable[Exposure]) -> Section:
         )
         for e in found
     ]
-    return _table(
+    return table(
         "Exposure to harm", "annotator|samples|last day|too distressing|kinds|opted out of", rows, "", "annotator|kinds|opted out of"
     )
 
@@ -339,7 +331,7 @@ def people(found: Whose) -> list[Section]:
         )
         note += f" Chi-squared {part.chi.statistic:.2f}, p = {chance(part.chi.p)}." if part.chi else ""
         note += f" {part.reason[:1].upper()}{part.reason[1:]}." if part.reason else ""
-        made.append(_table(f"People by {part.question}", "answer|people|share|reference", [*rows, *shown], note.strip()))
+        made.append(table(f"People by {part.question}", "answer|people|share|reference", [*rows, *shown], note.strip()))
     return [*made, *_groups(found), published(found)]
 
 
@@ -358,7 +350,7 @@ def _groups(found: Whose) -> list[Section]:
             for g in found.groups
         ]
         note = "Nearness: 1 minus the distance of a group's ratings to everybody's on the same items; small groups look farther by chance."
-        made.append(_table("Groups beside everybody", "group|people|votes|nearness|first slot|longer", rows, note))
+        made.append(table("Groups beside everybody", "group|people|votes|nearness|first slot|longer", rows, note))
     j = found.judge
     if j is not None and j.overall is not None:
         rows = [("everybody", number(j.overall)), *((name, number(value)) for name, value in j.per_group.items())]
@@ -367,12 +359,12 @@ def _groups(found: Whose) -> list[Section]:
             if j.worst is not None
             else j.reason
         )
-        made.append(_table("The judge's nearness to people", "group|nearness", rows, note))
+        made.append(table("The judge's nearness to people", "group|nearness", rows, note))
     if found.raking is not None:
         effective = found.raking.effective
         rows = [("people count as", NONE if effective is None else f"{effective:.1f}")]
         made.append(
-            _table(
+            table(
                 "Weighing people to the reference",
                 "what|figure",
                 rows,
@@ -398,4 +390,4 @@ def published(found: Whose) -> Section:
         told = ", ".join(f"{share:.0%} {name}" for name, share in group.shares)
         rows.append((group.name, str(group.labelers or NONE), str(group.answered or NONE), told or NONE))
     note = "As listed by Kirk et al. 2024 (PRISM, arXiv:2404.16019)."
-    return _table("Labelers beside published ones", "data|labelers|answered|known of them", rows, note, "data|known of them")
+    return table("Labelers beside published ones", "data|labelers|answered|known of them", rows, note, "data|known of them")

@@ -1,19 +1,21 @@
 """How far raters agree, beyond what chance alone would give, with intervals over items.
 
-Every coefficient here is a function of sums over items, so the bootstrap over items draws those sums at once. A coefficient that
-the data leave undefined (all ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
+Every coefficient here is a function of sums over items, so the bootstrap over items draws those sums at once. Where rows belong
+together (the pairs of responses of one prompt) `clusters` names what each belongs to, and whole clusters are drawn. A coefficient
+that the data leave undefined (all ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
-from laurel.measure.intervals import cluster_bootstrap_mean
+from laurel.measure.intervals import clustered_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,14 @@ def cohen_kappa(
     return _estimate(cells, kappa, "both raters gave one and the same label throughout", level, draws, seed)
 
 
-def fleiss_kappa(counts: Sequence[Sequence[int]] | np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Agreement:
+def fleiss_kappa(
+    counts: Sequence[Sequence[int]] | np.ndarray,
+    *,
+    clusters: Clusters = None,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Agreement:
     """Many raters, the same number for each item: counts [items, categories] -> (Pbar - Pe) / (1 - Pe).
 
         P_i = (sum_j n_ij^2 - n) / (n (n - 1)),    Pe = sum_j p_j^2
@@ -96,11 +105,17 @@ def fleiss_kappa(counts: Sequence[Sequence[int]] | np.ndarray, *, level: float =
         chance = ((sums[:, 1:] / (items * n)[:, None]) ** 2).sum(1)
         return 1 - _ratio(1 - sums[:, 0] / items, 1 - chance)
 
-    return _estimate(np.column_stack([each, table]), kappa, "every rating is the same category", level, draws, seed)
+    return _estimate(np.column_stack([each, table]), kappa, "every rating is the same category", level, draws, seed, clusters)
 
 
 def krippendorff_alpha(
-    units: Sequence[Sequence[Hashable]], level: str = "nominal", *, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+    units: Sequence[Sequence[Hashable]],
+    level: str = "nominal",
+    *,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> Agreement:
     """Any number of raters per item, missing ratings simply absent (or None): alpha = 1 - observed / expected disagreement.
 
@@ -112,17 +127,18 @@ def krippendorff_alpha(
     """
     if level not in ("nominal", "ordinal", "interval", "ratio"):
         raise ValueError(f'the level is "nominal", "ordinal", "interval" or "ratio", got {level!r}')
-    kept = [[value for value in unit if value is not None] for unit in units]
-    kept = [unit for unit in kept if len(unit) > 1]
+    told = [[value for value in unit if value is not None] for unit in units]
+    kept = [unit for unit in told if len(unit) > 1]
     if not kept:
         return Agreement(None, None, None, 0, "no item has two ratings", confidence)
+    clusters = None if clusters is None else [name for unit, name in zip(told, clusters, strict=True) if len(unit) > 1]
     counts, values = _counts(kept, numbers=level != "nominal")
     share = counts / (counts.sum(1, keepdims=True) - 1)
     if level == "ordinal":
         pairs = share[:, :, None] * counts[:, None, :]
         pairs[:, np.arange(len(values)), np.arange(len(values))] -= share
         rows = np.column_stack([counts, pairs.reshape(len(counts), -1)])
-        return _estimate(rows, lambda sums: _ordinal(sums, len(values)), "all values are equal", confidence, draws, seed)
+        return _estimate(rows, lambda sums: _ordinal(sums, len(values)), "all values are equal", confidence, draws, seed, clusters)
     cost = _distance(values, level)
     observed = np.einsum("uc,ck,uk->u", share, cost, counts)
 
@@ -130,7 +146,7 @@ def krippendorff_alpha(
         n = sums[:, 1:]
         return 1 - _ratio(sums[:, 0], np.einsum("dc,ck,dk->d", n, cost, n) / (n.sum(1) - 1))
 
-    return _estimate(np.column_stack([observed, counts]), alpha, "all values are equal", confidence, draws, seed)
+    return _estimate(np.column_stack([observed, counts]), alpha, "all values are equal", confidence, draws, seed, clusters)
 
 
 def _ordinal(sums: np.ndarray, q: int) -> np.ndarray:
@@ -163,42 +179,56 @@ def gwet_ac1_units(
     units: Sequence[Sequence[Hashable]],
     *,
     categories: Sequence[Hashable] | None = None,
+    clusters: Clusters = None,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """AC1 for any number of raters per item; items with fewer than two ratings are left out. Gwet 2008.
+    """AC1 for any number of raters per item. Gwet 2008; 2014, Handbook of Inter-Rater Reliability, for gaps.
 
-    po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)),    pi_k = mean_i r_ik / r_i
+    po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)) over the n items with two ratings or more,    pi_k = mean_i r_ik / r_i over all
+    that have any. Krippendorff's example C: .77544.
     """
-    kept = [unit for unit in units if len(unit) > 1]
-    if not kept:
+    kept = [unit for unit in units if len(unit)]
+    if not any(len(unit) > 1 for unit in kept):
         return Agreement(None, None, None, 0, "no item has two ratings", level)
+    clusters = None if clusters is None else [name for unit, name in zip(units, clusters, strict=True) if len(unit)]
     counts, names = _counts(kept, categories=categories)
     if len(names) < 2:
-        return Agreement(None, None, None, len(kept), "only one category; name the others in `categories`", level)
+        return Agreement(None, None, None, sum(len(unit) > 1 for unit in kept), "only one category; name the others in `categories`", level)
     raters = counts.sum(1)
-    equal = (counts * (counts - 1)).sum(1) / (raters * (raters - 1))
+    several = raters > 1
+    equal = (counts * (counts - 1)).sum(1) / np.maximum(raters * (raters - 1), 1)
 
     def ac1(sums: np.ndarray) -> np.ndarray:
-        share = sums[:, 1:] / sums[:, 1:].sum(1, keepdims=True)
+        share = sums[:, 2:] / sums[:, 2:].sum(1, keepdims=True)
         chance = (share * (1 - share)).sum(1) / (len(names) - 1)
-        return 1 - _ratio(1 - sums[:, 0] / sums[:, 1:].sum(1), 1 - chance)
+        return 1 - _ratio(1 - _ratio(sums[:, 0], sums[:, 1]), 1 - chance)
 
-    return _estimate(np.column_stack([equal, counts / raters[:, None]]), ac1, "chance agreement is 1", level, draws, seed)
+    rows = np.column_stack([equal, several, counts / raters[:, None]])
+    found = _estimate(rows, ac1, "chance agreement is 1", level, draws, seed, clusters)
+    return replace(found, n=int(several.sum()))
 
 
+Clusters = Sequence[Hashable] | None
 Ballots = Mapping[Hashable, Sequence[Hashable]]
 
 
 def pair_agreement(
-    votes: Ballots, judge: Ballots | None = None, *, ties: bool = True, tie: Hashable = "tie", level: float = 0.95, draws: int = 2000
+    votes: Ballots,
+    judge: Ballots | None = None,
+    *,
+    ties: bool = True,
+    tie: Hashable = "tie",
+    cluster: Callable[[Any], Hashable] | None = None,
+    level: float = 0.95,
 ) -> Agreement:
-    """The share of equal pairs among all pairs of votes on the same item: n is the number of pairs, the interval resamples items.
+    """The share of equal pairs among all pairs of votes on the same item: n is the number of pairs, the interval is by items.
 
     votes: item -> one label per rater. Without `judge` every pair of raters of an item counts once (human with human); with it every
     vote is paired with every vote of the judge on that item. ties=False leaves out the pairs in which either says `tie`. An item is
-    a pair of responses in one fixed orientation: see `oriented`. As MT-Bench reports it: Zheng et al. 2023, arXiv:2306.05685.
+    a pair of responses in one fixed orientation: see `oriented`. cluster: an item -> what it belongs to, where items of the interval are
+    larger than those of the votes. As MT-Bench reports it: Zheng et al. 2023, arXiv:2306.05685.
     """
     equal: list[float] = []
     items: list[Hashable] = []
@@ -207,10 +237,10 @@ def pair_agreement(
         for one, two in pairs:
             if ties or tie not in (one, two):
                 equal.append(float(one == two))
-                items.append(item)
+                items.append(item if cluster is None else cluster(item))
     if not equal:
         return Agreement(None, None, None, 0, "no item has a pair of votes to compare", level)
-    found = cluster_bootstrap_mean(equal, items, level=level, draws=draws)
+    found = clustered_share(equal, items, level=level)
     return Agreement(found.value, found.low, found.high, len(equal), "", level)
 
 
@@ -266,9 +296,15 @@ def _ratio(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def _estimate(
-    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], undefined: str, level: float, draws: int, seed: int
+    rows: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    undefined: str,
+    level: float,
+    draws: int,
+    seed: int,
+    clusters: Clusters = None,
 ) -> Agreement:
-    """A statistic of the rows' sum, with the percentile bootstrap over rows (one per item). Efron 1979.
+    """A statistic of the rows' sum, with the percentile bootstrap over rows (one per item), or clusters of rows. Efron 1979.
 
     Equal rows are drawn together (a multinomial over distinct rows), a few million numbers at a time.
     """
@@ -277,13 +313,18 @@ def _estimate(
     value = float(statistic(rows.sum(0, keepdims=True))[0])
     if not isfinite(value):
         return Agreement(None, None, None, len(rows), undefined, level)
-    distinct, often = np.unique(rows, axis=0, return_counts=True)
+    own = rows
+    if clusters is not None:
+        index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
+        own = np.zeros((len(index), rows.shape[1]))
+        np.add.at(own, [index[name] for name in clusters], rows)
+    distinct, often = np.unique(own, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
     step = max(1, 4_000_000 // max(distinct.shape))
     sizes = [min(step, draws - start) for start in range(0, draws, step)]
-    found = np.concatenate([statistic(rng.multinomial(len(rows), often / len(rows), size).astype(float) @ distinct) for size in sizes])
+    found = np.concatenate([statistic(rng.multinomial(len(own), often / len(own), size).astype(float) @ distinct) for size in sizes])
     found = found[np.isfinite(found)]
-    if len(rows) < 2 or len(found) < 0.9 * draws:
+    if len(own) < 2 or len(found) < 0.9 * draws:
         return Agreement(value, None, None, len(rows), "too few items, or too many of the resamples are undefined", level)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Agreement(value, float(low), float(high), len(rows), "", level)

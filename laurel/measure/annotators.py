@@ -64,8 +64,9 @@ def one_coin(
 
         P(label l | truth j) = s_k if l = j else (1 - s_k) / (K - 1),    s_k = (sum of T at k's labels + smoothing) / (n_k + K smoothing)
 
-    K parameters fewer per row than `dawid_skene`: for few votes per annotator. Rows, smoothing and refusals are the same. The one-coin
-    model of Dawid and Skene 1979; Zhang et al. 2014, arXiv:1406.3824.
+    K parameters fewer per row than `dawid_skene`: for few votes per annotator. Rows, smoothing and refusals are the same. Skills lie
+    anywhere in (0, 1) and a split vote is somebody's mistake: labels for training come from `tastes`, not from here. The one-coin model
+    of Dawid and Skene 1979; Zhang et al. 2014, arXiv:1406.3824.
     """
 
     def confusion(truth: np.ndarray, table: _Table) -> np.ndarray:
@@ -131,9 +132,10 @@ class Signals:
 
     speed: median seconds; z on log time. reading: share of votes faster than the floor of words per minute. entropy: of the answers
     as displayed, in bits; tested by how often the commonest was given. slots: |L - R| / sqrt(L + R). alternation: the runs test's z.
-    ties: their share. agreement: with the consensus of the others on the same item minus across different items. echo: the same with
-    the model's answers, flagged only if `residual` is low too: agreement with the peers' majority where it differs from the model.
-    pasted: share of votes with at least half of the rationale pasted.
+    ties: their share. agreement: with the consensus of the others on the same item minus across different items, as a share of the most
+    that such a mix of answers could gain. echo: agreement with the model's answers, of the same item minus across, flagged only if
+    `residual` is low too: agreement with the peers' majority where it differs from the model. pasted: share of votes with at least half
+    of the rationale pasted.
     """
 
     annotator: Hashable
@@ -154,6 +156,8 @@ class Signals:
         return tuple(name for name in SIGNS if getattr(self, name).flag)
 
 
+LEAST_MIX = 0.05
+"""Who answers more evenly than this is no less varied to `_agreement`; entropy sees them."""
 SIGNS = ("speed", "reading", "entropy", "slots", "alternation", "ties", "agreement", "echo", "pasted")
 
 
@@ -175,11 +179,12 @@ def signals(
     come from Holm's procedure over the annotators at level `alpha`: where all are honest, one sign flags anybody at all in about one of
     twenty batches. Fewer than `least_votes` votes are shown and not tested. Refuses what `Crowd.of` refuses.
 
-    On the real votes of LLMFAO (124 workers, 4 a pair, mixed skill) with cheaters of 80, 100, 150 votes planted, 40 seeds each: guessing
-    is flagged in 3/4, .85, .97 of cases; always left, always tie, alternating and copying GPT-4 always; half effort 1 time in 160, as half
-    of a planted one's votes agree as well as those of many a real worker: only times can tell it there. 6 of the 124 are flagged;
+    On the real votes of LLMFAO (124 workers, 4 a pair, mixed skill) with cheaters of 80, 100, 150 votes planted, 24 seeds each: guessing
+    is flagged in .83, .81, 1.0 of cases; always left, always tie, alternating and copying GPT-4 always; half effort never by agreement, as
+    half of a planted one's votes agree as well as those of many a real worker: only times can tell it there. 6 of the 124 are flagged;
     `least_votes` and `least_agreement` were chosen on these same workers (20 and 2/3 flag 7 or 8), so that share is no forecast. In a
-    simulated crowd of equal skill, 12 votes an item, agreement finds half effort in .85 of cases at 80 votes and 1.0 at 120.
+    simulated crowd of equal skill, 12 votes an item, agreement finds half effort in .85 of cases at 80 votes and .9 at 120, and none of
+    2,400 honest ones; nor any of 12 who honestly call 85 % of pairs a tie where others call a quarter so.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha lies between 0 and 1, got {alpha}")
@@ -253,13 +258,37 @@ def _alternation(crowd: Crowd) -> list[Signal]:
 
 
 def _agreement(crowd: Crowd, least: float) -> list[Signal]:
-    """Scores are the posterior of each item's label from the other annotators alone, weighed by their skill (Dawid and Skene)."""
-    told = dawid_skene(np.stack([crowd.item, crowd.annotator, crowd.label], 1), classes=len(LABELS), smoothing=1.0)
-    own = np.log(told.confusion[crowd.annotator, :, crowd.label])
-    others = np.log(np.maximum(told.posterior[crowd.item], 1e-300)) - own
-    score = np.exp(others - logsumexp(others, axis=1, keepdims=True))
+    """Scores are the posterior of each item's label from the other annotators alone, weighed by their skill (Dawid and Skene).
+
+    What is gained on chance is divided by the most that the annotator's own mix of answers could gain, 1 - sum of squared shares, and the
+    error goes with its root: who honestly says tie often, which few others do, is not thereby one who guesses. And who agrees with the
+    others where both decide is not flagged.
+    """
+    score = _from_others(crowd, np.ones(len(crowd.label), dtype=bool))
     signs, value, error = beyond_chance(crowd, score, np.bincount(crowd.item)[crowd.item] > 1, "no item shared with a peer")
-    return against(signs, value, error, -1, least=least)
+    counts = np.zeros((len(crowd.names), len(LABELS)))
+    np.add.at(counts, (crowd.annotator, crowd.label), 1.0)
+    most = np.maximum(1 - ((counts / crowd.n[:, None]) ** 2).sum(1), LEAST_MIX)
+    signs = [sign if sign.value is None else replace(sign, value=sign.value / own) for sign, own in zip(signs, most.tolist(), strict=True)]
+    signs = against(signs, value / most, error / np.sqrt(most * np.median(most)), -1, least=least)
+    decided = crowd.label != LABELS.index("tie")
+    shared = decided & (np.bincount(crowd.item, decided)[crowd.item] > 1)
+    sides, value, error = beyond_chance(crowd, _from_others(crowd, decided), shared, "no item on which a peer decided, too")
+    reason = "not flagged: it agrees with the others where both decide"
+    sides = against(sides, value, error, -1, least=least)
+    fine = [two.p is not None and two.p >= 0.05 for two in sides]  # they stay in the count of tests
+    return [replace(one, p=1.0, reason=reason) if spared and one.p is not None else one for one, spared in zip(signs, fine, strict=True)]
+
+
+def _from_others(crowd: Crowd, used: np.ndarray) -> np.ndarray:
+    """[V, K] of each of these votes, what the other annotators' votes among them make of its item; 0 of the rest."""
+    found = np.zeros((len(crowd.label), len(LABELS)))
+    if used.any():
+        told = dawid_skene(np.stack([crowd.item, crowd.annotator, crowd.label], 1)[used], classes=len(LABELS), smoothing=1.0)
+        item, who = np.searchsorted(told.items, crowd.item[used]), np.searchsorted(told.annotators, crowd.annotator[used])
+        others = np.log(np.maximum(told.posterior[item], 1e-300)) - np.log(told.confusion[who, :, crowd.label[used]])
+        found[used] = np.exp(others - logsumexp(others, axis=1, keepdims=True))
+    return found
 
 
 def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:

@@ -8,6 +8,7 @@ from math import isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import t as student
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +31,40 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Interval:
         (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = successes/n,  z = normal quantile of (1+level)/2
 
     8 of 10 gives (.4902, .9433). Unlike p -+ z sd it stays inside [0, 1] and is not empty at 0 of n or n of n.
-    Trials that share a prompt are not independent: use `cluster_bootstrap_mean` for them. Wilson 1927.
+    Trials that share a prompt are not independent: use `clustered_share` for them. Wilson 1927.
     """
     _check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, spread = successes / n, z * z / n
+    return _score(successes / n, n, NormalDist().inv_cdf((1 + level) / 2), n, level)
+
+
+def _score(share: float, worth: float, z: float, n: int, level: float) -> Interval:
+    spread = z * z / worth
     middle = share + spread / 2
-    half = z * sqrt(share * (1 - share) / n + spread / (4 * n))
+    half = z * sqrt(share * (1 - share) / worth + spread / (4 * worth))
     low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
     return Interval(share, min(share, max(0.0, low)), max(share, min(1.0, high)), n, level)  # rounding may not leave [0, share, 1]
+
+
+def clustered_share(hits: Sequence[float], clusters: Sequence[Hashable], *, level: float = 0.95) -> Interval:
+    """The share of yes/no trials that come in clusters (votes on one item): Wilson's interval of the trials they are worth.
+
+        worth = p (1 - p) / var,   var = G / (G - 1) * sum_g (hits_g - p n_g)^2 / n^2,   and Student's t of G - 1 for z
+
+    With one trial a cluster it is nearly `wilson`. All hits or none: worth as many as there are clusters. One cluster: anything from 0
+    to 1. n: the trials. As simulated in tests, .93 to .97 of intervals hold the share from 10 clusters on, however alike a cluster's
+    trials are. Dean and Pagano 2015, J. Survey Statistics and Methodology 3:484.
+    """
+    _check_level(level)
+    sums, counts = _per_cluster(hits, clusters)
+    n, size = float(counts.sum()), len(sums)
+    share = float(sums.sum()) / n
+    if size < 2:
+        return Interval(share, 0.0, 1.0, int(n), level)
+    variance = size / (size - 1) * float(((sums - share * counts) ** 2).sum()) / n**2
+    worth = share * (1 - share) / variance if variance > 1e-12 * share * (1 - share) and 0 < share < 1 else float(size)
+    return _score(share, worth, float(student.ppf((1 + level) / 2, size - 1)), int(n), level)
 
 
 def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:

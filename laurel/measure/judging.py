@@ -9,14 +9,17 @@ from math import ceil, isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, norm
 
-from laurel.measure.intervals import Interval, wilson
+from laurel.measure.intervals import Interval, clustered_share, wilson
+
+MOST_TURNS = 3e7
+"""Products that the exact test of `clustered_slot_bias` may take: some tenths of a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotBias:
-    """The share of first-slot wins among decided verdicts with its Wilson interval, and the exact two-sided p against one half."""
+    """The share of first-slot wins among decided verdicts with its interval, and the exact two-sided p against one half."""
 
     share: Interval
     p: float
@@ -46,6 +49,37 @@ def slot_bias(first: int, second: int, *, level: float = 0.95) -> SlotBias | Non
     return SlotBias(wilson(first, first + second, level=level), float(binomtest(first, first + second).pvalue))
 
 
+def clustered_slot_bias(first: Sequence[bool], items: Sequence[Hashable], *, level: float = 0.95) -> SlotBias | None:
+    """The same of verdicts of which several are about one item: did the first slot win? Items are independent, their votes need not be.
+
+    p: how often turning round all verdicts of items, each with chance 1/2, gives as large a gap of wins; all 2^items turns are counted,
+    exactly. With one verdict an item it is the binomial test. None without a verdict.
+    """
+    if not len(first):
+        return None
+    share = clustered_share([float(won) for won in first], items, level=level)
+    gaps: Counter[Hashable] = Counter()
+    for won, item in zip(first, items, strict=True):
+        gaps[item] += 1 if won else -1
+    return SlotBias(share, _turned(list(gaps.values())))
+
+
+def _turned(gaps: Sequence[int]) -> float:
+    """P(|sum of +-gap| >= |sum of gaps|) with even signs; normal where counting all would take long."""
+    sizes = sorted(Counter(abs(gap) for gap in gaps if gap).items())
+    lengths = np.cumsum([2 * size * count for size, count in sizes])
+    if sum(before * count for before, (_, count) in zip(lengths, sizes[1:], strict=False)) > MOST_TURNS:
+        return float(2 * norm.sf(abs(sum(gaps)) / sqrt(sum(gap * gap for gap in gaps))))
+    chance = np.ones(1)  # of each sum, from -reach to reach
+    for size, count in sizes:
+        steps = np.zeros(2 * size * count + 1)
+        steps[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chance = np.convolve(chance, steps)
+    reach = len(chance) // 2
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(sum(gaps))
+    return float(min(1.0, max(chance[far].sum(), 0.0)))
+
+
 def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95) -> PositionBias:
     """Verdicts "a", "tie", "b" on the responses themselves, None for an invalid one: `straight` with a shown first, `swapped` with b first.
 
@@ -58,14 +92,13 @@ def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None],
         raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
     valid = [pair for pair in pairs if None not in pair]
     count = Counter(valid)
-    first = sum((one == "a") + (two == "b") for one, two in valid)
-    second = sum((one == "b") + (two == "a") for one, two in valid)
+    won = [(verdict == winner, n) for n, pair in enumerate(valid) for verdict, winner in zip(pair, "ab", strict=True) if verdict != "tie"]
     same = sum(count[verdict, verdict] for verdict in ("a", "tie", "b"))
     return PositionBias(
         len(valid),
         len(pairs) - len(valid),
         wilson(same, len(valid), level=level) if valid else None,
-        slot_bias(first, second, level=level),
+        clustered_slot_bias([first for first, _ in won], [n for _, n in won], level=level),
         slot_bias(count["a", "b"], count["b", "a"], level=level),
     )
 
@@ -110,13 +143,20 @@ def judge_metrics(judge: Sequence[Sequence[Hashable]], humans: Sequence[Sequence
     return JudgeMetrics(float(np.mean(agreement)), float(np.mean(bias)), None if same is None else 1 - same, len(rows), reason)
 
 
-def preference(verdicts: Sequence[str], first: Sequence[float], second: Sequence[float]) -> Interval | None:
+def preference(
+    verdicts: Sequence[str], first: Sequence[float], second: Sequence[float], items: Sequence[Hashable] | None = None
+) -> Interval | None:
     """How often the response with more of something won: lengths for P(prefer longer), 1 and 0 for P(prefer list), slots for first.
 
     verdicts "a" or "b" (ties left out), with that something of a and of b. Rows where both have the same say nothing. None if all do.
+    items: of each verdict; several on one item are not independent. Without it each row is an item.
     """
-    rows = [(v, a, b) for v, a, b in zip(verdicts, first, second, strict=True) if v in ("a", "b") and a != b]
-    return wilson(sum((v == "a") == (a > b) for v, a, b in rows), len(rows)) if rows else None
+    named = range(len(verdicts)) if items is None else items
+    rows = [(v, a, b, item) for v, a, b, item in zip(verdicts, first, second, named, strict=True) if v in ("a", "b") and a != b]
+    hits = [float((v == "a") == (a > b)) for v, a, b, _ in rows]
+    if items is None:
+        return wilson(sum(hits), len(hits)) if hits else None
+    return clustered_share(hits, [item for *_, item in rows]) if hits else None
 
 
 def sign_test(wins: int, n: int) -> float:

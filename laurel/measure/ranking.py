@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import inf, log, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import logsumexp
+from scipy.stats import t as student
 
 from laurel.measure.agreement import Agreement
 from laurel.measure.intervals import Interval
+from laurel.measure.sandwich import Around, around
 
 Matrix = Sequence[Sequence[float]] | np.ndarray
 
@@ -27,9 +29,9 @@ class Ranking:
     """Abilities of n items, `log_ability` with mean 0, or None with the `reason`.
 
     probability: exp(log_ability), summing to 1. error: standard errors of the log-abilities, from the inverse of the information
-    matrix `covariance`. tie: Davidson's nu. slot: the first slot's advantage in logits and `slot_error`. n: comparisons (or rankings),
-    weights summed. components: the groups within which every item can be reached from every other by wins; one group if all is well,
-    else the strongest first where they are ordered.
+    matrix `covariance`, or from leaving out clusters where there are `clusters` of them. tie: Davidson's nu. slot: the first slot's
+    advantage in logits and `slot_error`. n: comparisons (or rankings), weights summed. components: the groups within which every item
+    can be reached from every other by wins; one group if all is well, else the strongest first where they are ordered.
     """
 
     names: tuple[Hashable, ...]
@@ -43,17 +45,23 @@ class Ranking:
     slot: float | None = None
     slot_error: float | None = None
     reason: str = ""
+    clusters: int | None = None
 
     def difference(self, first: Hashable, second: Hashable, *, level: float = 0.95) -> Interval:
-        """log-ability of `first` minus that of `second`, with its normal interval. Times 400 / ln 10 it is a gap in Elo points."""
+        """log-ability of `first` minus that of `second`, with its interval. Times 400 / ln 10 it is a gap in Elo points."""
         if self.log_ability is None or self.covariance is None:
             raise ValueError(f"there are no abilities to compare: {self.reason}")
         i, j = self.names.index(first), self.names.index(second)
         value = float(self.log_ability[i] - self.log_ability[j])
-        half = NormalDist().inv_cdf((1 + level) / 2) * sqrt(
-            max(self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j], 0)
-        )
-        return Interval(value, value - half, value + half, round(self.n), level)
+        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
+        half = self.reach(level) * sqrt(max(variance, 0))
+        return Interval(value, value - half, value + half, self.clusters or round(self.n), level)
+
+    def reach(self, level: float = 0.95) -> float:
+        """Half the width of an interval in standard errors: the normal quantile, or Student's t with one cluster less than there are."""
+        if self.clusters is None:
+            return NormalDist().inv_cdf((1 + level) / 2)
+        return float(student.ppf((1 + level) / 2, self.clusters - 1)) if self.clusters > 1 else inf
 
     def elo(self, *, anchor: float = 1000.0) -> np.ndarray | None:
         """Abilities in Elo points around `anchor`: 400 / ln 10 per logit, so that 7 wins to 3 are 147.19 apart."""
@@ -88,13 +96,21 @@ def bradley_terry(wins: Matrix, tied: Matrix | None = None, *, ties: str | None 
 
 
 def bradley_terry_slots(
-    first: Sequence[Hashable], second: Sequence[Hashable], won: Sequence[float], *, weights: Sequence[float] | None = None
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    won: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    slots: bool = True,
 ) -> Ranking:
     """logit P(A wins) = b_A - b_B + g s with s = +1 where A was shown first: abilities freed from the slot, and the slot's pull g.
 
     Row r: `first[r]` was shown first, `second[r]` second, won[r] is 1 if the first won, 0 if the second did, .5 for a tie, or any soft
-    label between. weights: how much a vote counts (an annotator's skill). With every pair shown both ways equally g changes nothing
-    but itself. Davidson and Beaver 1977. No numbers where the graph of wins is not strongly connected, or the first slot always won.
+    label between. weights: how much a vote counts (an annotator's skill). clusters: the item of each vote; votes on one item are not
+    independent, and the errors then come from leaving out items (`clustered_covariance`). slots=False: without g. With every pair shown
+    both ways equally g changes nothing but itself. Davidson and Beaver 1977. No numbers where the graph of wins is not strongly
+    connected, or the first slot always won.
     """
     share = np.asarray(won, dtype=float)
     weight = np.ones(len(share)) if weights is None else np.asarray(weights, dtype=float)
@@ -109,12 +125,14 @@ def bradley_terry_slots(
     size = len(index)
     codes, place = np.unique(one * size + two, return_inverse=True)
     counts = np.stack([np.bincount(place, weight * share), np.bincount(place, weight * (1 - share)), np.zeros(len(codes))], 1)
-    rows = np.zeros((len(codes), size + 1))
-    rows[np.arange(len(codes)), codes // size], rows[np.arange(len(codes)), codes % size], rows[:, size] = 1, -1, 1
+    rows = np.zeros((len(codes), size + slots))
+    rows[np.arange(len(codes)), codes // size], rows[np.arange(len(codes)), codes % size] = 1, -1
+    rows[:, size:] = 1
     beats = np.zeros((size, size))
     np.add.at(beats, (codes // size, codes % size), counts[:, 0])
     np.add.at(beats, (codes % size, codes // size), counts[:, 1])
-    return _bradley_terry(tuple(index), rows, counts, beats, slot=True)
+    robust = None if clusters is None else around(rows, place, share, weight, clusters)
+    return _bradley_terry(tuple(index), rows, counts, beats, slot=slots, around=robust)
 
 
 def plackett_luce(rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[float] | None = None) -> Ranking:
@@ -237,7 +255,14 @@ def _square(table: Matrix, what: str) -> np.ndarray:
 
 
 def _bradley_terry(
-    names: tuple[Hashable, ...], rows: np.ndarray, counts: np.ndarray, beats: np.ndarray, *, davidson: bool = False, slot: bool = False
+    names: tuple[Hashable, ...],
+    rows: np.ndarray,
+    counts: np.ndarray,
+    beats: np.ndarray,
+    *,
+    davidson: bool = False,
+    slot: bool = False,
+    around: Around | None = None,
 ) -> Ranking:
     """Newton's problem for rows X [R, n (+ slot)] and counts [R, (row's first wins, second wins, tie)], u = X theta, t = log nu.
 
@@ -261,7 +286,7 @@ def _bradley_terry(
         value += float(counts[:, 2].sum() * theta[size])
         return value, np.append(slope, (counts[:, 2] - total * p[:, 2]).sum()), np.block([[bend, cross[:, None]], [cross[None], corner]])
 
-    return _finish(names, float(total.sum()), beats, climb, size + davidson, davidson=davidson, slot=slot)
+    return _finish(names, float(total.sum()), beats, climb, size + davidson, davidson=davidson, slot=slot, around=around)
 
 
 def _finish(
@@ -273,6 +298,7 @@ def _finish(
     *,
     davidson: bool = False,
     slot: bool = False,
+    around: Around | None = None,
 ) -> Ranking:
     groups = _components(beats)
     parts = tuple(tuple(names[k] for k in group) for group in groups)
@@ -287,7 +313,8 @@ def _finish(
         extra = "nu of the ties" if davidson else "the first slot's term"
         return Ranking(names, n, parts, reason=f"{extra} has no finite estimate: one outcome explains every comparison")
     ability = theta[:items] - theta[:items].mean()
-    covariance = (inverse - ones)[:items, :items]
+    whole = inverse - ones if around is None else around[1](theta, inverse)
+    covariance = whole[:items, :items]
     return Ranking(
         names,
         n,
@@ -298,7 +325,8 @@ def _finish(
         covariance,
         tie=float(np.exp(theta[items])) if davidson else None,
         slot=float(theta[items]) if slot else None,
-        slot_error=float(np.sqrt(inverse[items, items])) if slot else None,
+        slot_error=float(np.sqrt(whole[items, items])) if slot else None,
+        clusters=None if around is None else around[0],
     )
 
 

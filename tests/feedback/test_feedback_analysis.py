@@ -38,7 +38,7 @@ def test_llmfao_through_the_store(store, shared):
     assert found.agreement["Krippendorff's alpha, which response"].value == pytest.approx(0.2908, abs=1e-3)
     assert found.slots.share.value == pytest.approx(0.5, abs=0.02)  # every second one was swapped
     assert first_slot(plain.choices).share.value == pytest.approx(0.5332, abs=5e-5)
-    assert first_slot(plain.choices).p == pytest.approx(1e-6, rel=0.1)
+    assert first_slot(plain.choices).p == pytest.approx(5.4e-4, rel=0.02)  # 1e-6 if votes on one item were independent
     scores = {s.model: s.score for s in found.models.scores}
     assert len(scores) == 59
     assert scores == pytest.approx({s.model: s.score for s in models(plain.choices).scores}, abs=8)
@@ -131,8 +131,7 @@ def test_skill_finds_who_guesses():
     rows = [(f"i{n}", f"w{w}", "ab"[(n * 7 % 3) % 2]) for n in range(60) for w in range(4)]
     rows += [(f"i{n}", "guess", "ab"[n % 2]) for n in range(60)]
     found = {s.annotator: s for s in skills(poll_of(rows))}
-    for name in ("dawid_skene", "one_coin"):
-        assert getattr(found["guess"], name) < 0.65 < 0.9 < getattr(found["w0"], name)
+    assert found["guess"].reliability < 0.3 < 0.9 < found["w0"].reliability
 
 
 def test_an_annotator_who_takes_the_first_slot_is_flagged_and_nobody_else(store):

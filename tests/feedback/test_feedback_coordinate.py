@@ -135,7 +135,7 @@ def test_the_panel_has_the_signs_side_by_side_and_no_score(filled, chief):
         for name in SIGNS:
             assert f">{sign(name, getattr(signs, name)).replace(' !', '')}<" in row
     for skill in found.skills:
-        assert f"{100 * skill.dawid_skene:.1f} %" in html
+        assert f"{100 * skill.reliability:.1f} %" in html
     assert "no consequence" in html
     assert not re.search(r"<form[^>]*action=\"/admin/(people|batches)[^\"]*(ban|block|reject|withdraw|close)", html)
     one = chief.get("/admin/batches/1/annotators/w1").text

@@ -125,7 +125,7 @@ def test_who_is_wrong_often_is_believed_less(store, tmp_path):
         answer_all(store, annotator(store), batch, guesses)
     export(store, "b", "preferences", tmp_path / "out.jsonl")
     found = rows_of(tmp_path / "out.jsonl")
-    assert all(row["chosen"][0]["content"].startswith("Laurel") and row["soft_label"] > 0.9 for row in found)
+    assert all(row["chosen"][0]["content"].startswith("Laurel") and 0.7 < row["soft_label"] < 0.9 for row in found)  # of five, two guess
     assert all(0.4 < row["weight"] < 0.85 for row in found)
 
 

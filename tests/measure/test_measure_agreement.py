@@ -139,7 +139,31 @@ def test_gwet_and_the_paradox_of_kappa():
     found = gwet_ac1(*pair)
     assert found.value == pytest.approx((0.8 - 0.18) / (1 - 0.18)) and round(found.value, 4) == 0.7561
     assert gwet_ac1(*pair[::-1]).value == pytest.approx(found.value)
-    assert gwet_ac1_units([*zip(*pair, strict=True), [1]]) == found
+
+
+def test_gwet_with_gaps_as_published():
+    """irrCAC's raw.4raters, which is example C, and Ben and Gerry with one rating missing: an item with one rating stays in pi."""
+    assert gwet_ac1_units(units(EXAMPLE_C)).value == pytest.approx(0.77544, abs=5e-6)
+    pairs = list(map(list, zip("aabbdcccedda", "babbbccceddd", strict=True)))
+    pairs[2].pop()
+    found = gwet_ac1_units(pairs)
+    assert (found.value, found.n) == (pytest.approx(0.66144, abs=5e-6), 11)
+    assert found == gwet_ac1_units([*pairs, []], clusters=range(13))
+
+
+def test_pairs_of_one_prompt_are_drawn_together():
+    """Each item copied four times under one name: the interval is as wide as without the copies, and half as wide without names."""
+    told = [["a", "a"] if n % 3 else ["a", "b"] for n in range(60)]
+    names = [n for n in range(60) for _ in range(4)]
+    copies = [told[n] for n in names]
+    for measure in (krippendorff_alpha, gwet_ac1_units):
+        plain, together, apart = measure(told), measure(copies, clusters=names), measure(copies)
+        assert together.value == pytest.approx(plain.value, abs=0.01)
+        assert together.high - together.low == pytest.approx(plain.high - plain.low, rel=0.1)
+        assert apart.high - apart.low < 0.6 * (plain.high - plain.low)
+    votes = {(n, k): told[n] for n in range(60) for k in range(4)}
+    wide, narrow = pair_agreement(votes, cluster=lambda unit: unit[0]), pair_agreement(votes)
+    assert wide.high - wide.low > 1.9 * (narrow.high - narrow.low)
 
 
 def test_gwet_of_three_raters_by_hand():

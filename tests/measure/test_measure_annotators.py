@@ -148,11 +148,24 @@ def test_honest_annotators_are_rarely_flagged():
     assert sum(bool(one.flags) for panel in panels for one in panel) <= 12
     first = panels[0][0]
     assert (
-        first.n == 80
-        and 0.05 < first.agreement.value < 0.6
-        and first.pasted.value is None
-        and first.pasted.reason == "no written rationale"
+        first.n == 80 and 0.1 < first.agreement.value < 0.9 and first.pasted.value is None and first.pasted.reason == "no written rationale"
     )
+
+
+def test_who_honestly_says_tie_often_is_shown_by_ties_and_not_by_agreement():
+    """Everybody sees how far apart two responses are, give or take; three people call all but the clearest pairs a tie."""
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        gap, votes = rng.normal(size=400), []
+        for k in range(63):
+            far, many = (1.5, 300) if k >= 60 else (0.3 * np.exp(0.3 * rng.normal()), 80)
+            for i in rng.choice(400, many, replace=False):
+                seen = gap[i] + 0.3 * rng.normal()
+                votes.append(cast(int(i), k, 1 if abs(seen) < far else 0 if seen > 0 else 2, rng))
+        panel = signals(votes)[60:]
+        assert all(one.ties.value > 0.75 and one.ties.flag for one in panel)
+        assert not any(one.agreement.flag for one in panel)
+        assert all(one.agreement.value is not None for one in panel)
 
 
 def test_half_effort_shows_in_a_crowd_of_equal_skill():
