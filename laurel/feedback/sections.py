@@ -290,7 +290,7 @@ def cost(found: Iterable[Cost], currency: str) -> Section:
     ]
     note = "! means: look, and ask. Five or more skips as too distressing, far more than others skip so, or faster than anything is read. "
     note += "They are paid all the same: people must be free to skip what distresses them."
-    return _table("What each person costs", "annotator|answered|too distressing|seconds to the skip|paid", rows, note)
+    return table("What each person costs", "annotator|answered|too distressing|seconds to the skip|paid", rows, note)
 
 
 def harm(found: Iterable[Exposure]) -> Section:
