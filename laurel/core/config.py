@@ -146,7 +146,12 @@ class TrainConfig(Options):
 
     # model
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it"
+        "auto", "precision of products; auto: bfloat16 on a GPU that has it, and wherever weights are bfloat16; else float32"
+    )
+    param_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "precision that weights are held in; auto: float32. bfloat16: under adapters, which stay float32, half the memory of the base; "
+        "without, each weight keeps the rest of a float32 master for the optimiser, so small steps are not lost",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     num_threads: int = option(

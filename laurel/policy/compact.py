@@ -98,7 +98,7 @@ class Compact:
 
     def weight(self, norm: Any) -> Tensor | None:
         """What a norm multiplies by; None where there is no such norm."""
-        return None if norm is None else norm.weight.detach() + self.plus
+        return None if norm is None else norm.weight.detach().float() + self.plus
 
     def block(self, name: str, layer: Any) -> Block:
         own, mlp = layer.self_attn, layer.mlp
@@ -117,7 +117,7 @@ class Compact:
             self.fused(f"down {name}", mlp.down_proj),
             self.weight(layer.post_feedforward_layernorm) if sandwich else None,
             window_of(own) or 0,
-            own.layer_type if len(ropes(self.body)) > 1 else "" if getattr(own, "use_rope", True) else NONE,
+            own.layer_type if "" not in ropes(self.body) else "" if getattr(own, "use_rope", True) else NONE,
         )
 
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
@@ -190,7 +190,7 @@ class Compact:
 
         All of shape [n]. slot: None while prompts are read.
         """
-        x, y, prefix, suffix, width = self.embedding[ids] * self.scale, None, cache.prefix, cache.suffix, self.heads * self.head_dim
+        x, y, prefix, suffix, width = self.embedding[ids].float() * self.scale, None, cache.prefix, cache.suffix, self.heads * self.head_dim
         sizes = (len(ids), self.heads, self.kv_heads, self.head_dim, prefix.shape[4], suffix.shape[4], int(slot is not None))
         for i, block in enumerate(self.blocks):
             qkv, h = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv), self.room("heads", len(ids), width)
@@ -262,7 +262,7 @@ def obstacle(policy: Policy) -> str:
             return f"rotary embedding {kind} of {width}"
     if not hasattr(body.layers[0], "input_layernorm") or (hasattr(own, "q_norm") and own.q_norm.weight.numel() != width):
         return "its norms are another family's"
-    if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
+    if policy.dtype not in (torch.float32, torch.bfloat16) or not {p.dtype for p in policy.model.parameters()} <= {torch.float32, policy.dtype}:
         return f"precision {policy.dtype}"
     extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
     plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())
