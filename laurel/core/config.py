@@ -135,6 +135,11 @@ class TrainConfig(Options):
     stop_at: float | None = option(None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1)
 
     # optimiser
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
+        "adamw_torch",
+        "AdamW: torch's, or bitsandbytes' (pip install 'laurel-rl[optim]') with moments of 8 bits (2 bytes a weight, not 8), or paged out "
+        "of a GPU that is full",
+    )
     learning_rate: float | None = option(None, "peak learning rate", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "the shape after warm-up")
     warmup_steps: int = option(0, "steps of linear warm-up", ge=0)
