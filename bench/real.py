@@ -29,9 +29,10 @@ ROWS, PROMPT, ANSWER = 24, 24, 16  # rows of data; words of a prompt and of an a
 WORDS = ["the", "sun", "rises", "over", "a", "quiet", "town", "while", "people", "walk", "to", "work", "and", "talk", "about", "rain"]
 REWARD = '''
 def short_words(prompts, completions, **columns):
-    """The share of words with fewer than five letters."""
+    """The share of words with fewer than five letters, and a little for early ones, so that gibberish is not all worth the same."""
     said = [text.split() for text in completions]
-    return [sum(len(word) < 5 for word in words) / max(len(words), 1) for words in said]
+    early = [sum(letter < "n" for letter in text) / max(len(text), 1) for text in completions]
+    return [sum(len(word) < 5 for word in words) / max(len(words), 1) + 0.1 * e for words, e in zip(said, early)]
 '''
 ANNOUNCED = re.compile(r"at its largest about ([\d.]+)")
 

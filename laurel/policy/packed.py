@@ -80,14 +80,18 @@ def packs(body: Any) -> bool:
     body = bare(body)
     if getattr(body, "_forward_hooks", None) or getattr(body, "_forward_pre_hooks", None):
         return False
-    kind = getattr(getattr(body, "config", None), "model_type", None)
-    if kind is None or not isinstance(body, nn.Module):
+    if getattr(getattr(body, "config", None), "model_type", None) is None or not isinstance(body, nn.Module):
         return False
     if body not in KNOWN:
-        KNOWN[body] = kind in FAMILIES and all(hasattr(body, part) for part in PARTS) and agrees(body)
+        KNOWN[body] = looks_packed(body) and agrees(body)
         if not KNOWN[body]:
             logging.getLogger(__name__).warning("%s takes the general path: padded rows, every prompt by itself", type(body).__name__)
     return KNOWN[body]
+
+
+def looks_packed(body: Any) -> bool:
+    """Is this a body that `encode` computes, by its family and its parts?"""
+    return body.config.model_type in FAMILIES and all(hasattr(body, part) for part in PARTS)
 
 
 @torch.no_grad()
