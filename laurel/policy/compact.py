@@ -262,7 +262,8 @@ def obstacle(policy: Policy) -> str:
             return f"rotary embedding {kind} of {width}"
     if not hasattr(body.layers[0], "input_layernorm") or (hasattr(own, "q_norm") and own.q_norm.weight.numel() != width):
         return "its norms are another family's"
-    if policy.dtype not in (torch.float32, torch.bfloat16) or not {p.dtype for p in policy.model.parameters()} <= {torch.float32, policy.dtype}:
+    held = {p.dtype for p in policy.model.parameters()}
+    if policy.dtype not in (torch.float32, torch.bfloat16) or not held <= {torch.float32, policy.dtype}:
         return f"precision {policy.dtype}"
     extras, adapters = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices"), getattr(policy.model, "peft_config", {})
     plain = all(lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras) for lora in adapters.values())

@@ -16,8 +16,8 @@ def logit_room(device: torch.device, coming: int, useful: int, memory: tuple[int
     """Bytes for logits: a power of two, a thirty-second of the device's memory, less where little of it is free.
 
     coming: bytes that gradients and optimiser will take before logits do. useful: bytes of the largest micro-batch's logits; more
-    would bring nothing. memory: (free, all) of a device that is not here. All memory, not what is free just now, as long as there is enough: so a run that is started twice on the
-    same machine gets the same number.
+    would bring nothing. memory: (free, all) of a device that is not here. All memory, not what is free just now, as long as there
+    is enough: so a run that is started twice on the same machine gets the same number.
     """
     most = MOST_OF_GPU if device.type == "cuda" else MOST
     memory = memory or device_memory(device)

@@ -54,9 +54,9 @@ class Scorer:
     """A language model's body and a linear head on its last hidden state. Its face is the policy's, as far as training needs it.
 
     `model` is a plain transformers model for sequence classification (one number) or token classification (several classes). Its
-    weights are float32, or its body's bfloat16 (`laurel.policy.narrow`); `dtype` is the precision of computation. `template` is the hash of the chat template. `language` is the
-    language model around the same body, where its head is kept for training; no folder that is saved holds it. `origin` is where the
-    body was loaded from.
+    weights are float32, or its body's bfloat16 (`laurel.policy.narrow`); `dtype` is the precision of computation. `template` is the
+    hash of the chat template. `language` is the language model around the same body, where its head is kept for training; no folder
+    that is saved holds it. `origin` is where the body was loaded from.
     """
 
     model: Any  # a PreTrainedModel

@@ -17,7 +17,6 @@ from laurel.policy import kernels
 from laurel.policy.packed import Attention, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
-
 PROBES = 32, 64
 """Tokens of the rows that are computed where nothing can be imagined."""
 

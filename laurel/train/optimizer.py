@@ -68,7 +68,9 @@ def check_optim(config: TrainConfig, device: torch.device) -> None:
         return
     if config.optim.startswith("paged") and device.type != "cuda":
         fix = "Use adamw_8bit, which works on a CPU, too." if device.type == "cpu" else "Leave it out."
-        raise UsageError(f"pages move between a GPU and main memory, and this runs on {device.type}.", where=f"optim={config.optim}", fix=fix)
+        raise UsageError(
+            f"pages move between a GPU and main memory, and this runs on {device.type}.", where=f"optim={config.optim}", fix=fix
+        )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"bitsandbytes does not work on {device.type}.", where=f"optim={config.optim}", fix="Leave it out.")
     library(config.optim)

@@ -252,7 +252,13 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     """A language model's body under a head with so many outputs, or a trained scorer to go on with."""
     if config.gradient_checkpointing:
         raise UsageError("a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out.")
-    how = {"device": config.device, "dtype": config.dtype, "param_dtype": config.param_dtype, "chat_template": config.chat_template, "seed": config.seed}
+    how = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "chat_template": config.chat_template,
+        "seed": config.seed,
+    }
     keep = config.use_peft or bool(is_adapter(config.model) and trained_labels(config.model))
     scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), adapters=keep, **how)
     if keep:
