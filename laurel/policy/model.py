@@ -37,10 +37,10 @@ from laurel.policy.weights import guard_ids, load_model, told
 class Policy:
     """A causal LM that can be trained, asked for log-probabilities, and saved.
 
-    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
-    of computation; weights are float32, or bfloat16 (`laurel.policy.narrow`). `template` is the hash of the chat template; `notes` is
-    what is to be said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take; `whole_logits`: are they made by the
-    whole model only, not by its head? None: it is tried, and `logit_size`, the largest of a few of them, found.
+    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision of
+    computation; weights are float32, or bfloat16 (`laurel.policy.narrow`). `template` is the hash of the chat template; `notes` is
+    what is to be said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take; `whole_logits`: are
+    they made by the whole model only, not by its head? None: it is tried, and `logit_size`, the largest of a few of them, found.
     """
 
     model: nn.Module
