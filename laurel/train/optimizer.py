@@ -55,7 +55,7 @@ def library(optim: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module("bitsandbytes.optim")
+            return importlib.import_module("bitsandbytes").optim
     except ImportError as error:
         fix = "pip install 'laurel-rl[optim]', or leave optim out."
         what = "bitsandbytes is not installed." if getattr(error, "name", "") == "bitsandbytes" else f"bitsandbytes: {error}"
