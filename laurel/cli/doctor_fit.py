@@ -30,14 +30,23 @@ GB = 1e9
 COMPARED = {"pairs": 2, "rankings": 2, "labels": 2}
 """source of a row of the table -> rows of a group, of data as it usually is."""
 ROWS = {
-    "weights": ("policy",), "reference": ("reference",), "beside it": ("critic", "discriminator", "heads"),
-    "gradients": ("gradients",), "optimiser's moments": ("moments",), "rest of float32 masters": ("masters",),
+    "weights": ("policy",),
+    "reference": ("reference",),
+    "beside it": ("critic", "discriminator", "heads"),
+    "gradients": ("gradients",),
+    "optimiser's moments": ("moments",),
+    "rest of float32 masters": ("masters",),
     "a tensor's master, while it moves": ("a tensor at a time",),
-    "activations": ("activations",), "copies of weights for products": ("copies of weights",),
-    "logits, and the head's gradient": ("logits", "gradient of the head"), "gradients twice": ("gradients twice",),
-    "keys and values": ("keys and values",), "sampler's weights and logits": ("sampler's weights", "sampled logits"),
-    "what a checkpoint copies": ("what is saved",), "a copy of what moves": ("a copy",),
-}  # fmt: skip
+    "activations": ("activations",),
+    "gaps between them in a CPU's heap": ("gaps in the heap",),
+    "copies of weights for products": ("copies of weights",),
+    "logits, and the head's gradient": ("logits", "gradient of the head"),
+    "gradients twice": ("gradients twice",),
+    "keys and values": ("keys and values",),
+    "sampler's weights and logits": ("sampler's weights", "sampled logits"),
+    "what a checkpoint copies": ("what is saved",),
+    "a copy of what moves": ("a copy",),
+}
 """A line of the table -> the parts of the forecast that it adds up."""
 
 
@@ -156,7 +165,8 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
         model = hold(with_lora(model, config), kept) if config.use_peft else model
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy = Policy(model.eval(), None, dtype, whole_logits=False)
+    policy = Policy(model.eval(), None, dtype, whole_logits=False)
+    with torch.device("meta"):
         companion = BESIDE[row.beside](config, policy) if row.beside else None
     mode = FakeTensorMode()
     for module in (model, *([companion.model] if companion else [])):

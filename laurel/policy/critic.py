@@ -125,9 +125,12 @@ def body_of(model: Any) -> nn.Module:
 def value_head(body: nn.Module, scorer: nn.Module | None, mean: float = 0.0, std: float = 1.0) -> nn.Linear:
     """A linear map from the body's hidden states to one value: zero, or (score - mean) / std of a scorer's head."""
     like = next(body.parameters())
-    probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
-    with reading(body):
-        width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
+    if like.device.type == "meta":  # nothing is computed there
+        width = body.config.get_text_config().hidden_size
+    else:
+        probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+        with reading(body):
+            width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
     head = nn.Linear(width, 1, device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
     head.weight.zero_()
     head.bias.zero_()

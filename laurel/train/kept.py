@@ -17,8 +17,8 @@ from laurel.policy import kernels
 from laurel.policy.packed import Attention, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
-PROBES = 32, 64
-"""Tokens of the rows that are computed where nothing can be imagined."""
+PROBES, SHORT = (32, 64), (8, 16)
+"""Tokens of the rows that are computed where nothing can be imagined, and of rows that no window cuts."""
 
 
 def activations(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
@@ -40,7 +40,7 @@ def activations(body: Any, batch: Batch, autocast: Callable[[], Any], weights: S
 
 def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
     """Bytes of it that do not depend on tokens: the copies of weights that autocast makes for products, which wait for their gradients."""
-    few, many = (activations(body, one_row(count), autocast, weights) for count in PROBES)
+    few, many = (activations(body, one_row(count), autocast, weights) for count in SHORT)
     return max(0, 2 * few - many)
 
 

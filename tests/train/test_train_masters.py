@@ -169,7 +169,7 @@ def test_what_an_optimiser_takes_is_known_before():
 
 @pytest.mark.parametrize("held", ["float32", "bfloat16"])
 def test_moments_of_eight_bits_learn_and_are_resumed(held, toy, tmp_path):
-    """The toy is learnt as with torch's AdamW, within a tenth; a resumed run is the uninterrupted one; bytes are as foreseen."""
+    """The toy is learnt as with torch's AdamW; a resumed run is the uninterrupted one; bytes are as foreseen."""
     pytest.importorskip("bitsandbytes", reason="needs the extra `optim` (bitsandbytes, 43 MB)")
     wide = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}  # tensors of 4,096 numbers and more
     save_scratch(tmp_path / "model", alphabet="0123456789+=", seed=0, **wide)
@@ -181,7 +181,7 @@ def test_moments_of_eight_bits_learn_and_are_resumed(held, toy, tmp_path):
         parts = train("sft", toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, optim="adamw_8bit", **how), quiet=True)
     losses = [[line["loss"] for line in run.metrics()] for run in (plain, whole, parts)]
     assert losses[1] == losses[2] and losses[1] != losses[0]
-    assert losses[1][-1] < 0.8 * losses[1][0] and losses[1][-1] == pytest.approx(losses[0][-1], rel=0.1)
+    assert max(losses[0][-1], losses[1][-1]) < 0.1 * losses[1][0]
     parameters = {"a": torch.nn.Parameter(torch.ones(100, 64)), "v": torch.nn.Parameter(torch.ones(64))}
     made = steps(1, parameters, TrainConfig(learning_rate=1e-3, optim="adamw_8bit"), gradient)
     names = ("state1", "state2", "absmax1", "absmax2")
