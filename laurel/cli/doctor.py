@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from laurel.cli.options import add_hidden, given
+from laurel.cli.train import check_algorithm
 from laurel.core import machine
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config
-from laurel.core.errors import UsageError, nearest
+from laurel.core.config import TrainConfig, build_config
+from laurel.core.errors import UsageError
 
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
@@ -71,15 +72,13 @@ def fits(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Print the memory that a training takes, full and with adapters."""
     if args.model is None:
         raise UsageError("the memory of which model?", where="laurel doctor --algorithm", fix="Add --model FOLDER.")
-    if args.algorithm not in ALGORITHM_NAMES:
-        fix = nearest(args.algorithm, ALGORITHM_NAMES)
-        raise UsageError(f"unknown algorithm `{args.algorithm}`.", where="laurel doctor", fix=fix)
+    algorithm = check_algorithm(args.algorithm)
     if args.device_memory is not None and not args.device_memory > 0:
         raise UsageError("a device has more than 0 GB.", where="--device_memory")
     config = build_config(options, where="command line")
     from laurel.cli.doctor_fit import fit_lines
 
-    lines = fit_lines(args.algorithm, config, args.device_memory)
+    lines = fit_lines(algorithm, config, args.device_memory)
     print(json.dumps({"lines": lines}, ensure_ascii=False, indent=1) if args.json else "\n".join(lines))
     return 0
 
