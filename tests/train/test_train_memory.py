@@ -8,6 +8,7 @@ from toy import make_toy, toy_config
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from laurel.cli import doctor_fit
+from laurel.cli.main import main
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.policy.compact import compact_of
@@ -165,3 +166,14 @@ def test_the_table_of_the_doctor_says_whether_it_fits(saved):
     assert lines[-2].startswith("all weights: does not fit") and "Lower token_budget (now 16384)" in lines[-2]
     with pytest.raises(UsageError, match="cannot load a model"):
         doctor_fit.fit_lines("grpo", TrainConfig(model="nowhere/at/all"), 80)
+
+
+def test_the_command_prints_the_table_and_wants_an_algorithm(saved, capsys):
+    """`laurel doctor --model M --algorithm A` with options of `laurel train`; such options without an algorithm are an error."""
+    words = ["doctor", "--model", saved("qwen2"), "--param_dtype", "bfloat16", "--device_memory", "80"]
+    assert main([*words, "--algorithm", "sft", "--max_length", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "sft: 16 rows of data of 64 tokens" in printed and "rest of float32 masters" in printed and "LoRA: fits" in printed
+    assert main(words) == 2 and "no algorithm is named" in capsys.readouterr().err
+    assert main([*words, "--algorithm", "gpro"]) == 2 and "unknown algorithm" in capsys.readouterr().err
+    assert main([*words, "--algorithm", "sft", "--dtype", "float32"]) == 2 and "multiplied in bfloat16" in capsys.readouterr().err
