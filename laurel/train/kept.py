@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy import kernels
-from laurel.policy.packed import Attention, Layout, arrange, bare, encode, hidden_states, packs
+from laurel.policy.packed import Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
 PROBES, SHORT = (32, 64), (8, 16)
@@ -69,10 +70,10 @@ def imagined(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequ
     for layer in layers:
         layer.gradient_checkpointing = False
     layout = arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N) if packs(body) else None
-    alike = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]  # what the pass will have in their place
+    shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]  # what the pass will have in their place
     try:
         with torch.enable_grad(), mode, autocast(), kernels.skipped():
-            whole = kept_by(lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *alike])
+            whole = kept_by(lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes])
     finally:
         for layer in layers:
             layer.gradient_checkpointing = True
@@ -101,16 +102,21 @@ def computed(batch: Batch, *, packed: bool) -> int:
 
 def forward(body: Any, real: Layout | Tensor, mode: Any) -> Tensor:
     """The pass that training takes, over imagined ids: packed ones, or rows as they are."""
-    place = next(body.parameters()).device
-
-    def like(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else mode.from_tensor(tensor).to(place)
-
-    if isinstance(real, Tensor):
-        return body(input_ids=like(real), use_cache=False).last_hidden_state
-    calls = tuple(Attention(*(like(one) for one in (c.query_BT, c.key_BS, c.at_BT, c.mask))) for c in real.calls)
-    layout = Layout(like(real.ids_M), like(real.position_M), like(real.place_NL), like(real.back_M), calls)
+    layout = alike(real, mode, next(body.parameters()).device)
+    if isinstance(layout, Tensor):
+        return body(input_ids=layout, use_cache=False).last_hidden_state
     return torch.nn.functional.embedding(layout.place_NL, encode(bare(body), layout))
+
+
+def alike(value: Any, mode: Any, place: torch.device) -> Any:
+    """The same, with an imagined tensor in the place of each: of a tensor, a tuple, a dataclass."""
+    if isinstance(value, Tensor):
+        return mode.from_tensor(value).to(place)
+    if isinstance(value, tuple):
+        return tuple(alike(one, mode, place) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: alike(getattr(value, one.name), mode, place) for one in fields(value)})
+    return value
 
 
 def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
