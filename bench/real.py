@@ -1,6 +1,7 @@
 """A real model, used in every way: does each end well, in the memory it announced, and is what it saved what was trained?
 
-python bench/real.py MODEL [--steps 3] [--only sft lora:sft sample ...] [--folder runs/real]
+python bench/real.py MODEL [--steps 3] [--only sft lora:sft sample ...] [--folder runs/real] [--no-peers]
+[--also "--param_dtype bfloat16"]
 
 Each way is a process of the `laurel` command on rows that this script makes. Printed: exit code, peak memory beside what was
 announced before the first step, seconds, tokens per second of the last step beside those of a peer (`generate` of transformers, TRL's
@@ -31,9 +32,10 @@ ROWS, PROMPT, ANSWER = 24, 24, 16  # rows of data; words of a prompt and of an a
 WORDS = ["the", "sun", "rises", "over", "a", "quiet", "town", "while", "people", "walk", "to", "work", "and", "talk", "about", "rain"]
 REWARD = '''
 def short_words(prompts, completions, **columns):
-    """The share of words with fewer than five letters."""
+    """The share of words with fewer than five letters, and a little for early ones, so that gibberish is not all worth the same."""
     said = [text.split() for text in completions]
-    return [sum(len(word) < 5 for word in words) / max(len(words), 1) for words in said]
+    early = [sum(letter < "n" for letter in text) / max(len(text), 1) for text in completions]
+    return [sum(len(word) < 5 for word in words) / max(len(words), 1) + 0.1 * e for words, e in zip(said, early)]
 '''
 ANNOUNCED = re.compile(r"at its largest about ([\d.]+)")
 
@@ -141,8 +143,8 @@ def make_rows(folder: Path) -> None:
     (folder / "reward.py").write_text(REWARD)
 
 
-def words_of(way: str, model: str, folder: Path, steps: int) -> list[str]:
-    """The command line of a way."""
+def words_of(way: str, model: str, folder: Path, steps: int, also: list[str]) -> list[str]:
+    """The command line of a way. also: further words of those that train."""
     name = way.removeprefix("lora:")
     if name in READ and way != name:
         model = str(folder / "lora-sft" / "model")  # the adapters that lora:sft saved
@@ -157,17 +159,17 @@ def words_of(way: str, model: str, folder: Path, steps: int) -> list[str]:
     if name in ("grpo", "ppo"):
         words += ["--rewards", f"{folder}/reward.py:short_words", "--max_completion_length", "16"]
         words += ["--num_generations", "4"] if name == "grpo" else []
-    return words + (["--use_peft", "true"] if way.startswith("lora:") else [])
+    return [*words, *(["--use_peft", "true"] if way.startswith("lora:") else []), *also]
 
 
-def carried_out(way: str, model: str, folder: Path, steps: int) -> Outcome:
+def carried_out(way: str, model: str, folder: Path, steps: int, also: list[str]) -> Outcome:
     """Run one way to its end; what it printed lies in `WAY.log`."""
     where = folder / way.replace(":", "-")
     shutil.rmtree(where, ignore_errors=True)
     log = folder / f"{where.name}.log"
     began = time.perf_counter()
     with log.open("w") as file:
-        command = [sys.executable, "-m", "laurel", *words_of(way, model, folder, steps)]
+        command = [sys.executable, "-m", "laurel", *words_of(way, model, folder, steps, also)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)  # its peak of memory, and of nobody else
     printed = log.read_text()
@@ -219,12 +221,13 @@ def main() -> int:
     every = [*READ, *TRAINED, *(f"lora:{name}" for name in (*TRAINED, *READ))]
     parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="WAY", help=", ".join(every))
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="laurel alone")
+    parser.add_argument("--also", default="", help="further words of those that train, such as '--param_dtype bfloat16'")
     args = parser.parse_args()
     make_rows(args.folder)
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model
     found = []
     for way in args.only:
-        found.append(carried_out(way, model, args.folder, args.steps))
+        found.append(carried_out(way, model, args.folder, args.steps, args.also.split()))
         if args.peers and not found[-1].code:
             beside_peers(found[-1], model, args.folder, args.steps)
         print(" | ".join(found[-1].cells()), file=sys.stderr, flush=True)

@@ -16,7 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from laurel.cli.options import add_hidden, given
+from laurel.cli.train import check_algorithm
 from laurel.core import machine
+from laurel.core.config import TrainConfig, build_config
+from laurel.core.errors import UsageError
 
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
@@ -37,11 +41,24 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("doctor", help="a verdict on this installation: versions, device, memory, a one-second self-test")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--model", help="a folder or hub name: which way it takes here (fast or general, why), how fast, in what memory")
+    parser.add_argument(
+        "--algorithm",
+        help="with --model: the memory that training it so takes, from config.json alone; any option of `laurel train` may follow",
+    )
+    parser.add_argument("--device_memory", type=float, metavar="GB", help="with --algorithm: of a GPU that is not here")
+    add_hidden(parser, TrainConfig)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run every check, print it, and leave with 0 where laurel is usable, 1 where it is not."""
+    options = given(argparse.Namespace(**{name: value for name, value in vars(args).items() if value is not None}), TrainConfig)
+    if args.algorithm is not None:
+        return fits(args, options)
+    options.pop("model", None)
+    if further := sorted([*options, *(["device_memory"] if args.device_memory else [])]):
+        what = f"`--{further[0]}` says how a model is trained, and no algorithm is named."
+        raise UsageError(what, where="laurel doctor", fix="Add --algorithm, such as --algorithm grpo.")
     found = list(checks_of(args.model) if args.model else checks())
     usable = all(check.state != "bad" for check in found)
     if args.json:
@@ -49,6 +66,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found, usable, verdict=not args.model)
     return 0 if usable else 1
+
+
+def fits(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Print the memory that a training takes, full and with adapters."""
+    if args.model is None:
+        raise UsageError("the memory of which model?", where="laurel doctor --algorithm", fix="Add --model FOLDER.")
+    algorithm = check_algorithm(args.algorithm)
+    if args.device_memory is not None and not args.device_memory > 0:
+        raise UsageError("a device has more than 0 GB.", where="--device_memory")
+    config = build_config(options, where="command line")
+    from laurel.cli.doctor_fit import fit_lines
+
+    lines = fit_lines(algorithm, config, args.device_memory)
+    print(json.dumps({"lines": lines}, ensure_ascii=False, indent=1) if args.json else "\n".join(lines))
+    return 0
 
 
 def checks() -> Iterator[Check]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 ROWS, PROMPT, SAMPLED = 8, 32, 16  # of the measurement: rows, tokens of a prompt, tokens sampled for each
-MASTERS = 16  # bytes per trained weight: itself, its gradient, AdamW's two moments, float32
 
 
 def model_lines(name: str) -> list[tuple[str, str]]:
@@ -17,6 +16,8 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     from laurel.policy.packed import packs
     from laurel.policy.static import static_because
     from laurel.policy.ways import way_of
+    from laurel.train.memory import weights_of
+    from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
     vocabulary, width = policy.causal.get_input_embeddings().weight.shape
@@ -29,10 +30,13 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
     way = "fast: packed, no padding, shared prompts once" if packed else "general: padded rows, transformers' own forward"
     told.append(("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward"))
+    weights = weights_of(policy.model)
+    trained = weights + sum(state_bytes(policy.trainable(), "adamw_torch").values())
     told.append((
         "memory",
-        f"{in_bytes(4 * count)} of weights; all of them trained {in_bytes(MASTERS * count)}, with a reference for KL "
-        f"{in_bytes((MASTERS + 4) * count)}; LoRA {in_bytes(4 * count)} and its adapters; activations beside that",
+        f"{in_bytes(weights)} of weights; all of them trained {in_bytes(trained)}, with a reference for KL "
+        f"{in_bytes(trained + weights)}; LoRA {in_bytes(weights)} and its adapters; activations beside that "
+        "(--algorithm grpo: all of it)",
     ))  # fmt: skip
     return told
 

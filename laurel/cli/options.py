@@ -95,6 +95,14 @@ def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
             parser.add_argument(f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
+def add_hidden(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
+    """One `--name` per field of `kind` that the parser has not; no help text shows them."""
+    there = {action.dest for action in parser._actions}
+    for name, field in kind.model_fields.items():
+        if name not in there:
+            parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **_arity(field.annotation))
+
+
 def parse(value: str | Sequence[str], annotation: Any) -> Any:
     """Text from the command line as the model wants it: `null` is None where the option may be, `[a, b]` a list, the rest stays text.
 

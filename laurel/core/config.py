@@ -135,6 +135,11 @@ class TrainConfig(Options):
     stop_at: float | None = option(None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1)
 
     # optimiser
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
+        "adamw_torch",
+        "AdamW: torch's, or bitsandbytes' (pip install 'laurel-rl[optim]') with moments of 8 bits (2 bytes a weight, not 8), or paged out "
+        "of a GPU that is full",
+    )
     learning_rate: float | None = option(None, "peak learning rate", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "the shape after warm-up")
     warmup_steps: int = option(0, "steps of linear warm-up", ge=0)
@@ -146,7 +151,12 @@ class TrainConfig(Options):
 
     # model
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "compute precision (weights stay float32); auto: bfloat16 on a GPU that has it"
+        "auto", "precision of products; auto: bfloat16 on a GPU that has it, and wherever weights are bfloat16; else float32"
+    )
+    param_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "precision that weights are held in; auto: float32. bfloat16: under adapters, which stay float32, half the memory of the base; "
+        "without, each weight keeps the rest of a float32 master for the optimiser, so small steps are not lost",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     num_threads: int = option(

@@ -170,7 +170,7 @@ DIFFERENT: dict[str, Name] = {
     ),
     **never(
         "The model is what its folder holds: no loading option changes it.",
-        model_init_kwargs=None, trust_remote_code=False, router_aux_loss_coef=None,
+        trust_remote_code=False, router_aux_loss_coef=None,
     ),
     **never(
         "Adapters are plain LoRA on modules: lora_target_modules names them.",

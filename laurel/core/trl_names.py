@@ -11,11 +11,13 @@ from laurel.core.trl_rules import (
     dataset,
     every,
     fraction_of,
+    init_kwargs,
     logged,
     mixture,
     one_of,
     one_update,
     only,
+    optimiser,
     passes,
     precision,
     resume,
@@ -26,6 +28,7 @@ from laurel.core.trl_rules import (
     step_size,
     steps_of_samples,
     train_on,
+    weights,
     when,
 )  # fmt: skip
 
@@ -80,10 +83,15 @@ SAME: dict[str, Name] = {
     **same("Memory only; scorers are trained without it.", gradient_checkpointing=True),
     **same("Reinforcement learning requires it here.", disable_dropout=True),
     **same(
-        "The precision of the products: weights stay float32. (TRL's dtype is that of the "
-        "weights.)",
+        "The precision of the products; that of the weights, which TRL's dtype is, is param_dtype "
+        "here, and a configuration of TRL's is read so.",
         precision,
         dtype="float32",
+    ),
+    **same(
+        "AdamW, of torch or of bitsandbytes, by any of transformers' names for it.",
+        optimiser,
+        optim="adamw_torch_fused",
     ),
     **same("", use_peft=False, lora_r=16, lora_alpha=32),
     **same("Without effect where dropout is off.", lora_dropout=0.05),
@@ -162,10 +170,16 @@ TRANSLATED: dict[str, Name] = {
     ),
     **to("dtype", "bf16 is dtype: bfloat16 here; weights stay float32.", precision, bf16=None),
     **to(
-        "dtype",
-        "torch_dtype is dtype here, the precision of the products; weights stay float32.",
-        precision,
+        "param_dtype dtype",
+        "torch_dtype is param_dtype here, the precision that weights are held in.",
+        weights,
         torch_dtype=None,
+    ),
+    **to(
+        "param_dtype dtype",
+        "dtype of model_init_kwargs is param_dtype here, the precision that weights are held in.",
+        init_kwargs,
+        model_init_kwargs=None,
     ),
     **to(
         "loss_aggregation",
@@ -256,15 +270,6 @@ TRANSLATED: dict[str, Name] = {
         num_epochs=None, epochs=None,
     ),
     **to("epsilon", "epsilon_low is epsilon here.", epsilon_low=None),
-    **to(
-        "",
-        "AdamW is what there is.",
-        only(
-            "adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw", None,
-            fix="AdamW (weights in float32) is what there is: leave it out, and check learning_rate.",
-        ),
-        optim="adamw_torch_fused",
-    ),
     **to(
         "",
         "One batch of samples is one step here.",

@@ -132,7 +132,7 @@ def passes(value: Any, ask: Ask) -> dict[str, Any]:
 
 
 def precision(value: Any, ask: Ask) -> dict[str, Any]:
-    """bf16 is the precision of the products, dtype that of TRL's weights; ours are float32 and `dtype` is that of the products."""
+    """bf16 is the precision of the products, as `dtype` is here; TRL's dtype is that of the weights, which is `param_dtype` here."""
     if not ask.port:
         word = str(value).removeprefix("torch.")
         return {"dtype": ("bfloat16" if truth(value) else "float32") if is_truth(value) else word}
@@ -141,6 +141,65 @@ def precision(value: Any, ask: Ask) -> dict[str, Any]:
         raise UsageError("float16 is not computed here.", fix="Choose: --dtype bfloat16, or --dtype float32.")
     mixed = truth(ask.given["bf16"]) if ask.given.get("bf16") is not None else True
     return {"dtype": "bfloat16" if mixed or weights == "bfloat16" else "float32"}
+
+
+def weights(value: Any, ask: Ask) -> dict[str, Any]:
+    """torch_dtype: the precision of the weights, and in a port, as far as bf16 does not say it, of the products."""
+    word = str(value).removeprefix("torch.")
+    if word == "auto":
+        ask.lines.append("auto is the precision of the files there, float32 here.")
+        return {}
+    if word not in ("float32", "bfloat16"):
+        raise UsageError(f"weights are not held in {word} here.", fix="Choose bfloat16 or float32.")
+    return {"param_dtype": word, **(precision(value, ask) if ask.port else {})}
+
+
+IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_map")
+"""Arguments of from_pretrained on which no result depends here."""
+
+
+def init_kwargs(value: Any, ask: Ask) -> dict[str, Any]:
+    """Arguments of from_pretrained: dtype is the precision of the weights; the rest is idle, or not to be had."""
+    asked = read(value) if isinstance(value, str) else value or {}
+    if not isinstance(asked, dict):
+        raise UsageError(f"{shown(value)} is no mapping.", fix="Leave it out.")
+    asked = {name: one for name, one in asked.items() if one not in (None, False)}
+    if other := sorted(set(asked) - {"dtype", "torch_dtype", *IDLE_KWARGS}):
+        raise UsageError(f"`{other[0]}` of it is not to be had here.", fix="Load the model so, and give it in Python (`laurel.train`).")
+    if idle := sorted(set(asked) & set(IDLE_KWARGS)):
+        ask.lines.append(f"{', '.join(idle)}: laurel's own way is taken.")
+    word = asked.get("dtype", asked.get("torch_dtype"))
+    return weights(word, ask) if word is not None else {}
+
+
+def read(text: str) -> Any:
+    """What a text says as YAML, or JSON; itself where it is neither."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+OPTIMISERS = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"), "adamw_torch"),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit"), "adamw_8bit"),
+    **dict.fromkeys(("paged_adamw", "paged_adamw_32bit"), "paged_adamw_32bit"),
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+"""A name of transformers' -> ours."""
+
+
+def optimiser(value: Any, ask: Ask) -> dict[str, Any]:
+    """AdamW by any of its names."""
+    word = str(value).rpartition(".")[2].lower()
+    if value is None:
+        return {}
+    if word not in OPTIMISERS:
+        what = f"{shown(value)} is not to be had here."
+        raise UsageError(what, fix=f"AdamW is what there is: {', '.join(dict.fromkeys(OPTIMISERS.values()))}.")
+    return {"optim": OPTIMISERS[word]}
 
 
 def schedule(value: Any, ask: Ask) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from laurel.policy.adapters import HEAD, adapter_shapes, load_on_body, merged, o
 from laurel.policy.ends import ends_of
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.model import load_causal
+from laurel.policy.narrow import NARROW, hold
 from laurel.policy.objects import config_of, given_model
+from laurel.policy.readback import places
 from laurel.policy.weights import load_model, told
 
 PAD = "<|pad|>"
@@ -21,20 +24,20 @@ SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
 HEADS = ("score", "classifier")  # what transformers calls the linear layer
 
 
-def assembled(name: str, labels: int, trained: bool, language: bool, adapters: bool) -> tuple[Any, Any, bool]:
+def assembled(name: str, labels: int, trained: bool, language: bool, adapters: bool, dtype: torch.dtype) -> tuple[Any, Any, bool]:
     """The causal language model (None under a trained head), the model with the head, and whether it keeps the folder's adapters."""
     base = base_of(name) if is_adapter(name) else name
     on_body = is_adapter(name) and (trained or (adapters and only_on_body(name, body_name(base))))
     source = base if on_body else name
     if trained_labels(source):
-        causal, model = None, load_trained(source, labels)
+        causal, model = None, load_trained(source, labels, dtype)
     else:
-        causal = merged(load_causal(source, torch.float32, head=language))
+        causal = merged(load_causal(source, dtype, head=language))
         model = new_head(causal, labels)
     if on_body:
         load_on_body(name, model)
-        if not adapters:
-            setattr(model, model.base_model_prefix, merged(getattr(model, model.base_model_prefix)))
+        body = getattr(model, model.base_model_prefix)
+        setattr(model, model.base_model_prefix, hold(body, dtype) if adapters else merged(body))
     return causal, model, on_body and adapters
 
 
@@ -46,10 +49,16 @@ def body_name(name: str) -> str:
     return getattr(kind, "base_model_prefix", "model")
 
 
-def load_trained(name: str, labels: int) -> nn.Module:
-    """A saved scorer's model, every weight of it; or the one that was given."""
-    own = given_model(name)
-    return own if own is not None else load_model(auto_class(labels), name, "a scorer", torch.float32, spare=("lm_head",))
+def load_trained(name: str, labels: int, dtype: torch.dtype) -> nn.Module:
+    """A saved scorer's model, every weight of it; or the one that was given. Its head is float32, as its files have it."""
+    own = given_model(name, dtype)
+    model = own if own is not None else load_model(auto_class(labels), name, "a scorer", dtype, spare=("lm_head",))
+    head, there = head_of(model).float() if dtype == NARROW else None, places(Path(name))
+    for tensor, parameter in head.named_parameters() if head is not None and own is None else ():
+        place = next((there[full] for kind in HEADS if (full := f"{kind}.{tensor}") in there), None)
+        if place is not None:
+            parameter.data.copy_(place.rows(0, *(place.shape[:1] or (1,))))
+    return model
 
 
 def new_head(causal: Any, labels: int) -> nn.Module:
@@ -62,7 +71,8 @@ def new_head(causal: Any, labels: int) -> nn.Module:
     config.num_labels = labels
     config.classifier_dropout = 0.0  # transformers' default of .1 would make scores of training and use differ
     try:
-        model = auto_class(labels).from_config(config)
+        with torch.device("meta"):  # only its head is wanted: a body that goes again would take as much memory as the model
+            model = auto_class(labels).from_config(config)
     except ValueError as error:
         raise UsageError(f"no such model with a head: {told(error)}", where=f"model={config.model_type}") from error
     body = getattr(causal, causal.base_model_prefix)
@@ -70,7 +80,7 @@ def new_head(causal: Any, labels: int) -> nn.Module:
         what = f"transformers builds {type(model).__name__} around another body than {type(body).__name__}."
         raise UsageError(what, where=f"model={config.model_type}", fix="Use another language model.")
     setattr(model, model.base_model_prefix, body)
-    head = head_of(model).float()
+    head = head_of(model).to_empty(device=next(body.parameters()).device).float()
     with torch.no_grad():
         head.weight.normal_(0.0, 0.1 * head.in_features**-0.5)
         if head.bias is not None:

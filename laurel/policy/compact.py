@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from laurel.policy.adapters import merged_weight, plain_lora
+from laurel.policy.adapters import plain_lora
+from laurel.policy.fused import parts
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 from laurel.policy.packed import window_of
@@ -21,6 +22,8 @@ NONE = "none"
 """The kind of a layer that no rotary embedding turns."""
 FEW = 16
 """Products of so few rows are our own: the library's read weights a third slower, and a row's last bits tell of its neighbours."""
+AT_ONCE = 1 << 20
+"""Numbers of a matrix that adapters are merged into at once."""
 ROOM = 1 << 30
 """Bytes of memory that are asked for at once for what rows will say."""
 
@@ -87,6 +90,7 @@ class Compact:
         self.cap = float(getattr(first.self_attn, "attn_logit_softcapping", None) or 0.0)
         self.head_cap = getattr(config, "final_logit_softcapping", None)
         self.turns, self.rooms, self.copies = dict[str, tuple[Tensor, Tensor]](), dict[str, Tensor](), dict[str, Tensor]()
+        self.norms = dict[int, Tensor]()
         self.refresh()
 
     @torch.no_grad()
@@ -97,8 +101,11 @@ class Compact:
         self.head = self.fused("head", self.policy.causal.get_output_embeddings())
 
     def weight(self, norm: Any) -> Tensor | None:
-        """What a norm multiplies by; None where there is no such norm."""
-        return None if norm is None else norm.weight.detach() + self.plus
+        """What a norm multiplies by, float32, in memory that is used again; None where there is no such norm."""
+        if norm is None:
+            return None
+        kept = self.norms.setdefault(id(norm), torch.empty(norm.weight.shape, dtype=torch.float32))
+        return kept.copy_(norm.weight.detach()).add_(self.plus)
 
     def block(self, name: str, layer: Any) -> Block:
         own, mlp = layer.self_attn, layer.mlp
@@ -117,21 +124,31 @@ class Compact:
             self.fused(f"down {name}", mlp.down_proj),
             self.weight(layer.post_feedforward_layernorm) if sandwich else None,
             window_of(own) or 0,
-            own.layer_type if len(ropes(self.body)) > 1 else "" if getattr(own, "use_rope", True) else NONE,
+            own.layer_type if "" not in ropes(self.body) else "" if getattr(own, "use_rope", True) else NONE,
         )
 
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
         """The weights of several projections of one input as one matrix, adapters merged in, and their biases as one vector."""
         bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
-        weights = [merged_weight(linear) for linear in linears]
+        changes = [changing(linear) for linear in linears]
         if any(base.bias is not None for base in bases):
             bias = torch.cat([base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases])
             bias = bias.to(self.policy.dtype)
-        if len(weights) == 1 and weights[0].dtype == self.policy.dtype:
-            return weights[0], bias
+        if len(bases) == 1 and not changes[0] and bases[0].weight.dtype == self.policy.dtype:
+            return bases[0].weight.detach(), bias
         if name not in self.copies:
-            self.copies[name] = torch.empty(sum(map(len, weights)), weights[0].shape[1], dtype=self.policy.dtype)
-        return torch.cat(weights, out=self.copies[name]), bias
+            self.copies[name] = torch.empty(sum(base.out_features for base in bases), bases[0].in_features, dtype=self.policy.dtype)
+        rows = self.copies[name].split([base.out_features for base in bases])
+        for into, base, change in zip(rows, bases, changes, strict=True):
+            if not change:
+                into.copy_(base.weight.detach())
+            for piece in parts(len(into) if change else 0, max(1, AT_ONCE // base.in_features)):
+                # a few rows at a time: as large ones as a whole matrix are, beside small tensors that stay, make the heap grow and grow
+                whole = base.weight.detach()[piece].to(torch.float32, copy=True)
+                for above, below, scaling in change:
+                    whole += (below[piece] @ above) * scaling
+                into[piece] = whole
+        return self.copies[name], bias
 
     def rotate(self, longest: int) -> None:
         """cos and sin [positions, R / 2] of the model's own rotary embeddings, scaling included, for so many positions at least."""
@@ -186,7 +203,7 @@ class Compact:
 
         All of shape [n]. slot: None while prompts are read.
         """
-        x, y, prefix, suffix, width = self.embedding[ids] * self.scale, None, cache.prefix, cache.suffix, self.heads * self.head_dim
+        x, y, prefix, suffix, width = self.embedding[ids].float() * self.scale, None, cache.prefix, cache.suffix, self.heads * self.head_dim
         sizes = (len(ids), self.heads, self.kv_heads, self.head_dim, prefix.shape[4], suffix.shape[4], int(slot is not None))
         for i, block in enumerate(self.blocks):
             qkv, h = self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv), self.room("heads", len(ids), width)
@@ -243,6 +260,14 @@ class Compact:
         return "" if gap < bound else f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest"
 
 
+def changing(linear: Any) -> list[tuple[Tensor, Tensor, float]]:
+    """What adapters add to a projection now: factors A and B of each, and its scale."""
+    if not hasattr(linear, "base_layer") or linear.merged or linear.disable_adapters:
+        return []
+    active = [name for name in linear.active_adapters if name in linear.lora_A]
+    return [(linear.lora_A[name].weight.detach(), linear.lora_B[name].weight.detach(), linear.scaling[name]) for name in active]
+
+
 def obstacle(policy: Policy) -> str:
     """Why the compact decoder is not for a policy that `packs`, "" if it is."""
     if policy.device.type != "cpu":
@@ -258,7 +283,8 @@ def obstacle(policy: Policy) -> str:
             return f"rotary embedding {kind} of {width}"
     if not hasattr(body.layers[0], "input_layernorm") or (hasattr(own, "q_norm") and own.q_norm.weight.numel() != width):
         return "its norms are another family's"
-    if policy.dtype not in (torch.float32, torch.bfloat16) or {p.dtype for p in policy.model.parameters()} != {torch.float32}:
+    held = {p.dtype for p in policy.model.parameters()}
+    if policy.dtype not in (torch.float32, torch.bfloat16) or not held <= {torch.float32, policy.dtype}:
         return f"precision {policy.dtype}"
     return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
 

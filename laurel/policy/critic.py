@@ -15,6 +15,7 @@ from laurel.core.sample import Batch
 from laurel.policy.classifier import head_of
 from laurel.policy.logprob import wide
 from laurel.policy.model import Policy, trained_positions
+from laurel.policy.narrow import held, hold, reading
 from laurel.policy.packed import hidden_states
 
 
@@ -103,7 +104,7 @@ def own_critic(policy: Policy, scorer: nn.Module | None = None, *, mean: float =
     """
     body = copy.deepcopy(body_of(policy.causal if scorer is None else scorer)).to(policy.device).eval()
     if scorer is not None:
-        body = body.to(next(policy.model.parameters()).dtype).requires_grad_(True)
+        body = hold(body, held(policy.causal)).requires_grad_(True)
     return Critic(nn.ModuleDict({"body": body, "head": value_head(body, scorer, mean, std)}), None, policy.dtype)
 
 
@@ -124,8 +125,12 @@ def body_of(model: Any) -> nn.Module:
 def value_head(body: nn.Module, scorer: nn.Module | None, mean: float = 0.0, std: float = 1.0) -> nn.Linear:
     """A linear map from the body's hidden states to one value: zero, or (score - mean) / std of a scorer's head."""
     like = next(body.parameters())
-    probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
-    width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
+    if like.device.type == "meta":  # nothing is computed there
+        width = body.config.get_text_config().hidden_size
+    else:
+        probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+        with reading(body):
+            width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
     head = nn.Linear(width, 1, device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
     head.weight.zero_()
     head.bias.zero_()

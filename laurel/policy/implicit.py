@@ -15,6 +15,7 @@ from laurel.core.sample import Batch
 from laurel.objective.implicit import Implicit
 from laurel.policy.logprob import chunked_logprobs, wide
 from laurel.policy.model import Policy, trained_positions
+from laurel.policy.narrow import reading
 from laurel.policy.saving import auto_causal, largest, model_gap, moved, precision, proven
 from laurel.policy.written import Piece, head_name, pieces_of, write_model
 
@@ -111,8 +112,10 @@ class Heads:
         policy.model.eval()
         causal: Any = policy.causal
         ids = policy.probe()
-        hidden = getattr(causal, causal.base_model_prefix)(ids).last_hidden_state
-        found = causal(ids).logits.double().log_softmax(-1) + self.decode_beta * self.advantage(hidden).double()
+        with reading(causal):
+            hidden = getattr(causal, causal.base_model_prefix)(ids).last_hidden_state
+            logits = causal(ids).logits
+        found = logits.double().log_softmax(-1) + self.decode_beta * self.advantage(hidden).double()
         policy.model.train(was)
         return found.log_softmax(-1)
 
@@ -131,7 +134,7 @@ def folded(weight_VD: Tensor, q_KVD: Sequence[Tensor], decode_beta: float) -> Te
 
     log pi = W h - a number of the state, Q = mean_k W_k h, V a number of the state: numbers of the state drop out of a softmax.
     """
-    return weight_VD + decode_beta * torch.stack([w_VD.to(weight_VD.dtype) for w_VD in q_KVD]).mean(0)
+    return weight_VD + decode_beta * torch.stack(list(q_KVD)).mean(0)
 
 
 def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed: int = 0) -> Heads:

@@ -23,6 +23,7 @@ from laurel.policy.chat import ensure_template
 from laurel.policy.ends import ends_of, learn_ends
 from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.logprob import ROOM, Entropy, TokenStats, chunked_kl, chunked_logprobs, token_logprobs, wide
+from laurel.policy.narrow import NARROW, hold, reading
 from laurel.policy.objects import given_model, given_tokenizer
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of
@@ -36,10 +37,10 @@ from laurel.policy.weights import guard_ids, load_model, told
 class Policy:
     """A causal LM that can be trained, asked for log-probabilities, and saved.
 
-    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision
-    of computation; the weights stay as loaded (float32). `template` is the hash of the chat template; `notes` is what is to be
-    said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take; `whole_logits`: are they made by the
-    whole model only, not by its head? None: it is tried, and `logit_size`, the largest of a few of them, found.
+    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it. `dtype` is the precision of
+    computation; weights are float32, or bfloat16 (`laurel.policy.narrow`). `template` is the hash of the chat template; `notes` is
+    what is to be said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take; `whole_logits`: are
+    they made by the whole model only, not by its head? None: it is tried, and `logit_size`, the largest of a few of them, found.
     """
 
     model: nn.Module
@@ -112,7 +113,7 @@ class Policy:
         return not self.whole_logits and packs(getattr(self.causal, self.causal.base_model_prefix))
 
     def autocast(self) -> Any:
-        """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
+        """bfloat16 arithmetic when asked for; nothing otherwise."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def logp(self, batch: Batch, *, entropy: Entropy = "none", hidden_NLD: Tensor | None = None) -> TokenStats:
@@ -164,7 +165,8 @@ class Policy:
         """The logits of the probe, without dropout, float64."""
         was = self.model.training
         self.model.eval()
-        logits = self.causal(self.probe(), use_cache=False).logits.double()
+        with reading(self.causal):
+            logits = self.causal(self.probe(), use_cache=False).logits.double()
         self.model.train(was)
         return logits
 
@@ -253,14 +255,14 @@ class _AdaptersOff:
 def load_policy(config: Any) -> Policy:
     """The policy that a TrainConfig describes: model folder or hub name, precision, device, LoRA."""
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    model = load_causal(config.model, torch.float32)
+    dtype, kept = pick_dtype(config.dtype, device, config.param_dtype), pick_param_dtype(config.param_dtype)
+    model = load_causal(config.model, kept)
     tokenizer = load_tokenizer(config.model)
     notes = without_template(tokenizer, config.chat_template)
     template = ensure_template(tokenizer, config.chat_template)
     notes += learn_ends(model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer)
     if config.use_peft or hasattr(model, "peft_config"):
-        model = with_lora(model, config)
+        model = hold(with_lora(model, config), kept)
         if apart(model.get_base_model()):
             line = "output head and embedding are one tensor, and LoRA changes them apart: the model that is saved has both"
             logging.getLogger(__name__).warning(line)
@@ -347,8 +349,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes float32 for it: finer, and faster."""
+def pick_param_dtype(name: str) -> torch.dtype:
+    """auto: float32."""
+    return torch.float32 if name == "auto" else getattr(torch, name)
+
+
+def pick_dtype(name: str, device: torch.device, weights: str = "auto") -> torch.dtype:
+    """auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes float32 for it: finer, and faster.
+
+    weights: their own precision. Those in bfloat16 are multiplied in it, wherever they are.
+    """
+    if pick_param_dtype(weights) == NARROW:
+        return NARROW
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():

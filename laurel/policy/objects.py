@@ -10,6 +10,7 @@ from torch import nn
 
 from laurel.core.errors import UsageError
 from laurel.core.given import given, must_be_given
+from laurel.policy.narrow import hold
 from laurel.policy.weights import check_finite, let_padding_learn, tell_ties
 
 TOKENIZER = "tokenizer of "
@@ -49,10 +50,10 @@ def check_model(model: Any) -> None:
         )
 
 
-def said_of(model: Any) -> str:
-    """What a run says of a model that it was given."""
-    wide = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
-    cast = f", its weights now in float32 (given in {', '.join(sorted(str(one).removeprefix('torch.') for one in wide))})" if wide else ""
+def said_of(model: Any, kept: str = "float32") -> str:
+    """What a run says of a model that it was given. kept: the precision that its weights will have."""
+    found = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    cast = f", its weights now in {kept} (given in {', '.join(sorted(found))})" if found != {kept} else ""
     return f"the {type(model).__name__} given in Python is trained in place, not copied{cast}: at the end it holds the trained weights"
 
 
@@ -65,7 +66,7 @@ def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
     tell_ties(model)
-    model.to(dtype)
+    hold(model, dtype)
     renew_constants(model.get_base_model() if hasattr(model, "get_base_model") else model)
     return model
 

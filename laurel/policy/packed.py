@@ -95,25 +95,32 @@ def packs(body: Any) -> bool:
     body = bare(body)
     if getattr(body, "_forward_hooks", None) or getattr(body, "_forward_pre_hooks", None):
         return False
-    kind = getattr(getattr(body, "config", None), "model_type", None)
-    if kind is None or not isinstance(body, nn.Module):
+    if getattr(getattr(body, "config", None), "model_type", None) is None or not isinstance(body, nn.Module):
         return False
     if body not in KNOWN:
-        KNOWN[body] = kind in FAMILIES and all(hasattr(body, part) for part in PARTS) and agrees(body)
+        KNOWN[body] = looks_packed(body) and agrees(body)
         if not KNOWN[body]:
             logging.getLogger(__name__).warning("%s takes the general path: padded rows, every prompt by itself", type(body).__name__)
     return KNOWN[body]
 
 
+def looks_packed(body: Any) -> bool:
+    """Is this a body that `encode` computes, by its family and its parts?"""
+    return body.config.model_type in FAMILIES and all(hasattr(body, part) for part in PARTS)
+
+
 @torch.no_grad()
 def agrees(body: Any) -> bool:
-    """Does `encode` say what the body's own forward says, on two rows that share a prompt, without dropout or autocast?"""
+    """Does `encode` say what the body's own forward says, on two rows that share a prompt, without dropout?
+
+    In the precision of its weights.
+    """
     weight = body.embed_tokens.weight
     ids_NL = torch.arange(16, device=weight.device).view(2, 8) * max(len(weight) // 16, 1) % len(weight)
     ids_NL[1, :3] = ids_NL[0, :3]
     start_N, modes = torch.full((2,), 3, device=weight.device), [(module, module.training) for module in body.modules()]
     body.eval()
-    with torch.autocast(weight.device.type, enabled=False):
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
         layout = arrange(ids_NL, torch.ones_like(ids_NL, dtype=torch.bool), start_N, torch.zeros_like(start_N))
         ours_NLD = F.embedding(layout.place_NL, encode(body, layout)).double()
         gap = ours_NLD - body(input_ids=ids_NL, use_cache=False).last_hidden_state.double()

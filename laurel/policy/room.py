@@ -12,15 +12,15 @@ SHARE = 32  # of all memory, a part in so many
 SPARE = 4  # of what is free in the end, a part in so many
 
 
-def logit_room(device: torch.device, coming: int, useful: int) -> int:
+def logit_room(device: torch.device, coming: int, useful: int, memory: tuple[int, int] | None = None) -> int:
     """Bytes for logits: a power of two, a thirty-second of the device's memory, less where little of it is free.
 
     coming: bytes that gradients and optimiser will take before logits do. useful: bytes of the largest micro-batch's logits; more
-    would bring nothing. All memory, not what is free just now, as long as there is enough: so a run that is started twice on the
-    same machine gets the same number.
+    would bring nothing. memory: (free, all) of a device that is not here. All memory, not what is free just now, as long as there
+    is enough: so a run that is started twice on the same machine gets the same number.
     """
     most = MOST_OF_GPU if device.type == "cuda" else MOST
-    memory = device_memory(device)
+    memory = memory or device_memory(device)
     if memory is not None:
         free, every = memory
         most = min(most, every // SHARE, (free - coming) // SPARE)

@@ -22,7 +22,8 @@ from laurel.policy.classifier import HEADS, SEQUENCE, assembled, auto_class, hea
 from laurel.policy.ends import ends_of
 from laurel.policy.folders import check_folder, is_adapter
 from laurel.policy.logprob import wide
-from laurel.policy.model import Policy, load_tokenizer, pick_device, pick_dtype
+from laurel.policy.model import Policy, load_tokenizer, pick_device, pick_dtype, pick_param_dtype
+from laurel.policy.narrow import held, hold, reading
 from laurel.policy.objects import config_of
 from laurel.policy.packed import hidden_states, packs
 from laurel.policy.positions import positions_of, shorter
@@ -52,10 +53,10 @@ Ids = Sequence[int]
 class Scorer:
     """A language model's body and a linear head on its last hidden state. Its face is the policy's, as far as training needs it.
 
-    `model` is a plain transformers model for sequence classification (one number) or token classification (several classes). The
-    weights stay float32; `dtype` is the precision of computation. `template` is the hash of the chat template. `language` is the
-    language model around the same body, where its head is kept for training; no folder that is saved holds it. `origin` is where the
-    body was loaded from.
+    `model` is a plain transformers model for sequence classification (one number) or token classification (several classes). Its
+    weights are float32, or its body's bfloat16 (`laurel.policy.narrow`); `dtype` is the precision of computation. `template` is the
+    hash of the chat template. `language` is the language model around the same body, where its head is kept for training; no folder
+    that is saved holds it. `origin` is where the body was loaded from.
     """
 
     model: Any  # a PreTrainedModel
@@ -94,7 +95,7 @@ class Scorer:
         return moved
 
     def autocast(self) -> Any:
-        """bfloat16 arithmetic over float32 weights when asked for; nothing otherwise."""
+        """bfloat16 arithmetic when asked for; nothing otherwise."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     @property
@@ -179,8 +180,9 @@ class Scorer:
 
     def adapt(self, config: Any) -> None:
         """LoRA adapters in the body, which is frozen, the language head too; the scorer's own head stays whole. Scores do not change."""
-        prefix = self.model.base_model_prefix
-        setattr(self.model, prefix, with_lora(getattr(self.model, prefix), config, task=None).to(self.device).eval())
+        prefix, kept = self.model.base_model_prefix, held(self.model)
+        adapters = hold(with_lora(getattr(self.model, prefix), config, task=None), kept)
+        setattr(self.model, prefix, adapters.to(self.device).eval())
         if self.language is not None:
             self.language.causal.get_output_embeddings().requires_grad_(False)
 
@@ -197,7 +199,7 @@ class Scorer:
         `Policy.save`. A language head stays behind. The proof scores two rows of different length as anybody would: padded on the
         right with the tokenizer's padding token.
         """
-        folder, notes, live = Path(folder), list[str](), next(self.model.parameters()).dtype
+        folder, notes, live = Path(folder), list[str](), held(self.model)
         why = no_adapter(self.adapters, self.origin) if self.adapters is not None else "no"
         fix = "The disk may be at fault: continue with --resume true to save again."
         if self.adapters is not None and not merge and not why:
@@ -248,7 +250,8 @@ class Scorer:
         was = self.model.training
         self.model.eval()
         plain = Scorer(self.model, self.tokenizer)  # whatever training computes in
-        ours = plain.head(plain.hidden(ids_NL, attention_NL))
+        with reading(self.model):
+            ours = plain.head(plain.hidden(ids_NL, attention_NL))
         self.model.train(was)
         ours = (ours[torch.arange(2), last_N][:, None] if self.num_labels == 1 else ours).to(torch.float64)
         inputs = {"input_ids": padded_NL, "attention_mask": attention_NL.long()}
@@ -260,13 +263,14 @@ class Scorer:
         ours, inputs, real = self.said()
         was = self.model.training
         self.model.eval()
-        theirs = self.model(**inputs).logits.to(torch.float64)
+        with reading(self.model):
+            theirs = self.model(**inputs).logits.to(torch.float64)
         self.model.train(was)
         if ours.shape != theirs.shape:
             return False
         head, hidden = head_of(self.model), self.hidden(inputs["input_ids"], inputs["attention_mask"].bool())
         size = float(hidden.double().norm(dim=-1).max()) * float(head.weight.double().norm(dim=1).max())
-        return largest((ours - theirs)[real]) <= WORST * slack(head.weight.dtype, size)
+        return largest((ours - theirs)[real]) <= WORST * slack(held(self.model), size)
 
 
 def load_scorer(
@@ -275,6 +279,7 @@ def load_scorer(
     num_labels: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    param_dtype: str = "auto",
     chat_template: str | None = None,
     seed: int = 0,
     language: bool = False,
@@ -304,7 +309,7 @@ def load_scorer(
         raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        causal, model, kept = assembled(name, labels, bool(trained), language, adapters)
+        causal, model, kept = assembled(name, labels, bool(trained), language, adapters, pick_param_dtype(param_dtype))
         tied = causal is not None and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
         own_padding(tokenizer, model)
     card = read_card(name) if trained else Card()
@@ -312,7 +317,7 @@ def load_scorer(
     origin = origin_of(name)
     if is_adapter(name) and not kept:  # what adapters would belong on is in no folder
         origin = replace(origin, base="")
-    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place), template, card, None, tuple(notes), origin)
+    scorer = Scorer(model.to(place).eval(), tokenizer, pick_dtype(dtype, place, param_dtype), template, card, None, tuple(notes), origin)
     guard_ids(scorer)
     if language:
         scorer.language = language_of(scorer, None if trained else causal, tied, name)

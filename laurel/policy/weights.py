@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from laurel.core.errors import UsageError
+from laurel.policy.narrow import hold
 
 LOADING = threading.RLock()
 """Held while weights are loaded. transformers replaces torch's initialisers meanwhile, for the whole process: two threads that load at
@@ -53,7 +54,7 @@ def load_model(kind: Any, name: str, what: str, dtype: torch.dtype, *, spare: Co
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
     tell_ties(model)
-    return model
+    return hold(model, dtype)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,9 +61,7 @@ def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @whole_or_nothing
-def save_checkpoint(
-    folder: Path, run: str, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, state: State, *, keep: int
-) -> Path:
+def save_checkpoint(folder: Path, run: str, template: str, parameters: Parameters, optimizer: Any, state: State, *, keep: int) -> Path:
     """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then one rename.
 
     Older ones are dropped after it, but for the best one.
@@ -111,9 +110,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def load_checkpoint(
-    checkpoint: Path, run: str, template: str, parameters: Parameters, optimizer: torch.optim.Optimizer, reference: str
-) -> State:
+def load_checkpoint(checkpoint: Path, run: str, template: str, parameters: Parameters, optimizer: Any, reference: str) -> State:
     """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat template is an error."""
     saved = json.loads((checkpoint / "state.json").read_text())
     if saved.pop("run", run) != run:

@@ -1,130 +1,271 @@
-"""Memory before the first step: what stands there, what the step will add, and whether the device has it."""
+"""Memory before the first step: what stands there, what each part of a step adds, and whether the device has it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.machine import resident
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy.chat import encode_prompt
+from laurel.policy.compact import obstacle, rounded
+from laurel.policy.logprob import TILE, TILE_ON_GPU
+from laurel.policy.narrow import held
 from laurel.policy.room import device_memory
-from laurel.policy.rows import encodings
 from laurel.policy.turns import as_tools
+from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
-from laurel.train import parallel
-from laurel.train.draws import drawn
+from laurel.train import masters, parallel
+from laurel.train.checkpoint import State
+from laurel.train.draws import beside, drawn
+from laurel.train.kept import activations, computed, copies, in_training
+from laurel.train.optimizer import state_bytes
 
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
-PROBE = 64  # tokens of the row that activations are measured with
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.policy.sampler.sample` has it
+TILES = 4  # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and their gradient
+GAPS = 0.5  # of activations, what a CPU's heap loses between tensors that stay and tensors that went: measured, .17 to .54
 SURE = 0.85
 """A run is refused where even so much of what is foreseen is more than there is: foreseen is within 15 % of what is taken."""
+OPTIMISER = ("moments", "masters")
 
 
-def standing(setup: Setup) -> dict[str, int]:
-    """Bytes of the models, and of what is kept of those that are trained: what no step can do without."""
+@dataclass(frozen=True)
+class Work:
+    """The largest pieces of a step: a micro-batch, whether there are others beside it, and what is sampled, in rows and tokens."""
 
-    def size(module: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in module.parameters())
-
-    models = {"policy": size(setup.policy.model)}
-    if setup.reference is not None:
-        models["reference"] = 0 if setup.reference.adapters_off else size(setup.reference.policy.model)
-    if setup.companion is not None:
-        models[setup.row.beside] = size(setup.companion.model)
-    trained = sum(p.numel() * p.element_size() for p in setup.trainable().values())
-    return models | ({"a copy": trained} if setup.row.source == "parameters" else {"gradients and optimiser": 3 * trained})
+    micro: Batch
+    several: bool
+    prompts: int = 0
+    each: int = 0
+    prompt: int = 0
+    completion: int = 0
 
 
-def passing(setup: Setup) -> dict[str, int]:
-    """Bytes that come and go in a step: activations of the largest micro-batch, its logits, gradients before they are added up."""
-    if setup.row.source == "parameters":
-        return {}
-    tokens, trained = largest(setup), setup.trainable().values()
-    bodies = [setup.policy.scores if setup.row.head else setup.policy.hidden]
-    if getattr(setup.companion, "policy", setup.policy) is None:  # a body of its own
-        bodies.append(setup.companion.hidden)
-    logits = 0
-    if room := getattr(setup.policy, "room", 0):
-        vocabulary = setup.policy.causal.get_output_embeddings().weight.shape[0]
-        logits = min(room, tokens * vocabulary * setup.policy.dtype.itemsize)
-    return {
-        "activations": tokens * sum(saved(setup, body) for body in bodies) // PROBE,
-        "logits": logits,
-        "the largest gradient twice": max((p.numel() * p.element_size() for p in trained), default=0),
+@dataclass(frozen=True)
+class Foreseen:
+    """Bytes by name. there: models; parts: what a step adds; phases: which of these are there at the same time."""
+
+    there: dict[str, int]
+    parts: dict[str, int]
+    phases: dict[str, tuple[str, ...]]
+
+    def of(self, phase: str) -> int:
+        """Bytes that are there in a phase, models left out."""
+        return sum(self.parts[name] for name in self.phases[phase])
+
+    @property
+    def fullest(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=self.of)
+
+    @property
+    def coming(self) -> int:
+        """Bytes that come to those of the models, at most."""
+        return self.of(self.fullest)
+
+
+def foreseen(policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str) -> Foreseen:
+    """What a run takes on a device of some kind, of models that may be without memory: from shapes, and a pass over shapes.
+
+    Activations go as gradients come, so both are there together only where gradients of an earlier micro-batch wait.
+    """
+    there = {"policy": weights_of(policy.model)}
+    if reference is not None:
+        there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
+    if companion is not None:
+        there[row.beside] = weights_of(companion.model)
+    trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    parts = sampling(policy, work, kind)
+    phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
+    always = ("sampler's weights",) if parts else ()
+    if row.source == "parameters":
+        parts |= {"moments": 0, "masters": 0, "a copy": sum(p.numel() * p.element_size() for p in trained.values())}
+        return Foreseen(there, parts, {"sampling": (*phases["sampling"], "a copy")})
+    parts |= state_bytes(trained, config.optim)
+    if config.optim.startswith("paged") and kind == "cuda":
+        parts["moments"] = 0  # they leave a GPU that is full
+    parts |= backward(policy, companion, config, row, work, kind)
+    parts["a tensor at a time"] = stepping(trained)
+    parts["what is saved"] = sum(p.numel() * p.element_size() for p in trained.values())
+    waiting = ("gradients",) if work.several else ()
+    still = (*OPTIMISER, *always)
+    phases |= {
+        "the forward pass and the loss": (
+            *still,
+            *waiting,
+            "activations",
+            "gaps in the heap",
+            "copies of weights",
+            "logits",
+            "gradient of the head",
+        ),
+        "the backward pass": (*still, "gradients", "gradients twice"),
+        "the optimiser's step": (*still, "gradients", "a tensor at a time"),
+        "a checkpoint": (*still, "what is saved"),
     }
+    return Foreseen(there, parts, phases)
 
 
-def largest(setup: Setup) -> int:
-    """Tokens of the largest micro-batch, by the rows of the first step: prompts with the longest completion, or answers as they are."""
+def weights_of(module: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def stepping(trained: dict[str, Any]) -> int:
+    """Bytes of the float32 copies that masters are put together in: master, gradient, and whole numbers on the way."""
+    narrow = [p.numel() for p in trained.values() if p.dtype == masters.NARROW]
+    return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
+
+
+def backward(policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str) -> dict[str, int]:
+    """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of which there are two for a while."""
+    inner = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
+    narrow = policy.dtype != held(policy.model)
+    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
+    with in_training(policy.model, not config.disable_dropout):
+        kept = sum(activations(body_of(model), work.micro, policy.autocast, weights) for model in inner)
+        copied = sum(copies(body_of(model), policy.autocast, weights) for model in inner) if narrow else 0
+    learning = [*policy.trainable().values(), *(companion.trainable().values() if companion else ())]
+    sizes = [p.numel() * p.element_size() for p in learning]
+    gaps = int(GAPS * kept) if kind == "cpu" else 0
+    found = {"activations": kept - copied, "gaps in the heap": gaps, "copies of weights": copied, "logits": 0, "gradient of the head": 0}
+    tied = False
+    if not row.head:
+        head = policy.causal.get_output_embeddings().weight
+        vocabulary, width = head.shape
+        tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
+        there = int(work.micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
+        tile = TILE if kind == "cpu" else TILE_ON_GPU
+        found["logits"] = TILES * min(tile, there) + (min(policy.room, there) if head.requires_grad else 0)
+        if policy.whole_logits:
+            found["logits"] = 3 * 4 * work.micro.ids_NL.numel() * vocabulary
+        found["gradient of the head"] = 4 * vocabulary * width if head.requires_grad else 0
+    return found | {"gradients twice": (int(tied) + int(work.several)) * max(sizes, default=0)}
+
+
+def body_of(model: Any) -> Any:
+    """The transformer below the head."""
+    return getattr(model, getattr(model, "base_model_prefix", ""), model)
+
+
+def own_bodies(companion: Any) -> list[Any]:
+    """The body of a critic or discriminator that has one of its own."""
+    beside = getattr(companion, "model", None)
+    return [beside["body"]] if isinstance(beside, torch.nn.ModuleDict) and "body" in beside else []
+
+
+def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
+    """What sampling takes: keys and values, weights as the compact decoder has them, logits; nothing where nothing is sampled."""
+    if not work.each:
+        return {}
+    config, item = policy.causal.config.get_text_config(), policy.dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(1, getattr(config, "num_attention_heads", 1))
+    a_token = 2 * config.num_hidden_layers * heads * width * item
+    prompts = min(max(AT_ONCE // work.each, 1), work.prompts)
+    rows, vocabulary = prompts * work.each, policy.causal.get_input_embeddings().weight.shape[0]
+    if kind == "cpu" and policy.packs and not obstacle(policy):
+        tokens = prompts * rounded(work.prompt) + rows * rounded(work.completion)
+        return {
+            "keys and values": a_token * tokens,
+            "sampler's weights": fused_weights(policy),
+            "sampled logits": 2 * rows * vocabulary * item,
+        }
+    tokens = rows * (work.prompt + work.completion)
+    return {"keys and values": a_token * tokens, "sampler's weights": 0, "sampled logits": 5 * 4 * rows * vocabulary}
+
+
+def fused_weights(policy: Any) -> int:
+    """Bytes of the weights that the compact decoder copies: of several projections as one, and of those in another precision."""
+    body, head = body_of(policy.causal), policy.causal.get_output_embeddings()
+    together, alone = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
+    count = 0
+    for name, module in [*body.layers.named_modules(), ("lm_head", head)]:
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        last = name.rpartition(".")[2]
+        if weight is None or last not in (*together, *alone, "lm_head"):
+            continue
+        own = hasattr(module, "base_layer")
+        if last in together or own or weight.dtype != policy.dtype:
+            count += weight.numel()
+    return count * policy.dtype.itemsize
+
+
+def work_of(setup: Setup) -> Work:
+    """The largest pieces of the first step: prompts with the longest completion, or answers as they are."""
     config, policy = setup.config, setup.policy
     rows = drawn(setup, 0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
     if setup.learns_from_data:
         how = {"train_on": config.train_on, "max_length": config.max_length}
-        lengths = [len(one.ids) for row in rows for one in encodings(policy, row, **how)]
-    else:
-        prompts = (encode_prompt(policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))) for row in rows)
-        more = (config.max_completion_length or 0) * (config.max_turns or 1)
-        lengths = [len(prompt) + more for prompt in prompts for _ in range(config.num_generations or 1)]
-    together = sum(lengths) if setup.packs else len(lengths) * max(lengths)
-    return min(together, max(config.token_budget or together, max(lengths)))
+        others = beside(setup, State(cursor=config.prompts_per_step), rows)
+        groups = GIVEN[setup.row.source](policy, rows, run="", step=0, **how, **others)
+        return work_in(groups, config, setup)
+    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))) for row in rows]
+    more, each = (config.max_completion_length or 1) * (config.max_turns or 1), config.num_generations or 1
+    return work_in(to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more)
 
 
-def saved(setup: Setup, body: Any) -> int:
-    """Bytes that a forward pass of PROBE tokens keeps for the backward pass, weights not counted: measured."""
-    weights = {p.untyped_storage().data_ptr() for p in [*setup.policy.model.parameters(), *setup.trainable().values()]}
-    kept: dict[int, int] = {}
-    held = list[Tensor]()  # so that no address is given twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    setup.policy.model.train(not setup.config.disable_dropout)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        body(probe().to(setup.policy.device))
-    setup.policy.model.eval()
-    return sum(kept.values())
+def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
+    """Groups of samples as long as they may be."""
+    ids = (1,) * length
+    how = (ids, (0.0,) * length, (True,) * length, 1.0, "length", "", ())
+    return [
+        Group(str(n), {}, tuple(Sample(Key("", "", str(n), k, 0), tuple(prompt), *how) for k in range(each)))
+        for n, prompt in enumerate(prompts)
+    ]
 
 
-def probe() -> Batch:
-    """One row of PROBE tokens, all but the first of them trained on."""
-    ids = (1,) * (PROBE - 1)
-    sample = Sample(Key("memory", "", "probe", 0, 0), (1,), ids, (0.0,) * len(ids), (True,) * len(ids), 1.0, "length", "", ())
-    return pack([Group("probe", {}, (sample,), rewards=(1.0,))])
+def work_in(groups: list[Group], config: Any, setup: Any, each: int = 0, prompt: int = 0, completion: int = 0) -> Work:
+    """The micro-batch that computes most tokens, by the way that a step is divided."""
+    batch = pack(groups)
+    micros = list(batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs))
+    micro = max(micros, key=lambda one: computed(one, packed=setup.packs))
+    return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
 def memory(setup: Setup) -> str:
     """What is foreseen, as a line; more than the device has is an error that says how to need less."""
-    stands, passes = standing(setup), passing(setup)
-    told = ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in {**stands, **passes}.items())
-    models = sum(bytes_ for name, bytes_ in stands.items() if name != "gradients and optimiser")
+    found = foreseen(setup.policy, setup.reference, setup.companion, setup.config, setup.row, work_of(setup), setup.policy.device.type)
+    told = in_words(found)
     on_gpu = setup.policy.device.type == "cuda"
     now = torch.cuda.memory_allocated(setup.policy.device) if on_gpu else resident()
-    coming = sum(stands.values()) - models + sum(passes.values())
     both = device_memory(setup.policy.device)
-    if both is not None and SURE * coming > both[0]:
-        what = f"a step needs about {(now + coming) / 1e9:.1f} GB ({told}, in MB), and {(now + both[0]) / 1e9:.1f} GB are there."
-        raise UsageError(what, where="memory", fix=" ".join(ways_out(setup, passes)[:3]))
-    return f"memory in MB: {told}; at its largest about {(now + coming) / 1e6:.0f}, all that the process has counted"
+    if both is not None and SURE * found.coming > both[0]:
+        what = f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and {(now + both[0]) / 1e9:.1f} GB are there."
+        raise UsageError(what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3]))
+    largest = f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted, in {found.fullest}"
+    return f"memory in MB: {told}; {largest}"
 
 
-def ways_out(setup: Setup, passes: dict[str, int]) -> list[str]:
-    """What to change so that a step takes less, what costs least first."""
-    config, ways = setup.config, list[str]()
-    if passes.get("activations", 0) and largest(setup) > 256:
+def in_words(found: Foreseen) -> str:
+    """Every part that takes something, in MB."""
+    every = {**found.there, **found.parts}
+    return ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in every.items() if bytes_ or name in found.there)
+
+
+def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
+    """What to change so that a step takes less: what costs least first, and only what helps in the phase that takes most."""
+    fullest, ways = found.phases[found.fullest], list[str]()
+    many = "activations" in fullest and found.parts["activations"] > 0
+    if many and config.token_budget > 256:
         ways.append(f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts.")
-    if not config.gradient_checkpointing and not setup.row.head:
+    if many and not config.gradient_checkpointing and not row.head:
         ways.append("Set gradient_checkpointing: activations are computed twice.")
+    if "keys and values" in fullest:
+        ways.append("Lower max_completion_length, num_generations or prompts_per_step: fewer keys and values.")
+    if config.optim == "adamw_torch" and found.parts.get("moments", 0) > sum(found.there.values()) / 4:
+        ways.append("Set optim to adamw_8bit: moments of 2 bytes a weight, not 8.")
+    if config.param_dtype != "bfloat16" and row.source != "parameters":
+        ways.append("Set param_dtype to bfloat16: half the memory of weights.")
     if not config.use_peft:
         ways.append("Set use_peft: adapters need hardly any gradients and optimiser state.")
+    if not many and not config.gradient_checkpointing and not row.head and row.source != "parameters":
+        ways.append("Set gradient_checkpointing: activations are computed twice.")
     ways.append("Take a smaller model.")
     return ways

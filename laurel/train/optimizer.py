@@ -2,34 +2,97 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
-from laurel.core.errors import LaurelError
+from laurel.core.errors import LaurelError, UsageError
+from laurel.train.masters import NARROW, Make, Masters
+
+KEPT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit"}
+"""optim -> its class in bitsandbytes."""
+BLOCK, SMALL = 256, 4096
+"""Of 8-bit moments: numbers that share a scale, and numbers of a tensor below which they stay float32."""
 
 
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], config: TrainConfig, beside: Mapping[str, nn.Parameter] | None = None, rate: float = 1.0
-) -> torch.optim.AdamW:
+) -> Any:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms, biases).
 
+    Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`: torch's, or one of bitsandbytes'.
     beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale of a gradient, so a coefficient of a
     loss that nothing else touches would do nothing.
     """
     together = {1.0: {**parameters, **(beside or {})}} if rate == 1 else {1.0: parameters, rate: beside or {}}
     groups: list[dict[str, Any]] = []
     for times, of in together.items():
-        groups.append({"params": [p for p in of.values() if p.ndim > 1], "weight_decay": config.weight_decay, "times": times})
-        groups.append({"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, "times": times})
-    betas = (config.adam_beta1, config.adam_beta2)
-    fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+        how = {"times": times, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+        groups.append({"params": [p for p in of.values() if p.ndim > 1], "weight_decay": config.weight_decay, **how})
+        groups.append({"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, **how})
     used = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=fused)
+    every = [p for g in used for p in g["params"]]
+    make = maker(config, fused=all(p.device.type in ("cpu", "cuda") for p in every))
+    return Masters(used, make) if any(p.dtype == NARROW for p in every) else make(used)
+
+
+def maker(config: TrainConfig, fused: bool) -> Make:
+    """What makes the optimiser of float32 parameters that `config.optim` names."""
+    if config.optim == "adamw_torch":
+        return lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+    kind = getattr(library(config.optim), KEPT[config.optim])
+    return lambda groups: kind(groups, lr=config.learning_rate)
+
+
+def library(optim: str) -> Any:
+    """bitsandbytes' optimisers; a UsageError where it is not installed, or does not work."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("bitsandbytes").optim
+    except ImportError as error:
+        fix = "pip install 'laurel-rl[optim]', or leave optim out."
+        what = "bitsandbytes is not installed." if getattr(error, "name", "") == "bitsandbytes" else f"bitsandbytes: {error}"
+        raise UsageError(what, where=f"optim={optim}", fix=fix) from error
+
+
+def check_optim(config: TrainConfig, device: torch.device) -> None:
+    """UsageError for an optimiser that is not here, or would not be what its name says. Before any weight is loaded."""
+    if config.optim == "adamw_torch":
+        return
+    if config.optim.startswith("paged") and device.type != "cuda":
+        fix = "Use adamw_8bit, which works on a CPU, too." if device.type == "cpu" else "Leave it out."
+        raise UsageError(
+            f"pages move between a GPU and main memory, and this runs on {device.type}.", where=f"optim={config.optim}", fix=fix
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"bitsandbytes does not work on {device.type}.", where=f"optim={config.optim}", fix="Leave it out.")
+    library(config.optim)
+
+
+def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str, int]:
+    """Bytes that a step's gradients and the optimiser take: gradients, moments, and what masters have beyond their weights."""
+    found = {"gradients": 0, "moments": 0, "masters": 0}
+    for parameter in parameters.values():
+        count = parameter.numel()
+        eight = "8bit" in optim and count >= SMALL
+        found["gradients"] += count * parameter.element_size()
+        found["moments"] += 2 * (count + 4 * -(-count // BLOCK)) if eight else 8 * count
+        found["masters"] += 2 * count if parameter.dtype == NARROW else 0
+    return found
+
+
+def total_norm(grads: list[Tensor]) -> float:
+    """The norm of all gradients as one vector. Of those in bfloat16 it is added up in float32."""
+    if all(grad.dtype != NARROW for grad in grads):
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    return math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -42,14 +105,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * shape[config.lr_scheduler_type]
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig) -> float:
+def optimizer_step(optimizer: Any, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig) -> float:
     """Clip, step, clear; returns the gradient norm before clipping.
 
     A gradient that is exactly zero moves nothing: no step, so no weight decay and no momentum either. A gradient that is not finite
     stops the run.
     """
     grads = [p.grad for p in parameters.values() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    norm = total_norm(grads)
     if not math.isfinite(norm):
         bad = next(name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all())
         raise LaurelError(f"the gradient of {bad} is not finite.", where=f"step {step}", fix="Lower learning_rate; look at samples.jsonl.")

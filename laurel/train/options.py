@@ -35,7 +35,7 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
         "env": None, "max_turns": 4, "rewards": None, "reward_weights": None, "reward_timeout": 60.0, "max_failed_fraction": 0.5,
     },
 }  # fmt: skip
-ADAMW = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+ADAMW = ("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
 MEASURED = {"rounding"}  # given to an objective by the precision of the model
 
@@ -98,6 +98,7 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
         raise UsageError("max_turns belongs to an environment.", where="max_turns", fix="Name one with env, or leave it out.")
     if config.stop_at is not None and not config.eval_steps:
         raise UsageError("stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps.")
+    check_precision(name, resolved)
     if row.source == "labels" and resolved.prompts_per_step < 2:
         what = "answers to other prompts are needed, and there is one prompt."
         raise UsageError(what, where="prompts_per_step", fix="At least 2.")
@@ -111,6 +112,18 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if row.source == "parameters":
         check_population(name, resolved)
     return resolved
+
+
+def check_precision(name: str, config: TrainConfig) -> None:
+    """Weights in bfloat16 are multiplied in it, and are moved by an optimiser that keeps what they cannot hold."""
+    if config.param_dtype != "bfloat16":
+        return
+    if config.dtype == "float32":
+        what = "weights held in bfloat16 are multiplied in bfloat16, not in float32."
+        raise UsageError(what, where="dtype", fix="Leave dtype out, or hold the weights in float32.")
+    if ALGORITHMS[name].source == "parameters" and not config.use_peft:
+        what = f"`{name}` moves the weights themselves, by less than bfloat16 can tell apart."
+        raise UsageError(what, where="param_dtype", fix="Leave it out, or set use_peft: adapters are float32.")
 
 
 def check_population(name: str, config: TrainConfig) -> None:

@@ -50,7 +50,7 @@ def train(
     from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
     from laurel.train.loop import train as run_to_the_end
 
-    watching = Watching(check_callbacks(callbacks), check_function(compute_metrics), tuple(said(objects)))
+    watching = Watching(check_callbacks(callbacks), check_function(compute_metrics), tuple(said(objects, values.get("param_dtype"))))
     with giving(objects):
         resolved = build_config(values, where="laurel.train")
         with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
@@ -224,13 +224,13 @@ def check_function(function: Any) -> Any:
     return function
 
 
-def said(objects: Mapping[str, Any]) -> list[str]:
-    """What the run says of objects: where they run, and what becomes of them."""
+def said(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
+    """What the run says of objects: where they run, and what becomes of them. kept: the precision asked for weights."""
     functions = [name for name in objects if not name.startswith(PREFIX)]
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []
     for thing in objects.values():
         if hasattr(thing, "named_parameters"):
             from laurel.policy.objects import said_of
 
-            lines.append(said_of(thing))
+            lines.append(said_of(thing, kept if kept == "bfloat16" else "float32"))
     return lines

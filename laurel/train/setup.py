@@ -23,7 +23,7 @@ from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.policy.adapters import check_lora
 from laurel.policy.classifier import trained_labels
 from laurel.policy.folders import check_folder, is_adapter
-from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_threads
+from laurel.policy.model import Policy, Reference, load_policy, make_reference, pick_device, pick_threads
 from laurel.policy.room import logit_room
 from laurel.policy.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
@@ -36,7 +36,7 @@ from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
 from laurel.train.companions import BESIDE
 from laurel.train.fitting import bounded, fitting, weighed
 from laurel.train.inputs import inputs
-from laurel.train.optimizer import make_optimizer
+from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.options import bind, reads, resolve
 from laurel.train.profile import Clock
 from laurel.train.reference import Remembered
@@ -67,7 +67,7 @@ class Setup:
     run: Run
     policy: Policy
     reference: Reference | None
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # of torch, of bitsandbytes, or Masters
     objective: Callable
     unit: Callable
     notes: list[str]
@@ -167,6 +167,7 @@ def prepare(algorithm: str, config: TrainConfig, watching: Watching | None = Non
     split_off = [] if config.eval_dataset else held
     read = {"dataset": [*rows, *split_off], "eval_dataset": held if config.eval_dataset else [], "ptx_dataset": pretraining}
     make_env = load_env(config.env) if config.env else None
+    check_optim(config, pick_device(config.device))
     if config.model in STARTERS:
         check_starter(config.model, config.dataset)
     else:
@@ -233,9 +234,9 @@ def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
     Where logits are computed a few rows at a time, how many decides their last bits.
     """
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
-    moved = sum(p.numel() * p.element_size() for p in policy.trainable().values())
+    coming = sum(state_bytes(policy.trainable(), config.optim).values())
     largest = (config.token_budget or 0) * vocabulary * policy.dtype.itemsize
-    chosen = run.facts.get("logit_bytes") or logit_room(policy.device, 3 * moved, largest)
+    chosen = run.facts.get("logit_bytes") or logit_room(policy.device, coming, largest)
     chosen = min(parallel.gather(int(chosen)))
     if parallel.rank() == 0:
         run.note({"logit_bytes": chosen})
@@ -251,7 +252,13 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     """A language model's body under a head with so many outputs, or a trained scorer to go on with."""
     if config.gradient_checkpointing:
         raise UsageError("a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out.")
-    how = {"device": config.device, "dtype": config.dtype, "chat_template": config.chat_template, "seed": config.seed}
+    how = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "chat_template": config.chat_template,
+        "seed": config.seed,
+    }
     keep = config.use_peft or bool(is_adapter(config.model) and trained_labels(config.model))
     scorer = load_scorer(config.model, num_labels=outputs, language=bool(config.imitation_coef), adapters=keep, **how)
     if keep:

@@ -251,7 +251,14 @@ def chatty(tmp_path_factory):
     place, tokenizer = tmp_path_factory.mktemp("chatty"), tokenizer_of("chatml", special=False)
     small_model(tokenizer, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(place / "base")
     tokenizer.save_pretrained(place / "base")
-    options = {"device": "cpu", "dtype": "float32", "chat_template": None, "use_peft": False, "gradient_checkpointing": False}
+    options = {
+        "device": "cpu",
+        "dtype": "float32",
+        "chat_template": None,
+        "use_peft": False,
+        "gradient_checkpointing": False,
+        "param_dtype": "auto",
+    }
     policy = load_policy(SimpleNamespace(model=str(place / "base"), **options))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     with torch.no_grad():  # every token is followed by the closing one

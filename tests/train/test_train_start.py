@@ -1,15 +1,11 @@
 """What a run chooses and tries before its first step: room for logits, and the samples that the start is checked with."""
 
 import pytest
-import torch
 from toy import make_toy, toy_config
 
-from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group, Key, Sample
 from laurel.policy.model import Policy
-from laurel.rollout.pack import pack
-from laurel.train import loop, memory, setup
+from laurel.train import loop, setup
 from laurel.train.checks import tried
 from laurel.train.loop import train
 from laurel.train.setup import prepare
@@ -90,49 +86,3 @@ def test_a_run_is_checked_with_so_many_samples(toy, tmp_path, monkeypatch):
         checks.before(made, 0, progress)
     assert seen == [(1, 3)]
     loop.step(made, state, Sums())
-
-
-# ------------------------------------------------------------------------------------------------------- memory foreseen
-
-
-def test_activations_are_what_a_forward_pass_keeps(toy, tmp_path):
-    """Measured on 64 tokens and scaled: within 5 % of what a micro-batch of 512 keeps; without a gradient nothing is kept."""
-    made, _ = prepare("sft", toy_config(toy, tmp_path, reward=None))
-    per_token = memory.saved(made, made.policy.hidden) / memory.PROBE
-    row = (1,) * 511
-    sample = Sample(Key("", "", "x", 0, 0), (1,), row, (0.0,) * 511, (True,) * 511, 1.0, "length", "", ())
-    batch, kept = pack([Group("x", {}, (sample,), rewards=(1.0,))]), {}
-    weights = {p.data_ptr() for p in made.policy.model.parameters()}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = made.policy.hidden(batch)
-    whole = sum(size for address, size in kept.items() if address not in weights)
-    assert hidden.requires_grad and per_token * 512 == pytest.approx(whole, rel=0.05) and per_token > 4 * 32
-
-
-def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
-    """Policy, reference, gradients, activations, logits; a critic of its own doubles what is trained and what is kept."""
-    plain, _ = prepare("grpo", toy_config(toy, tmp_path / "a", num_generations=8, beta=0.1))
-    assert memory.largest(plain) == 4 * 8 * (len(plain.policy.tokenizer("0=")["input_ids"]) + 4)
-    one = {**memory.standing(plain), **memory.passing(plain)}
-    assert one["policy"] == one["reference"] == 4 * plain.policy.num_parameters
-    assert one["gradients and optimiser"] == 3 * one["policy"] and one["logits"] == memory.largest(plain) * 16 * 4
-    actor, _ = prepare("ppo", toy_config(toy, tmp_path / "b", num_generations=8, critic_model="policy"))
-    two = {**memory.standing(actor), **memory.passing(actor)}
-    assert two["gradients and optimiser"] > 1.9 * one["gradients and optimiser"]
-    assert two["activations"] > 1.9 * one["activations"]
-
-
-def test_a_step_that_the_device_cannot_hold_is_refused_before_it(toy, tmp_path, monkeypatch):
-    """It says what is needed, what is there, and three ways out that help; nothing is left behind."""
-    monkeypatch.setattr(memory, "device_memory", lambda device: (1000, 64 << 30))
-    with pytest.raises(UsageError, match=r"a step needs about .* GB .* are there") as caught:
-        train("sft", toy_config(toy, tmp_path / "run", reward=None, token_budget=512, prompts_per_step=64), quiet=True)
-    assert [word in caught.value.fix for word in ("token_budget (now 512)", "gradient_checkpointing", "use_peft")] == [True] * 3
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(memory, "device_memory", lambda device: None)
-    train("sft", toy_config(toy, tmp_path / "run", reward=None, max_steps=1), quiet=True)

@@ -1,0 +1,146 @@
+"""What a forward pass keeps for the backward pass, in bytes, by going through it with tensors that have shapes and no numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.policy import kernels
+from laurel.policy.packed import Layout, arrange, bare, encode, hidden_states, packs
+from laurel.rollout.pack import pack
+
+PROBES, SHORT = (32, 64), (8, 16)
+"""Tokens of the rows that are computed where nothing can be imagined, and of rows that no window cuts."""
+
+
+def activations(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+    """Bytes that training keeps of a body's pass over a micro-batch: imagined, or measured on two rows where a family does not let us."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    loud, logger.disabled = logger.disabled, True
+    try:
+        return imagined(body, batch, autocast, weights)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        if isinstance(weights[0], FakeTensor):
+            what = f"what its layers keep cannot be told from its configuration ({type(error).__name__} in {type(bare(body)).__name__})."
+            raise UsageError(what, where="model", fix="`laurel train` measures it before its first step.") from error
+    finally:
+        logger.disabled = loud
+    few, many = (measured(body, count, autocast, weights) for count in PROBES)
+    each = (many - few) / (PROBES[1] - PROBES[0])
+    return int(few + each * (computed(batch, packed=packs(body)) - PROBES[0]))
+
+
+def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+    """Bytes of it that do not depend on tokens: the copies of weights that autocast makes for products, which wait for their gradients."""
+    few, many = (activations(body, one_row(count), autocast, weights) for count in SHORT)
+    return max(0, 2 * few - many)
+
+
+def one_row(count: int) -> Batch:
+    """A row of so many tokens, all but the first of them trained on."""
+    ids = (1,) * (count - 1)
+    sample = Sample(Key("memory", "", "probe", 0, 0), (1,), ids, (0.0,) * len(ids), (True,) * len(ids), 1.0, "length", "", ())
+    return pack([Group("probe", {}, (sample,), rewards=(1.0,))])
+
+
+def measured(body: Any, count: int, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+    """Bytes that a pass over one row of so many tokens keeps."""
+    ids = torch.ones(1, count, dtype=torch.long, device=weights[0].device)
+    with torch.enable_grad(), autocast():
+        return kept_by(lambda: hidden_states(body, ids, torch.ones_like(ids, dtype=torch.bool)), weights)
+
+
+def imagined(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+    """Bytes that one forward pass of a body over a batch keeps, weights left out, copies of weights in another precision counted.
+
+    The weights may be real, or imagined themselves: nothing is computed, and nothing is written to. Of layers whose activations are
+    computed twice, their inputs are kept, and the activations of one of them.
+    """
+    mode = next((w.fake_mode for w in weights if hasattr(w, "fake_mode")), None) or FakeTensorMode(allow_non_fake_inputs=True)
+    layers = again(body)
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    layout = arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N) if packs(body) else None
+    shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]  # what the pass will have in their place
+    try:
+        with torch.enable_grad(), mode, autocast(), kernels.skipped():
+            whole = kept_by(lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes])
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
+    if not layers:
+        return whole
+    tokens, width = computed(batch, packed=True), body_width(body)
+    return whole // len(layers) + len(layers) * tokens * width * 4
+
+
+def again(body: Any) -> list[Any]:
+    """The layers of a body that laurel's own pass computes twice."""
+    return [layer for layer in bare(body).layers if getattr(layer, "gradient_checkpointing", False)] if packs(body) else []
+
+
+def body_width(body: Any) -> int:
+    """Numbers of a hidden state."""
+    return body.get_input_embeddings().weight.shape[1]
+
+
+def computed(batch: Batch, *, packed: bool) -> int:
+    """Tokens that a pass over a batch computes: shared prompts once and no padding where it is packed, else all of the rectangle."""
+    if not packed:
+        return batch.ids_NL.numel()
+    return len(arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N).ids_M)
+
+
+def forward(body: Any, real: Layout | Tensor, mode: Any) -> Tensor:
+    """The pass that training takes, over imagined ids: packed ones, or rows as they are."""
+    layout = alike(real, mode, next(body.parameters()).device)
+    if isinstance(layout, Tensor):
+        return body(input_ids=layout, use_cache=False).last_hidden_state
+    return torch.nn.functional.embedding(layout.place_NL, encode(bare(body), layout))
+
+
+def alike(value: Any, mode: Any, place: torch.device) -> Any:
+    """The same, with an imagined tensor in the place of each: of a tensor, a tuple, a dataclass."""
+    if isinstance(value, Tensor):
+        return mode.from_tensor(value).to(place)
+    if isinstance(value, tuple):
+        return tuple(alike(one, mode, place) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: alike(getattr(value, one.name), mode, place) for one in fields(value)})
+    return value
+
+
+def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
+    """Bytes of all storages that autograd keeps while something is computed, those of weights left out."""
+    mine = {weight.untyped_storage()._cdata for weight in weights}
+    kept, held = dict[int, int](), list[Any]()  # held, so that no storage gives its place to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in mine:
+            kept[storage._cdata] = storage.nbytes()
+            held.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        held.append(compute())
+    return sum(kept.values())
+
+
+@contextmanager
+def in_training(model: Any, train: bool) -> Iterator[None]:
+    """Modes as they are while a model is trained; afterwards it is in evaluation mode."""
+    model.train(train)
+    try:
+        yield
+    finally:
+        model.eval()
