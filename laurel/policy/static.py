@@ -155,7 +155,8 @@ class Static:
         self.policy, self.twin, self.buffers = policy, Twin(policy), None
         self.graphs, self.places, self.pool = dict[Any, Any](), (), None
         self.graphed = policy.device.type == "cuda"
-        self.eos = torch.tensor(sorted(policy.eos_ids), dtype=torch.long, device=policy.device)
+        ends = sorted(policy.eos_ids) if policy.tokenizer else []  # asked for shapes alone, it has none
+        self.eos = torch.tensor(ends, dtype=torch.long, device=policy.device)
         self.config, own = policy.causal.config, attention_of(policy)
         self.shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, own.head_dim)
 
@@ -344,7 +345,7 @@ def attention_of(policy: Policy) -> Any:
 
 def static_obstacle(policy: Policy) -> str:
     """Why static buffers are not for a policy that `packs`, "" if they are."""
-    if policy.device.type not in ("cpu", "cuda"):
+    if policy.device.type not in ("cpu", "cuda", "meta"):  # meta: what it would take is asked
         return f"the device is {policy.device.type}"
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     strange = sorted({kind for _, _, kind in ropes(body).values()}.difference(STATIC_ROPES))

@@ -12,9 +12,11 @@ from laurel.core.machine import resident
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy.chat import encode_prompt
 from laurel.policy.compact import obstacle, rounded
+from laurel.policy.inflight import memory_of
 from laurel.policy.logprob import TILE, TILE_ON_GPU
 from laurel.policy.narrow import held
 from laurel.policy.room import device_memory
+from laurel.policy.static import static_obstacle
 from laurel.policy.turns import as_tools
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
@@ -161,7 +163,10 @@ def own_bodies(companion: Any) -> list[Any]:
 
 
 def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
-    """What sampling takes: keys and values, weights as the compact decoder has them, logits; nothing where nothing is sampled."""
+    """What sampling takes: keys and values, weights as the sampler has them, logits; nothing where nothing is sampled.
+
+    kind: of the device that it will be on, which need not be here.
+    """
     if not work.each:
         return {}
     config, item = policy.causal.config.get_text_config(), policy.dtype.itemsize
@@ -177,6 +182,8 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
             "sampler's weights": fused_weights(policy),
             "sampled logits": 2 * rows * vocabulary * item,
         }
+    if policy.packs and not static_obstacle(policy):
+        return memory_of(policy, rows, work.prompt, work.completion)
     tokens = rows * (work.prompt + work.completion)
     return {"keys and values": a_token * tokens, "sampler's weights": 0, "sampled logits": 5 * 4 * rows * vocabulary}
 
