@@ -221,7 +221,7 @@ def loaded(
         run.note({"notes": list(notes), **watching.names()})
         run.settle({"max_steps": config.max_steps})
     if config.profile:
-        setup.clock.watch(policy.device, policy.dtype)
+        setup.clock.watch(policy.device)
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)
