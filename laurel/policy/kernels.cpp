@@ -64,27 +64,44 @@ static void product(const S* X, const S* W, S* Y, integer m, integer k, integer 
     }
 }
 
-// Gradients of x / rms(x) * w: dx, and dw in parts [threads, d] of zeros.
-static void norm_back(const float* G, const float* X, const float* w, float* DX, float* DW, integer rows, integer d, integer threads, float eps) {
+// h = x / rms(x) * w, of numbers of one kind to numbers of another.
+template <class X, class S>
+static void norm(const X* XS, const float* w, S* H, integer rows, integer d, float eps) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (integer r = 0; r < rows; r++) {
+        const X* x = XS + r * d; S* h = H + r * d; float sum = 0;
+        for (integer i = 0; i < d; i++) sum += get(x + i) * get(x + i);
+        float scale = 1.f / std::sqrt(sum / d + eps);
+        for (integer i = 0; i < d; i++) put(h + i, get(x + i) * scale * w[i]);
+    }
+}
+
+// Gradients of `norm`: dx, and dw in parts [threads, d] of zeros.
+template <class X, class S>
+static void norm_back(const S* G, const X* XS, const float* w, X* DX, float* DW, integer rows, integer d, integer threads, float eps) {
 #pragma omp parallel num_threads(threads)
     {
         float* dw = DW + omp_get_thread_num() * d;
 #pragma omp for schedule(static)
         for (integer r = 0; r < rows; r++) {
-            const float *g = G + r * d, *x = X + r * d; float *dx = DX + r * d, sum = 0, dot = 0;
-            for (integer i = 0; i < d; i++) { sum += x[i] * x[i]; dot += g[i] * w[i] * x[i]; }
+            const S* g = G + r * d; const X* x = XS + r * d; X* dx = DX + r * d; float sum = 0, dot = 0;
+            for (integer i = 0; i < d; i++) { float v = get(x + i); sum += v * v; dot += get(g + i) * w[i] * v; }
             float scale = 1.f / std::sqrt(sum / d + eps), back = dot * scale * scale / d;
-            for (integer i = 0; i < d; i++) { dx[i] = scale * (g[i] * w[i] - back * x[i]); dw[i] += g[i] * x[i] * scale; }
+            for (integer i = 0; i < d; i++) {
+                float v = get(x + i), u = get(g + i);
+                put(dx + i, scale * (u * w[i] - back * v)); dw[i] += u * v * scale;
+            }
         }
     }
 }
 
 // Of silu(gate) * up, numbers one after the other: the gradients of both.
-static void silu_back(const float* D, const float* G, const float* U, float* DG, float* DU, integer n) {
+template <class S>
+static void silu_back(const S* D, const S* G, const S* U, S* DG, S* DU, integer n) {
 #pragma omp parallel for schedule(static)
     for (integer i = 0; i < n; i++) {
-        float s = 1.f / (1.f + exponential(-G[i]));
-        DU[i] = D[i] * G[i] * s; DG[i] = D[i] * U[i] * s * (1.f + G[i] * (1.f - s));
+        float d = get(D + i), g = get(G + i), s = 1.f / (1.f + exponential(-g));
+        put(DU + i, d * g * s); put(DG + i, d * get(U + i) * s * (1.f + g * (1.f - s)));
     }
 }
 
@@ -99,13 +116,17 @@ static void silu_times(const S* GS, const S* US, S* O, integer rows, integer f, 
 }
 
 // (a, b) -> (a cos - b sin, b cos + a sin) of the halves of every head [rows, heads, d]; cos and sin [rows, d / 2]; sign -1 turns back.
-static void rotate(const float* X, const float* C, const float* S, float* O, integer rows, integer heads, integer d, float sign) {
+template <class S>
+static void rotate(const S* X, const float* C, const float* SN, S* O, integer rows, integer heads, integer d, float sign) {
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
-        const float *c = C + r * d / 2, *s = S + r * d / 2;
+        const float *c = C + r * d / 2, *s = SN + r * d / 2;
         for (integer h = 0, m = d / 2; h < heads; h++) {
-            const float *a = X + (r * heads + h) * d, *b = a + m; float *p = O + (r * heads + h) * d, *q = p + m;
-            for (integer i = 0; i < m; i++) { float t = s[i] * sign; p[i] = a[i] * c[i] - b[i] * t; q[i] = b[i] * c[i] + a[i] * t; }
+            const S *x = X + (r * heads + h) * d, *y = x + m; S *p = O + (r * heads + h) * d, *q = p + m;
+            for (integer i = 0; i < m; i++) {
+                float a = get(x + i), b = get(y + i), t = s[i] * sign;
+                put(p + i, a * c[i] - b * t); put(q + i, b * c[i] + a * t);
+            }
         }
     }
 }
@@ -249,15 +270,20 @@ void laurel_product(int wide, void* x, void* w, void* y, integer m, integer k, i
 void laurel_silu_times(int wide, void* g, void* u, void* o, integer rows, integer f, integer apart) {
     FOR_KIND((silu_times<S>((S*)g, (S*)u, (S*)o, rows, f, apart)))
 }
-void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, integer rows, integer d, integer threads,
+// from: are the numbers that are normed float?
+#define FROM(call) if (from) { typedef float X; FOR_KIND(call) } else { typedef half X; FOR_KIND(call) }
+void laurel_norm(int wide, void* x, void* w, void* h, integer from, integer rows, integer d, float eps) {
+    FROM((norm<X, S>((X*)x, (float*)w, (S*)h, rows, d, eps)))
+}
+void laurel_norm_back(int wide, void* g, void* x, void* w, void* dx, void* dw, integer from, integer rows, integer d, integer threads,
                       float eps) {
-    norm_back((float*)g, (float*)x, (float*)w, (float*)dx, (float*)dw, rows, d, threads, eps);
+    FROM((norm_back<X, S>((S*)g, (X*)x, (float*)w, (X*)dx, (float*)dw, rows, d, threads, eps)))
 }
-void laurel_silu_back(int, void* d, void* g, void* u, void* dg, void* du, integer n) {
-    silu_back((float*)d, (float*)g, (float*)u, (float*)dg, (float*)du, n);
+void laurel_silu_back(int wide, void* d, void* g, void* u, void* dg, void* du, integer n) {
+    FOR_KIND((silu_back<S>((S*)d, (S*)g, (S*)u, (S*)dg, (S*)du, n)))
 }
-void laurel_rotate(int, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
-    rotate((float*)x, (float*)c, (float*)s, (float*)o, rows, heads, d, sign);
+void laurel_rotate(int wide, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
+    FOR_KIND((rotate<S>((S*)x, (float*)c, (float*)s, (S*)o, rows, heads, d, sign)))
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,

@@ -149,7 +149,7 @@ def encode(body: Any, layout: Layout) -> Tensor:
         turn = turns[getattr(layer.self_attn, "layer_type", None) if None not in turns else None]
         again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
         x_MD = checkpoint(block, layer, x_MD, turn, layout, use_reentrant=False) if again else block(layer, x_MD, turn, layout)
-    return norm(body.norm, x_MD)
+    return norm(body.norm, x_MD, last=True)
 
 
 def rotations(body: Any, x_MD: Tensor, position_M: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
