@@ -87,12 +87,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     return turned
 
 
-def norm(module: Any, x: Tensor, *, last: bool = False) -> Tensor:
-    """module(x), an RMS norm; in the precision that products are in, but for the last one, which heads of any kind read."""
+def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
+    """module(x), an RMS norm: for a product, so in the precision that products are in, or `wide`, float32 (as the module's own is)."""
     kind = type(module).__name__
     if kind not in (*NORMS, *FROM_ONE) or not simple(module, x) or module.weight.dtype != torch.float32:
         return module(x)
-    dtype = x.dtype if last or not torch.is_autocast_enabled("cpu") else torch.get_autocast_dtype("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and not wide else torch.float32
     if kind in NORMS:
         return Normed.apply(x, module.weight, module.variance_epsilon, dtype)
     return Normed.apply(x, 1.0 + module.weight, module.eps, dtype)

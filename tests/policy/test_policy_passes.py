@@ -88,6 +88,38 @@ def test_a_rotation_of_other_numbers_is_the_same():
     torch.testing.assert_close(passes.Rotated.apply(x, angle.cos(), angle.sin()), double.float())
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_norm_under_autocast_rounds_once(wide):
+    """What it says is the float32 result, rounded where a product reads it; its gradients are those of the module, within bfloat16's."""
+    module, x = norm_of(40), drawn(30, 40)
+    for given in (x, x.bfloat16()):
+        exact = outcome(module, module, given.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = outcome(lambda x: passes.norm(module, x, wide=wide), module, given)
+        assert ours[0].dtype == (torch.float32 if wide else torch.bfloat16) and ours[1].dtype == given.dtype
+        torch.testing.assert_close(ours[0], exact[0] if wide else exact[0].bfloat16())
+        assert all(float((a - b).norm() / b.norm()) < 4e-3 for a, b in zip(ours[1:], exact[1:], strict=True))
+
+
+def test_a_gated_unit_and_a_rotation_of_bfloat16_are_those_of_float32_rounded():
+    gate, up, x, angle = drawn(9, 40).bfloat16(), drawn(40, 9).t().bfloat16(), drawn(9, 3, 8).bfloat16(), drawn(9, 1, 4)
+
+    def both(function, *given):
+        given = [one.detach().clone().requires_grad_() for one in given]
+        said = function(*given)
+        return [said, *torch.autograd.grad(said.float().square().sum(), given)]
+
+    def turned(x):
+        return passes.Rotated.apply(x, angle.cos(), angle.sin())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = [*both(passes.Gated.apply, gate, up), *both(turned, x)]
+    exact = [*both(passes.Gated.apply, gate.float(), up.float()), *both(turned, x.float())]
+    ours, exact = ([one.detach() for one in them] for them in (ours, exact))
+    assert {one.dtype for one in ours} == {torch.bfloat16}
+    assert all(float((a - b).norm() / b.norm()) < 8e-3 for a, b in zip(ours, exact, strict=True))
+
+
 def test_large_numbers_overflow_nowhere():
     gate = torch.tensor([[-200.0, 200.0, 0.0, 88.5]]).requires_grad_()
     y = passes.Gated.apply(gate, torch.ones(1, 4))
@@ -132,7 +164,7 @@ def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
         module = torch.nn.RMSNorm(40)
     if change == "no compiler":
         monkeypatch.setattr(passes, "library", lambda: None)
-    with torch.autocast("cpu", enabled=change == "autocast"):
+    with torch.autocast("cpu", torch.float16, enabled=change == "autocast"):
         torch.testing.assert_close(passes.norm(module, x), module(x))
         gated = mlp_of().to(x.dtype)
         gated.act_fn = torch.nn.SiLU() if change in ("bfloat16", "autocast", "no compiler") else torch.nn.GELU()
