@@ -7,6 +7,7 @@ from toy import make_toy, toy_config
 from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
+from laurel.policy import products
 from laurel.policy.model import Policy
 from laurel.rollout.pack import pack
 from laurel.train import loop, memory, setup
@@ -136,3 +137,18 @@ def test_a_step_that_the_device_cannot_hold_is_refused_before_it(toy, tmp_path, 
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "device_memory", lambda device: None)
     train("sft", toy_config(toy, tmp_path / "run", reward=None, max_steps=1), quiet=True)
+
+
+def test_a_resumed_run_multiplies_with_the_library_it_began_with(toy, tmp_path, monkeypatch):
+    """The first start finds oneDNN faster, says so and writes it down; when it goes on a measurement would say otherwise."""
+    monkeypatch.setattr(products, "NARROW", 1)
+    was = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        for resume, first in ((False, 2.0), (True, 0.5)):
+            monkeypatch.setattr(products, "remembered", lambda *shape, first=first: products.picked({"default": first, "onednn/tf32": 1.0}))
+            setup, _ = prepare("sft", toy_config(toy, tmp_path / "run", reward=None, resume=resume))
+            assert setup.run.facts["products"] == "onednn/tf32" and torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+            assert any(line.startswith("float32 products by onednn/tf32") for line in setup.notes)
+            setup.run.close()
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = was
