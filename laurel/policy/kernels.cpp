@@ -233,6 +233,124 @@ static void attend(const Layer<S>& l) {
     }
 }
 
+// C = A B, or C += A B, of small matrices of floats, R rows and V registers of columns: A's number (i, l) lies at a + i ai + l al.
+template <int R, int V>
+static inline void tile(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer k, bool add) {
+    sixteen sum[R][V] = {};
+    if (add) for (int r = 0; r < R; r++) for (int v = 0; v < V; v++) sum[r][v] = load(c + r * ci + 16 * v);
+    for (integer l = 0; l < k; l++) {
+        sixteen x[V];
+        for (int v = 0; v < V; v++) x[v] = load(b + l * bl + 16 * v);
+        for (int r = 0; r < R; r++) { float y = a[r * ai + l * al]; for (int v = 0; v < V; v++) sum[r][v] += y * x[v]; }
+    }
+    for (int r = 0; r < R; r++) for (int v = 0; v < V; v++) memcpy(c + r * ci + 16 * v, &sum[r][v], 64);
+}
+
+template <int V>
+static inline void strip(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer m, integer k, bool add) {
+    integer i = 0;
+    for (; i + 4 <= m; i += 4) tile<4, V>(a + i * ai, ai, al, b, bl, c + i * ci, ci, k, add);
+    for (; i < m; i++) tile<1, V>(a + i * ai, ai, al, b, bl, c + i * ci, ci, k, add);
+}
+
+// A [m, k], B [k, n] with rows bl apart, C [m, n] with rows ci apart; n is a multiple of sixteen.
+static void multiply(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer m, integer n, integer k,
+                     bool add) {
+    integer j = 0;
+    for (; j + 64 <= n; j += 64) strip<4>(a, ai, al, b + j, bl, c + j, ci, m, k, add);
+    for (; j < n; j += 16) strip<1>(a, ai, al, b + j, bl, c + j, ci, m, k, add);
+}
+
+// Attention of packed tokens, forward and backward. q [M, H, d], k and v [M, K, d]. A job is (first, count) of the tokens that all its queries
+// see, a shared prompt, and (first, count) of its own, of which each sees itself and those before it: the last `near` of all, or 0: all.
+// Jobs g[i] .. g[i + 1] share a prompt; a thread takes all of them, for one head of keys.
+struct Packed { const float *q, *k, *v; const integer *jobs, *groups; integer H, K, d, near; float scale; };
+static const integer QUERIES = 32;
+
+struct Keys {  // of a job and a head: as they lie, and turned; memory is used again
+    std::vector<float> k, v, kt, vt, dk, dv, p, ds; integer n, wide;
+    void take(const Packed& l, const integer* job, integer head, bool back) {
+        n = job[1] + job[3]; wide = (n + 15) / 16 * 16;
+        for (std::vector<float>* x : {&k, &v, &kt, &vt, &dk, &dv}) x->assign(wide * l.d, 0.f);
+        p.resize(QUERIES * wide); ds.resize(QUERIES * wide);
+        for (integer s = 0; s < n; s++) {
+            integer at = ((s < job[1] ? job[0] + s : job[2] + s - job[1]) * l.K + head) * l.d;
+            memcpy(&k[s * l.d], l.k + at, l.d * 4); memcpy(&v[s * l.d], l.v + at, l.d * 4);
+        }
+        for (integer i = 0; i < l.d; i++) for (integer s = 0; s < n; s++) kt[i * wide + s] = k[s * l.d + i];
+        if (back) for (integer i = 0; i < l.d; i++) for (integer s = 0; s < n; s++) vt[i * wide + s] = v[s * l.d + i];
+    }
+};
+
+// Queries begin .. end - 1 of a job: their scores, and of each the keys [low, high) that it sees, whose probabilities `each` fills in.
+template <class Each>
+static void scored(const Packed& l, const integer* job, integer head, integer begin, integer end, Keys& x, Each each) {
+    const integer apart = l.H * l.d, seen = job[1] + end, columns = (seen + 15) / 16 * 16;
+    multiply(l.q + (job[2] + begin) * apart + head * l.d, apart, 1, x.kt.data(), x.wide, x.p.data(), x.wide, end - begin, columns, l.d, false);
+    for (integer r = 0; r < end - begin; r++) {
+        const integer high = job[1] + begin + r + 1, low = l.near && high > l.near ? high - l.near : 0;
+        float *p = &x.p[r * x.wide], *ds = &x.ds[r * x.wide];
+        each(r, (job[2] + begin + r) * l.H + head, low, high, p, ds);
+        for (integer s = 0; s < low; s++) p[s] = ds[s] = 0;
+        for (integer s = high; s < columns; s++) p[s] = ds[s] = 0;
+    }
+}
+
+template <class Job>
+static void every(const Packed& l, integer groups, Job job) {
+#pragma omp parallel
+    {
+        Keys x;
+#pragma omp for schedule(dynamic)
+        for (integer task = 0; task < groups * l.K; task++)
+            for (integer j = l.groups[task / l.K]; j < l.groups[task / l.K + 1]; j++) job(l.jobs + 4 * j, task % l.K, x);
+    }
+}
+
+static void attention(const Packed& l, float* out, float* lse, integer groups) {
+    const integer apart = l.H * l.d, rep = l.H / l.K;
+    every(l, groups, [&](const integer* job, integer head, Keys& x) {
+        x.take(l, job, head, false);
+        for (integer h = head * rep; h < (head + 1) * rep; h++)
+            for (integer i = 0; i < job[3]; i += QUERIES) {
+                const integer end = i + QUERIES < job[3] ? i + QUERIES : job[3];
+                scored(l, job, h, i, end, x, [&](integer, integer at, integer low, integer high, float* p, float*) {
+                    float top = p[low], sum = 0;
+                    for (integer s = low; s < high; s++) top = p[s] > top ? p[s] : top;
+                    for (integer s = low; s < high; s++) { p[s] = exponential((p[s] - top) * l.scale); sum += p[s]; }
+                    for (integer s = low; s < high; s++) p[s] /= sum;
+                    lse[at] = top * l.scale + std::log(sum);
+                });
+                multiply(x.p.data(), x.wide, 1, x.v.data(), l.d, out + (job[2] + i) * apart + h * l.d, apart, end - i, l.d, job[1] + end, false);
+            }
+    });
+}
+
+// dz = scale p (g v' - sum_i g_i o_i), dq = dz k, dk = dz' q, dv = p' g; dk and dv begin with zeros.
+static void attention_back(const Packed& l, const float* g, const float* out, const float* lse, float* dq, float* dk, float* dv, integer groups) {
+    const integer apart = l.H * l.d, rep = l.H / l.K, d = l.d;
+    every(l, groups, [&](const integer* job, integer head, Keys& x) {
+        x.take(l, job, head, true);
+        for (integer h = head * rep; h < (head + 1) * rep; h++)
+            for (integer i = 0; i < job[3]; i += QUERIES) {
+                const integer end = i + QUERIES < job[3] ? i + QUERIES : job[3], first = (job[2] + i) * apart + h * d, seen = job[1] + end;
+                multiply(g + first, apart, 1, x.vt.data(), x.wide, x.ds.data(), x.wide, end - i, (seen + 15) / 16 * 16, d, false);
+                scored(l, job, h, i, end, x, [&](integer r, integer at, integer low, integer high, float* p, float* ds) {
+                    float dot = 0;
+                    for (integer e = 0; e < d; e++) dot += g[first + r * apart + e] * out[first + r * apart + e];
+                    for (integer s = low; s < high; s++) { p[s] = exponential(p[s] * l.scale - lse[at]); ds[s] = p[s] * (ds[s] - dot) * l.scale; }
+                });
+                multiply(x.ds.data(), x.wide, 1, x.k.data(), d, dq + first, apart, end - i, d, seen, false);
+                multiply(x.ds.data(), 1, x.wide, l.q + first, apart, x.dk.data(), d, seen, d, end - i, true);
+                multiply(x.p.data(), 1, x.wide, g + first, apart, x.dv.data(), d, seen, d, end - i, true);
+            }
+        for (integer s = 0; s < x.n; s++) {
+            const integer at = ((s < job[1] ? job[0] + s : job[2] + s - job[1]) * l.K + head) * d;
+            for (integer i = 0; i < d; i++) { dk[at + i] += x.dk[s * d + i]; dv[at + i] += x.dv[s * d + i]; }
+        }
+    });
+}
+
 // One token per row by inverse CDF at temperature 1 / sharp, or the likeliest (greedy); its log-probability.
 template <class S>
 static void draw(const S* L, const double* u, integer* ids, float* logp, integer rows, integer V, float sharp, integer greedy) {
@@ -284,6 +402,15 @@ void laurel_silu_back(int wide, void* d, void* g, void* u, void* dg, void* du, i
 }
 void laurel_rotate(int wide, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
     FOR_KIND((rotate<S>((S*)x, (float*)c, (float*)s, (S*)o, rows, heads, d, sign)))
+}
+void laurel_attention(int, void* q, void* k, void* v, void* jobs, void* groups, void* out, void* lse, integer count, integer H, integer K, integer d,
+                      integer near, float scale) {
+    attention({(float*)q, (float*)k, (float*)v, (integer*)jobs, (integer*)groups, H, K, d, near, scale}, (float*)out, (float*)lse, count);
+}
+void laurel_attention_back(int, void* q, void* k, void* v, void* jobs, void* groups, void* g, void* out, void* lse, void* dq, void* dk, void* dv,
+                           integer count, integer H, integer K, integer d, integer near, float scale) {
+    attention_back({(float*)q, (float*)k, (float*)v, (integer*)jobs, (integer*)groups, H, K, d, near, scale}, (float*)g, (float*)out, (float*)lse,
+                   (float*)dq, (float*)dk, (float*)dv, count);
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from laurel.policy.passes import Rotated, mlp, norm
+from laurel.policy.passes import Attended, Rotated, attends, mlp, norm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -45,13 +45,15 @@ class Attention:
 @dataclass(frozen=True)
 class Layout:
     """M packed tokens of N rows. place_NL: where the token of a row stands among them (padding: anywhere); back_M: where the output of
-    a packed token stands among the outputs of all attention calls, one after the other."""
+    a packed token stands among the outputs of all attention calls, one after the other. jobs, groups: as of `passes.Attended`."""
 
     ids_M: Tensor
     position_M: Tensor
     place_NL: Tensor
     back_M: Tensor
     calls: tuple[Attention, ...]
+    jobs: Tensor
+    groups: Tensor
 
 
 def hidden_states(body: Any, ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None, group_N: Tensor | None = None) -> Tensor:
@@ -113,7 +115,9 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     if start_N is None or group_N is None or torch.equal(lead_N := leaders(ids_NL, start_N, group_N), every_N):
         place_NL = (attention_NL.flatten().cumsum(0) - 1).view_as(ids_NL).clamp(min=0)
         rows, at = attention_NL.nonzero(as_tuple=True)
-        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, (Attention(place_NL, place_NL, at_L[None]),))
+        calls, none_N = (Attention(place_NL, place_NL, at_L[None]),), torch.zeros_like(every_N)
+        jobs, groups = torch.stack([none_N, none_N, place_NL[:, 0], attention_NL.sum(1)], 1), F.pad(every_N + 1, (1, 0))
+        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, calls, jobs, groups)
     prompt_NL = at_L < start_N[:, None]
     own_NL = attention_NL & (~prompt_NL | (lead_N == every_N)[:, None])
     own_place_NL = (own_NL.flatten().cumsum(0) - 1).view_as(ids_NL)
@@ -128,7 +132,14 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     calls = (Attention(head_PT, head_PT, at_L[None, :wide]), shared)
     head_N = torch.zeros_like(every_N).index_put((lead_P,), torch.arange(len(lead_P), device=lead_P.device))
     back_M = torch.where(at < start_N[rows], head_N[rows] * wide + at, head_PT.numel() + rows * long + at - start_N[rows])
-    return Layout(ids_NL[rows, at], at, place_NL, back_M, calls)
+    own_N = place_NL.gather(1, start_N[:, None].clamp(max=len(at_L) - 1))[:, 0]
+    none_P, first_N = torch.zeros_like(lead_P), place_NL[:, 0]
+    prompts = (none_P, none_P, first_N[lead_P], start_N[lead_P])
+    answers = (first_N, start_N, own_N, attention_NL.sum(1) - start_N)
+    jobs = torch.stack([torch.cat(both) for both in zip(prompts, answers, strict=True)], 1)
+    whose = torch.cat([lead_P, lead_N])
+    jobs, sizes = jobs[whose.argsort(stable=True)], whose.sort().values.unique_consecutive(return_counts=True)[1]
+    return Layout(ids_NL[rows, at], at, place_NL, back_M, calls, jobs.contiguous(), F.pad(sizes.cumsum(0), (1, 0)))
 
 
 def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
@@ -186,6 +197,9 @@ def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) 
     if getattr(own, "use_rope", True):
         q, k = turned(q, *turn), turned(k, *turn)
     cap, dropout, said = getattr(own, "attn_logit_softcapping", None), own.attention_dropout if own.training else 0.0, []
+    if attends(q, cap, dropout):
+        near = window_of(own) or 0
+        return own.o_proj(Attended.apply(q, k, v, layout.jobs, layout.groups, near, float(own.scaling)).flatten(1))
     for call in layout.calls:
         mask = call.within(window_of(own))
         qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)

@@ -75,6 +75,39 @@ class Rotated(torch.autograd.Function):
         return rotate(gradients[0], *ctx.saved_tensors, -1.0), None, None
 
 
+class Attended(torch.autograd.Function):
+    """Softmax attention of packed tokens q [M, H, d], k and v [M, K, d], float32: [M, H, d]. No token is padded, no prompt is repeated.
+
+    jobs [J, 4]: where the tokens that all queries of a job see begin and how many they are, then the same of its own, which see
+    themselves and those before them. groups [G + 1]: jobs groups[i] .. groups[i + 1] - 1 share what they all see, and no others do.
+    near: how many tokens a query sees, 0 for all.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, jobs: Tensor, groups: Tensor, near: int, scale: float
+    ) -> Tensor:  # fmt: skip
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        ctx.sizes = (len(groups) - 1, q.shape[1], k.shape[1], q.shape[2], near, scale)
+        call("attention", q.dtype, q, k, v, jobs, groups, out, lse, *ctx.sizes)
+        ctx.save_for_backward(q, k, v, jobs, groups, out, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, jobs, groups, out, lse = ctx.saved_tensors
+        into = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        call("attention_back", q.dtype, q, k, v, jobs, groups, gradients[0].contiguous(), out, lse, *into, *ctx.sizes)
+        return *into, None, None, None, None
+
+
+def attends(q: Tensor, cap: float | None, dropout: float) -> bool:
+    """Does `Attended` compute this attention?"""
+    return q.dtype == torch.float32 and q.shape[2] % 16 == 0 and not cap and not dropout and usual(q)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     """See `Rotated`; sign -1 turns back."""
     turned = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from laurel.policy import kernels, passes
+from laurel.policy import kernels, packed, passes
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler: the modules themselves run")
 CONFIG = LlamaConfig(hidden_size=40, intermediate_size=72, num_attention_heads=4)
@@ -118,6 +118,49 @@ def test_a_gated_unit_and_a_rotation_of_bfloat16_are_those_of_float32_rounded():
     ours, exact = ([one.detach() for one in them] for them in (ours, exact))
     assert {one.dtype for one in ours} == {torch.bfloat16}
     assert all(float((a - b).norm() / b.norm()) < 8e-3 for a, b in zip(ours, exact, strict=True))
+
+
+@pytest.mark.parametrize("near", [None, 9], ids=["all", "window"])
+@pytest.mark.parametrize("heads", [(4, 2, 16), (3, 3, 64), (2, 1, 48)], ids=str)
+@pytest.mark.parametrize(("rows", "prompt", "low", "high"), [(4, 6, 5, 30), (7, 1, 1, 40), (5, 90, 1, 70)])
+def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads, near):
+    """Against torch's own over padded rows in float64: what it says, and the gradients of queries, keys and values."""
+    H, K, d = heads
+    coin = torch.Generator().manual_seed(rows + prompt)
+    length_N = torch.randint(low, high + 1, (rows,), generator=coin)
+    wide = prompt + high
+    attention_NL = torch.arange(wide)[None] < (prompt + length_N)[:, None]
+    ids_NL = torch.randint(3, 90, (rows, wide), generator=coin)
+    ids_NL[:2, :prompt] = ids_NL[0, :prompt]
+    layout = packed.arrange(ids_NL, attention_NL, torch.full((rows,), prompt), torch.tensor([0, 0, *range(1, rows - 1)]))
+    q, k, v = (torch.randn(len(layout.ids_M), n, d, generator=coin, requires_grad=True) for n in (H, K, K))
+
+    def torchs(q, k, v):
+        said = []
+        for call in layout.calls:
+            mask = call.within(near)
+            each = (packed.padded(q, call.query_BT), packed.padded(k, call.key_BS), packed.padded(v, call.key_BS))
+            out = F.scaled_dot_product_attention(*each, mask, scale=0.3, is_causal=mask is None, enable_gqa=True)
+            said.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+        return F.embedding(layout.back_M, torch.cat(said)).view(-1, H, d)
+
+    def both(function, *given):
+        given = [one.detach().clone().requires_grad_() for one in given]
+        said = function(*given)
+        slopes = torch.autograd.grad((said * torch.arange(said.numel()).view(said.shape).cos()).sum(), given)
+        return [said.detach().float(), *(slope.float() for slope in slopes)]
+
+    ours = both(lambda *x: passes.Attended.apply(*x, layout.jobs, layout.groups, near or 0, 0.3), q, k, v)
+    assert close(ours, both(torchs, q.double(), k.double(), v.double()))
+
+
+@pytest.mark.parametrize("change", ["double", "width", "cap", "dropout", "no compiler"])
+def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
+    q = torch.zeros(3, 2, 24 if change == "width" else 32, dtype=torch.double if change == "double" else torch.float32)
+    assert passes.attends(torch.zeros(3, 2, 32), None, 0.0)
+    if change == "no compiler":
+        monkeypatch.setattr(passes, "library", lambda: None)
+    assert not passes.attends(q, 30.0 if change == "cap" else None, 0.1 if change == "dropout" else 0.0)
 
 
 def test_large_numbers_overflow_nowhere():
