@@ -351,6 +351,34 @@ static void attention_back(const Packed& l, const float* g, const float* out, co
     });
 }
 
+// Of rows of logits, columns first .. first + n - 1 of a vocabulary: log sum exp, the entropy, and what stands at column id, if it is here:
+// its log-probability among these columns, and their log sum exp again; else zeros.
+template <class S>
+static void say(const S* Z, const integer* ids, float* logp, float* own, float* lse, float* entropy, integer rows, integer n, integer first) {
+#pragma omp parallel for schedule(static)
+    for (integer r = 0; r < rows; r++) {
+        const S* z = Z + r * n; float top = get(z), sum = 0, dot = 0; const integer at = ids[r] - first; const bool here = at >= 0 && at < n;
+        for (integer i = 0; i < n; i++) { float v = get(z + i); top = v > top ? v : top; }
+        for (integer i = 0; i < n; i++) {
+            float v = get(z + i) - top, e = v < -87.f ? 0.f : exponential(v);  // what is impossible is 0 exactly, -inf too
+            sum += e; dot += v < -87.f ? 0.f : e * v;
+        }
+        const float wide = std::log(sum);
+        lse[r] = top + wide; entropy[r] = wide - dot / sum; own[r] = here ? lse[r] : 0.f; logp[r] = here ? get(z + at) - lse[r] : 0.f;
+    }
+}
+
+// The gradient of logits: g (onehot(id) - exp(z - lse)), which may take their place.
+template <class S>
+static void slope(const S* Z, S* O, const integer* ids, const float* lse, const float* g, integer rows, integer n, integer first) {
+#pragma omp parallel for schedule(static)
+    for (integer r = 0; r < rows; r++) {
+        const S* z = Z + r * n; S* o = O + r * n; const integer at = ids[r] - first; const bool here = at >= 0 && at < n; const float mine = here ? get(z + at) : 0.f;
+        for (integer i = 0; i < n; i++) put(o + i, -g[r] * exponential(get(z + i) - lse[r]));
+        if (here) put(o + at, g[r] - g[r] * exponential(mine - lse[r]));
+    }
+}
+
 // One token per row by inverse CDF at temperature 1 / sharp, or the likeliest (greedy); its log-probability.
 template <class S>
 static void draw(const S* L, const double* u, integer* ids, float* logp, integer rows, integer V, float sharp, integer greedy) {
@@ -411,6 +439,12 @@ void laurel_attention_back(int, void* q, void* k, void* v, void* jobs, void* gro
                            integer count, integer H, integer K, integer d, integer near, float scale) {
     attention_back({(float*)q, (float*)k, (float*)v, (integer*)jobs, (integer*)groups, H, K, d, near, scale}, (float*)g, (float*)out, (float*)lse,
                    (float*)dq, (float*)dk, (float*)dv, count);
+}
+void laurel_say(int wide, void* z, void* ids, void* logp, void* own, void* lse, void* entropy, integer rows, integer n, integer first) {
+    FOR_KIND((say<S>((S*)z, (integer*)ids, (float*)logp, (float*)own, (float*)lse, (float*)entropy, rows, n, first)))
+}
+void laurel_slope(int wide, void* z, void* o, void* ids, void* lse, void* g, integer rows, integer n, integer first) {
+    FOR_KIND((slope<S>((S*)z, (S*)o, (integer*)ids, (float*)lse, (float*)g, rows, n, first)))
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,

@@ -204,12 +204,12 @@ def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout) 
         mask = call.within(window_of(own))
         qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)
         with torch.autocast("cpu", enabled=False):
-            out_BHTD = said_by(*qkv, mask, own.scaling, cap, dropout)
+            out_BHTD = attention(*qkv, mask, own.scaling, cap, dropout)
         said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
     return own.o_proj(F.embedding(layout.back_M, torch.cat(said)))
 
 
-def said_by(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None, dropout: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None, dropout: float) -> Tensor:
     """One call of attention, in the precision of its inputs: [B, H, T, h]."""
     if cap is not None:
         return capped(q, k, v, mask, scaling, cap, dropout)

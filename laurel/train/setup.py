@@ -230,7 +230,7 @@ def loaded(
 
 
 def library_of(policy: Any, run: Run) -> list[str]:
-    """Take the library of this run's float32 products: the one it began with, or rank 0's choice. What is to be said, if it is not torch's own."""
+    """Take the library of this run's float32 products: the one it began with, or rank 0's choice. What is to be said of it."""
     known = run.facts.get("products")
     if parallel.rank() == 0:
         known = products.choose(policy.model, policy.device, policy.dtype, known)

@@ -87,7 +87,7 @@ def test_what_a_run_began_with_goes_before_the_pin_and_the_pin_before_the_measur
     assert choose(model_of(), CPU, torch.float32) == DEFAULT
     assert choose(model_of(), CPU, torch.float32, "onednn/tf32") == "onednn/tf32"
     monkeypatch.setenv(products.PIN, "mkl")
-    with pytest.raises(UsageError, match="LAUREL_PRODUCTS.*'mkl'.*default, onednn/tf32"):
+    with pytest.raises(UsageError, match=r"LAUREL_PRODUCTS.*'mkl'.*default, onednn/tf32"):
         choose(model_of(), CPU, torch.float32)
 
 
