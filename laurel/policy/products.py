@@ -26,7 +26,7 @@ DEFAULT, ONEDNN = "default", {"onednn/tf32": "tf32", "onednn/bf16": "bf16"}
 PIN = "LAUREL_PRODUCTS"
 """An environment variable that names the choice."""
 BUDGET, MARGIN, EXACT = 0.05, 1.2, 1e-6
-"""Seconds of the measurement; how many times as fast as the default another must be; how near the exact product, as a share of the largest."""
+"""Seconds of the measurement; how many times as fast as the default another must be; how near the exact product, of the largest."""
 NARROW = 256
 """A model whose matrices are narrower than this is not measured: its products are too short to tell libraries apart."""
 OPERATIONS = 1 << 29
@@ -70,7 +70,7 @@ def choose(model: nn.Module, device: torch.device, dtype: torch.dtype, known: st
 
 
 def shape_of(model: nn.Module) -> tuple[int, int, int]:
-    """rows, inner and columns of a product of the model's own: its largest matrix but the vocabulary's, with as many tokens as are quick."""
+    """rows, inner and columns of a product of the model's own: its largest matrix but the vocabulary's, and as many tokens as are quick."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     shapes = [p.shape for p in model.parameters() if p.ndim == 2 and id(p) not in tables]
     columns, inner = max(shapes, key=lambda shape: (min(shape), shape.numel()), default=torch.Size((1, 1)))
