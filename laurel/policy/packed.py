@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from laurel.policy.logprob import EVEN
 from laurel.policy.passes import Attended, Rotated, attends, mlp, norm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3")
@@ -54,6 +55,11 @@ class Layout:
     calls: tuple[Attention, ...]
     jobs: Tensor
     groups: Tensor
+
+    def even(self) -> Layout:
+        """With tokens behind the others that nobody sees or reads, so that their number is one of few."""
+        more = (0, -len(self.ids_M) % EVEN)
+        return replace(self, **{name: F.pad(getattr(self, name), more) for name in ("ids_M", "position_M", "back_M")})
 
 
 def hidden_states(body: Any, ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None, group_N: Tensor | None = None) -> Tensor:
@@ -153,7 +159,12 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
 
 
 def encode(body: Any, layout: Layout) -> Tensor:
-    """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work."""
+    """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work.
+
+    Under a CPU's autocast some more tokens stand behind them: see EVEN.
+    """
+    if layout.ids_M.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        layout = layout.even()
     x_MD = body.embed_tokens(layout.ids_M)
     turns = rotations(body, x_MD, layout.position_M)
     for layer in body.layers:

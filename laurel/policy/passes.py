@@ -88,7 +88,7 @@ class Attended(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, jobs: Tensor, groups: Tensor, near: int, scale: float
     ) -> Tensor:  # fmt: skip
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+        out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:2])  # of tokens in no job, too
         ctx.sizes = (len(groups) - 1, q.shape[1], k.shape[1], q.shape[2], near, scale)
         call("attention", q.dtype, q, k, v, jobs, groups, out, lse, *ctx.sizes)
         ctx.save_for_backward(q, k, v, jobs, groups, out, lse)
@@ -98,7 +98,7 @@ class Attended(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, jobs, groups, out, lse = ctx.saved_tensors
-        into = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        into = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         call("attention_back", q.dtype, q, k, v, jobs, groups, gradients[0].contiguous(), out, lse, *into, *ctx.sizes)
         return *into, None, None, None, None
 

@@ -154,6 +154,34 @@ def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads,
     assert close(ours, both(torchs, q.double(), k.double(), v.double()))
 
 
+def test_tokens_that_nobody_sees_change_nothing():
+    """Under autocast tokens come in multiples of 64: gradients are finite, and those of bfloat16 products of the real tokens."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    body = Qwen3Model(Qwen3Config(vocab_size=50, intermediate_size=48, **sizes))
+    ids_NL = torch.randint(0, 50, (3, 11), generator=torch.Generator().manual_seed(1))
+    layout = packed.arrange(ids_NL, torch.ones_like(ids_NL, dtype=torch.bool), torch.full((3,), 4), torch.arange(3))
+    assert len(layout.even().ids_M) == 64 and torch.equal(layout.even().even().ids_M, layout.even().ids_M)
+
+    def slopes():
+        body.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = F.embedding(layout.place_NL, packed.encode(body, layout))
+        (hidden * torch.arange(hidden.numel()).view(hidden.shape).cos()).sum().backward()
+        return [hidden.detach(), *(p.grad.clone() for p in body.parameters())]
+
+    ours = slopes()
+    even, packed.Layout.even = packed.Layout.even, lambda self: self
+    try:
+        plain = slopes()
+    finally:
+        packed.Layout.even = even
+    assert all(bool(one.isfinite().all()) for one in ours)
+    assert all(float((a - b).norm()) <= 1e-2 * float(b.norm()) for a, b in zip(ours, plain, strict=True))
+
+
 @pytest.mark.parametrize("change", ["double", "width", "cap", "dropout", "no compiler"])
 def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
     q = torch.zeros(3, 2, 24 if change == "width" else 32, dtype=torch.double if change == "double" else torch.float32)
