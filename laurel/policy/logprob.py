@@ -25,8 +25,9 @@ COPIES = 4
 
 
 EVEN = 64
-"""Products in bfloat16 on a CPU are of so many tokens, or a multiple: oneDNN compiles a kernel for each number it meets, which takes as long
-as the product of a thousand, and keeps them all."""
+"""Products in bfloat16 on a CPU are of so many tokens, or a multiple: oneDNN compiles a kernel for each number that it meets.
+
+That takes 2 ms, as long as the product of a few hundred tokens, and it keeps a thousand of them."""
 
 
 class TokenStats(NamedTuple):
