@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -52,10 +51,14 @@ class Turns:
         self.answers.write(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "base_mb": self.base, **figures}) + "\n")
 
     def each(self, repetition: Callable[[], dict[str, Any] | None]) -> None:
-        """One repetition per turn."""
+        """One repetition per turn. A `bound` among its figures is a function: the seconds that the machine allows at its rates of now."""
         self.ready()
         while self.begin():
-            self.end(**(repetition() or {}))
+            figures = repetition() or {}
+            figures = {"seconds": time.perf_counter() - self.began, "peak_mb": peak_mb(), **figures}
+            if "bound" in figures:  # measured now, beside the repetition, and neither in its time nor in its memory
+                figures["bound"] = figures["bound"]()
+            self.end(**figures)
 
 
 def _status(name: str) -> float | None:
@@ -103,33 +106,3 @@ def synchronise() -> None:
     """Wait for a GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def rate_of(work: Callable[[], Any], amount: float, seconds: float) -> float:
-    """Amount per second: the median of repetitions that fill `seconds`."""
-    work()
-    times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or not times:
-        began = time.perf_counter()
-        work()
-        synchronise()
-        times.append(time.perf_counter() - began)
-    return amount / median(times)
-
-
-def product_rate(dtype: torch.dtype, device: str, seconds: float, size: int = 2048) -> float:
-    """Floating-point operations per second of a large matrix product. In float32 on a CPU the faster of the ways torch offers."""
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    found = [rate_of(lambda: left @ right, 2.0 * size**3, seconds)]
-    if device == "cpu" and dtype == torch.float32 and hasattr(torch.backends.mkldnn, "matmul"):
-        was = torch.backends.mkldnn.matmul.fp32_precision
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # oneDNN's float32: split into bfloat16 parts, error 3e-7
-        found.append(rate_of(lambda: left @ right, 2.0 * size**3, seconds))
-        torch.backends.mkldnn.matmul.fp32_precision = was
-    return max(found)
-
-
-def memory_rate(device: str, seconds: float, megabytes: int = 256) -> float:
-    """Bytes read per second from memory that no cache holds."""
-    numbers = torch.randn(megabytes * 2**18, device=device)
-    return rate_of(numbers.sum, 4.0 * numbers.numel(), seconds)

@@ -15,8 +15,8 @@ from typing import Any
 
 import models
 import torch
-from measure import Turns, forget_peak, give_back_at_once, memory_rate, peak_mb, product_rate, resident_mb, synchronise
-from models import SIZES, Shape
+from measure import Turns, forget_peak, give_back_at_once, peak_mb, resident_mb, synchronise
+from models import Shape
 
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
@@ -29,6 +29,7 @@ from laurel.rollout import single
 from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.record import record_time
+from laurel.train.roof import Work, body_of, bound, drawn
 from laurel.train.setup import Setup, prepare
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -69,14 +70,23 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     device = pick_device("auto")
     policy = Endless(models.make_model(shape).to(device), models.make_tokenizer(shape.vocabulary), pick_dtype(DTYPES[dtype], device))
     prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
+    work = Work()
+    drawn(
+        work, body_of(policy.causal), policy.dtype.itemsize, [shape.prompt] * shape.prompts, shape.lengths().view(-1, shape.each).tolist()
+    )
 
     def once() -> dict[str, Any]:
         found = sample(policy, prompts, seeds=list(range(len(limits))), max_completion_length=limits)
         synchronise()
         assert [len(row.ids) for row in found] == limits
-        return {"tokens": sum(limits)}
+        return {"tokens": sum(limits), "bound": partial(bound, work, policy.dtype, device, {})}
 
     turns.each(once)
+
+
+def allowed(setup: Setup) -> Callable[[], float]:
+    """The seconds that the machine allows for the step that the clock saw, at rates that are measured when it is asked."""
+    return partial(bound, setup.clock.work, setup.policy.dtype, setup.policy.device, {})
 
 
 def setup_of(algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[Setup, Any]:
@@ -106,6 +116,7 @@ def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = 
     options = {**sampling_options(shape), **more}
     setup, state = setup_of(algorithm, shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **options)
     setup.policy = endless(setup.policy)
+    setup.clock.watch(setup.policy.device)
     limits = shape.lengths()[: shape.prompts * (setup.config.num_generations or 1)].tolist()
 
     def once() -> dict[str, Any]:
@@ -114,14 +125,14 @@ def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = 
         loop.step(setup, state, sums)
         spent = setup.clock.stop()
         synchronise()
-        return {"tokens": sum(limits), "phases": spent}
+        return {"tokens": sum(limits), "phases": spent, "bound": allowed(setup)}
 
     with given_lengths(limits):
         turns.each(once)
 
 
 def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
-    """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent in matrix products, and 1 - mfu."""
+    """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent in matrix products."""
     rows = prompts_of(shape)
     if algorithm == "ilql":
         rows = models.logged(shape)
@@ -136,16 +147,16 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
 
     def once() -> dict[str, Any]:
         sums = Sums()
-        setup.clock.steps, setup.clock.totals = 0, {}
+        setup.clock.steps, setup.clock.totals, setup.clock.rates = 0, {}, {}
         setup.clock.start()
         loop.step(setup, state, sums)
         record_time(setup, sums, state.step)
         means = sums.means()
         told = json.loads((setup.run.folder / "profile.json").read_text())
-        tokens = means["tokens_per_second"] * means["seconds/step"]
+        tokens, seconds = means["tokens_per_second"] * means["seconds/step"], means["seconds/step"]
         share = in_products(lambda: loop.step(setup, state, Sums()))
-        left = {"not_products": 1 - share, "not_at_full_rate": 1 - told["mfu"]}
-        return {"tokens": tokens, "seconds": means["seconds/step"], **left, "profile": told}
+        bound = told["roofline"] * seconds
+        return {"tokens": tokens, "seconds": seconds, "bound": lambda: bound, "not_products": 1 - share, "profile": told}
 
     with given_lengths(limits):
         turns.each(once)
@@ -177,13 +188,15 @@ def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -
     more = {"train_on": "all"} if algorithm == "sft" else {}
     setup, state = setup_of(algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more)
     setup.remembered = None
+    setup.clock.watch(setup.policy.device)
 
     def once() -> dict[str, Any]:
         sums = Sums()
+        setup.clock.start()
         for _ in range(-(-shape.rows // shape.batch)):
             loop.step(setup, state, sums)
         synchronise()
-        return {"tokens": sums.totals.get("supervised_tokens", 0.0)}
+        return {"tokens": sums.totals.get("supervised_tokens", 0.0), "bound": allowed(setup)}
 
     turns.each(once)
 
@@ -301,33 +314,3 @@ def update_batch(rows: int, shape: Shape, length: int) -> Batch:
         groups.append(Group(str(n), {}, (new,), rewards=(1.0,)))
     batch = pack(groups)
     return batch.replace(weight_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0))
-
-
-def limits(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """What this machine does at best: matrix products and memory, and how long the rollout would take at these rates.
-
-    Products and keys and values take turns; small weights and the keys and values of a small model stay in cache.
-    """
-    device = pick_device("auto").type
-    seconds = 0.02 if shape.size == "tiny" else 0.3
-    size = SIZES[shape.size]
-    model = models.make_model(shape)
-    weights = sum(p.numel() for p in model.parameters())
-    width = 2 if dtype == "bf16" else 4
-    cache = size["num_hidden_layers"] * 2 * size["num_key_value_heads"] * size["head_dim"] * width
-    new = shape.lengths()
-    operations = 2.0 * weights * (int(new.sum()) + shape.prompts * shape.prompt)
-    steps = int(new.max())
-    own = float((new * (new + 1) // 2).sum())
-    shared = float(new.view(shape.prompts, -1).max(1).values.sum()) * shape.prompt  # a group reads its prompt's keys once a token
-    reads = (own + shared) * cache
-    held = int(new.sum()) * cache  # bytes of keys and values at the end
-    weight_reads = float(weights * width * steps) if weights * width > 32 << 20 else 0.0  # small weights stay in cache
-
-    def once() -> dict[str, Any]:
-        products = product_rate(getattr(torch, DTYPES[dtype]), device, seconds)
-        memory = memory_rate(device, seconds)
-        bound = max(operations / products, weight_reads / memory) + (reads / memory if held > 32 << 20 else 0.0)
-        return {"seconds": bound, "products": products, "memory": memory, "tokens": int(new.sum())}
-
-    turns.each(once)

@@ -98,17 +98,26 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def judged(row: Any, found: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """A row of the table from what was measured. A ratio is taken turn by turn, of neighbours in time."""
+    """A row of the table from what was measured. A ratio is taken turn by turn, of neighbours in time.
+
+    `share`: of its roofline, of the side that is ours, in every row whose contender has one.
+    """
     least = row.least or row.kind in ("speed", "bound")
     line: dict[str, Any] = {"row": row.title, "kind": row.kind, "goal": row.goal, "least": least, "unit": row.unit}
     mine, other = found[row.ours], found.get(row.peer, [])
+    if row.kind == "bound" and not isinstance(mine, str) and not isinstance(other, str) and other:
+        mine, other = min(mine, other, key=lambda turns: median(turn["seconds"] for turn in turns)), []
     wrong = next((side for side in (mine, other) if isinstance(side, str)), "")
     for side, turns in (("ours", mine), ("peer", other)):
         line[side] = turns if isinstance(turns, str) else spread([value_of(row, t) for t in turns]) if turns else None
+    shares = [] if isinstance(mine, str) else [turn["bound"] / turn["seconds"] for turn in mine if "bound" in turn]
+    line["share"] = spread(shares) if shares else None
     if wrong:
         return line | {"value": None, "met": None, "verdict": wrong}
     if row.kind == "figure":
         values = [value_of(row, turn) for turn in mine]
+    elif row.kind == "bound":
+        values = shares
     else:
         pairs = [(value_of(row, a), value_of(row, b)) for a, b in zip(mine, other, strict=True)]
         values = [a / b if row.kind == "memory" else b / a for a, b in pairs]
@@ -136,14 +145,15 @@ def number(value: Any, unit: str = "") -> str:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table that a terminal can be read with too."""
-    lines = [["workload", "ours", "peer", "ratio or figure", "goal", "met?"]]
+    lines = [["workload", "ours", "of its roofline", "peer", "ratio or figure", "goal", "met?"]]
     for name, result in results.items():
         for line in result["rows"]:
             unit = {"speed": " s", "bound": " s", "memory": " MB"}.get(line["kind"], line["unit"])
             goal = "" if line["goal"] is None else f"{'>=' if line['least'] else '<='} {line['goal']:g}"
             mine = "" if line["kind"] == "figure" else number(line["ours"], unit)
             value = number(line["value"], line["unit"] if line["kind"] == "figure" else "")
-            lines.append([f"{name}: {line['row']}", mine, number(line["peer"], unit), value, goal, line["verdict"]])
+            share = f"{line['share']['median']:.2f}" if line["kind"] == "speed" and line["share"] else ""
+            lines.append([f"{name}: {line['row']}", mine, share, number(line["peer"], unit), value, goal, line["verdict"]])
     wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)) + " |" for line in lines]
     return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *rows[1:]])

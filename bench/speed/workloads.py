@@ -19,8 +19,9 @@ Contender = Callable[..., None]
 class Row:
     """One line of the table: a figure of ours against a peer's, and the goal.
 
-    speed: peer's seconds over ours, at least `goal`. memory: our peak over the peer's, at most `goal`. bound: seconds that the machine's
-    limits allow over ours, at least `goal`. figure: our own number `figure`, at most `goal` (or at least, with `least`).
+    speed: peer's seconds over ours, at least `goal`. memory: our peak over the peer's, at most `goal`. bound: seconds of the roofline
+    over ours, at least `goal`; where `peer` names another precision of ours, of the quicker one.
+    figure: our own number `figure`, at most `goal` (or at least, with `least`).
     """
 
     title: str
@@ -46,10 +47,15 @@ class Workload:
     needs_trl: tuple[str, ...] = field(default=())
 
 
+def quicker(goal: float | None) -> Row:
+    """How near the machine's bound the quicker of our two precisions comes."""
+    return Row("share of its roofline, the quicker precision", "bound", "laurel-fp32", "laurel-bf16", goal)
+
+
 def rollout(size: str, dtype: str, prompts: int, goal: float, static: float | None, share: float | None) -> Workload:
     """The sampler against generate with its two caches, and against the limit of the machine."""
     shape = Shape(size=size, prompts=prompts)
-    bound = Row("fraction of the roofline bound", "bound", "laurel", "limits", share)
+    bound = Row("share of its roofline", "bound", "laurel", goal=share)
     return Workload(
         f"rollout {size} {dtype}: {prompts} prompts x 8, 32 tokens of prompt, 64 to 128 new",
         shape,
@@ -57,7 +63,6 @@ def rollout(size: str, dtype: str, prompts: int, goal: float, static: float | No
             "laurel": partial(ours.rollout, dtype=dtype),
             "generate": partial(peers.generate, dtype=dtype),
             "generate-static": partial(peers.generate, dtype=dtype, cache="static"),
-            "limits": partial(ours.limits, dtype=dtype),
         },
         (
             Row("against generate, dynamic cache", "speed", "laurel", "generate", goal),
@@ -75,9 +80,10 @@ def grpo(about: str, shape: Shape, rows: tuple[Row, ...], ours_in: tuple[str, ..
 
 
 def data(about: str, kind: str, algorithm: str, shape: Shape, rows: tuple[Row, ...]) -> Workload:
-    """A pass over rows of data: laurel's loop against a trainer of TRL."""
-    mine = {"laurel-fp32": partial(ours.data, dtype="fp32", algorithm=algorithm)}
-    theirs: dict[str, Contender] = {f"trl-{setting}": partial(peers.data, setting=setting, kind=kind) for setting in ("fp32", "default")}
+    """A pass over rows of data in both precisions: laurel's loop against a trainer of TRL."""
+    mine = {f"laurel-{dtype}": partial(ours.data, dtype=dtype, algorithm=algorithm) for dtype in ("fp32", "bf16")}
+    settings = ("fp32", "bf16", "default")
+    theirs: dict[str, Contender] = {f"trl-{setting}": partial(peers.data, setting=setting, kind=kind) for setting in settings}
     if kind == "sft":
         theirs["trl-fp32-packed"] = partial(peers.data, setting="fp32", kind=kind, packing=True)
     return Workload(about, shape, {**mine, **theirs}, rows, needs_trl=tuple(theirs))
@@ -86,8 +92,10 @@ def data(about: str, kind: str, algorithm: str, shape: Shape, rows: tuple[Row, .
 def pairs(title: str, kind: str, goal: float) -> Workload:
     """A pass over 256 pairs."""
     rows = (
-        Row("against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", goal),
-        Row("against TRL's default", "speed", "laurel-fp32", "trl-default"),
+        Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", goal),
+        Row("bf16 against TRL in bf16", "speed", "laurel-bf16", "trl-bf16"),
+        Row("bf16 against TRL's default", "speed", "laurel-bf16", "trl-default"),
+        quicker(0.6),
     )
     return data(f"{title} a: 256 pairs, 32 a step", kind, kind, Shape(size="a"), rows)
 
@@ -97,7 +105,7 @@ def own(algorithm: str, shape: Shape) -> Workload:
     told = (
         Row("tokens sampled and trained on per second", "figure", "laurel", figure="speed", least=True, unit=" tokens/s"),
         Row("share of the step that is not matrix products", "figure", "laurel", figure="not_products", goal=0.35),
-        Row("1 - mfu: what a large product's rate leaves", "figure", "laurel", figure="not_at_full_rate"),
+        Row("share of its roofline", "bound", "laurel"),
     )
     contenders = {"laurel": partial(ours.profiled, dtype="fp32", algorithm=algorithm)}
     return Workload(f"{algorithm} step {shape.size}: no living peer on a CPU", shape, contenders, told)
@@ -111,8 +119,8 @@ TEXTS = Shape(size="a", rows=512, low=32, high=256, batch=28)
 WORKLOADS: dict[str, Workload] = {
     "rollout-a": rollout("a", "fp32", 64, 4.0, None, None),
     "rollout-a-bf16": rollout("a", "bf16", 64, 8.0, None, None),
-    "rollout-b": rollout("b", "fp32", 64, 8.0, 4.0, 0.8),
-    "rollout-b-bf16": rollout("b", "bf16", 64, 10.0, None, 0.7),
+    "rollout-b": rollout("b", "fp32", 64, 8.0, 4.0, 0.75),
+    "rollout-b-bf16": rollout("b", "bf16", 64, 10.0, None, 0.75),
     "rollout-c": rollout("c", "fp32", 2, 3.0, None, None),
     "rollout-c-bf16": rollout("c", "bf16", 2, 3.0, None, None),
     "grpo-a": grpo(
@@ -122,6 +130,7 @@ WORKLOADS: dict[str, Workload] = {
             Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 2.5),
             Row("bf16 against TRL in bf16", "speed", "laurel-bf16", "trl-bf16", 3.5),
             Row("bf16 against TRL's default", "speed", "laurel-bf16", "trl-default"),
+            quicker(None),
         ),
         ("fp32", "bf16"),
         ("fp32", "bf16", "default"),
@@ -136,6 +145,7 @@ WORKLOADS: dict[str, Workload] = {
             Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 4.5),
             Row("peak memory, bf16 against TRL's default", "memory", "laurel-bf16", "trl-default", 0.7),
             Row("peak memory, fp32 against TRL's default", "memory", "laurel-fp32", "trl-default"),
+            quicker(0.75),
         ),
         ("fp32", "bf16"),
         ("bf16", "default", "fp32"),
@@ -147,6 +157,7 @@ WORKLOADS: dict[str, Workload] = {
             Row("bf16 against TRL's default", "speed", "laurel-bf16", "trl-default", 6.0),
             Row("bf16 against TRL's best setting", "speed", "laurel-bf16", "trl-bf16", 5.0),
             Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 5.0),
+            quicker(0.75),
         ),
         ("fp32", "bf16"),
         ("bf16", "default", "fp32"),
@@ -159,8 +170,10 @@ WORKLOADS: dict[str, Workload] = {
         "sft",
         TEXTS,
         (
-            Row("against TRL, padded", "speed", "laurel-fp32", "trl-fp32", 2.2),
-            Row("against TRL, packed", "speed", "laurel-fp32", "trl-fp32-packed", 5.0),
+            Row("fp32 against TRL in fp32, padded", "speed", "laurel-fp32", "trl-fp32", 2.2),
+            Row("bf16 against TRL in bf16, padded", "speed", "laurel-bf16", "trl-bf16"),
+            Row("fp32 against TRL in fp32, packed", "speed", "laurel-fp32", "trl-fp32-packed", 5.0),
+            quicker(0.6),
         ),
     ),
     "logprob-memory": Workload(

@@ -50,6 +50,7 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     """The policy, and the reference if one is named. A reference that numbers its tokens differently is refused."""
     import torch
 
+    from laurel.policy import products
     from laurel.policy.chat import ensure_template
     from laurel.policy.ends import learn_ends
     from laurel.policy.model import Policy, load_causal, load_tokenizer, pick_device, pick_dtype, pick_threads
@@ -74,6 +75,7 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
 
     policy = load(name)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
+    products.choose(policy.model, device, policy.dtype)
     return policy, load(reference) if reference else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def usable_cores(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     """Cores this process may run on: the affinity mask, cut by a container's quota of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(float(cores), quota(groups, process))
+
+
+def processor(*what: str, process: Path = PROCESS) -> str:
+    """What the system says of its first processor under these names (all that tells one kind from another): a text to compare."""
+    try:
+        lines = (process / "cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    names = what or ("model name", "cpu family", "model", "stepping", "flags")
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in names)
 
 
 def threads_by_rule(groups: Path = GROUPS, process: Path = PROCESS) -> int:

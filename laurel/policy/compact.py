@@ -161,18 +161,22 @@ class Compact:
 
     def room(self, name: str, rows: int, width: int) -> Tensor:
         """[rows, width] of memory that is used again under this name: fresh pages cost as much as a product does."""
-        if name not in self.rooms or len(self.rooms[name]) < rows:
-            self.rooms[name] = torch.empty(rows, width, dtype=self.policy.dtype)
+        if name not in self.rooms or len(self.rooms[name]) < rounded(rows):
+            self.rooms[name] = torch.empty(rounded(rows), width, dtype=self.policy.dtype)
         return self.rooms[name][:rows]
 
     def product(self, name: str, x: Tensor, weights: tuple[Tensor, Tensor | None]) -> Tensor:
         """x [n, D] times weight [E, D], plus bias, in memory that is used again under that name."""
-        weight, bias = weights
-        out = self.room(name, len(x), len(weight))
-        if len(x) <= FEW <= len(weight):
+        (weight, bias), rows = weights, len(x)
+        out = self.room(name, rows, len(weight))
+        if rows <= FEW <= len(weight):
             call("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
-        return torch.mm(x, weight.mT, out=out) if bias is None else torch.addmm(bias, x, weight.mT, out=out)
+        if x.dtype == torch.bfloat16 and x.untyped_storage().nbytes() >= 2 * rounded(rows) * x.shape[1] and not x.storage_offset():
+            x = x.as_strided((rounded(rows), x.shape[1]), x.stride())  # a room has them: oneDNN compiles a kernel for every number of rows
+            out = self.room(name, len(x), len(weight))
+        said = torch.mm(x, weight.mT, out=out) if bias is None else torch.addmm(bias, x, weight.mT, out=out)
+        return said[:rows]
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
         """x += y, in place; x / rms(x) * weight."""

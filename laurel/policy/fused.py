@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from laurel.policy.kernels import call, library
+
 NARROW = 1024
 """Columns below which no tile is made narrower: a product with fewer is slower than the same work in fewer rows."""
 
@@ -66,8 +68,18 @@ class Asked(NamedTuple):
     pull: bool = False
 
 
+def compiled(z_mv: Tensor) -> bool:
+    """Are these logits the kernels'?"""
+    return z_mv.device.type == "cpu" and z_mv.dtype in (torch.float32, torch.bfloat16) and library() is not None
+
+
 def said_by(z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, asked: Asked, spare: bool) -> Said:
     """What one tile of logits says. spare: it may be overwritten."""
+    if compiled(z_mv) and not asked.pull:
+        logp_m1, own_m1, lse_m1, entropy_m1 = torch.empty(4, len(z_mv), 1)
+        call("say", z_mv.dtype, z_mv, ids_m1.contiguous(), logp_m1, own_m1, lse_m1, entropy_m1, *z_mv.shape, words.start)
+        return Said(logp_m1, own_m1, lse_m1, entropy_m1, lse_m1.new_zeros(len(z_mv), 0))
+    z_mv = wide(z_mv)
     here_m1, at_m1 = inside(ids_m1, words)
     logp_mv = z_mv.log_softmax(1)
     logp_m1 = logp_mv.gather(1, at_m1)
@@ -80,6 +92,17 @@ def said_by(z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, asked
         if asked.pull:
             pull_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
     return Said(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, pull_mD)
+
+
+def slope_of(z_mv: Tensor, ids_m1: Tensor, words: slice, lse_m1: Tensor, g_m1: Tensor, spare: bool) -> Tensor:
+    """The gradient of a tile of logits, in their precision: g (onehot(id) - pi). spare: they may be overwritten."""
+    if compiled(z_mv):
+        into = z_mv if spare else torch.empty_like(z_mv)
+        call("slope", z_mv.dtype, z_mv, into, ids_m1.contiguous(), lse_m1.contiguous(), g_m1.contiguous(), *z_mv.shape, words.start)
+        return into
+    here_m1, at_m1 = inside(ids_m1, words)
+    dz_mv = (wide(z_mv) - lse_m1).exp_().mul_(-g_m1)
+    return dz_mv.scatter_add_(1, at_m1, g_m1.where(here_m1, 0)).to(z_mv.dtype)
 
 
 def joined(one: Said, other: Said) -> Said:
@@ -103,7 +126,7 @@ def look(cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, aske
             if stays := keep >= z_mv.numel():
                 kept.append(z_mv)
             keep = keep - z_mv.numel() if stays else 0  # the first ones, without a gap
-            more = said_by(wide(z_mv), weight_vD, ids_M1[rows], words, asked, spare=not stays)
+            more = said_by(z_mv, weight_vD, ids_M1[rows], words, asked, spare=not stays)
             said = more if said is None else joined(said, more)
         assert said is not None
         found.append(said)
@@ -165,11 +188,9 @@ class FusedLogprobs(torch.autograd.Function):
         for rows in parts(len(ids_M1), ctx.tile.rows):
             for words in parts(len(weight_VD), ctx.tile.columns):
                 weight_vD = weight_VD[words].to(cooled_MD.dtype)
-                z_mv = next(again, None)
-                z_mv = cooled_MD[rows] @ weight_vD.t() if z_mv is None else z_mv
-                here_m1, at_m1 = inside(ids_M1[rows], words)
-                dz_mv = (wide(z_mv) - lse_M1[rows]).exp_().mul_(-g_M1[rows])
-                dz_mv = dz_mv.scatter_add_(1, at_m1, g_M1[rows].where(here_m1, 0)).to(weight_vD.dtype)
+                kept_mv = next(again, None)
+                z_mv = cooled_MD[rows] @ weight_vD.t() if kept_mv is None else kept_mv
+                dz_mv = slope_of(z_mv, ids_M1[rows], words, lse_M1[rows], g_M1[rows], spare=kept_mv is None)
                 add_product(grad_MD[rows], dz_mv, weight_vD, begun=words.start > 0)
                 if grad_VD is not None:  # every row of it once, but where there are more rows of logits than fit beside each other
                     add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)

@@ -64,27 +64,44 @@ static void product(const S* X, const S* W, S* Y, integer m, integer k, integer 
     }
 }
 
-// Gradients of x / rms(x) * w: dx, and dw in parts [threads, d] of zeros.
-static void norm_back(const float* G, const float* X, const float* w, float* DX, float* DW, integer rows, integer d, integer threads, float eps) {
+// h = x / rms(x) * w, of numbers of one kind to numbers of another.
+template <class X, class S>
+static void norm(const X* XS, const float* w, S* H, integer rows, integer d, float eps) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (integer r = 0; r < rows; r++) {
+        const X* x = XS + r * d; S* h = H + r * d; float sum = 0;
+        for (integer i = 0; i < d; i++) sum += get(x + i) * get(x + i);
+        float scale = 1.f / std::sqrt(sum / d + eps);
+        for (integer i = 0; i < d; i++) put(h + i, get(x + i) * scale * w[i]);
+    }
+}
+
+// Gradients of `norm`: dx, and dw in parts [threads, d] of zeros.
+template <class X, class S>
+static void norm_back(const S* G, const X* XS, const float* w, X* DX, float* DW, integer rows, integer d, integer threads, float eps) {
 #pragma omp parallel num_threads(threads)
     {
         float* dw = DW + omp_get_thread_num() * d;
 #pragma omp for schedule(static)
         for (integer r = 0; r < rows; r++) {
-            const float *g = G + r * d, *x = X + r * d; float *dx = DX + r * d, sum = 0, dot = 0;
-            for (integer i = 0; i < d; i++) { sum += x[i] * x[i]; dot += g[i] * w[i] * x[i]; }
+            const S* g = G + r * d; const X* x = XS + r * d; X* dx = DX + r * d; float sum = 0, dot = 0;
+            for (integer i = 0; i < d; i++) { float v = get(x + i); sum += v * v; dot += get(g + i) * w[i] * v; }
             float scale = 1.f / std::sqrt(sum / d + eps), back = dot * scale * scale / d;
-            for (integer i = 0; i < d; i++) { dx[i] = scale * (g[i] * w[i] - back * x[i]); dw[i] += g[i] * x[i] * scale; }
+            for (integer i = 0; i < d; i++) {
+                float v = get(x + i), u = get(g + i);
+                put(dx + i, scale * (u * w[i] - back * v)); dw[i] += u * v * scale;
+            }
         }
     }
 }
 
 // Of silu(gate) * up, numbers one after the other: the gradients of both.
-static void silu_back(const float* D, const float* G, const float* U, float* DG, float* DU, integer n) {
+template <class S>
+static void silu_back(const S* D, const S* G, const S* U, S* DG, S* DU, integer n) {
 #pragma omp parallel for schedule(static)
     for (integer i = 0; i < n; i++) {
-        float s = 1.f / (1.f + exponential(-G[i]));
-        DU[i] = D[i] * G[i] * s; DG[i] = D[i] * U[i] * s * (1.f + G[i] * (1.f - s));
+        float d = get(D + i), g = get(G + i), s = 1.f / (1.f + exponential(-g));
+        put(DU + i, d * g * s); put(DG + i, d * get(U + i) * s * (1.f + g * (1.f - s)));
     }
 }
 
@@ -99,13 +116,17 @@ static void silu_times(const S* GS, const S* US, S* O, integer rows, integer f, 
 }
 
 // (a, b) -> (a cos - b sin, b cos + a sin) of the halves of every head [rows, heads, d]; cos and sin [rows, d / 2]; sign -1 turns back.
-static void rotate(const float* X, const float* C, const float* S, float* O, integer rows, integer heads, integer d, float sign) {
+template <class S>
+static void rotate(const S* X, const float* C, const float* SN, S* O, integer rows, integer heads, integer d, float sign) {
 #pragma omp parallel for schedule(static) if (rows > 1)
     for (integer r = 0; r < rows; r++) {
-        const float *c = C + r * d / 2, *s = S + r * d / 2;
+        const float *c = C + r * d / 2, *s = SN + r * d / 2;
         for (integer h = 0, m = d / 2; h < heads; h++) {
-            const float *a = X + (r * heads + h) * d, *b = a + m; float *p = O + (r * heads + h) * d, *q = p + m;
-            for (integer i = 0; i < m; i++) { float t = s[i] * sign; p[i] = a[i] * c[i] - b[i] * t; q[i] = b[i] * c[i] + a[i] * t; }
+            const S *x = X + (r * heads + h) * d, *y = x + m; S *p = O + (r * heads + h) * d, *q = p + m;
+            for (integer i = 0; i < m; i++) {
+                float a = get(x + i), b = get(y + i), t = s[i] * sign;
+                put(p + i, a * c[i] - b * t); put(q + i, b * c[i] + a * t);
+            }
         }
     }
 }
@@ -212,6 +233,152 @@ static void attend(const Layer<S>& l) {
     }
 }
 
+// C = A B, or C += A B, of small matrices of floats, R rows and V registers of columns: A's number (i, l) lies at a + i ai + l al.
+template <int R, int V>
+static inline void tile(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer k, bool add) {
+    sixteen sum[R][V] = {};
+    if (add) for (int r = 0; r < R; r++) for (int v = 0; v < V; v++) sum[r][v] = load(c + r * ci + 16 * v);
+    for (integer l = 0; l < k; l++) {
+        sixteen x[V];
+        for (int v = 0; v < V; v++) x[v] = load(b + l * bl + 16 * v);
+        for (int r = 0; r < R; r++) { float y = a[r * ai + l * al]; for (int v = 0; v < V; v++) sum[r][v] += y * x[v]; }
+    }
+    for (int r = 0; r < R; r++) for (int v = 0; v < V; v++) memcpy(c + r * ci + 16 * v, &sum[r][v], 64);
+}
+
+template <int V>
+static inline void strip(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer m, integer k, bool add) {
+    integer i = 0;
+    for (; i + 4 <= m; i += 4) tile<4, V>(a + i * ai, ai, al, b, bl, c + i * ci, ci, k, add);
+    for (; i < m; i++) tile<1, V>(a + i * ai, ai, al, b, bl, c + i * ci, ci, k, add);
+}
+
+// A [m, k], B [k, n] with rows bl apart, C [m, n] with rows ci apart; n is a multiple of sixteen.
+static void multiply(const float* a, integer ai, integer al, const float* b, integer bl, float* c, integer ci, integer m, integer n, integer k,
+                     bool add) {
+    integer j = 0;
+    for (; j + 64 <= n; j += 64) strip<4>(a, ai, al, b + j, bl, c + j, ci, m, k, add);
+    for (; j < n; j += 16) strip<1>(a, ai, al, b + j, bl, c + j, ci, m, k, add);
+}
+
+// Attention of packed tokens, forward and backward. q [M, H, d], k and v [M, K, d]. A job is (first, count) of the tokens that all its queries
+// see, a shared prompt, and (first, count) of its own, of which each sees itself and those before it: the last `near` of all, or 0: all.
+// Jobs g[i] .. g[i + 1] share a prompt; a thread takes all of them, for one head of keys.
+struct Packed { const float *q, *k, *v; const integer *jobs, *groups; integer H, K, d, near; float scale; };
+static const integer QUERIES = 32;
+
+struct Keys {  // of a job and a head: as they lie, and turned; memory is used again
+    std::vector<float> k, v, kt, vt, dk, dv, p, ds; integer n, wide;
+    void take(const Packed& l, const integer* job, integer head, bool back) {
+        n = job[1] + job[3]; wide = (n + 15) / 16 * 16;
+        for (std::vector<float>* x : {&k, &v, &kt, &vt, &dk, &dv}) x->assign(wide * l.d, 0.f);
+        p.resize(QUERIES * wide); ds.resize(QUERIES * wide);
+        for (integer s = 0; s < n; s++) {
+            integer at = ((s < job[1] ? job[0] + s : job[2] + s - job[1]) * l.K + head) * l.d;
+            memcpy(&k[s * l.d], l.k + at, l.d * 4); memcpy(&v[s * l.d], l.v + at, l.d * 4);
+        }
+        for (integer i = 0; i < l.d; i++) for (integer s = 0; s < n; s++) kt[i * wide + s] = k[s * l.d + i];
+        if (back) for (integer i = 0; i < l.d; i++) for (integer s = 0; s < n; s++) vt[i * wide + s] = v[s * l.d + i];
+    }
+};
+
+// Queries begin .. end - 1 of a job: their scores, and of each the keys [low, high) that it sees, whose probabilities `each` fills in.
+template <class Each>
+static void scored(const Packed& l, const integer* job, integer head, integer begin, integer end, Keys& x, Each each) {
+    const integer apart = l.H * l.d, seen = job[1] + end, columns = (seen + 15) / 16 * 16;
+    multiply(l.q + (job[2] + begin) * apart + head * l.d, apart, 1, x.kt.data(), x.wide, x.p.data(), x.wide, end - begin, columns, l.d, false);
+    for (integer r = 0; r < end - begin; r++) {
+        const integer high = job[1] + begin + r + 1, low = l.near && high > l.near ? high - l.near : 0;
+        float *p = &x.p[r * x.wide], *ds = &x.ds[r * x.wide];
+        each(r, (job[2] + begin + r) * l.H + head, low, high, p, ds);
+        for (integer s = 0; s < low; s++) p[s] = ds[s] = 0;
+        for (integer s = high; s < columns; s++) p[s] = ds[s] = 0;
+    }
+}
+
+template <class Job>
+static void every(const Packed& l, integer groups, Job job) {
+#pragma omp parallel
+    {
+        Keys x;
+#pragma omp for schedule(dynamic)
+        for (integer task = 0; task < groups * l.K; task++)
+            for (integer j = l.groups[task / l.K]; j < l.groups[task / l.K + 1]; j++) job(l.jobs + 4 * j, task % l.K, x);
+    }
+}
+
+static void attention(const Packed& l, float* out, float* lse, integer groups) {
+    const integer apart = l.H * l.d, rep = l.H / l.K;
+    every(l, groups, [&](const integer* job, integer head, Keys& x) {
+        x.take(l, job, head, false);
+        for (integer h = head * rep; h < (head + 1) * rep; h++)
+            for (integer i = 0; i < job[3]; i += QUERIES) {
+                const integer end = i + QUERIES < job[3] ? i + QUERIES : job[3];
+                scored(l, job, h, i, end, x, [&](integer, integer at, integer low, integer high, float* p, float*) {
+                    float top = p[low], sum = 0;
+                    for (integer s = low; s < high; s++) top = p[s] > top ? p[s] : top;
+                    for (integer s = low; s < high; s++) { p[s] = exponential((p[s] - top) * l.scale); sum += p[s]; }
+                    for (integer s = low; s < high; s++) p[s] /= sum;
+                    lse[at] = top * l.scale + std::log(sum);
+                });
+                multiply(x.p.data(), x.wide, 1, x.v.data(), l.d, out + (job[2] + i) * apart + h * l.d, apart, end - i, l.d, job[1] + end, false);
+            }
+    });
+}
+
+// dz = scale p (g v' - sum_i g_i o_i), dq = dz k, dk = dz' q, dv = p' g; dk and dv begin with zeros.
+static void attention_back(const Packed& l, const float* g, const float* out, const float* lse, float* dq, float* dk, float* dv, integer groups) {
+    const integer apart = l.H * l.d, rep = l.H / l.K, d = l.d;
+    every(l, groups, [&](const integer* job, integer head, Keys& x) {
+        x.take(l, job, head, true);
+        for (integer h = head * rep; h < (head + 1) * rep; h++)
+            for (integer i = 0; i < job[3]; i += QUERIES) {
+                const integer end = i + QUERIES < job[3] ? i + QUERIES : job[3], first = (job[2] + i) * apart + h * d, seen = job[1] + end;
+                multiply(g + first, apart, 1, x.vt.data(), x.wide, x.ds.data(), x.wide, end - i, (seen + 15) / 16 * 16, d, false);
+                scored(l, job, h, i, end, x, [&](integer r, integer at, integer low, integer high, float* p, float* ds) {
+                    float dot = 0;
+                    for (integer e = 0; e < d; e++) dot += g[first + r * apart + e] * out[first + r * apart + e];
+                    for (integer s = low; s < high; s++) { p[s] = exponential(p[s] * l.scale - lse[at]); ds[s] = p[s] * (ds[s] - dot) * l.scale; }
+                });
+                multiply(x.ds.data(), x.wide, 1, x.k.data(), d, dq + first, apart, end - i, d, seen, false);
+                multiply(x.ds.data(), 1, x.wide, l.q + first, apart, x.dk.data(), d, seen, d, end - i, true);
+                multiply(x.p.data(), 1, x.wide, g + first, apart, x.dv.data(), d, seen, d, end - i, true);
+            }
+        for (integer s = 0; s < x.n; s++) {
+            const integer at = ((s < job[1] ? job[0] + s : job[2] + s - job[1]) * l.K + head) * d;
+            for (integer i = 0; i < d; i++) { dk[at + i] += x.dk[s * d + i]; dv[at + i] += x.dv[s * d + i]; }
+        }
+    });
+}
+
+// Of rows of logits, columns first .. first + n - 1 of a vocabulary: log sum exp, the entropy, and what stands at column id, if it is here:
+// its log-probability among these columns, and their log sum exp again; else zeros.
+template <class S>
+static void say(const S* Z, const integer* ids, float* logp, float* own, float* lse, float* entropy, integer rows, integer n, integer first) {
+#pragma omp parallel for schedule(static)
+    for (integer r = 0; r < rows; r++) {
+        const S* z = Z + r * n; float top = get(z), sum = 0, dot = 0; const integer at = ids[r] - first; const bool here = at >= 0 && at < n;
+        for (integer i = 0; i < n; i++) { float v = get(z + i); top = v > top ? v : top; }
+        for (integer i = 0; i < n; i++) {
+            float v = get(z + i) - top, e = v < -87.f ? 0.f : exponential(v);  // what is impossible is 0 exactly, -inf too
+            sum += e; dot += v < -87.f ? 0.f : e * v;
+        }
+        const float wide = std::log(sum);
+        lse[r] = top + wide; entropy[r] = wide - dot / sum; own[r] = here ? lse[r] : 0.f; logp[r] = here ? get(z + at) - lse[r] : 0.f;
+    }
+}
+
+// The gradient of logits: g (onehot(id) - exp(z - lse)), which may take their place.
+template <class S>
+static void slope(const S* Z, S* O, const integer* ids, const float* lse, const float* g, integer rows, integer n, integer first) {
+#pragma omp parallel for schedule(static)
+    for (integer r = 0; r < rows; r++) {
+        const S* z = Z + r * n; S* o = O + r * n; const integer at = ids[r] - first; const bool here = at >= 0 && at < n; const float mine = here ? get(z + at) : 0.f;
+        for (integer i = 0; i < n; i++) put(o + i, -g[r] * exponential(get(z + i) - lse[r]));
+        if (here) put(o + at, g[r] - g[r] * exponential(mine - lse[r]));
+    }
+}
+
 // One token per row by inverse CDF at temperature 1 / sharp, or the likeliest (greedy); its log-probability.
 template <class S>
 static void draw(const S* L, const double* u, integer* ids, float* logp, integer rows, integer V, float sharp, integer greedy) {
@@ -249,15 +416,35 @@ void laurel_product(int wide, void* x, void* w, void* y, integer m, integer k, i
 void laurel_silu_times(int wide, void* g, void* u, void* o, integer rows, integer f, integer apart) {
     FOR_KIND((silu_times<S>((S*)g, (S*)u, (S*)o, rows, f, apart)))
 }
-void laurel_norm_back(int, void* g, void* x, void* w, void* dx, void* dw, integer rows, integer d, integer threads,
+// from: are the numbers that are normed float?
+#define FROM(call) if (from) { typedef float X; FOR_KIND(call) } else { typedef half X; FOR_KIND(call) }
+void laurel_norm(int wide, void* x, void* w, void* h, integer from, integer rows, integer d, float eps) {
+    FROM((norm<X, S>((X*)x, (float*)w, (S*)h, rows, d, eps)))
+}
+void laurel_norm_back(int wide, void* g, void* x, void* w, void* dx, void* dw, integer from, integer rows, integer d, integer threads,
                       float eps) {
-    norm_back((float*)g, (float*)x, (float*)w, (float*)dx, (float*)dw, rows, d, threads, eps);
+    FROM((norm_back<X, S>((S*)g, (X*)x, (float*)w, (X*)dx, (float*)dw, rows, d, threads, eps)))
 }
-void laurel_silu_back(int, void* d, void* g, void* u, void* dg, void* du, integer n) {
-    silu_back((float*)d, (float*)g, (float*)u, (float*)dg, (float*)du, n);
+void laurel_silu_back(int wide, void* d, void* g, void* u, void* dg, void* du, integer n) {
+    FOR_KIND((silu_back<S>((S*)d, (S*)g, (S*)u, (S*)dg, (S*)du, n)))
 }
-void laurel_rotate(int, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
-    rotate((float*)x, (float*)c, (float*)s, (float*)o, rows, heads, d, sign);
+void laurel_rotate(int wide, void* x, void* c, void* s, void* o, integer rows, integer heads, integer d, float sign) {
+    FOR_KIND((rotate<S>((S*)x, (float*)c, (float*)s, (S*)o, rows, heads, d, sign)))
+}
+void laurel_attention(int, void* q, void* k, void* v, void* jobs, void* groups, void* out, void* lse, integer count, integer H, integer K, integer d,
+                      integer near, float scale) {
+    attention({(float*)q, (float*)k, (float*)v, (integer*)jobs, (integer*)groups, H, K, d, near, scale}, (float*)out, (float*)lse, count);
+}
+void laurel_attention_back(int, void* q, void* k, void* v, void* jobs, void* groups, void* g, void* out, void* lse, void* dq, void* dk, void* dv,
+                           integer count, integer H, integer K, integer d, integer near, float scale) {
+    attention_back({(float*)q, (float*)k, (float*)v, (integer*)jobs, (integer*)groups, H, K, d, near, scale}, (float*)g, (float*)out, (float*)lse,
+                   (float*)dq, (float*)dk, (float*)dv, count);
+}
+void laurel_say(int wide, void* z, void* ids, void* logp, void* own, void* lse, void* entropy, integer rows, integer n, integer first) {
+    FOR_KIND((say<S>((S*)z, (integer*)ids, (float*)logp, (float*)own, (float*)lse, (float*)entropy, rows, n, first)))
+}
+void laurel_slope(int wide, void* z, void* o, void* ids, void* lse, void* g, integer rows, integer n, integer first) {
+    FOR_KIND((slope<S>((S*)z, (S*)o, (integer*)ids, (float*)lse, (float*)g, rows, n, first)))
 }
 void laurel_attend(int wide, void* qkv, void* pk, void* pv, void* ok, void* ov, void* out, void* qn, void* kn, void* cs, void* sn, void* position,
                    void* group, void* start, void* slot, void* time, integer rows, integer H, integer K, integer d, integer W, integer T,

@@ -17,10 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurel.core.machine import processor
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",
          "-fassociative-math", "-freciprocal-math", "-mprefer-vector-width=512")  # fmt: skip
 """Not -ffast-math: a library linked with it makes the whole process flush small numbers to zero."""
+
+
+def cache_folder() -> Path:
+    """Where what belongs to a machine and its user is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "laurel"
 
 
 @cache
@@ -28,12 +35,10 @@ def library() -> Any:
     """The loaded library, compiled into the user's cache folder when it is not there yet; None where that does not work."""
     if (compiler := shutil.which("g++")) is None:
         return None
-    info = Path("/proc/cpuinfo")
-    machine = (
-        next((line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "") if info.exists() else ""
-    )
-    digest = hashlib.sha256("|".join((SOURCE.read_text(), *FLAGS, machine, os.path.realpath(compiler))).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "laurel"
+    digest = hashlib.sha256("|".join((SOURCE.read_text(), *FLAGS, processor("flags"), os.path.realpath(compiler))).encode()).hexdigest()[
+        :16
+    ]
+    folder = cache_folder()
     path = folder / f"kernels-{digest}.so"
     try:
         if not path.exists():

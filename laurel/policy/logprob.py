@@ -24,6 +24,12 @@ COPIES = 4
 """What another head's chunk takes, in multiples of its logits: softmax, its gradient, and copies that autograd keeps."""
 
 
+EVEN = 64
+"""Products in bfloat16 on a CPU are of so many tokens, or a multiple: oneDNN compiles a kernel for each number that it meets.
+
+That takes 2 ms, as long as the product of a few hundred tokens, and it keeps a thousand of them."""
+
+
 class TokenStats(NamedTuple):
     """Per token, float32: log pi(token), and the entropy of the whole distribution (None unless asked for)."""
 
@@ -66,6 +72,10 @@ def chunked_logprobs(
         kind = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
+        count, spare = len(ids_M), -len(ids_M) % EVEN if kind == "cpu" and dtype == torch.bfloat16 else 0
+        if spare:
+            hidden_MD, ids_M = nn.functional.pad(hidden_MD, (0, 0, 0, spare)), nn.functional.pad(ids_M, (0, spare))
+            temperature_M = nn.functional.pad(temperature_M, (0, spare), value=1.0)
         few = chunk or CHUNK  # who wants few logits at once wants them computed again, too
         given = (hidden_MD, head.weight, ids_M, temperature_M, entropy == "value", dtype, few or tile)
         learns = torch.is_grad_enabled() and head.weight.requires_grad
@@ -73,7 +83,7 @@ def chunked_logprobs(
             logp_M, entropy_M = FrozenLogprobs.apply(*given)
         else:
             logp_M, entropy_M = FusedLogprobs.apply(*given, room // dtype.itemsize if learns and not few else 0)
-        return TokenStats(logp_M, entropy_M if entropy == "value" else None)
+        return TokenStats(logp_M[:count], entropy_M[:count] if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
         return token_logprobs(head(hidden), ids, temperature, entropy=entropy)

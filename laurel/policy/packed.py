@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from laurel.policy.passes import Rotated, mlp, norm
+from laurel.policy.logprob import EVEN
+from laurel.policy.passes import Attended, Rotated, attends, mlp, norm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3")
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -45,26 +46,32 @@ class Attention:
 @dataclass(frozen=True)
 class Layout:
     """M packed tokens of N rows. place_NL: where the token of a row stands among them (padding: anywhere); back_M: where the output of
-    a packed token stands among the outputs of all attention calls, one after the other."""
+    a packed token stands among the outputs of all attention calls, one after the other. jobs, groups: as of `passes.Attended`."""
 
     ids_M: Tensor
     position_M: Tensor
     place_NL: Tensor
     back_M: Tensor
     calls: tuple[Attention, ...]
+    jobs: Tensor
+    groups: Tensor
+
+    def even(self) -> Layout:
+        """With tokens behind the others that nobody sees or reads, so that their number is one of few."""
+        more = (0, -len(self.ids_M) % EVEN)
+        return replace(self, **{name: F.pad(getattr(self, name), more) for name in ("ids_M", "position_M", "back_M")})
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What attention reads for queries, keys and values of the packed tokens, [M, heads, h] each, a call after the other: [M, H h]."""
         cap, dropout, said = getattr(own, "attn_logit_softcapping", None), own.attention_dropout if own.training else 0.0, []
+        if attends(q, cap, dropout):
+            near = window_of(own) or 0
+            return Attended.apply(q, k, v, self.jobs, self.groups, near, float(own.scaling)).flatten(1)
         for call in self.calls:
             mask = call.within(window_of(own))
             qkv = padded(q, call.query_BT), padded(k, call.key_BS), padded(v, call.key_BS)
-            if cap is None:
-                out_BHTD = F.scaled_dot_product_attention(
-                    *qkv, mask, scale=own.scaling, is_causal=mask is None, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-                )
-            else:
-                out_BHTD = capped(*qkv, mask, own.scaling, cap, dropout)
+            with torch.autocast("cpu", enabled=False):
+                out_BHTD = attention(*qkv, mask, own.scaling, cap, dropout)
             said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
         return F.embedding(self.back_M, torch.cat(said))
 
@@ -135,7 +142,9 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     if start_N is None or group_N is None or torch.equal(lead_N := leaders(ids_NL, start_N, group_N), every_N):
         place_NL = (attention_NL.flatten().cumsum(0) - 1).view_as(ids_NL).clamp(min=0)
         rows, at = attention_NL.nonzero(as_tuple=True)
-        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, (Attention(place_NL, place_NL, at_L[None]),))
+        calls, none_N = (Attention(place_NL, place_NL, at_L[None]),), torch.zeros_like(every_N)
+        jobs, groups = torch.stack([none_N, none_N, place_NL[:, 0], attention_NL.sum(1)], 1), F.pad(every_N + 1, (1, 0))
+        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, calls, jobs, groups)
     prompt_NL = at_L < start_N[:, None]
     own_NL = attention_NL & (~prompt_NL | (lead_N == every_N)[:, None])
     own_place_NL = (own_NL.flatten().cumsum(0) - 1).view_as(ids_NL)
@@ -150,7 +159,14 @@ def arrange(ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor | None = None,
     calls = (Attention(head_PT, head_PT, at_L[None, :wide]), shared)
     head_N = torch.zeros_like(every_N).index_put((lead_P,), torch.arange(len(lead_P), device=lead_P.device))
     back_M = torch.where(at < start_N[rows], head_N[rows] * wide + at, head_PT.numel() + rows * long + at - start_N[rows])
-    return Layout(ids_NL[rows, at], at, place_NL, back_M, calls)
+    own_N = place_NL.gather(1, start_N[:, None].clamp(max=len(at_L) - 1))[:, 0]
+    none_P, first_N = torch.zeros_like(lead_P), place_NL[:, 0]
+    prompts = (none_P, none_P, first_N[lead_P], start_N[lead_P])
+    answers = (first_N, start_N, own_N, attention_NL.sum(1) - start_N)
+    jobs = torch.stack([torch.cat(both) for both in zip(prompts, answers, strict=True)], 1)
+    whose = torch.cat([lead_P, lead_N])
+    jobs, sizes = jobs[whose.argsort(stable=True)], whose.sort().values.unique_consecutive(return_counts=True)[1]
+    return Layout(ids_NL[rows, at], at, place_NL, back_M, calls, jobs.contiguous(), F.pad(sizes.cumsum(0), (1, 0)))
 
 
 def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
@@ -166,15 +182,18 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
 def encode(body: Any, layout: Any) -> Tensor:
     """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so adapters and hooks on them work.
 
-    layout: a `Layout`, or whatever has `ids_M`, `position_M` and a `read` of its own (`laurel.policy.static`).
+    layout: a `Layout`, or whatever has `ids_M`, `position_M` and a `read` of its own (`laurel.policy.static`). Under a CPU's autocast some
+    more tokens stand behind a Layout's: see EVEN.
     """
+    if isinstance(layout, Layout) and layout.ids_M.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        layout = layout.even()
     x_MD = body.embed_tokens(layout.ids_M)
     turns = rotations(body, x_MD, layout.position_M)
     for layer in body.layers:
         turn = turns[getattr(layer.self_attn, "layer_type", None) if None not in turns else None]
         again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
         x_MD = checkpoint(block, layer, x_MD, turn, layout, use_reentrant=False) if again else block(layer, x_MD, turn, layout)
-    return norm(body.norm, x_MD)
+    return norm(body.norm, x_MD, wide=True)
 
 
 def rotations(body: Any, x_MD: Tensor, position_M: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
@@ -206,9 +225,19 @@ def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) ->
 def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
     """Self-attention of packed tokens, [M, D] -> [M, D]: the layout says what they read. A shared prompt's keys are read by every row."""
     q, k, v = heads(own, x_MD)
+    if x_MD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        q, k, v = q.float(), k.float(), v.float()  # finer, and attention's backward pass is two to four times as fast there
     if getattr(own, "use_rope", True):
         q, k = turned(q, *turn), turned(k, *turn)
     return own.o_proj(layout.read(own, q, k, v))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float | None, dropout: float) -> Tensor:
+    """One call of attention, in the precision of its inputs: [B, H, T, h]."""
+    if cap is not None:
+        return capped(q, k, v, mask, scaling, cap, dropout)
+    how = {"is_causal": mask is None, "dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scaling, **how)
 
 
 def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,7 +253,7 @@ def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if normed and not by_head:
         q, k = norm(own.q_norm, q), norm(own.k_norm, k)
     q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in (q, k, v))
-    return (norm(own.q_norm, q), norm(own.k_norm, k), v) if by_head else (q, k, v)
+    return (norm(own.q_norm, q, wide=True), norm(own.k_norm, k, wide=True), v) if by_head else (q, k, v)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

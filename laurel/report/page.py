@@ -174,7 +174,7 @@ def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     speed = profile["tokens_per_second"]
     told = [("sampled", speed["sampled"]), ("trained on", speed["trained"])]
     return [
-        ("matrix products", f"{profile['mfu']:.0%}", f"of the step at {profile['product_rate'] / 1e9:.0f} GFLOP/s: model FLOP utilisation"),
+        ("roofline", f"{profile['roofline']:.0%}", "of the step is what its products and attention take at this machine's rates"),
         ("idle", f"{profile['idle']:.0%}", "the main thread waited: rewards, disk, other programs"),
         ("overhead", f"{profile['overhead']:.0%}", "the rest: Python, dispatch, element-wise work, memory"),
         *((f"tokens {what}", show(float(f"{rate:.3g}")), "per second of the step") for what, rate in told if rate),

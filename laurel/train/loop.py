@@ -32,7 +32,7 @@ from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
-from laurel.train.profile import phase
+from laurel.train.profile import learned, phase
 from laurel.train.progress import Progress
 from laurel.train.record import record_population, record_rest, record_samples, record_time, record_update, reward_metrics
 from laurel.train.reference import penalties, with_reference
@@ -212,6 +212,7 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
         sums.total("zero_signal", parallel.rank() == 0)
     for iteration in range(1 if idle else config.num_iterations or 1):
         gaps = [torch.zeros(0)]
+        learned(setup, moving)
         for micro in moving.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
             seen, stats = look(setup, micro)
             values = [objective(seen[reads], micro) for reads, objective, _ in terms]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 from laurel.core.files import write_atomic
 from laurel.core.metrics import Sums
+from laurel.core.sample import Batch, Group
+from laurel.train.roof import Rates, Work, body_of, bound, drawn, passed
 
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
@@ -30,17 +33,17 @@ class Clock:
 
     def __init__(self) -> None:
         self.device: torch.device | None = None
-        self.rate = 0.0  # floating-point operations per second of a matrix product
+        self.rates: Rates = {}
         self.steps, self.totals = 0, dict[str, float]()
         self.start()
 
-    def watch(self, device: torch.device, dtype: torch.dtype) -> None:
-        """From now on keep what a profile needs. Measures for half a second how fast this machine multiplies matrices."""
-        self.device, self.rate = device, product_rate(device, dtype)
+    def watch(self, device: torch.device) -> None:
+        """From now on keep what a profile needs."""
+        self.device = device
 
     def start(self) -> None:
         """A step begins."""
-        self.spent, self.idle, self.counts = dict[str, float](), dict[str, float](), dict[str, float]()
+        self.spent, self.idle, self.work = dict[str, float](), dict[str, float](), Work()
         self.open = ["other"]
         self.mark, self.on_core = time.perf_counter(), time.thread_time()
 
@@ -65,9 +68,17 @@ class Clock:
         with self(name):
             return function(*args, **options)
 
-    def count(self, name: str, number: float) -> None:
-        """Add to a count of this step (tokens read or trained on)."""
-        self.counts[name] = self.counts.get(name, 0.0) + number
+    def passed(self, model: nn.Module, batch: Batch, *, learns: bool) -> None:
+        """A model reads a batch in this step, and learns from it or not."""
+        if self.device is not None:
+            passed(self.work, body_of(model), batch, learns=learns)
+
+    def drew(self, model: nn.Module, dtype: torch.dtype, groups: Sequence[Group]) -> None:
+        """A model said the completions of these groups in this step."""
+        if self.device is not None and groups:
+            prompts = [len(group.samples[0].prompt_ids) for group in groups]
+            lengths = [[sum(sample.loss_mask) for sample in group.samples] for group in groups]
+            drawn(self.work, body_of(model), dtype.itemsize, prompts, lengths)
 
     def _turn(self) -> None:
         """The moment since the last turn belongs to the phase that is open."""
@@ -96,42 +107,17 @@ def phase(name: str) -> Callable[[Callable[Concatenate[Any, Given], Made]], Call
     return decorate
 
 
-@torch.no_grad()
-def product_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Floating-point operations per second of a large square matrix product: the fastest of as many as fit into `seconds`."""
-    size = 1024 if device.type == "cpu" else 4096
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        began = time.perf_counter()
-        left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+def learned(setup: Setup, batch: Batch) -> None:
+    """The policy, and what is trained beside it, learn from a batch in this step."""
+    setup.clock.passed(whole(setup.policy), batch, learns=True)
+    if setup.companion is not None:
+        own = dict(setup.companion.model.named_children())
+        setup.clock.passed(own.get("body", setup.companion.model), batch, learns=True)
 
 
-def operations(setup: Setup, sums: Sums) -> float:
-    """Floating-point operations of a step's matrix products that a model must do: 2 per weight and token read, 6 per token trained on.
-
-    Weights of the body count for every token (a prompt's once per group when sampling; in training every position that was computed
-    and is no padding), those of the head for every token drawn or trained on. A frozen weight needs 4 in place of 6. Products of
-    queries with keys and of attention with values are left out, so utilisation errs on the low side.
-    """
-    policy, counts = setup.policy, setup.clock.counts
-    own = policy.causal if hasattr(policy, "causal") else policy.model
-    embedding = own.get_input_embeddings().weight
-    output = getattr(own.get_output_embeddings(), "weight", None)
-    body = sum(p.numel() for p in own.parameters() if p.ndim > 1 and p is not embedding and p is not output)
-    head = 0 if output is None else output.numel()
-    moved = sum(p.numel() for p in policy.trainable().values()) / max(1, policy.num_parameters)
-    beside = setup.companion.trainable() if setup.companion else {}
-    critic = sum(p.numel() for name, p in beside.items() if p.ndim > 1 and "embed" not in name)
-    drawn = sums.totals.get("tokens", 0.0)
-    padding, computed = sums.sums.get("padding_share", (0.0, 0.0))
-    trained = sums.totals.get("supervised_tokens", 0.0) or sums.sums.get("entropy", (0.0, 0.0))[1]
-    reading = 2 * body * (counts.get("prompt_tokens", 0.0) + drawn + counts.get("reference_tokens", 0.0)) + 2 * head * drawn
-    return reading + (4 + 2 * min(1.0, moved)) * (body * (computed - padding) + head * trained) + 6 * critic * (computed - padding)
+def whole(policy: Any) -> nn.Module:
+    """The model of a policy or a scorer, heads and adapters included."""
+    return policy.causal if hasattr(policy, "causal") else policy.model
 
 
 def record_profile(setup: Setup, phases: dict[str, float], sums: Sums, step: int) -> None:
@@ -142,7 +128,8 @@ def record_profile(setup: Setup, phases: dict[str, float], sums: Sums, step: int
     clock.steps += 1
     padding, computed = sums.sums.get("padding_share", (0.0, 0.0))
     numbers = {
-        "steps": 1.0, "operations": operations(setup, sums), "sampled": sums.totals.get("tokens", 0.0),
+        "steps": 1.0, "bound": bound(clock.work, setup.policy.dtype, setup.policy.device, clock.rates),
+        "operations": clock.work.operations, "sampled": sums.totals.get("tokens", 0.0),
         "trained": computed - padding, "padding": padding, "computed": computed,
     }  # fmt: skip
     for name, seconds in phases.items():
@@ -152,19 +139,19 @@ def record_profile(setup: Setup, phases: dict[str, float], sums: Sums, step: int
     for name, number in numbers.items():
         clock.totals[name] = clock.totals.get(name, 0.0) + number
     if step % config.logging_steps == 0 or step == config.max_steps:
-        write_atomic(setup.run.folder / "profile.json", json.dumps(told(clock.totals, clock.rate), indent=1) + "\n")
+        write_atomic(setup.run.folder / "profile.json", json.dumps(told(clock.totals), indent=1) + "\n")
 
 
-def told(totals: dict[str, float], rate: float) -> dict[str, Any]:
+def told(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
-    `mfu`, model FLOP utilisation, is the time that the needed matrix products would take at `rate`, `idle` the time
-    off the cores, `overhead` the rest: Python, the dispatch of operators, element-wise work, padding, memory traffic.
+    `roofline` is the time that the step's necessary work would take at this machine's own rates (`laurel.train.roof`), `idle` the
+    time off the cores, `overhead` the rest: Python, the dispatch of operators, element-wise work, padding.
     """
     steps, phases = totals["steps"], [name for name in PHASES if f"seconds/{name}" in totals]
     seconds = sum(totals[f"seconds/{name}"] for name in phases)
     idle = sum(totals[f"idle/{name}"] for name in phases) / seconds
-    mfu = totals["operations"] / rate / seconds
+    roofline = totals["bound"] / seconds
     return {
         "steps": int(steps),
         "seconds": seconds / steps,
@@ -177,10 +164,10 @@ def told(totals: dict[str, float], rate: float) -> dict[str, Any]:
             for name in phases
         },
         "tokens_per_second": {"sampled": totals["sampled"] / seconds, "trained": totals["trained"] / seconds},
-        "mfu": mfu,
+        "roofline": roofline,
         "idle": idle,
-        "overhead": max(0.0, 1.0 - mfu - idle),
+        "overhead": max(0.0, 1.0 - roofline - idle),
         "padding_share": totals["padding"] / totals["computed"] if totals["computed"] else 0.0,
-        "product_rate": rate,
+        "operations_per_second": totals["operations"] / seconds,
         "threads": torch.get_num_threads(),
     }

@@ -22,7 +22,7 @@ from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
 from laurel.train.options import bind
 from laurel.train.options import reads as read_by
-from laurel.train.profile import record_profile
+from laurel.train.profile import record_profile, whole
 from laurel.train.relabel import RELABELLED
 from laurel.train.setup import Setup
 from laurel.weight.group import informative
@@ -34,7 +34,7 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
         sums.add(name, total, count)
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
-    setup.clock.count("prompt_tokens", sum(len(group.samples[0].prompt_ids) for group in groups))
+    setup.clock.drew(whole(setup.policy), setup.policy.dtype, groups)
     sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
     sums.add("failed_fraction", int((~present).sum()), present.numel())
     if reward_PG.shape[1] > 1:

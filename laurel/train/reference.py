@@ -48,8 +48,8 @@ def computed(setup: Setup, batch: Batch) -> Tensor:
     """log ref of every row, trained on or not, in micro-batches, joined by key: [N, T]."""
     rows = {key: n for n, key in enumerate(batch.keys)}
     logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
+    setup.clock.passed(setup.reference.policy.causal, batch.replace(loss_mask_NT=batch.drawn_NT), learns=False)
     for micro in batch.split(setup.config.token_budget, packed=setup.packs):
-        setup.clock.count("reference_tokens", int(micro.attention_NL.sum()))
         asked = micro.replace(loss_mask_NT=micro.drawn_NT).to(setup.policy.device)
         logp = setup.reference.logp(asked).to(logp_ref_NT.device)
         logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp

@@ -20,6 +20,7 @@ from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.objective.unit import AGGREGATIONS, UNITS
+from laurel.policy import products
 from laurel.policy.adapters import check_lora
 from laurel.policy.classifier import trained_labels
 from laurel.policy.folders import check_folder, is_adapter
@@ -196,6 +197,7 @@ def loaded(
         config = config.model_copy(update={"model": str(build_starter(config.model, config.dataset, config.seed))})
     policy: Any = load_head(config, row.head) if row.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
+    library = library_of(policy, run)
     config = config.model_copy(update={"token_budget": config.token_budget or (2048 if policy.device.type == "cpu" else 16_384)})
     if isinstance(policy, Policy):
         policy.room = room_for_logits(policy, config, run)
@@ -211,7 +213,7 @@ def loaded(
     held, held_notes = fitting(policy, held, config, row.source, as_text(config.eval_dataset or "")) if held else ([], [])
     config, long = in_epochs(config, len(rows))
     check_evaluated(config)
-    notes = [*watching.notes, *told, *policy.notes, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
+    notes = [*watching.notes, *told, *policy.notes, *library, *notes, *left_out, *cut, *(f"held out: {note}" for note in held_notes), long]
     setup = Setup(
         algorithm, row, config, rows, held, mixture, make_env, run, policy, reference, optimizer,
         bind(row.objective, config, rounding=2 * getattr(policy, "slack", 0.0)), bind(AGGREGATIONS[config.loss_aggregation], config), notes,
@@ -222,10 +224,20 @@ def loaded(
         run.note({"notes": list(notes), **watching.names()})
         run.settle({"max_steps": config.max_steps})
     if config.profile:
-        setup.clock.watch(policy.device, policy.dtype)
+        setup.clock.watch(policy.device)
     if row.source == "pairs" and reference is not None:
         setup.remembered = Remembered(setup)
     return setup, restore(setup) if config.resume else fresh(setup)
+
+
+def library_of(policy: Any, run: Run) -> list[str]:
+    """Take the library of this run's float32 products: the one it began with, or rank 0's choice. What is to be said of it."""
+    known = run.facts.get("products")
+    if parallel.rank() == 0:
+        known = products.choose(policy.model, policy.device, policy.dtype, known)
+        run.note({"products": known})
+    name = products.choose(policy.model, policy.device, policy.dtype, parallel.gather(known)[0])
+    return [] if name == products.DEFAULT else [f"float32 products by {name}: measured, exact, and faster here than torch's default"]
 
 
 def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:

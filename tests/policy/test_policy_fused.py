@@ -135,3 +135,24 @@ def test_the_room_on_a_gpu_is_read_from_it(monkeypatch):
     gpu = torch.device("cuda")
     assert room.device_memory(gpu) == (30 * GIB, 80 * GIB)
     assert logit_room(gpu, 0, 99 * GIB) == 2 * GIB and logit_room(gpu, 28 * GIB, 99 * GIB) == GIB // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_or_not_it_is_the_same(dtype, monkeypatch):
+    """Log-probabilities, entropies and gradients of the kernels beside those of torch's operators; a word that cannot be said; nothing."""
+    hidden, weight, ids, temperature = drawn(torch.float32)
+    compiled = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
+    monkeypatch.setattr(fused, "library", lambda: None)
+    plain = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
+    for ours, theirs in zip(compiled, plain, strict=True):
+        close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_impossible_words_and_what_is_no_number():
+    """Of logits 0, 0, -inf: log 1/2 each and no more entropy than log 2. A row with a NaN says NaN, and only that row."""
+    z = torch.tensor([[0.0, 0.0, float("-inf")], [0.0, float("nan"), 1.0]])
+    said = fused.said_by(z, torch.zeros(3, 1), torch.tensor([[1], [0]]), slice(0, 3), fused.Asked(entropy=True), spare=False)
+    half = torch.tensor(0.5).log()
+    torch.testing.assert_close(torch.stack([said.logp[0, 0], said.entropy[0, 0]]), torch.stack([half, -half]))
+    assert said.logp[1].isnan() and said.entropy[1].isnan()

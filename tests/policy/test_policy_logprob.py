@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import printed
 
+from laurel.policy import fused
 from laurel.policy.fused import FusedLogprobs
 from laurel.policy.logprob import chunked_kl, chunked_logprobs, token_logprobs
 
@@ -192,3 +193,19 @@ def test_fused_and_differentiated_head_agree(dtype, limit):
         (logp * torch.linspace(-1, 1, 50)).sum().backward()
         found.append([logp.detach(), hidden.grad, head.weight.grad])
     assert all(float((a - b).norm() / b.norm()) < limit for a, b in zip(*found, strict=True))
+
+
+def test_bfloat16_products_on_a_cpu_are_of_few_numbers_of_tokens(monkeypatch):
+    """Seventy tokens are multiplied as 128, and say what each says alone; in float32 as 70."""
+    head, hidden = torch.nn.Linear(8, 30, bias=False), torch.randn(70, 8, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    ids, ones, seen = torch.arange(70) % 30, torch.ones(70), []
+    plain = fused.look
+    monkeypatch.setattr(fused, "look", lambda cooled, *more: seen.append(len(cooled)) or plain(cooled, *more))
+    exact = chunked_logprobs(head, hidden, ids, ones, entropy="value")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked_logprobs(head, hidden, ids, ones, entropy="value")
+    assert seen == [70, 128] and found.logp.shape == found.entropy.shape == (70,)
+    torch.testing.assert_close(found.logp, exact.logp, atol=0.03, rtol=0)
+    (slope,) = torch.autograd.grad(found.logp.sum(), hidden)
+    (wanted,) = torch.autograd.grad(exact.logp.sum(), hidden)
+    assert float((slope - wanted).norm() / wanted.norm()) < 0.02

@@ -1,9 +1,11 @@
 """What a run chooses and tries before its first step: room for logits, and the samples that the start is checked with."""
 
 import pytest
+import torch
 from toy import make_toy, toy_config
 
 from laurel.core.metrics import Sums
+from laurel.policy import products
 from laurel.policy.model import Policy
 from laurel.train import loop, setup
 from laurel.train.checks import tried
@@ -86,3 +88,18 @@ def test_a_run_is_checked_with_so_many_samples(toy, tmp_path, monkeypatch):
         checks.before(made, 0, progress)
     assert seen == [(1, 3)]
     loop.step(made, state, Sums())
+
+
+def test_a_resumed_run_multiplies_with_the_library_it_began_with(toy, tmp_path, monkeypatch):
+    """The first start finds oneDNN faster, says so and writes it down; when it goes on a measurement would say otherwise."""
+    monkeypatch.setattr(products, "NARROW", 1)
+    was = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        for resume, first in ((False, 2.0), (True, 0.5)):
+            monkeypatch.setattr(products, "remembered", lambda *shape, first=first: products.picked({"default": first, "onednn/tf32": 1.0}))
+            setup, _ = prepare("sft", toy_config(toy, tmp_path / "run", reward=None, resume=resume))
+            assert setup.run.facts["products"] == "onednn/tf32" and torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+            assert any(line.startswith("float32 products by onednn/tf32") for line in setup.notes)
+            setup.run.close()
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = was

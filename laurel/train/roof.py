@@ -1,0 +1,213 @@
+"""The roofline: how long a step's necessary products, attention and reading of memory take at rates measured at their own shapes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.sample import Batch
+
+AT_ONCE = 2048
+"""Tokens that go through a layer together, at most: more are not multiplied any faster."""
+LARGEST = 256 << 20
+"""Bytes beyond which no cache holds them: more are not read any slower."""
+
+
+class Product(NamedTuple):
+    """[rows, inner] times [inner, columns], `count` of them: weights one after the other, or heads of attention at once."""
+
+    kind: Literal["weights", "heads"]
+    count: int
+    rows: int
+    inner: int
+    columns: int
+
+
+class Body(NamedTuple):
+    """What of a model costs time. matrices: (out, in, does it learn?) -> how many of them every token is multiplied by.
+
+    vocabulary: a matrix with so many rows is a head, which only tokens that are drawn or trained on go through. windows: of each
+    layer with attention, how many tokens a query sees, None for all before it.
+    """
+
+    matrices: Counter[tuple[int, int, bool]]
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+
+
+@dataclass
+class Work:
+    """Floating-point operations of products, by their shape, and bytes that are read, by how many there are to go through."""
+
+    products: defaultdict[Product, float] = field(default_factory=lambda: defaultdict(float))
+    reads: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def operations(self) -> float:
+        """Of all products."""
+        return sum(self.products.values())
+
+    def multiply(self, product: Product, operations: float) -> None:
+        """Count operations, at the rate of this shape."""
+        if operations:
+            self.products[product] += operations
+
+    def pass_through(self, body: Body, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE) -> None:
+        """`tokens` through every matrix, `at_head` of them through heads; learns: and the gradients of input and weight."""
+        for (out, into, moves), count in body.matrices.items():
+            through = at_head if out == body.vocabulary else tokens
+            rows, operations = rounded(min(through, at_once)), 2.0 * count * out * into * through
+            self.multiply(Product("weights", count, rows, into, out), operations)
+            if learns:
+                self.multiply(Product("weights", count, rows, out, into), operations)
+            if learns and moves:
+                self.multiply(Product("weights", count, out, rows, into), operations)
+
+    def attend(self, heads: int, queries: int, width: int, keys: int, operations: float) -> None:
+        """Attention: queries times keys, and as much for probabilities times values."""
+        queries, keys = rounded(queries), rounded(keys)
+        self.multiply(Product("heads", heads, queries, width, keys), operations)
+        self.multiply(Product("heads", heads, queries, keys, width), operations)
+
+    def read(self, there: float, often: float) -> None:
+        """`often` bytes of memory in which `there` bytes lie."""
+        if often:
+            self.reads[min(rounded(int(there)), LARGEST)] += often
+
+
+def rounded(tokens: int) -> int:
+    """The nearest power of two: few shapes are to be measured then. Below eight as it is."""
+    if tokens < 8:
+        return tokens
+    low = 1 << tokens.bit_length() - 1
+    return low if tokens - low < 2 * low - tokens else 2 * low
+
+
+def body_of(model: nn.Module) -> Body:
+    """What of a Hugging Face model costs time; of a companion without a body, what is trained of it, and no attention."""
+    config: Any = getattr(model, "config", None)
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(output, "weight", None)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = Counter[tuple[int, int, bool]]()
+    for p in model.parameters():
+        if id(p) in tables or p is head or not (config or p.requires_grad):
+            continue
+        if p.ndim in (2, 3):  # [experts, out, in]: a token takes a few of them
+            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += 1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
+    if head is not None:
+        matrices[head.shape[0], head.shape[1], head.requires_grad] += 1
+    if config is None:
+        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
+    config = config.get_text_config()
+    heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    windows = tuple(width if kind == "sliding_attention" else None for kind in kinds)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Body(matrices, config.vocab_size, heads, getattr(config, "num_key_value_heads", None) or heads, head_dim, windows)
+
+
+def pairs(first: int, last: int, body: Body) -> float:
+    """Pairs of a query at first .. last - 1 with a key that it sees, itself among them, in all layers."""
+    found = 0.0
+    for window in body.windows:
+        full = max(first, min(last, window or last))  # queries from here on see `window` keys
+        found += (full * (full + 1) - first * (first + 1)) / 2 + (last - full) * (window or 0)
+    return found
+
+
+def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
+    """A pass over a batch: real tokens only, a prompt once for all rows of its group, heads where a token is trained on.
+
+    Backward, attention has twice as many products as forward.
+    """
+    starts, lengths, rows = batch.start_N.tolist(), batch.length_N.tolist(), len(batch)
+    prompts = dict(zip(batch.group_N.tolist(), starts, strict=True))
+    if not rows:
+        return
+    work.pass_through(body, sum(prompts.values()) + sum(lengths), int(batch.loss_mask_NT.sum()), learns=learns)
+    a_pair = 2.0 * body.heads * body.head_dim * (3 if learns else 1)
+    own = sum(pairs(start, start + length, body) for start, length in zip(starts, lengths, strict=True))
+    read = sum(pairs(0, start, body) for start in prompts.values())
+    long, wide = sum(lengths) // rows, sum(starts) // rows
+    for queries, keys, count in ((long, wide + long, own), (wide, wide, read)):
+        work.attend(body.heads * max(1, min(rows, AT_ONCE // max(keys, 1))), queries, body.head_dim, keys, a_pair * count)
+
+
+def drawn(work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
+    """Sampling completions of these lengths, of each prompt some. A prompt is read once, and its keys once a token for all its rows.
+
+    A row's own keys and values, numbers of `itemsize` bytes, are read once for each token it says, from memory that holds all rows'.
+    """
+    every = sorted(length for row in lengths for length in row)
+    rows, wide, a_pair = len(every), sum(prompts) // len(prompts), 2.0 * body.heads * body.head_dim
+    work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
+    together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
+    work.attend(body.heads * together, wide, body.head_dim, wide, a_pair * sum(pairs(0, prompt, body) for prompt in prompts))
+    for ended, (before, length) in enumerate(zip([1, *every], every, strict=False)):
+        new = (rows - ended) * (length - before)  # what a row says last is never read
+        work.pass_through(body, new, new, learns=False, at_once=rows - ended)
+    each = [(prompt, length - 1) for prompt, row in zip(prompts, lengths, strict=True) for length in row]
+    own = sum(pairs(0, length, body) for _, length in each)
+    shared = sum(pairs(prompt, prompt + length, body) for prompt, length in each) - own
+    queries = max(1, rows // len(prompts)) * body.heads // body.kv_heads
+    work.attend(len(prompts) * body.kv_heads, queries, body.head_dim, wide, a_pair * shared)
+    a_token = 2 * body.kv_heads * body.head_dim * itemsize
+    work.read(a_token * len(body.windows) * sum(every), a_token * own)
+
+
+Rates = dict[Product | int, float]
+"""What was measured: operations per second of a product, or bytes per second of so many bytes."""
+
+
+@torch.no_grad()
+def bound(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) -> float:
+    """How long the work takes at the rates of this machine; those that `rates` lacks are measured now, and put there."""
+    for shape in work.products.keys() - rates.keys():
+        rates[shape] = product_rate(shape, dtype, device)
+    for there in work.reads.keys() - rates.keys():
+        rates[there] = read_rate(there, device)
+    return sum(amount / rates[what] for kind in (work.products, work.reads) for what, amount in kind.items())
+
+
+def product_rate(shape: Product, dtype: torch.dtype, device: torch.device, budget: float = 0.01) -> float:
+    """Operations per second of a product, into memory that is there. Weights take turns, so that they come from where they lie."""
+    kind, count, rows, inner, columns = shape
+    many = count if kind == "heads" else 1
+    left, into = (torch.ones(many, rows, width, dtype=dtype, device=device) for width in (inner, columns))
+    right = torch.ones(count, columns, inner, dtype=dtype, device=device)
+    if kind == "heads":
+        return 2.0 * count * rows * inner * columns / usual(lambda turn: torch.bmm(left, right.mT, out=into), device, budget)
+    one = usual(lambda turn: torch.mm(left[0], right[turn % count].t(), out=into[0]), device, budget)
+    return 2.0 * rows * inner * columns / one
+
+
+def read_rate(there: int, device: torch.device, budget: float = 0.02) -> float:
+    """Bytes per second when so many are read again and again."""
+    numbers = torch.ones(max(1, there // 4), device=device)
+    return 4.0 * len(numbers) / usual(lambda turn: numbers.sum(), device, budget)
+
+
+def usual(call: Callable[[int], Tensor], device: torch.device, budget: float) -> float:
+    """Seconds of one call: the median of as many as fit into the budget, at least three. A GPU is waited for after sixteen."""
+    together = 16 if device.type == "cuda" else 1
+    times, end = list[float](), time.perf_counter() + budget
+    call(0)
+    while len(times) < 3 or time.perf_counter() < end:
+        began = time.perf_counter()
+        for turn in range(together):
+            call(len(times) * together + turn)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - began) / together)
+    return median(times)
