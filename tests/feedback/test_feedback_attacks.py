@@ -102,7 +102,7 @@ def test_hostile_texts_are_shown_and_do_nothing(store, markdown):
     visitor = Visitor(store)
     visitor.come_in()
     visitor.get("/work/1")
-    visitor.send({"rating": 1, "rationale": NASTY}, ending="/answer")
+    visitor.send({"rating": 1, "rationale": NASTY, "opened": "1"}, ending="/answer")
     visitor.send({"text": NASTY}, ending="/dispute")
     visitor.send({"rationale": NASTY}, to="draft") if "/draft" in visitor.page.text else None
     for path in ("/work/1/1", "/work/1?after=1", "/mine", "/guidelines", "/work", "/consent"):

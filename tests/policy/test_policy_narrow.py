@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
-from laurel.policy.compact import general_because
+from laurel.policy.compact import compact_because
 from laurel.policy.critic import own_critic
 from laurel.policy.implicit import new_heads
 from laurel.policy.model import load_causal, load_policy, make_reference
@@ -74,8 +74,8 @@ def test_they_say_what_float32_copies_of_them_say_under_autocast(saved, family):
     wide, narrow = (loaded(saved(family), held, use_peft=True) for held in ("float32", "bfloat16"))
     batch = drawn(narrow)
     assert torch.equal(batch.ids_NL, drawn(wide).ids_NL) or family == "moe"
-    assert narrow.packs == wide.packs and (not narrow.packs or general_because(narrow) in ("", "its logits would differ"))
-    assert general_because(narrow) == general_because(wide)
+    assert narrow.packs == wide.packs and (not narrow.packs or compact_because(narrow) in ("", "its logits would differ"))
+    assert compact_because(narrow) == compact_because(wide)
     ours, theirs = narrow.logp(batch), wide.logp(batch)
     bound = 0.05 if family == "moe" else 0.0
     assert float((ours.logp - theirs.logp).abs().max().detach()) <= bound and ours.logp.dtype == torch.float32

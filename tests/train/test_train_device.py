@@ -108,7 +108,7 @@ class Said:
 def test_the_start_in_bfloat16_asks_what_bfloat16_can_give(kind, device, folders, tmp_path, monkeypatch):
     """Sampler against trainer in bfloat16: passes; single tokens may lie far, 99 of 100 may not; weights that moved in between are seen."""
     monkeypatch.setattr("laurel.policy.compact.library", lambda: None)
-    monkeypatch.setattr("laurel.policy.model.pick_dtype", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr("laurel.policy.model.pick_dtype", lambda *asked: torch.bfloat16)
     setup, _ = prepared(folders, kind, tmp_path, device, dtype="bfloat16", beta=0.1)
     assert setup.policy.dtype == torch.bfloat16
     checks.before(setup, 0, Said())
