@@ -52,6 +52,7 @@ def library() -> Any:
 
 
 SKIPPING = [False]
+ELSEWHERE = [False]
 """Is nothing computed just now?"""
 
 
@@ -63,6 +64,21 @@ def skipped() -> Iterator[None]:
         yield
     finally:
         SKIPPING.pop()
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Take the ways of another device than a CPU: for tensors without memory, which stand for tensors there."""
+    ELSEWHERE.append(True)
+    try:
+        yield
+    finally:
+        ELSEWHERE.pop()
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Is a tensor on a CPU, and does it stand for itself?"""
+    return x.device.type == "cpu" and not ELSEWHERE[-1]
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:

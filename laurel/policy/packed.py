@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from laurel.policy.kernels import on_cpu
 from laurel.policy.logprob import EVEN
 from laurel.policy.passes import Attended, Rotated, attends, mlp, norm
 
@@ -185,7 +186,7 @@ def encode(body: Any, layout: Any) -> Tensor:
     layout: a `Layout`, or whatever has `ids_M`, `position_M` and a `read` of its own (`laurel.policy.static`). Under a CPU's autocast some
     more tokens stand behind a Layout's: see EVEN.
     """
-    if isinstance(layout, Layout) and layout.ids_M.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if isinstance(layout, Layout) and on_cpu(layout.ids_M) and torch.is_autocast_enabled("cpu"):
         layout = layout.even()
     x_MD = body.embed_tokens(layout.ids_M)
     turns = rotations(body, x_MD, layout.position_M)
@@ -225,7 +226,7 @@ def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) ->
 def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
     """Self-attention of packed tokens, [M, D] -> [M, D]: the layout says what they read. A shared prompt's keys are read by every row."""
     q, k, v = heads(own, x_MD)
-    if x_MD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if on_cpu(x_MD) and torch.is_autocast_enabled("cpu"):
         q, k, v = q.float(), k.float(), v.float()  # finer, and attention's backward pass is two to four times as fast there
     if getattr(own, "use_rope", True):
         q, k = turned(q, *turn), turned(k, *turn)

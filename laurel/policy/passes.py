@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from laurel.policy.kernels import call, library
+from laurel.policy.kernels import call, library, on_cpu
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm", "Olmo2RMSNorm", "SmolLM3RMSNorm")
 """Modules that compute x / rms(x) * w and nothing else."""
@@ -145,7 +145,7 @@ def simple(module: nn.Module, x: Tensor) -> bool:
 
 def usual(x: Tensor) -> bool:
     """Are these numbers the kernels': float32 on a CPU, or what autocast to bfloat16 makes there of float32?"""
-    if x.device.type != "cpu" or library() is None:
+    if not on_cpu(x) or library() is None:
         return False
     if not torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.policy.chat import encode_prompt
 from laurel.policy.compact import obstacle, rounded
 from laurel.policy.inflight import memory_of
+from laurel.policy.kernels import elsewhere
 from laurel.policy.logprob import TILE, TILE_ON_GPU
 from laurel.policy.narrow import held
 from laurel.policy.room import device_memory
@@ -130,7 +132,8 @@ def backward(policy: Any, companion: Any, config: Any, row: Any, work: Work, kin
     inner = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
     narrow = policy.dtype != held(policy.model)
     weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
-    with in_training(policy.model, not config.disable_dropout):
+    there = nullcontext() if kind == "cpu" else elsewhere()  # a GPU that is not here computes otherwise
+    with in_training(policy.model, not config.disable_dropout), there:
         kept = sum(activations(body_of(model), work.micro, policy.autocast, weights) for model in inner)
         copied = sum(copies(body_of(model), policy.autocast, weights) for model in inner) if narrow else 0
     learning = [*policy.trainable().values(), *(companion.trainable().values() if companion else ())]
