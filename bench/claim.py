@@ -85,6 +85,13 @@ def corrected(count: int) -> str:
     return f"Verdicts: paired by seed; the intervals of all {count} comparisons hold together at 95 % (Bonferroni).\n"
 
 
+def print_verdicts(gaps: Mapping[str, Sequence[float]], unclear: str = "not told apart") -> None:
+    """The verdict of each comparison, a line each, under what they have in common."""
+    print(corrected(len(gaps)))
+    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: unclear}, 3).items():
+        print(f"{what}: {verdict}.")
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that a terminal can be read too."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

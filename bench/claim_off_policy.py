@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from claim import command, compared, corrected, figure, interval, over, seeds_of, table, told
+from claim import command, figure, interval, over, print_verdicts, seeds_of, table, told
 from claim_online_dpo import HERE, LIMIT, WORLDS, kl_to, samples, score, start_model, write_lines
 
 from laurel.core.config import TrainConfig
@@ -131,9 +131,7 @@ def main() -> None:
         f"{one}, {many} steps, against {other}, {few} steps": [s[one, many]["gold"] - s[other, few]["gold"] for s in seeds]
         for one, many, other, few in PAIRED
     }
-    print(corrected(len(gaps)))
-    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: "not clearly better or worse"}, 3).items():
-        print(f"{what}: {verdict}.")
+    print_verdicts(gaps, "not clearly better or worse")
     del curves["start model"]
     lines = {label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True)) for label, (x, y) in curves.items()}
     title = f"Each batch used once, or {REUSE} times"

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from claim import command, compared, corrected, over, seeds_of, table, told
+from claim import command, over, print_verdicts, seeds_of, table, told
 from sqlalchemy import select
 
 from laurel.core.config import TrainConfig
@@ -218,9 +218,7 @@ def main() -> None:
         for design in args.designs
         for better, worse in PAIRED
     }
-    print(corrected(len(gaps)))
-    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: "not told apart"}, 3).items():
-        print(f"{what}: {verdict}.")
+    print_verdicts(gaps)
 
 
 if __name__ == "__main__":

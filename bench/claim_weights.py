@@ -15,7 +15,7 @@ from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
-from claim import command, compared, corrected, over, seeds_of, table, told
+from claim import command, over, print_verdicts, seeds_of, table, told
 from scipy.special import expit
 
 from laurel.feedback.rows import opinions
@@ -168,9 +168,7 @@ def main() -> None:
         for design in DESIGNS
         for better, worse in PAIRED
     }
-    print(corrected(len(gaps)))
-    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: "not told apart"}, 3).items():
-        print(f"{what}: {verdict}.")
+    print_verdicts(gaps)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def tokenizer_of(quick: bool) -> Any:
 
 
 def place() -> Any:
+    """The GPU, or the CPU where there is none."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from laurel.policy.adapters import plain_lora
-from laurel.policy.fused import parts
+from laurel.policy.adapters import lora_terms, merge_into, plain_lora
 from laurel.policy.kernels import call, library
 from laurel.policy.model import Policy
 from laurel.policy.packed import window_of
@@ -22,8 +21,6 @@ NONE = "none"
 """The kind of a layer that no rotary embedding turns."""
 FEW = 16
 """Products of so few rows are our own: the library's read weights a third slower, and a row's last bits tell of its neighbours."""
-AT_ONCE = 1 << 20
-"""Numbers of a matrix that adapters are merged into at once."""
 ROOM = 1 << 30
 """Bytes of memory that are asked for at once for what rows will say."""
 
@@ -130,24 +127,16 @@ class Compact:
     def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
         """The weights of several projections of one input as one matrix, adapters merged in, and their biases as one vector."""
         bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
-        changes = [changing(linear) for linear in linears]
         if any(base.bias is not None for base in bases):
             bias = torch.cat([base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach() for base in bases])
             bias = bias.to(self.policy.dtype)
-        if len(bases) == 1 and not changes[0] and bases[0].weight.dtype == self.policy.dtype:
+        if len(bases) == 1 and not lora_terms(linears[0]) and bases[0].weight.dtype == self.policy.dtype:
             return bases[0].weight.detach(), bias
         if name not in self.copies:
             self.copies[name] = torch.empty(sum(base.out_features for base in bases), bases[0].in_features, dtype=self.policy.dtype)
         rows = self.copies[name].split([base.out_features for base in bases])
-        for into, base, change in zip(rows, bases, changes, strict=True):
-            if not change:
-                into.copy_(base.weight.detach())
-            for piece in parts(len(into) if change else 0, max(1, AT_ONCE // base.in_features)):
-                # a few rows at a time: as large ones as a whole matrix are, beside small tensors that stay, make the heap grow and grow
-                whole = base.weight.detach()[piece].to(torch.float32, copy=True)
-                for above, below, scaling in change:
-                    whole += (below[piece] @ above) * scaling
-                into[piece] = whole
+        for into, linear in zip(rows, linears, strict=True):
+            merge_into(into, linear)
         return self.copies[name], bias
 
     def rotate(self, longest: int) -> None:
@@ -262,14 +251,6 @@ class Compact:
         wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
         gap = float((torch.stack(found) - wanted).abs().max() / wanted.abs().max())
         return "" if gap < bound else f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest"
-
-
-def changing(linear: Any) -> list[tuple[Tensor, Tensor, float]]:
-    """What adapters add to a projection now: factors A and B of each, and its scale."""
-    if not hasattr(linear, "base_layer") or linear.merged or linear.disable_adapters:
-        return []
-    active = [name for name in linear.active_adapters if name in linear.lora_A]
-    return [(linear.lora_A[name].weight.detach(), linear.lora_B[name].weight.detach(), linear.scaling[name]) for name in active]
 
 
 def obstacle(policy: Policy) -> str:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,29 +51,28 @@ def library() -> Any:
         return None
 
 
-SKIPPING = [False]
-ELSEWHERE = [False]
-"""Is nothing computed just now?"""
+SKIPPING, ELSEWHERE = [False], [False]
+"""The innermost block says: is nothing computed? Do tensors on the CPU stand for tensors of another device?"""
 
 
 @contextmanager
-def skipped() -> Iterator[None]:
-    """Let `call` do nothing: for tensors that have shapes and no memory."""
-    SKIPPING.append(True)
+def told(stack: list[bool]) -> Iterator[None]:
+    """True on top of a stack, as long as the block lasts."""
+    stack.append(True)
     try:
         yield
     finally:
-        SKIPPING.pop()
+        stack.pop()
 
 
-@contextmanager
-def elsewhere() -> Iterator[None]:
-    """Take the ways of another device than a CPU: for tensors without memory, which stand for tensors there."""
-    ELSEWHERE.append(True)
-    try:
-        yield
-    finally:
-        ELSEWHERE.pop()
+def skipped() -> AbstractContextManager[None]:
+    """A block in which `call` does nothing: for tensors that have shapes and no memory."""
+    return told(SKIPPING)
+
+
+def elsewhere() -> AbstractContextManager[None]:
+    """A block that takes the ways of another device than a CPU: for tensors without memory, which stand for tensors there."""
+    return told(ELSEWHERE)
 
 
 def on_cpu(x: Tensor) -> bool:

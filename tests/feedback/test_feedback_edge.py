@@ -23,7 +23,7 @@ from laurel.feedback import people, product
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Annotator, Assignment, Attempt
 from laurel.feedback.web import edge
-from laurel.feedback.web.connections import Rain
+from laurel.feedback.web.connections import RateLimit
 
 NASTY = [
     "", "0", "1", "-1", "2147483648", "9223372036854775808", "9" * 40, "9" * 5000, "1e999", "nan", "true", "null", "tie",
@@ -195,13 +195,13 @@ def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch
     assert "IntegrityError" in caplog.text and "a secret name" not in caplog.text
 
 
-def test_it_may_rain_into_the_log():
-    rain = Rain()
+def test_a_flood_of_messages_does_not_fill_the_log():
+    limit = RateLimit()
     let = sum(
-        rain.filter(logging.LogRecord("asyncio", 40, "", 0, "socket.accept() out of system resource", (), None)) for _ in range(10_000)
+        limit.filter(logging.LogRecord("asyncio", 40, "", 0, "socket.accept() out of system resource", (), None)) for _ in range(10_000)
     )
     assert 1 <= let <= 5
-    assert rain.filter(logging.LogRecord("asyncio", 40, "", 0, "another message", (), None))
+    assert limit.filter(logging.LogRecord("asyncio", 40, "", 0, "another message", (), None))
 
 
 def serve(path, port, handles):
@@ -213,7 +213,7 @@ def serve(path, port, handles):
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (handles, handles))
     connections.HEAD_SECONDS = 1.5
-    connections.quiet_logs()
+    connections.limit_logs()
     app = create_app(Store(path), public_url=f"http://127.0.0.1:{port}")
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", http=connections.Bounded, backlog=connections.BACKLOG)
 
@@ -225,18 +225,24 @@ def loaded(port, seconds=2.0):
     return time.monotonic() - began
 
 
+def answers(port, process):
+    """Wait until the server does."""
+    for _ in range(600):
+        try:
+            loaded(port)
+            return
+        except OSError:
+            assert process.is_alive()
+            time.sleep(0.05)
+    raise AssertionError("the server does not answer")
+
+
 def test_half_requests_stop_nobody(tmp_path):
     """400 sockets that never finish their question, at a server of 256 handles: the page comes, the log is small, they are closed."""
     port, log = free_port(), tmp_path / "server.log"
     process = begin(serve, str(tmp_path / "f.db"), port, 256, log=log)
     try:
-        for _ in range(300):
-            try:
-                loaded(port)
-                break
-            except OSError:
-                assert process.is_alive()
-                time.sleep(0.02)
+        answers(port, process)
         halves = []
         for n in range(400):
             half = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -275,13 +281,7 @@ def test_workers_end_with_their_parent(tmp_path):
     """kill -9 of the parent: nobody stays at the port."""
     port = free_port()
     process = begin(parent, str(tmp_path / "f.db"), port, log=tmp_path / "server.log")
-    for _ in range(600):
-        try:
-            loaded(port)
-            break
-        except OSError:
-            assert process.is_alive()
-            time.sleep(0.05)
+    answers(port, process)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     for _ in range(200):

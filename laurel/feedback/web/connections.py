@@ -18,7 +18,7 @@ BACKLOG = 64
 SPARE = 96
 """Handles that are not for connections: the database, files, sockets that were accepted and have no protocol yet."""
 PER_SECOND = 2.0
-"""Lines of the log of one kind, when it rains."""
+"""Lines of the log of one kind, at most."""
 
 
 def most_connections() -> int:
@@ -93,7 +93,7 @@ class Bounded(H11Protocol):
         self.timer, self.part = None, ""
 
 
-class Rain(logging.Filter):
+class RateLimit(logging.Filter):
     """Lets a few lines of each message a second through, so that nobody can fill the disk by what the server says of them."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Rain(logging.Filter):
         return fine
 
 
-def quiet_logs() -> None:
-    """See `Rain`. Errors of accept() are asyncio's to say, bad requests uvicorn's, what breaks ours."""
+def limit_logs() -> None:
+    """See `RateLimit`. Errors of accept() are asyncio's to say, bad requests uvicorn's, what breaks ours."""
     for name in ("uvicorn.error", "asyncio", "laurel.feedback"):
-        logging.getLogger(name).addFilter(Rain())
+        logging.getLogger(name).addFilter(RateLimit())

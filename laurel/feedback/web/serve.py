@@ -19,7 +19,7 @@ from laurel.core.errors import UsageError
 from laurel.feedback.store import Store
 from laurel.feedback.tables import Admin
 from laurel.feedback.web.app import address_of, create_app
-from laurel.feedback.web.connections import BACKLOG, quiet_logs
+from laurel.feedback.web.connections import BACKLOG, limit_logs
 
 DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 """How the processes learn what they serve."""
@@ -27,7 +27,7 @@ DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 
 def made() -> Starlette:
     """The application of this process. It ends with the process that began it, however that ended."""
-    quiet_logs()
+    limit_logs()
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
     return create_app(Store(os.environ[DATABASE]), public_url=os.environ[PUBLIC_URL])
