@@ -1,12 +1,15 @@
 """The pages in a real Chromium: by mouse, by keyboard alone, without scripts; a server that dies; other sites; people who see badly."""
 
+import http.client
 import http.server
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import threading
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -30,12 +33,14 @@ pytestmark = pytest.mark.skipif(
 
 
 def serve(path, port):
-    """What the process of a server does."""
+    """What the process of a server does. Its clock is as many seconds off as the file beside the database says."""
     import uvicorn
 
     from laurel.feedback.web.app import create_app
 
-    uvicorn.run(create_app(Store(path), public_url=f"http://127.0.0.1:{port}"), host="127.0.0.1", port=port, log_level="error")
+    off = Path(path).with_suffix(".off")
+    store = Store(path, now=lambda: time.time() + (float(off.read_text()) if off.exists() else 0.0))
+    uvicorn.run(create_app(store, public_url=f"http://127.0.0.1:{port}"), host="127.0.0.1", port=port, log_level="error")
 
 
 class Server:
@@ -57,6 +62,10 @@ class Server:
             else:
                 return
         raise AssertionError("the server does not answer")
+
+    def clock(self, seconds):
+        """Set the server's clock so far from the right time."""
+        Path(self.path).with_suffix(".off").write_text(str(seconds))
 
     def kill(self):
         self.process.kill()
@@ -135,9 +144,16 @@ def test_the_browser_is_closed_and_opened_again(disk, server, tmp_path):
         page.goto(f"{server.url}/mine")
         code = page.locator("code.owncode").inner_text()
         first.close()
+        server.clock(3600)
         first, page = opened("laptop")
         page.goto(f"{server.url}/work")
         assert name in page.locator("header").inner_text()
+        server.clock(3600 * people.SESSION_HOURS + 60)
+        page.reload()
+        page.get_by_role("link", name="Come back in with your code").click()
+        page.get_by_label("Your code").fill(code)
+        page.get_by_role("button", name="Come in").click()
+        page.wait_for_url("**/work")
         second, phone = opened("phone")
         phone.goto(f"{server.url}/work")
         phone.get_by_role("link", name="Come back in with your code").click()
@@ -155,6 +171,75 @@ def test_the_browser_is_closed_and_opened_again(disk, server, tmp_path):
             phone.screenshot(path=f"{SHOTS}/return.png", full_page=True)
         first.close()
         second.close()
+
+
+@pytest.mark.whole
+def test_thirty_people_at_one_address(chromium, disk, server):
+    """Each in a browser of their own, all within a minute."""
+    rich_batch(disk, items=40, target_votes=1)
+    began = time.monotonic()
+    for _ in range(30):
+        own = chromium.new_context()
+        page = own.new_page()
+        come_in(page, disk, server)
+        page.wait_for_url("**/work")
+        own.close()
+    assert time.monotonic() - began < 300  # of the limits' minutes each may have its share; none was refused
+
+
+def knock(server, address, count):
+    """So many wrong passwords for ada from an address of this machine; the statuses."""
+    statuses = []
+    for n in range(count):
+        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15, source_address=(address, 0))
+        line.request("GET", "/admin/login")
+        page = line.getresponse()
+        cookie, text = page.headers["set-cookie"].split(";")[0], page.read().decode()
+        csrf = re.search(r'name="csrf" value="([^"]+)', text)[1]
+        body = urllib.parse.urlencode({"csrf": csrf, "name": "ada", "password": f"a wrong guess {n}"})
+        line.request("POST", "/admin/login", body, {"content-type": "application/x-www-form-urlencoded", "cookie": cookie})
+        statuses.append(line.getresponse().status)
+        line.close()
+    return statuses
+
+
+def test_a_coordinator_comes_in_while_others_guess(disk, server, tab):
+    """Wrong passwords from four addresses, the coordinator's own among them: a browser that was in before comes in."""
+    people.add_admin(disk, "ada", "a long password")
+
+    def log_in():
+        tab.goto(f"{server.url}/admin/login")
+        tab.get_by_label("Name").fill("ada")
+        tab.get_by_label("Password").fill("a long password")
+        tab.get_by_role("button", name="Log in").click()
+        tab.wait_for_url("**/admin")
+
+    log_in()
+    tab.get_by_role("button", name="Log out").click()
+    for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"):
+        assert knock(server, address, 11) == [403] * 10 + [429]
+    log_in()
+
+
+def test_work_goes_on_when_the_clock_is_set_back_a_day(disk, server, tab, chromium):
+    """The answer is taken, and a sample that somebody has left is free after the usual quarter of an hour, not after a day."""
+    rich_batch(disk, items=2, target_votes=1, lease_minutes=15)
+    come_in(tab, disk, server)
+    tab.goto(f"{server.url}/work/1")
+    server.clock(-86400)
+    tab.get_by_label("Response 1 is better").check()
+    tab.get_by_role("button", name="Submit and go on").click()
+    tab.wait_for_url("**/work/1/2")
+    server.clock(-2 * 86400)
+    own = chromium.new_context()
+    other = own.new_page()
+    come_in(other, disk, server)
+    other.goto(f"{server.url}/work/1")
+    assert "/finished" in other.url  # the first one is still at work on it
+    server.clock(-2 * 86400 + 16 * 60)
+    other.goto(f"{server.url}/work/1")
+    other.wait_for_url("**/work/1/1")
+    own.close()
 
 
 def votes(store):
