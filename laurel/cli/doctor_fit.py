@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
 from laurel.policy.adapters import with_lora
-from laurel.policy.folders import base_of, is_adapter
+from laurel.policy.folders import base_of, check_folder, is_adapter
 from laurel.policy.model import Policy, pick_device, pick_dtype, pick_param_dtype
 from laurel.policy.narrow import hold
 from laurel.policy.objects import config_of
@@ -153,6 +153,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
     """The policy of a configuration, and what is trained beside it, of tensors that have a shape and no memory."""
     from transformers import AutoModelForCausalLM
 
+    check_folder(config.model)
     name = base_of(config.model) if is_adapter(config.model) else config.model
     try:
         with torch.device("meta"):

@@ -88,7 +88,11 @@ def scores(found: HeldOut | None) -> list[tuple[str, str, str]]:
     if found is None:
         return [("log loss of a held-out vote", NONE, "no pair has three votes that decide")]
     rows = [
-        ("log loss of a held-out vote: labels", f"{found.product:.4f}", f"n = {found.n:,}, mean of {len(found.draws)} draws"),
+        (
+            "log loss of a held-out vote: labels",
+            f"{found.product:.4f}",
+            f"n = {found.n:,}, mean of {len(found.draws)} draw{'s' * (len(found.draws) > 1)}",
+        ),
         ("the same, share (wins + 1) / (n + 2)", f"{found.share:.4f}", "" if found.product <= found.share else "better than the labels"),
         ("the same, a coin", f"{found.coin:.4f}", ""),
     ]

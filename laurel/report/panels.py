@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from laurel.core.catalogue import Meaning
@@ -57,7 +57,7 @@ REDUNDANT = {"frac_reward_zero_std": "informative_fraction"}  # shown only where
 class Panel:
     """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out of range.
 
-    constant: no value of it ever differed from the others, and it is in range: a word is enough.
+    constant: its values never differed by anything to see (`level`), and it is in range: a word is enough.
     """
 
     title: str
@@ -107,8 +107,14 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     start = start if len(values) > 1 else None
     unit = meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
     alarm = outside(now, meaning)
-    constant = not alarm and len(values) > 1 and all(len({*finite(one)}) == 1 for one in series.values())
+    constant = not alarm and len(values) > 1 and all(level(finite(one)) for one in series.values())
     return Panel(title, name, svg, "" if start is None else show(start), show(now), unit, meaning, alarm, constant)
+
+
+def level(values: Sequence[float]) -> bool:
+    """Is there nothing to see in a picture of these numbers: all alike to four digits, or nothing but rounding?"""
+    size = max(map(abs, values))
+    return max(values) - min(values) <= 1e-4 * size or size < 1e-9
 
 
 def _time_panel(title: str, parts: dict[str, Series]) -> Panel:

@@ -13,7 +13,7 @@ from laurel.core.run import Run
 from laurel.report import collect
 from laurel.report.collect import first_and_last, read_story
 from laurel.report.page import bars, duration, groups, write_report
-from laurel.report.panels import panels
+from laurel.report.panels import level, panels
 
 CONFIG = {"algorithm": "grpo", "model": "starter", "dataset": "addition", "seed": 0, "max_steps": 12}
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -263,3 +263,19 @@ def test_colours_belong_to_the_page(tmp_path):
     a_run(tmp_path)
     for panel in panels(read_story(tmp_path)):
         assert not re.search(r"(stroke|fill):\s*#", panel.svg) and "var(--line1)" in panel.svg
+
+
+@pytest.mark.parametrize(
+    ("values", "nothing"),
+    [
+        ([1.0, 1.0], True),
+        ([1.0, 1.00001, 0.99999], True),
+        ([1e-13, 3e-12, 0.0], True),
+        ([0.5, 0.501], False),
+        ([0.0, 1e-6], False),
+        ([-1.0, 1.0], False),
+    ],
+)
+def test_a_picture_needs_a_difference_to_be_seen(values, nothing):
+    """A ratio of 1 but for rounding, a divergence of 1e-13: an axis of equal labels says nothing."""
+    assert level(values) is nothing
