@@ -24,9 +24,12 @@ def calls(tree: ast.AST, name: str) -> list[ast.Call]:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_takes_any_seeds_and_corrects_every_verdict(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert calls(tree, "seeds_of") and calls(tree, "command") and calls(tree, "corrected")
     assert "sys.argv" not in path.read_text(encoding="utf-8")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert calls(tree, "seeds_of") and calls(tree, "command")
+    if calls(tree, "print_verdicts"):  # which corrects and compares by itself: test_verdicts_are_corrected_as_printed
+        return
+    assert calls(tree, "corrected")
     assert all(len(call.args) == 2 for call in calls(tree, "clearly"))  # the differences, and how many comparisons are made
     assert calls(tree, "compared") or any(isinstance(node, ast.Name) and node.id in ("MADE", "made") for node in ast.walk(tree))
 
@@ -53,3 +56,12 @@ def test_intervals_hold_together(claim):
     assert claim.compared({"a": gap}, words, 3) == {"a": "better (0.250 +- 0.205)"}
     many = claim.compared({str(n): gap for n in range(10)}, words, 3)
     assert set(many.values()) == {"not told apart (0.250 +- 0.481)"}
+
+
+def test_verdicts_are_corrected_as_printed(claim, capsys):
+    gap = [0.1, 0.2, 0.3, 0.4]
+    claim.print_verdicts({"one": gap})
+    assert "one: better (0.250 +- 0.205)." in capsys.readouterr().out
+    claim.print_verdicts({str(n): gap for n in range(10)}, "no difference seen")
+    printed = capsys.readouterr().out
+    assert "all 10 comparisons" in printed and printed.count("no difference seen (0.250 +- 0.481).") == 10
