@@ -1,8 +1,10 @@
-"""The feedback server under fire: the LLMFAO crowd's votes replayed over HTTP against servers that are killed, and 50 annotators at once.
+"""The feedback server under fire: the LLMFAO crowd's votes replayed over HTTP against servers that
+are killed, and 50 annotators at once.
 
-python bench/bench_feedback.py replay ../shared/data/llmfao [--database URL] [--share .1]    every vote arrives once, whatever is killed
-python bench/bench_feedback.py load [--database URL] [--annotators 50] [--seconds 20]        p50 and p99 of a submission
-Without --database: a SQLite file in a temporary folder.
+python bench/bench_feedback.py replay ../shared/data/llmfao [--database URL] [--share .1]    every
+vote arrives once, whatever is killed
+python bench/bench_feedback.py load [--database URL] [--annotators 50] [--seconds 20]        p50 and
+p99 of a submission Without --database: a SQLite file in a temporary folder.
 """
 
 from __future__ import annotations
@@ -33,25 +35,31 @@ import httpx2
 import numpy as np
 from sqlalchemy import select
 
-from laurel.feedback import people
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
+from laurel_feedback.store import people
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
 
 FORKS = get_context("forkserver")
-"""Servers are forked from a process that has imported them: one that was killed is back within the blink of an eye."""
+"""Servers are forked from a process that has imported them: one that was killed is back within the
+blink of an eye.
+"""
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""One for all clients, who speak HTTP only: each would read every authority's certificate anew, longer than its votes take."""
+"""One for all clients, who speak HTTP only: each would read every authority's certificate anew,
+longer than its votes take.
+"""
 PATIENCE = 120.0
 """Seconds that a client tries for."""
 
 
 def serve(database: str, port: int) -> None:
-    """What the process of a server does. Limits are those of one address: all clients come from this one."""
+    """What the process of a server does. Limits are those of one address: all clients come from
+    this one.
+    """
     import uvicorn
 
-    from laurel.feedback.web.app import create_app
-    from laurel.feedback.web.security import Limits
+    from laurel_feedback.web.app import create_app
+    from laurel_feedback.web.security import Limits
 
     limits = Limits(answer=10**6, answer_address=10**6)
     app = create_app(Store(database), public_url=f"http://127.0.0.1:{port}", limits=limits)
@@ -59,12 +67,15 @@ def serve(database: str, port: int) -> None:
 
 
 class Servers:
-    """Processes that serve one database, each on a port of its own; one that was killed is started again.
+    """Processes that serve one database, each on a port of its own; one that was killed is started
+    again.
 
     kill_every: votes between two kills of a random one (0: none).
     """
 
-    def __init__(self, database: str, count: int = 2, *, kill_every: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, database: str, count: int = 2, *, kill_every: int = 0, seed: int = 0
+    ) -> None:
         self.database, self.kill_every, self.rng = database, kill_every, random.Random(seed)
         self.votes, self.kills, self.lock = 0, 0, threading.Lock()
         self.ports = [free_port() for _ in range(count)]
@@ -89,7 +100,9 @@ class Servers:
         raise TimeoutError(f"no server on port {port}")
 
     def voted(self) -> None:
-        """One more vote was acknowledged. Whoever's vote it is that a kill is due at kills, while the others go on asking."""
+        """One more vote was acknowledged. Whoever's vote it is that a kill is due at kills, while
+        the others go on asking.
+        """
         with self.lock:
             self.votes += 1
             if self.kill_every and self.votes % self.kill_every == 0:
@@ -135,7 +148,9 @@ class Client:
         self.retries = 0
 
     def ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
-        """Until some server answers; a client in a hurry gives up at random and asks again, so that an answer arrives twice."""
+        """Until some server answers; a client in a hurry gives up at random and asks again, so that
+        an answer arrives twice.
+        """
         end = time.monotonic() + PATIENCE
         while True:
             port = self.rng.choice(self.ports)
@@ -143,7 +158,11 @@ class Client:
             hurry = self.unruly and self.rng.random() < 0.05
             try:
                 answer = self.http.request(
-                    method, f"http://127.0.0.1:{port}{path}", headers=headers, timeout=0.02 if hurry else 60.0, **more
+                    method,
+                    f"http://127.0.0.1:{port}{path}",
+                    headers=headers,
+                    timeout=0.02 if hurry else 60.0,
+                    **more,
                 )
                 if answer.status_code < 500 and answer.status_code != 429:
                     return answer
@@ -156,17 +175,29 @@ class Client:
 
 
 def make_items(store: Store, rows: list[dict[str, Any]], settings: BatchSettings, name: str) -> int:
-    """An open batch; rows: {"source", "prompt", "responses", "target", "for": ids of annotators or None}. Its id."""
+    """An open batch; rows: {"source", "prompt", "responses", "target", "for": ids of annotators or
+    None}. Its id.
+    """
     with store.write() as session:
         batch = Batch(name=name, state="open", settings=settings.model_dump(), made_at=store.now())
         session.add(batch)
         session.flush()
         for place, row in enumerate(rows):
-            item = Item(id=uuid.uuid4().hex, batch_id=batch.id, place=place, prompt=[{"role": "user", "content": row["prompt"]}],
-                        content_hash=str(place), target=row["target"], source=row["source"])  # fmt: skip
+            item = Item(
+                id=uuid.uuid4().hex,
+                batch_id=batch.id,
+                place=place,
+                prompt=[{"role": "user", "content": row["prompt"]}],
+                content_hash=str(place),
+                target=row["target"],
+                source=row["source"],
+            )
             session.add(item)
             session.flush()
-            session.add_all(Response(id=uuid.uuid4().hex, item_id=item.id, place=k, text=text) for k, text in enumerate(row["responses"]))
+            session.add_all(
+                Response(id=uuid.uuid4().hex, item_id=item.id, place=k, text=text)
+                for k, text in enumerate(row["responses"])
+            )
             session.add_all(Plan(item_id=item.id, annotator_id=one) for one in row["for"] or ())
         return batch.id
 
@@ -183,9 +214,16 @@ def make_annotators(store: Store, names: list[str]) -> dict[str, tuple[int, str]
     return made
 
 
-def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: int = 500, threads: int = 16) -> dict[str, Any]:
-    """Every annotator of the file rates what they rated there, left as left; what the database holds then, beside the file."""
-    pairs = {str(row["id"]): row for row in map(json.loads, (folder / "pairs-crowd.jsonl").read_text().splitlines())}
+def replay(
+    database: str, folder: Path, *, share: float = 1.0, kill_every: int = 500, threads: int = 16
+) -> dict[str, Any]:
+    """Every annotator of the file rates what they rated there, left as left; what the database
+    holds then, beside the file.
+    """
+    pairs = {
+        str(row["id"]): row
+        for row in map(json.loads, (folder / "pairs-crowd.jsonl").read_text().splitlines())
+    }
     with (folder / "crowd-comparisons.csv").open(newline="") as file:
         votes = [row for row in csv.DictReader(file) if int(row["id"]) % 1000 < 1000 * share]
     store = Store(database)
@@ -194,10 +232,15 @@ def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: int =
     for vote in votes:
         raters.setdefault(vote["id"], {})[vote["worker"]] = vote["winner"]
     rows = [
-        {"source": {"id": pair}, "prompt": pairs[pair]["text"], "responses": [pairs[pair]["result_x"], pairs[pair]["result_y"]],
-         "target": len(raters[pair]), "for": [people_of[worker][0] for worker in raters[pair]]}
+        {
+            "source": {"id": pair},
+            "prompt": pairs[pair]["text"],
+            "responses": [pairs[pair]["result_x"], pairs[pair]["result_y"]],
+            "target": len(raters[pair]),
+            "for": [people_of[worker][0] for worker in raters[pair]],
+        }
         for pair in raters
-    ]  # fmt: skip
+    ]
     batch = make_items(store, rows, BatchSettings(allow_tie=True, hit_size=1000), "crowd")
     retries, began = [], time.perf_counter()
 
@@ -211,8 +254,12 @@ def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: int =
             rating = 0 if winner == "tie" else 1 if (winner == "left") != turned else 4
             form = {"csrf": sample["csrf"], "key": str(uuid.uuid4()), "rating": rating}
             path = f"/work/{batch}/samples/{sample['assignment']}/answer"
-            answers = [client.ask("POST", path, data=form) for _ in range(1 + (client.rng.random() < 0.1))]
-            assert all(answer.status_code == 200 for answer in answers), [answer.text for answer in answers]
+            answers = [
+                client.ask("POST", path, data=form) for _ in range(1 + (client.rng.random() < 0.1))
+            ]
+            assert all(answer.status_code == 200 for answer in answers), [
+                answer.text for answer in answers
+            ]
             running.voted()
         retries.append(client.retries)
 
@@ -223,33 +270,75 @@ def replay(database: str, folder: Path, *, share: float = 1.0, kill_every: int =
         over = [item.id for item in session.scalars(select(Item)) if item.live != item.target]
     found = compare(held(store), [(vote["id"], vote["worker"], vote["winner"]) for vote in votes])
     store.close()
-    return {"votes": len(votes), **found, "items off target": len(over), "kills": kills, "retries": sum(retries), "seconds": spent,
-            "votes per second": len(votes) / spent}  # fmt: skip
+    return {
+        "votes": len(votes),
+        **found,
+        "items off target": len(over),
+        "kills": kills,
+        "retries": sum(retries),
+        "seconds": spent,
+        "votes per second": len(votes) / spent,
+    }
 
 
 def held(store: Store) -> list[tuple[str, str, str, int]]:
     """Every revision of every vote in the database: pair, worker, what was chosen, revision."""
     said = {None: "nothing", 0: "tie", 1: "left", 4: "right"}
-    columns = select(Item.source, Annotator.pseudonym, Vote.rating, Vote.revision).select_from(Vote).join(Vote.assignment)
+    columns = (
+        select(Item.source, Annotator.pseudonym, Vote.rating, Vote.revision)
+        .select_from(Vote)
+        .join(Vote.assignment)
+    )
     with store.read() as session:
-        rows = session.execute(columns.join(Assignment.item).join(Annotator, Annotator.id == Assignment.annotator_id))
-        return [(row.source["id"], row.pseudonym, said.get(row.rating, "?"), row.revision) for row in rows]
+        rows = session.execute(
+            columns.join(Assignment.item).join(Annotator, Annotator.id == Assignment.annotator_id)
+        )
+        return [
+            (row.source["id"], row.pseudonym, said.get(row.rating, "?"), row.revision)
+            for row in rows
+        ]
 
 
 def compare(ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Two lists of (pair, worker, choice, ...) as multisets."""
     one, two = Counter(tuple(row[:3]) for row in ours), Counter(tuple(row[:3]) for row in theirs)
     later = sum(row[3] > 1 for row in ours)
-    return {"equal": one == two, "lost": (two - one).total(), "added": (one - two).total(), "revisions": later}
+    return {
+        "equal": one == two,
+        "lost": (two - one).total(),
+        "added": (one - two).total(),
+        "revisions": later,
+    }
 
 
-def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: float = 3.0, items: int = 400) -> dict[str, Any]:
-    """Annotators who all rate at once, each pausing `think` seconds on average before an answer: milliseconds of a submission."""
+def load(
+    database: str,
+    *,
+    annotators: int = 50,
+    seconds: float = 20.0,
+    think: float = 3.0,
+    items: int = 400,
+) -> dict[str, Any]:
+    """Annotators who all rate at once, each pausing `think` seconds on average before an answer:
+    milliseconds of a submission.
+    """
     store = Store(database)
     text = "word " * 150
-    rows = [{"source": {}, "prompt": f"question {n}", "responses": [text, text], "target": 1000, "for": None} for n in range(items)]
+    rows = [
+        {
+            "source": {},
+            "prompt": f"question {n}",
+            "responses": [text, text],
+            "target": 1000,
+            "for": None,
+        }
+        for n in range(items)
+    ]
     batch = make_items(store, rows, BatchSettings(target_votes=1000, hit_size=10**6), "load")
-    cookies = [cookie for _, cookie in make_annotators(store, [f"rater-{n}" for n in range(annotators)]).values()]
+    cookies = [
+        cookie
+        for _, cookie in make_annotators(store, [f"rater-{n}" for n in range(annotators)]).values()
+    ]
     times, errors = [], []
 
     def work(n: int) -> None:
@@ -259,9 +348,15 @@ def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: f
         while time.monotonic() < end:
             sample = client.ask("GET", f"/work/{batch}/next.json").json()
             time.sleep(client.rng.expovariate(1 / think))
-            form = {"csrf": sample["csrf"], "key": str(uuid.uuid4()), "rating": client.rng.choice((1, 2, 3, 4))}
+            form = {
+                "csrf": sample["csrf"],
+                "key": str(uuid.uuid4()),
+                "rating": client.rng.choice((1, 2, 3, 4)),
+            }
             began = time.perf_counter()
-            answer = client.ask("POST", f"/work/{batch}/samples/{sample['assignment']}/answer", data=form)
+            answer = client.ask(
+                "POST", f"/work/{batch}/samples/{sample['assignment']}/answer", data=form
+            )
             times.append(1000 * (time.perf_counter() - began))
             if answer.status_code != 200:
                 errors.append(answer.text[:200])
@@ -282,7 +377,9 @@ def load(database: str, *, annotators: int = 50, seconds: float = 20.0, think: f
 
 def main() -> int:
     """Print the figures; 1 where a vote was lost or an answer failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     one, two = verbs.add_parser("replay"), verbs.add_parser("load")
     one.add_argument("folder", type=Path)
@@ -295,14 +392,25 @@ def main() -> int:
     for verb in (one, two):
         verb.add_argument("--database")
     args = parser.parse_args()
-    FORKS.set_forkserver_preload(["laurel.feedback.web.app", "uvicorn"])
+    FORKS.set_forkserver_preload(["laurel_feedback.web.app", "uvicorn"])
     with tempfile.TemporaryDirectory() as folder:
         database = args.database or os.path.join(folder, "feedback.db")
         if args.verb == "replay":
             found = replay(database, args.folder, share=args.share, kill_every=args.kill_every)
         else:
-            found = load(database, annotators=args.annotators, seconds=args.seconds, think=args.think, items=args.items)
-    print("\n".join(f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value}" for name, value in found.items()))
+            found = load(
+                database,
+                annotators=args.annotators,
+                seconds=args.seconds,
+                think=args.think,
+                items=args.items,
+            )
+    print(
+        "\n".join(
+            f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value}"
+            for name, value in found.items()
+        )
+    )
     return 0 if found.get("equal", True) and not found.get("errors") else 1
 
 

@@ -1,7 +1,9 @@
-"""Where the time of a rollout, or of a step, goes: parts of the compact decoder, or operators of torch, as shares of the whole.
+"""Where the time of a rollout, or of a step, goes: parts of the compact decoder, or operators of
+torch, as shares of the whole.
 
 python bench/bench_parts.py rollout b 64         the decoder: attention, products (GFLOP/s), drawing
-python bench/bench_parts.py dpo a                a step of the loop: grpo, dpo, reward, sft, ppo, raft or ilql, by operator
+python bench/bench_parts.py dpo a                a step of the loop: grpo, dpo, reward, sft, ppo,
+raft or ilql, by operator
 """
 
 import argparse
@@ -20,18 +22,26 @@ import models
 import ours
 
 from laurel.core.metrics import Sums
-from laurel.policy import compact, decode
+from laurel.model import compact, decode
 from laurel.train import loop
 
 
 def rollout(size: str, prompts: int) -> None:
-    """Seconds of each part of the compact decoder, after a warm-up; the rest is Python and small operators."""
+    """Seconds of each part of the compact decoder, after a warm-up; the rest is Python and small
+    operators.
+    """
     shape = models.Shape(size=size, prompts=prompts)
-    policy = ours.Endless(models.make_model(shape), models.make_tokenizer(shape.vocabulary), torch.float32)
+    policy = ours.Endless(
+        models.make_model(shape), models.make_tokenizer(shape.vocabulary), torch.float32
+    )
     asked, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
     spent, done = dict[str, float](), dict[str, float]()
 
-    def timed(function: Callable, name: Callable[..., str], operations: Callable[..., float] = lambda *_: 0.0) -> Callable:
+    def timed(
+        function: Callable,
+        name: Callable[..., str],
+        operations: Callable[..., float] = lambda *_: 0.0,
+    ) -> Callable:
         def watched(*args: Any, **options: Any) -> Any:
             began = time.perf_counter()
             result = function(*args, **options)
@@ -49,8 +59,14 @@ def rollout(size: str, prompts: int) -> None:
 
     once()
     compact.call = timed(compact.call, lambda name, *_: f"kernel {name}")  # type: ignore[assignment]
-    torch.mm = timed(torch.mm, lambda x, w: f"product with {tuple(w.shape)}", lambda x, w: 2.0 * x.numel() * w.shape[1])
-    decode.Decoder.admit = timed(decode.Decoder.admit, lambda *_: "reading prompts (in the above, too)")  # type: ignore[method-assign]
+    torch.mm = timed(
+        torch.mm,
+        lambda x, w: f"product with {tuple(w.shape)}",
+        lambda x, w: 2.0 * x.numel() * w.shape[1],
+    )
+    decode.Decoder.admit = timed(
+        decode.Decoder.admit, lambda *_: "reading prompts (in the above, too)"
+    )  # type: ignore[method-assign]
     whole = once()
     print(f"rollout {size}, {prompts} x {shape.each}: {whole:.2f} s")
     for key, seconds in sorted(spent.items(), key=lambda part: -part[1]):
@@ -63,23 +79,37 @@ def step(algorithm: str, size: str) -> None:
     shape = models.Shape(size=size, prompts=64 if size == "a" else 8)
     samples = algorithm in ("grpo", "ppo", "raft")
     made = {"sft": models.texts, "ilql": models.logged}.get(algorithm, models.pairs)
-    rows = made(models.Shape(size=size, rows=512, low=32, high=256) if algorithm == "sft" else shape)
+    rows = made(
+        models.Shape(size=size, rows=512, low=32, high=256) if algorithm == "sft" else shape
+    )
     options: dict[str, Any] = {"train_on": "all"} if algorithm == "sft" else {}
     options |= ours.sampling_options(shape) if samples else {"prompts_per_step": shape.batch}
     with tempfile.TemporaryDirectory() as folder:
-        setup, state = ours.setup_of(algorithm, shape, Path(folder), ours.prompts_of(shape) if samples else rows, **options)
+        setup, state = ours.setup_of(
+            algorithm, shape, Path(folder), ours.prompts_of(shape) if samples else rows, **options
+        )
         setup.policy = ours.endless(setup.policy) if samples else setup.policy
         with ours.given_lengths(shape.lengths().tolist()) if samples else contextlib.nullcontext():
             for _ in range(2):
                 loop.step(setup, state, Sums())
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU]
+            ) as profile:
                 loop.step(setup, state, Sums())
-    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60))
+    print(
+        profile.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60
+        )
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rollout", "grpo", "dpo", "reward", "sft", "ppo", "raft", "ilql"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", choices=("rollout", "grpo", "dpo", "reward", "sft", "ppo", "raft", "ilql")
+    )
     parser.add_argument("size", choices=("a", "b", "c"))
     parser.add_argument("prompts", nargs="?", type=int, default=64)
     asked = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Prompt choice: seconds of a fit, of a choice for 1,000 queries x 16 prompts once encoded, and of one query, on the authors' logs.
+"""Prompt choice: seconds of a fit, of a choice for 1,000 queries x 16 prompts once encoded, and of
+one query, on the authors' logs.
 
 python bench/bench_prompt.py FOLDER [DATASET]
 """
@@ -7,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from laurel.prompt.fit import fit
-from laurel.prompt.published import read_published
+from laurel_prompts.fit import fit
+from laurel_prompts.published import read_published
 
 
 def seconds(work, repeats=5):
@@ -25,7 +26,10 @@ log, _ = read_published(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else
 start = time.perf_counter()
 made = fit(log)
 spent = time.perf_counter() - start
-print(f"fit, {int((~log.test_S).sum()):,} queries x {len(made.predictor.names)} prompts: {spent:.1f} s ({made.trials[0].name})")
+print(
+    f"fit, {int((~log.test_S).sum()):,} queries x {len(made.predictor.names)} prompts: {spent:.1f}"
+    f" s ({made.trials[0].name})"
+)
 prompts = dict(zip(log.names, log.prompts, strict=True))
 queries = log.queries[-1000:]
 encoded = made.predictor.features(queries)
@@ -36,8 +40,15 @@ for name in ("Trees", "Logistic"):
     if type(predictor.model).__name__ != name and name in best:
         train = log.rows(~log.test_S).columns(list(range(len(predictor.names))))
         predictor.model = best[name].fit(
-            predictor.features(train.queries), predictor.prompt_directions(predictor.encode(predictor.prompts)), train.reward_SP
+            predictor.features(train.queries),
+            predictor.prompt_directions(predictor.encode(predictor.prompts)),
+            train.reward_SP,
         )
     for count in (1000, 1):
-        spent = seconds(lambda count=count: predictor.scores(encoded[:count], prompts).argmax(1), repeats=20)
-        print(f"{name}: choice for {count:,} x {len(prompts)}: {spent:.4f} s, {spent / count / len(prompts) * 1e6:.2f} us a candidate")
+        spent = seconds(
+            lambda count=count: predictor.scores(encoded[:count], prompts).argmax(1), repeats=20
+        )
+        print(
+            f"{name}: choice for {count:,} x {len(prompts)}: {spent:.4f} s,"
+            f" {spent / count / len(prompts) * 1e6:.2f} us a candidate"
+        )

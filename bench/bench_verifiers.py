@@ -1,11 +1,13 @@
-"""How often do the verifiers take a wrong answer, or refuse a right one? Beside math-verify alone, on answers written by hand.
+"""How often do the verifiers take a wrong answer, or refuse a right one? Beside math-verify alone,
+on answers written by hand.
 
     python bench/bench_verifiers.py            # the table
     python bench/bench_verifiers.py --show     # and every answer that was judged wrongly
 
-The answers are `tests/reward/answers.txt` (337, written before the verifiers were tuned) and `answers_later.txt`. math-verify alone is
-`verify(parse(gold), parse(answer))` with its defaults, on the whole answer. `numeric` and `gsm8k` are measured where the gold is one
-number, kinds that they refuse by design (2^3, sqrt 16, 5!) aside; gsm8k compares exactly, so 0.666667 is not 2/3 to it.
+The answers are `tests/reward/answers.txt` (337, written before the verifiers were tuned) and
+`answers_later.txt`. math-verify alone is `verify(parse(gold), parse(answer))` with its defaults, on
+the whole answer. `numeric` and `gsm8k` are measured where the gold is one number, kinds that they
+refuse by design (2^3, sqrt 16, 5!) aside; gsm8k compares exactly, so 0.666667 is not 2/3 to it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LISTS = ("answers.txt", "answers_later.txt")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of a list: its kind, the row's gold, what was said, whether that is right, and whether it is one plain number."""
+    """One answer of a list: its kind, the row's gold, what was said, whether that is right, and
+    whether it is one plain number.
+    """
 
     kind: str
     gold: str
@@ -62,11 +66,19 @@ def answers(name: str) -> Iterator[Answer]:
             kind = line[1:]
         elif line and not line.startswith("# "):
             gold, sign, said = line.split("|", 2)
-            yield Answer(kind.lstrip("~"), gold, said.replace("↵", "\n"), sign == "+", not kind.startswith("~"))
+            yield Answer(
+                kind.lstrip("~"),
+                gold,
+                said.replace("↵", "\n"),
+                sign == "+",
+                not kind.startswith("~"),
+            )
 
 
 def ours(name: str) -> Callable[[Answer], bool | None]:
-    """A built-in verifier as a judge; None where it says that the row's gold is nothing it can judge by."""
+    """A built-in verifier as a judge; None where it says that the row's gold is nothing it can
+    judge by.
+    """
 
     def judge(answer: Answer) -> bool | None:
         result = VERIFIERS[name](answer.said, {"answer": answer.gold})
@@ -81,18 +93,25 @@ def alone(answer: Answer) -> bool:
     """math-verify by itself."""
     from math_verify import parse, verify
 
-    gold, said = (parse(text, parsing_timeout=5) for text in (rf"\boxed{{{answer.gold}}}", answer.said))
+    gold, said = (
+        parse(text, parsing_timeout=5) for text in (rf"\boxed{{{answer.gold}}}", answer.said)
+    )
     return bool(verify(gold, said, timeout_seconds=5))
 
 
 JUDGES: dict[str, Callable[[Answer], bool | None]] = {
-    "math-verify alone": alone, "math": ours("math"), "numeric": ours("numeric"), "gsm8k": ours("gsm8k"),
-}  # fmt: skip
+    "math-verify alone": alone,
+    "math": ours("math"),
+    "numeric": ours("numeric"),
+    "gsm8k": ours("gsm8k"),
+}
 
 
 def tally(judge: str, name: str) -> Tally:
     """A judge on a list."""
-    every = [answer for answer in answers(name) if answer.plain or judge not in ("numeric", "gsm8k")]
+    every = [
+        answer for answer in answers(name) if answer.plain or judge not in ("numeric", "gsm8k")
+    ]
     said = [(answer, verdict) for answer in every if (verdict := JUDGES[judge](answer)) is not None]
     return Tally(
         tuple(answer for answer, verdict in said if verdict and not answer.right),
@@ -104,8 +123,12 @@ def tally(judge: str, name: str) -> Tally:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="False accepts and false rejects of the verifiers.")
-    parser.add_argument("--show", action="store_true", help="print the answers that were judged wrongly")
+    parser = argparse.ArgumentParser(
+        description="False accepts and false rejects of the verifiers."
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the answers that were judged wrongly"
+    )
     show = parser.parse_args().show
     logging.disable(logging.ERROR)
     for name in LISTS:

@@ -1,7 +1,8 @@
-"""What the claims' scripts share: which seeds, intervals over them, comparisons that hold together, a table, a figure.
+"""What the claims' scripts share: which seeds, intervals over them, comparisons that hold together,
+a table, a figure.
 
-Every script takes `--first-seed N --seeds K`: the seeds N to N + K - 1. What was designed or tuned on some seeds is
-reported on others.
+Every script takes `--first-seed N --seeds K`: the seeds N to N + K - 1. What was designed or tuned
+on some seeds is reported on others.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ def command(about: str | None, seeds: int = 8) -> argparse.ArgumentParser:
     """The options of every script; `seeds_of` reads them."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=shape, allow_abbrev=False)
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first seed (default 0)")
-    parser.add_argument("--seeds", type=int, default=seeds, metavar="K", help=f"how many (default {seeds})")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, metavar="N", help="the first seed (default 0)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=seeds, metavar="K", help=f"how many (default {seeds})"
+    )
     return parser
 
 
 def seeds_of(args: argparse.Namespace) -> range:
-    """The seeds that were asked for; a word where they are too few for an interval worth reading."""
+    """The seeds that were asked for; a word where they are too few for an interval worth
+    reading.
+    """
     if args.seeds < 1 or args.first_seed < 0:
         raise SystemExit("--seeds is 1 or more, --first-seed 0 or more.")
     if args.seeds < 8:
@@ -41,7 +48,9 @@ def seeds_of(args: argparse.Namespace) -> range:
 
 
 def over(seeds: Sequence[int], of_seed: Callable[[int, Path], Found]) -> list[Found]:
-    """`of_seed(seed, folder)` for each, in an empty folder of its own; how far it is goes to stderr."""
+    """`of_seed(seed, folder)` for each, in an empty folder of its own; how far it is goes to
+    stderr.
+    """
     found = []
     for seed in seeds:
         began = time.perf_counter()
@@ -52,14 +61,18 @@ def over(seeds: Sequence[int], of_seed: Callable[[int, Path], Found]) -> list[Fo
 
 
 def interval(values: Sequence[float], of: int = 1) -> tuple[float, float]:
-    """Mean and half the width of the interval over seeds (Student's t). One value has no interval: infinity.
+    """Mean and half the width of the interval over seeds (Student's t). One value has no interval:
+    infinity.
 
-    of: how many comparisons are made. Each interval is then at 1 - .05 / of, so that with 95 % all of them hold at once
-    (Bonferroni).
+    of: how many comparisons are made. Each interval is then at 1 - .05 / of, so that with 95 % all
+    of them hold at once (Bonferroni).
     """
     if len(values) < 2:
         return mean(values), float("inf")
-    return mean(values), float(t.ppf(1 - 0.025 / of, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return (
+        mean(values),
+        float(t.ppf(1 - 0.025 / of, len(values) - 1)) * stdev(values) / len(values) ** 0.5,
+    )
 
 
 def told(values: Sequence[float], digits: int = 2, of: int = 1) -> str:
@@ -69,20 +82,31 @@ def told(values: Sequence[float], digits: int = 2, of: int = 1) -> str:
 
 
 def clearly(values: Sequence[float], of: int = 1) -> int:
-    """1 or -1 where the interval of the values (paired differences, one per seed) lies on one side of 0; else 0."""
+    """1 or -1 where the interval of the values (paired differences, one per seed) lies on one side
+    of 0; else 0.
+    """
     value, half = interval(values, of)
     return 1 if value - half > 0 else -1 if value + half < 0 else 0
 
 
-def compared(gaps: Mapping[str, Sequence[float]], words: Mapping[int, str], digits: int = 2) -> dict[str, str]:
-    """All comparisons of a script at once, by name: `word (mean +- half)`, the intervals corrected for their number."""
+def compared(
+    gaps: Mapping[str, Sequence[float]], words: Mapping[int, str], digits: int = 2
+) -> dict[str, str]:
+    """All comparisons of a script at once, by name: `word (mean +- half)`, the intervals corrected
+    for their number.
+    """
     of = len(gaps)
-    return {name: f"{words[clearly(gap, of)]} ({told(gap, digits, of)})" for name, gap in gaps.items()}
+    return {
+        name: f"{words[clearly(gap, of)]} ({told(gap, digits, of)})" for name, gap in gaps.items()
+    }
 
 
 def corrected(count: int) -> str:
     """What is printed above verdicts."""
-    return f"Verdicts: paired by seed; the intervals of all {count} comparisons hold together at 95 % (Bonferroni).\n"
+    return (
+        f"Verdicts: paired by seed; the intervals of all {count} comparisons hold together at 95 %"
+        " (Bonferroni).\n"
+    )
 
 
 def print_verdicts(gaps: Mapping[str, Sequence[float]], unclear: str = "not told apart") -> None:
@@ -95,8 +119,13 @@ def print_verdicts(gaps: Mapping[str, Sequence[float]], unclear: str = "not told
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that a terminal can be read too."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [header, *rows]]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [header, *rows]
+    ]
+    return "\n".join(
+        [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    )
 
 
 def figure(name: str, curves: Mapping[str, Curve], *, x: str, y: str, title: str) -> Path:

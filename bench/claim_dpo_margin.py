@@ -1,7 +1,8 @@
-"""The lectures ask of DPO: "only the margin is maximised, what would happen?" Measured on a small model that has learned to add.
+"""The lectures ask of DPO: "only the margin is maximised, what would happen?" Measured on a small
+model that has learned to add.
 
-python bench/claim_dpo_margin.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
-supports. docs/algorithms/dpo.md records one.
+python bench/claim_dpo_margin.py [--first-seed N] [--seeds K] prints a table and the verdicts that
+it supports. docs/algorithms/dpo.md records one.
 """
 
 import json
@@ -14,8 +15,8 @@ from claim import command, corrected, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
-from laurel.policy.model import Policy, load_policy
-from laurel.policy.scratch import save_scratch
+from laurel.model.policy import Policy, load_policy
+from laurel.model.scratch import save_scratch
 from laurel.rollout.given import pairs
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
@@ -29,7 +30,8 @@ METHODS = {
     "simpo": ("simpo", {}),
     "orpo": ("orpo", {}),
 }
-"""A label: the row of the table and its options. All take the same pairs, steps and learning rate."""
+"""A label: the row of the table and its options. All take the same pairs, steps and learning rate.
+"""
 MADE = 3 * len(METHODS)  # comparisons with SFT: of the chosen answers, the margin, and the sums
 SHOWN = ("chosen", "rejected", "margin", "accuracy")
 
@@ -43,14 +45,25 @@ def one_digit_off(number: int, rng: random.Random) -> str:
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """8000 sums of two numbers below 100 to imitate, 1000 of them with a wrong answer as pairs, and 300 others held out: lines of JSON."""
+    """8000 sums of two numbers below 100 to imitate, 1000 of them with a wrong answer as pairs, and
+    300 others held out: lines of JSON.
+    """
     rng = random.Random(seed)
     sums = rng.sample([(a, b) for a in range(100) for b in range(100)], 8300)
-    rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b), "chosen": str(a + b), "rejected": one_digit_off(a + b, rng)} for a, b in sums]
+    rows = [
+        {
+            "prompt": f"{a}+{b}=",
+            "completion": str(a + b),
+            "chosen": str(a + b),
+            "rejected": one_digit_off(a + b, rng),
+        }
+        for a, b in sums
+    ]
     files = {
-        "sft": (rows[:8000], ("prompt", "completion")), "pairs": (rows[:1000], ("prompt", "chosen", "rejected")),
+        "sft": (rows[:8000], ("prompt", "completion")),
+        "pairs": (rows[:1000], ("prompt", "chosen", "rejected")),
         "held": (rows[8000:], ("prompt", "completion")),
-    }  # fmt: skip
+    }
     for name, (part, columns) in files.items():
         lines = (json.dumps({column: row[column] for column in columns}) for row in part)
         (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -58,54 +71,102 @@ def write_data(folder: Path, seed: int) -> None:
 
 @torch.no_grad()
 def measured(folder: Path, model: Path) -> dict[str, float]:
-    """Mean log-probability of chosen and rejected answers of the training pairs, and the share of held-out sums answered rightly."""
+    """Mean log-probability of chosen and rejected answers of the training pairs, and the share of
+    held-out sums answered rightly.
+    """
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
-    batch = pack(pairs(policy, load_rows(str(folder / "pairs.jsonl")), run="", step=0, train_on=None, max_length=None))
+    batch = pack(
+        pairs(
+            policy,
+            load_rows(str(folder / "pairs.jsonl")),
+            run="",
+            step=0,
+            train_on=None,
+            max_length=None,
+        )
+    )
     chosen, rejected = policy.logp(batch).logp.sum(1).view(-1, 2).mean(0).tolist()
     held: list[Row] = load_rows(str(folder / "held.jsonl"))
     groups = rollout(policy, held, Draw("claim", 0, 0, 1, 6, 0.0, ()))
     right = [group.samples[0].text == group.row["completion"] for group in groups]
-    return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected, "accuracy": mean(right)}
+    return {
+        "chosen": chosen,
+        "rejected": rejected,
+        "margin": chosen - rejected,
+        "accuracy": mean(right),
+    }
 
 
 def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """SFT, then every method from that same model: label -> what was measured."""
     write_data(folder, seed)
-    save_scratch(folder / "fresh", alphabet="0123456789+=", seed=seed, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    save_scratch(
+        folder / "fresh",
+        alphabet="0123456789+=",
+        seed=seed,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
     common = {"eval_size": 0, "seed": seed, "lr_scheduler_type": "cosine", "warmup_steps": 5}
     sft = TrainConfig(
-        model=str(folder / "fresh"), dataset=str(folder / "sft.jsonl"), output_dir=str(folder / "sft"), max_steps=500,
-        prompts_per_step=64, learning_rate=3e-3, **common,
-    )  # fmt: skip
+        model=str(folder / "fresh"),
+        dataset=str(folder / "sft.jsonl"),
+        output_dir=str(folder / "sft"),
+        max_steps=500,
+        prompts_per_step=64,
+        learning_rate=3e-3,
+        **common,
+    )
     start = train("sft", sft, quiet=True).model
     found = {"sft": measured(folder, start)}
     for number, (label, (name, options)) in enumerate(METHODS.items()):
         config = TrainConfig(
-            model=str(start), dataset=str(folder / "pairs.jsonl"), output_dir=str(folder / str(number)), max_steps=80,
-            prompts_per_step=32, learning_rate=3e-4, **common, **options,
-        )  # fmt: skip
+            model=str(start),
+            dataset=str(folder / "pairs.jsonl"),
+            output_dir=str(folder / str(number)),
+            max_steps=80,
+            prompts_per_step=32,
+            learning_rate=3e-4,
+            **common,
+            **options,
+        )
         found[label] = measured(folder, train(name, config, quiet=True).model)
     return found
 
 
 def verdicts(seeds: list[dict[str, dict[str, float]]]) -> list[str]:
-    """For each method how the chosen answers' log-probability changed, against SFT of the same seed, where the interval is clear."""
+    """For each method how the chosen answers' log-probability changed, against SFT of the same
+    seed, where the interval is clear.
+    """
     lines = []
     for label in METHODS:
-        (chosen, c), (margin, m) = (interval([s[label][x] - s["sft"][x] for s in seeds], MADE) for x in ("chosen", "margin"))
-        (accuracy, a) = interval([s[label]["accuracy"] - s["sft"]["accuracy"] for s in seeds], MADE)
+        (chosen, c), (margin, m) = (
+            interval([s[label][x] - s["sft"][x] for s in seeds], MADE) for x in ("chosen", "margin")
+        )
+        accuracy, a = interval([s[label]["accuracy"] - s["sft"]["accuracy"] for s in seeds], MADE)
         way = "fell" if chosen + c < 0 else "rose" if chosen - c > 0 else "did not clearly change"
         grew = "the margin grew" if margin - m > 0 else "the margin did not clearly grow"
         right = "fewer" if accuracy + a < 0 else "more" if accuracy - a > 0 else "about as many"
-        lines.append(f"{label}: chosen answers {way} ({chosen:+.2f} +- {c:.2f} nats), {grew}, {right} held-out sums right.")
+        lines.append(
+            f"{label}: chosen answers {way} ({chosen:+.2f} +- {c:.2f} nats), {grew}, {right}"
+            " held-out sums right."
+        )
     return lines
 
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts."""
     seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
-    rows = [[label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)] for label in ("sft", *METHODS)]
-    print(table(["method", "log-prob of chosen", "of rejected", "margin", "held-out sums right"], rows))
+    rows = [
+        [label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)]
+        for label in ("sft", *METHODS)
+    ]
+    print(
+        table(
+            ["method", "log-prob of chosen", "of rejected", "margin", "held-out sums right"], rows
+        )
+    )
     print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
 
 

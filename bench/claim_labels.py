@@ -1,10 +1,12 @@
-"""Do reward models like the export's labels? LLMFAO's votes as majority, as shares, and as laurel exports them; judged by votes held out.
+"""Do reward models like the export's labels? LLMFAO's votes as majority, as shares, and as laurel
+exports them; judged by votes held out.
 
-python bench/claim_labels.py FOLDER_OF_LLMFAO MODEL [--first-seed N] [--seeds K] prints a table and the verdicts.
-A seed holds a fifth of the pairs out, makes labels from the votes on the others (`laurel.feedback.labels`, by which the
-export writes), and trains a reward model on each kind of them with `laurel train reward` from MODEL, a small causal
-model. The held-out pairs' decisive votes are the judge: how often the response that the reward model prefers got the
-vote, and the log loss of sigmoid(difference of rewards). Texts are cut to their beginning.
+python bench/claim_labels.py FOLDER_OF_LLMFAO MODEL [--first-seed N] [--seeds K] prints a table and
+the verdicts. A seed holds a fifth of the pairs out, makes labels from the votes on the others
+(`laurel_feedback.statistics.labels`, by which the export writes), and trains a reward model on each
+kind of them with `laurel train reward` from MODEL, a small causal model. The held-out pairs'
+decisive votes are the judge: how often the response that the reward model prefers got the vote, and
+the log loss of sigmoid(difference of rewards). Texts are cut to their beginning.
 """
 
 import json
@@ -20,10 +22,10 @@ from claim import command, over, print_verdicts, seeds_of, table, told
 from scipy.special import expit
 
 from laurel.core.config import TrainConfig
-from laurel.feedback.ballots import Poll, file_polls
-from laurel.feedback.labels import labels_of
 from laurel.reward.load import load_reward
 from laurel.train.loop import train
+from laurel_feedback.statistics.ballots import Poll, file_polls
+from laurel_feedback.statistics.labels import labels_of
 
 HELD_OUT = 0.2
 ASKED, ANSWERED = 150, 300  # characters of a prompt and of a response
@@ -63,7 +65,10 @@ def rows(way: str, poll: Poll, votes: Votes, known: dict[str, Text]) -> list[dic
         if way == SHARES:
             row["soft_label"] = (max(wins, losses) + 1) / (len(given) + 2)
         if way == EXPORT:
-            row |= {"soft_label": label.first if lead > 0 else 1 - label.first, "weight": label.weight}
+            row |= {
+                "soft_label": label.first if lead > 0 else 1 - label.first,
+                "weight": label.weight,
+            }
         made.append(row)
     return made
 
@@ -85,34 +90,58 @@ def of_seed(seed: int, folder: Path, source: Path, model: str) -> dict[str, tupl
         path = folder / f"{number}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(way, poll, votes, known)))
         config = TrainConfig(
-            model=model, dataset=str(path), output_dir=str(folder / str(number)), eval_size=0, seed=seed, num_threads=1, **SETTING
+            model=model,
+            dataset=str(path),
+            output_dir=str(folder / str(number)),
+            eval_size=0,
+            seed=seed,
+            num_threads=1,
+            **SETTING,
         )
         train("reward", config, quiet=True)
         score = load_reward(f"model:{folder / str(number) / 'model'}").function
         items = list(judge)
         prompts = [known[item][0] for item in items]
-        one, two = (np.array(score(prompts, [known[item][side] for item in items])) for side in (1, 2))
+        one, two = (
+            np.array(score(prompts, [known[item][side] for item in items])) for side in (1, 2)
+        )
         chance = np.repeat(expit(one - two), [len(judge[item]) for item in items])
         first = np.array([vote for item in items for vote in judge[item]])
         right = np.where(chance == 0.5, 0.5, (chance > 0.5) == first)
         found[way] = float(right.mean()), float(-np.log(np.where(first, chance, 1 - chance)).mean())
-        print(f"seed {seed}, {way}: right {found[way][0]:.3f}, log loss {found[way][1]:.3f}", file=sys.stderr, flush=True)
+        print(
+            f"seed {seed}, {way}: right {found[way][0]:.3f}, log loss {found[way][1]:.3f}",
+            file=sys.stderr,
+            flush=True,
+        )
     return found
 
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts."""
     parser = command(__doc__, seeds=8)
-    parser.add_argument("folder", type=Path, help="the folder of LLMFAO: crowd-comparisons.csv and pairs-crowd.jsonl")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="the folder of LLMFAO: crowd-comparisons.csv and pairs-crowd.jsonl",
+    )
     parser.add_argument("model", help="a small causal model to begin from")
     args = parser.parse_args()
     torch.set_num_threads(1)
     asked = seeds_of(args)
     seeds = over(asked, partial(of_seed, source=args.folder, model=args.model))
     print(f"LLMFAO, {HELD_OUT:.0%} of the pairs held out; {SETTING}; {asked}.\n")
-    print(table(["labels", *MEASURED], [[way, *(told([s[way][k] for s in seeds], 3) for k in range(2))] for way in WAYS]) + "\n")
+    print(
+        table(
+            ["labels", *MEASURED],
+            [[way, *(told([s[way][k] for s in seeds], 3) for k in range(2))] for way in WAYS],
+        )
+        + "\n"
+    )
     gaps = {
-        f"{better} against {worse}, {what}": [(1 - 2 * k) * (s[better][k] - s[worse][k]) for s in seeds]
+        f"{better} against {worse}, {what}": [
+            (1 - 2 * k) * (s[better][k] - s[worse][k]) for s in seeds
+        ]
         for k, what in enumerate(MEASURED)
         for better, worse in PAIRED
     }

@@ -1,8 +1,9 @@
-"""On-policy against off-policy: reuse of samples with and without a clipped ratio, and a fixed log of the start policy.
+"""On-policy against off-policy: reuse of samples with and without a clipped ratio, and a fixed log
+of the start policy.
 
-python bench/claim_off_policy.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports;
-docs/experiments.md records one. Every method runs at a learning rate of its own, the best of RATES on the seeds TUNED:
-`--tune` repeats that search (with `--first-seed 0 --seeds 4`).
+python bench/claim_off_policy.py [--first-seed N] [--seeds K] prints a table and the verdicts that
+it supports; docs/experiments.md records one. Every method runs at a learning rate of its own, the
+best of RATES on the seeds TUNED: `--tune` repeats that search (with `--first-seed 0 --seeds 4`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,26 @@ from laurel.train.loop import train
 
 STEPS, PROMPTS, GROUP, REUSE = 32, 4, 8, 8
 SHORT = STEPS // REUSE
-COMMON: dict[str, Any] = {"num_generations": GROUP, "max_completion_length": LIMIT, "rewards": [f"{HERE}:far"]}
+COMMON: dict[str, Any] = {
+    "num_generations": GROUP,
+    "max_completion_length": LIMIT,
+    "rewards": [f"{HERE}:far"],
+}
 POLICY_GRADIENT = {**COMMON, "loss_aggregation": "seq_mean_token_sum"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "on-policy": ("dr_grpo", POLICY_GRADIENT),
     "reuse with clipped ratio": ("dr_grpo", {**POLICY_GRADIENT, "num_iterations": REUSE}),
-    "reuse with plain ratio": ("dr_grpo", {**POLICY_GRADIENT, "num_iterations": REUSE, "epsilon": 1e6}),
+    "reuse with plain ratio": (
+        "dr_grpo",
+        {**POLICY_GRADIENT, "num_iterations": REUSE, "epsilon": 1e6},
+    ),
     "reuse without ratio": ("rloo", {**POLICY_GRADIENT, "num_iterations": REUSE}),
     "imitation of fresh samples": ("raft", COMMON),
     "imitation of a fixed log": ("sft", {}),
 }
-"""A label: the row of the table and its options. All but the last sample; that one imitates the best of each group of a log."""
+"""A label: the row of the table and its options. All but the last sample; that one imitates the
+best of each group of a log.
+"""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 TUNED = range(4)
 Run = tuple[str, int]  # a method and its steps
@@ -58,36 +68,60 @@ PAIRED = (
 
 
 def fixed_log(folder: Path, start: Path) -> Path:
-    """The best completion of each of as many groups as a run samples, all from the start model, as lines of JSON to imitate."""
+    """The best completion of each of as many groups as a run samples, all from the start model, as
+    lines of JSON to imitate.
+    """
     groups = samples(folder, start, STEPS * PROMPTS, GROUP)
     best = (max((sample.text for sample in group.samples), key=gold) for group in groups)
     return write_lines(folder / "log.jsonl", ({"prompt": "?", "completion": text} for text in best))
 
 
 def gold(text: str) -> float:
-    """The reward of the far world of claim_online_dpo.py: its optimum is 3 deviations away from the start model."""
+    """The reward of the far world of claim_online_dpo.py: its optimum is 3 deviations away from the
+    start model.
+    """
     return score(text, WORLDS["far"])
 
 
 def runs() -> list[Run]:
-    """Every method over all steps, and those that reuse samples over as few as make STEPS updates, too."""
-    short = [(label, SHORT) for label, (_, options) in METHODS.items() if "num_iterations" in options]
+    """Every method over all steps, and those that reuse samples over as few as make STEPS updates,
+    too.
+    """
+    short = [
+        (label, SHORT) for label, (_, options) in METHODS.items() if "num_iterations" in options
+    ]
     return [*((label, STEPS) for label in METHODS), *short]
 
 
-def of_seed(seed: int, folder: Path, rates: Mapping[Run, Sequence[float]]) -> dict[tuple[Run, float], dict[str, float]]:
-    """(run, rate) -> gold reward and KL on 512 completions. The start model is ("start model", 0) at rate 0."""
+def of_seed(
+    seed: int, folder: Path, rates: Mapping[Run, Sequence[float]]
+) -> dict[tuple[Run, float], dict[str, float]]:
+    """(run, rate) -> gold reward and KL on 512 completions. The start model is ("start model", 0)
+    at rate 0.
+    """
     start = start_model(folder, seed)
     log = fixed_log(folder, start)
     drawn = samples(folder, start, 64, GROUP)
-    found = {(("start model", 0), 0.0): {"gold": mean(gold(s.text) for group in drawn for s in group.samples), "kl": 0.0}}
+    found = {
+        (("start model", 0), 0.0): {
+            "gold": mean(gold(s.text) for group in drawn for s in group.samples),
+            "kl": 0.0,
+        }
+    }
     for (label, steps), rate in ((run, rate) for run, several in rates.items() for rate in several):
         name, options = METHODS[label]
         config = TrainConfig(
-            model=str(start), dataset=str(log if name == "sft" else folder / "prompts.jsonl"), eval_size=0, seed=seed,
-            max_steps=steps, output_dir=str(folder / f"{len(found)}"), prompts_per_step=PROMPTS, learning_rate=rate, device="cpu",
+            model=str(start),
+            dataset=str(log if name == "sft" else folder / "prompts.jsonl"),
+            eval_size=0,
+            seed=seed,
+            max_steps=steps,
+            output_dir=str(folder / f"{len(found)}"),
+            prompts_per_step=PROMPTS,
+            learning_rate=rate,
+            device="cpu",
             **options,
-        )  # fmt: skip
+        )
         model = train(name, config, quiet=True).model
         after = samples(folder, model, 64, GROUP)
         golds = [gold(sample.text) for group in after for sample in group.samples]
@@ -101,20 +135,32 @@ def tune(seeds: range) -> None:
     rows = []
     for run in runs():
         golds = {rate: mean(seed[run, rate]["gold"] for seed in found) for rate in RATES}
-        rows.append([run[0], str(run[1]), *(f"{value:.3f}" for value in golds.values()), f"{max(golds, key=golds.__getitem__):g}"])
+        rows.append(
+            [
+                run[0],
+                str(run[1]),
+                *(f"{value:.3f}" for value in golds.values()),
+                f"{max(golds, key=golds.__getitem__):g}",
+            ]
+        )
     print(table(["method", "steps", *(f"{rate:g}" for rate in RATES), "best rate"], rows))
 
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts; draw the figure. Or search for the rates."""
     parser = command(__doc__)
-    parser.add_argument("--tune", action="store_true", help="search for every method's learning rate instead")
+    parser.add_argument(
+        "--tune", action="store_true", help="search for every method's learning rate instead"
+    )
     args = parser.parse_args()
     if args.tune:
         return tune(seeds_of(args))
     asked = seeds_of(args)
     if set(asked) & set(TUNED):
-        raise SystemExit(f"the rates were tuned on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as --first-seed 100.")
+        raise SystemExit(
+            f"the rates were tuned on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as"
+            " --first-seed 100."
+        )
     found = over(asked, partial(of_seed, rates={run: [RATE[run]] for run in runs()}))
     seeds = [{run: value for (run, _), value in seed.items()} for seed in found]  # one rate each
     rows, curves = [], {}
@@ -122,18 +168,33 @@ def main() -> None:
         drawn = steps * PROMPTS * GROUP
         updates = steps * METHODS.get(label, ("", {}))[1].get("num_iterations", 1)
         cells = (told([seed[label, steps][name] for seed in seeds]) for name in ("gold", "kl"))
-        rows.append([label, str(drawn), str(updates), f"{RATE[label, steps]:g}" if steps else "", *cells])
-        x, y = curves.setdefault(label, ([0], [interval([seed["start model", 0]["gold"] for seed in seeds])[0]]))
+        rows.append(
+            [label, str(drawn), str(updates), f"{RATE[label, steps]:g}" if steps else "", *cells]
+        )
+        x, y = curves.setdefault(
+            label, ([0], [interval([seed["start model", 0]["gold"] for seed in seeds])[0]])
+        )
         x.append(drawn)
         y.append(interval([seed[label, steps]["gold"] for seed in seeds])[0])
-    print(table(["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"], rows) + "\n")
+    print(
+        table(
+            ["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"],
+            rows,
+        )
+        + "\n"
+    )
     gaps = {
-        f"{one}, {many} steps, against {other}, {few} steps": [s[one, many]["gold"] - s[other, few]["gold"] for s in seeds]
+        f"{one}, {many} steps, against {other}, {few} steps": [
+            s[one, many]["gold"] - s[other, few]["gold"] for s in seeds
+        ]
         for one, many, other, few in PAIRED
     }
     print_verdicts(gaps, "not clearly better or worse")
     del curves["start model"]
-    lines = {label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True)) for label, (x, y) in curves.items()}
+    lines = {
+        label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True))
+        for label, (x, y) in curves.items()
+    }
     title = f"Each batch used once, or {REUSE} times"
     print(f"\n{figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
 

@@ -1,7 +1,8 @@
-"""Is DPO more sensitive to beta and to coverage when its pairs come once from the start model than when they come from the policy?
+"""Is DPO more sensitive to beta and to coverage when its pairs come once from the start model than
+when they come from the policy?
 
-python bench/claim_online_dpo.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
-supports. docs/experiments.md records one.
+python bench/claim_online_dpo.py [--first-seed N] [--seeds K] prints a table and the verdicts that
+it supports. docs/experiments.md records one.
 """
 
 import json
@@ -18,23 +19,33 @@ from claim import clearly, command, corrected, figure, interval, over, seeds_of,
 from laurel.core.config import TrainConfig
 from laurel.core.sample import Group
 from laurel.data.source import load_rows
-from laurel.policy.model import load_policy
-from laurel.policy.scratch import save_scratch
+from laurel.model.policy import load_policy
+from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train
 
-LETTERS, SHARE, LIMIT = 10, 0.2, 12  # the start model writes 10 letters, each a `b` with chance .2; 12 tokens at most
+LETTERS, SHARE, LIMIT = (
+    10,
+    0.2,
+    12,
+)  # the start model writes 10 letters, each a `b` with chance .2; 12 tokens at most
 WORLDS = {"near": 3, "far": 6}
-"""The number of `b`s with the highest reward. The start model writes 2 +- 1.3: 3 is within its bulk, 6 is 3 deviations away."""
+"""The number of `b`s with the highest reward. The start model writes 2 +- 1.3: 3 is within its
+bulk, 6 is 3 deviations away.
+"""
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS, PAIRS = 40, 16
-MADE = len(WORLDS) * (len(BETAS) + 1) + 1  # comparisons: at each beta, over betas, and of what coverage costs
+MADE = (
+    len(WORLDS) * (len(BETAS) + 1) + 1
+)  # comparisons: at each beta, over betas, and of what coverage costs
 HERE = str(Path(__file__).resolve())
 
 
 def score(text: str, best: int) -> float:
-    """1 at `best` letters b, less by .1 for each one more or fewer: the gold reward. "abba" with best 3: .9."""
+    """1 at `best` letters b, less by .1 for each one more or fewer: the gold reward. "abba" with
+    best 3: .9.
+    """
     return 1 - abs(text.count("b") - best) / LETTERS
 
 
@@ -55,20 +66,41 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def start_model(folder: Path, seed: int) -> Path:
-    """A small model that has learnt by imitation to write ten letters, and the prompt of every experiment here in prompts.jsonl."""
+    """A small model that has learnt by imitation to write ten letters, and the prompt of every
+    experiment here in prompts.jsonl.
+    """
     rng = random.Random(seed)
     texts = ("".join(rng.choices("ab", [1 - SHARE, SHARE], k=LETTERS)) for _ in range(4800))
-    data = write_lines(folder / "sft.jsonl", ({"prompt": "?", "completion": text} for text in texts))
+    data = write_lines(
+        folder / "sft.jsonl", ({"prompt": "?", "completion": text} for text in texts)
+    )
     write_lines(folder / "prompts.jsonl", ({"prompt": "?"} for _ in range(64)))
-    save_scratch(folder / "fresh", alphabet="ab?", seed=seed, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    save_scratch(
+        folder / "fresh",
+        alphabet="ab?",
+        seed=seed,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     config = TrainConfig(
-        model=str(folder / "fresh"), dataset=str(data), output_dir=str(folder / "sft"), eval_size=0, seed=seed, max_steps=120,
-        prompts_per_step=40, learning_rate=5e-3, lr_scheduler_type="cosine", device="cpu",
-    )  # fmt: skip
+        model=str(folder / "fresh"),
+        dataset=str(data),
+        output_dir=str(folder / "sft"),
+        eval_size=0,
+        seed=seed,
+        max_steps=120,
+        prompts_per_step=40,
+        learning_rate=5e-3,
+        lr_scheduler_type="cosine",
+        device="cpu",
+    )
     return train("sft", config, quiet=True).model
 
 
-def samples(folder: Path, model: Path, groups: int, size: int, *, limit: int = LIMIT) -> list[Group]:
+def samples(
+    folder: Path, model: Path, groups: int, size: int, *, limit: int = LIMIT
+) -> list[Group]:
     """`groups` groups of `size` completions of the prompt by a saved model."""
     policy = load_policy(TrainConfig(model=str(model), device="cpu"))
     rows = load_rows(str(folder / "prompts.jsonl"))
@@ -82,39 +114,68 @@ def samples(folder: Path, model: Path, groups: int, size: int, *, limit: int = L
 def kl_to(start: Path, model: Path, drawn: list[Group]) -> float:
     """KL(pi || start) of a whole completion in nats, estimated on completions drawn from pi."""
     batch = pack(drawn)
-    now, then = (load_policy(TrainConfig(model=str(m), device="cpu")).logp(batch).logp.double().sum(1) for m in (model, start))
+    now, then = (
+        load_policy(TrainConfig(model=str(m), device="cpu")).logp(batch).logp.double().sum(1)
+        for m in (model, start)
+    )
     return float((now - then).mean())
 
 
 def offline_pairs(folder: Path, start: Path) -> list[tuple[str, str]]:
-    """As many pairs of completions of the start model as the runs will use, and twice that, since ties will be left out."""
+    """As many pairs of completions of the start model as the runs will use, and twice that, since
+    ties will be left out.
+    """
     drawn = samples(folder, start, 2 * STEPS * PAIRS, 2)
-    return [(a.text, b.text) for a, b in (group.samples for group in drawn) if a.finish == b.finish == "eos"]
+    return [
+        (a.text, b.text)
+        for a, b in (group.samples for group in drawn)
+        if a.finish == b.finish == "eos"
+    ]
 
 
 def of_seed(seed: int, folder: Path) -> dict[tuple[str, str, float], dict[str, float]]:
-    """(world, way, beta) -> gold reward and KL of the trained model on 256 completions of its own."""
+    """(world, way, beta) -> gold reward and KL of the trained model on 256 completions of its
+    own.
+    """
     start = start_model(folder, seed)
     drawn, found = offline_pairs(folder, start), {}
     for world, best in WORLDS.items():
         gold = partial(score, best=best)
-        found[world, "start", 0.0] = {"gold": mean(gold(text) for pair in drawn for text in pair), "kl": 0.0}
-        judged = [sorted(pair, key=gold, reverse=True) for pair in drawn if gold(pair[0]) != gold(pair[1])][: STEPS * PAIRS]
+        found[world, "start", 0.0] = {
+            "gold": mean(gold(text) for pair in drawn for text in pair),
+            "kl": 0.0,
+        }
+        judged = [
+            sorted(pair, key=gold, reverse=True) for pair in drawn if gold(pair[0]) != gold(pair[1])
+        ][: STEPS * PAIRS]
         rows = ({"prompt": "?", "chosen": good, "rejected": bad} for good, bad in judged)
         pairs = write_lines(folder / f"{world}.jsonl", rows)
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             "offline": ("dpo", {"dataset": str(pairs)}),
             "online": (
                 "online_dpo",
-                {"dataset": str(folder / "prompts.jsonl"), "rewards": [f"{HERE}:{world}"], "max_completion_length": LIMIT},
+                {
+                    "dataset": str(folder / "prompts.jsonl"),
+                    "rewards": [f"{HERE}:{world}"],
+                    "max_completion_length": LIMIT,
+                },
             ),
         }
         for way, (name, options) in ways.items():
             for beta in BETAS:
                 config = TrainConfig(
-                    model=str(start), output_dir=str(folder / f"{world}-{way}-{beta}"), eval_size=0, seed=seed, max_steps=STEPS,
-                    prompts_per_step=PAIRS, learning_rate=1e-3, lr_scheduler_type="cosine", beta=beta, device="cpu", **options,
-                )  # fmt: skip
+                    model=str(start),
+                    output_dir=str(folder / f"{world}-{way}-{beta}"),
+                    eval_size=0,
+                    seed=seed,
+                    max_steps=STEPS,
+                    prompts_per_step=PAIRS,
+                    learning_rate=1e-3,
+                    lr_scheduler_type="cosine",
+                    beta=beta,
+                    device="cpu",
+                    **options,
+                )
                 model = train(name, config, quiet=True).model
                 after = samples(folder, model, 64, 4)
                 golds = [gold(sample.text) for group in after for sample in group.samples]
@@ -123,47 +184,86 @@ def of_seed(seed: int, folder: Path) -> dict[tuple[str, str, float], dict[str, f
 
 
 def verdicts(seeds: Sequence[Mapping[tuple[str, str, float], Mapping[str, float]]]) -> list[str]:
-    """Paired by seed: at how many betas one is clearly better, and whose reward varies more over beta."""
+    """Paired by seed: at how many betas one is clearly better, and whose reward varies more over
+    beta.
+    """
     lines, spreads = [], {}
     for world in WORLDS:
-        gaps = {b: [s[world, "online", b]["gold"] - s[world, "offline", b]["gold"] for s in seeds] for b in BETAS}
+        gaps = {
+            b: [s[world, "online", b]["gold"] - s[world, "offline", b]["gold"] for s in seeds]
+            for b in BETAS
+        }
         better = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) > 0]
         worse = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) < 0]
-        told_better, told_worse = (f"at beta {', '.join(betas)}" if betas else "at no beta" for betas in (better, worse))
-        lines.append(f"{world}: online is clearly better {told_better}, clearly worse {told_worse}.")
+        told_better, told_worse = (
+            f"at beta {', '.join(betas)}" if betas else "at no beta" for betas in (better, worse)
+        )
+        lines.append(
+            f"{world}: online is clearly better {told_better}, clearly worse {told_worse}."
+        )
         for way in ("offline", "online"):
             golds = [[s[world, way, beta]["gold"] for beta in BETAS] for s in seeds]
             spreads[world, way] = [max(row) - min(row) for row in golds]
-        more = [a - b for a, b in zip(spreads[world, "offline"], spreads[world, "online"], strict=True)]
+        more = [
+            a - b for a, b in zip(spreads[world, "offline"], spreads[world, "online"], strict=True)
+        ]
         how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(more, MADE)]
         lines.append(
-            f"{world}: offline is {how} sensitive to beta: best minus worst {told(spreads[world, 'offline'])} offline, "
-            f"{told(spreads[world, 'online'])} online, difference {told(more, of=MADE)}."
+            f"{world}: offline is {how} sensitive to beta: best minus worst"
+            f" {told(spreads[world, 'offline'])} offline, {told(spreads[world, 'online'])} online,"
+            f" difference {told(more, of=MADE)}."
         )
-    lost = {way: [_best(s, "near", way) - _best(s, "far", way) for s in seeds] for way in ("offline", "online")}
+    lost = {
+        way: [_best(s, "near", way) - _best(s, "far", way) for s in seeds]
+        for way in ("offline", "online")
+    }
     apart = [a - b for a, b in zip(lost["offline"], lost["online"], strict=True)]
     how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(apart, MADE)]
     lines.append(
-        f"coverage: at each one's best beta, moving the optimum out of the start model's reach costs offline {how} "
-        f"({told(lost['offline'])} against {told(lost['online'])}, difference {told(apart, of=MADE)})."
+        "coverage: at each one's best beta, moving the optimum out of the start model's reach"
+        f" costs offline {how} ({told(lost['offline'])} against {told(lost['online'])}, difference"
+        f" {told(apart, of=MADE)})."
     )
     return lines
 
 
-def _best(seed: Mapping[tuple[str, str, float], Mapping[str, float]], world: str, way: str) -> float:
+def _best(
+    seed: Mapping[tuple[str, str, float], Mapping[str, float]], world: str, way: str
+) -> float:
     return max(seed[world, way, beta]["gold"] for beta in BETAS)
 
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts; draw the figure."""
     seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
-    rows = [[world, "start model", *[told([s[world, "start", 0.0]["gold"] for s in seeds])] * 2, "0", "0"] for world in WORLDS]
+    rows = [
+        [
+            world,
+            "start model",
+            *[told([s[world, "start", 0.0]["gold"] for s in seeds])] * 2,
+            "0",
+            "0",
+        ]
+        for world in WORLDS
+    ]
     rows += [
-        [world, f"{beta:g}", *(told([s[world, way, beta][x] for s in seeds]) for x in ("gold", "kl") for way in ("offline", "online"))]
+        [
+            world,
+            f"{beta:g}",
+            *(
+                told([s[world, way, beta][x] for s in seeds])
+                for x in ("gold", "kl")
+                for way in ("offline", "online")
+            ),
+        ]
         for world in WORLDS
         for beta in BETAS
     ]
-    print(table(["optimum", "beta", "gold, offline", "gold, online", "KL, offline", "KL, online"], rows))
+    print(
+        table(
+            ["optimum", "beta", "gold, offline", "gold, online", "KL, offline", "KL, online"], rows
+        )
+    )
     print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
     curves = {
         f"{way}, optimum {world}": (
@@ -174,7 +274,8 @@ def main() -> None:
         for way in ("offline", "online")
     }
     title = f"DPO at beta {BETAS[0]:g} (right) to {BETAS[-1]:g} (left)"
-    print(f"\n{figure('online_dpo', curves, x='KL to the start model, nats per completion', y='gold reward', title=title)}")
+    x = "KL to the start model, nats per completion"
+    print(f"\n{figure('online_dpo', curves, x=x, y='gold reward', title=title)}")
 
 
 if __name__ == "__main__":

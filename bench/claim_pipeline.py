@@ -1,8 +1,10 @@
-"""Does a policy that learns from preferences alone get better in the hidden judge's eyes, and what if it may go further?
+"""Does a policy that learns from preferences alone get better in the hidden judge's eyes, and what
+if it may go further?
 
-python bench/claim_pipeline.py [PLAN.yaml] [--first-seed N] [--seeds K] [--betas .3 .02] [--set SECTION.OPTION=VALUE] runs
-`laurel pipeline` once a seed and beta (examples/addition-rlhf.yaml unless another plan is named); what two betas share is made
-once. It prints a table and the verdicts; docs/pipeline.md records a run.
+python bench/claim_pipeline.py [PLAN.yaml] [--first-seed N] [--seeds K] [--betas .3 .02] [--set
+SECTION.OPTION=VALUE] runs `laurel pipeline` once a seed and beta (examples/addition-rlhf.yaml
+unless another plan is named); what two betas share is made once. It prints a table and the
+verdicts; docs/pipeline.md records a run.
 """
 
 import sys
@@ -22,23 +24,42 @@ Measured = dict[str, float]
 
 
 def carried_out(plan: Plan) -> Measured:
-    """The figures of one pipeline, and the peak and the end of the hidden judge over training (means of blocks of steps)."""
+    """The figures of one pipeline, and the peak and the end of the hidden judge over training
+    (means of blocks of steps).
+    """
     made = Pipeline(plan, quiet=True)
     said = made.run()
     figures = {name: figure["value"] for name, figure in said["figures"].items()}
-    gold = next(name.removesuffix(", start") for name in figures if name.endswith(", start") and not name.startswith("model"))
-    proxy = next(name.removesuffix(", gain") for name in figures if name.endswith(", gain") and name != f"{gold}, gain")
-    policy = next(Path(plan.output_dir) / name for name in said["stages"] if name.startswith("policy-"))
+    gold = next(
+        name.removesuffix(", start")
+        for name in figures
+        if name.endswith(", start") and not name.startswith("model")
+    )
+    proxy = next(
+        name.removesuffix(", gain")
+        for name in figures
+        if name.endswith(", gain") and name != f"{gold}, gain"
+    )
+    policy = next(
+        Path(plan.output_dir) / name for name in said["stages"] if name.startswith("policy-")
+    )
     curve = [point[1] for point in over_training(Run(policy).metrics(), gold)]
     return {
-        "start": figures[f"{gold}, start"], "end": figures[f"{gold}, policy"], "gain": figures[f"{gold}, gain"],
-        "learned": figures[f"{proxy}, gain"], "kl": figures["KL to the start, nats per answer"],
+        "start": figures[f"{gold}, start"],
+        "end": figures[f"{gold}, policy"],
+        "gain": figures[f"{gold}, gain"],
+        "learned": figures[f"{proxy}, gain"],
+        "kl": figures["KL to the start, nats per answer"],
         "fall": max(curve) - mean(curve[-2:]),
-    }  # fmt: skip
+    }
 
 
-def of_seed(seed: int, folder: Path, path: str, betas: list[float], changes: list[str]) -> dict[float, Measured]:
-    """beta -> what was measured. Stages that do not depend on beta are found in the folder and kept."""
+def of_seed(
+    seed: int, folder: Path, path: str, betas: list[float], changes: list[str]
+) -> dict[float, Measured]:
+    """beta -> what was measured. Stages that do not depend on beta are found in the folder and
+    kept.
+    """
     where, found = {"seed": seed, "output_dir": str(folder)}, {}
     for beta in betas:
         found[beta] = carried_out(read_plan(path, where, [*changes, f"policy.beta={beta}"]))
@@ -57,16 +78,32 @@ def main() -> None:
     asked = seeds_of(args)
     seeds = over(asked, partial(of_seed, path=args.plan, betas=args.betas, changes=args.set))
     columns = {
-        "start": "hidden judge, start", "end": "after the policy's training", "gain": "gain (paired)", "learned": "gain, learned reward",
-        "kl": "KL, nats per answer", "fall": "fall from its peak in training",
-    }  # fmt: skip
-    rows = [[f"{beta:g}", *(told([s[beta][name] for s in seeds], 3) for name in columns)] for beta in args.betas]
+        "start": "hidden judge, start",
+        "end": "after the policy's training",
+        "gain": "gain (paired)",
+        "learned": "gain, learned reward",
+        "kl": "KL, nats per answer",
+        "fall": "fall from its peak in training",
+    }
+    rows = [
+        [f"{beta:g}", *(told([s[beta][name] for s in seeds], 3) for name in columns)]
+        for beta in args.betas
+    ]
     print(f"{Path(args.plan).name}; {asked}.\n\n" + table(["beta", *columns.values()], rows) + "\n")
     for beta in args.betas:
-        print(f"beta {beta:g}, by seed: " + ", ".join(f"{s[beta]['start']:.3f} to {s[beta]['end']:.3f}" for s in seeds))
-    gaps = {f"beta {beta:g}: the {what}": [s[beta][name] for s in seeds] for beta in args.betas for name, what in NAMES.items()}
+        print(
+            f"beta {beta:g}, by seed: "
+            + ", ".join(f"{s[beta]['start']:.3f} to {s[beta]['end']:.3f}" for s in seeds)
+        )
+    gaps = {
+        f"beta {beta:g}: the {what}": [s[beta][name] for s in seeds]
+        for beta in args.betas
+        for name, what in NAMES.items()
+    }
     print("\n" + corrected(len(gaps)))
-    for what, verdict in compared(gaps, {1: "rose", -1: "fell", 0: "did not clearly move"}, 3).items():
+    for what, verdict in compared(
+        gaps, {1: "rose", -1: "fell", 0: "did not clearly move"}, 3
+    ).items():
         print(f"{what} {verdict}.")
 
 

@@ -1,7 +1,9 @@
-"""The lectures say that RLHF beats imitation: SFT, a reward model from noisy pairs, then RAFT, RLOO or PPO, judged by the gold reward.
+"""The lectures say that RLHF beats imitation: SFT, a reward model from noisy pairs, then RAFT, RLOO
+or PPO, judged by the gold reward.
 
-python bench/claim_rlhf.py [--first-seed N] [--seeds K] prints a table and the verdicts that it supports, and draws docs/figures/rlhf.svg.
-The gold reward is never trained on: it labels pairs, at random (Bradley-Terry), and measures. docs/experiments.md records a run.
+python bench/claim_rlhf.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
+supports, and draws docs/figures/rlhf.svg. The gold reward is never trained on: it labels pairs, at
+random (Bradley-Terry), and measures. docs/experiments.md records a run.
 """
 
 import json
@@ -17,8 +19,8 @@ from claim import clearly, command, corrected, figure, over, seeds_of, table, to
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
-from laurel.policy.model import Policy, load_policy
-from laurel.policy.scratch import save_scratch
+from laurel.model.policy import Policy, load_policy
+from laurel.model.scratch import save_scratch
 from laurel.reward.learned import learned
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
@@ -28,17 +30,23 @@ LETTERS, LENGTH, LONGEST = "abcdefgh", 6, 8
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DEMONSTRATIONS, PAIRS, BEST = 2000, 2000, 16
 METHODS = {
-    "SFT on the chosen answers": ("sft", {"prompts_per_step": 64, "max_steps": 100, "learning_rate": 1e-3}),
+    "SFT on the chosen answers": (
+        "sft",
+        {"prompts_per_step": 64, "max_steps": 100, "learning_rate": 1e-3},
+    ),
     "RAFT": ("raft", {"num_generations": 4, "max_steps": 60, "learning_rate": 3e-4}),
     "RLOO": ("rloo", {"num_generations": 4, "max_steps": 60, "learning_rate": 1e-3, "beta": 0.1}),
     "PPO": ("ppo", {"num_generations": 4, "max_steps": 60, "learning_rate": 1e-3, "beta": 0.1}),
-}  # fmt: skip
-"""A label: the row of the table and its options. All start from the same SFT model; all but the first ask the same learned reward."""
+}
+"""A label: the row of the table and its options. All start from the same SFT model; all but the
+first ask the same learned reward.
+"""
 ORDER = ("demonstrations", "SFT", f"best of {BEST}", *METHODS)
 
 
 def gold(prompt: str, answer: str) -> float:
-    """+1 for each letter followed by the next of the alphabet, +1 for beginning with the prompt's first letter, -2 per letter off six.
+    """+1 for each letter followed by the next of the alphabet, +1 for beginning with the prompt's
+    first letter, -2 per letter off six.
 
     ("cab=", "cdefgh"): 5 + 1 = 6, the most there is. ("cab=", "abxy"): 1 + 0 - 4 = -3.
     """
@@ -47,11 +55,15 @@ def gold(prompt: str, answer: str) -> float:
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:
-    """What a person of middling skill writes: begins as asked three times in five, takes the right next letter two times in five."""
+    """What a person of middling skill writes: begins as asked three times in five, takes the right
+    next letter two times in five.
+    """
     said = prompt[0] if rng.random() < 0.6 else rng.choice(LETTERS)
     while len(said) < LENGTH:
         after = LETTERS.find(said[-1]) + 1
-        said += LETTERS[after] if after < len(LETTERS) and rng.random() < 0.4 else rng.choice(LETTERS)
+        said += (
+            LETTERS[after] if after < len(LETTERS) and rng.random() < 0.4 else rng.choice(LETTERS)
+        )
     return said
 
 
@@ -64,34 +76,56 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> str:
 def imitate(folder: Path, seed: int) -> Path:
     """The SFT model: a tiny model from nothing, on demonstrations. Writes prompts.jsonl too."""
     rng = random.Random(seed)
-    prompts = [rng.choice(LETTERS[:3]) + "".join(rng.choices(LETTERS, k=2)) + "=" for _ in range(DEMONSTRATIONS)]
-    rows = write(folder / "demos.jsonl", [{"prompt": prompt, "completion": demonstration(prompt, rng)} for prompt in prompts])
+    prompts = [
+        rng.choice(LETTERS[:3]) + "".join(rng.choices(LETTERS, k=2)) + "="
+        for _ in range(DEMONSTRATIONS)
+    ]
+    rows = write(
+        folder / "demos.jsonl",
+        [{"prompt": prompt, "completion": demonstration(prompt, rng)} for prompt in prompts],
+    )
     write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
     save_scratch(folder / "fresh", alphabet=LETTERS + "=", seed=seed, **TINY)
     config = TrainConfig(
-        model=str(folder / "fresh"), dataset=rows, output_dir=str(folder / "sft"), max_steps=150, prompts_per_step=64,
-        learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=5, eval_size=0, seed=seed, device="cpu",
-    )  # fmt: skip
+        model=str(folder / "fresh"),
+        dataset=rows,
+        output_dir=str(folder / "sft"),
+        max_steps=150,
+        prompts_per_step=64,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=5,
+        eval_size=0,
+        seed=seed,
+        device="cpu",
+    )
     return train("sft", config, quiet=True).model
 
 
-def sampled(model: Path, rows: Sequence[Row], count: int, seed: int) -> tuple[list[str], list[list[str]]]:
+def sampled(
+    model: Path, rows: Sequence[Row], count: int, seed: int
+) -> tuple[list[str], list[list[str]]]:
     """Prompts and `count` answers to each."""
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
     groups = rollout(policy, rows, Draw("claim", 0, seed, count, LONGEST, 1.0))
-    return [row.columns["prompt"] for row in rows], [[sample.text for sample in group.samples] for group in groups]
+    return [row.columns["prompt"] for row in rows], [
+        [sample.text for sample in group.samples] for group in groups
+    ]
 
 
 @torch.no_grad()
 def nats(model: Path, start: Path, rows: Sequence[Row]) -> float:
     """KL(model || start) in nats per answer, estimated on four samples of each prompt."""
-    policy, reference = (load_policy(TrainConfig(model=str(name), device="cpu")) for name in (model, start))
+    policy, reference = (
+        load_policy(TrainConfig(model=str(name), device="cpu")) for name in (model, start)
+    )
     batch = pack(rollout(policy, rows, Draw("claim", 0, 7, 4, LONGEST, 1.0)))
     return float((policy.logp(batch).logp - reference.logp(batch).logp).sum(1).mean())
 
 
 def preferences(model: Path, folder: Path, seed: int) -> tuple[str, float]:
-    """Pairs of the model's answers, labelled by Bradley and Terry's chance under the gold reward: the file, and the share labelled wrongly.
+    """Pairs of the model's answers, labelled by Bradley and Terry's chance under the gold reward:
+    the file, and the share labelled wrongly.
 
     Equal answers are no pair.
     """
@@ -101,7 +135,9 @@ def preferences(model: Path, folder: Path, seed: int) -> tuple[str, float]:
         gap = gold(prompt, one) - gold(prompt, two)
         won = rng.random() < 1 / (1 + math.exp(-gap))
         if one != two:
-            rows.append({"prompt": prompt, "chosen": one if won else two, "rejected": two if won else one})
+            rows.append(
+                {"prompt": prompt, "chosen": one if won else two, "rejected": two if won else one}
+            )
             wrong += [won == (gap < 0)] if gap else []
     return write(folder / "pairs.jsonl", rows), mean(wrong)
 
@@ -109,22 +145,52 @@ def preferences(model: Path, folder: Path, seed: int) -> tuple[str, float]:
 def reward_model(model: Path, pairs: str, output: Path, seed: int) -> Path:
     """A scorer on the SFT model's body, trained on the pairs."""
     config = TrainConfig(
-        model=str(model), dataset=pairs, output_dir=str(output), max_steps=120, prompts_per_step=64, learning_rate=3e-3,
-        lr_scheduler_type="cosine", warmup_steps=5, eval_size=100, seed=seed, device="cpu",
-    )  # fmt: skip
+        model=str(model),
+        dataset=pairs,
+        output_dir=str(output),
+        max_steps=120,
+        prompts_per_step=64,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=5,
+        eval_size=100,
+        seed=seed,
+        device="cpu",
+    )
     return train("reward", config, quiet=True).model
 
 
-def improve(name: str, start: Path, scorer: Path, folder: Path, output: Path, seed: int, **options: object) -> Path:
-    """Any row of the table from the SFT model, on the learned reward; `sft` takes the chosen answers instead."""
+def improve(
+    name: str, start: Path, scorer: Path, folder: Path, output: Path, seed: int, **options: object
+) -> Path:
+    """Any row of the table from the SFT model, on the learned reward; `sft` takes the chosen
+    answers instead.
+    """
     if "num_generations" in options:
-        options |= {"rewards": [f"model:{scorer}"], "max_completion_length": LONGEST, "dataset": str(folder / "prompts.jsonl")}
-    common = {"model": str(start), "output_dir": str(output), "eval_size": 0, "seed": seed, "device": "cpu", "warmup_steps": 5}
-    return train(name, TrainConfig.model_validate({"prompts_per_step": 16, **common, **options}), quiet=True).model
+        options |= {
+            "rewards": [f"model:{scorer}"],
+            "max_completion_length": LONGEST,
+            "dataset": str(folder / "prompts.jsonl"),
+        }
+    common = {
+        "model": str(start),
+        "output_dir": str(output),
+        "eval_size": 0,
+        "seed": seed,
+        "device": "cpu",
+        "warmup_steps": 5,
+    }
+    return train(
+        name, TrainConfig.model_validate({"prompts_per_step": 16, **common, **options}), quiet=True
+    ).model
 
 
-def measured(prompts: Sequence[str], answers: Sequence[str], before: Sequence[str], scorer: Path) -> dict[str, float]:
-    """Mean learned and gold reward, and how often each prefers these answers to those of SFT (ties count half)."""
+def measured(
+    prompts: Sequence[str], answers: Sequence[str], before: Sequence[str], scorer: Path
+) -> dict[str, float]:
+    """Mean learned and gold reward, and how often each prefers these answers to those of SFT (ties
+    count half).
+    """
     ask = learned(str(scorer), device="cpu")
     found: dict[str, float] = {}
     for name, judge in {
@@ -133,7 +199,9 @@ def measured(prompts: Sequence[str], answers: Sequence[str], before: Sequence[st
     }.items():
         now, then = judge(answers), judge(before)
         found[name] = mean(now)
-        found[f"{name} wins"] = mean(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(now, then, strict=True))
+        found[f"{name} wins"] = mean(
+            1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(now, then, strict=True)
+        )
     return found
 
 
@@ -142,17 +210,31 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     start = imitate(folder, seed)
     pairs, wrong = preferences(start, folder, seed)
     scorer = reward_model(start, pairs, folder / "reward", seed)
-    write(folder / "chosen.jsonl", [{"prompt": r.columns["prompt"], "completion": r.columns["chosen"]} for r in load_rows(pairs)])
+    write(
+        folder / "chosen.jsonl",
+        [
+            {"prompt": r.columns["prompt"], "completion": r.columns["chosen"]}
+            for r in load_rows(pairs)
+        ],
+    )
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
     prompts, many = sampled(start, rows, BEST + 1, 11)
     before, many = [said[BEST] for said in many], [said[:BEST] for said in many]
-    each, said_each = [prompt for prompt in prompts for _ in range(BEST)], [one for said in many for one in said]
+    each, said_each = (
+        [prompt for prompt in prompts for _ in range(BEST)],
+        [one for said in many for one in said],
+    )
     scores = learned(str(scorer), device="cpu")(prompts=each, completions=said_each)
-    best = [said[max(range(BEST), key=lambda k: scores[i * BEST + k])] for i, said in enumerate(many)]
+    best = [
+        said[max(range(BEST), key=lambda k: scores[i * BEST + k])] for i, said in enumerate(many)
+    ]
     shown = {
-        "demonstrations": [row.columns["completion"] for row in load_rows(str(folder / "demos.jsonl"))[:400]],
-        "SFT": [said[0] for said in many], f"best of {BEST}": best,
-    }  # fmt: skip
+        "demonstrations": [
+            row.columns["completion"] for row in load_rows(str(folder / "demos.jsonl"))[:400]
+        ],
+        "SFT": [said[0] for said in many],
+        f"best of {BEST}": best,
+    }
     found = {label: measured(prompts, said, before, scorer) for label, said in shown.items()}
     found["SFT"] |= {"kl": 0.0, "wrong": wrong}
     found[f"best of {BEST}"]["kl"] = math.log(BEST) - (BEST - 1) / BEST
@@ -160,7 +242,10 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
         model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
         _, answers = sampled(model, rows, 1, 13)
-        found[label] = {**measured(prompts, [said[0] for said in answers], before, scorer), "kl": nats(model, start, rows)}
+        found[label] = {
+            **measured(prompts, [said[0] for said in answers], before, scorer),
+            "kl": nats(model, start, rows),
+        }
     return found
 
 
@@ -168,23 +253,57 @@ def main() -> None:
     """Run the seeds, print the table and the verdicts, draw the figure."""
     seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
     columns = ("gold", "gold wins", "learned", "learned wins", "kl")
-    rows = [[label, *(told([s[label][c] for s in seeds]) if c in seeds[0][label] else "" for c in columns)] for label in ORDER]
-    print(table(["method", "gold reward", "wins against SFT (gold)", "learned reward", "wins (learned)", "KL to SFT, nats"], rows))
+    rows = [
+        [
+            label,
+            *(told([s[label][c] for s in seeds]) if c in seeds[0][label] else "" for c in columns),
+        ]
+        for label in ORDER
+    ]
+    print(
+        table(
+            [
+                "method",
+                "gold reward",
+                "wins against SFT (gold)",
+                "learned reward",
+                "wins (learned)",
+                "KL to SFT, nats",
+            ],
+            rows,
+        )
+    )
     print(f"\nLabels against the gold reward: {told([s['SFT']['wrong'] for s in seeds])}.")
     steps = ((ORDER[4], ORDER[3]), ("RLOO", "RAFT"), ("PPO", "RAFT"))
     paired = (*((label, "SFT") for label in ORDER[2:]), *steps)
     made = 2 * len(paired)
     print("\n" + corrected(made))
     for better, worse in paired:
-        gaps = {name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")}
+        gaps = {
+            name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")
+        }
         way = {1: "more", -1: "less", 0: "no clear difference in"}
         print(
             f"{better} against {worse}: "
-            + ", ".join(f"{way[clearly(g, made)]} {name} reward ({told(g, of=made)})" for name, g in gaps.items())
+            + ", ".join(
+                f"{way[clearly(g, made)]} {name} reward ({told(g, of=made)})"
+                for name, g in gaps.items()
+            )
             + "."
         )
-    points = {label: tuple([mean(s[label][c] for s in seeds)] for c in ("kl", "gold")) for label in ORDER[1:]}
-    print(figure("rlhf", points, x="KL to SFT, nats per answer", y="gold reward", title="What each method bought, and how far it went"))
+    points = {
+        label: tuple([mean(s[label][c] for s in seeds)] for c in ("kl", "gold"))
+        for label in ORDER[1:]
+    }
+    print(
+        figure(
+            "rlhf",
+            points,
+            x="KL to SFT, nats per answer",
+            y="gold reward",
+            title="What each method bought, and how far it went",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Parts of bench/gpu.sh, each a process of its own: what is there, rollouts by several samplers, steps of GRPO, and the table.
+"""Parts of bench/gpu.sh, each a process of its own: what is there, rollouts by several samplers,
+steps of GRPO, and the table.
 
 python bench/gpu.py look | rollout WAY | step WAY | table, each with [--out FOLDER] [--quick]
 
-WAY: `static` (static buffers, graphs on CUDA), `single` (the same without graphs), `general` (transformers' forward, dynamic cache);
-for rollouts also `generate` and `continuous` (transformers' generate and its continuous batching). The model has the shape of Qwen2.5-0.5B
-and random weights, made where it is used; --quick takes a tiny one, to see that the path works. Every part adds a line to parts.jsonl.
+WAY: `static` (static buffers, graphs on CUDA), `single` (the same without graphs), `general`
+(transformers' forward, dynamic cache); for rollouts also `generate` and `continuous` (transformers'
+generate and its continuous batching). The model has the shape of Qwen2.5-0.5B and random weights,
+made where it is used; --quick takes a tiny one, to see that the path works. Every part adds a line
+to parts.jsonl.
 """
 
 from __future__ import annotations
@@ -20,13 +23,40 @@ from pathlib import Path
 from typing import Any
 
 SPEED = Path(__file__).resolve().parent / "speed"
-NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "scipy", "pydantic", "yaml", "rich", "jinja2",
-          "matplotlib", "pytest", "hypothesis")  # fmt: skip
+NEEDED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "peft",
+    "numpy",
+    "scipy",
+    "pydantic",
+    "yaml",
+    "rich",
+    "jinja2",
+    "matplotlib",
+    "pytest",
+    "hypothesis",
+)
 """What the library and its tests import."""
-REAL = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864,
-        "vocab_size": 151_936}  # fmt: skip
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
-        "vocab_size": 300}  # fmt: skip
+REAL = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "vocab_size": 151_936,
+}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 300,
+}
 END = 1
 ROLLOUTS, STEPS = ("static", "single", "general", "generate", "continuous"), ("static", "general")
 
@@ -56,7 +86,13 @@ def model_of(quick: bool, device: Any, dtype: Any) -> Any:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    shape = {"max_position_embeddings": 4096, "tie_word_embeddings": True, "eos_token_id": END, "pad_token_id": 2, "bos_token_id": 0}
+    shape = {
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "eos_token_id": END,
+        "pad_token_id": 2,
+        "bos_token_id": 0,
+    }
     with torch.device(device):
         torch.manual_seed(0)
         return Qwen2ForCausalLM(Qwen2Config(**(TINY if quick else REAL), **shape)).to(dtype).eval()
@@ -78,7 +114,9 @@ def place() -> Any:
 
 
 def timed(device: Any, work: Callable[[], Any], times: int) -> dict[str, Any]:
-    """Seconds of each repetition behind a first one that makes what is made once; and the peak of memory."""
+    """Seconds of each repetition behind a first one that makes what is made once; and the peak of
+    memory.
+    """
     import torch
 
     def wait() -> None:
@@ -95,13 +133,19 @@ def timed(device: Any, work: Callable[[], Any], times: int) -> dict[str, Any]:
         wait()
         seconds.append(time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    return {"first": round(seconds[0], 3), "seconds": [round(one, 3) for one in seconds[1:]], "peak_gb": peak}
+    return {
+        "first": round(seconds[0], 3),
+        "seconds": [round(one, 3) for one in seconds[1:]],
+        "peak_gb": peak,
+    }
 
 
 def ways(way: str) -> None:
-    """Let `sample` take that way; on a CPU static buffers are what is left without the compact decoder."""
-    from laurel.policy import compact, static
-    from laurel.policy import ways as chosen
+    """Let `sample` take that way; on a CPU static buffers are what is left without the compact
+    decoder.
+    """
+    from laurel.model import compact, static
+    from laurel.model import ways as chosen
 
     compact.library = lambda: None
     if way == "general":
@@ -111,7 +155,9 @@ def ways(way: str) -> None:
 
 
 def rollout(way: str, quick: bool) -> dict[str, Any]:
-    """64 prompts of 128 tokens x 8, 256 new tokens each, in bfloat16 on a GPU: tokens per second."""
+    """64 prompts of 128 tokens x 8, 256 new tokens each, in bfloat16 on a GPU: tokens per
+    second.
+    """
     import torch
 
     prompts, each, width, new = sizes(quick)
@@ -121,16 +167,20 @@ def rollout(way: str, quick: bool) -> dict[str, Any]:
     if way in ("generate", "continuous"):
         work = peer(way, model_of(quick, device, half), ids, each, new)
     else:
-        work = own(way, model_of(quick, device, torch.float32), tokenizer_of(quick), half, ids, each, new)
+        work = own(
+            way, model_of(quick, device, torch.float32), tokenizer_of(quick), half, ids, each, new
+        )
     found = timed(device, work, 1 if way == "general" else 2)
     return {**found, "tokens_per_second": round(prompts * each * new / min(found["seconds"]))}
 
 
-def own(way: str, model: Any, tokenizer: Any, dtype: Any, ids: Any, each: int, new: int) -> Callable[[], None]:
+def own(
+    way: str, model: Any, tokenizer: Any, dtype: Any, ids: Any, each: int, new: int
+) -> Callable[[], None]:
     """laurel's sampler."""
-    from laurel.policy.model import Policy
-    from laurel.policy.sampler import sample
-    from laurel.policy.ways import decoder_of
+    from laurel.model.policy import Policy
+    from laurel.model.sampler import sample
+    from laurel.model.ways import decoder_of
 
     ways(way)
 
@@ -143,7 +193,9 @@ def own(way: str, model: Any, tokenizer: Any, dtype: Any, ids: Any, each: int, n
     prompts = [tuple(row) for row in ids.tolist()]
 
     def work() -> None:
-        found = sample(policy, prompts, seeds=list(range(len(prompts) * each)), max_completion_length=new)
+        found = sample(
+            policy, prompts, seeds=list(range(len(prompts) * each)), max_completion_length=new
+        )
         assert all(len(one.ids) == new for one in found)
 
     assert (decoder_of(policy) is None) == (way == "general")
@@ -151,26 +203,49 @@ def own(way: str, model: Any, tokenizer: Any, dtype: Any, ids: Any, each: int, n
 
 
 def peer(way: str, model: Any, ids: Any, each: int, new: int) -> Callable[[], None]:
-    """transformers' `generate`, or its continuous batching, which is asked for log-probabilities, as ours gives them."""
+    """transformers' `generate`, or its continuous batching, which is asked for log-probabilities,
+    as ours gives them.
+    """
     import torch
     from transformers import GenerationConfig
 
-    how = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=new, pad_token_id=2, eos_token_id=[])
+    how = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        max_new_tokens=new,
+        pad_token_id=2,
+        eos_token_id=[],
+    )
     rows = ids.repeat_interleave(each, 0)
 
     @torch.no_grad()
     def generate() -> None:
         there = rows.to(model.device)
-        model.generate(input_ids=there, attention_mask=torch.ones_like(there), generation_config=how)
+        model.generate(
+            input_ids=there, attention_mask=torch.ones_like(there), generation_config=how
+        )
 
     def continuous() -> None:
         from transformers.generation import ContinuousBatchingConfig
 
         how.eos_token_id = -1
-        small = {"num_blocks": 64, "page_size": 32, "max_batch_tokens": 64} if model.device.type == "cpu" else {}  # else all memory
+        small = (
+            {"num_blocks": 64, "page_size": 32, "max_batch_tokens": 64}
+            if model.device.type == "cpu"
+            else {}
+        )  # else all memory
         asked = ContinuousBatchingConfig(return_logprobs=True, **small)
-        found = model.generate_batch(inputs=rows.tolist(), generation_config=how, continuous_batching_config=asked, progress_bar=False)
-        assert len(found) == len(rows) and all(len(one.generated_tokens) == new for one in found.values())
+        found = model.generate_batch(
+            inputs=rows.tolist(),
+            generation_config=how,
+            continuous_batching_config=asked,
+            progress_bar=False,
+        )
+        assert len(found) == len(rows) and all(
+            len(one.generated_tokens) == new for one in found.values()
+        )
 
     return generate if way == "generate" else continuous
 
@@ -181,7 +256,9 @@ def judge(completion_ids: list[list[int]], **columns: Any) -> list[float]:
 
 
 def step(way: str, quick: bool) -> dict[str, Any]:
-    """Steps of GRPO, 8 prompts x 8 (all weights, AdamW), and the memory that was announced before the first."""
+    """Steps of GRPO, 8 prompts x 8 (all weights, AdamW), and the memory that was announced before
+    the first.
+    """
     import torch
 
     from laurel.core.config import TrainConfig
@@ -196,16 +273,27 @@ def step(way: str, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model_of(quick, device, torch.float32).save_pretrained(f"{folder}/model")
         tokenizer.save_pretrained(f"{folder}/model")
-        ids = torch.randint(3, len(tokenizer), (8, width), generator=torch.Generator().manual_seed(1))
+        ids = torch.randint(
+            3, len(tokenizer), (8, width), generator=torch.Generator().manual_seed(1)
+        )
         rows = [{"prompt": " ".join(f"t{i}" for i in row)} for row in ids.tolist()]
         (Path(folder) / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         options = {
-            "model": f"{folder}/model", "dataset": f"{folder}/rows.jsonl", "output_dir": f"{folder}/run", "eval_size": 0,
-            "rewards": [f"{Path(__file__).resolve()}:judge"], "prompts_per_step": 8, "num_generations": each,
-            "max_completion_length": new, "max_steps": 9, "learning_rate": 1e-6,
-        }  # fmt: skip
+            "model": f"{folder}/model",
+            "dataset": f"{folder}/rows.jsonl",
+            "output_dir": f"{folder}/run",
+            "eval_size": 0,
+            "rewards": [f"{Path(__file__).resolve()}:judge"],
+            "prompts_per_step": 8,
+            "num_generations": each,
+            "max_completion_length": new,
+            "max_steps": 9,
+            "learning_rate": 1e-6,
+        }
         setup, state = prepare("grpo", TrainConfig.model_validate(options))
-        foreseen = float(memory(setup).partition("at its largest about ")[2].split()[0].strip(",")) / 1e3
+        foreseen = (
+            float(memory(setup).partition("at its largest about ")[2].split()[0].strip(",")) / 1e3
+        )
         found = timed(device, lambda: loop.step(setup, state, Sums()), 2)
         setup.run.close()
     return {**found, "foreseen_gb": foreseen}
@@ -213,22 +301,43 @@ def step(way: str, quick: bool) -> dict[str, Any]:
 
 def table(out: Path) -> str:
     """What the parts said, as Markdown."""
-    lines = [json.loads(line) for line in (out / "parts.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "parts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     there = next((one for one in reversed(lines) if one["part"] == "look"), {})
-    text = f"{there.get('gpu') or 'no GPU: a CPU, tiny shapes'}, torch {there.get('torch')}, transformers {there.get('transformers')}\n\n"
-    text += "| part | first, s | then, s | tokens/s | peak GB | announced GB |\n|---|--:|--:|--:|--:|--:|\n"
+    text = (
+        f"{there.get('gpu') or 'no GPU: a CPU, tiny shapes'}, torch {there.get('torch')},"
+        f" transformers {there.get('transformers')}\n\n"
+    )
+    text += (
+        "| part | first, s | then, s | tokens/s | peak GB | announced GB"
+        " |\n|---|--:|--:|--:|--:|--:|\n"
+    )
     for one in lines:
         if one["part"] == "look":
             continue
-        cells = [one.get("first"), ", ".join(map(str, one.get("seconds", []))), one.get("tokens_per_second")]
-        cells += [one.get("peak_gb") and round(one["peak_gb"], 2), one.get("foreseen_gb") and round(one["foreseen_gb"], 2)]
-        said = [one["failed"], *[""] * 4] if "failed" in one else ["" if cell is None else str(cell) for cell in cells]
+        cells = [
+            one.get("first"),
+            ", ".join(map(str, one.get("seconds", []))),
+            one.get("tokens_per_second"),
+        ]
+        cells += [
+            one.get("peak_gb") and round(one["peak_gb"], 2),
+            one.get("foreseen_gb") and round(one["foreseen_gb"], 2),
+        ]
+        said = (
+            [one["failed"], *[""] * 4]
+            if "failed" in one
+            else ["" if cell is None else str(cell) for cell in cells]
+        )
         text += f"| {one['part']} | {' | '.join(said)} |\n"
     return text
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """One part. 3: there is no GPU, and nothing was said of --quick. 4: something that it needs is not installed."""
+    """One part. 3: there is no GPU, and nothing was said of --quick. 4: something that it needs is
+    not installed.
+    """
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
     parser.add_argument("part", choices=["look", "rollout", "step", "table"])
@@ -243,7 +352,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(text)
         return 0
     name = args.part if args.part == "look" else f"{args.part} {args.way}"
-    work = {"look": look, "rollout": lambda quick: rollout(args.way, quick), "step": lambda quick: step(args.way, quick)}[args.part]
+    work = {
+        "look": look,
+        "rollout": lambda quick: rollout(args.way, quick),
+        "step": lambda quick: step(args.way, quick),
+    }[args.part]
     try:
         found = work(args.quick)
     except Exception as error:

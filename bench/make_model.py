@@ -1,8 +1,10 @@
-"""A model folder of a real model's true shape, with random weights: what fits, and how fast, without a download.
+"""A model folder of a real model's true shape, with random weights: what fits, and how fast,
+without a download.
 
 python bench/make_model.py qwen2.5-0.5b FOLDER [--dtype bfloat16]
 
-The tokenizer is made here, too: a token for every byte, then names without a text up to the vocabulary's size.
+The tokenizer is made here, too: a token for every byte, then names without a text up to the
+vocabulary's size.
 """
 
 from __future__ import annotations
@@ -19,14 +21,26 @@ END = "<|endoftext|>"
 QWEN: dict[str, Any] = {"rope_theta": 1e6, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
-        "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-        "intermediate_size": 4864, "vocab_size": 151_936, "tie_word_embeddings": True, **QWEN,
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+        **QWEN,
     },
     "qwen2.5-7b": {
-        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "intermediate_size": 18_944, "vocab_size": 152_064, "tie_word_embeddings": False, **QWEN,
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+        **QWEN,
     },
-}  # fmt: skip
+}
 """Name -> what its config.json says."""
 
 

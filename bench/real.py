@@ -1,13 +1,15 @@
-"""A real model, used in every way: does each end well, in the memory it announced, and is what it saved what was trained?
+"""A real model, used in every way: does each end well, in the memory it announced, and is what it
+saved what was trained?
 
-python bench/real.py MODEL [--steps 3] [--only sft lora:sft sample ...] [--folder runs/real] [--no-peers]
-[--also "--param_dtype bfloat16"]
+python bench/real.py MODEL [--steps 3] [--only sft lora:sft sample ...] [--folder runs/real]
+[--no-peers] [--also "--param_dtype bfloat16"]
 
-Each way is a process of the `laurel` command on rows that this script makes. Printed: exit code, peak memory beside what was
-announced before the first step, seconds, tokens per second of the last step beside those of a peer (`generate` of transformers, TRL's
-trainers in float32; see real_peers.py; --no-peers leaves them out), and how far the saved folder's logits are from those of the newest
-checkpoint's weights. Both are read by plain transformers (and PEFT), in a process that knows nothing of laurel; the gap is a share
-of the largest logit.
+Each way is a process of the `laurel` command on rows that this script makes. Printed: exit code,
+peak memory beside what was announced before the first step, seconds, tokens per second of the last
+step beside those of a peer (`generate` of transformers, TRL's trainers in float32; see
+real_peers.py; --no-peers leaves them out), and how far the saved folder's logits are from those of
+the newest checkpoint's weights. Both are read by plain transformers (and PEFT), in a process that
+knows nothing of laurel; the gap is a share of the largest logit.
 """
 
 from __future__ import annotations
@@ -29,13 +31,31 @@ from claim import table
 READ = ("sample", "eval")
 TRAINED = ("sft", "grpo", "dpo", "reward", "ppo")
 ROWS, PROMPT, ANSWER = 24, 24, 16  # rows of data; words of a prompt and of an answer
-WORDS = ["the", "sun", "rises", "over", "a", "quiet", "town", "while", "people", "walk", "to", "work", "and", "talk", "about", "rain"]
+WORDS = [
+    "the",
+    "sun",
+    "rises",
+    "over",
+    "a",
+    "quiet",
+    "town",
+    "while",
+    "people",
+    "walk",
+    "to",
+    "work",
+    "and",
+    "talk",
+    "about",
+    "rain",
+]
 REWARD = '''
 def short_words(prompts, completions, **columns):
-    """The share of words with fewer than five letters, and a little for early ones, so that gibberish is not all worth the same."""
+    """The share of words with fewer than five letters, and a little for early ones."""
     said = [text.split() for text in completions]
     early = [sum(letter < "n" for letter in text) / max(len(text), 1) for text in completions]
-    return [sum(len(word) < 5 for word in words) / max(len(words), 1) + 0.1 * e for words, e in zip(said, early)]
+    short = [sum(len(word) < 5 for word in words) / max(len(words), 1) for words in said]
+    return [share + 0.1 * e for share, e in zip(short, early)]
 '''
 ANNOUNCED = re.compile(r"at its largest about ([\d.]+)")
 
@@ -96,7 +116,9 @@ print(json.dumps({
 
 @dataclass
 class Outcome:
-    """What one way came to. Memory in MB, `announced` before the first step; `gap` as a share of the largest logit."""
+    """What one way came to. Memory in MB, `announced` before the first step; `gap` as a share of
+    the largest logit.
+    """
 
     way: str
     code: int
@@ -112,13 +134,39 @@ class Outcome:
     def cells(self) -> list[str]:
         beside = self.peak / self.announced if self.announced else None
         faster = self.speed / self.peer if self.speed and self.peer else None
-        told = [f"{value:{form}}" if value is not None else "-" for value, form in (
-            (self.announced, ",.0f"), (beside, ".2f"), (self.speed, ",.0f"), (self.peer, ",.0f"), (faster, ".1f"), (self.gap, ".1e"),
-        )]  # fmt: skip
-        return [self.way, str(self.code), f"{self.seconds:.0f}", f"{self.peak:,.0f}", *told, self.kept, self.said]
+        told = [
+            f"{value:{form}}" if value is not None else "-"
+            for value, form in (
+                (self.announced, ",.0f"),
+                (beside, ".2f"),
+                (self.speed, ",.0f"),
+                (self.peer, ",.0f"),
+                (faster, ".1f"),
+                (self.gap, ".1e"),
+            )
+        ]
+        return [
+            self.way,
+            str(self.code),
+            f"{self.seconds:.0f}",
+            f"{self.peak:,.0f}",
+            *told,
+            self.kept,
+            self.said,
+        ]
 
 
-HEADER = ["way", "exit", "seconds", "peak MB", "announced", "peak / announced", "tokens/s", "peer's", "ratio"]
+HEADER = [
+    "way",
+    "exit",
+    "seconds",
+    "peak MB",
+    "announced",
+    "peak / announced",
+    "tokens/s",
+    "peer's",
+    "ratio",
+]
 HEADER += ["saved against trained", "saved", "last words"]
 
 
@@ -131,7 +179,10 @@ def make_rows(folder: Path) -> None:
 
     files: dict[str, Callable[[int], dict[str, str]]] = {
         "prompts": lambda i: {"prompt": some(i, PROMPT) + f" {i}"},
-        "shown": lambda i: {"prompt": some(i, PROMPT) + f" {i}", "completion": " " + some(i + 1, ANSWER)},
+        "shown": lambda i: {
+            "prompt": some(i, PROMPT) + f" {i}",
+            "completion": " " + some(i + 1, ANSWER),
+        },
         "pairs": lambda i: {
             "prompt": some(i, PROMPT) + f" {i}",
             "chosen": " " + some(i + 1, ANSWER),
@@ -139,7 +190,9 @@ def make_rows(folder: Path) -> None:
         },
     }
     for name, row in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(ROWS)))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row(i)) + "\n" for i in range(ROWS))
+        )
     (folder / "reward.py").write_text(REWARD)
 
 
@@ -149,13 +202,44 @@ def words_of(way: str, model: str, folder: Path, steps: int, also: list[str]) ->
     if name in READ and way != name:
         model = str(folder / "lora-sft" / "model")  # the adapters that lora:sft saved
     if name == "sample":
-        return ["sample", "The sun rises", "--model", model, "--num_generations", "4", "--max_completion_length", "16"]
+        return [
+            "sample",
+            "The sun rises",
+            "--model",
+            model,
+            "--num_generations",
+            "4",
+            "--max_completion_length",
+            "16",
+        ]
     if name == "eval":
         rewards = ["--rewards", f"{folder}/reward.py:short_words"]
-        return ["eval", "--model", model, "--dataset", f"{folder}/prompts.jsonl", "--max_completion_length", "16", *rewards]
-    words = ["train", name, "--model", model, "--output_dir", str(folder / way.replace(":", "-")), "--max_steps", str(steps)]
+        return [
+            "eval",
+            "--model",
+            model,
+            "--dataset",
+            f"{folder}/prompts.jsonl",
+            "--max_completion_length",
+            "16",
+            *rewards,
+        ]
+    words = [
+        "train",
+        name,
+        "--model",
+        model,
+        "--output_dir",
+        str(folder / way.replace(":", "-")),
+        "--max_steps",
+        str(steps),
+    ]
+    rows = {"sft": "shown", "dpo": "pairs", "reward": "pairs"}.get(name, "prompts")
     words += ["--prompts_per_step", "4", "--eval_size", "0", "--learning_rate", "1e-5"]
-    words += ["--dataset", f"{folder}/{({'sft': 'shown', 'dpo': 'pairs', 'reward': 'pairs'}).get(name, 'prompts')}.jsonl"]
+    words += [
+        "--dataset",
+        f"{folder}/{rows}.jsonl",
+    ]
     if name in ("grpo", "ppo"):
         words += ["--rewards", f"{folder}/reward.py:short_words", "--max_completion_length", "16"]
         words += ["--num_generations", "4"] if name == "grpo" else []
@@ -170,7 +254,9 @@ def carried_out(way: str, model: str, folder: Path, steps: int, also: list[str])
     began = time.perf_counter()
     with log.open("w") as file:
         command = [sys.executable, "-m", "laurel", *words_of(way, model, folder, steps, also)]
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)  # its peak of memory, and of nobody else
     printed = log.read_text()
     code = os.waitstatus_to_exitcode(status)
@@ -182,7 +268,9 @@ def carried_out(way: str, model: str, folder: Path, steps: int, also: list[str])
     elif way.removeprefix("lora:") in TRAINED:
         lines = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
         found.speed = lines[-1].get("tokens_per_second")
-        done = subprocess.run([sys.executable, "-c", CHECK, str(where), model], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CHECK, str(where), model], capture_output=True, text=True
+        )
         if done.returncode:
             found.said = done.stderr.strip().splitlines()[-1][:120]
         else:
@@ -194,7 +282,9 @@ def carried_out(way: str, model: str, folder: Path, steps: int, also: list[str])
 
 
 def beside_peers(found: Outcome, model: str, folder: Path, steps: int) -> None:
-    """The peer's tokens per second; of sampling ours, too, which the command does not say. PPO has no peer; `eval` samples as `sample`."""
+    """The peer's tokens per second; of sampling ours, too, which the command does not say. PPO has
+    no peer; `eval` samples as `sample`.
+    """
     if found.way == "sample":
         found.speed, found.peer = (rate(who, model, folder, steps) for who in ("ours", "generate"))
     elif found.way.removeprefix("lora:") in TRAINED and not found.way.endswith("ppo"):
@@ -202,8 +292,17 @@ def beside_peers(found: Outcome, model: str, folder: Path, steps: int) -> None:
 
 
 def rate(way: str, model: str, folder: Path, steps: int) -> float | None:
-    """Tokens per second of real_peers.py; None, and the reason on standard error, where it fails."""
-    words = [sys.executable, str(Path(__file__).with_name("real_peers.py")), way, model, str(folder), str(steps)]
+    """Tokens per second of real_peers.py; None, and the reason on standard error, where it
+    fails.
+    """
+    words = [
+        sys.executable,
+        str(Path(__file__).with_name("real_peers.py")),
+        way,
+        model,
+        str(folder),
+        str(steps),
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         print(f"{way}: {done.stderr.strip().splitlines()[-1][:200]}", file=sys.stderr)
@@ -219,9 +318,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     every = [*READ, *TRAINED, *(f"lora:{name}" for name in (*TRAINED, *READ))]
-    parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="WAY", help=", ".join(every))
+    parser.add_argument(
+        "--only", nargs="+", choices=every, default=every, metavar="WAY", help=", ".join(every)
+    )
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="laurel alone")
-    parser.add_argument("--also", default="", help="further words of those that train, such as '--param_dtype bfloat16'")
+    parser.add_argument(
+        "--also",
+        default="",
+        help="further words of those that train, such as '--param_dtype bfloat16'",
+    )
     args = parser.parse_args()
     make_rows(args.folder)
     model = str(Path(args.model).resolve()) if Path(args.model).exists() else args.model

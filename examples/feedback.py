@@ -1,21 +1,27 @@
-"""From clicks to a reward model: a batch, the votes of three people (here by program, else in their browsers), an export with weights.
+"""From clicks to a reward model: a batch, the votes of three people (here by program, else in their
+browsers), an export with weights.
 
-python examples/feedback.py, then: laurel train reward --model scratch --dataset feedback/pairs.jsonl
+python examples/feedback.py, then: laurel train reward --model scratch --dataset
+feedback/pairs.jsonl
 """
 
 from pathlib import Path
 
-from laurel.feedback import people
-from laurel.feedback.assign import Answer, Desk
-from laurel.feedback.batches import open_batch
-from laurel.feedback.export import export
-from laurel.feedback.load import load
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.store import Store
+from laurel_feedback.exchange.export import export
+from laurel_feedback.exchange.load import load
+from laurel_feedback.statistics.batches import open_batch
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.settings import BatchSettings
 
 folder = Path("feedback")
 folder.mkdir(exist_ok=True)
-rows = [f'{{"prompt": "{a} + {b} = ", "responses": ["{a + b}", "{a + b + 1}"]}}' for a in range(4) for b in range(4)]
+rows = [
+    f'{{"prompt": "{a} + {b} = ", "responses": ["{a + b}", "{a + b + 1}"]}}'
+    for a in range(4)
+    for b in range(4)
+]
 (folder / "rows.jsonl").write_text("\n".join(rows))
 
 store = Store(str(folder / "feedback.db"))
@@ -27,8 +33,14 @@ for name in ("ada", "bob", "cyd"):
     people.consent(store, who.annotator, "keep 1")
     desk = Desk(store, who.annotator, made.batch)
     while (sample := desk.next()) is not None:
-        right = sample.order.index(0)  # the slot that shows the sum that is right; cyd always takes the first
-        desk.submit(sample.id, Answer(rating=1 if name == "cyd" or right == 0 else 4), key=f"{name} {sample.seq}")
+        right = sample.order.index(
+            0
+        )  # the slot that shows the sum that is right; cyd always takes the first
+        desk.submit(
+            sample.id,
+            Answer(rating=1 if name == "cyd" or right == 0 else 4),
+            key=f"{name} {sample.seq}",
+        )
 exported = export(store, ["sums"], "preferences", folder / "pairs.jsonl")
 print(exported.files, exported.rows, exported.held_out)
 store.close()

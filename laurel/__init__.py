@@ -14,11 +14,24 @@ from laurel.core.sample import Batch, Group, Key, Message, Sample
 __version__ = "0.1.0"
 
 __all__ = [
-    "Abstain", "Batch", "Failed", "Group", "Key", "LaurelError", "Message", "Result", "Sample", "Score", "UsageError", "train",
-]  # fmt: skip
+    "Abstain",
+    "Batch",
+    "Failed",
+    "Group",
+    "Key",
+    "LaurelError",
+    "Message",
+    "Result",
+    "Sample",
+    "Score",
+    "UsageError",
+    "train",
+]
 
 train: Train
-"""`laurel.train("grpo", model=..., dataset=..., rewards=[...])`: the room `laurel/train`, which can be called; imported when asked for."""
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[...])`: the room `laurel/train`, which can
+be called; imported when asked for.
+"""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,6 @@
-"""Shared by every test: where the real data lies, one thread for tiny models, and what a run makes once for all of its processes."""
+"""Shared by every test: where the real data lies, one thread for tiny models, and what a run makes
+once for all of its processes.
+"""
 
 import fcntl
 import os
@@ -25,12 +27,20 @@ def pytest_collection_modifyitems(items):
 
     if not torch.cuda.is_available():
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none (bench/gpu.sh runs these on one)"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason=(
+                        "needs a CUDA device, and torch sees none (bench/gpu.sh runs these on one)"
+                    )
+                )
+            )
 
 
 @pytest.fixture(scope="session")
 def shared():
-    """`shared("data/gsm8k/test.jsonl")` -> that path beside the checkout; skips the test where it is absent."""
+    """`shared("data/gsm8k/test.jsonl")` -> that path beside the checkout; skips the test where it
+    is absent.
+    """
 
     def find(name: str) -> Path:
         path = SHARED / name
@@ -43,7 +53,9 @@ def shared():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`once(name, make)` -> a folder that `make(folder)` has filled, once a run: other processes of the run wait, and find it."""
+    """`once(name, make)` -> a folder that `make(folder)` has filled, once a run: other processes of
+    the run wait, and find it.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
     shared.mkdir(exist_ok=True)

@@ -1,4 +1,6 @@
-"""Where a test runs: its body on the CPU, here and everywhere; the same body on CUDA, behind the mark `gpu`."""
+"""Where a test runs: its body on the CPU, here and everywhere; the same body on CUDA, behind the
+mark `gpu`.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Processes of their own that need not start cold: forked from one that has imported what trains, once for each worker of the suite."""
+"""Processes of their own that need not start cold: forked from one that has imported what trains,
+once for each worker of the suite.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,20 +10,30 @@ from typing import Any
 
 FORKS = get_context("forkserver")
 # The second line is what transformers imports only when a first model is loaded: 1,300 modules.
-WARM = ["laurel.train.loop", "laurel.pipeline.run", "laurel.feedback.web.app", "uvicorn", "pytest"]
-WARM += ["transformers.models.llama.modeling_llama", "transformers.conversion_mapping", "torch._dynamo"]
+WARM = ["laurel.train.loop", "laurel.pipeline.run", "laurel_feedback.web.app", "uvicorn", "pytest"]
+WARM += [
+    "transformers.models.llama.modeling_llama",
+    "transformers.conversion_mapping",
+    "torch._dynamo",
+]
 FORKS.set_forkserver_preload(WARM)
 
 
-def begin(work: Callable, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None) -> Any:
-    """Call a function of a module in a process that can be killed; `exitcode` is that of a script. What it prints goes to `log`."""
+def begin(
+    work: Callable, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Call a function of a module in a process that can be killed; `exitcode` is that of a script.
+    What it prints goes to `log`.
+    """
     process = FORKS.Process(target=_work, args=(work, arguments, str(log), dict(environment or {})))
     process.start()
     return process
 
 
 def printed(work: Callable, *arguments: Any, log: Path) -> str:
-    """What a function prints in a process of its own that knows nothing of this one's objects; it must end well."""
+    """What a function prints in a process of its own that knows nothing of this one's objects; it
+    must end well.
+    """
     process = begin(work, *arguments, log=log)
     process.join(600)
     said = log.read_text()

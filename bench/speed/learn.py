@@ -1,4 +1,6 @@
-"""The learning race: two-digit addition from the same start to 90 % held-out accuracy, wall clock without evaluation, one seed a turn."""
+"""The learning race: two-digit addition from the same start to 90 % held-out accuracy, wall clock
+without evaluation, one seed a turn.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from models import Shape, write
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import load_rows
-from laurel.policy.chat import encode_prompt
-from laurel.policy.model import Policy, load_policy
-from laurel.policy.sampler import sample
+from laurel.model.chat import encode_prompt
+from laurel.model.policy import Policy, load_policy
+from laurel.model.sampler import sample
 from laurel.train import evaluate as evaluation
 from laurel.train import loop
 from laurel.train.starter import build_starter
@@ -26,10 +28,15 @@ GOAL, EVERY, HELD = 0.9, 5, 400
 
 
 def task(folder: Path, tiny: bool) -> tuple[str, list[dict[str, str]], list[dict[str, str]]]:
-    """The start (laurel's starter: sloppy demonstrations, kept for the next run), rows to train on, rows to test on."""
+    """The start (laurel's starter: sloppy demonstrations, kept for the next run), rows to train on,
+    rows to test on.
+    """
     if tiny:
         os.environ["LAUREL_CACHE"] = str(folder / "cache")
-    rows = [{"prompt": row.columns["prompt"], "answer": row.columns["answer"]} for row in load_rows("addition", seed=7, size=8_000)]
+    rows = [
+        {"prompt": row.columns["prompt"], "answer": row.columns["answer"]}
+        for row in load_rows("addition", seed=7, size=8_000)
+    ]
     distinct = list({row["prompt"]: row for row in rows}.values())
     start = str(build_starter("scratch" if tiny else "starter", "addition", 0))
     return start, distinct[HELD:], distinct[:HELD]
@@ -38,9 +45,17 @@ def task(folder: Path, tiny: bool) -> tuple[str, list[dict[str, str]], list[dict
 def accuracy(policy: Policy, held: list[dict[str, str]]) -> float:
     """Share of held-out prompts answered rightly, greedily."""
     prompts = [encode_prompt(policy.tokenizer, row["prompt"]) for row in held]
-    said = sample(policy, prompts, seeds=[0] * len(held), max_completion_length=HYPER["length"], temperature=0.0)
+    said = sample(
+        policy,
+        prompts,
+        seeds=[0] * len(held),
+        max_completion_length=HYPER["length"],
+        temperature=0.0,
+    )
     texts = policy.tokenizer.batch_decode([one.ids for one in said], skip_special_tokens=True)
-    return sum(text.strip() == row["answer"] for text, row in zip(texts, held, strict=True)) / len(held)
+    return sum(text.strip() == row["answer"] for text, row in zip(texts, held, strict=True)) / len(
+        held
+    )
 
 
 def hyper_of(shape: Shape) -> tuple[dict[str, Any], bool]:
@@ -69,21 +84,43 @@ def ours(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     while turns.begin():
         looked[0] = 0.0
         config = TrainConfig.model_validate(
-            {"model": start, "dataset": data, "eval_dataset": test, "eval_size": HELD, "output_dir": str(folder / f"run-{seed}"),
-             "rewards": ["exact"], "max_steps": hyper["steps"], "prompts_per_step": hyper["prompts"], "num_generations": hyper["each"],
-             "max_completion_length": hyper["length"], "learning_rate": hyper["learning_rate"], "eval_steps": EVERY, "stop_at": GOAL,
-             "seed": seed, "dtype": "float32" if dtype == "fp32" else "bfloat16", "num_threads": torch.get_num_threads()}
-        )  # fmt: skip
+            {
+                "model": start,
+                "dataset": data,
+                "eval_dataset": test,
+                "eval_size": HELD,
+                "output_dir": str(folder / f"run-{seed}"),
+                "rewards": ["exact"],
+                "max_steps": hyper["steps"],
+                "prompts_per_step": hyper["prompts"],
+                "num_generations": hyper["each"],
+                "max_completion_length": hyper["length"],
+                "learning_rate": hyper["learning_rate"],
+                "eval_steps": EVERY,
+                "stop_at": GOAL,
+                "seed": seed,
+                "dtype": "float32" if dtype == "fp32" else "bfloat16",
+                "num_threads": torch.get_num_threads(),
+            }
+        )
         began = time.perf_counter()
         lines = loop.train("grpo", config, quiet=True).metrics()
         whole = time.perf_counter() - began
         reached = max((line.get("eval/accuracy", 0.0) for line in lines), default=0.0)
-        turns.end(seconds=whole - looked[0], whole=whole, steps=len(lines), accuracy=reached, reached=reached >= GOAL)
+        turns.end(
+            seconds=whole - looked[0],
+            whole=whole,
+            steps=len(lines),
+            accuracy=reached,
+            reached=reached >= GOAL,
+        )
         seed += 1
 
 
 def trl(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """GRPOTrainer with TRL's defaults, tested by the same function every five steps; the tests' time is taken off."""
+    """GRPOTrainer with TRL's defaults, tested by the same function every five steps; the tests'
+    time is taken off.
+    """
     hyper, tiny = hyper_of(shape)
     start, rows, held = task(folder, tiny)
     judge = load_policy(TrainConfig(model=start, device="cpu"))
@@ -107,5 +144,11 @@ def trl(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
         trainer.train()
         whole = time.perf_counter() - began
         steps, best = trainer.state.global_step, found["accuracy"]
-        turns.end(seconds=whole - found["looked"], whole=whole, steps=steps, accuracy=best, reached=best >= GOAL)
+        turns.end(
+            seconds=whole - found["looked"],
+            whole=whole,
+            steps=steps,
+            accuracy=best,
+            reached=best >= GOAL,
+        )
         seed += 1

@@ -1,4 +1,6 @@
-"""A contender's side of a race: a process that waits for its turn, does one repetition, and says how long it took and what it held."""
+"""A contender's side of a race: a process that waits for its turn, does one repetition, and says
+how long it took and what it held.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class Over(Exception):
 
 
 class Turns:
-    """Turns are given by a line on standard input and answered by a line of JSON on what was standard output.
+    """Turns are given by a line on standard input and answered by a line of JSON on what was
+    standard output.
 
     Everything else that is printed goes to standard error.
     """
@@ -36,7 +39,9 @@ class Turns:
         self.answers.write(json.dumps({"ready": True, **facts}) + "\n")
 
     def begin(self) -> bool:
-        """Wait for a turn; False when there will be none. The peak of memory counts from the first turn."""
+        """Wait for a turn; False when there will be none. The peak of memory counts from the first
+        turn.
+        """
         if not sys.stdin.readline().strip():
             return False
         if self.first:
@@ -48,15 +53,22 @@ class Turns:
     def end(self, **figures: Any) -> None:
         """The repetition is done: `seconds` unless given."""
         seconds = time.perf_counter() - self.began
-        self.answers.write(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "base_mb": self.base, **figures}) + "\n")
+        self.answers.write(
+            json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "base_mb": self.base, **figures})
+            + "\n"
+        )
 
     def each(self, repetition: Callable[[], dict[str, Any] | None]) -> None:
-        """One repetition per turn. A `bound` among its figures is a function: the seconds that the machine allows at its rates of now."""
+        """One repetition per turn. A `bound` among its figures is a function: the seconds that the
+        machine allows at its rates of now.
+        """
         self.ready()
         while self.begin():
             figures = repetition() or {}
             figures = {"seconds": time.perf_counter() - self.began, "peak_mb": peak_mb(), **figures}
-            if "bound" in figures:  # measured now, beside the repetition, and neither in its time nor in its memory
+            if (
+                "bound" in figures
+            ):  # measured now, beside the repetition, and neither in its time nor in its memory
                 figures["bound"] = figures["bound"]()
             self.end(**figures)
 
@@ -64,7 +76,11 @@ class Turns:
 def _status(name: str) -> float | None:
     """A line of /proc/self/status in MB."""
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+        lines = dict(
+            line.split(":", 1)
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if ":" in line
+        )
         return int(lines[name].split()[0]) / 1024
     except (OSError, KeyError, ValueError):
         return None
@@ -76,7 +92,9 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """The most memory it held since the peak was forgotten (where the system cannot forget: since it began); on a GPU the GPU's."""
+    """The most memory it held since the peak was forgotten (where the system cannot forget: since
+    it began); on a GPU the GPU's.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -89,17 +107,24 @@ def forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        print("this system does not forget peaks of memory: they count from the start of the process", file=sys.stderr)
+        print(
+            "this system does not forget peaks of memory: they count from the start of the process",
+            file=sys.stderr,
+        )
 
 
 def give_back_at_once() -> None:
-    """Let freed blocks of 64 KiB and more leave the process at once (glibc), so that resident memory is memory in use."""
+    """Let freed blocks of 64 KiB and more leave the process at once (glibc), so that resident
+    memory is memory in use.
+    """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
         libc.malloc_trim(0)
     except (OSError, AttributeError):
-        print("this C library keeps freed memory: extra memory will look too small", file=sys.stderr)
+        print(
+            "this C library keeps freed memory: extra memory will look too small", file=sys.stderr
+        )
 
 
 def synchronise() -> None:

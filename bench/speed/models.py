@@ -1,4 +1,6 @@
-"""What every contender works on: Qwen3-shaped models with random weights, a tokenizer of words `t17`, prompts, lengths and pairs."""
+"""What every contender works on: Qwen3-shaped models with random weights, a tokenizer of words
+`t17`, prompts, lengths and pairs.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,52 @@ from typing import Any
 import torch
 
 SIZES: dict[str, dict[str, int]] = {
-    "a": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
-          "head_dim": 32, "intermediate_size": 384},
-    "b": {"hidden_size": 320, "num_hidden_layers": 6, "vocab_size": 4096, "num_attention_heads": 5, "num_key_value_heads": 5,
-          "head_dim": 64, "intermediate_size": 960},
-    "c": {"hidden_size": 640, "num_hidden_layers": 10, "vocab_size": 16384, "num_attention_heads": 10, "num_key_value_heads": 5,
-          "head_dim": 64, "intermediate_size": 1728},
-    "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1,
-             "head_dim": 16, "intermediate_size": 64},
-}  # fmt: skip
+    "a": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "vocab_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 384,
+    },
+    "b": {
+        "hidden_size": 320,
+        "num_hidden_layers": 6,
+        "vocab_size": 4096,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "intermediate_size": 960,
+    },
+    "c": {
+        "hidden_size": 640,
+        "num_hidden_layers": 10,
+        "vocab_size": 16384,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "intermediate_size": 1728,
+    },
+    "tiny": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "vocab_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 64,
+    },
+}
 """0.85 M, 9.3 M and 56 M parameters; `tiny` is for --quick."""
 BOS, EOS, PAD, WORDS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a workload: model, prompts, samples per prompt, tokens of a prompt, new tokens drawn from low to high."""
+    """The size of a workload: model, prompts, samples per prompt, tokens of a prompt, new tokens
+    drawn from low to high.
+    """
 
     size: str = "a"
     prompts: int = 64
@@ -39,7 +71,9 @@ class Shape:
 
     def quick(self) -> Shape:
         """A few tokens of a model that is nothing: the path, not the time."""
-        return replace(self, size="tiny", prompts=2, each=2, prompt=4, low=3, high=6, rows=8, batch=4, steps=12)
+        return replace(
+            self, size="tiny", prompts=2, each=2, prompt=4, low=3, high=6, rows=8, batch=4, steps=12
+        )
 
     @property
     def vocabulary(self) -> int:
@@ -48,11 +82,21 @@ class Shape:
 
     def prompt_ids(self) -> torch.Tensor:
         """The prompts: [P, L]."""
-        return torch.randint(WORDS, self.vocabulary, (self.prompts, self.prompt), generator=torch.Generator().manual_seed(1))
+        return torch.randint(
+            WORDS,
+            self.vocabulary,
+            (self.prompts, self.prompt),
+            generator=torch.Generator().manual_seed(1),
+        )
 
     def lengths(self) -> torch.Tensor:
         """How many tokens each completion has: [P * G]."""
-        return torch.randint(self.low, self.high + 1, (self.prompts * self.each,), generator=torch.Generator().manual_seed(2))
+        return torch.randint(
+            self.low,
+            self.high + 1,
+            (self.prompts * self.each,),
+            generator=torch.Generator().manual_seed(2),
+        )
 
 
 def make_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
@@ -61,9 +105,16 @@ def make_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        **SIZES[shape.size], max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, attn_implementation="sdpa", use_cache=True,
-    )  # fmt: skip
+        **SIZES[shape.size],
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        attn_implementation="sdpa",
+        use_cache=True,
+    )
     return Qwen3ForCausalLM(config).to(dtype).eval()
 
 
@@ -72,10 +123,21 @@ def make_tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<bos>": BOS, "<eos>": EOS, "<pad>": PAD, **{f"t{i}": i for i in range(WORDS, vocabulary)}}
+    words = {
+        "<bos>": BOS,
+        "<eos>": EOS,
+        "<pad>": PAD,
+        **{f"t{i}": i for i in range(WORDS, vocabulary)},
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="left",
+    )
 
 
 def save_model(shape: Shape, folder: Path) -> str:
@@ -100,19 +162,32 @@ def pairs(shape: Shape) -> list[dict[str, str]]:
     def length() -> int:
         return int(torch.randint(shape.low, shape.high + 1, (), generator=generator))
 
-    return [{"prompt": words(shape.prompt), "chosen": " " + words(length()), "rejected": " " + words(length())} for _ in range(shape.rows)]
+    return [
+        {
+            "prompt": words(shape.prompt),
+            "chosen": " " + words(length()),
+            "rejected": " " + words(length()),
+        }
+        for _ in range(shape.rows)
+    ]
 
 
 def logged(shape: Shape) -> list[dict[str, Any]]:
     """Logged answers with rewards: the chosen ones of `pairs`."""
-    return [{"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3} for i, row in enumerate(pairs(shape))]
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen"], "reward": i % 3}
+        for i, row in enumerate(pairs(shape))
+    ]
 
 
 def texts(shape: Shape) -> list[dict[str, str]]:
     """Texts of low to high tokens."""
     generator = torch.Generator().manual_seed(4)
     sizes = torch.randint(shape.low, shape.high + 1, (shape.rows,), generator=generator).tolist()
-    return [{"text": text(torch.randint(WORDS, shape.vocabulary, (size,), generator=generator))} for size in sizes]
+    return [
+        {"text": text(torch.randint(WORDS, shape.vocabulary, (size,), generator=generator))}
+        for size in sizes
+    ]
 
 
 def write(rows: list[dict[str, str]], path: Path) -> str:

@@ -21,10 +21,10 @@ from models import Shape
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.policy.compact import Compact
-from laurel.policy.logprob import chunked_logprobs
-from laurel.policy.model import Policy, pick_device, pick_dtype
-from laurel.policy.sampler import sample, sample_general
+from laurel.model.compact import Compact
+from laurel.model.logprob import chunked_logprobs
+from laurel.model.policy import Policy, pick_device, pick_dtype
+from laurel.model.sampler import sample, sample_general
 from laurel.rollout import single
 from laurel.rollout.pack import pack
 from laurel.train import loop
@@ -66,17 +66,27 @@ def endless(policy: Policy) -> Policy:
 
 
 def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """`laurel.policy.sampler.sample`: every prompt, G times, lengths given."""
+    """`laurel.model.sampler.sample`: every prompt, G times, lengths given."""
     device = pick_device("auto")
-    policy = Endless(models.make_model(shape).to(device), models.make_tokenizer(shape.vocabulary), pick_dtype(DTYPES[dtype], device))
+    policy = Endless(
+        models.make_model(shape).to(device),
+        models.make_tokenizer(shape.vocabulary),
+        pick_dtype(DTYPES[dtype], device),
+    )
     prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
     work = Work()
     drawn(
-        work, body_of(policy.causal), policy.dtype.itemsize, [shape.prompt] * shape.prompts, shape.lengths().view(-1, shape.each).tolist()
+        work,
+        body_of(policy.causal),
+        policy.dtype.itemsize,
+        [shape.prompt] * shape.prompts,
+        shape.lengths().view(-1, shape.each).tolist(),
     )
 
     def once() -> dict[str, Any]:
-        found = sample(policy, prompts, seeds=list(range(len(limits))), max_completion_length=limits)
+        found = sample(
+            policy, prompts, seeds=list(range(len(limits))), max_completion_length=limits
+        )
         synchronise()
         assert [len(row.ids) for row in found] == limits
         return {"tokens": sum(limits), "bound": partial(bound, work, policy.dtype, device, {})}
@@ -85,25 +95,41 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
 
 
 def allowed(setup: Setup) -> Callable[[], float]:
-    """The seconds that the machine allows for the step that the clock saw, at rates that are measured when it is asked."""
+    """The seconds that the machine allows for the step that the clock saw, at rates that are
+    measured when it is asked.
+    """
     return partial(bound, setup.clock.work, setup.policy.dtype, setup.policy.device, {})
 
 
-def setup_of(algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[Setup, Any]:
+def setup_of(
+    algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any
+) -> tuple[Setup, Any]:
     """A Setup as `laurel train` prepares it: model, tokenizer and rows from files."""
     os.environ["LAUREL_CACHE"] = str(folder / "cache")
     data = models.write(rows, folder / "rows.jsonl")
-    common = {"model": models.save_model(shape, folder / "model"), "dataset": data, "output_dir": str(folder / "run"), "eval_size": 0}
+    common = {
+        "model": models.save_model(shape, folder / "model"),
+        "dataset": data,
+        "output_dir": str(folder / "run"),
+        "eval_size": 0,
+    }
     threads = torch.get_num_threads()
-    return prepare(algorithm, TrainConfig.model_validate({"num_threads": threads, "learning_rate": 1e-4, **common, **options}))
+    return prepare(
+        algorithm,
+        TrainConfig.model_validate(
+            {"num_threads": threads, "learning_rate": 1e-4, **common, **options}
+        ),
+    )
 
 
 def sampling_options(shape: Shape) -> dict[str, Any]:
     """What a step that samples is told."""
     return {
-        "prompts_per_step": shape.prompts, "num_generations": shape.each, "max_completion_length": shape.high,
+        "prompts_per_step": shape.prompts,
+        "num_generations": shape.each,
+        "max_completion_length": shape.high,
         "rewards": [f"{Path(__file__).resolve()}:judge"],
-    }  # fmt: skip
+    }
 
 
 def prompts_of(shape: Shape) -> list[dict[str, str]]:
@@ -111,10 +137,14 @@ def prompts_of(shape: Shape) -> list[dict[str, str]]:
     return [{"prompt": models.text(ids)} for ids in shape.prompt_ids()]
 
 
-def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = "grpo", **more: Any) -> None:
+def grpo(
+    turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = "grpo", **more: Any
+) -> None:
     """A step of the loop: sample, score, weigh, update. Lengths are given."""
     options = {**sampling_options(shape), **more}
-    setup, state = setup_of(algorithm, shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **options)
+    setup, state = setup_of(
+        algorithm, shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **options
+    )
     setup.policy = endless(setup.policy)
     setup.clock.watch(setup.policy.device)
     limits = shape.lengths()[: shape.prompts * (setup.config.num_generations or 1)].tolist()
@@ -132,7 +162,9 @@ def grpo(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = 
 
 
 def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
-    """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent in matrix products."""
+    """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent
+    in matrix products.
+    """
     rows = prompts_of(shape)
     if algorithm == "ilql":
         rows = models.logged(shape)
@@ -140,7 +172,16 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
     else:
         options = sampling_options(shape)
         options |= {"num_generations": 1} if algorithm == "ppo" else {}
-    setup, state = setup_of(algorithm, shape, folder, rows, dtype=DTYPES[dtype], profile=True, max_steps=10**6, **options)
+    setup, state = setup_of(
+        algorithm,
+        shape,
+        folder,
+        rows,
+        dtype=DTYPES[dtype],
+        profile=True,
+        max_steps=10**6,
+        **options,
+    )
     if not setup.learns_from_data:
         setup.policy = endless(setup.policy)
     limits = shape.lengths()[: shape.prompts * (setup.config.num_generations or 1)].tolist()
@@ -156,14 +197,22 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
         tokens, seconds = means["tokens_per_second"] * means["seconds/step"], means["seconds/step"]
         share = in_products(lambda: loop.step(setup, state, Sums()))
         bound = told["roofline"] * seconds
-        return {"tokens": tokens, "seconds": seconds, "bound": lambda: bound, "not_products": 1 - share, "profile": told}
+        return {
+            "tokens": tokens,
+            "seconds": seconds,
+            "bound": lambda: bound,
+            "not_products": 1 - share,
+            "profile": told,
+        }
 
     with given_lengths(limits):
         turns.each(once)
 
 
 def in_products(work: Callable[[], Any]) -> float:
-    """Share of the time of `work` that is spent in matrix products: torch's (mm, addmm, bmm) and those of the compact decoder."""
+    """Share of the time of `work` that is spent in matrix products: torch's (mm, addmm, bmm) and
+    those of the compact decoder.
+    """
     plain = Compact.product
 
     def told(*args: Any) -> torch.Tensor:
@@ -178,15 +227,26 @@ def in_products(work: Callable[[], Any]) -> float:
             spent = time.perf_counter() - began
     finally:
         Compact.product = plain
-    names = {"laurel::product", *(f"aten::{name}{end}" for name in ("mm", "addmm", "bmm", "baddbmm") for end in ("", "_"))}
-    return sum(event.self_cpu_time_total for event in profile.key_averages() if event.key in names) / 1e6 / spent
+    names = {
+        "laurel::product",
+        *(f"aten::{name}{end}" for name in ("mm", "addmm", "bmm", "baddbmm") for end in ("", "_")),
+    }
+    return (
+        sum(event.self_cpu_time_total for event in profile.key_averages() if event.key in names)
+        / 1e6
+        / spent
+    )
 
 
 def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -> None:
-    """One pass over rows of data, batch by batch: DPO, a reward model, SFT. log ref is computed anew, as the peer does."""
+    """One pass over rows of data, batch by batch: DPO, a reward model, SFT. log ref is computed
+    anew, as the peer does.
+    """
     rows = models.texts(shape) if algorithm == "sft" else models.pairs(shape)
     more = {"train_on": "all"} if algorithm == "sft" else {}
-    setup, state = setup_of(algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more)
+    setup, state = setup_of(
+        algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more
+    )
     setup.remembered = None
     setup.clock.watch(setup.policy.device)
 
@@ -202,15 +262,28 @@ def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -
 
 
 def soak(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """`laurel.train.loop.train` for many steps: how much memory is resident after a sixth of them, and at the end."""
+    """`laurel.train.loop.train` for many steps: how much memory is resident after a sixth of them,
+    and at the end.
+    """
     os.environ["LAUREL_CACHE"] = str(folder / "cache")
-    model, rows = models.save_model(shape, folder / "model"), models.write(prompts_of(shape), folder / "rows.jsonl")
+    model, rows = (
+        models.save_model(shape, folder / "model"),
+        models.write(prompts_of(shape), folder / "rows.jsonl"),
+    )
 
     def once() -> dict[str, Any]:
         config = TrainConfig.model_validate(
-            {**sampling_options(shape), "model": model, "dataset": rows, "output_dir": str(folder / f"run-{time.time_ns()}"),
-             "eval_size": 0, "max_steps": shape.steps, "dtype": DTYPES[dtype], "learning_rate": 1e-5}
-        )  # fmt: skip
+            {
+                **sampling_options(shape),
+                "model": model,
+                "dataset": rows,
+                "output_dir": str(folder / f"run-{time.time_ns()}"),
+                "eval_size": 0,
+                "max_steps": shape.steps,
+                "dtype": DTYPES[dtype],
+                "learning_rate": 1e-5,
+            }
+        )
         held = [line["rss_mb"] for line in loop.train("grpo", config, quiet=True).metrics()]
         warm, window = max(1, len(held) // 6), max(1, len(held) // 20)
         start, end = mean(held[warm : warm + window]), mean(held[-window:])
@@ -220,7 +293,9 @@ def soak(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
 
 
 def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """Extra memory of `chunked_logprobs` forward and backward, over B * T * V * 4 bytes, at V and at 2 V."""
+    """Extra memory of `chunked_logprobs` forward and backward, over B * T * V * 4 bytes, at V and
+    at 2 V.
+    """
     rows, width, small = (8, 32, 1 << 10) if shape.size == "tiny" else (4 * 512, 256, 50_000)
 
     give_back_at_once()
@@ -229,7 +304,10 @@ def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
         head = torch.nn.Linear(width, vocabulary, bias=False).requires_grad_(not frozen)
         hidden = torch.randn(rows, width, requires_grad=True)
         ids, ones = torch.randint(vocabulary, (rows,)), torch.ones(rows)
-        hidden.grad, head.weight.grad = torch.zeros_like(hidden), None if frozen else torch.zeros_like(head.weight)  # what must be left
+        hidden.grad, head.weight.grad = (
+            torch.zeros_like(hidden),
+            None if frozen else torch.zeros_like(head.weight),
+        )  # what must be left
         forget_peak()
         before = resident_mb()
         chunked_logprobs(head, hidden, ids, ones, entropy="value").logp.sum().backward()
@@ -239,48 +317,88 @@ def logprob(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
         one, two = extra(small), extra(2 * small)
         frozen, at_twice = extra(small, frozen=True), extra(2 * small, frozen=True)
         unit = rows * small * 4 / 2**20
-        return {"extra_mb": one, "unit_mb": unit, "share": one / unit, "growth": two / max(one, 1e-3), "extra_mb_at_twice_v": two,
-                "growth_frozen": at_twice / max(frozen, 1e-3)}  # fmt: skip
+        return {
+            "extra_mb": one,
+            "unit_mb": unit,
+            "share": one / unit,
+            "growth": two / max(one, 1e-3),
+            "extra_mb_at_twice_v": two,
+            "growth_frozen": at_twice / max(frozen, 1e-3),
+        }
 
     turns.each(once)
 
 
 def gap(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """Nats between the log-probabilities of sampler and trainer, token by token, in `dtype` itself, whatever the CPU is good at."""
-    policy = Endless(models.make_model(shape), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    """Nats between the log-probabilities of sampler and trainer, token by token, in `dtype` itself,
+    whatever the CPU is good at.
+    """
+    policy = Endless(
+        models.make_model(shape),
+        models.make_tokenizer(shape.vocabulary),
+        getattr(torch, DTYPES[dtype]),
+    )
     prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
 
     def apart(found: list[Any]) -> torch.Tensor:
         samples = [
-            Sample(Key("bench", "", str(n), 0, 0), prompts[n // shape.each], c.ids, c.logps, (True,) * len(c.ids), 1.0, "length", "", ())
+            Sample(
+                Key("bench", "", str(n), 0, 0),
+                prompts[n // shape.each],
+                c.ids,
+                c.logps,
+                (True,) * len(c.ids),
+                1.0,
+                "length",
+                "",
+                (),
+            )
             for n, c in enumerate(found)
         ]
-        batch = pack([Group(str(n), {}, (sample,), rewards=(1.0,)) for n, sample in enumerate(samples)])
+        batch = pack(
+            [Group(str(n), {}, (sample,), rewards=(1.0,)) for n, sample in enumerate(samples)]
+        )
         with torch.no_grad():
             return (policy.logp(batch).logp - batch.logp_old_NT)[batch.loss_mask_NT].abs()
 
     def once() -> dict[str, Any]:
         seeds = list(range(len(limits)))
         fast = apart(sample(policy, prompts, seeds=seeds, max_completion_length=limits))
-        slow = apart(sample_general(policy, prompts, shape.each, seeds, limits, 1.0, 0, 1.0, (), 1024))
-        return {"largest": float(fast.max()), "mean": float(fast.mean()), "general_mean": float(slow.mean())}
+        slow = apart(
+            sample_general(policy, prompts, shape.each, seeds, limits, 1.0, 0, 1.0, (), 1024)
+        )
+        return {
+            "largest": float(fast.max()),
+            "mean": float(fast.mean()),
+            "general_mean": float(slow.mean()),
+        }
 
     turns.each(once)
 
 
 def scaling(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """Tokens per second of the sampler at 64 to 1,024 rows, and seconds of an update at completions of 64 to 512 tokens."""
+    """Tokens per second of the sampler at 64 to 1,024 rows, and seconds of an update at completions
+    of 64 to 512 tokens.
+    """
     tiny = shape.size == "tiny"
-    policy = Endless(models.make_model(shape), models.make_tokenizer(shape.vocabulary), getattr(torch, DTYPES[dtype]))
+    policy = Endless(
+        models.make_model(shape),
+        models.make_tokenizer(shape.vocabulary),
+        getattr(torch, DTYPES[dtype]),
+    )
     counts, lengths = ((2, 4), (4, 8)) if tiny else ((64, 128, 256, 512, 1024), (64, 128, 256, 512))
     prompt = tuple(shape.prompt_ids()[0].tolist())
-    setup, state = setup_of("grpo", shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **sampling_options(shape))
+    setup, state = setup_of(
+        "grpo", shape, folder, prompts_of(shape), dtype=DTYPES[dtype], **sampling_options(shape)
+    )
 
     def once() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for count in counts:
             prompts = [prompt] * (count // 2 if tiny else count // 8)
-            draw = partial(sample, policy, prompts, seeds=list(range(count)), max_completion_length=shape.low)
+            draw = partial(
+                sample, policy, prompts, seeds=list(range(count)), max_completion_length=shape.low
+            )
             found[f"rows {count}"] = count * shape.low / timed(draw)
         for length in lengths:
             batch = update_batch(4 if tiny else 32, shape, length)
@@ -306,11 +424,26 @@ def timed(work: Callable[[], Any]) -> float:
 
 def update_batch(rows: int, shape: Shape, length: int) -> Batch:
     """Rows of one length with weights that are not 0, as a step would train on them."""
-    ids = torch.randint(models.WORDS, shape.vocabulary, (rows, shape.prompt + length), generator=torch.Generator().manual_seed(5)).tolist()
+    ids = torch.randint(
+        models.WORDS,
+        shape.vocabulary,
+        (rows, shape.prompt + length),
+        generator=torch.Generator().manual_seed(5),
+    ).tolist()
     groups = []
     for n, row in enumerate(ids):
         key = Key("bench", "", str(n), 0, 0)
-        new = Sample(key, tuple(row[: shape.prompt]), tuple(row[shape.prompt :]), (-5.0,) * length, (True,) * length, 1.0, "length", "", ())
+        new = Sample(
+            key,
+            tuple(row[: shape.prompt]),
+            tuple(row[shape.prompt :]),
+            (-5.0,) * length,
+            (True,) * length,
+            1.0,
+            "length",
+            "",
+            (),
+        )
         groups.append(Group(str(n), {}, (new,), rewards=(1.0,)))
     batch = pack(groups)
     return batch.replace(weight_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0))

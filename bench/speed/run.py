@@ -1,6 +1,8 @@
-"""`laurel bench`: contenders in processes of their own take turns; the table tells ours, the peer's, their ratio and the goal.
+"""`laurel bench`: contenders in processes of their own take turns; the table tells ours, the
+peer's, their ratio and the goal.
 
-As `run.py --child WORKLOAD CONTENDER` it is one contender. Without TRL its columns say "not installed".
+As `run.py --child WORKLOAD CONTENDER` it is one contender. Without TRL its columns say "not
+installed".
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ABSENT = "not installed"
-THREADS = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+THREADS = str(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 QUIET = {
-    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore",
-}  # fmt: skip
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 class Racer:
@@ -33,12 +40,24 @@ class Racer:
     def __init__(self, workload: str, name: str, quick: bool, folder: Path) -> None:
         self.name, self.why, self.turns = name, "", list[dict[str, Any]]()
         self.log = folder / f"{workload}.{name}.log"
-        words = [sys.executable, str(Path(__file__).resolve()), "--child", workload, name, *(["--quick"] if quick else [])]
+        words = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--child",
+            workload,
+            name,
+            *(["--quick"] if quick else []),
+        ]
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder,
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=folder,
                 env={"OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS, **os.environ, **QUIET},
-            )  # fmt: skip
+            )
 
     def answer(self) -> dict[str, Any] | None:
         """The next line it says; None (and `why`) where it ended instead."""
@@ -71,7 +90,9 @@ class Racer:
 
 
 def race(name: str, repeat: int, quick: bool, folder: Path) -> dict[str, Any]:
-    """All contenders of a workload, in turn, after a warm-up of each: name -> its repetitions, or why it has none."""
+    """All contenders of a workload, in turn, after a warm-up of each: name -> its repetitions, or
+    why it has none.
+    """
     from workloads import WORKLOADS
 
     workload, racers, absent = WORKLOADS[name], list[Racer](), dict[str, str]()
@@ -98,19 +119,39 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def judged(row: Any, found: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """A row of the table from what was measured. A ratio is taken turn by turn, of neighbours in time.
+    """A row of the table from what was measured. A ratio is taken turn by turn, of neighbours in
+    time.
 
     `share`: of its roofline, of the side that is ours, in every row whose contender has one.
     """
     least = row.least or row.kind in ("speed", "bound")
-    line: dict[str, Any] = {"row": row.title, "kind": row.kind, "goal": row.goal, "least": least, "unit": row.unit}
+    line: dict[str, Any] = {
+        "row": row.title,
+        "kind": row.kind,
+        "goal": row.goal,
+        "least": least,
+        "unit": row.unit,
+    }
     mine, other = found[row.ours], found.get(row.peer, [])
     if row.kind == "bound" and not isinstance(mine, str) and not isinstance(other, str) and other:
-        mine, other = min(mine, other, key=lambda turns: median(turn["seconds"] for turn in turns)), []
+        mine, other = (
+            min(mine, other, key=lambda turns: median(turn["seconds"] for turn in turns)),
+            [],
+        )
     wrong = next((side for side in (mine, other) if isinstance(side, str)), "")
     for side, turns in (("ours", mine), ("peer", other)):
-        line[side] = turns if isinstance(turns, str) else spread([value_of(row, t) for t in turns]) if turns else None
-    shares = [] if isinstance(mine, str) else [turn["bound"] / turn["seconds"] for turn in mine if "bound" in turn]
+        line[side] = (
+            turns
+            if isinstance(turns, str)
+            else spread([value_of(row, t) for t in turns])
+            if turns
+            else None
+        )
+    shares = (
+        []
+        if isinstance(mine, str)
+        else [turn["bound"] / turn["seconds"] for turn in mine if "bound" in turn]
+    )
     line["share"] = spread(shares) if shares else None
     if wrong:
         return line | {"value": None, "met": None, "verdict": wrong}
@@ -126,7 +167,10 @@ def judged(row: Any, found: dict[str, Any], quick: bool) -> dict[str, Any]:
     if row.goal is None or quick:
         return line | {"met": None, "verdict": "quick" if quick else "no goal"}
     met = value >= row.goal if least else value <= row.goal
-    return line | {"met": met, "verdict": "met" if met else f"missed: {value / row.goal:.2f} of the goal"}
+    return line | {
+        "met": met,
+        "verdict": "met" if met else f"missed: {value / row.goal:.2f} of the goal",
+    }
 
 
 def value_of(row: Any, turn: dict[str, Any]) -> float:
@@ -149,14 +193,37 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         for line in result["rows"]:
             unit = {"speed": " s", "bound": " s", "memory": " MB"}.get(line["kind"], line["unit"])
-            goal = "" if line["goal"] is None else f"{'>=' if line['least'] else '<='} {line['goal']:g}"
+            goal = (
+                ""
+                if line["goal"] is None
+                else f"{'>=' if line['least'] else '<='} {line['goal']:g}"
+            )
             mine = "" if line["kind"] == "figure" else number(line["ours"], unit)
             value = number(line["value"], line["unit"] if line["kind"] == "figure" else "")
-            share = f"{line['share']['median']:.2f}" if line["kind"] == "speed" and line["share"] else ""
-            lines.append([f"{name}: {line['row']}", mine, share, number(line["peer"], unit), value, goal, line["verdict"]])
+            share = (
+                f"{line['share']['median']:.2f}"
+                if line["kind"] == "speed" and line["share"]
+                else ""
+            )
+            lines.append(
+                [
+                    f"{name}: {line['row']}",
+                    mine,
+                    share,
+                    number(line["peer"], unit),
+                    value,
+                    goal,
+                    line["verdict"],
+                ]
+            )
     wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)) + " |" for line in lines]
-    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *rows[1:]])
+    rows = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)) + " |"
+        for line in lines
+    ]
+    return "\n".join(
+        [rows[0], "|" + "|".join("-" * (width + 2) for width in wide) + "|", *rows[1:]]
+    )
 
 
 def facts(words: list[str]) -> dict[str, Any]:
@@ -168,19 +235,30 @@ def facts(words: list[str]) -> dict[str, Any]:
 
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
     done = subprocess.run(git, cwd=HERE, capture_output=True, text=True)
-    cpus = (line.split(":")[1].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name"))
+    cpus = (
+        line.split(":")[1].strip()
+        for line in lines_of("/proc/cpuinfo")
+        if line.startswith("model name")
+    )
     cpu = next(cpus, platform.processor())
     return {
-        "command": " ".join(["laurel bench", *words]), "commit": done.stdout.strip() or None,
+        "command": " ".join(["laurel bench", *words]),
+        "commit": done.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "trl")}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "trl")},
+        },
         "machine": {
-            "cpu": cpu, "cores": int(THREADS), "threads": int(os.environ.get("OMP_NUM_THREADS", THREADS)), "system": platform.platform(),
+            "cpu": cpu,
+            "cores": int(THREADS),
+            "threads": int(os.environ.get("OMP_NUM_THREADS", THREADS)),
+            "system": platform.platform(),
             "products of bfloat16": bool(torch.cpu._is_avx512_bf16_supported()),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
-    }  # fmt: skip
+    }
 
 
 def lines_of(path: str) -> list[str]:
@@ -205,12 +283,22 @@ def record(report: dict[str, Any], page: Path) -> None:
     """Add the run to bench/RESULTS.md, above the log of what was tried."""
     about = report["facts"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    machine = ", ".join(f"{name} {value}" for name, value in about["machine"].items() if value is not None)
+    machine = ", ".join(
+        f"{name} {value}" for name, value in about["machine"].items() if value is not None
+    )
     told = f"`{about['command']}`, commit `{about['commit']}`. {versions}. {machine}."
-    mark, text = "<!-- runs: newest first, written by `laurel bench --record` -->", page.read_text(encoding="utf-8")
+    mark, text = (
+        "<!-- runs: newest first, written by `laurel bench --record` -->",
+        page.read_text(encoding="utf-8"),
+    )
     if text.count(mark) != 1:
         raise SystemExit(f"{page} needs the line {mark} once.")
-    page.write_text(text.replace(mark, f"{mark}\n\n## {about['time']}\n\n{told}\n\n{table(report['workloads'])}"), encoding="utf-8")
+    page.write_text(
+        text.replace(
+            mark, f"{mark}\n\n## {about['time']}\n\n{told}\n\n{table(report['workloads'])}"
+        ),
+        encoding="utf-8",
+    )
 
 
 def parsed() -> argparse.Namespace:
@@ -234,23 +322,46 @@ def main() -> int:
     from workloads import WORKLOADS
 
     if args.list:
-        print("\n".join(f"{name:15} {w.about}{' (long: by name or with --all)' if w.long else ''}" for name, w in WORKLOADS.items()))
+        print(
+            "\n".join(
+                f"{name:15} {w.about}{' (long: by name or with --all)' if w.long else ''}"
+                for name, w in WORKLOADS.items()
+            )
+        )
         return 0
     unknown = [name for name in args.names if name not in WORKLOADS]
     if unknown:
-        print(f"error: no workload is called {', '.join(unknown)}; `laurel bench --list` names them", file=sys.stderr)
+        print(
+            f"error: no workload is called {', '.join(unknown)}; `laurel bench --list` names them",
+            file=sys.stderr,
+        )
         return 2
-    names = args.names or [name for name, workload in WORKLOADS.items() if args.all or not workload.long]
+    names = args.names or [
+        name for name, workload in WORKLOADS.items() if args.all or not workload.long
+    ]
     report: dict[str, Any] = {"facts": facts(sys.argv[1:]), "quick": args.quick, "workloads": {}}
     output = Path(args.output)
-    path = output if output.suffix == ".json" else output / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
+    path = (
+        output
+        if output.suffix == ".json"
+        else output / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             print(f"{name}: {WORKLOADS[name].about}", file=sys.stderr, flush=True)
-            found = race(name, args.repeat or (1 if args.quick else WORKLOADS[name].repeat), args.quick, Path(folder))
+            found = race(
+                name,
+                args.repeat or (1 if args.quick else WORKLOADS[name].repeat),
+                args.quick,
+                Path(folder),
+            )
             rows = [judged(row, found, args.quick) for row in WORKLOADS[name].rows]
-            report["workloads"][name] = {"about": WORKLOADS[name].about, "rows": rows, "turns": found}
+            report["workloads"][name] = {
+                "about": WORKLOADS[name].about,
+                "rows": rows,
+                "turns": found,
+            }
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(table({name: report["workloads"][name]}), file=sys.stderr, flush=True)
     print(table(report["workloads"]))

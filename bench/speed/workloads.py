@@ -1,4 +1,6 @@
-"""The workloads: who races, on what, and which goals the figures are held against (the project's performance table)."""
+"""The workloads: who races, on what, and which goals the figures are held against (the project's
+performance table).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ Contender = Callable[..., None]
 class Row:
     """One line of the table: a figure of ours against a peer's, and the goal.
 
-    speed: peer's seconds over ours, at least `goal`. memory: our peak over the peer's, at most `goal`. bound: seconds of the roofline
-    over ours, at least `goal`; where `peer` names another precision of ours, of the quicker one.
+    speed: peer's seconds over ours, at least `goal`. memory: our peak over the peer's, at most
+    `goal`. bound: seconds of the roofline over ours, at least `goal`; where `peer` names another
+    precision of ours, of the quicker one.
     figure: our own number `figure`, at most `goal` (or at least, with `least`).
     """
 
@@ -36,7 +39,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Workload:
-    """Contenders by name, each in a process of its own, and the rows that compare them. `long`: only with --all or by name."""
+    """Contenders by name, each in a process of its own, and the rows that compare them. `long`:
+    only with --all or by name.
+    """
 
     about: str
     shape: Shape
@@ -49,10 +54,14 @@ class Workload:
 
 def quicker(goal: float | None) -> Row:
     """How near the machine's bound the quicker of our two precisions comes."""
-    return Row("share of its roofline, the quicker precision", "bound", "laurel-fp32", "laurel-bf16", goal)
+    return Row(
+        "share of its roofline, the quicker precision", "bound", "laurel-fp32", "laurel-bf16", goal
+    )
 
 
-def rollout(size: str, dtype: str, prompts: int, goal: float, static: float | None, share: float | None) -> Workload:
+def rollout(
+    size: str, dtype: str, prompts: int, goal: float, static: float | None, share: float | None
+) -> Workload:
     """The sampler against generate with its two caches, and against the limit of the machine."""
     shape = Shape(size=size, prompts=prompts)
     bound = Row("share of its roofline", "bound", "laurel", goal=share)
@@ -72,7 +81,13 @@ def rollout(size: str, dtype: str, prompts: int, goal: float, static: float | No
     )
 
 
-def grpo(about: str, shape: Shape, rows: tuple[Row, ...], ours_in: tuple[str, ...], trl_as: tuple[str, ...]) -> Workload:
+def grpo(
+    about: str,
+    shape: Shape,
+    rows: tuple[Row, ...],
+    ours_in: tuple[str, ...],
+    trl_as: tuple[str, ...],
+) -> Workload:
     """A whole step of GRPO: laurel's loop in some precisions, TRL in some settings."""
     mine = {f"laurel-{dtype}": partial(ours.grpo, dtype=dtype) for dtype in ours_in}
     theirs = {f"trl-{setting}": partial(peers.grpo, setting=setting) for setting in trl_as}
@@ -81,9 +96,14 @@ def grpo(about: str, shape: Shape, rows: tuple[Row, ...], ours_in: tuple[str, ..
 
 def data(about: str, kind: str, algorithm: str, shape: Shape, rows: tuple[Row, ...]) -> Workload:
     """A pass over rows of data in both precisions: laurel's loop against a trainer of TRL."""
-    mine = {f"laurel-{dtype}": partial(ours.data, dtype=dtype, algorithm=algorithm) for dtype in ("fp32", "bf16")}
+    mine = {
+        f"laurel-{dtype}": partial(ours.data, dtype=dtype, algorithm=algorithm)
+        for dtype in ("fp32", "bf16")
+    }
     settings = ("fp32", "bf16", "default")
-    theirs: dict[str, Contender] = {f"trl-{setting}": partial(peers.data, setting=setting, kind=kind) for setting in settings}
+    theirs: dict[str, Contender] = {
+        f"trl-{setting}": partial(peers.data, setting=setting, kind=kind) for setting in settings
+    }
     if kind == "sft":
         theirs["trl-fp32-packed"] = partial(peers.data, setting="fp32", kind=kind, packing=True)
     return Workload(about, shape, {**mine, **theirs}, rows, needs_trl=tuple(theirs))
@@ -103,12 +123,27 @@ def pairs(title: str, kind: str, goal: float) -> Workload:
 def own(algorithm: str, shape: Shape) -> Workload:
     """A row of the table without a living peer on a CPU."""
     told = (
-        Row("tokens sampled and trained on per second", "figure", "laurel", figure="speed", least=True, unit=" tokens/s"),
-        Row("share of the step that is not matrix products", "figure", "laurel", figure="not_products", goal=0.35),
+        Row(
+            "tokens sampled and trained on per second",
+            "figure",
+            "laurel",
+            figure="speed",
+            least=True,
+            unit=" tokens/s",
+        ),
+        Row(
+            "share of the step that is not matrix products",
+            "figure",
+            "laurel",
+            figure="not_products",
+            goal=0.35,
+        ),
         Row("share of its roofline", "bound", "laurel"),
     )
     contenders = {"laurel": partial(ours.profiled, dtype="fp32", algorithm=algorithm)}
-    return Workload(f"{algorithm} step {shape.size}: no living peer on a CPU", shape, contenders, told)
+    return Workload(
+        f"{algorithm} step {shape.size}: no living peer on a CPU", shape, contenders, told
+    )
 
 
 STEP_B = Shape(size="b", prompts=8)
@@ -143,7 +178,13 @@ WORKLOADS: dict[str, Workload] = {
             Row("bf16 against TRL's best setting", "speed", "laurel-bf16", "trl-bf16", 4.5),
             Row("fp32 against TRL's default", "speed", "laurel-fp32", "trl-default"),
             Row("fp32 against TRL in fp32", "speed", "laurel-fp32", "trl-fp32", 4.5),
-            Row("peak memory, bf16 against TRL's default", "memory", "laurel-bf16", "trl-default", 0.7),
+            Row(
+                "peak memory, bf16 against TRL's default",
+                "memory",
+                "laurel-bf16",
+                "trl-default",
+                0.7,
+            ),
             Row("peak memory, fp32 against TRL's default", "memory", "laurel-fp32", "trl-default"),
             quicker(0.75),
         ),
@@ -183,7 +224,13 @@ WORKLOADS: dict[str, Workload] = {
         (
             Row("over B T V 4 bytes", "figure", "laurel", goal=0.3, figure="share"),
             Row("at twice V, over that at V: flat", "figure", "laurel", goal=1.1, figure="growth"),
-            Row("the same under a frozen head (LoRA)", "figure", "laurel", goal=1.1, figure="growth_frozen"),
+            Row(
+                "the same under a frozen head (LoRA)",
+                "figure",
+                "laurel",
+                goal=1.1,
+                figure="growth_frozen",
+            ),
         ),
         repeat=1,
     ),
@@ -203,8 +250,21 @@ WORKLOADS: dict[str, Workload] = {
         Shape(size="b", prompts=4, low=64, high=64),
         {"laurel": partial(ours.scaling, dtype="fp32")},
         (
-            Row("worst ratio of tokens/s at twice the rows", "figure", "laurel", goal=0.95, figure="worst_drop", least=True),
-            Row("slope of an update's time against its tokens", "figure", "laurel", goal=1.15, figure="slope"),
+            Row(
+                "worst ratio of tokens/s at twice the rows",
+                "figure",
+                "laurel",
+                goal=0.95,
+                figure="worst_drop",
+                least=True,
+            ),
+            Row(
+                "slope of an update's time against its tokens",
+                "figure",
+                "laurel",
+                goal=1.15,
+                figure="slope",
+            ),
         ),
         repeat=3,
         long=True,
@@ -213,9 +273,13 @@ WORKLOADS: dict[str, Workload] = {
     "raft-b": own("raft", STEP_B),
     "ilql-b": own("ilql", Shape(size="b", rows=32, batch=32)),
     "learn": Workload(
-        "two-digit addition to 90 % held-out accuracy, one seed a repetition, evaluation's time taken off",
+        "two-digit addition to 90 % held-out accuracy, one seed a repetition, evaluation's time"
+        " taken off",
         Shape(),
-        {"laurel": partial(learn.ours, dtype="fp32"), "trl-default": partial(learn.trl, dtype="bf16")},
+        {
+            "laurel": partial(learn.ours, dtype="fp32"),
+            "trl-default": partial(learn.trl, dtype="bf16"),
+        },
         (Row("wall clock against TRL's default", "speed", "laurel", "trl-default", 4.0),),
         repeat=3,
         long=True,

@@ -1,6 +1,8 @@
-"""r(q, p) of a saved predictor as a reward: a policy that reads a query and writes a prompt's name gets its chance of a right answer."""
+"""r(q, p) of a saved predictor as a reward: a policy that reads a query and writes a prompt's name
+gets its chance of a right answer.
+"""
 
-from laurel.prompt.predictor import Predictor
+from laurel_prompts.predictor import Predictor
 
 predictor = Predictor.load("prompts")
 

@@ -1,4 +1,6 @@
-"""`laurel data check|show|convert`: does every gold answer prove itself, what is in a file, and the same rows in another format."""
+"""`laurel data check|show|convert`: does every gold answer prove itself, what is in a file, and the
+same rows in another format.
+"""
 
 from __future__ import annotations
 
@@ -25,37 +27,67 @@ SHOWN_WRONG = 5
 
 def add_parser(subparsers: Any) -> None:
     """Register `data` with its verbs; `args.run` is what the command line calls."""
-    parser = subparsers.add_parser("data", help="look at data: check gold answers, show rows and tokens, convert formats")
+    parser = subparsers.add_parser(
+        "data", help="look at data: check gold answers, show rows and tokens, convert formats"
+    )
     parser.set_defaults(run=run)
     verbs = parser.add_subparsers(dest="data_verb", required=True, metavar="check|show|convert")
     source = argparse.ArgumentParser(add_help=False)
-    files = "files (.jsonl, .json, .csv, .tsv, also with .gz; .parquet, .arrow), a folder, a pattern"
+    files = (
+        "files (.jsonl, .json, .csv, .tsv, also with .gz; .parquet, .arrow), a folder, a pattern"
+    )
     source.add_argument("file", nargs="+", help=f"{files}, a generated task or a hub name")
     source.add_argument("--split", help="the split of a hub dataset or a folder (default train)")
     source.add_argument("--seed", type=int, help="the seed of a generated task (default 0)")
     source.add_argument("--size", type=int, help="the rows of a generated task (default 1000)")
 
-    check = verbs.add_parser("check", parents=[source], help="score every gold answer with its own verifier")
-    check.add_argument("--verifier", help="whatever --rewards takes: a verifier's name, file.py:function, ...; default: each row's `task`")
+    check = verbs.add_parser(
+        "check", parents=[source], help="score every gold answer with its own verifier"
+    )
+    check.add_argument(
+        "--verifier",
+        help=(
+            "whatever --rewards takes: a verifier's name, file.py:function, ...; default: each"
+            " row's `task`"
+        ),
+    )
     check.add_argument("--json", action="store_true", help="print the result as JSON")
 
     show = verbs.add_parser("show", parents=[source], help="print rows and the format they have")
     show.add_argument("--limit", type=int, default=3, help="rows to print (default 3)")
-    show.add_argument("--tokens", action="store_true", help="print token ids, the supervised spans in colour and between « »")
-    show.add_argument("--model", help="with --tokens: whose tokenizer (a folder, a hub name, or scratch)")
-    show.add_argument("--train_on", choices=MASKS, help="with --tokens: which tokens are supervised")
+    show.add_argument(
+        "--tokens",
+        action="store_true",
+        help="print token ids, the supervised spans in colour and between « »",
+    )
+    show.add_argument(
+        "--model", help="with --tokens: whose tokenizer (a folder, a hub name, or scratch)"
+    )
+    show.add_argument(
+        "--train_on", choices=MASKS, help="with --tokens: which tokens are supervised"
+    )
 
-    convert = verbs.add_parser("convert", parents=[source], help="write the rows in our columns, in the format of the suffix")
-    convert.add_argument("out", help="the file to write: .jsonl, .json, .csv, also with .gz; .parquet")
+    convert = verbs.add_parser(
+        "convert",
+        parents=[source],
+        help="write the rows in our columns, in the format of the suffix",
+    )
+    convert.add_argument(
+        "out", help="the file to write: .jsonl, .json, .csv, also with .gz; .parquet"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb that was chosen; the exit code: 0, or 1 where a check found a gold answer that is not right."""
+    """Run the verb that was chosen; the exit code: 0, or 1 where a check found a gold answer that
+    is not right.
+    """
     return {"check": run_check, "show": run_show, "convert": run_convert}[args.data_verb](args)
 
 
 def load(args: argparse.Namespace) -> list[Row]:
-    """The normalised rows that the arguments name. An option that does not apply to the source is refused."""
+    """The normalised rows that the arguments name. An option that does not apply to the source is
+    refused.
+    """
     from laurel.data.places import has_splits
     from laurel.data.rows import read_rows
     from laurel.data.source import is_file_name
@@ -70,12 +102,18 @@ def load(args: argparse.Namespace) -> list[Row]:
         ("split", splits, "hub datasets and folders"),
     ):
         if getattr(args, option) is not None and not applies:
-            raise UsageError(f"--{option} belongs to {what}, and `{args.file}` is none.", where=f"--{option}", fix="Leave it out.")
+            raise UsageError(
+                f"--{option} belongs to {what}, and `{args.file}` is none.",
+                where=f"--{option}",
+                fix="Leave it out.",
+            )
     return read_rows(args.file, split=args.split or "train", seed=args.seed or 0, size=args.size)
 
 
 def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """Which columns no field of the rows' formats holds, in one line; none for generated tasks, whose columns are known."""
+    """Which columns no field of the rows' formats holds, in one line; none for generated tasks,
+    whose columns are known.
+    """
     from laurel.data.formats import unused
     from laurel.data.tasks import is_task
 
@@ -84,7 +122,9 @@ def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Score every gold answer; a table, the first wrong rows, and a last line like "1319 of 1319 gold answers right"."""
+    """Score every gold answer; a table, the first wrong rows, and a last line like "1319 of 1319
+    gold answers right".
+    """
     from rich.console import Console
 
     from laurel.data.check import check_rows
@@ -100,7 +140,9 @@ def run_check(args: argparse.Namespace) -> int:
         name = row.columns.get("task")
         if not isinstance(name, str) or not name:
             fix = f"Name a verifier with --verifier: {', '.join(_tasks())}, or another of laurel's."
-            raise UsageError("the row has no `task` to take the verifier from.", where=row.where, fix=fix)
+            raise UsageError(
+                "the row has no `task` to take the verifier from.", where=row.where, fix=fix
+            )
         if name not in verifiers:
             verifiers[name] = load_verifier(name)
         return verifiers[name]
@@ -123,7 +165,9 @@ def find_verifier(name: str, rows: Sequence[Row]) -> Verifier:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the first rows: where, id, format, columns; or with --tokens their ids and which of them are supervised."""
+    """Print the first rows: where, id, format, columns; or with --tokens their ids and which of
+    them are supervised.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -132,19 +176,29 @@ def run_show(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise UsageError("show at least one row.", where="--limit")
     if not args.tokens and (args.model or args.train_on):
-        raise UsageError("--model and --train_on belong to --tokens.", where="laurel data show", fix="Add --tokens, or leave them out.")
+        raise UsageError(
+            "--model and --train_on belong to --tokens.",
+            where="laurel data show",
+            fix="Add --tokens, or leave them out.",
+        )
     if args.tokens and not args.model:
         raise UsageError(
-            "--tokens needs a tokenizer.", where="laurel data show", fix="Name a model with --model (`scratch` is laurel's own)."
+            "--tokens needs a tokenizer.",
+            where="laurel data show",
+            fix="Name a model with --model (`scratch` is laurel's own).",
         )
     rows = load(args)
     console = Console(highlight=False, soft_wrap=True)
     tokenizer = _tokenizer(args.model) if args.tokens else None
     for row in rows[: args.limit]:
         form = detect(row.columns)
-        kind = f"{form.name}{', conversational' if form.conversational else ''}" if form else "unknown"
+        kind = (
+            f"{form.name}{', conversational' if form.conversational else ''}" if form else "unknown"
+        )
         console.print(Text.assemble((row.where, "bold"), f"  id {row.id}  ", (kind, "cyan")))
-        for line in _token_lines(tokenizer, row, args.train_on) if args.tokens else _column_lines(row):
+        for line in (
+            _token_lines(tokenizer, row, args.train_on) if args.tokens else _column_lines(row)
+        ):
             console.print(line)
         console.print()
     if told := unused_line(args, rows):
@@ -169,7 +223,9 @@ def _progress(rows: Iterable[Row]) -> Iterable[Row]:
     from rich.progress import track
 
     console, known = Console(stderr=True), rows if hasattr(rows, "__len__") else list(rows)
-    return track(known, "checking", console=console, transient=True, disable=not console.is_terminal)  # type: ignore[arg-type]
+    return track(
+        known, "checking", console=console, transient=True, disable=not console.is_terminal
+    )  # type: ignore[arg-type]
 
 
 def _print_check(console: Console, name: str, result: Check) -> None:
@@ -181,12 +237,25 @@ def _print_check(console: Console, name: str, result: Check) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     copies = result.duplicates
-    values = (result.rows, result.right, len(result.wrong), len(result.failed), copies.identical, copies.repeated)
+    values = (
+        result.rows,
+        result.right,
+        len(result.wrong),
+        len(result.failed),
+        copies.identical,
+        copies.repeated,
+    )
     table.add_row(*(str(value) for value in values))
     console.print(table)
     findings = [*result.failed, *result.wrong]
     for finding in findings[:SHOWN_WRONG]:
-        console.print(Text(f"{finding.where}: {finding.reason}; gold answer {_short(finding.answer, 80)}", style="red"), soft_wrap=True)
+        console.print(
+            Text(
+                f"{finding.where}: {finding.reason}; gold answer {_short(finding.answer, 80)}",
+                style="red",
+            ),
+            soft_wrap=True,
+        )
     if len(findings) > SHOWN_WRONG:
         console.print(f"... and {len(findings) - SHOWN_WRONG} more")
     console.print(f"{result.right} of {result.rows} gold answers right")
@@ -194,11 +263,23 @@ def _print_check(console: Console, name: str, result: Check) -> None:
 
 def _as_json(name: str, result: Check) -> dict[str, Any]:
     findings = {
-        kind: [{"where": item.where, "answer": item.answer, "reason": item.reason} for item in items]
+        kind: [
+            {"where": item.where, "answer": item.answer, "reason": item.reason} for item in items
+        ]
         for kind, items in (("wrong", result.wrong), ("failed", result.failed))
     }
-    copies = {"identical_rows": result.duplicates.identical, "repeated_prompts": result.duplicates.repeated}
-    return {"file": name, "rows": result.rows, "right": result.right, "passed": result.passed, **copies, **findings}
+    copies = {
+        "identical_rows": result.duplicates.identical,
+        "repeated_prompts": result.duplicates.repeated,
+    }
+    return {
+        "file": name,
+        "rows": result.rows,
+        "right": result.right,
+        "passed": result.passed,
+        **copies,
+        **findings,
+    }
 
 
 def _column_lines(row: Row) -> list[Text]:
@@ -206,19 +287,29 @@ def _column_lines(row: Row) -> list[Text]:
 
     lines = []
     for column, value in row.columns.items():
-        turns = value if isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value) else []
+        turns = (
+            value
+            if isinstance(value, list)
+            and all(isinstance(turn, dict) and "role" in turn for turn in value)
+            else []
+        )
         if turns:
             lines.append(Text(f"  {column}:", style="bold"))
-            lines.extend(Text.assemble("    ", (f"{turn['role']}: ", "magenta"), _short(turn.get("content"), 400)) for turn in turns)
+            lines.extend(
+                Text.assemble(
+                    "    ", (f"{turn['role']}: ", "magenta"), _short(turn.get("content"), 400)
+                )
+                for turn in turns
+            )
         else:
             lines.append(Text.assemble((f"  {column}: ", "bold"), _short(value, 400)))
     return lines
 
 
 def _tokenizer(model: str) -> Any:
-    from laurel.policy.chat import ensure_template
-    from laurel.policy.model import load_tokenizer
-    from laurel.policy.render import without_template
+    from laurel.model.chat import ensure_template
+    from laurel.model.policy import load_tokenizer
+    from laurel.model.render import without_template
 
     if model == "scratch":
         from laurel.train.starter import build_starter
@@ -235,12 +326,17 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
     """The ids of a row and their text; supervised spans in green and between « »."""
     from rich.text import Text
 
-    from laurel.policy.chat import encode_supervised
+    from laurel.model.chat import encode_supervised
 
     encoded = encode_supervised(tokenizer, row.columns, train_on=train_on)
     ids, text = Text("  ids   "), Text("  text  ")
     on = False
-    for token, supervised, piece in zip((*encoded.ids, None), (*encoded.mask, False), (*_pieces(tokenizer, encoded.ids), ""), strict=True):
+    for token, supervised, piece in zip(
+        (*encoded.ids, None),
+        (*encoded.mask, False),
+        (*_pieces(tokenizer, encoded.ids), ""),
+        strict=True,
+    ):
         edge = {(False, True): "«", (True, False): "»"}.get((on, bool(supervised)), "")
         style = "bold green" if supervised else "dim"
         for line in (ids, text):
@@ -253,10 +349,14 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token as it stands behind the one before it: decoded alone, many tokenizers drop a leading space."""
+    """The text of each token as it stands behind the one before it: decoded alone, many tokenizers
+    drop a leading space.
+    """
     pieces = [tokenizer.decode([token]) for token in ids]
     pairs = (tokenizer.decode([left, right]) for left, right in pairwise(ids))
-    return pieces[:1] + [pair.removeprefix(piece) for pair, piece in zip(pairs, pieces[:-1], strict=True)]
+    return pieces[:1] + [
+        pair.removeprefix(piece) for pair, piece in zip(pairs, pieces[:-1], strict=True)
+    ]
 
 
 def _short(value: Any, longest: int) -> str:

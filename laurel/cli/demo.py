@@ -1,4 +1,6 @@
-"""`laurel demo`: from nothing to a language model that has learned to add, in minutes on two cores."""
+"""`laurel demo`: from nothing to a language model that has learned to add, in minutes on two
+cores.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,19 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Register `demo`."""
-    about = "arithmetic learned from a verifier (GRPO), then from preferences alone (reward model, PPO), in minutes"
+    about = (
+        "arithmetic learned from a verifier (GRPO), then from preferences alone (reward model,"
+        " PPO), in minutes"
+    )
     parser = subparsers.add_parser("demo", help=about, description=about)
-    parser.add_argument("--seed", type=int, default=0, help="the seed of everything random (default 0)")
-    parser.add_argument("--output_dir", default="runs/demo", help="where the runs and summary.json are written (default runs/demo)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the seed of everything random (default 0)"
+    )
+    parser.add_argument(
+        "--output_dir",
+        default="runs/demo",
+        help="where the runs and summary.json are written (default runs/demo)",
+    )
     parser.set_defaults(run=run)
 
 

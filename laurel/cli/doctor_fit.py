@@ -1,4 +1,6 @@
-"""`laurel doctor --model M --algorithm A`: the memory of a run, before there is one, from the model's configuration alone."""
+"""`laurel doctor --model M --algorithm A`: the memory of a run, before there is one, from the
+model's configuration alone.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,27 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
-from laurel.policy.adapters import with_lora
-from laurel.policy.folders import base_of, check_folder, is_adapter
-from laurel.policy.model import Policy, pick_device, pick_dtype, pick_param_dtype
-from laurel.policy.narrow import hold
-from laurel.policy.objects import config_of
-from laurel.policy.packed import KNOWN, bare, looks_packed
-from laurel.policy.room import device_memory, logit_room
-from laurel.policy.weights import told
+from laurel.model.adapters import with_lora
+from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.narrow import hold
+from laurel.model.objects import config_of
+from laurel.model.packed import KNOWN, bare, looks_packed
+from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtype
+from laurel.model.room import device_memory, logit_room
+from laurel.model.weights import told
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.companions import BESIDE
 from laurel.train.kept import computed
-from laurel.train.memory import Foreseen, body_of, foreseen, own_bodies, to_be_said, ways_out, weights_of, work_in
+from laurel.train.memory import (
+    Foreseen,
+    body_of,
+    foreseen,
+    own_bodies,
+    to_be_said,
+    ways_out,
+    weights_of,
+    work_in,
+)
 from laurel.train.optimizer import state_bytes
 from laurel.train.options import resolve
 
@@ -65,7 +76,9 @@ class Fit:
 
 
 def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> list[str]:
-    """The table as lines: all weights trained, and adapters; what it adds up to, and whether a device has it."""
+    """The table as lines: all weights trained, and adapters; what it adds up to, and whether a
+    device has it.
+    """
     device = pick_device(config.device)
     there = (int(device_gb * GB), int(device_gb * GB)) if device_gb else device_memory(device)
     kind = "cuda" if device_gb else device.type
@@ -73,14 +86,26 @@ def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> li
         name: fit(algorithm, config.model_copy(update={"use_peft": peft}), kind, there)
         for name, peft in (("all weights", False), ("LoRA", True))
     }
-    lines = [*about(algorithm, config, kind), f"{'GB':34}" + "".join(f"{name:>14}" for name in fits)]
+    lines = [
+        *about(algorithm, config, kind),
+        f"{'GB':34}" + "".join(f"{name:>14}" for name in fits),
+    ]
     for line, parts in ROWS.items():
-        sizes = [sum({**one.found.there, **one.found.parts}.get(part, 0) for part in parts) for one in fits.values()]
+        sizes = [
+            sum({**one.found.there, **one.found.parts}.get(part, 0) for part in parts)
+            for one in fits.values()
+        ]
         if any(sizes):
             lines.append(f"{line:34}" + "".join(f"{size / GB:14.3f}" for size in sizes))
-    each = [one.found.parts.get("activations", 0) / max(1, one.tokens) / 1e6 for one in fits.values()]
-    lines.append(f"{'(activations of a token, in MB)':34}" + "".join(f"{size:14.3f}" for size in each))
-    lines.append(f"{'at its largest':34}" + "".join(f"{one.total / GB:14.3f}" for one in fits.values()))
+    each = [
+        one.found.parts.get("activations", 0) / max(1, one.tokens) / 1e6 for one in fits.values()
+    ]
+    lines.append(
+        f"{'(activations of a token, in MB)':34}" + "".join(f"{size:14.3f}" for size in each)
+    )
+    lines.append(
+        f"{'at its largest':34}" + "".join(f"{one.total / GB:14.3f}" for one in fits.values())
+    )
     for name, one in fits.items():
         lines.append(f"{name}: {verdict(one, there)}")
     return lines
@@ -100,12 +125,21 @@ def about(algorithm: str, config: Any, kind: str) -> list[str]:
     """What the table is of."""
     config, row = resolve(algorithm, config), ALGORITHMS[algorithm]
     if row.source in ("policy", "parameters"):
-        rows = f"{config.prompts_per_step} prompts of {config.max_prompt_length:,} tokens x {config.num_generations} samples of "
+        rows = (
+            f"{config.prompts_per_step} prompts of {config.max_prompt_length:,} tokens x"
+            f" {config.num_generations} samples of "
+        )
         rows += f"{config.max_completion_length:,}"
     else:
-        rows = f"{config.prompts_per_step} rows of data of {config.max_length:,} tokens, half of them the prompt's"
+        rows = (
+            f"{config.prompts_per_step} rows of data of {config.max_length:,} tokens, half of them"
+            " the prompt's"
+        )
     held, dtype = pick_param_dtype(config.param_dtype), precision_on(config, kind)
-    precise = f"weights in {str(held).removeprefix('torch.')}, products in {str(dtype).removeprefix('torch.')}, {config.optim}"
+    precise = (
+        f"weights in {str(held).removeprefix('torch.')}, products in"
+        f" {str(dtype).removeprefix('torch.')}, {config.optim}"
+    )
     return [f"{algorithm}: {rows}; {budget(config, kind):,} tokens a micro-batch", precise]
 
 
@@ -122,9 +156,16 @@ def precision_on(config: Any, kind: str) -> torch.dtype:
 
 
 def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -> Fit:
-    """The forecast of one way to train: the same functions as before the first step of a run, over shapes without memory."""
+    """The forecast of one way to train: the same functions as before the first step of a run, over
+    shapes without memory.
+    """
     row, config = ALGORITHMS[algorithm], resolve(algorithm, config)
-    config = config.model_copy(update={"token_budget": budget(config, kind), "critic_model": config.critic_model and "policy"})
+    config = config.model_copy(
+        update={
+            "token_budget": budget(config, kind),
+            "critic_model": config.critic_model and "policy",
+        }
+    )
     policy, companion = without_memory(config, row, precision_on(config, kind))
     moving = {**policy.trainable(), **(companion.trainable() if companion else {})}
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
@@ -133,7 +174,9 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
     policy.room = logit_room(torch.device(kind), coming, useful, there)
     asked = config.reference not in (None, "none")
     reference = SimpleNamespace(adapters_off=config.use_peft, policy=policy) if asked else None
-    divided = SimpleNamespace(by_comparison=config.loss_aggregation == "comparison_mean", packs=policy.packs)
+    divided = SimpleNamespace(
+        by_comparison=config.loss_aggregation == "comparison_mean", packs=policy.packs
+    )
     work = work_in(*rows_of(config, row, divided))
     found = foreseen(policy, reference, companion, config, row, work, kind)
     return Fit(found, computed(work.micro, packed=policy.packs), ways_out(config, row, found))
@@ -143,14 +186,32 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
     """The rows of a step, as long as they may be, as `work_in` takes them."""
     if row.source in ("policy", "parameters"):
         prompts = [(1,) * config.max_prompt_length] * config.prompts_per_step
-        more, each = config.max_completion_length * (config.max_turns or 1), config.num_generations or 1
-        return to_be_said(prompts, each, more), config, divided, each, config.max_prompt_length, more
+        more, each = (
+            config.max_completion_length * (config.max_turns or 1),
+            config.num_generations or 1,
+        )
+        return (
+            to_be_said(prompts, each, more),
+            config,
+            divided,
+            each,
+            config.max_prompt_length,
+            more,
+        )
     half, length = config.max_length // 2, config.max_length
-    return to_be_said([(1,) * half] * config.prompts_per_step, COMPARED.get(row.source, 1), length - half), config, divided
+    return (
+        to_be_said(
+            [(1,) * half] * config.prompts_per_step, COMPARED.get(row.source, 1), length - half
+        ),
+        config,
+        divided,
+    )
 
 
 def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The policy of a configuration, and what is trained beside it, of tensors that have a shape and no memory."""
+    """The policy of a configuration, and what is trained beside it, of tensors that have a shape
+    and no memory.
+    """
     from transformers import AutoModelForCausalLM
 
     check_folder(config.model)
@@ -158,14 +219,20 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)
-    except Exception as error:  # whatever another library raises about a folder is told in our words
-        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={config.model}") from error
+    except (
+        Exception
+    ) as error:  # whatever another library raises about a folder is told in our words
+        raise UsageError(
+            f"cannot load a model: {told(error)}", where=f"model={config.model}"
+        ) from error
     kept = pick_param_dtype(config.param_dtype)
     model = hold(model, kept)
     with torch.device("meta"):
         model = hold(with_lora(model, config), kept) if config.use_peft else model
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
     with torch.device("meta"):
         companion = BESIDE[row.beside](config, policy) if row.beside else None
@@ -178,14 +245,20 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
 
 
 def imagine(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Put a tensor of the same shape, as if it were in memory, in the place of each of a model's; one stays one."""
+    """Put a tensor of the same shape, as if it were in memory, in the place of each of a model's;
+    one stays one.
+    """
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and not isinstance(parameter, FakeTensor):
                 fake = FakeTensor(mode, parameter.data, torch.device("cpu"))
-                made.setdefault(id(parameter), nn.Parameter(fake, requires_grad=parameter.requires_grad))
+                made.setdefault(
+                    id(parameter), nn.Parameter(fake, requires_grad=parameter.requires_grad)
+                )
                 module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None and not isinstance(buffer, FakeTensor):
-                module._buffers[name] = made.setdefault(id(buffer), FakeTensor(mode, buffer, torch.device("cpu")))
+                module._buffers[name] = made.setdefault(
+                    id(buffer), FakeTensor(mode, buffer, torch.device("cpu"))
+                )

@@ -6,38 +6,64 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-ROWS, PROMPT, SAMPLED = 8, 32, 16  # of the measurement: rows, tokens of a prompt, tokens sampled for each
+ROWS, PROMPT, SAMPLED = (
+    8,
+    32,
+    16,
+)  # of the measurement: rows, tokens of a prompt, tokens sampled for each
 
 
 def model_lines(name: str) -> list[tuple[str, str]]:
-    """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows are sampled and trained on."""
+    """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows
+    are sampled and trained on.
+    """
     from laurel.core.config import TrainConfig
-    from laurel.policy.model import load_policy
-    from laurel.policy.packed import packs
-    from laurel.policy.static import static_because
-    from laurel.policy.ways import way_of
+    from laurel.model.packed import packs
+    from laurel.model.policy import load_policy
+    from laurel.model.static import static_because
+    from laurel.model.ways import way_of
     from laurel.train.memory import weights_of
     from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
     vocabulary, width = policy.causal.get_input_embeddings().weight.shape
     count = policy.num_parameters
-    told = [("model", f"{type(policy.causal).__name__}, {in_words(count)} weights, {vocabulary:,} words, width {width}")]
+    told = [
+        (
+            "model",
+            (
+                f"{type(policy.causal).__name__}, {in_words(count)} weights, {vocabulary:,} words,"
+                f" width {width}"
+            ),
+        )
+    ]
     rate = sampled_per_second(policy)
-    told.append(("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once"))
+    told.append(
+        ("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once")
+    )
     if policy.device.type != "cuda":
         told.append(("on CUDA", on_cuda(policy, static_because(policy))))
     packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
-    way = "fast: packed, no padding, shared prompts once" if packed else "general: padded rows, transformers' own forward"
-    told.append(("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward"))
+    way = (
+        "fast: packed, no padding, shared prompts once"
+        if packed
+        else "general: padded rows, transformers' own forward"
+    )
+    told.append(
+        ("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward")
+    )
     weights = weights_of(policy.model)
     trained = weights + sum(state_bytes(policy.trainable(), "adamw_torch").values())
-    told.append((
-        "memory",
-        f"{in_bytes(weights)} of weights; all of them trained {in_bytes(trained)}, with a reference for KL "
-        f"{in_bytes(trained + weights)}; LoRA {in_bytes(weights)} and its adapters; activations beside that "
-        "(--algorithm grpo: all of it)",
-    ))  # fmt: skip
+    told.append(
+        (
+            "memory",
+            (
+                f"{in_bytes(weights)} of weights; all of them trained {in_bytes(trained)}, with a"
+                f" reference for KL {in_bytes(trained + weights)}; LoRA {in_bytes(weights)} and its"
+                " adapters; activations beside that (--algorithm grpo: all of it)"
+            ),
+        )
+    )
     return told
 
 
@@ -45,13 +71,17 @@ def sampling(name: str, why: str) -> str:
     """A way of sampling in words, and why it is not a faster one."""
     if name == "general":
         return f"general: {why}"
-    fast = "the compact decoder" if name == "compact" else "static buffers" + (f" ({why})" if why else "")
+    fast = (
+        "the compact decoder"
+        if name == "compact"
+        else "static buffers" + (f" ({why})" if why else "")
+    )
     return f"fast: {fast}"
 
 
 def on_cuda(policy: Any, why: str) -> str:
     """How a policy would be sampled there, and the memory of some rows beside the weights."""
-    from laurel.policy.inflight import memory_of
+    from laurel.model.inflight import memory_of
 
     if why:
         return sampling("general", why)
@@ -76,15 +106,24 @@ def in_bytes(size: float) -> str:
 def prompts_of(policy: Any) -> list[tuple[int, ...]]:
     """Prompts that differ, of ids from the middle of the vocabulary."""
     size = policy.causal.get_input_embeddings().weight.shape[0]
-    return [tuple((7 * row + at) % (size // 2) + size // 4 for at in range(PROMPT)) for row in range(ROWS)]
+    return [
+        tuple((7 * row + at) % (size // 2) + size // 4 for at in range(PROMPT))
+        for row in range(ROWS)
+    ]
 
 
 def sampled_per_second(policy: Any) -> float:
     """Tokens drawn in a second, after a first token that pays for what is made once."""
-    from laurel.policy.sampler import sample
+    from laurel.model.sampler import sample
 
     def draw(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
-        found = sample(policy, prompts, seeds=list(range(len(prompts))), max_completion_length=tokens, temperature=1.0)
+        found = sample(
+            policy,
+            prompts,
+            seeds=list(range(len(prompts))),
+            max_completion_length=tokens,
+            temperature=1.0,
+        )
         return sum(len(one.ids) for one in found)
 
     draw(prompts_of(policy)[:1], 1)
@@ -93,14 +132,24 @@ def sampled_per_second(policy: Any) -> float:
 
 
 def trained_per_second(policy: Any) -> float:
-    """Tokens of a forward and a backward pass in a second, log-probabilities included. The weights stay as they are."""
+    """Tokens of a forward and a backward pass in a second, log-probabilities included. The weights
+    stay as they are.
+    """
     from laurel.core.sample import Group, Key, Sample
     from laurel.rollout.pack import pack
 
     def group(at: int, ids: tuple[int, ...]) -> Group:
         said = ids[PROMPT // 2 :]
         sample = Sample(
-            Key("doctor", "", str(at), 0, 0), ids[: PROMPT // 2], said, (0.0,) * len(said), (True,) * len(said), 1.0, "length", "", ()
+            Key("doctor", "", str(at), 0, 0),
+            ids[: PROMPT // 2],
+            said,
+            (0.0,) * len(said),
+            (True,) * len(said),
+            1.0,
+            "length",
+            "",
+            (),
         )
         return Group(str(at), {}, (sample,))
 

@@ -15,25 +15,47 @@ from laurel.core.errors import LaurelError, UsageError, misspelt, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("laurel.cli.demo", "from nothing to a model that learned to add: a tour in minutes"),
     "train": ("laurel.cli.train", "train a model with one algorithm of the table"),
-    "pipeline": ("laurel.cli.pipeline", "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan"),
-    "eval": ("laurel.cli.eval", "how good a model is: greedy accuracy, pass@k, majority@k, with intervals"),
+    "pipeline": (
+        "laurel.cli.pipeline",
+        "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan",
+    ),
+    "eval": (
+        "laurel.cli.eval",
+        "how good a model is: greedy accuracy, pass@k, majority@k, with intervals",
+    ),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
     "data": ("laurel.cli.data", "check gold answers, show rows and tokens, convert formats"),
-    "verify": ("laurel.cli.verify", "proof: what trains, against exact truths; planted mistakes must be noticed"),
-    "tabular": ("laurel.cli.tabular", "the foundations on exact worlds: gridworld, planning, imitation, inverse RL, hindsight"),
-    "feedback": ("laurel.cli.feedback", "people's preferences: pages to rate on, import, export, report"),
-    "prompt": ("laurel.cli.prompt", "which prompt for which query, learned from logs alone: fit, choose, report"),
+    "verify": (
+        "laurel.cli.verify",
+        "proof: what trains, against exact truths; planted mistakes must be noticed",
+    ),
+    "tabular": (
+        "laurel.cli.tabular",
+        "the foundations on exact worlds: gridworld, planning, imitation, inverse RL, hindsight",
+    ),
+    "feedback": (
+        "laurel.cli.feedback",
+        "people's preferences: pages to rate on, import, export, report",
+    ),
+    "prompt": (
+        "laurel.cli.prompt",
+        "which prompt for which query, learned from logs alone: fit, choose, report",
+    ),
     "report": ("laurel.cli.report", "one self-contained page about a run"),
     "bench": ("laurel.cli.bench", "laurel beside its peers on this machine, with goals"),
     "doctor": ("laurel.cli.doctor", "a verdict on this installation"),
 }
 """verb: (the module that has `add_parser(subparsers)`, one line of help)."""
 
-SMALLER = "Take a smaller token_budget or max_completion_length, a smaller model, or LoRA (use_peft)."
+SMALLER = (
+    "Take a smaller token_budget or max_completion_length, a smaller model, or LoRA (use_peft)."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 or 143 stopped on request."""
+    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 or 143
+    stopped on request.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         speak_to(stream)
@@ -61,23 +83,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def speak_to(stream: Any) -> None:
-    """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than to stop."""
-    if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+    """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than
+    to stop.
+    """
+    if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(
+        stream, "reconfigure"
+    ):
         stream.reconfigure(errors="backslashreplace")
 
 
 def _translated(error: Exception) -> LaurelError | None:
-    """What the disk or the memory refuses, as an error of ours; None for anything else, whose traceback somebody must see."""
+    """What the disk or the memory refuses, as an error of ours; None for anything else, whose
+    traceback somebody must see.
+    """
     from laurel.core.files import disk_error, refusal  # here: the command opens sooner without it
 
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return LaurelError(f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.", fix=SMALLER)
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which is not imported here
+        return LaurelError(
+            f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.",
+            fix=SMALLER,
+        )
     refused = refusal(error)
     return None if refused is None else disk_error(refused, "a file, or the output")
 
 
 def _hush() -> None:
-    """What is still to be printed goes nowhere, so that Python does not complain a second time when it leaves."""
+    """What is still to be printed goes nowhere, so that Python does not complain a second time when
+    it leaves.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -103,18 +138,22 @@ def _dispatch(words: list[str]) -> int:
 
 
 def help_text() -> str:
-    """What `laurel --help` prints: every verb with its line. Nothing but this module is imported for it."""
+    """What `laurel --help` prints: every verb with its line. Nothing but this module is imported
+    for it.
+    """
     verbs = "\n".join(f"  {verb:10} {line}" for verb, (_, line) in VERBS.items())
     return (
-        "usage: laurel VERB ...\n\nPost-train language models from rewards:\n"
-        "  sample x ~ policy or data  ->  score R(x)  ->  weigh A(x)  ->  maximise A(x) log pi(x)\n\n"
-        f"verbs:\n{verbs}\n\n"
-        "laurel VERB --help tells the options of a verb; laurel --version the version."
+        "usage: laurel VERB ...\n\nPost-train language models from rewards:\n  sample x ~ policy"
+        " or data  ->  score R(x)  ->  weigh A(x)  ->  maximise A(x) log"
+        f" pi(x)\n\nverbs:\n{verbs}\n\nlaurel VERB --help tells the options of a verb; laurel"
+        " --version the version."
     )
 
 
 def tidy(words: Sequence[str], known: set[str]) -> list[str]:
-    """The same words, `--some-name` written `--some_name`, and `--name -1e-3` (to argparse two options) written `--name=-1e-3`."""
+    """The same words, `--some-name` written `--some_name`, and `--name -1e-3` (to argparse two
+    options) written `--name=-1e-3`.
+    """
     tidied: list[str] = []
     for position, word in enumerate(words):
         before = tidied[-1] if tidied else ""
@@ -130,24 +169,49 @@ def tidy(words: Sequence[str], known: set[str]) -> list[str]:
     return tidied
 
 
-def _unexpected(left: list[str], where: str, known: set[str], args: argparse.Namespace) -> UsageError:
-    """The error for words that no option or argument took: an unknown option is named first, with the nearest right one.
+def _unexpected(
+    left: list[str], where: str, known: set[str], args: argparse.Namespace
+) -> UsageError:
+    """The error for words that no option or argument took: an unknown option is named first, with
+    the nearest right one.
 
     A verb whose options depend on what is done with it brings an `advise` of its own.
     """
     options = [word for word in left if word.startswith("-") and word != "--"]
     if not options:
-        several = left[0].removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
-        fix = "Several files stand between commas (a.jsonl,b.jsonl), and a pattern in quotes." if several else ""
-        return UsageError(f"unexpected argument `{left[0]}`.", where=where, fix=fix or f"`{where} --help` tells what it takes.")
+        several = (
+            left[0].removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet"))
+        )
+        fix = (
+            "Several files stand between commas (a.jsonl,b.jsonl), and a pattern in quotes."
+            if several
+            else ""
+        )
+        return UsageError(
+            f"unexpected argument `{left[0]}`.",
+            where=where,
+            fix=fix or f"`{where} --help` tells what it takes.",
+        )
     name = options[0].split("=")[0]
     near = misspelt(name.lstrip("-"), [option.lstrip("-") for option in known])
-    hint = args.advise(name.lstrip("-"), args) if "advise" in args else f"Did you mean `--{near}`?" if near else ""
-    return UsageError(f"unknown option `{name}`.", where=where, fix=hint or f"`{where} --help` tells what there is.")
+    hint = (
+        args.advise(name.lstrip("-"), args)
+        if "advise" in args
+        else f"Did you mean `--{near}`?"
+        if near
+        else ""
+    )
+    return UsageError(
+        f"unknown option `{name}`.",
+        where=where,
+        fix=hint or f"`{where} --help` tells what there is.",
+    )
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Every long option of a parser and of its verbs, which stop accepting abbreviations: a prefix must not pass for a name."""
+    """Every long option of a parser and of its verbs, which stop accepting abbreviations: a prefix
+    must not pass for a name.
+    """
     parser.allow_abbrev = False
     for action in parser._actions:
         yield from (option for option in action.option_strings if option.startswith("--"))
@@ -158,11 +222,17 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _complain(error: LaurelError) -> None:
-    """The message on standard error, red where that is a terminal. An end that somebody asked for is no error."""
+    """The message on standard error, red where that is a terminal. An end that somebody asked for
+    is no error.
+    """
     if error.wanted:
         print(error, file=sys.stderr)
         return
-    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    red, plain = (
+        ("\033[31m", "\033[0m")
+        if sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        else ("", "")
+    )
     print(f"{red}error: {error}{plain}", file=sys.stderr)
 
 

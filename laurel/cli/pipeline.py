@@ -1,4 +1,6 @@
-"""`laurel pipeline PLAN.yaml`: from demonstrations and preferences to a trained and compared policy, resumable."""
+"""`laurel pipeline PLAN.yaml`: from demonstrations and preferences to a trained and compared
+policy, resumable.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,30 @@ def add_parser(subparsers: Any) -> None:
     from laurel.pipeline.plan import Plan
 
     parser = subparsers.add_parser(
-        "pipeline", help="SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=sections(),
-    )  # fmt: skip
-    parser.add_argument("plan", metavar="PLAN", help="a YAML file, such as examples/addition-rlhf.yaml")
+        "pipeline",
+        help=(
+            "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=sections(),
+    )
+    parser.add_argument(
+        "plan", metavar="PLAN", help="a YAML file, such as examples/addition-rlhf.yaml"
+    )
     for name in CHANGES:
         field = Plan.model_fields[name]
-        parser.add_argument(f"--{name}", type=int if field.annotation is int else str, help=field.description, default=None)
+        parser.add_argument(
+            f"--{name}",
+            type=int if field.annotation is int else str,
+            help=field.description,
+            default=None,
+        )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change one option of a section; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.OPTION=VALUE",
+        help="change one option of a section; may be repeated",
     )
     parser.set_defaults(run=run)
 
@@ -32,18 +49,26 @@ def sections() -> str:
     from laurel.pipeline.plan import Comparing, Preferring, Sampling
 
     lines = [
-        "sections of a plan:", "  sft      dataset, and options of `laurel train sft`; null: the model is the start as it is",
+        "sections of a plan:",
+        (
+            "  sft      dataset, and options of `laurel train sft`; null: the model is the start as"
+            " it is"
+        ),
         "  reward   algorithm, members, combine, and options of `laurel train reward`",
         "  policy   algorithm, and options of `laurel train ALGORITHM`",
-    ]  # fmt: skip
+    ]
     for name, kind in (("sample", Sampling), ("prefer", Preferring), ("compare", Comparing)):
         for option, field in kind.model_fields.items():
-            lines.append(f"  {name + '.' + option:32} {field.description} (default {field.default})")
+            lines.append(
+                f"  {name + '.' + option:32} {field.description} (default {field.default})"
+            )
     return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the plan; 0 when it ends. Mistakes in the plan are UsageErrors before any weight is loaded."""
+    """Carry out the plan; 0 when it ends. Mistakes in the plan are UsageErrors before any weight is
+    loaded.
+    """
     from laurel.pipeline.plan import read_plan
 
     changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}

@@ -1,7 +1,9 @@
-"""`laurel train ALGORITHM --from-trl FILE`: a run that TRL was to make, said in our options, shown line by line.
+"""`laurel train ALGORITHM --from-trl FILE`: a run that TRL was to make, said in our options, shown
+line by line.
 
-A ported run is the run they had: where the file is silent and a result depends on it, TRL's default is taken, not laurel's, and the
-line says so. What changes no result keeps laurel's default. Whatever the command line gives wins.
+A ported run is the run they had: where the file is silent and a result depends on it, TRL's default
+is taken, not laurel's, and the line says so. What changes no result keeps laurel's default.
+Whatever the command line gives wins.
 """
 
 from __future__ import annotations
@@ -55,14 +57,26 @@ UNSAID: dict[str, dict[str, tuple[Any, str]]] = {
 """What a trainer does without an option of its own: ours -> (value, why)."""
 
 OTHERWISE = {
-    "orpo": Line("likelihood of the prompt", "in TRL's loss", (), "ORPO's paper has the answer's alone, as laurel has."),
-    "ipo": Line("margin", "a mean over tokens in TRL", (), "laurel's is a sum, as in the paper: beta is on another scale."),
+    "orpo": Line(
+        "likelihood of the prompt",
+        "in TRL's loss",
+        (),
+        "ORPO's paper has the answer's alone, as laurel has.",
+    ),
+    "ipo": Line(
+        "margin",
+        "a mean over tokens in TRL",
+        (),
+        "laurel's is a sum, as in the paper: beta is on another scale.",
+    ),
 }
 """A row whose mathematics is not quite TRL's -> the line that says so."""
 
 
 def port(args: Any, ask: Ask) -> TrainConfig:
-    """The configuration of a file of TRL's, with what the command line gives over it; the translation is printed."""
+    """The configuration of a file of TRL's, with what the command line gives over it; the
+    translation is printed.
+    """
     path = args.from_trl
     if args.config is not None:
         fix = "Give one; single options stand behind it."
@@ -82,7 +96,9 @@ def port(args: Any, ask: Ask) -> TrainConfig:
 
 
 def read_trl(path: str) -> dict[str, Any]:
-    """The names in a YAML file, or in a JSON file as TRL saves it, without those at the values that a saved file holds anyway."""
+    """The names in a YAML file, or in a JSON file as TRL saves it, without those at the values that
+    a saved file holds anyway.
+    """
     if not path.endswith(".json"):
         return read_yaml(path)
     try:
@@ -93,20 +109,32 @@ def read_trl(path: str) -> dict[str, Any]:
         raise UsageError(f"not valid JSON: {error}.", where=path) from None
     if not isinstance(values, dict):
         raise UsageError("a configuration is a mapping of name: value.", where=path)
-    return {name: value for name, value in values.items() if name not in DUMPED or value != DUMPED[name]}
+    return {
+        name: value for name, value in values.items() if name not in DUMPED or value != DUMPED[name]
+    }
 
 
 def ported(
     path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Ask
-) -> tuple[dict[str, Any], list[Line]]:  # fmt: skip
-    """(options of ours, a line for every name). own: what the command line gives by our names, which win."""
+) -> tuple[dict[str, Any], list[Line]]:
+    """(options of ours, a line for every name). own: what the command line gives by our names,
+    which win.
+    """
     trainer = TRAINERS[ask.algorithm]
-    lines = [Line(name, "...", (), "Set variables in the shell.") for name in theirs if name == "env"]
-    theirs = {name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()}
+    lines = [
+        Line(name, "...", (), "Set variables in the shell.") for name in theirs if name == "env"
+    ]
+    theirs = {
+        name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()
+    }
     theirs = {name: value for name, value in theirs.items() if name != "env" and value is not None}
     known(path, theirs, ask)
     if path.endswith(".json"):
-        theirs = {n: value for n, value in theirs.items() if n not in TABLE or not same(value, default_of(n, trainer))}
+        theirs = {
+            n: value
+            for n, value in theirs.items()
+            if n not in TABLE or not same(value, default_of(n, trainer))
+        }
     everything = {**theirs, **own}
     asking = replace(ask, given=everything, defaults=defaults_of(trainer), port=True)
     lines += list(aside(path, theirs, own, asking))
@@ -114,7 +142,9 @@ def ported(
         theirs.pop(line.theirs, None)
     values, said = translate(theirs, TABLE, asking, path)
     values = beside(path, values)
-    lines += [Line(name, theirs[name], ((name, values[name]),)) for name in values if name in theirs] + said
+    lines += [
+        Line(name, theirs[name], ((name, values[name]),)) for name in values if name in theirs
+    ] + said
     lines += list(silent(path, values, own, asking))
     lines += list(otherwise(asking, values))
     for option, (value, why) in unsaid(asking, values).items():
@@ -126,15 +156,21 @@ def ported(
 
 def known(path: str, theirs: Mapping[str, Any], ask: Ask) -> None:
     """UsageError for names that are neither theirs nor ours."""
-    unknown = [name for name in theirs if name not in TABLE and name not in TrainConfig.model_fields]
+    unknown = [
+        name for name in theirs if name not in TABLE and name not in TrainConfig.model_fields
+    ]
     if unknown:
         nothing = "neither a name of TRL 1.16 nor of laurel."
-        each = " ".join(f"`{name}`: {advice(name, TrainConfig, ask) or nothing}" for name in unknown)
+        each = " ".join(
+            f"`{name}`: {advice(name, TrainConfig, ask) or nothing}" for name in unknown
+        )
         raise UsageError(f"unknown: {', '.join(unknown)}.", where=path, fix=each)
 
 
 def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask) -> Iterator[Line]:
-    """Lines of the names that are left out, and why. Those that would change results, and ask for that, are an error together."""
+    """Lines of the names that are left out, and why. Those that would change results, and ask for
+    that, are an error together.
+    """
     trainer, refused = TRAINERS[ask.algorithm], list[str]()
     for name in [name for name in theirs if name in TABLE]:
         row, value, default = TABLE[name], theirs[name], default_of(name, trainer)
@@ -150,7 +186,9 @@ def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask
             refused.append(f"`{name}: {shown(value)}`: {row.say}")
     if refused:
         fix = " ".join([*refused, "Take them out of the file to train without."])
-        raise UsageError("it asks for what laurel has not, and results would differ.", where=path, fix=fix)
+        raise UsageError(
+            "it asks for what laurel has not, and results would differ.", where=path, fix=fix
+        )
 
 
 def needless(name: str, value: Any, ask: Ask) -> str:
@@ -166,13 +204,19 @@ def needless(name: str, value: Any, ask: Ask) -> str:
 
 
 def silent(path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Ask) -> Iterator[Line]:
-    """TRL's defaults where the file is silent and a result depends on them, put into `values`; a line where laurel's differ."""
+    """TRL's defaults where the file is silent and a result depends on them, put into `values`; a
+    line where laurel's differ.
+    """
     for name in names_taken(ask):
         if name in ask.given or set(TABLE[name].ours) & {*values, *own}:
             continue
         made, _ = translate({name: ask.defaults[name]}, TABLE, ask, path)
         made = {option: value for option, value in made.items() if value is not None}
-        made = {option: value for option, value in made.items() if option in ask.own() or option == EPOCHS}
+        made = {
+            option: value
+            for option, value in made.items()
+            if option in ask.own() or option == EPOCHS
+        }
         values |= made
         if any(value != ask.own().get(option) for option, value in made.items()):
             ours = ", ".join(shown(ask.own().get(option)) for option in made)
@@ -203,18 +247,30 @@ def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     found = dict(UNSAID.get(TRAINERS[ask.algorithm], {}))
     everything = {**ask.given, **values}
     if everything.get("eval_steps") and not everything.get("eval_dataset"):
-        found["eval_size"] = 200, "rows held out of dataset, not the split test: or name --eval_dataset"
+        found["eval_size"] = (
+            200,
+            "rows held out of dataset, not the split test: or name --eval_dataset",
+        )
     elif not everything.get("eval_dataset"):
         found["eval_size"] = 0, "nothing is evaluated, so every row is trained on"
     if "num_generations" in ask.own():
         found["max_prompt_length"] = LONGEST, "TRL 1.16 leaves no prompt out"
     if None not in (ask.own().get("epsilon"), ask.own().get("epsilon_high")):
-        found["epsilon_high"] = everything.get("epsilon", 0.2), "where it is not given TRL takes epsilon"
+        found["epsilon_high"] = (
+            everything.get("epsilon", 0.2),
+            "where it is not given TRL takes epsilon",
+        )
     if "train_on" in ask.own() and "train_on" not in everything and holds_messages(everything):
         found["train_on"] = "all", "TRL's default for rows of messages is every token"
     held = str(ask.given.get("dtype")).removeprefix("torch.")
     if held == "bfloat16" and "param_dtype" not in everything:
-        found["param_dtype"] = held, "TRL's dtype is that of the weights; where all are trained, laurel keeps float32 masters"
+        found["param_dtype"] = (
+            held,
+            (
+                "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
+                " masters"
+            ),
+        )
     if truth(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}
@@ -227,11 +283,15 @@ def holds_messages(values: Mapping[str, Any]) -> bool:
     name, split = values.get("dataset"), str(values.get("dataset_split") or "train")
     if not name:
         return False
-    return "messages" in read_rows(str(name), "sft", split=split, seed=0, size=1, by="sft")[0].columns
+    return (
+        "messages" in read_rows(str(name), "sft", split=split, seed=0, size=1, by="sft")[0].columns
+    )
 
 
 def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
-    """The modules that peft adapts where nobody names any; none where the model is not on this machine."""
+    """The modules that peft adapts where nobody names any; none where the model is not on this
+    machine.
+    """
     file = Path(str(values.get("model"))) / "config.json"
     if not file.is_file():
         return []
@@ -241,7 +301,9 @@ def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
 
 
 def table(path: str, algorithm: str, lines: list[Line]) -> list[str]:
-    """The translation as it is printed: what was read, what was taken by default, what was left out."""
+    """The translation as it is printed: what was read, what was taken by default, what was left
+    out.
+    """
     kept = [line for line in lines if line.ours]
     rest = [line for line in kept if line.theirs == BY_TRL or line.value == SILENT]
     parts = {
@@ -256,7 +318,11 @@ def table(path: str, algorithm: str, lines: list[Line]) -> list[str]:
 
 
 def left_out(line: Line) -> bool:
-    """Did this name become no option? One that asks for what is done anyway is read, not left out."""
+    """Did this name become no option? One that asks for what is done anyway is read, not left
+    out.
+    """
     row = TABLE.get(line.theirs)
-    asked_for_nothing = row is not None and row.kind == "translated" and (not row.ours or not line.said)
+    asked_for_nothing = (
+        row is not None and row.kind == "translated" and (not row.ours or not line.said)
+    )
     return not line.ours and not asked_for_nothing

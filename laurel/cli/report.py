@@ -8,8 +8,17 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Register `report`; `args.run` is what the command line calls."""
-    parser = subparsers.add_parser("report", help="write one self-contained HTML page about a run: what happened, is it healthy, samples")
-    parser.add_argument("folder", metavar="RUN", help="the --output_dir of a run (finished or not), or a folder with an eval.json")
+    parser = subparsers.add_parser(
+        "report",
+        help=(
+            "write one self-contained HTML page about a run: what happened, is it healthy, samples"
+        ),
+    )
+    parser.add_argument(
+        "folder",
+        metavar="RUN",
+        help="the --output_dir of a run (finished or not), or a folder with an eval.json",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.set_defaults(run=run)
 

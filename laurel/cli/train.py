@@ -1,4 +1,6 @@
-"""`laurel train ALGORITHM`: train one row of the table. Options are checked before torch is imported."""
+"""`laurel train ALGORITHM`: train one row of the table. Options are checked before torch is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,23 @@ FROM_TRL = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies depends on the algorithm."""
+    """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies
+    depends on the algorithm.
+    """
     from laurel.cli.options import add_foreign, add_options
 
-    parser = subparsers.add_parser("train", help="train a model with one algorithm of the table", add_help=False)
-    parser.add_argument("algorithm", metavar="ALGORITHM", nargs="?", help=", ".join(ALGORITHM_NAMES))
-    parser.add_argument("-h", "--help", action="store_true", help="show the options of ALGORITHM, with their defaults, and leave")
+    parser = subparsers.add_parser(
+        "train", help="train a model with one algorithm of the table", add_help=False
+    )
+    parser.add_argument(
+        "algorithm", metavar="ALGORITHM", nargs="?", help=", ".join(ALGORITHM_NAMES)
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="show the options of ALGORITHM, with their defaults, and leave",
+    )
     parser.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
     add_options(parser, TrainConfig)
     add_foreign(parser, TrainConfig)
@@ -31,7 +44,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is imported."""
+    """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is
+    imported.
+    """
     from laurel.cli.options import as_yaml, read_options
 
     if args.help:
@@ -60,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def asked(algorithm: str | None) -> Ask:
-    """Who asks: the algorithm that is named, with the defaults of its options, which are looked up only where they are needed."""
+    """Who asks: the algorithm that is named, with the defaults of its options, which are looked up
+    only where they are needed.
+    """
 
     def own() -> Mapping[str, Any]:
         from laurel.train.options import applying
@@ -72,20 +89,28 @@ def asked(algorithm: str | None) -> Ask:
 
 def advise(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
-    return advice(name, TrainConfig, asked(args.algorithm)).replace("Did you mean `", "Did you mean `--")
+    return advice(name, TrainConfig, asked(args.algorithm)).replace(
+        "Did you mean `", "Did you mean `--"
+    )
 
 
 def check_algorithm(name: str | None) -> str:
     """The name, if it is a row of the table."""
     if name is None:
-        raise UsageError("name an algorithm.", where="laurel train", fix=f"Known: {', '.join(ALGORITHM_NAMES)}.")
+        raise UsageError(
+            "name an algorithm.", where="laurel train", fix=f"Known: {', '.join(ALGORITHM_NAMES)}."
+        )
     if name not in ALGORITHM_NAMES:
-        raise UsageError(f"unknown algorithm `{name}`.", where="laurel train", fix=nearest(name, ALGORITHM_NAMES))
+        raise UsageError(
+            f"unknown algorithm `{name}`.", where="laurel train", fix=nearest(name, ALGORITHM_NAMES)
+        )
     return name
 
 
 def help_text(algorithm: str | None) -> str:
-    """Without an algorithm: the table, and every option. With one: what it is, the options that apply and their defaults in this row."""
+    """Without an algorithm: the table, and every option. With one: what it is, the options that
+    apply and their defaults in this row.
+    """
     from laurel.cli.options import add_options
     from laurel.train.algorithms import ALGORITHMS
     from laurel.train.options import applying
@@ -94,7 +119,9 @@ def help_text(algorithm: str | None) -> str:
         form = argparse.ArgumentParser(
             prog=f"laurel train {words}",
             description=about,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36, width=120),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=36, width=120
+            ),
             add_help=False,
         )
         form.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
@@ -102,7 +129,10 @@ def help_text(algorithm: str | None) -> str:
 
     if algorithm is None:
         table = "\n".join(f"  {name:20} {row.about}" for name, row in ALGORITHMS.items())
-        about = f"Train a model with one algorithm:\n\n{table}\n\nWhich options apply, and their defaults: laurel train ALGORITHM --help"
+        about = (
+            f"Train a model with one algorithm:\n\n{table}\n\nWhich options apply, and their"
+            " defaults: laurel train ALGORITHM --help"
+        )
         form = parser("ALGORITHM", about)
         add_options(form, TrainConfig)
         return form.format_help()

@@ -1,4 +1,6 @@
-"""`laurel verify`: the functions that train, held against exact truths, and deliberate mistakes that must be noticed."""
+"""`laurel verify`: the functions that train, held against exact truths, and deliberate mistakes
+that must be noticed.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,22 @@ WIDTH = 132  # of the tables where no terminal says otherwise
 
 def add_parser(subparsers: Any) -> None:
     """Register `verify`; `args.run` is what the command line calls."""
-    about = "hold the functions that train against exact truths; exit 1 if one is missed or a planted mistake goes unnoticed"
+    about = (
+        "hold the functions that train against exact truths; exit 1 if one is missed or a planted"
+        " mistake goes unnoticed"
+    )
     parser = subparsers.add_parser("verify", help=about, description=about)
     parser.set_defaults(run=run)
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this part (may be repeated; default: all)")
-    parser.add_argument("--method", help="show only this row of the table of algorithms (or oracle, kl, gae, sampler, ...)")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=PARTS,
+        help="only this part (may be repeated; default: all)",
+    )
+    parser.add_argument(
+        "--method",
+        help="show only this row of the table of algorithms (or oracle, kl, gae, sampler, ...)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -42,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     from laurel.verify.suite import hunt_all, run_part
 
     torch.set_num_threads(1)  # everything here is tiny: a second thread costs more than it brings
-    began, console = time.perf_counter(), Console(quiet=args.json, width=None if sys.stdout.isatty() else WIDTH)
+    began, console = (
+        time.perf_counter(),
+        Console(quiet=args.json, width=None if sys.stdout.isatty() else WIDTH),
+    )
     chosen = args.part or PARTS
     findings: list[Finding] = []
     for name in [part for part in CHECKS if part in chosen]:
@@ -52,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
         findings += kept
         show_part(console, name, CHECKS[name][0], kept)
     if args.method is not None and not findings and chosen != ["mutants"]:
-        raise UsageError(f"no finding is about `{args.method}`.", where="--method", fix=nearest(args.method, {f.method for f in found}))
+        raise UsageError(
+            f"no finding is about `{args.method}`.",
+            where="--method",
+            fix=nearest(args.method, {f.method for f in found}),
+        )
     with console.status("mutants: planted mistakes"):
         verdicts = list(hunt_all(os.cpu_count() or 1)) if "mutants" in chosen else []
     show_mutants(console, verdicts)
@@ -61,9 +81,16 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     if args.json:
         print(json.dumps(as_json(findings, verdicts, seconds), indent=1))
-    killed = f"; {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed ({share(verdicts):.0%})" if verdicts else ""
+    killed = (
+        f"; {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed ({share(verdicts):.0%})"
+        if verdicts
+        else ""
+    )
     wrong = f", {len(misnamed)} not by the check that they name" if misnamed else ""
-    console.print(f"\n{len(findings) - len(failed)} of {len(findings)} checks passed{killed}{wrong}, {seconds:.0f} s")
+    console.print(
+        f"\n{len(findings) - len(failed)} of {len(findings)} checks passed{killed}{wrong},"
+        f" {seconds:.0f} s"
+    )
     return 1 if failed or alive or misnamed else 0
 
 
@@ -78,16 +105,28 @@ def show_part(console: Console, name: str, about: str, findings: Sequence[Findin
 
     if not findings:
         return
-    table = new_table(f"{name}: {about}", ("method", "quantity", "expected", "measured", "error or z", "in float32", ""))
+    table = new_table(
+        f"{name}: {about}",
+        ("method", "quantity", "expected", "measured", "error or z", "in float32", ""),
+    )
     rows: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         rows.setdefault((finding.method, finding.quantity), []).append(finding)
     before = ""
     for (method, quantity), several in rows.items():
-        first, verdict = several[0], "[green]ok[/]" if all(f.passed for f in several) else "[bold red]FAIL[/]"
+        first, verdict = (
+            several[0],
+            "[green]ok[/]" if all(f.passed for f in several) else "[bold red]FAIL[/]",
+        )
         in_float32 = error(several[1]) if several[1:] else ""
         table.add_row(
-            "" if method == before else method, escape(quantity), first.expected, first.measured, error(first), in_float32, verdict
+            "" if method == before else method,
+            escape(quantity),
+            first.expected,
+            first.measured,
+            error(first),
+            in_float32,
+            verdict,
         )
         before = method
     console.print(table)
@@ -98,7 +137,14 @@ def new_table(title: str, heads: Sequence[str]) -> Table:
     """A table without lines; long cells go on in the next line."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+    )
     for head in heads:
         table.add_column(head, overflow="fold")
     return table
@@ -108,25 +154,51 @@ def error(finding: Finding) -> str:
     """1.2e-16, or for a sampled line z 1.1, n 10240."""
     if finding.samples:
         return f"z {finding.error:.2f}, n {finding.samples}"
-    return "0" if finding.error == 0 else f"{finding.error:.1e}" if finding.limit < 1e-2 else f"{finding.error:.3f} < {finding.limit:g}"
+    return (
+        "0"
+        if finding.error == 0
+        else (
+            f"{finding.error:.1e}"
+            if finding.limit < 1e-2
+            else f"{finding.error:.3f} < {finding.limit:g}"
+        )
+    )
 
 
 def show_mutants(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Each planted mistake, the check that noticed it first, and whether the one that it names notices, too."""
+    """Each planted mistake, the check that noticed it first, and whether the one that it names
+    notices, too.
+    """
     from rich.markup import escape
 
     if not verdicts:
         return
-    table = new_table("mutants: one line of the training code is wrong", ("mistake", "in", "noticed by", ""))
+    table = new_table(
+        "mutants: one line of the training code is wrong", ("mistake", "in", "noticed by", "")
+    )
     for v in verdicts:
-        where = f"{v.mutant.function.__module__.removeprefix('laurel.')}.{v.mutant.function.__name__}"
-        table.add_row(v.mutant.name, where, escape(v.killer), "[green]killed[/]" if v.killed else "[bold red]ALIVE[/]")
+        where = (
+            f"{v.mutant.function.__module__.removeprefix('laurel.')}.{v.mutant.function.__name__}"
+        )
+        table.add_row(
+            v.mutant.name,
+            where,
+            escape(v.killer),
+            "[green]killed[/]" if v.killed else "[bold red]ALIVE[/]",
+        )
         if not v.named:
-            table.add_row("", "", escape(f"not by {v.mutant.check}, {v.mutant.finding}"), "[bold red]WRONG NAME[/]")
+            table.add_row(
+                "",
+                "",
+                escape(f"not by {v.mutant.check}, {v.mutant.finding}"),
+                "[bold red]WRONG NAME[/]",
+            )
     console.print(table)
 
 
-def as_json(findings: Sequence[Finding], verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
+def as_json(
+    findings: Sequence[Finding], verdicts: Sequence[Verdict], seconds: float
+) -> dict[str, Any]:
     """Everything that was found, as --json prints it."""
     from dataclasses import asdict
 
@@ -136,7 +208,13 @@ def as_json(findings: Sequence[Finding], verdicts: Sequence[Verdict], seconds: f
         "findings": [{**asdict(f), "passed": f.passed} for f in findings],
         "mutants_killed": share(verdicts),
         "mutants": [
-            {"name": v.mutant.name, "killed": v.killed, "killer": v.killer, "named": v.mutant.finding, "named_kills": v.named}
+            {
+                "name": v.mutant.name,
+                "killed": v.killed,
+                "killer": v.killer,
+                "named": v.mutant.finding,
+                "named_kills": v.named,
+            }
             for v in verdicts
         ],
     }

@@ -1,9 +1,11 @@
-"""A program and its tests in two processes: loaded by `laurel.core.jail`, never imported. Standard library only.
+"""A program and its tests in two processes: loaded by `laurel.core.jail`, never imported. Standard
+library only.
 
-The tests run where the program cannot reach. They see its functions as stand-ins: a call crosses a pipe, and what comes back is plain
-data, copied. So nothing that the program does to its own interpreter (a forged `==`, other builtins, a walk up the frames, an early
-exit) touches the verdict. What is no plain data stays with the program, behind a stand-in that can be called, read, iterated and
-passed back, and that nothing can be compared with.
+The tests run where the program cannot reach. They see its functions as stand-ins: a call crosses a
+pipe, and what comes back is plain data, copied. So nothing that the program does to its own
+interpreter (a forged `==`, other builtins, a walk up the frames, an early exit) touches the
+verdict. What is no plain data stays with the program, behind a stand-in that can be called, read,
+iterated and passed back, and that nothing can be compared with.
 """
 
 from __future__ import annotations
@@ -92,18 +94,29 @@ class Remote:
 
 PLAIN_WORDS = (type(None), bool, str)
 GROUPS: dict[str, type] = {"l": list, "t": tuple, "s": set, "z": frozenset, "dq": deque}
-TABLES: dict[str, Callable[[Any], Any]] = {"ct": Counter, "od": OrderedDict, "dd": lambda pairs: defaultdict(None, pairs), "d": dict}
+TABLES: dict[str, Callable[[Any], Any]] = {
+    "ct": Counter,
+    "od": OrderedDict,
+    "dd": lambda pairs: defaultdict(None, pairs),
+    "d": dict,
+}
 TABLE_TYPES: dict[str, type] = {"ct": Counter, "od": OrderedDict, "dd": defaultdict, "d": dict}
 TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
-    "f": (float, float.hex, float.fromhex), "by": (bytes, bytes.hex, bytes.fromhex), "ba": (bytearray, bytearray.hex, bytearray.fromhex),
-    "de": (Decimal, Decimal.__str__, Decimal), "fr": (Fraction, Fraction.__str__, Fraction),
-    "dt": (datetime, datetime.isoformat, datetime.fromisoformat), "da": (date, date.isoformat, date.fromisoformat),
+    "f": (float, float.hex, float.fromhex),
+    "by": (bytes, bytes.hex, bytes.fromhex),
+    "ba": (bytearray, bytearray.hex, bytearray.fromhex),
+    "de": (Decimal, Decimal.__str__, Decimal),
+    "fr": (Fraction, Fraction.__str__, Fraction),
+    "dt": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "da": (date, date.isoformat, date.fromisoformat),
     "ti": (time, time.isoformat, time.fromisoformat),
-}  # fmt: skip
+}
 
 
 class Link:
-    """One end of the two pipes: sends requests, answers those of the other end while it waits, and keeps what stays on its side."""
+    """One end of the two pipes: sends requests, answers those of the other end while it waits, and
+    keeps what stays on its side.
+    """
 
     def __init__(self, inlet: int, outlet: int, *, serves: bool) -> None:
         self.inlet, self.outlet, self.serves = inlet, outlet, serves
@@ -146,8 +159,13 @@ class Link:
             self.send(self.answer(found))
 
     def request(self, number: int, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Do something with the other end's object of this number. Lists, dicts and sets that were passed are brought up to date."""
-        sent, named = [self.encode(value) for value in args], {name: self.encode(value) for name, value in kwargs.items()}
+        """Do something with the other end's object of this number. Lists, dicts and sets that were
+        passed are brought up to date.
+        """
+        sent, named = (
+            [self.encode(value) for value in args],
+            {name: self.encode(value) for name, value in kwargs.items()},
+        )
         found = self.ask({"do": do, "of": number, "args": sent, "named": named})
         if "raise" in found:
             raise self.error(*found["raise"])
@@ -158,10 +176,16 @@ class Link:
         return self.decode(found["value"])
 
     def error(self, names: list[str], text: str) -> Exception:
-        """The exception that was raised over there: a builtin one of the same name, else the nearest. StopIteration would end a loop."""
+        """The exception that was raised over there: a builtin one of the same name, else the
+        nearest. StopIteration would end a loop.
+        """
         for name in names:
             kind = self.errors.get(str(name)) or getattr(builtins, str(name), None)
-            if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, StopIteration):
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, Exception)
+                and not issubclass(kind, StopIteration)
+            ):
                 try:
                     return kind(text)
                 except TypeError:  # UnicodeDecodeError and others that want more
@@ -175,7 +199,8 @@ class Link:
             named = {name: self.decode(value) for name, value in message["named"].items()}
             value = self.encode(self.done(message["do"], self.kept[message["of"]], args, named))
             after = [
-                self.encode(item) if isinstance(item, (list, dict, set, bytearray, deque)) else None for item in (*args, *named.values())
+                self.encode(item) if isinstance(item, (list, dict, set, bytearray, deque)) else None
+                for item in (*args, *named.values())
             ]
             return {"value": value, "after": after}
         except Gone:
@@ -184,20 +209,30 @@ class Link:
             return {"raise": [[kind.__name__ for kind in type(error).__mro__], str(error)[:2000]]}
 
     def done(self, do: str, thing: Any, args: list[Any], named: Message) -> Any:
-        """What is asked for. The tests' end only calls: a function that a test passed in is no door to the tests."""
+        """What is asked for. The tests' end only calls: a function that a test passed in is no door
+        to the tests.
+        """
         if do == "call":
             return thing(*args, **named)
         if not self.serves:
             raise TypeError("the tests' objects can only be called")
         table: dict[str, Callable[..., Any]] = {
-            "get": getattr, "set": setattr, "str": str, "repr": repr, "len": len, "iter": iter,
-            "item": lambda thing, key: thing[key], "put": lambda thing, key, value: thing.__setitem__(key, value),
+            "get": getattr,
+            "set": setattr,
+            "str": str,
+            "repr": repr,
+            "len": len,
+            "iter": iter,
+            "item": lambda thing, key: thing[key],
+            "put": lambda thing, key, value: thing.__setitem__(key, value),
             "next": lambda thing, size: list(islice(thing, size)),
-        }  # fmt: skip
+        }
         return table[do](thing, *args)
 
     def encode(self, value: Any) -> Any:
-        """Plain data as JSON; of subclasses the data alone; anything else as a number under which it is kept here."""
+        """Plain data as JSON; of subclasses the data alone; anything else as a number under which
+        it is kept here.
+        """
         kind = type(value)
         if kind is Remote:
             return ["h", object.__getattribute__(value, "_number")]
@@ -219,7 +254,10 @@ class Link:
                 return [name, write(value)]
         for name, base in TABLE_TYPES.items():
             if isinstance(value, base):
-                return [name, [[self.encode(key), self.encode(item)] for key, item in dict.items(value)]]
+                return [
+                    name,
+                    [[self.encode(key), self.encode(item)] for key, item in dict.items(value)],
+                ]
         for name, base in GROUPS.items():
             if isinstance(value, base):
                 return [name, [self.encode(item) for item in base.__iter__(value)]]
@@ -235,7 +273,10 @@ class Link:
         if getattr(builtins, str(name), self) is value:
             return ["bi", name]
         if not callable(value):
-            raise TypeError(f"a test passes {type(value).__name__}, which is neither plain data nor the program's own")
+            raise TypeError(
+                f"a test passes {type(value).__name__}, which is neither plain data nor the"
+                " program's own"
+            )
         self.kept.append(value)
         return ["k", len(self.kept) - 1, "function"]
 
@@ -284,17 +325,22 @@ def refresh(value: Any, now: Any) -> None:
 def serve(link: Link, run: Callable[[str], Message], setup: str, source: str) -> None:
     """The program's life: run, tell its names, then do what the tests ask until they are done.
 
-    The setup goes first where it can: a program may need its imports. One that needs the program runs on the tests' side alone.
+    The setup goes first where it can: a program may need its imports. One that needs the program
+    runs on the tests' side alone.
     """
     main = sys.modules["__main__"].__dict__
-    with contextlib.suppress(Exception):  # it needs the program; it is run again, and judged, on the tests' side
+    with contextlib.suppress(
+        Exception
+    ):  # it needs the program; it is run again, and judged, on the tests' side
         exec(compile(setup, "setup.py", "exec"), main)
     end = run(source)
     if end["why"]:
         link.send({"end": end["why"]})
         return
     link.kept.append(main)
-    names = {name: describe(value) for name, value in list(main.items()) if not name.startswith("__")}
+    names = {
+        name: describe(value) for name, value in list(main.items()) if not name.startswith("__")
+    }
     link.send({"names": names})
     while True:
         link.send(link.answer(link.receive()))
@@ -305,12 +351,17 @@ def describe(value: Any) -> list[str]:
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
     if isinstance(value, type):
-        return ["error" if issubclass(value, BaseException) else "class", *(kind.__name__ for kind in value.__mro__)]
+        return [
+            "error" if issubclass(value, BaseException) else "class",
+            *(kind.__name__ for kind in value.__mro__),
+        ]
     return ["value"]
 
 
 def judge(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> Message:
-    """The tests' life: {"why": ""} if setup and tests came to their end with the program alive, else why not."""
+    """The tests' life: {"why": ""} if setup and tests came to their end with the program alive,
+    else why not.
+    """
     try:
         first = link.receive()
         if "names" not in first:
@@ -324,7 +375,9 @@ def judge(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> 
 
 
 def borrowed(link: Link, names: dict[str, list[str]], text: str) -> dict[str, Any]:
-    """The program's names that the tests use and do not define. Builtins stay the tests' own, unless the tests use nothing else."""
+    """The program's names that the tests use and do not define. Builtins stay the tests' own,
+    unless the tests use nothing else.
+    """
     wanted = free_names(text)
     offered = {name for name in wanted if isinstance(names.get(name), list)}
     usual = set(vars(builtins))
@@ -336,8 +389,13 @@ def borrowed(link: Link, names: dict[str, list[str]], text: str) -> dict[str, An
         if kind == "module" and rest and rest[0].partition(".")[0] in sys.stdlib_module_names:
             found[name] = importlib.import_module(rest[0])
         elif kind == "error":
-            base = next((getattr(builtins, other) for other in rest[1:] if hasattr(builtins, other)), Exception)
-            found[name] = link.errors[name] = type(name, (base if issubclass(base, Exception) else Exception,), {})
+            base = next(
+                (getattr(builtins, other) for other in rest[1:] if hasattr(builtins, other)),
+                Exception,
+            )
+            found[name] = link.errors[name] = type(
+                name, (base if issubclass(base, Exception) else Exception,), {}
+            )
         else:
             found[name] = link.request(0, "item", name)
     return found
@@ -363,10 +421,16 @@ def free_names(text: str) -> set[str]:
 
 
 def without(setup: str, names: dict[str, list[str]]) -> str:
-    """The setup less the classes that the program has too: those of the program's side can be passed to its functions."""
+    """The setup less the classes that the program has too: those of the program's side can be
+    passed to its functions.
+    """
     try:
         tree = ast.parse(setup)
     except (SyntaxError, ValueError):
         return setup
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and names.get(node.name, [""])[0] == "class")]
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.ClassDef) and names.get(node.name, [""])[0] == "class")
+    ]
     return ast.unparse(tree)

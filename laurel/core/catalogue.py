@@ -1,4 +1,6 @@
-"""The catalogue of metrics: of each, what it means, what is healthy, and what to look at first when it is not."""
+"""The catalogue of metrics: of each, what it means, what is healthy, and what to look at first when
+it is not.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a metric is, its unit, what is healthy in words, and what to look at first when it is not.
+    """What a metric is, its unit, what is healthy in words, and what to look at first when it is
+    not.
 
     Outside [low, high] (None: no bound) a report raises a warning.
     """
@@ -25,7 +28,12 @@ LOOK = "read samples.jsonl: what do the completions say, and why were they score
 SPEED = "token_budget and prompts_per_step: larger batches keep the machine busy"
 
 CATALOGUE: dict[str, Meaning] = {
-    "reward": Meaning("mean reward of the sampled completions, failed ones left out", "reward", "rises, then levels off", LOOK),
+    "reward": Meaning(
+        "mean reward of the sampled completions, failed ones left out",
+        "reward",
+        "rises, then levels off",
+        LOOK,
+    ),
     "reward_std": Meaning(
         "spread of the reward inside a group (samples of one prompt), averaged over groups",
         "reward",
@@ -36,7 +44,8 @@ CATALOGUE: dict[str, Meaning] = {
         "share of groups whose samples all have the same reward: they teach nothing",
         "share",
         "below .8",
-        "is the task solved, or too easy or too hard for this model? dynamic_sampling=true replaces such groups",
+        "is the task solved, or too easy or too hard for this model? dynamic_sampling=true replaces"
+        " such groups",
         high=0.8,
     ),
     "informative_fraction": Meaning(
@@ -47,16 +56,26 @@ CATALOGUE: dict[str, Meaning] = {
         low=0.2,
     ),
     "zero_signal": Meaning(
-        "1 where a step was skipped because nothing in it counted: every weight 0, every sample masked, or every reward failed",
+        "1 where a step was skipped because nothing in it counted: every weight 0, every sample"
+        " masked, or every reward failed",
         "share of steps",
         "0, rarely more",
-        "which: informative_fraction (difficulty of the prompts, num_generations), completions/clipped_ratio, failed_fraction",
+        "which: informative_fraction (difficulty of the prompts, num_generations),"
+        " completions/clipped_ratio, failed_fraction",
         high=0.2,
     ),
     "resampled_groups": Meaning(
-        "groups replaced because they carried no signal", "groups", "few", "difficulty of the prompts; max_resamples bounds the cost"
+        "groups replaced because they carried no signal",
+        "groups",
+        "few",
+        "difficulty of the prompts; max_resamples bounds the cost",
     ),
-    "rewards/*/mean": Meaning("mean of one reward function over the samples it scored", "reward", "rises with the whole", LOOK),
+    "rewards/*/mean": Meaning(
+        "mean of one reward function over the samples it scored",
+        "reward",
+        "rises with the whole",
+        LOOK,
+    ),
     "rewards/*/failed": Meaning(
         "share of samples on which this reward function broke (raised, hung, returned NaN)",
         "share",
@@ -65,10 +84,14 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.0,
     ),
     "rewards/*/abstained": Meaning(
-        "share of samples this reward function had no opinion on", "share", "as the task intends", "the columns the reward looks for"
+        "share of samples this reward function had no opinion on",
+        "share",
+        "as the task intends",
+        "the columns the reward looks for",
     ),
     "failed_fraction": Meaning(
-        "share of samples excluded because a reward failed; the run stops above max_failed_fraction",
+        "share of samples excluded because a reward failed; the run stops above"
+        " max_failed_fraction",
         "share",
         "0",
         "the reasons in samples.jsonl, then the reward function",
@@ -80,9 +103,14 @@ CATALOGUE: dict[str, Meaning] = {
         "below .5 unless answers are a few tokens long",
         "entropy and temperature; if it is so from the first step, the seeds of the samples",
     ),
-    "completions/mean_length": Meaning("mean length of a completion", "tokens", "steady, or moving for a reason you can name", LOOK),
+    "completions/mean_length": Meaning(
+        "mean length of a completion", "tokens", "steady, or moving for a reason you can name", LOOK
+    ),
     "completions/max_length": Meaning(
-        "longest completion of the step", "tokens", "below max_completion_length", "completions/clipped_ratio"
+        "longest completion of the step",
+        "tokens",
+        "below max_completion_length",
+        "completions/clipped_ratio",
     ),
     "completions/clipped_ratio": Meaning(
         "share of completions cut off at max_completion_length",
@@ -92,7 +120,8 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.2,
     ),
     "kl": Meaning(
-        "KL of the policy from the reference (k3, never negative) at every token sampled in the step, trained on or not",
+        "KL of the policy from the reference (k3, never negative) at every token sampled in the"
+        " step, trained on or not",
         "nats per token",
         "0 at the first step, then below about .5",
         "beta and learning_rate; read samples for text that only the reward likes",
@@ -108,14 +137,16 @@ CATALOGUE: dict[str, Meaning] = {
         high=20.0,
     ),
     "entropy": Meaning(
-        "entropy of the next-token distribution: at every token sampled in the step, trained on or not; of data at the supervised ones",
+        "entropy of the next-token distribution: at every token sampled in the step, trained on or"
+        " not; of data at the supervised ones",
         "nats per token",
         "falls slowly; 0 means one answer only",
         "learning_rate, epsilon_high, entropy_coef, beta",
         low=0.0,
     ),
     "approx_kl": Meaning(
-        "KL between the policy that sampled and the policy now (k3), over every token sampled in the step",
+        "KL between the policy that sampled and the policy now (k3), over every token sampled in"
+        " the step",
         "nats per token",
         "0 to about .02",
         "num_iterations and learning_rate: the samples have gone stale",
@@ -144,7 +175,11 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.3,
     ),
     "clip_ratio/low": Meaning(
-        "share clipped at the lower bound (ratio < 1 - epsilon, negative weight)", "share", "below .2", "learning_rate, epsilon", high=0.3
+        "share clipped at the lower bound (ratio < 1 - epsilon, negative weight)",
+        "share",
+        "below .2",
+        "learning_rate, epsilon",
+        high=0.3,
     ),
     "clip_ratio/high": Meaning(
         "share clipped at the upper bound (ratio > 1 + epsilon_high, positive weight)",
@@ -161,9 +196,19 @@ CATALOGUE: dict[str, Meaning] = {
         high=0.05,
     ),
     "sampler_gap/p99": Meaning(
-        "99th percentile of that gap", "nats", "below .01 in float32, .1 in bfloat16", "as sampler_gap/mean", high=0.2
+        "99th percentile of that gap",
+        "nats",
+        "below .01 in float32, .1 in bfloat16",
+        "as sampler_gap/mean",
+        high=0.2,
     ),
-    "sampler_gap/max": Meaning("largest such gap", "nats", "below .1 in float32, 1 in bfloat16", "as sampler_gap/mean", high=2.0),
+    "sampler_gap/max": Meaning(
+        "largest such gap",
+        "nats",
+        "below .1 in float32, 1 in bfloat16",
+        "as sampler_gap/mean",
+        high=2.0,
+    ),
     "loss": Meaning(
         "value of the objective; for policy gradients it says nothing about progress and may be 0",
         "-",
@@ -177,7 +222,10 @@ CATALOGUE: dict[str, Meaning] = {
         "0: no informative group; large: learning_rate, max_grad_norm, a reward on a wild scale",
     ),
     "learning_rate": Meaning(
-        "the optimiser's learning rate in this step", "-", "as configured", "learning_rate, warmup_steps, lr_scheduler_type"
+        "the optimiser's learning rate in this step",
+        "-",
+        "as configured",
+        "learning_rate, warmup_steps, lr_scheduler_type",
     ),
     "nll": Meaning(
         "negative log-likelihood of the supervised tokens (sft)",
@@ -191,46 +239,102 @@ CATALOGUE: dict[str, Meaning] = {
         "rises above .5 (or the share of the commonest class)",
         "at .5 for ever: learning_rate, swapped columns, answers cut off by max_length",
     ),
-    "accuracy/tokens": Meaning("orm: share of tokens whose score has the sign of the outcome", "share", "below accuracy, rises", JUDGED),
+    "accuracy/tokens": Meaning(
+        "orm: share of tokens whose score has the sign of the outcome",
+        "share",
+        "below accuracy, rises",
+        JUDGED,
+    ),
     "margin": Meaning(
         "score of the better answer minus that of the worse, averaged over pairs",
         "score",
         "rises, then levels off",
         "still rising at accuracy 1 is over-fitting: fewer steps, label_smoothing",
     ),
-    "score/mean": Meaning("mean score of the answers compared", "score", "anything: only differences mean something", JUDGED),
+    "score/mean": Meaning(
+        "mean score of the answers compared",
+        "score",
+        "anything: only differences mean something",
+        JUDGED,
+    ),
     "imitation/nll": Meaning(
-        "with imitation_coef: minus log-likelihood of the best answers under the scorer's body and the language model's head",
+        "with imitation_coef: minus log-likelihood of the best answers under the scorer's body and"
+        " the language model's head",
         "nats per token",
         "falls, or stays",
         "rising: the comparison spoils the body; a larger imitation_coef, a lower learning_rate",
     ),
-    "recall/wrong": Meaning("share of the wrong steps that are judged wrong", "share", "rises; 0 is the majority class talking", JUDGED),
-    "recall/neutral": Meaning("share of the neutral steps that are judged neutral", "share", "rises", JUDGED),
-    "recall/right": Meaning("share of the right steps that are judged right", "share", "high from the start if most are right", JUDGED),
-    "ptx/nll": Meaning("loss per token of the text that is mixed in", "nats", "does not rise", "ptx_coef: raise it"),
-    "value/mean": Meaning("what the critic says of the states that tokens were chosen in", "reward", "follows value/target", LOOK),
-    "value/target": Meaning("what came of them: the returns the critic is to predict", "reward", "rises with the reward", LOOK),
-    "value/target_square": Meaning(
-        "mean square of the returns; with the others it gives the explained variance", "reward^2", "finite", LOOK
+    "recall/wrong": Meaning(
+        "share of the wrong steps that are judged wrong",
+        "share",
+        "rises; 0 is the majority class talking",
+        JUDGED,
     ),
-    "value/error": Meaning("returns minus values", "reward", "near 0", "far from 0: vf_coef, learning_rate, critic_warmup_steps"),
+    "recall/neutral": Meaning(
+        "share of the neutral steps that are judged neutral", "share", "rises", JUDGED
+    ),
+    "recall/right": Meaning(
+        "share of the right steps that are judged right",
+        "share",
+        "high from the start if most are right",
+        JUDGED,
+    ),
+    "ptx/nll": Meaning(
+        "loss per token of the text that is mixed in", "nats", "does not rise", "ptx_coef: raise it"
+    ),
+    "value/mean": Meaning(
+        "what the critic says of the states that tokens were chosen in",
+        "reward",
+        "follows value/target",
+        LOOK,
+    ),
+    "value/target": Meaning(
+        "what came of them: the returns the critic is to predict",
+        "reward",
+        "rises with the reward",
+        LOOK,
+    ),
+    "value/target_square": Meaning(
+        "mean square of the returns; with the others it gives the explained variance",
+        "reward^2",
+        "finite",
+        LOOK,
+    ),
+    "value/error": Meaning(
+        "returns minus values",
+        "reward",
+        "near 0",
+        "far from 0: vf_coef, learning_rate, critic_warmup_steps",
+    ),
     "value/error_square": Meaning(
-        "squared error of the critic", "reward^2", "falls well below the spread of the returns", "critic_warmup_steps, critic_model"
+        "squared error of the critic",
+        "reward^2",
+        "falls well below the spread of the returns",
+        "critic_warmup_steps, critic_model",
     ),
     "clip_ratio/value": Meaning(
-        "share of tokens where the critic's step was clipped away", "share", "small", "cliprange_value is in units of the reward"
+        "share of tokens where the critic's step was clipped away",
+        "share",
+        "small",
+        "cliprange_value is in units of the reward",
     ),
     "hindsight/relabelled": Meaning(
         "share of samples that are trained on, under the instruction that they achieved",
         "share",
         "above .1",
-        "the function relabel: does it know what these completions achieved? low means that most samples teach nothing",
+        "the function relabel: does it know what these completions achieved? low means that most"
+        " samples teach nothing",
         low=0.01,
     ),
-    "hindsight/own": Meaning("share of samples that achieved the instruction they were given", "share", "rises, like the reward", LOOK),
+    "hindsight/own": Meaning(
+        "share of samples that achieved the instruction they were given",
+        "share",
+        "rises, like the reward",
+        LOOK,
+    ),
     "hindsight/too_long": Meaning(
-        "share of samples dropped because the achieved instruction is longer than max_prompt_length",
+        "share of samples dropped because the achieved instruction is longer than"
+        " max_prompt_length",
         "share",
         "0",
         "max_prompt_length",
@@ -242,18 +346,33 @@ CATALOGUE: dict[str, Meaning] = {
         "above 0",
         "0: sigma is too small to change an answer, or prompts_per_step",
     ),
-    "es/reward_best": Meaning("mean reward of a step's best member", "reward", "rises; a little above reward", LOOK),
-    "es/step_norm": Meaning(
-        "length of the step that all parameters took together", "-", "steady, above 0", "learning_rate and sigma; 0: no member differed"
+    "es/reward_best": Meaning(
+        "mean reward of a step's best member", "reward", "rises; a little above reward", LOOK
     ),
-    "implicit/q": Meaning("ilql: what the heads say of the tokens of the log, their mean", "reward", "follows implicit/reward", LOOK),
+    "es/step_norm": Meaning(
+        "length of the step that all parameters took together",
+        "-",
+        "steady, above 0",
+        "learning_rate and sigma; 0: no member differed",
+    ),
+    "implicit/q": Meaning(
+        "ilql: what the heads say of the tokens of the log, their mean",
+        "reward",
+        "follows implicit/reward",
+        LOOK,
+    ),
     "implicit/value": Meaning(
         "ilql: V of the states that tokens were logged in",
         "reward",
         "rises towards rewards that the log shows, not above them",
         "above the best logged reward: expectile too near 1, target_update too large",
     ),
-    "implicit/reward": Meaning("ilql: mean logged reward of the step's rows", "reward", "as the data are", "the data's `reward`"),
+    "implicit/reward": Meaning(
+        "ilql: mean logged reward of the step's rows",
+        "reward",
+        "as the data are",
+        "the data's `reward`",
+    ),
     "implicit/advantage": Meaning(
         "ilql: the smaller slow copy of Q minus V at logged tokens",
         "reward",
@@ -261,31 +380,57 @@ CATALOGUE: dict[str, Meaning] = {
         "far below 0: the copies have not caught up (target_update, more steps)",
     ),
     "implicit/q_loss": Meaning(
-        "ilql: squared error of both Q against r + gamma V of the next state", "reward^2", "falls", "learning_rate, more steps"
+        "ilql: squared error of both Q against r + gamma V of the next state",
+        "reward^2",
+        "falls",
+        "learning_rate, more steps",
     ),
-    "implicit/value_loss": Meaning("ilql: asymmetric squared error of V against the slow copies of Q", "reward^2", "small", "expectile"),
+    "implicit/value_loss": Meaning(
+        "ilql: asymmetric squared error of V against the slow copies of Q",
+        "reward^2",
+        "small",
+        "expectile",
+    ),
     "implicit/cql_loss": Meaning(
-        "ilql: cross-entropy of both Q heads, before cql_coef", "nats per token", "falls from twice ln(vocabulary)", "cql_coef"
+        "ilql: cross-entropy of both Q heads, before cql_coef",
+        "nats per token",
+        "falls from twice ln(vocabulary)",
+        "cql_coef",
     ),
     "implicit/awac_loss": Meaning(
-        "ilql: weighted cross-entropy of the policy, before awac_coef", "nats per token", "falls", "awac_beta: are a few weights huge?"
+        "ilql: weighted cross-entropy of the policy, before awac_coef",
+        "nats per token",
+        "falls",
+        "awac_beta: are a few weights huge?",
     ),
     "discriminator/loss": Meaning(
-        "cross-entropy of telling demonstrations from samples, both sides counting the same; a perfect judge has ln 2 - JS(pi, pi_E)",
+        "cross-entropy of telling demonstrations from samples, both sides counting the same; a"
+        " perfect judge has ln 2 - JS(pi, pi_E)",
         "nats",
-        "ln 2 = .693 at the first step, falls, then comes back as the policy nears the demonstrations",
-        "near 0 and staying: the two are told apart by something that the policy cannot change; demonstrations/clipped_ratio",
+        "ln 2 = .693 at the first step, falls, then comes back as the policy nears the"
+        " demonstrations",
+        "near 0 and staying: the two are told apart by something that the policy cannot change;"
+        " demonstrations/clipped_ratio",
     ),
     "discriminator/accuracy": Meaning(
         "share told apart rightly, both sides counting the same; a tie counts half",
         "share",
         ".5 at the first step, rises, then comes back to .5",
-        "1 for ever: sampled against memorised demonstrations; more of them, discriminator_rate, label_smoothing",
+        "1 for ever: sampled against memorised demonstrations; more of them, discriminator_rate,"
+        " label_smoothing",
     ),
     "discriminator/demonstrations": Meaning(
-        "mean D = P(demonstration) of the demonstrations", "share", ".5 at the first step; ends beside discriminator/samples", LOOK
+        "mean D = P(demonstration) of the demonstrations",
+        "share",
+        ".5 at the first step; ends beside discriminator/samples",
+        LOOK,
     ),
-    "discriminator/samples": Meaning("mean D of the policy's samples", "share", "as discriminator/demonstrations, from below", LOOK),
+    "discriminator/samples": Meaning(
+        "mean D of the policy's samples",
+        "share",
+        "as discriminator/demonstrations, from below",
+        LOOK,
+    ),
     "demonstrations/clipped_ratio": Meaning(
         "share of demonstrations cut at max_completion_length, as samples are",
         "share",
@@ -293,9 +438,12 @@ CATALOGUE: dict[str, Meaning] = {
         "max_completion_length",
         high=0.2,
     ),
-    "beta": Meaning("the coefficient of KL where it is steered", "-", "settles", "kl_target, kl_horizon"),
+    "beta": Meaning(
+        "the coefficient of KL where it is steered", "-", "settles", "kl_target, kl_horizon"
+    ),
     "rewards/chosen": Meaning(
-        "implied reward of preferred (or good) answers, beta (log pi - log ref); rows without a reference: beta log pi; at beta 0: 0",
+        "implied reward of preferred (or good) answers, beta (log pi - log ref); rows without a"
+        " reference: beta log pi; at beta 0: 0",
         "reward",
         "0 at the first step, then near or above 0",
         "logps/chosen; rpo_alpha or `dpop` where the chosen answers sink",
@@ -316,13 +464,15 @@ CATALOGUE: dict[str, Meaning] = {
         "share of pairs whose chosen answer has the larger implied reward; a tie counts half",
         "share",
         ".5 at the first step, then rises; .6 to .8 on people's preferences",
-        "1 within a few steps: do length or format give the answer away? .5 for ever: learning_rate, swapped columns",
+        "1 within a few steps: do length or format give the answer away? .5 for ever:"
+        " learning_rate, swapped columns",
     ),
     "logps/chosen": Meaning(
         "log-probability of preferred (or good) answers, summed over tokens",
         "nats per answer",
         "level or rising",
-        "falling: only the margin grows, and probability goes to answers that nobody compared; rpo_alpha, `dpop`, `orpo`",
+        "falling: only the margin grows, and probability goes to answers that nobody compared;"
+        " rpo_alpha, `dpop`, `orpo`",
     ),
     "logps/rejected": Meaning(
         "log-probability of rejected (or bad) answers, summed over tokens",
@@ -330,21 +480,35 @@ CATALOGUE: dict[str, Meaning] = {
         "falls, but not without end",
         "as rewards/rejected; in hundreds: learning_rate",
     ),
-    "eval/margin": Meaning("the margin of scores on held-out rows", "score", "moves like margin", JUDGED),
+    "eval/margin": Meaning(
+        "the margin of scores on held-out rows", "score", "moves like margin", JUDGED
+    ),
     "eval/score/*": Meaning("the mean score on held-out rows", "score", "anything", JUDGED),
-    "eval/recall/*": Meaning("recall of one class of steps on held-out rows", "share", "moves like recall/...", JUDGED),
-    "eval/accuracy/*": Meaning("orm: accuracy per token on held-out rows", "share", "moves like accuracy/tokens", JUDGED),
+    "eval/recall/*": Meaning(
+        "recall of one class of steps on held-out rows", "share", "moves like recall/...", JUDGED
+    ),
+    "eval/accuracy/*": Meaning(
+        "orm: accuracy per token on held-out rows", "share", "moves like accuracy/tokens", JUDGED
+    ),
     "eval/rewards/*": Meaning(
         "rewards/chosen, rejected, margins or accuracies on held-out rows, dropout off",
         "as without eval/",
         "moves like the metric of the training rows",
-        "accuracies far below the training rows': over-fitting, or near-copies among the training prompts",
+        "accuracies far below the training rows': over-fitting, or near-copies among the training"
+        " prompts",
     ),
     "eval/logps/*": Meaning(
-        "logps/chosen or rejected on held-out rows", "nats per answer", "chosen level or rising, rejected falls", "logps/chosen"
+        "logps/chosen or rejected on held-out rows",
+        "nats per answer",
+        "chosen level or rising, rejected falls",
+        "logps/chosen",
     ),
     "supervised_tokens": Meaning(
-        "tokens trained on in this step", "tokens", "above 0", "train_on, max_length: is everything masked or cut?", low=1.0
+        "tokens trained on in this step",
+        "tokens",
+        "above 0",
+        "train_on, max_length: is everything masked or cut?",
+        low=1.0,
     ),
     "eval/accuracy": Meaning(
         "share of held-out prompts answered rightly, greedy",
@@ -352,27 +516,54 @@ CATALOGUE: dict[str, Meaning] = {
         "rises",
         "rising reward with flat accuracy: over-fitting, or a reward that can be gamed",
     ),
-    "eval/reward": Meaning("mean reward on held-out prompts, greedy", "reward", "rises", "as eval/accuracy"),
+    "eval/reward": Meaning(
+        "mean reward on held-out prompts, greedy", "reward", "rises", "as eval/accuracy"
+    ),
     "eval/nll": Meaning(
         "negative log-likelihood of held-out supervised tokens",
         "nats per token",
         "falls; rising again is over-fitting",
         "fewer steps, more data, weight_decay",
     ),
-    "eval/samples": Meaning("held-out prompts evaluated", "prompts", "200 or more: at 200 a share of .5 is known to 7 points", "eval_size"),
+    "eval/samples": Meaning(
+        "held-out prompts evaluated",
+        "prompts",
+        "200 or more: at 200 a share of .5 is known to 7 points",
+        "eval_size",
+    ),
     "tokens": Meaning("tokens sampled in this step", "tokens", "steady", "completions/mean_length"),
-    "tokens_per_second": Meaning("sampled and trained tokens per second of the step", "tokens/s", "steady", SPEED),
-    "seconds/sample": Meaning("time spent sampling", "seconds", "the largest part of a step", SPEED),
+    "tokens_per_second": Meaning(
+        "sampled and trained tokens per second of the step", "tokens/s", "steady", SPEED
+    ),
+    "seconds/sample": Meaning(
+        "time spent sampling", "seconds", "the largest part of a step", SPEED
+    ),
     "seconds/score": Meaning(
         "time spent in reward functions",
         "seconds",
         "a small part of a step",
         "a slow reward function: make it async, or lower reward_timeout",
     ),
-    "seconds/update": Meaning("time spent in forward, backward and optimiser", "seconds", "less than sampling", SPEED),
-    "seconds/step": Meaning("time of the whole step", "seconds", "steady", "which of sample, score and update it is made of"),
-    "padding_share": Meaning(
-        "share of computed positions that are padding", "share", "below .5", "rows of very different length; token_budget", high=0.5
+    "seconds/update": Meaning(
+        "time spent in forward, backward and optimiser", "seconds", "less than sampling", SPEED
     ),
-    "rss_mb": Meaning("memory of the process", "MB", "level after the first steps", "steady growth is a leak: say so in an issue"),
+    "seconds/step": Meaning(
+        "time of the whole step",
+        "seconds",
+        "steady",
+        "which of sample, score and update it is made of",
+    ),
+    "padding_share": Meaning(
+        "share of computed positions that are padding",
+        "share",
+        "below .5",
+        "rows of very different length; token_budget",
+        high=0.5,
+    ),
+    "rss_mb": Meaning(
+        "memory of the process",
+        "MB",
+        "level after the first steps",
+        "steady growth is a leak: say so in an issue",
+    ),
 }

@@ -1,8 +1,9 @@
 """The configuration of a run: one flat, typed list of names. TRL's name wherever TRL has one.
 
-An option whose default is None here belongs to some algorithms only: its default, and whether it applies at all, is
-written in the signature of the function that uses it (see `laurel.train.algorithms`). Unknown, misspelt, mistyped and
-inapplicable options are errors before any weight is loaded.
+An option whose default is None here belongs to some algorithms only: its default, and whether it
+applies at all, is written in the signature of the function that uses it (see
+`laurel.train.algorithms`). Unknown, misspelt, mistyped and inapplicable options are errors before
+any weight is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from dataclasses import replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from laurel.core.errors import UsageError, misspelt
 from laurel.core.mistakes import told
@@ -21,29 +30,80 @@ from laurel.core.trl import Ask, say, translate
 from laurel.core.trl_names import TABLE
 
 Config = TypeVar("Config", bound=BaseModel)
-Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_over_const", "comparison_mean"]
+Aggregation = Literal[
+    "token_mean",
+    "seq_mean_token_mean",
+    "seq_mean_token_sum",
+    "token_sum_over_const",
+    "comparison_mean",
+]
 ALGORITHM_NAMES = (
-    "sft", "reinforce", "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce_pp", "raft",
-    "hindsight", "es",
-    "dpo", "cdpo", "robust_dpo", "ipo", "simpo", "orpo", "dpop", "kto", "online_dpo", "rrhf",
-    "ppo", "ppo_max", "ilql", "gail", "reward", "reward_kwise", "reward_pl", "orm", "prm",
-)  # fmt: skip
-"""The rows of the table, for checks that must not wait for torch. A test holds this equal to `laurel.train.algorithms.ALGORITHMS`."""
+    "sft",
+    "reinforce",
+    "reinforce_baseline",
+    "rloo",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "reinforce_pp",
+    "raft",
+    "hindsight",
+    "es",
+    "dpo",
+    "cdpo",
+    "robust_dpo",
+    "ipo",
+    "simpo",
+    "orpo",
+    "dpop",
+    "kto",
+    "online_dpo",
+    "rrhf",
+    "ppo",
+    "ppo_max",
+    "ilql",
+    "gail",
+    "reward",
+    "reward_kwise",
+    "reward_pl",
+    "orm",
+    "prm",
+)
+"""The rows of the table, for checks that must not wait for torch. A test holds this equal to
+`laurel.train.algorithms.ALGORITHMS`.
+"""
 EVERYWHERE = (
-    "eval_dataset", "report_to", "stop_at", "learning_rate", "lora_target_modules", "chat_template", "loss_aggregation",
-    "num_train_epochs", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
-)  # fmt: skip
-"""Options without one default for all which every algorithm has, for the same checks. A test holds this equal to the table, too."""
+    "eval_dataset",
+    "report_to",
+    "stop_at",
+    "learning_rate",
+    "lora_target_modules",
+    "chat_template",
+    "loss_aggregation",
+    "num_train_epochs",
+    "metric_for_best_model",
+    "greater_is_better",
+    "early_stopping_patience",
+)
+"""Options without one default for all which every algorithm has, for the same checks. A test holds
+this equal to the table, too.
+"""
 
 
 def _between_commas(value: Any) -> Any:
-    """A list of names, as YAML may hold one, as the text that stands for it everywhere: `a.jsonl,b.jsonl`."""
+    """A list of names, as YAML may hold one, as the text that stands for it everywhere:
+    `a.jsonl,b.jsonl`.
+    """
     named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
     return ",".join(value) if named else value
 
 
 def _by_name(value: Any) -> Any:
-    """Evaluation rows: text of `name=FILE,name2=FILE2` and a mapping of names become a dict; any other value stays."""
+    """Evaluation rows: text of `name=FILE,name2=FILE2` and a mapping of names become a dict; any
+    other value stays.
+    """
     if isinstance(value, dict):
         return check_sets({name: _between_commas(source) for name, source in value.items()})
     value = _between_commas(value)
@@ -64,9 +124,13 @@ def _in_our_words(kind: type[BaseModel], values: Any, check: ModelWrapValidatorH
 
 
 class Options(BaseModel):
-    """A configuration that speaks our errors when Python builds it, too: `TrainConfig(lerning_rate=1)` names the nearest option."""
+    """A configuration that speaks our errors when Python builds it, too:
+    `TrainConfig(lerning_rate=1)` names the nearest option.
+    """
 
-    model_config = ConfigDict(extra="forbid", validate_default=False, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=False, frozen=True, protected_namespaces=()
+    )
 
     _mistakes = model_validator(mode="wrap")(classmethod(_in_our_words))
 
@@ -76,72 +140,118 @@ class Options(BaseModel):
 
 
 class TrainConfig(Options):
-    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that applies."""
+    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that
+    applies.
+    """
 
     _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
     _sets = field_validator("eval_dataset", mode="before")(_by_name)
 
     # what
     model: str = option(
-        "starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model; `scratch`: the same, untrained"
+        "starter",
+        "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model;"
+        " `scratch`: the same, untrained",
     )
     dataset: str = option(
         "addition",
-        "files (JSONL, JSON, CSV, TSV, Parquet; several between commas, a pattern, a folder), a hub name, or a generated task: "
-        "addition, countdown, reasoning_gym:TASK, ...",
+        "files (JSONL, JSON, CSV, TSV, Parquet; several between commas, a pattern, a folder), a hub"
+        " name, or a generated task: addition, countdown, reasoning_gym:TASK, ...",
     )
     dataset_split: str = option("train", "the split of a hub dataset or of a folder")
     dataset_size: int = option(20_000, "rows to generate, for a generated task", ge=1)
     eval_dataset: str | dict[str, str] | None = option(
-        None, "rows to evaluate on while training, or several sets by name (name=FILE,name2=FILE2); default: held-out rows of `dataset`"
+        None,
+        "rows to evaluate on while training, or several sets by name (name=FILE,name2=FILE2);"
+        " default: held-out rows of `dataset`",
     )
     eval_size: int = option(
-        200, "rows held out of `dataset` for evaluation (by prompt; 0: none), or evaluated of each eval_dataset (0: all)", ge=0
+        200,
+        "rows held out of `dataset` for evaluation (by prompt; 0: none), or evaluated of each"
+        " eval_dataset (0: all)",
+        ge=0,
     )
-    output_dir: str = option("runs/train", "where the run is written; `{n}` in it counts up: runs/grpo-{n} is the next free one")
+    output_dir: str = option(
+        "runs/train",
+        "where the run is written; `{n}` in it counts up: runs/grpo-{n} is the next free one",
+    )
     resume: bool | Literal["anyway"] = option(
         False,
-        "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward files have changed since, or "
-        "options of the optimiser (learning_rate, ...), whose moments are kept",
+        "continue the newest complete checkpoint of `output_dir`; anyway: also where data or reward"
+        " files have changed since, or options of the optimiser (learning_rate, ...), whose moments"
+        " are kept",
     )
     seed: int = option(0, "the seed of everything random", ge=0)
 
     # how long, how much
-    max_steps: int = option(100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1)
+    max_steps: int = option(
+        100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1
+    )
     num_train_epochs: float | None = option(
-        None, "instead of max_steps: how often every row is drawn; max_steps, if it is given too, goes before", gt=0, allow_inf_nan=False
+        None,
+        "instead of max_steps: how often every row is drawn; max_steps, if it is given too, goes"
+        " before",
+        gt=0,
+        allow_inf_nan=False,
     )
     prompts_per_step: int = option(16, "prompts (rows of data) per step", ge=1)
-    token_budget: int = option(0, "computed tokens per micro-batch (0: 2048 on a CPU, else 16384): memory, never mathematics", ge=0)
-    max_prompt_length: int = option(1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1)
+    token_budget: int = option(
+        0,
+        "computed tokens per micro-batch (0: 2048 on a CPU, else 16384): memory, never mathematics",
+        ge=0,
+    )
+    max_prompt_length: int = option(
+        1_024, "rows with a longer prompt, in tokens, are left out and counted", ge=1
+    )
     save_steps: int = option(0, "write a checkpoint every so many steps; 0: only at the end", ge=0)
     save_total_limit: int = option(2, "complete checkpoints kept", ge=1)
-    save_merged: bool = option(False, "with adapters: write the merged model into `model`, not the adapters (PEFT)")
+    save_merged: bool = option(
+        False, "with adapters: write the merged model into `model`, not the adapters (PEFT)"
+    )
     save_dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "precision of the files in `model`; auto: that of the files of the model that training began with"
+        "auto",
+        "precision of the files in `model`; auto: that of the files of the model that training"
+        " began with",
     )
     logging_steps: int = option(1, "write metrics every so many steps", ge=1)
     eval_steps: int = option(0, "evaluate every so many steps; 0: never during training", ge=0)
     metric_for_best_model: str | None = option(
-        None, "with eval_steps: keep the checkpoint that is best by this metric of the evaluations, such as eval/accuracy"
+        None,
+        "with eval_steps: keep the checkpoint that is best by this metric of the evaluations, such"
+        " as eval/accuracy",
     )
-    greater_is_better: bool | None = option(None, "which way that metric is better; default: down for a loss, up for a share or a reward")
-    load_best_model_at_end: bool = option(False, "the saved model is the best checkpoint's, not the last step's")
-    early_stopping_patience: int | None = option(None, "evaluations in a row without a better metric after which the run ends", ge=1)
+    greater_is_better: bool | None = option(
+        None,
+        "which way that metric is better; default: down for a loss, up for a share or a reward",
+    )
+    load_best_model_at_end: bool = option(
+        False, "the saved model is the best checkpoint's, not the last step's"
+    )
+    early_stopping_patience: int | None = option(
+        None, "evaluations in a row without a better metric after which the run ends", ge=1
+    )
     report_to: list[str] | None = option(
-        None, "also send metrics to: tensorboard, wandb, trackio (the files of the run are always written)"
+        None,
+        "also send metrics to: tensorboard, wandb, trackio (the files of the run are always"
+        " written)",
     )
-    profile: bool = option(False, "write where the time of a step goes, by phase, into profile.json and the report")
-    stop_at: float | None = option(None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1)
+    profile: bool = option(
+        False, "write where the time of a step goes, by phase, into profile.json and the report"
+    )
+    stop_at: float | None = option(
+        None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1
+    )
 
     # optimiser
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
         "adamw_torch",
-        "AdamW: torch's, or bitsandbytes' (pip install 'laurel-rl[optim]') with moments of 8 bits (2 bytes a weight, not 8), or paged out "
-        "of a GPU that is full",
+        "AdamW: torch's, or bitsandbytes' (pip install 'laurel-rl[optim]') with moments of 8 bits"
+        " (2 bytes a weight, not 8), or paged out of a GPU that is full",
     )
     learning_rate: float | None = option(None, "peak learning rate", gt=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option("constant", "the shape after warm-up")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
+        "constant", "the shape after warm-up"
+    )
     warmup_steps: int = option(0, "steps of linear warm-up", ge=0)
     weight_decay: float = option(0.0, "AdamW's decoupled decay", ge=0)
     adam_beta1: float = option(0.9, "AdamW", ge=0, lt=1)
@@ -151,137 +261,270 @@ class TrainConfig(Options):
 
     # model
     dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "precision of products; auto: bfloat16 on a GPU that has it, and wherever weights are bfloat16; else float32"
+        "auto",
+        "precision of products; auto: bfloat16 on a GPU that has it, and wherever weights are"
+        " bfloat16; else float32",
     )
     param_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
-        "precision that weights are held in; auto: float32. bfloat16: under adapters, which stay float32, half the memory of the base; "
-        "without, each weight keeps the rest of a float32 master for the optimiser, so small steps are not lost",
+        "precision that weights are held in; auto: float32. bfloat16: under adapters, which stay"
+        " float32, half the memory of the base; without, each weight keeps the rest of a float32"
+        " master for the optimiser, so small steps are not lost",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     num_threads: int = option(
-        0, "CPU threads; 0: 1 below 5 M parameters, else OMP_NUM_THREADS, at most the cores that affinity and cgroups allow; recorded", ge=0
+        0,
+        "CPU threads; 0: 1 below 5 M parameters, else OMP_NUM_THREADS, at most the cores that"
+        " affinity and cgroups allow; recorded",
+        ge=0,
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    disable_dropout: bool = option(True, "dropout off in training; reinforcement learning requires it (the ratio must start at 1)")
+    disable_dropout: bool = option(
+        True,
+        "dropout off in training; reinforcement learning requires it (the ratio must start at 1)",
+    )
     use_peft: bool = option(False, "train LoRA adapters instead of the weights")
     lora_r: int = option(16, "LoRA rank", ge=1)
     lora_alpha: int = option(32, "LoRA scale numerator", ge=1)
     lora_dropout: float = option(0.0, "LoRA dropout", ge=0, lt=1)
-    lora_target_modules: list[str] | None = option(None, "modules LoRA adapts (ends of names); default: all-linear, all but the head")
-    reference: Literal["start", "base", "none"] | None = option(
-        None, "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing; default: start if beta > 0"
+    lora_target_modules: list[str] | None = option(
+        None, "modules LoRA adapts (ends of names); default: all-linear, all but the head"
     )
-    chat_template: str | None = option(None, "a file with a Jinja chat template, where the tokenizer has none or the wrong one")
+    reference: Literal["start", "base", "none"] | None = option(
+        None,
+        "what KL is measured to: the weights at step 0, the base under a loaded adapter, nothing;"
+        " default: start if beta > 0",
+    )
+    chat_template: str | None = option(
+        None, "a file with a Jinja chat template, where the tokenizer has none or the wrong one"
+    )
 
     # supervised data (sft)
     train_on: Literal["assistant", "last", "completion", "all", "no_tags"] | None = option(
-        None, "which tokens are supervised: assistant turns, the last one, the completion column, everything, everything but role tags"
+        None,
+        "which tokens are supervised: assistant turns, the last one, the completion column,"
+        " everything, everything but role tags",
     )
-    max_length: int | None = option(None, "tokens of a supervised row; longer rows are cut on the right", ge=2)
+    max_length: int | None = option(
+        None, "tokens of a supervised row; longer rows are cut on the right", ge=2
+    )
 
     # sampling
     num_generations: int | None = option(None, "samples per prompt (G)", ge=1)
     max_completion_length: int | None = option(None, "tokens sampled per completion", ge=1)
-    temperature: float | None = option(None, "sampling temperature; log-probabilities are taken at the same one")
-    top_p: float = option(1.0, "refused below 1 in training: truncated sampling makes importance ratios wrong", gt=0, le=1)
+    temperature: float | None = option(
+        None, "sampling temperature; log-probabilities are taken at the same one"
+    )
+    top_p: float = option(
+        1.0,
+        "refused below 1 in training: truncated sampling makes importance ratios wrong",
+        gt=0,
+        le=1,
+    )
     top_k: int = option(0, "refused above 0 in training, for the same reason", ge=0)
     stop: list[str] | None = option(None, "strings that end a completion")
     env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
     max_turns: int | None = option(None, "turns of the policy in one episode", ge=1)
     num_iterations: int | None = option(None, "optimiser passes over each batch of samples", ge=1)
     relabel: str | None = option(
-        None, "which instruction a completion achieved: file.py:function or module.function, a prompt (or None) for each completion"
+        None,
+        "which instruction a completion achieved: file.py:function or module.function, a prompt (or"
+        " None) for each completion",
     )
 
     # rewards
-    rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
+    rewards: list[str] | None = option(
+        None,
+        "rewards: names, module.function or file.py:function; default: the dataset's own verifier",
+    )
     reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
-    reward_timeout: float | None = option(None, "seconds one reward call may take before its samples count as failed", gt=0)
-    max_failed_fraction: float | None = option(None, "stop the run when a step has more failed rewards than this", ge=0, le=1)
+    reward_timeout: float | None = option(
+        None, "seconds one reward call may take before its samples count as failed", gt=0
+    )
+    max_failed_fraction: float | None = option(
+        None, "stop the run when a step has more failed rewards than this", ge=0, le=1
+    )
 
     # weights
     scale_rewards: Literal["group", "batch", "none"] | None = option(
         None, "divide advantages by the group's or the batch's standard deviation"
     )
-    baseline: Literal["running", "batch"] | None = option(None, "what is subtracted from the reward")
-    keep: Literal["best", "above", "over_mean"] | None = option(None, "which samples of a group are imitated")
+    baseline: Literal["running", "batch"] | None = option(
+        None, "what is subtracted from the reward"
+    )
+    keep: Literal["best", "above", "over_mean"] | None = option(
+        None, "which samples of a group are imitated"
+    )
     bar: float | None = option(None, "the reward a sample must reach with keep=above")
-    dynamic_sampling: bool | None = option(None, "replace groups whose rewards are all equal by new prompts")
+    dynamic_sampling: bool | None = option(
+        None, "replace groups whose rewards are all equal by new prompts"
+    )
     max_resamples: int | None = option(None, "rounds of replacement per step at most", ge=0)
-    mask_truncated_completions: bool | None = option(None, "leave samples that hit max_completion_length out of the loss and its count")
-    overlong_buffer: int | None = option(None, "tokens before the limit over which a penalty grows from 0 to -1; 0: none", ge=0)
+    mask_truncated_completions: bool | None = option(
+        None, "leave samples that hit max_completion_length out of the loss and its count"
+    )
+    overlong_buffer: int | None = option(
+        None, "tokens before the limit over which a penalty grows from 0 to -1; 0: none", ge=0
+    )
 
     # samples of the parameters (es)
-    population: int | None = option(None, "members per step, in pairs: one adds noise to the parameters, the other takes it away", ge=2)
+    population: int | None = option(
+        None,
+        "members per step, in pairs: one adds noise to the parameters, the other takes it away",
+        ge=2,
+    )
     sigma: float | None = option(None, "standard deviation of the noise on every parameter", gt=0)
     shape_returns: Literal["ranks", "zscore", "raw"] | None = option(
-        None, "what of a member's mean reward is its weight: its rank among the members, its z-score, or itself"
+        None,
+        "what of a member's mean reward is its weight: its rank among the members, its z-score, or"
+        " itself",
     )
 
     # objective
-    loss_aggregation: Aggregation | None = option(None, "what one unit of the loss is, and what it is divided by")
+    loss_aggregation: Aggregation | None = option(
+        None, "what one unit of the loss is, and what it is divided by"
+    )
     epsilon: float | None = option(None, "clip: the ratio's lower bound is 1 - epsilon", gt=0)
-    epsilon_high: float | None = option(None, "clip: the upper bound is 1 + epsilon_high; cispo: the absolute cap", gt=0)
-    delta: float | None = option(None, "dual clip: the loss of a negative advantage is at most delta times its size; 0: off", ge=0)
-    beta: float | None = option(None, "coefficient of the KL to the reference; of preferences: the scale of a margin", ge=0)
+    epsilon_high: float | None = option(
+        None, "clip: the upper bound is 1 + epsilon_high; cispo: the absolute cap", gt=0
+    )
+    delta: float | None = option(
+        None,
+        "dual clip: the loss of a negative advantage is at most delta times its size; 0: off",
+        ge=0,
+    )
+    beta: float | None = option(
+        None, "coefficient of the KL to the reference; of preferences: the scale of a margin", ge=0
+    )
     label_smoothing: float | None = option(
-        None, "share of labels taken to be wrong: of preferences; in gail, of who is a demonstration", ge=0, lt=0.5
+        None,
+        "share of labels taken to be wrong: of preferences; in gail, of who is a demonstration",
+        ge=0,
+        lt=0.5,
     )
     # critic
     gamma: float | None = option(None, "discount of later rewards; 1: none", gt=0, le=1)
-    lam: float | None = option(None, "GAE: how far an advantage looks beyond the critic's next word; 1: to the end", ge=0, le=1)
+    lam: float | None = option(
+        None,
+        "GAE: how far an advantage looks beyond the critic's next word; 1: to the end",
+        ge=0,
+        le=1,
+    )
     vf_coef: float | None = option(None, "coefficient of the critic's squared error", ge=0)
-    cliprange_value: float | None = option(None, "how far the critic may move from what it said when the row was sampled; 0: any", ge=0)
-    critic: Literal["own", "shared"] | None = option(None, "a body of its own, or a second head on the policy's")
+    cliprange_value: float | None = option(
+        None, "how far the critic may move from what it said when the row was sampled; 0: any", ge=0
+    )
+    critic: Literal["own", "shared"] | None = option(
+        None, "a body of its own, or a second head on the policy's"
+    )
     critic_model: str | None = option(
-        None, "where the critic starts: policy (a head of 0), reward (the run's model: reward), auto (that or policy), or a scorer's folder"
+        None,
+        "where the critic starts: policy (a head of 0), reward (the run's model: reward), auto"
+        " (that or policy), or a scorer's folder",
     )
     critic_warmup_steps: int | None = option(None, "first steps that train the critic alone", ge=0)
-    missing_eos_penalty: float | None = option(None, "taken from the reward of a completion that was cut off at its limit", ge=0)
-    normalize_rewards: bool | None = option(None, "rewards minus their historical mean, over their historical spread")
-    reward_clip: float | None = option(None, "with normalize_rewards: bounds of the result; 0: none", ge=0)
-    kl_target: float | None = option(None, "KL in nats per completion that beta is steered to; 0: beta is fixed", ge=0)
-    ptx_coef: float | None = option(None, "coefficient of the likelihood of ptx_dataset, mixed into every update; 0: none", ge=0)
-    ptx_dataset: str | None = option(None, "text to mix in, so that what the reward does not ask for is not forgotten")
+    missing_eos_penalty: float | None = option(
+        None, "taken from the reward of a completion that was cut off at its limit", ge=0
+    )
+    normalize_rewards: bool | None = option(
+        None, "rewards minus their historical mean, over their historical spread"
+    )
+    reward_clip: float | None = option(
+        None, "with normalize_rewards: bounds of the result; 0: none", ge=0
+    )
+    kl_target: float | None = option(
+        None, "KL in nats per completion that beta is steered to; 0: beta is fixed", ge=0
+    )
+    ptx_coef: float | None = option(
+        None, "coefficient of the likelihood of ptx_dataset, mixed into every update; 0: none", ge=0
+    )
+    ptx_dataset: str | None = option(
+        None, "text to mix in, so that what the reward does not ask for is not forgotten"
+    )
     on_alarm: Literal["warn", "return"] | None = option(
-        None, "at a sign of collapse: warn, or end the run with the newest checkpoint's weights (return)"
+        None,
+        "at a sign of collapse: warn, or end the run with the newest checkpoint's weights (return)",
     )
     kl_horizon: int | None = option(None, "samples over which the steering of beta works", ge=1)
 
     # logged rows
     expectile: float | None = option(
-        None, "which expectile of Q the value is: .5 the mean under whoever wrote the log, towards 1 the best in it", gt=0, lt=1
+        None,
+        "which expectile of Q the value is: .5 the mean under whoever wrote the log, towards 1 the"
+        " best in it",
+        gt=0,
+        lt=1,
     )
-    cql_coef: float | None = option(None, "how much Q of tokens that the log does not show is held down", ge=0)
-    awac_coef: float | None = option(None, "coefficient of the policy's own, weighted likelihood", ge=0)
-    awac_beta: float | None = option(None, "that weight is exp(awac_beta (Q - V)); 0: every token counts the same", ge=0)
-    target_update: float | None = option(None, "how far the slow copies of Q follow it at every optimiser step", gt=0, le=1)
-    decode_beta: float | None = option(None, "the saved model says log pi + decode_beta (Q - V); 0: the policy alone", ge=0)
+    cql_coef: float | None = option(
+        None, "how much Q of tokens that the log does not show is held down", ge=0
+    )
+    awac_coef: float | None = option(
+        None, "coefficient of the policy's own, weighted likelihood", ge=0
+    )
+    awac_beta: float | None = option(
+        None, "that weight is exp(awac_beta (Q - V)); 0: every token counts the same", ge=0
+    )
+    target_update: float | None = option(
+        None, "how far the slow copies of Q follow it at every optimiser step", gt=0, le=1
+    )
+    decode_beta: float | None = option(
+        None, "the saved model says log pi + decode_beta (Q - V); 0: the policy alone", ge=0
+    )
 
     # imitation
     imitation_reward: Literal["airl", "gail", "log_d"] | None = option(
-        None, "what the discriminator pays for a sample: log D/(1-D), -log(1-D) or log D, with D = P(demonstration)"
+        None,
+        "what the discriminator pays for a sample: log D/(1-D), -log(1-D) or log D, with D ="
+        " P(demonstration)",
     )
-    discriminator_rate: float | None = option(None, "learning rate of the discriminator, as a multiple of learning_rate", gt=0)
+    discriminator_rate: float | None = option(
+        None, "learning rate of the discriminator, as a multiple of learning_rate", gt=0
+    )
 
     # preferences
-    center_rewards_coefficient: float | None = option(None, "reward: pulls the two scores of a pair towards opposite signs", ge=0)
-    reward_coef: float | None = option(None, "rewards by comparison: coefficient of the comparison, lambda", ge=0)
-    imitation_coef: float | None = option(
-        None, "rewards by comparison: coefficient of the best answer's likelihood per token under the same body; 0: none", ge=0
+    center_rewards_coefficient: float | None = option(
+        None, "reward: pulls the two scores of a pair towards opposite signs", ge=0
     )
-    pairs_per_prompt: int | None = option(None, "reward_kwise: compare only so many pairs of each prompt, drawn by its key; 0: all", ge=0)
-    use_margin: bool | None = option(None, "pairs: ask for at least the row's `margin`, where it has one")
-    rpo_alpha: float | None = option(None, "coefficient of the chosen answer's likelihood per token, beside a preference objective", ge=0)
-    simpo_gamma: float | None = option(None, "the margin, in units of beta times a log-probability per token, that must be exceeded", ge=0)
-    dpop_lambda: float | None = option(None, "how much a chosen answer that became less likely counts against the margin", ge=0)
+    reward_coef: float | None = option(
+        None, "rewards by comparison: coefficient of the comparison, lambda", ge=0
+    )
+    imitation_coef: float | None = option(
+        None,
+        "rewards by comparison: coefficient of the best answer's likelihood per token under the"
+        " same body; 0: none",
+        ge=0,
+    )
+    pairs_per_prompt: int | None = option(
+        None,
+        "reward_kwise: compare only so many pairs of each prompt, drawn by its key; 0: all",
+        ge=0,
+    )
+    use_margin: bool | None = option(
+        None, "pairs: ask for at least the row's `margin`, where it has one"
+    )
+    rpo_alpha: float | None = option(
+        None,
+        "coefficient of the chosen answer's likelihood per token, beside a preference objective",
+        ge=0,
+    )
+    simpo_gamma: float | None = option(
+        None,
+        "the margin, in units of beta times a log-probability per token, that must be exceeded",
+        ge=0,
+    )
+    dpop_lambda: float | None = option(
+        None, "how much a chosen answer that became less likely counts against the margin", ge=0
+    )
     desirable_weight: float | None = option(None, "weight of answers labelled good", ge=0)
     undesirable_weight: float | None = option(None, "weight of answers labelled bad", ge=0)
     nll_weight: float | None = option(None, "rrhf: weight of the best response's likelihood", ge=0)
-    kl_placement: Literal["reward", "loss"] | None = option(None, "KL as part of the reward, or as a term of the loss")
+    kl_placement: Literal["reward", "loss"] | None = option(
+        None, "KL as part of the reward, or as a term of the loss"
+    )
     kl_estimator: Literal["k1", "k2", "k3", "exact"] | None = option(
-        None, "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the vocabulary"
+        None,
+        "in the reward: k1; in the loss: k2, k3 (both weighted by the ratio) or exact over the"
+        " vocabulary",
     )
     entropy_coef: float | None = option(None, "coefficient of an entropy bonus", ge=0)
 
@@ -291,25 +534,46 @@ class EvalConfig(Options):
 
     _names_of_rows = field_validator("dataset", mode="before")(_between_commas)
 
-    model: str = option("starter", "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model")
+    model: str = option(
+        "starter",
+        "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model",
+    )
     dataset: str = option("addition", "files, a folder, a hub name, or a generated task")
     dataset_split: str = option("test", "the split of a hub dataset or of a folder")
     dataset_size: int = option(500, "rows to generate, for a generated task", ge=1)
     limit: int = option(0, "evaluate the first so many rows; 0: all", ge=0)
-    seed: int = option(1_000_000, "the seed of generated rows and of sampling (training seeds are small, so rows differ)", ge=0)
-    num_generations: int = option(1, "samples per prompt beside the greedy answer; 1: greedy only", ge=1)
+    seed: int = option(
+        1_000_000,
+        "the seed of generated rows and of sampling (training seeds are small, so rows differ)",
+        ge=0,
+    )
+    num_generations: int = option(
+        1, "samples per prompt beside the greedy answer; 1: greedy only", ge=1
+    )
     k: list[int] = option([], "the k of pass@k and majority@k; default: 1 and num_generations")
     max_completion_length: int = option(256, "tokens per completion", ge=1)
     temperature: float = option(1.0, "of the samples; the greedy answer has none", gt=0)
-    top_p: float = option(1.0, "keep the smallest set of likeliest tokens that holds this much probability", gt=0, le=1)
+    top_p: float = option(
+        1.0,
+        "keep the smallest set of likeliest tokens that holds this much probability",
+        gt=0,
+        le=1,
+    )
     top_k: int = option(0, "keep the k likeliest tokens; 0: all", ge=0)
     stop: list[str] = option([], "strings that end a completion")
     env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
     max_turns: int = option(4, "turns of the policy in one episode", ge=1)
-    rewards: list[str] | None = option(None, "rewards: names, module.function or file.py:function; default: the dataset's own verifier")
+    rewards: list[str] | None = option(
+        None,
+        "rewards: names, module.function or file.py:function; default: the dataset's own verifier",
+    )
     reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
-    reward_timeout: float = option(60.0, "seconds one reward call may take before its samples count as failed", gt=0)
-    reference: str | None = option(None, "a folder or hub name: report the samples' KL to this model")
+    reward_timeout: float = option(
+        60.0, "seconds one reward call may take before its samples count as failed", gt=0
+    )
+    reference: str | None = option(
+        None, "a folder or hub name: report the samples' KL to this model"
+    )
     output: str | None = option(None, "write the result as JSON to this file")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision")
@@ -318,12 +582,18 @@ class EvalConfig(Options):
 
 
 def build_config(
-    values: dict[str, Any], kind: type[Config] = TrainConfig, *, where: str = "configuration", ask: Ask | None = None
+    values: dict[str, Any],
+    kind: type[Config] = TrainConfig,
+    *,
+    where: str = "configuration",
+    ask: Ask | None = None,
 ) -> Config:
-    """Validate `values` as a `kind`. All problems become one UsageError that names each option, and the nearest right one.
+    """Validate `values` as a `kind`. All problems become one UsageError that names each option, and
+    the nearest right one.
 
-    Names of TRL's and transformers' are translated for training, and said; `ask` tells for which algorithm. A list option may be given
-    its one item by itself, and `report_to: none`, as TRL writes it, is the empty list.
+    Names of TRL's and transformers' are translated for training, and said; `ask` tells for which
+    algorithm. A list option may be given its one item by itself, and `report_to: none`, as TRL
+    writes it, is the empty list.
     """
     there = checked(ours(values, kind, where=where, ask=ask), kind, where=where, ask=ask)
     try:
@@ -334,43 +604,79 @@ def build_config(
         raise refusal(error, kind, where) from None
 
 
-def ours(values: Mapping[str, Any], kind: type[BaseModel] = TrainConfig, *, where: str, ask: Ask | None = None) -> dict[str, Any]:
+def ours(
+    values: Mapping[str, Any],
+    kind: type[BaseModel] = TrainConfig,
+    *,
+    where: str,
+    ask: Ask | None = None,
+) -> dict[str, Any]:
     """The same values by our names: those of TRL's are translated, with one line said for each."""
     if kind is not TrainConfig:
         return dict(values)
     ask = ask or Ask()
-    around = replace(ask, given={**ask.given, **values}, defaults={name: row.default for name, row in TABLE.items()})
-    table = {name: row for name, row in TABLE.items() if row.kind == "same" or name not in kind.model_fields}
-    there, lines = translate(values, {name: row for name, row in table.items() if row.kind != "absent"}, around, where)
+    around = replace(
+        ask,
+        given={**ask.given, **values},
+        defaults={name: row.default for name, row in TABLE.items()},
+    )
+    table = {
+        name: row
+        for name, row in TABLE.items()
+        if row.kind == "same" or name not in kind.model_fields
+    }
+    there, lines = translate(
+        values, {name: row for name, row in table.items() if row.kind != "absent"}, around, where
+    )
     say(lines)
     return there
 
 
-def checked(values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Ask | None = None) -> dict[str, Any]:
-    """The values, each option that may be a list as one. Names that the model has not are one UsageError."""
+def checked(
+    values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Ask | None = None
+) -> dict[str, Any]:
+    """The values, each option that may be a list as one. Names that the model has not are one
+    UsageError.
+    """
     if unknown := [name for name in values if name not in kind.model_fields]:
         raise unknown_options(unknown, kind, where, ask)
-    return {name: _as_list(name, value, kind.model_fields[name].annotation) for name, value in values.items()}
+    return {
+        name: _as_list(name, value, kind.model_fields[name].annotation)
+        for name, value in values.items()
+    }
 
 
-def unknown_options(unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Ask | None = None) -> UsageError:
+def unknown_options(
+    unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Ask | None = None
+) -> UsageError:
     """The error for names that are no options, each with what to write instead."""
     if len(unknown) == 1:
-        return UsageError(f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask))
-    each = " ".join(f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown)
-    return UsageError(f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each)
+        return UsageError(
+            f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask)
+        )
+    each = " ".join(
+        f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown
+    )
+    return UsageError(
+        f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each
+    )
 
 
-def refusal(error: ValidationError, kind: type[BaseModel], where: str = "configuration") -> UsageError:
+def refusal(
+    error: ValidationError, kind: type[BaseModel], where: str = "configuration"
+) -> UsageError:
     """What pydantic has against values, in our words."""
     problems = error.errors()
-    if unknown := [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]:
+    if unknown := [
+        str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"
+    ]:
         return unknown_options(unknown, kind, where)
     return UsageError(told(problems, kind.model_fields), where=where)
 
 
 def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = None) -> str:
-    """What to write instead of an option that there is not: what the table says of another trainer's name, else the right spelling.
+    """What to write instead of an option that there is not: what the table says of another
+    trainer's name, else the right spelling.
 
     A hint names no option of another algorithm.
     """
@@ -381,8 +687,15 @@ def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = Non
 
 
 def applies(option: str, kind: type[BaseModel], ask: Ask | None) -> bool:
-    """Does the algorithm that is asked for have this option? True where none is named, and where every one has it."""
-    if ask is None or not ask.algorithm or option in EVERYWHERE or kind.model_fields[option].default is not None:
+    """Does the algorithm that is asked for have this option? True where none is named, and where
+    every one has it.
+    """
+    if (
+        ask is None
+        or not ask.algorithm
+        or option in EVERYWHERE
+        or kind.model_fields[option].default is not None
+    ):
         return True
     return option in ask.own()
 

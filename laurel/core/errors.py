@@ -7,7 +7,8 @@ from difflib import get_close_matches
 
 
 class LaurelError(Exception):
-    """A failure with a remedy. The command line prints it without a traceback and leaves with `exit_code`.
+    """A failure with a remedy. The command line prints it without a traceback and leaves with
+    `exit_code`.
 
     `wanted`: nothing failed, somebody asked for the end.
     `what` is one sentence, `where` a place (file:line, option, reward name), `fix` what to do next.
@@ -20,7 +21,9 @@ class LaurelError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__((f"{where}: " if where else "") + what + (f" {fix}" if fix else ""))
 
-    def __reduce__(self):  # keyword-only arguments do not survive pickling across a process border by themselves
+    def __reduce__(
+        self,
+    ):  # keyword-only arguments do not survive pickling across a process border by themselves
         return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
@@ -35,7 +38,9 @@ def _rebuild(kind: type[LaurelError], what: str, where: str, fix: str) -> Laurel
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest right spelling: "Did you mean `learning_rate`?", or the choices if few."""
+    """A hint that names the nearest right spelling: "Did you mean `learning_rate`?", or the choices
+    if few.
+    """
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -44,21 +49,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def misspelt(name: str, known: Iterable[str]) -> str:
-    """The one option of which `name` can only be a misspelling, or "": a letter or two of its words, or where they part.
+    """The one option of which `name` can only be a misspelling, or "": a letter or two of its
+    words, or where they part.
 
-    A word more or less, or another word, makes another option (`entropy_coef_min`, `top_p` and `top_k`, `lora_rank` and `lora_r`): a
-    hint by likeness alone would point to it, and be followed.
+    A word more or less, or another word, makes another option (`entropy_coef_min`, `top_p` and
+    `top_k`, `lora_rank` and `lora_r`): a hint by likeness alone would point to it, and be followed.
     """
     known = sorted(set(known))
     joined = [one for one in known if one.replace("_", "") == name.replace("_", "")]
     words = name.split("_")
-    close = [one for one in known if len(one.split("_")) == len(words) and _near(words, one.split("_"))]
+    close = [
+        one for one in known if len(one.split("_")) == len(words) and _near(words, one.split("_"))
+    ]
     found = joined or close
     return found[0] if len(found) == 1 else ""
 
 
 def _near(words: list[str], others: list[str]) -> bool:
-    """Do two names differ in one word: cut short after three letters, or with slips, of which a short word allows none, a long one two?"""
+    """Do two names differ in one word: cut short after three letters, or with slips, of which a
+    short word allows none, a long one two?
+    """
     pairs = [(one, other) for one, other in zip(words, others, strict=True) if one != other]
     if len(pairs) != 1:
         return False
@@ -72,7 +82,9 @@ def _near(words: list[str], others: list[str]) -> bool:
 
 
 def slips(one: str, other: str) -> int:
-    """Letters put in, left out, changed, or swapped with their neighbour, that make one word the other."""
+    """Letters put in, left out, changed, or swapped with their neighbour, that make one word the
+    other.
+    """
     before, last = [0] * (len(other) + 1), list(range(len(other) + 1))
     for i, letter in enumerate(one):
         row = [i + 1]

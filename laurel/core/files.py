@@ -1,4 +1,6 @@
-"""Files that survive a kill: atomic replacement, JSON lines whose last one may be half-written; and what a disk refuses, in words."""
+"""Files that survive a kill: atomic replacement, JSON lines whose last one may be half-written; and
+what a disk refuses, in words.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,28 @@ ROOM = "Free some room, or write to another disk."
 RIGHTS = "Name a place where you may write, or read."
 PLACE = "Is every folder on the way to it a folder, and there?"
 REMEDIES = {
-    errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or write to another disk.",
-    errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.ENOTDIR: PLACE, errno.ENOENT: PLACE, errno.EEXIST: PLACE,
-    errno.EISDIR: "Name a file, not a folder.", errno.ENAMETOOLONG: "Take a shorter name.", errno.EMFILE: "Raise `ulimit -n`.",
-}  # fmt: skip
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or write to another disk.",
+    errno.EROFS: RIGHTS,
+    errno.EACCES: RIGHTS,
+    errno.EPERM: RIGHTS,
+    errno.ENOTDIR: PLACE,
+    errno.ENOENT: PLACE,
+    errno.EEXIST: PLACE,
+    errno.EISDIR: "Name a file, not a folder.",
+    errno.ENAMETOOLONG: "Take a shorter name.",
+    errno.EMFILE: "Raise `ulimit -n`.",
+}
 """errno: what to do about it."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE)
 """Failures of a run, not of what was asked for."""
 
 
 def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
-    """What the system says of a file, with its name and what to do. where: the file, if the error itself names none."""
+    """What the system says of a file, with its name and what to do. where: the file, if the error
+    itself names none.
+    """
     kind = UsageError if error.errno in REMEDIES and error.errno not in FULL else LaurelError
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(where)
@@ -38,7 +51,9 @@ def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
 
 @contextmanager
 def writing(path: str | Path) -> Generator[None]:
-    """What the disk refuses inside the block is a LaurelError that names `path`, whichever library was writing."""
+    """What the disk refuses inside the block is a LaurelError that names `path`, whichever library
+    was writing.
+    """
     try:
         yield
     except Exception as error:
@@ -49,7 +64,9 @@ def writing(path: str | Path) -> Generator[None]:
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """The system's error behind a library's: itself, what it came from, or the number that its text holds; None for any other."""
+    """The system's error behind a library's: itself, what it came from, or the number that its text
+    holds; None for any other.
+    """
     if isinstance(error, OSError):
         return error
     if isinstance(error, LaurelError):
@@ -57,17 +74,20 @@ def refusal(error: BaseException) -> OSError | None:
     number = re.search(r"os error (\d+)", str(error))  # safetensors
     if number:
         return OSError(int(number[1]), os.strerror(int(number[1])))
-    if re.search("inline_container|PytorchStreamWriter", str(error)):  # torch, which hides the number
+    if re.search(
+        "inline_container|PytorchStreamWriter", str(error)
+    ):  # torch, which hides the number
         return OSError(errno.ENOSPC, "The disk took only a part of it")
     return refusal(error.__cause__) if error.__cause__ is not None else None
 
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Generator[Path]:
-    """A new folder beside `folder` to write into: its files come to `folder` when the block ends well, and go if it does not.
+    """A new folder beside `folder` to write into: its files come to `folder` when the block ends
+    well, and go if it does not.
 
-    Files of weights and the configurations that say what they are, where they are not among the new ones, are removed: no reader
-    may mix two models, or take a model for an adapter.
+    Files of weights and the configurations that say what they are, where they are not among the new
+    ones, are removed: no reader may mix two models, or take a model for an adapter.
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
@@ -82,7 +102,9 @@ def whole_folder(folder: str | Path) -> Generator[Path]:
                 return
             new = {file.name for file in made.iterdir()}
             for old in folder.iterdir():
-                if old.name not in new and re.search(r"\.(safetensors|bin)(\.index\.json)?$|^(adapter_)?config\.json$", old.name):
+                if old.name not in new and re.search(
+                    r"\.(safetensors|bin)(\.index\.json)?$|^(adapter_)?config\.json$", old.name
+                ):
                     old.unlink()
             for file in made.iterdir():
                 file.replace(folder / file.name)
@@ -91,17 +113,23 @@ def whole_folder(folder: str | Path) -> Generator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Replace a file whole: at every moment the path holds the old content or the new, on disk, never a part of it."""
+    """Replace a file whole: at every moment the path holds the old content or the new, on disk,
+    never a part of it.
+    """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Generator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well: temporary file, fsync, rename, fsync of the folder."""
+    """A binary file that takes the place of `path` when the block ends well: temporary file, fsync,
+    rename, fsync of the folder.
+    """
     path = Path(path)
     with writing(path):
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(file.fileno(), 0o644)
@@ -130,10 +158,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_lines(path: str | Path, run: str = "") -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a JSON-lines file, as it stands (newline included) and as an object; nothing where there is no file.
+    """Each line of a JSON-lines file, as it stands (newline included) and as an object; nothing
+    where there is no file.
 
-    A last line that a kill cut short is passed over. Any other line that is not an object, and a line stamped with another
-    run than `run` (when given), is a LaurelError naming file and line.
+    A last line that a kill cut short is passed over. Any other line that is not an object, and a
+    line stamped with another run than `run` (when given), is a LaurelError naming file and line.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below, after the generator's last line
@@ -152,21 +181,30 @@ def read_lines(path: str | Path, run: str = "") -> Iterator[tuple[bytes, dict[st
                 raise LaurelError("not a JSON object.", where=where)
             fields = cast(dict[str, Any], line)
             if run and fields.get("run", run) != run:
-                raise LaurelError(f"written by another run ({fields['run']!s:.12}), not by {run:.12}.", where=where)
+                raise LaurelError(
+                    f"written by another run ({fields['run']!s:.12}), not by {run:.12}.",
+                    where=where,
+                )
             yield raw if raw.endswith(b"\n") else raw + b"\n", fields
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file. A file that is missing, malformed or not a mapping is a UsageError."""
+    """The options in a YAML file. A file that is missing, malformed or not a mapping is a
+    UsageError.
+    """
     import yaml
 
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
     except OSError as error:
-        raise UsageError(f"cannot read the configuration: {error.strerror}.", where=str(path)) from None
+        raise UsageError(
+            f"cannot read the configuration: {error.strerror}.", where=str(path)
+        ) from None
     except yaml.YAMLError as error:
-        raise UsageError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+        raise UsageError(
+            f"not valid YAML: {' '.join(str(error).split())}", where=str(path)
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -1,7 +1,9 @@
-"""Objects that a Python program gives where a configuration has names: the configuration, and whatever reads it, goes on with the name.
+"""Objects that a Python program gives where a configuration has names: the configuration, and
+whatever reads it, goes on with the name.
 
-A function or class is known as `module.qualname`, rows and models as `python:...`. The names mean something while `giving` lasts, in the
-thread that gave them; a run that was begun with them and is continued from elsewhere is told so (`must_be_given`).
+A function or class is known as `module.qualname`, rows and models as `python:...`. The names mean
+something while `giving` lasts, in the thread that gave them; a run that was begun with them and is
+continued from elsewhere is told so (`must_be_given`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def given(name: str | None) -> Any:
 
 
 def must_be_given(name: str, where: str) -> None:
-    """UsageError for a name that only a Python program can fill: of rows, of a model, of a function that no file can be asked for."""
+    """UsageError for a name that only a Python program can fill: of rows, of a model, of a function
+    that no file can be asked for.
+    """
     if name.startswith((PREFIX, "__main__.")) or re.fullmatch(r"[\w.]*<\w+>.*", name):
         fix = "Give it again, under the same name: laurel.train(...) in Python."
         raise UsageError(
@@ -46,7 +50,9 @@ def must_be_given(name: str, where: str) -> None:
 
 
 def name_of(thing: Any) -> str:
-    """`module.qualname` of a function or class; of a partial its function's, of any other object its class's."""
+    """`module.qualname` of a function or class; of a partial its function's, of any other object
+    its class's.
+    """
     while isinstance(thing, functools.partial):
         thing = thing.func
     if not isinstance(getattr(thing, "__qualname__", None), str):

@@ -1,4 +1,6 @@
-"""Files that users name: paths in a configuration file, and Python files (`file.py:function`) as modules."""
+"""Files that users name: paths in a configuration file, and Python files (`file.py:function`) as
+modules.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,38 @@ from laurel.core.errors import UsageError
 from laurel.core.neighbours import Loader, is_neighbour, package_of
 from laurel.core.several import named_sets
 
-PATH_OPTIONS = ("model", "dataset", "eval_dataset", "chat_template", "env", "rewards", "relabel", "gold", "judge", "export", "ptx_dataset")
+PATH_OPTIONS = (
+    "model",
+    "dataset",
+    "eval_dataset",
+    "chat_template",
+    "env",
+    "rewards",
+    "relabel",
+    "gold",
+    "judge",
+    "export",
+    "ptx_dataset",
+)
 """Options that may name a file; in a YAML file they may be written relative to that file."""
 
 
 def load_file(path: str | Path, where: str) -> Any:
-    """The module in a file, run once however often it is asked for; it can import the modules beside it, now and when it runs.
+    """The module in a file, run once however often it is asked for; it can import the modules
+    beside it, now and when it runs.
 
     No such file, or one that does not load: UsageError at `where`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UsageError(f"no file {path}.", where=where, fix="The path is relative to the current folder.")
+        raise UsageError(
+            f"no file {path}.", where=where, fix="The path is relative to the current folder."
+        )
     package = package_of(path.parent)
     name = f"{package}.{path.stem}"
-    if not path.stem.isidentifier():  # my-rewards.py, rewards.v2.py: no import statement could name it
+    if (
+        not path.stem.isidentifier()
+    ):  # my-rewards.py, rewards.v2.py: no import statement could name it
         name = f"{package}.file_{hashlib.sha256(path.name.encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -43,12 +62,16 @@ def load_file(path: str | Path, where: str) -> Any:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         said = str(error).replace(f"{package}.", "")
-        raise UsageError(f"{path} does not load: {type(error).__name__}: {said}.", where=where) from error
+        raise UsageError(
+            f"{path} does not load: {type(error).__name__}: {said}.", where=where
+        ) from error
     return module
 
 
 def load_module(name: str, where: str, fix: str = "") -> Any:
-    """The module of a dotted name: one of the current folder first, as `python -m` has it, else an installed one."""
+    """The module of a dotted name: one of the current folder first, as `python -m` has it, else an
+    installed one.
+    """
     package = package_of(Path.cwd())
     inside = is_neighbour(name.partition(".")[0], package)
     try:
@@ -56,11 +79,17 @@ def load_module(name: str, where: str, fix: str = "") -> Any:
     except (Exception, SystemExit) as error:
         advice = fix if isinstance(error, ModuleNotFoundError) else ""
         said = str(error).replace(f"{package}.", "")
-        raise UsageError(f"module `{name}` does not load: {type(error).__name__}: {said}.", where=where, fix=advice) from error
+        raise UsageError(
+            f"module `{name}` does not load: {type(error).__name__}: {said}.",
+            where=where,
+            fix=advice,
+        ) from error
 
 
 def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a YAML file. A relative path with nothing there, but something beside the file, becomes the path beside the file."""
+    """The values of a YAML file. A relative path with nothing there, but something beside the file,
+    becomes the path beside the file.
+    """
     folder = Path(config_file).resolve().parent
 
     def found(value: Any) -> Any:
@@ -73,7 +102,12 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
         if "," in value and not (folder / value).exists():
             return ",".join(found(part.strip()) for part in value.split(","))
         path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
-        if "*" in path and not Path(path).is_absolute() and not any(Path().glob(path)) and any(folder.glob(path)):
+        if (
+            "*" in path
+            and not Path(path).is_absolute()
+            and not any(Path().glob(path))
+            and any(folder.glob(path))
+        ):
             return f"{folder / path}"
         if Path(path).is_absolute() or Path(path).exists() or not (folder / path).exists():
             return value
@@ -83,5 +117,7 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
         named = named_sets(value) if isinstance(value, str) else value
         return found(named if isinstance(named, dict) else value)
 
-    values = {name: sets(value) if name == "eval_dataset" else value for name, value in values.items()}
+    values = {
+        name: sets(value) if name == "eval_dataset" else value for name, value in values.items()
+    }
     return {name: found(value) if name in PATH_OPTIONS else value for name, value in values.items()}

@@ -1,4 +1,6 @@
-"""What this process may use of the machine: cores and memory, as affinity and containers cut them. Linux's files, read, no library."""
+"""What this process may use of the machine: cores and memory, as affinity and containers cut them.
+Linux's files, read, no library.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ PROCESS = Path("/proc")
 
 
 def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCESS) -> set[Path]:
-    """The folders of this process's groups and of all above them: each may set a limit, the tightest holds.
+    """The folders of this process's groups and of all above them: each may set a limit, the
+    tightest holds.
 
-    In a container the path is often the host's, and only the root of the tree is there: folders that do not exist hold no files.
+    In a container the path is often the host's, and only the root of the tree is there: folders
+    that do not exist hold no files.
     """
     try:
         lines = (process / "self/cgroup").read_text().splitlines()
@@ -29,12 +33,16 @@ def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCES
         if not names or controller in names.split(","):
             for root in roots:
                 here = root / path.lstrip("/")
-                found.update(folder for folder in (here, *here.parents) if folder.is_relative_to(root))
+                found.update(
+                    folder for folder in (here, *here.parents) if folder.is_relative_to(root)
+                )
     return found
 
 
 def numbers(file: Path) -> list[int]:
-    """The numbers in a file of a control group; none where it is not there, or says that there is no limit."""
+    """The numbers in a file of a control group; none where it is not there, or says that there is
+    no limit.
+    """
     try:
         return [int(word) for word in file.read_text().split()]
     except (OSError, ValueError):  # "max", or a controller that is not mounted
@@ -46,7 +54,9 @@ def quota(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     found = [float("inf")]
     for folder in group_folders("cpu", groups, process):
         both = numbers(folder / "cpu.max")  # v2: quota and period
-        both = both or numbers(folder / "cpu.cfs_quota_us") + numbers(folder / "cpu.cfs_period_us")  # v1: quota -1 is none
+        both = both or numbers(folder / "cpu.cfs_quota_us") + numbers(
+            folder / "cpu.cfs_period_us"
+        )  # v1: quota -1 is none
         if len(both) == 2 and both[0] > 0 and both[1] > 0:
             found.append(both[0] / both[1])
     return min(found)
@@ -54,12 +64,16 @@ def quota(groups: Path = GROUPS, process: Path = PROCESS) -> float:
 
 def usable_cores(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     """Cores this process may run on: the affinity mask, cut by a container's quota of time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(float(cores), quota(groups, process))
 
 
 def processor(*what: str, process: Path = PROCESS) -> str:
-    """What the system says of its first processor under these names (all that tells one kind from another): a text to compare."""
+    """What the system says of its first processor under these names (all that tells one kind from
+    another): a text to compare.
+    """
     try:
         lines = (process / "cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
@@ -69,14 +83,20 @@ def processor(*what: str, process: Path = PROCESS) -> str:
 
 
 def threads_by_rule(groups: Path = GROUPS, process: Path = PROCESS) -> int:
-    """Threads for work that gains by them: OMP_NUM_THREADS, if it is a number, but never more than there are cores for."""
+    """Threads for work that gains by them: OMP_NUM_THREADS, if it is a number, but never more than
+    there are cores for.
+    """
     cores = max(1, int(usable_cores(groups, process)))
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a number for each level of nesting
+    first = (
+        os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    )  # OpenMP takes a number for each level of nesting
     return min(int(first), cores) if first.isdigit() and int(first) > 0 else cores
 
 
 def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | None:
-    """Bytes of memory: (free, all) that this process may have; None where the system does not tell."""
+    """Bytes of memory: (free, all) that this process may have; None where the system does not
+    tell.
+    """
     try:
         lines = (line.split() for line in (process / "meminfo").read_text().splitlines())
         sizes = {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if len(line) > 1}
@@ -84,7 +104,10 @@ def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | 
     except (OSError, ValueError, KeyError):
         return None
     for folder in group_folders("memory", groups, process):
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
             most, now = numbers(folder / limit), numbers(folder / used)
             if most and now and most[0] < sizes["MemTotal"]:  # v1 says 2^63 where there is none
                 free = min(free, max(0, most[0] - now[0] + cached(folder)))
@@ -103,7 +126,9 @@ def cached(folder: Path) -> int:
 
 
 def resident(process: Path = PROCESS) -> int:
-    """Bytes of memory that this process has now; where the system does not tell, the most it ever had."""
+    """Bytes of memory that this process has now; where the system does not tell, the most it ever
+    had.
+    """
     try:
         return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):

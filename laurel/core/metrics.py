@@ -1,4 +1,5 @@
-"""Metrics: sums and counts until they are written, and the catalogue (`laurel.core.catalogue`) in words.
+"""Metrics: sums and counts until they are written, and the catalogue (`laurel.core.catalogue`) in
+words.
 
 `python -m laurel.core.metrics docs/report.md` rewrites the table between the markers of that page.
 """
@@ -15,7 +16,8 @@ from laurel.core.errors import UsageError, nearest
 
 
 class Sums:
-    """An accumulator of (sum, count) per metric, of totals and of peaks. It divides once, at the very end: never a mean of means.
+    """An accumulator of (sum, count) per metric, of totals and of peaks. It divides once, at the
+    very end: never a mean of means.
 
     KL 1.0 over 1 token merged with 0 over 9 tokens is .1, not .5.
     """
@@ -26,16 +28,22 @@ class Sums:
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, sum: float, count: float) -> None:
-        """Add a total over `count` units (tokens, samples, steps). Both are numbers, not live tensors of a graph."""
+        """Add a total over `count` units (tokens, samples, steps). Both are numbers, not live
+        tensors of a graph.
+        """
         total, units = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (total + float(sum), units + float(count))
 
     def total(self, name: str, value: float) -> None:
-        """Count what belongs to the step as a whole (tokens, eval/samples, seconds/sample): added up, never divided."""
+        """Count what belongs to the step as a whole (tokens, eval/samples, seconds/sample): added
+        up, never divided.
+        """
         self.totals[name] = self.totals.get(name, 0.0) + float(value)
 
     def peak(self, name: str, value: float) -> None:
-        """Keep the largest value seen (ratio/max, completions/max_length); NaN, once seen, stays."""
+        """Keep the largest value seen (ratio/max, completions/max_length); NaN, once seen,
+        stays.
+        """
         value, best = float(value), self.peaks.get(name, float("-inf"))
         self.peaks[name] = value if value > best or value != value else best
 
@@ -57,17 +65,24 @@ class Sums:
         return other
 
     def means(self) -> dict[str, float]:
-        """sum / count of every metric, the totals and the peaks. A metric that counted nothing is left out: it is not 0."""
+        """sum / count of every metric, the totals and the peaks. A metric that counted nothing is
+        left out: it is not 0.
+        """
         means = {name: total / count for name, (total, count) in self.sums.items() if count != 0}
         return means | self.totals | self.peaks
 
 
 def merged(parts: Sequence[Sums]) -> Sums:
-    """The metrics of all ranks as one. Times are the average rank's: they pass side by side, and do not add up."""
+    """The metrics of all ranks as one. Times are the average rank's: they pass side by side, and do
+    not add up.
+    """
     whole = Sums()
     for part in parts:
         whole.merge(part)
-    whole.totals = {name: value / len(parts) if name.startswith("seconds/") else value for name, value in whole.totals.items()}
+    whole.totals = {
+        name: value / len(parts) if name.startswith("seconds/") else value
+        for name, value in whole.totals.items()
+    }
     return whole
 
 
@@ -81,17 +96,25 @@ def explain(name: str) -> Meaning:
             return meaning
     if re.fullmatch(r"eval/[^/]+/.+", name):  # of one of several evaluation sets
         return explain(f"eval/{name.split('/', 2)[2]}")
-    raise UsageError(f"no metric is called `{name}`.", where="metrics", fix=nearest(name, CATALOGUE))
+    raise UsageError(
+        f"no metric is called `{name}`.", where="metrics", fix=nearest(name, CATALOGUE)
+    )
 
 
 def table(catalogue: Mapping[str, Meaning] = CATALOGUE) -> str:
     """The catalogue as a Markdown table."""
     head = "| metric | meaning | unit | healthy | look first at |\n|---|---|---|---|---|\n"
-    rows = (f"| `{name.replace('*', '<name>')}` | {m.what} | {m.unit} | {m.healthy} | {m.check} |" for name, m in catalogue.items())
+    rows = (
+        f"| `{name.replace('*', '<name>')}` | {m.what} | {m.unit} | {m.healthy} | {m.check} |"
+        for name, m in catalogue.items()
+    )
     return head + "\n".join(rows) + "\n"
 
 
-BEGIN, END = "<!-- metrics: begin, written by `python -m laurel.core.metrics` -->\n", "<!-- metrics: end -->\n"
+BEGIN, END = (
+    "<!-- metrics: begin, written by `python -m laurel.core.metrics` -->\n",
+    "<!-- metrics: end -->\n",
+)
 
 
 def with_table(page: str) -> str:
@@ -99,7 +122,10 @@ def with_table(page: str) -> str:
     before, _, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise UsageError("the page lacks the two marker lines of the metric table.", fix=f"Add {BEGIN.strip()} and {END.strip()}.")
+        raise UsageError(
+            "the page lacks the two marker lines of the metric table.",
+            fix=f"Add {BEGIN.strip()} and {END.strip()}.",
+        )
     return before + BEGIN + table() + END + after
 
 

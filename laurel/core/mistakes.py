@@ -29,19 +29,25 @@ def in_words(problem: Mapping[str, Any]) -> str:
             return f"it must be {words} {context[bound]:g}"
     if kind == "literal_error":
         hint = nearest(str(problem["input"]), re.findall("'([^']*)'", context["expected"]))
-        return f"it is one of {context['expected']}" + (f" ({hint.rstrip('?')}?)" if hint.startswith("Did you mean") else "")
+        return f"it is one of {context['expected']}" + (
+            f" ({hint.rstrip('?')}?)" if hint.startswith("Did you mean") else ""
+        )
     if kind == "value_error":
         return str(context["error"])
     return WANTED.get(kind.partition("_")[0], str(problem["msg"]))
 
 
 def told(problems: Sequence[Any], fields: Mapping[str, Any]) -> str:
-    """Each option that does not fit, with its value and what is wanted; of a type with several readings pydantic tells each."""
+    """Each option that does not fit, with its value and what is wanted; of a type with several
+    readings pydantic tells each.
+    """
     found: dict[str, tuple[str, list[str]]] = {}
     for problem in problems:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         kinds = get_args(fields[name].annotation) if name in fields else ()
-        readings = bool in kinds or str in kinds  # pydantic puts the reading that failed behind the name: `resume.bool`
+        readings = (
+            bool in kinds or str in kinds
+        )  # pydantic puts the reading that failed behind the name: `resume.bool`
         place = name if readings else ".".join(str(part) for part in problem["loc"])
         said = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
         if (words := in_words(problem)) not in said:

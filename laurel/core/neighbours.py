@@ -1,7 +1,9 @@
-"""Python files that users name, and the modules beside them: each folder is a package of its own, so no two are mixed up.
+"""Python files that users name, and the modules beside them: each folder is a package of its own,
+so no two are mixed up.
 
-A file `rewards.py` in a folder loads as `laurel_at_<folder>.rewards`. While it loads, and whenever its functions run, `import helpers`
-finds the `helpers` of its own folder first, as `python rewards.py` would, and `from .helpers import f` works too. Nothing is put on
+A file `rewards.py` in a folder loads as `laurel_at_<folder>.rewards`. While it loads, and whenever
+its functions run, `import helpers` finds the `helpers` of its own folder first, as `python
+rewards.py` would, and `from .helpers import f` works too. Nothing is put on
 `sys.path`: two folders that both hold a `helpers.py` each keep their own.
 """
 
@@ -38,7 +40,9 @@ def package_of(folder: Path) -> str:
 
 @functools.cache
 def is_neighbour(name: str, package: str) -> bool:
-    """Does the folder hold a module or package of this name that is not what a plain import would find anyway?"""
+    """Does the folder hold a module or package of this name that is not what a plain import would
+    find anyway?
+    """
     if not name or name in sys.builtin_module_names or name == "laurel":
         return False
     found = PathFinder.find_spec(name, [str(FOLDERS[package])])
@@ -48,7 +52,9 @@ def is_neighbour(name: str, package: str) -> bool:
         usual = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # ValueError: a module such as __main__ that has no spec
         usual = None
-    if found.loader is None:  # a folder of no Python files has a name too: only where nothing else has it
+    if (
+        found.loader is None
+    ):  # a folder of no Python files has a name too: only where nothing else has it
         return usual is None
     return usual is None or not _same_file(usual.origin, found.origin)
 
@@ -60,7 +66,13 @@ def _same_file(left: str | None, right: str | None) -> bool:
 def importer(package: str) -> Callable[..., Any]:
     """The `__import__` of a folder's modules: its own neighbours first, everything else as ever."""
 
-    def find(name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0) -> ModuleType:
+    def find(
+        name: str,
+        globals: Any = None,
+        locals: Any = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
         if level == 0 and is_neighbour(name.partition(".")[0], package):
             if fromlist:
                 return builtins.__import__(f"{package}.{name}", globals, locals, fromlist, 0)

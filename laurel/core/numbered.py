@@ -1,4 +1,6 @@
-"""An `output_dir` that counts up: `runs/grpo-{n}` is the next free number, taken by making the folder, so that no two runs get one."""
+"""An `output_dir` that counts up: `runs/grpo-{n}` is the next free number, taken by making the
+folder, so that no two runs get one.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ MARK = "{n}"
 
 
 def claim(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
-    """The folder that a name with `{n}` means now, and whether it was made for this call; any other name as it is.
+    """The folder that a name with `{n}` means now, and whether it was made for this call; any other
+    name as it is.
 
-    newest: the highest number that holds a run already, to be continued; the next free one where none does.
+    newest: the highest number that holds a run already, to be continued; the next free one where
+    none does.
     """
     text = str(output_dir)
     if MARK not in text:
@@ -32,7 +36,9 @@ def claim(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
         return parent / f"{before}{number}{after}"
 
     shape = re.compile(re.escape(before) + r"([1-9]\d*)" + re.escape(after))
-    taken = sorted(int(found[1]) for child in parent.iterdir() if (found := shape.fullmatch(child.name)))
+    taken = sorted(
+        int(found[1]) for child in parent.iterdir() if (found := shape.fullmatch(child.name))
+    )
     for number in reversed(taken if newest else []):
         if (numbered(number) / rest / "run.json").exists():
             return numbered(number) / rest, False

@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
 
 class RewardFunction(Protocol):
-    """TRL's signature; sync or async. One value per completion: a number, None to abstain, or a Result.
+    """TRL's signature; sync or async. One value per completion: a number, None to abstain, or a
+    Result.
 
     prompts, completions: strings, or lists of messages where the dataset is conversational.
-    completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per completion.
+    completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per
+    completion.
     """
 
     def __call__(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: list[Any]
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        **columns: list[Any],
     ) -> list[float | None]: ...
 
 
 class Train(Protocol):
-    """`laurel.train`: see `laurel.train.python.train` for what it takes. Any option of `laurel train ALGORITHM` goes by its name."""
+    """`laurel.train`: see `laurel.train.python.train` for what it takes. Any option of `laurel
+    train ALGORITHM` goes by its name.
+    """
 
     def __call__(
         self,
@@ -42,7 +50,9 @@ class Train(Protocol):
 
 
 class Verifier(Protocol):
-    """Judges one answer against one row of data. Pure, fast, never raises on odd answers: a wrong answer is Score(0)."""
+    """Judges one answer against one row of data. Pure, fast, never raises on odd answers: a wrong
+    answer is Score(0).
+    """
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> Result: ...
 
@@ -51,8 +61,9 @@ class Verifier(Protocol):
 class Env(Protocol):
     """A world the policy talks to. One instance serves one episode.
 
-    `reset(row)` returns the messages that open the episode. `step(text)` hears the policy's turn and returns the world's
-    reply as messages, or None when the episode is over. Tokens of the reply are attended to and never trained on.
+    `reset(row)` returns the messages that open the episode. `step(text)` hears the policy's turn
+    and returns the world's reply as messages, or None when the episode is over. Tokens of the reply
+    are attended to and never trained on.
     """
 
     def reset(self, row: Mapping[str, Any]) -> list[Message]: ...
@@ -61,12 +72,15 @@ class Env(Protocol):
 
 
 class Companion(Protocol):
-    """What is trained beside a policy, by the same optimiser: a critic, a discriminator, the heads of Q and V.
+    """What is trained beside a policy, by the same optimiser: a critic, a discriminator, the heads
+    of Q and V.
 
-    `model` is what it adds to memory. `seen(batch)`: tensors, or a tuple of them, that objectives may read, by the name of their
-    first parameter. `followers`: parameters that no gradient moves but `follow` does, after each optimiser step; a checkpoint holds them
-    too. Names are different from the policy's. One with `rate` learns at that multiple of the learning rate; one that shapes how the
-    policy decodes also has `save(policy, folder)`.
+    `model` is what it adds to memory. `seen(batch)`: tensors, or a tuple of them, that objectives
+    may read, by the name of their
+    first parameter. `followers`: parameters that no gradient moves but `follow` does, after each
+    optimiser step; a checkpoint holds them too. Names are different from the policy's. One with
+    `rate` learns at that multiple of the learning rate; one that shapes how the policy decodes also
+    has `save(policy, folder)`.
     """
 
     @property

@@ -1,4 +1,6 @@
-"""What a reward says about one sample: a score, no opinion, or a failure. A failure is never a zero."""
+"""What a reward says about one sample: a score, no opinion, or a failure. A failure is never a
+zero.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +29,30 @@ class Abstain:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The reward broke on this sample (raised, hung, returned NaN): the sample is excluded and counted."""
+    """The reward broke on this sample (raised, hung, returned NaN): the sample is excluded and
+    counted.
+    """
 
     reason: str
 
 
 Result = Score | Abstain | Failed
 ENVIRONMENT = "environment"
-"""The name under which a group that was never finished says why, instead of any reward's verdict."""
+"""The name under which a group that was never finished says why, instead of any reward's verdict.
+"""
 
 
 def as_result(value: object) -> Result:
-    """Number -> Score, None -> Abstain, NaN, infinity or anything else -> Failed. A Result passes through."""
+    """Number -> Score, None -> Abstain, NaN, infinity or anything else -> Failed. A Result passes
+    through.
+    """
     if isinstance(value, (Score, Abstain, Failed)):
         return value
     if value is None:
         return Abstain()
-    if isinstance(value, (bytes, bytearray)) or getattr(value, "shape", ()):  # b"1" and an array of one would pass as numbers
+    if isinstance(value, (bytes, bytearray)) or getattr(
+        value, "shape", ()
+    ):  # b"1" and an array of one would pass as numbers
         return Failed(f"not a number: {value!r:.80}")
     try:
         number = float(value)  # type: ignore[arg-type]

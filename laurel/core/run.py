@@ -1,7 +1,9 @@
-"""The run directory: config.yaml, run.json, metrics.jsonl, samples.jsonl, checkpoints/, model/, report.html.
+"""The run directory: config.yaml, run.json, metrics.jsonl, samples.jsonl, checkpoints/, model/,
+report.html.
 
-The files are the truth. Every line carries the run's id; a line of another run is refused, never mixed in. Lines are written
-whole and flushed, so a killed run leaves at most one half-written last line, which readers pass over and `truncate` removes.
+The files are the truth. Every line carries the run's id; a line of another run is refused, never
+mixed in. Lines are written whole and flushed, so a killed run leaves at most one half-written last
+line, which readers pass over and `truncate` removes.
 """
 
 from __future__ import annotations
@@ -27,21 +29,55 @@ from laurel.core.numbered import MARK, claim, give_back
 from laurel.core.sinks import Sink, check_sinks, open_sinks
 
 FREE_TO_CHANGE = (
-    "device", "early_stopping_patience", "eval_steps", "load_best_model_at_end", "logging_steps", "max_steps", "num_threads",
-    "num_train_epochs", "output_dir", "profile", "report_to", "resume", "reward_timeout", "save_dtype", "save_merged", "save_steps",
-    "save_total_limit", "token_budget",
-)  # fmt: skip
-"""Options a resumed run may change: how long, how often, where. Everything else would make it another experiment."""
+    "device",
+    "early_stopping_patience",
+    "eval_steps",
+    "load_best_model_at_end",
+    "logging_steps",
+    "max_steps",
+    "num_threads",
+    "num_train_epochs",
+    "output_dir",
+    "profile",
+    "report_to",
+    "resume",
+    "reward_timeout",
+    "save_dtype",
+    "save_merged",
+    "save_steps",
+    "save_total_limit",
+    "token_budget",
+)
+"""Options a resumed run may change: how long, how often, where. Everything else would make it
+another experiment.
+"""
 ANYWAY = (
-    "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "weight_decay",
-)  # fmt: skip
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "warmup_steps",
+    "weight_decay",
+)
 """Options of the optimiser that `resume: anyway` may change: its moments stay as they are."""
-WRITTEN = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html", "profile.json")
+WRITTEN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "checkpoints",
+    "model",
+    "report.html",
+    "profile.json",
+)
 """What a run writes. A new run finds none of it in its folder: what is there is somebody else's."""
 
 
 class Run:
-    """One run directory, to read or to add to. `id` is empty where the folder holds no run (an evaluation by itself)."""
+    """One run directory, to read or to add to. `id` is empty where the folder holds no run (an
+    evaluation by itself).
+    """
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir)
@@ -64,14 +100,17 @@ class Run:
         inputs: Mapping[str, str] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> Run:
-        """Start a run in a new or empty folder, or with `resume` continue the one that is there (start it if there is none).
+        """Start a run in a new or empty folder, or with `resume` continue the one that is there
+        (start it if there is none).
 
-        The folder is this process's alone until `close`, or until the process ends. A folder that holds a run already is a
-        UsageError unless `resume`. On resume, an option that differs from the saved configuration is a UsageError that names
-        it, unless it is one of FREE_TO_CHANGE, or of ANYWAY and resume is "anyway". `output_dir` may count up (`claim`).
-        `inputs` (what the run reads, and a fingerprint of its content) are written down; where they differ on resume the person at the
-        terminal is asked, and without one it is a UsageError, unless resume is "anyway". `say` hears in one line each what is continued
-        and what changed; without it the lines go to standard error.
+        The folder is this process's alone until `close`, or until the process ends. A folder that
+        holds a run already is a UsageError unless `resume`. On resume, an option that differs from
+        the saved configuration is a UsageError that names it, unless it is one of FREE_TO_CHANGE,
+        or of ANYWAY and resume is "anyway". `output_dir` may count up (`claim`). `inputs` (what the
+        run reads, and a fingerprint of its content) are written down; where they differ on resume
+        the person at the terminal is asked, and without one it is a UsageError, unless resume is
+        "anyway". `say` hears in one line each what is continued and what changed; without it the
+        lines go to standard error.
         """
         folder, claimed = claim(output_dir, newest=bool(resume))
         values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
@@ -87,7 +126,12 @@ class Run:
 
     @classmethod
     def _open(
-        cls, folder: Path, values: dict[str, Any], resume: bool | str, inputs: Mapping[str, str] | None, say: Callable[[str], None]
+        cls,
+        folder: Path,
+        values: dict[str, Any],
+        resume: bool | str,
+        inputs: Mapping[str, str] | None,
+        say: Callable[[str], None],
     ) -> Run:
         """Check the place, lock it, and begin the run or continue it."""
         check_sinks(values.get("report_to"))
@@ -109,9 +153,13 @@ class Run:
         return run
 
     def withdraw(self) -> None:
-        """Close a run that failed. A new one without a step leaves nothing behind: the same command can be given again."""
+        """Close a run that failed. A new one without a step leaves nothing behind: the same command
+        can be given again.
+        """
         self.close()
-        if self.new and not any((self.folder / name).exists() for name in WRITTEN if name != "config.yaml"):
+        if self.new and not any(
+            (self.folder / name).exists() for name in WRITTEN if name != "config.yaml"
+        ):
             for name in ("run.json", "config.yaml"):
                 (self.folder / name).unlink(missing_ok=True)
             give_back(self.folder)
@@ -127,28 +175,40 @@ class Run:
 
         path = self.folder / "config.yaml"
         try:
-            # libyaml, where it is there, reads and writes the hundred options in a tenth of the time
+            # libyaml, where it is there, reads and writes the hundred options in a tenth of the
+            # time
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             return dict(yaml.load(path.read_text(encoding="utf-8"), loader) or {})
         except FileNotFoundError:
             return {}
         except (yaml.YAMLError, ValueError, TypeError) as error:
-            raise LaurelError(f"damaged: {' '.join(str(error).split())}.", where=str(path)) from None
+            raise LaurelError(
+                f"damaged: {' '.join(str(error).split())}.", where=str(path)
+            ) from None
 
     def settle(self, values: Mapping[str, Any]) -> None:
-        """Write options into config.yaml that are known only after the run began (how many steps its epochs make)."""
+        """Write options into config.yaml that are known only after the run began (how many steps
+        its epochs make).
+        """
         config = self.config()
         if {**config, **values} != config:
             _write_config(self.folder, {**config, **values})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line of metrics. A number that is not finite is written as null: it is neither hidden nor invalid JSON."""
+        """Append one line of metrics. A number that is not finite is written as null: it is neither
+        hidden nor invalid JSON.
+        """
         values = {name: _number(value) for name, value in metrics.items()}
-        self._append("metrics.jsonl", [{"run": self.id, "step": step, "time": round(time.time(), 3), **values}])
+        self._append(
+            "metrics.jsonl",
+            [{"run": self.id, "step": step, "time": round(time.time(), 3), **values}],
+        )
         for sink in list(self.sinks):
             try:
                 sink.log(step, {name: value for name, value in values.items() if value is not None})
-            except Exception as error:  # a dashboard that is down must not end a run; the files have the truth
+            except (
+                Exception
+            ) as error:  # a dashboard that is down must not end a run; the files have the truth
                 self.sinks.remove(sink)
                 _say(f"{type(sink).__name__} failed and is switched off: {error}")
 
@@ -166,17 +226,27 @@ class Run:
         return [line for _, line in lines if step is None or line.get("step") == step]
 
     def truncate(self, step: int) -> None:
-        """Drop what was written after `step`, and half-written last lines, so that a resumed run's files equal an unbroken one's."""
+        """Drop what was written after `step`, and half-written last lines, so that a resumed run's
+        files equal an unbroken one's.
+        """
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.exists():
                 with replacing(path) as file:
-                    file.writelines(raw for raw, line in read_lines(path, self.id) if line.get("step", 0) <= step)
+                    file.writelines(
+                        raw
+                        for raw, line in read_lines(path, self.id)
+                        if line.get("step", 0) <= step
+                    )
 
     def connect(self, step: int = 0) -> None:
-        """Open the optional sinks that the configuration names under `report_to`; `step` is where a resumed run stands."""
+        """Open the optional sinks that the configuration names under `report_to`; `step` is where a
+        resumed run stands.
+        """
         config = self.config()
-        self.sinks = open_sinks(config.get("report_to"), self.folder, self.id, config, resumed_at=step)
+        self.sinks = open_sinks(
+            config.get("report_to"), self.folder, self.id, config, resumed_at=step
+        )
 
     def close(self) -> None:
         """Finish the optional sinks, and let others write to the folder."""
@@ -193,7 +263,9 @@ class Run:
 
 
 def _check_place(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run which is not to be continued, or anything that a run would write over."""
+    """Refuse a folder that holds a run which is not to be continued, or anything that a run would
+    write over.
+    """
     where = f"output_dir {folder}"
     if (folder / "run.json").exists():
         if not resume:
@@ -202,42 +274,87 @@ def _check_place(folder: Path, resume: bool) -> None:
         return
     there = [name for name in WRITTEN if (folder / name).exists()]
     if there and not (resume and there == ["config.yaml"]):
-        what = f"this folder holds `{there[0]}` but no run.json: it is not a run's, and would be written over."
+        what = (
+            f"this folder holds `{there[0]}` but no run.json: it is not a run's, and would be"
+            " written over."
+        )
         raise UsageError(what, where=where, fix="Name another --output_dir.")
 
 
-def _start(folder: Path, values: dict[str, Any], inputs: Mapping[str, str], resume: bool, say: Callable[[str], None]) -> Run:
-    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill chose."""
+def _start(
+    folder: Path,
+    values: dict[str, Any],
+    inputs: Mapping[str, str],
+    resume: bool,
+    say: Callable[[str], None],
+) -> Run:
+    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill
+    chose.
+    """
     if resume:
         say(f"nothing to resume in {folder}: starting from the beginning")
     _write_config(folder, values)
     run = Run(folder)
     run.id, run.new = uuid.uuid4().hex, True
-    facts = {"run": run.id, "created": round(time.time(), 3), "command": sys.argv[1:], **_provenance()}
+    facts = {
+        "run": run.id,
+        "created": round(time.time(), 3),
+        "command": sys.argv[1:],
+        **_provenance(),
+    }
     run.note({**facts, "inputs": dict(inputs)})
     return run
 
 
-def _continue(run: Run, values: dict[str, Any], inputs: Mapping[str, str], anyway: bool, say: Callable[[str], None]) -> Run:
+def _continue(
+    run: Run,
+    values: dict[str, Any],
+    inputs: Mapping[str, str],
+    anyway: bool,
+    say: Callable[[str], None],
+) -> Run:
     """The run that is there, if it is still the same experiment."""
     if run.model.exists() and "saving" not in run.facts:
-        what = "this run has not saved a model yet, and there is one in `model`: it would be written over."
+        what = (
+            "this run has not saved a model yet, and there is one in `model`: it would be written"
+            " over."
+        )
         raise UsageError(what, where=f"output_dir {run.folder}", fix="Move it to another place.")
     saved = run.config()
-    if values.get("max_steps", 0) is None:  # epochs decide, and how many steps they make is found out later: `settle`
+    if (
+        values.get("max_steps", 0) is None
+    ):  # epochs decide, and how many steps they make is found out later: `settle`
         values = {**values, "max_steps": saved.get("max_steps")}
-    changed = {name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)}
+    changed = {
+        name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)
+    }
     free = (*FREE_TO_CHANGE, *(ANYWAY if anyway else ()))
-    refused = {name: f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items() if name not in free}
+    refused = {
+        name: f"{name} {old!r} -> {new!r}"
+        for name, (old, new) in changed.items()
+        if name not in free
+    }
     if refused:
-        fix = f"Give the saved values, or start anew in another --output_dir. Free to change: {', '.join(free)}."
+        fix = (
+            "Give the saved values, or start anew in another --output_dir. Free to change:"
+            f" {', '.join(free)}."
+        )
         if refused.keys() <= set(ANYWAY):
-            fix = "Give the saved values, or go on with the new ones, the optimiser's moments kept: `--resume anyway`."
-        what = f"a resumed run keeps its options, and these differ from its config.yaml: {'; '.join(refused.values())}."
+            fix = (
+                "Give the saved values, or go on with the new ones, the optimiser's moments kept:"
+                " `--resume anyway`."
+            )
+        what = (
+            "a resumed run keeps its options, and these differ from its config.yaml:"
+            f" {'; '.join(refused.values())}."
+        )
         raise UsageError(what, where=f"output_dir {run.folder}", fix=fix)
     edited = _edited(run, inputs, anyway)
     told = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
-    say(f"continuing run {run.id[:8]} in {run.folder}; options {'as before' if not told else 'as before, but for'}")
+    say(
+        f"continuing run {run.id[:8]} in {run.folder}; options"
+        f" {'as before' if not told else 'as before, but for'}"
+    )
     for name, (old, new) in told.items():
         say(f"  {name}: {old!r} -> {new!r}")
     if told:
@@ -245,14 +362,23 @@ def _continue(run: Run, values: dict[str, Any], inputs: Mapping[str, str], anywa
     for name, (old, new) in edited.items():
         say(f"  {name}: {old} -> {new}")
     resumed = {"time": round(time.time(), 3), "changed": {**told, **edited}}
-    run.note({"resumed": [*run.facts.get("resumed", []), resumed], "inputs": {**run.facts.get("inputs", {}), **inputs}})
+    run.note(
+        {
+            "resumed": [*run.facts.get("resumed", []), resumed],
+            "inputs": {**run.facts.get("inputs", {}), **inputs},
+        }
+    )
     return run
 
 
 def _edited(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list[str]]:
-    """What the run reads and is not what it was, old and new; none, or agreed to by `anyway` or by who sits at the terminal."""
+    """What the run reads and is not what it was, old and new; none, or agreed to by `anyway` or by
+    who sits at the terminal.
+    """
     before: dict[str, str] = run.facts.get("inputs", {})
-    edited = {name: [before[name], new] for name, new in inputs.items() if before.get(name, new) != new}
+    edited = {
+        name: [before[name], new] for name, new in inputs.items() if before.get(name, new) != new
+    }
     if not edited or anyway:
         return edited
     listed = "; ".join(f"{name} ({old} -> {new})" for name, (old, new) in edited.items())
@@ -261,7 +387,10 @@ def _edited(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list
         print(f"{what}\nGo on with it as it is now? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return edited
-    fix = "Put the old content back, start anew in another --output_dir, or go on with the new: `--resume anyway`."
+    fix = (
+        "Put the old content back, start anew in another --output_dir, or go on with the new:"
+        " `--resume anyway`."
+    )
     raise UsageError(what, where=f"output_dir {run.folder}", fix=fix)
 
 
@@ -269,7 +398,10 @@ def _write_config(folder: Path, values: dict[str, Any]) -> None:
     import yaml
 
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    write_atomic(folder / "config.yaml", yaml.dump(values, Dumper=dumper, sort_keys=False, allow_unicode=True, width=140))
+    write_atomic(
+        folder / "config.yaml",
+        yaml.dump(values, Dumper=dumper, sort_keys=False, allow_unicode=True, width=140),
+    )
 
 
 def _provenance() -> dict[str, Any]:
@@ -283,18 +415,42 @@ def _provenance() -> dict[str, Any]:
             return None
 
     packages = {name: version(name) for name in ("torch", "transformers")}
-    return {"laurel": laurel.__version__, "commit": _commit(), "python": platform.python_version(), "system": platform.system(), **packages}
+    return {
+        "laurel": laurel.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        **packages,
+    }
 
 
 @cache
 def _commit() -> str | None:
-    """The commit of laurel's own checkout (`-dirty` if edited) as this process found it; None where it was installed as a package."""
+    """The commit of laurel's own checkout (`-dirty` if edited) as this process found it; None where
+    it was installed as a package.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude",
+        "*",
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
@@ -307,7 +463,9 @@ def _number(value: Any) -> float | int | None:
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
-    """JSON. Numbers that are not finite become null; numpy and torch scalars become numbers, paths become strings."""
+    """JSON. Numbers that are not finite become null; numpy and torch scalars become numbers, paths
+    become strings.
+    """
     try:
         return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False, indent=indent)
     except ValueError:

@@ -1,8 +1,11 @@
-"""The three shapes every method works on: Sample (one completion) -> Group (one prompt) -> Batch (tensors).
+"""The three shapes every method works on: Sample (one completion) -> Group (one prompt) -> Batch
+(tensors).
 
 Axis letters end the names of tensors:
-    P prompts · G samples per prompt · N = P*G rows · L tokens of prompt and completion · T tokens of the completion · V vocabulary
-Sampled ids are the truth; text is a view of them. Masks are built from lengths, never from token ids.
+    P prompts · G samples per prompt · N = P*G rows · L tokens of prompt and completion · T tokens
+    of the completion · V vocabulary
+Sampled ids are the truth; text is a view of them. Masks are built from lengths, never from token
+ids.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 Finish = Literal["eos", "length", "stop", "error"]
 NOBODY = -1
-"""The version in the key of a sample that no version of the policy drew, as of a demonstration that stands beside samples."""
+"""The version in the key of a sample that no version of the policy drew, as of a demonstration that
+stands beside samples.
+"""
 
 
 class Message(TypedDict):
@@ -44,9 +49,10 @@ class Key:
 class Sample:
     """One completion of one prompt.
 
-    `completion_ids`, `logps` (log-probability of each id when it was sampled, in nats, at `temperature`) and `loss_mask`
-    (True where the policy chose the id; False for tool and environment tokens) have the same length.
-    `turns` is the completion as messages (one assistant turn unless an environment spoke); `text` is the decoded whole.
+    `completion_ids`, `logps` (log-probability of each id when it was sampled, in nats, at
+    `temperature`) and `loss_mask` (True where the policy chose the id; False for tool and
+    environment tokens) have the same length. `turns` is the completion as messages (one assistant
+    turn unless an environment spoke); `text` is the decoded whole.
     """
 
     key: Key
@@ -62,7 +68,9 @@ class Sample:
     def __post_init__(self) -> None:
         sizes = {len(self.completion_ids), len(self.logps), len(self.loss_mask)}
         if len(sizes) != 1:
-            raise ValueError(f"ids, logps and loss_mask of {self.key} differ in length: {sorted(sizes)}")
+            raise ValueError(
+                f"ids, logps and loss_mask of {self.key} differ in length: {sorted(sizes)}"
+            )
 
     @property
     def answer(self) -> str:
@@ -74,8 +82,8 @@ class Sample:
 class Group:
     """The samples of one prompt, the row they came from, and what each reward said of each sample.
 
-    `results[name][i]` belongs to `samples[i]`; `rewards[i]` is the mixture, None where the sample is excluded.
-    Both are empty until the group has been scored.
+    `results[name][i]` belongs to `samples[i]`; `rewards[i]` is the mixture, None where the sample
+    is excluded. Both are empty until the group has been scored.
     """
 
     prompt: str
@@ -87,7 +95,10 @@ class Group:
     def __post_init__(self) -> None:
         for name, column in [*self.results.items(), ("the mixture", self.rewards or self.samples)]:
             if len(column) != len(self.samples):
-                raise ValueError(f"{name} has {len(column)} results for {len(self.samples)} samples of prompt {self.prompt!r}")
+                raise ValueError(
+                    f"{name} has {len(column)} results for {len(self.samples)} samples of prompt"
+                    f" {self.prompt!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,18 @@ class Batch:
 
     ids_NL int64, attention_NL bool: the tokens and which of them exist.
     start_N, length_N int64: where the completion begins in its row, and how many tokens it has.
-    loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to `length_N`.
-    logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the reference (zeros if none).
-    weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen +1, rejected -1).
-    value_NT float32: what a critic said when the row was sampled; of a pair's rejected row the chance that it is the better one.
-    target_NT float32: what a head or an objective aims at (returns, labels, a margin). temperature_N float32. group_N int64: which prompt.
-    sampled_NT bool: the tokens that the policy chose, trained on or not: what metrics of the policy cover. None: those of loss_mask_NT.
+    loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to
+    `length_N`.
+    logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the
+    reference (zeros if none).
+    weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen
+    +1, rejected -1).
+    value_NT float32: what a critic said when the row was sampled; of a pair's rejected row the
+    chance that it is the better one.
+    target_NT float32: what a head or an objective aims at (returns, labels, a margin).
+    temperature_N float32. group_N int64: which prompt.
+    sampled_NT bool: the tokens that the policy chose, trained on or not: what metrics of the policy
+    cover. None: those of loss_mask_NT.
     """
 
     ids_NL: Tensor
@@ -120,7 +137,16 @@ class Batch:
     sampled_NT: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len({len(column) for item in fields(self) if (column := getattr(self, item.name)) is not None}) != 1:
+        if (
+            len(
+                {
+                    len(column)
+                    for item in fields(self)
+                    if (column := getattr(self, item.name)) is not None
+                }
+            )
+            != 1
+        ):
             raise ValueError("the columns of a Batch have different numbers of rows")
 
     def __len__(self) -> int:
@@ -132,8 +158,13 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch with every tensor on `device`."""
-        columns = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "keys"}
-        return replace(self, **{name: column.to(device) for name, column in columns.items() if column is not None})
+        columns = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name != "keys"
+        }
+        return replace(
+            self,
+            **{name: column.to(device) for name, column in columns.items() if column is not None},
+        )
 
     @property
     def drawn_NT(self) -> Tensor:
@@ -143,7 +174,9 @@ class Batch:
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, trimmed to the longest of them: padding never travels further than it must."""
         index = list(index)
-        wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0  # an empty batch is legal
+        wide = (
+            int((self.start_N[index] + self.length_N[index]).max()) if index else 0
+        )  # an empty batch is legal
         long = int(self.length_N[index].max()) if index else 0
         cut = {"_NL": wide, "_NT": long}
         at = self.start_N.new_tensor(index)
@@ -154,21 +187,31 @@ class Batch:
         }
         return Batch(**columns, keys=tuple(self.keys[i] for i in index))
 
-    def split(self, token_budget: int, *, whole_groups: bool = False, packed: bool = False) -> Iterator[Batch]:
-        """Micro-batches of similar length with at most `token_budget` tokens each (a longer row or group goes alone).
+    def split(
+        self, token_budget: int, *, whole_groups: bool = False, packed: bool = False
+    ) -> Iterator[Batch]:
+        """Micro-batches of similar length with at most `token_budget` tokens each (a longer row or
+        group goes alone).
 
-        Every row appears once; the order is by length, then by position, so it depends on nothing else. whole_groups: the rows
-        of a group stay together, in their order. packed: for a model that computes no padding and a group's prompt once; so much is
-        counted, and a group is only parted where it is longer than the budget. Else padding is counted, too.
+        Every row appears once; the order is by length, then by position, so it depends on nothing
+        else. whole_groups: the rows of a group stay together, in their order. packed: for a model
+        that computes no padding and a group's prompt once; so much is counted, and a group is only
+        parted where it is longer than the budget. Else padding is counted, too.
         """
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
         group = group if whole_groups or packed else range(len(self))
-        units, tokens = together(start, length, group, token_budget if packed and not whole_groups else None)
+        units, tokens = together(
+            start, length, group, token_budget if packed and not whole_groups else None
+        )
         longest = [max(start[row] + length[row] for row in rows) for rows in units]
         chunk, width, spent = list[int](), 0, 0
         for unit in sorted(range(len(units)), key=lambda unit: (-longest[unit], units[unit][0])):
-            if chunk and (spent + tokens[unit] if packed else width * (len(chunk) + len(units[unit]))) > token_budget:
+            if (
+                chunk
+                and (spent + tokens[unit] if packed else width * (len(chunk) + len(units[unit])))
+                > token_budget
+            ):
                 yield self.rows(chunk)
                 chunk, spent = [], 0
             width, spent = width if chunk else longest[unit], spent + tokens[unit]

@@ -1,4 +1,6 @@
-"""Run Python that nobody has read: a subprocess with limits on time, memory, files, network and processes."""
+"""Run Python that nobody has read: a subprocess with limits on time, memory, files, network and
+processes.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,10 @@ FILE_MB = 4
 class Outcome:
     """How a program ended, with the last 16 KiB of what it printed.
 
-    ok: it ran to its last line. reason, where not: `time`, `memory`, `error` (an exception: see stderr), `exit` (it left
-    by SystemExit or os._exit before its last line, whatever the status), `forbidden` (ended by something not allowed),
-    `output` (more than 1 MiB printed), `crash` (a signal), `sandbox` (it never started: not the program's fault).
+    ok: it ran to its last line. reason, where not: `time`, `memory`, `error` (an exception: see
+    stderr), `exit` (it left by SystemExit or os._exit before its last line, whatever the status),
+    `forbidden` (ended by something not allowed), `output` (more than 1 MiB printed), `crash` (a
+    signal), `sandbox` (it never started: not the program's fault).
     """
 
     ok: bool
@@ -40,27 +43,40 @@ class Outcome:
     reason: Reason
 
 
-def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str = "", tests: str | None = None, setup: str = "") -> Outcome:
-    """Run `source` as a script in a fresh interpreter with only the standard library, and say how it ended.
+def run_python(
+    source: str,
+    *,
+    seconds: float,
+    memory_mb: int = 512,
+    stdin: str = "",
+    tests: str | None = None,
+    setup: str = "",
+) -> Outcome:
+    """Run `source` as a script in a fresh interpreter with only the standard library, and say how
+    it ended.
 
-    tests: a script that uses what the program defines; then `ok` says that the tests ran to their last line. They run in a process
-    of their own, which the program can neither read nor write; its functions are called across a pipe and answer with plain data, so
-    that a forged `==`, other builtins, a walk up the frames or a forged report earn nothing. What is no plain data (an object of the
-    program's own class) can be called, read, iterated and passed back, and compared with nothing. setup: run before the tests, and
-    before the program where it can do without it.
+    tests: a script that uses what the program defines; then `ok` says that the tests ran to their
+    last line. They run in a process of their own, which the program can neither read nor write; its
+    functions are called across a pipe and answer with plain data, so that a forged `==`, other
+    builtins, a walk up the frames or a forged report earn nothing. What is no plain data (an object
+    of the program's own class) can be called, read, iterated and passed back, and compared with
+    nothing. setup: run before the tests, and before the program where it can do without it.
 
-    seconds: wall clock from the program's first line, and CPU. memory_mb: address space. The program sees an empty
-    environment, an empty folder of its own (files up to 4 MiB, gone afterwards), `stdin`, and a fixed hash seed.
+    seconds: wall clock from the program's first line, and CPU. memory_mb: address space. The
+    program sees an empty environment, an empty folder of its own (files up to 4 MiB, gone
+    afterwards), `stdin`, and a fixed hash seed.
 
-    What stops it: resource limits and the clock everywhere; on Linux, as far as the kernel allows (`isolation()` tells),
-    user, network and IPC namespaces, Landlock (write only in its folder, read only there and in the system's libraries:
-    not /etc, not a home), a seccomp filter (no new process or program, no socket, no signal, no tracing, no mount), and a
-    parent-death signal; above these a Python audit hook that refuses the same things with a clear error.
+    What stops it: resource limits and the clock everywhere; on Linux, as far as the kernel allows
+    (`isolation()` tells), user, network and IPC namespaces, Landlock (write only in its folder,
+    read only there and in the system's libraries: not /etc, not a home), a seccomp filter (no new
+    process or program, no socket, no signal, no tracing, no mount), and a parent-death signal;
+    above these a Python audit hook that refuses the same things with a clear error.
 
-    What it is not: a virtual machine. The kernel is shared, and where neither Landlock nor seccomp is available (other
-    systems) only the audit hook and the limits stand, which determined native code can pass. Without `tests`, the program
-    itself says that it came to its end, and one written against this very file can lie. It can fill its own folder until the
-    time is up. Keep secrets off machines that run strangers' code.
+    What it is not: a virtual machine. The kernel is shared, and where neither Landlock nor seccomp
+    is available (other systems) only the audit hook and the limits stand, which determined native
+    code can pass. Without `tests`, the program itself says that it came to its end, and one written
+    against this very file can lie. It can fill its own folder until the time is up. Keep secrets
+    off machines that run strangers' code.
     """
     nonce = secrets.token_hex(16)
     with (
@@ -69,7 +85,13 @@ def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str 
     ):
         stdin_file.write(stdin.encode("utf-8", "replace"))
         stdin_file.seek(0)
-        order = {"source": source, "folder": os.path.realpath(folder), "seconds": seconds, "memory_mb": memory_mb, "file_mb": FILE_MB}
+        order = {
+            "source": source,
+            "folder": os.path.realpath(folder),
+            "seconds": seconds,
+            "memory_mb": memory_mb,
+            "file_mb": FILE_MB,
+        }
         if tests is None:
             watch = _start({**order, "nonce": nonce}, None, stdin_file)
         else:
@@ -83,13 +105,26 @@ def run_python(source: str, *, seconds: float, memory_mb: int = 512, stdin: str 
 
 @functools.cache
 def isolation() -> dict[str, object]:
-    """Which fences stand here: {"limits", "audit", "namespaces": [...], "landlock": ABI or 0, "seccomp"}. Runs an empty program once."""
+    """Which fences stand here: {"limits", "audit", "namespaces": [...], "landlock": ABI or 0,
+    "seccomp"}. Runs an empty program once.
+    """
     with tempfile.TemporaryDirectory(prefix="laurel-sandbox-") as folder:
-        order = {"source": "", "folder": os.path.realpath(folder), "seconds": 5, "memory_mb": 512, "file_mb": FILE_MB, "nonce": ""}
+        order = {
+            "source": "",
+            "folder": os.path.realpath(folder),
+            "seconds": 5,
+            "memory_mb": 512,
+            "file_mb": FILE_MB,
+            "nonce": "",
+        }
         watch = _start(order, None, subprocess.DEVNULL)
         watch.until_over(5.0)
     lines = watch.kept["report"].splitlines()
-    return {"limits": True, "audit": True, **(json.loads(lines[0]) if lines else {"namespaces": [], "landlock": 0, "seccomp": False})}
+    return {
+        "limits": True,
+        "audit": True,
+        **(json.loads(lines[0]) if lines else {"namespaces": [], "landlock": 0, "seccomp": False}),
+    }
 
 
 @dataclass(slots=True)
@@ -99,14 +134,22 @@ class _Watch:
     process: subprocess.Popen[bytes]
     streams: tuple[IO[bytes], IO[bytes]]
     report_fd: int
-    kept: dict[str, bytearray] = field(default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()})
+    kept: dict[str, bytearray] = field(
+        default_factory=lambda: {
+            "stdout": bytearray(),
+            "stderr": bytearray(),
+            "report": bytearray(),
+        }
+    )
     size: int = 0
 
     def text(self, name: str) -> str:
         return bytes(self.kept[name]).decode("utf-8", "replace")
 
     def until_over(self, seconds: float) -> Reason:
-        """Read until the program ends, is late or floods; then make sure that it is dead. The clock starts when it reports ready."""
+        """Read until the program ends, is late or floods; then make sure that it is dead. The clock
+        starts when it reports ready.
+        """
         deadline, started = time.monotonic() + START_SECONDS, False
         try:
             with selectors.DefaultSelector() as selector:
@@ -154,10 +197,20 @@ class _Watch:
         os.close(self.report_fd)
 
 
-def _start(order: dict[str, object], secret: dict[str, str] | None, stdin: IO[bytes] | int) -> _Watch:
-    """Start the jail: its own session, a clean environment, no inherited descriptors but the order, the report and what is secret."""
+def _start(
+    order: dict[str, object], secret: dict[str, str] | None, stdin: IO[bytes] | int
+) -> _Watch:
+    """Start the jail: its own session, a clean environment, no inherited descriptors but the order,
+    the report and what is secret.
+    """
     folder = str(order["folder"])
-    environment = {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+    environment = {
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+    }
     reader, writer = os.pipe()
     try:
         with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as hidden:
@@ -165,11 +218,25 @@ def _start(order: dict[str, object], secret: dict[str, str] | None, stdin: IO[by
                 place.write(json.dumps(text).encode())
                 place.seek(0)
             fds = (file.fileno(), writer, *(() if secret is None else (hidden.fileno(),)))
-            command = [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("jail.py")), *map(str, fds)]
+            command = [
+                sys.executable,
+                "-P",
+                "-s",
+                "-S",
+                "-B",
+                str(Path(__file__).with_name("jail.py")),
+                *map(str, fds),
+            ]
             process = subprocess.Popen(
-                command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=environment,
-                pass_fds=fds, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=folder,
+                env=environment,
+                pass_fds=fds,
+                start_new_session=True,
+            )
     except OSError:
         os.close(reader)
         raise
@@ -180,11 +247,15 @@ def _start(order: dict[str, object], secret: dict[str, str] | None, stdin: IO[by
 
 
 def _why(watch: _Watch, nonce: str, *, late: bool) -> Reason:
-    """The reason of a program that ended by itself: from its report if it could write one, else from how it died."""
+    """The reason of a program that ended by itself: from its report if it could write one, else
+    from how it died.
+    """
     lines = watch.kept["report"].splitlines()
     code = watch.process.returncode
     for line in lines[1:]:
-        with contextlib.suppress(ValueError, AttributeError):  # the program may have written here too
+        with contextlib.suppress(
+            ValueError, AttributeError
+        ):  # the program may have written here too
             report = cast(dict[str, str], json.loads(line))
             if report.get("nonce") == nonce:
                 return cast(Reason, report["why"])

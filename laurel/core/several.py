@@ -1,4 +1,6 @@
-"""Several sets of rows to evaluate on, each under a name of its own: `easy=a.jsonl,hard=b.jsonl,c.jsonl`."""
+"""Several sets of rows to evaluate on, each under a name of its own:
+`easy=a.jsonl,hard=b.jsonl,c.jsonl`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ NAME = r"[A-Za-z_][\w.-]*"
 
 
 def named_sets(text: str) -> str | dict[str, str]:
-    """`easy=a.jsonl,hard=b.jsonl,c.jsonl` as {"easy": "a.jsonl", "hard": "b.jsonl,c.jsonl"}; text without names as it is.
+    """`easy=a.jsonl,hard=b.jsonl,c.jsonl` as {"easy": "a.jsonl", "hard": "b.jsonl,c.jsonl"}; text
+    without names as it is.
 
-    A part without a name belongs to the set before it. `digits=3` is a parameter of a generated task, not a set.
+    A part without a name belongs to the set before it. `digits=3` is a parameter of a generated
+    task, not a set.
     """
     if not re.match(rf"\s*{NAME}=", text) or Path(text).exists():
         return text
@@ -32,15 +36,23 @@ def named_sets(text: str) -> str | dict[str, str]:
 
 
 def check_sets(sets: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same sets, if each has a name that can stand in a metric's (`eval/NAME/...`), and there is one at all."""
+    """The same sets, if each has a name that can stand in a metric's (`eval/NAME/...`), and there
+    is one at all.
+    """
     if not sets:
         raise ValueError("no set is named")
     for name in sets:
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
-            raise ValueError(f"{name!r} cannot name a set: letters, digits, `_`, `-` and `.`, a letter first")
+            raise ValueError(
+                f"{name!r} cannot name a set: letters, digits, `_`, `-` and `.`, a letter first"
+            )
     return dict(sets)
 
 
 def as_text(sets: str | Mapping[str, str]) -> str:
     """Sets as the command line names them."""
-    return sets if isinstance(sets, str) else ",".join(f"{name}={source}" for name, source in sets.items())
+    return (
+        sets
+        if isinstance(sets, str)
+        else ",".join(f"{name}={source}" for name, source in sets.items())
+    )

@@ -1,4 +1,6 @@
-"""Optional places that metrics are also sent to: TensorBoard, Weights & Biases, Trackio. Imported only when asked for."""
+"""Optional places that metrics are also sent to: TensorBoard, Weights & Biases, Trackio. Imported
+only when asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files under `<output_dir>/tensorboard`. A resumed run overwrites the steps it repeats."""
+    """Event files under `<output_dir>/tensorboard`. A resumed run overwrites the steps it
+    repeats.
+    """
 
     def __init__(self, folder: Path, run: str, config: Mapping[str, Any], resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+        self.writer: Any = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One scalar per metric."""
@@ -39,11 +45,15 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run with laurel's run id, so that a resumed run continues the same page. WANDB_* variables apply."""
+    """A Weights & Biases run with laurel's run id, so that a resumed run continues the same page.
+    WANDB_* variables apply.
+    """
 
     def __init__(self, folder: Path, run: str, config: Mapping[str, Any], resumed_at: int) -> None:
         wandb = import_module("wandb")
-        self.run = wandb.init(id=run, name=folder.name, dir=str(folder), config=dict(config), resume="allow")
+        self.run = wandb.init(
+            id=run, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One point per metric."""
@@ -59,7 +69,9 @@ class Trackio:
 
     def __init__(self, folder: Path, run: str, config: Mapping[str, Any], resumed_at: int) -> None:
         self.trackio = import_module("trackio")
-        self.trackio.init(project="laurel", name=f"{folder.name}-{run[:8]}", config=dict(config), resume="allow")
+        self.trackio.init(
+            project="laurel", name=f"{folder.name}-{run[:8]}", config=dict(config), resume="allow"
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One point per metric."""
@@ -74,15 +86,30 @@ SINKS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 def check_sinks(names: Sequence[str] | None) -> None:
-    """An unknown name, or a package that is not installed, is a UsageError: found before anything is loaded."""
+    """An unknown name, or a package that is not installed, is a UsageError: found before anything
+    is loaded.
+    """
     for name in names or ():
         if name not in SINKS:
             raise UsageError(f"unknown sink `{name}`.", where="report_to", fix=nearest(name, SINKS))
         if find_spec(name) is None:
-            raise UsageError(f"{name} is not installed.", where="report_to", fix=f"`pip install {name}`, or leave it out.")
+            raise UsageError(
+                f"{name} is not installed.",
+                where="report_to",
+                fix=f"`pip install {name}`, or leave it out.",
+            )
 
 
-def open_sinks(names: Sequence[str] | None, folder: Path, run: str, config: Mapping[str, Any], *, resumed_at: int = 0) -> list[Sink]:
-    """The sinks named by `report_to`, opened. `resumed_at` is the last step that is kept of a resumed run."""
+def open_sinks(
+    names: Sequence[str] | None,
+    folder: Path,
+    run: str,
+    config: Mapping[str, Any],
+    *,
+    resumed_at: int = 0,
+) -> list[Sink]:
+    """The sinks named by `report_to`, opened. `resumed_at` is the last step that is kept of a
+    resumed run.
+    """
     check_sinks(names)
     return [SINKS[name](Path(folder), run, config, resumed_at) for name in names or ()]

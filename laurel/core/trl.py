@@ -1,8 +1,8 @@
 """Names of TRL and transformers as options of laurel: one table, and what its rows make of a value.
 
-A row is of one of three kinds. `same`: the name is an option here and means the same. `translated`: it is turned into options of
-ours, and one line says so. `absent`: there is nothing like it, and the row says what to do instead; `harmless` where results do not
-depend on it.
+A row is of one of three kinds. `same`: the name is an option here and means the same. `translated`:
+it is turned into options of ours, and one line says so. `absent`: there is nothing like it, and the
+row says what to do instead; `harmless` where results do not depend on it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import Any, Literal
 from laurel.core.errors import UsageError
 
 Rule = Callable[[Any, "Ask"], dict[str, Any]]
-"""(their value, what else was asked) -> options of ours; nothing where their value asks for nothing."""
+"""(their value, what else was asked) -> options of ours; nothing where their value asks for
+nothing.
+"""
 
 
 @dataclass(frozen=True)
 class Name:
-    """One name of theirs: its kind, our options, what to say, the value it has where nobody gives one, and the rule for a value."""
+    """One name of theirs: its kind, our options, what to say, the value it has where nobody gives
+    one, and the rule for a value.
+    """
 
     kind: Literal["same", "translated", "absent"]
     say: str
@@ -38,7 +42,10 @@ def same(say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]
 def to(ours: str, say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]:
     """Names that become options of ours ("" for none: what they ask for is what is done anyway)."""
     options = tuple(ours.split())
-    return {name: Name("translated", say, options, default, rule or moved(options[0])) for name, default in defaults.items()}
+    return {
+        name: Name("translated", say, options, default, rule or moved(options[0]))
+        for name, default in defaults.items()
+    }
 
 
 def no(say: str, **defaults: Any) -> dict[str, Name]:
@@ -48,7 +55,9 @@ def no(say: str, **defaults: Any) -> dict[str, Name]:
 
 def never(say: str, **defaults: Any) -> dict[str, Name]:
     """Names that there are not, and that change results: any value but the default stops a port."""
-    return {name: Name("absent", say, (), default, harmless=False) for name, default in defaults.items()}
+    return {
+        name: Name("absent", say, (), default, harmless=False) for name, default in defaults.items()
+    }
 
 
 def moved(option: str) -> Rule:
@@ -60,8 +69,9 @@ def moved(option: str) -> Rule:
 class Ask:
     """What somebody asked for, by both kinds of names.
 
-    algorithm: "" where it is not known. own: this algorithm's defaults, looked at only where a rule needs one. defaults: what a
-    trainer of TRL takes where nothing is given; in a port (`--from-trl`) they count as asked for. lines: what a rule has to say.
+    algorithm: "" where it is not known. own: this algorithm's defaults, looked at only where a rule
+    needs one. defaults: what a trainer of TRL takes where nothing is given; in a port
+    (`--from-trl`) they count as asked for. lines: what a rule has to say.
     """
 
     algorithm: str = ""
@@ -72,7 +82,9 @@ class Ask:
     lines: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> Any:
-        """The value of a name: as given, else the default of whoever is asked: in a port TRL, here laurel."""
+        """The value of a name: as given, else the default of whoever is asked: in a port TRL, here
+        laurel.
+        """
         if self.given.get(name) is not None:
             return self.given[name]
         if not self.port and (ours := self.own().get(name)) is not None:
@@ -96,14 +108,19 @@ class Line:
     def __str__(self) -> str:
         there = ", ".join(f"{name}: {shown(value)}" for name, value in self.ours)
         what = there or ("left out" if self.said else "as here")
-        return f"{self.theirs}: {shown(self.value)} -> {what}{f' ({self.said})' if self.said else ''}"
+        return (
+            f"{self.theirs}: {shown(self.value)} -> {what}{f' ({self.said})' if self.said else ''}"
+        )
 
 
-def translate(given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, where: str) -> tuple[dict[str, Any], list[Line]]:
+def translate(
+    given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, where: str
+) -> tuple[dict[str, Any], list[Line]]:
     """Options of ours for what was given by any name, and a line for each name that was not ours.
 
-    Names that stand in no table are left as they are: whoever validates them says what they lack. Two names that ask for different
-    values of one option are an error, and so is a name that is absent.
+    Names that stand in no table are left as they are: whoever validates them says what they lack.
+    Two names that ask for different values of one option are an error, and so is a name that is
+    absent.
     """
     values = {name: value for name, value in given.items() if not translated(name, table)}
     lines: list[Line] = []
@@ -117,7 +134,9 @@ def translate(given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, whe
             values.setdefault(option, value)
         said = " ".join([*ask.lines, *([] if ask.port or not (made or ask.lines) else [row.say])])
         with_ = first.setdefault(said, name) if said else name
-        lines.append(Line(name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}"))
+        lines.append(
+            Line(name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}")
+        )
     return {name: normal(name, value, table, ask) for name, value in values.items()}, lines
 
 
@@ -135,33 +154,57 @@ def made_of(name: str, row: Name, value: Any, ask: Ask, where: str) -> dict[str,
     try:
         return row.rule(value, ask)
     except UsageError as error:
-        raise UsageError(error.what, where=f"{where}: {name}" if where else name, fix=error.fix) from None
+        raise UsageError(
+            error.what, where=f"{where}: {name}" if where else name, fix=error.fix
+        ) from None
 
 
 def normal(name: str, value: Any, table: Mapping[str, Name], ask: Ask) -> Any:
-    """A value of an option that both have, in our spelling: `scale_rewards: true` is `group`, a warm-up of .1 a tenth of the steps."""
+    """A value of an option that both have, in our spelling: `scale_rewards: true` is `group`, a
+    warm-up of .1 a tenth of the steps.
+    """
     row = table.get(name)
     if row is None or row.kind != "same" or row.rule is None:
         return value
     return row.rule(value, ask).get(name, value)
 
 
-def agree(name: str, value: Any, option: str, made: Any, by: str | None, values: Mapping[str, Any], where: str) -> None:
+def agree(
+    name: str,
+    value: Any,
+    option: str,
+    made: Any,
+    by: str | None,
+    values: Mapping[str, Any],
+    where: str,
+) -> None:
     """UsageError where somebody already asked for another value of the option."""
     if by is None or plain(values[option]) == plain(made):
         return
     what = f"`{name}` = {shown(value)} is {option} = {shown(made)} here, and "
-    what += f"`{by}` makes it {shown(values[option])}." if by else f"{option} = {shown(values[option])} is given, too."
+    what += (
+        f"`{by}` makes it {shown(values[option])}."
+        if by
+        else f"{option} = {shown(values[option])} is given, too."
+    )
     raise UsageError(what, where=where, fix="Give one of the two.")
 
 
 def plain(value: Any) -> Any:
-    """A value for comparison: what a command line wrote as text is equal to what a file holds as a number or a truth."""
+    """A value for comparison: what a command line wrote as text is equal to what a file holds as a
+    number or a truth.
+    """
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
-    return number(value) if number(value) is not None else truth(value) if is_truth(value) else str(value)
+    return (
+        number(value)
+        if number(value) is not None
+        else truth(value)
+        if is_truth(value)
+        else str(value)
+    )
 
 
 def number(value: Any) -> float | None:
@@ -176,7 +219,14 @@ def number(value: Any) -> float | None:
 
 def is_truth(value: Any) -> bool:
     """Is it true or false, or a word for one of them?"""
-    return isinstance(value, bool) or str(value).lower() in ("true", "false", "yes", "no", "on", "off")
+    return isinstance(value, bool) or str(value).lower() in (
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+    )
 
 
 def truth(value: Any) -> bool:
@@ -194,6 +244,8 @@ def shown(value: Any) -> str:
 
 
 def say(lines: Iterable[Line]) -> None:
-    """One line for each translated name, on standard error: what was written, and what it is here."""
+    """One line for each translated name, on standard error: what was written, and what it is
+    here.
+    """
     for line in lines:
         print(f"note: {line}", file=sys.stderr)

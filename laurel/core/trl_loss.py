@@ -24,12 +24,21 @@ GROUPED: dict[str, dict[str, dict[str, Any]]] = {
 """A row of our table -> the losses of TRL's GRPO that it has, and the options that they are."""
 PAIRED = {"dpo": "sigmoid", "cdpo": "sigmoid", "robust_dpo": "robust", "ipo": "ipo"}
 """A row of our table -> the loss of TRL's DPO that it is."""
-SINGLE = {"sft": ("nll", "chunked_nll"), "kto": ("kto",), "online_dpo": ("sigmoid",), "cpo": ("simpo",)}
+SINGLE = {
+    "sft": ("nll", "chunked_nll"),
+    "kto": ("kto",),
+    "online_dpo": ("sigmoid",),
+    "cpo": ("simpo",),
+}
 """A trainer of TRL -> the losses that our one row for it is."""
 NOTES = {
-    "bnpo": "TRL's bnpo divides by the tokens of each micro-batch, so its result depends on their size.",
+    "bnpo": (
+        "TRL's bnpo divides by the tokens of each micro-batch, so its result depends on their size."
+    ),
     "dapo": "The rest of DAPO (clip-higher, dynamic sampling) is `laurel train dapo`.",
-    "sft": "TRL's sft is a mean over all chosen tokens of the batch, rpo_alpha's term one over pairs.",
+    "sft": (
+        "TRL's sft is a mean over all chosen tokens of the batch, rpo_alpha's term one over pairs."
+    ),
 }
 LEVELS = {"gspo": "sequence"}
 """A row whose ratio is not one per token."""
@@ -47,7 +56,9 @@ def single(value: Any, ask: Ask) -> dict[str, Any]:
     """Of a row with one loss: its name, or nothing."""
     if not ask.algorithm:
         what = "which loss it is depends on the algorithm."
-        raise UsageError(what, fix="Leave it out: the algorithm is the loss, with loss_aggregation.")
+        raise UsageError(
+            what, fix="Leave it out: the algorithm is the loss, with loss_aggregation."
+        )
     if value is not None and str(value) not in SINGLE.get(TRAINERS.get(ask.algorithm, ""), ()):
         fix = "Leave it out, or take another algorithm."
         raise UsageError(f"`{value}` is not the loss of {ask.algorithm}.", fix=fix)
@@ -87,11 +98,19 @@ def paired(value: Any, ask: Ask) -> dict[str, Any]:
     rows = {loss: row for row, loss in reversed(PAIRED.items())}
     (loss, weight), *more = terms.items() or [("", 1.0)]
     if more or loss not in rows:
-        raise UsageError(f"{shown(names)} is not to be had here.", fix="Near it: dpo, robust_dpo, ipo, simpo, dpop, orpo.")
+        raise UsageError(
+            f"{shown(names)} is not to be had here.",
+            fix="Near it: dpo, robust_dpo, ipo, simpo, dpop, orpo.",
+        )
     if loss != PAIRED[ask.algorithm]:
-        raise UsageError(f"`{loss}` is not the loss of {ask.algorithm}.", fix=f"Run: laurel train {rows[loss]}.")
+        raise UsageError(
+            f"`{loss}` is not the loss of {ask.algorithm}.", fix=f"Run: laurel train {rows[loss]}."
+        )
     if weight != 1:
-        raise UsageError("the preference loss has the weight 1 here.", fix="Divide all loss_weights by its weight.")
+        raise UsageError(
+            "the preference loss has the weight 1 here.",
+            fix="Divide all loss_weights by its weight.",
+        )
     if beside is None:
         return {}
     ask.lines.append(NOTES["sft"])

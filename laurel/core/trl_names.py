@@ -30,7 +30,7 @@ from laurel.core.trl_rules import (
     train_on,
     weights,
     when,
-)  # fmt: skip
+)
 
 SAME: dict[str, Name] = {
     **same("Each algorithm has its own default.", learning_rate=5e-05),
@@ -47,7 +47,11 @@ SAME: dict[str, Name] = {
     ),
     **same(
         "AdamW, as there.",
-        weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-08, max_grad_norm=1.0,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-08,
+        max_grad_norm=1.0,
     ),
     **same(
         "Optimiser steps; with num_iterations, steps over fresh samples.",
@@ -60,7 +64,9 @@ SAME: dict[str, Name] = {
     ),
     **same(
         "A metric of ours, such as eval/accuracy or eval/nll.",
-        metric_for_best_model=None, greater_is_better=None, load_best_model_at_end=False,
+        metric_for_best_model=None,
+        greater_is_better=None,
+        load_best_model_at_end=False,
     ),
     **same("A share below 1 is of max_steps.", fraction_of("logging_steps"), logging_steps=10),
     **same(
@@ -120,29 +126,34 @@ SAME: dict[str, Name] = {
     **same("In TRL's DPO it acts in robust only; here it makes dpo cDPO.", label_smoothing=0.0),
     **same(
         "",
-        center_rewards_coefficient=None, desirable_weight=1.0, undesirable_weight=1.0,
+        center_rewards_coefficient=None,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
         simpo_gamma=0.5,
     ),
     **same("", missing_eos_penalty=None, vf_coef=0.1, cliprange_value=0.2, gamma=1.0, lam=0.95),
-}  # fmt: skip
+}
 
 TRANSLATED: dict[str, Name] = {
     **to(
         "model",
         "model_name_or_path is model here.",
-        model_name_or_path=None, sft_model_path=None,
+        model_name_or_path=None,
+        sft_model_path=None,
     ),
     **to(
         "prompts_per_step",
         "A step's size is prompts_per_step here; token_budget splits it for the memory.",
         step_size,
-        per_device_train_batch_size=8, gradient_accumulation_steps=1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
     ),
     **to(
         "dataset",
         "dataset_name is dataset here, NAME:CONFIGURATION where it has one.",
         dataset,
-        dataset_name=None, dataset_config=None,
+        dataset_name=None,
+        dataset_config=None,
     ),
     **to(
         "dataset dataset_split",
@@ -160,7 +171,8 @@ TRANSLATED: dict[str, Name] = {
         "rewards",
         "A learned reward is rewards: model:FOLDER here.",
         rewards,
-        reward_model_name_or_path=None, reward_model_path=None,
+        reward_model_name_or_path=None,
+        reward_model_path=None,
     ),
     **to(
         "resume",
@@ -204,7 +216,8 @@ TRANSLATED: dict[str, Name] = {
         "eval_steps",
         "eval_strategy is eval_steps here: 0 is never.",
         every("eval_steps", "logging_steps", 10),
-        eval_strategy="no", evaluation_strategy="no",
+        eval_strategy="no",
+        evaluation_strategy="no",
     ),
     **to(
         "save_steps",
@@ -234,7 +247,8 @@ TRANSLATED: dict[str, Name] = {
         "device",
         "use_cpu is device: cpu here.",
         when("device", lambda _: "cpu"),
-        use_cpu=False, no_cuda=False,
+        use_cpu=False,
+        no_cuda=False,
     ),
     **to(
         "chat_template",
@@ -244,13 +258,13 @@ TRANSLATED: dict[str, Name] = {
     **to(
         "max_completion_length",
         "It is max_completion_length here.",
-        max_new_tokens=64, response_length=53,
+        max_new_tokens=64,
+        response_length=53,
     ),
     **to("beta", "kl_coef is beta here.", kl_coef=0.05, init_kl_coef=0.2),
     **to(
         "rpo_alpha",
-        "cpo_alpha is rpo_alpha here: a mean over pairs of each one's mean, there over all "
-        "tokens.",
+        "cpo_alpha is rpo_alpha here: a mean over pairs of each one's mean, there over all tokens.",
         cpo_alpha=1.0,
     ),
     **to(
@@ -267,7 +281,8 @@ TRANSLATED: dict[str, Name] = {
     **to(
         "num_train_epochs",
         "Passes over the rows are num_train_epochs.",
-        num_epochs=None, epochs=None,
+        num_epochs=None,
+        epochs=None,
     ),
     **to("epsilon", "epsilon_low is epsilon here.", epsilon_low=None),
     **to(
@@ -312,20 +327,38 @@ TRANSLATED: dict[str, Name] = {
         only("main", None, fix="Download the revision, and give its folder as model."),
         model_revision="main",
     ),
-}  # fmt: skip
+}
 
 TABLE: dict[str, Name] = {**SAME, **TRANSLATED, **HARMLESS, **DIFFERENT}
 """Every name, once."""
 
 COMMON = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "seed", "bf16", "per_device_train_batch_size", "num_train_epochs",
-)  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+)
 ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout")
 SAMPLED = ("num_generations", "max_completion_length", "temperature", "beta", "num_iterations")
 OWN: dict[str, tuple[str, ...]] = {
     "sft": ("max_length",),
-    "grpo": (*SAMPLED, "epsilon", "scale_rewards", "loss_type", "importance_sampling_level", "mask_truncated_completions", "entropy_coef"),
+    "grpo": (
+        *SAMPLED,
+        "epsilon",
+        "scale_rewards",
+        "loss_type",
+        "importance_sampling_level",
+        "mask_truncated_completions",
+        "entropy_coef",
+    ),
     "rloo": SAMPLED,
     "dpo": ("beta", "max_length", "label_smoothing", "loss_type"),
     "kto": ("beta", "max_length", "desirable_weight", "undesirable_weight"),
@@ -334,16 +367,39 @@ OWN: dict[str, tuple[str, ...]] = {
     "online_dpo": ("beta", "max_new_tokens", "temperature"),
     "reward": ("max_length", "center_rewards_coefficient"),
 }
-"""A trainer's names whose defaults change results: a port takes them where the file is silent, as TRL does."""
+"""A trainer's names whose defaults change results: a port takes them where the file is silent, as
+TRL does.
+"""
 RATE = 1e-6
 OF_TRAINER: dict[str, dict[str, Any]] = {
     "sft": {"learning_rate": 2e-5, "loss_type": "nll", "shuffle_dataset": False},
-    "grpo": {"learning_rate": RATE, "loss_type": "dapo", "disable_dropout": False, "remove_unused_columns": False},
-    "rloo": {"learning_rate": RATE, "num_generations": 2, "beta": 0.05, "disable_dropout": False, "remove_unused_columns": False},
+    "grpo": {
+        "learning_rate": RATE,
+        "loss_type": "dapo",
+        "disable_dropout": False,
+        "remove_unused_columns": False,
+    },
+    "rloo": {
+        "learning_rate": RATE,
+        "num_generations": 2,
+        "beta": 0.05,
+        "disable_dropout": False,
+        "remove_unused_columns": False,
+    },
     "dpo": {"learning_rate": RATE, "loss_type": ["sigmoid"], "beta": 0.1},
-    "kto": {"learning_rate": RATE, "loss_type": "kto", "beta": 0.1, "train_sampling_strategy": "sequential"},
+    "kto": {
+        "learning_rate": RATE,
+        "loss_type": "kto",
+        "beta": 0.1,
+        "train_sampling_strategy": "sequential",
+    },
     "orpo": {"learning_rate": RATE, "beta": 0.1, "max_completion_length": None},
-    "cpo": {"learning_rate": RATE, "beta": 0.1, "loss_type": "sigmoid", "max_completion_length": None},
+    "cpo": {
+        "learning_rate": RATE,
+        "beta": 0.1,
+        "loss_type": "sigmoid",
+        "max_completion_length": None,
+    },
     "online_dpo": {
         "learning_rate": 5e-7,
         "beta": [0.1],
@@ -357,10 +413,17 @@ OF_TRAINER: dict[str, dict[str, Any]] = {
 }
 """Where a trainer's default is not the one in the table."""
 DUMPED: dict[str, Any] = {
-    "activation_checkpointing": True, "disable_tqdm": False, "hub_token": "<HUB_TOKEN>", "eos_token": "<EOS_TOKEN>",
-    "pad_token": "<PAD_TOKEN>", "pad_to_multiple_of": None, "debug": [], "report_to": [], "bf16": True,
+    "activation_checkpointing": True,
+    "disable_tqdm": False,
+    "hub_token": "<HUB_TOKEN>",
+    "eos_token": "<EOS_TOKEN>",
+    "pad_token": "<PAD_TOKEN>",
+    "pad_to_multiple_of": None,
+    "debug": [],
+    "report_to": [],
+    "bf16": True,
     "dataloader_pin_memory": False,
-}  # fmt: skip
+}
 """What a saved configuration holds where nobody gave a value, besides the defaults."""
 
 

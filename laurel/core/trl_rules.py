@@ -1,4 +1,6 @@
-"""What a value of TRL's is here: one small function for each name that is more than another word for the same."""
+"""What a value of TRL's is here: one small function for each name that is more than another word
+for the same.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,23 @@ from laurel.core.errors import UsageError
 from laurel.core.trl import Ask, Rule, is_truth, number, shown, truth
 
 TRAINERS = {
-    "sft": "sft", "grpo": "grpo", "dr_grpo": "grpo", "dapo": "grpo", "gspo": "grpo", "cispo": "grpo", "rloo": "rloo",
-    "dpo": "dpo", "cdpo": "dpo", "robust_dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo",
-    "online_dpo": "online_dpo", "reward": "reward",
-}  # fmt: skip
+    "sft": "sft",
+    "grpo": "grpo",
+    "dr_grpo": "grpo",
+    "dapo": "grpo",
+    "gspo": "grpo",
+    "cispo": "grpo",
+    "rloo": "rloo",
+    "dpo": "dpo",
+    "cdpo": "dpo",
+    "robust_dpo": "dpo",
+    "ipo": "dpo",
+    "kto": "kto",
+    "orpo": "orpo",
+    "simpo": "cpo",
+    "online_dpo": "online_dpo",
+    "reward": "reward",
+}
 """A row of our table -> the trainer of TRL whose configuration it reads."""
 COUNTS_COMPLETIONS = ("grpo", "rloo")
 """Trainers whose batch sizes count completions, num_generations of them to a prompt."""
@@ -56,13 +71,24 @@ def whole(value: Any, name: str) -> int:
 
 
 def step_size(value: Any, ask: Ask) -> dict[str, Any]:
-    """per device x accumulated x processes: rows of a step; where these are completions, over num_generations."""
+    """per device x accumulated x processes: rows of a step; where these are completions, over
+    num_generations.
+    """
     if not ask.algorithm:
-        what = "what this counts depends on the algorithm: completions for grpo and rloo, rows elsewhere."
+        what = (
+            "what this counts depends on the algorithm: completions for grpo and rloo, rows"
+            " elsewhere."
+        )
         raise UsageError(what, fix="Write prompts_per_step.")
     if not ask.has("per_device_train_batch_size") and not ask.port:
-        raise UsageError("it multiplies per_device_train_batch_size, which is not given.", fix="Give both, or prompts_per_step.")
-    factors = [whole(ask.of(name), name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+        raise UsageError(
+            "it multiplies per_device_train_batch_size, which is not given.",
+            fix="Give both, or prompts_per_step.",
+        )
+    factors = [
+        whole(ask.of(name), name)
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ]
     factors.append(int(os.environ.get("WORLD_SIZE", "1")))
     rows, words = math.prod(factors), " x ".join(str(factor) for factor in factors)
     if TRAINERS.get(ask.algorithm) not in COUNTS_COMPLETIONS:
@@ -71,19 +97,32 @@ def step_size(value: Any, ask: Ask) -> dict[str, Any]:
     each = whole(ask.of("num_generations"), "num_generations")
     if rows % each:
         fix = "Give a product that num_generations divides, or prompts_per_step."
-        raise UsageError(f"{words} = {rows} completions are no whole number of groups of {each}.", fix=fix)
-    ask.lines.append(f"completions: per device x accumulated x processes / num_generations = {words} / {each}.")
+        raise UsageError(
+            f"{words} = {rows} completions are no whole number of groups of {each}.", fix=fix
+        )
+    ask.lines.append(
+        f"completions: per device x accumulated x processes / num_generations = {words} / {each}."
+    )
     return {"prompts_per_step": rows // each}
 
 
 def one_update(*, whole_batch: bool) -> Rule:
-    """The completions of a step are one optimiser step. whole_batch: the value counts completions, else micro-batches."""
+    """The completions of a step are one optimiser step. whole_batch: the value counts completions,
+    else micro-batches.
+    """
 
     def rule(value: Any, ask: Ask) -> dict[str, Any]:
         accumulated = number(ask.of("gradient_accumulation_steps")) or 1
-        each = (number(ask.of("per_device_train_batch_size")) or 8) * int(os.environ.get("WORLD_SIZE", "1"))
-        if value is not None and number(value) != (accumulated * each if whole_batch else accumulated):
-            what = "the completions of a step are one optimiser step (or num_iterations of them), never several on parts of them."
+        each = (number(ask.of("per_device_train_batch_size")) or 8) * int(
+            os.environ.get("WORLD_SIZE", "1")
+        )
+        if value is not None and number(value) != (
+            accumulated * each if whole_batch else accumulated
+        ):
+            what = (
+                "the completions of a step are one optimiser step (or num_iterations of them),"
+                " never several on parts of them."
+            )
             raise UsageError(what, fix="Leave it out, and size the step with prompts_per_step.")
         return {}
 
@@ -98,7 +137,11 @@ def fraction_of(option: str) -> Rule:
         if value is None:
             return {}
         if share is None or not 0 < share < 1:
-            return {option: of_samples(int(value) if isinstance(value, float) and value % 1 == 0 else value, ask)}
+            return {
+                option: of_samples(
+                    int(value) if isinstance(value, float) and value % 1 == 0 else value, ask
+                )
+            }
         steps = number(ask.given.get("max_steps"))
         if steps is None or steps < 1:
             what = f"{option} = {shown(value)} is a share of all steps, and max_steps is not given."
@@ -110,7 +153,9 @@ def fraction_of(option: str) -> Rule:
 
 
 def of_samples(steps: Any, ask: Ask) -> Any:
-    """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations passes."""
+    """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations
+    passes.
+    """
     count, each = number(steps), number(ask.of("num_iterations")) if ask.port else 1
     if count is None or each in (None, 1):
         return steps
@@ -124,7 +169,9 @@ def steps_of_samples(value: Any, ask: Ask) -> dict[str, Any]:
 
 
 def passes(value: Any, ask: Ask) -> dict[str, Any]:
-    """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and laurel has none, there is one."""
+    """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and
+    laurel has none, there is one.
+    """
     if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and number(value) != 1:
         what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
         raise UsageError(what, fix="Give num_iterations: 1, or train gspo.")
@@ -132,19 +179,27 @@ def passes(value: Any, ask: Ask) -> dict[str, Any]:
 
 
 def precision(value: Any, ask: Ask) -> dict[str, Any]:
-    """bf16 is the precision of the products, as `dtype` is here; TRL's dtype is that of the weights, which is `param_dtype` here."""
+    """bf16 is the precision of the products, as `dtype` is here; TRL's dtype is that of the
+    weights, which is `param_dtype` here.
+    """
     if not ask.port:
         word = str(value).removeprefix("torch.")
         return {"dtype": ("bfloat16" if truth(value) else "float32") if is_truth(value) else word}
-    weights = str(ask.given.get("dtype") or ask.given.get("torch_dtype") or "float32").removeprefix("torch.")
+    weights = str(ask.given.get("dtype") or ask.given.get("torch_dtype") or "float32").removeprefix(
+        "torch."
+    )
     if truth(ask.given.get("fp16")) or weights == "float16":
-        raise UsageError("float16 is not computed here.", fix="Choose: --dtype bfloat16, or --dtype float32.")
+        raise UsageError(
+            "float16 is not computed here.", fix="Choose: --dtype bfloat16, or --dtype float32."
+        )
     mixed = truth(ask.given["bf16"]) if ask.given.get("bf16") is not None else True
     return {"dtype": "bfloat16" if mixed or weights == "bfloat16" else "float32"}
 
 
 def weights(value: Any, ask: Ask) -> dict[str, Any]:
-    """torch_dtype: the precision of the weights, and in a port, as far as bf16 does not say it, of the products."""
+    """torch_dtype: the precision of the weights, and in a port, as far as bf16 does not say it, of
+    the products.
+    """
     word = str(value).removeprefix("torch.")
     if word == "auto":
         ask.lines.append("auto is the precision of the files there, float32 here.")
@@ -159,13 +214,18 @@ IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_
 
 
 def init_kwargs(value: Any, ask: Ask) -> dict[str, Any]:
-    """Arguments of from_pretrained: dtype is the precision of the weights; the rest is idle, or not to be had."""
+    """Arguments of from_pretrained: dtype is the precision of the weights; the rest is idle, or not
+    to be had.
+    """
     asked = read(value) if isinstance(value, str) else value or {}
     if not isinstance(asked, dict):
         raise UsageError(f"{shown(value)} is no mapping.", fix="Leave it out.")
     asked = {name: one for name, one in asked.items() if one not in (None, False)}
     if other := sorted(set(asked) - {"dtype", "torch_dtype", *IDLE_KWARGS}):
-        raise UsageError(f"`{other[0]}` of it is not to be had here.", fix="Load the model so, and give it in Python (`laurel.train`).")
+        raise UsageError(
+            f"`{other[0]}` of it is not to be had here.",
+            fix="Load the model so, and give it in Python (`laurel.train`).",
+        )
     if idle := sorted(set(asked) & set(IDLE_KWARGS)):
         ask.lines.append(f"{', '.join(idle)}: laurel's own way is taken.")
     word = asked.get("dtype", asked.get("torch_dtype"))
@@ -198,19 +258,28 @@ def optimiser(value: Any, ask: Ask) -> dict[str, Any]:
         return {}
     if word not in OPTIMISERS:
         what = f"{shown(value)} is not to be had here."
-        raise UsageError(what, fix=f"AdamW is what there is: {', '.join(dict.fromkeys(OPTIMISERS.values()))}.")
+        raise UsageError(
+            what, fix=f"AdamW is what there is: {', '.join(dict.fromkeys(OPTIMISERS.values()))}."
+        )
     return {"optim": OPTIMISERS[word]}
 
 
 def schedule(value: Any, ask: Ask) -> dict[str, Any]:
     """The shapes that both have."""
-    names = {"constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine", "constant": "constant"}
+    names = {
+        "constant_with_warmup": "constant",
+        "linear": "linear",
+        "cosine": "cosine",
+        "constant": "constant",
+    }
     return {"lr_scheduler_type": names.get(str(value).rpartition(".")[2].lower(), value)}
 
 
 def one_of(option: str) -> Rule:
     """A list of one value is that value."""
-    return lambda value, ask: {option: value[0] if isinstance(value, list) and len(value) == 1 else value}
+    return lambda value, ask: {
+        option: value[0] if isinstance(value, list) and len(value) == 1 else value
+    }
 
 
 def scale(value: Any, ask: Ask) -> dict[str, Any]:
@@ -232,7 +301,10 @@ def every(option: str, follow: str, default: int) -> Rule:
         if ask.port:  # no result depends on it
             ask.lines.append(f"{option} counts steps: give --{option}.")
             return {}
-        raise UsageError(f"`{value}` is not to be had here: {option} counts steps.", fix="One epoch is rows / prompts_per_step steps.")
+        raise UsageError(
+            f"`{value}` is not to be had here: {option} counts steps.",
+            fix="One epoch is rows / prompts_per_step steps.",
+        )
 
     return rule
 
@@ -251,20 +323,34 @@ def sinks(value: Any, ask: Ask) -> dict[str, Any]:
 
 def names_of(value: Any) -> list[str]:
     """A text, a list of texts, or nothing, as a list."""
-    return [] if value in (None, "", "none") else [value] if isinstance(value, str) else [str(item) for item in value]
+    return (
+        []
+        if value in (None, "", "none")
+        else [value]
+        if isinstance(value, str)
+        else [str(item) for item in value]
+    )
 
 
 def rewards(value: Any, ask: Ask) -> dict[str, Any]:
-    """A scorer's folder and functions by name, in TRL's order. TRL's own functions are ours, or are read from TRL."""
+    """A scorer's folder and functions by name, in TRL's order. TRL's own functions are ours, or are
+    read from TRL.
+    """
     found: list[str] = []
     for name in ("reward_model_name_or_path", "reward_model_path"):
         found += [f"model:{folder}" for folder in names_of(ask.given.get(name))]
     for name in names_of(ask.given.get("reward_funcs")):
         if name == "accuracy_reward":
-            ask.lines.append("accuracy_reward is `math` here, against the column answer (or completion; of TRL: solution).")
+            ask.lines.append(
+                "accuracy_reward is `math` here, against the column answer (or completion; of TRL:"
+                " solution)."
+            )
             found.append("math")
         elif name == "get_soft_overlong_punishment":
-            fix = "Leave it out of the list, and write overlong_buffer: 256 with max_completion_length: 1280."
+            fix = (
+                "Leave it out of the list, and write overlong_buffer: 256 with"
+                " max_completion_length: 1280."
+            )
             raise UsageError("get_soft_overlong_punishment is an option here.", fix=fix)
         elif name in ("think_format_reward", "reasoning_accuracy_reward"):
             ask.lines.append(f"{name} is read from the package trl, which must be installed.")
@@ -278,26 +364,39 @@ def dataset(value: Any, ask: Ask) -> dict[str, Any]:
     """The name, and behind a colon its configuration."""
     name, config = ask.given.get("dataset_name"), ask.given.get("dataset_config")
     if name is None:
-        raise UsageError("a configuration of what?", fix="Give the data set, too: --dataset NAME:CONFIGURATION.")
+        raise UsageError(
+            "a configuration of what?", fix="Give the data set, too: --dataset NAME:CONFIGURATION."
+        )
     return {"dataset": f"{name}:{config}" if config else str(name)}
 
 
 def mixture(value: Any, ask: Ask) -> dict[str, Any]:
-    """A list of files or sets, one behind the other; shares, and columns to pick, are not to be had."""
+    """A list of files or sets, one behind the other; shares, and columns to pick, are not to be
+    had.
+    """
     found, splits = list[str](), set[str]()
     for part in value or []:
-        asked = {"path": part} if isinstance(part, str) else {k: v for k, v in part.items() if v is not None}
+        asked = (
+            {"path": part}
+            if isinstance(part, str)
+            else {k: v for k, v in part.items() if v is not None}
+        )
         over = sorted(set(asked) - {"path", "name", "data_files", "split"})
         files = asked.get("data_files")
         if over or isinstance(files, dict):
             fix = "Write the mixture as one file, or name files between commas."
-            what = f"`{(over or ['data_files by split'])[0]}` of a data set in the list is not to be had here."
+            what = (
+                f"`{(over or ['data_files by split'])[0]}` of a data set in the list is not to be"
+                " had here."
+            )
             raise UsageError(what, fix=fix)
         name = f"{asked['path']}:{asked['name']}" if "name" in asked else str(asked["path"])
         found += names_of(files) if files else [name]
         splits.add(str(asked.get("split", "train")))
     if len(splits) > 1:
-        raise UsageError("the data sets of the list are of different splits.", fix="Write them as one file.")
+        raise UsageError(
+            "the data sets of the list are of different splits.", fix="Write them as one file."
+        )
     return {"dataset": ",".join(found), "dataset_split": splits.pop()} if found else {}
 
 
@@ -306,7 +405,9 @@ def resume(value: Any, ask: Ask) -> dict[str, Any]:
     if value in (None, "", False) or str(value).lower() == "false":
         return {}
     folder = ask.given.get("output_dir")
-    if str(value).lower() not in ("true", "anyway") and (folder is None or Path(str(value)).parent != Path(str(folder))):
+    if str(value).lower() not in ("true", "anyway") and (
+        folder is None or Path(str(value)).parent != Path(str(folder))
+    ):
         what = f"a run goes on from its own output_dir, not from {value}."
         raise UsageError(what, fix="Give output_dir, and resume: true.")
     return {"resume": True}
@@ -314,7 +415,10 @@ def resume(value: Any, ask: Ask) -> dict[str, Any]:
 
 def train_on(value: Any, ask: Ask) -> dict[str, Any]:
     """Which tokens are supervised, from TRL's two switches."""
-    assistant, completion = ask.given.get("assistant_only_loss"), ask.given.get("completion_only_loss")
+    assistant, completion = (
+        ask.given.get("assistant_only_loss"),
+        ask.given.get("completion_only_loss"),
+    )
     if assistant is not None and truth(assistant):
         return {"train_on": "assistant"}
     if completion is not None:

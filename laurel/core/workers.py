@@ -1,8 +1,10 @@
-"""Killable workers: call a trusted function on untrusted input with a deadline that holds even inside C code.
+"""Killable workers: call a trusted function on untrusted input with a deadline that holds even
+inside C code.
 
-Each slot of the pool is a small keeper process that imports the function once and never runs it on input itself. It
-forks a child that does, and kills the child when a call is late. A keeper has one thread, so its forks are safe however
-many threads (torch's, say) the caller has; the caller never forks.
+Each slot of the pool is a small keeper process that imports the function once and never runs it on
+input itself. It forks a child that does, and kills the child when a call is late. A keeper has one
+thread, so its forks are safe however many threads (torch's, say) the caller has; the caller never
+forks.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ VALUE, RAISED, LATE, DIED = b"v", b"r", b"t", b"d"
 
 
 class Workers:
-    """A pool of killable processes for one function `(payload) -> value`, both picklable, the function importable by name.
+    """A pool of killable processes for one function `(payload) -> value`, both picklable, the
+    function importable by name.
 
-    `call` returns the value, or `Failed(reason)`: the function raised (the reason holds the traceback), took longer than
-    `seconds` (its process is killed and replaced) or died. It never hangs: a call takes at most its deadline and 5 s, plus
-    the wait for a free slot. warm: a payload that each keeper evaluates once on starting, to fill caches. recycle: calls
-    after which a child is replaced. memory_mb: address space of a child. Nothing starts before the first call; a fork of
-    this process starts its own. Children die with the keeper and keepers with this process.
+    `call` returns the value, or `Failed(reason)`: the function raised (the reason holds the
+    traceback), took longer than `seconds` (its process is killed and replaced) or died. It never
+    hangs: a call takes at most its deadline and 5 s, plus the wait for a free slot. warm: a payload
+    that each keeper evaluates once on starting, to fill caches. recycle: calls after which a child
+    is replaced. memory_mb: address space of a child. Nothing starts before the first call; a fork
+    of this process starts its own. Children die with the keeper and keepers with this process.
     """
 
     def __init__(
@@ -74,7 +78,9 @@ class Workers:
         self.close()
 
     def call(self, payload: Any, *, seconds: float | None = None) -> Any:
-        """The function's value for `payload`, or Failed(reason) after at most `seconds` (default: the pool's)."""
+        """The function's value for `payload`, or Failed(reason) after at most `seconds` (default:
+        the pool's).
+        """
         seconds = self.seconds if seconds is None else seconds
         slots, free = self._here()
         try:
@@ -92,7 +98,9 @@ class Workers:
         return _value(reply, seconds)
 
     def map(self, payloads: Sequence[Any], *, seconds: float | None = None) -> list[Any]:
-        """`call` for each payload, `size` at a time, in order. At most len(payloads) / size deadlines in all."""
+        """`call` for each payload, `size` at a time, in order. At most len(payloads) / size
+        deadlines in all.
+        """
         if not payloads:
             return []
         with ThreadPoolExecutor(min(self.size, len(payloads))) as threads:
@@ -127,14 +135,18 @@ def _value(reply: bytes | None, seconds: float) -> Any:
         return pickle.loads(body)
     if kind == LATE:
         return Failed(f"took longer than {seconds:g} s")
-    return Failed(body.decode("utf-8", "replace") if kind == RAISED else "the worker died (out of memory?)")
+    return Failed(
+        body.decode("utf-8", "replace") if kind == RAISED else "the worker died (out of memory?)"
+    )
 
 
 class _Keeper:
     """The caller's end of one keeper process."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        code = f"import sys; sys.path[:] = {sys.path!r}; from laurel.core.workers import keep; keep()"
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from laurel.core.workers import keep; keep()"
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -148,7 +160,11 @@ class _Keeper:
         self.streams = (self.process.stdin, self.process.stdout)
         self.inlet, self.outlet = self.process.stdin.fileno(), self.process.stdout.fileno()
         deadline = time.monotonic() + START_SECONDS
-        ready = _receive(self.outlet, deadline) if _send(self.inlet, pickle.dumps(settings), deadline) else None
+        ready = (
+            _receive(self.outlet, deadline)
+            if _send(self.inlet, pickle.dumps(settings), deadline)
+            else None
+        )
         if ready != VALUE:
             self.close()
             module, name = settings["function"]
@@ -194,7 +210,12 @@ def _receive(fd: int, deadline: float) -> bytes | None:
     data, need = b"", 8
     parts: list[bytes] = []
     while need:
-        if not select.select([fd], [], [], None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))[0]:
+        if not select.select(
+            [fd],
+            [],
+            [],
+            None if deadline == float("inf") else max(0.0, deadline - time.monotonic()),
+        )[0]:
             return None
         part = os.read(fd, min(need, 1 << 16))
         if not part:
@@ -208,7 +229,9 @@ def _receive(fd: int, deadline: float) -> bytes | None:
 
 
 def keep() -> None:
-    """The keeper's whole life: import the function, then serve frames on stdin until it closes. Runs in its own process."""
+    """The keeper's whole life: import the function, then serve frames on stdin until it closes.
+    Runs in its own process.
+    """
     inlet, outlet = os.dup(0), os.dup(1)
     with open(os.devnull, "r+b") as null:
         for fd in (0, 1):
@@ -246,7 +269,9 @@ def keep() -> None:
 class _Child:
     """The keeper's end of one forked child."""
 
-    def __init__(self, function: Callable[[Any], Any], memory_mb: int, others: tuple[int, ...]) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], memory_mb: int, others: tuple[int, ...]
+    ) -> None:
         self.calls = 0
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()
@@ -278,7 +303,9 @@ class _Child:
 
 
 def _serve(function: Callable[[Any], Any], memory_mb: int, inlet: int, outlet: int) -> None:
-    """The child's whole life. Its own alarm ends it soon after a deadline, should the keeper be gone by then."""
+    """The child's whole life. Its own alarm ends it soon after a deadline, should the keeper be
+    gone by then.
+    """
     import resource
 
     with contextlib.suppress(ValueError, OSError):

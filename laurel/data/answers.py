@@ -1,9 +1,11 @@
 """Exact verifiers of the plain tasks: is this answer right for this row?
 
-The truth is worked out from the question itself, never taken from the row's gold answer, so a wrong gold answer is found too.
-An answer counts only as a whole: white space around it and one full stop at its end are ignored, and so are thoughts and answer
-tags (see `laurel.data.said`); nothing else. "46", "46." and "<think>...</think><answer>46</answer>" answer "12+34="; "12+34=46",
-"46 or 47", "046", "+46" and "46.0" do not. A wrong answer is Score(0) with the reason; a row that holds no such question is Failed.
+The truth is worked out from the question itself, never taken from the row's gold answer, so a wrong
+gold answer is found too. An answer counts only as a whole: white space around it and one full stop
+at its end are ignored, and so are thoughts and answer tags (see `laurel.data.said`); nothing else.
+"46", "46." and "<think>...</think><answer>46</answer>" answer "12+34="; "12+34=46", "46 or 47",
+"046", "+46" and "46.0" do not. A wrong answer is Score(0) with the reason; a row that holds no such
+question is Failed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ LEGS = {name.replace("_", " "): legs for legs, names in _ANIMALS.items() for nam
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """What was asked: the column `question`, else `prompt` (of a conversation, its last message)."""
+    """What was asked: the column `question`, else `prompt` (of a conversation, its last
+    message).
+    """
     question = row.get("question", row.get("prompt", ""))
     if isinstance(question, list) and question and isinstance(question[-1], Mapping):
         question = question[-1].get("content", "")
@@ -43,18 +47,24 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 
 def plain(answer: str) -> str:
-    """The answer without its thoughts and tags, the white space around it and one final full stop."""
+    """The answer without its thoughts and tags, the white space around it and one final full
+    stop.
+    """
     return said(answer).strip().removesuffix(".").rstrip() if isinstance(answer, str) else ""
 
 
 def whole_number(answer: str) -> int | None:
-    """The answer as a whole number in its usual spelling, or None: no plus sign, leading zeros, commas or decimals."""
+    """The answer as a whole number in its usual spelling, or None: no plus sign, leading zeros,
+    commas or decimals.
+    """
     text = plain(answer)
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def verify_sum(answer: str, row: Mapping[str, Any]) -> Result:
-    """`addition` and `chain_sum`: the value of the expression before the final "=" of the question."""
+    """`addition` and `chain_sum`: the value of the expression before the final "=" of the
+    question.
+    """
     found = re.search(r"([0-9+\-*/() ]+)=\s*$", question_of(row))
     try:
         truth = arithmetic.evaluate(found.group(1)) if found else None
@@ -64,19 +74,27 @@ def verify_sum(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_last_line(answer: str, row: Mapping[str, Any]) -> Result:
-    """`calculator`: as `verify_sum`, of what follows the last line end, so that "[34*27]918\\n918" answers "34*27=" like "918" does."""
-    return verify_sum(said(answer).rstrip().rpartition("\n")[2] if isinstance(answer, str) else "", row)
+    """`calculator`: as `verify_sum`, of what follows the last line end, so that "[34*27]918\\n918"
+    answers "34*27=" like "918" does.
+    """
+    return verify_sum(
+        said(answer).rstrip().rpartition("\n")[2] if isinstance(answer, str) else "", row
+    )
 
 
 def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
     """`countdown`: any expression with the target's value that uses each given number at most once.
 
-    Every number must be used where the question says "all". Exact fractions; an equals sign, or any other text, is refused.
+    Every number must be used where the question says "all". Exact fractions; an equals sign, or any
+    other text, is refused.
     """
     question = question_of(row)
     goal = _countdown_goal(question, row.get("metadata"))
     if goal is None:
-        return Failed("the row has neither metadata with `numbers` and `target` nor a question that states them")
+        return Failed(
+            "the row has neither metadata with `numbers` and `target` nor a question that states"
+            " them"
+        )
     given, target = goal
     try:
         tree = arithmetic.parse(plain(answer))
@@ -89,18 +107,30 @@ def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
         result = arithmetic.value(tree)
     except arithmetic.NotArithmetic as error:
         return Score(0.0, f"not an answer: {error}")
-    return Score(1.0, f"equals {target}") if result == target else Score(0.0, f"equals {result}, not {target}")
+    return (
+        Score(1.0, f"equals {target}")
+        if result == target
+        else Score(0.0, f"equals {result}, not {target}")
+    )
 
 
 def verify_letter_counting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`letter_counting`: how often a letter occurs in the quoted text; capitals count like small letters."""
-    found = re.search(r'the letter "(\w)" (?:appear|occur) in (?:the text: )?"(.*)"', question_of(row), re.DOTALL)
+    """`letter_counting`: how often a letter occurs in the quoted text; capitals count like small
+    letters.
+    """
+    found = re.search(
+        r'the letter "(\w)" (?:appear|occur) in (?:the text: )?"(.*)"', question_of(row), re.DOTALL
+    )
     truth = Fraction(found.group(2).lower().count(found.group(1).lower())) if found else None
-    return _number(answer, truth, "the question does not name a letter and a text in quotation marks")
+    return _number(
+        answer, truth, "the question does not name a letter and a text in quotation marks"
+    )
 
 
 def verify_leg_counting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`leg_counting`: the legs of all the animals that the question lists ("4 birds, 1 wasp, 11 butterflys?")."""
+    """`leg_counting`: the legs of all the animals that the question lists ("4 birds, 1 wasp, 11
+    butterflys?").
+    """
     animals = re.findall(r"([0-9]+) ([a-z ]+?)(?=[,?])", question_of(row))
     total = 0
     for count, name in animals:
@@ -112,18 +142,26 @@ def verify_leg_counting(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_simple_equations(answer: str, row: Mapping[str, Any]) -> Result:
-    """`simple_equations`: put the answer in the place of the unknown and compare both sides exactly.
+    """`simple_equations`: put the answer in the place of the unknown and compare both sides
+    exactly.
 
-    An equation in which the unknown cancels out ("Solve for f: 0 = 0") is satisfied by every whole number, and the reason says so.
+    An equation in which the unknown cancels out ("Solve for f: 0 = 0") is satisfied by every whole
+    number, and the reason says so.
     """
     head, _, equation = question_of(row).strip().rpartition(": ")
     unknown = re.search(r"(?:for|of) ([a-z])\b", head)
     sides = equation.split("=")
-    if not unknown or len(sides) != 2 or not set(re.findall(r"[a-z]+", equation)) <= {unknown.group(1)}:
+    if (
+        not unknown
+        or len(sides) != 2
+        or not set(re.findall(r"[a-z]+", equation)) <= {unknown.group(1)}
+    ):
         return Failed("the question does not end in an equation in the unknown that it names")
     try:
         trees = [arithmetic.parse(side.strip().replace(unknown.group(1), "(1)")) for side in sides]
-        if unknown.group(1) not in equation and arithmetic.value(trees[0]) != arithmetic.value(trees[1]):
+        if unknown.group(1) not in equation and arithmetic.value(trees[0]) != arithmetic.value(
+            trees[1]
+        ):
             return Failed("the equation has no solution")
     except arithmetic.NotArithmetic as error:
         return Failed(f"the equation cannot be read: {error}")
@@ -131,18 +169,30 @@ def verify_simple_equations(answer: str, row: Mapping[str, Any]) -> Result:
     if guess is None:
         return Score(0.0, f"not a whole number: {answer!r:.60}")
     try:
-        left, right = (arithmetic.evaluate(side.strip().replace(unknown.group(1), f"({guess})")) for side in sides)
+        left, right = (
+            arithmetic.evaluate(side.strip().replace(unknown.group(1), f"({guess})"))
+            for side in sides
+        )
     except arithmetic.NotArithmetic as error:
         return Score(0.0, f"not an answer: {error}")
     if left != right:
         return Score(0.0, f"{guess} makes the sides {left} and {right}")
-    return Score(1.0, "both sides agree" if unknown.group(1) in equation else "any number solves an equation without the unknown")
+    return Score(
+        1.0,
+        (
+            "both sides agree"
+            if unknown.group(1) in equation
+            else "any number solves an equation without the unknown"
+        ),
+    )
 
 
 def verify_number_sorting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`number_sorting`: all the numbers of the question in its order (ascending or descending), compared exactly.
+    """`number_sorting`: all the numbers of the question in its order (ascending or descending),
+    compared exactly.
 
-    The answer is a list of strings, ['1', '2.5'], where the question shows such a list, and otherwise numbers between commas.
+    The answer is a list of strings, ['1', '2.5'], where the question shows such a list, and
+    otherwise numbers between commas.
     """
     question = question_of(row)
     found = re.search(r"in (ascending|descending) order:\s*([-0-9., ]+)", question)
@@ -157,7 +207,14 @@ def verify_number_sorting(answer: str, row: Mapping[str, Any]) -> Result:
         return Score(0.0, f"not a list of numbers in the form asked for: {answer!r:.60}")
     if ordered == sorted(given, reverse=found.group(1) == "descending"):
         return Score(1.0, "sorted")
-    return Score(0.0, "the same numbers in a wrong order" if sorted(ordered) == sorted(given) else "not the numbers that were given")
+    return Score(
+        0.0,
+        (
+            "the same numbers in a wrong order"
+            if sorted(ordered) == sorted(given)
+            else "not the numbers that were given"
+        ),
+    )
 
 
 def _number(answer: str, truth: Fraction | None, trouble: str) -> Result:
@@ -170,11 +227,19 @@ def _number(answer: str, truth: Fraction | None, trouble: str) -> Result:
 
 
 def _countdown_goal(question: str, metadata: Any) -> tuple[list[int], int] | None:
-    if isinstance(metadata, Mapping) and isinstance(metadata.get("target"), int) and isinstance(metadata.get("numbers"), list):
+    if (
+        isinstance(metadata, Mapping)
+        and isinstance(metadata.get("target"), int)
+        and isinstance(metadata.get("numbers"), list)
+    ):
         return metadata["numbers"], metadata["target"]
     listed = re.search(r"numbers:? ([0-9]+(?:, ?[0-9]+)+)", question)
     target = re.search(r"(?:Calculate|make|equals) ([0-9]+)", question)
-    return ([int(part) for part in listed.group(1).split(",")], int(target.group(1))) if listed and target else None
+    return (
+        ([int(part) for part in listed.group(1).split(",")], int(target.group(1)))
+        if listed and target
+        else None
+    )
 
 
 def _without(given: list[int], used: list[int]) -> list[int] | None:
@@ -190,7 +255,11 @@ def _without(given: list[int], used: list[int]) -> list[int] | None:
 def _decimals(items: list[str]) -> list[Decimal] | None:
     texts = [item.strip() for item in items]
     try:
-        return [Decimal(text) for text in texts] if all(_DECIMAL.fullmatch(text) for text in texts) else None
+        return (
+            [Decimal(text) for text in texts]
+            if all(_DECIMAL.fullmatch(text) for text in texts)
+            else None
+        )
     except InvalidOperation:
         return None
 
@@ -200,4 +269,6 @@ def _string_list(text: str) -> list[str] | None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    return (
+        value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    )

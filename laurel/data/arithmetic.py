@@ -1,4 +1,6 @@
-"""Arithmetic from text, exactly and safely: + - * / and brackets over whole numbers. Nothing is ever executed."""
+"""Arithmetic from text, exactly and safely: + - * / and brackets over whole numbers. Nothing is
+ever executed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from fractions import Fraction
 
 LONGEST = 200
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 class NotArithmetic(ValueError):
@@ -17,7 +24,9 @@ class NotArithmetic(ValueError):
 
 
 def parse(text: str) -> ast.expr:
-    """The syntax tree of an expression of at most 200 characters. Powers, whole division, names and decimals are NotArithmetic."""
+    """The syntax tree of an expression of at most 200 characters. Powers, whole division, names and
+    decimals are NotArithmetic.
+    """
     if len(text) > LONGEST:
         raise NotArithmetic(f"longer than {LONGEST} characters")
     if not _ALLOWED.fullmatch(text):
@@ -27,7 +36,10 @@ def parse(text: str) -> ast.expr:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise NotArithmetic("not a well-formed expression") from None
     for node in ast.walk(tree):
-        if isinstance(node, ast.BinOp | ast.UnaryOp) and type(node.op) not in (*_OPERATORS, ast.USub):
+        if isinstance(node, ast.BinOp | ast.UnaryOp) and type(node.op) not in (
+            *_OPERATORS,
+            ast.USub,
+        ):
             raise NotArithmetic("only + - * / are allowed")
         if isinstance(node, ast.Call | ast.Tuple):
             raise NotArithmetic("an operator is missing")

@@ -1,4 +1,6 @@
-"""Every row proves itself: score each row's own gold answer with the verifier that will judge the policy."""
+"""Every row proves itself: score each row's own gold answer with the verifier that will judge the
+policy.
+"""
 
 from __future__ import annotations
 
@@ -47,15 +49,20 @@ class Check:
         return self.right == self.rows
 
 
-def check_rows(rows: Sequence[Row], verifier_for: Callable[[Row], Verifier], *, watch: Watch = iter) -> Check:
+def check_rows(
+    rows: Sequence[Row], verifier_for: Callable[[Row], Verifier], *, watch: Watch = iter
+) -> Check:
     """Score the gold answer of each (normalised) row with `verifier_for(row)`.
 
-    Right is a score of at least 1. Failed counts failures, abstentions and rows without a gold answer; if no row has one, that is a
-    UsageError. `watch` wraps the iteration (a progress bar).
+    Right is a score of at least 1. Failed counts failures, abstentions and rows without a gold
+    answer; if no row has one, that is a UsageError. `watch` wraps the iteration (a progress bar).
     """
     if not any(gold_answer(row.columns) is not None for row in rows):
         columns = ", ".join(f"`{name}`" for name in rows[0].columns)
-        fix = f"A gold answer is a `completion`, an `answer` or a last assistant message; the columns are {columns}."
+        fix = (
+            "A gold answer is a `completion`, an `answer` or a last assistant message; the columns"
+            f" are {columns}."
+        )
         raise UsageError("no row holds a gold answer.", where=rows[0].where, fix=fix)
     right, wrong, failed = 0, [], []
     for row in watch(rows):
@@ -64,5 +71,7 @@ def check_rows(rows: Sequence[Row], verifier_for: Callable[[Row], Verifier], *, 
         if isinstance(result, Score) and result.value >= 1.0:
             right += 1
         else:
-            (wrong if isinstance(result, Score) else failed).append(Finding(row.where, answer or "", result))
+            (wrong if isinstance(result, Score) else failed).append(
+                Finding(row.where, answer or "", result)
+            )
     return Check(len(rows), right, tuple(wrong), tuple(failed), duplicates(rows))

@@ -16,7 +16,9 @@ from laurel.data.turns import ROLES, other_part
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of row: the fields it must have, the ones it may have, and whether its texts are lists of messages."""
+    """A kind of row: the fields it must have, the ones it may have, and whether its texts are lists
+    of messages.
+    """
 
     name: str
     required: tuple[str, ...]
@@ -24,7 +26,8 @@ class Format:
     conversational: bool = False
 
 
-FORMATS = (  # the most demanding first: the first one whose fields are all there is the row's format
+# the most demanding first: the first one whose fields are all there is the row's format
+FORMATS = (
     Format("K-wise ranking", ("prompt", "responses", "ranks"), ("weight",)),
     Format("stepwise", ("prompt", "completions", "labels"), ("weight",)),
     Format("preference", ("prompt", "chosen", "rejected"), ("margin", "weight", "soft_label")),
@@ -45,13 +48,24 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
 WEIGHED = {
-    "preference": ("margin", "weight", "soft_label"), "comparison": ("margin", "weight", "soft_label"), "label": ("weight",),
+    "preference": ("margin", "weight", "soft_label"),
+    "comparison": ("margin", "weight", "soft_label"),
+    "label": ("weight",),
     "steps": ("weight",),
-}  # fmt: skip
+}
 """What a use reads besides, where a row has it."""
 OTHER_NAMES = {
     "prompt": ("question", "query", "instruction", "input", "problem", "context", "user"),
-    "completion": ("answer", "response", "output", "target", "solution", "reply", "assistant", "chosen"),
+    "completion": (
+        "answer",
+        "response",
+        "output",
+        "target",
+        "solution",
+        "reply",
+        "assistant",
+        "chosen",
+    ),
     "messages": ("conversations", "conversation", "dialogue", "dialog", "turns", "chat"),
     "text": ("content", "document", "story", "body", "sentence"),
     "chosen": ("preferred", "better", "winner", "response_chosen", "output_1"),
@@ -61,33 +75,49 @@ OTHER_NAMES = {
 
 
 def detect(columns: Mapping[str, Any]) -> Format | None:
-    """The format of a row by the names of its columns (None: no format of ours). Columns without content count where no others do."""
+    """The format of a row by the names of its columns (None: no format of ours). Columns without
+    content count where no others do.
+    """
     filled = [form for form in FORMATS if all(_filled(columns, field) for field in form.required)]
     for form in filled or FORMATS:
         if all(field in columns for field in form.required):
-            return replace(form, conversational=form.conversational or isinstance(columns.get("prompt"), list))
+            return replace(
+                form, conversational=form.conversational or isinstance(columns.get("prompt"), list)
+            )
     return None
 
 
 def normalise(row: Row) -> Row:
-    """The row in our columns: well-known shapes are mapped (`laurel.data.shapes`), then every field is checked.
+    """The row in our columns: well-known shapes are mapped (`laurel.data.shapes`), then every field
+    is checked.
 
-    Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a UsageError that names the
-    place, the field, what was expected and what was found.
+    Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a
+    UsageError that names the place, the field, what was expected and what was found.
     """
     return _checked(mapped(row), row)
 
 
 def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> list[Row]:
-    """`normalise` for every row: as many rows come out as went in, or one error names those that do not fit, and the earlier `faults`."""
+    """`normalise` for every row: as many rows come out as went in, or one error names those that do
+    not fit, and the earlier `faults`.
+    """
     return _each(rows, _alike([mapped(row) for row in rows]), _checked, faults)
 
 
-def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = (), *, by: str = "", faults: Sequence[UsageError] = ()) -> list[Row]:
-    """The rows, normalised, each of them fit for `use` (a key of USES: sft, rl, preference, ...) and with the extra `columns`.
+def needs(
+    rows: Sequence[Row],
+    use: str,
+    columns: Sequence[str] = (),
+    *,
+    by: str = "",
+    faults: Sequence[UsageError] = (),
+) -> list[Row]:
+    """The rows, normalised, each of them fit for `use` (a key of USES: sft, rl, preference, ...)
+    and with the extra `columns`.
 
-    As many rows come out as went in. Rows that do not fit, and earlier `faults` of their source, are one UsageError that names each,
-    with its columns, and which of them to rename. by: who needs them, in the words of the message (`dpo`); else the use.
+    As many rows come out as went in. Rows that do not fit, and earlier `faults` of their source,
+    are one UsageError that names each, with its columns, and which of them to rename. by: who needs
+    them, in the words of the message (`dpo`); else the use.
     """
     if use not in USES:
         raise UsageError(f"unknown use `{use}`.", fix=f"Known: {', '.join(USES)}.")
@@ -99,28 +129,39 @@ def needs(rows: Sequence[Row], use: str, columns: Sequence[str] = (), *, by: str
             row = _to_be_answered(row)
         fields = fields_for(row.columns, use)
         if fields is None:
-            wanted = " or ".join(" + ".join(f"`{field}`" for field in choice) for choice in USES[use])
-            what = f"{by or use} needs {wanted}; this row has {_listed({**row.columns, **_nulls(given.columns)})}."
+            wanted = " or ".join(
+                " + ".join(f"`{field}`" for field in choice) for choice in USES[use]
+            )
+            what = (
+                f"{by or use} needs {wanted}; this row has"
+                f" {_listed({**row.columns, **_nulls(given.columns)})}."
+            )
             raise UsageError(what, where=row.where, fix=_remedy(row.columns, USES[use]))
         also = [name for name in WEIGHED.get(use, ()) if name in row.columns]
         _check_all([*fields, *also], fields, row)
         missing = [name for name in columns if name not in row.columns]
         if missing:
-            raise UsageError(f"column `{missing[0]}` is missing; this row has {_listed(row.columns)}.", where=row.where)
+            raise UsageError(
+                f"column `{missing[0]}` is missing; this row has {_listed(row.columns)}.",
+                where=row.where,
+            )
         return row
 
     return _each(rows, _alike([mapped(row) for row in rows]), fit, faults)
 
 
 def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
-    """The fields of a row that `use` reads: of its choices that are all there, with content if any are, the one of most fields."""
+    """The fields of a row that `use` reads: of its choices that are all there, with content if any
+    are, the one of most fields.
+    """
     there = [choice for choice in USES[use] if all(field in columns for field in choice)]
     filled = [choice for choice in there if all(_filled(columns, field) for field in choice)]
     return max(filled or there, key=len, default=None)
 
 
 def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
-    """The columns of (normalised) rows that hold something and that `use`, or without one the row's format, does not read.
+    """The columns of (normalised) rows that hold something and that `use`, or without one the row's
+    format, does not read.
 
     One that is read in some rows only comes with the number of the others: "history (3 rows)".
     """
@@ -128,14 +169,26 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
     held: dict[str, int] = {}
     for row in rows:
         form = detect(row.columns)
-        fields = fields_for(row.columns, use) if use else (*form.required, *form.optional) if form else ()
-        mapped_from = row.read - REPLIES if use == "rl" else row.read  # sampling reads prompts, and no answers
+        fields = (
+            fields_for(row.columns, use)
+            if use
+            else (*form.required, *form.optional)
+            if form
+            else ()
+        )
+        mapped_from = (
+            row.read - REPLIES if use == "rl" else row.read
+        )  # sampling reads prompts, and no answers
         read = {*(fields or ()), *WEIGHED.get(use or "", ()), *mapped_from}
         for name, value in row.columns.items():
             if value not in ("", None, [], {}):
                 held[name] = held.get(name, 0) + 1
                 left[name] = left.get(name, 0) + (name not in read)
-    return [name if left[name] == held[name] else f"{name} ({left[name]} rows)" for name in held if left[name]]
+    return [
+        name if left[name] == held[name] else f"{name} ({left[name]} rows)"
+        for name in held
+        if left[name]
+    ]
 
 
 def mapped(row: Row) -> Row:
@@ -145,14 +198,23 @@ def mapped(row: Row) -> Row:
 
 
 def _alike(rows: list[Row]) -> list[Row]:
-    """Where a system text or earlier turns made conversations of some rows of a source, the others are conversations, too."""
-    prefaced = [row for row in rows if isinstance(row.columns.get("prompt"), list) and row.read & PREFACES]
+    """Where a system text or earlier turns made conversations of some rows of a source, the others
+    are conversations, too.
+    """
+    prefaced = [
+        row for row in rows if isinstance(row.columns.get("prompt"), list) and row.read & PREFACES
+    ]
     if not prefaced:
         return rows
     return [replace(row, columns=as_messages(row.columns)) for row in rows]
 
 
-def _each(given: Sequence[Row], rows: Sequence[Row], fit: Callable[[Row, Row], Row], faults: Sequence[UsageError]) -> list[Row]:
+def _each(
+    given: Sequence[Row],
+    rows: Sequence[Row],
+    fit: Callable[[Row, Row], Row],
+    faults: Sequence[UsageError],
+) -> list[Row]:
     """`fit` of every row; all that fail are one error, with the faults that were found before."""
     ready, found = [], list(faults)
     for before, row in zip(given, rows, strict=True):
@@ -169,10 +231,21 @@ def _checked(row: Row, given: Row) -> Row:
     """A mapped row whose format's fields are all right."""
     form = detect(row.columns)
     if form is None:
-        what = f"no known format: the columns are {_listed({**row.columns, **_nulls(given.columns)})}."
-        fix = next(filter(None, (_renaming(row.columns, USES[use]) for use in ("sft", "preference", "label"))), "")
+        what = (
+            f"no known format: the columns are {_listed({**row.columns, **_nulls(given.columns)})}."
+        )
+        fix = next(
+            filter(
+                None, (_renaming(row.columns, USES[use]) for use in ("sft", "preference", "label"))
+            ),
+            "",
+        )
         raise UsageError(what, where=row.where, fix=fix or _needed(ANY))
-    _check_all([field for field in (*form.required, *form.optional) if field in row.columns], form.required, row)
+    _check_all(
+        [field for field in (*form.required, *form.optional) if field in row.columns],
+        form.required,
+        row,
+    )
     return row
 
 
@@ -191,9 +264,13 @@ def _to_be_answered(row: Row) -> Row:
 
 
 def _best_and_worst(row: Row) -> Row:
-    """A ranking as the pair of its best and its worst answer, if it is no pair yet. All ranks equal: a pair of weight 0."""
+    """A ranking as the pair of its best and its worst answer, if it is no pair yet. All ranks
+    equal: a pair of weight 0.
+    """
     columns = row.columns
-    if "chosen" in columns or not all(_filled(columns, field) for field in ("prompt", "responses", "ranks")):
+    if "chosen" in columns or not all(
+        _filled(columns, field) for field in ("prompt", "responses", "ranks")
+    ):
         return row
     for field in ("responses", "ranks"):
         _check(field, columns[field], row.where)
@@ -205,21 +282,35 @@ def _best_and_worst(row: Row) -> Row:
     sides = {"chosen": answers[best], "rejected": answers[worst if worst != best else 1]}
     tie = {"weight": 0.0} if best == worst else {}
     rest = {name: value for name, value in columns.items() if name not in ("responses", "ranks")}
-    return replace(row, columns={"prompt": columns["prompt"], **sides, **rest, **tie}, read=row.read | {"responses", "ranks"})
+    return replace(
+        row,
+        columns={"prompt": columns["prompt"], **sides, **rest, **tie},
+        read=row.read | {"responses", "ranks"},
+    )
 
 
 def is_messages(value: Any) -> bool:
     """True for a list of messages with known roles and text contents."""
-    return isinstance(value, list) and bool(value) and not any(_message_trouble(turn) for turn in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and not any(_message_trouble(turn) for turn in value)
+    )
 
 
 def gold_answer(columns: Mapping[str, Any]) -> str | None:
-    """The answer that a row itself holds: its completion, else its last assistant message, else its `answer`; as text."""
+    """The answer that a row itself holds: its completion, else its last assistant message, else its
+    `answer`; as text.
+    """
     for value in (columns.get("completion"), columns.get("messages"), columns.get("answer")):
         if isinstance(value, str):
             return value
         if isinstance(value, list):
-            said = [turn["content"] for turn in value if isinstance(turn, Mapping) and turn.get("role") == "assistant"]
+            said = [
+                turn["content"]
+                for turn in value
+                if isinstance(turn, Mapping) and turn.get("role") == "assistant"
+            ]
             if said:
                 return said[-1]
     return None
@@ -231,24 +322,50 @@ def _check(field: str, value: Any, where: str) -> None:
         return
     inside = ""
     if isinstance(value, list) and field in (*SPOKEN, "messages"):
-        inside = next((f": message {number} {trouble}" for number, turn in enumerate(value, 1) if (trouble := _message_trouble(turn))), "")
-    raise UsageError(f"field `{field}`: expected {expected}, found {kind_of(value)}{inside}.", where=where)
+        inside = next(
+            (
+                f": message {number} {trouble}"
+                for number, turn in enumerate(value, 1)
+                if (trouble := _message_trouble(turn))
+            ),
+            "",
+        )
+    raise UsageError(
+        f"field `{field}`: expected {expected}, found {kind_of(value)}{inside}.", where=where
+    )
 
 
 def _check_together(required: Sequence[str], columns: Mapping[str, Any], where: str) -> None:
-    """What no field shows alone: strings and message lists do not mix, replies begin with the assistant, lists match in length."""
+    """What no field shows alone: strings and message lists do not mix, replies begin with the
+    assistant, lists match in length.
+    """
     spoken = [field for field in required if field in SPOKEN]
     kinds = {isinstance(columns[field], list) for field in spoken}
     if len(kinds) > 1:
         found = ", ".join(f"`{field}` is {kind_of(columns[field])}" for field in spoken)
-        fix = "Dialogues from their beginning must begin with what `prompt` says." if "chosen" in spoken else ""
-        raise UsageError(f"all of {', '.join(spoken)} are text, or all are messages; here {found}.", where=where, fix=fix)
+        fix = (
+            "Dialogues from their beginning must begin with what `prompt` says."
+            if "chosen" in spoken
+            else ""
+        )
+        raise UsageError(
+            f"all of {', '.join(spoken)} are text, or all are messages; here {found}.",
+            where=where,
+            fix=fix,
+        )
     for field in spoken[1:]:
         if isinstance(columns[field], list) and columns[field][0]["role"] != "assistant":
-            raise UsageError(f"field `{field}`: its first message must be the assistant's, not {columns[field][0]['role']}'s.", where=where)
+            raise UsageError(
+                f"field `{field}`: its first message must be the assistant's, not"
+                f" {columns[field][0]['role']}'s.",
+                where=where,
+            )
     for left, right in (("completions", "labels"), ("responses", "ranks")):
         if left in required and len(columns[left]) != len(columns[right]):
-            raise UsageError(f"`{left}` has {len(columns[left])} items and `{right}` {len(columns[right])}.", where=where)
+            raise UsageError(
+                f"`{left}` has {len(columns[left])} items and `{right}` {len(columns[right])}.",
+                where=where,
+            )
 
 
 def _message_trouble(turn: Any) -> str:
@@ -279,7 +396,9 @@ def _number(value: Any) -> bool:
 
 
 def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and bool(value) and all(fits(item) for item in value)
+    return lambda value: (
+        isinstance(value, list) and bool(value) and all(fits(item) for item in value)
+    )
 
 
 def _spoken(value: Any) -> bool:
@@ -291,12 +410,18 @@ _SPOKEN = ("text or a list of messages", _spoken)
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("text", _some_text),
     "messages": ("a list of messages {role, content}", is_messages),
-    "prompt": ("text or a list of messages, not empty", lambda value: _some_text(value) or is_messages(value)),
+    "prompt": (
+        "text or a list of messages, not empty",
+        lambda value: _some_text(value) or is_messages(value),
+    ),
     "completion": _SPOKEN,
     "chosen": _SPOKEN,
     "rejected": _SPOKEN,
     "margin": ("a number", _number),
-    "weight": ("a finite number, 0 or above", lambda value: _number(value) and 0 <= value < float("inf")),
+    "weight": (
+        "a finite number, 0 or above",
+        lambda value: _number(value) and 0 <= value < float("inf"),
+    ),
     "soft_label": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
     "reward": ("a finite number", lambda value: _number(value) and abs(value) != float("inf")),
     "label": ("true or false", lambda value: isinstance(value, bool)),
@@ -308,7 +433,9 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 ANY = (*USES["sft"], *USES["rl"], *USES["preference"])
-REPLIES = frozenset(("output", "response", "answer", "answers", "solution", "code", "canonical_solution"))
+REPLIES = frozenset(
+    ("output", "response", "answer", "answers", "solution", "code", "canonical_solution")
+)
 """Columns that shapes make completions of."""
 NEVER_EMPTY = ("prompt", "messages", "text", "completions", "labels", "responses", "ranks")
 
@@ -326,11 +453,18 @@ def _nulls(columns: Mapping[str, Any]) -> dict[str, None]:
 
 
 def _listed(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}`{' (null)' if value is None else ''}" for name, value in columns.items()) or "none"
+    return (
+        ", ".join(
+            f"`{name}`{' (null)' if value is None else ''}" for name, value in columns.items()
+        )
+        or "none"
+    )
 
 
 def _remedy(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """What to do about a row that lacks fields: rename its columns, say what comes before the answer, or give what is needed."""
+    """What to do about a row that lacks fields: rename its columns, say what comes before the
+    answer, or give what is needed.
+    """
     if choices == USES["rl"] and "messages" in columns:
         return "Give what comes before the answer as `prompt`."
     return _renaming(columns, choices) or _needed(choices)
@@ -341,12 +475,25 @@ def _needed(choices: tuple[tuple[str, ...], ...]) -> str:
 
 
 def _renaming(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """Which columns to rename, for the choice of fields that the fewest renamings reach; empty where none is reached."""
+    """Which columns to rename, for the choice of fields that the fewest renamings reach; empty
+    where none is reached.
+    """
     best: list[str] | None = None
     for choice in choices:
         missing = [field for field in choice if field not in columns]
-        others = [next((other for other in OTHER_NAMES.get(field, ()) if other in columns), None) for field in missing]
-        renamings = [f"`{other}` to `{field}`" for other, field in zip(others, missing, strict=True) if other is not None]
-        if missing and len(renamings) == len(missing) and (best is None or len(renamings) < len(best)):
+        others = [
+            next((other for other in OTHER_NAMES.get(field, ()) if other in columns), None)
+            for field in missing
+        ]
+        renamings = [
+            f"`{other}` to `{field}`"
+            for other, field in zip(others, missing, strict=True)
+            if other is not None
+        ]
+        if (
+            missing
+            and len(renamings) == len(missing)
+            and (best is None or len(renamings) < len(best))
+        ):
             best = renamings
     return f"Rename {' and '.join(best)}." if best else ""

@@ -1,4 +1,6 @@
-"""Makers of the generated tasks: each turns a seeded random source into one row. Parameters are keyword arguments with defaults."""
+"""Makers of the generated tasks: each turns a seeded random source into one row. Parameters are
+keyword arguments with defaults.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from laurel.data import arithmetic
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORDS = """
-    apple banana bottle bridge butter candle castle cherry coffee copper cotton dinner dollar eleven engine forest garden ginger hammer
-    harbour island jungle kettle ladder laurel lemon letter little mirror morning mountain needle orange paddle parrot pepper pillow planet
-    pocket rabbit ribbon river saddle school shadow silver sister strawberry summer sunflower table teacher thunder tomato tunnel valley
-    village violin window winter yellow
+    apple banana bottle bridge butter candle castle cherry coffee copper cotton dinner dollar
+    eleven engine forest garden ginger hammer harbour island jungle kettle ladder laurel lemon
+    letter little mirror morning mountain needle orange paddle parrot pepper pillow planet
+    pocket rabbit ribbon river saddle school shadow silver sister strawberry summer sunflower
+    table teacher thunder tomato tunnel valley village violin window winter yellow
 """
 WORDS = tuple(_WORDS.split())
 
@@ -21,8 +24,10 @@ WORDS = tuple(_WORDS.split())
 def addition(rng: Random, *, digits: int = 2, sloppy: int = 0) -> dict[str, Any]:
     """Two numbers from 0 to 10^digits - 1, each value alike: "17+5=" -> "22".
 
-    sloppy: in so many per cent of the sums that carry out of the units, the demonstration (`completion`, not `answer`) forgets
-    that carry: "47+86=" -> "123". Whoever imitates it adds badly; whoever asks the verifier can find out.
+    sloppy: in so many per cent of the sums that carry out of the units, the demonstration
+    (`completion`, not `answer`) forgets
+    that carry: "47+86=" -> "123". Whoever imitates it adds badly; whoever asks the verifier can
+    find out.
     """
     _within("digits", digits, 1, 18)
     _within("sloppy", sloppy, 0, 100)
@@ -34,10 +39,12 @@ def addition(rng: Random, *, digits: int = 2, sloppy: int = 0) -> dict[str, Any]
 
 
 def calculator(rng: Random, *, digits: int = 2) -> dict[str, Any]:
-    """The product of two numbers from 0 to 10^digits - 1, for a model with a calculator: "34*27=" -> "918".
+    """The product of two numbers from 0 to 10^digits - 1, for a model with a calculator: "34*27="
+    -> "918".
 
-    One demonstration in two asks the calculator and copies what it says: "[34*27]918\\n918", that is the call, the reply as
-    `laurel.rollout.calculator` writes it, and the answer. The others answer at once, as no small model can.
+    One demonstration in two asks the calculator and copies what it says: "[34*27]918\\n918", that
+    is the call, the reply as `laurel.rollout.calculator` writes it, and the answer. The others
+    answer at once, as no small model can.
     """
     _within("digits", digits, 1, 9)
     left, right = rng.randrange(10**digits), rng.randrange(10**digits)
@@ -48,27 +55,37 @@ def calculator(rng: Random, *, digits: int = 2) -> dict[str, Any]:
 
 
 def chain_sum(rng: Random, *, terms: int = 3, digits: int = 2) -> dict[str, Any]:
-    """Two to `terms` numbers of one to `digits` digits, added and subtracted: "6 - 5 + 1 =" -> "2"."""
+    """Two to `terms` numbers of one to `digits` digits, added and subtracted: "6 - 5 + 1 ="
+    -> "2".
+    """
     _within("terms", terms, 2, 20)
     _within("digits", digits, 1, 8)
     size, count = rng.randint(1, digits), rng.randint(2, terms)
     numbers = [rng.randrange(10**size) for _ in range(count)]
     signs = [rng.choice("+-") for _ in numbers[1:]]
-    expression = str(numbers[0]) + "".join(f" {sign} {number}" for sign, number in zip(signs, numbers[1:], strict=True))
+    expression = str(numbers[0]) + "".join(
+        f" {sign} {number}" for sign, number in zip(signs, numbers[1:], strict=True)
+    )
     return _row(f"{expression} =", str(arithmetic.evaluate(expression)), {"expression": expression})
 
 
-def countdown(rng: Random, *, numbers: int = 3, largest: int = 20, target: int = 99) -> dict[str, Any]:
-    """Make a target of 1 to `target` from `numbers` numbers of 1 to `largest`, all used once. A solution is known to exist.
+def countdown(
+    rng: Random, *, numbers: int = 3, largest: int = 20, target: int = 99
+) -> dict[str, Any]:
+    """Make a target of 1 to `target` from `numbers` numbers of 1 to `largest`, all used once. A
+    solution is known to exist.
 
-    Numbers and operators are drawn until the value is a whole number in range; sums need no retry, so it ends soon.
+    Numbers and operators are drawn until the value is a whole number in range; sums need no retry,
+    so it ends soon.
     """
     _within("numbers", numbers, 2, 6)
     _within("largest", largest, 2, 1_000)
     _within("target", target, largest, 100_000)
     for attempt in range(200):
         given = [rng.randint(1, largest if attempt < 100 else 2) for _ in range(numbers)]
-        expression = _expression(rng, [str(number) for number in given], "+-*/" if attempt < 100 else "+")
+        expression = _expression(
+            rng, [str(number) for number in given], "+-*/" if attempt < 100 else "+"
+        )
         try:
             result = arithmetic.evaluate(expression)
         except arithmetic.NotArithmetic:
@@ -76,14 +93,23 @@ def countdown(rng: Random, *, numbers: int = 3, largest: int = 20, target: int =
         if result.denominator == 1 and 1 <= result <= target:
             break
     else:
-        raise UsageError(f"no target of at most {target} from {numbers} numbers.", where="countdown", fix="Raise `target`.")
+        raise UsageError(
+            f"no target of at most {target} from {numbers} numbers.",
+            where="countdown",
+            fix="Raise `target`.",
+        )
     shown = rng.sample(given, len(given))
-    prompt = f"Make {result} from all of the numbers {', '.join(map(str, shown))}, each used once, with + - * / and brackets: "
+    prompt = (
+        f"Make {result} from all of the numbers {', '.join(map(str, shown))}, each used once, with"
+        " + - * / and brackets: "
+    )
     return _row(prompt, expression, {"numbers": shown, "target": int(result)})
 
 
 def letter_counting(rng: Random, *, words: int = 1) -> dict[str, Any]:
-    """How often a letter occurs in one to `words` words; one time in ten any letter of the alphabet, else one that is there."""
+    """How often a letter occurs in one to `words` words; one time in ten any letter of the
+    alphabet, else one that is there.
+    """
     _within("words", words, 1, 50)
     text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, words)))
     letter = rng.choice(LETTERS if rng.random() < 0.1 else text.replace(" ", ""))
@@ -92,7 +118,9 @@ def letter_counting(rng: Random, *, words: int = 1) -> dict[str, Any]:
 
 
 def number_sorting(rng: Random, *, numbers: int = 5, largest: int = 99) -> dict[str, Any]:
-    """Two to `numbers` whole numbers from 0 to `largest`, to be sorted up or down: "... ascending order: 7, 3" -> "3, 7"."""
+    """Two to `numbers` whole numbers from 0 to `largest`, to be sorted up or down: "... ascending
+    order: 7, 3" -> "3, 7".
+    """
     _within("numbers", numbers, 2, 50)
     _within("largest", largest, 1, 10**9)
     given = [rng.randint(0, largest) for _ in range(rng.randint(2, numbers))]
@@ -103,7 +131,9 @@ def number_sorting(rng: Random, *, numbers: int = 5, largest: int = 99) -> dict[
 
 
 def _expression(rng: Random, parts: list[str], signs: str) -> str:
-    """A random binary tree over the parts, in brackets where it needs them and not around the whole."""
+    """A random binary tree over the parts, in brackets where it needs them and not around the
+    whole.
+    """
     if len(parts) == 1:
         return parts[0]
     cut = rng.randrange(1, len(parts))
@@ -118,4 +148,7 @@ def _row(prompt: str, answer: str, metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _within(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"`{name}` is a whole number from {low} to {high}, not {value!r}.", where="task parameter")
+        raise UsageError(
+            f"`{name}` is a whole number from {low} to {high}, not {value!r}.",
+            where="task parameter",
+        )

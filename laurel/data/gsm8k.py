@@ -1,4 +1,6 @@
-"""The verifier of GSM8K: worked solutions that end in "#### 18" (Cobbe et al. 2021, arXiv:2110.14168)."""
+"""The verifier of GSM8K: worked solutions that end in "#### 18" (Cobbe et al. 2021,
+arXiv:2110.14168).
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ TROUBLES = {
 def verify_gsm8k(answer: str, row: Mapping[str, Any]) -> Result:
     """Is the final number of `answer` the number after the last "####" of the row's `answer`?
 
-    The final number is the one after "####" (or in \\boxed{}), else behind "the answer is", else the last number of the text; thoughts
-    are not read, and of answer tags the content. Numbers are compared exactly, in any of their spellings: $1,234.00 is 1234, 1/2 is 0.5.
-    No credit for: nothing; several marked numbers that differ, or none in a mark; a list of numbers ("43 or 44 or 42"); a sum not done
-    ("6 * 7"); a part of an expression (the 3 of 2\u221a3); the question again, or a passage of it.
+    The final number is the one after "####" (or in \\boxed{}), else behind "the answer is", else
+    the last number of the text; thoughts are not read, and of answer tags the content. Numbers are
+    compared exactly, in any of their spellings: $1,234.00 is 1234, 1/2 is 0.5.
+    No credit for: nothing; several marked numbers that differ, or none in a mark; a list of numbers
+    ("43 or 44 or 42"); a sum not done ("6 * 7"); a part of an expression (the 3 of 2\u221a3); the
+    question again, or a passage of it.
     """
     gold = _gold(row)
     if gold is None:
@@ -39,11 +43,17 @@ def verify_gsm8k(answer: str, row: Mapping[str, Any]) -> Result:
     guess, trouble = final_quantity(answer, question_of(row))
     if guess is None:
         return Score(0.0, trouble)
-    return Score(1.0, f"equals {gold.value}") if same(guess, gold) else Score(0.0, f"{guess.value}, not {gold.value}")
+    return (
+        Score(1.0, f"equals {gold.value}")
+        if same(guess, gold)
+        else Score(0.0, f"{guess.value}, not {gold.value}")
+    )
 
 
 def gold_number(row: Mapping[str, Any]) -> Fraction | None:
-    """The number after the last "####" of the column `answer`, or the whole of it where it has no such mark."""
+    """The number after the last "####" of the column `answer`, or the whole of it where it has no
+    such mark.
+    """
     text = row.get("answer")
     return as_number(text.rpartition("####")[2]) if isinstance(text, str) else None
 
@@ -55,11 +65,15 @@ def final_number(answer: str, question: str = "") -> tuple[Fraction | None, str]
 
 
 def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, str]:
-    """The one number that an answer ends on, as it was written, or None and the reason why there is none."""
+    """The one number that an answer ends on, as it was written, or None and the reason why there is
+    none.
+    """
     if not isinstance(answer, str) or len(answer) > LONGEST:
         return None, f"not a text of at most {LONGEST} characters"
     answer = without_question(said(answer), question)
-    marked = [(text, False) for text in _MARKED.findall(answer)] + [(text, True) for text in boxed(answer)]
+    marked = [(text, False) for text in _MARKED.findall(answer)] + [
+        (text, True) for text in boxed(answer)
+    ]
     if not marked and "####" in answer:
         marked = [(answer.rpartition("####")[2], False)]
     if marked:
@@ -80,16 +94,23 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
 
 
 def numbers_in(text: str) -> list[Fraction | None]:
-    """Every number written in the text, in order; None for one that has no value (1/0) or more than 100 digits.
+    """Every number written in the text, in order; None for one that has no value (1/0) or more than
+    100 digits.
 
     A minus sign after a digit, letter or bracket is subtraction: "16-3" holds 16 and 3.
     """
-    found = (value(atom) for atom in ATOM.finditer(plain(text)) if atom["whole"] is not None or atom["part"] is not None)
+    found = (
+        value(atom)
+        for atom in ATOM.finditer(plain(text))
+        if atom["whole"] is not None or atom["part"] is not None
+    )
     return [None if quantity is None else quantity.value for quantity in found]
 
 
 def as_number(text: str) -> Fraction | None:
-    """The text as one number, exactly: "$1,234.00" is 1234, "1/2" is 0.5; None if it is anything else."""
+    """The text as one number, exactly: "$1,234.00" is 1234, "1/2" is 0.5; None if it is anything
+    else.
+    """
     found = _whole(text)
     return None if found is None else found.value
 
@@ -101,4 +122,8 @@ def _gold(row: Mapping[str, Any]) -> Quantity | None:
 
 def _whole(text: str) -> Quantity | None:
     found = ATOM.fullmatch(plain(text).strip().removesuffix(".").strip("$ "))
-    return value(found) if found and (found["whole"] is not None or found["part"] is not None) else None
+    return (
+        value(found)
+        if found and (found["whole"] is not None or found["part"] is not None)
+        else None
+    )

@@ -1,6 +1,8 @@
-"""Well-known public shapes of rows with one answer, or with steps. What a shape reads is named; nothing of a row is thrown away.
+"""Well-known public shapes of rows with one answer, or with steps. What a shape reads is named;
+nothing of a row is thrown away.
 
-A shape takes a row's columns and gives (ours, the names of those it read), or None where the row is of another shape.
+A shape takes a row's columns and gives (ours, the names of those it read), or None where the row is
+of another shape.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ Found = tuple[Columns, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape by name: the columns it is known by, those that must not be there, and how its rows become ours."""
+    """A shape by name: the columns it is known by, those that must not be there, and how its rows
+    become ours.
+    """
 
     name: str
     needs: tuple[str, ...]
@@ -34,26 +38,42 @@ class Shape:
 
 
 def request(columns: Columns) -> Found | None:
-    """What a row asks: its `instruction` with `input` and `context` behind it, or its `question` behind a `context`."""
-    name = next((name for name in ("instruction", "question", "input") if _text(columns, name)), None)
+    """What a row asks: its `instruction` with `input` and `context` behind it, or its `question`
+    behind a `context`.
+    """
+    name = next(
+        (name for name in ("instruction", "question", "input") if _text(columns, name)), None
+    )
     if name is None:
         return None
     extras = [extra for extra in ("input", "context") if extra != name and _text(columns, extra)]
-    parts = [*(extra for extra in extras if extra == "context"), name] if name == "question" else [name, *extras]
+    parts = (
+        [*(extra for extra in extras if extra == "context"), name]
+        if name == "question"
+        else [name, *extras]
+    )
     said = "\n\n".join(columns[part] for part in parts if columns[part].strip()) or columns[name]
     empty = [extra for extra in ("input", "context") if columns.get(extra) == ""]
     return {"prompt": said}, (*parts, *empty)
 
 
 def answered(columns: Columns) -> Found | None:
-    """`instruction` or `question`, and the answer to it if there is one as text. "#### 18" at its end is GSM8K's mark."""
+    """`instruction` or `question`, and the answer to it if there is one as text. "#### 18" at its
+    end is GSM8K's mark.
+    """
     found = request(columns)
     if found is None:
         return None
     ours, names = found
-    order = ("answer", "response", "output") if "question" in names else ("output", "response", "answer")
+    order = (
+        ("answer", "response", "output")
+        if "question" in names
+        else ("output", "response", "answer")
+    )
     reply = next((name for name in order if isinstance(columns.get(name), str)), None)
-    if reply is None and isinstance(columns.get("answers"), dict):  # SQuAD: {"text": [...], "answer_start": [...]}
+    if reply is None and isinstance(
+        columns.get("answers"), dict
+    ):  # SQuAD: {"text": [...], "answer_start": [...]}
         return squad(ours, names, columns["answers"])
     if reply is None or "completion" in columns:
         return ours, names
@@ -69,7 +89,9 @@ def squad(ours: Columns, names: tuple[str, ...], answers: Columns) -> Found:
 
 
 def instances(columns: Columns) -> Found | None:
-    """Self-Instruct's seed tasks (arXiv:2212.10560): `instances` holds the one input and output of the instruction."""
+    """Self-Instruct's seed tasks (arXiv:2212.10560): `instances` holds the one input and output of
+    the instruction.
+    """
     held = columns["instances"]
     if not isinstance(held, list) or len(held) != 1 or not isinstance(held[0], dict):
         return None
@@ -78,21 +100,31 @@ def instances(columns: Columns) -> Found | None:
 
 
 def single_response(columns: Columns) -> Found:
-    """HelpSteer (arXiv:2311.09528): `response` is the completion; the five scores stay for whoever asks for them."""
+    """HelpSteer (arXiv:2311.09528): `response` is the completion; the five scores stay for whoever
+    asks for them.
+    """
     return {"completion": columns["response"]}, ("prompt", "response")
 
 
 def human_eval(columns: Columns) -> Found:
-    """HumanEval (arXiv:2107.03374): the canonical solution is the completion, and the task is `humaneval`."""
+    """HumanEval (arXiv:2107.03374): the canonical solution is the completion, and the task is
+    `humaneval`.
+    """
     ours = _unless(columns, completion=columns["canonical_solution"], task="humaneval")
     return ours, ("canonical_solution",)
 
 
 def mbpp(columns: Columns) -> Found | None:
-    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt; the code is the completion."""
+    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt; the
+    code is the completion.
+    """
     name, tests = "text" if "text" in columns else "prompt", columns["test_list"]
     asked = columns[name]
-    if not isinstance(asked, str) or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+    if (
+        not isinstance(asked, str)
+        or not isinstance(tests, list)
+        or not all(isinstance(test, str) for test in tests)
+    ):
         return None
     if not any(test in asked for test in tests):
         asked = f"{asked}\n\nYour code should pass these tests:\n\n" + "\n".join(tests)
@@ -101,12 +133,17 @@ def mbpp(columns: Columns) -> Found | None:
 
 
 def mathematics(columns: Columns) -> Found | None:
-    r"""MATH (arXiv:2103.03874): `problem` and `solution`; the gold `answer` is what the solution's last \boxed{} holds."""
+    r"""MATH (arXiv:2103.03874): `problem` and `solution`; the gold `answer` is what the solution's
+    last \boxed{} holds.
+    """
     boxed = last_boxed(columns["solution"])
     more = _unless(columns, task="math", **({} if boxed is None else {"answer": boxed}))
     if "answer" not in columns and boxed is None:
         more.pop("task", None)  # nothing that a verifier could compare
-    return {"prompt": columns["problem"], "completion": columns["solution"], **more}, ("problem", "solution")
+    return {"prompt": columns["problem"], "completion": columns["solution"], **more}, (
+        "problem",
+        "solution",
+    )
 
 
 def ifeval(columns: Columns) -> Found:
@@ -116,36 +153,60 @@ def ifeval(columns: Columns) -> Found:
 
 def rated_steps(columns: Columns) -> Found:
     """PRM800K, decoded (arXiv:2305.20050): `problem`, `steps` and `ratings`."""
-    ours = {"prompt": columns["problem"], "completions": columns["steps"], "labels": columns["ratings"]}
+    ours = {
+        "prompt": columns["problem"],
+        "completions": columns["steps"],
+        "labels": columns["ratings"],
+    }
     return _unless(columns, **ours), ("problem", "steps", "ratings")
 
 
 def first_mistake(asked: str, where: str) -> Callable[[Columns], Found | None]:
-    """Steps and the place of the first wrong one, from 0; none, or -1: all are right. What follows a mistake is not labelled."""
+    """Steps and the place of the first wrong one, from 0; none, or -1: all are right. What follows
+    a mistake is not labelled.
+    """
 
     def make(columns: Columns) -> Found | None:
         steps, place = columns["steps"], columns.get(where, -1)
-        if not isinstance(steps, list) or not isinstance(place, int) or not -1 <= place < len(steps):
+        if (
+            not isinstance(steps, list)
+            or not isinstance(place, int)
+            or not -1 <= place < len(steps)
+        ):
             return None
         kept = steps if place < 0 else steps[: place + 1]
         labels = [1] * len(kept) if place < 0 else [1] * place + [-1]
-        return {"prompt": columns[asked], "completions": kept, "labels": labels}, (asked, "steps", where)
+        return {"prompt": columns[asked], "completions": kept, "labels": labels}, (
+            asked,
+            "steps",
+            where,
+        )
 
     return make
 
 
 def prm_bench(columns: Columns) -> Found | None:
-    """PRMBench (arXiv:2501.03124): the modified process, whose wrong steps `error_steps` numbers from 1."""
+    """PRMBench (arXiv:2501.03124): the modified process, whose wrong steps `error_steps` numbers
+    from 1.
+    """
     steps, wrong = columns["modified_process"], columns["error_steps"]
     if not isinstance(steps, list) or not isinstance(wrong, list):
         return None
     labels = [-1 if number in wrong else 1 for number in range(1, len(steps) + 1)]
-    asked = next(name for name in ("modified_question", "question", "original_question") if name in columns)
-    return {"prompt": columns[asked], "completions": steps, "labels": labels}, (asked, "modified_process", "error_steps")
+    asked = next(
+        name for name in ("modified_question", "question", "original_question") if name in columns
+    )
+    return {"prompt": columns[asked], "completions": steps, "labels": labels}, (
+        asked,
+        "modified_process",
+        "error_steps",
+    )
 
 
 def tagged(columns: Columns) -> Found | None:
-    """LLaMA-Factory's `kto_tag`: whether the answer, or the last turn of the conversation, is a good one."""
+    """LLaMA-Factory's `kto_tag`: whether the answer, or the last turn of the conversation, is a
+    good one.
+    """
     ours: Columns = {"label": columns["kto_tag"]}
     turns = columns.get("messages")
     if isinstance(turns, list) and len(turns) > 1:
@@ -155,7 +216,9 @@ def tagged(columns: Columns) -> Found | None:
 
 
 def last_boxed(text: Any) -> str | None:
-    r"""What the last \boxed{...} (or \fbox{...}) of a text holds, braces matched; None without one."""
+    r"""What the last \boxed{...} (or \fbox{...}) of a text holds, braces matched; None
+    without one.
+    """
     if not isinstance(text, str):
         return None
     marks = list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))
@@ -176,17 +239,34 @@ SINGLE: Sequence[Shape] = (
     Shape("MBPP, sanitised", ("prompt", "code", "test_list"), mbpp, ("completion",)),
     Shape("IFEval", ("prompt", "instruction_id_list", "kwargs"), ifeval),
     Shape("PRM800K", ("problem", "steps", "ratings"), rated_steps),
-    Shape("ProcessBench", ("problem", "steps", "label", "final_answer_correct"), first_mistake("problem", "label"), ("prompt",)),
-    Shape("BIG-Bench Mistake", ("input", "steps", "answer", "target"), first_mistake("input", "mistake_index"), ("prompt",)),
-    Shape("PRMBench", ("original_question", "modified_process", "error_steps"), prm_bench, ("prompt",)),
+    Shape(
+        "ProcessBench",
+        ("problem", "steps", "label", "final_answer_correct"),
+        first_mistake("problem", "label"),
+        ("prompt",),
+    ),
+    Shape(
+        "BIG-Bench Mistake",
+        ("input", "steps", "answer", "target"),
+        first_mistake("input", "mistake_index"),
+        ("prompt",),
+    ),
+    Shape(
+        "PRMBench", ("original_question", "modified_process", "error_steps"), prm_bench, ("prompt",)
+    ),
     Shape("MATH", ("problem", "solution"), mathematics, ("prompt", "messages")),
     Shape("HelpSteer", ("prompt", "response", "helpfulness"), single_response, ("completion",)),
     Shape("LLaMA-Factory KTO", ("kto_tag",), tagged, ("prompt", "label")),
-    Shape("Self-Instruct", ("instruction", "instances"), instances, ("prompt", "messages", "output")),
+    Shape(
+        "Self-Instruct", ("instruction", "instances"), instances, ("prompt", "messages", "output")
+    ),
 )
 ANSWERED: Sequence[Shape] = tuple(
     Shape(name, needs, answered, ("prompt", "messages", "text", "chosen"))
-    for name, needs in (("Alpaca, Dolly", ("instruction",)), ("GSM8K, OpenOrca, SQuAD", ("question",)))
+    for name, needs in (
+        ("Alpaca, Dolly", ("instruction",)),
+        ("GSM8K, OpenOrca, SQuAD", ("question",)),
+    )
 )
 
 

@@ -1,4 +1,6 @@
-"""One number out of a text, exactly, and only where it is the whole of what is said: 2√3 is no 3, and 25 cm^2 no 2."""
+"""One number out of a text, exactly, and only where it is the whole of what is said: 2√3 is no 3,
+and 25 cm^2 no 2.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ TOLERANCE = Fraction(1, 10**6)
 LONGEST = 20_000
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
-# Thousands: 1,234,567 and 12,34,567 · 1 234 567 · 1.234.567(,89) · 1'234'567 · 1_234_567. Two groups of dots, or one and a comma:
+# Thousands: 1,234,567 and 12,34,567 · 1 234 567 · 1.234.567(,89) · 1'234'567 · 1_234_567. Two
+# groups of dots, or one and a comma:
 # 1.234 alone is a decimal.
 # (`++` never gives a group back, so that a megabyte of groups is read once.)
 _GROUPED = (
@@ -45,24 +48,38 @@ _LEFT_WORD = re.compile(
 )
 _RIGHT = re.compile(
     r"[)\]]?\s*(?:[\^√*×·÷/π∞_±<>≤≥≠+]|\\[A-Za-z]|-\s*(?:[\d(√π∞\\]|[A-Za-z](?![A-Za-z]))"
-    r"|(?:choose|mod|modulo|squared|cubed|factorial|plus|minus|divided|multiplied|to the|raised|pi|times the|radical|dozen"
+    r"|(?:choose|mod|modulo|squared|cubed|factorial|plus|minus|divided|multiplied|to"
+    r" the|raised|pi|times the|radical|dozen"
     r"|times\s+[\dA-Za-z](?![A-Za-z]))\b)|\("
 )
-_RIGHT_LETTER = re.compile(r"(?!(?:st|nd|rd|th|ths)\b)[A-Za-zα-ωΑ-Ω]|[ $]*(?!(?:[aAI]\s))[A-Za-zα-ωΑ-Ω](?![A-Za-z'\u0370-\uffff.])")
-# The left side of an equation that a number alone does not answer: 2x, x^2, x + y. A name alone (x, f(2), AB) is one it does.
+_RIGHT_LETTER = re.compile(
+    r"(?!(?:st|nd|rd|th|ths)\b)[A-Za-zα-ωΑ-Ω]|["
+    r" $]*(?!(?:[aAI]\s))[A-Za-zα-ωΑ-Ω](?![A-Za-z'\u0370-\uffff.])"
+)
+# The left side of an equation that a number alone does not answer: 2x, x^2, x + y. A name alone (x,
+# f(2), AB) is one it does.
 _LETTER = r"(?<![A-Za-z])[abcknpqrxyz](?![A-Za-z])"
 _LETTERED = re.compile(
     rf"(?:(?:\d|[)}}])\s*{_LETTER}|{_LETTER}\s*\^\s*\{{?\w+\}}?|{_LETTER}\s*[-+*/·×]\s*[\w.^{{}}]+|[\w)}}]\s*[-+*/·×]\s*{_LETTER})\s*\Z"
 )
 _ASSIGNED = re.compile(r"([A-Za-z]\w{0,2})\s*=\s*\Z")
-_NEXT = re.compile(r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*[-+]?\s*\Z")
-_GIVEN = re.compile(r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE)
-_WORD_JOINT = re.compile(r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*", re.IGNORECASE)
+_NEXT = re.compile(
+    r"\s*(?:,|;|and\b|or\b|&)*\s*(?:and|or)?\s*([A-Za-z]\w{0,2})\s*(?:=|is)\s*[-+]?\s*\Z"
+)
+_GIVEN = re.compile(
+    r"\b(?:since|if|when|with|where|because|as|from|let|given|for|at)\b[^.]*\Z", re.IGNORECASE
+)
+_WORD_JOINT = re.compile(
+    r"\s*(?:choose|times|plus|minus|mod|modulo|of|out of|by|over|through|versus|vs\.?|x|X|:|to)\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number as it was written: its value, whether a percent sign or a base stood behind it, and its unit where that is known."""
+    """A number as it was written: its value, whether a percent sign or a base stood behind it, and
+    its unit where that is known.
+    """
 
     value: Fraction
     percent: bool = False
@@ -76,20 +93,30 @@ Trouble = Literal["", "nothing", "several", "expression", "absurd"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text says: one quantity, or why none. "expression": mathematics that is more than one number."""
+    """What a text says: one quantity, or why none. "expression": mathematics that is more than one
+    number.
+    """
 
     quantity: Quantity | None
     trouble: Trouble = ""
 
 
 def read(text: str, *, formula: bool = False) -> Reading:
-    """The last number of a text, where nothing around it makes it a part of something larger and no other one stands beside it.
+    """The last number of a text, where nothing around it makes it a part of something larger and no
+    other one stands beside it.
 
-    formula: the text is mathematics alone (the content of a box), where an exclamation mark is a factorial.
+    formula: the text is mathematics alone (the content of a box), where an exclamation mark is a
+    factorial.
     """
     text = plain(text[-2 * LONGEST :])[-LONGEST:]
-    text = re.sub(r"^\s*-\s+(?=[\d.¤$])", "-", text) if formula else text  # in a sentence it may be a dash
-    atoms = [atom for atom in ATOM.finditer(text) if atom["whole"] is not None or atom["part"] is not None]
+    text = (
+        re.sub(r"^\s*-\s+(?=[\d.¤$])", "-", text) if formula else text
+    )  # in a sentence it may be a dash
+    atoms = [
+        atom
+        for atom in ATOM.finditer(text)
+        if atom["whole"] is not None or atom["part"] is not None
+    ]
     if not atoms:
         return Reading(None, "expression" if re.search(r"[\\√π∞^=]", text) else "nothing")
     last = atoms[-1]
@@ -107,7 +134,9 @@ def read(text: str, *, formula: bool = False) -> Reading:
 
 
 def value(atom: re.Match[str]) -> Quantity | None:
-    """The exact quantity of one match of ATOM; None where it is absurd (over 100 digits, exponent over 300, zero denominator)."""
+    """The exact quantity of one match of ATOM; None where it is absurd (over 100 digits, exponent
+    over 300, zero denominator).
+    """
     whole, part, power = (atom[name] or "" for name in ("whole", "part", "power"))
     over, below, under = (atom[name] or "" for name in ("over", "below", "under"))
     if whole.count(".") > 0:  # 1.234.567,89
@@ -115,7 +144,11 @@ def value(atom: re.Match[str]) -> Quantity | None:
         part = f".{decimals}" if decimals else part
     whole = re.sub(rf"[,'_ {THIN}]", "", whole)
     exponent = re.sub(r".*?(?:[eE]|10\s?\^\s?\{?\s?)|[\s}]", "", power)
-    if len(whole + part + over + below + under) > DIGITS or len(exponent) > 5 or abs(int(exponent or 0)) > POWER:
+    if (
+        len(whole + part + over + below + under) > DIGITS
+        or len(exponent) > 5
+        or abs(int(exponent or 0)) > POWER
+    ):
         return None
     if (under and not Fraction(under)) or (below and (not int(below) or int(over) >= int(below))):
         return None
@@ -133,7 +166,9 @@ def value(atom: re.Match[str]) -> Quantity | None:
     unit = None if base or not atom["unit"] or "°" in atom["unit"] else unit_of(atom["unit"])
     if not atom["unit"] and re.match(r"[-+]?\s?(?:¤|US\$|USD)", atom[0]):
         unit = unit_of("dollars")
-    return Quantity(-number if negative else number, bool(atom["percent"]), "-" * negative + digits, base, unit)
+    return Quantity(
+        -number if negative else number, bool(atom["percent"]), "-" * negative + digits, base, unit
+    )
 
 
 def _first_digit(atom: re.Match[str]) -> int:
@@ -152,11 +187,20 @@ def _joined(between: str, equal: bool, before: str) -> bool:
 
 
 def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
-    """Does what stands around the number belong to it: an operator, a letter, a root, an open bracket with a comma?"""
-    left, right = text[max(0, atom.start() - 200) : atom.start()], text[atom.end() : atom.end() + 80]
+    """Does what stands around the number belong to it: an operator, a letter, a root, an open
+    bracket with a comma?
+    """
+    left, right = (
+        text[max(0, atom.start() - 200) : atom.start()],
+        text[atom.end() : atom.end() + 80],
+    )
     tail = left.rstrip(" \t$¤" + THIN)
     opened = tail.rstrip("([ ")
-    if tail != opened and (re.search(r"[\w^√)\]}π]\Z", left.rstrip("$").rstrip("([")) or _LEFT_SIGN.search(opened) or opened.endswith("-")):
+    if tail != opened and (
+        re.search(r"[\w^√)\]}π]\Z", left.rstrip("$").rstrip("(["))
+        or _LEFT_SIGN.search(opened)
+        or opened.endswith("-")
+    ):
         return True
     if _LEFT_SIGN.search(tail) and not re.search(r"(?:^|\n)\s*\+\Z", tail):
         return True
@@ -166,19 +210,29 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
         return True
     if tail.endswith("-") and (_OPERAND.search(tail[:-1]) or re.search(r"\w-\Z", left)):
         return True
-    if re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left) or _LEFT_WORD.search(tail) or tail.count("{") > tail.count("}"):
+    if (
+        re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left)
+        or _LEFT_WORD.search(tail)
+        or tail.count("{") > tail.count("}")
+    ):
         return True
     if tail.endswith("=") and lettered(tail[:-1]):
         return True
     line = tail.rpartition("\n")[2]
     depth = max(line.rfind("("), line.rfind("["))
-    if depth > max(line.rfind(")"), line.rfind("]")) and "," in line[depth:] and not re.search(r"[A-Za-z]{3}", line[depth:]):
+    if (
+        depth > max(line.rfind(")"), line.rfind("]"))
+        and "," in line[depth:]
+        and not re.search(r"[A-Za-z]{3}", line[depth:])
+    ):
         return True
     near = right.lstrip("$")
     if near.startswith("!") and (formula or right.startswith("!$")):
         return True
     return bool(
-        _RIGHT.match(near) or (not atom["unit"] and not atom["percent"] and _RIGHT_LETTER.match(near)) or re.match(r"[:.]\d", right)
+        _RIGHT.match(near)
+        or (not atom["unit"] and not atom["percent"] and _RIGHT_LETTER.match(near))
+        or re.match(r"[:.]\d", right)
     )
 
 
@@ -190,8 +244,9 @@ def lettered(left: str) -> bool:
 def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
     """Is one the other?
 
-    50% is 50 where only one of them has the sign, and 0.5 too. A gold numeral in another base may be answered in its digits alone: 52
-    for 52_8, whose value is 42. Units that are known must measure the same, and count: 100 cm is 1 m, 5 km is no 5 m.
+    50% is 50 where only one of them has the sign, and 0.5 too. A gold numeral in another base may
+    be answered in its digits alone: 52 for 52_8, whose value is 42. Units that are known must
+    measure the same, and count: 100 cm is 1 m, 5 km is no 5 m.
     """
     if gold.base and not said.base:
         return said.digits == gold.digits
@@ -207,7 +262,9 @@ def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> b
 
 
 def close(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
-    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number, `tolerance` itself: float noise."""
+    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number,
+    `tolerance` itself: float noise.
+    """
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right
     size = max(abs(left), abs(right))

@@ -1,4 +1,6 @@
-"""Rows that a Python program has in hand: a `datasets.Dataset`, a table of pandas, a list or any other iterable of mappings."""
+"""Rows that a Python program has in hand: a `datasets.Dataset`, a table of pandas, a list or any
+other iterable of mappings.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,29 @@ from laurel.core.errors import UsageError, nearest
 from laurel.data.read import kind_of
 
 Records = list[tuple[str, dict[str, Any]]]
-SHAPE = "Give a datasets.Dataset, or an iterable of mappings such as {'prompt': ..., 'answer': ...}."
+SHAPE = (
+    "Give a datasets.Dataset, or an iterable of mappings such as {'prompt': ..., 'answer': ...}."
+)
 
 
 def records_of(thing: Any, option: str, split: str = "train") -> Records:
-    """(where, columns) of each row, read once and whole, copied: `option:record 3`. A null is a column that the row does not have.
+    """(where, columns) of each row, read once and whole, copied: `option:record 3`. A null is a
+    column that the row does not have.
 
     split: of a DatasetDict. What gives no rows is a UsageError that names the option.
     """
     if isinstance(thing, Mapping):
         thing = one_split(cast(Mapping[str, Any], thing), option, split)
-    if hasattr(thing, "to_dict") and hasattr(thing, "iloc"):  # a table of pandas: iterating over it would give its columns' names
+    if hasattr(thing, "to_dict") and hasattr(
+        thing, "iloc"
+    ):  # a table of pandas: iterating over it would give its columns' names
         thing = thing.to_dict("records")
-    if isinstance(thing, str | bytes) or not (isinstance(thing, Iterable) or hasattr(thing, "__getitem__")):
-        raise UsageError(f"rows are asked for, and this is {kind_of(thing)}.", where=option, fix=SHAPE)
+    if isinstance(thing, str | bytes) or not (
+        isinstance(thing, Iterable) or hasattr(thing, "__getitem__")
+    ):
+        raise UsageError(
+            f"rows are asked for, and this is {kind_of(thing)}.", where=option, fix=SHAPE
+        )
     rows: Records = []
     for number, row in enumerate(cast(Iterable[Any], thing), start=1):
         where = f"{option}:record {number}"
@@ -36,13 +47,19 @@ def records_of(thing: Any, option: str, split: str = "train") -> Records:
         rows.append(
             (
                 where,
-                {str(name): plain(value) for name, value in cast(Mapping[Any, Any], row).items() if not absent(value)},
+                {
+                    str(name): plain(value)
+                    for name, value in cast(Mapping[Any, Any], row).items()
+                    if not absent(value)
+                },
             )
         )
         if not rows[-1][1]:
             raise UsageError("the row has no columns.", where=where)
     if not rows:
-        raise UsageError("there are no rows (an iterator that was read before has none left).", where=option)
+        raise UsageError(
+            "there are no rows (an iterator that was read before has none left).", where=option
+        )
     return rows
 
 
@@ -62,7 +79,9 @@ def absent(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as a file would hold it: tuples and arrays as lists, numbers of numpy and torch as Python's; copied, mappings too."""
+    """A value as a file would hold it: tuples and arrays as lists, numbers of numpy and torch as
+    Python's; copied, mappings too.
+    """
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
@@ -74,4 +93,8 @@ def plain(value: Any) -> Any:
 
 def are_names(thing: Any) -> bool:
     """Is this a list of names of files, not of rows?"""
-    return isinstance(thing, list | tuple) and bool(thing) and all(isinstance(one, str) for one in itertools.islice(thing, 10))
+    return (
+        isinstance(thing, list | tuple)
+        and bool(thing)
+        and all(isinstance(one, str) for one in itertools.islice(thing, 10))
+    )

@@ -1,4 +1,6 @@
-"""Numbers as they are typeset, in plain characters: LaTeX, Unicode and Markdown dress taken off, other scripts' digits made ASCII."""
+"""Numbers as they are typeset, in plain characters: LaTeX, Unicode and Markdown dress taken off,
+other scripts' digits made ASCII.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +10,78 @@ import unicodedata
 THIN = "\u2009"
 # What a command means in one character; a formula that holds another command is no plain number.
 SIGNS = {
-    "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "pi": "π", "sqrt": "√", "infty": "∞", "approx": "≈",
-    "neq": "≠", "ne": "≠", "leq": "≤", "le": "≤", "geq": "≥", "ge": "≥", "lt": "<", "gt": ">",
-    "circ": "°", "degree": "°", "percent": "%", "euro": "€", "pounds": "£", "dollar": "¤", "ldots": "…", "dots": "…",
-    "quad": " ", "qquad": " ",
-    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "big", "Big", "large", "Large", "LARGE", "small", "bf", "rm", "it"), ""),
-}  # fmt: skip
+    "times": "×",
+    "cdot": "·",
+    "div": "÷",
+    "pm": "±",
+    "mp": "∓",
+    "pi": "π",
+    "sqrt": "√",
+    "infty": "∞",
+    "approx": "≈",
+    "neq": "≠",
+    "ne": "≠",
+    "leq": "≤",
+    "le": "≤",
+    "geq": "≥",
+    "ge": "≥",
+    "lt": "<",
+    "gt": ">",
+    "circ": "°",
+    "degree": "°",
+    "percent": "%",
+    "euro": "€",
+    "pounds": "£",
+    "dollar": "¤",
+    "ldots": "…",
+    "dots": "…",
+    "quad": " ",
+    "qquad": " ",
+    **dict.fromkeys(
+        (
+            "left",
+            "right",
+            "displaystyle",
+            "textstyle",
+            "big",
+            "Big",
+            "large",
+            "Large",
+            "LARGE",
+            "small",
+            "bf",
+            "rm",
+            "it",
+        ),
+        "",
+    ),
+}
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_SIMPLE = str.maketrans({
-    "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NON-BREAKING HYPHEN}": "-", "\N{HYPHEN}": "-", "\u00a0": THIN, "\u202f": THIN,
-    "\N{ARABIC DECIMAL SEPARATOR}": ".", "\N{ARABIC THOUSANDS SEPARATOR}": ",", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-    "\N{DOT OPERATOR}": "·", "\N{IDEOGRAPHIC FULL STOP}": ". ", "\u200b": "", "\u2060": "", "\ufeff": "", "\u066a": "%",
-})  # fmt: skip
+_SIMPLE = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{EN DASH}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{HYPHEN}": "-",
+        "\u00a0": THIN,
+        "\u202f": THIN,
+        "\N{ARABIC DECIMAL SEPARATOR}": ".",
+        "\N{ARABIC THOUSANDS SEPARATOR}": ",",
+        "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+        "\N{DOT OPERATOR}": "·",
+        "\N{IDEOGRAPHIC FULL STOP}": ". ",
+        "\u200b": "",
+        "\u2060": "",
+        "\ufeff": "",
+        "\u066a": "%",
+    }
+)
 _INT = r"[-+]?\d{1,50}(?:\.\d{1,50})?"
 _ARGUMENT = rf"(?:\{{\s{{0,3}}({_INT})\s{{0,3}}\}}|(\d))"
-_FRACTION = re.compile(rf"(?:(?P<mixed>\d)\s{{0,3}})?\\[dtc]?frac\s{{0,3}}{_ARGUMENT}\s{{0,3}}{_ARGUMENT}")
+_FRACTION = re.compile(
+    rf"(?:(?P<mixed>\d)\s{{0,3}})?\\[dtc]?frac\s{{0,3}}{_ARGUMENT}\s{{0,3}}{_ARGUMENT}"
+)
 _BOLD = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=\S)([^*\n]{0,300}?\S)\1(?![\w*])")
 _WORDS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|mathsf|texttt|boldsymbol|bm|mathcal)\s*\{([^{}]{0,200})\}"
@@ -31,12 +89,19 @@ _WORDS = re.compile(
 
 
 def plain(text: str) -> str:
-    r"""The text in plain characters: `\frac{1}{2}` and ½ as 1/2, `2\frac12` as 2 1/2, x² as x^{2}, `\$` as ¤, `\sqrt` as √.
+    r"""The text in plain characters: `\frac{1}{2}` and ½ as 1/2, `2\frac12` as 2 1/2, x² as x^{2},
+    `\$` as ¤, `\sqrt` as √.
 
     Dollar signs stay: whether one opens a formula or a price is seen from what follows.
     """
     text = ascii_digits(text)
-    text = text.replace("$$", " ").replace(r"\$", "¤").replace(r"\%", "%").replace("{,}", ",").replace(r"\!", "")
+    text = (
+        text.replace("$$", " ")
+        .replace(r"\$", "¤")
+        .replace(r"\%", "%")
+        .replace("{,}", ",")
+        .replace(r"\!", "")
+    )
     text = re.sub(r"\\[,:]", THIN, text)
     text = re.sub(r"\\[;()\[\] ]|(?<!\\)~", " ", text).replace(r"\{", "{").replace(r"\}", "}")
     text = _FRACTION.sub(_as_slash, text)
@@ -48,7 +113,9 @@ def plain(text: str) -> str:
 
 
 def ascii_digits(text: str) -> str:
-    """Digits, signs and fractions of other scripts and fonts as ASCII: ٤٢, ४२, full width, the long minus, ½, x²."""
+    """Digits, signs and fractions of other scripts and fonts as ASCII: ٤٢, ४२, full width, the long
+    minus, ½, x².
+    """
     if text.isascii():
         return text
     text = text.translate(_SIMPLE)

@@ -1,4 +1,6 @@
-"""Files to records: JSONL, JSON, CSV, TSV (each also gzipped), Parquet, Arrow. Every fault names the file, the place and the reason."""
+"""Files to records: JSONL, JSON, CSV, TSV (each also gzipped), Parquet, Arrow. Every fault names
+the file, the place and the reason.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 BINARY = (".parquet", ".arrow")
 POINTER = b"version https://git-lfs"
 ELSEWHERE = {
-    ".xlsx": "Save it as CSV (UTF-8) in the program that made it.", ".xls": "Save it as CSV (UTF-8) in the program that made it.",
-    ".zip": "Unpack it, and name the file in it.", ".zst": "Unpack it with zstd -d.", ".bz2": "Unpack it with bunzip2.",
-    ".xz": "Unpack it with unxz.", ".txt": 'Each text as a line {"text": ...} of a .jsonl file.',
-}  # fmt: skip
+    ".xlsx": "Save it as CSV (UTF-8) in the program that made it.",
+    ".xls": "Save it as CSV (UTF-8) in the program that made it.",
+    ".zip": "Unpack it, and name the file in it.",
+    ".zst": "Unpack it with zstd -d.",
+    ".bz2": "Unpack it with bunzip2.",
+    ".xz": "Unpack it with unxz.",
+    ".txt": 'Each text as a line {"text": ...} of a .jsonl file.',
+}
 JSON_MARK = b"laurel:json"
 
 
@@ -41,14 +47,22 @@ def checked_suffix(path: Path) -> tuple[str, bool]:
         raise UsageError(f"unknown kind of file `{suffix or path.name}`.", where=str(path), fix=fix)
     if suffix in BINARY and zipped:
         kind = suffix.removeprefix(".").capitalize()
-        raise UsageError(f"a {kind} file is compressed inside, not by gzip.", where=str(path), fix=f"Name it {suffix}.")
+        raise UsageError(
+            f"a {kind} file is compressed inside, not by gzip.",
+            where=str(path),
+            fix=f"Name it {suffix}.",
+        )
     return suffix, zipped
 
 
-def read_records(path: Path, *, name: str = "", faults: list[UsageError] | None = None) -> list[Record]:
-    """Every record of a file as (where, columns). No record is ever left out: bad ones, and a file without any, are a UsageError.
+def read_records(
+    path: Path, *, name: str = "", faults: list[UsageError] | None = None
+) -> list[Record]:
+    """Every record of a file as (where, columns). No record is ever left out: bad ones, and a file
+    without any, are a UsageError.
 
-    name: how places call the file, else by its name. faults: takes the bad records instead, so that they can be told with others.
+    name: how places call the file, else by its name. faults: takes the bad records instead, so that
+    they can be told with others.
     """
     if path.is_dir():
         raise UsageError("this is a folder, not a file.", where=str(path), fix="Name a file in it.")
@@ -65,7 +79,9 @@ def read_records(path: Path, *, name: str = "", faults: list[UsageError] | None 
         elif suffix == ".json":
             records = list(_json(content, name, found))
         else:
-            records = list(read_table(_decode(content, name), name, "\t" if suffix == ".tsv" else "", found))
+            records = list(
+                read_table(_decode(content, name), name, "\t" if suffix == ".tsv" else "", found)
+            )
     if found and faults is None:
         raise together(found, len(records) + len(found), name)
     if not records and not found:
@@ -81,7 +97,11 @@ def missing_file(path: Path) -> UsageError:
     if not folder.is_dir():
         return UsageError("no such folder.", where=str(folder), fix=f"It should hold {path.name}.")
     names = [child.name for child in folder.iterdir() if child.is_file()]
-    return UsageError("no such file.", where=str(path), fix=nearest(path.name, names) if names else f"{folder} holds no files.")
+    return UsageError(
+        "no such file.",
+        where=str(path),
+        fix=nearest(path.name, names) if names else f"{folder} holds no files.",
+    )
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -89,7 +109,11 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=_not_json, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if "\n" not in text.strip() else f"line {error.lineno}, column {error.colno}"
+        place = (
+            f"column {error.colno}"
+            if "\n" not in text.strip()
+            else f"line {error.lineno}, column {error.colno}"
+        )
         raise UsageError(f"not valid JSON: {error.msg} at {place}.", where=where) from None
     except RecursionError:
         raise UsageError("JSON nested too deeply.", where=where) from None
@@ -104,7 +128,9 @@ def _content(path: Path, zipped: bool) -> bytes:
             raise pointer(path)
         return gzip.decompress(content) if zipped else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"not a whole gzip file: {error}.", where=str(path), fix="Fetch or write it again.") from None
+        raise UsageError(
+            f"not a whole gzip file: {error}.", where=str(path), fix="Fetch or write it again."
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}.", where=str(path)) from None
 
@@ -112,7 +138,9 @@ def _content(path: Path, zipped: bool) -> bytes:
 def pointer(path: Path) -> UsageError:
     """The error for what a clone without Git LFS leaves in a file's place."""
     fix = f"Fetch it: git -C {path.parent} lfs pull"
-    return UsageError("this is a pointer of Git LFS, not the file itself.", where=str(path), fix=fix)
+    return UsageError(
+        "this is a pointer of Git LFS, not the file itself.", where=str(path), fix=fix
+    )
 
 
 def _decode(content: bytes, where: str) -> str:
@@ -124,7 +152,9 @@ def _decode(content: bytes, where: str) -> str:
 
 
 def _jsonl(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Record]:
-    for number, line in enumerate(content.split(b"\n"), start=1):  # only \n ends a line: U+2028 may stand inside a string
+    for number, line in enumerate(
+        content.split(b"\n"), start=1
+    ):  # only \n ends a line: U+2028 may stand inside a string
         if not line.strip():
             continue
         where = f"{name}:{number}"
@@ -137,14 +167,22 @@ def _jsonl(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Reco
 def _json(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Record]:
     text = _decode(content, name)
     lines = text.strip().splitlines()
-    if text.lstrip()[:1] == "{" and len(lines) > 1 and _is_object(lines[0]):  # one object per line, as the hub's .json files have
+    if (
+        text.lstrip()[:1] == "{" and len(lines) > 1 and _is_object(lines[0])
+    ):  # one object per line, as the hub's .json files have
         yield from _jsonl(content, name, faults)
         return
     value = parse_json(text, name) if text.strip() else []
     if not isinstance(value, list):
-        lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
+        lists = (
+            [key for key, inner in value.items() if isinstance(inner, list)]
+            if isinstance(value, dict)
+            else []
+        )
         hint = f"Save its list `{lists[0]}` alone." if lists else ""
-        raise UsageError(f"expected a list of objects, found {kind_of(value)}.", where=name, fix=hint)
+        raise UsageError(
+            f"expected a list of objects, found {kind_of(value)}.", where=name, fix=hint
+        )
     for number, item in enumerate(value, start=1):
         where = f"{name}:record {number}"
         try:
@@ -154,7 +192,9 @@ def _json(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Recor
 
 
 def _binary(path: Path, suffix: str, name: str) -> Iterator[Record]:
-    """The rows of a Parquet file, or of an Arrow file as `datasets` writes them. A null is a column that the row does not have."""
+    """The rows of a Parquet file, or of an Arrow file as `datasets` writes them. A null is a column
+    that the row does not have.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -165,12 +205,20 @@ def _binary(path: Path, suffix: str, name: str) -> Iterator[Record]:
         table = pyarrow.parquet.read_table(path) if suffix == ".parquet" else _arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
         kind = suffix.removeprefix(".").capitalize()
-        raise UsageError(f"not a readable {kind} file: {' '.join(str(error).split())[:200]}", where=str(path)) from None
+        raise UsageError(
+            f"not a readable {kind} file: {' '.join(str(error).split())[:200]}", where=str(path)
+        ) from None
     marked = {item.name for item in table.schema if (item.metadata or {}).get(JSON_MARK)}
     for number, columns in enumerate(table.to_pylist(), start=1):
         present = {column: value for column, value in columns.items() if value is not None}
         where = f"{name}:record {number}"
-        yield where, {column: parse_json(value, where) if column in marked else value for column, value in present.items()}
+        yield (
+            where,
+            {
+                column: parse_json(value, where) if column in marked else value
+                for column, value in present.items()
+            },
+        )
 
 
 def _arrow(path: Path) -> Any:
@@ -187,7 +235,9 @@ def _arrow(path: Path) -> Any:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"expected an object of column: value, found {kind_of(value)}.", where=where)
+        raise UsageError(
+            f"expected an object of column: value, found {kind_of(value)}.", where=where
+        )
     if not value:
         raise UsageError("the row has no columns.", where=where)
     return value
@@ -212,7 +262,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key `{next(name for name in names if names.count(name) > 1)}` occurs twice in one object")
+        raise ValueError(
+            f"key `{next(name for name in names if names.count(name) > 1)}` occurs twice in one"
+            " object"
+        )
     return record
 
 

@@ -1,6 +1,8 @@
-"""The tasks of the package reasoning-gym as rows: `reasoning_gym:chain_sum`, with parameters `reasoning_gym:chain_sum:max_terms=3`.
+"""The tasks of the package reasoning-gym as rows: `reasoning_gym:chain_sum`, with parameters
+`reasoning_gym:chain_sum:max_terms=3`.
 
-Its 100 generators of puzzles, sums and games, each with a scorer of its own (Stojanovski et al. 2025, arXiv:2505.24760).
+Its 100 generators of puzzles, sums and games, each with a scorer of its own (Stojanovski et al.
+2025, arXiv:2505.24760).
 """
 
 from __future__ import annotations
@@ -21,21 +23,30 @@ def is_gym(name: Any) -> bool:
 
 
 def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
-    """`size` rows with prompt, question, answer, task and metadata; completion where the task knows an answer.
+    """`size` rows with prompt, question, answer, task and metadata; completion where the task knows
+    an answer.
 
-    Row i depends on the task, its parameters and seed + i: neighbouring seeds share rows, so take seeds far apart.
+    Row i depends on the task, its parameters and seed + i: neighbouring seeds share rows, so take
+    seeds far apart.
     """
     rows = []
     for entry in gym(name, seed=seed, size=size):
         answer = entry.get("answer")
         known = {"completion": answer} if isinstance(answer, str) else {}
-        held = {"question": entry["question"], "answer": answer, "task": name, "metadata": entry.get("metadata") or {}}
+        held = {
+            "question": entry["question"],
+            "answer": answer,
+            "task": name,
+            "metadata": entry.get("metadata") or {},
+        }
         rows.append({"prompt": entry["question"], **known, **held})
     return rows
 
 
 def gym(name: str, **more: Any) -> Any:
-    """reasoning-gym's data set of a name, whose scorer judges answers. No such task or parameter is a UsageError."""
+    """reasoning-gym's data set of a name, whose scorer judges answers. No such task or parameter is
+    a UsageError.
+    """
     if find_spec("reasoning_gym") is None:
         what = "the tasks of reasoning-gym need their package."
         raise UsageError(what, where=name, fix='Install it: pip install "laurel-rl[reasoning]".')
@@ -44,24 +55,38 @@ def gym(name: str, **more: Any) -> Any:
 
     task, _, text = name.removeprefix(PREFIX).partition(":")
     if task not in DATASETS:
-        raise UsageError(f"reasoning-gym has no task `{task}`.", where=name, fix=nearest(task, DATASETS))
-    known = [field.name for field in fields(DATASETS[task][1]) if field.name not in ("seed", "size")]
+        raise UsageError(
+            f"reasoning-gym has no task `{task}`.", where=name, fix=nearest(task, DATASETS)
+        )
+    known = [
+        field.name for field in fields(DATASETS[task][1]) if field.name not in ("seed", "size")
+    ]
     given = dict(parameter(pair, name) for pair in filter(None, text.split(",")))
     for option in given:
         if option not in known:
-            raise UsageError(f"task `{task}` has no parameter `{option}`.", where=name, fix=nearest(option, known))
+            raise UsageError(
+                f"task `{task}` has no parameter `{option}`.",
+                where=name,
+                fix=nearest(option, known),
+            )
     try:
         return reasoning_gym.create_dataset(task, **given, **more)
     except (AssertionError, TypeError, ValueError) as error:
         fix = f"Its parameters: {', '.join(known)}."
-        raise UsageError(f"reasoning-gym refuses these parameters: {error}.", where=name, fix=fix) from None
+        raise UsageError(
+            f"reasoning-gym refuses these parameters: {error}.", where=name, fix=fix
+        ) from None
 
 
 def parameter(pair: str, name: str) -> tuple[str, Any]:
     """`parameter=value`; the value as JSON, or as text where it is none."""
     key, equals, value = pair.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"`{pair}` is not parameter=value.", where=name, fix=f"As in `{PREFIX}chain_sum:max_terms=3`.")
+        raise UsageError(
+            f"`{pair}` is not parameter=value.",
+            where=name,
+            fix=f"As in `{PREFIX}chain_sum:max_terms=3`.",
+        )
     try:
         return key.strip(), json.loads(value)
     except ValueError:

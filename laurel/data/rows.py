@@ -1,4 +1,6 @@
-"""From a name to rows that are fit for a use: read, mapped and checked; all that is wrong with a source is one error."""
+"""From a name to rows that are fit for a use: read, mapped and checked; all that is wrong with a
+source is one error.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ def read_rows(
 ) -> list[Row]:
     """The rows of `name` (see `load_rows`), normalised and fit for `use` (None: for any format).
 
-    Every row that cannot be read or used is named in one UsageError. by: the algorithm that needs them. option: which one named the
-    source, where there are several (`eval_dataset`), so that the error blames the right one.
+    Every row that cannot be read or used is named in one UsageError. by: the algorithm that needs
+    them. option: which one named the source, where there are several (`eval_dataset`), so that the
+    error blames the right one.
     """
     faults: list[UsageError] = []
     try:
@@ -31,13 +34,20 @@ def read_rows(
     except UsageError as error:
         if not option:
             raise
-        raise UsageError(error.what, where=f"{option}={name}: {error.where}", fix=error.fix) from None
+        raise UsageError(
+            error.what, where=f"{option}={name}: {error.where}", fix=error.fix
+        ) from None
 
 
-def columns_note(rows: Sequence[Row], use: str, accepts: Callable[[Collection[str]], Collection[str]] | None = None) -> list[str]:
+def columns_note(
+    rows: Sequence[Row],
+    use: str,
+    accepts: Callable[[Collection[str]], Collection[str]] | None = None,
+) -> list[str]:
     """What a run says of columns that training does not read: nothing, or a line or two.
 
-    accepts: which of some columns the rewards (or the environment) are given; None where nobody is given any.
+    accepts: which of some columns the rewards (or the environment) are given; None where nobody is
+    given any.
     """
     left = unused(rows, use)
     names = {name: name.partition(" (")[0] for name in left}
@@ -45,4 +55,8 @@ def columns_note(rows: Sequence[Row], use: str, accepts: Callable[[Collection[st
     nobody = [name for name in left if names[name] not in seen]
     lines = [f"columns not used: {', '.join(nobody)}"] if nobody else []
     others = [name for name in left if names[name] in seen]
-    return [*lines, f"columns that the model does not see, only its rewards: {', '.join(others)}"] if others else lines
+    return (
+        [*lines, f"columns that the model does not see, only its rewards: {', '.join(others)}"]
+        if others
+        else lines
+    )

@@ -13,9 +13,11 @@ TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 def said(answer: str) -> str:
     """The answer as a reader is meant to see it.
 
-    Thoughts (`<think>...</think>` and its kin) are not read: neither closed ones, nor what stands before a lone `</think>` (the prompt
-    opened it), nor one that never ends. Of what is left, the content of `<answer>...</answer>`, where there is one; empty pairs are
-    none, and several that differ are no answer. An `<answer>` that is not closed runs to the end (a stop string cut its tag off).
+    Thoughts (`<think>...</think>` and its kin) are not read: neither closed ones, nor what stands
+    before a lone `</think>` (the prompt opened it), nor one that never ends. Of what is left, the
+    content of `<answer>...</answer>`, where there is one; empty pairs are none, and several that
+    differ are no answer. An `<answer>` that is not closed runs to the end (a stop string cut its
+    tag off).
     """
     return tagged(spoken(answer))
 
@@ -38,7 +40,9 @@ def tagged(answer: str) -> str:
     if not marks:
         return answer
     found: list[str] = []
-    start: int | None = None if any(not mark[1] for mark in marks) else 0  # a lone closer: the prompt opened it
+    start: int | None = (
+        None if any(not mark[1] for mark in marks) else 0
+    )  # a lone closer: the prompt opened it
     for mark in marks:
         if not mark[1]:
             start = mark.end()

@@ -1,4 +1,6 @@
-"""Where in an answer its answer stands: in a box, behind ####, behind "the answer is", or at the end. Each in one linear pass."""
+"""Where in an answer its answer stands: in a box, behind ####, behind "the answer is", or at the
+end. Each in one linear pass.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ SENTENCE = re.compile(
     r"\n|(?<!\bapprox)(?<!\bca)(?<!\bsq)(?<!\bcu)(?<!\bvs)(?<!\bi\.e)(?<!\be\.g)(?:[.!?](?=[\s*_]|$)|[\u3002\uff01\uff1f])"
 )
 _FINAL = r"(?:final|correct|right|desired|required|numerical|exact)"
-# "answer is", "answers to the question are", "Answer:", a heading "Answer"; and, the other way round, "42 is the answer".
+# "answer is", "answers to the question are", "Answer:", a heading "Answer"; and, the other way
+# round, "42 is the answer".
 BEHIND = re.compile(
     r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b"
     r"[^.\n:=?!]{0,80}?(?:\b(?:is|are|was|be|equals?|becomes)\b(?:\s*:)?|[:=])"
@@ -18,11 +21,14 @@ BEHIND = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 BEFORE = re.compile(
-    rf"\s(?:is|are|was|must be|would be|will be)\s+(?:\w+\s+)?(?:the|our|my|your)\s+(?:{_FINAL}\s+)*answers?\b", re.IGNORECASE
+    r"\s(?:is|are|was|must be|would be|will"
+    rf" be)\s+(?:\w+\s+)?(?:the|our|my|your)\s+(?:{_FINAL}\s+)*answers?\b",
+    re.IGNORECASE,
 )
 # What stands behind "answer is" without being one.
 _FILLER = re.compile(
-    r"(?:correct|right|helpful|clear|useful|wrong|incorrect|what|that|as follows|below|above|it\b|obvious|found|given|shown|in\b|to\b"
+    r"(?:correct|right|helpful|clear|useful|wrong|incorrect|what|that|as"
+    r" follows|below|above|it\b|obvious|found|given|shown|in\b|to\b"
     r"|here|based|complete|now|easy|simple|unique|yours|satisfactory|acceptable|understandable|accurate)",
     re.IGNORECASE,
 )
@@ -32,26 +38,34 @@ _CONTRAST = re.compile(
 )
 # What is said beside the answer: "42, as found in step 3".
 _ASIDE = re.compile(
-    r",?\s+(?:as (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so that|after|obtained|found in)\b",
+    r",?\s+(?:as"
+    r" (?:we|i|found|shown|in|above|computed|required|expected|given)|which|since|because|so"
+    r" that|after|obtained|found in)\b",
     re.I,
 )
 
 
 def boxed(text: str) -> list[str]:
-    r"""The contents of every outermost \boxed{...} (and \fbox), in order; unclosed ones are left out. Linear in the text.
+    r"""The contents of every outermost \boxed{...} (and \fbox), in order; unclosed ones are left
+    out. Linear in the text.
 
     Of a box in a box the inner content, twice at most.
     """
     found = _boxes(text)
     for _ in range(2):
-        found = [inner[0] if box.startswith(r"\boxed") and len(inner := _boxes(box)) == 1 else box for box in found]
+        found = [
+            inner[0] if box.startswith(r"\boxed") and len(inner := _boxes(box)) == 1 else box
+            for box in found
+        ]
     return found
 
 
 def _boxes(text: str) -> list[str]:
     found: list[str] = []
     depth, start = 0, 0
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[-\d])[-\d.,/]*\d|\\.|[{}]", text, re.DOTALL):
+    for match in re.finditer(
+        r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[-\d])[-\d.,/]*\d|\\.|[{}]", text, re.DOTALL
+    ):
         token = match.group()
         if depth == 0:
             if token[-1].isdigit() and len(token) > 2:
@@ -68,8 +82,10 @@ def _boxes(text: str) -> list[str]:
 
 
 def settled(text: str) -> str:
-    r"""The part of an unboxed text that holds its answer: the rest of the line behind the last ####, else the sentence behind the last
-    "the answer is" (or before "is the answer"), else all. Marks with nothing behind them mark nothing.
+    r"""The part of an unboxed text that holds its answer: the rest of the line behind the last
+    ####, else the sentence behind the last
+    "the answer is" (or before "is the answer"), else all. Marks with nothing behind them mark
+    nothing.
     """
     if "####" in text:
         rest = text.rsplit("####", 1)[1]
@@ -90,9 +106,14 @@ def said_to_be(text: str) -> str:
     marks = deque(BEHIND.finditer(text), maxlen=MOST_MARKS)
     found = [(match.start(), sentence(text[match.end() : match.end() + 4000])) for match in marks]
     for match in deque(BEFORE.finditer(text), maxlen=MOST_MARKS):
-        start = [end.end() for end in SENTENCE.finditer(text[max(0, match.start() - 1000) : match.start()])]
+        start = [
+            end.end()
+            for end in SENTENCE.finditer(text[max(0, match.start() - 1000) : match.start()])
+        ]
         begin = max(0, match.start() - 1000)
-        found.append((match.start(), text[begin + (start[-1] if start else 0) : match.start()].strip()))
+        found.append(
+            (match.start(), text[begin + (start[-1] if start else 0) : match.start()].strip())
+        )
     told = [said for _, said in sorted(found) if said and not _FILLER.match(said)]
     numbers = [said for said in told if re.search(r"[\d\\$]", said)]
     return (numbers or told or [""])[-1]
@@ -116,5 +137,7 @@ def sentence(text: str) -> str:
 
 
 def final(text: str) -> list[str]:
-    """The parts of a text in which its answer stands: its boxes, else the one place where it settles."""
+    """The parts of a text in which its answer stands: its boxes, else the one place where it
+    settles.
+    """
     return boxed(text) or [settled(text)]

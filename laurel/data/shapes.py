@@ -1,7 +1,8 @@
-"""A row's columns as ours: well-known shapes are read, conversations become messages, and what belongs to the prompt joins it.
+"""A row's columns as ours: well-known shapes are read, conversations become messages, and what
+belongs to the prompt joins it.
 
-Columns are added and renamed; what a row holds is not thrown away. The names of the columns that were read come with the result, so
-that those which nobody reads can be told.
+Columns are added and renamed; what a row holds is not thrown away. The names of the columns that
+were read come with the result, so that those which nobody reads can be told.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any
 
 from laurel.data.compared import COMPARED
 from laurel.data.known import ANSWERED, SINGLE, Shape
-from laurel.data.turns import Columns, content_of, conversation, dialogue, earlier, in_turn, message, said_alike
+from laurel.data.turns import (
+    Columns,
+    content_of,
+    conversation,
+    dialogue,
+    earlier,
+    in_turn,
+    message,
+    said_alike,
+)
 
 KNOWN: Sequence[Shape] = (*SINGLE, *COMPARED, *ANSWERED)
 """The shapes by name; the first one that a row has is the one it is read by."""
@@ -24,7 +34,8 @@ SPOKEN = ("messages", "prompt", *SIDES)
 
 
 def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
-    """(the columns in our names, the names of the source's columns that went into them, and of those that it does not have).
+    """(the columns in our names, the names of the source's columns that went into them, and of
+    those that it does not have).
 
     Nulls go: the row does not have them.
     """
@@ -37,18 +48,37 @@ def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
 
 
 def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """`conversations` or `conversation` -> `messages`, unless two whole dialogues stand beside it. Unknown speakers stay, to be refused."""
-    name = next((name for name in CONVERSATIONS if name in columns and isinstance(conversation(columns[name]), list)), None)
-    if name is None or "messages" in columns or whole(columns) or {"prompt", "chosen", "rejected"} <= columns.keys():
+    """`conversations` or `conversation` -> `messages`, unless two whole dialogues stand beside it.
+    Unknown speakers stay, to be refused.
+    """
+    name = next(
+        (
+            name
+            for name in CONVERSATIONS
+            if name in columns and isinstance(conversation(columns[name]), list)
+        ),
+        None,
+    )
+    if (
+        name is None
+        or "messages" in columns
+        or whole(columns)
+        or {"prompt", "chosen", "rejected"} <= columns.keys()
+    ):
         return columns, ()
     value = conversation(columns[name])
     if value and all(isinstance(turn, str) for turn in value):  # LIMA's lists of texts
         value = in_turn(value)
-    return {("messages" if key == name else key): (value if key == name else held) for key, held in columns.items()}, (name,)
+    return {
+        ("messages" if key == name else key): (value if key == name else held)
+        for key, held in columns.items()
+    }, (name,)
 
 
 def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """What the first shape that fits reads. Its columns stand in front, so that ours are seen first."""
+    """What the first shape that fits reads. Its columns stand in front, so that ours are seen
+    first.
+    """
     for shape in candidates(frozenset(columns)):
         if found := shape.make(columns):
             return {**found[0], **columns, **found[0]}, found[1]
@@ -57,43 +87,64 @@ def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 @lru_cache(maxsize=256)
 def candidates(names: frozenset[str]) -> tuple[Shape, ...]:
-    """The shapes that a row with these columns may have, in order: the same for all rows of most files."""
+    """The shapes that a row with these columns may have, in order: the same for all rows of most
+    files.
+    """
     return tuple(shape for shape in KNOWN if shape.fits(names))
 
 
 def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """Every list of turns as messages: speakers in our words, contents in parts joined, nulls (as Parquet fills them in) gone."""
+    """Every list of turns as messages: speakers in our words, contents in parts joined, nulls (as
+    Parquet fills them in) gone.
+    """
     changed = {name: conversation(columns[name]) for name in SPOKEN if name in columns}
     if isinstance(columns.get("responses"), list):
-        changed["responses"] = [conversation(item) if isinstance(item, list) else item for item in columns["responses"]]
+        changed["responses"] = [
+            conversation(item) if isinstance(item, list) else item for item in columns["responses"]
+        ]
     return {**columns, **changed}, ()
 
 
 def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """Two whole dialogues -> the `prompt` they share and the two ways on; a prompt that an answer repeats is cut from its front.
+    """Two whole dialogues -> the `prompt` they share and the two ways on; a prompt that an answer
+    repeats is cut from its front.
 
-    Message lists, or HH-RLHF's text "\\n\\nHuman: ...\\n\\nAssistant: ..." (arXiv:2204.05862). The prompt is the longest common
-    beginning that ends before a turn of the assistant; each of the two keeps at least its last turn. A `prompt` that is there
-    already, as text or messages, must be what they begin with.
+    Message lists, or HH-RLHF's text "\\n\\nHuman: ...\\n\\nAssistant: ..." (arXiv:2204.05862). The
+    prompt is the longest common beginning that ends before a turn of the assistant; each of the two
+    keeps at least its last turn. A `prompt` that is there already, as text or messages, must be
+    what they begin with.
     """
     if {"chosen", "rejected"} <= columns.keys():
         chosen, rejected = dialogue(columns["chosen"]), dialogue(columns["rejected"])
         common = shared(chosen, rejected, columns.get("prompt")) if chosen and rejected else 0
         if chosen and rejected and common and begins(columns.get("prompt"), chosen[:common]):
-            ways = {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+            ways = {
+                "prompt": chosen[:common],
+                "chosen": chosen[common:],
+                "rejected": rejected[common:],
+            }
             return {**ways, **columns, **ways}, ("prompt", "chosen", "rejected")
     said = columns.get("completion")
     if isinstance(said, list) and len(said) > 1 and "prompt" in columns:
         asked = next((said[:i] for i, turn in enumerate(said) if _role(turn) == "assistant"), [])
         if asked and begins(columns["prompt"], asked):
-            return {**columns, "prompt": asked, "completion": said[len(asked) :]}, ("prompt", "completion")
+            return {**columns, "prompt": asked, "completion": said[len(asked) :]}, (
+                "prompt",
+                "completion",
+            )
     return columns, ()
 
 
 def shared(chosen: list[Any], rejected: list[Any], prompt: Any) -> int:
-    """How many turns are the prompt of two dialogues; 0 where they share none that the assistant's turns follow."""
+    """How many turns are the prompt of two dialogues; 0 where they share none that the assistant's
+    turns follow.
+    """
     if isinstance(prompt, list) and all(len(side) > len(prompt) for side in (chosen, rejected)):
-        return len(prompt) if all(said_alike(prompt, side[: len(prompt)]) for side in (chosen, rejected)) else 0
+        return (
+            len(prompt)
+            if all(said_alike(prompt, side[: len(prompt)]) for side in (chosen, rejected))
+            else 0
+        )
     common = 0
     while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
         common += 1
@@ -109,11 +160,17 @@ def begins(prompt: Any, asked: list[Any]) -> bool:
     if isinstance(prompt, list):
         return said_alike(prompt, asked)
     users = [turn.get("content") for turn in asked if _role(turn) == "user"]
-    return isinstance(prompt, str) and bool(users) and prompt.strip() in (str(users[0]).strip(), str(users[-1]).strip())
+    return (
+        isinstance(prompt, str)
+        and bool(users)
+        and prompt.strip() in (str(users[0]).strip(), str(users[-1]).strip())
+    )
 
 
 def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """A `system` text and earlier turns (`history`) as the first messages of the prompt, and of `messages`."""
+    """A `system` text and earlier turns (`history`) as the first messages of the prompt, and of
+    `messages`.
+    """
     if not columns.keys() & PREFACES:
         return columns, ()
     name = next((name for name in SYSTEM if isinstance(content_of(columns.get(name)), str)), None)
@@ -139,21 +196,35 @@ def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """Answers as turns of the assistant where the prompt is messages, and a prompt as the user's turn where two answers are messages."""
-    if isinstance(columns.get("prompt"), str) and all(isinstance(columns.get(side), list) for side in ("chosen", "rejected")):
-        if all(_role(turn) == "assistant" for side in ("chosen", "rejected") for turn in columns[side][:1]):
+    """Answers as turns of the assistant where the prompt is messages, and a prompt as the user's
+    turn where two answers are messages.
+    """
+    if isinstance(columns.get("prompt"), str) and all(
+        isinstance(columns.get(side), list) for side in ("chosen", "rejected")
+    ):
+        if all(
+            _role(turn) == "assistant"
+            for side in ("chosen", "rejected")
+            for turn in columns[side][:1]
+        ):
             return {**columns, "prompt": [{"role": "user", "content": columns["prompt"]}]}, ()
         return columns, ()
     if not isinstance(columns.get("prompt"), list):
         return columns, ()
-    changed: Columns = {side: _reply(columns[side]) for side in SIDES if isinstance(columns.get(side), str)}
+    changed: Columns = {
+        side: _reply(columns[side]) for side in SIDES if isinstance(columns.get(side), str)
+    }
     if isinstance(columns.get("responses"), list):
-        changed["responses"] = [_reply(item) if isinstance(item, str) else item for item in columns["responses"]]
+        changed["responses"] = [
+            _reply(item) if isinstance(item, str) else item for item in columns["responses"]
+        ]
     return {**columns, **changed}, ()
 
 
 def equipped(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """The `tools` of a conversation: the chat template shows them. A plain text has no place for them."""
+    """The `tools` of a conversation: the chat template shows them. A plain text has no place for
+    them.
+    """
     asked = columns.get("prompt", columns.get("messages"))
     return columns, ("tools",) if "tools" in columns and isinstance(asked, list) else ()
 
@@ -162,13 +233,19 @@ def as_messages(columns: Columns) -> Columns:
     """The same row as a conversation: its prompt is what the user says."""
     if not isinstance(columns.get("prompt"), str) or not columns["prompt"]:
         return columns
-    return spoken({**columns, "prompt": [message({"role": "user", "content": columns["prompt"]})]})[0]
+    return spoken({**columns, "prompt": [message({"role": "user", "content": columns["prompt"]})]})[
+        0
+    ]
 
 
 def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """A `label` of 0 or 1 of one answer as false or true."""
     label = columns.get("label")
-    if {"prompt", "completion"} <= columns.keys() and isinstance(label, int | float) and label in (0, 1):
+    if (
+        {"prompt", "completion"} <= columns.keys()
+        and isinstance(label, int | float)
+        and label in (0, 1)
+    ):
         return {**columns, "label": bool(label)}, ()
     return columns, ()
 
@@ -176,7 +253,10 @@ def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
 def whole(columns: Columns) -> bool:
     """Do `chosen` and `rejected` both hold a dialogue from its beginning?"""
     sides = [conversation(columns.get(name)) for name in ("chosen", "rejected")]
-    return all(isinstance(side, list) and side and _role(side[0]) not in ("assistant", "") for side in sides)
+    return all(
+        isinstance(side, list) and side and _role(side[0]) not in ("assistant", "")
+        for side in sides
+    )
 
 
 def _role(turn: Any) -> str:

@@ -1,4 +1,6 @@
-"""Which rows are held out, which are duplicates, and in which order training draws them. Pure functions of seeds."""
+"""Which rows are held out, which are duplicates, and in which order training draws them. Pure
+functions of seeds.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from laurel.data.source import Row, content_hash
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """How often rows repeat: `identical` rows equal an earlier one in every column, `repeated` ones share an earlier one's prompt.
+    """How often rows repeat: `identical` rows equal an earlier one in every column, `repeated` ones
+    share an earlier one's prompt.
 
-    `places` pairs up to 20 of the repeated rows with the first row that has their prompt: (where, first where).
+    `places` pairs up to 20 of the repeated rows with the first row that has their prompt: (where,
+    first where).
     """
 
     rows: int
@@ -28,34 +32,48 @@ class Duplicates:
 
 
 def prompt_key(row: Row) -> str:
-    """SHA-256 of what the row asks, alike for prompts that differ in case, white space or Unicode spelling only.
+    """SHA-256 of what the row asks, alike for prompts that differ in case, white space or Unicode
+    spelling only.
 
-    What it asks is the prompt (text or messages); of `messages` everything before the assistant's last turn; else the text,
-    else all columns.
+    What it asks is the prompt (text or messages); of `messages` everything before the assistant's
+    last turn; else the text, else all columns.
     """
     columns = row.columns
     asked = columns.get("prompt", columns.get("question"))
     if asked is None and isinstance(columns.get("messages"), list):
         turns = columns["messages"]
-        last = max((i for i, turn in enumerate(turns) if turn.get("role") == "assistant"), default=len(turns))
+        last = max(
+            (i for i, turn in enumerate(turns) if turn.get("role") == "assistant"),
+            default=len(turns),
+        )
         asked = turns[:last] or turns
     asked = columns.get("text", columns) if asked is None else asked
-    text = asked if isinstance(asked, str) else json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)
+    text = (
+        asked
+        if isinstance(asked, str)
+        else json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)
+    )
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.sha256(plain.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def split_rows(rows: Sequence[Row], held_out: int, seed: int = 0, *, most: int | None = None) -> tuple[list[Row], list[Row]]:
-    """(train, held): `held_out` rows set aside so that no prompt stands in both parts. Every row is in exactly one part.
+def split_rows(
+    rows: Sequence[Row], held_out: int, seed: int = 0, *, most: int | None = None
+) -> tuple[list[Row], list[Row]]:
+    """(train, held): `held_out` rows set aside so that no prompt stands in both parts. Every row is
+    in exactly one part.
 
-    Prompts are ranked by a hash of (seed, prompt), so the choice does not depend on the order of the rows, and both parts keep
-    that order. All rows of a prompt go together: where they do not fit, the next prompt is tried, so that the held part can be
-    smaller than asked, never larger. Nothing left to train on, or nothing that fits, is a UsageError. most: what the caller holds
-    out at most, so that no advice asks for more.
+    Prompts are ranked by a hash of (seed, prompt), so the choice does not depend on the order of
+    the rows, and both parts keep that order. All rows of a prompt go together: where they do not
+    fit, the next prompt is tried, so that the held part can be smaller than asked, never larger.
+    Nothing left to train on, or nothing that fits, is a UsageError. most: what the caller holds out
+    at most, so that no advice asks for more.
     """
     if held_out < 0 or held_out >= len(rows):
         fix = "Hold out fewer, or generate more." if held_out > 0 else ""
-        raise UsageError(f"cannot hold out {held_out} of {len(rows)} rows.", where="eval_size", fix=fix)
+        raise UsageError(
+            f"cannot hold out {held_out} of {len(rows)} rows.", where="eval_size", fix=fix
+        )
     keys = [prompt_key(row) for row in rows]
     count: dict[str, int] = {}
     for key in keys:
@@ -69,8 +87,16 @@ def split_rows(rows: Sequence[Row], held_out: int, seed: int = 0, *, most: int |
             break
     if held_out and not chosen:
         fewest, most = min(count.values()), len(rows) - 1 if most is None else most
-        fix = f"Hold out {fewest} or more." if fewest <= most else "Name other rows with eval_dataset, or hold out none: eval_size 0."
-        raise UsageError(f"no prompt has {held_out} rows or fewer, so none can be held out.", where="eval_size", fix=fix)
+        fix = (
+            f"Hold out {fewest} or more."
+            if fewest <= most
+            else "Name other rows with eval_dataset, or hold out none: eval_size 0."
+        )
+        raise UsageError(
+            f"no prompt has {held_out} rows or fewer, so none can be held out.",
+            where="eval_size",
+            fix=fix,
+        )
     train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     held = [row for row, key in zip(rows, keys, strict=True) if key in chosen]
     return train, held
@@ -92,15 +118,18 @@ def duplicates(rows: Sequence[Row]) -> Duplicates:
 
 
 def order(n: int, epoch: int, seed: int) -> list[int]:
-    """The positions 0 .. n-1 in the order of one epoch: a shuffle by (seed, epoch) and nothing else."""
+    """The positions 0 .. n-1 in the order of one epoch: a shuffle by (seed, epoch) and nothing
+    else.
+    """
     return list(_order(n, epoch, seed))
 
 
 def take(cursor: int, count: int, n: int, seed: int) -> list[int]:
     """The row positions of `count` draws after `cursor` earlier ones, over n rows.
 
-    Draw i is order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size; a step may lie across two epochs.
-    It does not depend on how many processes share the work, and a resumed run needs only the cursor.
+    Draw i is order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size; a
+    step may lie across two epochs. It does not depend on how many processes share the work, and a
+    resumed run needs only the cursor.
     """
     if n < 1 or cursor < 0 or count < 0:
         raise UsageError(f"cannot draw {count} rows after {cursor} from {n}.", where="dataset")

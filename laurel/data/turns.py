@@ -1,4 +1,6 @@
-"""Conversations as files write them -> messages {role, content}: speakers, contents in parts, system texts, earlier turns."""
+"""Conversations as files write them -> messages {role, content}: speakers, contents in parts,
+system texts, earlier turns.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,30 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "ai", "bot", "model", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(
+        ("gpt", "chatgpt", "ai", "bot", "model", "bing", "bard", "claude"), "assistant"
+    ),
     **dict.fromkeys(("observation", "function_response", "ipython", "function"), "tool"),
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
 EXCHANGES = (  # how files call the two sides of one exchange
-    ("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt"), ("question", "answer"),
-    ("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("query", "response"),
-)  # fmt: skip
+    ("input", "output"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("human", "gpt"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("query", "response"),
+)
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
 
 
 def message(turn: Any) -> Any:
-    """One turn as {role, content} and what else it holds (weights, names, tool calls); what is no turn comes back as it is."""
+    """One turn as {role, content} and what else it holds (weights, names, tool calls); what is no
+    turn comes back as it is.
+    """
     if not isinstance(turn, Mapping):
         return turn
     turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
@@ -39,11 +52,17 @@ def message(turn: Any) -> Any:
         return {"role": "assistant", "content": "", "tool_calls": calls, **rest}
     if content is None and (rest.get("tool_calls") or rest.get("function_call")):
         content = ""  # a call of a tool needs no words
-    return {"role": SPEAKERS.get(role.lower(), role) if isinstance(role, str) else role, "content": content, **rest}
+    return {
+        "role": SPEAKERS.get(role.lower(), role) if isinstance(role, str) else role,
+        "content": content,
+        **rest,
+    }
 
 
 def content_of(value: Any) -> Any:
-    """A content given in parts {"type": "text", "text": ...} as one text; any other value, and parts that are no text, as they are."""
+    """A content given in parts {"type": "text", "text": ...} as one text; any other value, and
+    parts that are no text, as they are.
+    """
     if not isinstance(value, list) or not value or any(other_part(part) for part in value):
         return value
     return "".join(part["text"] for part in value)
@@ -58,19 +77,25 @@ def other_part(part: Any) -> str:
 
 
 def tool_calls(text: Any) -> list[Columns] | None:
-    """The calls in the JSON text of ShareGPT's turns of `function_call`, as OpenAI's messages hold them."""
+    """The calls in the JSON text of ShareGPT's turns of `function_call`, as OpenAI's messages hold
+    them.
+    """
     try:
         said = json.loads(text)
     except (TypeError, ValueError):
         return None
     calls = said if isinstance(said, list) else [said]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+    if not calls or not all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
+    ):
         return None
     return [{"type": "function", "function": call} for call in calls]
 
 
 def conversation(value: Any) -> Any:
-    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages; anything else as it is."""
+    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages;
+    anything else as it is.
+    """
     if isinstance(value, str):
         value = written_out(value)
     if isinstance(value, Mapping) and {"role", "content"} <= (one := message(value)).keys():
@@ -85,36 +110,58 @@ def conversation(value: Any) -> Any:
 
 def in_turn(texts: Sequence[str]) -> list[Columns]:
     """Texts of the user and the assistant, who take turns."""
-    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 
 
 def exchange(item: Any) -> list[Columns] | None:
-    """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds stays with the answer."""
+    """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds
+    stays with the answer.
+    """
     if not isinstance(item, Mapping):
         return None
     for asked, said in EXCHANGES:
         if isinstance(item.get(asked), str) and isinstance(item.get(said), str):
-            rest = {key: value for key, value in item.items() if key not in (asked, said) and value is not None}
-            return [{"role": "user", "content": item[asked]}, {"role": "assistant", "content": item[said], **rest}]
+            rest = {
+                key: value
+                for key, value in item.items()
+                if key not in (asked, said) and value is not None
+            }
+            return [
+                {"role": "user", "content": item[asked]},
+                {"role": "assistant", "content": item[said], **rest},
+            ]
     return None
 
 
 def written_out(value: Any) -> Any:
-    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any other value as it is."""
-    if not isinstance(value, str) or value.lstrip()[:1] != "[" or not re.fullmatch(r"\[\s*\{.*\}\s*\]", value.strip(), re.DOTALL):
+    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any
+    other value as it is.
+    """
+    if (
+        not isinstance(value, str)
+        or value.lstrip()[:1] != "["
+        or not re.fullmatch(r"\[\s*\{.*\}\s*\]", value.strip(), re.DOTALL)
+    ):
         return value
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        turns = isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found)
+        turns = isinstance(found, list) and all(
+            isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found
+        )
         return found if turns else value
     return value
 
 
 def earlier(value: Any) -> list[Columns] | None:
-    """A column `history` as messages: pairs [asked, said], exchanges, turns, or texts in turn; None for what cannot be read so."""
+    """A column `history` as messages: pairs [asked, said], exchanges, turns, or texts in turn; None
+    for what cannot be read so.
+    """
     value = written_out(value)
     if not isinstance(value, list):
         said = dialogue(value)
@@ -124,11 +171,17 @@ def earlier(value: Any) -> list[Columns] | None:
     if all(_is_pair(item) for item in value):
         return in_turn([text for pair in value for text in pair])
     turns = conversation(value)
-    return turns if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns) else None
+    return (
+        turns
+        if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+        else None
+    )
 
 
 def dialogue(value: Any) -> list[Columns] | None:
-    """A dialogue as messages: a list of messages, or text in turns of "Human:" and "Assistant:"; else None."""
+    """A dialogue as messages: a list of messages, or text in turns of "Human:" and "Assistant:";
+    else None.
+    """
     if isinstance(value, list):
         turns = conversation(value)
         return turns if all(isinstance(turn, dict) for turn in turns) else None
@@ -136,7 +189,10 @@ def dialogue(value: Any) -> list[Columns] | None:
         return None
     parts = _TURN.split(value)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        {"role": roles[who], "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def said_alike(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -153,4 +209,8 @@ def _stripped(turn: Mapping[str, Any]) -> Any:
 
 
 def _is_pair(item: Any) -> bool:
-    return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(side, str) for side in item)
+    return (
+        isinstance(item, list | tuple)
+        and len(item) == 2
+        and all(isinstance(side, str) for side in item)
+    )

@@ -8,20 +8,37 @@ from fractions import Fraction
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]
 """What is measured, as powers of kinds, and the size in the kind's first unit."""
 
-# kind: the spellings of a unit, and its size. A spelling stands in one place only; what is spelled alike ("pounds") is in none.
+# kind: the spellings of a unit, and its size. A spelling stands in one place only; what is spelled
+# alike ("pounds") is in none.
 _TABLE: dict[str, list[tuple[str, str]]] = {
     "length": [
-        ("m meter meters metre metres", "1"), ("mm millimeter millimeters millimetre millimetres", "1/1000"),
-        ("cm centimeter centimeters centimetre centimetres", "1/100"), ("dm", "1/10"),
-        ("km kilometer kilometers kilometre kilometres", "1000"), ("inch inches", "127/5000"), ("ft foot feet", "381/1250"),
-        ("yd yard yards", "1143/1250"), ("mi mile miles", "201168/125"),
+        ("m meter meters metre metres", "1"),
+        ("mm millimeter millimeters millimetre millimetres", "1/1000"),
+        ("cm centimeter centimeters centimetre centimetres", "1/100"),
+        ("dm", "1/10"),
+        ("km kilometer kilometers kilometre kilometres", "1000"),
+        ("inch inches", "127/5000"),
+        ("ft foot feet", "381/1250"),
+        ("yd yard yards", "1143/1250"),
+        ("mi mile miles", "201168/125"),
     ],
-    "mass": [("g gram grams", "1"), ("mg milligram milligrams", "1/1000"), ("kg kilogram kilograms", "1000")],
+    "mass": [
+        ("g gram grams", "1"),
+        ("mg milligram milligrams", "1/1000"),
+        ("kg kilogram kilograms", "1000"),
+    ],
     "time": [
-        ("s sec secs second seconds", "1"), ("ms millisecond milliseconds", "1/1000"), ("min mins minute minutes", "60"),
-        ("h hr hrs hour hours", "3600"), ("day days", "86400"), ("week weeks", "604800"),
+        ("s sec secs second seconds", "1"),
+        ("ms millisecond milliseconds", "1/1000"),
+        ("min mins minute minutes", "60"),
+        ("h hr hrs hour hours", "3600"),
+        ("day days", "86400"),
+        ("week weeks", "604800"),
     ],
-    "volume": [("l L liter liters litre litres", "1"), ("ml mL milliliter milliliters millilitre millilitres", "1/1000")],
+    "volume": [
+        ("l L liter liters litre litres", "1"),
+        ("ml mL milliliter milliliters millilitre millilitres", "1/1000"),
+    ],
     "money": [("dollar dollars USD usd bucks", "1"), ("cent cents", "1/100")],
     "euro": [("euro euros EUR", "1")],
     "angle": [("degree degrees deg", "1")],
@@ -29,19 +46,26 @@ _TABLE: dict[str, list[tuple[str, str]]] = {
     "energy": [("J joule joules", "1"), ("kJ", "1000")],
     "force": [("N newton newtons", "1")],
     "tension": [("V volt volts", "1")],
-}  # fmt: skip
+}
 SIZES: dict[str, tuple[str, Fraction]] = {
-    name: (kind, Fraction(size)) for kind, units in _TABLE.items() for names, size in units for name in names.split()
+    name: (kind, Fraction(size))
+    for kind, units in _TABLE.items()
+    for names, size in units
+    for name in names.split()
 }
 WORD = "|".join(sorted(map(re.escape, SIZES), key=len, reverse=True))
 _POWER = r"(?:\s{0,2}\^\s?\{?\s?-?\d\s?\}?|\d(?![\d./]))"
 _ONE = rf"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:{WORD}|in(?=\s{{0,2}}\^))(?![A-Za-z]){_POWER}?"
 PATTERN = rf"\s{{0,3}}(?:{_ONE})(?:\s{{0,2}}(?:/|\bper\b)\s{{0,2}}(?:{_ONE}))?"
-_PART = re.compile(rf"(square|cubic|sq\.?|cu\.?)?\s*({WORD}|in)(?![A-Za-z])\s*(?:\^?\s?\{{?\s?(-?\d))?")
+_PART = re.compile(
+    rf"(square|cubic|sq\.?|cu\.?)?\s*({WORD}|in)(?![A-Za-z])\s*(?:\^?\s?\{{?\s?(-?\d))?"
+)
 
 
 def unit_of(text: str) -> Unit | None:
-    """The unit that a text names: "cm^2", "square cm", "km/h", "meters per second"; None for none that is known."""
+    """The unit that a text names: "cm^2", "square cm", "km/h", "meters per second"; None for none
+    that is known.
+    """
     powers: dict[str, int] = {}
     size = Fraction(1)
     for number, part in enumerate(re.split(r"/|\bper\b", text)):

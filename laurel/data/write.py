@@ -1,4 +1,6 @@
-"""Rows to files: JSONL, JSON, CSV (each also gzipped) and Parquet, whole or not at all, and read back as they were."""
+"""Rows to files: JSONL, JSON, CSV (each also gzipped) and Parquet, whole or not at all, and read
+back as they were.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,32 @@ from laurel.data.source import Row
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> int:
-    """Write the columns of `rows`, in the format that the suffix of `path` names; returns the number of rows written.
+    """Write the columns of `rows`, in the format that the suffix of `path` names; returns the
+    number of rows written.
 
-    Reading the file again gives equal columns in equal order (`where` changes, being a place). The file appears whole or not
-    at all. A value that the format cannot hold, a missing folder or an unknown suffix is a UsageError.
+    Reading the file again gives equal columns in equal order (`where` changes, being a place). The
+    file appears whole or not at all. A value that the format cannot hold, a missing folder or an
+    unknown suffix is a UsageError.
     """
     path = Path(path)
     suffix, zipped = checked_suffix(path)
     if suffix in (".tsv", ".arrow"):
-        raise UsageError(f"`{suffix}` files are read, not written.", where=str(path), fix="Write .jsonl, .json, .csv or .parquet.")
+        raise UsageError(
+            f"`{suffix}` files are read, not written.",
+            where=str(path),
+            fix="Write .jsonl, .json, .csv or .parquet.",
+        )
     if not rows:
         raise UsageError("there are no rows to write.", where=str(path))
     if not path.parent.is_dir():
         raise UsageError("no such folder.", where=str(path.parent), fix="Make it first.")
-    writers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    writers = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
     content = writers[suffix](rows)
     if zipped:
         content = gzip.compress(content, mtime=0)  # no clock inside: equal rows give equal bytes
@@ -65,7 +79,11 @@ def _jsonl(rows: Sequence[Row]) -> bytes:
 
 
 def _json(rows: Sequence[Row]) -> bytes:
-    return b"[\n" + b",\n".join(_utf8(_dump(row.columns, row.where), row.where) for row in rows) + b"\n]\n"
+    return (
+        b"[\n"
+        + b",\n".join(_utf8(_dump(row.columns, row.where), row.where) for row in rows)
+        + b"\n]\n"
+    )
 
 
 def _csv(rows: Sequence[Row]) -> bytes:
@@ -76,7 +94,12 @@ def _csv(rows: Sequence[Row]) -> bytes:
     for row in rows:
         for column, value in row.columns.items():
             _dump(value, f"{row.where}: {column}")
-        writer.writerow([encode_cell(row.columns[name], name, where=row.where) if name in row.columns else "" for name in columns])
+        writer.writerow(
+            [
+                encode_cell(row.columns[name], name, where=row.where) if name in row.columns else ""
+                for name in columns
+            ]
+        )
     return _utf8(out.getvalue(), rows[0].where)
 
 
@@ -90,30 +113,51 @@ def _parquet(rows: Sequence[Row]) -> bytes:
         there = [column in row.columns for row in rows]
         native = _native(values, there)
         if not native:  # mixed or nested values: JSON text, marked as such in the file's schema
-            dumped = (_dump(value, f"{row.where}: {column}") for value, row in zip(values, rows, strict=True))
-            values = [text if present else None for text, present in zip(dumped, there, strict=True)]
+            dumped = (
+                _dump(value, f"{row.where}: {column}")
+                for value, row in zip(values, rows, strict=True)
+            )
+            values = [
+                text if present else None for text, present in zip(dumped, there, strict=True)
+            ]
         try:
             array = pyarrow.array(values, type=None if native else pyarrow.string())
         except UnicodeEncodeError as error:
-            raise UsageError(f"column `{column}` cannot be written as UTF-8: {error.reason}.", where=rows[0].where) from None
+            raise UsageError(
+                f"column `{column}` cannot be written as UTF-8: {error.reason}.",
+                where=rows[0].where,
+            ) from None
         arrays.append(array)
-        fields.append(pyarrow.field(column, array.type, metadata=None if native else {JSON_MARK: b"1"}))
+        fields.append(
+            pyarrow.field(column, array.type, metadata=None if native else {JSON_MARK: b"1"})
+        )
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields)), sink)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields)), sink
+    )
     return sink.getvalue().to_pybytes()
 
 
 def _native(values: list[Any], there: list[bool]) -> bool:
-    """True if Parquet's own types hold the column without loss: one scalar type, or lists of plain messages."""
+    """True if Parquet's own types hold the column without loss: one scalar type, or lists of plain
+    messages.
+    """
     kinds = {type(value) for value, present in zip(values, there, strict=True) if present}
     if kinds == {int}:
         return all(-(2**63) <= value < 2**63 for value in values if value is not None)
-    return kinds in ({str}, {bool}, {float}) or (kinds == {list} and all(_plain(value) for value in values if value is not None))
+    return kinds in ({str}, {bool}, {float}) or (
+        kinds == {list} and all(_plain(value) for value in values if value is not None)
+    )
 
 
 def _plain(value: list[Any]) -> bool:
     shape = ["content", "role"]
-    return all(isinstance(item, dict) and sorted(item) == shape and all(isinstance(part, str) for part in item.values()) for item in value)
+    return all(
+        isinstance(item, dict)
+        and sorted(item) == shape
+        and all(isinstance(part, str) for part in item.values())
+        for item in value
+    )
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:

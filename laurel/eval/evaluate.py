@@ -1,4 +1,6 @@
-"""How good is it: greedy accuracy, pass@k and majority@k of a policy on rows with a verifier, always with intervals."""
+"""How good is it: greedy accuracy, pass@k and majority@k of a policy on rows with a verifier,
+always with intervals.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
 from laurel.measure.passk import mean_pass_at_k
 from laurel.measure.vote import mean_majority_at_k
-from laurel.policy.model import Policy
+from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
@@ -27,7 +29,8 @@ AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
 @dataclass
 class Evaluation:
-    """The figures by name, each with its interval; every sample scored is counted, and `failed` says how many could not be.
+    """The figures by name, each with its interval; every sample scored is counted, and `failed`
+    says how many could not be.
 
     `greedy` and `sampled` are the scored groups themselves, for reports.
     """
@@ -40,7 +43,10 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: {"accuracy": {"value", "low", "high", "n"}, ...}."""
-        figures = {name: {"value": i.value, "low": i.low, "high": i.high, "n": i.n, "level": i.level} for name, i in self.figures.items()}
+        figures = {
+            name: {"value": i.value, "low": i.low, "high": i.high, "n": i.n, "level": i.level}
+            for name, i in self.figures.items()
+        }
         return {"figures": figures, "prompts": self.prompts, "failed": self.failed}
 
 
@@ -55,10 +61,11 @@ def evaluate(
 ) -> Evaluation:
     """Greedy accuracy and mean reward on every row; with num_generations > 1 also what samples say.
 
-    An answer is right when its reward is at least 1. A sample whose reward failed or abstained counts as wrong in accuracy, pass@k
-    and majority@k (leaving it out would flatter), is left out of the mean reward, and is counted in `failed`.
-    Of samples: pass@k, majority@k, `sampled/reward`, `sampled/distinct` (share of different completions), and with a reference
-    `sampled/kl`, nats per completion.
+    An answer is right when its reward is at least 1. A sample whose reward failed or abstained
+    counts as wrong in accuracy, pass@k and majority@k (leaving it out would flatter), is left out
+    of the mean reward, and is counted in `failed`.
+    Of samples: pass@k, majority@k, `sampled/reward`, `sampled/distinct` (share of different
+    completions), and with a reference `sampled/kl`, nats per completion.
     """
     ks = figures_at(config)
     greedy = scored(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
@@ -66,7 +73,15 @@ def evaluate(
     figures = {"accuracy": wilson(sum(right), len(right)), **mean_reward("reward", greedy)}
     sampled: list[Group] = []
     if ks:
-        sampled = scored(policy, rows, mixture, config, count=config.num_generations, temperature=config.temperature, watch=watch)
+        sampled = scored(
+            policy,
+            rows,
+            mixture,
+            config,
+            count=config.num_generations,
+            temperature=config.temperature,
+            watch=watch,
+        )
         figures |= of_samples(sampled, ks)
         if reference is not None:
             figures |= divergence(sampled, reference)
@@ -75,37 +90,66 @@ def evaluate(
 
 
 def figures_at(config: EvalConfig) -> list[int]:
-    """The k of pass@k and majority@k, in order; none where only greedy answers are asked for. Options that then say nothing are refused."""
+    """The k of pass@k and majority@k, in order; none where only greedy answers are asked for.
+    Options that then say nothing are refused.
+    """
     if config.num_generations == 1:
         for option in ("k", "reference", "temperature", "top_p", "top_k"):
             if getattr(config, option) != EvalConfig.model_fields[option].default:
-                what = f"`{option}` is about samples, and num_generations=1 asks for greedy answers only."
-                raise UsageError(what, where=option, fix="Set num_generations to 2 or more, or leave it out.")
+                what = (
+                    f"`{option}` is about samples, and num_generations=1 asks for greedy answers"
+                    " only."
+                )
+                raise UsageError(
+                    what, where=option, fix="Set num_generations to 2 or more, or leave it out."
+                )
         return []
     ks = sorted(set(config.k or [1, config.num_generations]))
     if ks[0] < 1 or ks[-1] > config.num_generations:
-        raise UsageError(f"k = {ks} needs 1 <= k <= num_generations = {config.num_generations}.", where="k", fix="Raise num_generations.")
+        raise UsageError(
+            f"k = {ks} needs 1 <= k <= num_generations = {config.num_generations}.",
+            where="k",
+            fix="Raise num_generations.",
+        )
     return ks
 
 
 def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
-    """The mean reward of the samples that have one, resampled by prompt; by sample where there is a single prompt."""
-    values = [(reward, group.prompt) for group in groups for reward in group.rewards if reward is not None]
+    """The mean reward of the samples that have one, resampled by prompt; by sample where there is a
+    single prompt.
+    """
+    values = [
+        (reward, group.prompt) for group in groups for reward in group.rewards if reward is not None
+    ]
     return {name: by_prompt(values, len(groups))} if values else {}
 
 
 def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
-    """The mean of (value, prompt) pairs, one per sample: whole prompts are resampled, single samples where there is one prompt."""
+    """The mean of (value, prompt) pairs, one per sample: whole prompts are resampled, single
+    samples where there is one prompt.
+    """
     numbers, names = zip(*values, strict=True)
     return cluster_bootstrap_mean(numbers, names if prompts > 1 else range(len(numbers)))
 
 
 def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
-    """pass@k and majority@k over prompts, the mean reward, and the share of completions that repeat no earlier one of their prompt."""
+    """pass@k and majority@k over prompts, the mean reward, and the share of completions that repeat
+    no earlier one of their prompt.
+    """
     counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
-    ballots = [([canonical(s.answer, group.row) for s in group.samples], [is_right(r) for r in group.rewards]) for group in groups]
+    ballots = [
+        (
+            [canonical(s.answer, group.row) for s in group.samples],
+            [is_right(r) for r in group.rewards],
+        )
+        for group in groups
+    ]
     ids = [[s.completion_ids for s in group.samples] for group in groups]
-    new = [(float(one not in said[:i]), group.prompt) for group, said in zip(groups, ids, strict=True) for i, one in enumerate(said)]
+    new = [
+        (float(one not in said[:i]), group.prompt)
+        for group, said in zip(groups, ids, strict=True)
+        for i, one in enumerate(said)
+    ]
     return {
         **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
         **{f"majority@{k}": mean_majority_at_k(ballots, k) for k in ks if k > 1},
@@ -115,27 +159,53 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
 
 
 def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
-    """`sampled/kl`: mean over completions of sum_t log pi(x_t) - log ref(x_t), an unbiased estimate of KL(pi || ref) in nats."""
+    """`sampled/kl`: mean over completions of sum_t log pi(x_t) - log ref(x_t), an unbiased estimate
+    of KL(pi || ref) in nats.
+    """
     batch = pack([replace(group, rewards=()) for group in groups])
     gap: dict[Key, float] = {}
     with torch.no_grad():
         for micro in batch.to(reference.device).split(16_384):
-            apart_NT = torch.where(micro.loss_mask_NT, micro.logp_old_NT - reference.logp(micro).logp, 0.0)
+            apart_NT = torch.where(
+                micro.loss_mask_NT, micro.logp_old_NT - reference.logp(micro).logp, 0.0
+            )
             gap.update(zip(micro.keys, apart_NT.sum(1).tolist(), strict=True))
     return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 
 def scored(
-    policy: Policy, rows: Sequence[Row], mixture: Mixture, config: EvalConfig, *, count: int, temperature: float,
+    policy: Policy,
+    rows: Sequence[Row],
+    mixture: Mixture,
+    config: EvalConfig,
+    *,
+    count: int,
+    temperature: float,
     watch: Callable[[int], None] | None = None,
-) -> list[Group]:  # fmt: skip
-    """Groups of `count` completions per row with their rewards, in the order of the rows; `watch` hears of each portion done."""
+) -> list[Group]:
+    """Groups of `count` completions per row with their rewards, in the order of the rows; `watch`
+    hears of each portion done.
+    """
     make_env = load_env(config.env) if config.env else None
-    draw = Draw("eval", 0, config.seed, count, config.max_completion_length, temperature, tuple(config.stop), config.top_k, config.top_p)
+    draw = Draw(
+        "eval",
+        0,
+        config.seed,
+        count,
+        config.max_completion_length,
+        temperature,
+        tuple(config.stop),
+        config.top_k,
+        config.top_p,
+    )
     groups: list[Group] = []
     for i in range(0, len(rows), AT_ONCE):
         part = rows[i : i + AT_ONCE]
-        groups += mixture.score(play(policy, part, draw, make_env, config.max_turns) if make_env else rollout(policy, part, draw))
+        groups += mixture.score(
+            play(policy, part, draw, make_env, config.max_turns)
+            if make_env
+            else rollout(policy, part, draw)
+        )
         if watch is not None:
             watch(len(part))
     return groups
@@ -149,7 +219,8 @@ def is_right(reward: float | None) -> bool:
 def canonical(answer: str, row: Mapping[str, Any]) -> str | None:
     """What two answers must share to be the same vote, or None for a blank ballot.
 
-    Where the row's gold answer is a number: the number that the answer ends on ("The total is 1,200." and "1200.0" are one vote).
+    Where the row's gold answer is a number: the number that the answer ends on ("The total is
+    1,200." and "1200.0" are one vote).
     Elsewhere: the text without case and spacing.
     """
     if gold_number(row) is not None:

@@ -1,4 +1,6 @@
-"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps: what its training said of held-out rows, on any others."""
+"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps: what its training said
+of held-out rows, on any others.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +11,47 @@ from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.data.formats import mapped, needs
 from laurel.data.source import load_rows
-from laurel.policy.held import Verdict, judge
-from laurel.policy.rows import encodings
-from laurel.policy.scorer import load_scorer
+from laurel.model.held import Verdict, judge
+from laurel.model.rows import encodings
+from laurel.model.scorer import load_scorer
 
 USES = {"rankings": "comparison", "outcomes": "label", "steps": "steps"}
 
 
 def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
-    """The verdict of the rows of `config.dataset` on the scorer in `config.model`, and how many rows did not fit into its max_length.
+    """The verdict of the rows of `config.dataset` on the scorer in `config.model`, and how many
+    rows did not fit into its max_length.
 
-    A scorer of three classes is held against steps, one of a single number against outcomes where rows have a `label`, else against
-    pairs or rankings.
+    A scorer of three classes is held against steps, one of a single number against outcomes where
+    rows have a `label`, else against pairs or rankings.
     """
     faults: list[UsageError] = []
-    rows = load_rows(config.dataset, split=config.dataset_split, seed=config.seed, size=config.dataset_size, faults=faults)
+    rows = load_rows(
+        config.dataset,
+        split=config.dataset_split,
+        seed=config.seed,
+        size=config.dataset_size,
+        faults=faults,
+    )
     rows = rows[: config.limit or None]
-    scorer = load_scorer(config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template)
+    scorer = load_scorer(
+        config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template
+    )
     source = source_of(scorer.num_labels, mapped(rows[0]).columns if rows else {})
     ready = needs(rows, USES[source], by="this scorer", faults=faults)
-    fits = [row for row in ready if all(any(e.mask[1:]) for e in encodings(scorer, row, train_on=None, max_length=scorer.card.max_length))]
+    fits = [
+        row
+        for row in ready
+        if all(
+            any(e.mask[1:])
+            for e in encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)
+        )
+    ]
     if not fits:
-        raise UsageError(f"no row fits into the scorer's max_length={scorer.card.max_length}.", where=config.dataset)
+        raise UsageError(
+            f"no row fits into the scorer's max_length={scorer.card.max_length}.",
+            where=config.dataset,
+        )
     return judge(scorer, fits, source), len(ready) - len(fits)
 
 
@@ -39,5 +60,8 @@ def source_of(labels: int, columns: Mapping[str, Any]) -> str:
     if labels == 3:
         return "steps"
     if labels > 1:
-        raise UsageError(f"a scorer of {labels} classes is neither of rewards, outcomes nor steps.", where="model")
+        raise UsageError(
+            f"a scorer of {labels} classes is neither of rewards, outcomes nor steps.",
+            where="model",
+        )
     return "outcomes" if "label" in columns else "rankings"

@@ -1,1 +1,3 @@
-"""Statistics: intervals, pass@k, majority votes; agreement, rankings, annotators, populations, judges."""
+"""Statistics: intervals, pass@k, majority votes; agreement, rankings, annotators, populations,
+judges.
+"""

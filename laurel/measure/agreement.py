@@ -1,8 +1,9 @@
 """How far raters agree, beyond what chance alone would give, with intervals over items.
 
-Every coefficient here is a function of sums over items, so the bootstrap over items draws those sums at once. Where rows belong
-together (the pairs of responses of one prompt) `clusters` names what each belongs to, and whole clusters are drawn. A coefficient
-that the data leave undefined (all ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
+Every coefficient here is a function of sums over items, so the bootstrap over items draws those
+sums at once. Where rows belong together (the pairs of responses of one prompt) `clusters` names
+what each belongs to, and whole clusters are drawn. A coefficient that the data leave undefined (all
+ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from laurel.measure.intervals import clustered_share
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A coefficient with the bounds of its interval and the number of items (pairs, for `pair_agreement`) behind it.
+    """A coefficient with the bounds of its interval and the number of items (pairs, for
+    `pair_agreement`) behind it.
 
-    `value` is None where it is undefined, `low` and `high` where the bootstrap is; `reason` says why.
+    `value` is None where it is undefined, `low` and `high` where the bootstrap is; `reason` says
+    why.
     """
 
     value: float | None
@@ -55,26 +58,33 @@ def cohen_kappa(
         kappa = 1 - sum w_ij O_ij / sum w_ij E_ij,    E = outer product of the margins / n,
         w = 1[i != j],  or |i - j| / (q - 1) for "linear",  or its square for "quadratic"
 
-    [[20, 5], [10, 15]]: po .7, pe .5, kappa .4. Weights need an order: that of `categories`, else sorted. For a rating in four levels
-    take "linear". Cohen 1960; Cohen 1968 (weights). Undefined where both always gave one and the same label.
+    [[20, 5], [10, 15]]: po .7, pe .5, kappa .4. Weights need an order: that of `categories`, else
+    sorted. For a rating in four levels take "linear". Cohen 1960; Cohen 1968 (weights). Undefined
+    where both always gave one and the same label.
     """
     if weights not in (None, "linear", "quadratic"):
         raise ValueError(f'weights are None, "linear" or "quadratic", got {weights!r}')
     if len(first) != len(second) or not len(first):
-        raise ValueError(f"two raters of the same items, at least one: {len(first)} and {len(second)} labels")
+        raise ValueError(
+            f"two raters of the same items, at least one: {len(first)} and {len(second)} labels"
+        )
     index = _index([*first, *second], categories)
     q = len(index)
     gap = np.abs(np.subtract.outer(np.arange(q), np.arange(q))) / max(q - 1, 1)
     cost = (gap > 0) * 1.0 if weights is None else gap if weights == "linear" else gap**2
     cells = np.zeros((len(first), q * q))
-    cells[np.arange(len(first)), [index[a] * q + index[b] for a, b in zip(first, second, strict=True)]] = 1
+    cells[
+        np.arange(len(first)), [index[a] * q + index[b] for a, b in zip(first, second, strict=True)]
+    ] = 1
 
     def kappa(sums: np.ndarray) -> np.ndarray:
         table = sums.reshape(-1, q, q)
         expected = np.einsum("di,ij,dj->d", table.sum(2), cost, table.sum(1)) / table.sum((1, 2))
         return 1 - _ratio((table * cost).sum((1, 2)), expected)
 
-    return _estimate(cells, kappa, "both raters gave one and the same label throughout", level, draws, seed)
+    return _estimate(
+        cells, kappa, "both raters gave one and the same label throughout", level, draws, seed
+    )
 
 
 def fleiss_kappa(
@@ -85,18 +95,25 @@ def fleiss_kappa(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Many raters, the same number for each item: counts [items, categories] -> (Pbar - Pe) / (1 - Pe).
+    """Many raters, the same number for each item: counts [items, categories] -> (Pbar - Pe) / (1 -
+    Pe).
 
         P_i = (sum_j n_ij^2 - n) / (n (n - 1)),    Pe = sum_j p_j^2
 
-    Fleiss 1971. Refuses unequal numbers of raters: `krippendorff_alpha` takes those. Undefined where one category took all.
+    Fleiss 1971. Refuses unequal numbers of raters: `krippendorff_alpha` takes those. Undefined
+    where one category took all.
     """
     table = np.asarray(counts, dtype=float)
     if table.ndim != 2 or not len(table) or (table < 0).any():
-        raise ValueError(f"counts are a table [items, categories] of numbers of raters, got shape {table.shape}")
+        raise ValueError(
+            f"counts are a table [items, categories] of numbers of raters, got shape {table.shape}"
+        )
     raters = table.sum(1)
     if raters.min() != raters.max() or raters[0] < 2:
-        raise ValueError("every item needs the same number of raters, two or more; for unequal numbers use `krippendorff_alpha`")
+        raise ValueError(
+            "every item needs the same number of raters, two or more; for unequal numbers use"
+            " `krippendorff_alpha`"
+        )
     n = raters[0]
     each = ((table**2).sum(1) - n) / (n * (n - 1))
 
@@ -105,7 +122,15 @@ def fleiss_kappa(
         chance = ((sums[:, 1:] / (items * n)[:, None]) ** 2).sum(1)
         return 1 - _ratio(1 - sums[:, 0] / items, 1 - chance)
 
-    return _estimate(np.column_stack([each, table]), kappa, "every rating is the same category", level, draws, seed, clusters)
+    return _estimate(
+        np.column_stack([each, table]),
+        kappa,
+        "every rating is the same category",
+        level,
+        draws,
+        seed,
+        clusters,
+    )
 
 
 def krippendorff_alpha(
@@ -117,13 +142,16 @@ def krippendorff_alpha(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Any number of raters per item, missing ratings simply absent (or None): alpha = 1 - observed / expected disagreement.
+    """Any number of raters per item, missing ratings simply absent (or None): alpha = 1 - observed
+    / expected disagreement.
 
-        Do = sum_u sum_(i != j in u) delta^2(c_i, c_j) / (m_u - 1),    De = sum_(c, k) n_c n_k delta^2(c, k) / (n - 1)
-        delta^2 = 1[c != k] nominal, (c - k)^2 interval, ((c - k) / (c + k))^2 ratio, (rank c - rank k)^2 ordinal (mid-ranks)
+        Do = sum_u sum_(i != j in u) delta^2(c_i, c_j) / (m_u - 1),    De = sum_(c, k) n_c n_k
+        delta^2(c, k) / (n - 1) delta^2 = 1[c != k] nominal, (c - k)^2 interval, ((c - k) / (c +
+        k))^2 ratio, (rank c - rank k)^2 ordinal (mid-ranks)
 
-    Items with fewer than two ratings are left out. [[1, 2], [2, 3], [3, 4]]: nominal -.1538, interval .5455. Krippendorff 2011,
-    "Computing Krippendorff's alpha-reliability". Levels but nominal need numbers. Undefined where all values are equal.
+    Items with fewer than two ratings are left out. [[1, 2], [2, 3], [3, 4]]: nominal -.1538,
+    interval .5455. Krippendorff 2011, "Computing Krippendorff's alpha-reliability". Levels but
+    nominal need numbers. Undefined where all values are equal.
     """
     if level not in ("nominal", "ordinal", "interval", "ratio"):
         raise ValueError(f'the level is "nominal", "ordinal", "interval" or "ratio", got {level!r}')
@@ -131,14 +159,26 @@ def krippendorff_alpha(
     kept = [unit for unit in told if len(unit) > 1]
     if not kept:
         return Agreement(None, None, None, 0, "no item has two ratings", confidence)
-    clusters = None if clusters is None else [name for unit, name in zip(told, clusters, strict=True) if len(unit) > 1]
+    clusters = (
+        None
+        if clusters is None
+        else [name for unit, name in zip(told, clusters, strict=True) if len(unit) > 1]
+    )
     counts, values = _counts(kept, numbers=level != "nominal")
     share = counts / (counts.sum(1, keepdims=True) - 1)
     if level == "ordinal":
         pairs = share[:, :, None] * counts[:, None, :]
         pairs[:, np.arange(len(values)), np.arange(len(values))] -= share
         rows = np.column_stack([counts, pairs.reshape(len(counts), -1)])
-        return _estimate(rows, lambda sums: _ordinal(sums, len(values)), "all values are equal", confidence, draws, seed, clusters)
+        return _estimate(
+            rows,
+            lambda sums: _ordinal(sums, len(values)),
+            "all values are equal",
+            confidence,
+            draws,
+            seed,
+            clusters,
+        )
     cost = _distance(values, level)
     observed = np.einsum("uc,ck,uk->u", share, cost, counts)
 
@@ -146,14 +186,24 @@ def krippendorff_alpha(
         n = sums[:, 1:]
         return 1 - _ratio(sums[:, 0], np.einsum("dc,ck,dk->d", n, cost, n) / (n.sum(1) - 1))
 
-    return _estimate(np.column_stack([observed, counts]), alpha, "all values are equal", confidence, draws, seed, clusters)
+    return _estimate(
+        np.column_stack([observed, counts]),
+        alpha,
+        "all values are equal",
+        confidence,
+        draws,
+        seed,
+        clusters,
+    )
 
 
 def _ordinal(sums: np.ndarray, q: int) -> np.ndarray:
     n, pairs = sums[:, :q], sums[:, q:].reshape(-1, q, q)
     rank = n.cumsum(1) - n / 2
     cost = (rank[:, :, None] - rank[:, None, :]) ** 2
-    return 1 - _ratio((pairs * cost).sum((1, 2)), np.einsum("dc,dck,dk->d", n, cost, n) / (n.sum(1) - 1))
+    return 1 - _ratio(
+        (pairs * cost).sum((1, 2)), np.einsum("dc,dck,dk->d", n, cost, n) / (n.sum(1) - 1)
+    )
 
 
 def gwet_ac1(
@@ -165,14 +215,22 @@ def gwet_ac1(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Two raters: (po - pe) / (1 - pe) with pe = sum_k pi_k (1 - pi_k) / (q - 1), pi_k the mean share of label k.
+    """Two raters: (po - pe) / (1 - pe) with pe = sum_k pi_k (1 - pi_k) / (q - 1), pi_k the mean
+    share of label k.
 
-    Stays sensible where one label prevails: [[80, 10], [10, 0]] has po .8, kappa -.1111, AC1 .7561. Show both where one label has more
-    than four fifths. Gwet 2008, BJMSP 61:29. Undefined with fewer than two categories.
+    Stays sensible where one label prevails: [[80, 10], [10, 0]] has po .8, kappa -.1111, AC1 .7561.
+    Show both where one label has more than four fifths. Gwet 2008, BJMSP 61:29. Undefined with
+    fewer than two categories.
     """
     if len(first) != len(second):
         raise ValueError(f"two raters of the same items: {len(first)} and {len(second)} labels")
-    return gwet_ac1_units(list(zip(first, second, strict=True)), categories=categories, level=level, draws=draws, seed=seed)
+    return gwet_ac1_units(
+        list(zip(first, second, strict=True)),
+        categories=categories,
+        level=level,
+        draws=draws,
+        seed=seed,
+    )
 
 
 def gwet_ac1_units(
@@ -184,18 +242,30 @@ def gwet_ac1_units(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """AC1 for any number of raters per item. Gwet 2008; 2014, Handbook of Inter-Rater Reliability, for gaps.
+    """AC1 for any number of raters per item. Gwet 2008; 2014, Handbook of Inter-Rater Reliability,
+    for gaps.
 
-    po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)) over the n items with two ratings or more,    pi_k = mean_i r_ik / r_i over all
-    that have any. Krippendorff's example C: .77544.
+    po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)) over the n items with two ratings or more,
+    pi_k = mean_i r_ik / r_i over all that have any. Krippendorff's example C: .77544.
     """
     kept = [unit for unit in units if len(unit)]
     if not any(len(unit) > 1 for unit in kept):
         return Agreement(None, None, None, 0, "no item has two ratings", level)
-    clusters = None if clusters is None else [name for unit, name in zip(units, clusters, strict=True) if len(unit)]
+    clusters = (
+        None
+        if clusters is None
+        else [name for unit, name in zip(units, clusters, strict=True) if len(unit)]
+    )
     counts, names = _counts(kept, categories=categories)
     if len(names) < 2:
-        return Agreement(None, None, None, sum(len(unit) > 1 for unit in kept), "only one category; name the others in `categories`", level)
+        return Agreement(
+            None,
+            None,
+            None,
+            sum(len(unit) > 1 for unit in kept),
+            "only one category; name the others in `categories`",
+            level,
+        )
     raters = counts.sum(1)
     several = raters > 1
     equal = (counts * (counts - 1)).sum(1) / np.maximum(raters * (raters - 1), 1)
@@ -223,17 +293,24 @@ def pair_agreement(
     cluster: Callable[[Any], Hashable] | None = None,
     level: float = 0.95,
 ) -> Agreement:
-    """The share of equal pairs among all pairs of votes on the same item: n is the number of pairs, the interval is by items.
+    """The share of equal pairs among all pairs of votes on the same item: n is the number of pairs,
+    the interval is by items.
 
-    votes: item -> one label per rater. Without `judge` every pair of raters of an item counts once (human with human); with it every
-    vote is paired with every vote of the judge on that item. ties=False leaves out the pairs in which either says `tie`. An item is
-    a pair of responses in one fixed orientation: see `oriented`. cluster: an item -> what it belongs to, where items of the interval are
-    larger than those of the votes. As MT-Bench reports it: Zheng et al. 2023, arXiv:2306.05685.
+    votes: item -> one label per rater. Without `judge` every pair of raters of an item counts once
+    (human with human); with it every vote is paired with every vote of the judge on that item.
+    ties=False leaves out the pairs in which either says `tie`. An item is a pair of responses in
+    one fixed orientation: see `oriented`. cluster: an item -> what it belongs to, where items of
+    the interval are larger than those of the votes. As MT-Bench reports it: Zheng et al. 2023,
+    arXiv:2306.05685.
     """
     equal: list[float] = []
     items: list[Hashable] = []
     for item, own in votes.items():
-        pairs = combinations(own, 2) if judge is None else ((one, two) for one in own for two in judge.get(item, ()))
+        pairs = (
+            combinations(own, 2)
+            if judge is None
+            else ((one, two) for one in own for two in judge.get(item, ()))
+        )
         for one, two in pairs:
             if ties or tie not in (one, two):
                 equal.append(float(one == two))
@@ -245,30 +322,46 @@ def pair_agreement(
 
 
 def oriented(first: str, second: str, label: str) -> tuple[str, str, str]:
-    """A vote "a" (for `first`), "tie" or "b" (for `second`) with the two names in alphabetical order, so that (x, y) and (y, x) are one
+    """A vote "a" (for `first`), "tie" or "b" (for `second`) with the two names in alphabetical
+    order, so that (x, y) and (y, x) are one
     item. A tie of any kind, as "tie (inconsistent)", is a tie."""
     if label not in ("a", "b") and not label.startswith("tie"):
         raise ValueError(f'a label is "a", "b" or "tie", got {label!r}')
     label = "tie" if label.startswith("tie") else label
-    return (first, second, label) if first <= second else (second, first, {"a": "b", "b": "a", "tie": "tie"}[label])
+    return (
+        (first, second, label)
+        if first <= second
+        else (second, first, {"a": "b", "b": "a", "tie": "tie"}[label])
+    )
 
 
-def _index(labels: Sequence[Hashable], categories: Sequence[Hashable] | None) -> dict[Hashable, int]:
+def _index(
+    labels: Sequence[Hashable], categories: Sequence[Hashable] | None
+) -> dict[Hashable, int]:
     names = sorted(set(labels)) if categories is None else list(categories)  # type: ignore[type-var]
     index = {name: k for k, name in enumerate(names)}
     strange = set(labels) - index.keys()
     if strange:
-        raise ValueError(f"labels that are not among the categories {names}: {sorted(map(str, strange))}")
+        raise ValueError(
+            f"labels that are not among the categories {names}: {sorted(map(str, strange))}"
+        )
     return index
 
 
 def _counts(
-    units: Sequence[Sequence[Hashable]], *, numbers: bool = False, categories: Sequence[Hashable] | None = None
+    units: Sequence[Sequence[Hashable]],
+    *,
+    numbers: bool = False,
+    categories: Sequence[Hashable] | None = None,
 ) -> tuple[np.ndarray, list[Hashable]]:
     """[items, values] how often each value was given, and the values in order."""
     given = {value for unit in units for value in unit}
-    if numbers and not all(isinstance(value, int | float | np.number) and isfinite(value) for value in given):
-        raise ValueError("ordinal, interval and ratio levels need finite numbers; code the categories first")
+    if numbers and not all(
+        isinstance(value, int | float | np.number) and isfinite(value) for value in given
+    ):
+        raise ValueError(
+            "ordinal, interval and ratio levels need finite numbers; code the categories first"
+        )
     values = sorted(given, key=None if numbers else str) if categories is None else list(categories)  # type: ignore[arg-type]
     index = _index(list(given), values)
     counts = np.zeros((len(units), len(values)))
@@ -304,9 +397,11 @@ def _estimate(
     seed: int,
     clusters: Clusters = None,
 ) -> Agreement:
-    """A statistic of the rows' sum, with the percentile bootstrap over rows (one per item), or clusters of rows. Efron 1979.
+    """A statistic of the rows' sum, with the percentile bootstrap over rows (one per item), or
+    clusters of rows. Efron 1979.
 
-    Equal rows are drawn together (a multinomial over distinct rows), a few million numbers at a time.
+    Equal rows are drawn together (a multinomial over distinct rows), a few million numbers at a
+    time.
     """
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval lies between 0 and 1, got {level}")
@@ -322,9 +417,21 @@ def _estimate(
     rng = np.random.default_rng(seed)
     step = max(1, 4_000_000 // max(distinct.shape))
     sizes = [min(step, draws - start) for start in range(0, draws, step)]
-    found = np.concatenate([statistic(rng.multinomial(len(own), often / len(own), size).astype(float) @ distinct) for size in sizes])
+    found = np.concatenate(
+        [
+            statistic(rng.multinomial(len(own), often / len(own), size).astype(float) @ distinct)
+            for size in sizes
+        ]
+    )
     found = found[np.isfinite(found)]
     if len(own) < 2 or len(found) < 0.9 * draws:
-        return Agreement(value, None, None, len(rows), "too few items, or too many of the resamples are undefined", level)
+        return Agreement(
+            value,
+            None,
+            None,
+            len(rows),
+            "too few items, or too many of the resamples are undefined",
+            level,
+        )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Agreement(value, float(low), float(high), len(rows), "", level)

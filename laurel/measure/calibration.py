@@ -1,4 +1,6 @@
-"""How far scores can be trusted: accuracy with its interval, calibration of the confidence in it, and what length alone would get."""
+"""How far scores can be trusted: accuracy with its interval, calibration of the confidence in it,
+and what length alone would get.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Numbers = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """One row of a reliability table: forecasts in (low, high], their number and mean, and how often they came true."""
+    """One row of a reliability table: forecasts in (low, high], their number and mean, and how
+    often they came true.
+    """
 
     low: float
     high: float
@@ -23,14 +27,26 @@ class Bin:
     frequency: Interval
 
     def __str__(self) -> str:
-        return f"{self.low:.2f}-{self.high:.2f}  {self.count:6}  said {self.confidence:.3f}  was {self.frequency}"
+        return (
+            f"{self.low:.2f}-{self.high:.2f}  {self.count:6}  said {self.confidence:.3f}  was"
+            f" {self.frequency}"
+        )
 
 
-def reliability_table(probability: Numbers, happened: Numbers, *, bins: int = 10, low: float = 0.0, level: float = 0.95) -> list[Bin]:
-    """Forecasts by equal bins of (low, 1]: what was said against what happened, with Wilson intervals. Empty bins are left out.
+def reliability_table(
+    probability: Numbers,
+    happened: Numbers,
+    *,
+    bins: int = 10,
+    low: float = 0.0,
+    level: float = 0.95,
+) -> list[Bin]:
+    """Forecasts by equal bins of (low, 1]: what was said against what happened, with Wilson
+    intervals. Empty bins are left out.
 
-    `happened` is 1 or 0, or .5 for a draw. `low` itself belongs to the first bin. Of a calibrated forecaster the mean of what was
-    said lies in the interval of what happened, in about `level` of the bins. DeGroot and Fienberg 1983.
+    `happened` is 1 or 0, or .5 for a draw. `low` itself belongs to the first bin. Of a calibrated
+    forecaster the mean of what was said lies in the interval of what happened, in about `level` of
+    the bins. DeGroot and Fienberg 1983.
     """
     said, came = _columns(probability, happened)
     if not (bins >= 1 and 0 <= low < 1 and bool(((said >= low) & (said <= 1)).all())):
@@ -42,27 +58,42 @@ def reliability_table(probability: Numbers, happened: Numbers, *, bins: int = 10
         here = place == k
         if here.any():
             frequency = wilson(float(came[here].sum()), int(here.sum()), level=level)
-            table.append(Bin(float(edges[k]), float(edges[k + 1]), int(here.sum()), float(said[here].mean()), frequency))
+            table.append(
+                Bin(
+                    float(edges[k]),
+                    float(edges[k + 1]),
+                    int(here.sum()),
+                    float(said[here].mean()),
+                    frequency,
+                )
+            )
     return table
 
 
-def expected_calibration_error(probability: Numbers, happened: Numbers, *, bins: int = 10, low: float = 0.0) -> float:
+def expected_calibration_error(
+    probability: Numbers, happened: Numbers, *, bins: int = 10, low: float = 0.0
+) -> float:
     """sum over bins of n_b / n * |mean said - mean happened|.
 
-    Said (.9, .9, .9, .9), three came true: |.9 - .75| = .15. With few forecasts per bin noise alone makes it positive: read it
-    beside `reliability_table`. Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599.
+    Said (.9, .9, .9, .9), three came true: |.9 - .75| = .15. With few forecasts per bin noise alone
+    makes it positive: read it beside `reliability_table`. Naeini et al. 2015; Guo et al. 2017,
+    arXiv:1706.04599.
     """
     table = reliability_table(probability, happened, bins=bins, low=low)
-    return sum(row.count * abs(row.confidence - row.frequency.value) for row in table) / sum(row.count for row in table)
+    return sum(row.count * abs(row.confidence - row.frequency.value) for row in table) / sum(
+        row.count for row in table
+    )
 
 
 def pair_forecasts(margin: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs as forecasts: how sure the scores are of the answer they prefer, and whether that was the chosen one.
+    """Pairs as forecasts: how sure the scores are of the answer they prefer, and whether that was
+    the chosen one.
 
-        confidence = sigmoid(|r_chosen - r_rejected|) in [.5, 1],    right = 1, 0, or .5 where the scores are equal
+        confidence = sigmoid(|r_chosen - r_rejected|) in [.5, 1],    right = 1, 0, or .5 where the
+        scores are equal
 
-    The two orders of a pair are one forecast, so chosen-first data is no easier than shuffled data. 2, -1, 0: (.8808, 1), (.7311, 0),
-    (.5, .5).
+    The two orders of a pair are one forecast, so chosen-first data is no easier than shuffled data.
+    2, -1, 0: (.8808, 1), (.7311, 0), (.5, .5).
     """
     gap = np.asarray(margin, dtype=float)
     if not np.isfinite(gap).all():
@@ -71,7 +102,9 @@ def pair_forecasts(margin: Numbers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hits(margin: Numbers) -> np.ndarray:
-    """Per pair: 1 if the chosen answer is ahead, 0 if behind, .5 if level. What carries no information gets .5, not 0 or 1."""
+    """Per pair: 1 if the chosen answer is ahead, 0 if behind, .5 if level. What carries no
+    information gets .5, not 0 or 1.
+    """
     return (np.sign(np.asarray(margin, dtype=float)) + 1) / 2
 
 
@@ -83,9 +116,11 @@ def length_direction(chosen_length: Numbers, rejected_length: Numbers) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """A scorer on held-out pairs, beside chance (.5) and beside preferring by length alone. `print` it.
+    """A scorer on held-out pairs, beside chance (.5) and beside preferring by length alone. `print`
+    it.
 
-    gain: accuracy minus the length baseline's, pair by pair. length_correlation: of score gaps with length gaps, 0 if either is
+    gain: accuracy minus the length baseline's, pair by pair. length_correlation: of score gaps with
+    length gaps, 0 if either is
     constant. calibration_error: of sigmoid(score gap). All intervals at 95 %.
     """
 
@@ -99,12 +134,27 @@ class PairReport:
     direction: int
 
     def __str__(self) -> str:
-        verdict = "above" if self.gain.low > 0 else "below" if self.gain.high < 0 else "not told apart from"
-        chance = "above" if self.accuracy.low > 0.5 else "below" if self.accuracy.high < 0.5 else "not told apart from"
+        verdict = (
+            "above"
+            if self.gain.low > 0
+            else "below"
+            if self.gain.high < 0
+            else "not told apart from"
+        )
+        chance = (
+            "above"
+            if self.accuracy.low > 0.5
+            else "below"
+            if self.accuracy.high < 0.5
+            else "not told apart from"
+        )
         return "\n".join(
             [
                 f"accuracy             {self.accuracy}: {chance} chance",
-                f"{'longer wins' if self.direction > 0 else 'shorter wins':<20} {self.length_baseline}",
+                (
+                    f"{'longer wins' if self.direction > 0 else 'shorter wins':<20}"
+                    f" {self.length_baseline}"
+                ),
                 f"gain over length     {self.gain}: {verdict} the length-only baseline",
                 f"calibration error    {self.calibration_error:.3f}",
                 f"length correlation   {self.length_correlation:+.3f}",
@@ -123,12 +173,17 @@ def report_pairs(
     clusters: Sequence[Hashable] | None = None,
     bins: int = 5,
 ) -> PairReport:
-    """Everything an evaluation of a reward model says of held-out pairs. Position i of every column is one pair.
+    """Everything an evaluation of a reward model says of held-out pairs. Position i of every column
+    is one pair.
 
-    direction: the length baseline's, from `length_direction` on training pairs (1 if not fitted). clusters: the prompt of each pair;
-    with several pairs a prompt all intervals resample prompts, else accuracy has Wilson's. Ties count half everywhere.
+    direction: the length baseline's, from `length_direction` on training pairs (1 if not fitted).
+    clusters: the prompt of each pair; with several pairs a prompt all intervals resample prompts,
+    else accuracy has Wilson's. Ties count half everywhere.
     """
-    gap, length = _difference(chosen, rejected), direction * _difference(chosen_length, rejected_length)
+    gap, length = (
+        _difference(chosen, rejected),
+        direction * _difference(chosen_length, rejected_length),
+    )
     if len(gap) != len(length) or not len(gap):
         raise ValueError(f"{len(gap)} scored pairs and {len(length)} with lengths")
     confidence, right = pair_forecasts(gap)
@@ -147,7 +202,9 @@ def report_pairs(
 
 
 def share(right: Numbers, clusters: Sequence[Hashable] | None = None) -> Interval:
-    """A share of right answers: Wilson's interval, or where prompts come several times the bootstrap over prompts."""
+    """A share of right answers: Wilson's interval, or where prompts come several times the
+    bootstrap over prompts.
+    """
     values = np.asarray(right, dtype=float)
     if clusters is None or len(set(clusters)) == len(values):
         return wilson(float(values.sum()), len(values))

@@ -1,4 +1,6 @@
-"""One annotator against the crowd: votes as columns, the crowd's median and spread, tests, and family-wise flags."""
+"""One annotator against the crowd: votes as columns, the crowd's median and spread, tests, and
+family-wise flags.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,19 @@ from scipy.stats import binom, norm
 LABELS = ("a", "tie", "b")
 SLOTS = ("left", "tie", "right")
 MAD = 1.4826
-"""1 / normal quantile of 3/4: the median absolute deviation times this is the standard deviation of a normal sample."""
+"""1 / normal quantile of 3/4: the median absolute deviation times this is the standard deviation of
+a normal sample.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One answer to "which is better?". `label` names the response ("a", "tie", "b"), `slot_label` the place it was shown in.
+    """One answer to "which is better?". `label` names the response ("a", "tie", "b"), `slot_label`
+    the place it was shown in.
 
-    seconds: active time, words: how much there was to read, model_label: what a language model answered on the item, pasted: the
-    fraction of a written rationale that was pasted. None where not known. Votes of one annotator come in the order they were given.
+    seconds: active time, words: how much there was to read, model_label: what a language model
+    answered on the item, pasted: the fraction of a written rationale that was pasted. None where
+    not known. Votes of one annotator come in the order they were given.
     """
 
     item: Hashable
@@ -36,9 +42,11 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One sign: its value, how many standard errors it lies from its reference (`z`), its chance under honesty (`p`), and the flag.
+    """One sign: its value, how many standard errors it lies from its reference (`z`), its chance
+    under honesty (`p`), and the flag.
 
-    What cannot be computed or tested is None, `reason` says why, and it is never flagged. A binomial test has p and no z.
+    What cannot be computed or tested is None, `reason` says why, and it is never flagged. A
+    binomial test has p and no z.
     """
 
     value: float | None
@@ -50,7 +58,9 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Votes as columns. `rows[k]` are the positions of annotator k's votes in the order given, `n[k]` their number; model -1: none."""
+    """Votes as columns. `rows[k]` are the positions of annotator k's votes in the order given,
+    `n[k]` their number; model -1: none.
+    """
 
     votes: Sequence[Vote]
     names: list[Hashable]
@@ -69,10 +79,19 @@ class Crowd:
         if not votes:
             raise ValueError("a panel needs at least one vote")
         for vote in votes:
-            if vote.label not in LABELS or vote.slot_label not in SLOTS or vote.model_label not in (*LABELS, None):
-                raise ValueError(f"{vote}: labels are {LABELS}, slots {SLOTS}, the model's label one of {LABELS} or None")
+            if (
+                vote.label not in LABELS
+                or vote.slot_label not in SLOTS
+                or vote.model_label not in (*LABELS, None)
+            ):
+                raise ValueError(
+                    f"{vote}: labels are {LABELS}, slots {SLOTS}, the model's label one of {LABELS}"
+                    " or None"
+                )
         if len({(vote.item, vote.annotator) for vote in votes}) < len(votes):
-            raise ValueError("an annotator voted twice on one item; keep the last revision of each vote")
+            raise ValueError(
+                "an annotator voted twice on one item; keep the last revision of each vote"
+            )
         items = {name: k for k, name in enumerate(dict.fromkeys(vote.item for vote in votes))}
         names = {name: k for k, name in enumerate(dict.fromkeys(vote.annotator for vote in votes))}
         annotator = np.array([names[vote.annotator] for vote in votes])
@@ -84,7 +103,12 @@ class Crowd:
             annotator,
             np.array([LABELS.index(vote.label) for vote in votes]),
             np.array([SLOTS.index(vote.slot_label) for vote in votes]),
-            np.array([-1 if vote.model_label is None else LABELS.index(vote.model_label) for vote in votes]),
+            np.array(
+                [
+                    -1 if vote.model_label is None else LABELS.index(vote.model_label)
+                    for vote in votes
+                ]
+            ),
             [np.flatnonzero(annotator == k) for k in range(len(names))],
             n,
             n >= least_votes,
@@ -96,19 +120,36 @@ class Crowd:
         np.add.at(counts, (self.annotator, self.slot), 1)
         return counts
 
-    def shown(self, value: Callable[[int], float | None], nothing: str, enough: np.ndarray | None = None) -> list[Signal]:
-        """One signal per annotator, untested so far: `nothing` is the reason for None, and few votes are a reason not to test."""
+    def shown(
+        self, value: Callable[[int], float | None], nothing: str, enough: np.ndarray | None = None
+    ) -> list[Signal]:
+        """One signal per annotator, untested so far: `nothing` is the reason for None, and few
+        votes are a reason not to test.
+        """
         signs = []
         for k, fine in enumerate(self.tested if enough is None else enough):
             x = value(k)
-            signs.append(Signal(x, reason=nothing if x is None else "" if fine else f"{self.n[k]} votes are too few to test"))
+            signs.append(
+                Signal(
+                    x,
+                    reason=(
+                        nothing
+                        if x is None
+                        else ""
+                        if fine
+                        else f"{self.n[k]} votes are too few to test"
+                    ),
+                )
+            )
         return signs
 
 
 def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray | None:
-    """(x - median) / (1.4826 median |x - median|), or None where half of the values or more are equal. Take the log of times first.
+    """(x - median) / (1.4826 median |x - median|), or None where half of the values or more are
+    equal. Take the log of times first.
 
-    Times 41 38 45 52 39 44 40 47 43 3: the 3 seconds have z -24.88 on the log scale, the next 2.02. Iglewicz and Hoaglin 1993.
+    Times 41 38 45 52 39 44 40 47 43 3: the 3 seconds have z -24.88 on the log scale, the next 2.02.
+    Iglewicz and Hoaglin 1993.
     """
     x = np.asarray(values, dtype=float)
     if not len(x):
@@ -118,11 +159,14 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray | None:
 
 
 def runs_z(labels: Sequence[Hashable]) -> float | None:
-    """How many more runs of equal answers a sequence has than a shuffled one, in standard deviations; None if all are equal.
+    """How many more runs of equal answers a sequence has than a shuffled one, in standard
+    deviations; None if all are equal.
 
-        E = (n(n + 1) - s2) / n,    Var = (s2 (s2 + n(n + 1)) - 2 n s3 - n^3) / (n^2 (n - 1)),    s_p = sum over labels of count^p
+        E = (n(n + 1) - s2) / n,    Var = (s2 (s2 + n(n + 1)) - 2 n s3 - n^3) / (n^2 (n - 1)),
+        s_p = sum over labels of count^p
 
-    Left right left right ... is far above 0, long blocks far below. Wald and Wolfowitz 1940; Barton and David 1957 for k labels.
+    Left right left right ... is far above 0, long blocks far below. Wald and Wolfowitz 1940; Barton
+    and David 1957 for k labels.
     """
     kinds: dict[Hashable, int] = {}
     for label in labels:
@@ -134,10 +178,12 @@ def runs_z(labels: Sequence[Hashable]) -> float | None:
 
 
 def spread(value: np.ndarray, error: np.ndarray) -> tuple[float, float]:
-    """The crowd's median m and its true spread tau beyond sampling error, neither moved by a few cheaters.
+    """The crowd's median m and its true spread tau beyond sampling error, neither moved by a few
+    cheaters.
 
-    tau makes the median of (x - m)^2 / (error^2 + tau^2) that of chi-squared with one degree of freedom, .4549; 0 if it is less already.
-    A robust form of the moment estimate of random-effects meta-analysis (Paule and Mandel 1982).
+    tau makes the median of (x - m)^2 / (error^2 + tau^2) that of chi-squared with one degree of
+    freedom, .4549; 0 if it is less already. A robust form of the moment estimate of random-effects
+    meta-analysis (Paule and Mandel 1982).
     """
     middle = float(np.median(value))
     squares, target = (value - middle) ** 2, norm.ppf(0.75) ** 2
@@ -150,18 +196,31 @@ def spread(value: np.ndarray, error: np.ndarray) -> tuple[float, float]:
     return middle, high
 
 
-def against(signs: list[Signal], value: np.ndarray, error: np.ndarray, side: int, *, least: float | None = None) -> list[Signal]:
-    """Adds z and p to the signals that have no reason not to be tested, against the crowd of just these.
+def against(
+    signs: list[Signal],
+    value: np.ndarray,
+    error: np.ndarray,
+    side: int,
+    *,
+    least: float | None = None,
+) -> list[Signal]:
+    """Adds z and p to the signals that have no reason not to be tested, against the crowd of just
+    these.
 
-        z = (x - m) / sqrt(error^2 + tau^2),    or, with `least`, where that is the sharper against x = 0,    z = (x - least m) / error
+        z = (x - m) / sqrt(error^2 + tau^2),    or, with `least`, where that is the sharper against
+        x = 0,    z = (x - least m) / error
 
-    The second asks whether x lies below the share `least` of the crowd's median: in a crowd whose skill varies much, one who guesses is
-    no outlier of the spread. Which is asked depends on the crowd and the number of votes, not on x. side: -1 low is bad, 1 high is
-    bad, 0 both are. Fewer than 4 annotators are no crowd.
+    The second asks whether x lies below the share `least` of the crowd's median: in a crowd whose
+    skill varies much, one who guesses is no outlier of the spread. Which is asked depends on the
+    crowd and the number of votes, not on x. side: -1 low is bad, 1 high is bad, 0 both are. Fewer
+    than 4 annotators are no crowd.
     """
     fine = np.flatnonzero([not sign.reason for sign in signs])
     if len(fine) < 4:
-        return [sign if sign.reason else replace(sign, reason="fewer than 4 annotators to compare with") for sign in signs]
+        return [
+            sign if sign.reason else replace(sign, reason="fewer than 4 annotators to compare with")
+            for sign in signs
+        ]
     middle, tau = spread(value[fine], error[fine])
     tested = list(signs)
     for k in fine:
@@ -170,24 +229,34 @@ def against(signs: list[Signal], value: np.ndarray, error: np.ndarray, side: int
             z = float(value[k] - middle) / wide
         else:
             z = float(value[k] - least * middle) / narrow
-        tested[k] = replace(signs[k], z=z, p=float(2 * norm.sf(abs(z)) if side == 0 else norm.sf(side * z)))
+        tested[k] = replace(
+            signs[k], z=z, p=float(2 * norm.sf(abs(z)) if side == 0 else norm.sf(side * z))
+        )
     return tested
 
 
-def above(signs: list[Signal], hits: Sequence[int], trials: Sequence[int], tolerated: float) -> list[Signal]:
-    """Adds p of the exact binomial test that an annotator's share of hits exceeds the tolerated share."""
+def above(
+    signs: list[Signal], hits: Sequence[int], trials: Sequence[int], tolerated: float
+) -> list[Signal]:
+    """Adds p of the exact binomial test that an annotator's share of hits exceeds the tolerated
+    share.
+    """
     return [
         sign if sign.reason else replace(sign, p=float(binom.sf(hit - 1, trial, tolerated)))
         for sign, hit, trial in zip(signs, hits, trials, strict=True)
     ]
 
 
-def beyond_chance(crowd: Crowd, score: np.ndarray, known: np.ndarray, nothing: str) -> tuple[list[Signal], np.ndarray, np.ndarray]:
-    """Signals, values [W] and errors [W] of: own labels' mean score on their own items minus on the annotator's other items.
+def beyond_chance(
+    crowd: Crowd, score: np.ndarray, known: np.ndarray, nothing: str
+) -> tuple[list[Signal], np.ndarray, np.ndarray]:
+    """Signals, values [W] and errors [W] of: own labels' mean score on their own items minus on the
+    annotator's other items.
 
-    score [V, K]: what each label would earn on the item of each vote; known [V]: whether the item counts. An always equal answer
-    earns exactly 0. The error of n votes is sd / sqrt(n) with the crowd's median sd per vote: such an annotator has none of their own.
-    Shnayder et al. 2016, arXiv:1603.03151 (correlated agreement).
+    score [V, K]: what each label would earn on the item of each vote; known [V]: whether the item
+    counts. An always equal answer earns exactly 0. The error of n votes is sd / sqrt(n) with the
+    crowd's median sd per vote: such an annotator has none of their own. Shnayder et al. 2016,
+    arXiv:1603.03151 (correlated agreement).
     """
     value, sd = np.full(len(crowd.names), np.nan), np.full(len(crowd.names), np.nan)
     count = np.zeros(len(crowd.names))
@@ -201,12 +270,15 @@ def beyond_chance(crowd: Crowd, score: np.ndarray, known: np.ndarray, nothing: s
         value[k], sd[k] = gained.mean() * n / (n - 1), gained.std()
     signs = crowd.shown(lambda k: None if np.isnan(value[k]) else float(value[k]), nothing)
     used = crowd.tested & ~np.isnan(sd)
-    error = (float(np.median(sd[used])) if used.any() else 0.0) / np.sqrt(np.maximum(count, 1)) + 1e-9
+    error = (float(np.median(sd[used])) if used.any() else 0.0) / np.sqrt(
+        np.maximum(count, 1)
+    ) + 1e-9
     return signs, value, error
 
 
 def flagged(signs: list[Signal], alpha: float) -> list[Signal]:
-    """Holm's procedure over annotators: flag in order of p while p <= alpha / (tests left). Where all are honest, any flag at all has
+    """Holm's procedure over annotators: flag in order of p while p <= alpha / (tests left). Where
+    all are honest, any flag at all has
     a chance of at most alpha. Holm 1979, Scandinavian Journal of Statistics 6:65."""
     tests = sorted((sign.p, k) for k, sign in enumerate(signs) if sign.p is not None)
     marked = list(signs)

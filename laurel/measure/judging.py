@@ -1,4 +1,6 @@
-"""What a judge's verdicts are worth: pull of the first slot, agreement with people, exact tests, win rates from both, and pay per hour."""
+"""What a judge's verdicts are worth: pull of the first slot, agreement with people, exact tests,
+win rates from both, and pay per hour.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MOST_TURNS = 3e7
 
 @dataclass(frozen=True, slots=True)
 class SlotBias:
-    """The share of first-slot wins among decided verdicts with its interval, and the exact two-sided p against one half."""
+    """The share of first-slot wins among decided verdicts with its interval, and the exact
+    two-sided p against one half.
+    """
 
     share: Interval
     p: float
@@ -27,10 +31,12 @@ class SlotBias:
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """A judge asked in both orders. Counts: pairs with two valid verdicts, and `invalid` pairs left out; ties are valid.
+    """A judge asked in both orders. Counts: pairs with two valid verdicts, and `invalid` pairs left
+    out; ties are valid.
 
-    consistency: the same verdict in both orders. first: first-slot wins among all decided verdicts of valid pairs. inconsistent:
-    among pairs whose verdicts name different winners, how often the first slot won both times; exact p. None where there are none.
+    consistency: the same verdict in both orders. first: first-slot wins among all decided verdicts
+    of valid pairs. inconsistent: among pairs whose verdicts name different winners, how often the
+    first slot won both times; exact p. None where there are none.
     """
 
     pairs: int
@@ -41,19 +47,27 @@ class PositionBias:
 
 
 def slot_bias(first: int, second: int, *, level: float = 0.95) -> SlotBias | None:
-    """How often the first slot won, against 1/2: exact binomial. None where nothing was decided. Ties are left out by the caller."""
+    """How often the first slot won, against 1/2: exact binomial. None where nothing was decided.
+    Ties are left out by the caller.
+    """
     if first < 0 or second < 0:
         raise ValueError(f"counts of wins are 0 or more, got {first} and {second}")
     if first + second == 0:
         return None
-    return SlotBias(wilson(first, first + second, level=level), float(binomtest(first, first + second).pvalue))
+    return SlotBias(
+        wilson(first, first + second, level=level), float(binomtest(first, first + second).pvalue)
+    )
 
 
-def clustered_slot_bias(first: Sequence[bool], items: Sequence[Hashable], *, level: float = 0.95) -> SlotBias | None:
-    """The same of verdicts of which several are about one item: did the first slot win? Items are independent, their votes need not be.
+def clustered_slot_bias(
+    first: Sequence[bool], items: Sequence[Hashable], *, level: float = 0.95
+) -> SlotBias | None:
+    """The same of verdicts of which several are about one item: did the first slot win? Items are
+    independent, their votes need not be.
 
-    p: how often turning round all verdicts of items, each with chance 1/2, gives as large a gap of wins; all 2^items turns are counted,
-    exactly. With one verdict an item it is the binomial test. None without a verdict.
+    p: how often turning round all verdicts of items, each with chance 1/2, gives as large a gap of
+    wins; all 2^items turns are counted, exactly. With one verdict an item it is the binomial test.
+    None without a verdict.
     """
     if not len(first):
         return None
@@ -65,10 +79,15 @@ def clustered_slot_bias(first: Sequence[bool], items: Sequence[Hashable], *, lev
 
 
 def _turned(gaps: Sequence[int]) -> float:
-    """P(|sum of +-gap| >= |sum of gaps|) with even signs; normal where counting all would take long."""
+    """P(|sum of +-gap| >= |sum of gaps|) with even signs; normal where counting all would take
+    long.
+    """
     sizes = sorted(Counter(abs(gap) for gap in gaps if gap).items())
     lengths = np.cumsum([2 * size * count for size, count in sizes])
-    if sum(before * count for before, (_, count) in zip(lengths, sizes[1:], strict=False)) > MOST_TURNS:
+    if (
+        sum(before * count for before, (_, count) in zip(lengths, sizes[1:], strict=False))
+        > MOST_TURNS
+    ):
         return float(2 * norm.sf(abs(sum(gaps)) / sqrt(sum(gap * gap for gap in gaps))))
     chance = np.ones(1)  # of each sum, from -reach to reach
     for size, count in sizes:
@@ -80,11 +99,14 @@ def _turned(gaps: Sequence[int]) -> float:
     return float(min(1.0, max(chance[far].sum(), 0.0)))
 
 
-def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95) -> PositionBias:
-    """Verdicts "a", "tie", "b" on the responses themselves, None for an invalid one: `straight` with a shown first, `swapped` with b first.
+def position_bias(
+    straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95
+) -> PositionBias:
+    """Verdicts "a", "tie", "b" on the responses themselves, None for an invalid one: `straight`
+    with a shown first, `swapped` with b first.
 
-    C = #(same verdict in both orders) / #(both valid). An invalid verdict is no tie: its pair is left out and counted. Wang et al. 2023,
-    arXiv:2305.17926; Zheng et al. 2023, arXiv:2306.05685.
+    C = #(same verdict in both orders) / #(both valid). An invalid verdict is no tie: its pair is
+    left out and counted. Wang et al. 2023, arXiv:2305.17926; Zheng et al. 2023, arXiv:2306.05685.
     """
     pairs = list(zip(straight, swapped, strict=True))
     strange = {verdict for pair in pairs for verdict in pair} - {"a", "tie", "b", None}
@@ -92,7 +114,12 @@ def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None],
         raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
     valid = [pair for pair in pairs if None not in pair]
     count = Counter(valid)
-    won = [(verdict == winner, n) for n, pair in enumerate(valid) for verdict, winner in zip(pair, "ab", strict=True) if verdict != "tie"]
+    won = [
+        (verdict == winner, n)
+        for n, pair in enumerate(valid)
+        for verdict, winner in zip(pair, "ab", strict=True)
+        if verdict != "tie"
+    ]
     same = sum(count[verdict, verdict] for verdict in ("a", "tie", "b"))
     return PositionBias(
         len(valid),
@@ -105,7 +132,9 @@ def position_bias(straight: Sequence[str | None], swapped: Sequence[str | None],
 
 @dataclass(frozen=True, slots=True)
 class JudgeMetrics:
-    """AlpacaEval's four numbers of an evaluator, each a share, None with the `reason` where undefined; n items."""
+    """AlpacaEval's four numbers of an evaluator, each a share, None with the `reason` where
+    undefined; n items.
+    """
 
     agreement: float | None
     bias: float | None
@@ -115,44 +144,73 @@ class JudgeMetrics:
 
 
 def leave_one_out(ratings: Sequence[Sequence[Hashable]]) -> float | None:
-    """How often a rater agrees with the majority of the others on the item, averaged over items and raters; None without two on any item.
+    """How often a rater agrees with the majority of the others on the item, averaged over items and
+    raters; None without two on any item.
 
-    A majority of several is drawn among them with equal chance, exactly. AlpacaEval's human agreement: Dubois et al. 2023,
-    arXiv:2305.14387.
+    A majority of several is drawn among them with equal chance, exactly. AlpacaEval's human
+    agreement: Dubois et al. 2023, arXiv:2305.14387.
     """
     shares = [
-        np.mean([_hit(own, [*item[:k], *item[k + 1 :]]) for k, own in enumerate(item)]) for item in map(list, ratings) if len(item) > 1
+        np.mean([_hit(own, [*item[:k], *item[k + 1 :]]) for k, own in enumerate(item)])
+        for item in map(list, ratings)
+        if len(item) > 1
     ]
     return float(np.mean(shares)) if shares else None
 
 
-def judge_metrics(judge: Sequence[Sequence[Hashable]], humans: Sequence[Sequence[Hashable]]) -> JudgeMetrics:
+def judge_metrics(
+    judge: Sequence[Sequence[Hashable]], humans: Sequence[Sequence[Hashable]]
+) -> JudgeMetrics:
     """Row i: the judge's repeated verdicts and the people's votes on item i.
 
-    agreement: a verdict with the majority of all people but one, over verdicts and who is left out, as people are scored themselves by
-    `leave_one_out`. bias: the judge's majority against the people's, the share of disagreement. variance: 1 - `leave_one_out` of the
-    judge's own verdicts. Majorities of several count their share. Dubois et al. 2023, arXiv:2305.14387.
+    agreement: a verdict with the majority of all people but one, over verdicts and who is left out,
+    as people are scored themselves by
+    `leave_one_out`. bias: the judge's majority against the people's, the share of disagreement.
+    variance: 1 - `leave_one_out` of the judge's own verdicts. Majorities of several count their
+    share. Dubois et al. 2023, arXiv:2305.14387.
     """
-    rows = [(list(one), list(two)) for one, two in zip(judge, humans, strict=True) if len(one) and len(two) > 1]
+    rows = [
+        (list(one), list(two))
+        for one, two in zip(judge, humans, strict=True)
+        if len(one) and len(two) > 1
+    ]
     if not rows:
         return JudgeMetrics(None, None, None, 0, "no item has a verdict and two human votes")
-    agreement = [np.mean([_hit(v, [*two[:k], *two[k + 1 :]]) for v in one for k in range(len(two))]) for one, two in rows]
+    agreement = [
+        np.mean([_hit(v, [*two[:k], *two[k + 1 :]]) for v in one for k in range(len(two))])
+        for one, two in rows
+    ]
     bias = [1 - np.mean([_hit(mode, two) for mode in _modes(one)]) for one, two in rows]
     same = leave_one_out([one for one, _ in rows])
     reason = "" if same is not None else "one verdict per item: no variance"
-    return JudgeMetrics(float(np.mean(agreement)), float(np.mean(bias)), None if same is None else 1 - same, len(rows), reason)
+    return JudgeMetrics(
+        float(np.mean(agreement)),
+        float(np.mean(bias)),
+        None if same is None else 1 - same,
+        len(rows),
+        reason,
+    )
 
 
 def preference(
-    verdicts: Sequence[str], first: Sequence[float], second: Sequence[float], items: Sequence[Hashable] | None = None
+    verdicts: Sequence[str],
+    first: Sequence[float],
+    second: Sequence[float],
+    items: Sequence[Hashable] | None = None,
 ) -> Interval | None:
-    """How often the response with more of something won: lengths for P(prefer longer), 1 and 0 for P(prefer list), slots for first.
+    """How often the response with more of something won: lengths for P(prefer longer), 1 and 0 for
+    P(prefer list), slots for first.
 
-    verdicts "a" or "b" (ties left out), with that something of a and of b. Rows where both have the same say nothing. None if all do.
+    verdicts "a" or "b" (ties left out), with that something of a and of b. Rows where both have the
+    same say nothing. None if all do.
     items: of each verdict; several on one item are not independent. Without it each row is an item.
     """
     named = range(len(verdicts)) if items is None else items
-    rows = [(v, a, b, item) for v, a, b, item in zip(verdicts, first, second, named, strict=True) if v in ("a", "b") and a != b]
+    rows = [
+        (v, a, b, item)
+        for v, a, b, item in zip(verdicts, first, second, named, strict=True)
+        if v in ("a", "b") and a != b
+    ]
     hits = [float((v == "a") == (a > b)) for v, a, b, _ in rows]
     if items is None:
         return wilson(sum(hits), len(hits)) if hits else None
@@ -160,14 +218,17 @@ def preference(
 
 
 def sign_test(wins: int, n: int) -> float:
-    """Exact two-sided p of `wins` of n decided pairs against one half. 15 of 20: .04139. Arbuthnot 1710."""
+    """Exact two-sided p of `wins` of n decided pairs against one half. 15 of 20: .04139. Arbuthnot
+    1710.
+    """
     if not 0 <= wins <= n or n < 1:
         raise ValueError(f"{wins} wins of {n} decided pairs")
     return float(binomtest(wins, n).pvalue)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float | None:
-    """Two judges on the same items: exact p that those right where the other is wrong are split evenly. 10 against 2: .03857.
+    """Two judges on the same items: exact p that those right where the other is wrong are split
+    evenly. 10 against 2: .03857.
 
     None where the two never differ. McNemar 1947.
     """
@@ -176,13 +237,22 @@ def mcnemar_exact(only_first: int, only_second: int) -> float | None:
     return sign_test(only_first, only_first + only_second) if only_first + only_second else None
 
 
-def votes_needed(share: float, *, against: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Independent votes to tell a true share from another by a two-sided test: ((z_a sqrt(q0) + z_b sqrt(q1)) / (p1 - p0))^2.
+def votes_needed(
+    share: float, *, against: float = 0.5, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Independent votes to tell a true share from another by a two-sided test: ((z_a sqrt(q0) + z_b
+    sqrt(q1)) / (p1 - p0))^2.
 
-    q = p (1 - p). 55 % against 50 % at 80 % power: 783. Votes on one prompt are not independent: this is a lower bound. Fleiss 1981.
+    q = p (1 - p). 55 % against 50 % at 80 % power: 783. Votes on one prompt are not independent:
+    this is a lower bound. Fleiss 1981.
     """
-    if not (0 < share < 1 and 0 < against < 1 and share != against and 0 < alpha < 1 and 0 < power < 1):
-        raise ValueError(f"two different shares, a power and an alpha between 0 and 1: {share}, {against}, {power}, {alpha}")
+    if not (
+        0 < share < 1 and 0 < against < 1 and share != against and 0 < alpha < 1 and 0 < power < 1
+    ):
+        raise ValueError(
+            f"two different shares, a power and an alpha between 0 and 1: {share}, {against},"
+            f" {power}, {alpha}"
+        )
     z = NormalDist().inv_cdf
     reach = z(1 - alpha / 2) * sqrt(against * (1 - against)) + z(power) * sqrt(share * (1 - share))
     return ceil((reach / (share - against)) ** 2)
@@ -190,7 +260,9 @@ def votes_needed(share: float, *, against: float = 0.5, power: float = 0.8, alph
 
 @dataclass(frozen=True, slots=True)
 class PPI:
-    """A mean from few human labels and many judge verdicts, the lambda used, and the interval of the human labels alone beside it."""
+    """A mean from few human labels and many judge verdicts, the lambda used, and the interval of
+    the human labels alone beside it.
+    """
 
     estimate: Interval
     weight: float
@@ -198,19 +270,36 @@ class PPI:
 
 
 def ppi(
-    labels: Sequence[float], judged: Sequence[float], judged_rest: Sequence[float], *, weight: float | None = None, level: float = 0.95
+    labels: Sequence[float],
+    judged: Sequence[float],
+    judged_rest: Sequence[float],
+    *,
+    weight: float | None = None,
+    level: float = 0.95,
 ) -> PPI:
-    """Prediction-powered mean: lambda mean(f, rest) + mean(y - lambda f, labelled), normal interval.
+    """Prediction-powered mean: lambda mean(f, rest) + mean(y - lambda f, labelled), normal
+    interval.
 
-        Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,    lambda* = Cov(y, f) / ((1 + n / N) Var(f))
+        Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,    lambda* = Cov(y, f) / ((1 + n /
+        N) Var(f))
 
-    `judged` are the judge's values on the labelled items, `judged_rest` on the others, drawn from the same population. Valid however bad
-    the judge is: one who knows nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if estimated, 1 is plain PPI.
-    y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023, arXiv:2301.09633 and 2311.01453 (PPI++).
+    `judged` are the judge's values on the labelled items, `judged_rest` on the others, drawn from
+    the same population. Valid however bad
+    the judge is: one who knows nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if
+    estimated, 1 is plain PPI. y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023,
+    arXiv:2301.09633 and 2311.01453 (PPI++).
     """
     y, f, rest = (np.asarray(column, dtype=float) for column in (labels, judged, judged_rest))
-    if y.shape != f.shape or len(y) < 2 or not len(rest) or not all(np.isfinite(column).all() for column in (y, f, rest)):
-        raise ValueError(f"two or more finite labels with the judge's values on the same, and others: {len(y)}, {len(f)}, {len(rest)}")
+    if (
+        y.shape != f.shape
+        or len(y) < 2
+        or not len(rest)
+        or not all(np.isfinite(column).all() for column in (y, f, rest))
+    ):
+        raise ValueError(
+            f"two or more finite labels with the judge's values on the same, and others: {len(y)},"
+            f" {len(f)}, {len(rest)}"
+        )
     n, size = len(y), len(rest)
     if weight is None:
         spread = float(np.concatenate([f, rest]).var())
@@ -220,15 +309,24 @@ def ppi(
         raise ValueError(f"lambda is a finite number, got {weight}")
     z = NormalDist().inv_cdf((1 + level) / 2)
     value = weight * float(rest.mean()) + float((y - weight * f).mean())
-    half = z * sqrt(weight**2 * (float(rest.var(ddof=1)) / size if size > 1 else 0.0) + float((y - weight * f).var(ddof=1)) / n)
+    half = z * sqrt(
+        weight**2 * (float(rest.var(ddof=1)) / size if size > 1 else 0.0)
+        + float((y - weight * f).var(ddof=1)) / n
+    )
     alone = z * sqrt(float(y.var(ddof=1)) / n)
     mean = float(y.mean())
-    return PPI(Interval(value, value - half, value + half, n, level), weight, Interval(mean, mean - alone, mean + alone, n, level))
+    return PPI(
+        Interval(value, value - half, value + half, n, level),
+        weight,
+        Interval(mean, mean - alone, mean + alone, n, level),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Hourly:
-    """Pay per hour of active time: of the median worker-task, and at the slowest tenth; `n` tasks."""
+    """Pay per hour of active time: of the median worker-task, and at the slowest tenth; `n`
+    tasks.
+    """
 
     median: float
     slowest: float
@@ -236,16 +334,32 @@ class Hourly:
 
 
 def hourly(reward: float | Sequence[float], seconds: Sequence[float]) -> Hourly:
-    """reward * 3600 / active seconds, of each task: the median, and the 10th percentile, which the slowest tenth does not reach.
+    """reward * 3600 / active seconds, of each task: the median, and the 10th percentile, which the
+    slowest tenth does not reach.
 
-    $300 for 1000 at 36.8 s: $29.35. Refuses times of 0 and below: unknown times are left out by the caller, never counted as fast.
+    $300 for 1000 at 36.8 s: $29.35. Refuses times of 0 and below: unknown times are left out by the
+    caller, never counted as fast.
     """
     times = np.asarray(seconds, dtype=float)
-    pay = np.broadcast_to(np.asarray(reward, dtype=float), times.shape) if np.ndim(reward) == 0 else np.asarray(reward, dtype=float)
-    if times.ndim != 1 or not len(times) or pay.shape != times.shape or not (np.isfinite(times).all() and np.isfinite(pay).all()):
-        raise ValueError(f"one reward, or one per time, and at least one time: shapes {pay.shape} and {times.shape}")
+    pay = (
+        np.broadcast_to(np.asarray(reward, dtype=float), times.shape)
+        if np.ndim(reward) == 0
+        else np.asarray(reward, dtype=float)
+    )
+    if (
+        times.ndim != 1
+        or not len(times)
+        or pay.shape != times.shape
+        or not (np.isfinite(times).all() and np.isfinite(pay).all())
+    ):
+        raise ValueError(
+            f"one reward, or one per time, and at least one time: shapes {pay.shape} and"
+            f" {times.shape}"
+        )
     if (times <= 0).any() or (pay < 0).any():
-        raise ValueError("times are above 0 and rewards not negative; leave tasks of unknown time out")
+        raise ValueError(
+            "times are above 0 and rewards not negative; leave tasks of unknown time out"
+        )
     rate = pay * 3600 / times
     return Hourly(float(np.median(rate)), float(np.quantile(rate, 0.1)), len(rate))
 

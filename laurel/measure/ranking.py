@@ -1,7 +1,9 @@
-"""From comparisons to a ranking: Bradley-Terry with ties and a first-slot term, Plackett-Luce, Elo, and rank correlations.
+"""From comparisons to a ranking: Bradley-Terry with ties and a first-slot term, Plackett-Luce, Elo,
+and rank correlations.
 
-The likelihoods are concave, so Newton's method finds the one maximum, where there is one: it exists exactly when no group of items
-beats all others without ever losing (Ford 1957). Else the groups are reported and no number is invented.
+The likelihoods are concave, so Newton's method finds the one maximum, where there is one: it exists
+exactly when no group of items beats all others without ever losing (Ford 1957). Else the groups are
+reported and no number is invented.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ Matrix = Sequence[Sequence[float]] | np.ndarray
 class Ranking:
     """Abilities of n items, `log_ability` with mean 0, or None with the `reason`.
 
-    probability: exp(log_ability), summing to 1. error: standard errors of the log-abilities, from the inverse of the information
-    matrix `covariance`, or from leaving out clusters where there are `clusters` of them. tie: Davidson's nu. slot: the first slot's
-    advantage in logits and `slot_error`. n: comparisons (or rankings), weights summed. components: the groups within which every item
-    can be reached from every other by wins; one group if all is well, else the strongest first where they are ordered.
+    probability: exp(log_ability), summing to 1. error: standard errors of the log-abilities, from
+    the inverse of the information matrix `covariance`, or from leaving out clusters where there are
+    `clusters` of them. tie: Davidson's nu. slot: the first slot's advantage in logits and
+    `slot_error`. n: comparisons (or rankings), weights summed. components: the groups within which
+    every item can be reached from every other by wins; one group if all is well, else the strongest
+    first where they are ordered.
     """
 
     names: tuple[Hashable, ...]
@@ -48,7 +52,9 @@ class Ranking:
     clusters: int | None = None
 
     def difference(self, first: Hashable, second: Hashable, *, level: float = 0.95) -> Interval:
-        """log-ability of `first` minus that of `second`, with its interval. Times 400 / ln 10 it is a gap in Elo points."""
+        """log-ability of `first` minus that of `second`, with its interval. Times 400 / ln 10 it is
+        a gap in Elo points.
+        """
         if self.log_ability is None or self.covariance is None:
             raise ValueError(f"there are no abilities to compare: {self.reason}")
         i, j = self.names.index(first), self.names.index(second)
@@ -58,32 +64,48 @@ class Ranking:
         return Interval(value, value - half, value + half, self.clusters or round(self.n), level)
 
     def reach(self, level: float = 0.95) -> float:
-        """Half the width of an interval in standard errors: the normal quantile, or Student's t with one cluster less than there are."""
+        """Half the width of an interval in standard errors: the normal quantile, or Student's t
+        with one cluster less than there are.
+        """
         if self.clusters is None:
             return NormalDist().inv_cdf((1 + level) / 2)
         return float(student.ppf((1 + level) / 2, self.clusters - 1)) if self.clusters > 1 else inf
 
     def elo(self, *, anchor: float = 1000.0) -> np.ndarray | None:
-        """Abilities in Elo points around `anchor`: 400 / ln 10 per logit, so that 7 wins to 3 are 147.19 apart."""
+        """Abilities in Elo points around `anchor`: 400 / ln 10 per logit, so that 7 wins to 3 are
+        147.19 apart.
+        """
         return None if self.log_ability is None else anchor + 400 / log(10) * self.log_ability
 
 
-def bradley_terry(wins: Matrix, tied: Matrix | None = None, *, ties: str | None = None, names: Sequence[Hashable] | None = None) -> Ranking:
+def bradley_terry(
+    wins: Matrix,
+    tied: Matrix | None = None,
+    *,
+    ties: str | None = None,
+    names: Sequence[Hashable] | None = None,
+) -> Ranking:
     """P(i beats j) = p_i / (p_i + p_j) from wins[i, j], how often i beat j.
 
-    ties="half" counts a tie as half a win for each; "davidson" adds P(tie) prop nu sqrt(p_i p_j) and fits nu. `tied` is the symmetric
-    table of ties and needs one of the two. 7 to 3: p = (.7, .3). Maximum likelihood; Bradley and Terry 1952, Hunter 2004 (when it
-    exists), Davidson 1970. No abilities, but the components, where the graph of wins is not strongly connected.
+    ties="half" counts a tie as half a win for each; "davidson" adds P(tie) prop nu sqrt(p_i p_j)
+    and fits nu. `tied` is the symmetric table of ties and needs one of the two. 7 to 3: p = (.7,
+    .3). Maximum likelihood; Bradley and Terry 1952, Hunter 2004 (when it exists), Davidson 1970. No
+    abilities, but the components, where the graph of wins is not strongly connected.
     """
     won, drawn = _square(wins, "wins"), None if tied is None else _square(tied, "ties")
     if ties not in (None, "half", "davidson") or (drawn is None) != (ties is None):
-        raise ValueError(f'ties is "half" or "davidson" with a table of ties, and None without one; got {ties!r}')
+        raise ValueError(
+            f'ties is "half" or "davidson" with a table of ties, and None without one; got {ties!r}'
+        )
     size = len(won)
     labels = tuple(range(size)) if names is None else tuple(names)
     if len(labels) != size:
         raise ValueError(f"{len(labels)} names for {size} items")
     if drawn is not None and (drawn.shape != won.shape or not np.array_equal(drawn, drawn.T)):
-        raise ValueError("the table of ties is symmetric and as large as that of wins: tied[i, j] = tied[j, i], each tie once")
+        raise ValueError(
+            "the table of ties is symmetric and as large as that of wins: tied[i, j] = tied[j, i],"
+            " each tie once"
+        )
     drawn = np.zeros_like(won) if drawn is None else drawn
     i, j = np.triu_indices(size, 1)
     met = won[i, j] + won[j, i] + drawn[i, j] > 0
@@ -91,7 +113,14 @@ def bradley_terry(wins: Matrix, tied: Matrix | None = None, *, ties: str | None 
     rows = np.zeros((len(i), size))
     rows[np.arange(len(i)), i], rows[np.arange(len(i)), j] = 1, -1
     half = drawn[i, j] / 2 if ties == "half" else 0.0
-    counts = np.stack([won[i, j] + half, won[j, i] + half, drawn[i, j] if ties == "davidson" else np.zeros(len(i))], 1)
+    counts = np.stack(
+        [
+            won[i, j] + half,
+            won[j, i] + half,
+            drawn[i, j] if ties == "davidson" else np.zeros(len(i)),
+        ],
+        1,
+    )
     return _bradley_terry(labels, rows, counts, won + drawn, davidson=ties == "davidson")
 
 
@@ -104,27 +133,45 @@ def bradley_terry_slots(
     clusters: Sequence[Hashable] | None = None,
     slots: bool = True,
 ) -> Ranking:
-    """logit P(A wins) = b_A - b_B + g s with s = +1 where A was shown first: abilities freed from the slot, and the slot's pull g.
+    """logit P(A wins) = b_A - b_B + g s with s = +1 where A was shown first: abilities freed from
+    the slot, and the slot's pull g.
 
-    Row r: `first[r]` was shown first, `second[r]` second, won[r] is 1 if the first won, 0 if the second did, .5 for a tie, or any soft
-    label between. weights: how much a vote counts (an annotator's skill). clusters: the item of each vote; votes on one item are not
-    independent, and the errors then come from leaving out items (`clustered_covariance`). slots=False: without g. With every pair shown
-    both ways equally g changes nothing but itself. Davidson and Beaver 1977. No numbers where the graph of wins is not strongly
-    connected, or the first slot always won.
+    Row r: `first[r]` was shown first, `second[r]` second, won[r] is 1 if the first won, 0 if the
+    second did, .5 for a tie, or any soft
+    label between. weights: how much a vote counts (an annotator's skill). clusters: the item of
+    each vote; votes on one item are not independent, and the errors then come from leaving out
+    items (`clustered_covariance`). slots=False: without g. With every pair shown both ways equally
+    g changes nothing but itself. Davidson and Beaver 1977. No numbers where the graph of wins is
+    not strongly connected, or the first slot always won.
     """
     share = np.asarray(won, dtype=float)
     weight = np.ones(len(share)) if weights is None else np.asarray(weights, dtype=float)
     if not len(first) == len(second) == len(share) == len(weight) or not len(share):
-        raise ValueError(f"columns of one length, at least one row: {len(first)}, {len(second)}, {len(share)} and {len(weight)}")
-    if not (((share >= 0) & (share <= 1)).all() and np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError(
+            f"columns of one length, at least one row: {len(first)}, {len(second)}, {len(share)}"
+            f" and {len(weight)}"
+        )
+    if not (
+        ((share >= 0) & (share <= 1)).all() and np.isfinite(weight).all() and (weight >= 0).all()
+    ):
         raise ValueError("won lies between 0 and 1 and weights are finite and not negative")
     index = {name: k for k, name in enumerate(dict.fromkeys([*first, *second]))}
     one, two = np.array([index[name] for name in first]), np.array([index[name] for name in second])
     if (one == two).any():
-        raise ValueError(f"row {int((one == two).argmax())} compares {first[int((one == two).argmax())]!r} with itself")
+        raise ValueError(
+            f"row {int((one == two).argmax())} compares {first[int((one == two).argmax())]!r} with"
+            " itself"
+        )
     size = len(index)
     codes, place = np.unique(one * size + two, return_inverse=True)
-    counts = np.stack([np.bincount(place, weight * share), np.bincount(place, weight * (1 - share)), np.zeros(len(codes))], 1)
+    counts = np.stack(
+        [
+            np.bincount(place, weight * share),
+            np.bincount(place, weight * (1 - share)),
+            np.zeros(len(codes)),
+        ],
+        1,
+    )
     rows = np.zeros((len(codes), size + slots))
     rows[np.arange(len(codes)), codes // size], rows[np.arange(len(codes)), codes % size] = 1, -1
     rows[:, size:] = 1
@@ -135,17 +182,29 @@ def bradley_terry_slots(
     return _bradley_terry(tuple(index), rows, counts, beats, slot=slots, around=robust)
 
 
-def plackett_luce(rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[float] | None = None) -> Ranking:
-    """P(a > b > c ...) = product over places of p_chosen / sum of p over those not placed yet; rankings best first, partial ones allowed.
+def plackett_luce(
+    rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[float] | None = None
+) -> Ranking:
+    """P(a > b > c ...) = product over places of p_chosen / sum of p over those not placed yet;
+    rankings best first, partial ones allowed.
 
-    3 times 0>1>2, 2 times 1>0>2, once 0>2>1: (.68775, .26581, .04644). Two items are Bradley-Terry. Plackett 1975; Luce 1959;
-    Hunter 2004 (when the maximum exists). Pairs cut out of one ranking are not independent: keep them together with weight
-    1 / C(K, 2), or fit this.
+    3 times 0>1>2, 2 times 1>0>2, once 0>2>1: (.68775, .26581, .04644). Two items are Bradley-Terry.
+    Plackett 1975; Luce 1959; Hunter 2004 (when the maximum exists). Pairs cut out of one ranking
+    are not independent: keep them together with weight 1 / C(K, 2), or fit this.
     """
     weight = np.ones(len(rankings)) if weights is None else np.asarray(weights, dtype=float)
-    if not len(rankings) or len(weight) != len(rankings) or any(len(set(r)) != len(r) or len(r) < 2 for r in rankings):
-        raise ValueError("rankings name two or more different items each, best first, and have one weight each")
-    index = {name: k for k, name in enumerate(dict.fromkeys(name for ranking in rankings for name in ranking))}
+    if (
+        not len(rankings)
+        or len(weight) != len(rankings)
+        or any(len(set(r)) != len(r) or len(r) < 2 for r in rankings)
+    ):
+        raise ValueError(
+            "rankings name two or more different items each, best first, and have one weight each"
+        )
+    index = {
+        name: k
+        for k, name in enumerate(dict.fromkeys(name for ranking in rankings for name in ranking))
+    }
     size = len(index)
     choices, left, amount = [], [], []
     beats = np.zeros((size, size))
@@ -165,18 +224,27 @@ def plackett_luce(rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[f
         total = np.asarray(logsumexp(scores, axis=1, keepdims=True))
         p = np.exp(scores - total)
         slope = np.bincount(chosen, weight_R, size) - weight_R @ p
-        return float(weight_R @ (theta[chosen] - total[:, 0])), slope, np.diag(weight_R @ p) - (p * weight_R[:, None]).T @ p
+        return (
+            float(weight_R @ (theta[chosen] - total[:, 0])),
+            slope,
+            np.diag(weight_R @ p) - (p * weight_R[:, None]).T @ p,
+        )
 
     return _finish(tuple(index), float(weight.sum()), beats, climb, size)
 
 
 def elo(
-    games: Sequence[tuple[Hashable, Hashable, float]], *, k: float = 32.0, start: float = 1000.0, scale: float = 400.0
+    games: Sequence[tuple[Hashable, Hashable, float]],
+    *,
+    k: float = 32.0,
+    start: float = 1000.0,
+    scale: float = 400.0,
 ) -> dict[Hashable, float]:
-    """Ratings after games (a, b, score of a): r_a += k (s - E), r_b -= k (s - E), E = 1 / (1 + 10^((r_b - r_a) / scale)).
+    """Ratings after games (a, b, score of a): r_a += k (s - E), r_b -= k (s - E), E = 1 / (1 +
+    10^((r_b - r_a) / scale)).
 
-    The order of the games changes the ratings (a circle of three wins ends with three different ones): report `bradley_terry`, use this
-    for a running view only. Elo 1978.
+    The order of the games changes the ratings (a circle of three wins ends with three different
+    ones): report `bradley_terry`, use this for a running view only. Elo 1978.
     """
     rating: dict[Hashable, float] = {}
     for a, b, score in games:
@@ -194,25 +262,40 @@ def expected_score(own: float, other: float, *, scale: float = 400.0) -> float:
 
 
 def kendall_w(ranks: Matrix) -> Agreement:
-    """Concordance of m raters who rank n items, rows of ranks (mid-ranks for ties): W = 12 S / (m^2 (n^3 - n) - m sum T).
+    """Concordance of m raters who rank n items, rows of ranks (mid-ranks for ties): W = 12 S / (m^2
+    (n^3 - n) - m sum T).
 
-    S: squared deviations of the rank sums from their mean; T = sum over a rater's groups of t ties of t^3 - t. 1234, 2134, 1324: .7778.
-    Kendall and Babington Smith 1939. Undefined where every rater ties everything. No interval: raters are few.
+    S: squared deviations of the rank sums from their mean; T = sum over a rater's groups of t ties
+    of t^3 - t. 1234, 2134, 1324: .7778. Kendall and Babington Smith 1939. Undefined where every
+    rater ties everything. No interval: raters are few.
     """
     table = np.asarray(ranks, dtype=float)
     if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 2:
-        raise ValueError(f"ranks are a table [raters, items] of at least 2 by 2, got shape {table.shape}")
+        raise ValueError(
+            f"ranks are a table [raters, items] of at least 2 by 2, got shape {table.shape}"
+        )
     table = np.stack([_midranks(row) for row in table])
     m, n = table.shape
-    tied = sum(float((c**3 - c).sum()) for c in (np.unique(row, return_counts=True)[1] for row in table))
+    tied = sum(
+        float((c**3 - c).sum()) for c in (np.unique(row, return_counts=True)[1] for row in table)
+    )
     below = m * m * (n**3 - n) - m * tied
     if below <= 0:
         return Agreement(None, None, None, n, "every rater ties every item")
-    return Agreement(float(12 * ((table.sum(0) - table.sum(0).mean()) ** 2).sum() / below), None, None, n, "not bootstrapped")
+    return Agreement(
+        float(12 * ((table.sum(0) - table.sum(0).mean()) ** 2).sum() / below),
+        None,
+        None,
+        n,
+        "not bootstrapped",
+    )
 
 
-def spearman(x: Sequence[float], y: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Agreement:
-    """rho: the correlation of mid-ranks, with a bootstrap interval over the n systems. Spearman 1904.
+def spearman(
+    x: Sequence[float], y: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Agreement:
+    """rho: the correlation of mid-ranks, with a bootstrap interval over the n systems. Spearman
+    1904.
 
     Read n first: over 6 systems even 1.0 proves little. Undefined where either is constant.
     """
@@ -225,13 +308,18 @@ def spearman(x: Sequence[float], y: Sequence[float], *, level: float = 0.95, dra
             rank = weight @ below.T
             ranks.append(rank - (weight * rank).sum(1, keepdims=True) / len(a))
         one, two = ranks
-        return _over((weight * one * two).sum(1), (weight * one**2).sum(1) * (weight * two**2).sum(1))
+        return _over(
+            (weight * one * two).sum(1), (weight * one**2).sum(1) * (weight * two**2).sum(1)
+        )
 
     return _correlation(rho, len(a), level, draws, seed)
 
 
-def kendall_tau_b(x: Sequence[float], y: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Agreement:
-    """tau-b = (C - D) / sqrt((n0 - n1)(n0 - n2)): concordant minus discordant pairs, ties in x (n1) and in y (n2) taken out.
+def kendall_tau_b(
+    x: Sequence[float], y: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Agreement:
+    """tau-b = (C - D) / sqrt((n0 - n1)(n0 - n2)): concordant minus discordant pairs, ties in x (n1)
+    and in y (n2) taken out.
 
     [1, 2, 2, 3] against [1, 3, 2, 4]: .9129. Kendall 1945. Undefined where either is constant.
     """
@@ -239,7 +327,9 @@ def kendall_tau_b(x: Sequence[float], y: Sequence[float], *, level: float = 0.95
     one, two = (np.sign(np.subtract.outer(column, column)) for column in (a, b))
 
     def tau(weight: np.ndarray) -> np.ndarray:
-        agree, in_x, in_y = (((weight @ signs) * weight).sum(1) for signs in (one * two, np.abs(one), np.abs(two)))
+        agree, in_x, in_y = (
+            ((weight @ signs) * weight).sum(1) for signs in (one * two, np.abs(one), np.abs(two))
+        )
         return _over(agree, in_x * in_y)
 
     return _correlation(tau, len(a), level, draws, seed)
@@ -247,8 +337,16 @@ def kendall_tau_b(x: Sequence[float], y: Sequence[float], *, level: float = 0.95
 
 def _square(table: Matrix, what: str) -> np.ndarray:
     matrix = np.asarray(table, dtype=float)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2 or not np.isfinite(matrix).all() or (matrix < 0).any():
-        raise ValueError(f"{what} are a square table of counts of two or more items, got shape {matrix.shape}")
+    if (
+        matrix.ndim != 2
+        or matrix.shape[0] != matrix.shape[1]
+        or len(matrix) < 2
+        or not np.isfinite(matrix).all()
+        or (matrix < 0).any()
+    ):
+        raise ValueError(
+            f"{what} are a square table of counts of two or more items, got shape {matrix.shape}"
+        )
     if np.diag(matrix).any():
         raise ValueError(f"the diagonal of {what} is zero: nothing is compared with itself")
     return matrix
@@ -264,7 +362,8 @@ def _bradley_terry(
     slot: bool = False,
     around: Around | None = None,
 ) -> Ranking:
-    """Newton's problem for rows X [R, n (+ slot)] and counts [R, (row's first wins, second wins, tie)], u = X theta, t = log nu.
+    """Newton's problem for rows X [R, n (+ slot)] and counts [R, (row's first wins, second wins,
+    tie)], u = X theta, t = log nu.
 
     P(first) : P(second) : P(tie) = e^(u/2) : e^(-u/2) : e^t.
     """
@@ -284,9 +383,22 @@ def _bradley_terry(
         cross = -(total * gap * p[:, 2]) @ rows
         corner = float((total * p[:, 2] * (1 - p[:, 2])).sum())
         value += float(counts[:, 2].sum() * theta[size])
-        return value, np.append(slope, (counts[:, 2] - total * p[:, 2]).sum()), np.block([[bend, cross[:, None]], [cross[None], corner]])
+        return (
+            value,
+            np.append(slope, (counts[:, 2] - total * p[:, 2]).sum()),
+            np.block([[bend, cross[:, None]], [cross[None], corner]]),
+        )
 
-    return _finish(names, float(total.sum()), beats, climb, size + davidson, davidson=davidson, slot=slot, around=around)
+    return _finish(
+        names,
+        float(total.sum()),
+        beats,
+        climb,
+        size + davidson,
+        davidson=davidson,
+        slot=slot,
+        around=around,
+    )
 
 
 def _finish(
@@ -303,7 +415,10 @@ def _finish(
     groups = _components(beats)
     parts = tuple(tuple(names[k] for k in group) for group in groups)
     if len(groups) > 1:
-        reason = f"no finite abilities: {len(groups)} groups never lose to, or never meet, each other: " + "; ".join(map(str, parts))
+        reason = (
+            f"no finite abilities: {len(groups)} groups never lose to, or never meet, each other: "
+            + "; ".join(map(str, parts))
+        )
         return Ranking(names, n, parts, reason=reason)
     items = len(names)
     ones = np.zeros((size, size))
@@ -311,7 +426,12 @@ def _finish(
     theta, inverse = _newton(climb, ones)
     if theta is None:
         extra = "nu of the ties" if davidson else "the first slot's term"
-        return Ranking(names, n, parts, reason=f"{extra} has no finite estimate: one outcome explains every comparison")
+        return Ranking(
+            names,
+            n,
+            parts,
+            reason=f"{extra} has no finite estimate: one outcome explains every comparison",
+        )
     ability = theta[:items] - theta[:items].mean()
     whole = inverse - ones if around is None else around[1](theta, inverse)
     covariance = whole[:items, :items]
@@ -330,8 +450,12 @@ def _finish(
     )
 
 
-def _newton(climb: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]], ones: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """The maximum of a concave function that is flat along the direction of `ones`, and the inverse of bend + ones there."""
+def _newton(
+    climb: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]], ones: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The maximum of a concave function that is flat along the direction of `ones`, and the inverse
+    of bend + ones there.
+    """
     theta = np.zeros(len(ones))
     value, slope, bend = climb(theta)
     for _ in range(200):
@@ -352,7 +476,9 @@ def _newton(climb: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]],
 
 
 def _components(beats: np.ndarray) -> list[list[int]]:
-    """Strongly connected groups of the graph i -> j where i beat j, more wins against the rest first."""
+    """Strongly connected groups of the graph i -> j where i beat j, more wins against the rest
+    first.
+    """
     count, label = connected_components(csr_array(beats > 0), directed=True, connection="strong")
     groups = [np.flatnonzero(label == k).tolist() for k in range(count)]
     outside = [float(beats[g].sum() - beats[:, g].sum()) for g in groups]
@@ -361,8 +487,16 @@ def _components(beats: np.ndarray) -> list[list[int]]:
 
 def _paired(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError(f"a rank correlation needs two columns of finite numbers of one length, got shapes {a.shape} and {b.shape}")
+    if (
+        a.shape != b.shape
+        or a.ndim != 1
+        or len(a) < 2
+        or not (np.isfinite(a).all() and np.isfinite(b).all())
+    ):
+        raise ValueError(
+            "a rank correlation needs two columns of finite numbers of one length, got shapes"
+            f" {a.shape} and {b.shape}"
+        )
     return a, b
 
 
@@ -371,17 +505,28 @@ def _midranks(x: np.ndarray) -> np.ndarray:
 
 
 def _over(above: np.ndarray, squared: np.ndarray) -> np.ndarray:
-    return np.divide(above, np.sqrt(np.maximum(squared, 0)), out=np.full(len(above), np.nan), where=squared > 1e-12)
+    return np.divide(
+        above,
+        np.sqrt(np.maximum(squared, 0)),
+        out=np.full(len(above), np.nan),
+        where=squared > 1e-12,
+    )
 
 
-def _correlation(statistic: Callable[[np.ndarray], np.ndarray], n: int, level: float, draws: int, seed: int) -> Agreement:
+def _correlation(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, level: float, draws: int, seed: int
+) -> Agreement:
     """A statistic of how often each system is drawn [draws, n], and its percentile bootstrap."""
     value = float(statistic(np.ones((1, n)))[0])
     if np.isnan(value):
         return Agreement(None, None, None, n, "one of the two columns is constant", level)
-    found = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float))
+    found = statistic(
+        np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
+    )
     found = found[np.isfinite(found)]
     if len(found) < 0.9 * draws:
-        return Agreement(value, None, None, n, "too few systems: too many of the resamples are constant", level)
+        return Agreement(
+            value, None, None, n, "too few systems: too many of the resamples are constant", level
+        )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Agreement(value, float(low), float(high), n, "", level)

@@ -1,10 +1,12 @@
-"""What one more person would say: the chance that a further annotator prefers a response, from decisive votes in which people may differ.
+"""What one more person would say: the chance that a further annotator prefers a response, from
+decisive votes in which people may differ.
 
 The fit of a latent truth takes a split vote for somebody's mistake, and a person who is often in
 the minority for a liar. Here item i has a share p_i of people who prefer its first response, and
 annotator k is one of those people, or guesses:
 
-    P(k prefers the first of i) = (1 - g_k) p_i + g_k / 2,      p_i ~ Beta(a, a),   g_k ~ a distribution on [0, 1] that is learnt, too
+    P(k prefers the first of i) = (1 - g_k) p_i + g_k / 2,      p_i ~ Beta(a, a),   g_k ~ a
+    distribution on [0, 1] that is learnt, too
 
 so nobody is worse than a coin. With g = 0 it is the smoothed share (wins + a) / (n + 2 a); with a
 near 0 there is a truth that people find or guess, the one-coin model of Dawid and Skene 1979 with
@@ -27,7 +29,9 @@ from laurel.measure.calibration import Bin, reliability_table
 Rows = Sequence[tuple[int, int, int]] | np.ndarray
 
 SHARES = 31
-"""Points of the grid of p, closest near 0 and 1: equal steps of arcsin sqrt p, in which a share is equally sure everywhere."""
+"""Points of the grid of p, closest near 0 and 1: equal steps of arcsin sqrt p, in which a share is
+equally sure everywhere.
+"""
 GUESSES = np.linspace(0, 1, 17)
 SPREADS = np.exp(np.linspace(np.log(1 / 32), np.log(8), 33))
 PRIOR = 2.0
@@ -59,19 +63,25 @@ class Tastes:
 
 
 def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
-    """From rows (item, annotator, 0 for the first response or 1 for the second), ties left out by the caller; at least one.
+    """From rows (item, annotator, 0 for the first response or 1 for the second), ties left out by
+    the caller; at least one.
 
     gold: rows (item, annotator, 1 for right or 0 for wrong) about items with a known answer, on
     which only a guess is wrong: they say who guesses. Turning a pair (0 for 1) turns its `first`
     and changes nothing else. Two votes of one annotator on an item are refused.
     """
-    rows, known = _rows(votes, "votes"), _rows(gold, "gold") if len(gold) else np.zeros((0, 3), dtype=int)
+    rows, known = (
+        _rows(votes, "votes"),
+        _rows(gold, "gold") if len(gold) else np.zeros((0, 3), dtype=int),
+    )
     if not len(rows):
         raise ValueError("there is no vote")
     items, item = np.unique(rows[:, 0], return_inverse=True)
     annotators, annotator = np.unique(rows[:, 1], return_inverse=True)
     if len(np.unique(item * len(annotators) + annotator)) < len(rows):
-        raise ValueError("an annotator voted twice on one item; keep the last revision of each vote")
+        raise ValueError(
+            "an annotator voted twice on one item; keep the last revision of each vote"
+        )
     here = np.isin(known[:, 1], annotators)
     marks = np.zeros((len(annotators), 2))
     np.add.at(marks, (np.searchsorted(annotators, known[here, 1]), known[here, 2]), 1.0)
@@ -79,14 +89,17 @@ def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
     given = np.bincount(annotator)
     crowd = float(given @ guess / given.sum())
     first = (1 - crowd) * share + crowd / 2
-    wins, losses = (np.bincount(item, rows[:, 2] == label, len(items)).astype(int) for label in (0, 1))
+    wins, losses = (
+        np.bincount(item, rows[:, 2] == label, len(items)).astype(int) for label in (0, 1)
+    )
     first = np.where((first - 0.5) * (wins - losses) < 0, 0.5, first)
     return Tastes(items, annotators, first, wins, losses, guess, crowd, spread, steps)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How well labels foretell a vote they have not seen: the mean -log of the chance they gave it, in nats.
+    """How well labels foretell a vote they have not seen: the mean -log of the chance they gave it,
+    in nats.
 
     product: by `tastes` of all other votes. share: (wins + 1) / (n + 2) of the item's other votes.
     coin: log 2. n: items, each with one vote held out at a time. draws: (seed, product, share) of
@@ -103,8 +116,11 @@ class HeldOut:
     table: tuple[Bin, ...]
 
 
-def held_out(votes: Rows, *, gold: Rows = (), least: int = 3, seeds: Sequence[int] = (0, 1, 2)) -> HeldOut | None:
-    """Of every item with `least` votes one vote, drawn by a seed, is foretold from the rest; None where no item has as many.
+def held_out(
+    votes: Rows, *, gold: Rows = (), least: int = 3, seeds: Sequence[int] = (0, 1, 2)
+) -> HeldOut | None:
+    """Of every item with `least` votes one vote, drawn by a seed, is foretold from the rest; None
+    where no item has as many.
 
     Rows as in `tastes`. The draw takes the items in the order of their first votes, and an item's
     votes in the order given.
@@ -126,7 +142,10 @@ def held_out(votes: Rows, *, gold: Rows = (), least: int = 3, seeds: Sequence[in
         place = np.searchsorted(found.items, rows[out, 0])
         for_first = rows[out, 2] == 0
         smoothed = (found.wins[place] + 1) / (found.wins[place] + found.losses[place] + 2)
-        product, share = (float(-np.log(np.where(for_first, p, 1 - p)).mean()) for p in (found.first[place], smoothed))
+        product, share = (
+            float(-np.log(np.where(for_first, p, 1 - p)).mean())
+            for p in (found.first[place], smoothed)
+        )
         if not draws:
             said = found.first[place]
             right = np.where(said == 0.5, 0.5, (said > 0.5) == for_first)
@@ -140,13 +159,23 @@ def _rows(votes: Rows, what: str) -> np.ndarray:
     rows = np.asarray(votes)
     if not len(rows):
         return np.zeros((0, 3), dtype=int)
-    if rows.ndim != 2 or rows.shape[1] != 3 or not np.issubdtype(rows.dtype, np.integer) or not np.isin(rows[:, 2], (0, 1)).all():
-        raise ValueError(f"{what} are rows of integers (item, annotator, 0 or 1); got {rows.dtype} of shape {rows.shape}")
+    if (
+        rows.ndim != 2
+        or rows.shape[1] != 3
+        or not np.issubdtype(rows.dtype, np.integer)
+        or not np.isin(rows[:, 2], (0, 1)).all()
+    ):
+        raise ValueError(
+            f"{what} are rows of integers (item, annotator, 0 or 1); got {rows.dtype} of shape"
+            f" {rows.shape}"
+        )
     return rows
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """The points of p [G], and for each spread a the chance of each under Beta(a, a) [A, G], symmetric to the last bit."""
+    """The points of p [G], and for each spread a the chance of each under Beta(a, a) [A, G],
+    symmetric to the last bit.
+    """
     edges = np.sin(np.linspace(0, np.pi / 2, SHARES + 1)) ** 2
     points = np.sin((np.arange(SHARES) + 0.5) / SHARES * np.pi / 2) ** 2
     mass = np.stack([np.diff(beta.cdf(edges, a, a)) for a in SPREADS])
@@ -157,13 +186,19 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 def _climb(
     item: np.ndarray, annotator: np.ndarray, label: np.ndarray, size: int, marks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """The mean of p [I], of g [W], the geometric mean of a, and steps taken. marks [W, 2]: wrong and right answers to gold."""
+    """The mean of p [I], of g [W], the geometric mean of a, and steps taken. marks [W, 2]: wrong
+    and right answers to gold.
+    """
     points, mass = _grid()
     people, chosen = len(marks), 2 * annotator + label
     given = csr_array((np.ones(len(item)), (item, chosen)), shape=(size, 2 * people))  # [I, W * 2]
     by_vote = given.T.tocsr()
-    said = np.log(np.stack([(1 - GUESSES)[:, None] * p + GUESSES[:, None] / 2 for p in (points, 1 - points)]))  # [2, H, G]
-    gold = marks @ np.log(np.stack([np.maximum(GUESSES / 2, 1e-9), 1 - GUESSES / 2]))  # a wrong answer rules out that nothing is a guess
+    said = np.log(
+        np.stack([(1 - GUESSES)[:, None] * p + GUESSES[:, None] / 2 for p in (points, 1 - points)])
+    )  # [2, H, G]
+    gold = marks @ np.log(
+        np.stack([np.maximum(GUESSES / 2, 1e-9), 1 - GUESSES / 2])
+    )  # a wrong answer rules out that nothing is a guess
     start = np.linspace(2.2, 0.2, len(GUESSES))  # rather honest than not
     guess = np.tile(start / start.sum(), (people, 1))
     prior = np.full(len(GUESSES), 1 / len(GUESSES))

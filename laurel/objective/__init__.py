@@ -1,1 +1,3 @@
-"""Log-probabilities and weights -> values to minimise. Pure functions that know nothing of rewards."""
+"""Log-probabilities and weights -> values to minimise. Pure functions that know nothing of
+rewards.
+"""

@@ -1,7 +1,9 @@
-"""Implicit Q-learning of language: what two heads Q and a head V of the policy's body learn from logged rows, and the policy beside them.
+"""Implicit Q-learning of language: what two heads Q and a head V of the policy's body learn from
+logged rows, and the policy beside them.
 
-`weight_NT` brings the row's reward R, the same at every token; it is paid at the last trained token. The next state is the one before
-the next trained token, so tokens of a tool are no steps; behind the last one nothing comes, and V is 0 there.
+`weight_NT` brings the row's reward R, the same at every token; it is paid at the last trained
+token. The next state is the one before the next trained token, so tokens of a tool are no steps;
+behind the last one nothing comes, and V is 0 there.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Pair = tuple[Tensor, Tensor]
 class Implicit(NamedTuple):
     """What is said of every trained token x_t in its state s_t, by K heads Q: 0 where not trained.
 
-    logp_NT: log pi(x_t). q_KNT: Q_k(s_t, x_t). logq_KNT: log softmax(Q_k(s_t, .)) at x_t. target_NT: the least of the slow copies of
+    logp_NT: log pi(x_t). q_KNT: Q_k(s_t, x_t). logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
+    target_NT: the least of the slow copies of
     the heads at x_t. value_NT: V(s_t), which has not seen x_t.
     """
 
@@ -43,26 +46,45 @@ class Losses(NamedTuple):
 
 
 def implicit_q(
-    implicit: Implicit, batch: Batch, *, gamma: float = 0.99, expectile: float = 0.7, cql_coef: float = 0.1, awac_coef: float = 1.0,
+    implicit: Implicit,
+    batch: Batch,
+    *,
+    gamma: float = 0.99,
+    expectile: float = 0.7,
+    cql_coef: float = 0.1,
+    awac_coef: float = 1.0,
     awac_beta: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Implicit Q-learning, per token: [N, T] -> [N, T].
 
-        sum_k (Q_k - r_t - gamma V(s'))^2  +  |tau - 1[u < 0]| u^2  +  cql_coef sum_k -log softmax(Q_k)(x_t)  -  awac_coef exp(awac_beta u) log pi(x_t)
+        sum_k (Q_k - r_t - gamma V(s'))^2  +  |tau - 1[u < 0]| u^2  +  cql_coef sum_k -log
+        softmax(Q_k)(x_t)  -  awac_coef exp(awac_beta u) log pi(x_t)
 
-    r_t = R at the last token, else 0; u = target - V, tau = expectile. V(s') and the weight exp(...) take no gradient, and the target
-    is a slow copy: so Q is fitted to the next V, V to an expectile of Q, and the policy to what Q likes. Q = V = target = 0, K = 2, R = 1,
-    one token, vocabulary of 4, log pi = -1: 2 + 0 + .2 * 1.3862944 + 1 = 3.2772589. tau = .5: V of whoever wrote the log; tau -> 1: of
-    the best that the log shows. awac_beta = 0: the policy is cloned; cql_coef = 0: nothing holds down Q of tokens never seen.
-    Snell et al. 2022, arXiv:2206.11871; expectiles: Kostrikov et al. 2021, arXiv:2110.06169; AWAC: Nair et al. 2020, arXiv:2006.09359.
-    """  # noqa: E501
+    r_t = R at the last token, else 0; u = target - V, tau = expectile. V(s') and the weight
+    exp(...) take no gradient, and the target
+    is a slow copy: so Q is fitted to the next V, V to an expectile of Q, and the policy to what Q
+    likes. Q = V = target = 0, K = 2, R = 1, one token, vocabulary of 4, log pi = -1: 2 + 0 + .2 *
+    1.3862944 + 1 = 3.2772589. tau = .5: V of whoever wrote the log; tau -> 1: of the best that the
+    log shows. awac_beta = 0: the policy is cloned; cql_coef = 0: nothing holds down Q of tokens
+    never seen. Snell et al. 2022, arXiv:2206.11871; expectiles: Kostrikov et al. 2021,
+    arXiv:2110.06169; AWAC: Nair et al. 2020, arXiv:2006.09359.
+    """
     found = losses(implicit, batch, gamma, expectile, awac_beta)
     return found.q + found.value + cql_coef * found.cql + awac_coef * found.awac
 
 
-def losses(implicit: Implicit, batch: Batch, gamma: float, expectile: float, awac_beta: float) -> Losses:
+def losses(
+    implicit: Implicit, batch: Batch, gamma: float, expectile: float, awac_beta: float
+) -> Losses:
     """The parts of `implicit_q` before their coefficients."""
-    same_shape(implicit.value_NT, implicit.target_NT, implicit.logp_NT, batch.weight_NT, *implicit.q_KNT, *implicit.logq_KNT)
+    same_shape(
+        implicit.value_NT,
+        implicit.target_NT,
+        implicit.logp_NT,
+        batch.weight_NT,
+        *implicit.q_KNT,
+        *implicit.logq_KNT,
+    )
     assert 0 < expectile < 1, expectile
     aim_NT = backup(implicit.value_NT, batch, gamma).detach()
     u_NT = trained(implicit.target_NT.detach() - implicit.value_NT, batch)
@@ -77,20 +99,24 @@ def losses(implicit: Implicit, batch: Batch, gamma: float, expectile: float, awa
 def asymmetric(u: Tensor, expectile: float) -> Tensor:
     """|tau - 1[u < 0]| u^2, any shape: a square that weighs tau above V and 1 - tau below.
 
-    tau .7: u = 2 -> 2.8, u = -2 -> 1.2. The V that minimises it over targets of 1 with probability p, else 0, is
-    tau p / (tau p + (1 - tau) (1 - p)): the mean at .5, the maximum as tau -> 1. Newey and Powell 1987.
+    tau .7: u = 2 -> 2.8, u = -2 -> 1.2. The V that minimises it over targets of 1 with probability
+    p, else 0, is tau p / (tau p + (1 - tau) (1 - p)): the mean at .5, the maximum as tau -> 1.
+    Newey and Powell 1987.
     """
     return torch.where(u < 0, (1 - expectile) * u.square(), expectile * u.square())
 
 
 def backup(value_NT: Tensor, batch: Batch, gamma: float) -> Tensor:
-    """r_t + gamma V(s_{t+1}) of every trained token: [N, T]. V = (.4, .6), R = 1, gamma .9: (.54, 1)."""
+    """r_t + gamma V(s_{t+1}) of every trained token: [N, T]. V = (.4, .6), R = 1, gamma .9: (.54,
+    1).
+    """
     last_NT, next_NT = following(value_NT, batch)
     return torch.where(last_NT, batch.weight_NT, 0.0) + gamma * next_NT
 
 
 def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Is it the row's last trained token, and V at the next trained token (0 behind the last): [N, T] each, 0 where not trained.
+    """Is it the row's last trained token, and V at the next trained token (0 behind the last): [N,
+    T] each, 0 where not trained.
 
     V = (1, 2, 3, 4), trained (yes, no, yes, no): next (3, 0, 0, 0), last (no, no, yes, no).
     """
@@ -103,9 +129,16 @@ def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def implicit_metrics(
-    implicit: Implicit, batch: Batch, *, gamma: float = 0.99, expectile: float = 0.7, awac_beta: float = 0.0
+    implicit: Implicit,
+    batch: Batch,
+    *,
+    gamma: float = 0.99,
+    expectile: float = 0.7,
+    awac_beta: float = 0.0,
 ) -> dict[str, Pair]:
-    """(sum, count) over trained tokens: Q, V, the advantage, the four losses; over rows the reward. See the catalogue of metrics."""
+    """(sum, count) over trained tokens: Q, V, the advantage, the four losses; over rows the reward.
+    See the catalogue of metrics.
+    """
     found = losses(implicit, batch, gamma, expectile, awac_beta)
     last_NT, _ = following(implicit.value_NT, batch)
     columns = {
@@ -118,5 +151,13 @@ def implicit_metrics(
         "implicit/awac_loss": found.awac,
     }
     count = batch.loss_mask_NT.sum()
-    sums: dict[str, Pair] = {name: (trained(x_NT, batch).double().sum(), count) for name, x_NT in columns.items()}
-    return {**sums, "implicit/reward": (torch.where(last_NT, batch.weight_NT, 0.0).double().sum(), last_NT.sum())}
+    sums: dict[str, Pair] = {
+        name: (trained(x_NT, batch).double().sum(), count) for name, x_NT in columns.items()
+    }
+    return {
+        **sums,
+        "implicit/reward": (
+            torch.where(last_NT, batch.weight_NT, 0.0).double().sum(),
+            last_NT.sum(),
+        ),
+    }

@@ -1,7 +1,9 @@
-"""Policy objectives: (log pi of the sampled tokens, batch) -> one value to minimise per token, [N, T] -> [N, T].
+"""Policy objectives: (log pi of the sampled tokens, batch) -> one value to minimise per token, [N,
+T] -> [N, T].
 
-The batch brings the weights A, the log-probabilities pi_old of the policy that sampled, and the loss mask; tokens that are
-not trained on get the value 0 and no gradient. What a value is divided by is the business of `laurel.objective.unit`.
+The batch brings the weights A, the log-probabilities pi_old of the policy that sampled, and the
+loss mask; tokens that are not trained on get the value 0 and no gradient. What a value is divided
+by is the business of `laurel.objective.unit`.
 """
 
 from __future__ import annotations
@@ -19,68 +21,102 @@ def likelihood(logp_NT: Tensor, batch: Batch) -> Tensor:
 
         -A log pi(x_t)
 
-    A = 1 is maximum likelihood (SFT); A = r - b is the score-function gradient E[A grad log pi], right for samples of the
-    current policy. p = .5, A = 2: 1.3862944. Williams 1992.
+    A = 1 is maximum likelihood (SFT); A = r - b is the score-function gradient E[A grad log pi],
+    right for samples of the current policy. p = .5, A = 2: 1.3862944. Williams 1992.
     """
     same_shape(logp_NT, batch.weight_NT)
     return -batch.weight_NT * trained(logp_NT, batch)
 
 
-def clip(logp_NT: Tensor, batch: Batch, *, epsilon: float = 0.2, epsilon_high: float | None = None, delta: float = 0.0) -> Tensor:
+def clip(
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float = 0.0,
+) -> Tensor:
     """The PPO surrogate with two bounds and an optional dual clip, per token.
 
-        -min( ratio A, clamp(ratio, 1 - epsilon, 1 + epsilon_high) A ),    ratio = pi(x_t) / pi_old(x_t)
-        and where A < 0, at most -delta A (delta > 1; 0: off)
+        -min( ratio A, clamp(ratio, 1 - epsilon, 1 + epsilon_high) A ),    ratio = pi(x_t) /
+        pi_old(x_t) and where A < 0, at most -delta A (delta > 1; 0: off)
 
-    epsilon_high None: equal to epsilon, as in PPO and GRPO; larger: DAPO's clip-higher. (ratio, A) -> value at .2: (1.5, 1) ->
-    -1.2, (1.5, -1) -> 1.5, (.5, 1) -> -.5, (.5, -1) -> .8; with delta = 3, (10, -1) -> 3. At ratio = 1 the gradient is that of
-    `likelihood`; it is zero above the upper bound for A > 0 and below the lower one for A < 0, and only there.
-    Schulman et al. 2017, arXiv:1707.06347; clip-higher: Yu et al. 2025, arXiv:2503.14476; dual clip: Ye et al. 2019, arXiv:1912.09729.
+    epsilon_high None: equal to epsilon, as in PPO and GRPO; larger: DAPO's clip-higher. (ratio, A)
+    -> value at .2: (1.5, 1) -> -1.2, (1.5, -1) -> 1.5, (.5, 1) -> -.5, (.5, -1) -> .8; with delta =
+    3, (10, -1) -> 3. At ratio = 1 the gradient is that of `likelihood`; it is zero above the upper
+    bound for A > 0 and below the lower one for A < 0, and only there. Schulman et al. 2017,
+    arXiv:1707.06347; clip-higher: Yu et al. 2025, arXiv:2503.14476; dual clip: Ye et al. 2019,
+    arXiv:1912.09729.
     """
     same_shape(logp_NT, batch.weight_NT)
     if 0 < delta <= 1:
         raise UsageError(
-            f"a dual clip at {delta:g} silences every negative weight.", where="delta", fix="Use a bound above 1, such as 3, or 0."
+            f"a dual clip at {delta:g} silences every negative weight.",
+            where="delta",
+            fix="Use a bound above 1, such as 3, or 0.",
         )
-    gain_NT = surrogate(log_ratio(logp_NT, batch).exp(), batch.weight_NT, epsilon, epsilon if epsilon_high is None else epsilon_high)
+    gain_NT = surrogate(
+        log_ratio(logp_NT, batch).exp(),
+        batch.weight_NT,
+        epsilon,
+        epsilon if epsilon_high is None else epsilon_high,
+    )
     if delta > 0:
-        gain_NT = torch.where(batch.weight_NT < 0, torch.maximum(gain_NT, delta * batch.weight_NT), gain_NT)
+        gain_NT = torch.where(
+            batch.weight_NT < 0, torch.maximum(gain_NT, delta * batch.weight_NT), gain_NT
+        )
     return -trained(gain_NT, batch)
 
 
-def sequence_ratio(logp_NT: Tensor, batch: Batch, *, epsilon: float = 3e-4, epsilon_high: float | None = 4e-4) -> Tensor:
-    """GSPO: the clipped surrogate with one ratio for the whole row, the geometric mean of its tokens' ratios.
+def sequence_ratio(
+    logp_NT: Tensor, batch: Batch, *, epsilon: float = 3e-4, epsilon_high: float | None = 4e-4
+) -> Tensor:
+    """GSPO: the clipped surrogate with one ratio for the whole row, the geometric mean of its
+    tokens' ratios.
 
-        -min( s A, clamp(s, 1 - epsilon, 1 + epsilon_high) A ),    s = exp( mean_t (log pi(x_t) - log pi_old(x_t)) )
+        -min( s A, clamp(s, 1 - epsilon, 1 + epsilon_high) A ),    s = exp( mean_t (log pi(x_t) -
+        log pi_old(x_t)) )
 
-    The row's value stands at each of its trained tokens, so `seq_mean_token_mean` is exactly the paper's mean over rows, with
-    the gradient s A / |y| sum_t grad log pi(x_t) of an unclipped row. Log-ratios [.1, .2, -.3, .4]: s = 1.1051709. A geometric
-    mean hardly moves, hence bounds a thousand times tighter than `clip`'s. One token per row recovers `clip`.
-    Zheng et al. 2025, arXiv:2507.18071.
+    The row's value stands at each of its trained tokens, so `seq_mean_token_mean` is exactly the
+    paper's mean over rows, with the gradient s A / |y| sum_t grad log pi(x_t) of an unclipped row.
+    Log-ratios [.1, .2, -.3, .4]: s = 1.1051709. A geometric mean hardly moves, hence bounds a
+    thousand times tighter than `clip`'s. One token per row recovers `clip`. Zheng et al. 2025,
+    arXiv:2507.18071.
     """
     same_shape(logp_NT, batch.weight_NT)
     ratio_NT = sequence_log_ratio(logp_NT, batch).exp()
-    return -trained(surrogate(ratio_NT, batch.weight_NT, epsilon, epsilon if epsilon_high is None else epsilon_high), batch)
+    return -trained(
+        surrogate(
+            ratio_NT, batch.weight_NT, epsilon, epsilon if epsilon_high is None else epsilon_high
+        ),
+        batch,
+    )
 
 
 def detached_ratio(logp_NT: Tensor, batch: Batch, *, epsilon_high: float = 5.0) -> Tensor:
-    """CISPO: the likelihood of every token, weighted by its capped importance ratio, which takes no gradient.
+    """CISPO: the likelihood of every token, weighted by its capped importance ratio, which takes no
+    gradient.
 
         -sg[ min(ratio, epsilon_high) ] A log pi(x_t)
 
-    The cap is the ratio itself, not 1 + something: a cap below 1 would only shrink every weight, and is refused. No token is
-    ever dropped. Ratio 2, log pi = -1, A = 1: 2; ratio 9: 5. At ratio = 1 it is `likelihood`.
-    MiniMax-M1, arXiv:2506.13585; cap 5: ScaleRL, arXiv:2510.13786.
+    The cap is the ratio itself, not 1 + something: a cap below 1 would only shrink every weight,
+    and is refused. No token is ever dropped. Ratio 2, log pi = -1, A = 1: 2; ratio 9: 5. At ratio =
+    1 it is `likelihood`. MiniMax-M1, arXiv:2506.13585; cap 5: ScaleRL, arXiv:2510.13786.
     """
     same_shape(logp_NT, batch.weight_NT)
     if epsilon_high < 1:
         raise UsageError(
-            f"the ratio is capped at epsilon_high itself: {epsilon_high:g} would shrink every weight.", where="epsilon_high", fix="Use 5."
+            f"the ratio is capped at epsilon_high itself: {epsilon_high:g} would shrink every"
+            " weight.",
+            where="epsilon_high",
+            fix="Use 5.",
         )
     ratio_NT = log_ratio(logp_NT, batch).exp().clamp(max=epsilon_high).detach()
     return -ratio_NT * batch.weight_NT * trained(logp_NT, batch)
 
 
 def surrogate(ratio_NT: Tensor, weight_NT: Tensor, low: float, high: float) -> Tensor:
-    """min( ratio A, clamp(ratio, 1 - low, 1 + high) A ): the pessimistic one of the plain and the clipped gain, to be maximised."""
+    """min( ratio A, clamp(ratio, 1 - low, 1 + high) A ): the pessimistic one of the plain and the
+    clipped gain, to be maximised.
+    """
     return torch.minimum(ratio_NT * weight_NT, ratio_NT.clamp(1 - low, 1 + high) * weight_NT)

@@ -1,12 +1,15 @@
-"""Preference objectives: one margin, many links. (log pi of the rows, batch) -> one value to minimise per comparison, [N, T] -> [P].
+"""Preference objectives: one margin, many links. (log pi of the rows, batch) -> one value to
+minimise per comparison, [N, T] -> [P].
 
-A comparison is a group of rows. `weight_NT` grades each row: +1 chosen, -1 rejected, 0 neither. With lp the sum of a row's
-log-probabilities over its trained tokens and ref the same under the reference, a pair's margin is
+A comparison is a group of rows. `weight_NT` grades each row: +1 chosen, -1 rejected, 0 neither.
+With lp the sum of a row's log-probabilities over its trained tokens and ref the same under the
+reference, a pair's margin is
 
     h = (lp_w - ref_w) - (lp_l - ref_l)
 
-and most objectives are a link over beta h. Only differences enter it, so both log-probabilities may fall together: watch
-logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies. Those of pairs take soft labels and weights around that, see
+and most objectives are a link over beta h. Only differences enter it, so both log-probabilities may
+fall together: watch logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies.
+Those of pairs take soft labels and weights around that, see
 `laurel.objective.label`: with grades +w and -w each is w times its expectation over who is better.
 """
 
@@ -24,16 +27,25 @@ from laurel.objective.unit import by_group
 
 @weighted
 @expected
-def dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0, use_margin: bool = True) -> Tensor:
+def dpo(
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    use_margin: bool = True,
+) -> Tensor:
     """Direct preference optimisation.
 
         (1 - eps) softplus(-z) + eps softplus(z),    z = beta h - m,    eps = label_smoothing
 
-    m is the row's `margin`, 0 where the data has none: the implied rewards of the two are asked to lie so far apart (ODPO).
-    lp (-10, -12), ref (-11, -11.5), beta .1: h = 1.5, value .6209570; m = .15: ln 2, as at h = 0. The gradient is beta sigmoid(-z) times
-    that of -(lp_w - lp_l): weighted likelihood. Over pairs of full support the optimum is ref exp(R / beta) / Z. eps > 0 is cDPO,
-    for labels that are wrong with probability eps: it stops at sigmoid(beta h) = (1 - eps) p + eps (1 - p).
-    Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024, arXiv:2402.10571.
+    m is the row's `margin`, 0 where the data has none: the implied rewards of the two are asked to
+    lie so far apart (ODPO). lp (-10, -12), ref (-11, -11.5), beta .1: h = 1.5, value .6209570; m =
+    .15: ln 2, as at h = 0. The gradient is beta sigmoid(-z) times that of -(lp_w - lp_l): weighted
+    likelihood. Over pairs of full support the optimum is ref exp(R / beta) / Z. eps > 0 is cDPO,
+    for labels that are wrong with probability eps: it stops at sigmoid(beta h) = (1 - eps) p + eps
+    (1 - p). Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024,
+    arXiv:2402.10571.
     """
     z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
     return (1 - label_smoothing) * softplus(-z_P) + label_smoothing * softplus(z_P)
@@ -41,27 +53,38 @@ def dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: fl
 
 @weighted
 @expected
-def robust_dpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.1, use_margin: bool = True) -> Tensor:
+def robust_dpo(
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.1,
+    use_margin: bool = True,
+) -> Tensor:
     """DPO that undoes random label flips instead of shrinking from them.
 
         ((1 - eps) softplus(-z) - eps softplus(z)) / (1 - 2 eps),    z = beta h - m
 
-    On labels flipped with probability eps its expectation is that of `dpo` on clean ones, so the optimum is unchanged.
-    eps = 0 is `dpo`. Chowdhury et al. 2024, arXiv:2403.00409.
+    On labels flipped with probability eps its expectation is that of `dpo` on clean ones, so the
+    optimum is unchanged. eps = 0 is `dpo`. Chowdhury et al. 2024, arXiv:2403.00409.
     """
     z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
-    return ((1 - label_smoothing) * softplus(-z_P) - label_smoothing * softplus(z_P)) / (1 - 2 * label_smoothing)
+    return ((1 - label_smoothing) * softplus(-z_P) - label_smoothing * softplus(z_P)) / (
+        1 - 2 * label_smoothing
+    )
 
 
 @weighted
 @expected
 def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
-    """Identity preference optimisation: a margin with a target, so certain preferences do not drive it to infinity.
+    """Identity preference optimisation: a margin with a target, so certain preferences do not drive
+    it to infinity.
 
         (h - 1 / (2 beta))^2
 
-    h = 1.5, beta .1: 12.25. beta is the paper's tau; h is a difference of sums over tokens, as in the paper (TRL averages, which is
-    another beta for every length). Azar et al. 2023, arXiv:2310.12036.
+    h = 1.5, beta .1: 12.25. beta is the paper's tau; h is a difference of sums over tokens, as in
+    the paper (TRL averages, which is another beta for every length). Azar et al. 2023,
+    arXiv:2310.12036.
     """
     return (margin(logp_NT, batch) - 1 / (2 * beta)).square()
 
@@ -73,7 +96,8 @@ def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: floa
 
         softplus( -(beta (lp_w / |w| - lp_l / |l|) - gamma) )
 
-    Means -1 and -2, beta 2.5, gamma 1: softplus(-1.5) = .2014133. Meng et al. 2024, arXiv:2405.14734.
+    Means -1 and -2, beta 2.5, gamma 1: softplus(-1.5) = .2014133. Meng et al. 2024,
+    arXiv:2405.14734.
     """
     same_shape(logp_NT, batch.weight_NT)
     per_token_N = trained(logp_NT, batch).sum(1) / length(batch)
@@ -85,14 +109,17 @@ def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: floa
 def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     """Likelihood of the chosen answer plus an odds ratio; no reference.
 
-        -m_w + beta softplus(-(log odds(w) - log odds(l))),    m = lp / |y|,  log odds = m - log(1 - e^m)
+        -m_w + beta softplus(-(log odds(w) - log odds(l))),    m = lp / |y|,  log odds = m - log(1 -
+        e^m)
 
-    m = (-1, -2), beta .1: log odds -.5413 and -1.8546, value 1 + .1 softplus(-1.3133) = 1.0238. beta is the paper's lambda.
-    Hong et al. 2024, arXiv:2403.07691.
+    m = (-1, -2), beta .1: log odds -.5413 and -1.8546, value 1 + .1 softplus(-1.3133) = 1.0238.
+    beta is the paper's lambda. Hong et al. 2024, arXiv:2403.07691.
     """
     same_shape(logp_NT, batch.weight_NT)
     mean_N = trained(logp_NT, batch).sum(1) / length(batch)
-    log_odds_N = mean_N - log1mexp(mean_N.clamp(max=-torch.finfo(mean_N.dtype).eps))  # a certain answer's odds are large, not infinite
+    log_odds_N = mean_N - log1mexp(
+        mean_N.clamp(max=-torch.finfo(mean_N.dtype).eps)
+    )  # a certain answer's odds are large, not infinite
     chosen_P = by_group(torch.where(grade(batch) > 0, mean_N, 0.0), batch)
     return beta * softplus(-by_group(grade(batch) * log_odds_N, batch)) - chosen_P
 
@@ -100,17 +127,25 @@ def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
 @weighted
 @expected
 def dpop(
-    logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, dpop_lambda: float = 50.0, use_margin: bool = True, rounding: float = 3e-5
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    dpop_lambda: float = 50.0,
+    use_margin: bool = True,
+    rounding: float = 3e-5,
 ) -> Tensor:
     """DPO that pays when the chosen answer becomes less likely than under the reference.
 
         softplus( m - beta (h - lambda max(0, ref_w - lp_w)) )
 
-    The same value and gradient as `dpo` while lp_w >= ref_w. lp_w 1 below ref_w, h = 1.5, beta .1, lambda 50: softplus(4.85) = 4.8578.
-    Training starts on the kink: there lp_w = ref_w, but for rounding, and a slope of 0 or of 1 is a gradient lambda times as large. The
-    slope at 0 is taken as 0, and as a fall counts what rounding cannot be: more than `rounding` sqrt|w| nats, where `rounding` is
-    that of one token's log-probability in the precision of the model (the loop brings it). So the first step is that of `dpo`.
-    Smaug, Pal et al. 2024, arXiv:2402.13228.
+    The same value and gradient as `dpo` while lp_w >= ref_w. lp_w 1 below ref_w, h = 1.5, beta .1,
+    lambda 50: softplus(4.85) = 4.8578.
+    Training starts on the kink: there lp_w = ref_w, but for rounding, and a slope of 0 or of 1 is a
+    gradient lambda times as large. The slope at 0 is taken as 0, and as a fall counts what rounding
+    cannot be: more than `rounding` sqrt|w| nats, where `rounding` is that of one token's
+    log-probability in the precision of the model (the loop brings it). So the first step is that of
+    `dpo`. Smaug, Pal et al. 2024, arXiv:2402.13228.
     """
     gain_N = log_ratios(logp_NT, batch)
     fell_N = (grade(batch) > 0) & (-gain_N > rounding * length(batch).sqrt())
@@ -120,18 +155,32 @@ def dpop(
 
 
 def kto(
-    logp_NT: Tensor, batch: Batch, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
-) -> Tensor:  # fmt: skip
-    """Answers that are simply good or bad, valued as people value gains and losses from a reference point z.
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Answers that are simply good or bad, valued as people value gains and losses from a reference
+    point z.
 
-        good: desirable_weight (1 - sigmoid(beta (g - z)))     bad: undesirable_weight (1 - sigmoid(beta (z - g))),    g = lp - ref
+        good: desirable_weight (1 - sigmoid(beta (g - z)))     bad: undesirable_weight (1 -
+        sigmoid(beta (z - g))),    g = lp - ref
 
-    z = max(0, KL), with the KL measured on answers to other prompts and detached: `target_NT` brings it. A group is one graded
-    row (+w good, -w bad, w its `weight`) and such another answer (0). g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
+    z = max(0, KL), with the KL measured on answers to other prompts and detached: `target_NT`
+    brings it. A group is one graded row (+w good, -w bad, w its `weight`) and such another answer
+    (0). g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
     """
     away_N = beta * (log_ratios(logp_NT, batch) - batch.target_NT[:, 0])
-    value_N = torch.where(grade(batch) > 0, desirable_weight * (-away_N).sigmoid(), undesirable_weight * away_N.sigmoid())
-    return by_group(torch.where(grade(batch) != 0, grade(batch).abs().to(value_N.dtype) * value_N, 0.0), batch)
+    value_N = torch.where(
+        grade(batch) > 0,
+        desirable_weight * (-away_N).sigmoid(),
+        undesirable_weight * away_N.sigmoid(),
+    )
+    return by_group(
+        torch.where(grade(batch) != 0, grade(batch).abs().to(value_N.dtype) * value_N, 0.0), batch
+    )
 
 
 def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
@@ -139,13 +188,16 @@ def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
 
         sum over r_i < r_j of max(0, p_i - p_j)  -  nll_weight p_best,    p = lp / |y|
 
-    The grades are the rewards r. Rewards (1, 0), p = (-2, -1.5): .5 + 2 = 2.5. Yuan et al. 2023, arXiv:2304.05302.
+    The grades are the rewards r. Rewards (1, 0), p = (-2, -1.5): .5 + 2 = 2.5. Yuan et al. 2023,
+    arXiv:2304.05302.
     """
     same_shape(logp_NT, batch.weight_NT)
     p_N, r_N = trained(logp_NT, batch).sum(1) / length(batch), grade(batch)
     judged_N = batch.loss_mask_NT.any(1)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & judged_N[:, None] & judged_N
-    wrong_N = torch.where(ours_NN & (r_N[:, None] < r_N), (p_N[:, None] - p_N).clamp(min=0), 0.0).sum(1)
+    wrong_N = torch.where(
+        ours_NN & (r_N[:, None] < r_N), (p_N[:, None] - p_N).clamp(min=0), 0.0
+    ).sum(1)
     better_NN = ours_NN & (r_N > r_N[:, None])
     order_N = torch.arange(len(r_N), device=r_N.device)
     equal_before_NN = ours_NN & (r_N == r_N[:, None]) & (order_N < order_N[:, None])
@@ -156,12 +208,15 @@ def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
 @weighted
 @expected
 def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tensor:
-    """-rpo_alpha lp_w / |w|: the likelihood term that may stand beside DPO, so that the chosen answer cannot fall far.
+    """-rpo_alpha lp_w / |w|: the likelihood term that may stand beside DPO, so that the chosen
+    answer cannot fall far.
 
     m_w = -1, rpo_alpha .5: .5. Pang et al. 2024, arXiv:2404.19733.
     """
     same_shape(logp_NT, batch.weight_NT)
-    return -rpo_alpha * by_group(torch.where(grade(batch) > 0, trained(logp_NT, batch).sum(1) / length(batch), 0.0), batch)
+    return -rpo_alpha * by_group(
+        torch.where(grade(batch) > 0, trained(logp_NT, batch).sum(1) / length(batch), 0.0), batch
+    )
 
 
 def margin(logp_NT: Tensor, batch: Batch) -> Tensor:
@@ -181,6 +236,12 @@ def length(batch: Batch) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0 without cancellation. -1e-3, -1e-6, -1e-8: -6.9082551, -13.8155106, -18.4206808. Maechler 2012."""
+    """log(1 - e^x) for x < 0 without cancellation. -1e-3, -1e-6, -1e-8: -6.9082551, -13.8155106,
+    -18.4206808. Maechler 2012.
+    """
     near = x > -0.6931472  # each branch sees only what it can take, so neither gradient is NaN
-    return torch.where(near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, x))))
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(torch.where(near, x, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
+    )

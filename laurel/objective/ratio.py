@@ -1,4 +1,6 @@
-"""What objectives and metrics start from: the trained tokens of a batch, and how far the policy has moved on them."""
+"""What objectives and metrics start from: the trained tokens of a batch, and how far the policy has
+moved on them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,22 @@ from laurel.core.sample import Batch
 
 
 def same_shape(logp_NT: Tensor, *others_NT: Tensor) -> None:
-    """[N, T] in float32 or float64, and every other tensor of that shape; anything else is an AssertionError, never a broadcast."""
-    assert logp_NT.ndim == 2 and logp_NT.dtype in (torch.float32, torch.float64), (logp_NT.shape, logp_NT.dtype)
-    assert all(other.shape == logp_NT.shape for other in others_NT), [tuple(t.shape) for t in (logp_NT, *others_NT)]
+    """[N, T] in float32 or float64, and every other tensor of that shape; anything else is an
+    AssertionError, never a broadcast.
+    """
+    assert logp_NT.ndim == 2 and logp_NT.dtype in (torch.float32, torch.float64), (
+        logp_NT.shape,
+        logp_NT.dtype,
+    )
+    assert all(other.shape == logp_NT.shape for other in others_NT), [
+        tuple(t.shape) for t in (logp_NT, *others_NT)
+    ]
 
 
 def trained(x_NT: Tensor, batch: Batch) -> Tensor:
-    """x where the loss mask is True, 0 elsewhere. Neither a masked value nor its gradient gets through, be it inf or NaN."""
+    """x where the loss mask is True, 0 elsewhere. Neither a masked value nor its gradient gets
+    through, be it inf or NaN.
+    """
     assert batch.loss_mask_NT.dtype == torch.bool, batch.loss_mask_NT.dtype
     same_shape(x_NT, batch.loss_mask_NT)
     return torch.where(batch.loss_mask_NT, x_NT, 0.0)
@@ -28,7 +39,9 @@ def log_ratio(logp_NT: Tensor, batch: Batch) -> Tensor:
 
 
 def sequence_log_ratio(logp_NT: Tensor, batch: Batch) -> Tensor:
-    """The mean of `log_ratio` over the trained tokens of each row, at each of them: [N, T] -> [N, T]. [.1, .2, -.3, .4]: .1."""
+    """The mean of `log_ratio` over the trained tokens of each row, at each of them: [N, T] -> [N,
+    T]. [.1, .2, -.3, .4]: .1.
+    """
     length_N1 = batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1)
     mean_N1 = log_ratio(logp_NT, batch).sum(1, keepdim=True) / length_N1
     return trained(mean_N1.expand_as(logp_NT), batch)

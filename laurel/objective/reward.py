@@ -1,15 +1,19 @@
-"""Reward-model objectives: (what a head says at every completion token, batch) -> values per comparison [P] or per token [N, T].
+"""Reward-model objectives: (what a head says at every completion token, batch) -> values per
+comparison [P] or per token [N, T].
 
-The score r of a row is the head's output at its last real token, found by its length, never by token ids. A comparison is a group
-of rows, and `weight_NT` holds one grade per row, the same at every token:
+The score r of a row is the head's output at its last real token, found by its length, never by
+token ids. A comparison is a group of rows, and `weight_NT` holds one grade per row, the same at
+every token:
 
-    the order of the grades is the preference (higher is better), equal grades are a tie, and a grade of 0 stands aside
-    the smallest |grade| of a group is its reliability w: the group's value is multiplied by it
+    the order of the grades is the preference (higher is better), equal grades are a tie, and a
+    grade of 0 stands aside the smallest |grade| of a group is its reliability w: the group's value
+    is multiplied by it
 
-So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3 (ranks count from 1), or .6 times
-that. Rows without a trained token stand aside too. Pairs may have a soft label, see `laurel.objective.label`.
-`laurel.objective.unit.comparison_mean` divides by the number of comparisons.
-Lambda, `reward_coef`, stands before the comparison where it has `imitation`, the likelihood of the best answer, beside it.
+So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3
+(ranks count from 1), or .6 times that. Rows without a trained token stand aside too. Pairs may have
+a soft label, see `laurel.objective.label`. `laurel.objective.unit.comparison_mean` divides by the
+number of comparisons. Lambda, `reward_coef`, stands before the comparison where it has `imitation`,
+the likelihood of the best answer, beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ from laurel.objective.unit import by_group
 
 
 def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
-    """The head's output at the last real token of each completion, by its length: [N, T] -> [N]. [1, 2, 3], length 2: 2."""
+    """The head's output at the last real token of each completion, by its length: [N, T] -> [N].
+    [1, 2, 3], length 2: 2.
+    """
     same_shape(score_NT, batch.loss_mask_NT)
     return score_NT.gather(1, (batch.length_N - 1).clamp(min=0)[:, None])[:, 0]
 
@@ -45,87 +51,131 @@ def bradley_terry(
     use_margin: bool = True,
     reward_coef: float = 1.0,
 ) -> Tensor:
-    """The likelihood of pairs under P(w better than l) = sigmoid(r_w - r_l), per comparison: [N, T] -> [P].
+    """The likelihood of pairs under P(w better than l) = sigmoid(r_w - r_l), per comparison: [N, T]
+    -> [P].
 
-        lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l - m
+        lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l -
+        m
 
-    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT` (how much better; 0 where the data
-    does not say), w the pair's reliability. r (1, 0): .3132617; m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in
-    r_w is -lambda w sigmoid(-h) at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a constant
-    per prompt; a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p + eps (1 - p), and c picks the constant near 0.
-    Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
+    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT`
+    (how much better; 0 where the data does not say), w the pair's reliability. r (1, 0): .3132617;
+    m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in r_w is -lambda w sigmoid(-h)
+    at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a
+    constant per prompt; a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p +
+    eps (1 - p), and c picks the constant near 0. Bradley and Terry 1952; margin: Touvron et al.
+    2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
     """
-    r_N, sign_N, w_P = last_score(score_NT, batch), compared(batch).sign().to(score_NT.dtype), reliability(batch).to(score_NT.dtype)
-    won_P, lost_P = by_group((sign_N > 0).to(r_N.dtype), batch), by_group((sign_N < 0).to(r_N.dtype), batch)
+    r_N, sign_N, w_P = (
+        last_score(score_NT, batch),
+        compared(batch).sign().to(score_NT.dtype),
+        reliability(batch).to(score_NT.dtype),
+    )
+    won_P, lost_P = (
+        by_group((sign_N > 0).to(r_N.dtype), batch),
+        by_group((sign_N < 0).to(r_N.dtype), batch),
+    )
     if bool(((won_P > 1) | (lost_P > 1)).any()):
-        raise UsageError("a pair has one chosen and one rejected answer; a group here has more.", where="objective", fix="Use k_wise.")
+        raise UsageError(
+            "a pair has one chosen and one rejected answer; a group here has more.",
+            where="objective",
+            fix="Use k_wise.",
+        )
     h_P = by_group(sign_N * r_N, batch)
     if use_margin:
-        h_P = h_P - by_group(torch.where(sign_N > 0, batch.target_NT[:, 0], 0.0).to(r_N.dtype), batch)
+        h_P = h_P - by_group(
+            torch.where(sign_N > 0, batch.target_NT[:, 0], 0.0).to(r_N.dtype), batch
+        )
     value_P = (1 - label_smoothing) * softplus(-h_P) + label_smoothing * softplus(h_P)
     centre_P = by_group(sign_N.abs() * r_N, batch).square()
-    return reward_coef * torch.where(won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0)
+    return reward_coef * torch.where(
+        won_P * lost_P > 0, w_P * (value_P + center_rewards_coefficient * centre_P), 0.0
+    )
 
 
 @expected
-def k_wise(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, reward_coef: float = 1.0) -> Tensor:
+def k_wise(
+    score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, reward_coef: float = 1.0
+) -> Tensor:
     """Bradley-Terry over every pair of a ranking, each prompt counting once: [N, T] -> [P].
 
-        lambda w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j)),    lambda = reward_coef
+        lambda w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j)),    lambda =
+        reward_coef
 
-    pairs_per_prompt = m > 0: over m of those pairs, drawn by `some_pairs`, and divided by m: the same on average.
-    Ties are left out of the sum and of the count, so this is the mean over the pairs that are ordered. r (2, 1, 0) in this order:
-    (2 * .3132617 + .1269280) / 3 = .2511504. All pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`.
-    The optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022, arXiv:2203.02155.
+    pairs_per_prompt = m > 0: over m of those pairs, drawn by `some_pairs`, and divided by m: the
+    same on average. Ties are left out of the sum and of the count, so this is the mean over the
+    pairs that are ordered. r (2, 1, 0) in this order: (2 * .3132617 + .1269280) / 3 = .2511504. All
+    pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`.
+    The optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022,
+    arXiv:2203.02155.
     """
     r_N, better_NN = last_score(score_NT, batch), better(batch)
     if pairs_per_prompt:
         better_NN = some_pairs(better_NN, batch, pairs_per_prompt)
     value_NN = torch.where(better_NN, softplus(r_N - r_N[:, None]), 0.0)
     pairs_P = by_group(better_NN.sum(1).to(r_N.dtype), batch)
-    return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_NN.sum(1), batch) / pairs_P.clamp(min=1)
+    return (
+        reward_coef
+        * reliability(batch).to(r_N.dtype)
+        * by_group(value_NN.sum(1), batch)
+        / pairs_P.clamp(min=1)
+    )
 
 
 @expected
 def plackett_luce(score_NT: Tensor, batch: Batch, *, reward_coef: float = 1.0) -> Tensor:
-    """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] -> [P].
+    """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] ->
+    [P].
 
         lambda w * sum_k [ logsumexp(r_k, ..., r_K) - r_k ]
 
-    r (2, 1, 0) in this order: .4076059 + .3132617 = .7208676. K = 2 is `bradley_terry`. A row meets only those that are worse, so
-    tied rows say nothing of each other; without ties exp(-value) sums to 1 over all K! orders. Plackett 1975; Luce 1959.
+    r (2, 1, 0) in this order: .4076059 + .3132617 = .7208676. K = 2 is `bradley_terry`. A row meets
+    only those that are worse, so tied rows say nothing of each other; without ties exp(-value) sums
+    to 1 over all K! orders. Plackett 1975; Luce 1959.
     """
     r_N, better_NN = last_score(score_NT, batch), better(batch)
-    left_NN = better_NN | torch.eye(len(r_N), dtype=torch.bool, device=r_N.device)  # a row by itself costs 0
+    left_NN = better_NN | torch.eye(
+        len(r_N), dtype=torch.bool, device=r_N.device
+    )  # a row by itself costs 0
     value_N = torch.where(left_NN, r_N, -torch.inf).logsumexp(1) - r_N
     return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
 
 
 @expected
 def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> Tensor:
-    """The language-model term beside a comparison: the best answer's likelihood under the same body, per token: [N, T] -> [P].
+    """The language-model term beside a comparison: the best answer's likelihood under the same
+    body, per token: [N, T] -> [P].
 
         -beta w lp_best / |best|,    beta = imitation_coef
 
-    The best is the answer that beats another and that none beats: the chosen one of a pair, the first of a ranking; of several equal
-    ones the mean. A group in which nobody is better imitates nobody. lp -3 over 2 tokens, beta .5, w .6: .45. The gradient in each of
-    its tokens' log-probabilities is -beta w / |best|. The paper sums over tokens: beta / |best| of ours. beta = 0: the comparison alone.
-    Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023, arXiv:2307.04964 (beta 1).
+    The best is the answer that beats another and that none beats: the chosen one of a pair, the
+    first of a ranking; of several equal ones the mean. A group in which nobody is better imitates
+    nobody. lp -3 over 2 tokens, beta .5, w .6: .45. The gradient in each of its tokens'
+    log-probabilities is -beta w / |best|. The paper sums over tokens: beta / |best| of ours. beta =
+    0: the comparison alone. Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023,
+    arXiv:2307.04964 (beta 1).
     """
     same_shape(logp_NT, batch.weight_NT)
     best_N = best(batch).to(logp_NT.dtype)
-    share_N = best_N / by_group(best_N, batch).clamp(min=1)[batch.group_N.unique(return_inverse=True)[1]]
+    share_N = (
+        best_N / by_group(best_N, batch).clamp(min=1)[batch.group_N.unique(return_inverse=True)[1]]
+    )
     per_token_N = trained(logp_NT, batch).sum(1) / batch.loss_mask_NT.sum(1).clamp(min=1)
-    return -imitation_coef * reliability(batch).to(logp_NT.dtype) * by_group(share_N * per_token_N, batch)
+    return (
+        -imitation_coef
+        * reliability(batch).to(logp_NT.dtype)
+        * by_group(share_N * per_token_N, batch)
+    )
 
 
 def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
-    """Outcome reward model: the label of the whole answer at each of its tokens, as a logit: [N, T] -> [N, T].
+    """Outcome reward model: the label of the whole answer at each of its tokens, as a logit: [N, T]
+    -> [N, T].
 
         w [ softplus(s_t) - y s_t ],    y = target_NT in [0, 1],    w = weight_NT
 
-    s = 0: ln 2; s = 2, y = 1: .1269280. The gradient is w (sigmoid(s_t) - y). At the optimum sigmoid(s_t) is the chance that the
-    answer ends well given its tokens up to t: a value function. Cobbe et al. 2021, arXiv:2110.14168.
+    s = 0: ln 2; s = 2, y = 1: .1269280. The gradient is w (sigmoid(s_t) - y). At the optimum
+    sigmoid(s_t) is the chance that the answer ends well given its tokens up to t: a value function.
+    Cobbe et al. 2021, arXiv:2110.14168.
     """
     same_shape(score_NT, batch.target_NT, batch.weight_NT)
     s_NT = trained(score_NT, batch)
@@ -133,12 +183,14 @@ def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
 
 
 def process(score_NTC: Tensor, batch: Batch) -> Tensor:
-    """Process reward model: each step is wrong, neutral or right, said at its last token: [N, T, 3] -> [N, T].
+    """Process reward model: each step is wrong, neutral or right, said at its last token: [N, T, 3]
+    -> [N, T].
 
         -w log softmax(s_t)[y_t + 1],    y = target_NT in {-1, 0, 1},    w = weight_NT
 
-    The loss mask is True at step ends only. s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At the optimum the three
-    probabilities are those of the label given the steps up to there. Lightman et al. 2023, arXiv:2305.20050.
+    The loss mask is True at step ends only. s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At
+    the optimum the three probabilities are those of the label given the steps up to there. Lightman
+    et al. 2023, arXiv:2305.20050.
     """
     value_NT = -class_logp(score_NTC, batch).gather(2, step_class(batch)[..., None])[..., 0]
     return trained(batch.weight_NT * value_NT, batch)
@@ -147,8 +199,10 @@ def process(score_NTC: Tensor, batch: Batch) -> Tensor:
 def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
     """(sum, count) over the ordered pairs of rows, off the graph.
 
-    `accuracy`: the better row scores higher; an equal score counts half, so a model that says nothing is at .5, not at 0 or 1.
-    `margin`: the mean of r_better - r_worse. `score/mean`: the mean score of the rows that are compared.
+    `accuracy`: the better row scores higher; an equal score counts half, so a model that says
+    nothing is at .5, not at 0 or 1.
+    `margin`: the mean of r_better - r_worse. `score/mean`: the mean score of the rows that are
+    compared.
     """
     r_N, better_NN = last_score(score_NT.detach(), batch), better(batch)
     gap_NN = r_N[:, None] - r_N
@@ -161,13 +215,16 @@ def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def imitation_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count), off the graph: `imitation/nll`, minus the log-likelihood of the best answers, per token."""
+    """(sum, count), off the graph: `imitation/nll`, minus the log-likelihood of the best answers,
+    per token.
+    """
     at_NT = best(batch)[:, None] & batch.loss_mask_NT
     return {"imitation/nll": masked_sum(-logp_NT.detach(), at_NT)}
 
 
 def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count): `accuracy` of the sign at each row's last token against its label, `accuracy/tokens` at every trained token.
+    """(sum, count): `accuracy` of the sign at each row's last token against its label,
+    `accuracy/tokens` at every trained token.
 
     A score of exactly 0 says neither, and counts half.
     """
@@ -182,38 +239,50 @@ def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count) over the steps: `accuracy` over the three classes, and `recall/wrong`, `recall/neutral`, `recall/right` of each."""
+    """(sum, count) over the steps: `accuracy` over the three classes, and `recall/wrong`,
+    `recall/neutral`, `recall/right` of each.
+    """
     right_NT = class_logp(score_NTC.detach(), batch).argmax(2) == step_class(batch)
     found = {"accuracy": masked_sum(right_NT, batch.loss_mask_NT)}
     for label, name in ((-1, "wrong"), (0, "neutral"), (1, "right")):
-        found[f"recall/{name}"] = masked_sum(right_NT, batch.loss_mask_NT & (batch.target_NT == label))
+        found[f"recall/{name}"] = masked_sum(
+            right_NT, batch.loss_mask_NT & (batch.target_NT == label)
+        )
     return found
 
 
 def better(batch: Batch) -> Tensor:
-    """Is row i better than row j of the same group? [N, N] bool; False for ties and where either stands aside."""
+    """Is row i better than row j of the same group? [N, N] bool; False for ties and where either
+    stands aside.
+    """
     g_N = compared(batch)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & (g_N != 0)[:, None] & (g_N != 0)
     return ours_NN & (g_N[:, None] > g_N)
 
 
 def best(batch: Batch) -> Tensor:
-    """Does row n beat another of its group, and none beats it? [N] bool. Grades -1, -2, -2: the first; 1, 1, 1: none."""
+    """Does row n beat another of its group, and none beats it? [N] bool. Grades -1, -2, -2: the
+    first; 1, 1, 1: none.
+    """
     better_NN = better(batch)
     return better_NN.any(1) & ~better_NN.any(0)
 
 
 def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
-    """At most m of the ordered pairs of each group, every subset of m as likely as any other: [N, N] -> [N, N] bool.
+    """At most m of the ordered pairs of each group, every subset of m as likely as any other: [N,
+    N] -> [N, N] bool.
 
-    Each pair draws a lot, a hash of its prompt, its step and its two samples, and the m lowest of the group stay. So the choice depends
-    on the rows' keys alone, not on their order, on micro-batches or on a generator that a resumed run would have to find again.
+    Each pair draws a lot, a hash of its prompt, its step and its two samples, and the m lowest of
+    the group stay. So the choice depends on the rows' keys alone, not on their order, on
+    micro-batches or on a generator that a resumed run would have to find again.
     """
     kept_NN, lots = torch.zeros_like(better_NN), dict[int, list[tuple[bytes, int, int]]]()
     group_N: Any = batch.group_N
     for i, j in better_NN.nonzero().tolist():
         a, b = sorted((batch.keys[i].sample, batch.keys[j].sample))
-        lot = hashlib.sha256(f"{batch.keys[i].prompt}|{batch.keys[i].version}|{a}|{b}".encode()).digest()
+        lot = hashlib.sha256(
+            f"{batch.keys[i].prompt}|{batch.keys[i].version}|{a}|{b}".encode()
+        ).digest()
         lots.setdefault(int(group_N[i]), []).append((lot, i, j))
     for drawn in lots.values():
         for _, i, j in sorted(drawn)[:m]:
@@ -222,15 +291,21 @@ def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
 
 
 def step_class(batch: Batch) -> Tensor:
-    """Labels -1, 0, 1 as class indices 0, 1, 2: [N, T] int64; 1 where there is no step. Another label at a step is an error."""
+    """Labels -1, 0, 1 as class indices 0, 1, 2: [N, T] int64; 1 where there is no step. Another
+    label at a step is an error.
+    """
     index_NT = (torch.where(batch.loss_mask_NT, batch.target_NT, 0.0) + 1).round().long()
     if bool(((index_NT < 0) | (index_NT > 2)).any()):
-        raise UsageError("a step is labelled -1 (wrong), 0 (neutral) or 1 (right).", where="dataset")
+        raise UsageError(
+            "a step is labelled -1 (wrong), 0 (neutral) or 1 (right).", where="dataset"
+        )
     return index_NT
 
 
 def class_logp(score_NTC: Tensor, batch: Batch) -> Tensor:
-    """log softmax over the three classes at steps, uniform elsewhere so that no other token has a gradient: [N, T, 3]."""
+    """log softmax over the three classes at steps, uniform elsewhere so that no other token has a
+    gradient: [N, T, 3].
+    """
     assert score_NTC.ndim == 3 and score_NTC.shape[2] == 3, score_NTC.shape
     same_shape(score_NTC[..., 0], batch.loss_mask_NT, batch.target_NT)
     return torch.where(batch.loss_mask_NT[..., None], score_NTC, 0.0).log_softmax(2)

@@ -1,17 +1,23 @@
 """What one unit of the loss is, and the one place that divides.
 
-    loss = sum over trained tokens of weight * value / total,    total = the units of the whole optimiser step
+    loss = sum over trained tokens of weight * value / total,    total = the units of the whole
+    optimiser step
 
-The total is counted over all micro-batches and processes before the batch is split, so no split changes the loss or its
-gradient. Per-token values [1, 1] and [2, 2, 2, 2] of two rows, limit 8, give
+The total is counted over all micro-batches and processes before the batch is split, so no split
+changes the loss or its gradient. Per-token values [1, 1] and [2, 2, 2, 2] of two rows, limit 8,
+give
 
-    token_mean            (2 + 8) / 6          1.6666667    every token counts the same; long rows weigh more (DAPO)
-    seq_mean_token_mean   (2/2 + 8/4) / 2      1.5          every row counts the same; its tokens share that (GRPO)
-    seq_mean_token_sum    (2 + 8) / 2          5            the gradient of a mean over rows, no length bias (REINFORCE, RLOO)
-    token_sum_over_const  (2 + 8) / (2 * 8)    0.625        the same over a constant length (Dr. GRPO)
+    token_mean            (2 + 8) / 6          1.6666667    every token counts the same; long rows
+    weigh more (DAPO)
+    seq_mean_token_mean   (2/2 + 8/4) / 2      1.5          every row counts the same; its tokens
+    share that (GRPO)
+    seq_mean_token_sum    (2 + 8) / 2          5            the gradient of a mean over rows, no
+    length bias (REINFORCE, RLOO)
+    token_sum_over_const  (2 + 8) / (2 * 8)    0.625        the same over a constant length (Dr.
+    GRPO)
 
-and where a value belongs to a comparison of rows, not to a token, `comparison_mean` is the mean over comparisons (DPO, RRHF).
-A row without a trained token counts nowhere.
+and where a value belongs to a comparison of rows, not to a token, `comparison_mean` is the mean
+over comparisons (DPO, RRHF). A row without a trained token counts nowhere.
 """
 
 from __future__ import annotations
@@ -28,37 +34,52 @@ from laurel.core.sample import Batch
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What each value is multiplied by, and the number of units (int64 scalar). Values and weights: [N, T], or [P] for comparisons."""
+    """What each value is multiplied by, and the number of units (int64 scalar). Values and weights:
+    [N, T], or [P] for comparisons.
+    """
 
     weight: Tensor
     count: Tensor
 
 
 def token_mean(batch: Batch) -> Unit:
-    """A unit is a token: the mean over all trained tokens of the step. DAPO, Yu et al. 2025, arXiv:2503.14476; SFT."""
+    """A unit is a token: the mean over all trained tokens of the step. DAPO, Yu et al. 2025,
+    arXiv:2503.14476; SFT.
+    """
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), batch.loss_mask_NT.sum())
 
 
 def seq_mean_token_mean(batch: Batch) -> Unit:
-    """A unit is a row: the mean over rows of each row's token mean, so a token of a long row counts less. GRPO, arXiv:2402.03300."""
+    """A unit is a row: the mean over rows of each row's token mean, so a token of a long row counts
+    less. GRPO, arXiv:2402.03300.
+    """
     length_N1 = batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1)
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype) / length_N1, rows(batch))
 
 
 def seq_mean_token_sum(batch: Batch) -> Unit:
-    """A unit is a row: the mean over rows of each row's token sum, as in grad E[R] = E[A sum_t grad log pi_t]. REINFORCE, RLOO."""
+    """A unit is a row: the mean over rows of each row's token sum, as in grad E[R] = E[A sum_t grad
+    log pi_t]. REINFORCE, RLOO.
+    """
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch))
 
 
 def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
-    """A unit is a token that a row could have had: token sums over rows x max_completion_length. Dr. GRPO, arXiv:2503.20783."""
+    """A unit is a token that a row could have had: token sums over rows x max_completion_length.
+    Dr. GRPO, arXiv:2503.20783.
+    """
     if not max_completion_length:
-        raise UsageError("`token_sum_over_const` divides by max_completion_length, and there is none.", where="loss_aggregation")
+        raise UsageError(
+            "`token_sum_over_const` divides by max_completion_length, and there is none.",
+            where="loss_aggregation",
+        )
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch) * max_completion_length)
 
 
 def comparison_mean(batch: Batch) -> Unit:
-    """A unit is a comparison: the samples of one group. One whose weights are all 0, or that has no trained token, compares nothing."""
+    """A unit is a comparison: the samples of one group. One whose weights are all 0, or that has no
+    trained token, compares nothing.
+    """
     compares_N = (batch.loss_mask_NT & (batch.weight_NT != 0)).any(1)
     compares_P = by_group(compares_N.to(batch.weight_NT.dtype), batch) > 0
     return Unit(compares_P.to(batch.weight_NT.dtype), compares_P.sum())
@@ -76,8 +97,13 @@ def rows(batch: Batch) -> Tensor:
 
 
 def row_mean(batch: Batch) -> Unit:
-    """A unit is a row, whatever is trained on in it: values [N] of what judges whole rows, demonstrations among them."""
-    return Unit(torch.ones_like(batch.weight_NT[:, 0]), torch.tensor(len(batch), device=batch.weight_NT.device))
+    """A unit is a row, whatever is trained on in it: values [N] of what judges whole rows,
+    demonstrations among them.
+    """
+    return Unit(
+        torch.ones_like(batch.weight_NT[:, 0]),
+        torch.tensor(len(batch), device=batch.weight_NT.device),
+    )
 
 
 AGGREGATIONS: dict[str, Callable[..., Unit]] = {
@@ -92,10 +118,11 @@ UNITS = {**AGGREGATIONS, "row_mean": row_mean}
 
 
 def reduce_loss(values: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
-    """sum(weight * value) / total, a scalar. `values` may belong to a part of the step; `total` counts the units of all of it.
+    """sum(weight * value) / total, a scalar. `values` may belong to a part of the step; `total`
+    counts the units of all of it.
 
-    A value whose weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the loss nor the gradient.
-    total = 0 gives NaN, not 0: an empty step is not a perfect one.
+    A value whose weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the
+    loss nor the gradient. total = 0 gives NaN, not 0: an empty step is not a perfect one.
     """
     assert values.shape == unit.weight.shape, (values.shape, unit.weight.shape)
     return torch.where(unit.weight != 0, values * unit.weight, 0.0).sum() / total

@@ -1,6 +1,8 @@
-"""The critic's objective: (values, batch) -> one value to minimise per token, [N, T] -> [N, T]; and what to look at meanwhile.
+"""The critic's objective: (values, batch) -> one value to minimise per token, [N, T] -> [N, T]; and
+what to look at meanwhile.
 
-The batch brings the returns R in `target_NT` and the values that the critic gave when the row was sampled in `value_NT`.
+The batch brings the returns R in `target_NT` and the values that the critic gave when the row was
+sampled in `value_NT`.
 """
 
 from __future__ import annotations
@@ -17,25 +19,32 @@ Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""
 
 
-def value_loss(value_NT: Tensor, batch: Batch, *, vf_coef: float = 0.5, cliprange_value: float = 0.2) -> Tensor:
-    """Half the squared error of the critic, pessimistically clipped around what it said at sampling time, per token.
+def value_loss(
+    value_NT: Tensor, batch: Batch, *, vf_coef: float = 0.5, cliprange_value: float = 0.2
+) -> Tensor:
+    """Half the squared error of the critic, pessimistically clipped around what it said at sampling
+    time, per token.
 
         vf_coef max( (V - R)^2, (clamp(V, V_old - c, V_old + c) - R)^2 ),     c = cliprange_value
 
-    c = 0: no clipping. At vf_coef .5: V_old = 0, R = 1, c = .2: V = .1 -> .405 (gradient -.9); V = .5 -> .32 (gradient 0: it has
-    moved towards R by more than c); V = -.5 -> 1.125 (gradient -1.5: it moved away and may come back). At V = V_old, where every
-    update starts, the gradient is V - R, that of the plain square. c is in units of the reward.
-    Schulman et al. 2017, arXiv:1707.06347 (their code). Whether it helps is disputed: Andrychowicz
-    et al. 2021, arXiv:2006.05990.
+    c = 0: no clipping. At vf_coef .5: V_old = 0, R = 1, c = .2: V = .1 -> .405 (gradient -.9); V =
+    .5 -> .32 (gradient 0: it has moved towards R by more than c); V = -.5 -> 1.125 (gradient -1.5:
+    it moved away and may come back). At V = V_old, where every update starts, the gradient is V -
+    R, that of the plain square. c is in units of the reward. Schulman et al. 2017, arXiv:1707.06347
+    (their code). Whether it helps is disputed: Andrychowicz et al. 2021, arXiv:2006.05990.
     """
     return vf_coef * torch.maximum(*squares(value_NT, batch, cliprange_value))
 
 
-def value_metrics(value_NT: Tensor, batch: Batch, *, cliprange_value: float = 0.2) -> dict[str, Pair]:
-    """What to add up over the trained tokens of a step: V, R, R^2, R - V, (R - V)^2, and the tokens that clipping silences.
+def value_metrics(
+    value_NT: Tensor, batch: Batch, *, cliprange_value: float = 0.2
+) -> dict[str, Pair]:
+    """What to add up over the trained tokens of a step: V, R, R^2, R - V, (R - V)^2, and the tokens
+    that clipping silences.
 
-    `value/mean`, `value/target`, `value/target_square`, `value/error`, `value/error_square`: see `explained_variance`, which takes
-    their means. `clip_ratio/value`: the share of tokens whose clipped square is the larger, so that they have no gradient.
+    `value/mean`, `value/target`, `value/target_square`, `value/error`, `value/error_square`: see
+    `explained_variance`, which takes their means. `clip_ratio/value`: the share of tokens whose
+    clipped square is the larger, so that they have no gradient.
     Sums are float64: a variance is a difference of large numbers.
     """
     value_NT = value_NT.detach()
@@ -51,25 +60,38 @@ def value_metrics(value_NT: Tensor, batch: Batch, *, cliprange_value: float = 0.
         "clip_ratio/value": clipped_NT > plain_NT,
     }
     count = batch.loss_mask_NT.sum()
-    return {name: (torch.where(batch.loss_mask_NT, x_NT.double(), 0.0).sum(), count) for name, x_NT in columns.items()}
+    return {
+        name: (torch.where(batch.loss_mask_NT, x_NT.double(), 0.0).sum(), count)
+        for name, x_NT in columns.items()
+    }
 
 
 def explained_variance(means: Mapping[str, float]) -> float:
-    """1 - Var(R - V) / Var(R) from the means of `value_metrics`: 1 for a perfect critic, 0 for a constant one, below 0 for a harmful one.
+    """1 - Var(R - V) / Var(R) from the means of `value_metrics`: 1 for a perfect critic, 0 for a
+    constant one, below 0 for a harmful one.
 
-    R = (0, 2), V = (.5, 1.5): 1 - .25 / 1 = .75. A constant added to V changes nothing: look at value/error for that. NaN where all R
+    R = (0, 2), V = (.5, 1.5): 1 - .25 / 1 = .75. A constant added to V changes nothing: look at
+    value/error for that. NaN where all R
     are equal: there is nothing to explain.
     """
     variance = means["value/target_square"] - means["value/target"] ** 2
     unexplained = means["value/error_square"] - means["value/error"] ** 2
-    return 1 - unexplained / variance if variance > 1e-12 * means["value/target_square"] else float("nan")
+    return (
+        1 - unexplained / variance
+        if variance > 1e-12 * means["value/target_square"]
+        else float("nan")
+    )
 
 
 def squares(value_NT: Tensor, batch: Batch, cliprange_value: float) -> tuple[Tensor, Tensor]:
-    """(V - R)^2 and (clamp(V, V_old - c, V_old + c) - R)^2, [N, T] each, 0 where not trained; c = 0: the first one twice."""
+    """(V - R)^2 and (clamp(V, V_old - c, V_old + c) - R)^2, [N, T] each, 0 where not trained; c =
+    0: the first one twice.
+    """
     same_shape(value_NT, batch.value_NT, batch.target_NT)
     assert cliprange_value >= 0, cliprange_value
-    plain_NT = trained(value_NT - batch.target_NT, batch).square()  # masked before squaring: 0 times the slope at NaN is NaN
+    plain_NT = trained(
+        value_NT - batch.target_NT, batch
+    ).square()  # masked before squaring: 0 times the slope at NaN is NaN
     if cliprange_value == 0:
         return plain_NT, plain_NT
     near_NT = value_NT.clamp(batch.value_NT - cliprange_value, batch.value_NT + cliprange_value)

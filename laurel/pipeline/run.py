@@ -1,4 +1,6 @@
-"""`pipeline`: SFT -> answers -> preferences -> reward model -> reinforcement -> comparison, each stage an artefact kept by content."""
+"""`pipeline`: SFT -> answers -> preferences -> reward model -> reinforcement -> comparison, each
+stage an artefact kept by content.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
 from laurel.pipeline.store import Artefact, make, source
-from laurel.report.exhibit import cell, write_page
+from laurel.report.exhibit import Table
+from laurel.report.exhibit_page import cell, write_page
 from laurel.reward.mixture import Mixture, load_rewards
-from laurel.tabular.exhibit import Table
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
@@ -35,8 +37,20 @@ from laurel.train.options import resolve
 from laurel.train.starter import STARTERS, build_starter
 
 FILES = {"pairs": "pairs.jsonl", "labels": "labels.jsonl"}
-"""source of a row of the table that learns from preferences: the file of stage `prefer` that it reads."""
-HERE = ("device", "num_threads", "output_dir", "profile", "report_to", "resume", "reward_timeout", "save_steps", "save_total_limit")
+"""source of a row of the table that learns from preferences: the file of stage `prefer` that it
+reads.
+"""
+HERE = (
+    "device",
+    "num_threads",
+    "output_dir",
+    "profile",
+    "report_to",
+    "resume",
+    "reward_timeout",
+    "save_steps",
+    "save_total_limit",
+)
 """Options that say where and how a run works, not what comes out."""
 
 
@@ -51,13 +65,17 @@ class Pipeline:
         self.check()
 
     def check(self) -> None:
-        """Every section as the stage will see it: what does not apply is an error now, before the first weight."""
+        """Every section as the stage will see it: what does not apply is an error now, before the
+        first weight.
+        """
         plan, name = self.plan, self.algorithm
         if name not in ALGORITHMS:
             resolve(name, TrainConfig())  # says which names there are
         if ALGORITHMS[name].source not in ("policy", "parameters", *FILES):
             what = f"`{name}` learns from other data than prompts or preferences."
-            raise UsageError(what, where="policy.algorithm", fix="Take one such as ppo, grpo, raft or dpo.")
+            raise UsageError(
+                what, where="policy.algorithm", fix="Take one such as ppo, grpo, raft or dpo."
+            )
         sections: list[tuple[str, str, Mapping[str, Any]]] = [(name, "policy", plan.policy)]
         if self.learns_reward:
             sections.append((reward_section(plan).algorithm, "reward", plan.reward))
@@ -65,14 +83,22 @@ class Pipeline:
             sections.append(("sft", "sft", plan.sft))
         for algorithm, section, options in sections:
             try:
-                learned = {"rewards": ["model:"]} if section == "policy" and self.learns_reward else {}
+                learned = (
+                    {"rewards": ["model:"]} if section == "policy" and self.learns_reward else {}
+                )
                 resolve(algorithm, build_config({**train_options(section, options), **learned}))
             except UsageError as error:
                 raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
-        rows = read_rows(plan.dataset, "rl", seed=plan.seed, size=plan.dataset_size, by="the pipeline")
-        self.gold = load_rewards([plan.gold] if plan.gold else None, None, rows, max_failed_fraction=0.0)
+        rows = read_rows(
+            plan.dataset, "rl", seed=plan.seed, size=plan.dataset_size, by="the pipeline"
+        )
+        self.gold = load_rewards(
+            [plan.gold] if plan.gold else None, None, rows, max_failed_fraction=0.0
+        )
         tasks = {str(row.columns["task"]) for row in rows} if plan.gold is None else {plan.gold}
-        self.watched = tasks.pop() if len(tasks) == 1 else None  # several verifiers cannot watch as one
+        self.watched = (
+            tasks.pop() if len(tasks) == 1 else None
+        )  # several verifiers cannot watch as one
         if plan.prefer.export:
             read_rows(plan.prefer.export, "comparison", option="export")
 
@@ -82,7 +108,9 @@ class Pipeline:
         return ALGORITHMS[self.algorithm].source not in FILES
 
     def run(self) -> dict[str, Any]:
-        """All stages; what the comparison found, with the folders of the artefacts. The folder is this process's alone meanwhile."""
+        """All stages; what the comparison found, with the folders of the artefacts. The folder is
+        this process's alone meanwhile.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         with Lock(self.root):
             return self.carried_out()
@@ -90,9 +118,16 @@ class Pipeline:
     def carried_out(self) -> dict[str, Any]:
         """The stages one after the other."""
         began, plan = time.perf_counter(), self.plan
-        asked = {"dataset": source(plan.dataset), "size": plan.dataset_size, "held": plan.eval_size, "seed": plan.seed}
+        asked = {
+            "dataset": source(plan.dataset),
+            "size": plan.dataset_size,
+            "held": plan.eval_size,
+            "seed": plan.seed,
+        }
         prompts = self.stage("prompts", asked, lambda folder: stages.split_prompts(folder, plan))
-        rows, held = (load_rows(str(prompts.folder / f"{name}.jsonl")) for name in ("train", "held"))
+        rows, held = (
+            load_rows(str(prompts.folder / f"{name}.jsonl")) for name in ("train", "held")
+        )
         start = self.start()
         preferred, pairs = self.preferences(prompts, start, rows)
         rewards = self.reward_models(start, preferred, pairs) if self.learns_reward else []
@@ -100,93 +135,198 @@ class Pipeline:
         gold, proxy, judges = self.judges(rewards, held)
         models = {"start": Path(start[0]), "policy": policy.folder / "model"}
         parts = {
-            "models": [start[1], policy.digest], "rewards": [one.digest for one in rewards], "combine": reward_section(plan).combine,
-            "prompts": prompts.digest, "gold": source(plan.gold), "seed": plan.seed, "sample": plan.sample, "compare": plan.compare,
-        }  # fmt: skip
+            "models": [start[1], policy.digest],
+            "rewards": [one.digest for one in rewards],
+            "combine": reward_section(plan).combine,
+            "prompts": prompts.digest,
+            "gold": source(plan.gold),
+            "seed": plan.seed,
+            "sample": plan.sample,
+            "compare": plan.compare,
+        }
         with self.counted("prompts", 2 * len(held)) as watch:
-            final = self.stage("compare", parts, lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch))
+            final = self.stage(
+                "compare",
+                parts,
+                lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch),
+            )
         return self.finish(final, policy, rewards, gold, proxy, time.perf_counter() - began)
 
-    def stage(self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]) -> Artefact:
+    def stage(
+        self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
+    ) -> Artefact:
         """One stage, made or found."""
         began = time.perf_counter()
         self.console.rule(f"[bold]{len(self.stages) + 1}  {name}")
-        found = make(self.root, name, {key: getattr(part, "model_dump", lambda part=part: part)() for key, part in parts.items()}, build)
+        found = make(
+            self.root,
+            name,
+            {
+                key: getattr(part, "model_dump", lambda part=part: part)()
+                for key, part in parts.items()
+            },
+            build,
+        )
         if not found.made:
             self.console.print(f"{found.folder} is there already: kept", soft_wrap=True)
-        self.stages.append((name, found.folder.name, "made" if found.made else "kept", time.perf_counter() - began))
+        self.stages.append(
+            (name, found.folder.name, "made" if found.made else "kept", time.perf_counter() - began)
+        )
         return found
 
     @contextmanager
     def counted(self, words: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar where somebody looks; what it gives is told how many more are done."""
-        with Progress(console=self.console, transient=True, disable=self.quiet or not self.console.is_terminal) as progress:
+        with Progress(
+            console=self.console, transient=True, disable=self.quiet or not self.console.is_terminal
+        ) as progress:
             task = progress.add_task(words, total=total)
             yield lambda count: progress.advance(task, count)
 
-    def trained(self, name: str, algorithm: str, options: Mapping[str, Any], inputs: Mapping[str, Any], seed: int) -> Artefact:
-        """A stage that trains: the ordinary loop, resumed if it was killed. The artefact is the model's folder."""
+    def trained(
+        self,
+        name: str,
+        algorithm: str,
+        options: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        seed: int,
+    ) -> Artefact:
+        """A stage that trains: the ordinary loop, resumed if it was killed. The artefact is the
+        model's folder.
+        """
         steps = TrainConfig(**options).max_steps
-        config = build_config({"save_steps": max(1, steps // 8), "seed": seed, **options}, where=f"section {name}")
-        own = {key: value for key, value in config.model_dump().items() if key not in (*HERE, *inputs)}
+        config = build_config(
+            {"save_steps": max(1, steps // 8), "seed": seed, **options}, where=f"section {name}"
+        )
+        own = {
+            key: value for key, value in config.model_dump().items() if key not in (*HERE, *inputs)
+        }
 
         def build(folder: Path) -> list[str]:
             try:
-                train(algorithm, config.model_copy(update={"output_dir": str(folder), "resume": True}), quiet=self.quiet)
+                train(
+                    algorithm,
+                    config.model_copy(update={"output_dir": str(folder), "resume": True}),
+                    quiet=self.quiet,
+                )
             except Interrupted as stopped:
-                raise stopped.again(f"stage {name}: {stopped.what}", "The same command goes on from there.") from None
+                raise stopped.again(
+                    f"stage {name}: {stopped.what}", "The same command goes on from there."
+                ) from None
             return ["model"]
 
         return self.stage(name, {"algorithm": algorithm, "options": own, "inputs": inputs}, build)
 
     def start(self) -> tuple[str, Any]:
-        """The model that answers and is trained: after SFT, or as given. (its folder or name, what it is by content)."""
+        """The model that answers and is trained: after SFT, or as given. (its folder or name, what
+        it is by content).
+        """
         plan = self.plan
         if plan.sft is None:
-            folder = str(build_starter(plan.model, plan.dataset, plan.seed)) if plan.model in STARTERS else plan.model
+            folder = (
+                str(build_starter(plan.model, plan.dataset, plan.seed))
+                if plan.model in STARTERS
+                else plan.model
+            )
             return folder, source(folder)
         dataset = str(plan.sft["dataset"])
         options = {**plan.sft, "model": plan.model, "dataset": dataset}
-        made = self.trained("sft", "sft", options, {"model": source(plan.model), "dataset": source(dataset)}, plan.seed)
+        made = self.trained(
+            "sft",
+            "sft",
+            options,
+            {"model": source(plan.model), "dataset": source(dataset)},
+            plan.seed,
+        )
         return str(made.folder / "model"), made.digest
 
-    def preferences(self, prompts: Artefact, start: tuple[str, Any], rows: list[Row]) -> tuple[Any, Path]:
-        """(what the preferences are by content, the file of pairs): people's export, or the start's answers as judge or gold see them."""
+    def preferences(
+        self, prompts: Artefact, start: tuple[str, Any], rows: list[Row]
+    ) -> tuple[Any, Path]:
+        """(what the preferences are by content, the file of pairs): people's export, or the start's
+        answers as judge or gold see them.
+        """
         plan = self.plan
         if plan.prefer.export:
             return source(plan.prefer.export), Path(plan.prefer.export)
-        parts = {"model": start[1], "prompts": prompts.digest, "how": plan.sample, "seed": plan.seed}
+        parts = {
+            "model": start[1],
+            "prompts": prompts.digest,
+            "how": plan.sample,
+            "seed": plan.seed,
+        }
         with self.counted("prompts answered", len(rows)) as watch:
-            answers = self.stage("sample", parts, lambda folder: stages.answer(folder, start[0], rows, plan.sample, plan.seed, watch))
-        judge = {"judge": source(plan.prefer.judge)} if plan.prefer.judge else {"gold": source(plan.gold)}
+            answers = self.stage(
+                "sample",
+                parts,
+                lambda folder: stages.answer(folder, start[0], rows, plan.sample, plan.seed, watch),
+            )
+        judge = (
+            {"judge": source(plan.prefer.judge)}
+            if plan.prefer.judge
+            else {"gold": source(plan.gold)}
+        )
         mixture = None if plan.prefer.judge else self.gold
         groups = stages.as_groups(answers.folder / "answers.jsonl")
         parts = {"answers": answers.digest, "how": plan.prefer, "seed": plan.seed, **judge}
-        made = self.stage("prefer", parts, lambda folder: stages.prefer(folder, groups, plan.prefer, mixture, plan.seed))
-        self.console.print("{pairs} pairs, {flipped} of them flipped, {ties} ties dropped".format(**read_json(made.folder / "facts.json")))
+        made = self.stage(
+            "prefer",
+            parts,
+            lambda folder: stages.prefer(folder, groups, plan.prefer, mixture, plan.seed),
+        )
+        self.console.print(
+            "{pairs} pairs, {flipped} of them flipped, {ties} ties dropped".format(
+                **read_json(made.folder / "facts.json")
+            )
+        )
         return made.digest, made.folder / FILES["pairs"]
 
     def reward_models(self, start: tuple[str, Any], preferred: Any, pairs: Path) -> list[Artefact]:
         """One reward model per member of the ensemble, on the start's body."""
         how = reward_section(self.plan)
-        options = {**train_options("reward", self.plan.reward), "model": start[0], "dataset": str(pairs)}
+        options = {
+            **train_options("reward", self.plan.reward),
+            "model": start[0],
+            "dataset": str(pairs),
+        }
         inputs = {"model": start[1], "dataset": preferred}
-        return [self.trained("reward", how.algorithm, options, inputs, self.plan.seed + i) for i in range(how.members)]
+        return [
+            self.trained("reward", how.algorithm, options, inputs, self.plan.seed + i)
+            for i in range(how.members)
+        ]
 
     def named(self, rewards: list[Artefact]) -> list[str]:
         """The learned reward and the hidden judge, as `laurel train` names them."""
         folders = "+".join(str(one.folder / "model") for one in rewards)
-        learned = f"model:{folders}" + (f":{reward_section(self.plan).combine}" if len(rewards) > 1 else "")
+        learned = f"model:{folders}" + (
+            f":{reward_section(self.plan).combine}" if len(rewards) > 1 else ""
+        )
         return [learned, self.watched] if self.watched else [learned]
 
-    def policy(self, prompts: Artefact, start: tuple[str, Any], preferred: Any, pairs: Path, rewards: list[Artefact]) -> Artefact:
-        """Reinforcement from the learned reward (the hidden judge only watches, with weight 0), or learning from the pairs themselves."""
+    def policy(
+        self,
+        prompts: Artefact,
+        start: tuple[str, Any],
+        preferred: Any,
+        pairs: Path,
+        rewards: list[Artefact],
+    ) -> Artefact:
+        """Reinforcement from the learned reward (the hidden judge only watches, with weight 0), or
+        learning from the pairs themselves.
+        """
         options = {"eval_size": 0, **train_options("policy", self.plan.policy), "model": start[0]}
         inputs: dict[str, Any] = {"model": start[1]}
         if self.learns_reward:
             names = self.named(rewards)
-            options |= {"dataset": str(prompts.folder / "train.jsonl"), "rewards": names, "reward_weights": [1.0, 0.0][: len(names)]}
-            inputs |= {"dataset": prompts.digest, "rewards": [[one.digest for one in rewards], source(self.plan.gold)]}
+            options |= {
+                "dataset": str(prompts.folder / "train.jsonl"),
+                "rewards": names,
+                "reward_weights": [1.0, 0.0][: len(names)],
+            }
+            inputs |= {
+                "dataset": prompts.digest,
+                "rewards": [[one.digest for one in rewards], source(self.plan.gold)],
+            }
             inputs["combine"] = reward_section(self.plan).combine
         else:
             options["dataset"] = str(pairs.parent / FILES[ALGORITHMS[self.algorithm].source])
@@ -194,34 +334,79 @@ class Pipeline:
         return self.trained("policy", self.algorithm, options, inputs, self.plan.seed)
 
     def judges(self, rewards: list[Artefact], held: list[Row]) -> tuple[str, str, Mixture]:
-        """(name of the gold, of the learned reward or "", both as one mixture): what the comparison asks."""
+        """(name of the gold, of the learned reward or "", both as one mixture): what the comparison
+        asks.
+        """
         gold = self.gold.rewards[0].name
         if not rewards:
             return gold, "", self.gold
         learned = load_rewards(self.named(rewards)[:1], None, held, max_failed_fraction=0.0).rewards
-        return gold, learned[0].name, Mixture((*learned, *self.gold.rewards), self.gold.timeout, 0.0)
+        return (
+            gold,
+            learned[0].name,
+            Mixture((*learned, *self.gold.rewards), self.gold.timeout, 0.0),
+        )
 
     def made_from(self, rewards: list[Artefact], policy: Artefact, gold: str) -> Table:
-        """What a reader asks of a pipeline first: which model, which data, who prefers, and how good the reward model is."""
+        """What a reader asks of a pipeline first: which model, which data, who prefers, and how
+        good the reward model is.
+        """
         plan = self.plan
-        who = plan.prefer.export or plan.prefer.judge or f"{gold}, {plan.prefer.error_rate:.0%} of the labels flipped"
-        rows = [("model", plan.model), ("dataset", plan.dataset), ("who prefers", who), ("the hidden judge", gold)]
+        who = (
+            plan.prefer.export
+            or plan.prefer.judge
+            or f"{gold}, {plan.prefer.error_rate:.0%} of the labels flipped"
+        )
+        rows = [
+            ("model", plan.model),
+            ("dataset", plan.dataset),
+            ("who prefers", who),
+            ("the hidden judge", gold),
+        ]
         for reward in rewards:
-            said = [line for line in Run(reward.folder).facts.get("held_out", []) if line.startswith("accuracy")]
-            rows.append((f"reward model {reward.folder.name}, held out", " ".join(said[0].split()) if said else "no pair was held out"))
+            said = [
+                line
+                for line in Run(reward.folder).facts.get("held_out", [])
+                if line.startswith("accuracy")
+            ]
+            rows.append(
+                (
+                    f"reward model {reward.folder.name}, held out",
+                    " ".join(said[0].split()) if said else "no pair was held out",
+                )
+            )
         rows.append(("policy", f"{self.algorithm}, {policy.folder.name}"))
         return Table("made from", ("what", "which"), tuple(rows))
 
-    def finish(self, final: Artefact, policy: Artefact, rewards: list[Artefact], gold: str, proxy: str, seconds: float) -> dict[str, Any]:
+    def finish(
+        self,
+        final: Artefact,
+        policy: Artefact,
+        rewards: list[Artefact],
+        gold: str,
+        proxy: str,
+        seconds: float,
+    ) -> dict[str, Any]:
         """The table, the page, plan.yaml and summary.json."""
         result, plan = read_json(final.folder / "result.json"), self.root / "plan.yaml"
-        write_atomic(plan, yaml.safe_dump(self.plan.model_dump(), sort_keys=False, allow_unicode=True))
+        write_atomic(
+            plan, yaml.safe_dump(self.plan.model_dump(), sort_keys=False, allow_unicode=True)
+        )
         shown = exhibit(
-            self.plan, result, Run(policy.folder).metrics(), gold, proxy,
-            Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)), self.made_from(rewards, policy, gold),
-        )  # fmt: skip
+            self.plan,
+            result,
+            Run(policy.folder).metrics(),
+            gold,
+            proxy,
+            Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
+            self.made_from(rewards, policy, gold),
+        )
         write_page(shown, self.root / "report.html", command=f"laurel pipeline {plan}")
-        summary = {"figures": result["figures"], "stages": {folder: how for _, folder, how, _ in self.stages}, "seconds": round(seconds, 1)}
+        summary = {
+            "figures": result["figures"],
+            "stages": {folder: how for _, folder, how, _ in self.stages},
+            "seconds": round(seconds, 1),
+        }
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
         for table in shown.tables[:3]:
             lines = Lines(*table.columns, title=table.title, title_justify="left")
@@ -229,11 +414,17 @@ class Pipeline:
                 lines.add_row(*(cell(value) for value in row))
             self.console.print(lines)
         for claim in shown.claims:
-            self.console.print(f"{'yes' if claim.holds else 'NO '}  {claim.text}: {claim.evidence}", soft_wrap=True)
-        self.console.print(f"in {seconds:.0f} seconds. The page: {self.root / 'report.html'}", soft_wrap=True)
+            self.console.print(
+                f"{'yes' if claim.holds else 'NO '}  {claim.text}: {claim.evidence}", soft_wrap=True
+            )
+        self.console.print(
+            f"in {seconds:.0f} seconds. The page: {self.root / 'report.html'}", soft_wrap=True
+        )
         return summary
 
 
 def pipeline(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
-    """Carry out a plan; returns what it writes to output_dir/summary.json: figures with intervals, the stages, the seconds."""
+    """Carry out a plan; returns what it writes to output_dir/summary.json: figures with intervals,
+    the stages, the seconds.
+    """
     return Pipeline(plan, quiet=quiet).run()

@@ -1,4 +1,6 @@
-"""Artefacts by content: a stage whose options and inputs are the same is found, not made again; a damaged one is made again."""
+"""Artefacts by content: a stage whose options and inputs are the same is found, not made again; a
+damaged one is made again.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,24 @@ MARK = "artefact.json"
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished stage: its folder, and the digest of what it made, which is the key that later stages depend on."""
+    """A finished stage: its folder, and the digest of what it made, which is the key that later
+    stages depend on.
+    """
 
     folder: Path
     digest: str
     made: bool
 
 
-def make(root: Path, stage: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]) -> Artefact:
-    """The artefact of `stage` for these parts (options and digests of inputs), under root/STAGE-KEY.
+def make(
+    root: Path, stage: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
+) -> Artefact:
+    """The artefact of `stage` for these parts (options and digests of inputs), under
+    root/STAGE-KEY.
 
-    `build(folder)` makes it and returns the names of the files and folders that are the artefact; called again after a kill it goes on
-    where it was. The folder counts as finished once its mark is written, with a hash per file: a file that has changed since undoes it.
+    `build(folder)` makes it and returns the names of the files and folders that are the artefact;
+    called again after a kill it goes on where it was. The folder counts as finished once its mark
+    is written, with a hash per file: a file that has changed since undoes it.
     """
     key = digest_of({"stage": stage, "laurel": laurel.__version__, **parts})[:12]
     folder = root / f"{stage}-{key}"
@@ -39,9 +47,16 @@ def make(root: Path, stage: str, parts: Mapping[str, Any], build: Callable[[Path
     if mark:  # finished once, and changed since
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {str(path.relative_to(folder)): hashed(path) for name in build(folder) for path in sorted(within(folder / name))}
+    files = {
+        str(path.relative_to(folder)): hashed(path)
+        for name in build(folder)
+        for path in sorted(within(folder / name))
+    }
     digest = digest_of(files)
-    write_atomic(folder / MARK, json.dumps({"stage": stage, "digest": digest, "files": files}, indent=1) + "\n")
+    write_atomic(
+        folder / MARK,
+        json.dumps({"stage": stage, "digest": digest, "files": files}, indent=1) + "\n",
+    )
     return Artefact(folder, digest, made=True)
 
 
@@ -65,7 +80,9 @@ def within(path: Path) -> list[Path]:
 
 
 def source(name: str | None) -> Any:
-    """What a user's name stands for, by content: a file (`file.py:function` too) or folder by its bytes, any other name by itself."""
+    """What a user's name stands for, by content: a file (`file.py:function` too) or folder by its
+    bytes, any other name by itself.
+    """
     if name is None:
         return None
     path, _, function = name.partition(":") if ".py:" in name else (name, "", "")

@@ -22,11 +22,13 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Story:
-    """A run as a reader wants it: what it was, how each metric went, what the model said at first and at last.
+    """A run as a reader wants it: what it was, how each metric went, what the model said at first
+    and at last.
 
-    `first`, `last` are lines of samples.jsonl: of prompts that were answered early and late, or, where none was, of the first and
-    the last step (`last` is empty if they are one step). `ending` are the last lines of all, whatever their prompts.
-    `evaluation` is eval.json, `profile` profile.json. `times` are the wall-clock seconds of the logged lines.
+    `first`, `last` are lines of samples.jsonl: of prompts that were answered early and late, or,
+    where none was, of the first and the last step (`last` is empty if they are one step). `ending`
+    are the last lines of all, whatever their prompts. `evaluation` is eval.json, `profile`
+    profile.json. `times` are the wall-clock seconds of the logged lines.
     """
 
     folder: Path
@@ -59,25 +61,48 @@ class Story:
     @property
     def algorithm(self) -> str:
         """The row of the table, as far as the run says."""
-        return str(self.config.get("algorithm") or self.facts.get("algorithm") or ("evaluation" if self.evaluation else "run"))
+        return str(
+            self.config.get("algorithm")
+            or self.facts.get("algorithm")
+            or ("evaluation" if self.evaluation else "run")
+        )
 
 
 def read_story(folder: str | Path) -> Story:
-    """Everything there is to tell about a run directory. A UsageError where there is no folder, or nothing in it to tell."""
+    """Everything there is to tell about a run directory. A UsageError where there is no folder, or
+    nothing in it to tell.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError("no such folder.", where=str(folder), fix="Name the --output_dir of a run.")
+        raise UsageError(
+            "no such folder.", where=str(folder), fix="Name the --output_dir of a run."
+        )
     run = Run(folder)
     lines, evaluation = run.metrics(), read_json(folder / "eval.json") or {}
     if not lines and not evaluation:
-        what = "the run has not logged a step yet." if run.id else "there is no run and no evaluation in this folder."
+        what = (
+            "the run has not logged a step yet."
+            if run.id
+            else "there is no run and no evaluation in this folder."
+        )
         raise UsageError(what, where=str(folder), fix="A report needs metrics.jsonl or eval.json.")
     samples = folder / "samples.jsonl"
     first, last = before_and_after(samples, run.id) or first_and_last(samples, run.id)
     ending = _tail(samples, run.id)[-ENDING:] if last else first
     times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
     profile = read_json(folder / "profile.json") or {}
-    return Story(folder, run.facts, run.config(), _series(lines), times, first, last, ending, evaluation, profile)
+    return Story(
+        folder,
+        run.facts,
+        run.config(),
+        _series(lines),
+        times,
+        first,
+        last,
+        ending,
+        evaluation,
+        profile,
+    )
 
 
 def _series(lines: list[dict[str, Any]]) -> dict[str, Series]:
@@ -91,7 +116,8 @@ def _series(lines: list[dict[str, Any]]) -> dict[str, Series]:
 
 
 def before_and_after(path: Path, run: str) -> tuple[Lines, Lines] | None:
-    """The lines of prompts that were answered early and again late, at half of the run's length apart or more; None without any.
+    """The lines of prompts that were answered early and again late, at half of the run's length
+    apart or more; None without any.
 
     What lies between the first and the last megabytes of a long file is not read.
     """
@@ -103,13 +129,24 @@ def before_and_after(path: Path, run: str) -> tuple[Lines, Lines] | None:
         first.setdefault(asked(line), int(line.get("step", 0)))
     last = {asked(line): int(line.get("step", 0)) for line in late}
     length = max(last.values()) - min(first.values())
-    apart = {prompt: last[prompt] - step for prompt, step in first.items() if 2 * (last.get(prompt, step) - step) >= max(length, 1)}
+    apart = {
+        prompt: last[prompt] - step
+        for prompt, step in first.items()
+        if 2 * (last.get(prompt, step) - step) >= max(length, 1)
+    }
     if not apart:
         return None
     order = sorted(apart, key=lambda prompt: -apart[prompt])
 
     def of(lines: Lines, steps: dict[str, int]) -> Lines:
-        found = {prompt: [line for line in lines if asked(line) == prompt and line.get("step", 0) == steps[prompt]] for prompt in order[:4]}
+        found = {
+            prompt: [
+                line
+                for line in lines
+                if asked(line) == prompt and line.get("step", 0) == steps[prompt]
+            ]
+            for prompt in order[:4]
+        }
         return [line for prompt in order[:4] for line in found[prompt]]
 
     return of(early, first), of(late, last)

@@ -1,4 +1,6 @@
-"""Maps of values with arrows and walls, and curves with intervals: as SVG for a page, or together as one picture file."""
+"""Maps of values with arrows and walls, and curves with intervals: as SVG for a page, or together
+as one picture file.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,27 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrow, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from laurel.core.errors import UsageError
 from laurel.core.files import replacing
-from laurel.report.exhibit import ARROWS, cell, exit_mark, figures, is_wall, told_value
+from laurel.report.exhibit import Chart, Exhibit, Grid
+from laurel.report.exhibit_page import ARROWS, cell, exit_mark, figures, is_wall, told_value
 from laurel.report.plots import INK, LINES, STRONG, STYLE, VARIABLES, as_svg
-from laurel.tabular.exhibit import Chart, Exhibit, Grid
 
 Panel = tuple[str, float, int, Callable[[Axes], None]]
 """Title, inches high, panels wide, what draws it."""
 Inks = Mapping[str, str]
-"""Code of plots.py -> colour: itself where a page will choose, the light page's colour in a picture file."""
+"""Code of plots.py -> colour: itself where a page will choose, the light page's colour in a picture
+file.
+"""
 
 WIDTH, CURVES_HIGH = 4.4, 2.7  # inches of a panel; a map of many columns is two panels wide
 MANY = 8
@@ -45,32 +56,54 @@ def paper() -> Inks:
 
 def grid_svg(grid: Grid) -> str:
     """A map as an `<svg>` that takes its colours from the page."""
-    return _panel_svg((grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=PAGE)))
+    return _panel_svg(
+        (grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=PAGE))
+    )
 
 
 def chart_svg(chart: Chart) -> str:
     """Curves as an `<svg>` that takes its colours from the page."""
-    return _panel_svg((chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=PAGE)))
+    return _panel_svg(
+        (chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=PAGE))
+    )
 
 
 def write_figure(exhibit: Exhibit, path: str | Path) -> None:
-    """Every map and chart in one picture; the suffix of the path (.png, .svg, .pdf) chooses the format."""
+    """Every map and chart in one picture; the suffix of the path (.png, .svg, .pdf) chooses the
+    format.
+    """
     inks = paper()
     panels: list[Panel] = [
-        *((grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=inks)) for grid in exhibit.grids),
-        *((chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=inks)) for chart in exhibit.charts),
+        *(
+            (grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=inks))
+            for grid in exhibit.grids
+        ),
+        *(
+            (chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=inks))
+            for chart in exhibit.charts
+        ),
     ]
     if not panels:
-        raise UsageError("this experiment has nothing to draw.", where="--plot", fix="Its tables are in --page FILE.")
+        raise UsageError(
+            "this experiment has nothing to draw.",
+            where="--plot",
+            fix="Its tables are in --page FILE.",
+        )
     total, widest = sum(panel[2] for panel in panels), max(panel[2] for panel in panels)
-    columns = next(columns for columns in range(widest, 4) if total <= columns * columns or columns == 3)
+    columns = next(
+        columns for columns in range(widest, 4) if total <= columns * columns or columns == 3
+    )
     rows = _in_rows(panels, columns)
     heights = [max(panel[1] for panel in row) + 0.35 for row in rows]
     with rc_context({**_style(inks), "svg.hashsalt": exhibit.title}):
-        figure = Figure(figsize=(columns * WIDTH, sum(heights) + 0.4), layout="constrained", facecolor="white")
+        figure = Figure(
+            figsize=(columns * WIDTH, sum(heights) + 0.4), layout="constrained", facecolor="white"
+        )
         if engine := figure.get_layout_engine():
             engine.set(w_pad=0.1, h_pad=0.1)  # type: ignore[call-arg]
-        figure.suptitle(exhibit.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=inks[STRONG])
+        figure.suptitle(
+            exhibit.title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=inks[STRONG]
+        )
         places = figure.add_gridspec(len(rows), columns, height_ratios=heights)
         for i, row in enumerate(rows):
             column = 0
@@ -80,7 +113,13 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
                 draw(axes)
                 labels = axes.get_legend_handles_labels()[1]
                 lines = -(-len(labels) // legend_columns(labels)) if len(labels) > 1 else 0
-                axes.set_title(fill(title, 58 * wide), loc="left", fontsize=9, color=inks[STRONG], pad=6 + 12.5 * lines)
+                axes.set_title(
+                    fill(title, 58 * wide),
+                    loc="left",
+                    fontsize=9,
+                    color=inks[STRONG],
+                    pad=6 + 12.5 * lines,
+                )
         with replacing(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=160)
 
@@ -108,7 +147,10 @@ def _panel_svg(panel: Panel) -> str:
 
 def _style(inks: Inks) -> dict[Any, Any]:
     """The report's style in these colours; words are never read as formulas."""
-    return {**{name: inks.get(value, value) for name, value in STYLE.items()}, "text.parse_math": False}
+    return {
+        **{name: inks.get(value, value) for name, value in STYLE.items()},
+        "text.parse_math": False,
+    }
 
 
 def span(grid: Grid) -> int:
@@ -131,11 +173,17 @@ def _cell_size(grid: Grid) -> float:
 
 
 def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
-    """Cells tinted by value, each with its arrows and its number; walls are filled; columns and rows count from the bottom left."""
+    """Cells tinted by value, each with its arrows and its number; walls are filled; columns and
+    rows count from the bottom left.
+    """
     high, wide = len(grid.values), len(grid.values[0])
     points = 72 * _cell_size(grid)
     texts = figures(grid)
-    size = min(10.5, 0.19 * points, 0.9 * points / (0.62 * max(1, *(len(text) for row in texts for text in row))))
+    size = min(
+        10.5,
+        0.19 * points,
+        0.9 * points / (0.62 * max(1, *(len(text) for row in texts for text in row))),
+    )
     tint = tints(grid)
     for i, (values, marks) in enumerate(zip(grid.values, grid.marks, strict=True)):
         for j, (value, mark) in enumerate(zip(values, marks, strict=True)):
@@ -144,8 +192,12 @@ def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
                 axes.add_patch(Rectangle((x, y), 1, 1, facecolor=inks[INK], alpha=0.6, linewidth=0))
             else:
                 code, strength = tint(value, mark)
-                axes.add_patch(Rectangle((x, y), 1, 1, facecolor=inks[code], alpha=strength, linewidth=0))
-                _fill(axes, x, y, mark, "" if size < READABLE else texts[i][j], (points, size), inks)
+                axes.add_patch(
+                    Rectangle((x, y), 1, 1, facecolor=inks[code], alpha=strength, linewidth=0)
+                )
+                _fill(
+                    axes, x, y, mark, "" if size < READABLE else texts[i][j], (points, size), inks
+                )
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=inks[INK], linewidth=0.7))
     axes.set(xlim=(-0.02, wide + 0.02), ylim=(-0.02, high + 0.02), aspect="equal")
     axes.set_anchor("NW")
@@ -157,10 +209,20 @@ def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
 
 
 def tints(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
-    """(colour, strength) of a cell. With both signs the scale is centred on 0; with one, it runs from the weakest to the strongest."""
-    cells = [told_value(*pair) for row in zip(grid.values, grid.marks, strict=True) for pair in zip(*row, strict=True)]
+    """(colour, strength) of a cell. With both signs the scale is centred on 0; with one, it runs
+    from the weakest to the strongest.
+    """
+    cells = [
+        told_value(*pair)
+        for row in zip(grid.values, grid.marks, strict=True)
+        for pair in zip(*row, strict=True)
+    ]
     known = [value for value in cells if value is not None and math.isfinite(value)]
-    weakest = 0.0 if min(known, default=0.0) < 0 < max(known, default=0.0) else min(map(abs, known), default=0.0)
+    weakest = (
+        0.0
+        if min(known, default=0.0) < 0 < max(known, default=0.0)
+        else min(map(abs, known), default=0.0)
+    )
     strongest = max(map(abs, known), default=0.0)
 
     def tint(value: float | None, mark: str) -> tuple[str, float]:
@@ -169,13 +231,19 @@ def tints(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
             return (POSITIVE if announced > 0 else NEGATIVE), 0.6
         if value is None or announced is not None:
             return INK, 0.15
-        share = (abs(value) - weakest) / (strongest - weakest) if strongest > weakest and math.isfinite(value) else 0.3
+        share = (
+            (abs(value) - weakest) / (strongest - weakest)
+            if strongest > weakest and math.isfinite(value)
+            else 0.3
+        )
         return (POSITIVE if value >= 0 else NEGATIVE), 0.04 + 0.42 * share
 
     return tint
 
 
-def _fill(axes: Axes, x: float, y: float, mark: str, text: str, sizes: tuple[float, float], inks: Inks) -> None:
+def _fill(
+    axes: Axes, x: float, y: float, mark: str, text: str, sizes: tuple[float, float], inks: Inks
+) -> None:
     """What stands in a cell: arrows above the number, or a written mark above it."""
     points, size = sizes
     middle = 0.62 if text else 0.5
@@ -185,27 +253,45 @@ def _fill(axes: Axes, x: float, y: float, mark: str, text: str, sizes: tuple[flo
             start, length = (-0.16, 0.32) if len(mark) == 1 else (0.05, 0.23)
             axes.add_patch(
                 FancyArrow(
-                    x + 0.5 + start * dx, y + middle + start * dy, length * dx, length * dy, length_includes_head=True,
-                    width=0.035, head_width=0.15, head_length=0.13, color=inks[STRONG], linewidth=0,
+                    x + 0.5 + start * dx,
+                    y + middle + start * dy,
+                    length * dx,
+                    length * dy,
+                    length_includes_head=True,
+                    width=0.035,
+                    head_width=0.15,
+                    head_length=0.13,
+                    color=inks[STRONG],
+                    linewidth=0,
                 )
-            )  # fmt: skip
+            )
     elif mark:
         fits = min(15, 0.3 * points, 0.9 * points / (0.62 * len(mark)))
-        axes.text(x + 0.5, y + middle, mark, ha="center", va="center", fontsize=fits, color=inks[STRONG])
+        axes.text(
+            x + 0.5, y + middle, mark, ha="center", va="center", fontsize=fits, color=inks[STRONG]
+        )
     if text:
         low = 0.15 if mark else 0.5
-        axes.text(x + 0.5, y + low, text, ha="center", va="center", fontsize=size, color=inks[STRONG])
+        axes.text(
+            x + 0.5, y + low, text, ha="center", va="center", fontsize=size, color=inks[STRONG]
+        )
 
 
 def draw_curves(axes: Axes, chart: Chart, inks: Inks) -> None:
-    """Each curve with its band; values that are not finite, or not positive on a logarithmic axis, are gaps."""
+    """Each curve with its band; values that are not finite, or not positive on a logarithmic axis,
+    are gaps.
+    """
     for i, (label, points) in enumerate(chart.curves.items()):
         ordered = sorted(points)
         xs = [x for x, *_ in ordered]
         y, low, high = ([_seen(point[k], chart.log_y) for point in ordered] for k in (1, 2, 3))
         colour = inks[LINES[i % len(LINES)]]
         few = len(xs) <= 24
-        line = {"linestyle": DASHES[i // len(LINES) % len(DASHES)], "marker": "o" if few else "", "markersize": 3.2}
+        line = {
+            "linestyle": DASHES[i // len(LINES) % len(DASHES)],
+            "marker": "o" if few else "",
+            "markersize": 3.2,
+        }
         axes.plot(xs, y, color=colour, linewidth=1.6, label=label, **line)
         if low != high:
             axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -214,9 +300,13 @@ def draw_curves(axes: Axes, chart: Chart, inks: Inks) -> None:
     axes.set_ylabel(chart.y)
     if len(chart.curves) > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=legend_columns(chart.curves),
-            handlelength=1.6, columnspacing=1.2, borderpad=0.1,
-        )  # fmt: skip
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=legend_columns(chart.curves),
+            handlelength=1.6,
+            columnspacing=1.2,
+            borderpad=0.1,
+        )
 
 
 def _seen(value: float, log: bool) -> float:
@@ -232,7 +322,9 @@ def legend_columns(labels: Collection[str]) -> int:
 def _scales(axes: Axes, chart: Chart) -> None:
     """Ticks with plain numbers; on a logarithmic axis of few points, the points themselves."""
     xs = sorted({x for points in chart.curves.values() for x, *_ in points})
-    ys = [y for points in chart.curves.values() for _, y, *_ in points if _seen(y, chart.log_y) == y]
+    ys = [
+        y for points in chart.curves.values() for _, y, *_ in points if _seen(y, chart.log_y) == y
+    ]
     for axis, log, set_scale, values in (
         (axes.xaxis, chart.log_x, axes.set_xscale, xs),
         (axes.yaxis, chart.log_y, axes.set_yscale, ys),
@@ -242,7 +334,9 @@ def _scales(axes: Axes, chart: Chart) -> None:
             decades = math.log10(max(values) / min(values))
             steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
             points = axis is axes.xaxis and len(xs) <= 8
-            axis.set_major_locator(FixedLocator(values) if points else LogLocator(subs=steps, numticks=12))
+            axis.set_major_locator(
+                FixedLocator(values) if points else LogLocator(subs=steps, numticks=12)
+            )
             axis.set_minor_locator(NullLocator())
             axis.set_minor_formatter(NullFormatter())
         elif axis is axes.xaxis:

@@ -1,4 +1,6 @@
-"""`write_report`: a run directory becomes one self-contained HTML page, with no script and nothing fetched from elsewhere."""
+"""`write_report`: a run directory becomes one self-contained HTML page, with no script and nothing
+fetched from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run directory and return its path. Works on a run that is still going, and on an evaluation.
+    """Write `report.html` into a run directory and return its path. Works on a run that is still
+    going, and on an evaluation.
 
     A folder with nothing to report is a UsageError that says so.
     """
@@ -37,7 +40,13 @@ def write_report(run_dir: str | Path) -> Path:
 def render(story: Story) -> str:
     """The page. Everything that came from a model, a dataset or a configuration is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     pages.filters["show"] = show
     pages.filters["clean"] = clean
     shown = panels(story)
@@ -51,13 +60,16 @@ def render(story: Story) -> str:
         tiles=tiles(story),
         panels=[panel for panel in shown if not panel.constant],
         constant=[panel for panel in shown if panel.constant],
-        same=bool(story.last) and {asked(line) for line in story.first} == {asked(line) for line in story.last},
+        same=bool(story.last)
+        and {asked(line) for line in story.first} == {asked(line) for line in story.last},
         phases=phase_rows(story.profile),
         shares=time_shares(story.profile),
         svg=Markup,
         steps=[(name, groups(lines), len(lines)) for name, lines in sample_steps(story)],
         bars=bars(story.evaluation),
-        config=yaml.safe_dump(story.options, sort_keys=False, allow_unicode=True) if story.options else "",
+        config=yaml.safe_dump(story.options, sort_keys=False, allow_unicode=True)
+        if story.options
+        else "",
         metrics=metric_rows(story),
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -65,32 +77,62 @@ def render(story: Story) -> str:
 
 
 def clean(value: object) -> str:
-    """Text as it may stand in HTML: control characters, which browsers drop or choke on, become visible."""
+    """Text as it may stand in HTML: control characters, which browsers drop or choke on, become
+    visible.
+    """
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def title(story: Story) -> str:
     """grpo on addition"""
     where = story.options.get("dataset")
-    return f"{story.algorithm} on {Path(str(where)).name}" if where else f"{story.algorithm} · {story.folder.resolve().name}"
+    return (
+        f"{story.algorithm} on {Path(str(where)).name}"
+        if where
+        else f"{story.algorithm} · {story.folder.resolve().name}"
+    )
 
 
 def facts(story: Story) -> list[tuple[str, str]]:
     """What the run was: the small print under the title."""
     source = {**story.facts, **story.options}
-    told = [(name, source.get(name)) for name in ("model", "dataset", "seed", "commit", "laurel", "torch", "transformers", "threads")]
+    told = [
+        (name, source.get(name))
+        for name in (
+            "model",
+            "dataset",
+            "seed",
+            "commit",
+            "laurel",
+            "torch",
+            "transformers",
+            "threads",
+        )
+    ]
     if "created" in story.facts:
-        told.insert(3, ("started", datetime.fromtimestamp(story.facts["created"], UTC).strftime("%Y-%m-%d %H:%M UTC")))
+        told.insert(
+            3,
+            (
+                "started",
+                datetime.fromtimestamp(story.facts["created"], UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            ),
+        )
     if story.facts.get("run"):
         told.append(("run", str(story.facts["run"])[:8]))
-    return [(name, str(value)) for name, value in told if value is not None and not isinstance(value, dict | list)]
+    return [
+        (name, str(value))
+        for name, value in told
+        if value is not None and not isinstance(value, dict | list)
+    ]
 
 
 def tiles(story: Story) -> list[tuple[str, str, str]]:
     """(label, figure, small print) of what a reader asks first besides the reward."""
     made = []
     if story.steps:
-        made.append(("steps", show(story.steps), f"of {show(story.planned)}" if story.planned else ""))
+        made.append(
+            ("steps", show(story.steps), f"of {show(story.planned)}" if story.planned else "")
+        )
     spent = sum(finite(story.series.get("seconds/step", {})))
     if spent:
         made.append(("time", duration(spent), "in logged steps"))
@@ -98,9 +140,11 @@ def tiles(story: Story) -> list[tuple[str, str, str]]:
     if speed:
         made.append(("speed", show(float(f"{sum(speed) / len(speed):.3g}")), "tokens per second"))
     for name, label, note in (
-        ("kl", "KL", "nats per token, at last"), ("kl/sequence", "KL", "nats per completion, at last"),
-        ("entropy", "entropy", "nats per token, at last"), ("completions/mean_length", "length", "tokens, at last"),
-    ):  # fmt: skip
+        ("kl", "KL", "nats per token, at last"),
+        ("kl/sequence", "KL", "nats per completion, at last"),
+        ("entropy", "entropy", "nats per token, at last"),
+        ("completions/mean_length", "length", "tokens, at last"),
+    ):
         values = finite(story.series.get(name, {}))
         if values:
             width = window(len(values))
@@ -113,17 +157,26 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def sample_steps(story: Story) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The lines shown side by side: early ones and late ones, of the same prompts where any was asked twice."""
+    """The lines shown side by side: early ones and late ones, of the same prompts where any was
+    asked twice.
+    """
     if not story.first:
         return []
     if not story.last:
         step = story.first[0].get("step")
         return [("Samples" if step is None else f"Step {step}", story.first)]
-    return [(f"Before: {steps_of(story.first)}", story.first), (f"After: {steps_of(story.last)}", story.last)]
+    return [
+        (f"Before: {steps_of(story.first)}", story.first),
+        (f"After: {steps_of(story.last)}", story.last),
+    ]
 
 
 def steps_of(lines: Iterable[Mapping[str, Any]]) -> str:
@@ -140,8 +193,14 @@ def groups(lines: Iterable[Mapping[str, Any]]) -> list[tuple[Any, list[Mapping[s
         by_prompt.setdefault(key, []).append(line)
     shown = []
     for samples in list(by_prompt.values())[:PROMPTS]:
-        ordered = sorted(samples, key=lambda line: (line.get("reward") is None, -(line.get("reward") or 0.0)))
-        spread = ordered if len(ordered) <= SAMPLES else [*ordered[: SAMPLES - SAMPLES // 2], *ordered[-(SAMPLES // 2) :]]
+        ordered = sorted(
+            samples, key=lambda line: (line.get("reward") is None, -(line.get("reward") or 0.0))
+        )
+        spread = (
+            ordered
+            if len(ordered) <= SAMPLES
+            else [*ordered[: SAMPLES - SAMPLES // 2], *ordered[-(SAMPLES // 2) :]]
+        )
         shown.append((samples[0].get("prompt", ""), spread))
     return shown
 
@@ -158,13 +217,25 @@ def bars(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def phase_rows(profile: Mapping[str, Any]) -> list[tuple[str, str, str, str, float]]:
-    """A line per phase of a step: its name, its seconds, its share of the step, the idle part of that share, the share as a number."""
+    """A line per phase of a step: its name, its seconds, its share of the step, the idle part of
+    that share, the share as a number.
+    """
     rows = [
-        (name, show(float(f"{part['seconds']:.3g}")), f"{part['share']:.1%}", f"{part['idle']:.1%}", part["share"])
+        (
+            name,
+            show(float(f"{part['seconds']:.3g}")),
+            f"{part['share']:.1%}",
+            f"{part['idle']:.1%}",
+            part["share"],
+        )
         for name, part in profile.get("phases", {}).items()
     ]
     whole = profile.get("seconds")
-    return [*rows, ("step", show(float(f"{whole:.3g}")), "100.0%", f"{profile['idle']:.1%}", 1.0)] if whole else []
+    return (
+        [*rows, ("step", show(float(f"{whole:.3g}")), "100.0%", f"{profile['idle']:.1%}", 1.0)]
+        if whole
+        else []
+    )
 
 
 def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -174,10 +245,22 @@ def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     speed = profile["tokens_per_second"]
     told = [("sampled", speed["sampled"]), ("trained on", speed["trained"])]
     return [
-        ("roofline", f"{profile['roofline']:.0%}", "of the step is what its products and attention take at this machine's rates"),
+        (
+            "roofline",
+            f"{profile['roofline']:.0%}",
+            "of the step is what its products and attention take at this machine's rates",
+        ),
         ("idle", f"{profile['idle']:.0%}", "the main thread waited: rewards, disk, other programs"),
-        ("overhead", f"{profile['overhead']:.0%}", "the rest: Python, dispatch, element-wise work, memory"),
-        *((f"tokens {what}", show(float(f"{rate:.3g}")), "per second of the step") for what, rate in told if rate),
+        (
+            "overhead",
+            f"{profile['overhead']:.0%}",
+            "the rest: Python, dispatch, element-wise work, memory",
+        ),
+        *(
+            (f"tokens {what}", show(float(f"{rate:.3g}")), "per second of the step")
+            for what, rate in told
+            if rate
+        ),
         ("padding", f"{profile['padding_share']:.0%}", "of computed positions"),
     ]
 
@@ -187,5 +270,7 @@ def metric_rows(story: Story) -> list[dict[str, Any]]:
     rows = []
     for name, series in sorted(story.series.items()):
         first, last = series[min(series)], series[max(series)]
-        rows.append({"name": name, "first": show(first), "last": show(last), "meaning": meaning_of(name)})
+        rows.append(
+            {"name": name, "first": show(first), "last": show(last), "meaning": meaning_of(name)}
+        )
     return rows

@@ -50,14 +50,18 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Padding", ("padding_share",)),
     ("Memory", ("rss_mb",)),
 )
-REDUNDANT = {"frac_reward_zero_std": "informative_fraction"}  # shown only where the other is missing
+REDUNDANT = {
+    "frac_reward_zero_std": "informative_fraction"
+}  # shown only where the other is missing
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out of range.
+    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out
+    of range.
 
-    constant: its values never differed by anything to see (`level`), and it is in range: a word is enough.
+    constant: its values never differed by anything to see (`level`), and it is in range: a word is
+    enough.
     """
 
     title: str
@@ -72,7 +76,9 @@ class Panel:
 
 
 def panels(story: Story) -> list[Panel]:
-    """Every panel the run has the metrics for; metrics that stayed 0 all along are left out, unless 0 is news."""
+    """Every panel the run has the metrics for; metrics that stayed 0 all along are left out, unless
+    0 is news.
+    """
     made = []
     for title, names in PANELS:
         series = pick(story, names)
@@ -82,14 +88,26 @@ def panels(story: Story) -> list[Panel]:
 
 
 def pick(story: Story, names: Iterable[str]) -> dict[str, Series]:
-    """The metrics of these names (`*` stands for anything) that have at least one finite value; one reward alone is `reward`."""
+    """The metrics of these names (`*` stands for anything) that have at least one finite value; one
+    reward alone is `reward`.
+    """
     chosen: dict[str, Series] = {}
     for name in names:
         start, star, end = name.partition("*")
-        found = [known for known in story.series if star and known.startswith(start) and known.endswith(end)] if star else [name]
+        found = (
+            [
+                known
+                for known in story.series
+                if star and known.startswith(start) and known.endswith(end)
+            ]
+            if star
+            else [name]
+        )
         if name == "rewards/*/mean" and len(found) < 2:
             continue
-        chosen.update({known: story.series[known] for known in found if finite(story.series.get(known, {}))})
+        chosen.update(
+            {known: story.series[known] for known in found if finite(story.series.get(known, {}))}
+        )
     return chosen
 
 
@@ -98,21 +116,44 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     name = next(iter(series))
     meaning = meaning_of(name)
     if name.startswith("seconds/") and len(series) > 1:
-        return _time_panel(title, {label.removeprefix("seconds/"): values for label, values in series.items()})
-    log = name.startswith("sampler_gap/") and all(value > 0 for values in series.values() for value in finite(values))
-    svg = line_chart({_label(label): values for label, values in series.items()}, name="|".join(series), meaning=meaning, log=log)
+        return _time_panel(
+            title, {label.removeprefix("seconds/"): values for label, values in series.items()}
+        )
+    log = name.startswith("sampler_gap/") and all(
+        value > 0 for values in series.values() for value in finite(values)
+    )
+    svg = line_chart(
+        {_label(label): values for label, values in series.items()},
+        name="|".join(series),
+        meaning=meaning,
+        log=log,
+    )
     values = finite(series[name])
     width = 1 if name.startswith("eval/") else window(len(values))
     start, now = sum(values[:width]) / width, sum(values[-width:]) / width
     start = start if len(values) > 1 else None
-    unit = meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
+    unit = (
+        meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
+    )
     alarm = outside(now, meaning)
     constant = not alarm and len(values) > 1 and all(level(finite(one)) for one in series.values())
-    return Panel(title, name, svg, "" if start is None else show(start), show(now), unit, meaning, alarm, constant)
+    return Panel(
+        title,
+        name,
+        svg,
+        "" if start is None else show(start),
+        show(now),
+        unit,
+        meaning,
+        alarm,
+        constant,
+    )
 
 
 def level(values: Sequence[float]) -> bool:
-    """Is there nothing to see in a picture of these numbers: all alike to four digits, or nothing but rounding?"""
+    """Is there nothing to see in a picture of these numbers: all alike to four digits, or nothing
+    but rounding?
+    """
     size = max(map(abs, values))
     return max(values) - min(values) <= 1e-4 * size or size < 1e-9
 
@@ -122,12 +163,19 @@ def _time_panel(title: str, parts: dict[str, Series]) -> Panel:
     totals = {label: sum(finite(series)) for label, series in parts.items()}
     whole = sum(totals.values()) or 1.0
     shares = ", ".join(f"{label} {total / whole:.0%}" for label, total in totals.items())
-    meaning = Meaning("seconds of a step, by what they were spent on", "seconds", "sampling is the largest part", "a slow reward function?")
+    meaning = Meaning(
+        "seconds of a step, by what they were spent on",
+        "seconds",
+        "sampling is the largest part",
+        "a slow reward function?",
+    )
     return Panel(title, "seconds", time_chart(parts), "", shares, "", meaning, False)
 
 
 def _label(name: str) -> str:
-    """rewards/math/mean -> math, clip_ratio/low -> low, eval/nll -> held-out, eval/hard/nll -> hard."""
+    """rewards/math/mean -> math, clip_ratio/low -> low, eval/nll -> held-out, eval/hard/nll ->
+    hard.
+    """
     if name.startswith("rewards/"):
         return name.removeprefix("rewards/").rpartition("/")[0]
     if name.startswith("eval/"):

@@ -1,4 +1,6 @@
-"""Line charts as inline SVG that take their colours from the page, so that they follow its light or dark theme."""
+"""Line charts as inline SVG that take their colours from the page, so that they follow its light or
+dark theme.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,49 @@ from laurel.report.verdict import finite, show
 # Colours that no one would choose stand for the page's variables until the SVG is written.
 INK, FAINT, ALARM, STRONG = "#010203", "#010204", "#010205", "#01020a"
 LINES = ("#010206", "#010207", "#010208", "#010209")
-VARIABLES = {INK: "--muted", FAINT: "--grid", ALARM: "--bad", STRONG: "--ink", **{code: f"--line{i}" for i, code in enumerate(LINES, 1)}}
+VARIABLES = {
+    INK: "--muted",
+    FAINT: "--grid",
+    ALARM: "--bad",
+    STRONG: "--ink",
+    **{code: f"--line{i}" for i, code in enumerate(LINES, 1)},
+}
 POINTS = 400  # at most, per line: more cannot be seen
 SMOOTH_FROM = 30  # points from which the raw line steps back behind a moving average
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT,
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.solid_capstyle": "round", "lines.solid_joinstyle": "round",
-    "legend.frameon": False, "ytick.major.size": 0,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "legend.frameon": False,
+    "ytick.major.size": 0,
+}
 
 
-def line_chart(lines: Mapping[str, Series], *, name: str = "", meaning: Meaning | None = None, log: bool = False) -> str:
-    """An SVG of one or several metrics over steps. Labels say which is which; a dashed line is the catalogue's limit, if near."""
+def line_chart(
+    lines: Mapping[str, Series],
+    *,
+    name: str = "",
+    meaning: Meaning | None = None,
+    log: bool = False,
+) -> str:
+    """An SVG of one or several metrics over steps. Labels say which is which; a dashed line is the
+    catalogue's limit, if near.
+    """
     with rc_context({**STYLE, "svg.hashsalt": name or "|".join(lines)}):
         figure, axes = _canvas()
         for i, (label, series) in enumerate(lines.items()):
@@ -42,7 +73,11 @@ def line_chart(lines: Mapping[str, Series], *, name: str = "", meaning: Meaning 
         else:
             _limits(axes, list(lines.values()), meaning)
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value) if abs(value) >= 1000 else f"{value:.3g}"))
+            axes.yaxis.set_major_formatter(
+                FuncFormatter(
+                    lambda value, _: show(value) if abs(value) >= 1000 else f"{value:.3g}"
+                )
+            )
         _finish(axes, legend=len(lines) > 1)
         return as_svg(figure)
 
@@ -68,12 +103,22 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _draw(axes: Axes, series: Series, colour: str, label: str) -> None:
-    """Few points: a line with dots. Many: the raw values faintly, their moving average on top. Values not finite are gaps."""
+    """Few points: a line with dots. Many: the raw values faintly, their moving average on top.
+    Values not finite are gaps.
+    """
     points = thin(sorted(series.items()))
     steps = [step for step, _ in points]
     values = [float("nan") if value is None else value for _, value in points]
     if len(points) < SMOOTH_FROM:
-        axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker="o", markersize=3 if len(points) > 8 else 4)
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            linewidth=1.6,
+            label=label,
+            marker="o",
+            markersize=3 if len(points) > 8 else 4,
+        )
         return
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
     axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label=label)
@@ -103,7 +148,9 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def _limits(axes: Axes, lines: Sequence[Series], meaning: Meaning | None) -> None:
-    """Shares are seen whole or from 0; a limit of the catalogue is drawn where it is within sight."""
+    """Shares are seen whole or from 0; a limit of the catalogue is drawn where it is within
+    sight.
+    """
     low, high = axes.get_ylim()
     known = [value for series in lines for value in finite(series)]
     if min(known) == max(known) > 0:
@@ -113,9 +160,16 @@ def _limits(axes: Axes, lines: Sequence[Series], meaning: Meaning | None) -> Non
     if meaning is not None and meaning.unit == "share":
         low, high = 0.0, 1.02 if max(known) > 0.5 else max(1.2 * max(known), 0.02)
     for limit in (meaning.low, meaning.high) if meaning is not None and len(lines) == 1 else ():
-        if limit is not None and limit > 0 and low - 0.5 * (high - low) <= limit <= high + 0.5 * (high - low):
+        if (
+            limit is not None
+            and limit > 0
+            and low - 0.5 * (high - low) <= limit <= high + 0.5 * (high - low)
+        ):
             axes.axhline(limit, color=ALARM, linewidth=0.9, linestyle=(0, (4, 3)))
-            low, high = min(low, limit - 0.03 * (high - low)), max(high, limit + 0.03 * (high - low))
+            low, high = (
+                min(low, limit - 0.03 * (high - low)),
+                max(high, limit + 0.03 * (high - low)),
+            )
     axes.set_ylim(low, high)
 
 
@@ -126,16 +180,32 @@ def _finish(axes: Axes, *, legend: bool) -> None:
         axes.set_xlim(round(low) - 1, round(low) + 1)
     axes.set_xlabel("step", loc="right", labelpad=1)
     if legend:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handlelength=1.1, columnspacing=1.2, borderpad=0.1)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=4,
+            handlelength=1.1,
+            columnspacing=1.2,
+            borderpad=0.1,
+        )
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element: no prolog, no fixed size, no ids that repeat, colours and font of the page."""
+    """The figure as an `<svg>` element: no prolog, no fixed size, no ids that repeat, colours and
+    font of the page.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*",
+        "",
+        svg,
+        flags=re.DOTALL,
+    )
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r' id="[A-Za-z]+[A-Za-z0-9]*(?:\.[a-z]+)?_\d+"', "", svg)

@@ -25,13 +25,18 @@ HEADLINES: tuple[tuple[str, str, Literal["up", "down"]], ...] = (
 )
 ENOUGH = 3  # values on each side that an interval of the change needs at least
 COLLAPSED = 0.1  # of the entropy at the start
-REPEATED, SHORT = 0.5, 16  # share of repeated samples that is too much, in completions of at least so many tokens
+REPEATED, SHORT = (
+    0.5,
+    16,
+)  # share of repeated samples that is too much, in completions of at least so many tokens
 ALIKE = 0.1  # share of answers to different prompts that one text may be
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a metric went: start, end, their difference with an interval where there are values enough, and which way is better."""
+    """How a metric went: start, end, their difference with an interval where there are values
+    enough, and which way is better.
+    """
 
     name: str
     title: str
@@ -43,7 +48,9 @@ class Change:
 
     @property
     def kind(self) -> Literal["good", "bad", "flat", "unsure"]:
-        """good or bad where the interval leaves no doubt, flat where it holds 0, unsure where there is none."""
+        """good or bad where the interval leaves no doubt, flat where it holds 0, unsure where there
+        is none.
+        """
         if self.difference is None:
             return "unsure"
         if self.difference.low <= 0 <= self.difference.high:
@@ -53,30 +60,47 @@ class Change:
     @property
     def sentence(self) -> str:
         """One sentence a newcomer understands."""
-        before, after = (f"{100 * value:.1f} %" if self.percent else show(value) for value in (self.before, self.after))
+        before, after = (
+            f"{100 * value:.1f} %" if self.percent else show(value)
+            for value in (self.before, self.after)
+        )
         if self.after == self.before:
             return f"{self.title} stayed at {after}."
         if self.kind == "flat":
             return f"{self.title} did not clearly change: {before} at first, {after} at last."
-        return f"{self.title} {'rose' if self.after > self.before else 'fell'} from {before} to {after}."
+        return (
+            f"{self.title} {'rose' if self.after > self.before else 'fell'} from {before} to"
+            f" {after}."
+        )
 
     @property
     def percent(self) -> bool:
         """An accuracy is a share of prompts: people read it in per cent."""
-        return self.name == "eval/accuracy" or (bool(set_of(self.name)) and self.name.endswith("/accuracy"))
+        return self.name == "eval/accuracy" or (
+            bool(set_of(self.name)) and self.name.endswith("/accuracy")
+        )
 
     @property
     def evidence(self) -> str:
         """What the sentence rests on."""
         if self.difference is None:
-            few = "The first and the last evaluation; without the number of prompts there is no interval."
-            return few if self.name.startswith("eval/") else "Too few logged values for an interval."
+            few = (
+                "The first and the last evaluation; without the number of prompts there is no"
+                " interval."
+            )
+            return (
+                few if self.name.startswith("eval/") else "Too few logged values for an interval."
+            )
         gap = self.difference
         if self.percent:
-            points = f"{100 * gap.value:+.1f} points, 95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+            points = (
+                f"{100 * gap.value:+.1f} points, 95 % interval {100 * gap.low:+.1f} to"
+                f" {100 * gap.high:+.1f}"
+            )
             return f"{points}, from {gap.n} prompts at the first and at the last evaluation."
         return (
-            f"{gap.value:+.3g}, 95 % interval {gap.low:+.3g} to {gap.high:+.3g}, from the first and the last {self.window} logged values."
+            f"{gap.value:+.3g}, 95 % interval {gap.low:+.3g} to {gap.high:+.3g}, from the first and"
+            f" the last {self.window} logged values."
         )
 
 
@@ -91,7 +115,9 @@ class Finding:
 
 
 def show(value: float | None) -> str:
-    """A number as a person writes it: three significant digits, no exponent where it can be avoided."""
+    """A number as a person writes it: three significant digits, no exponent where it can be
+    avoided.
+    """
     if value is None:
         return "not finite"
     if value == int(value) and abs(value) < 1e7:
@@ -128,19 +154,29 @@ def change(story: Story, name: str, title: str, better: Literal["up", "down"]) -
 
 
 def set_of(name: str) -> str:
-    """The evaluation set of eval/NAME/accuracy, reward or nll, where a run has several; "" of any other metric."""
+    """The evaluation set of eval/NAME/accuracy, reward or nll, where a run has several; "" of any
+    other metric.
+    """
     found = re.fullmatch(r"eval/([^/]+)/(accuracy|reward|nll)", name)
     return found[1] if found else ""
 
 
-def of_sets(story: Story, name: str, title: str, better: Literal["up", "down"]) -> list[tuple[str, str, Literal["up", "down"]]]:
+def of_sets(
+    story: Story, name: str, title: str, better: Literal["up", "down"]
+) -> list[tuple[str, str, Literal["up", "down"]]]:
     """The headline of a held-out metric for each of several evaluation sets."""
-    there = [known for known in story.series if set_of(known) and name == f"eval/{known.rpartition('/')[2]}"]
+    there = [
+        known
+        for known in story.series
+        if set_of(known) and name == f"eval/{known.rpartition('/')[2]}"
+    ]
     return [(known, f"{title} of {set_of(known)}", better) for known in there]
 
 
 def changes(story: Story) -> list[Change]:
-    """The headline metrics this run has, most telling first. Of preferences not nll: it holds the rejected answers, too."""
+    """The headline metrics this run has, most telling first. Of preferences not nll: it holds the
+    rejected answers, too.
+    """
     compares = "logps/chosen" in story.series
     rows = [one for row in HEADLINES for one in (row, *of_sets(story, *row))]
     found = (change(story, *row) for row in rows if not (compares and row[0].endswith("nll")))
@@ -177,7 +213,9 @@ def outside(value: float, meaning: Meaning | None) -> bool:
     """Is the value beyond what the catalogue calls healthy?"""
     if meaning is None:
         return False
-    return (meaning.low is not None and value < meaning.low) or (meaning.high is not None and value > meaning.high)
+    return (meaning.low is not None and value < meaning.low) or (
+        meaning.high is not None and value > meaning.high
+    )
 
 
 def _not_finite(story: Story) -> list[Finding]:
@@ -186,12 +224,21 @@ def _not_finite(story: Story) -> list[Finding]:
         broken = sorted(step for step, value in series.items() if value is None)
         if broken:
             text = f"{name} was NaN or infinite at {_steps(broken)}."
-            found.append(Finding("bad", f"{name} is not finite.", text, "learning_rate, max_grad_norm, dtype; the samples of that step"))
+            found.append(
+                Finding(
+                    "bad",
+                    f"{name} is not finite.",
+                    text,
+                    "learning_rate, max_grad_norm, dtype; the samples of that step",
+                )
+            )
     return found
 
 
 def _out_of_range(story: Story) -> list[Finding]:
-    """Metrics whose last values lie outside the catalogue's range; failures count wherever they happened."""
+    """Metrics whose last values lie outside the catalogue's range; failures count wherever they
+    happened.
+    """
     found = []
     for name, series in story.series.items():
         meaning, values = meaning_of(name), finite(series)
@@ -201,22 +248,41 @@ def _out_of_range(story: Story) -> list[Finding]:
         value = max(values) if ever else _mean(values[-window(len(values)) :])
         if outside(value, meaning):
             when = (
-                f"reached {show(value)} at {_steps([s for s, v in series.items() if v == value])}" if ever else f"is {show(value)} at last"
+                f"reached {show(value)} at {_steps([s for s, v in series.items() if v == value])}"
+                if ever
+                else f"is {show(value)} at last"
             )
             level = "bad" if name == "failed_fraction" and value > 0.05 else "warn"
-            found.append(Finding(level, f"{name} {when}.", f"{_sentence(meaning.what)} Healthy: {meaning.healthy}.", meaning.check))
+            found.append(
+                Finding(
+                    level,
+                    f"{name} {when}.",
+                    f"{_sentence(meaning.what)} Healthy: {meaning.healthy}.",
+                    meaning.check,
+                )
+            )
     return found
 
 
 def _zero_signal(story: Story) -> list[Finding]:
     """Steps from which nothing could be learned."""
-    dead = {step for step, value in story.series.get("informative_fraction", {}).items() if value == 0}
+    dead = {
+        step for step, value in story.series.get("informative_fraction", {}).items() if value == 0
+    }
     dead |= {step for step, value in story.series.get("zero_signal", {}).items() if value}
     if not dead:
         return []
-    share = len(dead) / max(1, len(story.series.get("informative_fraction") or story.series["zero_signal"]))
-    text = f"{share:.0%} of the steps had no group with differing rewards, so nothing was learned from them: {_steps(sorted(dead))}."
-    check = "prompts too easy or too hard for this model; more samples per prompt (num_generations); dynamic_sampling=true"
+    share = len(dead) / max(
+        1, len(story.series.get("informative_fraction") or story.series["zero_signal"])
+    )
+    text = (
+        f"{share:.0%} of the steps had no group with differing rewards, so nothing was learned from"
+        f" them: {_steps(sorted(dead))}."
+    )
+    check = (
+        "prompts too easy or too hard for this model; more samples per prompt (num_generations);"
+        " dynamic_sampling=true"
+    )
     return [Finding("warn" if share > 0.2 else "note", "Steps without a signal.", text, check)]
 
 
@@ -228,15 +294,30 @@ def _entropy(story: Story) -> list[Finding]:
     start, end = _mean(values[:width]), _mean(values[-width:])
     if start <= 0 or end > COLLAPSED * start:
         return []
-    text = f"It fell from {show(start)} to {show(end)} nats per token: the model now gives nearly the same answer every time."
+    text = (
+        f"It fell from {show(start)} to {show(end)} nats per token: the model now gives nearly the"
+        " same answer every time."
+    )
     if any(change.kind == "good" for change in changes(story)):
-        return [Finding("note", "Entropy has collapsed.", f"{text} That is expected where the task is solved.", explain("entropy").check)]
+        return [
+            Finding(
+                "note",
+                "Entropy has collapsed.",
+                f"{text} That is expected where the task is solved.",
+                explain("entropy").check,
+            )
+        ]
     return [Finding("warn", "Entropy has collapsed.", text, explain("entropy").check)]
 
 
 def _duplicates(story: Story) -> list[Finding]:
-    """Equal samples are no surprise where answers are a few tokens long; in longer ones they are."""
-    values, lengths = finite(story.series.get("duplicates", {})), finite(story.series.get("completions/mean_length", {}))
+    """Equal samples are no surprise where answers are a few tokens long; in longer ones they
+    are.
+    """
+    values, lengths = (
+        finite(story.series.get("duplicates", {})),
+        finite(story.series.get("completions/mean_length", {})),
+    )
     if not values:
         return []
     width = window(len(values))
@@ -248,28 +329,52 @@ def _duplicates(story: Story) -> list[Finding]:
 
 
 def _one_answer(story: Story) -> list[Finding]:
-    """One text given to prompts that differ: a group may be varied, and the policy say the same thing to everybody."""
+    """One text given to prompts that differ: a group may be varied, and the policy say the same
+    thing to everybody.
+    """
     now, share, prompts = commonest(story.ending)
     if share <= ALIKE or prompts < ENOUGH:
         return []
-    text = f"{share:.0%} of the last answers, to {prompts} different prompts, are one text: {now[:80]!r}."
+    text = (
+        f"{share:.0%} of the last answers, to {prompts} different prompts, are one text:"
+        f" {now[:80]!r}."
+    )
     then = next((part for said, part, _ in [commonest(story.first)] if said == now), 0.0)
     if then >= share:
         text += " It was so at first, too."
-    return [Finding("warn", "Different prompts get the same answer.", text, "the reward: is one answer good enough for every prompt? beta")]
+    return [
+        Finding(
+            "warn",
+            "Different prompts get the same answer.",
+            text,
+            "the reward: is one answer good enough for every prompt? beta",
+        )
+    ]
 
 
 def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
-    """Of answers of SHORT tokens or more: the one that most samples are, their share of all, and how many prompts got it."""
-    said = [(str(line["completion"]), asked(line)) for line in lines if line.get("completion") and (line.get("length") or 0) >= SHORT]
+    """Of answers of SHORT tokens or more: the one that most samples are, their share of all, and
+    how many prompts got it.
+    """
+    said = [
+        (str(line["completion"]), asked(line))
+        for line in lines
+        if line.get("completion") and (line.get("length") or 0) >= SHORT
+    ]
     if not said:
         return "", 0.0, 0
     ((text, times),) = Counter(completion for completion, _ in said).most_common(1)
-    return text, times / len(lines), len({prompt for completion, prompt in said if completion == text})
+    return (
+        text,
+        times / len(lines),
+        len({prompt for completion, prompt in said if completion == text}),
+    )
 
 
 def _over_optimised(story: Story) -> list[Finding]:
-    """A reward of weight 0 is a judge that training never saw: its end is held against its own peak, its whole way in blocks."""
+    """A reward of weight 0 is a judge that training never saw: its end is held against its own
+    peak, its whole way in blocks.
+    """
     found = []
     for name in unseen_judges(story):
         blocks = [block for block in in_blocks(finite(story.series[name])) if len(block) > 1]
@@ -279,8 +384,18 @@ def _over_optimised(story: Story) -> list[Finding]:
         fall = unpaired_difference(best, blocks[-1])
         if fall.high < 0:
             peak, end = show(_mean(best)), show(_mean(blocks[-1]))
-            text = f"{name}, which weighs nothing in training, fell from {peak} at its peak to {end} at the end."
-            found.append(Finding("warn", "Over-optimised.", text, "an earlier checkpoint (save_steps), fewer steps, a larger beta"))
+            text = (
+                f"{name}, which weighs nothing in training, fell from {peak} at its peak to {end}"
+                " at the end."
+            )
+            found.append(
+                Finding(
+                    "warn",
+                    "Over-optimised.",
+                    text,
+                    "an earlier checkpoint (save_steps), fewer steps, a larger beta",
+                )
+            )
     return found
 
 
@@ -290,7 +405,11 @@ def unseen_judges(story: Story) -> list[str]:
     names = [str(name) for name, weight in zip(rewards, weights, strict=False) if weight == 0]
     ends = {name.rpartition(":")[2] for name in names} | {name.rpartition(".")[2] for name in names}
     return [
-        metric for metric in story.series if metric.startswith("rewards/") and metric.endswith("/mean") and metric.split("/")[1] in ends
+        metric
+        for metric in story.series
+        if metric.startswith("rewards/")
+        and metric.endswith("/mean")
+        and metric.split("/")[1] in ends
     ]
 
 
@@ -301,11 +420,15 @@ def in_blocks(values: Sequence[float], count: int = 12) -> list[Sequence[float]]
 
 
 def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
-    """Metrics that are in their range at last and were not all along, those left out that are `told` of already."""
+    """Metrics that are in their range at last and were not all along, those left out that are
+    `told` of already.
+    """
     found = []
     for name, series in sorted(story.series.items()):
         meaning = meaning_of(name)
-        left = sorted(step for step, value in series.items() if value is not None and outside(value, meaning))
+        left = sorted(
+            step for step, value in series.items() if value is not None and outside(value, meaning)
+        )
         if left and name not in told and name not in ("informative_fraction", "zero_signal"):
             found.append(f"{name} ({_steps(left)})")
     if not found:
@@ -324,31 +447,59 @@ def _length(story: Story) -> list[Finding]:
         return []
     text = f"Mean length went from {show(start)} to {show(end)} tokens."
     return [
-        Finding("warn", "Completions changed their length.", text, "does the reward, on purpose or not, pay for length? read the samples")
+        Finding(
+            "warn",
+            "Completions changed their length.",
+            text,
+            "does the reward, on purpose or not, pay for length? read the samples",
+        )
     ]
 
 
 def _displacement(story: Story) -> list[Finding]:
-    """Chosen answers become less likely though they are told apart as well as ever, or better: only the margin is maximised."""
-    chosen, right = change(story, "logps/chosen", "", "up"), change(story, "rewards/accuracies", "", "up")
-    if chosen is None or right is None or chosen.kind != "bad" or right.kind not in ("flat", "good"):
+    """Chosen answers become less likely though they are told apart as well as ever, or better: only
+    the margin is maximised.
+    """
+    chosen, right = (
+        change(story, "logps/chosen", "", "up"),
+        change(story, "rewards/accuracies", "", "up"),
+    )
+    if (
+        chosen is None
+        or right is None
+        or chosen.kind != "bad"
+        or right.kind not in ("flat", "good")
+    ):
         return []
     text = (
-        f"The log-probability of chosen answers fell from {show(chosen.before)} to {show(chosen.after)}, while the share of pairs ranked"
-        f" rightly went from {show(right.before)} to {show(right.after)}: only the margin is maximised. Some other answers gain."
+        f"The log-probability of chosen answers fell from {show(chosen.before)} to"
+        f" {show(chosen.after)}, while the share of pairs ranked rightly went from"
+        f" {show(right.before)} to {show(right.after)}: only the margin is maximised. Some other"
+        " answers gain."
     )
     level: Literal["warn", "note"] = "warn" if right.kind == "flat" else "note"
-    return [Finding(level, "Chosen answers become less likely.", text, explain("logps/chosen").check)]
+    return [
+        Finding(level, "Chosen answers become less likely.", text, explain("logps/chosen").check)
+    ]
 
 
 def _state(story: Story) -> list[Finding]:
     """Unfinished runs and resumed ones."""
     found = []
     if story.planned and 0 < story.steps < story.planned:
-        text = f"{story.steps} of {story.planned} steps are logged: the run goes on, or was stopped and continues with --resume true."
+        text = (
+            f"{story.steps} of {story.planned} steps are logged: the run goes on, or was stopped"
+            " and continues with --resume true."
+        )
         found.append(Finding("note", "Unfinished.", text))
     if story.facts.get("resumed"):
-        found.append(Finding("note", "Resumed.", f"The run was continued {len(story.facts['resumed'])} time(s) from a checkpoint."))
+        found.append(
+            Finding(
+                "note",
+                "Resumed.",
+                f"The run was continued {len(story.facts['resumed'])} time(s) from a checkpoint.",
+            )
+        )
     return found
 
 
@@ -359,7 +510,9 @@ def _mean(values: Sequence[float]) -> float:
 def _steps(steps: Sequence[int]) -> str:
     """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ... (41 in all)"""
     listed = ", ".join(str(step) for step in steps[:5])
-    return f"step{'s' * (len(steps) > 1)} {listed}" + (f", ... ({len(steps)} in all)" if len(steps) > 5 else "")
+    return f"step{'s' * (len(steps) > 1)} {listed}" + (
+        f", ... ({len(steps)} in all)" if len(steps) > 5 else ""
+    )
 
 
 def _sentence(text: str) -> str:

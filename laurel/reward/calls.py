@@ -1,4 +1,6 @@
-"""Calling rewards: once per step each, all at a time, every wait with a deadline, one result per sample whatever happens."""
+"""Calling rewards: once per step each, all at a time, every wait with a deadline, one result per
+sample whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ UNORDERED = (Mapping, Set, MappingView, str, bytes, bytearray)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The samples of a step as the columns that rewards are called with; position i of each belongs to keys[i]."""
+    """The samples of a step as the columns that rewards are called with; position i of each belongs
+    to keys[i].
+    """
 
     keys: tuple[Key, ...]
     prompts: list
@@ -36,7 +40,9 @@ class Call:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Call:
-        """Flatten groups. A column that a row lacks is None there. Two samples of one key are an error: nothing could join them."""
+        """Flatten groups. A column that a row lacks is None there. Two samples of one key are an
+        error: nothing could join them.
+        """
         pairs = [(group, sample) for group in groups for sample in group.samples]
         keys = tuple(sample.key for _, sample in pairs)
         if len(set(keys)) != len(keys):
@@ -45,8 +51,14 @@ class Call:
         spoken = [isinstance(group.row.get("prompt"), (list, tuple)) for group, _ in pairs]
         return cls(
             keys=keys,
-            prompts=[group.row.get("prompt", group.row.get("question", group.prompt)) for group, _ in pairs],
-            completions=[list(sample.turns) if is_list else sample.text for is_list, (_, sample) in zip(spoken, pairs, strict=True)],
+            prompts=[
+                group.row.get("prompt", group.row.get("question", group.prompt))
+                for group, _ in pairs
+            ],
+            completions=[
+                list(sample.turns) if is_list else sample.text
+                for is_list, (_, sample) in zip(spoken, pairs, strict=True)
+            ],
             completion_ids=[list(sample.completion_ids) for _, sample in pairs],
             answers=[sample.answer for _, sample in pairs],
             rows=[group.row for group, _ in pairs],
@@ -54,29 +66,50 @@ class Call:
         )
 
     def arguments(self, reward: Reward, only: int | None = None) -> dict[str, list]:
-        """The keyword arguments for a function, of all samples or of one; fresh lists, so that no reward can change another's."""
-        every = {**self.columns, "prompts": self.prompts, "completions": self.completions, "completion_ids": self.completion_ids}
+        """The keyword arguments for a function, of all samples or of one; fresh lists, so that no
+        reward can change another's.
+        """
+        every = {
+            **self.columns,
+            "prompts": self.prompts,
+            "completions": self.completions,
+            "completion_ids": self.completion_ids,
+        }
         cut = slice(None) if only is None else slice(only, only + 1)
-        return {name: values[cut] for name, values in every.items() if reward.accepts is None or name in reward.accepts}
+        return {
+            name: values[cut]
+            for name, values in every.items()
+            if reward.accepts is None or name in reward.accepts
+        }
 
 
 def run_all(rewards: Sequence[Reward], call: Call, timeout: float) -> list[list[Result]]:
-    """One result per sample for each reward, after at most `timeout` seconds and a grace of 10 s for verifiers to end by themselves.
+    """One result per sample for each reward, after at most `timeout` seconds and a grace of 10 s
+    for verifiers to end by themselves.
 
-    A reward that is late leaves its unfinished samples Failed. Its thread cannot be killed: it is abandoned, as a daemon.
+    A reward that is late leaves its unfinished samples Failed. Its thread cannot be killed: it is
+    abandoned, as a daemon.
     """
     late = Failed(f"no answer within {timeout:g} s (reward_timeout)")
     tables: list[list[Result]] = [[late] * len(call.keys) for _ in rewards]
     deadline = time.monotonic() + timeout
     threads = []
-    waiting = [(reward, table) for reward, table in zip(rewards, tables, strict=True) if reward.asynchronous]
+    waiting = [
+        (reward, table)
+        for reward, table in zip(rewards, tables, strict=True)
+        if reward.asynchronous
+    ]
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
-        (_sync, (reward, call, table, deadline)) for reward, table in zip(rewards, tables, strict=True) if not reward.asynchronous
+        (_sync, (reward, call, table, deadline))
+        for reward, table in zip(rewards, tables, strict=True)
+        if not reward.asynchronous
     ]
     if waiting:
         jobs.append((_async_all, (waiting, call, timeout)))
     for function, arguments in jobs:
-        thread = threading.Thread(target=function, args=arguments, daemon=True, name="laurel-reward")
+        thread = threading.Thread(
+            target=function, args=arguments, daemon=True, name="laurel-reward"
+        )
         thread.start()
         threads.append(thread)
     patience = GRACE_SECONDS if any(reward.judges for reward in rewards) else 0.0
@@ -110,7 +143,9 @@ def _one(reward: Reward, call: Call, i: int) -> Result:
 
 
 def _judge(reward: Reward, call: Call, table: list[Result], deadline: float) -> None:
-    """A verifier over all samples, two at a time (most of the wait is for workers). Each is bounded by itself; none starts late."""
+    """A verifier over all samples, two at a time (most of the wait is for workers). Each is bounded
+    by itself; none starts late.
+    """
 
     def one(i: int) -> None:
         if time.monotonic() >= deadline:
@@ -143,21 +178,31 @@ def _async_all(waiting: Sequence[tuple[Reward, list[Result]]], call: Call, timeo
             table[i] = failure(error)
 
     async def all_of_them() -> None:
-        await asyncio.wait([asyncio.ensure_future(one(reward, table)) for reward, table in waiting], timeout=timeout)
+        await asyncio.wait(
+            [asyncio.ensure_future(one(reward, table)) for reward, table in waiting],
+            timeout=timeout,
+        )
 
     asyncio.run(all_of_them())
 
 
 def _fill(table: list[Result], values: Any) -> None:
-    """Values into results, one each. Another number of values fails every sample: which belongs to which is not known."""
+    """Values into results, one each. Another number of values fails every sample: which belongs to
+    which is not known.
+    """
     said = listed(values, len(table))
-    table[:] = [Failed(said)] * len(table) if isinstance(said, str) else [as_result(value) for value in said]
+    table[:] = (
+        [Failed(said)] * len(table)
+        if isinstance(said, str)
+        else [as_result(value) for value in said]
+    )
 
 
 def listed(values: Any, count: int) -> list[Any] | str:
     """What a function returned as a list of `count` values, or why it is none.
 
-    Lists, tuples, arrays, tensors and iterators have an order. A dict would give its keys, a set its members in any order, a text its
+    Lists, tuples, arrays, tensors and iterators have an order. A dict would give its keys, a set
+    its members in any order, a text its
     characters: none of them says which value belongs to which completion.
     """
     kind = type(values).__name__
@@ -171,7 +216,13 @@ def listed(values: Any, count: int) -> list[Any] | str:
         return f"returned {kind}, not a list of numbers"
     found = list(islice(iterator, count + 1))
     if len(found) != count:
-        number = len(values) if hasattr(values, "__len__") else "more" if len(found) > count else len(found)
+        number = (
+            len(values)
+            if hasattr(values, "__len__")
+            else "more"
+            if len(found) > count
+            else len(found)
+        )
         return f"returned {number} values for {count} completions"
     return found
 

@@ -13,44 +13,58 @@ from laurel.data.said import said
 LONGEST = 100_000
 SECONDS = 5.0
 MEMORY_MB = 512
-FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+FENCE = re.compile(
+    r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE
+)
 
 
 def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the function passes the row's tests: columns prompt, entry_point, test (HumanEval, Chen et al. 2021, arXiv:2107.03374).
+    """1 if the function passes the row's tests: columns prompt, entry_point, test (HumanEval, Chen
+    et al. 2021, arXiv:2107.03374).
 
-    The answer continues the prompt, or is the whole function, bare or in a ```python fence. Everything the program does wrong
-    (an exception, a time limit of 5 s, 512 MiB, an early exit) is a 0 with its reason. The tests run in a process that the program
-    cannot reach and see plain data only. Helpers that the prompt defines before the function are the prompt's own in the tests.
+    The answer continues the prompt, or is the whole function, bare or in a ```python fence.
+    Everything the program does wrong (an exception, a time limit of 5 s, 512 MiB, an early exit) is
+    a 0 with its reason. The tests run in a process that the program cannot reach and see plain data
+    only. Helpers that the prompt defines before the function are the prompt's own in the tests.
     """
-    missing = [name for name in ("prompt", "entry_point", "test") if not isinstance(row.get(name), str)]
+    missing = [
+        name for name in ("prompt", "entry_point", "test") if not isinstance(row.get(name), str)
+    ]
     if missing:
         return Failed(f"the row has no text `{missing[0]}`")
     prompt, entry_point = row["prompt"], row["entry_point"]
     program = whole_program(prompt, said(answer), entry_point)
-    helpers = prompt[: max((match.start() for match in definition(entry_point).finditer(prompt)), default=0)]
+    helpers = prompt[
+        : max((match.start() for match in definition(entry_point).finditer(prompt)), default=0)
+    ]
     return judge(program, f"{helpers}\n{row['test']}\n\ncheck({entry_point})\n")
 
 
 def code(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the row's tests run to their end on the program: `tests` (a text or a list), or `test_list` (asserts, as in MBPP).
+    """1 if the row's tests run to their end on the program: `tests` (a text or a list), or
+    `test_list` (asserts, as in MBPP).
 
-    `test_setup_code` (and MBPP's `test_imports`) goes before the tests, and before the program where it can do without it. MBPP's
-    `challenge_test_list` is not run, as in its paper. Rows with `entry_point` and `test` are judged as `humaneval`. Limits as there.
+    `test_setup_code` (and MBPP's `test_imports`) goes before the tests, and before the program
+    where it can do without it. MBPP's `challenge_test_list` is not run, as in its paper. Rows with
+    `entry_point` and `test` are judged as `humaneval`. Limits as there.
     """
     if "entry_point" in row and "test" in row:
         return humaneval(answer, row)
     tests = lines(row.get("tests")) or lines(row.get("test_list"))
     if not tests:
         return Failed("the row has no `tests` and no `test_list`")
-    setup = "\n".join(filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code")))))
+    setup = "\n".join(
+        filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code"))))
+    )
     return judge(extract(said(answer), ""), f"{tests}\n", setup)
 
 
 def lines(value: Any) -> str:
     """A column of code as one text: a text, or a list of texts."""
     parts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
-    return "\n".join(part for part in parts if isinstance(part, str) and part.strip()).replace("\r\n", "\n")
+    return "\n".join(part for part in parts if isinstance(part, str) and part.strip()).replace(
+        "\r\n", "\n"
+    )
 
 
 def definition(entry_point: str) -> re.Pattern[str]:
@@ -59,7 +73,9 @@ def definition(entry_point: str) -> re.Pattern[str]:
 
 
 def whole_program(prompt: str, answer: str, entry_point: str) -> str:
-    """Prompt and answer as one program. An answer that defines the function itself keeps what the prompt has before it."""
+    """Prompt and answer as one program. An answer that defines the function itself keeps what the
+    prompt has before it.
+    """
     source = extract(answer, entry_point)
     if not definition(entry_point).search(source):
         return prompt + source
@@ -68,9 +84,15 @@ def whole_program(prompt: str, answer: str, entry_point: str) -> str:
 
 
 def extract(answer: str, entry_point: str) -> str:
-    """The program in an answer: the last fenced block that defines `entry_point`, else the last block, else the answer as it is."""
+    """The program in an answer: the last fenced block that defines `entry_point`, else the last
+    block, else the answer as it is.
+    """
     blocks = FENCE.findall(answer[:LONGEST]) if "```" in answer else []
-    defining = [block for block in blocks if entry_point and re.search(rf"^def {re.escape(entry_point)}\b", block, re.MULTILINE)]
+    defining = [
+        block
+        for block in blocks
+        if entry_point and re.search(rf"^def {re.escape(entry_point)}\b", block, re.MULTILINE)
+    ]
     return (defining or blocks or [answer])[-1]
 
 

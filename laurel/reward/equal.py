@@ -1,4 +1,6 @@
-"""Is one expression another? math-verify's verdict, and a second look at its yes where it rounds. Runs in workers: it may never end."""
+"""Is one expression another? math-verify's verdict, and a second look at its yes where it rounds.
+Runs in workers: it may never end.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,27 @@ def equivalent(payload: tuple[str, tuple[str, ...]]) -> str:
         return "gold"
     for candidate in candidates:
         said = parse(candidate, parsing_timeout=0)
-        if not said or not verify(truth, said, timeout_seconds=0) or not honest(truth[0], said[0], "%" in gold + candidate):
+        if (
+            not said
+            or not verify(truth, said, timeout_seconds=0)
+            or not honest(truth[0], said[0], "%" in gold + candidate)
+        ):
             return f"{candidate:.60} is not {gold:.60}"
     return ""
 
 
 def honest(truth: Any, said: Any, percent: bool) -> bool:
-    """Does a yes hold? Numbers are looked at with 60 digits: to six decimals, 1/2004! is 1/2006!, and 0.0000005 is 0."""
+    """Does a yes hold? Numbers are looked at with 60 digits: to six decimals, 1/2004! is 1/2006!,
+    and 0.0000005 is 0.
+    """
     from sympy import Basic, Float, N
 
     left, right = value(truth), value(said)
     if left is None or right is None:
-        return kind(truth) == kind(said) or not {kind(truth), kind(said)} & {"Unequality", "inequality"}
+        return kind(truth) == kind(said) or not {kind(truth), kind(said)} & {
+            "Unequality",
+            "inequality",
+        }
     rough = any(isinstance(item, Basic) and item.has(Float) for item in (truth, said))
     for scaled in (right, right * 100, right / 100) if percent else (right,):
         exact = N(left, PRECISION), N(scaled, PRECISION)
@@ -40,7 +51,9 @@ def honest(truth: Any, said: Any, percent: bool) -> bool:
 
 
 def value(expression: Any) -> Any:
-    """The number that an expression is, or that an equation gives its letter; None for anything else."""
+    """The number that an expression is, or that an equation gives its letter; None for anything
+    else.
+    """
     from sympy import Basic, Eq
 
     if isinstance(expression, Eq) and expression.lhs.is_Symbol:

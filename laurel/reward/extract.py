@@ -1,4 +1,6 @@
-"""What a verifier reads: the row's gold, and the answer's own words, in which its final answer is looked for."""
+"""What a verifier reads: the row's gold, and the answer's own words, in which its final answer is
+looked for.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from laurel.data.said import said
 
 
 def column(row: Mapping[str, Any], name: str = "answer") -> str | None:
-    """A column of the row as text, or None where it is absent or empty. Without an `answer`, the row's `completion` stands in for it."""
+    """A column of the row as text, or None where it is absent or empty. Without an `answer`, the
+    row's `completion` stands in for it.
+    """
     value = row.get(name)
     if value is None and name == "answer" and isinstance(row.get("completion"), str):
         value = row["completion"]
@@ -45,9 +49,11 @@ def settled(text: str) -> str:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The last number of the text, unless it is one of a list, an operand or a part of something larger.
+    """The last number of the text, unless it is one of a list, an operand or a part of something
+    larger.
 
-    "so 49 - 10 = 39." is 39; "$1,234.00" is 1234; "1/2" is Fraction(1, 2); "50%" is 50; "3 or 4", "1 2 3 4", "9**9" and "2√3" are None.
+    "so 49 - 10 = 39." is 39; "$1,234.00" is 1234; "1/2" is Fraction(1, 2); "50%" is 50; "3 or 4",
+    "1 2 3 4", "9**9" and "2√3" are None.
     """
     quantity = read(text).quantity
     return None if quantity is None else quantity.value

@@ -1,4 +1,6 @@
-"""Verifiable instructions, as in IFEval (Zhou et al. 2023, arXiv:2311.07911): all 25 kinds of the public benchmark."""
+"""Verifiable instructions, as in IFEval (Zhou et al. 2023, arXiv:2311.07911): all 25 kinds of the
+public benchmark.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ LONGEST = 100_000
 INLINE = 2_000
 SECONDS = 2.0
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-ABBREVIATIONS = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Inc|Ltd|Co|vs|etc|e\.g|i\.e|No|Vol|Fig)|\b[A-Z]|\.\.)\.$")
+ABBREVIATIONS = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Inc|Ltd|Co|vs|etc|e\.g|i\.e|No|Vol|Fig)|\b[A-Z]|\.\.)\.$"
+)
 
 
 class NoDetector(Exception):
@@ -31,7 +35,9 @@ def compare(count: int, relation: str, bound: int) -> bool:
 
 
 def search(pattern: str, text: str) -> list[str]:
-    """Occurrences of a keyword, case ignored. The benchmark reads keywords as regular expressions; one that is none is taken literally."""
+    """Occurrences of a keyword, case ignored. The benchmark reads keywords as regular expressions;
+    one that is none is taken literally.
+    """
     try:
         return re.findall(pattern, text, re.IGNORECASE)
     except re.error:
@@ -39,9 +45,17 @@ def search(pattern: str, text: str) -> list[str]:
 
 
 def sentences(text: str) -> int:
-    """Sentences by final punctuation, white space and a new beginning, common abbreviations aside (the benchmark uses NLTK's punkt)."""
-    parts = re.split(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[*#\-]*\w)", text.strip())
-    return sum(1 for part in parts if part.strip() and not ABBREVIATIONS.search(part.rstrip())) if text.strip() else 0
+    """Sentences by final punctuation, white space and a new beginning, common abbreviations aside
+    (the benchmark uses NLTK's punkt).
+    """
+    parts = re.split(
+        r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[*#\-]*\w)", text.strip()
+    )
+    return (
+        sum(1 for part in parts if part.strip() and not ABBREVIATIONS.search(part.rstrip()))
+        if text.strip()
+        else 0
+    )
 
 
 def in_english(text: str) -> bool:
@@ -67,7 +81,9 @@ def in_language(text: str, language: str) -> bool:
 
 def is_json(text: str) -> bool:
     """The whole text is JSON, in a fence or bare."""
-    bare = re.sub(r"\A```(?:json)?", "", text.strip(), flags=re.IGNORECASE).removesuffix("```").strip()
+    bare = (
+        re.sub(r"\A```(?:json)?", "", text.strip(), flags=re.IGNORECASE).removesuffix("```").strip()
+    )
     try:
         json.loads(bare)
     except (ValueError, RecursionError):
@@ -94,21 +110,33 @@ def first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: s
 
 
 def highlights(text: str, num_highlights: int) -> bool:
-    """At least so many *parts* or **parts**; the benchmark counts a bold one on both scores where it can."""
+    """At least so many *parts* or **parts**; the benchmark counts a bold one on both scores where
+    it can.
+    """
     single = [part for part in re.findall(r"\*[^\n*]*\*", text) if part.strip("*").strip()]
-    double = [part for part in re.findall(r"\*\*[^\n*]*\*\*", text) if part.removeprefix("**").removesuffix("**").strip()]
+    double = [
+        part
+        for part in re.findall(r"\*\*[^\n*]*\*\*", text)
+        if part.removeprefix("**").removesuffix("**").strip()
+    ]
     return len(single) + len(double) >= num_highlights
 
 
 def bullets(text: str, num_bullets: int) -> bool:
     """Exactly so many lines that begin with `* ` or `-`."""
-    return len(re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)) + len(re.findall(r"^\s*-.*$", text, re.MULTILINE)) == num_bullets
+    return (
+        len(re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE))
+        + len(re.findall(r"^\s*-.*$", text, re.MULTILINE))
+        == num_bullets
+    )
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
     """A postscript begins with the marker, spaces between its letters allowed."""
     marker = postscript_marker.strip()
-    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
+    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(
+        marker, re.escape(marker.lower())
+    )
     return re.search(pattern, text.lower()) is not None
 
 
@@ -139,29 +167,45 @@ def absent(text: str, words: list[str]) -> bool:
 
 CHECKS: dict[str, Callable[..., bool]] = {
     "keywords:existence": lambda text, keywords: all(search(word, text) for word in keywords),
-    "keywords:frequency": lambda text, keyword, frequency, relation: compare(len(search(keyword.strip(), text)), relation, frequency),
+    "keywords:frequency": lambda text, keyword, frequency, relation: compare(
+        len(search(keyword.strip(), text)), relation, frequency
+    ),
     "keywords:forbidden_words": lambda text, forbidden_words: absent(text, forbidden_words),
     "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation: compare(
         text.lower().count(letter.strip().lower()), let_relation, let_frequency
     ),
     "language:response_language": lambda text, language: in_language(text, language),
-    "length_constraints:number_sentences": lambda text, num_sentences, relation: compare(sentences(text), relation, num_sentences),
+    "length_constraints:number_sentences": lambda text, num_sentences, relation: compare(
+        sentences(text), relation, num_sentences
+    ),
     "length_constraints:number_paragraphs": paragraphs,
-    "length_constraints:number_words": lambda text, num_words, relation: compare(len(re.findall(r"\w+", text)), relation, num_words),
+    "length_constraints:number_words": lambda text, num_words, relation: compare(
+        len(re.findall(r"\w+", text)), relation, num_words
+    ),
     "length_constraints:nth_paragraph_first_word": first_word,
-    "detectable_content:number_placeholders": lambda text, num_placeholders: len(re.findall(r"\[.*?\]", text)) >= num_placeholders,
+    "detectable_content:number_placeholders": lambda text, num_placeholders: (
+        len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    ),
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": bullets,
-    "detectable_format:constrained_response": lambda text: any(option in text for option in OPTIONS),
+    "detectable_format:constrained_response": lambda text: any(
+        option in text for option in OPTIONS
+    ),
     "detectable_format:number_highlighted_sections": highlights,
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
         len(re.findall(rf"\s?{section_spliter.strip()}\s?\d+\s?", text)) >= num_sections
     ),
     "detectable_format:json_format": is_json,
-    "detectable_format:title": lambda text: any(title.strip("<>").strip() for title in re.findall(r"<<[^\n]+>>", text)),
+    "detectable_format:title": lambda text: any(
+        title.strip("<>").strip() for title in re.findall(r"<<[^\n]+>>", text)
+    ),
     "combination:two_responses": two_responses,
-    "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
-    "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
+    "combination:repeat_prompt": lambda text, prompt_to_repeat: (
+        text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+    ),
+    "startend:end_checker": lambda text, end_phrase: (
+        text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+    ),
     "startend:quotation": quoted,
     "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation: compare(
         capital_words(text), capital_relation, capital_frequency
@@ -173,7 +217,9 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def check_all(payload: tuple[str, list[str], list[dict[str, Any]]]) -> list[bool | str]:
-    """Each instruction: True or False, or in words why it cannot be checked. An empty answer follows nothing."""
+    """Each instruction: True or False, or in words why it cannot be checked. An empty answer
+    follows nothing.
+    """
     text, names, settings = payload
     verdicts: list[bool | str] = []
     for name, setting in zip(names, settings, strict=True):
@@ -192,13 +238,20 @@ POOL = Workers(check_all, size=2, seconds=SECONDS)
 
 
 def ifeval(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer follows every instruction of the row (columns instruction_id_list and kwargs), else 0 with the ones it does not.
+    """1 if the answer follows every instruction of the row (columns instruction_id_list and
+    kwargs), else 0 with the ones it does not.
 
     Thoughts are not judged, and of answer tags the content.
-    Where all that can be checked are followed but one cannot be (an unknown kind, a language without langdetect): Abstain.
+    Where all that can be checked are followed but one cannot be (an unknown kind, a language
+    without langdetect): Abstain.
     """
     names, settings = row.get("instruction_id_list"), row.get("kwargs")
-    if not isinstance(names, list) or not isinstance(settings, list) or len(names) != len(settings) or not names:
+    if (
+        not isinstance(names, list)
+        or not isinstance(settings, list)
+        or len(names) != len(settings)
+        or not names
+    ):
         return Failed("the row has no `instruction_id_list` and `kwargs` of one length")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")

@@ -1,4 +1,6 @@
-"""Trained scorers as a reward: `model:FOLDER`, or several folders at once, combined so that no single one is trusted blindly."""
+"""Trained scorers as a reward: `model:FOLDER`, or several folders at once, combined so that no
+single one is trusted blindly.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from laurel.core.protocols import RewardFunction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from laurel.policy.scorer import Scorer
+    from laurel.model.scorer import Scorer
 
 PREFIX = "model:"
 PENALTY = 0.5
@@ -25,7 +27,9 @@ def mean(score_KN: Tensor, penalty: float = PENALTY) -> Tensor:
 
 
 def worst(score_KN: Tensor, penalty: float = PENALTY) -> Tensor:
-    """The lowest of K scorers, worst-case optimisation: [K, N] -> [N]. (1, 3): 1. Coste et al. 2023, arXiv:2310.02743."""
+    """The lowest of K scorers, worst-case optimisation: [K, N] -> [N]. (1, 3): 1. Coste et al.
+    2023, arXiv:2310.02743.
+    """
     return score_KN.amin(0)
 
 
@@ -50,70 +54,121 @@ def learned(
     device: str = "auto",
     token_budget: int = 8192,
 ) -> RewardFunction:
-    """A reward function that asks trained scorers: prompt + completion as in training, the score at the last token, centred.
+    """A reward function that asks trained scorers: prompt + completion as in training, the score at
+    the last token, centred.
 
-    Each scorer's scores lose the mean that its folder keeps (0 if it keeps none); standardise: they are divided by its deviation
-    too, for members whose scales differ. combine: see COMBINE. Folders are checked now and loaded at the first call; calls from
-    several threads take turns. Errors: UsageError for a folder without a scorer, or with one of several classes.
+    Each scorer's scores lose the mean that its folder keeps (0 if it keeps none); standardise: they
+    are divided by its deviation too, for members whose scales differ. combine: see COMBINE. Folders
+    are checked now and loaded at the first call; calls from several threads take turns. Errors:
+    UsageError for a folder without a scorer, or with one of several classes.
     """
-    from laurel.policy.classifier import trained_labels
+    from laurel.model.classifier import trained_labels
 
     if not folders:
         raise UsageError("no scorer is named.", where="rewards", fix="Write model:FOLDER.")
     if combine not in COMBINE:
-        raise UsageError(f"unknown way to combine scorers `{combine}`.", where="rewards", fix=nearest(combine, COMBINE))
+        raise UsageError(
+            f"unknown way to combine scorers `{combine}`.",
+            where="rewards",
+            fix=nearest(combine, COMBINE),
+        )
     if not (math.isfinite(penalty) and penalty >= 0):
-        raise UsageError(f"the penalty on disagreement is {penalty}.", where="rewards", fix="Give 0 or more.")
+        raise UsageError(
+            f"the penalty on disagreement is {penalty}.", where="rewards", fix="Give 0 or more."
+        )
     for folder in folders:
         labels = trained_labels(folder)
         if labels != 1:
-            what = f"a scorer of {labels} classes gives no single number." if labels else "a language model, not a trained scorer."
-            raise UsageError(what, where=f"{PREFIX}{folder}", fix="Give a folder that reward or outcome training saved.")
+            what = (
+                f"a scorer of {labels} classes gives no single number."
+                if labels
+                else "a language model, not a trained scorer."
+            )
+            raise UsageError(
+                what,
+                where=f"{PREFIX}{folder}",
+                fix="Give a folder that reward or outcome training saved.",
+            )
     return _Learned(folders, combine, penalty, standardise, device, token_budget)
 
 
 def parse(name: str) -> RewardFunction:
-    """`model:A`, `model:A+B+C` (their mean), `model:A+B:min`, `model:A+B:penalised`, `model:A+B:penalised=0.2`.
+    """`model:A`, `model:A+B+C` (their mean), `model:A+B:min`, `model:A+B:penalised`,
+    `model:A+B:penalised=0.2`.
 
-    What follows the last colon is a way to combine only if it is spelt like one; folders may hold colons, but no plus.
+    What follows the last colon is a way to combine only if it is spelt like one; folders may hold
+    colons, but no plus.
     """
     folders, separator, how = name.removeprefix(PREFIX).rpartition(":")
     kind, equals, number = how.partition("=")
     if not separator or kind not in COMBINE:
         if separator and "/" not in how and (equals or "+" in folders):
-            raise UsageError(f"unknown way to combine scorers `{kind}`.", where=f"reward `{name}`", fix=nearest(kind, COMBINE))
+            raise UsageError(
+                f"unknown way to combine scorers `{kind}`.",
+                where=f"reward `{name}`",
+                fix=nearest(kind, COMBINE),
+            )
         return learned(*_split(name.removeprefix(PREFIX), name))
     if equals and kind != "penalised":
-        raise UsageError(f"`{kind}` takes no number.", where=f"reward `{name}`", fix="Only penalised does: penalised=0.5.")
+        raise UsageError(
+            f"`{kind}` takes no number.",
+            where=f"reward `{name}`",
+            fix="Only penalised does: penalised=0.5.",
+        )
     try:
         penalty = float(number) if equals else PENALTY
     except ValueError:
-        raise UsageError(f"`{number}` is not a number.", where=f"reward `{name}`", fix="Write penalised=0.5.") from None
+        raise UsageError(
+            f"`{number}` is not a number.", where=f"reward `{name}`", fix="Write penalised=0.5."
+        ) from None
     return learned(*_split(folders, name), combine=kind, penalty=penalty)
 
 
 def _split(folders: str, name: str) -> list[str]:
     found = folders.split("+")
     if not all(found):
-        raise UsageError("a folder is missing.", where=f"reward `{name}`", fix="Write model:FOLDER or model:FOLDER1+FOLDER2:min.")
+        raise UsageError(
+            "a folder is missing.",
+            where=f"reward `{name}`",
+            fix="Write model:FOLDER or model:FOLDER1+FOLDER2:min.",
+        )
     return found
 
 
 class _Learned:
     """The reward function of `learned`: callable, named, loaded once."""
 
-    def __init__(self, folders: Sequence[str], combine: str, penalty: float, standardise: bool, device: str, token_budget: int) -> None:
+    def __init__(
+        self,
+        folders: Sequence[str],
+        combine: str,
+        penalty: float,
+        standardise: bool,
+        device: str,
+        token_budget: int,
+    ) -> None:
         self.folders, self.combine, self.penalty = tuple(folders), combine, penalty
         self.standardise, self.device, self.token_budget = standardise, device, token_budget
         self.scorers: list[Scorer] = []
         self.lock = threading.Lock()
         self.__name__ = "model" if len(folders) == 1 else f"model_{combine}"
 
-    def __call__(self, prompts: list[Any], completions: list[Any], completion_ids: Any = None, **columns: list[Any]) -> list[float | None]:
-        """One score per completion. Text and messages are encoded by the scorer's own tokenizer and template."""
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: Any = None,
+        **columns: list[Any],
+    ) -> list[float | None]:
+        """One score per completion. Text and messages are encoded by the scorer's own tokenizer and
+        template.
+        """
         import torch
 
-        rows = [{"prompt": prompt, "completion": said} for prompt, said in zip(prompts, completions, strict=True)]
+        rows = [
+            {"prompt": prompt, "completion": said}
+            for prompt, said in zip(prompts, completions, strict=True)
+        ]
         if not rows:
             return []
         with self.lock:
@@ -121,10 +176,12 @@ class _Learned:
         return COMBINE[self.combine](torch.stack(members), self.penalty).tolist()
 
     def _load(self) -> list[Scorer]:
-        from laurel.policy.scorer import load_scorer
+        from laurel.model.scorer import load_scorer
 
         if not self.scorers:
-            self.scorers = [load_scorer(folder, num_labels=1, device=self.device) for folder in self.folders]
+            self.scorers = [
+                load_scorer(folder, num_labels=1, device=self.device) for folder in self.folders
+            ]
         return self.scorers
 
     def _centred(self, scorer: Scorer, rows: list[dict[str, Any]]) -> Tensor:

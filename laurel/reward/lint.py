@@ -1,4 +1,6 @@
-"""The reward lint: try to earn full credit without an answer. What succeeds here, training will find."""
+"""The reward lint: try to earn full credit without an answer. What succeeds here, training will
+find.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,12 @@ ATTACKS: dict[str, Attack] = {
     "empty set": lambda row: r"\emptyset",
     "whole alphabet": lambda row: " ".join(string.ascii_uppercase),
     "every number": lambda row: " ".join(str(number) for number in range(-20, 200)),
-    "every number up to the gold": lambda row: "The answer is one of 0, 1, 2, 3, " + ", ".join([*_others(row), _gold(row)]),
-    "many boxed": lambda row: " ".join(rf"\boxed{{{text}}}" for text in [*_others(row), _gold(row)]),
+    "every number up to the gold": lambda row: (
+        "The answer is one of 0, 1, 2, 3, " + ", ".join([*_others(row), _gold(row)])
+    ),
+    "many boxed": lambda row: " ".join(
+        rf"\boxed{{{text}}}" for text in [*_others(row), _gold(row)]
+    ),
     "one box, many answers": lambda row: rf"\boxed{{{', '.join([*_others(row), _gold(row)])}}}",
     "hedge": lambda row: f"{' or '.join([*_others(row), _gold(row)])}",
     "echo of the prompt": prompt_text,
@@ -55,7 +61,8 @@ ATTACKS: dict[str, Attack] = {
     "early exit": lambda row: "    import os\n    os._exit(0)\n",
     "polite exit": lambda row: "    raise SystemExit(0)\n",
     "always equal": lambda row: (
-        "    return type('Yes', (), {'__eq__': lambda s, o: True, '__ne__': lambda s, o: False, '__hash__': lambda s: 0})()\n"
+        "    return type('Yes', (), {'__eq__': lambda s, o: True, '__ne__': lambda s, o: False,"
+        " '__hash__': lambda s: 0})()\n"
     ),
 }
 
@@ -70,35 +77,55 @@ class Finding:
     score: float
 
 
-def lint(target: Mixture | Verifier, rows: Iterable[Mapping[str, Any]], *, full: float = 1.0) -> list[Finding]:
-    """Every attack on every row that scores at least `full`. An empty list is what you want before training.
+def lint(
+    target: Mixture | Verifier, rows: Iterable[Mapping[str, Any]], *, full: float = 1.0
+) -> list[Finding]:
+    """Every attack on every row that scores at least `full`. An empty list is what you want before
+    training.
 
-    Rows whose gold is the attack itself (the answer of a row is "None", say) are left to you: the finding names the row.
+    Rows whose gold is the attack itself (the answer of a row is "None", say) are left to you: the
+    finding names the row.
     """
     rows = list(rows)
     findings = []
     for name, attack in ATTACKS.items():
         answers = [attack(row) for row in rows]
-        scores = _mixture_scores(target, answers, rows) if isinstance(target, Mixture) else _verifier_scores(target, answers, rows)
+        scores = (
+            _mixture_scores(target, answers, rows)
+            if isinstance(target, Mixture)
+            else _verifier_scores(target, answers, rows)
+        )
         for number, (answer, score) in enumerate(zip(answers, scores, strict=True)):
             if score is not None and score >= full:
                 findings.append(Finding(name, number, answer[:200], score))
     return findings
 
 
-def _verifier_scores(verifier: Verifier, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+def _verifier_scores(
+    verifier: Verifier, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> list[float | None]:
     results = [verifier(answer, row) for answer, row in zip(answers, rows, strict=True)]
     return [result.value if isinstance(result, Score) else None for result in results]
 
 
-def _mixture_scores(mixture: Mixture, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+def _mixture_scores(
+    mixture: Mixture, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> list[float | None]:
     groups = [
         Group(
             prompt=str(number),
             row=row,
             samples=(
                 Sample(
-                    Key("lint", "lint", str(number), 0, 0), (), (), (), (), 1.0, "eos", answer, ({"role": "assistant", "content": answer},)
+                    Key("lint", "lint", str(number), 0, 0),
+                    (),
+                    (),
+                    (),
+                    (),
+                    1.0,
+                    "eos",
+                    answer,
+                    ({"role": "assistant", "content": answer},),
                 ),
             ),
         )

@@ -1,4 +1,6 @@
-"""From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` or `prm:FOLDER` (scorers), or a callable."""
+"""From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` or
+`prm:FOLDER` (scorers), or a callable.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from laurel.data.reasoning import is_gym
 from laurel.reward.patterns import Format
 from laurel.reward.verifiers import VERIFIERS
 
-MODULE = "Modules are looked for in the current folder, then among the installed ones. A file: path/to/file.py:function."
+MODULE = (
+    "Modules are looked for in the current folder, then among the installed ones. A file:"
+    " path/to/file.py:function."
+)
 GIVEN = ("prompts", "completions", "completion_ids")
 
 
@@ -25,8 +30,9 @@ GIVEN = ("prompts", "completions", "completion_ids")
 class Reward:
     """One reward of a mixture, checked and named.
 
-    judges: a verifier `(answer, row)`, else a function in TRL's signature. asynchronous: it must be awaited. gate: it
-    multiplies instead of adding. accepts: the names it takes, None for any (**columns).
+    judges: a verifier `(answer, row)`, else a function in TRL's signature. asynchronous: it must be
+    awaited. gate: it multiplies instead of adding. accepts: the names it takes, None for any
+    (**columns).
     """
 
     name: str
@@ -44,7 +50,8 @@ def is_verifier(name: Any) -> bool:
 
 
 def load_verifier(name: str) -> Verifier:
-    """A built-in verifier by name; `format:PATTERN` is the gate with that pattern, `reasoning_gym:TASK` that task's scorer.
+    """A built-in verifier by name; `format:PATTERN` is the gate with that pattern,
+    `reasoning_gym:TASK` that task's scorer.
 
     Unknown: UsageError with the nearest name.
     """
@@ -55,14 +62,18 @@ def load_verifier(name: str) -> Verifier:
 
         return gym_verifier(name)
     if name not in VERIFIERS:
-        raise UsageError(f"unknown verifier `{name}`.", where="verifier", fix=nearest(name, VERIFIERS))
+        raise UsageError(
+            f"unknown verifier `{name}`.", where="verifier", fix=nearest(name, VERIFIERS)
+        )
     return VERIFIERS[name]
 
 
 def load_reward(source: str | Callable[..., Any], columns: Collection[str] | None = None) -> Reward:
-    """One reward with its signature checked against the dataset's columns (None: not known, not checked).
+    """One reward with its signature checked against the dataset's columns (None: not known, not
+    checked).
 
-    Errors: UsageError for an unknown name, a file or module that does not load, or a function that asks for what there is not.
+    Errors: UsageError for an unknown name, a file or module that does not load, or a function that
+    asks for what there is not.
     """
     if callable(source):
         return _checked(source, function_name(source), columns)
@@ -72,9 +83,16 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     must_be_given(name, "rewards")
     if is_verifier(name) or name.startswith("format:"):
         verifier = load_verifier(name)
-        return Reward(name.partition(":")[0], verifier, judges=True, gate=bool(getattr(verifier, "gate", False)))
+        return Reward(
+            name.partition(":")[0],
+            verifier,
+            judges=True,
+            gate=bool(getattr(verifier, "gate", False)),
+        )
     if name.startswith("model:"):
-        from laurel.reward.learned import parse  # brings torch and transformers: only where a scorer is asked for
+        from laurel.reward.learned import (
+            parse,
+        )  # brings torch and transformers: only where a scorer is asked for
 
         return _checked(scorer := parse(name), function_name(scorer), columns)
     if name.startswith("prm:"):
@@ -88,12 +106,23 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         path, _, attribute = name.rpartition(".")
         module = load_module(path, f"reward `{name}`", MODULE)
     else:
-        fix = nearest(name, VERIFIERS) or "A name, module.function, path/to/file.py:function, model:FOLDER or prm:FOLDER."
+        fix = (
+            nearest(name, VERIFIERS)
+            or "A name, module.function, path/to/file.py:function, model:FOLDER or prm:FOLDER."
+        )
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
     function = getattr(module, attribute, None)
     if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"`{path}` has no function `{attribute}`.", where=f"reward `{name}`", fix=nearest(attribute, known))
+        known = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
+        raise UsageError(
+            f"`{path}` has no function `{attribute}`.",
+            where=f"reward `{name}`",
+            fix=nearest(attribute, known),
+        )
     return _checked(function, attribute, columns)
 
 
@@ -105,14 +134,18 @@ def distinct(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
     for reward in rewards:
         name = reward.name
         if name in used:
-            name = next(new for number in count(2) if (new := f"{reward.name}_{number}") not in taken | used)
+            name = next(
+                new for number in count(2) if (new := f"{reward.name}_{number}") not in taken | used
+            )
         used.add(name)
         out.append(replace(reward, name=name))
     return tuple(out)
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """A stable name: of a partial its function's, of a lambda `lambda`, of an object its class's."""
+    """A stable name: of a partial its function's, of a lambda `lambda`, of an object its
+    class's.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
@@ -125,35 +158,67 @@ def _checked(function: Callable[..., Any], name: str, columns: Collection[str] |
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         raise UsageError(
-            "its signature cannot be read.", where=where, fix="Wrap it in a def with (prompts, completions, **columns)."
+            "its signature cannot be read.",
+            where=where,
+            fix="Wrap it in a def with (prompts, completions, **columns).",
         ) from None
     gate = bool(getattr(function, "gate", False))
-    names = [item.name for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+    names = [
+        item.name
+        for item in parameters
+        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+    ]
     if names == ["answer", "row"]:
         return Reward(name, function, judges=True, gate=gate)
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
-    positional = [item.name for item in parameters if item.kind is item.POSITIONAL_ONLY and item.default is item.empty]
+    positional = [
+        item.name
+        for item in parameters
+        if item.kind is item.POSITIONAL_ONLY and item.default is item.empty
+    ]
     if positional:
-        raise UsageError(f"its parameter `{positional[0]}` is positional only.", where=where, fix="Arguments are passed by name.")
+        raise UsageError(
+            f"its parameter `{positional[0]}` is positional only.",
+            where=where,
+            fix="Arguments are passed by name.",
+        )
     if not takes_any and not set(names) & set(GIVEN):
         raise UsageError(
             f"it takes none of {', '.join(GIVEN)}.",
             where=where,
-            fix=f"It takes: {', '.join(names) or 'nothing'}. Write def {name}(completions, **columns).",
+            fix=(
+                f"It takes: {', '.join(names) or 'nothing'}. Write def {name}(completions,"
+                " **columns)."
+            ),
         )
     if columns is not None:
         known = [*GIVEN, *columns]
-        required = [item.name for item in parameters if item.default is item.empty and item.name in names]
+        required = [
+            item.name for item in parameters if item.default is item.empty and item.name in names
+        ]
         missing = [parameter for parameter in required if parameter not in known]
         if missing:
-            fix = nearest(missing[0], known) + f" The dataset's columns: {', '.join(sorted(columns)) or 'none'}."
-            raise UsageError(
-                f"it asks for `{'`, `'.join(missing)}`, which is neither given nor a column of the dataset.", where=where, fix=fix
+            fix = (
+                nearest(missing[0], known)
+                + f" The dataset's columns: {', '.join(sorted(columns)) or 'none'}."
             )
-    return Reward(name, function, asynchronous=_is_async(function), gate=gate, accepts=None if takes_any else frozenset(names))
+            raise UsageError(
+                f"it asks for `{'`, `'.join(missing)}`, which is neither given nor a column of the"
+                " dataset.",
+                where=where,
+                fix=fix,
+            )
+    return Reward(
+        name,
+        function,
+        asynchronous=_is_async(function),
+        gate=gate,
+        accepts=None if takes_any else frozenset(names),
+    )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None))  # noqa: B004
+    called = getattr(type(function), "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)

@@ -25,29 +25,43 @@ MOST_BOXES = 4
 MOST_WORDS = 6
 SECONDS = 2.0
 NEGATED = re.compile(r"\s*(?:\w+ly\s+)?(?:not|never|neither)\b", re.IGNORECASE)
-# A line of mathematics and no words, in which something is to be worked out: 10^2, \sqrt{98}, 4^{1/3}.
-BARE = re.compile(r"(?=[^\n]*[\^*/+×·√!\\])(?:\\[A-Za-z]+|[^A-Za-z,;\n]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+")
+# A line of mathematics and no words, in which something is to be worked out: 10^2, \sqrt{98},
+# 4^{1/3}.
+BARE = re.compile(
+    r"(?=[^\n]*[\^*/+×·√!\\])(?:\\[A-Za-z]+|[^A-Za-z,;\n]|(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+"
+)
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z])")
 INEQUALITY = re.compile(r"[<>≤≥≠±]|\\(?:leq?|geq?|neq?|lt|gt|pm|in)(?![A-Za-z])")
 SEGMENT = re.compile(
-    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$((?:\\\$|[^$]){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]", re.DOTALL
+    r"\$\$([^$]{1,1000})\$\$|(?<!\\)\$((?:\\\$|[^$]){1,1000})\$|\\\(((?:(?!\\\)).){1,1000})\\\)|\\\[((?:(?!\\\]).){1,1000})\\\]",
+    re.DOTALL,
 )
 
-POOL = Workers(equivalent, size=2, seconds=SECONDS, warm=(r"\boxed{\frac{1}{2}}", (r"\boxed{0.5}", r"\boxed{x^2+\sqrt{2}}")))
+POOL = Workers(
+    equivalent,
+    size=2,
+    seconds=SECONDS,
+    warm=(r"\boxed{\frac{1}{2}}", (r"\boxed{0.5}", r"\boxed{x^2+\sqrt{2}}")),
+)
 
 
 def math(answer: str, row: Mapping[str, Any]) -> Result:
     r"""1 if the answer is mathematically the row's `answer`.
 
-    What is compared: the content of \boxed{} (different ones are wrong, unless all are equal to the gold, or the gold is the list of
-    them); else what stands after the last ####, after "the answer is" or before "is the answer"; else the last formula ($...$,
-    \(...\), \[...\]) or, without one, the last line. Thoughts are not read, and of answer tags the content. One number is read and
-    compared as `numeric` does it, a word as a word, all else by math-verify. Nothing longer than 1000 characters is parsed. More than
-    2 s is Failed, and the worker is replaced. A verbatim copy of the prompt inside the answer is not read, so a gold that only stands
-    in the prompt earns nothing.
+    What is compared: the content of \boxed{} (different ones are wrong, unless all are equal to the
+    gold, or the gold is the list of them); else what stands after the last ####, after "the answer
+    is" or before "is the answer"; else the last formula ($...$, \(...\), \[...\]) or, without one,
+    the last line. Thoughts are not read, and of answer tags the content. One number is read and
+    compared as `numeric` does it, a word as a word, all else by math-verify. Nothing longer than
+    1000 characters is parsed. More than 2 s is Failed, and the worker is replaced. A verbatim copy
+    of the prompt inside the answer is not read, so a gold that only stands in the prompt earns
+    nothing.
     """
     if find_spec("math_verify") is None:
-        raise LaurelError("the verifier `math` needs the package math-verify.", fix='Install it: pip install "laurel-rl[math]".')
+        raise LaurelError(
+            "the verifier `math` needs the package math-verify.",
+            fix='Install it: pip install "laurel-rl[math]".',
+        )
     gold = column(row)
     if gold is None:
         return Failed("the row has no `answer`")
@@ -62,14 +76,18 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
         place = settled(text)
         return one(gold, place, formula=False)
     results = [one(gold, box, formula=True) for box in boxes]
-    wrong = next((result for result in results if not isinstance(result, Score) or result.value == 0), None)
+    wrong = next(
+        (result for result in results if not isinstance(result, Score) or result.value == 0), None
+    )
     if wrong is None or len(boxes) == 1 or isinstance(wrong, Failed):
         return wrong or results[0]
     return compare(gold, ", ".join(boxes)) if is_list(gold) else wrong
 
 
 def one(gold: str, place: str, *, formula: bool) -> Result:
-    """One place where an answer stands against the gold. formula: it is mathematics alone, no sentence."""
+    """One place where an answer stands against the gold. formula: it is mathematics alone, no
+    sentence.
+    """
     place = place[-10 * LONGEST_EXPRESSION :] if not formula else place
     if not formula and SEGMENT.search(place):
         if hedged(place):
@@ -80,25 +98,39 @@ def one(gold: str, place: str, *, formula: bool) -> Result:
     word = bare_word(gold)
     if word:
         same_word = bare_word(said) == word or (len(word) == 1 and letters(place) == {word})
-        return Score(1.0, "the same word") if same_word else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
+        return (
+            Score(1.0, "the same word")
+            if same_word
+            else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
+        )
     truth = read(gold, formula=True).quantity if is_number(gold) else None
     reading = read(place, formula=formula)
     if truth is not None and reading.quantity is not None:
         return number(reading.quantity, truth, gold)
-    if NEGATED.match(place) or (truth is not None and (truth.base or (reading.trouble == "several" and not formula))):
+    if NEGATED.match(place) or (
+        truth is not None and (truth.base or (reading.trouble == "several" and not formula))
+    ):
         return Score(0.0, f"no single number, not {gold:.60}")
     if truth is not None and not re.search(r"[\d\\]|[^\x00-\x7f]", said):
         return Score(0.0, f"no number, not {gold:.60}")
-    if truth is not None and (INEQUALITY.search(said) or ("=" in said and lettered(plain(said).rpartition("=")[0].rstrip()))):
+    if truth is not None and (
+        INEQUALITY.search(said)
+        or ("=" in said and lettered(plain(said).rpartition("=")[0].rstrip()))
+    ):
         return Score(0.0, f"{said!r:.60} is no number, and the answer is {gold:.60}")
     return compare(gold, said)
 
 
 def hedged(place: str) -> bool:
-    """Does a number stand beside the last formula of a sentence, with nothing but "or" or a comma between?"""
+    """Does a number stand beside the last formula of a sentence, with nothing but "or" or a comma
+    between?
+    """
     found = list(SEGMENT.finditer(place))[-1]
     before, after = place[: found.start()], place[found.end() :]
-    return bool(re.match(r"\s*(?:,|;|/|or\b|and\b)+\s*(?:or|and)?\s*-?\d", after) or re.search(r"\d\s*(?:,|;|or|and)\s*$", before))
+    return bool(
+        re.match(r"\s*(?:,|;|/|or\b|and\b)+\s*(?:or|and)?\s*-?\d", after)
+        or re.search(r"\d\s*(?:,|;|or|and)\s*$", before)
+    )
 
 
 def number(found: Quantity, truth: Quantity, gold: str) -> Result:
@@ -109,13 +141,19 @@ def number(found: Quantity, truth: Quantity, gold: str) -> Result:
 
 
 def is_number(gold: str) -> bool:
-    """Is the gold one number and nothing else but its unit: no list, no word beside it that may matter, no equation with letters?"""
+    """Is the gold one number and nothing else but its unit: no list, no word beside it that may
+    matter, no equation with letters?
+    """
     return not re.search(r"[A-Za-z]\w*\s*\(|[()\[\]]|\\begin|=.*[A-Za-z].*=", gold)
 
 
 def is_list(gold: str) -> bool:
-    """Several values, in no order: 1, 2 or \\{1, 2\\} or "1 and 2"; no pair, no interval, no number with commas."""
-    return read(gold, formula=True).trouble == "several" and not re.search(r"^\s*(?:\\left)?[(\[]", gold)
+    """Several values, in no order: 1, 2 or \\{1, 2\\} or "1 and 2"; no pair, no interval, no number
+    with commas.
+    """
+    return read(gold, formula=True).trouble == "several" and not re.search(
+        r"^\s*(?:\\left)?[(\[]", gold
+    )
 
 
 def compare(gold: str, candidate: str) -> Result:
@@ -136,7 +174,9 @@ def compare(gold: str, candidate: str) -> Result:
 
 
 def last_formula(text: str) -> str:
-    """The last formula of the text, with those that it is listed with, or its last line that is not empty, less the words around it."""
+    """The last formula of the text, with those that it is listed with, or its last line that is not
+    empty, less the words around it.
+    """
     text = text[-10 * LONGEST_EXPRESSION :]
     formulas = list(SEGMENT.finditer(text))
     if not formulas:

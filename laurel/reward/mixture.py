@@ -1,4 +1,6 @@
-"""Several rewards, one number per sample: call each once per step, join by key, weigh, gate, and never turn a failure into a zero."""
+"""Several rewards, one number per sample: call each once per step, join by key, weigh, gate, and
+never turn a failure into a zero.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ MAX_FAILED_FRACTION = 0.5
 class Mixture:
     """Rewards with weights.
 
-        reward_i = sum over the rewards that scored of weight * score, times the gates (a gate never lifts a negative sum)
+        reward_i = sum over the rewards that scored of weight * score, times the gates (a gate never
+        lifts a negative sum)
 
-    A sample that any reward Failed on has reward None: it is excluded and counted. One that every reward abstains on too.
-    With gates alone the sum is 1. timeout: seconds for one call of one reward with all samples of a step.
+    A sample that any reward Failed on has reward None: it is excluded and counted. One that every
+    reward abstains on too. With gates alone the sum is 1. timeout: seconds for one call of one
+    reward with all samples of a step.
     """
 
     rewards: tuple[Reward, ...]
@@ -40,44 +44,67 @@ class Mixture:
     def score(self, groups: Sequence[Group], *, refuse: bool = True) -> list[Group]:
         """The same groups with `results` and `rewards` filled.
 
-        Each function is called once, concurrently with the others, with all samples in a row: `prompts`, `completions` (text,
-        or messages where the row's prompt is messages), `completion_ids`, and every other column repeated per completion.
-        A group whose environment failed is shown to no reward: each of them has failed on it.
-        Raises LaurelError if more than `max_failed_fraction` of the samples have a failed result; refuse False: that is left to
-        who knows all of the step (`failures`, `refuse`).
+        Each function is called once, concurrently with the others, with all samples in a row:
+        `prompts`, `completions` (text, or messages where the row's prompt is messages),
+        `completion_ids`, and every other column repeated per completion. A group whose environment
+        failed is shown to no reward: each of them has failed on it. Raises LaurelError if more than
+        `max_failed_fraction` of the samples have a failed result; refuse False: that is left to who
+        knows all of the step (`failures`, `refuse`).
         """
         call = Call.of([group for group in groups if ENVIRONMENT not in group.results])
-        tables = run_all(self.rewards, call, self.timeout) if call.keys else [[] for _ in self.rewards]
-        by_key: list[dict[Key, Result]] = [dict(zip(call.keys, table, strict=True)) for table in tables]
+        tables = (
+            run_all(self.rewards, call, self.timeout) if call.keys else [[] for _ in self.rewards]
+        )
+        by_key: list[dict[Key, Result]] = [
+            dict(zip(call.keys, table, strict=True)) for table in tables
+        ]
         for group in groups:
             for table in by_key if ENVIRONMENT in group.results else ():
-                table.update({s.key: why for s, why in zip(group.samples, group.results[ENVIRONMENT], strict=True)})
+                table.update(
+                    {
+                        s.key: why
+                        for s, why in zip(group.samples, group.results[ENVIRONMENT], strict=True)
+                    }
+                )
         scored = []
         for group in groups:
             columns = {
                 reward.name: tuple(table[sample.key] for sample in group.samples)
                 for reward, table in zip(self.rewards, by_key, strict=True)
             }
-            rewards = tuple(self.combine([columns[name][i] for name in self.names]) for i in range(len(group.samples)))
+            rewards = tuple(
+                self.combine([columns[name][i] for name in self.names])
+                for i in range(len(group.samples))
+            )
             scored.append(replace(group, results=columns, rewards=rewards))
         if refuse:
             self.refuse(*self.failures(scored))
         return scored
 
     def combine(self, results: Sequence[Result]) -> float | None:
-        """One sample's results, in the order of the rewards, as one number; None excludes the sample."""
+        """One sample's results, in the order of the rewards, as one number; None excludes the
+        sample.
+        """
         pairs = list(zip(self.rewards, results, strict=True))
         if any(isinstance(result, Failed) for result in results):
             return None
-        added = [reward.weight * result.value for reward, result in pairs if not reward.gate and isinstance(result, Score)]
-        gates = [result.value for reward, result in pairs if reward.gate and isinstance(result, Score)]
+        added = [
+            reward.weight * result.value
+            for reward, result in pairs
+            if not reward.gate and isinstance(result, Score)
+        ]
+        gates = [
+            result.value for reward, result in pairs if reward.gate and isinstance(result, Score)
+        ]
         if not added and (not gates or not all(reward.gate for reward in self.rewards)):
             return None
         total = sum(added) if added else 1.0
         return total * math.prod(gates) if total > 0 else total
 
     def failures(self, groups: Sequence[Group]) -> tuple[int, int, str, str]:
-        """Of scored groups: how many samples failed, of how many, and of the first failure where it was and what it said."""
+        """Of scored groups: how many samples failed, of how many, and of the first failure where it
+        was and what it said.
+        """
         failures = [
             (name, sample, result)
             for group in groups
@@ -91,12 +118,20 @@ class Mixture:
             return 0, total, "", ""
         name, sample, result = failures[0]
         where = "environment" if sample.finish == "error" else f"reward `{name}`"
-        return failed, total, where, f"The first: {result.reason.rstrip('.')}. On the completion {sample.text[:300]!r}."
+        return (
+            failed,
+            total,
+            where,
+            f"The first: {result.reason.rstrip('.')}. On the completion {sample.text[:300]!r}.",
+        )
 
     def refuse(self, failed: int, total: int, where: str, first: str) -> None:
         """Raises LaurelError if more than `max_failed_fraction` of `total` samples failed."""
         if failed > self.max_failed_fraction * total:
-            what = f"{failed} of {total} samples could not be scored (at most {self.max_failed_fraction:.0%} may fail)."
+            what = (
+                f"{failed} of {total} samples could not be scored (at most"
+                f" {self.max_failed_fraction:.0%} may fail)."
+            )
             raise LaurelError(what, where=where, fix=first)
 
 
@@ -110,16 +145,25 @@ def load_rewards(
 ) -> Mixture:
     """The mixture of a run, checked before any weight is loaded.
 
-    names: built-in verifiers, `module.function`, `file.py:function` or callables; None: the verifier that each row's `task`
-    names. weights: one per reward, default 1 (a gate has none). rows: the dataset, as mappings or `laurel.data` rows.
+    names: built-in verifiers, `module.function`, `file.py:function` or callables; None: the
+    verifier that each row's `task`
+    names. weights: one per reward, default 1 (a gate has none). rows: the dataset, as mappings or
+    `laurel.data` rows.
     Errors: UsageError naming the option, the reward and what is missing.
     """
-    table = [(getattr(row, "columns", row), getattr(row, "where", f"row {number}")) for number, row in enumerate(rows, start=1)]
+    table = [
+        (getattr(row, "columns", row), getattr(row, "where", f"row {number}"))
+        for number, row in enumerate(rows, start=1)
+    ]
     if names is None:
         rewards: tuple[Reward, ...] = (_by_task(table),)
     else:
         if not names:
-            raise UsageError("no reward is named.", where="rewards", fix="Name one, or leave the option out to use the rows' `task`.")
+            raise UsageError(
+                "no reward is named.",
+                where="rewards",
+                fix="Name one, or leave the option out to use the rows' `task`.",
+            )
         columns = {name for row, _ in table for name in row} - {"prompt"} if table else None
         rewards = distinct([load_reward(name, columns) for name in names])
         for source, reward in zip(names, rewards, strict=True):
@@ -128,33 +172,55 @@ def load_rewards(
             clash = sorted({"prompts", "completions", "completion_ids"} & (columns or set()))
             if clash and not reward.judges:
                 raise UsageError(
-                    f"the dataset's column `{clash[0]}` has the name of an argument of every reward.", where="dataset", fix="Rename it."
+                    f"the dataset's column `{clash[0]}` has the name of an argument of every"
+                    " reward.",
+                    where="dataset",
+                    fix="Rename it.",
                 )
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     if len(weights) != len(rewards):
         raise UsageError(
-            f"{len(weights)} weights for {len(rewards)} rewards.", where="reward_weights", fix="Give one per reward, in their order."
+            f"{len(weights)} weights for {len(rewards)} rewards.",
+            where="reward_weights",
+            fix="Give one per reward, in their order.",
         )
     for reward, weight in zip(rewards, weights, strict=True):
         if reward.gate and weight != 1.0:
-            raise UsageError(f"`{reward.name}` is a gate: it multiplies and has no weight.", where="reward_weights", fix="Give it 1.")
+            raise UsageError(
+                f"`{reward.name}` is a gate: it multiplies and has no weight.",
+                where="reward_weights",
+                fix="Give it 1.",
+            )
         if not math.isfinite(weight):
             raise UsageError(f"the weight of `{reward.name}` is {weight}.", where="reward_weights")
-    rewards = tuple(replace(reward, weight=float(weight)) for reward, weight in zip(rewards, weights, strict=True))
+    rewards = tuple(
+        replace(reward, weight=float(weight))
+        for reward, weight in zip(rewards, weights, strict=True)
+    )
     limit = MAX_FAILED_FRACTION if max_failed_fraction is None else max_failed_fraction
     return Mixture(rewards, TIMEOUT if timeout is None else timeout, limit)
 
 
 def metrics(groups: Sequence[Group]) -> dict[str, tuple[float, int]]:
-    """(sum, count) per metric: `rewards/<name>/mean` over the samples it scored, `/failed` and `/abstained` over all samples."""
+    """(sum, count) per metric: `rewards/<name>/mean` over the samples it scored, `/failed` and
+    `/abstained` over all samples.
+    """
     sums: dict[str, tuple[float, int]] = {}
     for group in groups:
         for name, results in group.results.items():
             scores = [result.value for result in results if isinstance(result, Score)]
             for metric, total, count in (
                 (f"rewards/{name}/mean", sum(scores), len(scores)),
-                (f"rewards/{name}/failed", sum(isinstance(result, Failed) for result in results), len(results)),
-                (f"rewards/{name}/abstained", sum(isinstance(result, Abstain) for result in results), len(results)),
+                (
+                    f"rewards/{name}/failed",
+                    sum(isinstance(result, Failed) for result in results),
+                    len(results),
+                ),
+                (
+                    f"rewards/{name}/abstained",
+                    sum(isinstance(result, Abstain) for result in results),
+                    len(results),
+                ),
             ):
                 before = sums.get(metric, (0.0, 0))
                 sums[metric] = (before[0] + total, before[1] + count)
@@ -168,7 +234,9 @@ def _by_task(table: Sequence[tuple[Mapping[str, Any], str]]) -> Reward:
         raise UsageError("no rows to take the reward from.", where="rewards", fix=fix)
     for row, where in table:
         if not isinstance(row.get("task"), str):
-            raise UsageError("the row has no column `task` that names its verifier.", where=where, fix=fix)
+            raise UsageError(
+                "the row has no column `task` that names its verifier.", where=where, fix=fix
+            )
     tasks = list(dict.fromkeys(row["task"] for row, _ in table))
     verifiers = {task: load_verifier(task) for task in tasks}
     for task in tasks:
@@ -187,4 +255,8 @@ def _check_columns(name: str, table: Sequence[tuple[Mapping[str, Any], str]]) ->
         for row, where in table:
             if not any(choice in row for choice in choices):
                 wanted = " or ".join(f"`{choice}`" for choice in choices)
-                raise UsageError(f"the verifier `{name}` needs the column {wanted}.", where=where, fix=f"The row has: {', '.join(row)}.")
+                raise UsageError(
+                    f"the verifier `{name}` needs the column {wanted}.",
+                    where=where,
+                    fix=f"The row has: {', '.join(row)}.",
+                )

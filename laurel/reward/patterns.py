@@ -1,4 +1,6 @@
-"""Regular expressions as rewards: `regex` (the row's own pattern) and Format, a gate. Matched in killable workers."""
+"""Regular expressions as rewards: `regex` (the row's own pattern) and Format, a gate. Matched in
+killable workers.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ POOL = Workers(matches, size=2, seconds=SECONDS)
 
 
 def regex(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the whole stripped answer matches the row's `pattern` (write `.*` yourself to search), else 0.
+    """1 if the whole stripped answer matches the row's `pattern` (write `.*` yourself to search),
+    else 0.
 
-    A pattern that takes more than 2 s on this answer is Failed; so is a row without a valid `pattern`.
+    A pattern that takes more than 2 s on this answer is Failed; so is a row without a valid
+    `pattern`.
     """
     pattern = column(row, "pattern")
     if pattern is None:
@@ -51,10 +55,11 @@ def judge(pattern: str, answer: str) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A gate: 1 where the whole answer has the format, 0 where not. In a mixture it multiplies the other rewards, never adds.
+    """A gate: 1 where the whole answer has the format, 0 where not. In a mixture it multiplies the
+    other rewards, never adds.
 
-    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both filled (white space fills
-    nothing), and nothing else.
+    The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both
+    filled (white space fills nothing), and nothing else.
     """
 
     pattern: str = THINK_ANSWER
@@ -65,7 +70,9 @@ class Format:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise UsageError(f"`{self.pattern}` is not a regular expression: {error}.", where="format") from None
+            raise UsageError(
+                f"`{self.pattern}` is not a regular expression: {error}.", where="format"
+            ) from None
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> Result:
         """Judge one answer; the row is not looked at."""

@@ -1,4 +1,6 @@
-"""The scorers of reasoning-gym as verifiers, in killable workers: some of them parse and evaluate what the model wrote."""
+"""The scorers of reasoning-gym as verifiers, in killable workers: some of them parse and evaluate
+what the model wrote.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SECONDS = 10.0
 
 
 def graded(payload: tuple[str, str, dict[str, Any]]) -> float:
-    """(task, answer, entry) -> what the task's own scorer says. Runs in a worker: it may never end."""
+    """(task, answer, entry) -> what the task's own scorer says. Runs in a worker: it may
+    never end.
+    """
     name, answer, entry = payload
     return float(_scorer(name).score_answer(answer, entry))
 
@@ -31,16 +35,22 @@ POOL = Workers(graded, size=2, seconds=SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Gym:
-    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer; many tasks give a little for an answer in the right form.
+    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer; many tasks give a little
+    for an answer in the right form.
 
-    The row holds what the task made: `question` (or a prompt that is text), `answer` and `metadata`.
+    The row holds what the task made: `question` (or a prompt that is text), `answer` and
+    `metadata`.
     """
 
     name: str
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> Result:
         question = row.get("question", row.get("prompt"))
-        entry = {"question": question, "answer": row.get("answer"), "metadata": row.get("metadata") or {}}
+        entry = {
+            "question": question,
+            "answer": row.get("answer"),
+            "metadata": row.get("metadata") or {},
+        }
         value = POOL.call((self.name, answer, entry))
         if isinstance(value, Failed):
             return value

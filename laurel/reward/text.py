@@ -17,21 +17,30 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def exact(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer is the row's `answer` word for word; white space aside, and thoughts and tags that the row has not either."""
+    """1 if the answer is the row's `answer` word for word; white space aside, and thoughts and tags
+    that the row has not either.
+    """
     gold = column(row)
     if gold is None:
         return Failed("the row has no `answer`")
     text = answer if said(gold) != gold else said(answer)
-    return Score(1.0, "equal") if text.split() == gold.split() else Score(0.0, f"{text!r:.60} is not {gold!r:.60}")
+    return (
+        Score(1.0, "equal")
+        if text.split() == gold.split()
+        else Score(0.0, f"{text!r:.60} is not {gold!r:.60}")
+    )
 
 
 def numeric(answer: str, row: Mapping[str, Any]) -> Result:
-    r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless one is whole.
+    r"""1 if the answer's final number equals that of the row's `answer`, to 1e-6 relative unless
+    one is whole.
 
-    The final number: inside \boxed{} where there is one (several must agree), else after the last ####, else after the last
-    "answer is" (or before "is the answer"), else the last of the text. `$1,234.00` is 1234, `1/2` and `\frac12` are 0.5, `1\frac45` is
-    1.8, `25 cm^2` is 25, `50%` is 50 or 0.5. No number: an empty text, a list ("3 or 4"), a sum not done ("9**9"), a part of an
-    expression (the 3 of 2√3), more than 100 digits or an exponent beyond 300. Thoughts and copies of the prompt are not read.
+    The final number: inside \boxed{} where there is one (several must agree), else after the last
+    ####, else after the last "answer is" (or before "is the answer"), else the last of the text.
+    `$1,234.00` is 1234, `1/2` and `\frac12` are 0.5, `1\frac45` is 1.8, `25 cm^2` is 25, `50%` is
+    50 or 0.5. No number: an empty text, a list ("3 or 4"), a sum not done ("9**9"), a part of an
+    expression (the 3 of 2√3), more than 100 digits or an exponent beyond 300. Thoughts and copies
+    of the prompt are not read.
     """
     gold_text = column(row)
     gold = None if gold_text is None else gold_quantity(gold_text)
@@ -43,14 +52,20 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
     if found is None:
         return Score(0.0, trouble)
     right = same(found, gold, TOLERANCE)
-    return Score(1.0, f"equals {shown(gold.value)}") if right else Score(0.0, f"{shown(found.value)}, not {shown(gold.value)}")
+    return (
+        Score(1.0, f"equals {shown(gold.value)}")
+        if right
+        else Score(0.0, f"{shown(found.value)}, not {shown(gold.value)}")
+    )
 
 
 def choice(answer: str, row: Mapping[str, Any]) -> Result:
-    r"""1 if the answer settles on the letter (A to J) of the row's `answer`. Two different letters are wrong.
+    r"""1 if the answer settles on the letter (A to J) of the row's `answer`. Two different letters
+    are wrong.
 
-    Looked for in this order: in \boxed{}; after "answer is" or "answer:"; a first or last line such as "(B)", "B." or "B) Paris";
-    the only single capital letter of the text (the words "A" and "I" aside).
+    Looked for in this order: in \boxed{}; after "answer is" or "answer:"; a first or last line such
+    as "(B)", "B." or "B) Paris"; the only single capital letter of the text (the words "A" and "I"
+    aside).
     """
     gold = letters(column(row) or "")
     if len(gold) != 1:
@@ -59,7 +74,9 @@ def choice(answer: str, row: Mapping[str, Any]) -> Result:
         return Score(0.0, f"longer than {LONGEST} characters")
     found = letters(own_words(answer, row))
     if len(found) != 1:
-        return Score(0.0, "no letter" if not found else f"several letters: {' '.join(sorted(found))}")
+        return Score(
+            0.0, "no letter" if not found else f"several letters: {' '.join(sorted(found))}"
+        )
     return Score(1.0, "equal") if found == gold else Score(0.0, f"{min(found)}, not {min(gold)}")
 
 
@@ -83,7 +100,9 @@ def _alone(text: str) -> set[str]:
 
 
 def _leading(line: str) -> set[str]:
-    """The letters that a line begins with as an option: "B", "(B)", "B.", "B) Paris", "B or C". "A dog" and "I think" begin with none."""
+    """The letters that a line begins with as an option: "B", "(B)", "B.", "B) Paris", "B or C". "A
+    dog" and "I think" begin with none.
+    """
     line = re.sub(r"\\(?:text|mathrm|mathbf|textbf)|[*_`${}\"\\]", "", line[:200]).strip()
     match = re.match(
         rf"(?:option\s+|choice\s+)?(?:\(([{LETTERS}{LETTERS.lower()}])\)|\[([{LETTERS}])\]|([{LETTERS}])(?=\s*$|[).:,;]|\s+(?:or|and|/|-)))",
@@ -93,5 +112,8 @@ def _leading(line: str) -> set[str]:
     if match is None:
         return set()
     found = {next(letter for letter in match.groups() if letter).upper()}
-    more = re.match(rf"[\s).:,;/-]*(?:or|and|[,/])?\s*\(?([{LETTERS}])\)?(?=\s*$|[\s).:,;/])", line[match.end() :])
+    more = re.match(
+        rf"[\s).:,;/-]*(?:or|and|[,/])?\s*\(?([{LETTERS}])\)?(?=\s*$|[\s).:,;/])",
+        line[match.end() :],
+    )
     return found | ({more.group(1)} if more else set())

@@ -1,4 +1,6 @@
-"""x ~ policy in a world: many turns, where tokens of the world are attended to and never trained on."""
+"""x ~ policy in a world: many turns, where tokens of the world are attended to and never trained
+on.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from laurel.core.result import ENVIRONMENT, Failed
 from laurel.core.sample import Finish, Group, Key, Message, Sample
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
-from laurel.policy.chat import encode_prompt, encode_reply
-from laurel.policy.model import Policy
-from laurel.policy.sampler import sample
+from laurel.model.chat import encode_prompt, encode_reply
+from laurel.model.policy import Policy
+from laurel.model.sampler import sample
 from laurel.rollout.calculator import Calculator
 from laurel.rollout.single import Draw
 
@@ -31,9 +33,11 @@ class EnvError(LaurelError):
 
 @dataclass
 class _Episode:
-    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised again.
+    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised
+    again.
 
-    `broken` says how its environment failed ("" where it did not): then it has no world any more, and ends with the policy's turn.
+    `broken` says how its environment failed ("" where it did not): then it has no world any more,
+    and ends with the policy's turn.
     """
 
     env: Env | None
@@ -59,15 +63,25 @@ class _Episode:
         self.finish = finish
 
     def hear(self, tokenizer: Any, limit: int) -> None:
-        """The world's turn: its reply is appended as context, or the episode ends. A reply that leaves no room ends it as `length`."""
+        """The world's turn: its reply is appended as context, or the episode ends. A reply that
+        leaves no room ends it as `length`.
+        """
         try:
-            reply = ask(self.env.step, self.turns[-1]["content"], self.key) if self.env is not None else None
+            reply = (
+                ask(self.env.step, self.turns[-1]["content"], self.key)
+                if self.env is not None
+                else None
+            )
         except EnvError as error:
             self.broken, reply = str(error), None
         if reply is None:
             self.open = False
             return
-        said = "".join(turn["content"] for turn in self.turns) if self.plain else [*self.said, *self.turns]
+        said = (
+            "".join(turn["content"] for turn in self.turns)
+            if self.plain
+            else [*self.said, *self.turns]
+        )
         ids = encode_reply(tokenizer, said, reply, sampled=self.ids, tools=self.tools)
         if len(self.ids) + len(ids) >= limit:
             self.open, self.finish = False, "length"
@@ -79,19 +93,31 @@ class _Episode:
 
 
 def load_env(name: str) -> Callable[[], Env]:
-    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded; what is wrong is a UsageError."""
+    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded;
+    what is wrong is a UsageError.
+    """
     if name in ENVS:
         return ENVS[name]
     where = f"env={name}"
-    make, attribute, known = (own, name, list[str]()) if (own := given(name)) is not None else named_env(name, where)
+    make, attribute, known = (
+        (own, name, list[str]()) if (own := given(name)) is not None else named_env(name, where)
+    )
     kind = make.func if isinstance(make, functools.partial) else make
-    if not isinstance(kind, type) or not all(callable(getattr(kind, method, None)) for method in ("reset", "step")):
-        raise UsageError(f"`{attribute}` is no class with reset(row) and step(text).", where=where, fix=nearest(attribute, known))
+    if not isinstance(kind, type) or not all(
+        callable(getattr(kind, method, None)) for method in ("reset", "step")
+    ):
+        raise UsageError(
+            f"`{attribute}` is no class with reset(row) and step(text).",
+            where=where,
+            fix=nearest(attribute, known),
+        )
     try:
         inspect.signature(make).bind()
     except TypeError as error:
         what = f"`{attribute}` cannot be made without arguments: {error}."
-        raise UsageError(what, where=where, fix="Give them defaults; the row comes with reset(row).") from None
+        raise UsageError(
+            what, where=where, fix="Give them defaults; the row comes with reset(row)."
+        ) from None
     return cast("Callable[[], Env]", make)
 
 
@@ -100,19 +126,32 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
     must_be_given(name, "env")
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
-        raise UsageError(f"unknown environment `{name}`.", where="env", fix=f"{nearest(name, ENVS)} Or give file.py:Class.")
+        raise UsageError(
+            f"unknown environment `{name}`.",
+            where="env",
+            fix=f"{nearest(name, ENVS)} Or give file.py:Class.",
+        )
     module = load_file(path, where)
-    known = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+    known = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    ]
     return getattr(module, attribute, None), attribute, known
 
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
-    """What an environment's reset or step answers, copied. Anything but messages or None is an error that names the prompt."""
+    """What an environment's reset or step answers, copied. Anything but messages or None is an
+    error that names the prompt.
+    """
     reply = call(method, argument, key=key)
     if reply is None:
         return None
     if reply != [] and not is_messages(reply):
-        raise EnvError(f"returned {reply!r:.80}, not a list of messages with role and content.", where=place(method, key))
+        raise EnvError(
+            f"returned {reply!r:.80}, not a list of messages with role and content.",
+            where=place(method, key),
+        )
     return [Message(**message) for message in reply]
 
 
@@ -121,7 +160,9 @@ def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:
-        raise EnvError(f"raised {type(error).__name__}: {error}.", where=place(function, key)) from error
+        raise EnvError(
+            f"raised {type(error).__name__}: {error}.", where=place(function, key)
+        ) from error
 
 
 def place(function: Callable[..., Any], key: Key) -> str:
@@ -140,21 +181,28 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     except EnvError as error:
         env, broken = None, str(error)
     if isinstance(prompt, str):
-        ids = encode_prompt(policy.tokenizer, prompt + "".join(message["content"] for message in opening))
+        ids = encode_prompt(
+            policy.tokenizer, prompt + "".join(message["content"] for message in opening)
+        )
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
     said, tools = [*prompt, *opening], row.columns.get("tools")
     ids = encode_prompt(policy.tokenizer, said, tools=tools)
     return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
 
 
-def play(policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int) -> list[Group]:
+def play(
+    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+) -> list[Group]:
     """One group per row: `num_generations` episodes of at most `max_turns` turns of the policy.
 
-    max_completion_length counts all tokens behind the prompt, the world's too. `finish` is that of the last turn, and `length` where
-    the reply to it would leave no room for another. A conversational prompt is continued through the chat template; after a plain-text
-    prompt, turns and replies follow each other as text (use `stop` to end a turn).
-    A group in which an environment failed is played once more, all of it (the same seeds, new environments). If one fails again,
-    the group has failed: its samples end as `error`, and their result is `Failed` with what was raised.
+    max_completion_length counts all tokens behind the prompt, the world's too. `finish` is that of
+    the last turn, and `length` where the reply to it would leave no room for another. A
+    conversational prompt is continued through the chat template; after a plain-text prompt, turns
+    and replies follow each other as text (use `stop` to end a turn). A group in which an
+    environment failed is played once more, all of it (the same seeds, new environments). If one
+    fails again,
+    the group has failed: its samples end as `error`, and their result is `Failed` with what was
+    raised.
     """
     groups, broken = once(policy, rows, draw, make_env, max_turns)
     if not broken:
@@ -174,19 +222,30 @@ def failed(group: Group, reason: str) -> Group:
 def once(
     policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
 ) -> tuple[list[Group], dict[int, str]]:
-    """Every row played, and of those whose environment failed (by their place) how the first failure read."""
+    """Every row played, and of those whose environment failed (by their place) how the first
+    failure read.
+    """
     tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
     episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        live = [(e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open]
+        live = [
+            (e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open
+        ]
         if not live:
             break
-        first = turn == 0 and all(e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes))
+        first = turn == 0 and all(
+            e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
+        )
         done = sample(
-            policy, [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]], seeds=[seed for _, seed in live],
-            max_completion_length=[limit - len(e.ids) for e, _ in live], temperature=draw.temperature, stop=draw.stop,
-            top_k=draw.top_k, top_p=draw.top_p,
-        )  # fmt: skip
+            policy,
+            [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]],
+            seeds=[seed for _, seed in live],
+            max_completion_length=[limit - len(e.ids) for e, _ in live],
+            temperature=draw.temperature,
+            stop=draw.stop,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+        )
         texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
         for (episode, _), completion, text in zip(live, done, texts, strict=True):
             episode.speak(completion.ids, completion.logps, text, completion.finish)
@@ -201,12 +260,27 @@ def once(
     return gather(rows, episodes, draw, tokenizer), broken
 
 
-def gather(rows: Sequence[Row], episodes: Sequence[_Episode], draw: Draw, tokenizer: Any) -> list[Group]:
+def gather(
+    rows: Sequence[Row], episodes: Sequence[_Episode], draw: Draw, tokenizer: Any
+) -> list[Group]:
     """Finished episodes as groups, in the order of the rows."""
     texts = tokenizer.batch_decode([e.ids for e in episodes], skip_special_tokens=True)
     samples = [
-        Sample(e.key, e.prompt_ids, tuple(e.ids), tuple(e.logps), tuple(e.mask), draw.temperature, e.finish, text, tuple(e.turns))
+        Sample(
+            e.key,
+            e.prompt_ids,
+            tuple(e.ids),
+            tuple(e.logps),
+            tuple(e.mask),
+            draw.temperature,
+            e.finish,
+            text,
+            tuple(e.turns),
+        )
         for e, text in zip(episodes, texts, strict=True)
     ]
     count = draw.num_generations
-    return [Group(row.id, row.columns, tuple(samples[i * count : (i + 1) * count])) for i, row in enumerate(rows)]
+    return [
+        Group(row.id, row.columns, tuple(samples[i * count : (i + 1) * count]))
+        for i, row in enumerate(rows)
+    ]

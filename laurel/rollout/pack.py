@@ -1,4 +1,6 @@
-"""Lists -> tensors, in one place: samples become a Batch, rewards become a matrix, weights become a column of the batch."""
+"""Lists -> tensors, in one place: samples become a Batch, rewards become a matrix, weights become a
+column of the batch.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,32 @@ from laurel.weight.token import place_reward
 
 
 def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
-    """Groups -> Batch of N rows, group after group, padded on the right. Weights, values, targets and log ref are zero yet.
+    """Groups -> Batch of N rows, group after group, padded on the right. Weights, values, targets
+    and log ref are zero yet.
 
-    Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the length limit, keep their
-    place but lose their loss mask: they are neither trained on nor counted. The policy drew them all the same (`sampled_NT`).
+    Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the
+    length limit, keep their place but lose their loss mask: they are neither trained on nor
+    counted. The policy drew them all the same (`sampled_NT`).
     """
     samples = [s for group in groups for s in group.samples]
-    judged = [r is not None for group in groups for r in (group.rewards or (0.0,) * len(group.samples))]
+    judged = [
+        r is not None for group in groups for r in (group.rewards or (0.0,) * len(group.samples))
+    ]
     wide = max(len(s.prompt_ids) + len(s.completion_ids) for s in samples)
     long = max(len(s.completion_ids) for s in samples)
     start_N = torch.tensor([len(s.prompt_ids) for s in samples])
     length_N = torch.tensor([len(s.completion_ids) for s in samples])
-    chosen = [s.loss_mask if s.key.version != NOBODY else (False,) * len(s.loss_mask) for s in samples]
-    counted = [count and not (mask_truncated and s.finish == "length") for s, count in zip(samples, judged, strict=True)]
+    chosen = [
+        s.loss_mask if s.key.version != NOBODY else (False,) * len(s.loss_mask) for s in samples
+    ]
+    counted = [
+        count and not (mask_truncated and s.finish == "length")
+        for s, count in zip(samples, judged, strict=True)
+    ]
     logp_old_NT = padded([s.logps for s in samples], long)
-    loss_mask_NT = padded([s.loss_mask for s in samples], long, torch.bool) & torch.tensor(counted)[:, None]
+    loss_mask_NT = (
+        padded([s.loss_mask for s in samples], long, torch.bool) & torch.tensor(counted)[:, None]
+    )
     return Batch(
         ids_NL=padded([s.prompt_ids + s.completion_ids for s in samples], wide, torch.long),
         attention_NL=torch.arange(wide)[None] < (start_N + length_N)[:, None],
@@ -46,20 +59,30 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
 
 
 def padded(rows: Sequence[Sequence[float]], wide: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Rows of numbers, zeros behind them: [N, wide]. One tensor is made of all of them: one for each row would cost more than a step."""
+    """Rows of numbers, zeros behind them: [N, wide]. One tensor is made of all of them: one for
+    each row would cost more than a step.
+    """
     length_N = torch.tensor([len(row) for row in rows])
     made = torch.zeros(len(rows), wide, dtype=dtype)
-    made[torch.arange(wide) < length_N[:, None]] = torch.tensor([number for row in rows for number in row], dtype=dtype)
+    made[torch.arange(wide) < length_N[:, None]] = torch.tensor(
+        [number for row in rows for number in row], dtype=dtype
+    )
     return made
 
 
 def reward_matrix(groups: Sequence[Group]) -> Tensor:
-    """[P, G] float64 rewards; NaN where a sample is excluded. Every group must hold the same number of samples."""
-    return torch.tensor([[float("nan") if r is None else r for r in group.rewards] for group in groups], dtype=torch.float64)
+    """[P, G] float64 rewards; NaN where a sample is excluded. Every group must hold the same number
+    of samples.
+    """
+    return torch.tensor(
+        [[float("nan") if r is None else r for r in group.rewards] for group in groups],
+        dtype=torch.float64,
+    )
 
 
 def sample_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
-    """[P, G] float64: R - kl_coef * sum_t k1_t. The sum over sampled tokens is an unbiased estimate of the sequence's KL.
+    """[P, G] float64: R - kl_coef * sum_t k1_t. The sum over sampled tokens is an unbiased estimate
+    of the sequence's KL.
 
     A sample that is masked counts in its group's baseline, so its KL does, too.
     """
@@ -67,11 +90,17 @@ def sample_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Ten
 
 
 def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
-    """[N, T] float64: R at the last token of the completion, minus kl_coef * k1_t at every trained one."""
-    return place_reward(reward_PG.reshape(-1), batch.length_N, batch.loss_mask_NT.shape[1]) - kl_coef * k1_of(batch)
+    """[N, T] float64: R at the last token of the completion, minus kl_coef * k1_t at every trained
+    one.
+    """
+    return place_reward(
+        reward_PG.reshape(-1), batch.length_N, batch.loss_mask_NT.shape[1]
+    ) - kl_coef * k1_of(batch)
 
 
 def k1_of(batch: Batch, mask_NT: Tensor | None = None) -> Tensor:
-    """k1_t = log pi_old - log ref on the trained tokens, or on those of a mask, 0 elsewhere: [N, T] float64."""
+    """k1_t = log pi_old - log ref on the trained tokens, or on those of a mask, 0 elsewhere: [N, T]
+    float64.
+    """
     mask_NT = batch.loss_mask_NT if mask_NT is None else mask_NT
     return torch.where(mask_NT, batch.logp_old_NT - batch.logp_ref_NT, 0.0).double()

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.policy.chat import encode_prompt
-from laurel.policy.model import Policy
-from laurel.policy.sampler import sample, sample_seed
+from laurel.model.chat import encode_prompt
+from laurel.model.policy import Policy
+from laurel.model.sampler import sample, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How samples are drawn and what their keys say: the run, the step (also the policy's version), the seed."""
+    """How samples are drawn and what their keys say: the run, the step (also the policy's version),
+    the seed.
+    """
 
     run: str
     step: int
@@ -29,16 +31,31 @@ class Draw:
     def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
         """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
         count = self.num_generations
-        return [sample_seed(self.seed, row.id, g + count * turn, self.step) for row in rows for g in range(count)]
+        return [
+            sample_seed(self.seed, row.id, g + count * turn, self.step)
+            for row in rows
+            for g in range(count)
+        ]
 
 
 def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
-    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities, finish and text."""
-    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools")) for row in rows]
+    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities,
+    finish and text.
+    """
+    prompts = [
+        encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
+        for row in rows
+    ]
     completions = sample(
-        policy, prompts, seeds=draw.seeds(rows), max_completion_length=draw.max_completion_length,
-        temperature=draw.temperature, stop=draw.stop, top_k=draw.top_k, top_p=draw.top_p,
-    )  # fmt: skip
+        policy,
+        prompts,
+        seeds=draw.seeds(rows),
+        max_completion_length=draw.max_completion_length,
+        temperature=draw.temperature,
+        stop=draw.stop,
+        top_k=draw.top_k,
+        top_p=draw.top_p,
+    )
     texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
     groups = []
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):

@@ -1,4 +1,6 @@
-"""The table of algorithms, the loop, the optimiser, checkpoints. The room can be called: `laurel.train("grpo", ...)`."""
+"""The table of algorithms, the loop, the optimiser, checkpoints. The room can be called:
+`laurel.train("grpo", ...)`.
+"""
 
 import sys
 from types import ModuleType
@@ -11,9 +13,9 @@ if TYPE_CHECKING:
 class Room(ModuleType):
     """A module that is also what one does in it.
 
-    `laurel.train` is a package, and the one thing that a Python program wants of it is to train. A function of that name beside
-    the package would be replaced by it as soon as anybody imports `laurel.train.loop`; a module whose class can be called
-    is both, whichever comes first.
+    `laurel.train` is a package, and the one thing that a Python program wants of it is to train. A
+    function of that name beside the package would be replaced by it as soon as anybody imports
+    `laurel.train.loop`; a module whose class can be called is both, whichever comes first.
     """
 
     def __call__(self, algorithm: str, config: Any = None, **options: Any) -> "Run":

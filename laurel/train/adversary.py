@@ -1,4 +1,6 @@
-"""Adversarial imitation's part of a step: a discriminator scores the samples, and each group is given its demonstration to learn from."""
+"""Adversarial imitation's part of a step: a discriminator scores the samples, and each group is
+given its demonstration to learn from.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import torch
 
 from laurel.core.result import Abstain, Score
 from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
+from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import imitation, sides
-from laurel.policy.chat import encode_supervised
 from laurel.rollout.given import as_sample
 from laurel.rollout.pack import pack
 
@@ -31,40 +33,80 @@ def judged(setup: Setup, groups: list[Group]) -> list[Group]:
     for micro in pack(groups).split(setup.config.token_budget, packed=setup.packs):
         logit_N = companion.logits(micro.to(setup.policy.device)).cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
-        said.update(zip(micro.keys, zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True), strict=True))
+        said.update(
+            zip(
+                micro.keys,
+                zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True),
+                strict=True,
+            )
+        )
     scored = []
     for group in groups:
         found = [said[sample.key] for sample in group.samples]
         verdicts = tuple(Score(reward, f"D = {chance:.3f}") for reward, chance in found)
-        scored.append(replace(group, results={"discriminator": verdicts}, rewards=tuple(reward for reward, _ in found)))
+        scored.append(
+            replace(
+                group,
+                results={"discriminator": verdicts},
+                rewards=tuple(reward for reward, _ in found),
+            )
+        )
     return scored
 
 
-def with_demonstrations(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums) -> list[Group]:
-    """Each group with its row's demonstration as one more sample. `demonstrations/clipped_ratio`: how many were cut at the limit."""
+def with_demonstrations(
+    setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums
+) -> list[Group]:
+    """Each group with its row's demonstration as one more sample. `demonstrations/clipped_ratio`:
+    how many were cut at the limit.
+    """
     shown = [demonstration(setup, group) for group in groups]
-    sums.add("demonstrations/clipped_ratio", sum(sample.finish == "length" for sample in shown), len(shown))
+    sums.add(
+        "demonstrations/clipped_ratio",
+        sum(sample.finish == "length" for sample in shown),
+        len(shown),
+    )
     return [appended(group, sample) for group, sample in zip(groups, shown, strict=True)]
 
 
 def demonstration(setup: Setup, group: Group) -> Sample:
-    """The row's completion as the sampler would have left it: behind the same prompt ids, ended by the same strings and the same limit.
+    """The row's completion as the sampler would have left it: behind the same prompt ids, ended by
+    the same strings and the same limit.
 
-    Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would find before it finds anything of use.
+    Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
+    find before it finds anything of use.
     """
     like, tokenizer = group.samples[0], setup.policy.tokenizer
-    shown = as_sample(encode_supervised(tokenizer, group.row), replace(like.key, sample=len(group.samples), version=NOBODY))
-    said = shown.completion_ids[: len(shown.loss_mask) - shown.loss_mask[::-1].index(True)]  # templates write a line end behind it
-    end, finish = ending(tokenizer, said, setup.config.stop or (), setup.config.max_completion_length or 0)
+    shown = as_sample(
+        encode_supervised(tokenizer, group.row),
+        replace(like.key, sample=len(group.samples), version=NOBODY),
+    )
+    said = shown.completion_ids[
+        : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
+    ]  # templates write a line end behind it
+    end, finish = ending(
+        tokenizer, said, setup.config.stop or (), setup.config.max_completion_length or 0
+    )
     text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
-        shown, prompt_ids=like.prompt_ids, completion_ids=said[:end], logps=(0.0,) * end, loss_mask=shown.loss_mask[:end],
-        temperature=like.temperature, finish=finish, text=text, turns=(Message(role="assistant", content=text),),
-    )  # fmt: skip
+        shown,
+        prompt_ids=like.prompt_ids,
+        completion_ids=said[:end],
+        logps=(0.0,) * end,
+        loss_mask=shown.loss_mask[:end],
+        temperature=like.temperature,
+        finish=finish,
+        text=text,
+        turns=(Message(role="assistant", content=text),),
+    )
 
 
-def ending(tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int) -> tuple[int, Finish]:
-    """Where the sampler would have ended these ids, and why: behind a stop string, at the limit, else at their end token."""
+def ending(
+    tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int
+) -> tuple[int, Finish]:
+    """Where the sampler would have ended these ids, and why: behind a stop string, at the limit,
+    else at their end token.
+    """
     for end in range(1, min(len(ids), limit) + 1) if stop else ():
         text = tokenizer.decode(list(ids[:end]))
         if any(words in text for words in stop):
@@ -73,12 +115,22 @@ def ending(tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int) 
 
 
 def appended(group: Group, shown: Sample) -> Group:
-    """The scored group and its demonstration, which has no reward: the policy is not trained on it, and nobody is compared with it."""
-    results = {name: (*column, Abstain("a demonstration")) for name, column in group.results.items()}
-    return replace(group, samples=(*group.samples, shown), results=results, rewards=(*group.rewards, None))
+    """The scored group and its demonstration, which has no reward: the policy is not trained on it,
+    and nobody is compared with it.
+    """
+    results = {
+        name: (*column, Abstain("a demonstration")) for name, column in group.results.items()
+    }
+    return replace(
+        group, samples=(*group.samples, shown), results=results, rewards=(*group.rewards, None)
+    )
 
 
 def told_apart(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in `target_NT`."""
+    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
+    `target_NT`.
+    """
     side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
-    return batch.replace(target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous())
+    return batch.replace(
+        target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
+    )

@@ -1,4 +1,6 @@
-"""The best checkpoint by a metric of the evaluations, and patience: when the metric has stopped getting better, the run ends."""
+"""The best checkpoint by a metric of the evaluations, and patience: when the metric has stopped
+getting better, the run ends.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,18 @@ OPTIONS = ("greater_is_better", "load_best_model_at_end", "early_stopping_patien
 
 
 def metric_of(config: TrainConfig) -> str:
-    """The metric by which a checkpoint is best, as it is logged; "" where none is asked for. `eval_x` and `x` mean `eval/x`."""
+    """The metric by which a checkpoint is best, as it is logged; "" where none is asked for.
+    `eval_x` and `x` mean `eval/x`.
+    """
     name = config.metric_for_best_model or ""
     name = name.removeprefix("eval_")
     return name if not name or name.startswith("eval/") else f"eval/{name}"
 
 
 def greater(config: TrainConfig) -> bool:
-    """Is more of that metric better? As said, else by the last word of its name; UsageError where it tells nothing."""
+    """Is more of that metric better? As said, else by the last word of its name; UsageError where
+    it tells nothing.
+    """
     if config.greater_is_better is not None:
         return config.greater_is_better
     last = metric_of(config).split("/")[-1].rpartition("_")[2]
@@ -55,12 +61,20 @@ def greater(config: TrainConfig) -> bool:
 
 
 def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False) -> None:
-    """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the user's own are measured, too."""
+    """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the
+    user's own are measured, too.
+    """
     if not config.metric_for_best_model:
-        used = [name for name in OPTIONS if getattr(config, name) != TrainConfig.model_fields[name].default]
+        used = [
+            name
+            for name in OPTIONS
+            if getattr(config, name) != TrainConfig.model_fields[name].default
+        ]
         if used:
             fix = "Set metric_for_best_model, such as eval/accuracy, eval/reward or eval/nll."
-            raise UsageError(f"`{used[0]}` needs a metric to compare checkpoints by.", where=used[0], fix=fix)
+            raise UsageError(
+                f"`{used[0]}` needs a metric to compare checkpoints by.", where=used[0], fix=fix
+            )
         return
     if not config.eval_steps:
         raise UsageError(
@@ -80,11 +94,16 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
         explain(name)
     except UsageError as error:
         if not own:
-            raise UsageError(f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix) from None
+            raise UsageError(
+                f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix
+            ) from None
     greater(config)
     sets = {row.part for row in held} - {""}
     if sets and name.split("/")[1] not in sets and not own:
-        what = f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}` is of none of them."
+        what = (
+            f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}`"
+            " is of none of them."
+        )
         raise UsageError(
             what,
             where="metric_for_best_model",
@@ -113,7 +132,9 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
 
 
 def weighed_up(setup: Setup, state: State, means: Mapping[str, float]) -> bool:
-    """Is this evaluation the best so far? The state then says so; else it counts one more without improvement."""
+    """Is this evaluation the best so far? The state then says so; else it counts one more without
+    improvement.
+    """
     name = metric_of(setup.config)
     if not name:
         return False
@@ -129,17 +150,24 @@ def weighed_up(setup: Setup, state: State, means: Mapping[str, float]) -> bool:
 
 def exhausted(config: TrainConfig, state: State) -> bool:
     """Have the evaluations gone without improvement for as long as the run is to wait?"""
-    return config.early_stopping_patience is not None and state.waited >= config.early_stopping_patience
+    return (
+        config.early_stopping_patience is not None
+        and state.waited >= config.early_stopping_patience
+    )
 
 
 def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
     """Has the accuracy, of several evaluation sets the accuracy of each, reached stop_at?"""
-    found = [value for name, value in means.items() if re.fullmatch(r"eval/([^/]+/)?accuracy", name)]
+    found = [
+        value for name, value in means.items() if re.fullmatch(r"eval/([^/]+/)?accuracy", name)
+    ]
     return config.stop_at is not None and bool(found) and min(found) >= config.stop_at
 
 
 def ends(setup: Setup, state: State) -> list[str]:
-    """What is said at the end of a run: why it ended early, and which checkpoint is best (see `keep_best`)."""
+    """What is said at the end of a run: why it ended early, and which checkpoint is best (see
+    `keep_best`).
+    """
     early = [no_better(setup.config, state)] if exhausted(setup.config, state) else []
     kept = keep_best(setup, state)
     return [*early, kept] if kept else early
@@ -147,8 +175,15 @@ def ends(setup: Setup, state: State) -> list[str]:
 
 def no_better(config: TrainConfig, state: State) -> str:
     """Why the run ends early, in a line."""
-    best = "never a finite number" if state.best is None else f"{state.best:.4g} at step {state.best_step}"
-    return f"{state.waited} evaluations without a better {metric_of(config)} (best: {best}): the run ends at step {state.step}"
+    best = (
+        "never a finite number"
+        if state.best is None
+        else f"{state.best:.4g} at step {state.best_step}"
+    )
+    return (
+        f"{state.waited} evaluations without a better {metric_of(config)} (best: {best}): the run"
+        f" ends at step {state.step}"
+    )
 
 
 def keep_best(setup: Setup, state: State) -> str:
@@ -171,10 +206,15 @@ def keep_best(setup: Setup, state: State) -> str:
     folder = run.checkpoints / f"step-{state.best_step}"
     if config.load_best_model_at_end and state.best_step != state.step:
         if not is_sound(folder):
-            fix = "Take an earlier checkpoint, or --load_best_model_at_end false for the last step's weights."
+            fix = (
+                "Take an earlier checkpoint, or --load_best_model_at_end false for the last step's"
+                " weights."
+            )
             raise LaurelError("the best checkpoint is damaged or gone.", where=str(folder), fix=fix)
         reference = setup.reference.hash if setup.reference else ""
-        load_checkpoint(folder, run.id, setup.policy.template, setup.moving(), setup.optimizer, reference)
+        load_checkpoint(
+            folder, run.id, setup.policy.template, setup.moving(), setup.optimizer, reference
+        )
     saved = state.best_step if config.load_best_model_at_end else state.step
     if parallel.rank() == 0:
         best = {
@@ -184,4 +224,7 @@ def keep_best(setup: Setup, state: State) -> str:
             "checkpoint": f"checkpoints/{folder.name}",
         }
         run.note({"best": best, "model_step": saved})
-    return f"best {name} {state.best:.4g} at step {state.best_step} (checkpoints/{folder.name}); model/ is that of step {saved}"
+    return (
+        f"best {name} {state.best:.4g} at step {state.best_step} (checkpoints/{folder.name});"
+        f" model/ is that of step {saved}"
+    )

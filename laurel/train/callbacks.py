@@ -1,4 +1,6 @@
-"""What a Python program hears of its run while it trains, and may say: callbacks, and metrics of its own."""
+"""What a Python program hears of its run while it trains, and may say: callbacks, and metrics of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class CallbackFailed(LaurelError):
 
 @dataclass(frozen=True)
 class Watching:
-    """Who watches a run: objects with any of on_step, on_evaluation, on_checkpoint; a function of the evaluation's groups; notes."""
+    """Who watches a run: objects with any of on_step, on_evaluation, on_checkpoint; a function of
+    the evaluation's groups; notes.
+    """
 
     callbacks: tuple[Any, ...] = ()
     compute_metrics: Callable[[list[Group]], Mapping[str, float]] | None = None
@@ -41,33 +45,50 @@ class Watching:
     def names(self) -> dict[str, Any]:
         """For run.json: which objects watched."""
         found = {"callbacks": [name_of(one) for one in self.callbacks]} if self.callbacks else {}
-        return found | ({"compute_metrics": name_of(self.compute_metrics)} if self.compute_metrics else {})
+        return found | (
+            {"compute_metrics": name_of(self.compute_metrics)} if self.compute_metrics else {}
+        )
 
 
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
-    """The callbacks as a tuple. One that would never be called, or could not be, is a UsageError before anything is loaded."""
-    every = tuple(callbacks) if isinstance(callbacks, Sequence) else (callbacks,) if callbacks is not None else ()
+    """The callbacks as a tuple. One that would never be called, or could not be, is a UsageError
+    before anything is loaded.
+    """
+    every = (
+        tuple(callbacks)
+        if isinstance(callbacks, Sequence)
+        else (callbacks,)
+        if callbacks is not None
+        else ()
+    )
     for one in every:
         where = f"callbacks: {name_of(one)}"
         if isinstance(one, type):
-            raise UsageError("this is a class.", where=where, fix=f"Give an object of it: {one.__name__}().")
+            raise UsageError(
+                "this is a class.", where=where, fix=f"Give an object of it: {one.__name__}()."
+            )
         there = [name for name in METHODS if hasattr(one, name)]
         if not there:
             events = [name for name in dir(one) if name.startswith("on_")]
             fix = nearest(events[0], METHODS) if events else ""
-            raise UsageError("it has none of on_step, on_evaluation and on_checkpoint.", where=where, fix=fix)
+            raise UsageError(
+                "it has none of on_step, on_evaluation and on_checkpoint.", where=where, fix=fix
+            )
         for name in there:
             method = getattr(one, name)
             try:
                 inspect.signature(method).bind(1, {})
             except (TypeError, ValueError):
                 what = f"`{name}` cannot be called with ({METHODS[name]})."
-                raise UsageError(what, where=where, fix=f"Write def {name}(self, {METHODS[name]}).") from None
+                raise UsageError(
+                    what, where=where, fix=f"Write def {name}(self, {METHODS[name]})."
+                ) from None
     return every
 
 
 def tell(setup: Setup, method: str, step: int, what: Any) -> str:
-    """Call that method of every callback, in the first process; the name of the first that asks for the end of the run, or "".
+    """Call that method of every callback, in the first process; the name of the first that asks for
+    the end of the run, or "".
 
     A callback asks by returning True or "stop". CallbackFailed, in all processes, where one raises.
     """
@@ -83,7 +104,10 @@ def tell(setup: Setup, method: str, step: int, what: Any) -> str:
             broken, cause = f"callback `{name}` failed: {type(error).__name__}: {error}", error
             break
         if method in STOPS and stops(answer) is None:
-            broken = f"callback `{name}` returned {answer!r:.60}: True or 'stop' ends the run, None or False goes on"
+            broken = (
+                f"callback `{name}` returned {answer!r:.60}: True or 'stop' ends the run, None or"
+                " False goes on"
+            )
             break
         asked = asked or (name if method in STOPS and stops(answer) else "")
     asked, broken = parallel.gather((asked, broken))[0]
@@ -93,13 +117,17 @@ def tell(setup: Setup, method: str, step: int, what: Any) -> str:
 
 
 def heard(setup: Setup, step: int, means: Mapping[str, float], evaluated: bool) -> bool:
-    """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the end; the run then says who."""
+    """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the
+    end; the run then says who.
+    """
     asked = tell(setup, "on_step", step, means)
     if evaluated:
         measured = {name: value for name, value in means.items() if name.startswith("eval/")}
         asked = tell(setup, "on_evaluation", step, measured) or asked
     if asked:
-        setup.asked.append(f"stopped at step {step}, as callback `{asked}` asked: everything is saved")
+        setup.asked.append(
+            f"stopped at step {step}, as callback `{asked}` asked: everything is saved"
+        )
         if parallel.rank() == 0:
             setup.run.note({"stopped": {"step": step, "by": asked}})
     return bool(asked)
@@ -115,7 +143,9 @@ def stops(answer: Any) -> bool | None:
 
 
 def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> None:
-    """The metrics of compute_metrics over the evaluated groups of all processes, each under `eval/`."""
+    """The metrics of compute_metrics over the evaluated groups of all processes, each under
+    `eval/`.
+    """
     function = setup.watching.compute_metrics
     if function is None:
         return
@@ -131,13 +161,17 @@ def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> Non
             )
     broken = parallel.gather(broken)[0]
     if broken:
-        raise CallbackFailed(f"{broken.rstrip('.')}.", where=f"evaluation at step {step}") from cause
+        raise CallbackFailed(
+            f"{broken.rstrip('.')}.", where=f"evaluation at step {step}"
+        ) from cause
     for name, value in found.items():
         sums.add(name, value, 1)
 
 
 def own_metrics(said: Any, taken: set[str]) -> dict[str, float]:
-    """What the function returned as {eval/name: number}. Anything else is a ValueError or TypeError in words."""
+    """What the function returned as {eval/name: number}. Anything else is a ValueError or TypeError
+    in words.
+    """
     if not isinstance(said, Mapping):
         raise TypeError(f"it returned {type(said).__name__}, not a mapping of name: number")
     found = dict[str, float]()

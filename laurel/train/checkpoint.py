@@ -1,4 +1,6 @@
-"""Checkpoints: everything that moves, written atomically, verified by hash; a half-written one is never loaded."""
+"""Checkpoints: everything that moves, written atomically, verified by hash; a half-written one is
+never loaded.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,21 @@ from laurel.core.files import writing
 
 Parameters = dict[str, torch.nn.Parameter]
 OURS = ("weight_decay", "betas", "eps")
-"""Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint was written."""
+"""Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint
+was written.
+"""
 
 
 @dataclass
 class State:
-    """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample, step): there is no generator to save.
+    """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample,
+    step): there is no generator to save.
 
-    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running baseline. beta: the coefficient of KL
+    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running
+    baseline. beta: the coefficient of KL
     where it is steered. moments: count, mean and sum of squares of all rewards so far.
-    reference: the hash of the frozen reference ("" without one). best, best_step, waited: the best value of metric_for_best_model, the
-    step that had it, and the evaluations since.
+    reference: the hash of the frozen reference ("" without one). best, best_step, waited: the best
+    value of metric_for_best_model, the step that had it, and the evaluations since.
     """
 
     step: int = 0
@@ -45,7 +51,9 @@ class State:
 
 
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
-    """What the disk refuses is told with the folder's name, and half a checkpoint does not stay to fill it further."""
+    """What the disk refuses is told with the folder's name, and half a checkpoint does not stay to
+    fill it further.
+    """
 
     @wraps(save)
     def saved(folder: Path, *what: object, **options: object) -> Path:
@@ -61,17 +69,32 @@ def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @whole_or_nothing
-def save_checkpoint(folder: Path, run: str, template: str, parameters: Parameters, optimizer: Any, state: State, *, keep: int) -> Path:
-    """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then one rename.
+def save_checkpoint(
+    folder: Path,
+    run: str,
+    template: str,
+    parameters: Parameters,
+    optimizer: Any,
+    state: State,
+    *,
+    keep: int,
+) -> Path:
+    """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then
+    one rename.
 
     Older ones are dropped after it, but for the best one.
     """
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, temporary / "weights.safetensors")
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in parameters.items()},
+        temporary / "weights.safetensors",
+    )
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps({**asdict(state), "run": run, "template": template}))
+    (temporary / "state.json").write_text(
+        json.dumps({**asdict(state), "run": run, "template": template})
+    )
     manifest = {file.name: digest(file) for file in sorted(temporary.iterdir())}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in temporary.iterdir():
@@ -87,7 +110,9 @@ def save_checkpoint(folder: Path, run: str, template: str, parameters: Parameter
 
 
 def complete_first(folder: Path) -> list[Path]:
-    """The finished checkpoints, newest first (finished: the rename happened; whether they are sound, `is_sound` tells)."""
+    """The finished checkpoints, newest first (finished: the rename happened; whether they are
+    sound, `is_sound` tells).
+    """
     return sorted(folder.glob("step-*"), key=lambda path: -int(path.name.removeprefix("step-")))
 
 
@@ -95,13 +120,17 @@ def is_sound(checkpoint: Path) -> bool:
     """Does every file named in the manifest exist with its hash?"""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        return bool(manifest) and all(digest(checkpoint / name) == value for name, value in manifest.items())
+        return bool(manifest) and all(
+            digest(checkpoint / name) == value for name, value in manifest.items()
+        )
     except (OSError, ValueError):
         return False
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint (None if there is none), and the names of damaged ones passed over."""
+    """The newest sound checkpoint (None if there is none), and the names of damaged ones passed
+    over.
+    """
     damaged = []
     for checkpoint in complete_first(folder):
         if is_sound(checkpoint):
@@ -110,27 +139,52 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def load_checkpoint(checkpoint: Path, run: str, template: str, parameters: Parameters, optimizer: Any, reference: str) -> State:
-    """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat template is an error."""
+def load_checkpoint(
+    checkpoint: Path,
+    run: str,
+    template: str,
+    parameters: Parameters,
+    optimizer: Any,
+    reference: str,
+) -> State:
+    """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat
+    template is an error.
+    """
     saved = json.loads((checkpoint / "state.json").read_text())
     if saved.pop("run", run) != run:
         fix = "Move it away; to train on from its weights, load them as a model."
-        raise LaurelError("this checkpoint was written by another run.", where=str(checkpoint), fix=fix)
+        raise LaurelError(
+            "this checkpoint was written by another run.", where=str(checkpoint), fix=fix
+        )
     for what, now in [("reference", reference), ("template", template)]:
         if saved[what] != now:
             raise LaurelError(
-                f"the {what} is not the one this run started with.", where=str(checkpoint),
-                fix="The model folder has changed since: put the old one back, or start a new output_dir.",
-            )  # fmt: skip
+                f"the {what} is not the one this run started with.",
+                where=str(checkpoint),
+                fix=(
+                    "The model folder has changed since: put the old one back, or start a new"
+                    " output_dir."
+                ),
+            )
     weights = load_file(checkpoint / "weights.safetensors")
     if weights.keys() != parameters.keys():
-        raise LaurelError("the checkpoint holds other parameters than the model.", where=str(checkpoint), fix="Was use_peft changed?")
+        raise LaurelError(
+            "the checkpoint holds other parameters than the model.",
+            where=str(checkpoint),
+            fix="Was use_peft changed?",
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    asked = [{name: group[name] for name in OURS if name in group} for group in optimizer.param_groups]
+    asked = [
+        {name: group[name] for name in OURS if name in group} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(
-        torch.load(checkpoint / "optimizer.pt", weights_only=True, map_location=next(iter(parameters.values())).device)
+        torch.load(
+            checkpoint / "optimizer.pt",
+            weights_only=True,
+            map_location=next(iter(parameters.values())).device,
+        )
     )
     for group, values in zip(optimizer.param_groups, asked, strict=True):
         group.update(values)

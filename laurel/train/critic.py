@@ -1,4 +1,6 @@
-"""PPO's part of a step: what a critic says of the batch, what steers rewards over many steps, and what is watched meanwhile."""
+"""PPO's part of a step: what a critic says of the batch, what steers rewards over many steps, and
+what is watched meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,25 @@ if TYPE_CHECKING:
 
 
 def watch(setup: Setup, means: Mapping[str, float]) -> list[str]:
-    """Signs of collapse that are new after this step, where a reward can be exploited: a learned one, or any with a critic."""
+    """Signs of collapse that are new after this step, where a reward can be exploited: a learned
+    one, or any with a critic.
+    """
     learned = any(str(name).startswith(("model:", "prm:")) for name in setup.config.rewards or ())
     if setup.learns_from_data or not (learned or setup.companion is not None):
         return []
     setup.history.append(dict(means))
     judge = "" if learned else "eval/accuracy"
-    found = alarms(setup.history, max_completion_length=setup.config.max_completion_length or 0, held_out=judge)
+    found = alarms(
+        setup.history, max_completion_length=setup.config.max_completion_length or 0, held_out=judge
+    )
     new = [line for line in found if line.partition(":")[0] not in setup.alarmed]
     setup.alarmed.update(line.partition(":")[0] for line in new)
     return [f"warning: {line}" for line in new]
 
 
 def return_to_good(setup: Setup, state: State) -> str:
-    """Weights, optimiser and state of the newest checkpoint, which was written before the alarm; what to say of it.
+    """Weights, optimiser and state of the newest checkpoint, which was written before the alarm;
+    what to say of it.
 
     The run ends there: going on from it would draw the same samples and collapse again.
     """
@@ -43,29 +50,41 @@ def return_to_good(setup: Setup, state: State) -> str:
     if checkpoint is None:
         return f"no checkpoint to return to at step {step}: the run ends with the weights it has"
     reference = setup.reference.hash if setup.reference else ""
-    good = load_checkpoint(checkpoint, setup.run.id, setup.policy.template, setup.moving(), setup.optimizer, reference)
+    good = load_checkpoint(
+        checkpoint, setup.run.id, setup.policy.template, setup.moving(), setup.optimizer, reference
+    )
     vars(state).update(vars(good))
     if parallel.rank() == 0:
         setup.run.note({"returned": {"from": step, "to": state.step}})
-    return f"returned from step {step} to the checkpoint of step {state.step}, before the alarm; the run ends there"
+    return (
+        f"returned from step {step} to the checkpoint of step {state.step}, before the alarm; the"
+        " run ends there"
+    )
 
 
 @torch.no_grad()
 def with_values(setup: Setup, batch: Batch) -> Batch:
-    """The batch with the critic's value of every trained token's state, as it is before the update."""
+    """The batch with the critic's value of every trained token's state, as it is before the
+    update.
+    """
     critic: Any = setup.companion
     rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
     if setup.clock.device is not None:  # somebody watches
         body = setup.policy.causal if critic.shared else critic.model["body"]
-        setup.clock.passed(body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False)
+        setup.clock.passed(
+            body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False
+        )
     for micro in batch.split(setup.config.token_budget, packed=setup.packs):
         value = critic.values(micro.to(setup.policy.device)).to(value_NT)
         value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
     return batch.replace(value_NT=value_NT)
 
 
-def steer(setup: Setup, state: State, groups: Sequence[Group], batch: Batch, reward_PG: Tensor) -> Tensor:
-    """Rewards normalised and clipped by their history, then less the penalty for completions that were cut off; and beta's next value.
+def steer(
+    setup: Setup, state: State, groups: Sequence[Group], batch: Batch, reward_PG: Tensor
+) -> Tensor:
+    """Rewards normalised and clipped by their history, then less the penalty for completions that
+    were cut off; and beta's next value.
 
     beta follows the mean KL of the rows that are trained on; where there is none, it stays.
 
@@ -73,14 +92,24 @@ def steer(setup: Setup, state: State, groups: Sequence[Group], batch: Batch, rew
     """
     config = setup.config
     if config.kl_target and setup.reference is not None:
-        counts_N = batch.loss_mask_NT.any(1)  # a row that is masked says nothing of the KL; it does not say 0
+        counts_N = batch.loss_mask_NT.any(
+            1
+        )  # a row that is masked says nothing of the KL; it does not say 0
         k1_N = torch.cat(parallel.gather(k1_of(batch).sum(1)[counts_N]))
-        state.beta = next_beta(state.beta, float(k1_N.mean()), target=config.kl_target, horizon=config.kl_horizon, n=len(k1_N))
+        state.beta = next_beta(
+            state.beta,
+            float(k1_N.mean()),
+            target=config.kl_target,
+            horizon=config.kl_horizon,
+            n=len(k1_N),
+        )
     if config.normalize_rewards:
         moments = Moments(*state.moments).update(torch.cat(parallel.gather(reward_PG)))
         state.moments = (moments.count, moments.mean, moments.square)
         reward_PG = moments.normalise(reward_PG, config.reward_clip)
     if config.missing_eos_penalty:
-        cut_PG = torch.tensor([[sample.finish == "length" for sample in group.samples] for group in groups])
+        cut_PG = torch.tensor(
+            [[sample.finish == "length" for sample in group.samples] for group in groups]
+        )
         reward_PG = missing_eos(reward_PG, cut_PG, missing_eos_penalty=config.missing_eos_penalty)
     return reward_PG

@@ -1,4 +1,6 @@
-"""Evolution strategies: a population of perturbed parameters answers the same prompts, and their rewards move the parameters."""
+"""Evolution strategies: a population of perturbed parameters answers the same prompts, and their
+rewards move the parameters.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
-from laurel.policy.sampler import sample_seed
+from laurel.model.sampler import sample_seed
 from laurel.rollout.pack import reward_matrix
 from laurel.train import checks, parallel
 from laurel.train.optimizer import learning_rate
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: Sums) -> list[tuple[int, float, list[Group]]]:
-    """One step without back-propagation: theta += learning_rate * search_gradient(weights of the members).
+def evolve(
+    setup: Setup, state: State, answer: Callable[[], list[Group]], sums: Sums
+) -> list[tuple[int, float, list[Group]]]:
+    """One step without back-propagation: theta += learning_rate * search_gradient(weights of the
+    members).
 
-    `answer` asks the policy as it then stands: its groups, scored. Every member is asked for the same prompts with the same seeds.
-    Members are divided over the processes, and every process adds up the same sum, so all keep the same weights, bit by bit,
-    however many there are. A pair of which no reward judged one member says nothing, and is left out, as from a smaller population.
+    `answer` asks the policy as it then stands: its groups, scored. Every member is asked for the
+    same prompts with the same seeds. Members are divided over the processes, and every process adds
+    up the same sum, so all keep the same weights, bit by bit, however many there are. A pair of
+    which no reward judged one member says nothing, and is left out, as from a smaller population.
     Returns this process's members: number, weight, groups.
     """
     config, parameters = setup.config, list(setup.policy.trainable().values())
@@ -37,8 +43,14 @@ def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: 
         with perturbed(parameters, config.seed, state.step, member, config.sigma):
             mine[member] = answer()
     checks.judged(setup, [group for groups in mine.values() for group in groups])
-    found = {member: reward for part in parallel.gather(mean_rewards(mine)) for member, reward in part.items()}
-    every_M = torch.tensor([found[member] for member in range(config.population)], dtype=torch.float64)
+    found = {
+        member: reward
+        for part in parallel.gather(mean_rewards(mine))
+        for member, reward in part.items()
+    }
+    every_M = torch.tensor(
+        [found[member] for member in range(config.population)], dtype=torch.float64
+    )
     pairs = (~every_M.view(-1, 2).isnan().any(1)).nonzero()[:, 0].tolist()
     reward_M = every_M.view(-1, 2)[pairs].flatten()
     weight_M = setup.row.weigh(reward_M, shape_returns=config.shape_returns) if pairs else reward_M
@@ -54,35 +66,55 @@ def evolve(setup: Setup, state: State, answer: Callable[[], list[Group]], sums: 
         sums.add("es/reward_std", float(reward_M.std()), 1)
         sums.add("es/reward_best", float(reward_M.max()), 1)
     sums.add("es/step_norm", moved**0.5, 1)
-    sums.total("zero_signal", parallel.rank() == 0 and not bool((weight_M[0::2] != weight_M[1::2]).any()))
+    sums.total(
+        "zero_signal", parallel.rank() == 0 and not bool((weight_M[0::2] != weight_M[1::2]).any())
+    )
     weight = dict.fromkeys(range(config.population), 0.0)
-    weight.update({2 * pair + side: float(weight_M[2 * k + side]) for k, pair in enumerate(pairs) for side in (0, 1)})
+    weight.update(
+        {
+            2 * pair + side: float(weight_M[2 * k + side])
+            for k, pair in enumerate(pairs)
+            for side in (0, 1)
+        }
+    )
     return [(member, weight[member], groups) for member, groups in mine.items()]
 
 
-def noise_of(pairs: Sequence[int], seed: int, step: int, tensor: int, like: Tensor, k: int) -> Tensor:
+def noise_of(
+    pairs: Sequence[int], seed: int, step: int, tensor: int, like: Tensor, k: int
+) -> Tensor:
     """`noise` of the k-th of some pairs."""
     return noise(seed, step, tensor, like, pairs[k])
 
 
 def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
-    """eps of one parameter tensor for one pair of members: standard normal, made anew from four numbers whenever it is needed.
+    """eps of one parameter tensor for one pair of members: standard normal, made anew from four
+    numbers whenever it is needed.
 
-    Every tensor has a stream of its own: one stream for all would move tensors of equal shape alike, and see only the sum of their
-    gradients. It is made where the parameter is, so a CPU and a GPU draw different noise.
+    Every tensor has a stream of its own: one stream for all would move tensors of equal shape
+    alike, and see only the sum of their gradients. It is made where the parameter is, so a CPU and
+    a GPU draw different noise.
     """
-    generator = torch.Generator(like.device).manual_seed(sample_seed(seed, f"tensor {tensor}", pair, step) % 2**63)
+    generator = torch.Generator(like.device).manual_seed(
+        sample_seed(seed, f"tensor {tensor}", pair, step) % 2**63
+    )
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 @contextmanager
-def perturbed(parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float) -> Iterator[None]:
-    """theta + sigma eps for an even member, theta - sigma eps for the odd one after it; afterwards theta, bit by bit.
+def perturbed(
+    parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float
+) -> Iterator[None]:
+    """theta + sigma eps for an even member, theta - sigma eps for the odd one after it; afterwards
+    theta, bit by bit.
 
-    Adding and taking away the same number does not give theta back in floating point, so a copy is kept: once the memory of what
-    is trained, in place of a gradient and of an optimiser's state.
+    Adding and taking away the same number does not give theta back in floating point, so a copy is
+    kept: once the memory of what is trained, in place of a gradient and of an optimiser's state.
     """
-    kept, sign = [parameter.detach().clone() for parameter in parameters], -1.0 if member % 2 else 1.0
+    kept, sign = (
+        [parameter.detach().clone() for parameter in parameters],
+        -1.0 if member % 2 else 1.0,
+    )
     try:
         with torch.no_grad():
             for i, parameter in enumerate(parameters):

@@ -1,4 +1,6 @@
-"""Which rows can be trained on as they are, and what is to be said of the others before the first step."""
+"""Which rows can be trained on as they are, and what is to be said of the others before the first
+step.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from rich.progress import track
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
-from laurel.policy.chat import Supervised, encode_prompt
-from laurel.policy.positions import positions_of, shorter
-from laurel.policy.rows import encodings
-from laurel.policy.shown import written
-from laurel.policy.turns import as_tools
-from laurel.policy.weights import check_ids
+from laurel.model.chat import Supervised, encode_prompt
+from laurel.model.positions import positions_of, shorter
+from laurel.model.rows import encodings
+from laurel.model.shown import written
+from laurel.model.turns import as_tools
+from laurel.model.weights import check_ids
 
 SAMPLED = ("policy", "parameters")
 """sources whose rows are prompts."""
@@ -29,7 +31,8 @@ MANY = 2000  # rows whose reading takes about a second
 
 @dataclass
 class Tally:
-    """What was found out about rows: how many were left out and why, were cut, or lose something in the chat template.
+    """What was found out about rows: how many were left out and why, were cut, or lose something in
+    the chat template.
 
     `remedies` has for each reason to leave rows out what can be done about it.
     """
@@ -52,38 +55,68 @@ class Tally:
         """The same as lines to read. limit: where rows are cut, in words."""
         lines = [f"{count} of {self.total} rows left out: {why}" for why, count in self.out.items()]
         if self.cut:
-            lines.append(f"{self.cut} of {self.total} rows cut at {limit}: what lies behind is not trained on, nor their end")
+            lines.append(
+                f"{self.cut} of {self.total} rows cut at {limit}: what lies behind is not trained"
+                " on, nor their end"
+            )
         if self.even:
-            lines.append(f"{self.even} of {self.total} rows have equal answers of different rank: between those nothing is learnt")
-        told = ", ".join(f"{what} ({count} of {self.total} rows)" for what, count in self.hidden.items())
-        return [*lines, *([f"not in the text that the chat template makes: {told}"] if told else [])]
+            lines.append(
+                f"{self.even} of {self.total} rows have equal answers of different rank: between"
+                " those nothing is learnt"
+            )
+        told = ", ".join(
+            f"{what} ({count} of {self.total} rows)" for what, count in self.hidden.items()
+        )
+        return [
+            *lines,
+            *([f"not in the text that the chat template makes: {told}"] if told else []),
+        ]
 
 
 def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
-    """The configuration with limits that the models' positions allow: max_length of rows, max_prompt_length before sampling."""
-    positions = shorter(*(positions_of(model.config) for model in models if hasattr(model, "config")))
+    """The configuration with limits that the models' positions allow: max_length of rows,
+    max_prompt_length before sampling.
+    """
+    positions = shorter(
+        *(positions_of(model.config) for model in models if hasattr(model, "config"))
+    )
     if positions is None:
         return config
     if source not in SAMPLED:
         return config.model_copy(update={"max_length": shorter(config.max_length, positions)})
     room = positions - (config.max_completion_length or 0)
     if room < 1:
-        what = f"max_completion_length={config.max_completion_length} leaves a prompt no room: the model has {positions} positions."
-        raise UsageError(what, where="max_completion_length", fix="Lower it, or take a model with more positions.")
+        what = (
+            f"max_completion_length={config.max_completion_length} leaves a prompt no room: the"
+            f" model has {positions} positions."
+        )
+        raise UsageError(
+            what,
+            where="max_completion_length",
+            fix="Lower it, or take a model with more positions.",
+        )
     return config.model_copy(update={"max_prompt_length": min(config.max_prompt_length, room)})
 
 
-def fitting(policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, where: str = "") -> tuple[list[Row], list[str]]:
-    """Rows that can be trained on, and what was left out, cut or lost, and why. Nothing left is an error, not a silent success.
+def fitting(
+    policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, where: str = ""
+) -> tuple[list[Row], list[str]]:
+    """Rows that can be trained on, and what was left out, cut or lost, and why. Nothing left is an
+    error, not a silent success.
 
-    Rows that the chat template refuses, or of which it leaves out what would be trained on, are an error that names them.
-    The configuration's limits are those that the model has positions for (see `bounded`).
+    Rows that the chat template refuses, or of which it leaves out what would be trained on, are an
+    error that names them. The configuration's limits are those that the model has positions for
+    (see `bounded`).
     """
     where = where or config.dataset
     tally, kept = Tally(len(rows)), list[Row]()
     for row in watched(rows):
         try:
-            fits = prompt_fits(policy, row, config, tally) if source in SAMPLED else row_fits(policy, row, config, tally)
+            fits = (
+                prompt_fits(policy, row, config, tally)
+                if source in SAMPLED
+                else row_fits(policy, row, config, tally)
+            )
         except UsageError as error:
             tally.unfit.append(f"{row.where}: {error}")
             continue
@@ -93,14 +126,24 @@ def fitting(policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, 
         raise refusal(tally, where)
     if not kept and tally.out:
         why, fix = "; or ".join(tally.out), " ".join(dict.fromkeys(tally.remedies.values()))
-        raise UsageError(f"every row has {why}.", where=where, fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.")
+        raise UsageError(
+            f"every row has {why}.",
+            where=where,
+            fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.",
+        )
     positions = positions_of(getattr(policy, "causal", policy.model).config)
     by_model = source not in SAMPLED and positions == config.max_length
-    return kept, tally.notes(f"{positions} tokens, the model's positions" if by_model else f"max_length={config.max_length}")
+    return kept, tally.notes(
+        f"{positions} tokens, the model's positions"
+        if by_model
+        else f"max_length={config.max_length}"
+    )
 
 
 def watched(rows: Sequence[Row]) -> Iterable[Row]:
-    """The rows, with a bar on a terminal's error stream that goes when it is done: half a millisecond a row adds up."""
+    """The rows, with a bar on a terminal's error stream that goes when it is done: half a
+    millisecond a row adds up.
+    """
     console = Console(stderr=True)
     shown = console.is_terminal and len(rows) >= MANY
     return track(rows, "tokenizing rows", console=console, transient=True, disable=not shown)
@@ -113,7 +156,10 @@ def refusal(tally: Tally, where: str) -> UsageError:
         return UsageError(tally.unfit[0], where=where if where not in tally.unfit[0] else "")
     more = f"\n  ... and {count - NAMED} more" if count > NAMED else ""
     listed = "\n  ".join(tally.unfit[:NAMED])
-    return UsageError(f"{count} of {tally.total} rows cannot be trained on as they are.\n  {listed}{more}", where=where)
+    return UsageError(
+        f"{count} of {tally.total} rows cannot be trained on as they are.\n  {listed}{more}",
+        where=where,
+    )
 
 
 def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
@@ -124,8 +170,14 @@ def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> boo
     if len(ids) > config.max_prompt_length:
         positions, fix = positions_of(policy.causal.config), "Raise max_prompt_length."
         why = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
-        if positions is not None and config.max_prompt_length + (config.max_completion_length or 0) >= positions:
-            why = f"a prompt of more than {config.max_prompt_length} tokens, which the model's {positions} positions leave it"
+        if (
+            positions is not None
+            and config.max_prompt_length + (config.max_completion_length or 0) >= positions
+        ):
+            why = (
+                f"a prompt of more than {config.max_prompt_length} tokens, which the model's"
+                f" {positions} positions leave it"
+            )
             why += f" beside max_completion_length={config.max_completion_length}"
             fix = "Lower max_completion_length, or take a model with more positions."
         return tally.leave_out(why, fix)
@@ -139,16 +191,25 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
     for one in encoded:
         check_ids(policy, one.ids, "")
-    cut, within, longer = any(one.cut for one in encoded), f" within max_length={config.max_length}", raising(policy, config)
+    cut, within, longer = (
+        any(one.cut for one in encoded),
+        f" within max_length={config.max_length}",
+        raising(policy, config),
+    )
     if not all(any(one.mask[1:]) for one in encoded):
         if cut:
             return tally.leave_out(f"no supervised token{within}", longer)
-        return tally.leave_out("no supervised token", "Are its answers empty, or all its turns told not to be trained on?")
+        return tally.leave_out(
+            "no supervised token",
+            "Are its answers empty, or all its turns told not to be trained on?",
+        )
     said = [(one.ids, one.mask) for one in encoded]
     if len(said) > 1 and len(set(said)) == 1:
         if cut:
             return tally.leave_out(f"equal answers{within}", longer)
-        return tally.leave_out("equal answers, as the model reads them", "Are chosen and rejected what they should be?")
+        return tally.leave_out(
+            "equal answers, as the model reads them", "Are chosen and rejected what they should be?"
+        )
     tally.cut += cut
     tally.even += equal_in_rank(row, encoded)
     tally.hidden.update({what for one in encoded for what in one.left_out})
@@ -156,7 +217,9 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
 
 
 def raising(policy: Any, config: TrainConfig) -> str:
-    """What to do about rows that are too long: raise the limit, where the model has positions for more."""
+    """What to do about rows that are too long: raise the limit, where the model has positions for
+    more.
+    """
     positions = positions_of(getattr(policy, "causal", policy.model).config)
     if positions is None:
         return "Raise max_length."
@@ -169,18 +232,27 @@ def equal_in_rank(row: Row, encoded: Sequence[Supervised]) -> bool:
     """Are there two answers that are equal as the model reads them, and ranked differently?"""
     ranks = row.columns.get("ranks", ())
     first: dict[Any, Any] = {}
-    return any(first.setdefault(one.ids, rank) != rank for one, rank in zip(encoded, ranks, strict=False))
+    return any(
+        first.setdefault(one.ids, rank) != rank for one, rank in zip(encoded, ranks, strict=False)
+    )
 
 
 def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are left out, and that is noted."""
+    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are
+    left out, and that is noted.
+    """
     if not any("weight" in row.columns for row in rows):
         return rows, []
     kept = [row for row in rows if row.columns.get("weight", 1.0) > 0]
     if not kept:
-        raise UsageError("every row has the weight 0.", where="weight", fix="Is it what you mean by reliability?")
+        raise UsageError(
+            "every row has the weight 0.", where="weight", fix="Is it what you mean by reliability?"
+        )
     weights = [float(row.columns.get("weight", 1.0)) for row in kept]
     mean = weights[0] if min(weights) == max(weights) else math.fsum(weights) / len(weights)
-    even = [replace(row, columns={**row.columns, "weight": weight / mean}) for row, weight in zip(kept, weights, strict=True)]
+    even = [
+        replace(row, columns={**row.columns, "weight": weight / mean})
+        for row, weight in zip(kept, weights, strict=True)
+    ]
     dropped = len(rows) - len(kept)
     return even, [f"{dropped} of {len(rows)} rows left out: weight 0"] if dropped else []

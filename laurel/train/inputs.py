@@ -1,4 +1,6 @@
-"""What a run reads besides its options, by content: so that a resumed run notices edited data, rewards and models."""
+"""What a run reads besides its options, by content: so that a resumed run notices edited data,
+rewards and models.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,28 @@ from laurel.core.config import TrainConfig
 from laurel.core.given import given
 from laurel.core.several import as_text
 from laurel.data.source import Row
-from laurel.policy.folders import base_of, is_adapter
-from laurel.policy.model import weights_hash
+from laurel.model.folders import base_of, is_adapter
+from laurel.model.policy import weights_hash
 
-ENDS = 1 << 20  # bytes: of a file of weights its size, beginning and end are enough to tell two trainings apart
+ENDS = (
+    1 << 20
+)  # bytes: of a file of weights its size, beginning and end are enough to tell two trainings apart
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """What is read -> a few words that change with its content. `rows`: the rows of each option that names data.
+    """What is read -> a few words that change with its content. `rows`: the rows of each option
+    that names data.
 
-    Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards, environments and
-    relabelling by the text of their Python files and of what these import from beside them; models by their files.
+    Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards,
+    environments and relabelling by the text of their Python files and of what these import from
+    beside them; models by their files.
     """
-    found = {f"{option} {as_text(getattr(config, option))}": of_rows(read) for option, read in rows.items() if read}
+    found = {
+        f"{option} {as_text(getattr(config, option))}": of_rows(read)
+        for option, read in rows.items()
+        if read
+    }
     for option in ("rewards", "env", "relabel"):
         value = getattr(config, option, None)
         for name in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
@@ -37,8 +47,17 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
                 found[f"{option} {name}"] = words
     if (model := given(config.model)) is not None:
         found[f"model {config.model}"] = of_given(model, whole=config.use_peft)
-    folders = [config.model, *(name.partition(":")[2] for name in config.rewards or () if name.startswith(("model:", "prm:")))]
-    folders += [base_of(folder) for folder in folders if is_adapter(folder)]  # what adapters are put on counts, too
+    folders = [
+        config.model,
+        *(
+            name.partition(":")[2]
+            for name in config.rewards or ()
+            if name.startswith(("model:", "prm:"))
+        ),
+    ]
+    folders += [
+        base_of(folder) for folder in folders if is_adapter(folder)
+    ]  # what adapters are put on counts, too
     for folder in folders:
         if Path(folder).is_dir():
             found[f"model {folder}"] = of_model(Path(folder))
@@ -48,25 +67,34 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
 
 
 def of_rows(rows: Sequence[Row]) -> str:
-    """How many rows, and a digest of what they hold, in their order in the source (a row's id is made from both)."""
+    """How many rows, and a digest of what they hold, in their order in the source (a row's id is
+    made from both).
+    """
     ids = sorted((row.id for row in rows), key=lambda name: int(name.rpartition("-")[2]))
     return f"{len(rows)} rows, {digest(name.encode() for name in ids)}"
 
 
 def of_code(name: str) -> str:
-    """A digest of the file behind `file.py:function` or `module.function`, and of what it imports from its own folder.
+    """A digest of the file behind `file.py:function` or `module.function`, and of what it imports
+    from its own folder.
 
     "" where there is no such file.
     """
     path, colon, _ = name.rpartition(":")
-    file = Path(path).expanduser() if colon and path.endswith(".py") else file_of(name.rpartition(".")[0])
+    file = (
+        Path(path).expanduser()
+        if colon and path.endswith(".py")
+        else file_of(name.rpartition(".")[0])
+    )
     if file is None or not file.is_file():
         return ""
     return of_files(sorted(with_neighbours(file.resolve())))
 
 
 def of_object(thing: Any) -> str:
-    """A digest of the text of a function or class, as far as Python can show it; "" where it cannot."""
+    """A digest of the text of a function or class, as far as Python can show it; "" where it
+    cannot.
+    """
     while isinstance(thing, functools.partial):
         thing = thing.func
     try:
@@ -79,10 +107,15 @@ def of_object(thing: Any) -> str:
 def of_given(model: Any, *, whole: bool) -> str:
     """A digest of a model in memory: of its kind and shapes, and with `whole` of its weights.
 
-    Without adapters a checkpoint holds every weight, so a resumed run does not depend on those the model came with.
+    Without adapters a checkpoint holds every weight, so a resumed run does not depend on those the
+    model came with.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    shapes = sorted(f"{name.replace('.base_layer', '')} {tuple(p.shape)}" for name, p in base.named_parameters() if "lora_" not in name)
+    shapes = sorted(
+        f"{name.replace('.base_layer', '')} {tuple(p.shape)}"
+        for name, p in base.named_parameters()
+        if "lora_" not in name
+    )
     parts = [type(base).__name__, *shapes]
     if whole or base is not model:
         parts.append(weights_hash(base, skip="lora_"))
@@ -102,7 +135,9 @@ def file_of(module: str) -> Path | None:
 
 
 def with_neighbours(file: Path) -> set[Path]:
-    """The file and all that it imports from its own folder, read off the text: the same whatever has been imported already."""
+    """The file and all that it imports from its own folder, read off the text: the same whatever
+    has been imported already.
+    """
     found, new = set[Path](), [file]
     while new:
         one = new.pop()
@@ -113,19 +148,30 @@ def with_neighbours(file: Path) -> set[Path]:
             tree = ast.parse(one.read_bytes())
         except (SyntaxError, ValueError):
             continue
-        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names = [
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        ]
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 names += [node.module] if node.module else [alias.name for alias in node.names]
         for name in {name.partition(".")[0] for name in names}:
             new += [path for path in (file.parent / f"{name}.py",) if path.is_file()]
-            new += sorted((file.parent / name).rglob("*.py")) if (file.parent / name).is_dir() else []
+            new += (
+                sorted((file.parent / name).rglob("*.py")) if (file.parent / name).is_dir() else []
+            )
     return found
 
 
 def of_model(folder: Path) -> str:
     """A digest of a model's files: of weights the size and both ends, of all else every byte."""
-    return of_files(sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")))
+    return of_files(
+        sorted(
+            file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+        )
+    )
 
 
 def of_files(files: Iterable[Path]) -> str:

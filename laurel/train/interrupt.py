@@ -8,11 +8,15 @@ from laurel.core.errors import LaurelError
 
 
 class Interrupted(LaurelError):
-    """The run was asked to stop, by the signal `by`; it has saved itself. Its exit code is the shell's: 130 of Ctrl-C, 143 of SIGTERM."""
+    """The run was asked to stop, by the signal `by`; it has saved itself. Its exit code is the
+    shell's: 130 of Ctrl-C, 143 of SIGTERM.
+    """
 
     wanted = True
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", by: int = signal.SIGTERM) -> None:
+    def __init__(
+        self, what: str, *, where: str = "", fix: str = "", by: int = signal.SIGTERM
+    ) -> None:
         super().__init__(what, where=where, fix=fix)
         self.by, self.exit_code = by, 128 + by
 
@@ -29,7 +33,8 @@ def _rebuild(what: str, where: str, fix: str, by: int) -> Interrupted:
 
 
 class StopFlag:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come back afterwards.
+    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come
+    back afterwards.
 
     `asked` is the number of the signal, 0 until there is one.
     """

@@ -1,4 +1,6 @@
-"""What is kept of a run: a checkpoint where one is due, and of a step that fails the steps before it."""
+"""What is kept of a run: a checkpoint where one is due, and of a step that fails the steps before
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def save(setup: Setup, state: State, *, told: bool = True) -> None:
-    """A checkpoint of this moment (rank 0 writes; all hold the same weights), of which callbacks hear unless `told` is False."""
+    """A checkpoint of this moment (rank 0 writes; all hold the same weights), of which callbacks
+    hear unless `told` is False.
+    """
     if setup.remembered is not None:
         setup.remembered.save()
     if parallel.rank() == 0:
@@ -26,9 +30,11 @@ def save(setup: Setup, state: State, *, told: bool = True) -> None:
 
 
 def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
-    """The error that ends the run in the middle of a step, saying what is saved of the steps before it.
+    """The error that ends the run in the middle of a step, saying what is saved of the steps before
+    it.
 
-    They are saved if no optimiser has moved the weights in this step yet: else there is no whole step to save.
+    They are saved if no optimiser has moved the weights in this step yet: else there is no whole
+    step to save.
     """
     moved = sums.sums.keys() & {"grad_norm", "es/step_norm"}
     if parallel.rank() or moved or not before.step:

@@ -1,4 +1,6 @@
-"""What a forward pass keeps for the backward pass, in bytes, by going through it with tensors that have shapes and no numbers."""
+"""What a forward pass keeps for the backward pass, in bytes, by going through it with tensors that
+have shapes and no numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,35 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.policy import kernels
-from laurel.policy.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
+from laurel.model import kernels
+from laurel.model.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
 PROBES, SHORT = (32, 64), (EVEN, 2 * EVEN, 3 * EVEN)
-"""Tokens of the rows that are computed where nothing can be imagined, and of rows in numbers that a pass takes as they are."""
+"""Tokens of the rows that are computed where nothing can be imagined, and of rows in numbers that a
+pass takes as they are.
+"""
 
 
-def activations(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes that training keeps of a body's pass over a micro-batch: imagined, or measured on two rows where a family does not let us."""
+def activations(
+    body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]
+) -> int:
+    """Bytes that training keeps of a body's pass over a micro-batch: imagined, or measured on two
+    rows where a family does not let us.
+    """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     loud, logger.disabled = logger.disabled, True
     try:
         return imagined(body, batch, autocast, weights)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         if isinstance(weights[0], FakeTensor):
-            what = f"what its layers keep cannot be told from its configuration ({type(error).__name__} in {type(bare(body)).__name__})."
-            raise UsageError(what, where="model", fix="`laurel train` measures it before its first step.") from error
+            what = (
+                "what its layers keep cannot be told from its configuration"
+                f" ({type(error).__name__} in {type(bare(body)).__name__})."
+            )
+            raise UsageError(
+                what, where="model", fix="`laurel train` measures it before its first step."
+            ) from error
     finally:
         logger.disabled = loud
     few, many = (measured(body, count, autocast, weights) for count in PROBES)
@@ -40,15 +53,29 @@ def activations(body: Any, batch: Batch, autocast: Callable[[], Any], weights: S
 
 
 def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes of it that do not depend on tokens: the copies of weights that autocast makes for products, which wait for their gradients."""
+    """Bytes of it that do not depend on tokens: the copies of weights that autocast makes for
+    products, which wait for their gradients.
+    """
     one, two, three = (activations(body, one_row(count), autocast, weights) for count in SHORT)
-    return max(0, 3 * one - 3 * two + three)  # what n tokens keep is a + b n + c n^2, with masks of n by n: this is a
+    return max(
+        0, 3 * one - 3 * two + three
+    )  # what n tokens keep is a + b n + c n^2, with masks of n by n: this is a
 
 
 def one_row(count: int) -> Batch:
     """A row of so many tokens, all but the first of them trained on."""
     ids = (1,) * (count - 1)
-    sample = Sample(Key("memory", "", "probe", 0, 0), (1,), ids, (0.0,) * len(ids), (True,) * len(ids), 1.0, "length", "", ())
+    sample = Sample(
+        Key("memory", "", "probe", 0, 0),
+        (1,),
+        ids,
+        (0.0,) * len(ids),
+        (True,) * len(ids),
+        1.0,
+        "length",
+        "",
+        (),
+    )
     return pack([Group("probe", {}, (sample,), rewards=(1.0,))])
 
 
@@ -56,24 +83,40 @@ def measured(body: Any, count: int, autocast: Callable[[], Any], weights: Sequen
     """Bytes that a pass over one row of so many tokens keeps."""
     ids = torch.ones(1, count, dtype=torch.long, device=weights[0].device)
     with torch.enable_grad(), autocast():
-        return kept_by(lambda: hidden_states(body, ids, torch.ones_like(ids, dtype=torch.bool)), weights)
+        return kept_by(
+            lambda: hidden_states(body, ids, torch.ones_like(ids, dtype=torch.bool)), weights
+        )
 
 
-def imagined(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes that one forward pass of a body over a batch keeps, weights left out, copies of weights in another precision counted.
+def imagined(
+    body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]
+) -> int:
+    """Bytes that one forward pass of a body over a batch keeps, weights left out, copies of weights
+    in another precision counted.
 
-    The weights may be real, or imagined themselves: nothing is computed, and nothing is written to. Of layers whose activations are
-    computed twice, their inputs are kept, and the activations of one of them.
+    The weights may be real, or imagined themselves: nothing is computed, and nothing is written to.
+    Of layers whose activations are computed twice, their inputs are kept, and the activations of
+    one of them.
     """
-    mode = next((w.fake_mode for w in weights if hasattr(w, "fake_mode")), None) or FakeTensorMode(allow_non_fake_inputs=True)
+    mode = next((w.fake_mode for w in weights if hasattr(w, "fake_mode")), None) or FakeTensorMode(
+        allow_non_fake_inputs=True
+    )
     layers = again(body)
     for layer in layers:
         layer.gradient_checkpointing = False
-    layout = arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N) if packs(body) else None
-    shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]  # what the pass will have in their place
+    layout = (
+        arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
+        if packs(body)
+        else None
+    )
+    shapes = [
+        w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights
+    ]  # what the pass will have in their place
     try:
         with torch.enable_grad(), mode, autocast(), kernels.skipped():
-            whole = kept_by(lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes])
+            whole = kept_by(
+                lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes]
+            )
     finally:
         for layer in layers:
             layer.gradient_checkpointing = True
@@ -85,7 +128,11 @@ def imagined(body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequ
 
 def again(body: Any) -> list[Any]:
     """The layers of a body that laurel's own pass computes twice."""
-    return [layer for layer in bare(body).layers if getattr(layer, "gradient_checkpointing", False)] if packs(body) else []
+    return (
+        [layer for layer in bare(body).layers if getattr(layer, "gradient_checkpointing", False)]
+        if packs(body)
+        else []
+    )
 
 
 def body_width(body: Any) -> int:
@@ -94,7 +141,9 @@ def body_width(body: Any) -> int:
 
 
 def computed(batch: Batch, *, packed: bool) -> int:
-    """Tokens that a pass over a batch computes: shared prompts once and no padding where it is packed, else all of the rectangle."""
+    """Tokens that a pass over a batch computes: shared prompts once and no padding where it is
+    packed, else all of the rectangle.
+    """
     if not packed:
         return batch.ids_NL.numel()
     return len(arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N).ids_M)
@@ -115,14 +164,22 @@ def alike(value: Any, mode: Any, place: torch.device) -> Any:
     if isinstance(value, tuple):
         return tuple(alike(one, mode, place) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: alike(getattr(value, one.name), mode, place) for one in fields(value)})
+        return replace(
+            value,
+            **{one.name: alike(getattr(value, one.name), mode, place) for one in fields(value)},
+        )
     return value
 
 
 def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
-    """Bytes of all storages that autograd keeps while something is computed, those of weights left out."""
+    """Bytes of all storages that autograd keeps while something is computed, those of weights left
+    out.
+    """
     mine = {weight.untyped_storage()._cdata for weight in weights}
-    kept, held = dict[int, int](), list[Any]()  # held, so that no storage gives its place to another
+    kept, held = (
+        dict[int, int](),
+        list[Any](),
+    )  # held, so that no storage gives its place to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

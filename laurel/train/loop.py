@@ -1,4 +1,6 @@
-"""The loop: sample x, score R(x), weigh A(x), maximise A(x) log pi(x). Every algorithm runs through these few functions."""
+"""The loop: sample x, score R(x), weigh A(x), maximise A(x) log pi(x). Every algorithm runs through
+these few functions.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
+from laurel.model.sampler import sample_seed
 from laurel.objective.unit import reduce_loss
-from laurel.policy.sampler import sample_seed
 from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
@@ -34,7 +36,14 @@ from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
 from laurel.train.profile import learned, phase
 from laurel.train.progress import Progress
-from laurel.train.record import record_population, record_rest, record_samples, record_time, record_update, reward_metrics
+from laurel.train.record import (
+    record_population,
+    record_rest,
+    record_samples,
+    record_time,
+    record_update,
+    reward_metrics,
+)
 from laurel.train.reference import penalties, with_reference
 from laurel.train.scored import held_out_report
 from laurel.train.setup import Setup, prepare, versions
@@ -44,8 +53,15 @@ from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
 
 
-def train(algorithm: str, config: TrainConfig | None = None, *, quiet: bool = False, watching: Watching | None = None) -> Run:
-    """Train one algorithm of the table to the end and return its run directory. The command line walks this same path.
+def train(
+    algorithm: str,
+    config: TrainConfig | None = None,
+    *,
+    quiet: bool = False,
+    watching: Watching | None = None,
+) -> Run:
+    """Train one algorithm of the table to the end and return its run directory. The command line
+    walks this same path.
 
     watching: callbacks and metrics of a Python program (`laurel.train.python`).
     """
@@ -101,9 +117,17 @@ def step(setup: Setup, state: State, sums: Sums) -> None:
     """One step of any algorithm: groups, batch, weights, update."""
     config = setup.config
     torch.manual_seed(sample_seed(config.seed, "dropout", parallel.rank(), state.step) % 2**63)
-    if setup.row.source == "parameters":  # every member of the population answers the same rows, on whatever process it is
-        rows = parallel.gather(next_rows(setup, state, 0 if parallel.rank() else config.prompts_per_step))[0]
-        return record_population(setup, state.step + 1, evolve(setup, state, lambda: sample_and_score(setup, state, rows, sums), sums))
+    if (
+        setup.row.source == "parameters"
+    ):  # every member of the population answers the same rows, on whatever process it is
+        rows = parallel.gather(
+            next_rows(setup, state, 0 if parallel.rank() else config.prompts_per_step)
+        )[0]
+        return record_population(
+            setup,
+            state.step + 1,
+            evolve(setup, state, lambda: sample_and_score(setup, state, rows, sums), sums),
+        )
     first = state.cursor
     groups = collect(setup, state, sums)  # x ~ pi or data, R(x)
     names = [row.id for row in drawn(setup, first, state.cursor - first)]
@@ -111,12 +135,15 @@ def step(setup: Setup, state: State, sums: Sums) -> None:
     state.step += 1
     update(setup, state, batch, sums)  # maximise A log pi
     if not setup.learns_from_data:
-        state.running_mean = update_running_mean(state.running_mean, torch.cat(parallel.gather(reward_matrix(groups))))
+        state.running_mean = update_running_mean(
+            state.running_mean, torch.cat(parallel.gather(reward_matrix(groups)))
+        )
     record_samples(setup, state.step, groups, batch, names)
 
 
 def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
-    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make room for new prompts, boundedly.
+    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make
+    room for new prompts, boundedly.
 
     A group whose every sample is masked has no signal, whatever its rewards.
     """
@@ -129,7 +156,11 @@ def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
     every, resampled = list(groups), 0
     for _ in range(config.max_resamples if config.dynamic_sampling else 0):
         signal_P = informative(reward_matrix(groups)) if groups else torch.zeros(0)
-        useful = [group for group, good in zip(groups, signal_P.tolist(), strict=True) if good and trains(setup, group)]
+        useful = [
+            group
+            for group, good in zip(groups, signal_P.tolist(), strict=True)
+            if good and trains(setup, group)
+        ]
         missing = count - len(useful)
         if sum(parallel.gather(missing)) == 0:
             break
@@ -148,11 +179,27 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
         return []
     config, policy, run = setup.config, setup.policy, setup.run.id
     if setup.learns_from_data:
-        how: dict[str, Any] = {"train_on": config.train_on, "max_length": config.max_length, **beside(setup, state, rows)}
+        how: dict[str, Any] = {
+            "train_on": config.train_on,
+            "max_length": config.max_length,
+            **beside(setup, state, rows),
+        }
         return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, **how)
-    draw = Draw(run, state.step, config.seed, config.num_generations, config.max_completion_length, config.temperature, tuple(config.stop))
+    draw = Draw(
+        run,
+        state.step,
+        config.seed,
+        config.num_generations,
+        config.max_completion_length,
+        config.temperature,
+        tuple(config.stop),
+    )
     with setup.clock("sample"):
-        groups = play(policy, rows, draw, setup.make_env, config.max_turns) if setup.make_env else rollout(policy, rows, draw)
+        groups = (
+            play(policy, rows, draw, setup.make_env, config.max_turns)
+            if setup.make_env
+            else rollout(policy, rows, draw)
+        )
     groups = setup.clock.run("score", setup.score, groups)
     reward_metrics(setup, groups, sums)
     return setup.row.revise(setup, rows, groups, sums) if setup.row.revise else groups
@@ -161,26 +208,45 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
 @phase("weigh")
 @torch.no_grad()
 def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
-    """Groups -> Batch with reference log-probabilities and weights: A = weigh(R + overlong shaping - beta * KL)."""
+    """Groups -> Batch with reference log-probabilities and weights: A = weigh(R + overlong shaping
+    - beta * KL).
+    """
     config, row = setup.config, setup.row
-    batch, reward_PG = pack(groups, mask_truncated=bool(config.mask_truncated_completions)), reward_matrix(groups)
+    batch, reward_PG = (
+        pack(groups, mask_truncated=bool(config.mask_truncated_completions)),
+        reward_matrix(groups),
+    )
     if config.overlong_buffer:
-        shaped = overlong(batch.length_N, max_completion_length=config.max_completion_length, overlong_buffer=config.overlong_buffer)
+        shaped = overlong(
+            batch.length_N,
+            max_completion_length=config.max_completion_length,
+            overlong_buffer=config.overlong_buffer,
+        )
         reward_PG = reward_PG + shaped.view_as(reward_PG)
     if setup.by_comparison:  # an answer that is not trained on is nobody's comparison
-        reward_PG = reward_PG.masked_fill(~batch.loss_mask_NT.any(1).view_as(reward_PG), float("nan"))
+        reward_PG = reward_PG.masked_fill(
+            ~batch.loss_mask_NT.any(1).view_as(reward_PG), float("nan")
+        )
     if setup.measures_kl(state.step + 1):
         batch = with_reference(setup, batch, of_step=True)
     reward_PG = steer(setup, state, groups, batch, reward_PG)
-    kl_coef = (state.beta if config.kl_target else config.beta) if config.kl_placement == "reward" else 0.0
+    kl_coef = (
+        (state.beta if config.kl_target else config.beta)
+        if config.kl_placement == "reward"
+        else 0.0
+    )
     chosen = bind(row.weigh, config, running_mean=state.running_mean)
     if row.credit == "critic":
         batch = with_values(setup, batch)
-        advantage_NT, target_NT = chosen(token_rewards(batch, reward_PG, kl_coef), batch.value_NT.double(), batch.loss_mask_NT)
+        advantage_NT, target_NT = chosen(
+            token_rewards(batch, reward_PG, kl_coef), batch.value_NT.double(), batch.loss_mask_NT
+        )
         weight_NT = parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)
         batch = batch.replace(target_NT=target_NT.to(batch.target_NT.dtype))
     elif row.credit == "token":
-        weight_NT = parallel.jointly(chosen, token_rewards(batch, reward_PG, kl_coef), batch.loss_mask_NT)
+        weight_NT = parallel.jointly(
+            chosen, token_rewards(batch, reward_PG, kl_coef), batch.loss_mask_NT
+        )
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
@@ -193,10 +259,11 @@ def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
 
 @phase("update")
 def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
-    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before the split into micro-batches.
+    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before
+    the split into micro-batches.
 
-    A step in which nothing counts moves nothing, and says so. A term of which nothing counts, beside one of which something does, is
-    left out.
+    A step in which nothing counts moves nothing, and says so. A term of which nothing counts,
+    beside one of which something does, is left out.
     """
     config, policy = setup.config, setup.policy
     parameters = setup.trainable()
@@ -213,20 +280,26 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
     for iteration in range(1 if idle else config.num_iterations or 1):
         gaps = [torch.zeros(0)]
         learned(setup, moving)
-        for micro in moving.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs):
+        for micro in moving.split(
+            config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs
+        ):
             seen, stats = look(setup, micro)
             values = [objective(seen[reads], micro) for reads, objective, _ in terms]
             values[0] = values[0] + penalties(setup, micro, stats)
             if state.step <= (config.critic_warmup_steps or 0):
                 values[0] = values[0].detach()
             parts = itertools.compress(zip(terms, values, totals, strict=True), counted)
-            loss = torch.stack([reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]).sum()
+            loss = torch.stack(
+                [reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]
+            ).sum()
             checks.finite(loss, micro, state.step)
             setup.clock.run("backward", loss.backward)
             sums.add("loss", float(loss.detach()), 0)
             record_update(setup, micro, seen, stats, state.step, sums, whole=whole)
             if setup.on_policy:
-                gaps.append((stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+                gaps.append(
+                    (stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu()
+                )
         apart = record_rest(setup, rest, state.step, sums)
         if iteration == 0 and setup.on_policy:
             checks.same_policy(torch.cat(gaps), apart, policy.slack, state.step, sums)
@@ -235,7 +308,13 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
         if extra:
             mix_in(setup, setup.pretraining, state.step, sums)
         parallel.sum_gradients(parameters.values())
-        sums.add("grad_norm", setup.clock.run("optimiser", optimizer_step, setup.optimizer, parameters, state.step, config), 1)
+        sums.add(
+            "grad_norm",
+            setup.clock.run(
+                "optimiser", optimizer_step, setup.optimizer, parameters, state.step, config
+            ),
+            1,
+        )
         sums.add("loss", 0.0, parallel.rank() == 0)
         if setup.companion is not None:
             setup.companion.follow()
@@ -243,15 +322,22 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
 
 @phase("forward")
 def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
-    """What the row's objectives are functions of: log-probabilities of the policy, or what a scorer's head says."""
+    """What the row's objectives are functions of: log-probabilities of the policy, or what a
+    scorer's head says.
+    """
     if setup.row.head:
         return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
     stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
-    return {"logp_NT": stats.logp, **(setup.companion.seen(micro) if setup.companion else {})}, stats
+    return {
+        "logp_NT": stats.logp,
+        **(setup.companion.seen(micro) if setup.companion else {}),
+    }, stats
 
 
 def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> bool:
-    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end here."""
+    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end
+    here.
+    """
     config = setup.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
     evaluated = bool(config.eval_steps and setup.held and state.step % config.eval_steps == 0)

@@ -1,4 +1,6 @@
-"""Float32 masters of weights held in bfloat16: the weight is the master's upper half, the optimiser keeps the rest of it."""
+"""Float32 masters of weights held in bfloat16: the weight is the master's upper half, the optimiser
+keeps the rest of it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def joined(weight: Tensor, rest: Tensor) -> Tensor:
-    """The float32 master of a bfloat16 weight and its rest (int16): the weight's bits above, the rest added below."""
-    return (weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16) + rest).view(torch.float32)
+    """The float32 master of a bfloat16 weight and its rest (int16): the weight's bits above, the
+    rest added below.
+    """
+    return (weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16) + rest).view(
+        torch.float32
+    )
 
 
 def parted(master: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,17 +35,27 @@ def parted(master: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Masters:
-    """An optimiser over parameters of which some are bfloat16: those move as if they were float32, and are the masters rounded.
+    """An optimiser over parameters of which some are bfloat16: those move as if they were float32,
+    and are the masters rounded.
 
-    A step of 1e-6 is far below what bfloat16 can tell apart at 0.1 (5e-4); in the master it adds up. `make` builds the optimiser of
-    float32 parameters that does the work. It sees a part of a tensor at a time, so float32 copies are small; what it remembers is
-    kept part by part. 2 bytes a weight in place of the 4 of a separate master, and exactly its numbers.
+    A step of 1e-6 is far below what bfloat16 can tell apart at 0.1 (5e-4); in the master it adds
+    up. `make` builds the optimiser of float32 parameters that does the work. It sees a part of a
+    tensor at a time, so float32 copies are small; what it remembers is kept part by part. 2 bytes a
+    weight in place of the 4 of a separate master, and exactly its numbers.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], make: Make) -> None:
         self.param_groups = [dict(group) for group in groups]
-        self.parts = [Part(p, make, group) for group in self.param_groups for p in group["params"] if p.dtype == NARROW]
-        wide = [{**group, "params": [p for p in group["params"] if p.dtype != NARROW]} for group in self.param_groups]
+        self.parts = [
+            Part(p, make, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.dtype == NARROW
+        ]
+        wide = [
+            {**group, "params": [p for p in group["params"] if p.dtype != NARROW]}
+            for group in self.param_groups
+        ]
         self.place = [n for n, group in enumerate(wide) if group["params"]]
         self.plain = make([wide[n] for n in self.place]) if self.place else None
 
@@ -56,10 +72,14 @@ class Masters:
         """Forget gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None if set_to_none or parameter.grad is None else parameter.grad.zero_()
+                parameter.grad = (
+                    None if set_to_none or parameter.grad is None else parameter.grad.zero_()
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves but the weights: rests of masters, and what the optimisers remember."""
+        """Everything that moves but the weights: rests of masters, and what the optimisers
+        remember.
+        """
         return {
             "rests": [part.rest for part in self.parts],
             "parts": [[inner.state_dict() for inner in part.inner] for part in self.parts],
@@ -77,14 +97,19 @@ class Masters:
 
 
 class Part:
-    """One bfloat16 parameter: the rest of its master, and an optimiser for every AT_ONCE numbers of it."""
+    """One bfloat16 parameter: the rest of its master, and an optimiser for every AT_ONCE numbers of
+    it.
+    """
 
     def __init__(self, parameter: nn.Parameter, make: Make, group: dict[str, Any]) -> None:
         self.parameter, self.group = parameter, group
         parameter.data = parameter.data.contiguous()  # its pieces are views of it
         self.rest = torch.zeros(parameter.numel(), dtype=torch.int16, device=parameter.device)
         nothing = torch.empty(0, device=parameter.device)
-        self.inner = [make([{**group, "params": [nn.Parameter(nothing)]}]) for _ in range(0, parameter.numel(), AT_ONCE)]
+        self.inner = [
+            make([{**group, "params": [nn.Parameter(nothing)]}])
+            for _ in range(0, parameter.numel(), AT_ONCE)
+        ]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -95,7 +120,10 @@ class Part:
         for at, inner in enumerate(self.inner):
             piece = slice(at * AT_ONCE, (at + 1) * AT_ONCE)
             stand_in = inner.param_groups[0]["params"][0]
-            stand_in.data, stand_in.grad = joined(weight[piece], self.rest[piece]), grad[piece].float()
+            stand_in.data, stand_in.grad = (
+                joined(weight[piece], self.rest[piece]),
+                grad[piece].float(),
+            )
             inner.param_groups[0].update(settings(self.group))
             inner.step()
             weight[piece], self.rest[piece] = parted(stand_in.data)

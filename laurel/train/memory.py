@@ -1,4 +1,6 @@
-"""Memory before the first step: what stands there, what each part of a step adds, and whether the device has it."""
+"""Memory before the first step: what stands there, what each part of a step adds, and whether the
+device has it.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ import torch
 from laurel.core.errors import UsageError
 from laurel.core.machine import resident
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.policy.chat import encode_prompt
-from laurel.policy.compact import obstacle, rounded
-from laurel.policy.inflight import memory_of
-from laurel.policy.kernels import elsewhere
-from laurel.policy.logprob import TILE, TILE_ON_GPU
-from laurel.policy.narrow import held
-from laurel.policy.room import device_memory
-from laurel.policy.static import static_obstacle
-from laurel.policy.turns import as_tools
+from laurel.model.chat import encode_prompt
+from laurel.model.compact import obstacle, rounded
+from laurel.model.inflight import memory_of
+from laurel.model.kernels import elsewhere
+from laurel.model.logprob import TILE, TILE_ON_GPU
+from laurel.model.narrow import held
+from laurel.model.room import device_memory
+from laurel.model.static import static_obstacle
+from laurel.model.turns import as_tools
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
@@ -31,17 +33,25 @@ from laurel.train.optimizer import state_bytes
 if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
-AT_ONCE = 1024  # rows that are sampled at once, as `laurel.policy.sampler.sample` has it
-TILES = 4  # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and their gradient
-GAPS = 0.5  # of activations, what a CPU's heap loses between tensors that stay and tensors that went: measured, .17 to .54
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
+# tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
+# their gradient
+TILES = 4
+# of activations, what a CPU's heap loses between tensors that stay and tensors that went: measured,
+# .17 to .54
+GAPS = 0.5
 SURE = 0.85
-"""A run is refused where even so much of what is foreseen is more than there is: foreseen is within 15 % of what is taken."""
+"""A run is refused where even so much of what is foreseen is more than there is: foreseen is within
+15 % of what is taken.
+"""
 OPTIMISER = ("moments", "masters")
 
 
 @dataclass(frozen=True)
 class Work:
-    """The largest pieces of a step: a micro-batch, whether there are others beside it, and what is sampled, in rows and tokens."""
+    """The largest pieces of a step: a micro-batch, whether there are others beside it, and what is
+    sampled, in rows and tokens.
+    """
 
     micro: Batch
     several: bool
@@ -53,7 +63,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Bytes by name. there: models; parts: what a step adds; phases: which of these are there at the same time."""
+    """Bytes by name. there: models; parts: what a step adds; phases: which of these are there at
+    the same time.
+    """
 
     there: dict[str, int]
     parts: dict[str, int]
@@ -74,10 +86,14 @@ class Foreseen:
         return self.of(self.fullest)
 
 
-def foreseen(policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str) -> Foreseen:
-    """What a run takes on a device of some kind, of models that may be without memory: from shapes, and a pass over shapes.
+def foreseen(
+    policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
+) -> Foreseen:
+    """What a run takes on a device of some kind, of models that may be without memory: from shapes,
+    and a pass over shapes.
 
-    Activations go as gradients come, so both are there together only where gradients of an earlier micro-batch wait.
+    Activations go as gradients come, so both are there together only where gradients of an earlier
+    micro-batch wait.
     """
     there = {"policy": weights_of(policy.model)}
     if reference is not None:
@@ -89,7 +105,11 @@ def foreseen(policy: Any, reference: Any, companion: Any, config: Any, row: Any,
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
     if row.source == "parameters":
-        parts |= {"moments": 0, "masters": 0, "a copy": sum(p.numel() * p.element_size() for p in trained.values())}
+        parts |= {
+            "moments": 0,
+            "masters": 0,
+            "a copy": sum(p.numel() * p.element_size() for p in trained.values()),
+        }
         return Foreseen(there, parts, {"sampling": (*phases["sampling"], "a copy")})
     parts |= state_bytes(trained, config.optim)
     if config.optim.startswith("paged") and kind == "cuda":
@@ -122,24 +142,47 @@ def weights_of(module: Any) -> int:
 
 
 def stepping(trained: dict[str, Any]) -> int:
-    """Bytes of the float32 copies that masters are put together in: master, gradient, and whole numbers on the way."""
+    """Bytes of the float32 copies that masters are put together in: master, gradient, and whole
+    numbers on the way.
+    """
     narrow = [p.numel() for p in trained.values() if p.dtype == masters.NARROW]
     return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
 
 
-def backward(policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str) -> dict[str, int]:
-    """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of which there are two for a while."""
+def backward(
+    policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
+) -> dict[str, int]:
+    """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of
+    which there are two for a while.
+    """
     inner = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
     narrow = policy.dtype != held(policy.model)
     weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
-    there = nullcontext() if kind == "cpu" else elsewhere()  # a GPU that is not here computes otherwise
+    there = (
+        nullcontext() if kind == "cpu" else elsewhere()
+    )  # a GPU that is not here computes otherwise
     with in_training(policy.model, not config.disable_dropout), there:
-        kept = sum(activations(body_of(model), work.micro, policy.autocast, weights) for model in inner)
-        copied = sum(copies(body_of(model), policy.autocast, weights) for model in inner) if narrow else 0
-    learning = [*policy.trainable().values(), *(companion.trainable().values() if companion else ())]
+        kept = sum(
+            activations(body_of(model), work.micro, policy.autocast, weights) for model in inner
+        )
+        copied = (
+            sum(copies(body_of(model), policy.autocast, weights) for model in inner)
+            if narrow
+            else 0
+        )
+    learning = [
+        *policy.trainable().values(),
+        *(companion.trainable().values() if companion else ()),
+    ]
     sizes = [p.numel() * p.element_size() for p in learning]
     gaps = int(GAPS * kept) if kind == "cpu" else 0
-    found = {"activations": kept - copied, "gaps in the heap": gaps, "copies of weights": copied, "logits": 0, "gradient of the head": 0}
+    found = {
+        "activations": kept - copied,
+        "gaps in the heap": gaps,
+        "copies of weights": copied,
+        "logits": 0,
+        "gradient of the head": 0,
+    }
     tied = False
     if not row.head:
         head = policy.causal.get_output_embeddings().weight
@@ -147,7 +190,9 @@ def backward(policy: Any, companion: Any, config: Any, row: Any, work: Work, kin
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
         there = int(work.micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
         tile = TILE if kind == "cpu" else TILE_ON_GPU
-        found["logits"] = TILES * min(tile, there) + (min(policy.room, there) if head.requires_grad else 0)
+        found["logits"] = TILES * min(tile, there) + (
+            min(policy.room, there) if head.requires_grad else 0
+        )
         if policy.whole_logits:
             found["logits"] = 3 * 4 * work.micro.ids_NL.numel() * vocabulary
         found["gradient of the head"] = 4 * vocabulary * width if head.requires_grad else 0
@@ -166,15 +211,20 @@ def own_bodies(companion: Any) -> list[Any]:
 
 
 def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
-    """What sampling takes: keys and values, weights as the sampler has them, logits; nothing where nothing is sampled.
+    """What sampling takes: keys and values, weights as the sampler has them, logits; nothing where
+    nothing is sampled.
 
     kind: of the device that it will be on, which need not be here.
     """
     if not work.each:
         return {}
     config, item = policy.causal.config.get_text_config(), policy.dtype.itemsize
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
-    width = getattr(config, "head_dim", None) or config.hidden_size // max(1, getattr(config, "num_attention_heads", 1))
+    heads = getattr(config, "num_key_value_heads", None) or getattr(
+        config, "num_attention_heads", 0
+    )
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(
+        1, getattr(config, "num_attention_heads", 1)
+    )
     a_token = 2 * config.num_hidden_layers * heads * width * item
     prompts = min(max(AT_ONCE // work.each, 1), work.prompts)
     rows, vocabulary = prompts * work.each, policy.causal.get_input_embeddings().weight.shape[0]
@@ -188,13 +238,22 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
     if policy.packs and not static_obstacle(policy):
         return memory_of(policy, rows, work.prompt, work.completion)
     tokens = rows * (work.prompt + work.completion)
-    return {"keys and values": a_token * tokens, "sampler's weights": 0, "sampled logits": 5 * 4 * rows * vocabulary}
+    return {
+        "keys and values": a_token * tokens,
+        "sampler's weights": 0,
+        "sampled logits": 5 * 4 * rows * vocabulary,
+    }
 
 
 def fused_weights(policy: Any) -> int:
-    """Bytes of the weights that the compact decoder copies: of several projections as one, and of those in another precision."""
+    """Bytes of the weights that the compact decoder copies: of several projections as one, and of
+    those in another precision.
+    """
     body, head = body_of(policy.causal), policy.causal.get_output_embeddings()
-    together, alone = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj", "qkv_proj", "gate_up_proj")
+    together, alone = (
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+        ("o_proj", "down_proj", "qkv_proj", "gate_up_proj"),
+    )
     count = 0
     for name, module in [*body.layers.named_modules(), ("lm_head", head)]:
         weight = getattr(getattr(module, "base_layer", module), "weight", None)
@@ -208,7 +267,9 @@ def fused_weights(policy: Any) -> int:
 
 
 def work_of(setup: Setup) -> Work:
-    """The largest pieces of the first step: prompts with the longest completion, or answers as they are."""
+    """The largest pieces of the first step: prompts with the longest completion, or answers as they
+    are.
+    """
     config, policy = setup.config, setup.policy
     rows = drawn(setup, 0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
     if setup.learns_from_data:
@@ -216,9 +277,19 @@ def work_of(setup: Setup) -> Work:
         others = beside(setup, State(cursor=config.prompts_per_step), rows)
         groups = GIVEN[setup.row.source](policy, rows, run="", step=0, **how, **others)
         return work_in(groups, config, setup)
-    prompts = [encode_prompt(policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))) for row in rows]
-    more, each = (config.max_completion_length or 1) * (config.max_turns or 1), config.num_generations or 1
-    return work_in(to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more)
+    prompts = [
+        encode_prompt(
+            policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))
+        )
+        for row in rows
+    ]
+    more, each = (
+        (config.max_completion_length or 1) * (config.max_turns or 1),
+        config.num_generations or 1,
+    )
+    return work_in(
+        to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more
+    )
 
 
 def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
@@ -226,56 +297,106 @@ def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
     ids = (1,) * length
     how = (ids, (0.0,) * length, (True,) * length, 1.0, "length", "", ())
     return [
-        Group(str(n), {}, tuple(Sample(Key("", "", str(n), k, 0), tuple(prompt), *how) for k in range(each)))
+        Group(
+            str(n),
+            {},
+            tuple(Sample(Key("", "", str(n), k, 0), tuple(prompt), *how) for k in range(each)),
+        )
         for n, prompt in enumerate(prompts)
     ]
 
 
-def work_in(groups: list[Group], config: Any, setup: Any, each: int = 0, prompt: int = 0, completion: int = 0) -> Work:
+def work_in(
+    groups: list[Group],
+    config: Any,
+    setup: Any,
+    each: int = 0,
+    prompt: int = 0,
+    completion: int = 0,
+) -> Work:
     """The micro-batch that computes most tokens, by the way that a step is divided."""
     batch = pack(groups)
-    micros = list(batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs))
+    micros = list(
+        batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs)
+    )
     micro = max(micros, key=lambda one: computed(one, packed=setup.packs))
     return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
 def memory(setup: Setup) -> str:
-    """What is foreseen, as a line; more than the device has is an error that says how to need less."""
-    found = foreseen(setup.policy, setup.reference, setup.companion, setup.config, setup.row, work_of(setup), setup.policy.device.type)
+    """What is foreseen, as a line; more than the device has is an error that says how to need
+    less.
+    """
+    found = foreseen(
+        setup.policy,
+        setup.reference,
+        setup.companion,
+        setup.config,
+        setup.row,
+        work_of(setup),
+        setup.policy.device.type,
+    )
     told = in_words(found)
     on_gpu = setup.policy.device.type == "cuda"
     now = torch.cuda.memory_allocated(setup.policy.device) if on_gpu else resident()
     both = device_memory(setup.policy.device)
     if both is not None and SURE * found.coming > both[0]:
-        what = f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and {(now + both[0]) / 1e9:.1f} GB are there."
-        raise UsageError(what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3]))
-    largest = f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted, in {found.fullest}"
+        what = (
+            f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and"
+            f" {(now + both[0]) / 1e9:.1f} GB are there."
+        )
+        raise UsageError(
+            what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3])
+        )
+    largest = (
+        f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"
+        f" in {found.fullest}"
+    )
     return f"memory in MB: {told}; {largest}"
 
 
 def in_words(found: Foreseen) -> str:
     """Every part that takes something, in MB."""
     every = {**found.there, **found.parts}
-    return ", ".join(f"{name} {bytes_ / 1e6:.1f}" for name, bytes_ in every.items() if bytes_ or name in found.there)
+    return ", ".join(
+        f"{name} {bytes_ / 1e6:.1f}"
+        for name, bytes_ in every.items()
+        if bytes_ or name in found.there
+    )
 
 
 def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
-    """What to change so that a step takes less: what costs least first, and only what helps in the phase that takes most."""
+    """What to change so that a step takes less: what costs least first, and only what helps in the
+    phase that takes most.
+    """
     fullest, ways = found.phases[found.fullest], list[str]()
     many = "activations" in fullest and found.parts["activations"] > 0
     if many and config.token_budget > 256:
-        ways.append(f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts.")
+        ways.append(
+            f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts."
+        )
     if many and not config.gradient_checkpointing and not row.head:
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     if "keys and values" in fullest:
-        ways.append("Lower max_completion_length, num_generations or prompts_per_step: fewer keys and values.")
-    if config.optim == "adamw_torch" and found.parts.get("moments", 0) > sum(found.there.values()) / 4:
+        ways.append(
+            "Lower max_completion_length, num_generations or prompts_per_step: fewer keys and"
+            " values."
+        )
+    if (
+        config.optim == "adamw_torch"
+        and found.parts.get("moments", 0) > sum(found.there.values()) / 4
+    ):
         ways.append("Set optim to adamw_8bit: moments of 2 bytes a weight, not 8.")
     if config.param_dtype != "bfloat16" and row.source != "parameters":
         ways.append("Set param_dtype to bfloat16: half the memory of weights.")
     if not config.use_peft:
         ways.append("Set use_peft: adapters need hardly any gradients and optimiser state.")
-    if not many and not config.gradient_checkpointing and not row.head and row.source != "parameters":
+    if (
+        not many
+        and not config.gradient_checkpointing
+        and not row.head
+        and row.source != "parameters"
+    ):
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     ways.append("Take a smaller model.")
     return ways

@@ -15,27 +15,54 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.train.masters import NARROW, Make, Masters
 
-KEPT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit"}
+KEPT = {
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+}
 """optim -> its class in bitsandbytes."""
 BLOCK, SMALL = 256, 4096
-"""Of 8-bit moments: numbers that share a scale, and numbers of a tensor below which they stay float32."""
+"""Of 8-bit moments: numbers that share a scale, and numbers of a tensor below which they stay
+float32.
+"""
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: TrainConfig, beside: Mapping[str, nn.Parameter] | None = None, rate: float = 1.0
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainConfig,
+    beside: Mapping[str, nn.Parameter] | None = None,
+    rate: float = 1.0,
 ) -> Any:
-    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms, biases).
+    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms,
+    biases).
 
-    Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`: torch's, or one of bitsandbytes'.
-    beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale of a gradient, so a coefficient of a
-    loss that nothing else touches would do nothing.
+    Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`:
+    torch's, or one of bitsandbytes'.
+    beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale
+    of a gradient, so a coefficient of a loss that nothing else touches would do nothing.
     """
-    together = {1.0: {**parameters, **(beside or {})}} if rate == 1 else {1.0: parameters, rate: beside or {}}
+    together = (
+        {1.0: {**parameters, **(beside or {})}}
+        if rate == 1
+        else {1.0: parameters, rate: beside or {}}
+    )
     groups: list[dict[str, Any]] = []
     for times, of in together.items():
-        how = {"times": times, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
-        groups.append({"params": [p for p in of.values() if p.ndim > 1], "weight_decay": config.weight_decay, **how})
-        groups.append({"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, **how})
+        how = {
+            "times": times,
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "eps": config.adam_epsilon,
+        }
+        groups.append(
+            {
+                "params": [p for p in of.values() if p.ndim > 1],
+                "weight_decay": config.weight_decay,
+                **how,
+            }
+        )
+        groups.append(
+            {"params": [p for p in of.values() if p.ndim <= 1], "weight_decay": 0.0, **how}
+        )
     used = [g for g in groups if g["params"]]
     every = [p for g in used for p in g["params"]]
     make = maker(config, fused=all(p.device.type in ("cpu", "cuda") for p in every))
@@ -58,26 +85,44 @@ def library(optim: str) -> Any:
             return importlib.import_module("bitsandbytes").optim
     except ImportError as error:
         fix = "pip install 'laurel-rl[optim]', or leave optim out."
-        what = "bitsandbytes is not installed." if getattr(error, "name", "") == "bitsandbytes" else f"bitsandbytes: {error}"
+        what = (
+            "bitsandbytes is not installed."
+            if getattr(error, "name", "") == "bitsandbytes"
+            else f"bitsandbytes: {error}"
+        )
         raise UsageError(what, where=f"optim={optim}", fix=fix) from error
 
 
 def check_optim(config: TrainConfig, device: torch.device) -> None:
-    """UsageError for an optimiser that is not here, or would not be what its name says. Before any weight is loaded."""
+    """UsageError for an optimiser that is not here, or would not be what its name says. Before any
+    weight is loaded.
+    """
     if config.optim == "adamw_torch":
         return
     if config.optim.startswith("paged") and device.type != "cuda":
-        fix = "Use adamw_8bit, which works on a CPU, too." if device.type == "cpu" else "Leave it out."
+        fix = (
+            "Use adamw_8bit, which works on a CPU, too."
+            if device.type == "cpu"
+            else "Leave it out."
+        )
         raise UsageError(
-            f"pages move between a GPU and main memory, and this runs on {device.type}.", where=f"optim={config.optim}", fix=fix
+            f"pages move between a GPU and main memory, and this runs on {device.type}.",
+            where=f"optim={config.optim}",
+            fix=fix,
         )
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"bitsandbytes does not work on {device.type}.", where=f"optim={config.optim}", fix="Leave it out.")
+        raise UsageError(
+            f"bitsandbytes does not work on {device.type}.",
+            where=f"optim={config.optim}",
+            fix="Leave it out.",
+        )
     library(config.optim)
 
 
 def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str, int]:
-    """Bytes that a step's gradients and the optimiser take: gradients, moments, and what masters have beyond their weights."""
+    """Bytes that a step's gradients and the optimiser take: gradients, moments, and what masters
+    have beyond their weights.
+    """
     found = {"gradients": 0, "moments": 0, "masters": 0}
     for parameter in parameters.values():
         count = parameter.numel()
@@ -92,11 +137,15 @@ def total_norm(grads: list[Tensor]) -> float:
     """The norm of all gradients as one vector. Of those in bfloat16 it is added up in float32."""
     if all(grad.dtype != NARROW for grad in grads):
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-    return math.hypot(*(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads))
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads)
+    )
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of step 1, 2, ...: linear warm-up, then constant, linear or cosine down to 0 at max_steps."""
+    """The rate of step 1, 2, ...: linear warm-up, then constant, linear or cosine down to 0 at
+    max_steps.
+    """
     assert config.learning_rate is not None
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
@@ -105,20 +154,32 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * shape[config.lr_scheduler_type]
 
 
-def optimizer_step(optimizer: Any, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig) -> float:
+def optimizer_step(
+    optimizer: Any, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig
+) -> float:
     """Clip, step, clear; returns the gradient norm before clipping.
 
-    A gradient that is exactly zero moves nothing: no step, so no weight decay and no momentum either. A gradient that is not finite
-    stops the run.
+    A gradient that is exactly zero moves nothing: no step, so no weight decay and no momentum
+    either. A gradient that is not finite stops the run.
     """
     grads = [p.grad for p in parameters.values() if p.grad is not None]
     norm = total_norm(grads)
     if not math.isfinite(norm):
-        bad = next(name for name, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all())
-        raise LaurelError(f"the gradient of {bad} is not finite.", where=f"step {step}", fix="Lower learning_rate; look at samples.jsonl.")
+        bad = next(
+            name
+            for name, p in parameters.items()
+            if p.grad is not None and not p.grad.isfinite().all()
+        )
+        raise LaurelError(
+            f"the gradient of {bad} is not finite.",
+            where=f"step {step}",
+            fix="Lower learning_rate; look at samples.jsonl.",
+        )
     if norm > 0:
         if config.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.max_grad_norm, torch.tensor(norm))
+            torch.nn.utils.clip_grads_with_norm_(
+                parameters.values(), config.max_grad_norm, torch.tensor(norm)
+            )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config) * group.get("times", 1.0)
         optimizer.step()

@@ -1,4 +1,6 @@
-"""Several processes as one: the only module with collectives. Each rank takes its share of prompts; sums are global."""
+"""Several processes as one: the only module with collectives. Each rank takes its share of prompts;
+sums are global.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(minutes=10)  # no wait is unbounded: a peer that stays away longer is an error that names the operation
+PATIENCE = timedelta(
+    minutes=10
+)  # no wait is unbounded: a peer that stays away longer is an error that names the operation
 
 
 def join() -> None:
@@ -50,24 +54,31 @@ def gather(value: Any) -> list[Any]:
 
 
 def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """function(*columns) computed on the rows of all ranks together; this rank's rows of the result.
+    """function(*columns) computed on the rows of all ranks together; this rank's rows of the
+    result.
 
-    Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes that differ in length are padded with 0.
+    Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes
+    that differ in length are padded with 0.
     """
     if world_size() == 1:
         return function(*columns)
     parts = gather(columns)
     long = max(part[0].shape[1] for part in parts)
-    padded = [[torch.nn.functional.pad(column, (0, long - column.shape[1])) for column in part] for part in parts]
+    padded = [
+        [torch.nn.functional.pad(column, (0, long - column.shape[1])) for column in part]
+        for part in parts
+    ]
     before = sum(len(part[0]) for part in parts[: rank()])
     whole = function(*(torch.cat(rows) for rows in zip(*padded, strict=True)))
     return whole[before : before + len(columns[0]), : columns[0].shape[1]]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits for another in vain.
+    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits
+    for another in vain.
 
-    What has a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by decay and momentum.
+    What has a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by
+    decay and momentum.
     """
     if world_size() == 1:
         return

@@ -1,4 +1,6 @@
-"""Mixing in pre-training: likelihood of other text beside a policy's own loss, against forgetting what the reward does not ask for."""
+"""Mixing in pre-training: likelihood of other text beside a policy's own loss, against forgetting
+what the reward does not ask for.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,30 @@ if TYPE_CHECKING:
 
 
 def mix_in(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
-    """Add the gradient of ptx_coef * E[-log pi(text)], per token of this step's rows of ptx_dataset, to what has been accumulated.
+    """Add the gradient of ptx_coef * E[-log pi(text)], per token of this step's rows of
+    ptx_dataset, to what has been accumulated.
 
-    As many rows as prompts per step, drawn in a seeded order, divided among processes. PPO-ptx, Ouyang et al. 2022, arXiv:2203.02155.
+    As many rows as prompts per step, drawn in a seeded order, divided among processes. PPO-ptx,
+    Ouyang et al. 2022, arXiv:2203.02155.
     """
     config = setup.config
-    every = take((step - 1) * config.prompts_per_step, config.prompts_per_step, len(rows), config.seed)
+    every = take(
+        (step - 1) * config.prompts_per_step, config.prompts_per_step, len(rows), config.seed
+    )
     own = [rows[i] for i in every[parallel.rank() :: parallel.world_size()]]
-    groups = demonstrations(setup.policy, own, run="ptx", step=step, train_on=None, max_length=config.max_prompt_length)
+    groups = demonstrations(
+        setup.policy, own, run="ptx", step=step, train_on=None, max_length=config.max_prompt_length
+    )
     batch = pack(groups).to(setup.policy.device)
     batch = batch.replace(weight_NT=torch.ones_like(batch.weight_NT))
     total = parallel.everywhere(token_mean(batch).count)
     for micro in batch.split(config.token_budget, packed=setup.packs):
         logp_NT = setup.policy.logp(micro).logp
-        (config.ptx_coef * reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)).backward()
-        sums.add("ptx/nll", float(-logp_NT.detach()[micro.loss_mask_NT].sum()), int(micro.loss_mask_NT.sum()))
+        (
+            config.ptx_coef * reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)
+        ).backward()
+        sums.add(
+            "ptx/nll",
+            float(-logp_NT.detach()[micro.loss_mask_NT].sum()),
+            int(micro.loss_mask_NT.sum()),
+        )

@@ -1,4 +1,6 @@
-"""Where the time of a step goes: a clock with phases that add up to the step, and with `profile` a table of them in profile.json."""
+"""Where the time of a step goes: a clock with phases that add up to the step, and with `profile` a
+table of them in profile.json.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,12 @@ Given, Made = ParamSpec("Given"), TypeVar("Made")
 
 
 class Clock:
-    """Seconds by phase. A phase inside another interrupts it, so every moment belongs to one phase, and all add up to the step.
+    """Seconds by phase. A phase inside another interrupts it, so every moment belongs to one phase,
+    and all add up to the step.
 
-    What no phase claims is `other`. While it is watching (`watch`), the clock waits for a GPU at every change of phase, and notes how
-    long the main thread was not on a core (`idle`): it waited for rewards in other processes, for a disk, or for other programs.
+    What no phase claims is `other`. While it is watching (`watch`), the clock waits for a GPU at
+    every change of phase, and notes how long the main thread was not on a core (`idle`): it waited
+    for rewards in other processes, for a disk, or for other programs.
     """
 
     def __init__(self) -> None:
@@ -63,7 +67,9 @@ class Clock:
             self._turn()
             self.open.pop()
 
-    def run(self, name: str, function: Callable[Given, Made], *args: Given.args, **options: Given.kwargs) -> Made:
+    def run(
+        self, name: str, function: Callable[Given, Made], *args: Given.args, **options: Given.kwargs
+    ) -> Made:
         """function(...), as part of the phase `name`."""
         with self(name):
             return function(*args, **options)
@@ -88,15 +94,21 @@ class Clock:
         self.spent[name] = self.spent.get(name, 0.0) + now - self.mark
         if self.device is not None:
             on_core = time.thread_time()
-            self.idle[name] = self.idle.get(name, 0.0) + max(0.0, now - self.mark - (on_core - self.on_core))
+            self.idle[name] = self.idle.get(name, 0.0) + max(
+                0.0, now - self.mark - (on_core - self.on_core)
+            )
             self.on_core = on_core
         self.mark = now
 
 
-def phase(name: str) -> Callable[[Callable[Concatenate[Any, Given], Made]], Callable[Concatenate[Any, Given], Made]]:
+def phase(
+    name: str,
+) -> Callable[[Callable[Concatenate[Any, Given], Made]], Callable[Concatenate[Any, Given], Made]]:
     """A decorator for functions of a Setup: what they do belongs to the phase `name`."""
 
-    def decorate(function: Callable[Concatenate[Any, Given], Made]) -> Callable[Concatenate[Any, Given], Made]:
+    def decorate(
+        function: Callable[Concatenate[Any, Given], Made],
+    ) -> Callable[Concatenate[Any, Given], Made]:
         @wraps(function)
         def timed(setup: Any, *args: Given.args, **options: Given.kwargs) -> Made:
             with setup.clock(name):
@@ -123,17 +135,23 @@ def whole(policy: Any) -> nn.Module:
 
 
 def record_profile(setup: Setup, phases: dict[str, float], sums: Sums, step: int) -> None:
-    """Add a step to the profile and write it, every `logging_steps` steps. The first, which warms up, counts only while it is alone."""
+    """Add a step to the profile and write it, every `logging_steps` steps. The first, which warms
+    up, counts only while it is alone.
+    """
     clock, config = setup.clock, setup.config
     if clock.steps == 1:
         clock.totals.clear()
     clock.steps += 1
     padding, computed = sums.sums.get("padding_share", (0.0, 0.0))
     numbers = {
-        "steps": 1.0, "bound": bound(clock.work, setup.policy.dtype, setup.policy.device, clock.rates),
-        "operations": clock.work.operations, "sampled": sums.totals.get("tokens", 0.0),
-        "trained": computed - padding, "padding": padding, "computed": computed,
-    }  # fmt: skip
+        "steps": 1.0,
+        "bound": bound(clock.work, setup.policy.dtype, setup.policy.device, clock.rates),
+        "operations": clock.work.operations,
+        "sampled": sums.totals.get("tokens", 0.0),
+        "trained": computed - padding,
+        "padding": padding,
+        "computed": computed,
+    }
     for name, seconds in phases.items():
         kind = name if name in PHASES else "other"
         numbers[f"seconds/{kind}"] = numbers.get(f"seconds/{kind}", 0.0) + seconds
@@ -141,14 +159,17 @@ def record_profile(setup: Setup, phases: dict[str, float], sums: Sums, step: int
     for name, number in numbers.items():
         clock.totals[name] = clock.totals.get(name, 0.0) + number
     if step % config.logging_steps == 0 or step == config.max_steps:
-        write_atomic(setup.run.folder / "profile.json", json.dumps(told(clock.totals), indent=1) + "\n")
+        write_atomic(
+            setup.run.folder / "profile.json", json.dumps(told(clock.totals), indent=1) + "\n"
+        )
 
 
 def told(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
-    `roofline` is the time that the step's necessary work would take at this machine's own rates (`laurel.train.roof`), `idle` the
-    time off the cores, `overhead` the rest: Python, the dispatch of operators, element-wise work, padding.
+    `roofline` is the time that the step's necessary work would take at this machine's own rates
+    (`laurel.train.roof`), `idle` the time off the cores, `overhead` the rest: Python, the dispatch
+    of operators, element-wise work, padding.
     """
     steps, phases = totals["steps"], [name for name in PHASES if f"seconds/{name}" in totals]
     seconds = sum(totals[f"seconds/{name}"] for name in phases)
@@ -165,7 +186,10 @@ def told(totals: dict[str, float]) -> dict[str, Any]:
             }
             for name in phases
         },
-        "tokens_per_second": {"sampled": totals["sampled"] / seconds, "trained": totals["trained"] / seconds},
+        "tokens_per_second": {
+            "sampled": totals["sampled"] / seconds,
+            "trained": totals["trained"] / seconds,
+        },
         "roofline": roofline,
         "idle": idle,
         "overhead": max(0.0, 1.0 - roofline - idle),

@@ -1,4 +1,6 @@
-"""What a person sees while training: a bar with the numbers that matter, or a line now and then where there is no terminal."""
+"""What a person sees while training: a bar with the numbers that matter, or a line now and then
+where there is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ SHOWN = (
 MINUTE = 60.0  # seconds after which a line comes anyway, where there is no terminal
 TROUBLE = ("failed_fraction", "zero_signal")
 """Numbers that are shown where they are not 0."""
-SHORT = {"informative_fraction": "informative", "completions/mean_length": "length", "tokens_per_second": "tok/s"}  # fmt: skip
+SHORT = {
+    "informative_fraction": "informative",
+    "completions/mean_length": "length",
+    "tokens_per_second": "tok/s",
+}
 
 
 class Progress:
@@ -43,9 +49,14 @@ class Progress:
         self.live = self.console.is_terminal and not quiet
         self.every, self.told = max(1, setup.config.max_steps // 10), time.monotonic()
         self.bar = Bar(
-            TextColumn(f"[bold]{setup.name}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"), console=self.console, disable=not self.live,
-        )  # fmt: skip
+            TextColumn(f"[bold]{setup.name}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.live,
+        )
         self.task = self.bar.add_task(setup.name, total=setup.config.max_steps, numbers="")
 
     def __enter__(self) -> Progress:
@@ -61,8 +72,18 @@ class Progress:
 
     def advance(self, step: int, means: Mapping[str, float]) -> None:
         """The bar moves to `step`, with the numbers of the step."""
-        sets = [name for name in means if name.count("/") > 1 and name.startswith("eval/") and f"eval/{name.split('/', 2)[2]}" in SHOWN]
-        told = [name for name in SHOWN if name in means] + sets + [name for name in TROUBLE if means.get(name)]
+        sets = [
+            name
+            for name in means
+            if name.count("/") > 1
+            and name.startswith("eval/")
+            and f"eval/{name.split('/', 2)[2]}" in SHOWN
+        ]
+        told = (
+            [name for name in SHOWN if name in means]
+            + sets
+            + [name for name in TROUBLE if means.get(name)]
+        )
         numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in told)
         self.bar.update(self.task, completed=step, numbers=numbers)
         late = time.monotonic() - self.told >= MINUTE

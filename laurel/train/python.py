@@ -1,4 +1,6 @@
-"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with objects where it takes names."""
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with
+objects where it takes names.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,16 @@ def train(
 ) -> Run:
     """Train one algorithm of the table to the end and return its run directory.
 
-    options: those of `laurel train ALGORITHM --help`, by name; config: a TrainConfig, a mapping or a YAML file of them, which single
-    options win over. Objects may stand where the command takes names: `model` (of transformers or peft, trained in place) with its
-    `tokenizer`, `dataset`, `eval_dataset` (or a mapping of several) and `ptx_dataset` (a datasets.Dataset or any iterable of mappings,
-    read whole), `rewards` (functions, called in this process), `env` (a class), `relabel`. The run remembers functions by
-    `module.qualname`. compute_metrics: of each evaluation's groups, further numbers by name. callbacks: objects with any of
-    on_step(step, metrics), on_evaluation(step, metrics), on_checkpoint(step, folder); True or "stop" from one of the first two ends
-    the run, saved. TRL's names train_dataset, reward_funcs and processing_class are understood.
+    options: those of `laurel train ALGORITHM --help`, by name; config: a TrainConfig, a mapping or
+    a YAML file of them, which single options win over. Objects may stand where the command takes
+    names: `model` (of transformers or peft, trained in place) with its `tokenizer`, `dataset`,
+    `eval_dataset` (or a mapping of several) and `ptx_dataset` (a datasets.Dataset or any iterable
+    of mappings, read whole), `rewards` (functions, called in this process), `env` (a class),
+    `relabel`. The run remembers functions by `module.qualname`. compute_metrics: of each
+    evaluation's groups, further numbers by name. callbacks: objects with any of on_step(step,
+    metrics), on_evaluation(step, metrics), on_checkpoint(step, folder); True or "stop" from one of
+    the first two ends the run, saved. TRL's names train_dataset, reward_funcs and processing_class
+    are understood.
     """
     check_algorithm(algorithm)
     options = renamed(options)
@@ -50,7 +55,11 @@ def train(
     from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
     from laurel.train.loop import train as run_to_the_end
 
-    watching = Watching(check_callbacks(callbacks), check_function(compute_metrics), tuple(said(objects, values.get("param_dtype"))))
+    watching = Watching(
+        check_callbacks(callbacks),
+        check_function(compute_metrics),
+        tuple(said(objects, values.get("param_dtype"))),
+    )
     with giving(objects):
         resolved = build_config(values, where="laurel.train")
         with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
@@ -68,7 +77,9 @@ def check_algorithm(name: Any) -> None:
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with TRL's names for objects as ours; one given under both names is a UsageError. None is as if not given."""
+    """The options with TRL's names for objects as ours; one given under both names is a UsageError.
+    None is as if not given.
+    """
     found = dict[str, Any]()
     for name, value in options.items():
         ours = ALIASES.get(name, name)
@@ -83,7 +94,9 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """An unknown name is told with the nearest, among options and arguments; `build_config` tells the rest."""
+    """An unknown name is told with the nearest, among options and arguments; `build_config` tells
+    the rest.
+    """
     for name in options:
         if name in TrainConfig.model_fields or name == "tokenizer":
             continue
@@ -118,14 +131,21 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         if option in ROWS and value is not None:
             value = rows_by_name(value, option, split, objects)
         elif option == "eval_dataset" and value is not None:
-            several = isinstance(value, Mapping) and not all(hasattr(part, "column_names") for part in value.values())
+            several = isinstance(value, Mapping) and not all(
+                hasattr(part, "column_names") for part in value.values()
+            )
             if several:
-                value = {name: rows_by_name(part, f"eval_dataset/{name}", split, objects) for name, part in value.items()}
+                value = {
+                    name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
+                    for name, part in value.items()
+                }
             else:
                 value = rows_by_name(value, option, split_for_evaluation(value, split), objects)
         elif option == "rewards" and value is not None:
             listed = list(value) if isinstance(value, list | tuple) else [value]
-            value = [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+            value = [
+                one if isinstance(one, str) else by_name(one, option, objects) for one in listed
+            ]
         elif option in CODE and value is not None and not isinstance(value, str):
             value = by_name(value, option, objects)
         elif option == "model" and not isinstance(value, str | type(None)):
@@ -136,12 +156,18 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 def split_for_evaluation(value: Any, split: str) -> str:
     """Of a DatasetDict to evaluate on: its first split that is not the one to train on."""
-    others = [name for name in ("validation", "test", "eval", "dev") if isinstance(value, Mapping) and name in value]
+    others = [
+        name
+        for name in ("validation", "test", "eval", "dev")
+        if isinstance(value, Mapping) and name in value
+    ]
     return others[0] if others else split
 
 
 def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
-    """A name as it is; names of files as the text that stands for them; rows under the name of their option."""
+    """A name as it is; names of files as the text that stands for them; rows under the name of
+    their option.
+    """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, str) or are_names(value):
         return value if isinstance(value, str) else ",".join(value)
@@ -151,7 +177,9 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 
 
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
-    """`module.qualname` of a function or class, which a run remembers it by; a second one of that name is `...#2`."""
+    """`module.qualname` of a function or class, which a run remembers it by; a second one of that
+    name is `...#2`.
+    """
     if not callable(value):
         raise UsageError(
             f"`{value!r:.60}` is neither a name nor a function.",
@@ -169,7 +197,7 @@ def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
 
 def model_by_name(model: Any, objects: dict[str, Any]) -> str:
     """The name of a model that can be trained."""
-    from laurel.policy.objects import check_model
+    from laurel.model.objects import check_model
 
     check_model(model)
     name = f"{PREFIX}{type(model).__name__}"
@@ -177,17 +205,25 @@ def model_by_name(model: Any, objects: dict[str, Any]) -> str:
     return name
 
 
-def with_tokenizer(model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The tokenizer under the name of its model. A model in memory that comes without one has that of the folder it was loaded from."""
-    from laurel.policy.model import load_tokenizer
-    from laurel.policy.objects import TOKENIZER
+def with_tokenizer(
+    model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any
+) -> dict[str, Any]:
+    """The tokenizer under the name of its model. A model in memory that comes without one has that
+    of the folder it was loaded from.
+    """
+    from laurel.model.objects import TOKENIZER
+    from laurel.model.policy import load_tokenizer
 
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(os.fspath(tokenizer))
     if tokenizer is not None:
         if "model" not in values:
-            raise UsageError("a tokenizer belongs to a model.", where="tokenizer", fix="Give model, too.")
-        if not callable(getattr(tokenizer, "decode", None)) or not callable(getattr(tokenizer, "get_vocab", None)):
+            raise UsageError(
+                "a tokenizer belongs to a model.", where="tokenizer", fix="Give model, too."
+            )
+        if not callable(getattr(tokenizer, "decode", None)) or not callable(
+            getattr(tokenizer, "get_vocab", None)
+        ):
             fix = "Give what AutoTokenizer.from_pretrained returns."
             raise UsageError(
                 f"`{type(tokenizer).__name__}` is no tokenizer of transformers.",
@@ -225,12 +261,14 @@ def check_function(function: Any) -> Any:
 
 
 def said(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
-    """What the run says of objects: where they run, and what becomes of them. kept: the precision asked for weights."""
+    """What the run says of objects: where they run, and what becomes of them. kept: the precision
+    asked for weights.
+    """
     functions = [name for name in objects if not name.startswith(PREFIX)]
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []
     for thing in objects.values():
         if hasattr(thing, "named_parameters"):
-            from laurel.policy.objects import said_of
+            from laurel.model.objects import said_of
 
             lines.append(said_of(thing, kept if kept == "bfloat16" else "float32"))
     return lines

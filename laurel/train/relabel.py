@@ -1,4 +1,6 @@
-"""Hindsight: a sample of one instruction becomes a demonstration of the instruction that it achieved."""
+"""Hindsight: a sample of one instruction becomes a demonstration of the instruction that it
+achieved.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from laurel.core.given import given
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.data.formats import is_messages
-from laurel.policy.chat import encode_prompt
+from laurel.model.chat import encode_prompt
 from laurel.reward.calls import Call
 from laurel.reward.load import Reward, load_reward
 
@@ -21,55 +23,88 @@ if TYPE_CHECKING:
     from laurel.train.setup import Setup
 
 RELABELLED = "relabelled"
-"""The column that a relabelled group's row has in addition: for each sample the prompt it is trained under, or None."""
-FIX = "Give file.py:function or module.function: (prompts, completions, completion_ids, **columns) -> one prompt or None per completion."
+"""The column that a relabelled group's row has in addition: for each sample the prompt it is
+trained under, or None.
+"""
+FIX = (
+    "Give file.py:function or module.function: (prompts, completions, completion_ids, **columns) ->"
+    " one prompt or None per completion."
+)
 
 
 def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Reward:
-    """The function that says which instruction a completion achieved, checked like a reward: it has the same signature.
+    """The function that says which instruction a completion achieved, checked like a reward: it has
+    the same signature.
 
-    UsageError where it is not named, does not load, or asks for a column that is not there (columns None: not known, not checked).
+    UsageError where it is not named, does not load, or asks for a column that is not there (columns
+    None: not known, not checked).
     """
     if name is None:
         raise UsageError("which instruction did a completion achieve?", where="relabel", fix=FIX)
     if given(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
         raise UsageError(f"`{name}` is no function.", where="relabel", fix=FIX)
     if RELABELLED in (columns or ()):
-        raise UsageError(f"the dataset has a column `{RELABELLED}`, which hindsight writes.", where="dataset", fix="Rename it.")
+        raise UsageError(
+            f"the dataset has a column `{RELABELLED}`, which hindsight writes.",
+            where="dataset",
+            fix="Rename it.",
+        )
     try:
         found = load_reward(name, columns)
     except UsageError as error:
         raise UsageError(error.what, where=f"relabel={name}", fix=FIX) from error
     if found.judges or found.asynchronous:
-        raise UsageError("a verifier, or a function that is awaited, cannot relabel.", where=f"relabel={name}", fix=FIX)
+        raise UsageError(
+            "a verifier, or a function that is awaited, cannot relabel.",
+            where=f"relabel={name}",
+            fix=FIX,
+        )
     return found
 
 
 def hindsight(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums) -> list[Group]:
-    """The groups, scored and recorded under their own instructions, as demonstrations of what they achieved.
+    """The groups, scored and recorded under their own instructions, as demonstrations of what they
+    achieved.
 
-    A sample's prompt is encoded anew from the instruction that it achieved, its sampled ids stay, its reward is 1. One that achieved
-    nothing (None), or whose new prompt is longer than max_prompt_length, has reward None: it is left out of the loss and of its count.
+    A sample's prompt is encoded anew from the instruction that it achieved, its sampled ids stay,
+    its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
+    max_prompt_length, has reward None: it is left out of the loss and of its count.
     """
     config = setup.config
     out = []
     for group, prompts in zip(groups, achieved(load_relabel(config.relabel), groups), strict=True):
         ids = [
-            None if prompt is None else encode_prompt(setup.policy.tokenizer, prompt, tools=group.row.get("tools")) for prompt in prompts
+            (
+                None
+                if prompt is None
+                else encode_prompt(setup.policy.tokenizer, prompt, tools=group.row.get("tools"))
+            )
+            for prompt in prompts
         ]
         fits = [i is not None and len(i) <= config.max_prompt_length for i in ids]
-        samples = [s if i is None else replace(s, prompt_ids=i) for s, i in zip(group.samples, ids, strict=True)]
+        samples = [
+            s if i is None else replace(s, prompt_ids=i)
+            for s, i in zip(group.samples, ids, strict=True)
+        ]
         kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]
         rewards = tuple(1.0 if fit else None for fit in fits)
-        out.append(replace(group, row={**group.row, RELABELLED: kept}, samples=tuple(samples), rewards=rewards))
+        out.append(
+            replace(
+                group, row={**group.row, RELABELLED: kept}, samples=tuple(samples), rewards=rewards
+            )
+        )
         sums.add("hindsight/relabelled", sum(fits), len(fits))
-        sums.add("hindsight/own", sum(prompt == group.row["prompt"] for prompt in prompts), len(fits))
+        sums.add(
+            "hindsight/own", sum(prompt == group.row["prompt"] for prompt in prompts), len(fits)
+        )
         sums.add("hindsight/too_long", sum(i is not None for i in ids) - sum(fits), len(fits))
     return out
 
 
 def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
-    """What the function says of every sample of every group. An answer of another length, or that is no prompt, is an error."""
+    """What the function says of every sample of every group. An answer of another length, or that
+    is no prompt, is an error.
+    """
     call, where = Call.of(groups), f"relabel, `{relabel.name}`"
     try:
         found = relabel.function(**call.arguments(relabel))
@@ -77,11 +112,18 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
         raise LaurelError(f"raised {type(error).__name__}: {error}.", where=where) from error
     if not isinstance(found, list | tuple) or len(found) != len(call.keys):
         said = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
-        raise LaurelError(f"returned {said} for {len(call.keys)} completions.", where=where, fix="A list: one prompt or None for each.")
+        raise LaurelError(
+            f"returned {said} for {len(call.keys)} completions.",
+            where=where,
+            fix="A list: one prompt or None for each.",
+        )
     for prompt, asked, group_key in zip(found, call.prompts, call.keys, strict=True):
         if prompt is not None and not same_kind(prompt, asked):
             kind = "a text" if isinstance(asked, str) else "a list of messages"
-            raise LaurelError(f"returned {prompt!r:.80}, not {kind} as the prompt was, and not None.", where=f"{where}, {group_key.prompt}")
+            raise LaurelError(
+                f"returned {prompt!r:.80}, not {kind} as the prompt was, and not None.",
+                where=f"{where}, {group_key.prompt}",
+            )
     answers = iter(found)
     return [[next(answers) for _ in group.samples] for group in groups]
 

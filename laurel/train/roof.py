@@ -1,4 +1,6 @@
-"""The roofline: how long a step's necessary products, attention and reading of memory take at rates measured at their own shapes."""
+"""The roofline: how long a step's necessary products, attention and reading of memory take at rates
+measured at their own shapes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LARGEST = 256 << 20
 
 
 class Product(NamedTuple):
-    """[rows, inner] times [inner, columns], `count` of them: weights one after the other, or heads of attention at once."""
+    """[rows, inner] times [inner, columns], `count` of them: weights one after the other, or heads
+    of attention at once.
+    """
 
     kind: Literal["weights", "heads"]
     count: int
@@ -31,10 +35,12 @@ class Product(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What of a model costs time. matrices: (out, in, does it learn?) -> how many of them every token is multiplied by.
+    """What of a model costs time. matrices: (out, in, does it learn?) -> how many of them every
+    token is multiplied by.
 
-    vocabulary: a matrix with so many rows is a head, which only tokens that are drawn or trained on go through. windows: of each
-    layer with attention, how many tokens a query sees, None for all before it.
+    vocabulary: a matrix with so many rows is a head, which only tokens that are drawn or trained on
+    go through. windows: of each layer with attention, how many tokens a query sees, None for all
+    before it.
     """
 
     matrices: Counter[tuple[int, int, bool]]
@@ -47,7 +53,9 @@ class Body(NamedTuple):
 
 @dataclass
 class Work:
-    """Floating-point operations of products, by their shape, and bytes that are read, by how many there are to go through."""
+    """Floating-point operations of products, by their shape, and bytes that are read, by how many
+    there are to go through.
+    """
 
     products: defaultdict[Product, float] = field(default_factory=lambda: defaultdict(float))
     reads: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
@@ -62,8 +70,12 @@ class Work:
         if operations:
             self.products[product] += operations
 
-    def pass_through(self, body: Body, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE) -> None:
-        """`tokens` through every matrix, `at_head` of them through heads; learns: and the gradients of input and weight."""
+    def pass_through(
+        self, body: Body, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE
+    ) -> None:
+        """`tokens` through every matrix, `at_head` of them through heads; learns: and the gradients
+        of input and weight.
+        """
         for (out, into, moves), count in body.matrices.items():
             through = at_head if out == body.vocabulary else tokens
             rows, operations = rounded(min(through, at_once)), 2.0 * count * out * into * through
@@ -94,7 +106,9 @@ def rounded(tokens: int) -> int:
 
 
 def body_of(model: nn.Module) -> Body:
-    """What of a Hugging Face model costs time; of a companion without a body, what is trained of it, and no attention."""
+    """What of a Hugging Face model costs time; of a companion without a body, what is trained of
+    it, and no attention.
+    """
     config: Any = getattr(model, "config", None)
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = getattr(output, "weight", None)
@@ -104,7 +118,9 @@ def body_of(model: nn.Module) -> Body:
         if id(p) in tables or p is head or not (config or p.requires_grad):
             continue
         if p.ndim in (2, 3):  # [experts, out, in]: a token takes a few of them
-            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += 1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
+            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += (
+                1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
+            )
     if head is not None:
         matrices[head.shape[0], head.shape[1], head.requires_grad] += 1
     if config is None:
@@ -114,11 +130,20 @@ def body_of(model: nn.Module) -> Body:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     windows = tuple(width if kind == "sliding_attention" else None for kind in kinds)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Body(matrices, config.vocab_size, heads, getattr(config, "num_key_value_heads", None) or heads, head_dim, windows)
+    return Body(
+        matrices,
+        config.vocab_size,
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        head_dim,
+        windows,
+    )
 
 
 def pairs(first: int, last: int, body: Body) -> float:
-    """Pairs of a query at first .. last - 1 with a key that it sees, itself among them, in all layers."""
+    """Pairs of a query at first .. last - 1 with a key that it sees, itself among them, in all
+    layers.
+    """
     found = 0.0
     for window in body.windows:
         full = max(first, min(last, window or last))  # queries from here on see `window` keys
@@ -127,7 +152,8 @@ def pairs(first: int, last: int, body: Body) -> float:
 
 
 def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
-    """A pass over a batch: real tokens only, a prompt once for all rows of its group, heads where a token is trained on.
+    """A pass over a batch: real tokens only, a prompt once for all rows of its group, heads where a
+    token is trained on.
 
     Backward, attention has twice as many products as forward.
     """
@@ -135,29 +161,51 @@ def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
     prompts = dict(zip(batch.group_N.tolist(), starts, strict=True))
     if not rows:
         return
-    work.pass_through(body, sum(prompts.values()) + sum(lengths), int(batch.loss_mask_NT.sum()), learns=learns)
+    work.pass_through(
+        body, sum(prompts.values()) + sum(lengths), int(batch.loss_mask_NT.sum()), learns=learns
+    )
     a_pair = 2.0 * body.heads * body.head_dim * (3 if learns else 1)
-    own = sum(pairs(start, start + length, body) for start, length in zip(starts, lengths, strict=True))
+    own = sum(
+        pairs(start, start + length, body) for start, length in zip(starts, lengths, strict=True)
+    )
     read = sum(pairs(0, start, body) for start in prompts.values())
     long, wide = sum(lengths) // rows, sum(starts) // rows
     for queries, keys, count in ((long, wide + long, own), (wide, wide, read)):
-        work.attend(body.heads * max(1, min(rows, AT_ONCE // max(keys, 1))), queries, body.head_dim, keys, a_pair * count)
+        work.attend(
+            body.heads * max(1, min(rows, AT_ONCE // max(keys, 1))),
+            queries,
+            body.head_dim,
+            keys,
+            a_pair * count,
+        )
 
 
-def drawn(work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
-    """Sampling completions of these lengths, of each prompt some. A prompt is read once, and its keys once a token for all its rows.
+def drawn(
+    work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]
+) -> None:
+    """Sampling completions of these lengths, of each prompt some. A prompt is read once, and its
+    keys once a token for all its rows.
 
-    A row's own keys and values, numbers of `itemsize` bytes, are read once for each token it says, from memory that holds all rows'.
+    A row's own keys and values, numbers of `itemsize` bytes, are read once for each token it says,
+    from memory that holds all rows'.
     """
     every = sorted(length for row in lengths for length in row)
     rows, wide, a_pair = len(every), sum(prompts) // len(prompts), 2.0 * body.heads * body.head_dim
     work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
     together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
-    work.attend(body.heads * together, wide, body.head_dim, wide, a_pair * sum(pairs(0, prompt, body) for prompt in prompts))
+    work.attend(
+        body.heads * together,
+        wide,
+        body.head_dim,
+        wide,
+        a_pair * sum(pairs(0, prompt, body) for prompt in prompts),
+    )
     for ended, (before, length) in enumerate(zip([1, *every], every, strict=False)):
         new = (rows - ended) * (length - before)  # what a row says last is never read
         work.pass_through(body, new, new, learns=False, at_once=rows - ended)
-    each = [(prompt, length - 1) for prompt, row in zip(prompts, lengths, strict=True) for length in row]
+    each = [
+        (prompt, length - 1) for prompt, row in zip(prompts, lengths, strict=True) for length in row
+    ]
     own = sum(pairs(0, length, body) for _, length in each)
     shared = sum(pairs(prompt, prompt + length, body) for prompt, length in each) - own
     queries = max(1, rows // len(prompts)) * body.heads // body.kv_heads
@@ -172,23 +220,44 @@ Rates = dict[Product | int, float]
 
 @torch.no_grad()
 def bound(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) -> float:
-    """How long the work takes at the rates of this machine; those that `rates` lacks are measured now, and put there."""
+    """How long the work takes at the rates of this machine; those that `rates` lacks are measured
+    now, and put there.
+    """
     for shape in work.products.keys() - rates.keys():
         rates[shape] = product_rate(shape, dtype, device)
     for there in work.reads.keys() - rates.keys():
         rates[there] = read_rate(there, device)
-    return sum(amount / rates[what] for kind in (work.products, work.reads) for what, amount in kind.items())
+    return sum(
+        amount / rates[what]
+        for kind in (work.products, work.reads)
+        for what, amount in kind.items()
+    )
 
 
-def product_rate(shape: Product, dtype: torch.dtype, device: torch.device, budget: float = 0.01) -> float:
-    """Operations per second of a product, into memory that is there. Weights take turns, so that they come from where they lie."""
+def product_rate(
+    shape: Product, dtype: torch.dtype, device: torch.device, budget: float = 0.01
+) -> float:
+    """Operations per second of a product, into memory that is there. Weights take turns, so that
+    they come from where they lie.
+    """
     kind, count, rows, inner, columns = shape
     many = count if kind == "heads" else 1
-    left, into = (torch.ones(many, rows, width, dtype=dtype, device=device) for width in (inner, columns))
+    left, into = (
+        torch.ones(many, rows, width, dtype=dtype, device=device) for width in (inner, columns)
+    )
     right = torch.ones(count, columns, inner, dtype=dtype, device=device)
     if kind == "heads":
-        return 2.0 * count * rows * inner * columns / usual(lambda turn: torch.bmm(left, right.mT, out=into), device, budget)
-    one = usual(lambda turn: torch.mm(left[0], right[turn % count].t(), out=into[0]), device, budget)
+        return (
+            2.0
+            * count
+            * rows
+            * inner
+            * columns
+            / usual(lambda turn: torch.bmm(left, right.mT, out=into), device, budget)
+        )
+    one = usual(
+        lambda turn: torch.mm(left[0], right[turn % count].t(), out=into[0]), device, budget
+    )
     return 2.0 * rows * inner * columns / one
 
 
@@ -199,7 +268,9 @@ def read_rate(there: int, device: torch.device, budget: float = 0.02) -> float:
 
 
 def usual(call: Callable[[int], Tensor], device: torch.device, budget: float) -> float:
-    """Seconds of one call: the median of as many as fit into the budget, at least three. A GPU is waited for after sixteen."""
+    """Seconds of one call: the median of as many as fit into the budget, at least three. A GPU is
+    waited for after sixteen.
+    """
     together = 16 if device.type == "cuda" else 1
     times, end = list[float](), time.perf_counter() + budget
     call(0)

@@ -1,11 +1,13 @@
-"""What a trained scorer is held against at the end of its run; and it remembers where its scores lie."""
+"""What a trained scorer is held against at the end of its run; and it remembers where its scores
+lie.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from laurel.policy.held import judge
-from laurel.policy.scorer import Card
+from laurel.model.held import judge
+from laurel.model.scorer import Card
 from laurel.train.evaluate import parts_of
 
 if TYPE_CHECKING:
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def held_out_report(setup: Setup) -> list[str]:
-    """What the held-out rows say of the scorer, as lines; and the scorer remembers the mean and spread of its scores on them.
+    """What the held-out rows say of the scorer, as lines; and the scorer remembers the mean and
+    spread of its scores on them.
 
     Of several evaluation sets each speaks for itself; the scorer remembers its scores on all.
     """

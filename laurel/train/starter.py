@@ -1,4 +1,6 @@
-"""laurel's own small models: `scratch` (a fresh character-level Llama) and `starter` (the same after a little SFT), made on demand."""
+"""laurel's own small models: `scratch` (a fresh character-level Llama) and `starter` (the same
+after a little SFT), made on demand.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,36 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.files import writing
 from laurel.data.tasks import TASKS, is_own_task
-from laurel.policy.scratch import save_scratch
+from laurel.model.scratch import save_scratch
 from laurel.train import parallel
 from laurel.train.interrupt import Interrupted
 
 STARTERS = ("starter", "scratch")
-DEMONSTRATIONS = {"addition": "addition:sloppy=70"}  # a teacher who forgets seven carries in ten leaves something to learn
+DEMONSTRATIONS = {
+    "addition": "addition:sloppy=70"
+}  # a teacher who forgets seven carries in ten leaves something to learn
 RECIPE = 2  # counts up when what is built changes, so that old folders are not taken for new ones
 
 
 def starter_config(dataset: str, *, seed: int, output_dir: str) -> TrainConfig:
-    """SFT on a generated task's demonstrations, about 80 seconds on a core: the model does what they do, mistakes included."""
+    """SFT on a generated task's demonstrations, about 80 seconds on a core: the model does what
+    they do, mistakes included.
+    """
     return TrainConfig(
-        model="scratch", dataset=DEMONSTRATIONS.get(dataset, dataset), dataset_size=20_000, eval_size=1_400, seed=seed,
-        output_dir=output_dir, max_steps=600, prompts_per_step=128, learning_rate=2e-3, warmup_steps=20, lr_scheduler_type="cosine",
-        logging_steps=5, eval_steps=200,
-    )  # fmt: skip
+        model="scratch",
+        dataset=DEMONSTRATIONS.get(dataset, dataset),
+        dataset_size=20_000,
+        eval_size=1_400,
+        seed=seed,
+        output_dir=output_dir,
+        max_steps=600,
+        prompts_per_step=128,
+        learning_rate=2e-3,
+        warmup_steps=20,
+        lr_scheduler_type="cosine",
+        logging_steps=5,
+        eval_steps=200,
+    )
 
 
 def cache_folder() -> Path:
@@ -37,31 +53,41 @@ def cache_folder() -> Path:
 def check_starter(kind: str, dataset: str) -> None:
     """Refuse a starter for data that is not a generated task."""
     if kind == "starter" and not is_own_task(dataset):
-        fix = "Give --model a folder or hub name, or --model scratch for a small one made from nothing."
-        what = f"model=starter knows laurel's generated tasks only ({', '.join(TASKS)}), not {dataset!r}."
+        fix = (
+            "Give --model a folder or hub name, or --model scratch for a small one made from"
+            " nothing."
+        )
+        what = (
+            f"model=starter knows laurel's generated tasks only ({', '.join(TASKS)}), not"
+            f" {dataset!r}."
+        )
         raise UsageError(what, where="model", fix=fix)
 
 
 def build_starter(kind: str, dataset: str, seed: int) -> Path:
-    """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else ~/.cache/laurel).
+    """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else
+    ~/.cache/laurel).
 
-    `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears by one rename, so an
-    interrupted build leaves nothing behind that could be taken for a model.
+    `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears
+    by one rename, so an interrupted build leaves nothing behind that could be taken for a model.
     """
     from laurel.train.loop import train  # the starter is made by the very loop that asks for it
 
     check_starter(kind, dataset)
     cache = cache_folder()
     folder = cache / (
-        f"scratch-{RECIPE}-{seed}" if kind == "scratch" else f"starter-{RECIPE}-{dataset.translate(str.maketrans(':=,', '---'))}"
+        f"scratch-{RECIPE}-{seed}"
+        if kind == "scratch"
+        else f"starter-{RECIPE}-{dataset.translate(str.maketrans(':=,', '---'))}"
     )
     if (folder / "config.json").is_file():
         return folder
     if kind == "starter" and parallel.world_size() > 1:
         raise UsageError(
-            "the starter model is not built yet, and several processes cannot build it together.", where="model",
+            "the starter model is not built yet, and several processes cannot build it together.",
+            where="model",
             fix=f"Build it with one: laurel sample --model starter --dataset {dataset}",
-        )  # fmt: skip
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
@@ -70,9 +96,16 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
         else:
             print(f"building the starter model for {dataset} (once) ...", flush=True)
             try:
-                run = train("sft", starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")), quiet=True)
+                run = train(
+                    "sft",
+                    starter_config(dataset, seed=0, output_dir=str(Path(temporary) / "sft")),
+                    quiet=True,
+                )
             except Interrupted as stopped:  # what it had saved goes with the temporary folder
-                what = f"stopped while the starter model for {dataset} was being built; nothing of it is kept."
+                what = (
+                    f"stopped while the starter model for {dataset} was being built; nothing of it"
+                    " is kept."
+                )
                 raise stopped.again(what, "Give the same command again.") from None
             shutil.move(run.model, made)
         try:

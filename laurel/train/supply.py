@@ -1,4 +1,6 @@
-"""The rows of a run: read, split, fit for the algorithm and its rewards; and what is said of columns that nobody reads."""
+"""The rows of a run: read, split, fit for the algorithm and its rewards; and what is said of
+columns that nobody reads.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,24 @@ SCORERS = ("model:", "prm:")
 
 
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
-    """The training rows, and those held out for evaluation: of eval_dataset all of them, which `cut_sets` then cuts, else split off.
+    """The training rows, and those held out for evaluation: of eval_dataset all of them, which
+    `cut_sets` then cuts, else split off.
 
     Split off by prompt, at most a tenth.
     """
-    how: dict[str, Any] = {"split": config.dataset_split, "seed": config.seed, "size": config.dataset_size, "by": algorithm}
+    how: dict[str, Any] = {
+        "split": config.dataset_split,
+        "seed": config.seed,
+        "size": config.dataset_size,
+        "by": algorithm,
+    }
     rows = read_rows(config.dataset, use, **how)
     if config.eval_dataset is not None:
-        return rows, [row for name, source in sets_of(config).items() for row in read_set(config, name, source, use, how)]
+        return rows, [
+            row
+            for name, source in sets_of(config).items()
+            for row in read_set(config, name, source, use, how)
+        ]
     most = len(rows) // 10
     held = min(config.eval_size, most)
     return split_rows(rows, held, config.seed, most=most) if held else (rows, [])
@@ -41,7 +53,9 @@ def sets_of(config: TrainConfig) -> dict[str, str]:
     return named if isinstance(named, dict) else {"": named} if named else {}
 
 
-def read_set(config: TrainConfig, name: str, source: str, use: str, how: dict[str, Any]) -> list[Row]:
+def read_set(
+    config: TrainConfig, name: str, source: str, use: str, how: dict[str, Any]
+) -> list[Row]:
     """The rows of one evaluation set; each remembers which it is of, where there are several."""
     rows = read_rows(source, use, option=f"eval_dataset {name}".strip(), **how)
     return [replace(row, part=name) for row in rows] if name else rows
@@ -55,24 +69,40 @@ def cut_sets(config: TrainConfig, held: list[Row]) -> tuple[list[Row], list[str]
         kept += rows[: config.eval_size or None]
         if config.eval_size and len(rows) > config.eval_size:
             of = f"{name}: " if name else ""
-            notes.append(f"held out: {of}the first {config.eval_size:,} of {len(rows):,} rows are evaluated on (eval_size; 0: all)")
+            notes.append(
+                f"held out: {of}the first {config.eval_size:,} of {len(rows):,} rows are evaluated"
+                " on (eval_size; 0: all)"
+            )
     return (kept, notes) if config.eval_dataset is not None else (held, [])
 
 
-def load_mixture(config: TrainConfig, source: str, rows: list[Row], held: list[Row]) -> Mixture | None:
-    """The rewards of the run. Supervised rows that name a verifiable task have their answers checked in evaluation, too.
+def load_mixture(
+    config: TrainConfig, source: str, rows: list[Row], held: list[Row]
+) -> Mixture | None:
+    """The rewards of the run. Supervised rows that name a verifiable task have their answers
+    checked in evaluation, too.
 
-    The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the first evaluation.
+    The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the
+    first evaluation.
     """
-    how: dict[str, Any] = {"timeout": config.reward_timeout, "max_failed_fraction": config.max_failed_fraction}
+    how: dict[str, Any] = {
+        "timeout": config.reward_timeout,
+        "max_failed_fraction": config.max_failed_fraction,
+    }
     if source not in ("policy", "parameters"):
         every = [*rows, *held]
-        verifiable = source == "data" and all(is_verifier(row.columns.get("task")) and "prompt" in row.columns for row in every)
+        verifiable = source == "data" and all(
+            is_verifier(row.columns.get("task")) and "prompt" in row.columns for row in every
+        )
         return load_rewards(None, None, every) if verifiable and config.eval_steps else None
     mixture = load_rewards(config.rewards, config.reward_weights, rows, **how)
     if config.eval_dataset is None or not held:
         return mixture
-    names = None if config.rewards is None else [name for name in config.rewards if not str(name).startswith(SCORERS)]
+    names = (
+        None
+        if config.rewards is None
+        else [name for name in config.rewards if not str(name).startswith(SCORERS)]
+    )
     try:
         if names != []:
             load_rewards(names, None, held)
@@ -83,14 +113,20 @@ def load_mixture(config: TrainConfig, source: str, rows: list[Row], held: list[R
         raise UsageError(error.what, where=where, fix=error.fix) from None
 
 
-def told_columns(config: TrainConfig, use: str, rows: list[Row], mixture: Mixture | None, everything: bool) -> list[str]:
-    """The run's notes on columns that training does not read. everything: an environment, or a relabelling, is given whole rows."""
+def told_columns(
+    config: TrainConfig, use: str, rows: list[Row], mixture: Mixture | None, everything: bool
+) -> list[str]:
+    """The run's notes on columns that training does not read. everything: an environment, or a
+    relabelling, is given whole rows.
+    """
     if is_task(config.dataset):
         return []
     return columns_note(rows, use, accepted(mixture, everything) if mixture or everything else None)
 
 
-def accepted(mixture: Mixture | None, everything: bool) -> Callable[[Collection[str]], Collection[str]]:
+def accepted(
+    mixture: Mixture | None, everything: bool
+) -> Callable[[Collection[str]], Collection[str]]:
     """Which of some columns reach a reward: all, where one takes the row or any column."""
     takes = [reward.accepts for reward in mixture.rewards] if mixture else []
     if everything or any(names is None for names in takes):
@@ -101,18 +137,27 @@ def accepted(mixture: Mixture | None, everything: bool) -> Callable[[Collection[
 
 def held_note(config: TrainConfig, rows: list[Row], held: list[Row]) -> list[str]:
     """Said where fewer rows are held out than were asked for."""
-    if config.eval_dataset is not None or "eval_size" not in config.model_fields_set or not config.eval_size:
+    if (
+        config.eval_dataset is not None
+        or "eval_size" not in config.model_fields_set
+        or not config.eval_size
+    ):
         return []
     every = len(rows) + len(held)
     if len(held) >= config.eval_size or config.eval_size <= every // 10:
         return []
-    return [f"{len(held)} rows held out for evaluation, not {config.eval_size}: at most a tenth of {every} (or name --eval_dataset)"]
+    return [
+        f"{len(held)} rows held out for evaluation, not {config.eval_size}: at most a tenth of"
+        f" {every} (or name --eval_dataset)"
+    ]
 
 
 def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
-    """The configuration with the steps that num_train_epochs asks for, and how many epochs its steps make, in a line.
+    """The configuration with the steps that num_train_epochs asks for, and how many epochs its
+    steps make, in a line.
 
-    A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given too, goes before: TRL's rule.
+    A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given
+    too, goes before: TRL's rule.
     """
     told, wanted, given = "", config.num_train_epochs, "max_steps" in config.model_fields_set
     if wanted and not given:
@@ -122,7 +167,10 @@ def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
         told = f" (max_steps goes before num_train_epochs={wanted:g})"
     epochs = config.max_steps * config.prompts_per_step / rows
     more = " at least" if config.dynamic_sampling else ""
-    return config, (
-        f"max_steps={config.max_steps:,} x {config.prompts_per_step:,} prompts_per_step:{more} {epochs:.3g} "
-        f"epoch{'' if epochs == 1 else 's'} of {rows:,} rows{told}"
+    return (
+        config,
+        (
+            f"max_steps={config.max_steps:,} x {config.prompts_per_step:,} prompts_per_step:{more}"
+            f" {epochs:.3g} epoch{'' if epochs == 1 else 's'} of {rows:,} rows{told}"
+        ),
     )

@@ -1,4 +1,6 @@
-"""The checks that planted mistakes name: parts of `laurel verify` small enough to be run once for each of them."""
+"""The checks that planted mistakes name: parts of `laurel verify` small enough to be run once for
+each of them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ from laurel.verify.shapes import shapes
 from laurel.verify.steps import steps
 from laurel.verify.world import make_world
 
-MUTANTS: tuple[Mutant, ...] = (*OBJECTIVES, *WEIGHTS, *LOOP, *COMPARISONS, *BESIDE, *OTHERS, *SHAPES)
+MUTANTS: tuple[Mutant, ...] = (
+    *OBJECTIVES,
+    *WEIGHTS,
+    *LOOP,
+    *COMPARISONS,
+    *BESIDE,
+    *OTHERS,
+    *SHAPES,
+)
 
 CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "steps": lambda method: steps(batches=2, only=method),

@@ -1,6 +1,8 @@
-"""Evolution strategies, held against the gradient of the smoothed J: the loop's own population on policies that are listed in full.
+"""Evolution strategies, held against the gradient of the smoothed J: the loop's own population on
+policies that are listed in full.
 
-Each prompt's logits are a parameter tensor of their own, all of one shape, and a member's reward is its policy's exact E[R].
+Each prompt's logits are a parameter tensor of their own, all of one shape, and a member's reward is
+its policy's exact E[R].
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def value(world: World, logits_XSV: Tensor) -> Tensor:
 
 def population(world: World, **options: Any) -> Setup:
     """What the loop needs: one parameter tensor [S, V] per prompt, at the world's logits."""
-    parameters = {f"prompt {x}": nn.Parameter(logits.to(torch.get_default_dtype(), copy=True)) for x, logits in enumerate(world.logits)}
+    parameters = {
+        f"prompt {x}": nn.Parameter(logits.to(torch.get_default_dtype(), copy=True))
+        for x, logits in enumerate(world.logits)
+    }
     policy: Any = SimpleNamespace(trainable=lambda: parameters)
     return setup_of(NAME, policy, None, Recorder([]), seed=SEED, **{"sigma": 0.5} | options)
 
@@ -46,11 +51,21 @@ def table(setup: Setup) -> Tensor:
 
 
 def answers(world: World, setup: Setup, reward: Reward) -> Callable[[], list[Group]]:
-    """The loop's question to a member: one group per prompt, whose reward is `reward` of the parameters as they then stand."""
-    groups = as_groups(world, [(x, (0,)) for x in range(len(world.logits))], rewards=[(0.0,)] * len(world.logits), table=world.logits)
+    """The loop's question to a member: one group per prompt, whose reward is `reward` of the
+    parameters as they then stand.
+    """
+    groups = as_groups(
+        world,
+        [(x, (0,)) for x in range(len(world.logits))],
+        rewards=[(0.0,)] * len(world.logits),
+        table=world.logits,
+    )
 
     def answer() -> list[Group]:
-        return [replace(g, rewards=(r,)) for g, r in zip(groups, reward(table(setup)).tolist(), strict=True)]
+        return [
+            replace(g, rewards=(r,))
+            for g, r in zip(groups, reward(table(setup)).tolist(), strict=True)
+        ]
 
     return answer
 
@@ -59,12 +74,19 @@ def step_of(world: World, *, step: int = 0, reward: Reward | None = None, **opti
     """Where one step of the loop takes the parameters: [X, S, V]."""
     setup = population(world, **options)
     before = table(setup)
-    evolve(setup, State(step=step), answers(world, setup, reward or (lambda logits: value(world, logits))), Sums())
+    evolve(
+        setup,
+        State(step=step),
+        answers(world, setup, reward or (lambda logits: value(world, logits))),
+        Sums(),
+    )
     return table(setup) - before
 
 
 def one_step(world: World, options: dict[str, Any], quantity: str, batches: int) -> Finding:
-    """Some steps end to end, from the loop and from plain Python. Rewards are rounded, so that some members are equally good."""
+    """Some steps end to end, from the loop and from plain Python. Rewards are rounded, so that some
+    members are equally good.
+    """
     ours, theirs, members = [], [], 8
 
     def rounded(logits: Tensor) -> Tensor:
@@ -73,25 +95,40 @@ def one_step(world: World, options: dict[str, Any], quantity: str, batches: int)
     for step in range(batches):
         own = {"sigma": 0.5, "learning_rate": 1.0, "shape_returns": "ranks"} | options
         ours.append(step_of(world, step=step, reward=rounded, population=members, **own))
-        eps = [torch.stack([plain_noise(step, x, m // 2, world.logits[x]) for x in range(len(world.logits))]) for m in range(members)]
+        eps = [
+            torch.stack(
+                [plain_noise(step, x, m // 2, world.logits[x]) for x in range(len(world.logits))]
+            )
+            for m in range(members)
+        ]
         eps = [e * (-1) ** m for m, e in enumerate(eps)]
         told = [fmean(rounded(world.logits + own["sigma"] * e).tolist()) for e in eps]
         weights = PLAIN[own["shape_returns"]](told)
-        theirs.append(sum(w * e for w, e in zip(weights, eps, strict=True)) * own["learning_rate"] / (members * own["sigma"]))
+        theirs.append(
+            sum(w * e for w, e in zip(weights, eps, strict=True))
+            * own["learning_rate"]
+            / (members * own["sigma"])
+        )
     return same(NAME, quantity, torch.stack(ours), torch.stack(theirs))
 
 
 def plain_noise(step: int, tensor: int, pair: int, like: Tensor) -> Tensor:
-    """What the pair adds to the tensor: normal numbers whose seed is the hash of run, tensor, pair and step."""
+    """What the pair adds to the tensor: normal numbers whose seed is the hash of run, tensor, pair
+    and step.
+    """
     name = blake2b(f"{SEED}|tensor {tensor}|{pair}|{step}".encode(), digest_size=8).digest()
     stream = torch.Generator().manual_seed(int.from_bytes(name, "little") % 2**63)
     return torch.randn(like.shape, generator=stream, dtype=torch.get_default_dtype()).double()
 
 
 def plain_ranks(told: Sequence[float]) -> list[float]:
-    """The place in the order, worst first, between -1/2 and 1/2; equal ones share the mean of their places."""
+    """The place in the order, worst first, between -1/2 and 1/2; equal ones share the mean of their
+    places.
+    """
     places = sorted(told)
-    return [fmean(i for i, r in enumerate(places) if r == mine) / (len(told) - 1) - 0.5 for mine in told]
+    return [
+        fmean(i for i, r in enumerate(places) if r == mine) / (len(told) - 1) - 0.5 for mine in told
+    ]
 
 
 def plain_scores(told: Sequence[float]) -> list[float]:
@@ -99,19 +136,29 @@ def plain_scores(told: Sequence[float]) -> list[float]:
     return [(r - fmean(told)) / stdev(told) for r in told]
 
 
-PLAIN: dict[str, Callable[[Sequence[float]], list[float]]] = {"ranks": plain_ranks, "zscore": plain_scores, "raw": list}
+PLAIN: dict[str, Callable[[Sequence[float]], list[float]]] = {
+    "ranks": plain_ranks,
+    "zscore": plain_scores,
+    "raw": list,
+}
 
 
 def quadrature(sigma: float, cells: int, nodes: int = 12) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite: points sigma eps [K, cells] and their weights [K] of a normal eps, exact for polynomials below degree 2 nodes."""
+    """Gauss-Hermite: points sigma eps [K, cells] and their weights [K] of a normal eps, exact for
+    polynomials below degree 2 nodes.
+    """
     at, weight = np.polynomial.hermite_e.hermegauss(nodes)
     grids = torch.meshgrid(*[torch.tensor(at)] * cells, indexing="ij")
     chances = torch.meshgrid(*[torch.tensor(weight / weight.sum())] * cells, indexing="ij")
-    return sigma * torch.stack(grids, -1).view(-1, cells), torch.stack(chances, -1).view(-1, cells).prod(1)
+    return sigma * torch.stack(grids, -1).view(-1, cells), torch.stack(chances, -1).view(
+        -1, cells
+    ).prod(1)
 
 
 def truth(world: World, sigma: float) -> tuple[Tensor, float]:
-    """The gradient of J smoothed by N(0, sigma^2), [X, S, V], and the standard deviation of J over the population."""
+    """The gradient of J smoothed by N(0, sigma^2), [X, S, V], and the standard deviation of J over
+    the population.
+    """
     eps_KC, weight_K = quadrature(sigma, world.logits[0].numel())
     grad, variance, X = [], 0.0, len(world.logits)
     for x in range(X):
@@ -125,24 +172,40 @@ def truth(world: World, sigma: float) -> tuple[Tensor, float]:
 
 
 def smoothed() -> Iterator[Finding]:
-    """K1 to K4: on average the step is the smoothed gradient, sees every tensor by itself, and nears grad J as sigma^2."""
+    """K1 to K4: on average the step is the smoothed gradient, sees every tensor by itself, and
+    nears grad J as sigma^2.
+    """
     world, sigma, members, steps = make_world(3, 1, X=2, seed=21), 0.7, 8, 160
     grad, _ = truth(world, sigma)
     apart = torch.stack([grad[0] / grad[0].norm(), -grad[1] / grad[1].norm()]) / 2**0.5
-    found = [step_of(world, step=s, population=members, sigma=sigma, shape_returns="raw") for s in range(steps)]
+    found = [
+        step_of(world, step=s, population=members, sigma=sigma, shape_returns="raw")
+        for s in range(steps)
+    ]
     for says, along in (("along it", grad / grad.norm()), ("one tensor against the other", apart)):
         each = torch.stack([(f * along).sum() for f in found])
         quantity = f"mean step, sigma {sigma}: the smoothed gradient, {says}"
         yield sampled(NAME, quantity, each, float((grad * along).sum()), samples=steps * members)
     few, spread = truth(world, 0.05)
-    scored = [step_of(world, step=s, population=100, sigma=0.05, shape_returns="zscore") for s in range(10)]
+    scored = [
+        step_of(world, step=s, population=100, sigma=0.05, shape_returns="zscore")
+        for s in range(10)
+    ]
     each = torch.stack([(f * few).sum() / few.norm() for f in scored])
-    yield sampled(NAME, "z-scores: grad / std(R) of a large population", each, float(few.norm()) / spread, samples=1000)
+    yield sampled(
+        NAME,
+        "z-scores: grad / std(R) of a large population",
+        each,
+        float(few.norm()) / spread,
+        samples=1000,
+    )
     yield from exactly(world)
 
 
 def exactly(world: World) -> Iterator[Finding]:
-    """What holds in every single step: z-scores are raw weights over their spread; weights come back; the error is O(sigma^2)."""
+    """What holds in every single step: z-scores are raw weights over their spread; weights come
+    back; the error is O(sigma^2).
+    """
     own: dict[str, Any] = {"population": 6}
     raw, seen = step_of(world, shape_returns="raw", **own), []
     setup = population(world, shape_returns="zscore", **own)
@@ -150,46 +213,92 @@ def exactly(world: World) -> Iterator[Finding]:
     ask = answers(world, setup, lambda logits: value(world, logits))
     evolve(setup, State(), lambda: seen.append(table(setup)) or ask(), Sums())
     told = torch.stack([value(world, logits).mean() for logits in seen])
-    yield same(NAME, "z-scores: the raw step over the members' std", (table(setup) - start) * told.std(), raw)
-    yield same(NAME, "the two members of a pair lie around the parameters", (seen[0] + seen[1]) / 2, start)
+    yield same(
+        NAME,
+        "z-scores: the raw step over the members' std",
+        (table(setup) - start) * told.std(),
+        raw,
+    )
+    yield same(
+        NAME, "the two members of a pair lie around the parameters", (seen[0] + seen[1]) / 2, start
+    )
     setup = population(world, learning_rate=1e-300, shape_returns="raw", **own)
     evolve(setup, State(), answers(world, setup, lambda logits: value(world, logits)), Sums())
-    yield same(NAME, "after the members the weights are what they were, bit by bit", table(setup), start, limit=1e-300)
+    yield same(
+        NAME,
+        "after the members the weights are what they were, bit by bit",
+        table(setup),
+        start,
+        limit=1e-300,
+    )
     with_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # differences of nearly equal numbers
     try:
         grad = world.language.ascent(world.pi, world.reward) / world.temperature / len(world.logits)
         exact, wide, narrow = (
             step_of(world, sigma=s, shape_returns="raw", reward=r)
-            for s, r in ((1.0, lambda logits: (2 * grad * logits).sum((1, 2))), (0.1, None), (0.05, None))
+            for s, r in (
+                (1.0, lambda logits: (2 * grad * logits).sum((1, 2))),
+                (0.1, None),
+                (0.05, None),
+            )
         )
         ratio = float((wide - exact).norm() / (narrow - exact).norm())
     finally:
         torch.set_default_dtype(with_dtype)
-    yield Finding(NAME, "half the sigma: the error of a step is a quarter", "4", f"{ratio:.4f}", abs(ratio / 4 - 1), 0.02)
+    yield Finding(
+        NAME,
+        "half the sigma: the error of a step is a quarter",
+        "4",
+        f"{ratio:.4f}",
+        abs(ratio / 4 - 1),
+        0.02,
+    )
 
 
 def summit() -> Iterator[Finding]:
     """R10: ranks lead to the best answers. Where all answers are equally good, nothing moves."""
     world = make_world(3, 2, X=2, seed=22)
     setup, state = population(world, population=20, sigma=0.3, learning_rate=0.3), State()
-    ask, best = answers(world, setup, lambda logits: value(world, logits)), world.reward.amax(1).mean()
+    ask, best = (
+        answers(world, setup, lambda logits: value(world, logits)),
+        world.reward.amax(1).mean(),
+    )
     for _ in range(120):
         evolve(setup, state, ask, Sums())
     reached, low = value(world, table(setup)).mean(), world.reward.amin(1).mean()
     share = float((reached - low) / (best - low))
-    yield Finding(NAME, "120 steps of 20 members: share of the way from worst to best", "> .95", f"{share:.4f}", 1 - share, 0.05)
+    yield Finding(
+        NAME,
+        "120 steps of 20 members: share of the way from worst to best",
+        "> .95",
+        f"{share:.4f}",
+        1 - share,
+        0.05,
+    )
     for how in ("ranks", "zscore", "raw"):
-        moved = step_of(world, shape_returns=how, population=20, reward=lambda logits: torch.full((len(logits),), 0.3).double())
+        moved = step_of(
+            world,
+            shape_returns=how,
+            population=20,
+            reward=lambda logits: torch.full((len(logits),), 0.3).double(),
+        )
         yield same(NAME, f"equal rewards: nothing moves, {how}", moved, moved * 0)
 
 
 def unmoved() -> Iterator[Finding]:
-    """What must not matter: a constant added to rewards; of ranks, any increasing function; for z-scores, the scale."""
+    """What must not matter: a constant added to rewards; of ranks, any increasing function; for
+    z-scores, the scale.
+    """
     world = make_world(3, 2, X=3, seed=23)
 
     def step(how: str, change: Reward) -> Tensor:
-        return step_of(world, shape_returns=how, population=10, reward=lambda logits: change(value(world, logits).mean().expand(3)))
+        return step_of(
+            world,
+            shape_returns=how,
+            population=10,
+            reward=lambda logits: change(value(world, logits).mean().expand(3)),
+        )
 
     for how, changes in {
         "ranks": {"5 added to R": lambda r: r + 5, "exp(R)": torch.exp, "R^3": lambda r: r**3},
@@ -197,4 +306,9 @@ def unmoved() -> Iterator[Finding]:
         "raw": {"5 added to R": lambda r: r + 5},
     }.items():
         for says, change in changes.items():
-            yield same(NAME, f"{how}: {says}" if "added" in says else f"{how}: {says} for R", step(how, change), step(how, torch.clone))
+            yield same(
+                NAME,
+                f"{how}: {says}" if "added" in says else f"{how}: {says} for R",
+                step(how, change),
+                step(how, torch.clone),
+            )

@@ -1,4 +1,6 @@
-"""Hindsight, exactly: completions that reach goals, all listed, relabelled and trained on by the loop's own functions."""
+"""Hindsight, exactly: completions that reach goals, all listed, relabelled and trained on by the
+loop's own functions.
+"""
 
 from __future__ import annotations
 
@@ -35,27 +37,49 @@ class Digits:
 
 
 def make_goals(seed: int) -> tuple[World, Tensor]:
-    """A world whose prompts ask for goals, and which of them each completion reaches: [X, N] 0 or 1. Token 3 reaches none of the three."""
+    """A world whose prompts ask for goals, and which of them each completion reaches: [X, N] 0 or
+    1. Token 3 reaches none of the three.
+    """
     world = make_world(4, 2, X=GOALS, seed=seed)
     said = reached(world.language.completions)
-    return world, torch.tensor([[float(goal == str(x)) for goal in said] for x in range(GOALS)], dtype=torch.float64)
+    return world, torch.tensor(
+        [[float(goal == str(x)) for goal in said] for x in range(GOALS)], dtype=torch.float64
+    )
 
 
 def ascent_from(world: World, trained: Tensor) -> Tensor:
-    """E of the loop's gradient at the table `trained`, over all samples of the world's policy, relabelled: [X, S, V], times its rows.
+    """E of the loop's gradient at the table `trained`, over all samples of the world's policy,
+    relabelled: [X, S, V], times its rows.
 
     Every completion of every prompt once, weighed by its chance after it was relabelled.
     """
     p_XN, every = world.language.logp(world.pi).exp(), tuple(range(world.language.N))
     drawn = [(x, every) for x in range(len(p_XN))]
     setup = build(
-        world, NAME, trained, world.ref, loss_aggregation="seq_mean_token_sum", relabel=f"{__name__}.reached", num_generations=len(every)
+        world,
+        NAME,
+        trained,
+        world.ref,
+        loss_aggregation="seq_mean_token_sum",
+        relabel=f"{__name__}.reached",
+        num_generations=len(every),
     )
     setup.policy.tokenizer = Digits(world.language.V)
-    groups = as_groups(world, drawn, rewards=p_XN.tolist(), table=world.logits, describe=lambda x, members: {"prompt": str(x)})
+    groups = as_groups(
+        world,
+        drawn,
+        rewards=p_XN.tolist(),
+        table=world.logits,
+        describe=lambda x, members: {"prompt": str(x)},
+    )
     seen = hindsight(setup, [], groups, Sums())
     weighed = [
-        replace(group, rewards=tuple(None if r is None else r * float(p) for r, p in zip(group.rewards, p_N, strict=True)))
+        replace(
+            group,
+            rewards=tuple(
+                None if r is None else r * float(p) for r, p in zip(group.rewards, p_N, strict=True)
+            ),
+        )
         for group, p_N in zip(seen, p_XN, strict=True)
     ]
     rows = sum(goal is not None for goal in reached(world.language.completions)) * len(p_XN)
@@ -63,33 +87,76 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
 
 
 def relabelled() -> Iterator[Finding]:
-    """One round climbs the likelihood of every completion under the goal that it reached, whoever asked for what."""
+    """One round climbs the likelihood of every completion under the goal that it reached, whoever
+    asked for what.
+    """
     world, reach_XN = make_goals(24)
     mean_N = world.language.logp(world.pi).exp().mean(0)
     found = ascent_from(world, world.logits)
     pull_XN = mean_N * reach_XN
-    exact = torch.einsum("xn,xnsv->xsv", pull_XN, world.language.token_scores(world.pi).sum(2)) / world.temperature
+    exact = (
+        torch.einsum("xn,xnsv->xsv", pull_XN, world.language.token_scores(world.pi).sum(2))
+        / world.temperature
+    )
     yield same(NAME, "E[gradient] = E over samples of grad log pi(y | G(y))", found, exact)
-    setup = build(world, NAME, world.logits, world.ref, relabel=f"{__name__}.reached", num_generations=1)
+    setup = build(
+        world, NAME, world.logits, world.ref, relabel=f"{__name__}.reached", num_generations=1
+    )
     setup.policy.tokenizer, sums = Digits(world.language.V), Sums()
     none = world.language.completions.index((3,))
     drawn = [(x, (none,)) for x in range(GOALS)]
-    groups = as_groups(world, drawn, rewards=[(1.0,)] * GOALS, table=world.logits, describe=lambda x, members: {"prompt": str(x)})
-    yield same(NAME, "samples that reach nothing: no step", gradient(setup, hindsight(setup, [], groups, sums)), world.logits * 0)
+    groups = as_groups(
+        world,
+        drawn,
+        rewards=[(1.0,)] * GOALS,
+        table=world.logits,
+        describe=lambda x, members: {"prompt": str(x)},
+    )
+    yield same(
+        NAME,
+        "samples that reach nothing: no step",
+        gradient(setup, hindsight(setup, [], groups, sums)),
+        world.logits * 0,
+    )
     yield same(NAME, "and their share relabelled is 0", sums.means()["hindsight/relabelled"], 0.0)
 
 
 def posterior() -> Iterator[Finding]:
-    """H7: fitted to one round, pi(y | g) = pi(y) 1[G(y) = g] / Z, with pi(y) what was sampled, over all that was asked."""
+    """H7: fitted to one round, pi(y | g) = pi(y) 1[G(y) = g] / Z, with pi(y) what was sampled, over
+    all that was asked.
+    """
     world, reach_XN = make_goals(25)
-    for says, asked in (("one policy for all prompts", world.logits[:1].expand_as(world.logits)), ("the mean over prompts", world.logits)):
+    for says, asked in (
+        ("one policy for all prompts", world.logits[:1].expand_as(world.logits)),
+        ("the mean over prompts", world.logits),
+    ):
         start = replace(world, logits=asked.clone())
         joint_XN = start.language.logp(start.pi).exp().mean(0) * reach_XN
         bayes_XN = joint_XN / joint_XN.sum(1, keepdim=True)
         at_bayes = start.language.logits_of(bayes_XN) * start.temperature
-        yield same(NAME, f"fitted to one round: pi(y) 1[G(y) = g] / Z, {says}", ascent_from(start, at_bayes), world.logits * 0)
+        yield same(
+            NAME,
+            f"fitted to one round: pi(y) 1[G(y) = g] / Z, {says}",
+            ascent_from(start, at_bayes),
+            world.logits * 0,
+        )
         half = (0.5 * bayes_XN + 0.5 * start.language.logp(start.pi).exp()).log()
         near = start.language.logits_of(half.exp()) * start.temperature
         found = ascent_from(start, near)
-        climbs = float((found * (start.language.token_scores(near / start.temperature).sum(2) * joint_XN[..., None, None]).sum(1)).sum())
-        yield Finding(NAME, f"before it is fitted, the step climbs, {says}", "> 0", f"{climbs:.4f}", float(climbs <= 0), 0.5)
+        climbs = float(
+            (
+                found
+                * (
+                    start.language.token_scores(near / start.temperature).sum(2)
+                    * joint_XN[..., None, None]
+                ).sum(1)
+            ).sum()
+        )
+        yield Finding(
+            NAME,
+            f"before it is fitted, the step climbs, {says}",
+            "> 0",
+            f"{climbs:.4f}",
+            float(climbs <= 0),
+            0.5,
+        )

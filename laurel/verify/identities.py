@@ -1,4 +1,6 @@
-"""Truths that no single row owns: the oracle against itself, the estimators of KL, credit per token, whitening, the units."""
+"""Truths that no single row owns: the oracle against itself, the estimators of KL, credit per
+token, whitening, the units.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from laurel.measure.bestof import best_of_n_bound
 from laurel.objective.kl import exact_kl, k1, k2, k3
-from laurel.tabular.language import (
+from laurel.verify.finding import Finding, apart, same
+from laurel.verify.language import (
     Language,
     best_of_n,
-    best_of_n_bound,
     bradley_terry_loss,
     bradley_terry_scores,
     entropy,
     kl,
     log_partition,
     optimum,
-)  # fmt: skip
-from laurel.verify.finding import Finding, apart, same
+)
 from laurel.verify.world import World, make_world
 from laurel.weight.group import centred, leave_one_out, standardised
 from laurel.weight.token import return_to_go, whiten
@@ -50,17 +52,37 @@ def oracle(world: World) -> Iterator[Finding]:
     p_XN = language.logp(world.pi).exp()
     yield same("oracle", "probabilities sum to 1", p_XN.sum(1), torch.ones(2, dtype=torch.float64))
     grad = differentiate((language.logp(logits).exp() * world.reward).sum(), logits)
-    yield same("oracle", "A1: E[R grad log pi] = grad E[R]", language.ascent(world.pi, world.reward), grad)
-    direction, h = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1e-5
-    ahead, behind = ((language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1))
-    yield same("oracle", "A1: the same by finite differences", (grad * direction).sum(), (ahead - behind) / (2 * h), limit=1e-8)
+    yield same(
+        "oracle", "A1: E[R grad log pi] = grad E[R]", language.ascent(world.pi, world.reward), grad
+    )
+    direction, h = (
+        torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        1e-5,
+    )
+    ahead, behind = (
+        (language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1)
+    )
+    yield same(
+        "oracle",
+        "A1: the same by finite differences",
+        (grad * direction).sum(),
+        (ahead - behind) / (2 * h),
+        limit=1e-8,
+    )
     Q, V = language.action_values(world.pi, world.reward)
     yield same("oracle", "V(empty prefix) = E[R]", V[:, 0], (p_XN * world.reward).sum(1))
     inside = language.visits(world.pi)[..., None] * world.pi.softmax(2) * (Q - V[..., None])
     yield same("oracle", "A6: E[(Q - V) grad log pi(token)] = grad E[R]", inside, grad)
-    yield same("oracle", "a table and its probabilities determine each other", language.logp(language.logits_of(p_XN)).exp(), p_XN)
+    yield same(
+        "oracle",
+        "a table and its probabilities determine each other",
+        language.logp(language.logits_of(p_XN)).exp(),
+        p_XN,
+    )
     uniform = torch.full((1, 4), 0.25, dtype=torch.float64).log()
-    yield same("oracle", "entropy of four equal completions", entropy(uniform)[0], 1.3862943611198906)
+    yield same(
+        "oracle", "entropy of four equal completions", entropy(uniform)[0], 1.3862943611198906
+    )
 
 
 def tilted(world: World) -> Iterator[Finding]:
@@ -73,22 +95,46 @@ def tilted(world: World) -> Iterator[Finding]:
 
     yield same("oracle", "G1: its value is beta log Z", value(star), BETA * logZ)
     logp = language.logp(world.pi)
-    yield same("oracle", "G2: any policy falls short by beta KL(pi || pi*)", value(logp), BETA * logZ - BETA * kl(logp, star))
+    yield same(
+        "oracle",
+        "G2: any policy falls short by beta KL(pi || pi*)",
+        value(logp),
+        BETA * logZ - BETA * kl(logp, star),
+    )
     at_star = language.logits_of(star.exp()).requires_grad_()
-    yield same("oracle", "G3: its gradient is 0", differentiate(value(language.logp(at_star)).sum(), at_star), torch.zeros_like(at_star))
+    yield same(
+        "oracle",
+        "G3: its gradient is 0",
+        differentiate(value(language.logp(at_star)).sum(), at_star),
+        torch.zeros_like(at_star),
+    )
     Q, V = language.soft_values(world.pi_ref, world.reward, BETA)
     yield same("oracle", "G8: V(empty prefix) = beta log Z", V[:, 0], BETA * logZ)
     by_token = language.logp(world.pi_ref.log_softmax(2) + (Q - V[..., None]) / BETA)
-    yield same("oracle", "G8: token by token ref exp((Q - V)/beta) is pi*", by_token.exp(), star.exp())
+    yield same(
+        "oracle", "G8: token by token ref exp((Q - V)/beta) is pi*", by_token.exp(), star.exp()
+    )
     top = world.reward.max(1, keepdim=True).values
     accept = ((world.reward - top) / BETA).exp()
     kept = logref.exp() * accept
-    yield same("oracle", "H5: rejection sampling accepts Z exp(-max R/beta)", kept.sum(1), (logZ - top[:, 0] / BETA).exp())
-    yield same("oracle", "H6: what it accepts is distributed as pi*", kept / kept.sum(1, keepdim=True), star.exp())
+    yield same(
+        "oracle",
+        "H5: rejection sampling accepts Z exp(-max R/beta)",
+        kept.sum(1),
+        (logZ - top[:, 0] / BETA).exp(),
+    )
+    yield same(
+        "oracle",
+        "H6: what it accepts is distributed as pi*",
+        kept / kept.sum(1, keepdim=True),
+        star.exp(),
+    )
 
 
 def estimators(world: World) -> Iterator[Finding]:
-    """k1, k2 and k3 of the library, on whole completions: values (E1), gradients as a loss (F1), as a reward (F2); the exact KL (E2)."""
+    """k1, k2 and k3 of the library, on whole completions: values (E1), gradients as a loss (F1), as
+    a reward (F2); the exact KL (E2).
+    """
     language, logref = world.language, world.language.logp(world.pi_ref)
     logits = world.pi.clone().requires_grad_()
     logp = language.logp(logits)
@@ -99,27 +145,56 @@ def estimators(world: World) -> Iterator[Finding]:
     for name, estimator in (("k1", k1), ("k3", k3)):
         yield same("kl", f"E1: E[{name}] = KL", (p * estimator(logp.detach(), logref)).sum(1), true)
     yield apart("kl", "E1: E[k2] is not KL", (p * k2(logp.detach(), logref)).sum(1), true)
-    expected = {"k1": (k1, reverse * 0, "0"), "k2": (k2, reverse, "grad KL(pi||ref)"), "k3": (k3, forward, "grad KL(ref||pi)")}
+    expected = {
+        "k1": (k1, reverse * 0, "0"),
+        "k2": (k2, reverse, "grad KL(pi||ref)"),
+        "k3": (k3, forward, "grad KL(ref||pi)"),
+    }
     for name, (estimator, truth, says) in expected.items():
         found = differentiate((p * estimator(language.logp(logits), logref)).sum(), logits)
         yield same("kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth)
     again = language.logp(logits)
-    with_ratio = differentiate((p * (again - again.detach()).exp() * k3(again, logref)).sum(), logits)
+    with_ratio = differentiate(
+        (p * (again - again.detach()).exp() * k3(again, logref)).sum(), logits
+    )
     yield same("kl", "F1: k3 times the ratio: grad KL(pi||ref)", with_ratio, reverse)
     for name, estimator, truth, says in (
         ("k1", k1, reverse, "grad KL"),
         ("k3", k3, reverse - forward, "grad KL(pi||ref) - grad KL(ref||pi)"),
     ):
-        yield same("kl", f"F2: {name} as a reward: {says}", language.ascent(world.pi, estimator(logp.detach(), logref)), truth)
+        yield same(
+            "kl",
+            f"F2: {name} as a reward: {says}",
+            language.ascent(world.pi, estimator(logp.detach(), logref)),
+            truth,
+        )
     states = exact_kl(world.pi.log_softmax(2), world.pi_ref.log_softmax(2))
-    yield same("kl", "E2: sum over visited states of the exact KL = KL", (language.visits(world.pi) * states).sum(1), true)
+    yield same(
+        "kl",
+        "E2: sum over visited states of the exact KL = KL",
+        (language.visits(world.pi) * states).sum(1),
+        true,
+    )
     near = language.logp(world.pi_ref + 0.3 * (world.pi - world.pi_ref))
     q, small = near.exp(), kl(near, logref)
-    variance = [float((q * (x - small[:, None]).square()).sum(1).mean()) for x in (k1(near, logref), k3(near, logref))]
+    variance = [
+        float((q * (x - small[:, None]).square()).sum(1).mean())
+        for x in (k1(near, logref), k3(near, logref))
+    ]
     yield Finding(
-        "kl", "near the reference k3 varies less than k1", f"< {variance[0]:.4g}", f"{variance[1]:.4g}", variance[1] / variance[0], 1.0
+        "kl",
+        "near the reference k3 varies less than k1",
+        f"< {variance[0]:.4g}",
+        f"{variance[1]:.4g}",
+        variance[1] / variance[0],
+        1.0,
     )
-    yield same("kl", "k1 in the reward is d itself: E[d grad log pi] = grad KL", language.ascent(world.pi, d), reverse)
+    yield same(
+        "kl",
+        "k1 in the reward is d itself: E[d grad log pi] = grad KL",
+        language.ascent(world.pi, d),
+        reverse,
+    )
 
 
 def credit(world: World) -> Iterator[Finding]:
@@ -140,34 +215,71 @@ def credit(world: World) -> Iterator[Finding]:
         return torch.einsum("xn,xnt,xntsv->xsv", p, A_XNT, scores)
 
     for lam in (0.0, 0.5, 1.0):
-        yield same("gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", mean_gradient(gae(V, lam)), grad)
+        yield same(
+            "gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", mean_gradient(gae(V, lam)), grad
+        )
     to_go = torch.stack([return_to_go(r, mask) for r in reward_XNT])
-    yield same("gae", "B2: lambda = 1 is R - V(state)", gae(V, 1.0), torch.where(mask, to_go - V[:, language.state_NT], 0.0))
-    wrong = V + 0.7 * torch.randn(V.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    yield same("gae", "B4: a wrong V does not matter at lambda = 1", mean_gradient(gae(wrong, 1.0)), grad)
-    bias = [float((mean_gradient(gae(wrong, lam)) - grad).norm() / grad.norm()) for lam in (0.0, 0.95)]
-    yield apart("gae", f"B4: at lambda = 0 it does: bias {bias[0]:.0%}, at .95 {bias[1]:.1%}", mean_gradient(gae(wrong, 0.0)), grad)
+    yield same(
+        "gae",
+        "B2: lambda = 1 is R - V(state)",
+        gae(V, 1.0),
+        torch.where(mask, to_go - V[:, language.state_NT], 0.0),
+    )
+    wrong = V + 0.7 * torch.randn(
+        V.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    yield same(
+        "gae", "B4: a wrong V does not matter at lambda = 1", mean_gradient(gae(wrong, 1.0)), grad
+    )
+    bias = [
+        float((mean_gradient(gae(wrong, lam)) - grad).norm() / grad.norm()) for lam in (0.0, 0.95)
+    ]
+    yield apart(
+        "gae",
+        f"B4: at lambda = 0 it does: bias {bias[0]:.0%}, at .95 {bias[1]:.1%}",
+        mean_gradient(gae(wrong, 0.0)),
+        grad,
+    )
     second = [
         float(torch.einsum("xn,xnsv->", p, torch.einsum("xnt,xntsv->xnsv", A, scores).square()))
-        for A in (to_go, gae(V, 1.0), torch.where(mask, (Q - V[..., None])[:, language.state_NT, language.token_NT], 0.0))
+        for A in (
+            to_go,
+            gae(V, 1.0),
+            torch.where(mask, (Q - V[..., None])[:, language.state_NT, language.token_NT], 0.0),
+        )
     ]
     order = f"{second[0]:.4g} > {second[1]:.4g} > {second[2]:.4g}"
     yield Finding(
-        "gae", "A5, A7: second moment: no baseline > V > Q - V", "falling", order, max(second[1] / second[0], second[2] / second[1]), 1.0
+        "gae",
+        "A5, A7: second moment: no baseline > V > Q - V",
+        "falling",
+        order,
+        max(second[1] / second[0], second[2] / second[1]),
+        1.0,
     )
-    x, m = torch.tensor([[1.0, 2, 3, 100]], dtype=torch.float64), torch.tensor([[True, True, True, False]])
+    x, m = (
+        torch.tensor([[1.0, 2, 3, 100]], dtype=torch.float64),
+        torch.tensor([[True, True, True, False]]),
+    )
     yield same(
-        "whiten", "T18: [1, 2, 3, (100)] -> [-1, 0, 1, 0]", whiten(x, m, eps=0.0)[0], torch.tensor([-1.0, 0, 1, 0], dtype=torch.float64)
+        "whiten",
+        "T18: [1, 2, 3, (100)] -> [-1, 0, 1, 0]",
+        whiten(x, m, eps=0.0)[0],
+        torch.tensor([-1.0, 0, 1, 0], dtype=torch.float64),
     )
 
 
 def unanimous() -> Iterator[Finding]:
-    """Rewards that are all equal teach nothing, to the last bit: thirty times .9 has a mean that is not .9, and a spread that is not 0."""
+    """Rewards that are all equal teach nothing, to the last bit: thirty times .9 has a mean that is
+    not .9, and a spread that is not 0.
+    """
     reward_PG = torch.full((2, 30), 0.9, dtype=torch.float64)
     reward_PG[1] = 0.1 + 0.2
     for name, weigh in (("dr_grpo", centred), ("rloo", leave_one_out), ("grpo", standardised)):
         worst = float(weigh(reward_PG).abs().max())
-        yield Finding(name, "thirty equal rewards: weights exactly 0", "0", f"{worst:g}", worst, 5e-324)
+        yield Finding(
+            name, "thirty equal rewards: weights exactly 0", "0", f"{worst:g}", worst, 5e-324
+        )
 
 
 def best(world: World) -> Iterator[Finding]:
@@ -184,12 +296,30 @@ def best(world: World) -> Iterator[Finding]:
             found / best_of_n_bound(n),
             1.0,
         )
-        wins = (chosen[:, :, None] * p[:, None, :] * (world.reward[:, :, None] > world.reward[:, None, :])).sum((1, 2))
+        wins = (
+            chosen[:, :, None]
+            * p[:, None, :]
+            * (world.reward[:, :, None] > world.reward[:, None, :])
+        ).sum((1, 2))
         rate = float(wins.max())
-        yield Finding("best of n", f"H1: win rate <= n/(n+1), n = {n}", f"<= {n / (n + 1):.5f}", f"{rate:.5f}", rate * (n + 1) / n, 1.0)
-    yield same("best of n", "its probabilities sum to 1", best_of_n(p, world.reward, 5).sum(1), torch.ones(2, dtype=torch.float64))
+        yield Finding(
+            "best of n",
+            f"H1: win rate <= n/(n+1), n = {n}",
+            f"<= {n / (n + 1):.5f}",
+            f"{rate:.5f}",
+            rate * (n + 1) / n,
+            1.0,
+        )
+    yield same(
+        "best of n",
+        "its probabilities sum to 1",
+        best_of_n(p, world.reward, 5).sum(1),
+        torch.ones(2, dtype=torch.float64),
+    )
     n, small = 3, Language(3, 2)
-    q = small.logp(torch.randn(1, small.S, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).exp()
+    q = small.logp(
+        torch.randn(1, small.S, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ).exp()
     score = torch.tensor([[1.0, 0, 1, 2, 0, 1, 2]], dtype=torch.float64)
     listed = torch.zeros_like(q)
     for members in torch.cartesian_prod(*[torch.arange(small.N)] * n):
@@ -199,11 +329,19 @@ def best(world: World) -> Iterator[Finding]:
 
 
 def preferences(world: World) -> Iterator[Finding]:
-    """R1: the Bradley-Terry optimum is the reward up to a constant, whatever pairs are shown, and the loss there is the entropy."""
+    """R1: the Bradley-Terry optimum is the reward up to a constant, whatever pairs are shown, and
+    the loss there is the entropy.
+    """
     p = world.language.logp(world.pi).exp()
     pairs = p[:, :, None] * p[:, None, :] / 2
     score = torch.zeros_like(world.reward, requires_grad=True)
-    optimiser = torch.optim.LBFGS([score], max_iter=400, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [score],
+        max_iter=400,
+        tolerance_grad=1e-13,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -213,9 +351,22 @@ def preferences(world: World) -> Iterator[Finding]:
 
     optimiser.step(closure)
     fitted = score.detach() - (p * score.detach()).sum(1, keepdim=True)
-    yield same("reward model", "R1: fitted to all pairs: the reward + const", fitted, bradley_terry_scores(world.reward, p), limit=1e-4)
+    yield same(
+        "reward model",
+        "R1: fitted to all pairs: the reward + const",
+        fitted,
+        bradley_terry_scores(world.reward, p),
+        limit=1e-4,
+    )
     at_truth = world.reward.clone().requires_grad_()
     slope = differentiate(bradley_terry_loss(at_truth, world.reward, pairs), at_truth)
-    yield same("reward model", "R1: at the reward itself the gradient is 0", slope, torch.zeros_like(slope))
+    yield same(
+        "reward model", "R1: at the reward itself the gradient is 0", slope, torch.zeros_like(slope)
+    )
     moved = bradley_terry_loss(world.reward + torch.tensor([[3.0], [-8.0]]), world.reward, pairs)
-    yield same("reward model", "R1: a constant per prompt changes no loss", moved, bradley_terry_loss(world.reward, world.reward, pairs))
+    yield same(
+        "reward model",
+        "R1: a constant per prompt changes no loss",
+        moved,
+        bradley_terry_loss(world.reward, world.reward, pairs),
+    )

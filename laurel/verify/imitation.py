@@ -1,4 +1,6 @@
-"""Adversarial imitation, exactly: an expert and a policy listed in full, discriminator and policy moved by the loop's own step."""
+"""Adversarial imitation, exactly: an expert and a policy listed in full, discriminator and policy
+moved by the loop's own step.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,35 @@ from torch import Tensor
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
-from laurel.tabular.language import kl
 from laurel.train import adversary, loop
 from laurel.train.checkpoint import State
 from laurel.train.setup import Setup
 from laurel.verify import plain
 from laurel.verify.finding import Finding, same
 from laurel.verify.fixed import follow, probabilities
+from laurel.verify.language import kl
 from laurel.verify.scores import last_cell
-from laurel.verify.world import Drawn, World, as_groups, as_sample, ascent_of, build, every_group, gradient, make_world, verdict_table
+from laurel.verify.world import (
+    Drawn,
+    World,
+    as_groups,
+    as_sample,
+    ascent_of,
+    build,
+    every_group,
+    gradient,
+    make_world,
+    verdict_table,
+)
 
 NAME = "gail"
 
 
 @dataclass(frozen=True)
 class Imitated:
-    """A world and the expert that is imitated: log pi_E(y | x), [X, N]. The world's `ref` only says what a fresh discriminator says."""
+    """A world and the expert that is imitated: log pi_E(y | x), [X, N]. The world's `ref` only says
+    what a fresh discriminator says.
+    """
 
     world: World
     expert: Tensor
@@ -45,12 +60,18 @@ def make_imitated(V: int, H: int, X: int = 1, *, seed: int) -> Imitated:
     return Imitated(world, world.language.logp(other.pi))
 
 
-def with_shown(world: World, groups: list[Group], shown: Sequence[Drawn], *, filler: int = 0) -> list[Group]:
+def with_shown(
+    world: World, groups: list[Group], shown: Sequence[Drawn], *, filler: int = 0
+) -> list[Group]:
     """Every group with its demonstration, by the function that the loop appends it with."""
     logp, out = world.language.token_logp(world.pi), []
     for at, (group, (x, (n,))) in enumerate(zip(groups, shown, strict=True)):
         sample = as_sample(world, x, n, len(group.samples), at, logp, filler=filler)
-        out.append(adversary.appended(group, replace(sample, key=replace(sample.key, version=adversary.NOBODY))))
+        out.append(
+            adversary.appended(
+                group, replace(sample, key=replace(sample.key, version=adversary.NOBODY))
+            )
+        )
     return out
 
 
@@ -61,43 +82,60 @@ def judge_says(setup: Setup, world: World, logit_XN: Tensor) -> None:
 
 
 def at_ends(world: World, value_XN: Tensor) -> Tensor:
-    """A table [X, S, V] with a number of each completion where it ends: [X, N] -> [X, S, V]. No two end in one place."""
+    """A table [X, S, V] with a number of each completion where it ends: [X, N] -> [X, S, V]. No two
+    end in one place.
+    """
     table = torch.zeros(len(value_XN), world.language.S, world.language.V, dtype=value_XN.dtype)
     for n in range(world.language.N):
         table[(slice(None), *last_cell(world, n))] = value_XN[:, n]
     return table
 
 
-def mean_step(it: Imitated, logit_XN: Tensor, *, G: int = 2, learn: bool = True, **options: Any) -> tuple[Tensor, Tensor]:
-    """E over groups of G samples, and over their demonstration, of one step: ascent of the policy's table, and of the discriminator's.
+def mean_step(
+    it: Imitated, logit_XN: Tensor, *, G: int = 2, learn: bool = True, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """E over groups of G samples, and over their demonstration, of one step: ascent of the policy's
+    table, and of the discriminator's.
 
-    Both [X, S, V]. One call of the loop: each case is a prompt of its own with its own copy of both tables. learn=False: no
-    demonstrations, so the policy's half alone.
+    Both [X, S, V]. One call of the loop: each case is a prompt of its own with its own copy of both
+    tables. learn=False: no demonstrations, so the policy's half alone.
     """
     world, expert = it.world, it.expert.exp()
     cases = list(every_group(world, G, probabilities(world)))
-    shown = [(x, members, m, chance * float(expert[x, m])) for (x, members), chance in cases for m in range(world.language.N)]
+    shown = [
+        (x, members, m, chance * float(expert[x, m]))
+        for (x, members), chance in cases
+        for m in range(world.language.N)
+    ]
     shown = shown if learn else [(x, members, 0, chance) for (x, members), chance in cases]
     which, chance = torch.tensor([x for x, *_ in shown]), torch.tensor([c for *_, c in shown])
     setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
     judge_says(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
-    groups = adversary.judged(setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which]))
+    groups = adversary.judged(
+        setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which])
+    )
     if learn:
         copies = replace(world, logits=world.logits[which])
         groups = with_shown(copies, groups, [(at, (m,)) for at, (_, _, m, _) in enumerate(shown)])
     gradient(setup, groups)
     every = [each * len(shown) * chance[:, None, None] for each in ascent_of(setup)]
-    policy, judge = (torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each) for each in every)
+    policy, judge = (
+        torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each) for each in every
+    )
     return policy, judge
 
 
 def divergence(it: Imitated, name: str) -> Tensor:
-    """What each reward descends at the best discriminator, as a gradient by autograd with respect to the table of logits: [X, S, V]."""
+    """What each reward descends at the best discriminator, as a gradient by autograd with respect
+    to the table of logits: [X, S, V].
+    """
     table = it.world.logits.double().clone().requires_grad_(True)
     lp, le = it.world.language.logp(table / it.world.temperature), it.expert.double()
     middle = torch.logaddexp(lp, le) - math.log(2)
-    of = {"airl": kl(lp, le), "gail": kl(lp, middle) + kl(le, middle), "log_d": 2 * kl(middle, le)}[name]
+    of = {"airl": kl(lp, le), "gail": kl(lp, middle) + kl(le, middle), "log_d": 2 * kl(middle, le)}[
+        name
+    ]
     return torch.autograd.grad(of.mean(), table)[0]
 
 
@@ -113,22 +151,44 @@ def told() -> Iterator[Finding]:
         yield same(NAME, says, policy, -divergence(it, imitation_reward))
     lp, le = it.world.language.logp(it.world.pi), it.expert
     policy, judge = mean_step(it, it.gap)
-    yield same(NAME, "I1: demonstrations leave the policy's gradient as it is", policy, -divergence(it, "airl"))
-    yield same(NAME, "the discriminator rests at D* = pi_E / (pi_E + pi)", judge, it.world.logits * 0)
+    yield same(
+        NAME,
+        "I1: demonstrations leave the policy's gradient as it is",
+        policy,
+        -divergence(it, "airl"),
+    )
+    yield same(
+        NAME, "the discriminator rests at D* = pi_E / (pi_E + pi)", judge, it.world.logits * 0
+    )
     said = 0.7 * it.world.reward
     pull = (le.exp() * (-said).sigmoid() - lp.exp() * said.sigmoid()) / 2 / len(lp)
-    yield same(NAME, "elsewhere it is pulled by (pi_E (1 - D) - pi D) / 2", mean_step(it, said)[1], at_ends(it.world, pull))
+    yield same(
+        NAME,
+        "elsewhere it is pulled by (pi_E (1 - D) - pi D) / 2",
+        mean_step(it, said)[1],
+        at_ends(it.world, pull),
+    )
     e = 0.1
-    smooth = torch.log((1 - e) * le.exp() + e * lp.exp()) - torch.log((1 - e) * lp.exp() + e * le.exp())
+    smooth = torch.log((1 - e) * le.exp() + e * lp.exp()) - torch.log(
+        (1 - e) * lp.exp() + e * le.exp()
+    )
     _, judge = mean_step(it, smooth, label_smoothing=e)
-    yield same(NAME, "smoothed, it rests at ((1-e) pi_E + e pi) / (pi_E + pi)", judge, it.world.logits * 0)
+    yield same(
+        NAME, "smoothed, it rests at ((1-e) pi_E + e pi) / (pi_E + pi)", judge, it.world.logits * 0
+    )
     yield from whole_steps()
 
 
 def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
-    """Judge, append, weigh, update, twice in a row with a real optimiser: both tables, against plain Python."""
+    """Judge, append, weigh, update, twice in a row with a real optimiser: both tables, against
+    plain Python.
+    """
     world = make_world(3, 2, X=3, seed=52)
-    for options in ({}, {"imitation_reward": "gail", "label_smoothing": 0.1}, {"imitation_reward": "log_d", "token_budget": 9}):
+    for options in (
+        {},
+        {"imitation_reward": "gail", "label_smoothing": 0.1},
+        {"imitation_reward": "log_d", "token_budget": 9},
+    ):
         rng, ours, theirs = random.Random(str(options)), [], []
         for number in range(batches):
             setup = build(world, NAME, world.logits, world.ref, num_generations=3, **options)
@@ -136,7 +196,9 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
             now, verdict = world, verdict_table(world.ref)
             for step in (1, 2):
                 drawn, shown = (some(rng, world, k) for k in (3, 1))
-                blank = as_groups(now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number)
+                blank = as_groups(
+                    now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number
+                )
                 groups = with_shown(now, adversary.judged(setup, blank), shown, filler=number)
                 state = State(step=step)
                 loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
@@ -146,7 +208,12 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
             ours.append(torch.stack([p.detach() for p in setup.trainable().values()]) - start)
             theirs.append(torch.stack([now.logits, verdict]) - start)
         said = ", ".join(f"{key}={value}" for key, value in options.items())
-        yield same(NAME, f"two whole steps, {said or 'defaults'}: what they move", torch.stack(ours), torch.stack(theirs))
+        yield same(
+            NAME,
+            f"two whole steps, {said or 'defaults'}: what they move",
+            torch.stack(ours),
+            torch.stack(theirs),
+        )
 
 
 def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
@@ -154,40 +221,77 @@ def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
     return [(x, tuple(rng.choices(range(world.language.N), k=k))) for x in range(len(world.logits))]
 
 
-def plain_step(world: World, verdict: Tensor, drawn: Sequence[Drawn], shown: Sequence[Drawn], o: Any) -> tuple[Tensor, Tensor]:
+def plain_step(
+    world: World, verdict: Tensor, drawn: Sequence[Drawn], shown: Sequence[Drawn], o: Any
+) -> tuple[Tensor, Tensor]:
     """The second opinion: what moves the policy's logits, and what the discriminator's table."""
 
     def pays(f: float) -> float:
         d = 1 / (1 + math.exp(-f))
-        return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[o.imitation_reward]
+        return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[
+            o.imitation_reward
+        ]
 
-    rewards = [[pays(float(verdict[x][last_cell(world, n)])) for n in members] for x, members in drawn]
+    rewards = [
+        [pays(float(verdict[x][last_cell(world, n)])) for n in members] for x, members in drawn
+    ]
     policy = plain.gradient(world, NAME, drawn, rewards, o, old=world.logits)
     judge, half, groups = torch.zeros_like(verdict), 0.5, len(drawn)
     for (x, members), (_, (m,)) in zip(drawn, shown, strict=True):
-        for n, label, share in [(m, 1 - o.label_smoothing, half), *((n, o.label_smoothing, half / len(members)) for n in members)]:
-            judge[(x, *last_cell(world, n))] += share * (label - 1 / (1 + math.exp(-float(verdict[x][last_cell(world, n)])))) / groups
+        for n, label, share in [
+            (m, 1 - o.label_smoothing, half),
+            *((n, o.label_smoothing, half / len(members)) for n in members),
+        ]:
+            judge[(x, *last_cell(world, n))] += (
+                share
+                * (label - 1 / (1 + math.exp(-float(verdict[x][last_cell(world, n)]))))
+                / groups
+            )
     return policy, judge
 
 
 def matched() -> Iterator[Finding]:
-    """Where it ends: at the expert, with the best discriminator or one that learns beside; and there nothing moves."""
+    """Where it ends: at the expert, with the best discriminator or one that learns beside; and
+    there nothing moves.
+    """
     it = make_imitated(3, 2, seed=54)
-    at_expert = replace(it, world=replace(it.world, logits=it.world.language.logits_of(it.expert.exp()) * it.world.temperature))
+    at_expert = replace(
+        it,
+        world=replace(
+            it.world, logits=it.world.language.logits_of(it.expert.exp()) * it.world.temperature
+        ),
+    )
     for imitation_reward in NAMED:
         policy, judge = mean_step(at_expert, it.expert * 0, imitation_reward=imitation_reward)
         both = torch.stack([policy, judge])
-        yield same(NAME, f"{imitation_reward} at pi = pi_E and D = 1/2: nothing moves", both, both * 0)
-    update = lambda world: mean_step(replace(it, world=world), replace(it, world=world).gap, learn=False)[0]  # noqa: E731
+        yield same(
+            NAME, f"{imitation_reward} at pi = pi_E and D = 1/2: nothing moves", both, both * 0
+        )
+
+    def update(world: World) -> Tensor:
+        there = replace(it, world=world)
+        return mean_step(there, there.gap, learn=False)[0]
+
     end = follow(it.world, update, 1.0, 12)
-    yield same(NAME, "I5: airl with D* ends at pi_E", probabilities(end), it.expert.exp(), limit=1e-8)  # a spread below 1e-9 is no signal
+    yield same(
+        NAME, "I5: airl with D* ends at pi_E", probabilities(end), it.expert.exp(), limit=1e-8
+    )  # a spread below 1e-9 is no signal
     one = make_imitated(3, 1, seed=56)
     world, said = one.world, one.expert * 0
     for _ in range(120):
         now = replace(one, world=world)
         policy, judge = mean_step(now, said)
         shared = (probabilities(world) + one.expert.exp()) / 2
-        said = said + 2.0 * torch.stack([judge[:, 0, y[0]] for y in world.language.completions], 1) / shared
+        said = (
+            said
+            + 2.0 * torch.stack([judge[:, 0, y[0]] for y in world.language.completions], 1) / shared
+        )
         world = follow(world, lambda _, found=policy: found, 0.25, 1)
-    yield same(NAME, "I5: policy and discriminator learning side by side end at pi_E", probabilities(world), one.expert.exp(), limit=1e-6)
+    yield same(
+        NAME,
+        "I5: policy and discriminator learning side by side end at pi_E",
+        probabilities(world),
+        one.expert.exp(),
+        limit=1e-6,
+    )
     yield same(NAME, "I5: and D at 1/2", said.sigmoid(), torch.full_like(said, 0.5), limit=1e-6)

@@ -1,4 +1,6 @@
-"""Implicit Q-learning, exactly: steps against a second opinion, and every completion of a small log shown as often as it was written."""
+"""Implicit Q-learning, exactly: steps against a second opinion, and every completion of a small log
+shown as often as it was written.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.metrics import Sums
-from laurel.policy.implicit import Heads, folded
+from laurel.model.implicit import Heads, folded
 from laurel.train import loop
 from laurel.train.checkpoint import State
 from laurel.verify.finding import Finding, apart, same
@@ -41,18 +43,33 @@ class Pulls:
     heads: Heads
 
 
-def run(world: World, tables: Tables, drawn: Sequence[Drawn], rewards: Sequence[Sequence[float]], filler: int = 0, **options: Any) -> Pulls:
+def run(
+    world: World,
+    tables: Tables,
+    drawn: Sequence[Drawn],
+    rewards: Sequence[Sequence[float]],
+    filler: int = 0,
+    **options: Any,
+) -> Pulls:
     """One step of the loop on logged rows; heads begin at the tables."""
     setup = build(world, NAME, world.logits, world.ref, **options)
     heads = table_heads(setup.policy, tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
     setup.companion, recorder.parameters[1:] = heads, heads.trainable().values()
-    groups = as_groups(world, drawn, rewards=rewards, table=world.logits, supervised=True, filler=filler)
+    groups = as_groups(
+        world, drawn, rewards=rewards, table=world.logits, supervised=True, filler=filler
+    )
     state, sums = State(step=1), Sums()
     loop.update(setup, state, loop.weigh(setup, state, groups, sums), sums)
     policy, *q, value = ascent_of(setup)
     X = len(world.logits)
-    return Pulls(sums.means()["loss"], policy, torch.stack([p.T.unflatten(0, (X, -1)) for p in q]), value[0].unflatten(0, (X, -1)), heads)
+    return Pulls(
+        sums.means()["loss"],
+        policy,
+        torch.stack([p.T.unflatten(0, (X, -1)) for p in q]),
+        value[0].unflatten(0, (X, -1)),
+        heads,
+    )
 
 
 def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
@@ -66,33 +83,62 @@ def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
             drawn = [(x, (rng.randrange(world.language.N),)) for x in range(3)]
             rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
             o = build(world, NAME, world.logits, world.ref, **options).config
-            found, truth = run(world, tables, drawn, rewards, number, **options), step(world, tables, drawn, rewards, o)
+            found, truth = (
+                run(world, tables, drawn, rewards, number, **options),
+                step(world, tables, drawn, rewards, o),
+            )
             goal = tables.target + float(o.target_update or 0) * (tables.q - tables.target)
-            ours.append((torch.tensor([found.loss]), found.policy, found.q, found.value, tables_of(found.heads, 3).target))
+            ours.append(
+                (
+                    torch.tensor([found.loss]),
+                    found.policy,
+                    found.q,
+                    found.value,
+                    tables_of(found.heads, 3).target,
+                )
+            )
             theirs.append((torch.tensor([truth.loss]), truth.policy, truth.q, truth.value, goal))
-        parts = ("the loss", "gradient of the policy", "gradient of Q", "gradient of V", "the slow copies afterwards")
-        for what, mine, other in zip(parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        parts = (
+            "the loss",
+            "gradient of the policy",
+            "gradient of Q",
+            "gradient of V",
+            "the slow copies afterwards",
+        )
+        for what, mine, other in zip(
+            parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True
+        ):
             yield same(NAME, f"{what}, {shown}", torch.stack(mine), torch.stack(other))
 
 
 def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
-    """E of the pulls over a log that holds completion n of prompt x as often as `log_XN` says, and the slow copies afterwards.
+    """E of the pulls over a log that holds completion n of prompt x as often as `log_XN` says, and
+    the slow copies afterwards.
 
-    One call of the loop: every completion that the log holds becomes a prompt of its own. Sums over tokens, prompt by prompt.
+    One call of the loop: every completion that the log holds becomes a prompt of its own. Sums over
+    tokens, prompt by prompt.
     """
-    cases = [(x, n) for x in range(len(log_XN)) for n in range(world.language.N) if log_XN[x, n] > 0]
+    cases = [
+        (x, n) for x in range(len(log_XN)) for n in range(world.language.N) if log_XN[x, n] > 0
+    ]
     which = torch.tensor([x for x, _ in cases])
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
-    found = run(own, tables.at(which), drawn, [[float(world.reward[x, n])] for x, n in cases], **options)
+    found = run(
+        own, tables.at(which), drawn, [[float(world.reward[x, n])] for x, n in cases], **options
+    )
     units = sum(int(world.language.length_N[n]) for _, n in cases)
     share = torch.tensor([float(log_XN[x, n]) for x, n in cases]) * units
 
     def gathered(each: Tensor) -> Tensor:
         shape = (len(log_XN), *each.shape[1:])
-        return torch.zeros(shape, dtype=each.dtype).index_add(0, which, each * share.view(-1, *[1] * (each.ndim - 1)))
+        return torch.zeros(shape, dtype=each.dtype).index_add(
+            0, which, each * share.view(-1, *[1] * (each.ndim - 1))
+        )
 
-    first = torch.tensor([cases.index(next(case for case in cases if case[0] == x)) for x in range(len(log_XN))])
+    first = torch.tensor(
+        [cases.index(next(case for case in cases if case[0] == x)) for x in range(len(log_XN))]
+    )
     q = torch.stack([gathered(each) for each in found.q])
     after = tables_of(found.heads, len(cases)).target[:, first]
     return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value)), after
@@ -103,20 +149,28 @@ def expectile_of(q: Sequence[float], p: Sequence[float], tau: float) -> float:
     low, high = min(q), max(q)
     for _ in range(200):
         v = (low + high) / 2
-        slope = sum(chance * (tau if x > v else 1 - tau) * (x - v) for x, chance in zip(q, p, strict=True))
+        slope = sum(
+            chance * (tau if x > v else 1 - tau) * (x - v) for x, chance in zip(q, p, strict=True)
+        )
         low, high = (v, high) if slope > 0 else (low, v)
     return (low + high) / 2
 
 
 def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
-    """Backward induction with an expectile under the log in the mean's place: Q and V at which all is said, gamma 1."""
+    """Backward induction with an expectile under the log in the mean's place: Q and V at which all
+    is said, gamma 1.
+    """
     p_XSV = world.language.logits_of(log_XN).softmax(2)
 
     def value(q_XV: Tensor, s: int) -> Tensor:
         rows = []
         for x in range(len(q_XV)):
             seen = [v for v in range(world.language.V) if float(p_XSV[x, s, v]) > 0]
-            rows.append(expectile_of([float(q_XV[x, v]) for v in seen], [float(p_XSV[x, s, v]) for v in seen], tau))
+            rows.append(
+                expectile_of(
+                    [float(q_XV[x, v]) for v in seen], [float(p_XSV[x, s, v]) for v in seen], tau
+                )
+            )
         return torch.tensor(rows, dtype=q_XV.dtype)
 
     Q, V = world.language.backward(world.reward, value)
@@ -124,7 +178,9 @@ def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
 
 
 def logs() -> tuple[World, Tensor, Tensor]:
-    """A world, a log of everything its policy may say, and one from which the two best completions of each prompt are missing."""
+    """A world, a log of everything its policy may say, and one from which the two best completions
+    of each prompt are missing.
+    """
     world = graded(make_world(3, 2, seed=51))
     whole = world.language.logp(world.pi).exp()
     part = whole.clone()
@@ -134,7 +190,9 @@ def logs() -> tuple[World, Tensor, Tensor]:
 
 
 def logged_truths() -> Iterator[Finding]:
-    """Expected pulls against theory, at the start, and nowhere any at the tables that theory names."""
+    """Expected pulls against theory, at the start, and nowhere any at the tables that theory
+    names.
+    """
     world, whole, part = logs()
     yield from written_out(world, whole)
     for name, log in (("a log of everything", whole), ("a log without the best", part)):
@@ -151,12 +209,19 @@ def logged_truths() -> Iterator[Finding]:
     for beta in (0.0, 1.5):
         at_goal = replace(world, logits=world.logits + beta * (Q - V[..., None]))
         found, _ = expected(at_goal, mu, whole, awac_beta=beta, **QUIET)
-        yield same(NAME, f"the policy rests at mu exp({beta:g} (Q - V)) / Z", found.policy, 0 * world.logits)
+        yield same(
+            NAME,
+            f"the policy rests at mu exp({beta:g} (Q - V)) / Z",
+            found.policy,
+            0 * world.logits,
+        )
     yield from extraction(world, whole, mu)
 
 
 def written_out(world: World, log: Tensor) -> Iterator[Finding]:
-    """Anywhere: Q is pulled by 2 visits mu (r + gamma V' - Q), V by 2 visits E |tau - 1[u < 0]| u, u of the smaller slow copy."""
+    """Anywhere: Q is pulled by 2 visits mu (r + gamma V' - Q), V by 2 visits E |tau - 1[u < 0]| u,
+    u of the smaller slow copy.
+    """
     tables, tau, gamma = some_tables(world.ref), 0.8, 0.9
     found, _ = expected(world, tables, log, expectile=tau, gamma=gamma, cql_coef=0.0)
     ended = {y: n for n, y in enumerate(world.language.completions)}
@@ -164,12 +229,23 @@ def written_out(world: World, log: Tensor) -> Iterator[Finding]:
     for s, prefix in enumerate(world.language.prefixes):
         for token in range(world.language.V):
             y = (*prefix, token)
-            aim[:, s, token] = world.reward[:, ended[y]] if y in ended else gamma * tables.value[:, world.language.prefixes.index(y)]
+            aim[:, s, token] = (
+                world.reward[:, ended[y]]
+                if y in ended
+                else gamma * tables.value[:, world.language.prefixes.index(y)]
+            )
     passed = world.language.visits(world.pi)[..., None] * world.pi.softmax(2)
-    yield same(NAME, "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)", found.q, 2 * passed * (aim - tables.q))
+    yield same(
+        NAME,
+        "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)",
+        found.q,
+        2 * passed * (aim - tables.q),
+    )
     u = torch.minimum(*tables.target) - tables.value[..., None]
     pull = 2 * passed * torch.where(u > 0, tau, 1 - tau) * u
-    yield same(NAME, "E[gradient of V] = 2 visits E_mu[|tau - 1[u < 0]| u]", found.value, pull.sum(2))
+    yield same(
+        NAME, "E[gradient of V] = 2 visits E_mu[|tau - 1[u < 0]| u]", found.value, pull.sum(2)
+    )
 
 
 def closed_form() -> Iterator[Finding]:
@@ -181,8 +257,19 @@ def closed_form() -> Iterator[Finding]:
     p = (log * world.reward).sum(1, keepdim=True)
     for tau in (0.5, 0.7, 0.99):
         value = tau * p / (tau * p + (1 - tau) * (1 - p))
-        found, _ = expected(world, Tables(torch.stack([R, R]), torch.stack([R, R]), value), log, expectile=tau, **QUIET)
-        yield same(NAME, f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}", found.value, 0 * value)
+        found, _ = expected(
+            world,
+            Tables(torch.stack([R, R]), torch.stack([R, R]), value),
+            log,
+            expectile=tau,
+            **QUIET,
+        )
+        yield same(
+            NAME,
+            f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}",
+            found.value,
+            0 * value,
+        )
 
 
 def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
@@ -191,9 +278,16 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     several = some_tables(world.ref)
     head = folded(world.logits.flatten(0, 1).T, [q.flatten(0, 1).T for q in several.q], 1.5)
     wanted = world.logits.log_softmax(2) + 1.5 * (several.q.mean(0) - several.value[..., None])
-    yield same(NAME, "the saved head is softmax(log pi + beta (Q - V))", head.T.unflatten(0, (len(best), -1)).softmax(2), wanted.softmax(2))
+    yield same(
+        NAME,
+        "the saved head is softmax(log pi + beta (Q - V))",
+        head.T.unflatten(0, (len(best), -1)).softmax(2),
+        wanted.softmax(2),
+    )
     for beta in (0.3, 1.0, 4.0):
-        table = folded(world.logits.flatten(0, 1).T, [q.flatten(0, 1).T for q in mu.q], beta).T.unflatten(0, (len(best), -1))
+        table = folded(
+            world.logits.flatten(0, 1).T, [q.flatten(0, 1).T for q in mu.q], beta
+        ).T.unflatten(0, (len(best), -1))
         worth = (world.language.logp(table).exp() * world.reward).sum(1)
         left = float(((best - worth) / (best - start)).max())
         says = f"decode_beta {beta:g} with Q^mu: better than the log, on every prompt"
@@ -201,37 +295,76 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
 
 
 def logged_ends() -> Iterator[Finding]:
-    """The expected update followed to its end, slow copies and all; and what V tends to as tau does to 1."""
+    """The expected update followed to its end, slow copies and all; and what V tends to as tau does
+    to 1.
+    """
     world, whole, part = logs()
-    for name, log, tau, rounds in (("a log of everything", whole, 0.5, 12), ("a log without the best", part, 0.7, 70)):
+    for name, log, tau, rounds in (
+        ("a log of everything", whole, 0.5, 12),
+        ("a log without the best", part, 0.7, 70),
+    ):
         end = follow_log(world, log, tau, rounds)
-        goal, seen = ends_of(world, log, tau), world.language.visits(world.language.logits_of(log)) > 0
+        goal, seen = (
+            ends_of(world, log, tau),
+            world.language.visits(world.language.logits_of(log)) > 0,
+        )
         says = "V^mu" if tau == 0.5 else f"the {tau:g} expectiles"
-        yield same(NAME, f"{name}: followed to the end, V is {says}", end.value[seen], goal.value[seen])
+        yield same(
+            NAME, f"{name}: followed to the end, V is {says}", end.value[seen], goal.value[seen]
+        )
     most = torch.where(part > 0, world.reward, -torch.inf).amax(1)
-    spread = float((world.reward.amax(1) - world.reward.amin(1)).max()) * world.language.H / float(part[part > 0].min())
+    spread = (
+        float((world.reward.amax(1) - world.reward.amin(1)).max())
+        * world.language.H
+        / float(part[part > 0].min())
+    )
     for tau in (0.9, 0.99, 0.9999):
         left = float((most - ends_of(world, part, tau).value[:, 0]).max())
-        limit = spread * (1 - tau) / tau  # tau p (best - v) <= (1 - tau) (best - worst) in every state
+        limit = (
+            spread * (1 - tau) / tau
+        )  # tau p (best - v) <= (1 - tau) (best - worst) in every state
         says = f"tau {tau:g}: V of the prompt is near the best of the log"
         yield Finding(NAME, says, f"< {limit:.2g} below", f"{left:.2g}", left / limit, 1.0)
     sharp = ends_of(world, part, 1 - 1e-9)
-    yield same(NAME, "tau -> 1: V of the prompt is the best that the log shows", sharp.value[:, 0], most, limit=1e-6)
-    yield apart(NAME, "and not the best there is, which it does not show", sharp.value[:, 0], world.reward.amax(1))
+    yield same(
+        NAME,
+        "tau -> 1: V of the prompt is the best that the log shows",
+        sharp.value[:, 0],
+        most,
+        limit=1e-6,
+    )
+    yield apart(
+        NAME,
+        "and not the best there is, which it does not show",
+        sharp.value[:, 0],
+        world.reward.amax(1),
+    )
     spoken = world.language.logits_of(part)
-    table = folded(spoken.flatten(0, 1).T, [q.flatten(0, 1).T for q in sharp.q], 200.0).T.unflatten(0, spoken.shape[:2])
+    table = folded(spoken.flatten(0, 1).T, [q.flatten(0, 1).T for q in sharp.q], 200.0).T.unflatten(
+        0, spoken.shape[:2]
+    )
     worth = (world.language.logp(table).exp() * world.reward).sum(1)
-    yield same(NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3)
+    yield same(
+        NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3
+    )
 
 
 def follow_log(world: World, log: Tensor, tau: float, rounds: int) -> Tables:
-    """Expected updates from heads of 0: each Q to its aim, each V along its gradient, the slow copies as the loop leaves them."""
+    """Expected updates from heads of 0: each Q to its aim, each V along its gradient, the slow
+    copies as the loop leaves them.
+    """
     spoken = world.language.logits_of(log)
     passed = world.language.visits(spoken)[..., None] * spoken.softmax(2)
-    at = Tables(torch.zeros(2, *world.logits.shape), torch.zeros(2, *world.logits.shape), torch.zeros(world.logits.shape[:2]))
+    at = Tables(
+        torch.zeros(2, *world.logits.shape),
+        torch.zeros(2, *world.logits.shape),
+        torch.zeros(world.logits.shape[:2]),
+    )
     for _ in range(rounds):
         found, target = expected(world, at, log, expectile=tau, target_update=1.0, **QUIET)
         q = at.q + torch.where(passed > 0, found.q / (2 * passed), 0.0)
-        value = at.value + torch.where(passed.sum(2) > 0, found.value / (2 * max(tau, 1 - tau) * passed.sum(2)), 0.0)
+        value = at.value + torch.where(
+            passed.sum(2) > 0, found.value / (2 * max(tau, 1 - tau) * passed.sum(2)), 0.0
+        )
         at = Tables(q, target, value)
     return at

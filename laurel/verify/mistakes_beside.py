@@ -1,4 +1,6 @@
-"""Planted mistakes in what is trained beside a policy, in populations, in hindsight and in samplers."""
+"""Planted mistakes in what is trained beside a policy, in populations, in hindsight and in
+samplers.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group
+from laurel.model import compact, decode, sampler, static
+from laurel.model import discriminator as judge
+from laurel.model import implicit as heads
 from laurel.objective import discriminator, implicit, value
-from laurel.policy import compact, decode, sampler, static
-from laurel.policy import discriminator as judge
-from laurel.policy import implicit as heads
 from laurel.train import adversary, evolve, relabel, setup
 from laurel.verify.mutants import (
     Function,
@@ -86,7 +88,9 @@ def noise_kept(right: Function) -> Function:
 def added(right: Function) -> Function:
     """`search_gradient` of the sum of a pair's weights."""
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    return lambda weight_M, noise, **how: right(weight_M * sign.repeat(len(weight_M) // 2), noise, **how)
+    return lambda weight_M, noise, **how: right(
+        weight_M * sign.repeat(len(weight_M) // 2), noise, **how
+    )
 
 
 def no_ties(right: Function) -> Function:
@@ -139,7 +143,9 @@ BESIDE = (
     Mutant(
         "Q looks at the value of its own state",
         implicit.following,
-        lambda right: lambda value_NT, batch: (right(value_NT, batch)[0], implicit.trained(value_NT, batch)),
+        lambda right: (
+            lambda value_NT, batch: (right(value_NT, batch)[0], implicit.trained(value_NT, batch))
+        ),
         "logged steps",
         "ilql: the loss, defaults",
     ),
@@ -153,7 +159,11 @@ BESIDE = (
     Mutant(
         "the reward is paid at every token",
         implicit.backup,
-        instead(lambda value_NT, batch, gamma: batch.weight_NT + gamma * implicit.following(value_NT, batch)[1]),
+        instead(
+            lambda value_NT, batch, gamma: (
+                batch.weight_NT + gamma * implicit.following(value_NT, batch)[1]
+            )
+        ),
         "logged steps",
         "ilql: gradient of Q, defaults",
     ),
@@ -167,7 +177,9 @@ BESIDE = (
     Mutant(
         "V is pulled by the Q it should teach",
         implicit.losses,
-        meanwhile(implicit, "backup", lambda *a, backup=implicit.backup: kept_on_the_graph(backup(*a))),
+        meanwhile(
+            implicit, "backup", lambda *a, backup=implicit.backup: kept_on_the_graph(backup(*a))
+        ),
         "logged steps",
         "ilql: gradient of V, defaults",
     ),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
+from laurel.model import logprob
+from laurel.model import policy as model
 from laurel.objective import kl, unit
-from laurel.policy import logprob, model
 from laurel.rollout import pack
 from laurel.train import loop, optimizer, reference
 from laurel.verify.mutants import Function, Mutant, after, given, instead, meanwhile, swapped
@@ -19,7 +20,9 @@ from laurel.verify.world import Recorder
 
 
 def by_position(right: Function) -> Function:
-    """`reference.computed` whose micro-batches bear the names of the batch's first rows, not of their own."""
+    """`reference.computed` whose micro-batches bear the names of the batch's first rows, not of
+    their own.
+    """
 
     def wrong(setup: Any, batch: Batch) -> Tensor:
         split = batch.split
@@ -39,7 +42,11 @@ def only_praised(right: Function) -> Function:
 
     def wrong(setup: Any, batch: Batch) -> Batch:
         kept = right(setup, batch)
-        return kept if setup.by_comparison else kept.rows((kept.weight_NT.amax(1) > 0).nonzero()[:, 0].tolist())
+        return (
+            kept
+            if setup.by_comparison
+            else kept.rows((kept.weight_NT.amax(1) > 0).nonzero()[:, 0].tolist())
+        )
 
     return wrong
 
@@ -65,14 +72,20 @@ def one_late(right: Function) -> Function:
 
 def by_width(right: Function) -> Function:
     """`token_sum_over_const` over the batch's width."""
-    return lambda batch, max_completion_length: right(batch, max_completion_length=batch.loss_mask_NT.shape[1])
+    return lambda batch, max_completion_length: right(
+        batch, max_completion_length=batch.loss_mask_NT.shape[1]
+    )
 
 
 LOOP = (
     Mutant(
         "a row is divided by the padded width",
         unit.seq_mean_token_mean,
-        instead(lambda batch: unit.Unit(batch.loss_mask_NT / batch.loss_mask_NT.shape[1], unit.rows(batch))),
+        instead(
+            lambda batch: unit.Unit(
+                batch.loss_mask_NT / batch.loss_mask_NT.shape[1], unit.rows(batch)
+            )
+        ),
         "steps",
         "sft: one step, loss_aggregation=seq_mean_token_mean",
     ),
@@ -121,7 +134,11 @@ LOOP = (
     Mutant(
         "silent rows leave before they are counted",
         loop.update,
-        lambda right: lambda setup, state, batch, sums: right(setup, state, loop.with_signal(setup, batch), sums),
+        lambda right: (
+            lambda setup, state, batch, sums: right(
+                setup, state, loop.with_signal(setup, batch), sums
+            )
+        ),
         "steps",
         "raft: one step, defaults",
     ),
@@ -205,7 +222,11 @@ LOOP = (
     Mutant(
         "KL in the reward is averaged over tokens",
         pack.sample_rewards,
-        instead(lambda batch, reward_PG, kl_coef=0.0: reward_PG - kl_coef * pack.k1_of(batch).mean(1).view_as(reward_PG)),
+        instead(
+            lambda batch, reward_PG, kl_coef=0.0: (
+                reward_PG - kl_coef * pack.k1_of(batch).mean(1).view_as(reward_PG)
+            )
+        ),
         "steps",
         "reinforce: one step, beta=0.3",
     ),

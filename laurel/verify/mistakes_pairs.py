@@ -31,7 +31,9 @@ def smoothed_up(right: Function) -> Function:
     """`dpo` with (1 + eps) before the right side."""
 
     def wrong(logp_NT: Tensor, batch: Batch, *, label_smoothing: float = 0.0, **own: Any) -> Tensor:
-        own_P, hard_P = (right(logp_NT, batch, label_smoothing=e, **own) for e in (label_smoothing, 0.0))
+        own_P, hard_P = (
+            right(logp_NT, batch, label_smoothing=e, **own) for e in (label_smoothing, 0.0)
+        )
         return own_P + 2 * label_smoothing * hard_P
 
     return wrong
@@ -51,7 +53,11 @@ def hinge_on_the_right(right: Function) -> Function:
     def wrong(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
         upside_down = batch.replace(weight_NT=-batch.weight_NT)
         hinge_P = right(logp_NT, upside_down, nll_weight=0.0)
-        return hinge_P + right(logp_NT, batch, nll_weight=nll_weight) - right(logp_NT, batch, nll_weight=0.0)
+        return (
+            hinge_P
+            + right(logp_NT, batch, nll_weight=nll_weight)
+            - right(logp_NT, batch, nll_weight=0.0)
+        )
 
     return wrong
 
@@ -61,7 +67,9 @@ def over_all_pairs(right: Function) -> Function:
 
     def wrong(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, **own: Any) -> Tensor:
         all_P = pairs_of(score_NT, batch)
-        share_P = (all_P.clamp(max=pairs_per_prompt) if pairs_per_prompt else all_P) / all_P.clamp(min=1)
+        share_P = (all_P.clamp(max=pairs_per_prompt) if pairs_per_prompt else all_P) / all_P.clamp(
+            min=1
+        )
         return right(score_NT, batch, pairs_per_prompt=pairs_per_prompt, **own) * share_P
 
     return wrong
@@ -69,14 +77,20 @@ def over_all_pairs(right: Function) -> Function:
 
 def summed_pairs(right: Function) -> Function:
     """`k_wise` that divides by nothing."""
-    return lambda score_NT, batch, **own: right(score_NT, batch, **own) * pairs_of(score_NT, batch).clamp(min=1)
+    return lambda score_NT, batch, **own: (
+        right(score_NT, batch, **own) * pairs_of(score_NT, batch).clamp(min=1)
+    )
 
 
 def every_term(right: Function) -> Function:
     """`Setup.terms` with each further term where its option is 0, and only there."""
 
     def wrong(self: Any) -> Any:
-        off = {term.option: not getattr(self.config, term.option) for term in self.row.terms if term.option}
+        off = {
+            term.option: not getattr(self.config, term.option)
+            for term in self.row.terms
+            if term.option
+        }
         turned = tuple(replace(term, option="") for term in self.row.terms if off.get(term.option))
         return right(replace(self, row=replace(self.row, terms=turned)))
 
@@ -87,7 +101,11 @@ COMPARISONS = (
     Mutant(
         "the margin adds both sides",
         preference.margin,
-        instead(lambda logp_NT, batch: by_group(preference.grade(batch).abs() * preference.log_ratios(logp_NT, batch), batch)),
+        instead(
+            lambda logp_NT, batch: by_group(
+                preference.grade(batch).abs() * preference.log_ratios(logp_NT, batch), batch
+            )
+        ),
         "steps",
         "dpo: one step, defaults",
     ),
@@ -238,7 +256,9 @@ COMPARISONS = (
     Mutant(
         "the best is chosen among all, again and again",
         reward.plackett_luce,
-        meanwhile(reward, "better", lambda batch, better=reward.better: better(batch) | better(batch).T),
+        meanwhile(
+            reward, "better", lambda batch, better=reward.better: better(batch) | better(batch).T
+        ),
         "steps",
         "reward_pl: one step, defaults",
     ),
@@ -266,7 +286,11 @@ COMPARISONS = (
     Mutant(
         "imitation is a sum over tokens",
         reward.imitation,
-        lambda right: lambda logp_NT, batch, **own: right(logp_NT * batch.loss_mask_NT.sum(1, keepdim=True), batch, **own),
+        lambda right: (
+            lambda logp_NT, batch, **own: right(
+                logp_NT * batch.loss_mask_NT.sum(1, keepdim=True), batch, **own
+            )
+        ),
         "steps",
         "reward: one step, imitation_coef=0.7, reward_coef=0.5",
     ),

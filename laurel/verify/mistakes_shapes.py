@@ -1,4 +1,6 @@
-"""Planted mistakes that only show where logits come in several chunks, rows differ, or a critic has moved."""
+"""Planted mistakes that only show where logits come in several chunks, rows differ, or a critic has
+moved.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch
+from laurel.model import critic as values
+from laurel.model import fused, logprob, packed
+from laurel.model import policy as model
 from laurel.objective import value
-from laurel.policy import critic as values
-from laurel.policy import fused, logprob, model, packed
 from laurel.train import critic
 from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
@@ -154,7 +157,11 @@ SHAPES = (
     Mutant(
         "the entropy that is rewarded takes no gradient",
         logprob.token_logprobs,
-        after(lambda stats: stats._replace(entropy=None if stats.entropy is None else stats.entropy.detach())),
+        after(
+            lambda stats: stats._replace(
+                entropy=None if stats.entropy is None else stats.entropy.detach()
+            )
+        ),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),

@@ -49,7 +49,9 @@ def product_of_ratios(logp_NT: Tensor, batch: Batch) -> Tensor:
 
 def at_padding(right: Function) -> Function:
     """`whiten` by mean and spread of every slot."""
-    return lambda x_NT, mask_NT, **how: torch.where(mask_NT, right(x_NT, torch.ones_like(mask_NT), **how), 0.0)
+    return lambda x_NT, mask_NT, **how: torch.where(
+        mask_NT, right(x_NT, torch.ones_like(mask_NT), **how), 0.0
+    )
 
 
 WEIGHTS = (
@@ -85,7 +87,9 @@ WEIGHTS = (
     Mutant(
         "the worst is selected, not the best",
         group.selected,
-        lambda right: lambda r, keep="best", bar=1.0: right(-r if keep == "best" else r, keep=keep, bar=bar),
+        lambda right: (
+            lambda r, keep="best", bar=1.0: right(-r if keep == "best" else r, keep=keep, bar=bar)
+        ),
         "steps",
         "raft: one step, defaults",
     ),
@@ -190,7 +194,11 @@ WEIGHTS = (
     Mutant(
         "the missing end is rewarded",
         control.missing_eos,
-        instead(lambda reward_N, truncated_N, missing_eos_penalty=1.0: torch.where(truncated_N, reward_N + missing_eos_penalty, reward_N)),
+        instead(
+            lambda reward_N, truncated_N, missing_eos_penalty=1.0: torch.where(
+                truncated_N, reward_N + missing_eos_penalty, reward_N
+            )
+        ),
         "steps",
         "ppo: one step, defaults",
     ),

@@ -1,7 +1,9 @@
-"""Deliberate mistakes: a function of the training code is replaced by a wrong one, and a named check must notice.
+"""Deliberate mistakes: a function of the training code is replaced by a wrong one, and a named
+check must notice.
 
-A mutant is a function and what makes a wrong one of it: nothing here quotes another file's lines. The function itself is turned
-into a detour, so every caller meets the mistake, however it came by the function.
+A mutant is a function and what makes a wrong one of it: nothing here quotes another file's lines.
+The function itself is turned into a detour, so every caller meets the mistake, however it came by
+the function.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Mutant:
-    """`name` says the mistake in words. `check` (of `laurel.verify.checks.CHECKS`) and `finding` name who must notice it.
+    """`name` says the mistake in words. `check` (of `laurel.verify.checks.CHECKS`) and `finding`
+    name who must notice it.
 
-    The finding is "method: quantity"; of a check that stops instead, "method: SomeError: how its message begins".
+    The finding is "method: quantity"; of a check that stops instead, "method: SomeError: how its
+    message begins".
     """
 
     name: str
@@ -38,7 +42,9 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a hunt: which finding noticed the mutant first (empty: nobody did), and whether the one that it names does."""
+    """Of a hunt: which finding noticed the mutant first (empty: nobody did), and whether the one
+    that it names does.
+    """
 
     mutant: Mutant
     killer: str
@@ -51,7 +57,9 @@ class Verdict:
 
 @contextmanager
 def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """An attribute of a module, a class or an object is `other`, for as long as the context lasts."""
+    """An attribute of a module, a class or an object is `other`, for as long as the context
+    lasts.
+    """
     before = vars(owner).get(name, MISSING)
     setattr(owner, name, other)
     try:
@@ -69,7 +77,9 @@ def after(change: Function) -> Mistake:
 
 
 def given(**changes: Function) -> Mistake:
-    """The right function, given changed arguments: name=function of what was given (or of the default)."""
+    """The right function, given changed arguments: name=function of what was given (or of the
+    default).
+    """
 
     def mistake(right: Function) -> Function:
         def wrong(*args: Any, **options: Any) -> Any:
@@ -86,7 +96,11 @@ def given(**changes: Function) -> Mistake:
 
 def column(**changes: Function) -> Mistake:
     """The right function, given a batch of which some columns are changed."""
-    return given(batch=lambda batch: batch.replace(**{name: change(getattr(batch, name)) for name, change in changes.items()}))
+    return given(
+        batch=lambda batch: batch.replace(
+            **{name: change(getattr(batch, name)) for name, change in changes.items()}
+        )
+    )
 
 
 def instead(other: Function) -> Mistake:
@@ -112,14 +126,17 @@ def broken(mutant: Mutant) -> Iterator[None]:
     """The mistake, for as long as the context lasts."""
     function: Any = inspect.unwrap(mutant.function)
     was = function.__code__, function.__defaults__, function.__kwdefaults__
-    right: Any = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    right: Any = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
     right.__kwdefaults__ = function.__kwdefaults__
     signature = inspect.signature(function)
 
     def detour(*args: Any, _wrong: Function, **options: Any) -> Any:
         return _wrong(*args, **options)
 
-    # A wrapper or a table that holds the function sees no difference: it is the same object, with the same signature.
+    # A wrapper or a table that holds the function sees no difference: it is the same object, with
+    # the same signature.
     with swapped(function, "__signature__", signature):
         function.__code__, function.__defaults__ = detour.__code__, None
         function.__kwdefaults__ = {"_wrong": mutant.mistake(right)}
@@ -130,9 +147,11 @@ def broken(mutant: Mutant) -> Iterator[None]:
 
 
 def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
-    """What becomes of this one finding: "passes", "fails", or "is not there". The checks are run no further than it.
+    """What becomes of this one finding: "passes", "fails", or "is not there". The checks are run no
+    further than it.
 
-    Where an error is named, checks that stop with that very error fail, and those that do not stop pass.
+    Where an error is named, checks that stop with that very error fail, and those that do not stop
+    pass.
     """
     error = finding.partition(": ")[2]
     try:
@@ -145,13 +164,17 @@ def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
 
 
 def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
-    """Run the checks on broken code until one fails. A check that stops with an error has noticed, too."""
+    """Run the checks on broken code until one fails. A check that stops with an error has noticed,
+    too.
+    """
     with broken(mutant):
         try:
             for finding in checks():
                 if not finding.passed:
                     return Verdict(mutant, told(finding))
-        except Exception as error:  # whatever a mistake breaks is its discovery; an interrupt is no Exception
+        except (
+            Exception
+        ) as error:  # whatever a mistake breaks is its discovery; an interrupt is no Exception
             return Verdict(mutant, said(error))
     return Verdict(mutant, "")
 

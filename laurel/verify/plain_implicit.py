@@ -1,4 +1,6 @@
-"""The second opinion on implicit Q-learning: the loss of a step and what pulls at every number, in plain Python."""
+"""The second opinion on implicit Q-learning: the loss of a step and what pulls at every number, in
+plain Python.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,32 @@ class Step:
 
 
 def lean(scores: Sequence[float], token: int) -> tuple[float, list[float]]:
-    """log softmax at the token, and its slope in every score: 1 at the token, minus the probabilities."""
+    """log softmax at the token, and its slope in every score: 1 at the token, minus the
+    probabilities.
+    """
     top = max(scores)
     total = sum(math.exp(s - top) for s in scores)
     p = [math.exp(s - top) / total for s in scores]
     return math.log(p[token]), [(v == token) - p[v] for v in range(len(scores))]
 
 
-def step(world: World, tables: Tables, drawn: Sequence[tuple[int, Sequence[int]]], rewards: Sequence[Sequence[float]], o: Any) -> Step:
-    """One step on these rows, every token one unit: loss and pulls divided by the number of tokens."""
+def step(
+    world: World,
+    tables: Tables,
+    drawn: Sequence[tuple[int, Sequence[int]]],
+    rewards: Sequence[Sequence[float]],
+    o: Any,
+) -> Step:
+    """One step on these rows, every token one unit: loss and pulls divided by the number of
+    tokens.
+    """
     language, K, V = world.language, len(tables.q), world.language.V
-    out = Step(0.0, torch.zeros_like(world.logits), torch.zeros_like(tables.q), torch.zeros_like(tables.value))
+    out = Step(
+        0.0,
+        torch.zeros_like(world.logits),
+        torch.zeros_like(tables.q),
+        torch.zeros_like(tables.value),
+    )
     q, slow, value = tables.q.tolist(), tables.target.tolist(), tables.value.tolist()
     tokens = 0
     for (x, members), told in zip(drawn, rewards, strict=True):
@@ -44,7 +61,11 @@ def step(world: World, tables: Tables, drawn: Sequence[tuple[int, Sequence[int]]
             tokens += length
             for t in range(length):
                 s, a = int(language.state_NT[n, t]), int(language.token_NT[n, t])
-                aim = reward if t == length - 1 else o.gamma * value[x][int(language.state_NT[n, t + 1])]
+                aim = (
+                    reward
+                    if t == length - 1
+                    else o.gamma * value[x][int(language.state_NT[n, t + 1])]
+                )
                 for k in range(K):
                     gap = q[k][x][s][a] - aim
                     said, slope = lean(q[k][x][s], a)

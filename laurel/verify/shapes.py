@@ -1,8 +1,10 @@
-"""What shape must not matter to a transformer: chunks of logits, what stands behind the head, rows that share a batch.
+"""What shape must not matter to a transformer: chunks of logits, what stands behind the head, rows
+that share a batch.
 
-A table has neither a body nor a head. Here whole rows, each by itself and unpadded, go through the model's own forward pass, and that
-is compared with what training does: packed rows, prompts encoded once, a few rows of logits at a time. All of it in the precision
-asked for, float64 included, so that only rounding may differ.
+A table has neither a body nor a head. Here whole rows, each by itself and unpadded, go through the
+model's own forward pass, and that is compared with what training does: packed rows, prompts encoded
+once, a few rows of logits at a time. All of it in the precision asked for, float64 included, so
+that only rounding may differ.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.policy import fused, logprob
-from laurel.policy.critic import Critic, shared_critic
-from laurel.policy.model import Policy, Reference
-from laurel.policy.packed import KNOWN
-from laurel.policy.scratch import char_tokenizer, small_model
+from laurel.model import fused, logprob
+from laurel.model.critic import Critic, shared_critic
+from laurel.model.packed import KNOWN
+from laurel.model.policy import Policy, Reference
+from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
 from laurel.verify.finding import Finding, same
 
@@ -43,9 +45,17 @@ def capped(size: int, seed: int) -> Any:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(
-        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=8, final_logit_softcapping=CAP, sliding_window=64, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=CAP,
+        sliding_window=64,
+        initializer_range=0.3,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Gemma2ForCausalLM(config)
@@ -55,7 +65,9 @@ HEADS = ("linear head", "head with a bias", "capped logits")
 
 
 def make_policy(head: str, seed: int) -> Policy:
-    """A model of one layer over the characters a and b, in the default precision, whose logits differ."""
+    """A model of one layer over the characters a and b, in the default precision, whose logits
+    differ.
+    """
     tokenizer = char_tokenizer("ab")
     if head == "capped logits":
         model = capped(len(tokenizer), seed)
@@ -69,8 +81,9 @@ def make_policy(head: str, seed: int) -> Policy:
 def mixed_batch() -> Batch:
     """Eleven rows as they come in training, and at once what seldom does.
 
-    Two groups under one prompt each, of unequal length; one group whose rows were relabelled, so that two of its prompts are equally
-    long and different; a completion with a tool's tokens inside; a row that is not trained on; and as many temperatures as groups.
+    Two groups under one prompt each, of unequal length; one group whose rows were relabelled, so
+    that two of its prompts are equally long and different; a completion with a tool's tokens
+    inside; a row that is not trained on; and as many temperatures as groups.
     """
     prompts = {
         "one": [(3, 4)] * 4,
@@ -85,7 +98,9 @@ def mixed_batch() -> Batch:
             ids = tuple(torch.randint(3, 6, (length,), generator=noise).tolist())
             mask = tuple(not (n == 2 and t == 1) for t in range(length))
             key, temperature = Key("verify", "", name, n, 0), (0.7, 1.0, 1.3)[g]
-            samples.append(Sample(key, prompt, ids, (0.0,) * length, mask, temperature, "length", "", ()))
+            samples.append(
+                Sample(key, prompt, ids, (0.0,) * length, mask, temperature, "length", "", ())
+            )
         rewards = [None if (name, n) == ("long", 1) else 1.0 for n in range(len(of))]
         groups.append(Group(name, {}, tuple(samples), rewards=tuple(rewards)))
     return pack(groups)
@@ -93,8 +108,13 @@ def mixed_batch() -> Batch:
 
 @contextmanager
 def few_at_once(policy: Policy) -> Iterator[None]:
-    """Chunks of FEW rows of logits, of which the last one is not full; of a linear head FEW tiles along the vocabulary, too."""
-    before, vocabulary = (logprob.CHUNK, fused.NARROW), policy.causal.get_input_embeddings().weight.shape[0]
+    """Chunks of FEW rows of logits, of which the last one is not full; of a linear head FEW tiles
+    along the vocabulary, too.
+    """
+    before, vocabulary = (
+        (logprob.CHUNK, fused.NARROW),
+        policy.causal.get_input_embeddings().weight.shape[0],
+    )
     logprob.CHUNK, fused.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
     try:
         yield
@@ -103,11 +123,17 @@ def few_at_once(policy: Policy) -> Iterator[None]:
 
 
 def alone(policy: Policy, batch: Batch) -> Tensor:
-    """log pi of every next token of every row, each row by itself through the model's own forward pass: [N, T, V], 0 where not trained."""
-    out = torch.zeros(*batch.loss_mask_NT.shape, policy.causal.get_input_embeddings().weight.shape[0])
+    """log pi of every next token of every row, each row by itself through the model's own forward
+    pass: [N, T, V], 0 where not trained.
+    """
+    out = torch.zeros(
+        *batch.loss_mask_NT.shape, policy.causal.get_input_embeddings().weight.shape[0]
+    )
     for n in range(len(batch)):
         start, length = int(batch.start_N[n]), int(batch.length_N[n])
-        logits = policy.causal(input_ids=batch.ids_NL[n : n + 1, : start + length], use_cache=False).logits
+        logits = policy.causal(
+            input_ids=batch.ids_NL[n : n + 1, : start + length], use_cache=False
+        ).logits
         said = (logits[0, start - 1 : -1] / batch.temperature_N[n]).log_softmax(1)
         out = torch.index_put(out, (torch.full((length,), n), torch.arange(length)), said)
     return torch.where(batch.loss_mask_NT[..., None], out, 0.0)
@@ -115,14 +141,18 @@ def alone(policy: Policy, batch: Batch) -> Tensor:
 
 def chosen(logp_NTV: Tensor, batch: Batch) -> Tensor:
     """Of the tokens that were said: [N, T]."""
-    at_NT = (batch.start_N[:, None] + torch.arange(batch.loss_mask_NT.shape[1])).clamp(max=batch.ids_NL.shape[1] - 1)
+    at_NT = (batch.start_N[:, None] + torch.arange(batch.loss_mask_NT.shape[1])).clamp(
+        max=batch.ids_NL.shape[1] - 1
+    )
     return logp_NTV.gather(2, batch.ids_NL.gather(1, at_NT)[..., None])[..., 0]
 
 
 def pulled(value_NT: Tensor, policy: Policy) -> Tensor:
     """The gradient of a sum of values, no two weighed alike, in every weight of the model."""
     weight_NT = torch.linspace(-1, 2, value_NT.numel()).view_as(value_NT)
-    found = torch.autograd.grad((weight_NT * value_NT).sum(), list(policy.model.parameters()), retain_graph=True)
+    found = torch.autograd.grad(
+        (weight_NT * value_NT).sum(), list(policy.model.parameters()), retain_graph=True
+    )
     return torch.cat([gradient.flatten() for gradient in found])
 
 
@@ -132,7 +162,9 @@ def shapes(*, seed: int = 0) -> Iterator[Finding]:
     for head in HEADS:
         policy, other = make_policy(head, seed), make_policy(head, seed + 1)
         reference = Reference(other, adapters_off=False)
-        if head == "capped logits":  # `packed` would find out that it is no Llama, and say so in the log
+        if (
+            head == "capped logits"
+        ):  # `packed` would find out that it is no Llama, and say so in the log
             KNOWN.update({one.causal.model: False for one in (policy, reference.policy)})  # type: ignore[dict-item]
         with few_at_once(policy):
             yield from without_gradient(head, policy, reference, batch)
@@ -140,18 +172,29 @@ def shapes(*, seed: int = 0) -> Iterator[Finding]:
     yield from in_parts(make_policy("linear head", seed), batch)
 
 
-def without_gradient(head: str, policy: Policy, reference: Reference, batch: Batch) -> Iterator[Finding]:
+def without_gradient(
+    head: str, policy: Policy, reference: Reference, batch: Batch
+) -> Iterator[Finding]:
     """What the sampler's check, the reference and metrics ask for."""
     with torch.no_grad():
         logp_NTV, ref_NTV = alone(policy, batch), alone(reference.policy, batch)
         stats = policy.logp(batch, entropy="value")
         yield same(NAME, f"{head}: log pi without a gradient", stats.logp, chosen(logp_NTV, batch))
-        yield same(NAME, f"{head}: entropy without a gradient", there(stats.entropy), entropies(logp_NTV))
+        yield same(
+            NAME, f"{head}: entropy without a gradient", there(stats.entropy), entropies(logp_NTV)
+        )
         yield same(NAME, f"{head}: log ref", reference.logp(batch), chosen(ref_NTV, batch))
-        yield same(NAME, f"{head}: exact KL without a gradient", policy.kl(batch, reference), divergences(logp_NTV, ref_NTV))
+        yield same(
+            NAME,
+            f"{head}: exact KL without a gradient",
+            policy.kl(batch, reference),
+            divergences(logp_NTV, ref_NTV),
+        )
 
 
-def with_gradient(head: str, policy: Policy, reference: Reference, batch: Batch) -> Iterator[Finding]:
+def with_gradient(
+    head: str, policy: Policy, reference: Reference, batch: Batch
+) -> Iterator[Finding]:
     """What an update asks for: values, and what they pull at."""
     logp_NTV, ref_NTV = alone(policy, batch), alone(reference.policy, batch).detach()
     shown, learned = (policy.logp(batch, entropy=how) for how in ("value", "grad"))
@@ -162,37 +205,65 @@ def with_gradient(head: str, policy: Policy, reference: Reference, batch: Batch)
         ("the exact KL", policy.kl(batch, reference), divergences(logp_NTV, ref_NTV)),
     ):
         yield same(NAME, f"{head}: {what}", ours, theirs)
-        # Llama's norms compute in float32 whatever the model's precision: their gradient is exact to that.
+        # Llama's norms compute in float32 whatever the model's precision: their gradient is exact
+        # to that.
         pulls = [pulled(value_NT, policy) for value_NT in (ours, theirs)]
         yield same(NAME, f"{head}: gradient of {what}", *pulls, limit=2e-6)
     yield same(NAME, f"{head}: entropy to look at", there(shown.entropy), entropies(logp_NTV))
 
 
 def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
-    """Micro-batches by length, packed or padded, of whole groups or not: every row once, and what belongs to a row stays its own."""
+    """Micro-batches by length, packed or padded, of whole groups or not: every row once, and what
+    belongs to a row stays its own.
+    """
     critic = shared_critic(policy)
     nn.init.normal_(critic.model["head"].weight, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         logp_NT = chosen(alone(policy, batch), batch)
-        value_NT = torch.cat([padded(valued_alone(policy, critic, batch.rows([n])), batch) for n in range(len(batch))])
+        value_NT = torch.cat(
+            [
+                padded(valued_alone(policy, critic, batch.rows([n])), batch)
+                for n in range(len(batch))
+            ]
+        )
         for packed in (False, True):
             for whole_groups in (False, True):
                 for budget in (1, 17, 40):
                     parts = list(batch.split(budget, whole_groups=whole_groups, packed=packed))
-                    said = ", ".join(("packed" if packed else "padded", *(["whole groups"] * whole_groups)))
-                    found = torch.stack([joined(batch, parts, lambda part: policy.logp(part).logp), joined(batch, parts, critic.values)])
-                    yield same(NAME, f"micro-batches of {budget}, {said}: log pi and V by key", found, torch.stack([logp_NT, value_NT]))
+                    said = ", ".join(
+                        ("packed" if packed else "padded", *(["whole groups"] * whole_groups))
+                    )
+                    found = torch.stack(
+                        [
+                            joined(batch, parts, lambda part: policy.logp(part).logp),
+                            joined(batch, parts, critic.values),
+                        ]
+                    )
+                    yield same(
+                        NAME,
+                        f"micro-batches of {budget}, {said}: log pi and V by key",
+                        found,
+                        torch.stack([logp_NT, value_NT]),
+                    )
 
 
 def valued_alone(policy: Policy, critic: Critic, row: Batch) -> Tensor:
-    """V of one row by itself, read before each token from the body's own forward pass: [1, T], 0 where not trained."""
+    """V of one row by itself, read before each token from the body's own forward pass: [1, T], 0
+    where not trained.
+    """
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     hidden_LD = body(input_ids=row.ids_NL, use_cache=False).last_hidden_state[0]
-    return torch.where(row.loss_mask_NT, critic.model["head"](hidden_LD[int(row.start_N) - 1 : -1])[None, :, 0], 0.0)
+    return torch.where(
+        row.loss_mask_NT,
+        critic.model["head"](hidden_LD[int(row.start_N) - 1 : -1])[None, :, 0],
+        0.0,
+    )
 
 
 def joined(batch: Batch, parts: Sequence[Batch], of: Callable[[Batch], Tensor]) -> Tensor:
-    """What is said of the parts' rows, added up in the places of their keys: [N, T]. A row that comes twice counts twice."""
+    """What is said of the parts' rows, added up in the places of their keys: [N, T]. A row that
+    comes twice counts twice.
+    """
     row, out = {key: n for n, key in enumerate(batch.keys)}, torch.zeros(batch.loss_mask_NT.shape)
     for part in parts:
         out.index_add_(0, torch.tensor([row[key] for key in part.keys]), padded(of(part), batch))

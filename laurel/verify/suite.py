@@ -26,7 +26,9 @@ from laurel.verify.scores import pulled, truths
 from laurel.verify.steps import steps
 
 CLAIMS = (claims, population, pulled, smoothed, relabelled, told, logged_steps, logged_truths)
-"""Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four rows by themselves."""
+"""Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four
+rows by themselves.
+"""
 ENDS = (fixed, ends, truths, summit, posterior, matched, logged_ends)
 """Fixed points of the same."""
 ALONE = {
@@ -64,22 +66,45 @@ def all_ends(only: str | None = None) -> Iterator[Finding]:
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {
-    "steps": ("single steps against a second implementation in plain Python", steps, (torch.float64, torch.float32)),
-    "expectations": ("the expected gradient, all groups listed, against theory", all_claims, (torch.float64, torch.float32)),
+    "steps": (
+        "single steps against a second implementation in plain Python",
+        steps,
+        (torch.float64, torch.float32),
+    ),
+    "expectations": (
+        "the expected gradient, all groups listed, against theory",
+        all_claims,
+        (torch.float64, torch.float32),
+    ),
     "fixed points": ("where the expected update ends", all_ends, (torch.float64,)),
     "invariances": ("what must not matter", invariances, (torch.float64, torch.float32)),
-    "identities": ("the oracle itself, KL estimators, credit, best-of-n, preferences", identities, (torch.float64,)),
-    "samples": ("a transformer, the sampler and the loop, by sampling", sampled_rows, (torch.float32,)),
+    "identities": (
+        "the oracle itself, KL estimators, credit, best-of-n, preferences",
+        identities,
+        (torch.float64,),
+    ),
+    "samples": (
+        "a transformer, the sampler and the loop, by sampling",
+        sampled_rows,
+        (torch.float32,),
+    ),
 }
 """part: (what it compares, its findings, the precisions it runs in)."""
 BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
-    "steps": steps, "invariances": invariances, "expectations": all_claims, "fixed points": all_ends,
-}  # fmt: skip
+    "steps": steps,
+    "invariances": invariances,
+    "expectations": all_claims,
+    "fixed points": all_ends,
+}
 """Parts that can be asked for one row of the table."""
 
 
-def run_part(name: str, method: str | None = None, *, precisions: Sequence[torch.dtype] = ()) -> Iterator[Finding]:
-    """The findings of one part, in every precision it has, or in these. method: of this row alone, where a part can tell rows apart."""
+def run_part(
+    name: str, method: str | None = None, *, precisions: Sequence[torch.dtype] = ()
+) -> Iterator[Finding]:
+    """The findings of one part, in every precision it has, or in these. method: of this row alone,
+    where a part can tell rows apart.
+    """
     _, checks, own = PARTS[name]
     by_row = name in BY_ROW and method in ALGORITHMS
     for dtype in precisions or own:
@@ -88,21 +113,34 @@ def run_part(name: str, method: str | None = None, *, precisions: Sequence[torch
 
 
 def quick() -> Iterator[Finding]:
-    """What a mutant has to get past: every part but the fixed points, in float64, cheapest first; what samples last."""
+    """What a mutant has to get past: every part but the fixed points, in float64, cheapest first;
+    what samples last.
+    """
     with precision(torch.float64):
         yield from identities()
         yield from steps(batches=2)
         yield from invariances()
-        for cheap in (relabelled, logged_steps, logged_truths, smoothed, pulled, told, population, claims):
+        for cheap in (
+            relabelled,
+            logged_steps,
+            logged_truths,
+            smoothed,
+            pulled,
+            told,
+            population,
+            claims,
+        ):
             yield from cheap()
     with precision(torch.float32):
         yield from sampled_rows(draws=8_000, batches=2)
 
 
 def hunt_all(processes: int = 1) -> Iterator[Verdict]:
-    """Every mutant against `quick`, several at a time: each process breaks its own copy of the code.
+    """Every mutant against `quick`, several at a time: each process breaks its own copy of the
+    code.
 
-    A hunt is blind: whatever notices first is the killer. Whether the finding that the mutant names does is a question of its own.
+    A hunt is blind: whatever notices first is the killer. Whether the finding that the mutant names
+    does is a question of its own.
     """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for number, killer, named in pool.map(hunted, range(len(MUTANTS))):

@@ -1,7 +1,8 @@
 """A world where everything can be listed, and the training code at work in it.
 
-The policy is a table of logits behind the interface of a causal language model, so the library's own path from samples to a
-gradient (`pack`, `weigh`, `Policy.logp`, `update` with its micro-batches) runs unchanged. What the optimiser is handed is kept.
+The policy is a table of logits behind the interface of a causal language model, so the library's
+own path from samples to a gradient (`pack`, `weigh`, `Policy.logp`, `update` with its
+micro-batches) runs unchanged. What the optimiser is handed is kept.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch import Tensor, nn
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.model.policy import Policy, Reference, trained_positions
 from laurel.objective.unit import AGGREGATIONS
-from laurel.policy.model import Policy, Reference, trained_positions
-from laurel.tabular.language import Language
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.checkpoint import State
 from laurel.train.options import bind, defaults, resolve
 from laurel.train.setup import Setup
 from laurel.verify.heads import some_tables, table_heads
+from laurel.verify.language import Language
 
 Describe = Callable[[int, Sequence[int]], Mapping[str, Any]]
 Drawn = tuple[int, tuple[int, ...]]
@@ -35,7 +36,9 @@ Drawn = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class World:
-    """Prompts with their logits, reference logits and rewards. Temperature is part of it: pi = softmax(logits / temperature)."""
+    """Prompts with their logits, reference logits and rewards. Temperature is part of it: pi =
+    softmax(logits / temperature).
+    """
 
     language: Language
     logits: Tensor
@@ -54,19 +57,27 @@ class World:
 
 
 def make_world(V: int = 3, H: int = 2, X: int = 2, *, seed: int = 0, binary: bool = False) -> World:
-    """A world with random logits and rewards (0 or 1 if `binary`), float64, the same for the same seed."""
+    """A world with random logits and rewards (0 or 1 if `binary`), float64, the same for the same
+    seed.
+    """
     generator, language = torch.Generator().manual_seed(seed), Language(V, H)
     shape = (X, language.S, V)
-    logits, ref = (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.6 for _ in range(2))
+    logits, ref = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) * 0.6 for _ in range(2)
+    )
     reward = torch.randn(X, language.N, generator=generator, dtype=torch.float64)
     if binary:
-        reward = (torch.rand(X, language.N, generator=generator, dtype=torch.float64) < 0.45).double()
+        reward = (
+            torch.rand(X, language.N, generator=generator, dtype=torch.float64) < 0.45
+        ).double()
         reward[:, 0], reward[:, -1] = 1.0, 0.0  # neither impossible nor certain
     return World(language, logits, ref, reward)
 
 
 class TableLM(nn.Module):
-    """Logits looked up by prompt and prefix. A token id of at least V names the prompt; ids beyond those are filler before it."""
+    """Logits looked up by prompt and prefix. A token id of at least V names the prompt; ids beyond
+    those are filler before it.
+    """
 
     base_model_prefix = "model"
 
@@ -87,12 +98,16 @@ class TableLM(nn.Module):
         return self.table.flatten(0, 1)[state[..., 0].long()]
 
     def forward(self, input_ids: Tensor, **keywords: Any) -> Any:
-        return SimpleNamespace(logits=self.read(self.model(input_ids, **keywords).last_hidden_state))
+        return SimpleNamespace(
+            logits=self.read(self.model(input_ids, **keywords).last_hidden_state)
+        )
 
 
 @dataclass
 class TableScorer:
-    """A scorer whose score of a completion token is the entry of the table at its prefix and itself. Three classes: (-s, 0, s)."""
+    """A scorer whose score of a completion token is the entry of the table at its prefix and
+    itself. Three classes: (-s, 0, s).
+    """
 
     model: TableLM
     outputs: int
@@ -108,7 +123,10 @@ class TableScorer:
     def seen(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Tensor]:
         """The scores, and the log-probabilities of the same table read as logits."""
         spoken = Policy(self.model, SimpleNamespace(eos_token_id=self.model.model.language.eos))
-        return {name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch) for name in wanted}
+        return {
+            name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch)
+            for name in wanted
+        }
 
     def scores(self, batch: Batch) -> Tensor:
         """[N, T], or [N, T, 3]; 0 where there is no token."""
@@ -119,7 +137,9 @@ class TableScorer:
         token_NT = batch.ids_NL.gather(1, at_NT).clamp(max=self.model.model.language.V - 1)
         score_NT = self.model.table.flatten(0, 1)[state_NL.gather(1, at_NT - 1), token_NT]
         score_NT = torch.where(there_NT, score_NT, 0.0)
-        return score_NT if self.outputs == 1 else torch.stack([-score_NT, 0 * score_NT, score_NT], 2)
+        return (
+            score_NT if self.outputs == 1 else torch.stack([-score_NT, 0 * score_NT, score_NT], 2)
+        )
 
 
 @dataclass
@@ -145,12 +165,16 @@ class TableCritic:
         """[N, T], of the state before each token; 0 where not trained."""
         rows, times, at = trained_positions(batch)
         state_M = self.body.model(batch.ids_NL).last_hidden_state[rows, at, 0].long()
-        return torch.zeros(batch.loss_mask_NT.shape).index_put((rows, times), self.table.flatten()[state_M])
+        return torch.zeros(batch.loss_mask_NT.shape).index_put(
+            (rows, times), self.table.flatten()[state_M]
+        )
 
 
 @dataclass
 class TableDiscriminator:
-    """A discriminator whose logit of a whole completion is the entry of its table [X, S, V] at its last token."""
+    """A discriminator whose logit of a whole completion is the entry of its table [X, S, V] at its
+    last token.
+    """
 
     body: TableLM
     table: nn.Parameter
@@ -175,15 +199,24 @@ class TableDiscriminator:
 
 
 class Prefixes(nn.Module):
-    """The body of a TableLM: after each token, the row of the table that predicts the next one, [N, L] -> [N, L, 1]."""
+    """The body of a TableLM: after each token, the row of the table that predicts the next one, [N,
+    L] -> [N, L, 1].
+    """
 
     def __init__(self, language: Language, prompts: int) -> None:
         super().__init__()
         self.language, self.prompts = language, prompts
         state = {prefix: s for s, prefix in enumerate(language.prefixes)}
-        self.next = torch.tensor([[state.get((*prefix, v), 0) for v in range(language.V)] for prefix in language.prefixes])
+        self.next = torch.tensor(
+            [
+                [state.get((*prefix, v), 0) for v in range(language.V)]
+                for prefix in language.prefixes
+            ]
+        )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False
+    ) -> Any:
         V, S = self.language.V, self.language.S
         row_N = torch.zeros(len(input_ids), dtype=torch.long)
         rows = []
@@ -192,11 +225,15 @@ class Prefixes(nn.Module):
             inner_N = self.next[row_N % S, ids_N.clamp(max=V - 1)]
             row_N = torch.where(ids_N >= V, prompt_N * S, row_N // S * S + inner_N)
             rows.append(row_N)
-        return SimpleNamespace(last_hidden_state=torch.stack(rows, 1)[..., None].to(torch.get_default_dtype()))
+        return SimpleNamespace(
+            last_hidden_state=torch.stack(rows, 1)[..., None].to(torch.get_default_dtype())
+        )
 
 
 class Recorder:
-    """In the optimiser's place: keeps every gradient it is handed, and moves the first parameters to where `then` says, if it does."""
+    """In the optimiser's place: keeps every gradient it is handed, and moves the first parameters
+    to where `then` says, if it does.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], then: Sequence[Tensor] = ()) -> None:
         self.parameters, self.then = list(parameters), list(then)
@@ -204,7 +241,9 @@ class Recorder:
         self.gradients: list[list[Tensor]] = []
 
     def step(self) -> None:
-        self.gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters])
+        self.gradients.append(
+            [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
+        )
         for parameter, goal in zip(self.parameters, self.then, strict=False):
             parameter.data.copy_(goal)
 
@@ -214,20 +253,32 @@ class Recorder:
 
 
 def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
-    """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL unless asked."""
+    """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL
+    unless asked.
+    """
     base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
     base |= {"logging_steps": 1 << 30, "learning_rate": 1.0, "token_budget": 1 << 14}
-    if "critic_warmup_steps" in defaults(name):  # one step is looked at, and the policy must not sit it out
+    if "critic_warmup_steps" in defaults(
+        name
+    ):  # one step is looked at, and the policy must not sit it out
         base |= {"critic_warmup_steps": 0}
     return resolve(name, TrainConfig(**base | options))
 
 
 def build(
-    world: World, name: str, table: Tensor, ref: Tensor, *, then: Tensor | None = None, critic_then: Tensor | None = None, **options: Any
+    world: World,
+    name: str,
+    table: Tensor,
+    ref: Tensor,
+    *,
+    then: Tensor | None = None,
+    critic_then: Tensor | None = None,
+    **options: Any,
 ) -> Setup:
     """What the loop needs for algorithm `name` on a table of logits [X, S, V].
 
-    then, critic_then: where a first optimiser step leads the policy, and with it the critic (left out: it stays).
+    then, critic_then: where a first optimiser step leads the policy, and with it the critic (left
+    out: it stays).
     """
     given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
     if ALGORITHMS[name].source == "policy":
@@ -241,7 +292,9 @@ def build(
     recorder = Recorder([policy.model.table], () if then is None else (then,))
     setup = setup_of(name, policy, frozen, recorder, **given | options)
     if ALGORITHMS[name].credit == "critic":
-        critic = TableCritic(policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype())))
+        critic = TableCritic(
+            policy.model, nn.Parameter(value_table(ref).to(torch.get_default_dtype()))
+        )
         setup.companion = cast(Any, critic)
         recorder.parameters.append(critic.table)
         recorder.then.extend([] if critic_then is None else [critic_then])
@@ -249,29 +302,61 @@ def build(
         setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
         setup.optimizer.parameters.extend(setup.companion.trainable().values())
     if ALGORITHMS[name].beside == "discriminator":
-        judge = TableDiscriminator(policy.model, nn.Parameter(verdict_table(ref).to(torch.get_default_dtype())))
+        judge = TableDiscriminator(
+            policy.model, nn.Parameter(verdict_table(ref).to(torch.get_default_dtype()))
+        )
         setup.companion = cast(Any, judge)
         setup.optimizer.parameters.append(judge.table)
     return setup
 
 
 def value_table(ref: Tensor) -> Tensor:
-    """What the critic of a check says of each state: some number that depends on prompt and prefix, [X, S, V] -> [X, S]."""
+    """What the critic of a check says of each state: some number that depends on prompt and prefix,
+    [X, S, V] -> [X, S].
+    """
     return ref.sum(2)
 
 
 def verdict_table(ref: Tensor) -> Tensor:
-    """What the discriminator of a check says of each completion that ends with this token: some number, [X, S, V]."""
+    """What the discriminator of a check says of each completion that ends with this token: some
+    number, [X, S, V].
+    """
     return 1.5 * ref
 
 
-def setup_of(name: str, policy: Policy, frozen: Callable[[], Reference] | None, optimizer: Any, **options: Any) -> Setup:
-    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read. A reference is made where one is used."""
+def setup_of(
+    name: str,
+    policy: Policy,
+    frozen: Callable[[], Reference] | None,
+    optimizer: Any,
+    **options: Any,
+) -> Setup:
+    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read. A
+    reference is made where one is used.
+    """
     config = options_for(name, options)
-    objective, unit = bind(ALGORITHMS[name].objective, config), bind(AGGREGATIONS[config.loss_aggregation], config)
+    objective, unit = (
+        bind(ALGORITHMS[name].objective, config),
+        bind(AGGREGATIONS[config.loss_aggregation], config),
+    )
     used = frozen() if frozen and config.reference == "start" else None
     empty: Any = None
-    return Setup(name, ALGORITHMS[name], config, [], [], empty, empty, empty, policy, used, optimizer, objective, unit, [])
+    return Setup(
+        name,
+        ALGORITHMS[name],
+        config,
+        [],
+        [],
+        empty,
+        empty,
+        empty,
+        policy,
+        used,
+        optimizer,
+        objective,
+        unit,
+        [],
+    )
 
 
 def as_groups(
@@ -283,18 +368,33 @@ def as_groups(
     describe: Describe | None = None,
     **how: Any,
 ) -> list[Group]:
-    """Groups as the sampler would have left them, with exact log-probabilities. `table` [X, S, V] is indexed by the group's prompt.
+    """Groups as the sampler would have left them, with exact log-probabilities. `table` [X, S, V]
+    is indexed by the group's prompt.
 
     `describe` gives a row's further columns.
     """
     logp_XNT, groups = world.language.token_logp(table / world.temperature), []
     for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True)):
-        samples = tuple(as_sample(world, x, n, g, at, logp_XNT, **how) for g, n in enumerate(members))
-        groups.append(Group(f"p{at}", describe(x, members) if describe else {}, samples, rewards=tuple(told)))
+        samples = tuple(
+            as_sample(world, x, n, g, at, logp_XNT, **how) for g, n in enumerate(members)
+        )
+        groups.append(
+            Group(f"p{at}", describe(x, members) if describe else {}, samples, rewards=tuple(told))
+        )
     return groups
 
 
-def as_sample(world: World, x: int, n: int, g: int, at: int, logp_XNT: Tensor, *, supervised: bool = False, filler: int = 0) -> Sample:
+def as_sample(
+    world: World,
+    x: int,
+    n: int,
+    g: int,
+    at: int,
+    logp_XNT: Tensor,
+    *,
+    supervised: bool = False,
+    filler: int = 0,
+) -> Sample:
     """Completion n of prompt x as a sample; `filler` tokens stand before the prompt."""
     language, ids = world.language, world.language.completions[n]
     return Sample(
@@ -305,12 +405,15 @@ def as_sample(world: World, x: int, n: int, g: int, at: int, logp_XNT: Tensor, *
         loss_mask=(True,) * len(ids),
         temperature=1.0 if supervised else world.temperature,
         finish="eos" if ids[-1] == language.eos else "length",
-        text="", turns=(),
-    )  # fmt: skip
+        text="",
+        turns=(),
+    )
 
 
 def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
-    """What one step of the loop hands to the optimiser, as a direction of ascent: [X, S, V]. With `then`, of its second pass."""
+    """What one step of the loop hands to the optimiser, as a direction of ascent: [X, S, V]. With
+    `then`, of its second pass.
+    """
     state = State(step=1, running_mean=running_mean)
     batch = loop.weigh(setup, state, groups, Sums())
     loop.update(setup, state, batch, Sums())
@@ -318,14 +421,22 @@ def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) ->
 
 
 def ascent_of(setup: Setup) -> list[Tensor]:
-    """The last gradient that the optimiser was handed, parameter by parameter, upwards; zeros where the loop found nothing to learn."""
+    """The last gradient that the optimiser was handed, parameter by parameter, upwards; zeros where
+    the loop found nothing to learn.
+    """
     recorder: Any = setup.optimizer
     complete = len(recorder.gradients) == (setup.config.num_iterations or 1)
-    return [-g for g in recorder.gradients[-1]] if complete else [torch.zeros_like(p) for p in recorder.parameters]
+    return (
+        [-g for g in recorder.gradients[-1]]
+        if complete
+        else [torch.zeros_like(p) for p in recorder.parameters]
+    )
 
 
 def every_group(world: World, G: int, p_XN: Tensor) -> Iterator[tuple[Drawn, float]]:
-    """Every ordered group of G completions of every prompt, with its probability; prompts are equally likely."""
+    """Every ordered group of G completions of every prompt, with its probability; prompts are
+    equally likely.
+    """
     X, N = p_XN.shape
     p = p_XN.tolist()
     for x in range(X):
@@ -337,14 +448,24 @@ def every_group(world: World, G: int, p_XN: Tensor) -> Iterator[tuple[Drawn, flo
 
 
 def expected_gradient(
-    world: World, name: str, G: int, *, old: Tensor | None = None, running_mean: float = 0.0, only_informative: bool = False, **options: Any
+    world: World,
+    name: str,
+    G: int,
+    *,
+    old: Tensor | None = None,
+    running_mean: float = 0.0,
+    only_informative: bool = False,
+    **options: Any,
 ) -> Tensor:
-    """E over all groups of the gradient of one step on one prompt: [X, S, V], exact. `old`: logits of the policy that sampled.
+    """E over all groups of the gradient of one step on one prompt: [X, S, V], exact. `old`: logits
+    of the policy that sampled.
 
-    only_informative: given that the rewards of the group differ, which is what dynamic sampling waits for.
+    only_informative: given that the rewards of the group differ, which is what dynamic sampling
+    waits for.
 
-    One call of the loop for all groups: each becomes a prompt of its own with its own copy of the table, so their gradients
-    stay apart and are weighted by probability afterwards. That needs a unit that is a row, so that the denominator is known.
+    One call of the loop for all groups: each becomes a prompt of its own with its own copy of the
+    table, so their gradients stay apart and are weighted by probability afterwards. That needs a
+    unit that is a row, so that the denominator is known.
     """
     sampled_from = world.logits if old is None else old
     cases = list(every_group(world, G, world.language.logp(sampled_from / world.temperature).exp()))
@@ -355,15 +476,27 @@ def expected_gradient(
     drawn = [(at, members) for at, ((_, members), _) in enumerate(cases)]
     rewards = [[float(world.reward[x, n]) for n in members] for (x, members), _ in cases]
     then = None if old is None else world.logits[which]
-    setup = build(world, name, sampled_from[which], world.ref[which], then=then, num_generations=G, **options)
+    setup = build(
+        world, name, sampled_from[which], world.ref[which], then=then, num_generations=G, **options
+    )
     assert setup.config.loss_aggregation != "token_mean"
     groups = as_groups(world, drawn, rewards=rewards, table=sampled_from[which])
     each_CSV = gradient(setup, groups, running_mean=running_mean) * len(cases)
-    return torch.zeros_like(world.logits, dtype=each_CSV.dtype).index_add(0, which, each_CSV * chance[:, None, None])
+    return torch.zeros_like(world.logits, dtype=each_CSV.dtype).index_add(
+        0, which, each_CSV * chance[:, None, None]
+    )
 
 
 def given_informative(world: World, cases: list[tuple[Drawn, float]]) -> list[tuple[Drawn, float]]:
-    """The groups whose rewards differ, with their probabilities given that, prompt by prompt (each prompt keeps its share)."""
-    kept = [((x, members), chance) for (x, members), chance in cases if len({float(world.reward[x, n]) for n in members}) > 1]
-    mass = [sum(chance for (x, _), chance in kept if x == which) for which in range(len(world.reward))]
+    """The groups whose rewards differ, with their probabilities given that, prompt by prompt (each
+    prompt keeps its share).
+    """
+    kept = [
+        ((x, members), chance)
+        for (x, members), chance in cases
+        if len({float(world.reward[x, n]) for n in members}) > 1
+    ]
+    mass = [
+        sum(chance for (x, _), chance in kept if x == which) for which in range(len(world.reward))
+    ]
     return [((x, members), chance / mass[x] / len(mass)) for (x, members), chance in kept]

@@ -1,4 +1,6 @@
-"""Rewards per token and a critic's values -> generalised advantages, and the returns that the critic is to predict."""
+"""Rewards per token and a critic's values -> generalised advantages, and the returns that the
+critic is to predict.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,29 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: rewards, values, mask [N, T] -> advantages and returns, each [N, T], 0 where the mask is False.
+    """Generalised advantage estimation: rewards, values, mask [N, T] -> advantages and returns,
+    each [N, T], 0 where the mask is False.
 
-        delta_t = r_t + gamma V_{t+1} - V_t,     A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},     return_t = A_t + V_t
+        delta_t = r_t + gamma V_{t+1} - V_t,     A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},
+        return_t = A_t + V_t
 
-    V_t is the value of the state before token t. Only trained tokens are steps: "t + 1" is the next trained token, so the tokens of
-    a tool neither discount nor need a value, and a reward on one of them belongs to the last trained token before it. (A reward
-    before the first trained token follows from no choice and enters nothing.) Behind the last step V is 0, the row is over;
-    `after_N` gives another value, as the critic's for a row that was cut off (0 for those that ended). Whitening comes after this.
+    V_t is the value of the state before token t. Only trained tokens are steps: "t + 1" is the next
+    trained token, so the tokens of a tool neither discount nor need a value, and a reward on one of
+    them belongs to the last trained token before it. (A reward before the first trained token
+    follows from no choice and enters nothing.) Behind the last step V is 0, the row is over;
+    `after_N` gives another value, as the critic's for a row that was cut off (0 for those that
+    ended). Whitening comes after this.
 
-    r = (0, 0, 1), V = (.5, .6, .7): delta = (.1, .1, .3); lam = 0: A = delta, the TD error; lam = .5: (.225, .25, .3); lam = 1,
-    gamma = 1: A = (.5, .4, .3), the return minus V, and the returns (1, 1, 1) do not depend on V. V = 0, lam = 1: `return_to_go`.
-    With the exact V of the policy, E[A_t grad log pi] is the gradient of E[R] for every lam; with a wrong V only for lam = 1.
-    A row with a NaN reward (no reward could judge it) gets 0. Schulman et al. 2016, arXiv:1506.02438.
+    r = (0, 0, 1), V = (.5, .6, .7): delta = (.1, .1, .3); lam = 0: A = delta, the TD error; lam =
+    .5: (.225, .25, .3); lam = 1, gamma = 1: A = (.5, .4, .3), the return minus V, and the returns
+    (1, 1, 1) do not depend on V. V = 0, lam = 1: `return_to_go`. With the exact V of the policy,
+    E[A_t grad log pi] is the gradient of E[R] for every lam; with a wrong V only for lam = 1. A row
+    with a NaN reward (no reward could judge it) gets 0. Schulman et al. 2016, arXiv:1506.02438.
     """
-    assert reward_NT.shape == value_NT.shape == mask_NT.shape and mask_NT.dtype == torch.bool, (reward_NT.shape, value_NT.shape)
+    assert reward_NT.shape == value_NT.shape == mask_NT.shape and mask_NT.dtype == torch.bool, (
+        reward_NT.shape,
+        value_NT.shape,
+    )
     assert after_N is None or after_N.shape == mask_NT.shape[:1], after_N
     mask_NT = mask_NT & ~reward_NT.isnan().any(1, keepdim=True)
     step_NT = mask_NT.cumsum(1) - 1  # the number of the last step up to here; -1 before the first
@@ -50,6 +60,7 @@ def gae(
 def on_steps(x_NT: Tensor, step_NT: Tensor) -> Tensor:
     """The sum of x over the tokens of each step, steps moved to the front: [N, T] -> [N, T].
 
-    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as of a row whose two middle tokens are a tool's: (7, 8, 0, 0).
+    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as of a row whose two middle tokens are a tool's: (7, 8,
+    0, 0).
     """
     return torch.zeros_like(x_NT).scatter_add(1, step_NT.clamp(min=0), x_NT)

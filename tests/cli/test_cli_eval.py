@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from laurel.cli.main import main
-from laurel.policy.scratch import save_scratch
+from laurel.model.scratch import save_scratch
 
 ALPHABET = "0123456789+= "
 
@@ -19,7 +19,9 @@ def model(tmp_path_factory):
 
 
 def on_four_rows(model, *words):
-    return main(["eval", "--model", model, "--dataset_size", "4", "--max_completion_length", "4", *words])
+    return main(
+        ["eval", "--model", model, "--dataset_size", "4", "--max_completion_length", "4", *words]
+    )
 
 
 def test_eval_prints_a_table(model, capsys):
@@ -29,7 +31,9 @@ def test_eval_prints_a_table(model, capsys):
 
 
 def test_eval_of_samples_with_a_reference_as_json(model, tmp_path, capsys):
-    """Every figure with its interval and number, the configuration beside them, and KL 0 to the model itself."""
+    """Every figure with its interval and number, the configuration beside them, and KL 0 to the
+    model itself.
+    """
     path = tmp_path / "deep" / "eval.json"
     words = ["--num_generations", "3", "--k", "1", "2", "--reference", model, "--output", str(path)]
     assert on_four_rows(model, *words) == 0
@@ -37,11 +41,25 @@ def test_eval_of_samples_with_a_reference_as_json(model, tmp_path, capsys):
     written = json.loads(path.read_text())
     figures = written["figures"]
     assert list(figures) == [
-        "accuracy", "reward", "pass@1", "pass@2", "majority@2", "sampled/reward", "sampled/distinct", "sampled/kl",
-    ]  # fmt: skip
-    assert all(figure["low"] <= figure["value"] <= figure["high"] and figure["n"] == 4 for figure in figures.values())
+        "accuracy",
+        "reward",
+        "pass@1",
+        "pass@2",
+        "majority@2",
+        "sampled/reward",
+        "sampled/distinct",
+        "sampled/kl",
+    ]
+    assert all(
+        figure["low"] <= figure["value"] <= figure["high"] and figure["n"] == 4
+        for figure in figures.values()
+    )
     assert figures["sampled/kl"]["value"] == pytest.approx(0, abs=1e-4)
-    assert (written["prompts"], written["failed"], written["config"]["num_generations"]) == (4, 0, 3)
+    assert (written["prompts"], written["failed"], written["config"]["num_generations"]) == (
+        4,
+        0,
+        3,
+    )
 
 
 def test_the_same_command_gives_the_same_file(model, tmp_path):
@@ -56,14 +74,19 @@ def test_the_same_command_gives_the_same_file(model, tmp_path):
 def test_eval_with_rewards_of_a_file_counts_failures(model, tmp_path, capsys):
     """A reward that breaks on some rows: counted and said aloud, the rest is scored."""
     file = tmp_path / "odd.py"
-    file.write_text("def odd(completions, answer, **columns):\n    return [1.0 if int(a) % 2 else float('nan') for a in answer]\n")
+    file.write_text(
+        "def odd(completions, answer, **columns):\n    return [1.0 if int(a) % 2 else float('nan')"
+        " for a in answer]\n"
+    )
     assert on_four_rows(model, "--dataset_size", "20", "--rewards", f"{file}:odd") == 0
     printed = capsys.readouterr().out
     assert "could not be scored (counted as wrong" in printed
 
 
 def test_eval_reads_a_configuration_file(model, tmp_path, capsys):
-    (tmp_path / "eval.yaml").write_text(f"model: {model}\ndataset_size: 4\nmax_completion_length: 4\nnum_generations: 2\n")
+    (tmp_path / "eval.yaml").write_text(
+        f"model: {model}\ndataset_size: 4\nmax_completion_length: 4\nnum_generations: 2\n"
+    )
     assert main(["eval", "--config", str(tmp_path / "eval.yaml"), "--limit", "3"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "accuracy" in line)
     assert row.split("│")[-2].strip() == "3"
@@ -78,7 +101,9 @@ def test_sample_prints_completions_with_their_ends(model, capfd):
     printed = capfd.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
-    assert len(lines) == 2 and all(line.startswith("1+1=") and ", log-prob -" in line for line in lines)
+    assert len(lines) == 2 and all(
+        line.startswith("1+1=") and ", log-prob -" in line for line in lines
+    )
     assert all(line.rsplit("[", 1)[1].split(",")[0] in ("eos", "length") for line in lines)
 
 
@@ -93,7 +118,18 @@ def test_sample_takes_several_prompts_or_rows(model, capsys):
 
 
 def test_sample_plays_an_environment(model, capsys):
-    words = ["--model", model, "--env", "calculator", "--dataset", "calculator", "--limit", "2", "--max_completion_length", "8"]
+    words = [
+        "--model",
+        model,
+        "--env",
+        "calculator",
+        "--dataset",
+        "calculator",
+        "--limit",
+        "2",
+        "--max_completion_length",
+        "8",
+    ]
     assert main(["sample", *words]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
@@ -116,19 +152,32 @@ def test_sample_plays_an_environment(model, capsys):
     ],
 )
 def test_wrong_usage_is_refused_with_exit_code_2(words, said, capsys):
-    """A19, A59: unknown, impossible and inapplicable options are named, before any weight is loaded."""
+    """A19, A59: unknown, impossible and inapplicable options are named, before any weight is
+    loaded.
+    """
     assert main(words) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_reference_with_another_vocabulary_is_refused(model, tmp_path, capsys):
     """Log-probabilities of other tokens are not comparable, even where the ids fit."""
-    other = save_scratch(tmp_path / "other", alphabet=ALPHABET[::-1], hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    other = save_scratch(
+        tmp_path / "other",
+        alphabet=ALPHABET[::-1],
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     assert on_four_rows(model, "--num_generations", "2", "--reference", str(other)) == 2
     assert "another vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.whole
 def test_a_cold_sample_prints_nothing_else_either(model):
-    done = subprocess.run([sys.executable, "-m", "laurel", *SAMPLE, model], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "laurel", *SAMPLE, model],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "") and len(done.stdout.splitlines()) == 2

@@ -1,4 +1,6 @@
-"""The files in examples/: each resolves for its algorithm, its data and rewards load, and those that can run here do."""
+"""The files in examples/: each resolves for its algorithm, its data and rewards load, and those
+that can run here do.
+"""
 
 import re
 from pathlib import Path
@@ -12,10 +14,10 @@ from laurel.core.run import Run
 from laurel.data.formats import needs
 from laurel.data.source import is_file_name, load_rows
 from laurel.data.tasks import is_task
+from laurel.model.chat import encode_supervised
+from laurel.model.scratch import char_tokenizer
 from laurel.pipeline.plan import read_plan
 from laurel.pipeline.run import Pipeline
-from laurel.policy.chat import encode_supervised
-from laurel.policy.scratch import char_tokenizer
 from laurel.reward.load import load_reward
 from laurel.reward.mixture import load_rewards
 from laurel.rollout.episode import load_env
@@ -24,7 +26,14 @@ from laurel.train.options import resolve
 from laurel.train.setup import USES
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = {"addition": "grpo", "calculator": "grpo", "chat-sft": "sft", "dpo": "dpo", "gsm8k": "grpo", "stories": "grpo"}
+EXAMPLES = {
+    "addition": "grpo",
+    "calculator": "grpo",
+    "chat-sft": "sft",
+    "dpo": "dpo",
+    "gsm8k": "grpo",
+    "stories": "grpo",
+}
 """name: the algorithm it is for."""
 PLANS = ("addition-rlhf", "stories-rlhf")
 """Plans of `laurel pipeline`."""
@@ -36,29 +45,39 @@ def configuration(name):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """The examples name their data from the repository's root; small models are built in a cache of the test's own."""
+    """The examples name their data from the repository's root; small models are built in a cache of
+    the test's own.
+    """
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("LAUREL_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
 def test_every_example_is_known():
-    assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted([*EXAMPLES, *PLANS])
+    assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted(
+        [*EXAMPLES, *PLANS]
+    )
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_is_sound_and_its_data_and_judge_load(name, here):
-    """Read as the command line reads it, and checked whole: sections, prompts, the hidden judge where its package is installed."""
+    """Read as the command line reads it, and checked whole: sections, prompts, the hidden judge
+    where its package is installed.
+    """
     if name == "stories-rlhf":
         pytest.importorskip("vaderSentiment")
     plan = read_plan(ROOT / "examples" / f"{name}.yaml")
     assert plan.output_dir == f"runs/{name}" and Pipeline(plan, quiet=True).learns_reward
-    assert f"laurel pipeline examples/{name}.yaml" in (ROOT / "examples" / f"{name}.yaml").read_text()
+    assert (
+        f"laurel pipeline examples/{name}.yaml" in (ROOT / "examples" / f"{name}.yaml").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_resolves_and_is_short(name):
-    """No unknown option and none that its algorithm does not use; about a dozen lines; the command it shows names it."""
+    """No unknown option and none that its algorithm does not use; about a dozen lines; the command
+    it shows names it.
+    """
     text = (ROOT / "examples" / f"{name}.yaml").read_text()
     assert text.startswith("# ") and len(text.splitlines()) <= 20
     assert resolve(EXAMPLES[name], configuration(name)).output_dir == f"runs/{name}"
@@ -68,7 +87,9 @@ def test_an_example_resolves_and_is_short(name):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_data_and_rewards_of_an_example_load(name, here):
-    """What is on the hub is not visited; a third party's reward is looked at where its package is installed."""
+    """What is on the hub is not visited; a third party's reward is looked at where its package is
+    installed.
+    """
     config = configuration(name)
     if name == "stories":
         pytest.importorskip("vaderSentiment")
@@ -85,7 +106,9 @@ def test_the_data_and_rewards_of_an_example_load(name, here):
 
 @pytest.mark.parametrize("train_on", ["assistant", "last", "all", "no_tags"])
 def test_every_mask_applies_to_the_example_conversations(train_on):
-    """Each mask finds targets in each conversation, all in letters the small model knows; `last` is the smallest, `all` the largest."""
+    """Each mask finds targets in each conversation, all in letters the small model knows; `last` is
+    the smallest, `all` the largest.
+    """
     tokenizer = char_tokenizer()
     rows = load_rows(str(ROOT / "examples/data/chats.jsonl"))
     count = {}
@@ -99,7 +122,16 @@ def test_every_mask_applies_to_the_example_conversations(train_on):
 
 def test_the_conversations_train_from_the_command_line(here):
     """Held-out loss falls within twelve steps, and the run holds what it was asked for."""
-    words = ["--max_steps", "12", "--eval_steps", "6", "--output_dir", str(here / "run"), "--train_on", "no_tags"]
+    words = [
+        "--max_steps",
+        "12",
+        "--eval_steps",
+        "6",
+        "--output_dir",
+        str(here / "run"),
+        "--train_on",
+        "no_tags",
+    ]
     assert main(["train", "sft", "--config", "examples/chat-sft.yaml", *words]) == 0
     run = Run(here / "run")
     losses = [line["eval/nll"] for line in run.metrics() if "eval/nll" in line]
@@ -110,7 +142,18 @@ def test_the_conversations_train_from_the_command_line(here):
 @pytest.mark.parametrize("name", ["addition", "calculator"])
 def test_an_example_of_reinforcement_takes_a_step_from_the_command_line(name, here):
     """With an untrained model instead of the starter, which takes a minute to make."""
-    words = ["--model", "scratch", "--max_steps", "1", "--prompts_per_step", "2", "--dataset_size", "40", "--output_dir", str(here / "run")]
+    words = [
+        "--model",
+        "scratch",
+        "--max_steps",
+        "1",
+        "--prompts_per_step",
+        "2",
+        "--dataset_size",
+        "40",
+        "--output_dir",
+        str(here / "run"),
+    ]
     assert main(["train", "grpo", "--config", f"examples/{name}.yaml", *words]) == 0
     run = Run(here / "run")
     assert len(run.samples(1)) == 2 * 8 and run.metrics()[-1]["step"] == 1

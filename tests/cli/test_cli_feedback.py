@@ -1,4 +1,6 @@
-"""`laurel feedback`: files in and out, people, keys, the audit log, copies, and a server that answers."""
+"""`laurel feedback`: files in and out, people, keys, the audit log, copies, and a server that
+answers.
+"""
 
 import json
 import re
@@ -12,22 +14,41 @@ import pytest
 from sqlalchemy import select, text
 
 from laurel.cli.main import main
-from laurel.feedback import demo
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, ApiKey, Assignment, Audit, Batch, Item, Vote
+from laurel_feedback import demo
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.tables import Annotator, ApiKey, Assignment, Audit, Batch, Item, Vote
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "feedback"))
 from feedback_server import free_port, served
 
-ROWS = [{"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."} for n in range(4)]
+ROWS = [
+    {"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."}
+    for n in range(4)
+]
 
 
 @pytest.fixture
 def database(tmp_path, monkeypatch):
     """A folder with a file of preferences, imported into ./feedback.db."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, ROWS[0]]))
-    assert main(["feedback", "import", "rows.jsonl", "--batch", "b", "--set", "target_votes=2", "hit_size=9"]) == 0
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*ROWS, ROWS[0]])
+    )
+    assert (
+        main(
+            [
+                "feedback",
+                "import",
+                "rows.jsonl",
+                "--batch",
+                "b",
+                "--set",
+                "target_votes=2",
+                "hit_size=9",
+            ]
+        )
+        == 0
+    )
     store = Store("feedback.db")
     yield store
     store.close()
@@ -42,9 +63,18 @@ def rated(store):
         for n, item in enumerate(session.scalars(select(Item)).all(), 1):
             item.live += 1
             session.add(
-                Assignment(id=f"a{n}", item_id=item.id, annotator_id=person.id, batch_id=item.batch_id, seq=n, state="submitted",
-                           lease_until=0, order=[1, 0], made_at=0)
-            )  # fmt: skip
+                Assignment(
+                    id=f"a{n}",
+                    item_id=item.id,
+                    annotator_id=person.id,
+                    batch_id=item.batch_id,
+                    seq=n,
+                    state="submitted",
+                    lease_until=0,
+                    order=[1, 0],
+                    made_at=0,
+                )
+            )
             session.flush()
             session.add(Vote(assignment_id=f"a{n}", revision=1, key=f"k{n}", rating=1, made_at=0))
 
@@ -52,11 +82,17 @@ def rated(store):
 def test_import_says_what_was_left_out_and_keeps_settings(database, capsys):
     with database.read() as session:
         batch = session.scalar(select(Batch))
-        assert (batch.state, batch.settings["target_votes"], batch.settings["hit_size"]) == ("draft", 2, 9)
+        assert (batch.state, batch.settings["target_votes"], batch.settings["hit_size"]) == (
+            "draft",
+            2,
+            9,
+        )
         assert len(session.scalars(select(Item)).all()) == 4
     assert main(["feedback", "import", "rows.jsonl", "--batch", "b"]) == 0
     printed = capsys.readouterr().out
-    assert "left out: rows.jsonl:5: the same as" in printed and re.search(r"items added +0", printed)
+    assert "left out: rows.jsonl:5: the same as" in printed and re.search(
+        r"items added +0", printed
+    )
     assert main(["feedback", "import", "rows.jsonl", "--batch", "c", "--set", "target_vote=2"]) == 2
     assert "target_vote" in capsys.readouterr().err
 
@@ -160,14 +196,18 @@ def test_what_the_database_refuses_is_told_without_its_sql(database, tmp_path, c
     assert main(["feedback", "export", "out.jsonl", "--batch", "b"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "no such table: release" in said and "Then run it again" in said
-    assert not re.search("INSERT|SELECT|sqlalche|Traceback", said) and not list(tmp_path.glob("out*"))
+    assert not re.search("INSERT|SELECT|sqlalche|Traceback", said) and not list(
+        tmp_path.glob("out*")
+    )
 
 
 def test_items_that_nobody_is_shown_are_told_at_the_import(database, tmp_path, capsys):
     (tmp_path / "gold.jsonl").write_text(json.dumps({**ROWS[0], "kind": "gold"}) + "\n")
     assert main(["feedback", "import", "gold.jsonl", "--batch", "b"]) == 0
     assert re.search(r"shown to nobody +1 gold \(gold_share is 0\)", capsys.readouterr().out)
-    assert main(["feedback", "import", "gold.jsonl", "--batch", "c", "--set", "gold_share=0.1"]) == 0
+    assert (
+        main(["feedback", "import", "gold.jsonl", "--batch", "c", "--set", "gold_share=0.1"]) == 0
+    )
     assert "shown to nobody" not in capsys.readouterr().out
 
 
@@ -193,9 +233,20 @@ def test_the_demo_is_served_by_two_processes(tmp_path):
         assert link.startswith(address) and re.search(r"password +\S{20}", said)
         assert "Come in" in urlopen(link, timeout=10).read().decode()
         with store.read() as session:
-            kinds = [(batch.name, item.kind, len(item.responses)) for batch in session.scalars(select(Batch)) for item in batch.items]
+            kinds = [
+                (batch.name, item.kind, len(item.responses))
+                for batch in session.scalars(select(Batch))
+                for item in batch.items
+            ]
             assert {batch.state for batch in session.scalars(select(Batch))} == {"open"}
-        counts = {(name, kind): sum(k[:2] == (name, kind) for k in kinds) for name, kind, _ in kinds}
-        expected = {("pairs", "normal"): 12, ("pairs", "check"): 3, ("pairs", "gold"): 3, ("pairs", "training"): 1}
+        counts = {
+            (name, kind): sum(k[:2] == (name, kind) for k in kinds) for name, kind, _ in kinds
+        }
+        expected = {
+            ("pairs", "normal"): 12,
+            ("pairs", "check"): 3,
+            ("pairs", "gold"): 3,
+            ("pairs", "training"): 1,
+        }
         assert counts == {**expected, ("rankings", "normal"): 4}
         assert {size for name, _, size in kinds if name == "rankings"} == {4}

@@ -13,7 +13,13 @@ from laurel.core.errors import LaurelError, UsageError
 
 
 def command(*words: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "laurel", *words], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "laurel", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
 
 
 def fake_verb(monkeypatch, run):
@@ -44,9 +50,10 @@ def test_every_verb_answers_help(verb, capsys):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_registers_itself_without_torch(verb):
     code = (
-        "import argparse, importlib, sys\n"
-        f"importlib.import_module({cli.VERBS[verb][0]!r}).add_parser(argparse.ArgumentParser().add_subparsers())\n"
-        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy imports at the top of a verb'"
+        "import argparse, importlib,"
+        f" sys\nimportlib.import_module({cli.VERBS[verb][0]!r}).add_parser(argparse.ArgumentParser().add_subparsers())\nassert"
+        " not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy imports at the"
+        " top of a verb'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -80,8 +87,16 @@ def test_unexpected_argument(capsys):
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (LaurelError("the disk is full.", where="runs/x", fix="Make room."), 1, "error: runs/x: the disk is full. Make room.\n"),
-        (UsageError("no such row.", where="file.jsonl:3"), 2, "error: file.jsonl:3: no such row.\n"),
+        (
+            LaurelError("the disk is full.", where="runs/x", fix="Make room."),
+            1,
+            "error: runs/x: the disk is full. Make room.\n",
+        ),
+        (
+            UsageError("no such row.", where="file.jsonl:3"),
+            2,
+            "error: file.jsonl:3: no such row.\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (SystemExit(7), 7, ""),
     ],
@@ -107,8 +122,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    code = "import sys; from laurel.cli.main import main; sys.exit(main(['train', 'grpo', '--print_config']))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    code = (
+        "import sys; from laurel.cli.main import main; sys.exit(main(['train', 'grpo',"
+        " '--print_config']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()  # before anything is written
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 141
@@ -135,13 +155,27 @@ def test_tidy(words, tidied):
 
 
 def test_what_the_disk_or_memory_refuses_is_an_error_of_ours(monkeypatch, capsys):
-    """Any verb, any library: what, where and what to do, without a traceback; a mistake in code keeps its own."""
+    """Any verb, any library: what, where and what to do, without a traceback; a mistake in code
+    keeps its own.
+    """
     refused = {
-        OSError(30, "Read-only file system", "some/file"): (2, "error: some/file: Read-only file system. Name a place"),
-        OSError(28, "No space left on device"): (1, "error: a file, or the output: No space left on device. Free some room"),
-        RuntimeError("I/O error: File too large (os error 27)"): (1, "File too large. Raise the limit"),
+        OSError(30, "Read-only file system", "some/file"): (
+            2,
+            "error: some/file: Read-only file system. Name a place",
+        ),
+        OSError(28, "No space left on device"): (
+            1,
+            "error: a file, or the output: No space left on device. Free some room",
+        ),
+        RuntimeError("I/O error: File too large (os error 27)"): (
+            1,
+            "File too large. Raise the limit",
+        ),
         MemoryError(): (1, "error: out of memory"),
-        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried"): (1, "out of memory: CUDA out of memory. Take"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried"): (
+            1,
+            "out of memory: CUDA out of memory. Take",
+        ),
     }
     for error, (code, said) in refused.items():
         monkeypatch.setattr("laurel.cli.main._dispatch", lambda words, error=error: throw(error))
@@ -158,7 +192,9 @@ def throw(error):
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_a_terminal_that_is_not_utf_8_gets_numbers_for_characters(monkeypatch, tmp_path, errors):
-    """Rows, tables and tokens are shown; what the terminal has no character for is written as its number, never an exception."""
+    """Rows, tables and tokens are shown; what the terminal has no character for is written as its
+    number, never an exception.
+    """
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "你好", "completion": "é🙂"}\n', encoding="utf-8")
     for encoding in ("ascii", "latin-1"):

@@ -1,4 +1,6 @@
-"""The notebook of the examples: a valid file without outputs, whose cells run one after the other and draw while training goes on."""
+"""The notebook of the examples: a valid file without outputs, whose cells run one after the other
+and draw while training goes on.
+"""
 
 import io
 import json
@@ -21,17 +23,29 @@ def cells():
 def test_the_notebook_is_one_and_holds_no_outputs(cells):
     """The format of version 4.5, by hand: no package for it is needed to run the cells."""
     whole = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    assert (whole["nbformat"], whole["nbformat_minor"]) == (4, 5) and whole["metadata"]["kernelspec"]["language"] == "python"
+    assert (whole["nbformat"], whole["nbformat_minor"]) == (4, 5) and whole["metadata"][
+        "kernelspec"
+    ]["language"] == "python"
     names = [cell["id"] for cell in cells]
-    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w-]{1,64}", name) for name in names)
+    assert len(set(names)) == len(names) and all(
+        re.fullmatch(r"[\w-]{1,64}", name) for name in names
+    )
     for cell in cells:
-        wanted = {"cell_type", "id", "metadata", "source"} | ({"outputs", "execution_count"} if cell["cell_type"] == "code" else set())
+        wanted = {"cell_type", "id", "metadata", "source"} | (
+            {"outputs", "execution_count"} if cell["cell_type"] == "code" else set()
+        )
         assert cell.keys() == wanted and all(isinstance(line, str) for line in cell["source"])
-        assert cell["cell_type"] in ("code", "markdown") and not cell.get("outputs") and cell.get("execution_count") is None
+        assert (
+            cell["cell_type"] in ("code", "markdown")
+            and not cell.get("outputs")
+            and cell.get("execution_count") is None
+        )
 
 
 def test_its_cells_run_and_draw_while_training_goes_on(cells, tmp_path, monkeypatch, capsys):
-    """Every code cell in one namespace, in order. The front end is a stand-in that keeps what it is asked to show, as a picture."""
+    """Every code cell in one namespace, in order. The front end is a stand-in that keeps what it is
+    asked to show, as a picture.
+    """
     shown, cleared = [], []
     front = types.ModuleType("IPython.display")
 
@@ -50,13 +64,24 @@ def test_its_cells_run_and_draw_while_training_goes_on(cells, tmp_path, monkeypa
     try:
         for cell in cells:
             if cell["cell_type"] == "code":
-                exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}:{cell['id']}", "exec"), names)
+                exec(
+                    compile("".join(cell["source"]), f"{NOTEBOOK.name}:{cell['id']}", "exec"), names
+                )
     finally:
         matplotlib.use(before)
     said = capsys.readouterr().out
-    assert len(shown) >= 3 and all(picture.startswith(b"\x89PNG") for picture, _ in shown) and all(cleared)
-    assert [points for _, points in shown] == sorted(points for _, points in shown) and shown[0][1] == 3  # it grew
+    assert (
+        len(shown) >= 3
+        and all(picture.startswith(b"\x89PNG") for picture, _ in shown)
+        and all(cleared)
+    )
+    assert [points for _, points in shown] == sorted(points for _, points in shown) and shown[0][
+        1
+    ] == 3  # it grew
     run = names["run"]
-    assert run.facts["stopped"]["by"] == "__main__.LivePlot.on_step" and run.metrics()[0]["reward"] < 0.5
+    assert (
+        run.facts["stopped"]["by"] == "__main__.LivePlot.on_step"
+        and run.metrics()[0]["reward"] < 0.5
+    )
     assert run.facts["best"]["value"] > 0.5 and run.config()["rewards"] == ["__main__.even"]
     assert "grpo-1 ended at step" in said and "Did you mean `reward_funcs`?" in said

@@ -1,4 +1,6 @@
-"""Options: what the command line and a YAML file say becomes one validated configuration, before torch is imported."""
+"""Options: what the command line and a YAML file say becomes one validated configuration, before
+torch is imported.
+"""
 
 import argparse
 import subprocess
@@ -26,7 +28,9 @@ def read(*words: str, kind=TrainConfig, resolve=None):
 
 def light(*words: str, cwd=None) -> subprocess.CompletedProcess:
     """Run a command and fail if it imported torch."""
-    return subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, timeout=60, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, timeout=60, cwd=cwd
+    )
 
 
 def test_no_words_give_the_defaults():
@@ -109,14 +113,19 @@ def test_a_wrong_file_is_named(tmp_path, text, said):
 def test_T36_unknown_option_before_torch():
     """T36: `--lerning_rate 1` -> exit 2, the right name, and torch was never imported."""
     done = light("train", "grpo", "--lerning_rate", "1")
-    assert (done.returncode, "Did you mean `--learning_rate`?" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "Did you mean `--learning_rate`?" in done.stderr) == (2, True), (
+        done.stderr
+    )
 
 
 def test_T36_unknown_key_of_a_file_before_torch(tmp_path):
     """T36: the same in YAML names the file and the right key."""
     (tmp_path / "mine.yaml").write_text("lerning_rate: 1\n")
     done = light("train", "grpo", "--config", "mine.yaml", cwd=tmp_path)
-    assert done.returncode == 2 and "mine.yaml: unknown option `lerning_rate`. Did you mean `learning_rate`?" in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and "mine.yaml: unknown option `lerning_rate`. Did you mean `learning_rate`?" in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,10 @@ def test_T36_unknown_key_of_a_file_before_torch(tmp_path):
         (["train"], "name an algorithm"),
         (["train", "grop"], "unknown algorithm `grop`. Did you mean `grpo`?"),
         (["train", "grpo", "--max_steps", "-1"], "option `max_steps` = '-1'"),
-        (["train", "grpo", "--config", "absent.yaml"], "absent.yaml: cannot read the configuration"),
+        (
+            ["train", "grpo", "--config", "absent.yaml"],
+            "absent.yaml: cannot read the configuration",
+        ),
         (["eval", "--temperature", "0"], "option `temperature` = '0'"),
     ],
 )
@@ -135,17 +147,26 @@ def test_wrong_usage_before_torch(words, said):
 
 
 def test_an_option_of_another_algorithm_is_refused(capsys):
-    """A19: an option that does not apply is refused, never ignored, and the message says where it belongs."""
+    """A19: an option that does not apply is refused, never ignored, and the message says where it
+    belongs.
+    """
     assert main(["train", "sft", "--epsilon", "0.1", "--print_config"]) == 2
     said = capsys.readouterr().err
     assert "option `epsilon` does not apply to `sft`" in said and "grpo" in said
 
 
 def test_printed_configuration_reads_back_to_itself(tmp_path, capsys):
-    assert main(["train", "dapo", "--stop", "1", "]", "--learning_rate", "3e-4", "--print_config"]) == 0
+    assert (
+        main(["train", "dapo", "--stop", "1", "]", "--learning_rate", "3e-4", "--print_config"])
+        == 0
+    )
     first = capsys.readouterr().out
     values = yaml.safe_load(first)
-    assert values["stop"] == ["1", "]"] and values["epsilon_high"] == 0.28 and values["learning_rate"] == 3e-4
+    assert (
+        values["stop"] == ["1", "]"]
+        and values["epsilon_high"] == 0.28
+        and values["learning_rate"] == 3e-4
+    )
     (tmp_path / "again.yaml").write_text(first)
     assert main(["train", "dapo", "--config", str(tmp_path / "again.yaml"), "--print_config"]) == 0
     assert capsys.readouterr().out == first
@@ -155,13 +176,24 @@ def test_paths_of_a_file_are_sought_here_then_beside_it(tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    for path in (here / "both.jsonl", there / "both.jsonl", there / "rows.jsonl", there / "my.py", there / "chat.jinja"):
+    for path in (
+        here / "both.jsonl",
+        there / "both.jsonl",
+        there / "rows.jsonl",
+        there / "my.py",
+        there / "chat.jinja",
+    ):
         path.touch()
     monkeypatch.chdir(here)
     values = {
-        "dataset": "rows.jsonl", "eval_dataset": "both.jsonl", "model": "there", "chat_template": "chat.jinja", "env": "my.py:World",
-        "rewards": ["my.py:f", "module.function", "absent.py:f", "exact"], "output_dir": "rows.jsonl",
-    }  # fmt: skip
+        "dataset": "rows.jsonl",
+        "eval_dataset": "both.jsonl",
+        "model": "there",
+        "chat_template": "chat.jinja",
+        "env": "my.py:World",
+        "rewards": ["my.py:f", "module.function", "absent.py:f", "exact"],
+        "output_dir": "rows.jsonl",
+    }
     found = options.beside(there / "run.yaml", values)
     assert found["dataset"] == str(there / "rows.jsonl")
     assert found["eval_dataset"] == "both.jsonl"
@@ -201,9 +233,17 @@ def test_help_of_an_algorithm_shows_exactly_what_applies(algorithm, capsys):
 
     assert main(["train", algorithm, "--help"]) == 0
     printed = capsys.readouterr().out
-    shown = {line.split()[0].removeprefix("--") for line in printed.splitlines() if line.startswith("  --")}
+    shown = {
+        line.split()[0].removeprefix("--")
+        for line in printed.splitlines()
+        if line.startswith("  --")
+    }
     elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(defaults(algorithm))
-    assert shown == (set(TrainConfig.model_fields) - elsewhere) | {"config", "print_config", "from_trl"}
+    assert shown == (set(TrainConfig.model_fields) - elsewhere) | {
+        "config",
+        "print_config",
+        "from_trl",
+    }
 
 
 def test_help_shows_the_default_of_the_row(capsys):
@@ -228,22 +268,42 @@ def test_a_percent_sign_in_a_meaning_survives(capsys):
 
 
 def test_K17_every_fault_of_a_file_is_named_at_once(tmp_path):
-    """The kind: one fault a try. Unknown keys together, and wrong values together, each by its name."""
+    """The kind: one fault a try. Unknown keys together, and wrong values together, each by its
+    name.
+    """
     (tmp_path / "many.yaml").write_text("lerning_rate: 1\nfrobnicate: 2\nmax_step: 3\nseed: 0\n")
     with pytest.raises(UsageError) as caught:
         read("--config", str(tmp_path / "many.yaml"))
     said = str(caught.value)
-    assert said.count("many.yaml") == 1 and "unknown options `lerning_rate`, `frobnicate`, `max_step`." in said
-    assert "`lerning_rate`: Did you mean `learning_rate`?" in said and "`max_step`: Did you mean `max_steps`?" in said
-    (tmp_path / "wrong.yaml").write_text("seed: -1\nmax_steps: many\nlr_scheduler_type: square\nresume: perhaps\n")
+    assert (
+        said.count("many.yaml") == 1
+        and "unknown options `lerning_rate`, `frobnicate`, `max_step`." in said
+    )
+    assert (
+        "`lerning_rate`: Did you mean `learning_rate`?" in said
+        and "`max_step`: Did you mean `max_steps`?" in said
+    )
+    (tmp_path / "wrong.yaml").write_text(
+        "seed: -1\nmax_steps: many\nlr_scheduler_type: square\nresume: perhaps\n"
+    )
     with pytest.raises(UsageError) as caught:
         read("--config", str(tmp_path / "wrong.yaml"))
-    assert all(f"option `{name}` =" in str(caught.value) for name in ("seed", "max_steps", "lr_scheduler_type", "resume"))
+    assert all(
+        f"option `{name}` =" in str(caught.value)
+        for name in ("seed", "max_steps", "lr_scheduler_type", "resume")
+    )
     assert str(caught.value).count("option `resume`") == 1
 
 
 def test_K21_one_item_stands_for_a_list_of_one(tmp_path):
-    (tmp_path / "one.yaml").write_text("report_to: none\nrewards: exact\nlora_target_modules: all-linear\nstop: '12'\n")
+    (tmp_path / "one.yaml").write_text(
+        "report_to: none\nrewards: exact\nlora_target_modules: all-linear\nstop: '12'\n"
+    )
     config = read("--config", str(tmp_path / "one.yaml"))
-    assert (config.report_to, config.rewards, config.lora_target_modules, config.stop) == ([], ["exact"], ["all-linear"], ["12"])
+    assert (config.report_to, config.rewards, config.lora_target_modules, config.stop) == (
+        [],
+        ["exact"],
+        ["all-linear"],
+        ["12"],
+    )
     assert build_config({"model": "none", "reward_weights": [1]}).model == "none"

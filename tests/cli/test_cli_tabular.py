@@ -1,4 +1,6 @@
-"""`laurel tabular`: options from a signature, text that fits, JSON alone, pictures, and the exit code of a claim."""
+"""`laurel tabular`: options from a signature, text that fits, JSON alone, pictures, and the exit
+code of a claim.
+"""
 
 import argparse
 import importlib
@@ -14,13 +16,13 @@ from rich.console import Console
 
 from laurel.cli import tabular
 from laurel.cli.main import VERBS, main
-from laurel.tabular.exhibit import Chart, Exhibit, Grid, Table
+from laurel.report.exhibit import Chart, Exhibit, Grid, Table
 
 SOURCE = '''
 """A fake."""
 from typing import Literal
 import sys
-from laurel.tabular.exhibit import *
+from laurel.report.exhibit import *
 sys.fake_was_imported = True
 RATES = (0.5, 0.25)
 SCALE = -1.5
@@ -63,9 +65,16 @@ def data_of(probe, capsys, *words):
 
 
 DEFAULTS = {
-    "world": "gridworld", "step_reward": -1.5, "count": 3, "quick": False, "rates": [0.5, 0.25], "kind": "plain", "kinds": ["a"],
-    "limit": None, "seed": 0,
-}  # fmt: skip
+    "world": "gridworld",
+    "step_reward": -1.5,
+    "count": 3,
+    "quick": False,
+    "rates": [0.5, 0.25],
+    "kind": "plain",
+    "kinds": ["a"],
+    "limit": None,
+    "seed": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +113,9 @@ def test_options_reach_the_function_with_their_types(probe, capsys, words, chang
         (("--plot", "afolder.png"), "is a folder"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_runs(probe, capsys, tmp_path, monkeypatch, words, told):
+def test_wrong_usage_is_told_before_anything_runs(
+    probe, capsys, tmp_path, monkeypatch, words, told
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "afile").write_text("")
     (tmp_path / "afolder.png").mkdir()
@@ -154,21 +165,45 @@ def test_text_shows_everything_and_fits(probe, capsys):
 def test_a_claim_that_fails_is_exit_code_1_after_everything(probe, capsys, tmp_path):
     assert probe("--count", "4", "--plot", str(tmp_path / "p.png")) == 1
     out, err = capsys.readouterr()
-    assert "✗ the count is 3" in out and "a note" in out and err == "" and (tmp_path / "p.png").exists()
+    assert (
+        "✗ the count is 3" in out
+        and "a note" in out
+        and err == ""
+        and (tmp_path / "p.png").exists()
+    )
     assert probe("--count", "4", "--json") == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["count"] == 4 and captured.err == "does not hold: the count is 3 (count = 4)\n"
+    assert (
+        json.loads(captured.out)["count"] == 4
+        and captured.err == "does not hold: the count is 3 (count = 4)\n"
+    )
 
 
 def test_files_are_written_and_named(probe, capsys, tmp_path):
     plot, page = tmp_path / "new" / "p.svg", tmp_path / "page.html"
-    assert probe("cliff", "--step-reward", "-2", "--rates", "1,2", "--quick", "--plot", str(plot), "--page", str(page)) == 0
+    assert (
+        probe(
+            "cliff",
+            "--step-reward",
+            "-2",
+            "--rates",
+            "1,2",
+            "--quick",
+            "--plot",
+            str(plot),
+            "--page",
+            str(page),
+        )
+        == 0
+    )
     assert f"written: {plot}, {page}" in capsys.readouterr().out.replace("\n", "")
     assert "</svg>" in plot.read_text()
     command = "laurel tabular probe cliff --step-reward -2 --quick true --rates 1,2"
     assert f"<pre>{command}</pre>" in page.read_text(encoding="utf-8")
     first = page.read_text(encoding="utf-8")
-    assert main([*command.split()[1:], "--page", str(page)]) == 0  # the command on the page makes the page
+    assert (
+        main([*command.split()[1:], "--page", str(page)]) == 0
+    )  # the command on the page makes the page
     assert first.split("<footer>")[0] == page.read_text(encoding="utf-8").split("<footer>")[0]
     capsys.readouterr()
     assert probe("--plot", str(plot), "--json") == 0
@@ -176,8 +211,20 @@ def test_files_are_written_and_named(probe, capsys, tmp_path):
 
 
 def test_plain_is_json():
-    value = {1: np.float64(0.5), "a": np.arange(3), "s": {"b", "a"}, "t": (True, None, np.int64(3)), "n": [float("nan"), -float("inf")]}
-    assert plain_json(value) == {"1": 0.5, "a": [0, 1, 2], "s": ["a", "b"], "t": [True, None, 3], "n": [None, None]}
+    value = {
+        1: np.float64(0.5),
+        "a": np.arange(3),
+        "s": {"b", "a"},
+        "t": (True, None, np.int64(3)),
+        "n": [float("nan"), -float("inf")],
+    }
+    assert plain_json(value) == {
+        "1": 0.5,
+        "a": [0, 1, 2],
+        "s": ["a", "b"],
+        "t": [True, None, 3],
+        "n": [None, None],
+    }
 
 
 def plain_json(value):
@@ -195,7 +242,9 @@ def grid(columns, mark="↑→", value=-13.25):
     return Grid("", ((value,) * columns,) * 2, ((mark,) * columns,) * 2)
 
 
-@pytest.mark.parametrize("columns, shown", [(2, "↑→ -13.25"), (8, "-13.25"), (11, "-13.2"), (14, "-13"), (20, "↑→")])
+@pytest.mark.parametrize(
+    "columns, shown", [(2, "↑→ -13.25"), (8, "-13.25"), (11, "-13.2"), (14, "-13"), (20, "↑→")]
+)
 def test_a_map_gives_up_digits_before_it_grows_too_wide(columns, shown):
     lines = lines_of(tabular.grid_table(grid(columns)))
     assert max(map(len, lines)) <= 80 and len({len(line) for line in lines}) == 1
@@ -203,7 +252,10 @@ def test_a_map_gives_up_digits_before_it_grows_too_wide(columns, shown):
 
 
 def test_a_map_without_marks_is_numbers():
-    assert any("│ 0.50 │" in line or "│ 0.500 │" in line for line in lines_of(tabular.grid_table(grid(3, "", 0.5))))
+    assert any(
+        "│ 0.50 │" in line or "│ 0.500 │" in line
+        for line in lines_of(tabular.grid_table(grid(3, "", 0.5)))
+    )
 
 
 def test_curves_rise_and_fall_as_text():
@@ -211,51 +263,90 @@ def test_curves_rise_and_fall_as_text():
         "",
         "n",
         "y",
-        {"up": [(1, 1, 1, 1), (2, 10, 9, 11), (3, 100, 100, 100)], "gap": [(3, 1, 1, 1), (1, 100, 100, 100), (2, 0, 0, 0)]},
+        {
+            "up": [(1, 1, 1, 1), (2, 10, 9, 11), (3, 100, 100, 100)],
+            "gap": [(3, 1, 1, 1), (1, 100, 100, 100), (2, 0, 0, 0)],
+        },
         log_y=True,
     )
     text = "\n".join(lines_of(tabular.spark_table(chart)))
     assert "▁▅█" in text and "█ ▁" in text and "n 1" in text and "n 3" in text
-    apart = Chart("", "n", "y", {"a": [(1, 1, 1, 1), (2, 2, 2, 2)], "b": [(5, 1, 1, 1), (6, 1, 1, 1)]})
+    apart = Chart(
+        "", "n", "y", {"a": [(1, 1, 1, 1), (2, 2, 2, 2)], "b": [(5, 1, 1, 1), (6, 1, 1, 1)]}
+    )
     assert "1 at 5" in "\n".join(lines_of(tabular.spark_table(apart)))
     assert lines_of(tabular.spark_table(Chart("", "n", "y", {})))
     long = Chart("", "n", "y", {"a": [(x, x, x, x) for x in range(1000)]})
-    assert len(next(line for line in lines_of(tabular.spark_table(long)) if "█" in line).split()[-1]) == tabular.SPARK
+    assert (
+        len(next(line for line in lines_of(tabular.spark_table(long)) if "█" in line).split()[-1])
+        == tabular.SPARK
+    )
 
 
 def test_tables_fold_words_and_do_not_read_markup():
-    lines = lines_of(tabular.text_table(Table("", ("name", "value"), (("[red]x[/red] " + "many words " * 12, 1.0), ("b", 22.0)))))
-    assert max(map(len, lines)) <= 80 and "[red]x[/red]" in "\n".join(lines) and lines[-1].rstrip().endswith("22")
-    assert {"many", "words"} == {word for line in lines[2:-1] for word in line.split()} - {"[red]x[/red]", "1"}
+    lines = lines_of(
+        tabular.text_table(
+            Table("", ("name", "value"), (("[red]x[/red] " + "many words " * 12, 1.0), ("b", 22.0)))
+        )
+    )
+    assert (
+        max(map(len, lines)) <= 80
+        and "[red]x[/red]" in "\n".join(lines)
+        and lines[-1].rstrip().endswith("22")
+    )
+    assert {"many", "words"} == {word for line in lines[2:-1] for word in line.split()} - {
+        "[red]x[/red]",
+        "1",
+    }
 
 
 @pytest.mark.parametrize("columns", [2, 6, 8])
 def test_numbers_are_never_broken(columns):
     numbers = tuple(0.00012345 * 3**k for k in range(columns))
     heads = ("learner", *(f"figure number {k}" for k in range(columns)))
-    text = "\n".join(lines_of(tabular.text_table(Table("", heads, (("behaviour cloning", *numbers),)))))
+    text = "\n".join(
+        lines_of(tabular.text_table(Table("", heads, (("behaviour cloning", *numbers),))))
+    )
     significant = 4 if columns < 8 else 3
     assert max(map(len, text.splitlines())) <= 80
-    assert all(f"{number:.{significant}g}" in text.split() for number in numbers) and "behaviour" in text.split()
+    assert (
+        all(f"{number:.{significant}g}" in text.split() for number in numbers)
+        and "behaviour" in text.split()
+    )
 
 
 def test_columns_give_way_heads_first():
     def widths(total):
-        return tabular.column_widths(("a long head", "word"), (["1.5", "22.5"], ["some words here", "x"]), (True, False), total)
+        return tabular.column_widths(
+            ("a long head", "word"),
+            (["1.5", "22.5"], ["some words here", "x"]),
+            (True, False),
+            total,
+        )
 
-    assert widths(80) == [11, 15] and widths(22) == [7, 15] and widths(19) == [4, 15] and widths(14) == [4, 10] and widths(3) == [4, 5]
+    assert (
+        widths(80) == [11, 15]
+        and widths(22) == [7, 15]
+        and widths(19) == [4, 15]
+        and widths(14) == [4, 10]
+        and widths(3) == [4, 5]
+    )
 
 
 @pytest.mark.parametrize("verb", tabular.VERBS)
 def test_options_are_what_the_signature_says(verb):
-    """The source that is read and the function that is called agree: names, defaults, and types that the command line can give."""
+    """The source that is read and the function that is called agree: names, defaults, and types
+    that the command line can give.
+    """
     target = tabular.VERBS[verb][0]
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     about, options = tabular.signature(target)
     parameters = inspect.signature(function).parameters
     assert [option.name for option in options] == list(parameters)
-    assert [option.default for option in options] == [parameter.default for parameter in parameters.values()]
+    assert [option.default for option in options] == [
+        parameter.default for parameter in parameters.values()
+    ]
     assert about == inspect.cleandoc(function.__doc__).split("\n\n")[0]
     hints = typing.get_type_hints(function)
     assert hints["return"] is Exhibit
@@ -263,15 +354,20 @@ def test_options_are_what_the_signature_says(verb):
         parser = argparse.ArgumentParser()
         tabular._add_option(parser, option)
         if option.default is not None:
-            words = [tabular._written(option.default)] if option.positional else [f"--{option.name}={tabular._written(option.default)}"]
+            words = (
+                [tabular._written(option.default)]
+                if option.positional
+                else [f"--{option.name}={tabular._written(option.default)}"]
+            )
             value = getattr(parser.parse_args(words), option.name)
             assert value == option.default and type(value) is type(option.default)
 
 
 def test_no_number_is_loaded_for_help():
     code = (
-        "import sys; from laurel.cli.main import main; assert main(['tabular', '--help']) == 0\n"
-        "sys.exit(', '.join({'numpy', 'scipy', 'torch', 'matplotlib', 'rich', 'pydantic'} & set(sys.modules)) or 0)"
+        "import sys; from laurel.cli.main import main; assert main(['tabular', '--help']) =="
+        " 0\nsys.exit(', '.join({'numpy', 'scipy', 'torch', 'matplotlib', 'rich', 'pydantic'} &"
+        " set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

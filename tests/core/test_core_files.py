@@ -1,4 +1,6 @@
-"""Disks that refuse: whoever writes, the error is ours, names the file and says what to do; nothing half-written stays."""
+"""Disks that refuse: whoever writes, the error is ours, names the file and says what to do; nothing
+half-written stays.
+"""
 
 import errno
 import os
@@ -20,7 +22,10 @@ BIG = {"a": torch.zeros(200, 200)}
 @pytest.fixture
 def limited():
     """No file may grow beyond 40 kB while the test runs."""
-    before, was = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, was = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -31,7 +36,9 @@ def bytes_to(path):
     path.write_bytes(bytes(100_000))
 
 
-@pytest.mark.parametrize("write", [bytes_to, lambda path: save_file(BIG, path), lambda path: torch.save(BIG, path)])
+@pytest.mark.parametrize(
+    "write", [bytes_to, lambda path: save_file(BIG, path), lambda path: torch.save(BIG, path)]
+)
 def test_a_full_disk_is_told_whichever_library_writes(tmp_path, limited, write):
     path = tmp_path / "it"
     with pytest.raises(LaurelError) as told, writing(path):
@@ -94,7 +101,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert sorted(file.name for file in folder.iterdir()) == ["mine.txt", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "plain").touch()
-    with pytest.raises(UsageError, match="plain: File exists"), whole_folder(tmp_path / "plain" / "model"):
+    with (
+        pytest.raises(UsageError, match="plain: File exists"),
+        whole_folder(tmp_path / "plain" / "model"),
+    ):
         pass
     with pytest.raises(UsageError, match="No such file"), replacing(tmp_path / "none" / "x"):
         pass

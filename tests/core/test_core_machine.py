@@ -14,7 +14,10 @@ def linux(tmp_path, monkeypatch):
     """A function that writes files of a system: {path: text}; it returns the folders to read."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    base = {"proc/meminfo": "MemTotal: 67108864 kB\nMemFree: 1 kB\nMemAvailable: 50331648 kB\n", "proc/self/cgroup": "0::/\n"}
+    base = {
+        "proc/meminfo": "MemTotal: 67108864 kB\nMemFree: 1 kB\nMemAvailable: 50331648 kB\n",
+        "proc/self/cgroup": "0::/\n",
+    }
 
     def made(files):
         for name, text in {**base, **files}.items():
@@ -30,11 +33,29 @@ CORES = {
     "no limit": ({"cgroup/cpu.max": "max 100000\n"}, 16),
     "v2, in a container": ({"cgroup/cpu.max": "250000 100000\n"}, 2.5),
     "v2, a group above": (
-        {"proc/self/cgroup": "0::/a/b\n", "cgroup/a/cpu.max": "300000 100000\n", "cgroup/a/b/cpu.max": "max 100000\n"},
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "cgroup/a/cpu.max": "300000 100000\n",
+            "cgroup/a/b/cpu.max": "max 100000\n",
+        },
         3,
     ),
-    "v1, no limit": ({"proc/self/cgroup": V1, "cgroup/cpu/cpu.cfs_quota_us": "-1", "cgroup/cpu/cpu.cfs_period_us": "100000"}, 16),
-    "v1, in a container": ({"proc/self/cgroup": V1, "cgroup/cpu/cpu.cfs_quota_us": "400000", "cgroup/cpu/cpu.cfs_period_us": "100000"}, 4),
+    "v1, no limit": (
+        {
+            "proc/self/cgroup": V1,
+            "cgroup/cpu/cpu.cfs_quota_us": "-1",
+            "cgroup/cpu/cpu.cfs_period_us": "100000",
+        },
+        16,
+    ),
+    "v1, in a container": (
+        {
+            "proc/self/cgroup": V1,
+            "cgroup/cpu/cpu.cfs_quota_us": "400000",
+            "cgroup/cpu/cpu.cfs_period_us": "100000",
+        },
+        4,
+    ),
     "v1, the host's path, both controllers' folder": (
         {
             "proc/self/cgroup": V1,
@@ -54,7 +75,9 @@ def test_cores_are_those_of_the_affinity_within_the_quota(case, linux):
 
 
 def test_threads_by_rule(linux, monkeypatch):
-    """OMP_NUM_THREADS where it is set, never more than the affinity or the quota gives, never none."""
+    """OMP_NUM_THREADS where it is set, never more than the affinity or the quota gives, never
+    none.
+    """
     system = linux({"cgroup/cpu.max": "350000 100000\n"})
     assert machine.threads_by_rule(*system) == 3
     for said, expected in {"2": 2, "1": 1, "8": 3, "2,4": 2, "": 3, "many": 3, "0": 3}.items():
@@ -67,7 +90,9 @@ def test_threads_by_rule(linux, monkeypatch):
 
 
 def test_memory_is_the_machines_or_the_groups(linux):
-    """Of a group the files it has read do not count as used: they make room when memory is asked for."""
+    """Of a group the files it has read do not count as used: they make room when memory is asked
+    for.
+    """
     assert machine.memory(*linux({})) == (48 * GIB, 64 * GIB)
     limited = {
         "cgroup/memory.max": str(8 * GIB),
@@ -78,9 +103,16 @@ def test_memory_is_the_machines_or_the_groups(linux):
 
 
 def test_memory_of_the_first_version_of_control_groups(linux):
-    v1 = {"proc/self/cgroup": V1, "cgroup/memory/memory.limit_in_bytes": str((1 << 63) - 4096), "cgroup/memory/memory.usage_in_bytes": "5"}
+    v1 = {
+        "proc/self/cgroup": V1,
+        "cgroup/memory/memory.limit_in_bytes": str((1 << 63) - 4096),
+        "cgroup/memory/memory.usage_in_bytes": "5",
+    }
     assert machine.memory(*linux(v1)) == (48 * GIB, 64 * GIB)
-    assert machine.memory(*linux({**v1, "cgroup/memory/memory.limit_in_bytes": str(2 * GIB)})) == (2 * GIB - 5, 2 * GIB)
+    assert machine.memory(*linux({**v1, "cgroup/memory/memory.limit_in_bytes": str(2 * GIB)})) == (
+        2 * GIB - 5,
+        2 * GIB,
+    )
 
 
 def test_a_system_that_does_not_tell(tmp_path):

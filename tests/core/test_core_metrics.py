@@ -1,4 +1,6 @@
-"""Sums divide once; the catalogue is complete, resolvable and equal to the page that documents it."""
+"""Sums divide once; the catalogue is complete, resolvable and equal to the page that
+documents it.
+"""
 
 import pickle
 from pathlib import Path
@@ -57,7 +59,9 @@ def test_every_metric_says_what_is_healthy_and_what_to_check():
     """A60."""
     for name, meaning in CATALOGUE.items():
         assert all((meaning.what, meaning.unit, meaning.healthy, meaning.check)), name
-        assert "|" not in f"{meaning.what}{meaning.unit}{meaning.healthy}{meaning.check}", f"{name} breaks the table"
+        assert "|" not in f"{meaning.what}{meaning.unit}{meaning.healthy}{meaning.check}", (
+            f"{name} breaks the table"
+        )
         assert meaning.low is None or meaning.high is None or meaning.low < meaning.high
 
 

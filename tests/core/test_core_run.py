@@ -17,7 +17,13 @@ from laurel.core.files import read_json, read_lines, write_atomic
 from laurel.core.run import FREE_TO_CHANGE, WRITTEN, Run
 from laurel.core.sinks import SINKS, check_sinks
 
-CONFIG = {"algorithm": "grpo", "learning_rate": 0.001, "max_steps": 4, "stop": None, "rewards": ["exact"]}
+CONFIG = {
+    "algorithm": "grpo",
+    "learning_rate": 0.001,
+    "max_steps": 4,
+    "stop": None,
+    "rewards": ["exact"],
+}
 
 
 def test_a_new_run_records_what_it_is(tmp_path):
@@ -31,7 +37,10 @@ def test_a_new_run_records_what_it_is(tmp_path):
 
 
 def test_two_runs_have_two_ids(tmp_path):
-    assert Run.create(tmp_path / "a", CONFIG, resume=False).id != Run.create(tmp_path / "b", CONFIG, resume=False).id
+    assert (
+        Run.create(tmp_path / "a", CONFIG, resume=False).id
+        != Run.create(tmp_path / "b", CONFIG, resume=False).id
+    )
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
@@ -47,10 +56,14 @@ def test_foreign_files_are_never_written_over(tmp_path):
         folder.mkdir()
         (folder / name).write_text("mine\n")
         for resume in (False, True):
-            if not (resume and name == "config.yaml"):  # alone it is what a kill leaves of a run's first moment
+            if not (
+                resume and name == "config.yaml"
+            ):  # alone it is what a kill leaves of a run's first moment
                 with pytest.raises(UsageError, match=f"`{name}`.*would be written over"):
                     Run.create(folder, CONFIG, resume=resume, say=print)
-        assert (folder / name).read_text() == "mine\n" and [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == "mine\n" and [
+            path.name for path in folder.iterdir()
+        ] == [name]
     with pytest.raises(UsageError, match="a file, not a folder"):
         Run.create(tmp_path / "config" / "config.yaml", CONFIG, resume=False)
 
@@ -60,26 +73,42 @@ def test_resume_without_a_run_starts_one(tmp_path):
     run = Run.create(tmp_path / "new", CONFIG, resume=True, say=said.append)
     assert "nothing to resume" in said[0] and run.id
     (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "config.yaml").write_text("max_steps: 4\n")  # a kill between the two files of a new run
+    (tmp_path / "killed" / "config.yaml").write_text(
+        "max_steps: 4\n"
+    )  # a kill between the two files of a new run
     assert Run.create(tmp_path / "killed", CONFIG, resume=True, say=said.append).id
 
 
 def test_A50_resume_says_what_changes_and_refuses_another_experiment(tmp_path):
-    """A50: a changed hyper-parameter is named and refused; what is free to change is allowed and said."""
+    """A50: a changed hyper-parameter is named and refused; what is free to change is allowed and
+    said.
+    """
     run = Run.create(tmp_path, {**CONFIG, "resume": False}, resume=False)
     run.close()
     with pytest.raises(UsageError) as caught:
-        Run.create(tmp_path, {**CONFIG, "learning_rate": 0.01, "rewards": ["math"], "max_steps": 9, "resume": True}, resume=True)
-    assert "learning_rate 0.001 -> 0.01" in str(caught.value) and "rewards ['exact'] -> ['math']" in str(caught.value)
+        Run.create(
+            tmp_path,
+            {**CONFIG, "learning_rate": 0.01, "rewards": ["math"], "max_steps": 9, "resume": True},
+            resume=True,
+        )
+    assert "learning_rate 0.001 -> 0.01" in str(
+        caught.value
+    ) and "rewards ['exact'] -> ['math']" in str(caught.value)
     assert "max_steps 4" not in str(caught.value)
     said = []
-    same = Run.create(tmp_path, {**CONFIG, "max_steps": 9, "resume": True}, resume=True, say=said.append)
+    same = Run.create(
+        tmp_path, {**CONFIG, "max_steps": 9, "resume": True}, resume=True, say=said.append
+    )
     assert same.id == run.id and said[1] == "  max_steps: 4 -> 9"
-    assert Run(tmp_path).config()["max_steps"] == 9 and Run(tmp_path).facts["resumed"][0]["changed"] == {"max_steps": [4, 9]}
+    assert Run(tmp_path).config()["max_steps"] == 9 and Run(tmp_path).facts["resumed"][0][
+        "changed"
+    ] == {"max_steps": [4, 9]}
 
 
 def test_K15_a_model_put_into_a_run_that_saved_none_is_not_written_over(tmp_path):
-    """The kind: somebody else's files where a run will write. Fails on a resume that saves over them."""
+    """The kind: somebody else's files where a run will write. Fails on a resume that saves over
+    them.
+    """
     run = Run.create(tmp_path, CONFIG, resume=False)
     run.close()
     run.model.mkdir()
@@ -108,12 +137,16 @@ def second(folder, resume="resume", stay="leave"):
 
 
 def test_K15_one_writer_a_folder_until_it_dies(tmp_path):
-    """The kind: two runs, or a run and a resume, mix their lines. The lock goes with its holder, kill -9 included."""
+    """The kind: two runs, or a run and a resume, mix their lines. The lock goes with its holder,
+    kill -9 included.
+    """
     holder = second(tmp_path / "run", "new", "stay")
     assert holder.stdout.readline().strip() == "in"
     for resume in ("resume", "new"):
         said = second(tmp_path / "run", resume).communicate(timeout=60)[0]
-        assert "already holds a run" in said if resume == "new" else f"process {holder.pid} on" in said
+        assert (
+            "already holds a run" in said if resume == "new" else f"process {holder.pid} on" in said
+        )
     holder.kill()
     holder.wait()
     assert "in\n" in second(tmp_path / "run").communicate(timeout=60)[0]
@@ -145,9 +178,16 @@ def test_a_run_that_failed_before_its_first_step_leaves_nothing(tmp_path):
 
 def test_K13_what_was_read_and_has_changed_is_told_and_not_taken(tmp_path):
     """The kind: a resumed run goes on with edited data or rewards under the same name."""
-    Run.create(tmp_path, CONFIG, resume=False, inputs={"dataset d.jsonl": "8 rows, aa", "rewards r.py:f": "bb"}).close()
+    Run.create(
+        tmp_path,
+        CONFIG,
+        resume=False,
+        inputs={"dataset d.jsonl": "8 rows, aa", "rewards r.py:f": "bb"},
+    ).close()
     edited = {"dataset d.jsonl": "9 rows, cc", "rewards r.py:f": "bb"}
-    with pytest.raises(UsageError, match=r"dataset d.jsonl \(8 rows, aa -> 9 rows, cc\).*`--resume anyway`") as caught:
+    with pytest.raises(
+        UsageError, match=r"dataset d.jsonl \(8 rows, aa -> 9 rows, cc\).*`--resume anyway`"
+    ) as caught:
         Run.create(tmp_path, CONFIG, resume=True, inputs=edited, say=print)
     assert "r.py" not in str(caught.value)
     said = []
@@ -155,7 +195,9 @@ def test_K13_what_was_read_and_has_changed_is_told_and_not_taken(tmp_path):
     run.close()
     assert "  dataset d.jsonl: 8 rows, aa -> 9 rows, cc" in said
     assert run.facts["resumed"][-1]["changed"] == {"dataset d.jsonl": ["8 rows, aa", "9 rows, cc"]}
-    assert Run.create(tmp_path, CONFIG, resume=True, inputs=edited, say=print).id == run.id, "agreed to once, it is what the run reads"
+    assert Run.create(tmp_path, CONFIG, resume=True, inputs=edited, say=print).id == run.id, (
+        "agreed to once, it is what the run reads"
+    )
 
 
 def test_an_option_newer_than_the_run_does_not_stop_it(tmp_path):
@@ -170,11 +212,18 @@ def test_what_is_free_to_change_exists():
 
 
 def test_A48_lines_of_another_run_are_refused(tmp_path):
-    """A48: every line carries the run id; a stale line is an error naming file and line, not data."""
-    one, two = Run.create(tmp_path / "a", CONFIG, resume=False), Run.create(tmp_path / "b", CONFIG, resume=False)
+    """A48: every line carries the run id; a stale line is an error naming file and line, not
+    data.
+    """
+    one, two = (
+        Run.create(tmp_path / "a", CONFIG, resume=False),
+        Run.create(tmp_path / "b", CONFIG, resume=False),
+    )
     one.log(1, {"reward": 0.0})
     two.log(1, {"reward": 1.0})
-    (one.folder / "metrics.jsonl").write_bytes((one.folder / "metrics.jsonl").read_bytes() + (two.folder / "metrics.jsonl").read_bytes())
+    (one.folder / "metrics.jsonl").write_bytes(
+        (one.folder / "metrics.jsonl").read_bytes() + (two.folder / "metrics.jsonl").read_bytes()
+    )
     for read in (one.metrics, lambda: one.truncate(5)):
         with pytest.raises(LaurelError, match=r"metrics.jsonl:2: written by another run"):
             read()
@@ -187,33 +236,63 @@ def test_lines_are_plain_json_whatever_the_numbers_are(tmp_path):
 
     run = Run.create(tmp_path, CONFIG, resume=False)
     run.log(1, {"a": np.float32(0.5), "b": torch.tensor(2.0), "c": math.nan, "d": math.inf, "e": 3})
-    run.log_samples(1, [{"completion": "é\u2028\ud800", "ids": (1, 2), "logps": [-0.5, -math.inf], "weight": torch.tensor(1)}])
-    strict = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    run.log_samples(
+        1,
+        [
+            {
+                "completion": "é\u2028\ud800",
+                "ids": (1, 2),
+                "logps": [-0.5, -math.inf],
+                "weight": torch.tensor(1),
+            }
+        ],
+    )
+    strict = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {k: strict[0][k] for k in "abcde"} == {"a": 0.5, "b": 2.0, "c": None, "d": None, "e": 3}
     (line,) = run.samples()
-    assert line["completion"] == "é\u2028\ud800" and line["logps"] == [-0.5, None] and line["ids"] == [1, 2] and line["weight"] == 1
+    assert (
+        line["completion"] == "é\u2028\ud800"
+        and line["logps"] == [-0.5, None]
+        and line["ids"] == [1, 2]
+        and line["weight"] == 1
+    )
 
 
 def test_samples_of_one_step(tmp_path):
     run = Run.create(tmp_path, CONFIG, resume=False)
     for step in (1, 2):
         run.log_samples(step, [{"sample": i} for i in range(3)])
-    assert len(run.samples()) == 6 and {line["step"] for line in run.samples(2)} == {2} and run.samples(3) == []
+    assert (
+        len(run.samples()) == 6
+        and {line["step"] for line in run.samples(2)} == {2}
+        and run.samples(3) == []
+    )
 
 
 def unstamped(run, name):
-    return [{k: v for k, v in line.items() if k not in ("run", "time")} for _, line in read_lines(run.folder / name)]
+    return [
+        {k: v for k, v in line.items() if k not in ("run", "time")}
+        for _, line in read_lines(run.folder / name)
+    ]
 
 
 def test_truncate_makes_a_resumed_run_equal_the_unbroken_one(tmp_path):
-    """A45: after a kill in step 4 and a resume from step 2 the files hold the same lines, in the same order."""
+    """A45: after a kill in step 4 and a resume from step 2 the files hold the same lines, in the
+    same order.
+    """
 
     def steps(run, numbers):
         for step in numbers:
             run.log_samples(step, [{"completion": f"{step}.{i}"} for i in range(2)])
             run.log(step, {"reward": step / 10})
 
-    unbroken, broken = Run.create(tmp_path / "u", CONFIG, resume=False), Run.create(tmp_path / "b", CONFIG, resume=False)
+    unbroken, broken = (
+        Run.create(tmp_path / "u", CONFIG, resume=False),
+        Run.create(tmp_path / "b", CONFIG, resume=False),
+    )
     steps(unbroken, range(1, 7))
     steps(broken, range(1, 4))
     broken.log_samples(4, [{"completion": "4.0"}])
@@ -327,5 +406,8 @@ def test_A59_a_sink_that_fails_is_switched_off_and_the_run_goes_on(tmp_path, cap
 
 
 def test_the_run_directory_needs_no_torch():
-    code = "import sys, laurel.core.run, laurel.core.metrics; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, laurel.core.run, laurel.core.metrics; sys.exit('torch' in sys.modules or"
+        " 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

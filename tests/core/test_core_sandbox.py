@@ -33,7 +33,9 @@ def run(source, seconds=5.0, **options):
 
 
 def test_a_program_runs_prints_and_reads():
-    outcome = run("import math, sys\nprint(math.pi, input())\nprint('oops', file=sys.stderr)", stdin="hello\n")
+    outcome = run(
+        "import math, sys\nprint(math.pi, input())\nprint('oops', file=sys.stderr)", stdin="hello\n"
+    )
     assert outcome.ok and outcome.reason == ""
     assert outcome.stdout == "3.141592653589793 hello\n" and outcome.stderr == "oops\n"
 
@@ -116,23 +118,39 @@ def test_every_end_has_its_reason(source, reason):
     ],
 )
 def test_what_is_not_allowed_ends_the_program(source, tmp_path):
-    """A fork bomb, the shell, new programs, signals to the parent, files outside, the network, native code."""
+    """A fork bomb, the shell, new programs, signals to the parent, files outside, the network,
+    native code.
+    """
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     inside.write_text("precious")
-    outcome = run_python(source.format(outside=outside, inside=inside, parent=tmp_path), seconds=5.0)
+    outcome = run_python(
+        source.format(outside=outside, inside=inside, parent=tmp_path), seconds=5.0
+    )
     assert not outcome.ok and outcome.reason == "forbidden", outcome
-    assert not outside.exists() and inside.read_text() == "precious" and "root:" not in outcome.stdout
+    assert (
+        not outside.exists() and inside.read_text() == "precious" and "root:" not in outcome.stdout
+    )
 
 
 def test_rebinding_builtins_does_not_open_the_door(tmp_path):
-    source = f"import builtins\nbuiltins.isinstance = lambda *a: False\nbuiltins.str = int\nopen({str(tmp_path / 'x')!r}, 'w')"
+    source = (
+        "import builtins\nbuiltins.isinstance = lambda *a: False\nbuiltins.str ="
+        f" int\nopen({str(tmp_path / 'x')!r}, 'w')"
+    )
     assert not run_python(source, seconds=5).ok and not (tmp_path / "x").exists()
 
 
 def test_nothing_of_this_environment_is_seen(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    outcome = run("import os, sys\nprint(sorted(os.environ), os.listdir('.'), sys.argv, any('site-packages' in p for p in sys.path))")
-    assert outcome.ok and "SECRET_TOKEN" not in outcome.stdout and "[] ['program.py'] False" in outcome.stdout
+    outcome = run(
+        "import os, sys\nprint(sorted(os.environ), os.listdir('.'), sys.argv, any('site-packages'"
+        " in p for p in sys.path))"
+    )
+    assert (
+        outcome.ok
+        and "SECRET_TOKEN" not in outcome.stdout
+        and "[] ['program.py'] False" in outcome.stdout
+    )
     assert run("import numpy").reason == "error"
 
 
@@ -157,13 +175,18 @@ def test_a_program_cannot_report_its_own_success():
 
 def test_leftover_folders_and_processes_are_gone(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run("import os\nos.makedirs('a/b/c')\nopen('a/b/c/d', 'w')\nos.chmod('a', 0)\nwhile True: pass", seconds=0.3)
+    run(
+        "import os\nos.makedirs('a/b/c')\nopen('a/b/c/d', 'w')\nos.chmod('a', 0)\nwhile True: pass",
+        seconds=0.3,
+    )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] or os.getuid() != 0
 
 
 @pytest.mark.skipif(not LINUX, reason="kernel fences are Linux")
 def test_kernel_fences_hold_without_the_audit_hook(tmp_path):
-    """With the hook left out, Landlock and seccomp alone refuse the same things (each where the kernel has it)."""
+    """With the hook left out, Landlock and seccomp alone refuse the same things (each where the
+    kernel has it).
+    """
     source = f"""
     import errno, importlib.util, os, resource, socket
     spec = importlib.util.spec_from_file_location("jail", {str(Path(jail.__file__))!r})
@@ -192,13 +215,19 @@ def test_kernel_fences_hold_without_the_audit_hook(tmp_path):
         thread.start(), thread.join()
     print("held")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and done.stdout.endswith("held\n"), done.stderr
 
 
 def test_isolation_says_what_stands():
     active = isolation()
-    assert active["limits"] is True and active["audit"] is True and set(active) == {"limits", "audit", "namespaces", "landlock", "seccomp"}
+    assert (
+        active["limits"] is True
+        and active["audit"] is True
+        and set(active) == {"limits", "audit", "namespaces", "landlock", "seccomp"}
+    )
 
 
 # Killable workers. The functions live in a module that a fresh process can import.
@@ -227,7 +256,9 @@ def test_workers_answer_fail_and_go_on():
         assert pool.call("hang") == Failed("took longer than 0.3 s")
         raised = pool.call("raise")
         assert raised.reason.startswith("ValueError: bad thing") and "in behave" in raised.reason
-        assert isinstance(pool.call("die"), Failed) and pool.call("memory").reason.startswith("MemoryError")
+        assert isinstance(pool.call("die"), Failed) and pool.call("memory").reason.startswith(
+            "MemoryError"
+        )
         assert pool.call("x" * 10**6) == "did " + "x" * 20
         assert pool.call("that") == "did that"
 
@@ -237,7 +268,11 @@ def test_a_hundred_hangs_in_bounded_time_and_in_order():
         began = time.monotonic()
         answers = pool.map(["hang", "a", "b"] * 10)
         assert time.monotonic() - began < 15
-    assert [isinstance(answer, Failed) for answer in answers] == [True, False, False] * 10 and answers[1:3] == ["did a", "did b"]
+    assert [isinstance(answer, Failed) for answer in answers] == [
+        True,
+        False,
+        False,
+    ] * 10 and answers[1:3] == ["did a", "did b"]
 
 
 def test_children_are_recycled_and_kept_between_calls():
@@ -260,7 +295,9 @@ def test_close_ends_the_processes_and_a_later_call_starts_afresh():
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_workers_die_with_a_killed_parent():
-    """kill -9 of the caller, with a worker idle and a worker in an endless loop: both are gone soon."""
+    """kill -9 of the caller, with a worker idle and a worker in an endless loop: both are gone
+    soon.
+    """
     source = f"""
     import sys, threading, time
     sys.path[:] = {sys.path!r}
@@ -300,7 +337,11 @@ def test_a_fork_of_the_caller_uses_its_own_workers():
 
 
 def test_a_function_that_cannot_be_imported_is_an_error_not_a_hang():
-    function = type("F", (), {"__module__": "no_such_module", "__qualname__": "f", "__call__": lambda self, x: x})()
+    function = type(
+        "F",
+        (),
+        {"__module__": "no_such_module", "__qualname__": "f", "__call__": lambda self, x: x},
+    )()
     function.__qualname__ = "f"
     with Workers(function) as pool, pytest.raises(LaurelError, match="no_such_module"):
         pool.call(1)
@@ -308,7 +349,10 @@ def test_a_function_that_cannot_be_imported_is_an_error_not_a_hang():
 
 def test_frames_survive_split_writes():
     reader, writer = os.pipe()
-    assert workers._send(writer, b"abc", time.monotonic() + 1) and workers._receive(reader, time.monotonic() + 1) == b"abc"
+    assert (
+        workers._send(writer, b"abc", time.monotonic() + 1)
+        and workers._receive(reader, time.monotonic() + 1) == b"abc"
+    )
     assert workers._receive(reader, time.monotonic()) is None
     os.close(writer)
     assert workers._receive(reader, time.monotonic() + 1) == b""

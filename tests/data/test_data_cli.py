@@ -41,7 +41,10 @@ def test_check_of_a_generated_task(laurel_data):
 def test_check_counts_wrong_failed_and_duplicates(laurel_data, tmp_path):
     rows = [{"prompt": "1+1=", "completion": gold, "task": "addition"} for gold in ("2", "3", "2")]
     path = write(
-        tmp_path / "a.jsonl", *rows, {"prompt": "hello", "completion": "2", "task": "addition"}, {"prompt": "2+2=", "task": "addition"}
+        tmp_path / "a.jsonl",
+        *rows,
+        {"prompt": "hello", "completion": "2", "task": "addition"},
+        {"prompt": "2+2=", "task": "addition"},
     )
     code, out = laurel_data("check", path)
     assert code == 1 and out.splitlines()[-1] == "2 of 5 gold answers right"
@@ -50,7 +53,12 @@ def test_check_counts_wrong_failed_and_duplicates(laurel_data, tmp_path):
     code, out = laurel_data("check", path, "--json")
     found = json.loads(out)
     assert code == 1 and not found["passed"]
-    assert (found["rows"], found["right"], len(found["wrong"]), len(found["failed"])) == (5, 2, 1, 2)
+    assert (found["rows"], found["right"], len(found["wrong"]), len(found["failed"])) == (
+        5,
+        2,
+        1,
+        2,
+    )
     assert (found["identical_rows"], found["repeated_prompts"]) == (1, 2)
     assert found["wrong"][0] == {"where": "a.jsonl:2", "answer": "3", "reason": "score: 3, not 2"}
 
@@ -74,7 +82,9 @@ def test_check_rows_keeps_abstentions_and_failures_apart_from_zeros():
     assert [item.reason for item in found.failed] == ["abstain: not mine", "failed: broke"]
 
 
-@pytest.mark.parametrize("path", ["data/gsm8k/test.jsonl", "data/verifiable-tasks/countdown_3to4_test.jsonl.gz"])
+@pytest.mark.parametrize(
+    "path", ["data/gsm8k/test.jsonl", "data/verifiable-tasks/countdown_3to4_test.jsonl.gz"]
+)
 def test_check_of_public_files(laurel_data, shared, path):
     file = shared(path)
     count = len(load_rows(str(file)))
@@ -84,10 +94,16 @@ def test_check_of_public_files(laurel_data, shared, path):
 
 def test_show(laurel_data, tmp_path):
     turns = [{"from": "human", "value": "Hi [bold]there"}, {"from": "gpt", "value": "Hello"}]
-    path = write(tmp_path / "a.jsonl", {"conversations": turns}, {"prompt": "p", "completion": "x" * 900})
+    path = write(
+        tmp_path / "a.jsonl", {"conversations": turns}, {"prompt": "p", "completion": "x" * 900}
+    )
     code, out = laurel_data("show", path)
     assert code == 0
-    assert "a.jsonl:1  id " in out and "messages, conversational" in out and "user: Hi [bold]there" in out
+    assert (
+        "a.jsonl:1  id " in out
+        and "messages, conversational" in out
+        and "user: Hi [bold]there" in out
+    )
     assert "prompt and completion" in out and "x" * 399 + "…" in out and "x" * 400 not in out
     assert "2 of 2 rows shown" in out
     assert "a.jsonl:2" not in laurel_data("show", path, "--limit", 1)[1]
@@ -104,7 +120,9 @@ def test_show_tokens_marks_the_supervised_spans(laurel_data, shared, tmp_path):
     code, out = laurel_data("show", path, "--tokens", "--model", model)
     assert code == 0
     ids, text, count = out.splitlines()[1:4]
-    assert text.partition("«")[0].endswith("Once upon") and text.partition("«")[2].startswith(" a time")
+    assert text.partition("«")[0].endswith("Once upon") and text.partition("«")[2].startswith(
+        " a time"
+    )
     assert ids.count("«") == ids.count("»") == 1 and "tokens supervised" in count
 
 
@@ -128,14 +146,24 @@ def test_options_that_do_not_apply_are_refused(laurel_data, words, message):
 
 
 def test_convert_normalises_and_reads_back(laurel_data, tmp_path):
-    source = write(tmp_path / "a.jsonl", {"question": "q", "answer": "w\n#### 5"}, {"question": "r", "answer": "#### 6"})
+    source = write(
+        tmp_path / "a.jsonl",
+        {"question": "q", "answer": "w\n#### 5"},
+        {"question": "r", "answer": "#### 6"},
+    )
     steps = ["b.parquet", "c.csv.gz", "d.json", "e.jsonl.gz"]
     for step in steps:
         code, out = laurel_data("convert", source, tmp_path / step)
         assert code == 0 and "2 rows read, 2 rows written" in out
         source = tmp_path / step
     columns = [row.columns for row in load_rows(str(source))]
-    assert columns[0] == {"prompt": "q", "completion": "w\n#### 5", "task": "gsm8k", "question": "q", "answer": "w\n#### 5"}
+    assert columns[0] == {
+        "prompt": "q",
+        "completion": "w\n#### 5",
+        "task": "gsm8k",
+        "question": "q",
+        "answer": "w\n#### 5",
+    }
     bad = write(tmp_path / "bad.jsonl", {"prompt": "p"}, {"prompt": 5})
     with pytest.raises(UsageError, match=r"bad\.jsonl:2"):
         laurel_data("convert", bad, tmp_path / "out.jsonl")
@@ -175,20 +203,36 @@ def broken(completions, **columns):
 def test_check_takes_whatever_rewards_takes(laurel_data, tmp_path, function):
     """`--verifier` knew names only: a file's function could be trained on and not checked."""
     (tmp_path / "mine.py").write_text(REWARDS)
-    path = write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "4", "answer": "4"}, {"prompt": "q", "completion": "5", "answer": "6"})
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "p", "completion": "4", "answer": "4"},
+        {"prompt": "q", "completion": "5", "answer": "6"},
+    )
     code, out = laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:{function}")
-    assert code == 1 and out.splitlines()[-1] == "1 of 2 gold answers right" and "a.jsonl:2: score" in out
+    assert (
+        code == 1
+        and out.splitlines()[-1] == "1 of 2 gold answers right"
+        and "a.jsonl:2: score" in out
+    )
 
 
 def test_check_gives_a_reward_what_training_gives_it(laurel_data, tmp_path):
     (tmp_path / "mine.py").write_text(REWARDS)
-    talk = {"prompt": [{"role": "user", "content": "p"}], "completion": [{"role": "assistant", "content": "4"}], "answer": "4"}
+    talk = {
+        "prompt": [{"role": "user", "content": "p"}],
+        "completion": [{"role": "assistant", "content": "4"}],
+        "answer": "4",
+    }
     path = write(tmp_path / "a.jsonl", talk)
     assert laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:plain")[0] == 0
     assert laurel_data("check", path, "--verifier", "exact")[0] == 0
     code, out = laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:broken")
     assert code == 1 and "failed: RuntimeError: no" in out
-    for function, said in (("ids", "asks for `completion_ids`"), ("unasked", "asks for `colour`"), ("none", "no function `none`")):
+    for function, said in (
+        ("ids", "asks for `completion_ids`"),
+        ("unasked", "asks for `colour`"),
+        ("none", "no function `none`"),
+    ):
         with pytest.raises(UsageError, match=said):
             laurel_data("check", path, "--verifier", f"{tmp_path / 'mine.py'}:{function}")
     with pytest.raises(UsageError, match=r"unknown reward `exakt`.*`exact`"):
@@ -197,17 +241,31 @@ def test_check_gives_a_reward_what_training_gives_it(laurel_data, tmp_path):
 
 def test_a_rows_task_names_a_verifier_and_never_a_file(laurel_data, tmp_path):
     (tmp_path / "mine.py").write_text(REWARDS)
-    path = write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "4", "answer": "4", "task": f"{tmp_path / 'mine.py'}:judge"})
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "p", "completion": "4", "answer": "4", "task": f"{tmp_path / 'mine.py'}:judge"},
+    )
     with pytest.raises(UsageError, match="unknown verifier"):
         laurel_data("check", path)
 
 
 def test_columns_that_no_field_holds_are_named(laurel_data, tmp_path):
-    path = write(tmp_path / "a.jsonl", {"prompt": "1+1=", "completion": "2", "task": "addition", "source": "s", "empty": ""})
-    assert "columns not used: task, source (only rewards are given them)" in laurel_data("show", path)[1]
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "1+1=", "completion": "2", "task": "addition", "source": "s", "empty": ""},
+    )
+    assert (
+        "columns not used: task, source (only rewards are given them)"
+        in laurel_data("show", path)[1]
+    )
     assert "columns not used: task, source" in laurel_data("check", path)[1]
     assert "columns not used" not in laurel_data("show", "addition", "--size", 3)[1]
-    assert "columns not used" not in laurel_data("show", write(tmp_path / "b.jsonl", {"instruction": "i", "input": "x", "output": "o"}))[1]
+    assert (
+        "columns not used"
+        not in laurel_data(
+            "show", write(tmp_path / "b.jsonl", {"instruction": "i", "input": "x", "output": "o"})
+        )[1]
+    )
 
 
 def test_several_files_and_splits_of_a_folder(laurel_data, tmp_path):

@@ -49,16 +49,25 @@ ILL_FITTING = [
     ({"text": None}, ["`text`", "null"]),
     ({"text": "\ud800"}, ["`text`"]),
     ({"messages": "hello"}, ["`messages`", "a list of messages"]),
-    ({"messages": [USER, {"role": "robot", "content": "x"}]}, ["message 2", "'robot'", "assistant"]),
+    (
+        {"messages": [USER, {"role": "robot", "content": "x"}]},
+        ["message 2", "'robot'", "assistant"],
+    ),
     ({"messages": [USER, {"role": "assistant"}]}, ["message 2", "no `content`"]),
     ({"messages": [USER, {"role": "assistant", "content": 3}]}, ["message 2", "the number 3"]),
     ({"messages": [USER, "x"]}, ["message 2", "the text 'x'"]),
     ({"conversations": [{"from": "alien", "value": "x"}]}, ["message 1", "'alien'"]),
     ({"conversations": [{"from": "gpt"}]}, ["message 1", "no `role`"]),
     ({"prompt": "p", "completion": 7}, ["`completion`", "the number 7"]),
-    ({"prompt": "p", "completion": [BOT]}, ["`prompt` is the text 'p'", "`completion` is a list of 1"]),
+    (
+        {"prompt": "p", "completion": [BOT]},
+        ["`prompt` is the text 'p'", "`completion` is a list of 1"],
+    ),
     ({"prompt": [USER], "completion": [USER]}, ["`completion`", "assistant's, not user's"]),
-    ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "big"}, ["`margin`", "a number", "'big'"]),
+    (
+        {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "big"},
+        ["`margin`", "a number", "'big'"],
+    ),
     ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": True}, ["`margin`", "true"]),
     ({"prompt": "p", "completion": "c", "label": "yes"}, ["`label`", "true or false", "'yes'"]),
     ({"prompt": "p", "completions": ["a"], "labels": [True, False]}, ["1 items", "`labels` 2"]),
@@ -67,7 +76,13 @@ ILL_FITTING = [
     ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, ["2 items", "`ranks` 1"]),
     (
         {"query": "q", "response": "r"},
-        ["no known format", "`query`, `response`", "Rename", "`query` to `prompt`", "`response` to `completion`"],
+        [
+            "no known format",
+            "`query`, `response`",
+            "Rename",
+            "`query` to `prompt`",
+            "`response` to `completion`",
+        ],
     ),
     ({"chosen": "a", "rejected": "b"}, ["no known format"]),
     ({"a": 1}, ["no known format", "Needed"]),
@@ -84,9 +99,19 @@ def test_an_ill_fitting_row_names_file_line_field_and_expectation(columns, parts
 
 
 def test_sharegpt_becomes_messages():
-    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]
+    turns = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "h"},
+        {"from": "gpt", "value": "g"},
+    ]
     fitted = normalise(row(id="x", conversations=turns)).columns
-    assert fitted == {"id": "x", "messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "h"), ("assistant", "g"))]}
+    assert fitted == {
+        "id": "x",
+        "messages": [
+            {"role": r, "content": c}
+            for r, c in (("system", "s"), ("user", "h"), ("assistant", "g"))
+        ],
+    }
 
 
 def test_question_and_answer_become_prompt_and_completion_and_stay():
@@ -98,13 +123,17 @@ def test_question_and_answer_become_prompt_and_completion_and_stay():
 
 
 def test_instruction_rows():
-    assert normalise(row(instruction="Add", input="1 2", output="3")).columns["prompt"] == "Add\n\n1 2"
+    assert (
+        normalise(row(instruction="Add", input="1 2", output="3")).columns["prompt"] == "Add\n\n1 2"
+    )
     assert normalise(row(instruction="Add", input="", output="3")).columns["prompt"] == "Add"
     assert normalise(row(instruction="Add", output="3")).columns["completion"] == "3"
 
 
 def test_whole_dialogues_share_a_prompt():
-    """The prompt ends before the first reply that differs; each side keeps at least its last turn."""
+    """The prompt ends before the first reply that differs; each side keeps at least its last
+    turn.
+    """
     shared_turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
     fitted = normalise(row(chosen=shared_turns + "good", rejected=shared_turns + "bad")).columns
     assert [turn["content"] for turn in fitted["prompt"]] == ["a", "b", "c"]
@@ -112,14 +141,24 @@ def test_whole_dialogues_share_a_prompt():
     assert fitted["rejected"] == [{"role": "assistant", "content": "bad"}]
     same = normalise(row(chosen=shared_turns + "x", rejected=shared_turns + "x")).columns
     assert same["chosen"] == same["rejected"] == [{"role": "assistant", "content": "x"}]
-    longer = normalise(row(chosen=[USER, BOT], rejected=[USER, {"role": "assistant", "content": "?"}, USER, BOT])).columns
+    longer = normalise(
+        row(chosen=[USER, BOT], rejected=[USER, {"role": "assistant", "content": "?"}, USER, BOT])
+    ).columns
     assert longer["prompt"] == [USER] and len(longer["rejected"]) == 3
-    forked = normalise(row(chosen=[USER, BOT, USER, BOT], rejected=[USER, BOT, {**USER, "content": "Else"}, BOT])).columns
+    forked = normalise(
+        row(chosen=[USER, BOT, USER, BOT], rejected=[USER, BOT, {**USER, "content": "Else"}, BOT])
+    ).columns
     assert forked["prompt"] == [USER] and len(forked["chosen"]) == 3
 
 
 def test_benchmarks_get_their_task():
-    code = {"task_id": "t/0", "prompt": "def f():\n", "canonical_solution": "    return 1", "test": "x", "entry_point": "f"}
+    code = {
+        "task_id": "t/0",
+        "prompt": "def f():\n",
+        "canonical_solution": "    return 1",
+        "test": "x",
+        "entry_point": "f",
+    }
     fitted = normalise(row(**code)).columns
     assert fitted["task"] == "humaneval" and gold_answer(fitted) == "    return 1"
     followed = normalise(row(key=1, prompt="Write", instruction_id_list=["a"], kwargs=[{}])).columns
@@ -128,7 +167,12 @@ def test_benchmarks_get_their_task():
 
 def test_normalising_twice_changes_nothing():
     for columns in (
-        {"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g", "weight": None}]},
+        {
+            "conversations": [
+                {"from": "human", "value": "h"},
+                {"from": "gpt", "value": "g", "weight": None},
+            ]
+        },
         {"question": "q", "answer": "a"},
         {"instruction": "i", "input": "x", "output": "o"},
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
@@ -151,8 +195,16 @@ def test_needs_says_what_to_rename():
     assert needs([row(question="q", answer="a")], "rl")[0].columns["prompt"] == "q"
     for rows, use, parts in [
         ([*fitting, row(text="t")], "rl", ["rl needs `prompt`", "this row has `text`"]),
-        ([row(prompt="p", response="r")], "sft", ["`messages` or `prompt` + `completion`", "Rename `response` to `completion`"]),
-        ([row(prompt="p", better="b", worse="w")], "preference", ["Rename `better` to `chosen` and `worse` to `rejected`"]),
+        (
+            [row(prompt="p", response="r")],
+            "sft",
+            ["`messages` or `prompt` + `completion`", "Rename `response` to `completion`"],
+        ),
+        (
+            [row(prompt="p", better="b", worse="w")],
+            "preference",
+            ["Rename `better` to `chosen` and `worse` to `rejected`"],
+        ),
         (fitting, "nothing", ["unknown use", *USES]),
     ]:
         with pytest.raises(UsageError) as caught:

@@ -79,7 +79,9 @@ def test_T57_right_answers_in_their_spellings(answer):
     ],
 )
 def test_T57_degenerate_answers_earn_nothing(answer):
-    """TRAPS T57: nothing, placeholders, all numbers listed, two different marked answers, the gold echoed from the prompt."""
+    """TRAPS T57: nothing, placeholders, all numbers listed, two different marked answers, the gold
+    echoed from the prompt.
+    """
     result = verify_gsm8k(answer, ROW)
     assert isinstance(result, Score) and result.value == 0.0 and result.reason
 
@@ -101,7 +103,9 @@ def test_T57_degenerate_answers_earn_nothing(answer):
     ],
 )
 def test_T57_hedges_sums_not_done_and_echoes_earn_nothing(answer):
-    """TRAPS T57: whoever names several numbers, leaves the sum to the reader or repeats the question has not answered."""
+    """TRAPS T57: whoever names several numbers, leaves the sum to the reader or repeats the
+    question has not answered.
+    """
     row = {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "#### 1234"}
     assert verify_gsm8k(answer, row).value == 0.0
     assert verify_gsm8k(answer, {**row, "answer": "#### 5"}).value == 0.0
@@ -120,8 +124,15 @@ def test_T57_hedges_sums_not_done_and_echoes_earn_nothing(answer):
     ],
 )
 def test_T57_workings_before_the_number_do_no_harm(answer):
-    """TRAPS T57, the other way: a sum that is done, the question before the answer, a number said twice are right."""
-    assert verify_gsm8k(answer, {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "#### 1234"}).value == 1.0
+    """TRAPS T57, the other way: a sum that is done, the question before the answer, a number said
+    twice are right.
+    """
+    assert (
+        verify_gsm8k(
+            answer, {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "#### 1234"}
+        ).value
+        == 1.0
+    )
 
 
 def test_copies_of_the_question_are_not_read():
@@ -150,13 +161,21 @@ def test_what_stands_between_two_numbers_decides(between, different, same):
 
 
 def test_a_row_without_a_gold_number_fails():
-    for row in ({}, {"answer": None}, {"answer": "#### many"}, {"answer": "#### 1 2"}, {"answer": "1/0"}):
+    for row in (
+        {},
+        {"answer": None},
+        {"answer": "#### many"},
+        {"answer": "#### 1 2"},
+        {"answer": "1/0"},
+    ):
         assert isinstance(verify_gsm8k("5", row), Failed)
 
 
 @given(st.integers(-(10**12), 10**12))
 def test_numbers_are_read_with_and_without_commas(number):
-    assert as_number(str(number)) == as_number(f"{number:,}") == as_number(f"{number:,}.00") == number
+    assert (
+        as_number(str(number)) == as_number(f"{number:,}") == as_number(f"{number:,}.00") == number
+    )
     assert final_number(f"The result is {number:,}.")[0] == number
 
 
@@ -169,8 +188,15 @@ def test_no_answer_makes_it_raise(answer):
 def test_every_gold_solution_is_right_and_no_other_row_s_is(shared, part, count):
     rows = [row.columns for row in load_rows(str(shared(f"data/gsm8k/{part}.jsonl")))]
     assert (
-        sum(verify_gsm8k(row["answer"], row) == Score(1.0, f"equals {as_number(row['answer'].split('#### ')[1])}") for row in rows) == count
+        sum(
+            verify_gsm8k(row["answer"], row)
+            == Score(1.0, f"equals {as_number(row['answer'].split('#### ')[1])}")
+            for row in rows
+        )
+        == count
     )
     for row, other in pairwise(rows):
-        same = as_number(row["answer"].split("####")[1]) == as_number(other["answer"].split("####")[1])
+        same = as_number(row["answer"].split("####")[1]) == as_number(
+            other["answer"].split("####")[1]
+        )
         assert (verify_gsm8k(other["answer"], row).value == 1.0) is same

@@ -1,4 +1,6 @@
-"""Files as people have them (K15): folders, patterns, lists, tables from other programs; each loads, or the advice is true."""
+"""Files as people have them (K15): folders, patterns, lists, tables from other programs; each
+loads, or the advice is true.
+"""
 
 import json
 
@@ -48,7 +50,9 @@ def saved(folder, *rows):
     with pyarrow.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
         stream.write_table(table)
     (folder / "dataset_info.json").write_text("{}")
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
     return folder
 
 
@@ -81,7 +85,9 @@ def test_tables_as_other_programs_write_them(tmp_path, name):
 
 
 def test_an_index_stays_under_pandas_name_and_labels_are_booleans(tmp_path):
-    (tmp_path / "a.csv").write_text(",prompt,completion,label\n0,2+2=,4,True\n1,3+3=,7,False\n2,3+3=,6,TRUE\n")
+    (tmp_path / "a.csv").write_text(
+        ",prompt,completion,label\n0,2+2=,4,True\n1,3+3=,7,False\n2,3+3=,6,TRUE\n"
+    )
     rows = normalise_all(load_rows(str(tmp_path / "a.csv")))
     assert [row.columns["label"] for row in rows] == [True, False, True]
     assert [row.columns["Unnamed: 0"] for row in rows] == [0, 1, 2]
@@ -101,7 +107,12 @@ def test_every_unusable_row_is_named_the_first_twenty_and_how_many_more(tmp_path
     with pytest.raises(UsageError) as caught:
         read_rows(str(path), "sft")
     said = str(caught.value)
-    assert "27 of 28 rows" in said and "a.jsonl:21: " in said and "a.jsonl:22: " not in said and "... and 7 more" in said
+    assert (
+        "27 of 28 rows" in said
+        and "a.jsonl:21: " in said
+        and "a.jsonl:22: " not in said
+        and "... and 7 more" in said
+    )
     path.write_text("\n".join([good, bad]))
     with pytest.raises(UsageError, match=r"^a\.jsonl:2: field `completion`"):
         read_rows(str(path), "sft")
@@ -113,7 +124,9 @@ def test_the_error_blames_the_option_and_says_what_the_algorithm_needs(tmp_path)
     path = lines(tmp_path / "held.jsonl", {"prompt": "p", "response": "r"})
     with pytest.raises(UsageError) as caught:
         read_rows(str(path), "preference", by="dpo", option="eval_dataset")
-    assert str(caught.value).startswith(f"eval_dataset={path}: held.jsonl:1: dpo needs `prompt` + `chosen` + `rejected`")
+    assert str(caught.value).startswith(
+        f"eval_dataset={path}: held.jsonl:1: dpo needs `prompt` + `chosen` + `rejected`"
+    )
     asked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     with pytest.raises(UsageError, match="Give what comes before the answer as `prompt`"):
         read_rows(str(lines(tmp_path / "m.jsonl", {"messages": asked})), "rl")
@@ -125,7 +138,9 @@ def test_folders_of_save_to_disk(tmp_path):
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     saved(tmp_path / "both" / "train", ROW, ROW)
     saved(tmp_path / "both" / "test", ROW)
-    assert len(columns(tmp_path / "both")) == 2 and len(columns(tmp_path / "both", split="test")) == 1
+    assert (
+        len(columns(tmp_path / "both")) == 2 and len(columns(tmp_path / "both", split="test")) == 1
+    )
     refused(tmp_path / "both", "no split `validation`", "test, train", split="validation")
     assert columns(tmp_path / "saved" / "data-00000-of-00001.arrow") == [ROW]
 
@@ -140,7 +155,15 @@ def test_datasets_own_folders_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("names", "train", "test"),
     [
-        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"], 2, 1),
+        (
+            [
+                "data/train-00000-of-00002.parquet",
+                "data/train-00001-of-00002.parquet",
+                "data/test-00000-of-00001.parquet",
+            ],
+            2,
+            1,
+        ),
         (["train.parquet", "test.parquet"], 1, 1),
         (["train/a.parquet", "train/b.parquet", "test/a.parquet"], 2, 1),
         (["my_set_train.parquet", "my_set_test.parquet"], 1, 1),
@@ -182,9 +205,15 @@ def test_patterns_and_lists(tmp_path, monkeypatch):
     for name in ("parts/a.jsonl", "parts/b.jsonl", "other/a.jsonl"):
         lines(tmp_path / name, {**ROW, "from": name})
     assert [row["from"] for row in columns("parts/*.jsonl")] == ["parts/a.jsonl", "parts/b.jsonl"]
-    assert [row["from"] for row in columns("parts/b.jsonl, other/a.jsonl")] == ["parts/b.jsonl", "other/a.jsonl"]
+    assert [row["from"] for row in columns("parts/b.jsonl, other/a.jsonl")] == [
+        "parts/b.jsonl",
+        "other/a.jsonl",
+    ]
     assert len(columns("**/*.jsonl")) == 3 and len(columns("parts/[ab].jsonl")) == 2
-    assert [row.where for row in load_rows("parts/a.jsonl,other/a.jsonl")] == ["parts/a.jsonl:1", "other/a.jsonl:1"]
+    assert [row.where for row in load_rows("parts/a.jsonl,other/a.jsonl")] == [
+        "parts/a.jsonl:1",
+        "other/a.jsonl:1",
+    ]
     assert len({row.id for row in load_rows("**/*.jsonl")}) == 3
     refused("parts/*.csv", "no file fits this pattern", "a.jsonl, b.jsonl")
     refused("nowhere/*.csv", "no file fits this pattern")
@@ -199,19 +228,40 @@ def test_yaml_lists_and_patterns_beside_the_file(tmp_path, monkeypatch):
     lines(tmp_path / "sets" / "b.jsonl", ROW)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    given = beside(tmp_path / "run.yaml", {"dataset": ["sets/a.jsonl", "sets/b.jsonl"], "eval_dataset": "sets/*.jsonl"})
+    given = beside(
+        tmp_path / "run.yaml",
+        {"dataset": ["sets/a.jsonl", "sets/b.jsonl"], "eval_dataset": "sets/*.jsonl"},
+    )
     config = build_config(given, TrainConfig)
     assert len(columns(config.dataset)) == len(columns(config.eval_dataset)) == 2
-    assert build_config({"dataset": ["a.jsonl", "b.jsonl"]}, EvalConfig).dataset == "a.jsonl,b.jsonl"
+    assert (
+        build_config({"dataset": ["a.jsonl", "b.jsonl"]}, EvalConfig).dataset == "a.jsonl,b.jsonl"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", ["pointer of Git LFS", "lfs pull"]),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", ["pointer of Git LFS", "lfs pull"]),
-        ("a.csv", "prompt,completion\nq,caf\u00e9\n".encode("latin-1"), ["not UTF-8", "Save the file as UTF-8"]),
-        ("a.csv", "prompt,completion\nq,a\n".encode("utf-16"), ["not UTF-8", "Save the file as UTF-8"]),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n",
+            ["pointer of Git LFS", "lfs pull"],
+        ),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n",
+            ["pointer of Git LFS", "lfs pull"],
+        ),
+        (
+            "a.csv",
+            "prompt,completion\nq,caf\u00e9\n".encode("latin-1"),
+            ["not UTF-8", "Save the file as UTF-8"],
+        ),
+        (
+            "a.csv",
+            "prompt,completion\nq,a\n".encode("utf-16"),
+            ["not UTF-8", "Save the file as UTF-8"],
+        ),
         ("a.xlsx", b"PK", ["unknown kind", "Save it as CSV"]),
         ("a.txt", b"once", ["unknown kind", '{"text": ...}']),
         ("a.jsonl.zst", b"x", ["unknown kind", "zstd"]),

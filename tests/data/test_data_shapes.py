@@ -1,4 +1,6 @@
-"""Public shapes of rows: each loads as its authors publish it, all of the conversation is in it, and what nobody reads is named."""
+"""Public shapes of rows: each loads as its authors publish it, all of the conversation is in it,
+and what nobody reads is named.
+"""
 
 import pytest
 
@@ -59,114 +61,504 @@ ULTRA = [
 ]
 SHAPES = [
     # (whose, the row, what uses it, our fields, columns not used)
-    ("Alpaca", {"instruction": "q", "input": "", "output": "g"}, "sft", {"prompt": "q", "completion": "g"}, []),
-    ("Alpaca", {"instruction": "q", "input": "x", "output": "g"}, "sft", {"prompt": "q\n\nx", "completion": "g"}, []),
-    ("Alpaca", {"system": "S", "instruction": "q", "input": "x", "output": "g"}, "sft", spoken(SYSTEM, user("q\n\nx"), bot("g")), []),
-    ("Alpaca", {"system": "S", "history": [["a", "b"]], "instruction": "q", "output": "g"}, "sft",
-     spoken(SYSTEM, user("a"), bot("b"), *A), []),
-    ("Alpaca", {"history": [], "instruction": "q", "output": "g", "lang": "en"}, "sft", {"prompt": "q", "completion": "g"}, ["lang"]),
-    ("Alpaca", {"instruction": "q", "input": "x", "chosen": "g", "rejected": "b"}, "preference", pair("q\n\nx"), []),
-    ("Dolly", {"instruction": "q", "context": "x", "response": "g", "category": "qa"}, "sft", {"prompt": "q\n\nx", "completion": "g"},
-     ["category"]),
-    ("ShareGPT", {"system": "S", "conversations": [human("q"), gpt("g")]}, "sft", {"messages": [SYSTEM, *A]}, []),
-    ("ShareGPT", {"system": "S", "tools": "[]", "conversations": [human("q"), {"from": "function_call",
-     "value": '{"name": "f", "arguments": {}}'},
-                  {"from": "observation", "value": "o"}, gpt("g")]}, "sft",
-     {"messages": [SYSTEM, user("q"), bot("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}]),
-                   {"role": "tool", "content": "o"}, bot("g")]}, []),
-    ("ShareGPT", {"conversations": [human("q")], "chosen": gpt("g"), "rejected": gpt("b")}, "preference", turns(Q), []),
-    ("ShareGPT", {"conversations": [human("q"), gpt("g")], "kto_tag": True}, "label", {**spoken(*A), "label": True}, []),
-    ("SlimOrca", {"conversations": [{"from": "system", "value": "S", "weight": None}, {**human("q"), "weight": 0.0}, gpt("g",
-     weight=1.0)]}, "sft",
-     {"messages": [SYSTEM, {**user("q"), "weight": 0.0}, bot("g", weight=1.0)]}, []),
-    ("OpenAI", {"messages": [user("q"), bot("b", weight=0), user("r"), bot("g", weight=1)]}, "sft",
-     {"messages": [user("q"), bot("b", weight=0), user("r"), bot("g", weight=1)]}, []),
-    ("axolotl", {"messages": [user("q"), bot("b", train=False), bot("c", train_on_turn=False)]}, "sft",
-     {"messages": [user("q"), bot("b", train=False), bot("c", train_on_turn=False)]}, []),
-    ("OpenAI preference", {"input": {"messages": Q, "tools": [], "parallel_tool_calls": True}, "preferred_output": [bot("g")],
-                           "non_preferred_output": [bot("b")]}, "preference", turns(Q), []),
-    ("Orca pairs", {"system": "S", "question": "q", "chosen": "g", "rejected": "b"}, "preference", turns([SYSTEM, *Q]), []),
-    ("Orca pairs", {"system": "", "question": "q", "chosen": "g", "rejected": "b"}, "preference", pair("q"), []),
-    ("argilla Orca", {"system": "S", "input": "q", "chosen": "g", "rejected": "b", "generations": ["g", "b"], "rating": [9, 7]},
-     "preference",
-     turns([SYSTEM, *Q]), ["generations", "rating"]),
-    ("argilla", {"instruction": "q", "chosen_response": "g", "rejected_response": "b", "chosen_rating": 5}, "preference", pair("q"),
-     ["chosen_rating"]),
-    ("OpenOrca", {"id": "1", "system_prompt": "S", "question": "q", "response": "g"}, "sft", spoken(SYSTEM, *A), ["id"]),
-    ("UltraFeedback", {"source": "s", "instruction": "q", "completions": ULTRA}, "comparison", ranking("q", ["r1", "r2", "r3"], [2, 1,
-     2]), ["source"]),
-    ("UltraFeedback", {"instruction": "q", "completions": ULTRA}, "preference", pair("q", "r2", "r1"), []),
-    ("UltraFeedback binarised", {"prompt": "q", "prompt_id": "i", "chosen": A, "rejected": B, "messages": A, "score_chosen": 8.0},
-     "preference",
-     turns(Q), ["prompt_id", "messages", "score_chosen"]),
-    ("TRL ultrafeedback", {"chosen": [user("q"), bot("g")], "rejected": [user("q"), bot("b")], "score_chosen": 8.0}, "preference", turns(Q),
-     ["score_chosen"]),
-    ("TRL kto-mix", {"prompt": Q, "completion": [bot("g")], "label": False}, "label", {**spoken(*A), "label": False}, []),
-    ("argilla kto-mix", {"prompt": "q", "completion": A, "label": 1}, "label", {**spoken(*A), "label": True}, []),
-    ("distilabel", {"instruction": "q", "generations": ["x", "y"], "ratings": [1, 4]}, "comparison", ranking("q", ["x", "y"], [2, 1]), []),
-    ("Nectar", {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "x", "model": "m", "rank": 2}, {"answer": "y",
-     "rank": 1}]}, "comparison",
-     ranking(Q, [[bot("x")], [bot("y")]], [2, 1]), []),
-    ("HelpSteer", {"prompt": "q", "response": "g", "helpfulness": 3, "correctness": 4}, "sft", {"prompt": "q", "completion": "g"},
-     ["helpfulness", "correctness"]),
-    ("HelpSteer2", {"prompt": "q", "response_1": "b", "response_2": "g", "preference_strength": 2}, "preference", pair("q"), []),
-    ("HelpSteer2, a tie", {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": 0}, "preference",
-     {**pair("q", "x", "y"), "weight": 0.0}, []),
-    ("HelpSteer3", {"context": Q, "response1": "g", "response2": "b", "overall_preference": -1, "domain": "d"}, "preference", turns(Q),
-     ["domain"]),
-    ("SHP", {"history": "q", "human_ref_A": "g", "human_ref_B": "b", "labels": 1, "domain": "d"}, "preference", pair("q"), ["domain"]),
-    ("SHP", {"history": "q", "human_ref_A": "b", "human_ref_B": "g", "labels": 0}, "preference", pair("q"), []),
-    ("WebGPT", {"question": {"full_text": "q", "id": "1"}, "answer_0": "b", "answer_1": "g", "score_0": -0.5, "score_1": 0.5,
-     "tokens_0": {"p": [1]}},
-     "preference", pair("q"), ["tokens_0"]),
-    ("Summaries", {"info": {"subreddit": "r", "title": "t", "post": "p"}, "summaries": [{"text": "b"}, {"text": "g"}], "choice": 1,
-     "worker": "w"},
-     "preference", pair("SUBREDDIT: r/r\n\nTITLE: t\n\nPOST: p\n\nTL;DR:"), ["worker"]),
-    ("MT-bench", {"conversation_a": A, "conversation_b": B, "winner": "model_a", "judge": "j"}, "preference", turns(Q), ["judge"]),
-    ("Arena, a tie", {"conversation_a": A, "conversation_b": B, "winner": "tie (bothbad)"}, "preference", {**turns(Q), "weight": 0.0}, []),
-    ("PKU-SafeRLHF", {"prompt": "q", "response_0": "b", "response_1": "g", "better_response_id": 1, "safer_response_id": 0}, "preference",
-     pair("q"),
-     ["safer_response_id"]),
-    ("AlpacaFarm", {"instruction": "q", "input": "x", "output_1": "b", "output_2": "g", "preference": 2}, "preference", pair("q\n\nx"), []),
-    ("LLMBar", {"input": "q", "output_1": "g", "output_2": "b", "label": 1}, "preference", pair("q"), []),
-    ("Stack Exchange", {"question": "q", "response_j": "g", "response_k": "b", "qid": 4}, "preference", pair("q"), ["qid"]),
+    (
+        "Alpaca",
+        {"instruction": "q", "input": "", "output": "g"},
+        "sft",
+        {"prompt": "q", "completion": "g"},
+        [],
+    ),
+    (
+        "Alpaca",
+        {"instruction": "q", "input": "x", "output": "g"},
+        "sft",
+        {"prompt": "q\n\nx", "completion": "g"},
+        [],
+    ),
+    (
+        "Alpaca",
+        {"system": "S", "instruction": "q", "input": "x", "output": "g"},
+        "sft",
+        spoken(SYSTEM, user("q\n\nx"), bot("g")),
+        [],
+    ),
+    (
+        "Alpaca",
+        {"system": "S", "history": [["a", "b"]], "instruction": "q", "output": "g"},
+        "sft",
+        spoken(SYSTEM, user("a"), bot("b"), *A),
+        [],
+    ),
+    (
+        "Alpaca",
+        {"history": [], "instruction": "q", "output": "g", "lang": "en"},
+        "sft",
+        {"prompt": "q", "completion": "g"},
+        ["lang"],
+    ),
+    (
+        "Alpaca",
+        {"instruction": "q", "input": "x", "chosen": "g", "rejected": "b"},
+        "preference",
+        pair("q\n\nx"),
+        [],
+    ),
+    (
+        "Dolly",
+        {"instruction": "q", "context": "x", "response": "g", "category": "qa"},
+        "sft",
+        {"prompt": "q\n\nx", "completion": "g"},
+        ["category"],
+    ),
+    (
+        "ShareGPT",
+        {"system": "S", "conversations": [human("q"), gpt("g")]},
+        "sft",
+        {"messages": [SYSTEM, *A]},
+        [],
+    ),
+    (
+        "ShareGPT",
+        {
+            "system": "S",
+            "tools": "[]",
+            "conversations": [
+                human("q"),
+                {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+                {"from": "observation", "value": "o"},
+                gpt("g"),
+            ],
+        },
+        "sft",
+        {
+            "messages": [
+                SYSTEM,
+                user("q"),
+                bot(
+                    "",
+                    tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}],
+                ),
+                {"role": "tool", "content": "o"},
+                bot("g"),
+            ]
+        },
+        [],
+    ),
+    (
+        "ShareGPT",
+        {"conversations": [human("q")], "chosen": gpt("g"), "rejected": gpt("b")},
+        "preference",
+        turns(Q),
+        [],
+    ),
+    (
+        "ShareGPT",
+        {"conversations": [human("q"), gpt("g")], "kto_tag": True},
+        "label",
+        {**spoken(*A), "label": True},
+        [],
+    ),
+    (
+        "SlimOrca",
+        {
+            "conversations": [
+                {"from": "system", "value": "S", "weight": None},
+                {**human("q"), "weight": 0.0},
+                gpt("g", weight=1.0),
+            ]
+        },
+        "sft",
+        {"messages": [SYSTEM, {**user("q"), "weight": 0.0}, bot("g", weight=1.0)]},
+        [],
+    ),
+    (
+        "OpenAI",
+        {"messages": [user("q"), bot("b", weight=0), user("r"), bot("g", weight=1)]},
+        "sft",
+        {"messages": [user("q"), bot("b", weight=0), user("r"), bot("g", weight=1)]},
+        [],
+    ),
+    (
+        "axolotl",
+        {"messages": [user("q"), bot("b", train=False), bot("c", train_on_turn=False)]},
+        "sft",
+        {"messages": [user("q"), bot("b", train=False), bot("c", train_on_turn=False)]},
+        [],
+    ),
+    (
+        "OpenAI preference",
+        {
+            "input": {"messages": Q, "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [bot("g")],
+            "non_preferred_output": [bot("b")],
+        },
+        "preference",
+        turns(Q),
+        [],
+    ),
+    (
+        "Orca pairs",
+        {"system": "S", "question": "q", "chosen": "g", "rejected": "b"},
+        "preference",
+        turns([SYSTEM, *Q]),
+        [],
+    ),
+    (
+        "Orca pairs",
+        {"system": "", "question": "q", "chosen": "g", "rejected": "b"},
+        "preference",
+        pair("q"),
+        [],
+    ),
+    (
+        "argilla Orca",
+        {
+            "system": "S",
+            "input": "q",
+            "chosen": "g",
+            "rejected": "b",
+            "generations": ["g", "b"],
+            "rating": [9, 7],
+        },
+        "preference",
+        turns([SYSTEM, *Q]),
+        ["generations", "rating"],
+    ),
+    (
+        "argilla",
+        {"instruction": "q", "chosen_response": "g", "rejected_response": "b", "chosen_rating": 5},
+        "preference",
+        pair("q"),
+        ["chosen_rating"],
+    ),
+    (
+        "OpenOrca",
+        {"id": "1", "system_prompt": "S", "question": "q", "response": "g"},
+        "sft",
+        spoken(SYSTEM, *A),
+        ["id"],
+    ),
+    (
+        "UltraFeedback",
+        {"source": "s", "instruction": "q", "completions": ULTRA},
+        "comparison",
+        ranking("q", ["r1", "r2", "r3"], [2, 1, 2]),
+        ["source"],
+    ),
+    (
+        "UltraFeedback",
+        {"instruction": "q", "completions": ULTRA},
+        "preference",
+        pair("q", "r2", "r1"),
+        [],
+    ),
+    (
+        "UltraFeedback binarised",
+        {
+            "prompt": "q",
+            "prompt_id": "i",
+            "chosen": A,
+            "rejected": B,
+            "messages": A,
+            "score_chosen": 8.0,
+        },
+        "preference",
+        turns(Q),
+        ["prompt_id", "messages", "score_chosen"],
+    ),
+    (
+        "TRL ultrafeedback",
+        {"chosen": [user("q"), bot("g")], "rejected": [user("q"), bot("b")], "score_chosen": 8.0},
+        "preference",
+        turns(Q),
+        ["score_chosen"],
+    ),
+    (
+        "TRL kto-mix",
+        {"prompt": Q, "completion": [bot("g")], "label": False},
+        "label",
+        {**spoken(*A), "label": False},
+        [],
+    ),
+    (
+        "argilla kto-mix",
+        {"prompt": "q", "completion": A, "label": 1},
+        "label",
+        {**spoken(*A), "label": True},
+        [],
+    ),
+    (
+        "distilabel",
+        {"instruction": "q", "generations": ["x", "y"], "ratings": [1, 4]},
+        "comparison",
+        ranking("q", ["x", "y"], [2, 1]),
+        [],
+    ),
+    (
+        "Nectar",
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant: ",
+            "answers": [{"answer": "x", "model": "m", "rank": 2}, {"answer": "y", "rank": 1}],
+        },
+        "comparison",
+        ranking(Q, [[bot("x")], [bot("y")]], [2, 1]),
+        [],
+    ),
+    (
+        "HelpSteer",
+        {"prompt": "q", "response": "g", "helpfulness": 3, "correctness": 4},
+        "sft",
+        {"prompt": "q", "completion": "g"},
+        ["helpfulness", "correctness"],
+    ),
+    (
+        "HelpSteer2",
+        {"prompt": "q", "response_1": "b", "response_2": "g", "preference_strength": 2},
+        "preference",
+        pair("q"),
+        [],
+    ),
+    (
+        "HelpSteer2, a tie",
+        {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": 0},
+        "preference",
+        {**pair("q", "x", "y"), "weight": 0.0},
+        [],
+    ),
+    (
+        "HelpSteer3",
+        {"context": Q, "response1": "g", "response2": "b", "overall_preference": -1, "domain": "d"},
+        "preference",
+        turns(Q),
+        ["domain"],
+    ),
+    (
+        "SHP",
+        {"history": "q", "human_ref_A": "g", "human_ref_B": "b", "labels": 1, "domain": "d"},
+        "preference",
+        pair("q"),
+        ["domain"],
+    ),
+    (
+        "SHP",
+        {"history": "q", "human_ref_A": "b", "human_ref_B": "g", "labels": 0},
+        "preference",
+        pair("q"),
+        [],
+    ),
+    (
+        "WebGPT",
+        {
+            "question": {"full_text": "q", "id": "1"},
+            "answer_0": "b",
+            "answer_1": "g",
+            "score_0": -0.5,
+            "score_1": 0.5,
+            "tokens_0": {"p": [1]},
+        },
+        "preference",
+        pair("q"),
+        ["tokens_0"],
+    ),
+    (
+        "Summaries",
+        {
+            "info": {"subreddit": "r", "title": "t", "post": "p"},
+            "summaries": [{"text": "b"}, {"text": "g"}],
+            "choice": 1,
+            "worker": "w",
+        },
+        "preference",
+        pair("SUBREDDIT: r/r\n\nTITLE: t\n\nPOST: p\n\nTL;DR:"),
+        ["worker"],
+    ),
+    (
+        "MT-bench",
+        {"conversation_a": A, "conversation_b": B, "winner": "model_a", "judge": "j"},
+        "preference",
+        turns(Q),
+        ["judge"],
+    ),
+    (
+        "Arena, a tie",
+        {"conversation_a": A, "conversation_b": B, "winner": "tie (bothbad)"},
+        "preference",
+        {**turns(Q), "weight": 0.0},
+        [],
+    ),
+    (
+        "PKU-SafeRLHF",
+        {
+            "prompt": "q",
+            "response_0": "b",
+            "response_1": "g",
+            "better_response_id": 1,
+            "safer_response_id": 0,
+        },
+        "preference",
+        pair("q"),
+        ["safer_response_id"],
+    ),
+    (
+        "AlpacaFarm",
+        {"instruction": "q", "input": "x", "output_1": "b", "output_2": "g", "preference": 2},
+        "preference",
+        pair("q\n\nx"),
+        [],
+    ),
+    (
+        "LLMBar",
+        {"input": "q", "output_1": "g", "output_2": "b", "label": 1},
+        "preference",
+        pair("q"),
+        [],
+    ),
+    (
+        "Stack Exchange",
+        {"question": "q", "response_j": "g", "response_k": "b", "qid": 4},
+        "preference",
+        pair("q"),
+        ["qid"],
+    ),
     ("LIMA", {"conversations": ["q", "g"], "source": "s"}, "sft", {"messages": A}, ["source"]),
-    ("LangChain", {"messages": [{"role": "Human", "content": "q"}, {"role": "AI", "content": "g"}]}, "sft", {"messages": A}, []),
+    (
+        "LangChain",
+        {"messages": [{"role": "Human", "content": "q"}, {"role": "AI", "content": "g"}]},
+        "sft",
+        {"messages": A},
+        [],
+    ),
     ("to be answered", {"messages": Q, "answer": "4"}, "rl", {"prompt": Q}, ["answer"]),
     ("GSM8K", {"question": "q", "answer": "g"}, "rl", {"prompt": "q"}, ["answer"]),
-    ("Capybara", {"source": "s", "conversation": [{"input": "q", "output": "g"}, {"input": "r", "output": "h"}]}, "sft",
-     {"messages": [*A, user("r"), bot("h")]}, ["source"]),
-    ("Capybara pairs", {"conversation": [{"input": "q", "output": "b"}], "chosen": A, "rejected": B}, "preference", turns(Q),
-     ["conversation"]),
-    ("SQuAD", {"context": "c", "question": "q", "answers": {"text": ["g", "h"], "answer_start": [1, 5]}}, "sft", {"prompt": "c\n\nq",
-     "completion": "g"}, []),
-    ("Self-Instruct", {"id": "1", "instruction": "q", "instances": [{"input": "x", "output": "g"}]}, "sft", {"prompt": "q\n\nx",
-     "completion": "g"}, ["id"]),
-    ("MBPP", {"task_id": 1, "text": "q", "code": "g", "test_list": ["assert f() == 1"], "test_setup_code": "", "challenge_test_list": []},
-     "sft",
-     {"prompt": "q\n\nYour code should pass these tests:\n\nassert f() == 1", "completion": "g", "task": "code"}, ["task_id"]),
-    ("MBPP, sanitised", {"prompt": "q", "code": "g", "test_imports": [], "test_list": ["assert f() == 1"]}, "rl",
-     {"prompt": "q\n\nYour code should pass these tests:\n\nassert f() == 1", "completion": "g", "task": "code"}, ["code"]),
-    ("MATH", {"problem": "q", "level": "Level 5", "type": "Algebra", "solution": r"So $x = \boxed{\frac{1}{2}}$."}, "sft",
-     {"prompt": "q", "completion": r"So $x = \boxed{\frac{1}{2}}$.", "answer": r"\frac{1}{2}", "task": "math"}, ["level", "type"]),
-    ("MATH-500", {"problem": "q", "solution": r"\boxed{7}", "answer": "8"}, "rl", {"prompt": "q", "answer": "8", "task": "math"},
-     ["solution", "answer"]),
-    ("ProcessBench", {"problem": "q", "steps": ["x", "y", "z"], "label": 1, "final_answer_correct": False}, "steps", steps("q", ["x",
-     "y"], [1, -1]),
-     ["final_answer_correct"]),
-    ("ProcessBench", {"problem": "q", "steps": ["x", "y"], "label": -1, "final_answer_correct": True}, "steps", steps("q", ["x", "y"], [1,
-     1]),
-     ["final_answer_correct"]),
-    ("BIG-Bench Mistake", {"input": "q", "steps": ["x", "y", "z"], "answer": "a", "target": "t", "mistake_index": 0}, "steps", steps("q",
-     ["x"], [-1]),
-     ["answer", "target"]),
-    ("BIG-Bench Mistake", {"input": "q", "steps": ["x", "y"], "answer": "a", "target": "a", "mistake_index": None}, "steps",
-     steps("q", ["x", "y"], [1, 1]), ["answer", "target"]),
-    ("PRMBench", {"idx": "i", "original_question": "o", "modified_question": "q", "original_process": ["u"], "modified_process": ["x",
-     "y", "z"],
-                  "modified_steps": [2], "error_steps": [2, 3], "reason": "r"}, "steps", steps("q", ["x", "y", "z"], [1, -1, -1]),
-     ["idx", "original_question", "original_process", "modified_steps", "reason"]),
-]  # fmt: skip
+    (
+        "Capybara",
+        {
+            "source": "s",
+            "conversation": [{"input": "q", "output": "g"}, {"input": "r", "output": "h"}],
+        },
+        "sft",
+        {"messages": [*A, user("r"), bot("h")]},
+        ["source"],
+    ),
+    (
+        "Capybara pairs",
+        {"conversation": [{"input": "q", "output": "b"}], "chosen": A, "rejected": B},
+        "preference",
+        turns(Q),
+        ["conversation"],
+    ),
+    (
+        "SQuAD",
+        {"context": "c", "question": "q", "answers": {"text": ["g", "h"], "answer_start": [1, 5]}},
+        "sft",
+        {"prompt": "c\n\nq", "completion": "g"},
+        [],
+    ),
+    (
+        "Self-Instruct",
+        {"id": "1", "instruction": "q", "instances": [{"input": "x", "output": "g"}]},
+        "sft",
+        {"prompt": "q\n\nx", "completion": "g"},
+        ["id"],
+    ),
+    (
+        "MBPP",
+        {
+            "task_id": 1,
+            "text": "q",
+            "code": "g",
+            "test_list": ["assert f() == 1"],
+            "test_setup_code": "",
+            "challenge_test_list": [],
+        },
+        "sft",
+        {
+            "prompt": "q\n\nYour code should pass these tests:\n\nassert f() == 1",
+            "completion": "g",
+            "task": "code",
+        },
+        ["task_id"],
+    ),
+    (
+        "MBPP, sanitised",
+        {"prompt": "q", "code": "g", "test_imports": [], "test_list": ["assert f() == 1"]},
+        "rl",
+        {
+            "prompt": "q\n\nYour code should pass these tests:\n\nassert f() == 1",
+            "completion": "g",
+            "task": "code",
+        },
+        ["code"],
+    ),
+    (
+        "MATH",
+        {
+            "problem": "q",
+            "level": "Level 5",
+            "type": "Algebra",
+            "solution": r"So $x = \boxed{\frac{1}{2}}$.",
+        },
+        "sft",
+        {
+            "prompt": "q",
+            "completion": r"So $x = \boxed{\frac{1}{2}}$.",
+            "answer": r"\frac{1}{2}",
+            "task": "math",
+        },
+        ["level", "type"],
+    ),
+    (
+        "MATH-500",
+        {"problem": "q", "solution": r"\boxed{7}", "answer": "8"},
+        "rl",
+        {"prompt": "q", "answer": "8", "task": "math"},
+        ["solution", "answer"],
+    ),
+    (
+        "ProcessBench",
+        {"problem": "q", "steps": ["x", "y", "z"], "label": 1, "final_answer_correct": False},
+        "steps",
+        steps("q", ["x", "y"], [1, -1]),
+        ["final_answer_correct"],
+    ),
+    (
+        "ProcessBench",
+        {"problem": "q", "steps": ["x", "y"], "label": -1, "final_answer_correct": True},
+        "steps",
+        steps("q", ["x", "y"], [1, 1]),
+        ["final_answer_correct"],
+    ),
+    (
+        "BIG-Bench Mistake",
+        {"input": "q", "steps": ["x", "y", "z"], "answer": "a", "target": "t", "mistake_index": 0},
+        "steps",
+        steps("q", ["x"], [-1]),
+        ["answer", "target"],
+    ),
+    (
+        "BIG-Bench Mistake",
+        {"input": "q", "steps": ["x", "y"], "answer": "a", "target": "a", "mistake_index": None},
+        "steps",
+        steps("q", ["x", "y"], [1, 1]),
+        ["answer", "target"],
+    ),
+    (
+        "PRMBench",
+        {
+            "idx": "i",
+            "original_question": "o",
+            "modified_question": "q",
+            "original_process": ["u"],
+            "modified_process": ["x", "y", "z"],
+            "modified_steps": [2],
+            "error_steps": [2, 3],
+            "reason": "r",
+        },
+        "steps",
+        steps("q", ["x", "y", "z"], [1, -1, -1]),
+        ["idx", "original_question", "original_process", "modified_steps", "reason"],
+    ),
+]
 
 
 @pytest.mark.parametrize(("whose", "columns", "use", "fields", "left"), SHAPES)
@@ -184,9 +576,16 @@ def test_public_shapes_load_as_they_are(whose, columns, use, fields, left):
 
 
 def test_every_known_shape_has_a_case_here():
-    """No row of the table of shapes is untried: each is the one that reads some case above, or a benchmark tried elsewhere."""
-    cases = [{name: value for name, value in columns.items() if value is not None} for _, columns, *_ in SHAPES]
-    reads = {next((shape.name for shape in KNOWN if shape.read(columns)), None) for columns in cases}
+    """No row of the table of shapes is untried: each is the one that reads some case above, or a
+    benchmark tried elsewhere.
+    """
+    cases = [
+        {name: value for name, value in columns.items() if value is not None}
+        for _, columns, *_ in SHAPES
+    ]
+    reads = {
+        next((shape.name for shape in KNOWN if shape.read(columns)), None) for columns in cases
+    }
     elsewhere = {"HumanEval", "IFEval", "PRM800K", "LLaMA-Factory KTO"}
     assert {shape.name for shape in KNOWN} - reads <= elsewhere
 
@@ -213,11 +612,17 @@ PLACES = [
 @pytest.mark.parametrize(
     "more",
     [
-        {"system": SAID}, {"system_prompt": SAID}, {"system_message": SAID}, {"system": [{"type": "text", "text": SAID}]},
-        {"history": [[SAID, "x"]]}, {"history": [user(SAID), bot("x")]}, {"history": [human(SAID), gpt("x")]},
-        {"history": [{"user": SAID, "assistant": "x"}]}, {"history": [SAID, "x"]},
+        {"system": SAID},
+        {"system_prompt": SAID},
+        {"system_message": SAID},
+        {"system": [{"type": "text", "text": SAID}]},
+        {"history": [[SAID, "x"]]},
+        {"history": [user(SAID), bot("x")]},
+        {"history": [human(SAID), gpt("x")]},
+        {"history": [{"user": SAID, "assistant": "x"}]},
+        {"history": [SAID, "x"]},
     ],
-)  # fmt: skip
+)
 def test_a_system_text_and_earlier_turns_reach_the_prompt(columns, more):
     """K02: they stood in a column of their own and were dropped without a word, in every format."""
     fitted = normalise(row(**columns, **more))
@@ -231,7 +636,11 @@ def test_a_system_text_and_earlier_turns_reach_the_prompt(columns, more):
     ("columns", "use", "left"),
     [
         ({"prompt": "q", "completion": "g", "context": "c"}, "sft", ["context"]),
-        ({"prompt": "q", "completion": "g", "thoughts": "c", "empty": "", "none": None}, "sft", ["thoughts"]),
+        (
+            {"prompt": "q", "completion": "g", "thoughts": "c", "empty": "", "none": None},
+            "sft",
+            ["thoughts"],
+        ),
         ({"prompt": "q", "completion": "g", "history": 5}, "sft", ["history"]),
         ({"prompt": "q", "completion": "g", "history": ["odd"]}, "sft", ["history"]),
         ({"messages": [SYSTEM, *A], "system": "another"}, "sft", ["system"]),
@@ -254,8 +663,12 @@ def test_a_column_read_in_some_rows_only_comes_with_the_others_number():
 
 
 def test_one_system_text_makes_conversations_of_the_whole_file():
-    """Half texts, half messages would be two kinds of prompt in one run, and kto mixes the answers of different rows."""
-    rows = normalise_all([row(system=said, question="q", chosen="g", rejected="b") for said in ("S", "", None)])
+    """Half texts, half messages would be two kinds of prompt in one run, and kto mixes the answers
+    of different rows.
+    """
+    rows = normalise_all(
+        [row(system=said, question="q", chosen="g", rejected="b") for said in ("S", "", None)]
+    )
     assert [item.columns["prompt"] for item in rows] == [[SYSTEM, *Q], Q, Q]
     assert all(item.columns["chosen"] == [bot("g")] for item in rows)
 
@@ -266,7 +679,10 @@ def test_one_system_text_makes_conversations_of_the_whole_file():
         ([{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}], "hello"),
         ([{"type": "text", "text": "hello", "image_url": None}], "hello"),
         ([{"type": "input_text", "text": "hello"}], "hello"),
-        ([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "u"}}], "image_url"),
+        (
+            [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "u"}}],
+            "image_url",
+        ),
         ([{"type": "input_audio", "input_audio": {}}], "input_audio"),
         ([5], "a int"),
     ],
@@ -275,7 +691,9 @@ def test_contents_in_parts_are_joined_and_what_is_no_text_is_refused_by_name(con
     given = row(messages=[{"role": "user", "content": content}, bot("g")])
     if expected == "hello":
         assert normalise(given).columns["messages"][0]["content"] == "hello"
-        assert normalise(row(prompt=[{"role": "user", "content": content}])).columns["prompt"] == [user("hello")]
+        assert normalise(row(prompt=[{"role": "user", "content": content}])).columns["prompt"] == [
+            user("hello")
+        ]
         return
     with pytest.raises(UsageError, match=f"message 1 has a part of type `{expected}`"):
         normalise(given)
@@ -294,13 +712,18 @@ def test_contents_in_parts_are_joined_and_what_is_no_text_is_refused_by_name(con
     ],
 )
 def test_columns_without_content_do_not_decide_the_format(columns, name):
-    """K15: an Arrow table writes a null for every column that a row lacks, and pandas an empty text."""
+    """K15: an Arrow table writes a null for every column that a row lacks, and pandas an empty
+    text.
+    """
     assert detect(normalise(row(**columns)).columns).name == name
 
 
 def test_lists_of_turns_written_out_as_text_are_read():
     """What pandas makes of a column of lists in a CSV file."""
-    for text in ('[{"role": "user", "content": "q"}, {"role": "assistant", "content": "g"}]', repr(A)):
+    for text in (
+        '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "g"}]',
+        repr(A),
+    ):
         assert normalise(row(messages=text)).columns["messages"] == A
     assert normalise(row(prompt="[{not a list}]")).columns["prompt"] == "[{not a list}]"
 

@@ -11,7 +11,10 @@ from laurel.core.errors import UsageError
 from laurel.data.read import read_records
 from laurel.data.source import GENERATED_ROWS, load_hub, load_rows
 
-ROWS = [{"prompt": "a\u2028b", "completion": "c"}, {"prompt": "\u00e9", "completion": "", "margin": 1.5}]
+ROWS = [
+    {"prompt": "a\u2028b", "completion": "c"},
+    {"prompt": "\u00e9", "completion": "", "margin": 1.5},
+]
 
 
 def refused(path, *parts):
@@ -27,8 +30,13 @@ def test_every_kind_of_file_gives_the_same_columns(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.replace("\n", "\r\n").encode()))
     (tmp_path / "A.JSON").write_text(json.dumps(ROWS))
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(ROWS, indent=2).encode()))
-    (tmp_path / "a.csv").write_text('prompt,completion,margin\na\u2028b,c,\n\u00e9,"""""",1.5\n', encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "margin": row.get("margin")} for row in ROWS]), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(
+        'prompt,completion,margin\na\u2028b,c,\n\u00e9,"""""",1.5\n', encoding="utf-8"
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{**row, "margin": row.get("margin")} for row in ROWS]),
+        tmp_path / "a.parquet",
+    )
     for name in ("a.jsonl", "a.jsonl.gz", "A.JSON", "a.json.gz", "a.csv", "a.parquet"):
         rows = load_rows(str(tmp_path / name))
         assert [row.columns for row in rows] == ROWS, name
@@ -40,13 +48,24 @@ def test_where_is_a_line_in_jsonl_and_a_record_elsewhere(tmp_path):
     (tmp_path / "a.json").write_text('[{"text": "x"}, {"text": "y"}]')
     (tmp_path / "a.csv").write_text('text\n"two\nlines"\ny\n')
     assert [row.where for row in load_rows(str(tmp_path / "a.jsonl"))] == ["a.jsonl:1", "a.jsonl:3"]
-    assert [row.where for row in load_rows(str(tmp_path / "a.json"))] == ["a.json:record 1", "a.json:record 2"]
-    assert [row.where for row in load_rows(str(tmp_path / "a.csv"))] == ["a.csv:record 1", "a.csv:record 2"]
+    assert [row.where for row in load_rows(str(tmp_path / "a.json"))] == [
+        "a.json:record 1",
+        "a.json:record 2",
+    ]
+    assert [row.where for row in load_rows(str(tmp_path / "a.csv"))] == [
+        "a.csv:record 1",
+        "a.csv:record 2",
+    ]
 
 
 def test_T28_identical_rows_keep_different_and_stable_ids(tmp_path):
-    """TRAPS T28: the same prompt twice in a dataset is two prompts; ids do not depend on the run or the column order."""
-    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "1"}\n{"prompt": "p", "answer": "1"}\n{"answer": "1", "prompt": "p"}\n')
+    """TRAPS T28: the same prompt twice in a dataset is two prompts; ids do not depend on the run or
+    the column order.
+    """
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "p", "answer": "1"}\n{"prompt": "p", "answer": "1"}\n{"answer": "1", "prompt":'
+        ' "p"}\n'
+    )
     ids = [row.id for row in load_rows(str(tmp_path / "a.jsonl"))]
     assert len(set(ids)) == 3
     assert len({name.partition("-")[0] for name in ids}) == 1
@@ -82,7 +101,10 @@ def test_malformed_jsonl_names_file_line_and_fault(tmp_path, content, parts):
     [
         ("[]", ["a.json", "holds no rows"]),
         ("", ["a.json", "holds no rows"]),
-        ('{"data": [{"text": "a"}], "version": 1}', ["a.json", "expected a list", "its list `data`"]),
+        (
+            '{"data": [{"text": "a"}], "version": 1}',
+            ["a.json", "expected a list", "its list `data`"],
+        ),
         ('[{"text": "a"}, 5]', ["a.json:record 2", "the number 5"]),
         ('[\n{"text": "a"},\n]', ["a.json", "line 3"]),
         ('{"text": "a"}\n{"text": \n', ["a.json:2", "not valid JSON"]),
@@ -141,11 +163,22 @@ def test_missing_files_and_folders_name_what_is_near(tmp_path):
 
 
 def test_generated_names_parameters_and_misspellings():
-    assert [row.columns for row in load_rows("addition", size=3)] == [row.columns for row in load_rows("addition", size=7)][:3]
+    assert [row.columns for row in load_rows("addition", size=3)] == [
+        row.columns for row in load_rows("addition", size=7)
+    ][:3]
     assert len(load_rows("addition")) == GENERATED_ROWS
-    assert load_rows("addition", seed=1, size=3)[0].columns != load_rows("addition", seed=2, size=3)[0].columns
+    assert (
+        load_rows("addition", seed=1, size=3)[0].columns
+        != load_rows("addition", seed=2, size=3)[0].columns
+    )
     assert load_rows("addition", seed=4, size=2)[1].where == "addition:seed 4:2"
-    assert max(max(row.columns["metadata"]["numbers"]) for row in load_rows("addition:digits=4", size=50)) > 999
+    assert (
+        max(
+            max(row.columns["metadata"]["numbers"])
+            for row in load_rows("addition:digits=4", size=50)
+        )
+        > 999
+    )
     refused("adition", "`addition`")
     refused("addition:digit=3", "no parameter `digit`", "`digits`")
     refused("addition:digits=three", "whole number")
@@ -171,10 +204,16 @@ def test_hub_datasets_come_through_datasets(tmp_path, monkeypatch):
     folder = tmp_path / "dataset"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"question": "q", "answer": "a", "hint": "t"}\n')
-    (folder / "test.jsonl").write_text('{"question": "x", "answer": "y", "hint": "h"}\n{"question": "z", "answer": "w", "hint": null}\n')
+    (folder / "test.jsonl").write_text(
+        '{"question": "x", "answer": "y", "hint": "h"}\n{"question": "z", "answer": "w", "hint":'
+        " null}\n"
+    )
     assert load_hub(str(folder), "train")[0][1] == {"question": "q", "answer": "a", "hint": "t"}
     rows = load_hub(str(folder), "test")
-    assert [columns for _, columns in rows] == [{"question": "x", "answer": "y", "hint": "h"}, {"question": "z", "answer": "w"}]
+    assert [columns for _, columns in rows] == [
+        {"question": "x", "answer": "y", "hint": "h"},
+        {"question": "z", "answer": "w"},
+    ]
     assert rows[1][0].endswith("dataset[test]:record 2")
     with pytest.raises(UsageError, match="split"):
         load_hub(str(folder), "validation")
@@ -184,5 +223,13 @@ def test_hub_datasets_come_through_datasets(tmp_path, monkeypatch):
 
 
 def test_a_hub_name_without_a_connection_says_what_to_do():
-    """HF_HUB_OFFLINE is set for all tests: the message names the dataset, and what else the name could have been."""
-    refused("nobody/no-such-dataset", "nobody/no-such-dataset", "cannot load the dataset", "addition", "connection")
+    """HF_HUB_OFFLINE is set for all tests: the message names the dataset, and what else the name
+    could have been.
+    """
+    refused(
+        "nobody/no-such-dataset",
+        "nobody/no-such-dataset",
+        "cannot load the dataset",
+        "addition",
+        "connection",
+    )

@@ -12,15 +12,24 @@ from laurel.data.split import duplicates, order, prompt_key, split_rows, take
 
 
 def rows_of(*prompts):
-    return [Row({"prompt": prompt}, f"a.jsonl:{i}", f"x-{i}") for i, prompt in enumerate(prompts, start=1)]
+    return [
+        Row({"prompt": prompt}, f"a.jsonl:{i}", f"x-{i}")
+        for i, prompt in enumerate(prompts, start=1)
+    ]
 
 
 def test_prompts_that_differ_in_case_space_or_spelling_are_one():
-    keys = {prompt_key(row) for row in rows_of("How many?", " how  many? ", "HOW\nMANY?", "\uff48ow many?")}
+    keys = {
+        prompt_key(row)
+        for row in rows_of("How many?", " how  many? ", "HOW\nMANY?", "\uff48ow many?")
+    }
     assert len(keys) == 1
     assert prompt_key(rows_of("How few?")[0]) not in keys
     ask = {"role": "user", "content": "q"}
-    dialogues = [Row({"messages": [ask, {"role": "assistant", "content": text}]}, "", "") for text in ("a", "b")]
+    dialogues = [
+        Row({"messages": [ask, {"role": "assistant", "content": text}]}, "", "")
+        for text in ("a", "b")
+    ]
     assert prompt_key(dialogues[0]) == prompt_key(dialogues[1])
     assert prompt_key(Row({"messages": [ask]}, "", "")) == prompt_key(dialogues[0])
 
@@ -57,28 +66,39 @@ def test_split_is_exact_seeded_and_independent_of_the_order_of_rows():
 
 def test_generated_addition_splits_without_leaks():
     train, held = split_rows(load_rows("addition", size=3_000), 200)
-    assert len(held) == 200 and not {row.columns["prompt"] for row in train} & {row.columns["prompt"] for row in held}
+    assert len(held) == 200 and not {row.columns["prompt"] for row in train} & {
+        row.columns["prompt"] for row in held
+    }
 
 
 def test_duplicates_are_counted_by_hand():
     rows = [*rows_of("a", "b", "A", "a"), Row({"prompt": "b", "answer": "1"}, "a.jsonl:5", "x-5")]
     found = duplicates(rows)
     assert (found.rows, found.identical, found.repeated) == (5, 1, 3)
-    assert found.places == (("a.jsonl:3", "a.jsonl:1"), ("a.jsonl:4", "a.jsonl:1"), ("a.jsonl:5", "a.jsonl:2"))
+    assert found.places == (
+        ("a.jsonl:3", "a.jsonl:1"),
+        ("a.jsonl:4", "a.jsonl:1"),
+        ("a.jsonl:5", "a.jsonl:2"),
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("per_step", [1, 2, 3, 4, 7, 10])
 def test_T65_sampler(world, per_step):
-    """TRAPS T65: 7 prompts, G=3, world 1/2/3, 2 epochs: every key exactly G times per epoch, groups whole, shuffles differ,
-    the same for the same seed, independent of the world size. Steps of every size, across the border of the epochs too."""
+    """TRAPS T65: 7 prompts, G=3, world 1/2/3, 2 epochs: every key exactly G times per epoch, groups
+    whole, shuffles differ,
+    the same for the same seed, independent of the world size. Steps of every size, across the
+    border of the epochs too.
+    """
     n, group, seed = 7, 3, 11
     draws: list[int] = []
     while len(draws) < 2 * n:
         count = min(per_step, 2 * n - len(draws))
         step = take(len(draws), count, n, seed)
         per_rank = [step[rank::world] for rank in range(world)]
-        keys = Counter((prompt, sample) for part in per_rank for prompt in part for sample in range(group))
+        keys = Counter(
+            (prompt, sample) for part in per_rank for prompt in part for sample in range(group)
+        )
         assert keys == Counter((prompt, sample) for prompt in step for sample in range(group))
         draws += step
     first, second = draws[:n], draws[n:]
@@ -88,7 +108,12 @@ def test_T65_sampler(world, per_step):
     assert draws == take(0, 2 * n, n, seed) != take(0, 2 * n, n, seed + 1)
 
 
-@given(st.integers(1, 30), st.integers(0, 100), st.lists(st.integers(0, 12), max_size=8), st.integers(0, 3))
+@given(
+    st.integers(1, 30),
+    st.integers(0, 100),
+    st.lists(st.integers(0, 12), max_size=8),
+    st.integers(0, 3),
+)
 def test_take_depends_on_the_cursor_alone(n, cursor, steps, seed):
     """Drawing a + b rows is drawing a, then b: what dynamic sampling and resuming need."""
     whole = take(cursor, sum(steps), n, seed)
@@ -99,7 +124,9 @@ def test_take_depends_on_the_cursor_alone(n, cursor, steps, seed):
 
 
 def test_order_is_uniform_enough_and_pinned():
-    """Each of the 6 orders of 3 rows comes up; 600 epochs, expected 100 each. The literal order guards resumed runs."""
+    """Each of the 6 orders of 3 rows comes up; 600 epochs, expected 100 each. The literal order
+    guards resumed runs.
+    """
     counts = Counter(tuple(order(3, epoch, 0)) for epoch in range(600))
     assert len(counts) == 6 and min(counts.values()) > 60
     assert take(0, 5, 5, 0) == order(5, 0, 0) == PINNED

@@ -1,4 +1,6 @@
-"""Generated tasks and their verifiers: right golds, tight verdicts, generation as a function of (seed, index)."""
+"""Generated tasks and their verifiers: right golds, tight verdicts, generation as a function of
+(seed, index).
+"""
 
 from collections import Counter
 from fractions import Fraction
@@ -33,7 +35,12 @@ DEGENERATE = (
     "[]",
     "['']",
 )
-COUNTDOWN = {"question": "Calculate 13 using all of these numbers: 6, 24, 87, 96.\nEach number may be used at most once.\n"}
+COUNTDOWN = {
+    "question": (
+        "Calculate 13 using all of these numbers: 6, 24, 87, 96.\nEach number may be used at most"
+        " once.\n"
+    )
+}
 LISTED = "Sort these numbers in descending order: 46.5, -99.88, 26.0\nuse ['-69', '-13'] instead\n"
 
 
@@ -49,7 +56,10 @@ def test_500_golds_are_right_and_generation_is_a_function_of_seed_and_index(name
     task = TASKS[name]
     rows = task.generate(3, 500)
     assert all(right(name, row["answer"], row) for row in rows)
-    assert all(right(name, row["completion"], row) and row["task"] == name and row["prompt"] for row in rows)
+    assert all(
+        right(name, row["completion"], row) and row["task"] == name and row["prompt"]
+        for row in rows
+    )
     assert name == "calculator" or all(row["completion"] == row["answer"] for row in rows)
     assert task.generate(3, 500) == rows
     assert task.generate(3, 40) == rows[:40]
@@ -58,7 +68,9 @@ def test_500_golds_are_right_and_generation_is_a_function_of_seed_and_index(name
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_T57_degenerate_answers_earn_nothing(name):
-    """TRAPS T57: nothing, placeholders, every number listed, the prompt echoed, the gold among other text."""
+    """TRAPS T57: nothing, placeholders, every number listed, the prompt echoed, the gold among
+    other text.
+    """
     for row in TASKS[name].generate(0, 20):
         gold = row["answer"]
         hedged = (
@@ -70,7 +82,11 @@ def test_T57_degenerate_answers_earn_nothing(name):
             f"={gold}",
             f"\\boxed{{{gold}}}",
         )
-        listed = (" ".join(map(str, range(200))), ", ".join(map(str, range(200))), str(list(range(200))))
+        listed = (
+            " ".join(map(str, range(200))),
+            ", ".join(map(str, range(200))),
+            str(list(range(200))),
+        )
         for answer in (*DEGENERATE, *hedged, *listed):
             assert not right(name, answer, row), answer
         assert right(name, f" {gold}.\n", row)
@@ -89,14 +105,25 @@ def test_addition_looks_as_documented():
 
 
 def test_calculator_reads_the_last_line_and_no_other():
-    """Half of the demonstrations call the tool and copy its reply; an answer is right by its last line, alone or below a call."""
+    """Half of the demonstrations call the tool and copy its reply; an answer is right by its last
+    line, alone or below a call.
+    """
     rows = TASKS["calculator"].generate(0, 1_000)
     called = [row for row in rows if row["completion"] != row["answer"]]
     assert 420 < len(called) < 580  # 1000 coins: 500 +- 5 standard deviations
     for row in called:
         left, right_number = row["metadata"]["numbers"]
-        assert row["completion"] == f"[{left}*{right_number}]{left * right_number}\n{left * right_number}"
-    assert max(max(row["metadata"]["numbers"]) for row in TASKS["calculator"].generate(0, 200, digits=1)) == 9
+        assert (
+            row["completion"]
+            == f"[{left}*{right_number}]{left * right_number}\n{left * right_number}"
+        )
+    assert (
+        max(
+            max(row["metadata"]["numbers"])
+            for row in TASKS["calculator"].generate(0, 200, digits=1)
+        )
+        == 9
+    )
     row = {"prompt": "34*27="}
     for answer in ("918", "[34*27]918\n918", "[9**9]error\n[34*27]918\n918.", " 918\n"):
         assert right("calculator", answer, row), answer
@@ -114,13 +141,20 @@ def test_calculator_reads_the_last_line_and_no_other():
 
 
 def test_sloppy_demonstrations_forget_carries_and_answers_do_not():
-    """sloppy=100: of 47+86 the units carry, and the demonstration is 10 short; of 41+52 they do not."""
+    """sloppy=100: of 47+86 the units carry, and the demonstration is 10 short; of 41+52 they do
+    not.
+    """
     rows = TASKS["addition"].generate(0, 500, sloppy=100)
     for row in rows:
         left, right_number = row["metadata"]["numbers"]
         carries = left % 10 + right_number % 10 >= 10
-        assert int(row["completion"]) == left + right_number - 10 * carries and int(row["answer"]) == left + right_number
-    assert [row["prompt"] for row in rows] == [row["prompt"] for row in TASKS["addition"].generate(0, 500)]
+        assert (
+            int(row["completion"]) == left + right_number - 10 * carries
+            and int(row["answer"]) == left + right_number
+        )
+    assert [row["prompt"] for row in rows] == [
+        row["prompt"] for row in TASKS["addition"].generate(0, 500)
+    ]
 
 
 def test_distributions_are_sane():
@@ -129,18 +163,31 @@ def test_distributions_are_sane():
     assert 0.2 < sum(row["answer"].startswith("-") for row in sums) / 500 < 0.5
     letters = Counter(row["answer"] for row in TASKS["letter_counting"].generate(0, 500))
     assert 0.02 < letters["0"] / 500 < 0.2 and letters["2"] > 50
-    directions = Counter(row["metadata"]["direction"] for row in TASKS["number_sorting"].generate(0, 500))
+    directions = Counter(
+        row["metadata"]["direction"] for row in TASKS["number_sorting"].generate(0, 500)
+    )
     assert min(directions.values()) > 200
     goals = TASKS["countdown"].generate(0, 500)
-    assert all(1 <= row["metadata"]["target"] <= 99 and len(row["metadata"]["numbers"]) == 3 for row in goals)
+    assert all(
+        1 <= row["metadata"]["target"] <= 99 and len(row["metadata"]["numbers"]) == 3
+        for row in goals
+    )
     assert all(sum(sign in row["answer"] for row in goals) > 50 for sign in "+-*")
 
 
 def test_parameters_change_difficulty_and_misfits_are_refused():
     assert TASKS["calculator"].parameters == {"digits": 2}
-    assert all(len(row["metadata"]["numbers"]) == 6 for row in TASKS["countdown"].generate(0, 100, numbers=6, largest=2, target=4))
-    for name, extreme in [("countdown", {"numbers": 6, "largest": 1000, "target": 1000}), ("chain_sum", {"terms": 20, "digits": 8})]:
-        assert all(right(name, row["answer"], row) for row in TASKS[name].generate(0, 50, **extreme))
+    assert all(
+        len(row["metadata"]["numbers"]) == 6
+        for row in TASKS["countdown"].generate(0, 100, numbers=6, largest=2, target=4)
+    )
+    for name, extreme in [
+        ("countdown", {"numbers": 6, "largest": 1000, "target": 1000}),
+        ("chain_sum", {"terms": 20, "digits": 8}),
+    ]:
+        assert all(
+            right(name, row["answer"], row) for row in TASKS[name].generate(0, 50, **extreme)
+        )
     for wrong in ({"digits": 0}, {"digits": True}, {"digits": 2.0}, {"digts": 2}):
         with pytest.raises(UsageError):
             TASKS["addition"].generate(0, 1, **wrong)
@@ -189,25 +236,48 @@ def test_letter_counting_ignores_capitals():
 
 
 def test_leg_counting_by_hand():
-    """1 bird (2) + 11 wasps (66) + 4 butterflys (24) + 2 praying mantiss (12) + 1 woodlouse (14) = 118."""
-    row = {"question": "how many legs if you have 1 bird, 11 wasps, 4 butterflys, 2 praying mantiss, 1 woodlouse?\n"}
+    """1 bird (2) + 11 wasps (66) + 4 butterflys (24) + 2 praying mantiss (12) + 1 woodlouse (14) =
+    118.
+    """
+    row = {
+        "question": (
+            "how many legs if you have 1 bird, 11 wasps, 4 butterflys, 2 praying mantiss, 1"
+            " woodlouse?\n"
+        )
+    }
     assert right("leg_counting", "118", row) and not right("leg_counting", "117", row)
-    assert isinstance(TASKS["leg_counting"].verify("4", {"question": "if you have 1 unicorn?"}), Failed)
+    assert isinstance(
+        TASKS["leg_counting"].verify("4", {"question": "if you have 1 unicorn?"}), Failed
+    )
     assert len(LEGS) == 37
 
 
 def test_simple_equations_by_substitution():
     assert right("simple_equations", "41", {"question": "Solve for a: -22*a - 17 = -919"})
     assert not right("simple_equations", "-41", {"question": "Solve for a: -22*a - 17 = -919"})
-    assert right("simple_equations", "-2", {"question": "Find the value of x in the equation: 3 - x*x = -1"})
-    for broken in ("Solve for a: b = 2", "Solve for a: 3 = 4", "Solve it", "Solve for a: 2a = 4", "Solve for a: a = 1 = 1"):
-        assert isinstance(TASKS["simple_equations"].verify("2", {"question": broken}), Failed), broken
+    assert right(
+        "simple_equations", "-2", {"question": "Find the value of x in the equation: 3 - x*x = -1"}
+    )
+    for broken in (
+        "Solve for a: b = 2",
+        "Solve for a: 3 = 4",
+        "Solve it",
+        "Solve for a: 2a = 4",
+        "Solve for a: a = 1 = 1",
+    ):
+        assert isinstance(TASKS["simple_equations"].verify("2", {"question": broken}), Failed), (
+            broken
+        )
 
 
 def test_an_equation_without_its_unknown_is_solved_by_any_whole_number():
-    """reasoning-gym prints `0 = 0` where the terms cancel: every number is a solution, and the reason says so."""
+    """reasoning-gym prints `0 = 0` where the terms cancel: every number is a solution, and the
+    reason says so.
+    """
     result = TASKS["simple_equations"].verify("50", {"question": "Solve for f: 0 = 0"})
-    assert isinstance(result, Score) and result.value == 1.0 and "without the unknown" in result.reason
+    assert (
+        isinstance(result, Score) and result.value == 1.0 and "without the unknown" in result.reason
+    )
     assert not right("simple_equations", "", {"question": "Solve for f: 0 = 0"})
 
 
@@ -243,15 +313,26 @@ def test_conversational_prompts_are_read_from_their_last_message():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_row_without_its_question_fails_and_is_never_a_zero(name):
-    for row in ({}, {"prompt": "Hello"}, {"question": None}, {"prompt": [], "metadata": 3, "answer": 5}):
+    for row in (
+        {},
+        {"prompt": "Hello"},
+        {"question": None},
+        {"prompt": [], "metadata": 3, "answer": 5},
+    ):
         assert isinstance(TASKS[name].verify("5", row), Failed)
 
 
 @given(st.text(max_size=60))
 def test_no_answer_makes_a_verifier_raise(answer):
-    for name, row in [("addition", {"prompt": "1+1="}), ("countdown", COUNTDOWN), ("number_sorting", {"question": LISTED})]:
+    for name, row in [
+        ("addition", {"prompt": "1+1="}),
+        ("countdown", COUNTDOWN),
+        ("number_sorting", {"question": LISTED}),
+    ]:
         assert isinstance(TASKS[name].verify(answer, row), Score)
-    assert isinstance(TASKS["simple_equations"].verify(answer, {"question": "Solve for a: 2*a = 4"}), Score)
+    assert isinstance(
+        TASKS["simple_equations"].verify(answer, {"question": "Solve for a: 2*a = 4"}), Score
+    )
 
 
 @given(st.integers(-(10**50), 10**50))
@@ -264,20 +345,51 @@ def test_arithmetic_is_exact():
     assert arithmetic.evaluate("-(2 - 5) * 4 / 6") == 2
     assert arithmetic.evaluate("10 - 2 - 3") == 5
     assert arithmetic.evaluate("7/2/7") == Fraction(1, 2)
-    for text in ("", "1 +", "2**3", "1//2", "a", "1.5", "1 2", "()", "+1", "1,2", "(1)(2)", "1" * 201, "~1", "1/0", "((" * 90):
+    for text in (
+        "",
+        "1 +",
+        "2**3",
+        "1//2",
+        "a",
+        "1.5",
+        "1 2",
+        "()",
+        "+1",
+        "1,2",
+        "(1)(2)",
+        "1" * 201,
+        "~1",
+        "1/0",
+        "((" * 90,
+    ):
         with pytest.raises(arithmetic.NotArithmetic):
             arithmetic.evaluate(text)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize(
-    "file", ["chain_sum_2to3x2", "countdown_3to4", "leg_counting", "letter_counting", "number_sorting", "simple_equations"]
+    "file",
+    [
+        "chain_sum_2to3x2",
+        "countdown_3to4",
+        "leg_counting",
+        "letter_counting",
+        "number_sorting",
+        "simple_equations",
+    ],
 )
 def test_every_shared_row_is_right_and_its_neighbour_is_not(shared, file, part):
-    """Golds are all right; the gold of the next row with another gold is wrong (countdown: other numbers; equations: other roots)."""
-    rows = [row.columns for row in load_rows(str(shared(f"data/verifiable-tasks/{file}_{part}.jsonl.gz")))]
+    """Golds are all right; the gold of the next row with another gold is wrong (countdown: other
+    numbers; equations: other roots).
+    """
+    rows = [
+        row.columns
+        for row in load_rows(str(shared(f"data/verifiable-tasks/{file}_{part}.jsonl.gz")))
+    ]
     assert len(rows) == {"train": 1000, "test": 200}[part]
     assert all(right(row["task"], row["answer"], row) for row in rows)
-    pairs = [(row, other["answer"]) for row, other in pairwise(rows) if row["answer"] != other["answer"]]
+    pairs = [
+        (row, other["answer"]) for row, other in pairwise(rows) if row["answer"] != other["answer"]
+    ]
     accepted = [row["question"] for row, answer in pairs if right(row["task"], answer, row)]
     assert all("0 = 0" in question for question in accepted)

@@ -1,4 +1,6 @@
-"""Writing: what is written reads back equal, in every format; what cannot be is refused and leaves nothing behind."""
+"""Writing: what is written reads back equal, in every format; what cannot be is refused and leaves
+nothing behind.
+"""
 
 import json
 
@@ -16,11 +18,30 @@ SUFFIXES = ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "csv.gz", "parquet"]
 texts = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
     ["46", "true", "null", '"q"', "[1]", "{}", "007", "1e5", "a,b\r\nc", "\r"]
 )
-scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
-messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": texts}), max_size=3)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": texts}),
+    max_size=3,
+)
 records = st.fixed_dictionaries(
-    {"prompt": texts}, optional={"completion": texts, "messages": messages, "margin": st.floats(-9, 9), "extra": values}
+    {"prompt": texts},
+    optional={
+        "completion": texts,
+        "messages": messages,
+        "margin": st.floats(-9, 9),
+        "extra": values,
+    },
 )
 
 
@@ -29,16 +50,31 @@ def as_rows(columns):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(columns=st.lists(records, min_size=1, max_size=4))
 @example(columns=[{"prompt": ""}])
-@example(columns=[{"prompt": "a", "extra": None}, {"prompt": "b"}, {"prompt": "c", "extra": {"d": [None, -0.0, 1, 1.0, True]}}])
-@example(columns=[{"prompt": "\r", "messages": []}, {"prompt": "\x00", "messages": [{"role": "user", "content": "\n"}]}])
+@example(
+    columns=[
+        {"prompt": "a", "extra": None},
+        {"prompt": "b"},
+        {"prompt": "c", "extra": {"d": [None, -0.0, 1, 1.0, True]}},
+    ]
+)
+@example(
+    columns=[
+        {"prompt": "\r", "messages": []},
+        {"prompt": "\x00", "messages": [{"role": "user", "content": "\n"}]},
+    ]
+)
 def test_round_trip(tmp_path, suffix, columns):
     path = tmp_path / f"rows.{suffix}"
     assert write_rows(as_rows(columns), path) == len(columns)
     back = [row.columns for row in load_rows(str(path))]
-    assert [json.dumps(item, sort_keys=True) for item in back] == [json.dumps(item, sort_keys=True) for item in columns]
+    assert [json.dumps(item, sort_keys=True) for item in back] == [
+        json.dumps(item, sort_keys=True) for item in columns
+    ]
     first = path.read_bytes()
     write_rows(as_rows(columns), path)
     assert path.read_bytes() == first
@@ -57,10 +93,16 @@ def test_cells_round_trip_or_are_refused(value, column):
 
 def test_parquet_uses_native_types_where_it_can(tmp_path):
     turn = {"role": "user", "content": "x"}
-    write_rows(as_rows([{"prompt": "a", "margin": 1.5, "messages": [turn], "extra": {"a": 1}}]), tmp_path / "a.parquet")
+    write_rows(
+        as_rows([{"prompt": "a", "margin": 1.5, "messages": [turn], "extra": {"a": 1}}]),
+        tmp_path / "a.parquet",
+    )
     schema = pyarrow.parquet.read_schema(tmp_path / "a.parquet")
     assert [str(item.type) for item in schema][:2] == ["string", "double"]
-    assert str(schema.field("messages").type).startswith("list<") and str(schema.field("extra").type) == "string"
+    assert (
+        str(schema.field("messages").type).startswith("list<")
+        and str(schema.field("extra").type) == "string"
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

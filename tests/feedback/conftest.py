@@ -1,4 +1,6 @@
-"""Databases for the tests of people's feedback: a SQLite file for each test, and a PostgreSQL server where one is installed."""
+"""Databases for the tests of people's feedback: a SQLite file for each test, and a PostgreSQL
+server where one is installed.
+"""
 
 import os
 import shutil
@@ -12,8 +14,8 @@ from argon2 import PasswordHasher
 from feedback_server import free_port
 from sqlalchemy import create_engine
 
-from laurel.feedback import people
-from laurel.feedback.store import Store, url_of
+from laurel_feedback.store import people
+from laurel_feedback.store.database import Store, url_of
 
 
 class Clock:
@@ -41,15 +43,22 @@ def dear_passwords():
 
 @pytest.fixture(autouse=True)
 def cheap_passwords(request, monkeypatch):
-    """Everybody else's, by the same algorithm at the least cost: a coordinator logs in in half of all tests."""
+    """Everybody else's, by the same algorithm at the least cost: a coordinator logs in in half of
+    all tests.
+    """
     if "dear_passwords" not in request.fixturenames:
         monkeypatch.setattr(people, "HASHER", CHEAP)
 
 
 @pytest.fixture(scope="session")
 def postgres():
-    """The address of a PostgreSQL server of the tests' own, started for them and stopped after; skips where none is installed."""
-    programs = [shutil.which("initdb"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
+    """The address of a PostgreSQL server of the tests' own, started for them and stopped after;
+    skips where none is installed.
+    """
+    programs = [
+        shutil.which("initdb"),
+        *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
+    ]
     initdb = next((path for path in programs[::-1] if path), None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed (no initdb)")
@@ -61,14 +70,34 @@ def postgres():
     port = free_port()
 
     def call(program, *words):
-        subprocess.run([*user, str(bin_ / program), *words], check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.run(
+            [*user, str(bin_ / program), *words],
+            check=True,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     call("initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    call("pg_ctl", "-D", str(folder / "data"), "-o", options, "-w", "-l", str(folder / "log"), "start")
+    options = (
+        f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    )
+    call(
+        "pg_ctl",
+        "-D",
+        str(folder / "data"),
+        "-o",
+        options,
+        "-w",
+        "-l",
+        str(folder / "log"),
+        "start",
+    )
     yield f"postgresql://postgres@127.0.0.1:{port}"
     call("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "-w", "stop")
-    subprocess.Popen(["rm", "-rf", str(folder)], start_new_session=True)  # a hundred thousand files: nobody need wait for that
+    subprocess.Popen(
+        ["rm", "-rf", str(folder)], start_new_session=True
+    )  # a hundred thousand files: nobody need wait for that
 
 
 def fresh(postgres):
@@ -84,7 +113,11 @@ def fresh(postgres):
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """The address of an empty database, of both kinds."""
-    return str(tmp_path / "feedback.db") if request.param == "sqlite" else fresh(request.getfixturevalue("postgres"))
+    return (
+        str(tmp_path / "feedback.db")
+        if request.param == "sqlite"
+        else fresh(request.getfixturevalue("postgres"))
+    )
 
 
 @pytest.fixture

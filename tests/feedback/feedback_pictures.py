@@ -1,4 +1,6 @@
-"""`make docs`: pictures of every page of `laurel feedback` for docs/figures/feedback, taken in Chromium on the bundled example."""
+"""`make docs`: pictures of every page of `laurel feedback` for docs/figures/feedback, taken in
+Chromium on the bundled example.
+"""
 
 import random
 import tempfile
@@ -7,16 +9,18 @@ from pathlib import Path
 from feedback_server import served
 from sqlalchemy import select
 
-from laurel.feedback import people
-from laurel.feedback.assign import Answer, Desk
-from laurel.feedback.tables import Annotator, Batch, Item
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.tables import Annotator, Batch, Item
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "figures" / "feedback"
 CHROMIUM = "/usr/bin/chromium"
 
 
 def rate(store, people_count=4):
-    """Votes of made-up annotators, who agree more often than not, so that the coordinator's pages have something to tell."""
+    """Votes of made-up annotators, who agree more often than not, so that the coordinator's pages
+    have something to tell.
+    """
     rng = random.Random(0)
     for n in range(people_count):
         cookie = people.accept(store, people.invite(store, pseudonym=f"rater-{n + 1}")[1])
@@ -24,18 +28,31 @@ def rate(store, people_count=4):
         people.consent(store, identity, "keep 1")
         with store.write() as session:
             session.get(Annotator, identity).qualified = True
-            batches = [(batch.id, batch.settings) for batch in session.scalars(select(Batch).where(Batch.state == "open"))]
+            batches = [
+                (batch.id, batch.settings)
+                for batch in session.scalars(select(Batch).where(Batch.state == "open"))
+            ]
         for batch, settings in batches:
             desk = Desk(store, identity, batch)
             while (sample := desk.next()) is not None:
                 with store.read() as session:
                     first = session.get_one(Item, sample.item_id).gold or 0
-                slot = sample.order.index(first) if rng.random() < 0.8 else rng.randrange(len(sample.order))
+                slot = (
+                    sample.order.index(first)
+                    if rng.random() < 0.8
+                    else rng.randrange(len(sample.order))
+                )
                 ranks = [1 if k == slot else 2 + (k > slot) for k in range(len(sample.order))]
                 ranks = [sorted(set(ranks)).index(rank) + 1 for rank in ranks]
                 desk.alive(sample.id)
-                levels = [rng.randint(2, 5) for _ in sample.order] if settings["helpfulness"] else None
-                answer = Answer(rating=rng.choice((1, 2)) if slot == 0 else rng.choice((3, 4)), ranking=ranks, helpfulness=levels)
+                levels = (
+                    [rng.randint(2, 5) for _ in sample.order] if settings["helpfulness"] else None
+                )
+                answer = Answer(
+                    rating=rng.choice((1, 2)) if slot == 0 else rng.choice((3, 4)),
+                    ranking=ranks,
+                    helpfulness=levels,
+                )
                 desk.submit(sample.id, answer, f"{n}-{sample.id}")
 
 
@@ -58,7 +75,12 @@ def annotators_pages(store, page, address, token):
     with store.write() as session:
         for annotator in session.scalars(select(Annotator)):
             annotator.qualified = True
-    for name, path in (("work", "/work"), ("sample", "/work/1"), ("ranking", "/work/2"), ("mine", "/mine")):
+    for name, path in (
+        ("work", "/work"),
+        ("sample", "/work/1"),
+        ("ranking", "/work/2"),
+        ("mine", "/mine"),
+    ):
         page.goto(f"{address}{path}")
         yield name
     page.set_viewport_size({"width": 360, "height": 700})
@@ -76,7 +98,11 @@ def coordinators_pages(page, address, name, password):
     page.locator("[name=password]").press("Enter")
     page.wait_for_url("**/admin")
     yield "batches"
-    for picture, path in (("batch", "1"), ("agreement", "1/agreement"), ("annotators", "1/annotators")):
+    for picture, path in (
+        ("batch", "1"),
+        ("agreement", "1/agreement"),
+        ("annotators", "1/annotators"),
+    ):
         page.goto(f"{address}/admin/batches/{path}")
         yield picture
     for picture in ("people", "demographics", "audit"):
@@ -89,7 +115,11 @@ def main():
     from playwright.sync_api import sync_playwright
 
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), "--demo") as (store, address), sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder), "--demo") as (store, address),
+        sync_playwright() as playwright,
+    ):
         people.add_admin(store, "pictures", "for the pictures only")
         _, token = people.invite(store, pseudonym="you")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

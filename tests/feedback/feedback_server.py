@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from laurel.feedback.store import Store
+from laurel_feedback.store.database import Store
 
 
 def free_port():
@@ -21,11 +21,26 @@ def free_port():
 
 @contextmanager
 def served(folder, *options):
-    """(store, address) of `laurel feedback serve` on a new database in the folder; stopped at the end."""
+    """(store, address) of `laurel feedback serve` on a new database in the folder; stopped at the
+    end.
+    """
     port, database = free_port(), folder / "feedback.db"
-    words = [sys.executable, "-m", "laurel", "feedback", "serve", "--database", str(database), "--port", str(port), *options]
+    words = [
+        sys.executable,
+        "-m",
+        "laurel",
+        "feedback",
+        "serve",
+        "--database",
+        str(database),
+        "--port",
+        str(port),
+        *options,
+    ]
     with open(folder / "server.log", "w+") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            words, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
         store = Store(str(database))
         address = f"http://127.0.0.1:{port}"
         try:

@@ -1,4 +1,6 @@
-"""Leases, answers and skips: who gets what, what is taken, what is refused; and that counts hold whatever happens."""
+"""Leases, answers and skips: who gets what, what is taken, what is refused; and that counts hold
+whatever happens.
+"""
 
 import random
 from pathlib import Path
@@ -6,12 +8,32 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, func, insert, select
 
-from laurel.feedback import people, progress
-from laurel.feedback.assign import DISTRESSING, LEAST_GAP, Answer, Desk, Refused, by_place, by_slot, taken_of
-from laurel.feedback.batches import summaries
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Admin, Annotator, Assignment, Batch, Draft, Event, Item, Plan, Response, Vote
+from laurel_feedback.statistics.batches import summaries
+from laurel_feedback.store import people, progress
+from laurel_feedback.store.assign import (
+    DISTRESSING,
+    LEAST_GAP,
+    Answer,
+    Desk,
+    Refused,
+    by_place,
+    by_slot,
+    taken_of,
+)
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import (
+    Admin,
+    Annotator,
+    Assignment,
+    Batch,
+    Draft,
+    Event,
+    Item,
+    Plan,
+    Response,
+    Vote,
+)
 
 MINUTE = 60.0
 
@@ -27,12 +49,22 @@ def make_batch(store, items=6, responses=2, name="batch", kinds=None, harm=None,
             kind = (kinds or {}).get(place, "normal")
             target = settings.target_votes if kind == "normal" else 10**6
             item = Item(
-                id=f"{name}-{place}", batch_id=batch.id, place=place, kind=kind, prompt=[{"role": "user", "content": f"question {place}"}],
-                content_hash=str(place), target=target, harm=(harm or {}).get(place, []), harmful=bool((harm or {}).get(place)),
-            )  # fmt: skip
+                id=f"{name}-{place}",
+                batch_id=batch.id,
+                place=place,
+                kind=kind,
+                prompt=[{"role": "user", "content": f"question {place}"}],
+                content_hash=str(place),
+                target=target,
+                harm=(harm or {}).get(place, []),
+                harmful=bool((harm or {}).get(place)),
+            )
             session.add(item)
             session.flush()
-            session.add_all(Response(id=f"{name}-{place}-{k}", item_id=item.id, place=k, text=f"answer {k}") for k in range(responses))
+            session.add_all(
+                Response(id=f"{name}-{place}-{k}", item_id=item.id, place=k, text=f"answer {k}")
+                for k in range(responses)
+            )
         return batch.id
 
 
@@ -46,12 +78,18 @@ def annotator(store, **more):
 
 
 def counts_hold(store):
-    """`live` of every item is the number of its leases and answers, and no item is over its target."""
+    """`live` of every item is the number of its leases and answers, and no item is over its
+    target.
+    """
     with store.read() as session:
         for item in session.scalars(select(Item)):
             held = select(func.count()).select_from(Assignment)
             live = session.scalar(
-                held.where(Assignment.item_id == item.id, Assignment.repeat == 0, Assignment.state.in_(("leased", "submitted")))
+                held.where(
+                    Assignment.item_id == item.id,
+                    Assignment.repeat == 0,
+                    Assignment.state.in_(("leased", "submitted")),
+                )
             )
             assert (item.id, item.live) == (item.id, live)
             assert item.live <= item.target
@@ -81,7 +119,9 @@ def test_a_rating_is_kept_by_response_not_by_slot(store):
 @pytest.mark.parametrize("rating", [0, 1, 2, 3, 4])
 def test_swapping_slots_swaps_the_rating(rating):
     settings = BatchSettings(allow_tie=True)
-    straight, turned = (taken_of(Answer(rating=rating), order, settings)["rating"] for order in ([0, 1], [1, 0]))
+    straight, turned = (
+        taken_of(Answer(rating=rating), order, settings)["rating"] for order in ([0, 1], [1, 0])
+    )
     assert straight == rating
     assert turned == (5 - rating if rating else 0)
 
@@ -134,7 +174,9 @@ def test_the_same_key_is_the_same_answer(store):
     with pytest.raises(Refused, match="another answer"):
         desk.submit(other.id, Answer(rating=1), "key")
     with store.read() as session:
-        assert [(v.revision, v.assignment_id) for v in session.scalars(select(Vote))] == [(1, sample.id)]
+        assert [(v.revision, v.assignment_id) for v in session.scalars(select(Vote))] == [
+            (1, sample.id)
+        ]
 
 
 def test_a_changed_mind_is_a_new_revision_and_both_stay(store):
@@ -270,7 +312,11 @@ def test_repeats_come_later_with_slots_turned_and_count_for_no_target(store):
 
 def test_gold_items_come_at_their_share(store):
     kinds = dict.fromkeys(range(0, 60, 2), "gold")
-    desk = Desk(store, annotator(store), make_batch(store, items=60, hit_size=40, kinds=kinds, gold_share=0.25))
+    desk = Desk(
+        store,
+        annotator(store),
+        make_batch(store, items=60, hit_size=40, kinds=kinds, gold_share=0.25),
+    )
     kinds = []
     while (sample := desk.next()) is not None:
         with store.read() as session:
@@ -310,9 +356,18 @@ def test_planned_items_are_for_those_they_are_planned_for(store):
     batch = make_batch(store, items=3)
     mine, other = annotator(store), annotator(store)
     with store.write() as session:
-        session.add_all([Plan(item_id="batch-0", annotator_id=mine), Plan(item_id="batch-1", annotator_id=other)])
+        session.add_all(
+            [
+                Plan(item_id="batch-0", annotator_id=mine),
+                Plan(item_id="batch-1", annotator_id=other),
+            ]
+        )
     third = annotator(store)
-    assert [items_of(store, Desk(store, who, batch)) for who in (mine, other, third)] == [{"batch-0"}, {"batch-1"}, {"batch-2"}]
+    assert [items_of(store, Desk(store, who, batch)) for who in (mine, other, third)] == [
+        {"batch-0"},
+        {"batch-1"},
+        {"batch-2"},
+    ]
 
 
 def items_of(store, desk):
@@ -368,8 +423,13 @@ def test_somebody_elses_sample_is_no_sample(store):
     batch = make_batch(store)
     desk, other = (Desk(store, annotator(store), batch) for _ in range(2))
     sample = desk.next()
-    for call in (lambda: other.submit(sample.id, Answer(rating=1), "k"), lambda: other.skip(sample.id), lambda: other.alive(sample.id),
-                 lambda: other.draft(sample.id, {}), lambda: other.open(1)):  # fmt: skip
+    for call in (
+        lambda: other.submit(sample.id, Answer(rating=1), "k"),
+        lambda: other.skip(sample.id),
+        lambda: other.alive(sample.id),
+        lambda: other.draft(sample.id, {}),
+        lambda: other.open(1),
+    ):
         with pytest.raises(Refused) as refused:
             call()
         assert refused.value.status == 404
@@ -406,7 +466,9 @@ def test_withdrawal_keeps_votes_without_a_name_or_deletes_them_as_was_signed(sto
     assert people.withdraw(store, kept)["votes_kept"] is True
     assert people.withdraw(store, gone)["removed"]["vote"] == 1
     with store.read() as session:
-        assert [(a.person, a.state) for a in session.scalars(select(Annotator).order_by(Annotator.id))] == [
+        assert [
+            (a.person, a.state) for a in session.scalars(select(Annotator).order_by(Annotator.id))
+        ] == [
             ("", "withdrawn"),
             ("", "erased"),
         ]
@@ -447,7 +509,9 @@ def test_coordinators_have_passwords_and_no_default(store, clock, dear_passwords
     with store.read() as session:
         algorithm, _, cost = session.scalars(select(Admin)).one().password.split("$")[1:4]
     memory, rounds, _ = (int(part.split("=")[1]) for part in cost.split(","))
-    assert algorithm == "argon2id" and memory >= 64 * 1024 and rounds >= 3  # RFC 9106, for a server with little memory
+    assert (
+        algorithm == "argon2id" and memory >= 64 * 1024 and rounds >= 3
+    )  # RFC 9106, for a server with little memory
     cookie = people.admit(store, "ada", "a long password")
     assert people.session_of(store, cookie).admin == 1
     for name, password in (("ada", "wrong"), ("nobody", "a long password"), ("ada", "")):
@@ -478,7 +542,9 @@ def test_someone_who_leaves_is_still_to_be_paid_and_leaves_no_trace_in_the_file(
         assert session.scalars(select(Vote)).all() == []
     if store.sqlite:
         path = Path(store.engine.url.database)
-        assert not any(b"unforgettable" in file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+        assert not any(
+            b"unforgettable" in file.read_bytes() for file in path.parent.glob(f"{path.name}*")
+        )
     assert counts_hold(store)
 
 
@@ -490,15 +556,28 @@ def test_a_setting_is_a_number(name):
 
 
 def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_path):
-    """Work of SQLite's machine for a sample handed out: at 8,000 items as at 500, half of them answered."""
+    """Work of SQLite's machine for a sample handed out: at 8,000 items as at 500, half of them
+    answered.
+    """
 
     def work(count):
         store = Store(str(tmp_path / f"{count}.db"))
         batch, who = make_batch(store, items=2), annotator(store)
         with store.write() as session:
-            row = {"batch_id": batch, "kind": "normal", "prompt": [], "input": "", "harm": [], "harmful": False, "explanation": ""}
+            row = {
+                "batch_id": batch,
+                "kind": "normal",
+                "prompt": [],
+                "input": "",
+                "harm": [],
+                "harmful": False,
+                "explanation": "",
+            }
             row |= {"source": {}, "words": 1, "target": 1}
-            items = [{**row, "id": f"x{n}", "place": 10 + n, "content_hash": str(n), "live": n % 2} for n in range(count)]
+            items = [
+                {**row, "id": f"x{n}", "place": 10 + n, "content_hash": str(n), "live": n % 2}
+                for n in range(count)
+            ]
             session.execute(insert(Item), items)
         steps = [0]
 
@@ -521,7 +600,9 @@ def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_p
 
 
 def test_counts_that_take_long_are_not_taken_for_every_page(store, monkeypatch):
-    """Those of small batches are exact; those of large ones are kept for a while and then counted anew."""
+    """Those of small batches are exact; those of large ones are kept for a while and then counted
+    anew.
+    """
     batch = make_batch(store, items=2, target_votes=2)
     desk = Desk(store, annotator(store), batch)
     assert desk.progress()[3:] == (0, 4)

@@ -1,4 +1,6 @@
-"""What must not work: forged forms, hostile text, old cookies, other people's samples, guessing; and that nothing is given away."""
+"""What must not work: forged forms, hostile text, old cookies, other people's samples, guessing;
+and that nothing is given away.
+"""
 
 import re
 import uuid
@@ -10,14 +12,17 @@ from sqlalchemy import select, text
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from laurel.feedback import people
-from laurel.feedback.assign import Answer, Desk
-from laurel.feedback.tables import Annotator, Assignment, Item, Login, Response, Vote
-from laurel.feedback.web import security
-from laurel.feedback.web.app import create_app
-from laurel.feedback.web.security import Limits
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.tables import Annotator, Assignment, Item, Login, Response, Vote
+from laurel_feedback.web import security
+from laurel_feedback.web.app import create_app
+from laurel_feedback.web.security import Limits
 
-NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg/onload=alert(3)> {{ 7*7 }} \u202eevil\u200b"
+NASTY = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg/onload=alert(3)> {{ 7*7 }}"
+    " \u202eevil\u200b"
+)
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -77,7 +82,10 @@ def test_a_form_of_another_site_changes_nothing_even_with_the_token(store, heade
     assert page.status_code == 403
     assert "another site" in page.text
     assert votes(store) == 0
-    own = {"origin": "null", "sec-fetch-site": "same-origin"}  # what a browser sends for our own forms under no-referrer
+    own = {
+        "origin": "null",
+        "sec-fetch-site": "same-origin",
+    }  # what a browser sends for our own forms under no-referrer
     assert visitor.post(action, fields, headers=own).status_code == 200
     assert votes(store) == 1
 
@@ -92,10 +100,20 @@ def test_forms_before_a_login_have_tokens_too(store, path):
 
 @pytest.mark.parametrize("markdown", [False, True])
 def test_hostile_texts_are_shown_and_do_nothing(store, markdown):
-    rich_batch(store, rationale="optional", markdown=markdown, kinds={0: "training"}, harm={0: [NASTY[:40]]})
+    rich_batch(
+        store,
+        rationale="optional",
+        markdown=markdown,
+        kinds={0: "training"},
+        harm={0: [NASTY[:40]]},
+    )
     with store.write() as session:
         for item in session.scalars(select(Item)):
-            item.prompt, item.input, item.explanation = [{"role": NASTY, "content": NASTY}, {"content": NASTY}], NASTY, NASTY
+            item.prompt, item.input, item.explanation = (
+                [{"role": NASTY, "content": NASTY}, {"content": NASTY}],
+                NASTY,
+                NASTY,
+            )
         for response in session.scalars(select(Response)):
             response.text = response.model = NASTY
     pin(store, "batch-0", reason=NASTY)
@@ -108,13 +126,19 @@ def test_hostile_texts_are_shown_and_do_nothing(store, markdown):
     for path in ("/work/1/1", "/work/1?after=1", "/mine", "/guidelines", "/work", "/consent"):
         page = visitor.get(path)
         assert page.status_code == 200
-        assert not re.search(r"<(img|svg)|<script(?! type=\"module\" src=\"/static/)", page.text), path
+        assert not re.search(r"<(img|svg)|<script(?! type=\"module\" src=\"/static/)", page.text), (
+            path
+        )
         assert "49" not in re.findall(r"alert\(3\)&gt; (\S+)", page.text)
-        assert "\u202e" not in re.sub(r"<textarea.*?</textarea>|<input[^>]*>", "", page.text, flags=re.DOTALL), path
+        assert "\u202e" not in re.sub(
+            r"<textarea.*?</textarea>|<input[^>]*>", "", page.text, flags=re.DOTALL
+        ), path
 
 
 def test_nothing_is_given_away_before_the_own_answer(store):
-    """Every page and JSON on the way, by every kind of item: no models, sources, right answers, kinds, ids of items, others' words."""
+    """Every page and JSON on the way, by every kind of item: no models, sources, right answers,
+    kinds, ids of items, others' words.
+    """
     kinds = {0: "gold", 1: "attention", 2: "training", 3: "check"}
     rich_batch(store, items=10, hit_size=8, kinds=kinds, gold_share=0.4, rationale="optional")
     with store.read() as session:
@@ -144,8 +168,12 @@ def assert_blind(seen, items):
     """Nothing secret in the text, the address or the headers of any answer."""
     for response in seen:
         said = f"{response.text} {response.url} {response.headers}"
-        assert not [word for word in (*SECRETS, "attention", "gold", "secret", "training") if word in said], response.url
-        assert not [item for item in items if re.search(rf"(?<![\w-]){re.escape(item)}(?![\w-])", said)], response.url
+        assert not [
+            word for word in (*SECRETS, "attention", "gold", "secret", "training") if word in said
+        ], response.url
+        assert not [
+            item for item in items if re.search(rf"(?<![\w-]){re.escape(item)}(?![\w-])", said)
+        ], response.url
 
 
 def test_samples_of_others_are_closed(store):
@@ -156,7 +184,13 @@ def test_samples_of_others_are_closed(store):
     other.come_in()
     other.get("/work/1")
     for what in ("answer", "skip", "draft", "alive", "dispute"):
-        data = {"csrf": other.csrf, "key": "some-long-key", "rating": "1", "text": "t", "rationale": "r"}
+        data = {
+            "csrf": other.csrf,
+            "key": "some-long-key",
+            "rating": "1",
+            "text": "t",
+            "rationale": "r",
+        }
         page = other.client.post(f"/work/1/samples/{theirs}/{what}", data=data)
         assert page.status_code == 404, what
         assert "answer a of" not in page.text
@@ -169,8 +203,19 @@ def test_samples_of_others_are_closed(store):
 def test_no_page_opens_without_a_login(store):
     rich_batch(store)
     visitor = Visitor(store)
-    for path in ("/work", "/work/1", "/work/1/1", "/work/1/next.json", "/work/1/finished", "/mine", "/mine/data.json", "/mine/withdraw",
-                 "/consent", "/check/1", "/guidelines"):  # fmt: skip
+    for path in (
+        "/work",
+        "/work/1",
+        "/work/1/1",
+        "/work/1/next.json",
+        "/work/1/finished",
+        "/mine",
+        "/mine/data.json",
+        "/mine/withdraw",
+        "/consent",
+        "/check/1",
+        "/guidelines",
+    ):
         page = visitor.get(path)
         assert page.status_code == 403, path
         assert "invitation" in page.text
@@ -213,10 +258,15 @@ def test_guessing_is_slow_and_says_so(store, clock):
     people.add_admin(store, "ada", "a long password")
     visitor = Visitor(store, limits=Limits(login=3, token=2, answer=2))
     visitor.get("/admin/login")
-    codes = [visitor.send({"name": "ada", "password": str(n)}, ending="/admin/login").status_code for n in range(3)]
+    codes = [
+        visitor.send({"name": "ada", "password": str(n)}, ending="/admin/login").status_code
+        for n in range(3)
+    ]
     assert codes == [403] * 3
     token = visitor.csrf
-    page = visitor.post("/admin/login", {"csrf": token, "name": "ada", "password": "a long password"})
+    page = visitor.post(
+        "/admin/login", {"csrf": token, "name": "ada", "password": "a long password"}
+    )
     assert page.status_code == 429
     assert page.headers["retry-after"] == "60"
     assert "Wait 60 seconds" in page.text
@@ -224,7 +274,9 @@ def test_guessing_is_slow_and_says_so(store, clock):
     assert codes == [403, 403, 429]
     clock.time += 61
     visitor.get("/admin/login")
-    assert visitor.send({"name": "ada", "password": "a long password"}, ending="/admin/login").status_code in (200, 404)
+    assert visitor.send(
+        {"name": "ada", "password": "a long password"}, ending="/admin/login"
+    ).status_code in (200, 404)
 
 
 def test_answers_are_limited_for_a_session(store, clock):
@@ -242,7 +294,17 @@ def test_answers_are_limited_for_a_session(store, clock):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nosuch", "/work", "/static/style.css", "/static/nosuch", "/admin/login", "/invite/x", "/work/1/2/3"]
+    "path",
+    [
+        "/",
+        "/nosuch",
+        "/work",
+        "/static/style.css",
+        "/static/nosuch",
+        "/admin/login",
+        "/invite/x",
+        "/work/1/2/3",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_every_response_carries_the_headers(store, path, method):
@@ -263,7 +325,10 @@ def test_an_error_of_ours_is_a_page_with_the_headers_and_without_the_cause(store
     assert page.headers["content-security-policy"] == POLICY
     assert "broke on our side" in page.text
     assert "Traceback" not in page.text
-    assert visitor.get("/work/1/1", headers={"Accept": "application/json"}).json()["error"] == "something broke on our side."
+    assert (
+        visitor.get("/work/1/1", headers={"Accept": "application/json"}).json()["error"]
+        == "something broke on our side."
+    )
 
 
 @pytest.mark.parametrize("table", ["annotator", "login", "item"])
@@ -279,13 +344,20 @@ def test_a_database_that_fails_is_told_as_such(store, table):
 
 
 def test_cookies_are_tied_to_the_host_under_https(store):
-    for base, name in (("https://rate.example", "__Host-laurel"), ("http://127.0.0.1:8000", "laurel")):
+    for base, name in (
+        ("https://rate.example", "__Host-laurel"),
+        ("http://127.0.0.1:8000", "laurel"),
+    ):
         client = TestClient(create_app(store, public_url=base), base_url=base)
         _, token = people.invite(store)
         page = client.get(f"/invite/{token}").text
         csrf = re.search(r'name="csrf" value="([^"]+)', page)[1]
-        said = client.post(f"/invite/{token}", data={"csrf": csrf}, follow_redirects=False).headers.get_list("set-cookie")
-        (cookie,) = [line for line in said if line.startswith(f"{name}=") and "Max-Age=0" not in line]
+        said = client.post(
+            f"/invite/{token}", data={"csrf": csrf}, follow_redirects=False
+        ).headers.get_list("set-cookie")
+        (cookie,) = [
+            line for line in said if line.startswith(f"{name}=") and "Max-Age=0" not in line
+        ]
         assert "HttpOnly" in cookie
         assert "SameSite=lax" in cookie
         assert "Path=/" in cookie
@@ -296,7 +368,10 @@ def test_cookies_are_tied_to_the_host_under_https(store):
 def test_a_form_that_is_too_long_or_no_form_is_refused(store):
     visitor, action, fields = at_work(store)
     assert visitor.post(action, {**fields, "rationale": "x" * 30_000}).status_code == 422
-    assert visitor.post(action, {**fields, "rationale": "x" * (security.LARGEST + 1)}).status_code == 413
+    assert (
+        visitor.post(action, {**fields, "rationale": "x" * (security.LARGEST + 1)}).status_code
+        == 413
+    )
     assert visitor.keep(visitor.client.post(action, json=fields)).status_code == 415
     many = {**fields, **{f"rank_{n}": "1" for n in range(2000)}}
     assert visitor.post(action, many).status_code in (400, 413, 422, 200)
@@ -324,13 +399,17 @@ def test_coordinators_and_annotators_keep_to_their_pages(store):
 
 
 def paths(app, method):
-    """Every address of the application's own pages that takes a method, with something in the place of its parameters."""
+    """Every address of the application's own pages that takes a method, with something in the place
+    of its parameters.
+    """
     todo, found = list(app.routes), []
     while todo:
         route = todo.pop()
         if isinstance(route, Mount):
             todo += route.routes if not route.path.startswith(("/api", "/static")) else []
-            assert route.path.startswith(("/api", "/static")) or route.path == "", "a mounted part that this test does not walk"
+            assert route.path.startswith(("/api", "/static")) or route.path == "", (
+                "a mounted part that this test does not walk"
+            )
         elif method in (route.methods or ()):
             found.append(re.sub(r"{(\w+)(:\w+)?}", "1", route.path))
     return sorted(found)
@@ -365,10 +444,23 @@ def test_a_browser_that_goes_away_in_the_middle_of_a_form_is_no_error(store):
     async def send(message):
         sent.append(message)
 
-    headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", b"99")]
+    headers = [
+        (b"host", b"127.0.0.1:8000"),
+        (b"content-type", b"application/x-www-form-urlencoded"),
+        (b"content-length", b"99"),
+    ]
     scope = {
-        "type": "http", "method": "POST", "path": "/logout", "headers": headers, "query_string": b"", "scheme": "http",
-        "http_version": "1.1", "server": ("127.0.0.1", 8000), "client": ("127.0.0.1", 1), "root_path": "", "raw_path": b"/logout",
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/logout",
+        "headers": headers,
+        "query_string": b"",
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 1),
+        "root_path": "",
+        "raw_path": b"/logout",
+    }
     anyio.run(app, scope, receive, send)
     assert sent == []

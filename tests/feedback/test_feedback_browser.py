@@ -1,4 +1,6 @@
-"""The pages in a real Chromium: by mouse, by keyboard alone, without scripts; a server that dies; other sites; people who see badly."""
+"""The pages in a real Chromium: by mouse, by keyboard alone, without scripts; a server that dies;
+other sites; people who see badly.
+"""
 
 import http.client
 import http.server
@@ -19,28 +21,43 @@ from feedback_server import free_port
 from processes import begin
 from sqlalchemy import select
 
-from laurel.feedback import people
-from laurel.feedback.assign import Answer, Desk
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Assignment, Draft, Event, Item, Response, Vote
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.tables import Assignment, Draft, Event, Item, Response, Vote
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 SHOTS = os.environ.get("LAUREL_SHOTS")
 """A folder for pictures of every page."""
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None, reason="no Chromium (apt install chromium) or no playwright (pip)"
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="no Chromium (apt install chromium) or no playwright (pip)",
 )
 
 
 def serve(path, port):
-    """What the process of a server does. Its clock is as many seconds off as the file beside the database says."""
+    """What the process of a server does. Its clock is as many seconds off as the file beside the
+    database says.
+    """
     import uvicorn
 
-    from laurel.feedback.web.app import create_app
+    from laurel_feedback.web.app import create_app
 
     off = Path(path).with_suffix(".off")
     store = Store(path, now=lambda: time.time() + (float(off.read_text()) if off.exists() else 0.0))
-    uvicorn.run(create_app(store, public_url=f"http://127.0.0.1:{port}"), host="127.0.0.1", port=port, log_level="error")
+    uvicorn.run(
+        create_app(store, public_url=f"http://127.0.0.1:{port}"),
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+    )
 
 
 class Server:
@@ -106,12 +123,22 @@ def context(chromium):
 
 @pytest.fixture
 def tab(context):
-    """A page that fails the test when a script breaks, a policy is hurt, an alert opens or anything is asked of another host."""
+    """A page that fails the test when a script breaks, a policy is hurt, an alert opens or anything
+    is asked of another host.
+    """
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
+    page.on(
+        "console",
+        lambda message: wrong.append(message.text) if "Content Security" in message.text else None,
+    )
     page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: None if request.url.startswith("http://127.0.0.1:") else wrong.append(request.url))
+    page.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith("http://127.0.0.1:") else wrong.append(request.url)
+        ),
+    )
     yield page
     assert wrong == []
 
@@ -128,14 +155,18 @@ def come_in(page, store, server, **more):
 
 
 def test_the_browser_is_closed_and_opened_again(disk, server, tmp_path):
-    """The session is still there; on another device, and after the session's end, the code from the first page opens the work."""
+    """The session is still there; on another device, and after the session's end, the code from the
+    first page opens the work.
+    """
     from playwright.sync_api import sync_playwright
 
     rich_batch(disk)
     with sync_playwright() as playwright:
 
         def opened(folder):
-            made = playwright.chromium.launch_persistent_context(str(tmp_path / folder), executable_path=CHROMIUM, args=["--no-sandbox"])
+            made = playwright.chromium.launch_persistent_context(
+                str(tmp_path / folder), executable_path=CHROMIUM, args=["--no-sandbox"]
+            )
             made.set_default_timeout(15_000)
             return made, made.new_page()
 
@@ -184,27 +215,40 @@ def test_thirty_people_at_one_address(chromium, disk, server):
         come_in(page, disk, server)
         page.wait_for_url("**/work")
         own.close()
-    assert time.monotonic() - began < 300  # of the limits' minutes each may have its share; none was refused
+    assert (
+        time.monotonic() - began < 300
+    )  # of the limits' minutes each may have its share; none was refused
 
 
 def knock(server, address, count):
     """So many wrong passwords for ada from an address of this machine; the statuses."""
     statuses = []
     for n in range(count):
-        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15, source_address=(address, 0))
+        line = http.client.HTTPConnection(
+            "127.0.0.1", server.port, timeout=15, source_address=(address, 0)
+        )
         line.request("GET", "/admin/login")
         page = line.getresponse()
         cookie, text = page.headers["set-cookie"].split(";")[0], page.read().decode()
         csrf = re.search(r'name="csrf" value="([^"]+)', text)[1]
-        body = urllib.parse.urlencode({"csrf": csrf, "name": "ada", "password": f"a wrong guess {n}"})
-        line.request("POST", "/admin/login", body, {"content-type": "application/x-www-form-urlencoded", "cookie": cookie})
+        body = urllib.parse.urlencode(
+            {"csrf": csrf, "name": "ada", "password": f"a wrong guess {n}"}
+        )
+        line.request(
+            "POST",
+            "/admin/login",
+            body,
+            {"content-type": "application/x-www-form-urlencoded", "cookie": cookie},
+        )
         statuses.append(line.getresponse().status)
         line.close()
     return statuses
 
 
 def test_a_coordinator_comes_in_while_others_guess(disk, server, tab):
-    """Wrong passwords from four addresses, the coordinator's own among them: a browser that was in before comes in."""
+    """Wrong passwords from four addresses, the coordinator's own among them: a browser that was in
+    before comes in.
+    """
     people.add_admin(disk, "ada", "a long password")
 
     def log_in():
@@ -222,7 +266,9 @@ def test_a_coordinator_comes_in_while_others_guess(disk, server, tab):
 
 
 def test_work_goes_on_when_the_clock_is_set_back_a_day(disk, server, tab, chromium):
-    """The answer is taken, and a sample that somebody has left is free after the usual quarter of an hour, not after a day."""
+    """The answer is taken, and a sample that somebody has left is free after the usual quarter of
+    an hour, not after a day.
+    """
     rich_batch(disk, items=2, target_votes=1, lease_minutes=15)
     come_in(tab, disk, server)
     tab.goto(f"{server.url}/work/1")
@@ -262,7 +308,15 @@ def best(page):
 
 
 def test_the_walk_by_mouse(disk, server, tab):
-    rich_batch(disk, items=7, hit_size=6, kinds={0: "check"}, needs_check=True, pay_per_item=0.5, rationale="optional")
+    rich_batch(
+        disk,
+        items=7,
+        hit_size=6,
+        kinds={0: "check"},
+        needs_check=True,
+        pay_per_item=0.5,
+        rationale="optional",
+    )
     come_in(tab, disk, server)
     tab.get_by_role("link", name="To the questions").click()
     tab.get_by_label(f"Response {best(tab) + 1}").check()
@@ -296,7 +350,15 @@ def tab_to(page, selector):
 
 
 def test_the_walk_by_keyboard_alone(disk, server, tab):
-    rich_batch(disk, items=7, hit_size=6, kinds={0: "check"}, needs_check=True, allow_tie=True, rationale="optional")
+    rich_batch(
+        disk,
+        items=7,
+        hit_size=6,
+        kinds={0: "check"},
+        needs_check=True,
+        allow_tie=True,
+        rationale="optional",
+    )
     _, token = people.invite(disk)
     tab.goto(f"{server.url}/invite/{token}")
     press = tab.keyboard.press
@@ -342,7 +404,9 @@ def test_the_walk_by_keyboard_alone(disk, server, tab):
     tab.wait_for_url("**/finished")
     assert len(votes(disk)) == 6
     with disk.read() as session:
-        assert "1 s n d ? are letters here" in {vote.rationale for vote in session.scalars(select(Vote))}
+        assert "1 s n d ? are letters here" in {
+            vote.rationale for vote in session.scalars(select(Vote))
+        }
 
 
 @pytest.mark.parametrize("by", ["keys", "tab"])
@@ -363,7 +427,9 @@ def test_ranking_by_keyboard_with_ties(disk, server, tab, by):
             tab.keyboard.press("Space")
             for _ in range(rank - 1):
                 tab.keyboard.press("ArrowRight")
-    shown = [tab.locator(f"input[name=rank_{slot}]:checked").get_attribute("value") for slot in range(4)]
+    shown = [
+        tab.locator(f"input[name=rank_{slot}]:checked").get_attribute("value") for slot in range(4)
+    ]
     assert shown == ["2", "1", "3", "2"]
     tab_to(tab, "#submit")
     tab.keyboard.press("Enter")
@@ -372,7 +438,9 @@ def test_ranking_by_keyboard_with_ties(disk, server, tab, by):
         vote = session.scalar(select(Vote))
         assert [vote.ranking[place] for place in vote.assignment.order] == [2, 1, 3, 2]
     tab.goto(f"{server.url}/work/1/1")  # and it comes back as it was given
-    assert [tab.locator(f"input[name=rank_{slot}]:checked").get_attribute("value") for slot in range(4)] == shown
+    assert [
+        tab.locator(f"input[name=rank_{slot}]:checked").get_attribute("value") for slot in range(4)
+    ] == shown
 
 
 def test_the_walk_without_scripts(disk, server, chromium):
@@ -394,7 +462,10 @@ def test_the_walk_without_scripts(disk, server, chromium):
     context.close()
 
 
-@pytest.mark.parametrize("when", ["dead before the click", "dies with the request in hand", "dies after the commit", "offline"])
+@pytest.mark.parametrize(
+    "when",
+    ["dead before the click", "dies with the request in hand", "dies after the commit", "offline"],
+)
 def test_an_answer_survives_a_server_or_a_net_that_dies(disk, server, tab, context, when):
     rich_batch(disk, items=2, hit_size=2, rationale="optional")
     come_in(tab, disk, server)
@@ -423,7 +494,9 @@ def test_an_answer_survives_a_server_or_a_net_that_dies(disk, server, tab, conte
         server.kill()
     tab.get_by_text("Your answer is safe in this browser").wait_for()
     assert len(votes(disk)) == (1 if when == "dies after the commit" else 0)
-    assert tab.evaluate("Object.keys(localStorage).some(name => name.startsWith('laurel-outbox-annotator'))")
+    assert tab.evaluate(
+        "Object.keys(localStorage).some(name => name.startsWith('laurel-outbox-annotator'))"
+    )
     if when == "dies after the commit":
         assert lost == [200]
         tab.unroute("**/answer")
@@ -482,14 +555,18 @@ def test_two_tabs_at_two_processes_share_one_list(disk, server, tab, context, tm
         come_in(tab, disk, server)
         second = context.new_page()
         tab.goto(f"{server.url}/work/1")
-        second.goto(f"{other.url}/work/1")  # cookies know no ports: the same session at the other process
+        second.goto(
+            f"{other.url}/work/1"
+        )  # cookies know no ports: the same session at the other process
         assert second.url.endswith("/work/1/1")
         tab.get_by_label("Response 1 is better").check()
         tab.get_by_role("button", name="Submit and go on").click()
         tab.wait_for_url("**/work/1/2")
         second.get_by_label("Response 2 is better").check()
         second.get_by_role("button", name="Submit and go on").click()
-        second.get_by_text("was answered meanwhile").wait_for()  # it does not overwrite the first in silence
+        second.get_by_text(
+            "was answered meanwhile"
+        ).wait_for()  # it does not overwrite the first in silence
         second.goto(f"{other.url}/work/1/1")
         second.get_by_text("You have marked this sample").wait_for()
         second.get_by_label("Response 1 is better").check()
@@ -497,7 +574,9 @@ def test_two_tabs_at_two_processes_share_one_list(disk, server, tab, context, tm
         second.wait_for_url("**/work/1/2")
         with disk.read() as session:
             rows = session.scalars(select(Vote).order_by(Vote.id)).all()
-            assert len({row.assignment_id for row in rows}) == 1  # both spoke of sample 1: two revisions of one answer
+            assert (
+                len({row.assignment_id for row in rows}) == 1
+            )  # both spoke of sample 1: two revisions of one answer
             held = session.scalars(select(Assignment.state).order_by(Assignment.seq)).all()
             assert held == ["submitted", "leased"]
     finally:
@@ -510,7 +589,7 @@ def test_drafts_signs_of_life_and_pasting(disk, server, tab):
     tab.goto(f"{server.url}/work/1")
     area = tab.get_by_label("Why?")
     area.fill("12345")
-    paste = "t => { const d = new DataTransfer(); d.setData('text', t); document.getElementById('rationale').dispatchEvent(new ClipboardEvent('paste', {clipboardData: d, bubbles: true})); }"  # noqa: E501
+    paste = "t => { const d = new DataTransfer(); d.setData('text', t); document.getElementById('rationale').dispatchEvent(new ClipboardEvent('paste', {clipboardData: d, bubbles: true})); }"
     tab.evaluate(paste, "out of nowhere")
     area.fill("1234567890 out of nowhere")
 
@@ -562,13 +641,20 @@ def test_logging_out_wipes_what_the_browser_keeps(disk, server, tab):
 
 
 def test_another_site_cannot_send_a_form(disk, server, tab, context):
-    """Another port of the same host gets the cookie along, as other sites' top-level GETs do; the form is refused all the same."""
+    """Another port of the same host gets the cookie along, as other sites' top-level GETs do; the
+    form is refused all the same.
+    """
     rich_batch(disk, items=2)
     come_in(tab, disk, server)
     tab.goto(f"{server.url}/work/1")
     action = tab.locator("#form").get_attribute("action")
-    csrf, key = tab.locator("#form input[name=csrf]").input_value(), tab.locator("#form input[name=key]").input_value()
-    fields = "".join(f"<input name={k} value='{v}'>" for k, v in {"csrf": csrf, "key": key, "rating": 1}.items())
+    csrf, key = (
+        tab.locator("#form input[name=csrf]").input_value(),
+        tab.locator("#form input[name=key]").input_value(),
+    )
+    fields = "".join(
+        f"<input name={k} value='{v}'>" for k, v in {"csrf": csrf, "key": key, "rating": 1}.items()
+    )
     evil = f"<form method=post action='{server.url}{action}'>{fields}<button>Win</button></form>".encode()
 
     class Evil(http.server.BaseHTTPRequestHandler):
@@ -599,7 +685,10 @@ def test_another_site_cannot_send_a_form(disk, server, tab, context):
     assert len(votes(disk)) == 1
 
 
-NASTY = "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)><svg/onload=alert(3)> ![p](https://evil.example/p.png)"
+NASTY = (
+    "<script>alert(1)</script><img src=https://evil.example/x"
+    " onerror=alert(2)><svg/onload=alert(3)> ![p](https://evil.example/p.png)"
+)
 
 
 @pytest.mark.parametrize("markdown", [False, True])
@@ -631,13 +720,28 @@ def axe_script():
 
 
 LONG = "Water boils at a lower temperature on a mountain, because the air presses less on it. " * 6
-CODE = "Use a loop:\n\n```\nfor i in range(3):\n    print(i)\n```\n\n1. first\n2. second\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nSee [here](https://a.b)."
+CODE = (
+    "Use a loop:\n\n```\nfor i in range(3):\n    print(i)\n```\n\n1. first\n2. second\n\n| a | b"
+    " |\n|---|---|\n| 1 | 2 |\n\nSee [here](https://a.b)."
+)
 
 
 def every_page(store, server, page):
     """Walk over every page of the annotators, one name each."""
-    rich_batch(store, items=9, hit_size=6, kinds={0: "check", 1: "training"}, needs_check=True, pay_per_item=0.45, helpfulness=True,
-               presentation=True, rationale="optional", markdown=True, allow_tie=True, harm={2: ["violence"], 3: ["violence"]})  # fmt: skip
+    rich_batch(
+        store,
+        items=9,
+        hit_size=6,
+        kinds={0: "check", 1: "training"},
+        needs_check=True,
+        pay_per_item=0.45,
+        helpfulness=True,
+        presentation=True,
+        rationale="optional",
+        markdown=True,
+        allow_tie=True,
+        harm={2: ["violence"], 3: ["violence"]},
+    )
     rich_batch(store, items=2, responses=4, name="ranks", form="ranking")
     with store.write() as session:
         for row in session.scalars(select(Response)):
@@ -647,7 +751,12 @@ def every_page(store, server, page):
     for n in range(9):
         pin(store, f"batch-{n}", reason="The second is true; the first only sounds so.")
     _, token = people.invite(store)
-    for name, path in (("start", "/"), ("login", "/admin/login"), ("error", "/nosuch"), ("invite", f"/invite/{token}")):
+    for name, path in (
+        ("start", "/"),
+        ("login", "/admin/login"),
+        ("error", "/nosuch"),
+        ("invite", f"/invite/{token}"),
+    ):
         page.goto(f"{server.url}{path}")
         yield name
     page.get_by_role("button", name="Come in").click()
@@ -689,7 +798,12 @@ def every_page(store, server, page):
     yield "refused"
     page.goto(f"{server.url}/work/2")
     yield "ranking"
-    for name, path in (("finished", "/work/1/finished"), ("mine", "/mine"), ("guidelines", "/guidelines"), ("withdraw", "/mine/withdraw")):
+    for name, path in (
+        ("finished", "/work/1/finished"),
+        ("mine", "/mine"),
+        ("guidelines", "/guidelines"),
+        ("withdraw", "/mine/withdraw"),
+    ):
         page.goto(f"{server.url}{path}")
         yield name
     page.get_by_label("Yes, I am sure").check()
@@ -699,7 +813,9 @@ def every_page(store, server, page):
 
 def coordinators_pages(store, server, page):
     """Every page of the coordinators, on a batch with some answers."""
-    batch = rich_batch(store, items=6, harm={1: ["violence"]}, pay_per_item=0.5, rationale="optional")
+    batch = rich_batch(
+        store, items=6, harm={1: ["violence"]}, pay_per_item=0.5, rationale="optional"
+    )
     people.add_admin(store, "ada", "a long password")
     for number in range(3):
         name, token = people.invite(store, f"person {number}")
@@ -707,14 +823,36 @@ def coordinators_pages(store, server, page):
         people.consent(store, me, "keep 1")
         desk = Desk(store, me, batch)
         while (sample := desk.next()) is not None:
-            desk.submit(sample.id, Answer(rating=1 + (number + sample.seq) % 4, rationale="because"), f"key-{number}-{sample.seq}")
+            desk.submit(
+                sample.id,
+                Answer(rating=1 + (number + sample.seq) % 4, rationale="because"),
+                f"key-{number}-{sample.seq}",
+            )
     page.goto(f"{server.url}/admin/login")
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("a long password")
     page.get_by_role("button", name="Log in").click()
     one = f"/admin/batches/{batch}"
-    of_batch = ("", "/settings", "/words", "/agreement", "/annotators", f"/annotators/{name}", "/items", "/items/batch-1")
-    others = ("/batches/new", "/people", "/disputes", "/guidelines", "/keys", "/demographics", "/activity", "/audit")
+    of_batch = (
+        "",
+        "/settings",
+        "/words",
+        "/agreement",
+        "/annotators",
+        f"/annotators/{name}",
+        "/items",
+        "/items/batch-1",
+    )
+    others = (
+        "/batches/new",
+        "/people",
+        "/disputes",
+        "/guidelines",
+        "/keys",
+        "/demographics",
+        "/activity",
+        "/audit",
+    )
     for path in ("/admin", *(one + end for end in of_batch), *(f"/admin{end}" for end in others)):
         assert page.goto(f"{server.url}{path}").status == 200, path
         yield path.replace(name, "somebody").replace("/", "-")[1:]
@@ -734,9 +872,11 @@ WINDOWS = ((1200, "light"), (320, "dark"), (320, "light"), (1200, "dark"))
 @pytest.mark.parametrize("walk", [every_page, coordinators_pages])
 @pytest.mark.parametrize("each", [1, pytest.param(4, marks=pytest.mark.whole)])
 def test_every_page_can_be_read_by_everyone(disk, server, chromium, walk, each):
-    """No serious or critical finding of axe-core, contrast included, and nothing wider than the window. Walked in the narrow dark one.
+    """No serious or critical finding of axe-core, contrast included, and nothing wider than the
+    window. Walked in the narrow dark one.
 
-    each: in how many windows a page is looked at: in one of the first two, one page after the other, or in all four.
+    each: in how many windows a page is looked at: in one of the first two, one page after the
+    other, or in all four.
     """
     axe = axe_script()
     context = chromium.new_context(viewport={"width": 320, "height": 800}, color_scheme="dark")
@@ -763,7 +903,10 @@ def test_every_page_can_be_read_by_everyone(disk, server, chromium, walk, each):
 
 def test_axe_sees_what_is_wrong(disk, server, tab):
     tab.goto(f"{server.url}/")
-    tab.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<button></button><img src=/static/icon.svg>')")
+    tab.evaluate(
+        "document.querySelector('main').insertAdjacentHTML('beforeend', '<button></button><img"
+        " src=/static/icon.svg>')"
+    )
     tab.evaluate(axe_script())
     result = tab.evaluate("axe.run(document)")
     assert {"button-name", "image-alt"} <= {rule["id"] for rule in result["violations"]}

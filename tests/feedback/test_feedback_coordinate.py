@@ -1,4 +1,6 @@
-"""The coordinators' pages with real votes in them: what they show, what they change, and who may not come in."""
+"""The coordinators' pages with real votes in them: what they show, what they change, and who may
+not come in.
+"""
 
 import json
 import re
@@ -9,22 +11,47 @@ from feedback_votes import put, put_llmfao, tell
 from sqlalchemy import select
 from starlette.routing import Route
 
-from laurel.feedback import people, product
-from laurel.feedback.analysis import analyse
-from laurel.feedback.audit import record
-from laurel.feedback.ballots import batch_poll
-from laurel.feedback.sections import sign
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.tables import Annotator, ApiKey, Assignment, Audit, Batch, Demographic, Dispute, Guideline, Item, Ruling
-from laurel.feedback.web.coordinate import FIELDS, form_rows, routes
 from laurel.measure.annotators import SIGNS
+from laurel_feedback.exchange import product
+from laurel_feedback.statistics.analysis import analyse
+from laurel_feedback.statistics.ballots import batch_poll
+from laurel_feedback.statistics.sections import sign
+from laurel_feedback.store import people
+from laurel_feedback.store.audit import record
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import (
+    Annotator,
+    ApiKey,
+    Assignment,
+    Audit,
+    Batch,
+    Demographic,
+    Dispute,
+    Guideline,
+    Item,
+    Ruling,
+)
+from laurel_feedback.web.coordinate import FIELDS, form_rows, routes
 
 PAGES = (
-    "/admin", "/admin/batches/new", "/admin/batches/1", "/admin/batches/1/settings", "/admin/batches/1/words",
-    "/admin/batches/1/agreement", "/admin/batches/1/annotators", "/admin/batches/1/annotators/w1", "/admin/batches/1/items",
-    "/admin/batches/1/items/i1", "/admin/people", "/admin/disputes", "/admin/guidelines", "/admin/keys", "/admin/demographics",
-    "/admin/activity", "/admin/audit",
-)  # fmt: skip
+    "/admin",
+    "/admin/batches/new",
+    "/admin/batches/1",
+    "/admin/batches/1/settings",
+    "/admin/batches/1/words",
+    "/admin/batches/1/agreement",
+    "/admin/batches/1/annotators",
+    "/admin/batches/1/annotators/w1",
+    "/admin/batches/1/items",
+    "/admin/batches/1/items/i1",
+    "/admin/people",
+    "/admin/disputes",
+    "/admin/guidelines",
+    "/admin/keys",
+    "/admin/demographics",
+    "/admin/activity",
+    "/admin/audit",
+)
 HOSTILE = "<b>hostile</b>"
 
 
@@ -40,17 +67,44 @@ def chief(store):
 
 @pytest.fixture
 def filled(store):
-    """A batch with votes of eight people, gold, harm, reasons and hostile texts; its number is 1."""
-    items = {f"i{n}": {"harm": ["hate"] if n < 3 else [], "texts": (f"{HOSTILE} {n}", "fine text"), "prompt": HOSTILE} for n in range(20)}
-    items |= {"g": {"kind": "gold", "gold": 0}, "told": {"texts": ("As an AI language model by OpenAI", "x")}}
-    votes = [{"item": f"i{n}", "who": f"w{w}", "rating": (1, 4, 2, 3)[(n * w + n) % 4], "order": ([0, 1], [1, 0])[(n + w) % 2],
-              "seconds": 40 + w, "rationale": HOSTILE if w == 1 else ""} for n in range(20) for w in range(8)]  # fmt: skip
-    votes += [{"item": "g", "who": "w1", "rating": 4, "seconds": 20}, {"item": "i1", "who": "w1", "rating": 1, "repeat": 1}]
+    """A batch with votes of eight people, gold, harm, reasons and hostile texts; its number
+    is 1.
+    """
+    items = {
+        f"i{n}": {
+            "harm": ["hate"] if n < 3 else [],
+            "texts": (f"{HOSTILE} {n}", "fine text"),
+            "prompt": HOSTILE,
+        }
+        for n in range(20)
+    }
+    items |= {
+        "g": {"kind": "gold", "gold": 0},
+        "told": {"texts": ("As an AI language model by OpenAI", "x")},
+    }
+    votes = [
+        {
+            "item": f"i{n}",
+            "who": f"w{w}",
+            "rating": (1, 4, 2, 3)[(n * w + n) % 4],
+            "order": ([0, 1], [1, 0])[(n + w) % 2],
+            "seconds": 40 + w,
+            "rationale": HOSTILE if w == 1 else "",
+        }
+        for n in range(20)
+        for w in range(8)
+    ]
+    votes += [
+        {"item": "g", "who": "w1", "rating": 4, "seconds": 20},
+        {"item": "i1", "who": "w1", "rating": 1, "repeat": 1},
+    ]
     put(store, votes, items=items, pay_per_item=0.2, pay_floor=10, expected_seconds=60)
     tell(store, {f"w{w}": {"gender": "woman" if w < 6 else "man"} for w in range(8)})
     with store.write() as session:
         gold = session.scalar(select(Assignment.id).where(Assignment.item_id == "g"))
-        session.add(Dispute(assignment_id=gold, text=f"{HOSTILE}: it is wrong", made_at=store.now()))
+        session.add(
+            Dispute(assignment_id=gold, text=f"{HOSTILE}: it is wrong", made_at=store.now())
+        )
     return store
 
 
@@ -91,13 +145,29 @@ def test_every_form_asks_for_its_token_and_for_a_coordinator(filled, chief):
     posts = [r.path for r in all_routes(site) if "POST" in r.methods]
     assert len(posts) >= 14
     for path in posts:
-        whole = re.sub(r"\{\w+:\w+\}", "1", path).replace("{item}", "i1").replace("{pseudonym}", "w1").replace("{assignment}", "x")
+        whole = (
+            re.sub(r"\{\w+:\w+\}", "1", path)
+            .replace("{item}", "i1")
+            .replace("{pseudonym}", "w1")
+            .replace("{assignment}", "x")
+        )
         for data in ({}, {"csrf": "wrong"}):
-            assert chief.post(whole, data={"name": "n", "text": "t", "asked": "1", **data}).status_code == 403, whole
+            assert (
+                chief.post(whole, data={"name": "n", "text": "t", "asked": "1", **data}).status_code
+                == 403
+            ), whole
         foreign = {"origin": "https://elsewhere.example"}
-        assert chief.post(whole, data={"csrf": chief_csrf, "name": "n", "asked": "1"}, headers=foreign).status_code == 403
+        assert (
+            chief.post(
+                whole, data={"csrf": chief_csrf, "name": "n", "asked": "1"}, headers=foreign
+            ).status_code
+            == 403
+        )
         worker.get("/mine")
-        assert worker.post(whole, data={"csrf": worker.csrf, "name": "n", "asked": "1"}).status_code == 403
+        assert (
+            worker.post(whole, data={"csrf": worker.csrf, "name": "n", "asked": "1"}).status_code
+            == 403
+        )
         assert Visitor(filled).post(whole, data={"name": "n"}).status_code == 403
     assert counts(filled) == before
 
@@ -108,7 +178,10 @@ def counts(store):
         return (
             [b.state for b in session.scalars(select(Batch))],
             [a.state for a in session.scalars(select(Annotator)) if a.pseudonym.startswith("w")],
-            [len(session.scalars(select(table)).all()) for table in (Batch, Guideline, ApiKey, Ruling)],
+            [
+                len(session.scalars(select(table)).all())
+                for table in (Batch, Guideline, ApiKey, Ruling)
+            ],
             [d.state for d in session.scalars(select(Dispute))],
         )
 
@@ -119,7 +192,10 @@ def test_the_agreement_page_has_the_numbers_of_the_analysis(filled, chief):
     for name, value in found.agreement.items():
         shown = "undefined" if value.value is None else f"{value.value:.3f}"
         span = "-" if value.low is None else f"{value.low:.3f} to {value.high:.3f}"
-        cell = f'<td>{name.replace(chr(39), "&#39;")}</td><td class="number">{shown}</td><td class="number">{span}</td>'
+        cell = (
+            f'<td>{name.replace(chr(39), "&#39;")}</td><td class="number">{shown}</td><td'
+            f' class="number">{span}</td>'
+        )
         assert cell in html
         assert value.value is not None or "because " in html
     for score in found.models.scores:
@@ -137,39 +213,70 @@ def test_the_panel_has_the_signs_side_by_side_and_no_score(filled, chief):
     for skill in found.skills:
         assert f"{100 * skill.reliability:.1f} %" in html
     assert "no consequence" in html
-    assert not re.search(r"<form[^>]*action=\"/admin/(people|batches)[^\"]*(ban|block|reject|withdraw|close)", html)
+    assert not re.search(
+        r"<form[^>]*action=\"/admin/(people|batches)[^\"]*(ban|block|reject|withdraw|close)", html
+    )
     one = chief.get("/admin/batches/1/annotators/w1").text
     assert "gold" in one
     assert "0/1" in html  # the gold item that w1 got wrong
     assert chief.get("/admin/batches/1/annotators/nobody").status_code == 404
 
 
-@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.whole)], indirect=True)
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.whole)], indirect=True
+)
 def test_the_agreement_of_nine_thousand_votes(store, chief, shared):
     put_llmfao(store, shared)
     assert "8,931 on 2,139 items" in chief.get("/admin/batches/1/agreement").text
     assert chief.get("/admin/batches/1/annotators").text.count("<tr><th") == 125
-    first = re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=x").text)  # no number: from the first on
+    first = re.findall(
+        r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=x").text
+    )  # no number: from the first on
     assert len(first) == 50
-    assert not set(first) & set(re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=50").text))
+    assert not set(first) & set(
+        re.findall(r'/items/([^"]+)"', chief.get("/admin/batches/1/items?from=50").text)
+    )
 
 
 def test_a_batch_is_made_filled_in_wrongly_and_opened_only_when_it_pays(store, chief):
     assert set(FIELDS) == set(BatchSettings.model_fields)
-    assert [row["name"] for row in form_rows(BatchSettings().model_dump())] == list(BatchSettings.model_fields)
+    assert [row["name"] for row in form_rows(BatchSettings().model_dump())] == list(
+        BatchSettings.model_fields
+    )
     chief.get("/admin/batches/new")
-    chief.send({"name": "pilot", "form": "rating", "rationale": "no", "target_votes": "0", "pay_per_item": "0.1"}, ending="/new")
+    chief.send(
+        {
+            "name": "pilot",
+            "form": "rating",
+            "rationale": "no",
+            "target_votes": "0",
+            "pay_per_item": "0.1",
+        },
+        ending="/new",
+    )
     assert chief.page.status_code == 422
     assert "Votes for each item" in chief.page.text
     assert 'value="pilot"' in chief.page.text  # nothing that was typed is lost
     assert 'value="0.1"' in chief.page.text
-    fields = {"form": "rating", "target_votes": "2", "pay_floor": "12", "expected_seconds": "60", "allow_tie": "1", "rationale": "optional"}
+    fields = {
+        "form": "rating",
+        "target_votes": "2",
+        "pay_floor": "12",
+        "expected_seconds": "60",
+        "allow_tie": "1",
+        "rationale": "optional",
+    }
     assert chief.send(fields, ending="/new").url.path == "/admin/batches/1"
     with store.read() as session:
         batch = session.get(Batch, 1)
         assert (batch.name, batch.state) == ("pilot", "draft")
         assert BatchSettings(**batch.settings) == BatchSettings(
-            target_votes=2, pay_floor=12, expected_seconds=60, allow_tie=True, rationale="optional", pay_per_item=0.1
+            target_votes=2,
+            pay_floor=12,
+            expected_seconds=60,
+            allow_tie=True,
+            rationale="optional",
+            pay_per_item=0.1,
         )
     assert "the pay is 6.00 USD an hour, the floor is 12.00" in chief.page.text
     assert re.search(r"<button disabled>Open", chief.page.text)
@@ -177,7 +284,9 @@ def test_a_batch_is_made_filled_in_wrongly_and_opened_only_when_it_pays(store, c
     assert chief.page.status_code == 409
     assert "floor is 12.00" in chief.page.text
     chief.get("/admin/batches/1/settings")
-    chief.send({"pay_per_item": "0.25", "form": "rating", "rationale": "optional"}, ending="/settings")
+    chief.send(
+        {"pay_per_item": "0.25", "form": "rating", "rationale": "optional"}, ending="/settings"
+    )
     assert "cannot be opened" not in chief.page.text
     chief.send({}, ending="/open")
     assert "no items" in chief.page.text
@@ -191,9 +300,15 @@ def test_measured_pay_below_the_floor_keeps_a_pilot_closed(filled, chief):
     chief.send({}, ending="/close")
     with filled.write() as session:
         batch = session.get(Batch, 1)
-        batch.settings = {**batch.settings, "pay_floor": 18.0, "expected_seconds": 30.0}  # expected 24, measured about 16
+        batch.settings = {
+            **batch.settings,
+            "pay_floor": 18.0,
+            "expected_seconds": 30.0,
+        }  # expected 24, measured about 16
     chief.get("/admin/batches/1")
-    assert re.search(r"cannot be opened: the median vote pays 16\.\d\d USD an hour", chief.page.text)
+    assert re.search(
+        r"cannot be opened: the median vote pays 16\.\d\d USD an hour", chief.page.text
+    )
     assert chief.send({}, ending="/open").status_code == 409
 
 
@@ -210,7 +325,9 @@ def test_words_that_tell_are_held_when_a_batch_opens(filled, chief):
     chief.send({"decision": "serve"}, ending="/words/told")
     with filled.read() as session:
         assert session.get(Item, "told").kind == "normal"
-        said = session.scalars(select(Audit).where(Audit.action == "identity words").order_by(Audit.id))
+        said = session.scalars(
+            select(Audit).where(Audit.action == "identity words").order_by(Audit.id)
+        )
         assert [row.detail["decision"] for row in said] == ["left out", "served"]
 
 
@@ -258,12 +375,16 @@ def test_people_are_invited_renewed_and_withdrawn_at_their_wish(filled, chief):
 
 
 def test_people_are_those_who_were_invited(filled, chief):
-    """Users of applications are counted, not listed, and get no link; people of imported data are folded, with a link."""
+    """Users of applications are counted, not listed, and get no link; people of imported data are
+    folded, with a link.
+    """
     key = product.key_of(filled, product.new_key(filled, "chat"))
     product.thumb(filled, key, "A tree?", ("Laurel.", ""), True, "u")
     with filled.write() as session:
         session.add(Annotator(pseudonym="imported-7", made_at=filled.now()))
-        user = session.scalar(select(Annotator.pseudonym).where(Annotator.consent == people.OF_APPLICATION))
+        user = session.scalar(
+            select(Annotator.pseudonym).where(Annotator.consent == people.OF_APPLICATION)
+        )
     people.invite(filled, pseudonym="grace")
     page = chief.get("/admin/people").text
     assert user.startswith("user-") and user not in page
@@ -272,7 +393,11 @@ def test_people_are_those_who_were_invited(filled, chief):
     assert "/imported-7/renew" in folded and "imported-7" not in above
     assert "/grace/renew" in above and "/w1/renew" in above and "/w1/renew" not in folded
     refused = chief.post(f"/admin/people/{user}/renew", data={"csrf": chief.csrf})
-    assert refused.status_code == 409 and "user of an application" in refused.text and "/invite/" not in refused.text
+    assert (
+        refused.status_code == 409
+        and "user of an application" in refused.text
+        and "/invite/" not in refused.text
+    )
     chief.get("/admin/people")
     chief.send({}, ending="/imported-7/renew")
     assert "/invite/" in chief.page.text and "never invited" not in chief.page.text
@@ -312,32 +437,51 @@ def test_a_key_is_shown_once_and_revoked(filled, chief):
     assert "revoked" in chief.send({}, ending="/1/revoke").text
     with filled.read() as session:
         assert session.get(ApiKey, 1).revoked
-        assert key not in json.dumps([[a.subject, a.detail] for a in session.scalars(select(Audit))])
+        assert key not in json.dumps(
+            [[a.subject, a.detail] for a in session.scalars(select(Audit))]
+        )
 
 
 def test_demographics_are_beside_a_population_small_cells_hidden_and_read_on_record(filled, chief):
     page = chief.get("/admin/demographics?batch=1").text
     assert "fewer than 5, or hidden" in page
-    assert not re.search(r"<td>(wo)?man</td><td[^>]*>\d", page)  # 6 and 2 of 8: the one tells the other
+    assert not re.search(
+        r"<td>(wo)?man</td><td[^>]*>\d", page
+    )  # 6 and 2 of 8: the one tells the other
     with filled.write() as session:
         for row in session.scalars(select(Demographic).where(Demographic.answer == "man")):
             row.answer = "woman"
     for name in ("HH-RLHF", "InstructGPT", "PRISM"):
         assert name in page
-    chief.send({"batch": "1", "reference": '{"gender": {"woman": 0.5, "man": 0.5}}'}, ending="/demographics")
-    assert re.search(r"<td>woman</td><td[^>]*>8</td><td[^>]*>100.0 %</td><td[^>]*>50.0 %<", chief.page.text)
+    chief.send(
+        {"batch": "1", "reference": '{"gender": {"woman": 0.5, "man": 0.5}}'},
+        ending="/demographics",
+    )
+    assert re.search(
+        r"<td>woman</td><td[^>]*>8</td><td[^>]*>100.0 %</td><td[^>]*>50.0 %<", chief.page.text
+    )
     chief.send({"reference": "{"}, ending="/demographics")
     assert chief.page.status_code == 422
     assert "no JSON" in chief.page.text
     assert chief.get("/admin/demographics?batch=99").status_code == 404
     with filled.read() as session:
-        read = [a.actor for a in session.scalars(select(Audit).where(Audit.action == "read demographics"))]
+        read = [
+            a.actor
+            for a in session.scalars(select(Audit).where(Audit.action == "read demographics"))
+        ]
     assert read == ["coordinator ada"] * 3
 
 
 def test_a_flood_of_votes_stands_out_and_is_kept(store, chief, clock):
-    votes = [{"item": f"i{n}", "who": f"u{n % 3}", "rating": 1, "at": clock.time - 3600 * (n // 30)} for n in range(180)]
-    put(store, votes + [{"item": f"i{n}", "who": "flood", "rating": 1, "at": clock.time} for n in range(150)])
+    votes = [
+        {"item": f"i{n}", "who": f"u{n % 3}", "rating": 1, "at": clock.time - 3600 * (n // 30)}
+        for n in range(180)
+    ]
+    put(
+        store,
+        votes
+        + [{"item": f"i{n}", "who": "flood", "rating": 1, "at": clock.time} for n in range(150)],
+    )
     page = chief.get("/admin/activity").text
     assert "<b>1 hours stand out.</b>" in page
     assert re.search(r"flood</th>.*?look\">150<", page)
@@ -359,7 +503,13 @@ def test_the_audit_page_sees_a_changed_row(filled, chief):
     assert "The chain is broken" in chief.page.text
 
 
-@pytest.mark.parametrize("path", [f"/admin/batches/9{rest}" for rest in ("", "/agreement", "/annotators", "/items", "/items/i1", "/words")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/admin/batches/9{rest}"
+        for rest in ("", "/agreement", "/annotators", "/items", "/items/i1", "/words")
+    ],
+)
 def test_a_batch_that_is_not_there_says_so(filled, chief, path):
     assert chief.get(path).status_code == 404
 
@@ -369,7 +519,14 @@ def test_what_keeps_a_batch_shut_and_what_nobody_is_shown_stand_on_its_page(fill
     assert "Items that nobody is shown: 1 gold (gold_share is 0)" in chief.page.text
     with filled.write() as session:
         batch = session.get_one(Batch, 1)
-        batch.state, batch.settings = "draft", {**batch.settings, "needs_check": True, "gold_share": 0.1}
+        batch.state, batch.settings = (
+            "draft",
+            {**batch.settings, "needs_check": True, "gold_share": 0.1},
+        )
     chief.get("/admin/batches/1")
     assert "nobody is shown" not in chief.page.text
-    assert re.search(r"cannot be opened: .*no item of kind check.*--kind check.*<button disabled>Open", chief.page.text, re.DOTALL)
+    assert re.search(
+        r"cannot be opened: .*no item of kind check.*--kind check.*<button disabled>Open",
+        chief.page.text,
+        re.DOTALL,
+    )

@@ -1,4 +1,6 @@
-"""Requests as attackers make them: every route with every kind of nonsense, half requests, floods of the log; a killed parent."""
+"""Requests as attackers make them: every route with every kind of nonsense, half requests, floods
+of the log; a killed parent.
+"""
 
 import json
 import logging
@@ -19,23 +21,83 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from starlette.routing import Mount, Route
 
-from laurel.feedback import people, product
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Assignment, Attempt
-from laurel.feedback.web import edge
-from laurel.feedback.web.connections import RateLimit
+from laurel_feedback.exchange import product
+from laurel_feedback.store import people
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.tables import Annotator, Assignment, Attempt
+from laurel_feedback.web import edge
+from laurel_feedback.web.connections import RateLimit
 
 NASTY = [
-    "", "0", "1", "-1", "2147483648", "9223372036854775808", "9" * 40, "9" * 5000, "1e999", "nan", "true", "null", "tie",
-    "a\0b", "\0", "%00", "\ud800", "x\udfffy", "\ufeff", "é", "日本語", "\u202eevil", "\r\n", "a" * 3000,
-    "'; DROP TABLE vote; --", "<script>", "{{7*7}}", "../../etc/passwd",
-]  # fmt: skip
+    "",
+    "0",
+    "1",
+    "-1",
+    "2147483648",
+    "9223372036854775808",
+    "9" * 40,
+    "9" * 5000,
+    "1e999",
+    "nan",
+    "true",
+    "null",
+    "tie",
+    "a\0b",
+    "\0",
+    "%00",
+    "\ud800",
+    "x\udfffy",
+    "\ufeff",
+    "é",
+    "日本語",
+    "\u202eevil",
+    "\r\n",
+    "a" * 3000,
+    "'; DROP TABLE vote; --",
+    "<script>",
+    "{{7*7}}",
+    "../../etc/passwd",
+]
 NAMES = [
-    "rating", "rationale", "key", "rank_0", "rank_1", "pasted", "votes", "agree", "name", "password", "text", "reason", "kind",
-    "size", "code", "pseudonym", "choice", "user", "until", "signature", "about_age", "opt_out", "asked", "target_votes", "q0",
+    "rating",
+    "rationale",
+    "key",
+    "rank_0",
+    "rank_1",
+    "pasted",
+    "votes",
+    "agree",
+    "name",
+    "password",
+    "text",
+    "reason",
+    "kind",
+    "size",
+    "code",
+    "pseudonym",
+    "choice",
+    "user",
+    "until",
+    "signature",
+    "about_age",
+    "opt_out",
+    "asked",
+    "target_votes",
+    "q0",
     "attempt",
-]  # fmt: skip
-CHARSETS = ["utf-8", "latin-1", "utf-7", "unicode_escape", "nonsense", "base64", "idna", "undefined", "utf-16", ""]
+]
+CHARSETS = [
+    "utf-8",
+    "latin-1",
+    "utf-7",
+    "unicode_escape",
+    "nonsense",
+    "base64",
+    "idna",
+    "undefined",
+    "utf-16",
+    "",
+]
 ORIGINS = [None, "null", "http://[", "http://127.0.0.1:8000", "https://evil.example", "é"]
 
 
@@ -63,27 +125,60 @@ def quoted(text):
 
 def body_of(rng, csrf, key):
     """A body and its type: a form, a form in parts, JSON, or nothing of the kind."""
-    fields = {name: rng.choice(NASTY) for name in rng.sample(NAMES, rng.randint(0, 8))} | ({"csrf": csrf} if rng.random() < 0.9 else {})
+    fields = {name: rng.choice(NASTY) for name in rng.sample(NAMES, rng.randint(0, 8))} | (
+        {"csrf": csrf} if rng.random() < 0.9 else {}
+    )
     kind = rng.random()
     if kind < 0.45:
-        return "&".join(f"{quoted(name)}={quoted(value)}" for name, value in fields.items()).encode(), "application/x-www-form-urlencoded"
+        return (
+            "&".join(f"{quoted(name)}={quoted(value)}" for name, value in fields.items()).encode(),
+            "application/x-www-form-urlencoded",
+        )
     charset = rng.choice(CHARSETS)
     if kind < 0.7:
         mark = "xXxBOUNDARYxXx"
         parts = [
-            bytes_of(f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n') for name, value in fields.items()
+            bytes_of(
+                f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+            )
+            for name, value in fields.items()
         ]
-        return b"".join(parts) + f"--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}; charset={charset}"
+        return (
+            b"".join(parts) + f"--{mark}--\r\n".encode(),
+            f"multipart/form-data; boundary={mark}; charset={charset}",
+        )
     if kind < 0.95:
-        said = {"prompt": rng.choice(NASTY), "responses": [rng.choice(NASTY), {"text": rng.choice(NASTY), "model": rng.choice(NASTY)}],
-                "user": rng.choice(NASTY), "choice": rng.choice([0, 1, "tie", 2**70, -1, None]), "up": rng.choice([True, 1, "x"]),
-                "response": rng.choice(NASTY)}  # fmt: skip
-        return json.dumps({name: said[name] for name in rng.sample(sorted(said), rng.randint(0, 6))}).encode(), "application/json"
-    return rng.randbytes(50), rng.choice(["text/plain", "multipart/form-data", f"application/x-www-form-urlencoded; charset={charset}", ""])
+        said = {
+            "prompt": rng.choice(NASTY),
+            "responses": [
+                rng.choice(NASTY),
+                {"text": rng.choice(NASTY), "model": rng.choice(NASTY)},
+            ],
+            "user": rng.choice(NASTY),
+            "choice": rng.choice([0, 1, "tie", 2**70, -1, None]),
+            "up": rng.choice([True, 1, "x"]),
+            "response": rng.choice(NASTY),
+        }
+        return (
+            json.dumps(
+                {name: said[name] for name in rng.sample(sorted(said), rng.randint(0, 6))}
+            ).encode(),
+            "application/json",
+        )
+    return rng.randbytes(50), rng.choice(
+        [
+            "text/plain",
+            "multipart/form-data",
+            f"application/x-www-form-urlencoded; charset={charset}",
+            "",
+        ]
+    )
 
 
 def storm(store, count, seed, caplog):
-    """So many random requests of a stranger, an annotator and a coordinator; none may end in an error of ours, or say so in the log."""
+    """So many random requests of a stranger, an annotator and a coordinator; none may end in an
+    error of ours, or say so in the log.
+    """
     rich_batch(store, kinds={1: "gold", 2: "check", 3: "training"}, rationale="optional")
     people.add_admin(store, "ada", "a long password")
     key, rng = product.new_key(store, "chat"), random.Random(seed)
@@ -93,18 +188,30 @@ def storm(store, count, seed, caplog):
     visitors[2].get("/admin/login")
     visitors[2].send({"name": "ada", "password": "a long password"}, ending="/admin/login")
     with store.read() as session:
-        known = [*session.scalars(select(Assignment.id)), *session.scalars(select(Annotator.pseudonym)), "1", "batch-0"]
+        known = [
+            *session.scalars(select(Assignment.id)),
+            *session.scalars(select(Annotator.pseudonym)),
+            "1",
+            "batch-0",
+        ]
     routes = [
-        (method, path) for method, path in every_route(visitors[0].client.app) if not path.endswith(("/logout", "/withdraw", "/erase"))
+        (method, path)
+        for method, path in every_route(visitors[0].client.app)
+        if not path.endswith(("/logout", "/withdraw", "/erase"))
     ]
     assert len(routes) > 60 and any(path.startswith("/api/v1") for _, path in routes)
     broken = []
     for n in range(count):
         method, path = routes[n % len(routes)] if n < len(routes) else rng.choice(routes)
         visitor = rng.choice(visitors)
-        filled = re.sub(r"{\w+(:\w+)?}", lambda _: quoted(rng.choice(NASTY if rng.random() < 0.5 else known)), path)
+        filled = re.sub(
+            r"{\w+(:\w+)?}",
+            lambda _: quoted(rng.choice(NASTY if rng.random() < 0.5 else known)),
+            path,
+        )
         query = "".join(
-            f"&{name}={quoted(rng.choice(NASTY))}" for name in rng.sample(["after", "from", "before", "batch", "until", "user"], 2)
+            f"&{name}={quoted(rng.choice(NASTY))}"
+            for name in rng.sample(["after", "from", "before", "batch", "until", "user"], 2)
         )
         who = visitor.client.get("/", headers={"cookie": ""} if rng.random() < 0.05 else {})
         csrf = (re.search(r'name="csrf" value="([^"]+)', who.text) or [None, ""])[1]
@@ -117,22 +224,38 @@ def storm(store, count, seed, caplog):
         headers |= {"origin": origin} if (origin := rng.choice(ORIGINS)) else {}
         headers |= {"accept": rng.choice(["text/html", "application/json"])}
         sent = [
-            (name, value.encode("utf-8", "replace").replace(b"\0", b"").replace(b"\r", b"").replace(b"\n", b""))
+            (
+                name,
+                value.encode("utf-8", "replace")
+                .replace(b"\0", b"")
+                .replace(b"\r", b"")
+                .replace(b"\n", b""),
+            )
             for name, value in headers.items()
         ]
-        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in visitor.client.cookies.jar)
+        cookies = "; ".join(
+            f"{cookie.name}={cookie.value}" for cookie in visitor.client.cookies.jar
+        )
         if rng.random() < 0.1:
             cookies += f"; laurel={rng.choice(['é', 'x' * 500, ''])}"
         sent += [("cookie", cookies.encode("utf-8"))]
         address = f"http://127.0.0.1:8000{filled}?{query[1:]}"
-        answer = visitor.client.request(method, address, content=body if method == "POST" else None, headers=sent, follow_redirects=False)
+        answer = visitor.client.request(
+            method,
+            address,
+            content=body if method == "POST" else None,
+            headers=sent,
+            follow_redirects=False,
+        )
         if answer.status_code >= 500:
             broken.append((method, address[:200], kind, body[:300], answer.status_code))
         if n % 50 == 0:  # nobody is to be stopped by the limits
             with store.write() as session:
                 session.execute(delete(Attempt))
     assert broken == []
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
+    ] == []
 
 
 def test_no_request_breaks_a_page(store, caplog):
@@ -158,7 +281,14 @@ def test_text_is_cleaned_of_what_no_database_holds():
         b"\\u no json \0",
     )
     assert [edge.unclean(body) for body in bodies] == [True, True, True, False, False, False]
-    assert [edge.whole_number(text, 7) for text in ("12", "-1", "", "9" * 10, "٣", "x")] == [12, 7, 7, 7, 7, 7]
+    assert [edge.whole_number(text, 7) for text in ("12", "-1", "", "9" * 10, "٣", "x")] == [
+        12,
+        7,
+        7,
+        7,
+        7,
+        7,
+    ]
 
 
 def test_a_pseudonym_of_any_letters_downloads_its_data(store):
@@ -168,11 +298,16 @@ def test_a_pseudonym_of_any_letters_downloads_its_data(store):
     visitor.send({})
     page = visitor.get("/mine/data.json")
     assert page.status_code == 200
-    assert page.headers["content-disposition"] == "attachment; filename*=UTF-8''%E6%97%A5%E6%9C%AC-%C3%A9.json"
+    assert (
+        page.headers["content-disposition"]
+        == "attachment; filename*=UTF-8''%E6%97%A5%E6%9C%AC-%C3%A9.json"
+    )
 
 
 def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch):
-    """The message of a database's error quotes what was sent; the log has the place and the kind."""
+    """The message of a database's error quotes what was sent; the log has the place and the
+    kind.
+    """
     visitor = Visitor(store)
 
     def breaks(*_, **__):
@@ -198,7 +333,12 @@ def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch
 def test_a_flood_of_messages_does_not_fill_the_log():
     limit = RateLimit()
     let = sum(
-        limit.filter(logging.LogRecord("asyncio", 40, "", 0, "socket.accept() out of system resource", (), None)) for _ in range(10_000)
+        limit.filter(
+            logging.LogRecord(
+                "asyncio", 40, "", 0, "socket.accept() out of system resource", (), None
+            )
+        )
+        for _ in range(10_000)
     )
     assert 1 <= let <= 5
     assert limit.filter(logging.LogRecord("asyncio", 40, "", 0, "another message", (), None))
@@ -208,14 +348,21 @@ def serve(path, port, handles):
     """A server as `laurel feedback serve` makes it, with few handles."""
     import uvicorn
 
-    from laurel.feedback.web import connections
-    from laurel.feedback.web.app import create_app
+    from laurel_feedback.web import connections
+    from laurel_feedback.web.app import create_app
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (handles, handles))
     connections.HEAD_SECONDS = 1.5
     connections.limit_logs()
     app = create_app(Store(path), public_url=f"http://127.0.0.1:{port}")
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", http=connections.Bounded, backlog=connections.BACKLOG)
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        http=connections.Bounded,
+        backlog=connections.BACKLOG,
+    )
 
 
 def loaded(port, seconds=2.0):
@@ -238,7 +385,9 @@ def answers(port, process):
 
 
 def test_half_requests_stop_nobody(tmp_path):
-    """400 sockets that never finish their question, at a server of 256 handles: the page comes, the log is small, they are closed."""
+    """400 sockets that never finish their question, at a server of 256 handles: the page comes, the
+    log is small, they are closed.
+    """
     port, log = free_port(), tmp_path / "server.log"
     process = begin(serve, str(tmp_path / "f.db"), port, 256, log=log)
     try:
@@ -247,7 +396,11 @@ def test_half_requests_stop_nobody(tmp_path):
         for n in range(400):
             half = socket.create_connection(("127.0.0.1", port), timeout=5)
             half.sendall(
-                [b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"", b"POST /logout HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"][n % 3]
+                [
+                    b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+                    b"",
+                    b"POST /logout HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+                ][n % 3]
             )
             halves.append(half)
         assert max(loaded(port) for _ in range(5)) < 2
@@ -271,7 +424,7 @@ def test_half_requests_stop_nobody(tmp_path):
 
 def parent(path, port):
     """Two workers of `laurel feedback serve`."""
-    from laurel.feedback.web.serve import serve as run
+    from laurel_feedback.web.serve import serve as run
 
     run(Store(path), "127.0.0.1", port, 2, f"http://127.0.0.1:{port}")
 

@@ -1,4 +1,6 @@
-"""Nobody locked out: sessions that outlive the browser, codes to come back, storms of wrong passwords, a clock that was set back."""
+"""Nobody locked out: sessions that outlive the browser, codes to come back, storms of wrong
+passwords, a clock that was set back.
+"""
 
 import re
 from argparse import Namespace
@@ -11,14 +13,14 @@ from starlette.testclient import TestClient
 
 from laurel.cli.feedback import run_admin
 from laurel.core.errors import UsageError
-from laurel.feedback import entry, people
-from laurel.feedback.assign import Desk
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.tables import Annotator, Assignment, Attempt, Login
-from laurel.feedback.web.annotate import DAYS
-from laurel.feedback.web.app import create_app
-from laurel.feedback.web.security import HERE, Limits
-from laurel.feedback.web.serve import check_proxy
+from laurel_feedback.store import entry, people
+from laurel_feedback.store.assign import Desk
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import Annotator, Assignment, Attempt, Login
+from laurel_feedback.web.annotate import DAYS
+from laurel_feedback.web.app import create_app
+from laurel_feedback.web.security import HERE, Limits
+from laurel_feedback.web.serve import check_proxy
 
 DAY = 86400.0
 CODE = re.compile(r'class="owncode">([A-Z2-7]{4}(?:-[A-Z2-7]{4}){3})<')
@@ -48,7 +50,12 @@ def from_address(store, address, limits=None):
     """A browser behind another address."""
     visitor = Visitor(store)
     app = create_app(store, limits=limits or Limits())
-    visitor.client = TestClient(app, base_url="http://127.0.0.1:8000", client=(address, 50000), raise_server_exceptions=False)
+    visitor.client = TestClient(
+        app,
+        base_url="http://127.0.0.1:8000",
+        client=(address, 50000),
+        raise_server_exceptions=False,
+    )
     return visitor
 
 
@@ -99,7 +106,9 @@ def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, cl
     for device in devices:
         assert device.page.url.path == "/work" and name in device.page.text
     other = devices[0]
-    assert CODE.search(other.get("/mine").text) is None  # nothing stores it, so only the browser it was made in can show it
+    assert (
+        CODE.search(other.get("/mine").text) is None
+    )  # nothing stores it, so only the browser it was made in can show it
     assert "cannot be shown here" in other.page.text
     other.send({}, ending="/mine/code")
     newer = code_on(other.page)
@@ -158,7 +167,9 @@ def test_guesses_still_run_out(store):
 
 
 def test_a_storm_of_passwords_keeps_no_coordinator_out(store, capsys):
-    """A browser that was in before passes; so does a link from the server; and a new browser elsewhere, while few addresses storm."""
+    """A browser that was in before passes; so does a link from the server; and a new browser
+    elsewhere, while few addresses storm.
+    """
     people.add_admin(store, "ada", "a long password")
     limits = Limits(login=5)
     known = from_address(store, "192.0.2.9", limits)
@@ -172,7 +183,9 @@ def test_a_storm_of_passwords_keeps_no_coordinator_out(store, capsys):
     assert login(known).url.path == "/admin"  # from an address that stormed, too
     assert login(from_address(store, "192.0.2.77", limits)).url.path == "/admin"
     tight = Limits(login=5, name=20)
-    assert login(from_address(store, "192.0.2.78", tight)).status_code == 429  # a storm from everywhere
+    assert (
+        login(from_address(store, "192.0.2.78", tight)).status_code == 429
+    )  # a storm from everywhere
     run_admin(Namespace(name="ada", link=True, public_url="http://127.0.0.1:8000"), store)
     link = capsys.readouterr().out.strip()
     chief = from_address(store, "192.0.2.78", tight)
@@ -206,7 +219,17 @@ def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
     clock.time -= DAY
     future = entry.link(store, "ada")
     clock.time += DAY
-    wrong = [token, future, "", "1", "1.2", "x.y.z", "9.9999999999.a.b", f"{other[:-1]}{'a' if other[-1] != 'a' else 'b'}", "ü.1.2.3"]
+    wrong = [
+        token,
+        future,
+        "",
+        "1",
+        "1.2",
+        "x.y.z",
+        "9.9999999999.a.b",
+        f"{other[:-1]}{'a' if other[-1] != 'a' else 'b'}",
+        "ü.1.2.3",
+    ]
     for given in wrong:
         with pytest.raises(people.Refused, match="unknown, used or expired"):
             entry.enter(store, given)
@@ -224,11 +247,15 @@ def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
 
 @pytest.mark.parametrize("back", [10.0, 3600.0, DAY, 400 * DAY])
 def test_a_clock_set_back_makes_nobody_wait(store, clock, back):
-    """Limits end, leases are as long as ever from now on, and the cap of harmful samples counts the last day, not the future."""
+    """Limits end, leases are as long as ever from now on, and the cap of harmful samples counts the
+    last day, not the future.
+    """
     batch = rich_batch(store, items=1, target_votes=1, lease_minutes=15)
     with store.write() as session:
         for n in range(2):
-            session.add(Annotator(pseudonym=f"w{n}", state="active", consent="keep 1", made_at=store.now()))
+            session.add(
+                Annotator(pseudonym=f"w{n}", state="active", consent="keep 1", made_at=store.now())
+            )
     with store.read() as session:
         one, two = session.scalars(select(Annotator.id).order_by(Annotator.id))
     people.limit(store, "here", 1, 60.0)
@@ -271,8 +298,12 @@ PROMISES = {
 
 
 def test_every_promise_of_the_pages_about_coming_in_is_kept(store):
-    """No page states a time of its own: what it says is printed from what the server does. Each promise names the test that holds it."""
-    pages = {path.name: path.read_text(encoding="utf-8") for path in (HERE / "templates").glob("*.html")}
+    """No page states a time of its own: what it says is printed from what the server does. Each
+    promise names the test that holds it.
+    """
+    pages = {
+        path.name: path.read_text(encoding="utf-8") for path in (HERE / "templates").glob("*.html")
+    }
     told = " ".join(" ".join(text.split()) for text in pages.values())
     for promise in PROMISES:
         assert promise in told, promise
@@ -286,7 +317,14 @@ def test_every_promise_of_the_pages_about_coming_in_is_kept(store):
 
 
 @pytest.mark.parametrize(
-    ("given", "fine"), [("10.0.0.5", True), ("172.16.0.0/12", True), ("::1", True), ("proxy", False), ("10.0.0.1/8", False)]
+    ("given", "fine"),
+    [
+        ("10.0.0.5", True),
+        ("172.16.0.0/12", True),
+        ("::1", True),
+        ("proxy", False),
+        ("10.0.0.1/8", False),
+    ],
 )
 def test_trusted_proxies_are_addresses(given, fine):
     if fine:

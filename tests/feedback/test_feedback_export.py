@@ -1,4 +1,6 @@
-"""From an import through votes in swapped slots to a file: who was preferred arrives as it was meant, and what must stay at home does."""
+"""From an import through votes in swapped slots to a file: who was preferred arrives as it was
+meant, and what must stay at home does.
+"""
 
 import csv
 import hashlib
@@ -15,14 +17,17 @@ from test_feedback_assign import annotator
 from laurel.core.errors import UsageError
 from laurel.data.formats import needs
 from laurel.data.source import load_rows
-from laurel.feedback import people
-from laurel.feedback.assign import Answer, Desk, by_slot
-from laurel.feedback.export import export
-from laurel.feedback.load import load
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.tables import Annotator, Assignment, Audit, Batch, Item, Release, Ruling
+from laurel_feedback.exchange.export import export
+from laurel_feedback.exchange.load import load
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import Answer, Desk, by_slot
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import Annotator, Assignment, Audit, Batch, Item, Release, Ruling
 
-PAIRS = [{"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."} for n in range(8)]
+PAIRS = [
+    {"prompt": f"Name tree {n}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."}
+    for n in range(8)
+]
 
 
 def opened(store, tmp_path, rows=PAIRS, name="b", **options):
@@ -36,7 +41,9 @@ def opened(store, tmp_path, rows=PAIRS, name="b", **options):
 
 
 def answer_all(store, identity, batch, opinion):
-    """Someone rates what they get. opinion(texts by slot) -> an Answer by slot, or None: skip. Orders met."""
+    """Someone rates what they get. opinion(texts by slot) -> an Answer by slot, or None: skip.
+    Orders met.
+    """
     desk, orders = Desk(store, identity, batch), []
     while (sample := desk.next()) is not None:
         with store.read() as session:
@@ -83,28 +90,50 @@ def test_from_import_through_swapped_slots_to_preferences(store, tmp_path):
     with store.read() as session:
         release = session.scalar(select(Release))
         assert release.digest == hashlib.sha256((tmp_path / "out.jsonl").read_bytes()).hexdigest()
-        assert sorted(release.pseudonyms) == sorted(a.pseudonym for a in session.scalars(select(Annotator)))
-        assert session.scalars(select(Audit).order_by(Audit.id)).all()[-1].detail["digest"] == release.digest
+        assert sorted(release.pseudonyms) == sorted(
+            a.pseudonym for a in session.scalars(select(Annotator))
+        )
+        assert (
+            session.scalars(select(Audit).order_by(Audit.id)).all()[-1].detail["digest"]
+            == release.digest
+        )
 
 
 def test_any_order_of_showing_gives_the_same_ranks(store, tmp_path):
-    """Whatever slots the four responses were shown in, the ranks and pairs that come out are those of the texts."""
+    """Whatever slots the four responses were shown in, the ranks and pairs that come out are those
+    of the texts.
+    """
     rater = annotator(store)
 
     @settings(max_examples=12, deadline=None)
     @given(st.permutations(range(4)), st.permutations(range(4)))
     def holds(truth, order):
         name = uuid.uuid4().hex
-        desk = Desk(store, rater, opened(store, tmp_path, [{"prompt": "Go.", "responses": list(map(str, truth))}], name, form="ranking"))
+        desk = Desk(
+            store,
+            rater,
+            opened(
+                store,
+                tmp_path,
+                [{"prompt": "Go.", "responses": list(map(str, truth))}],
+                name,
+                form="ranking",
+            ),
+        )
         sample = desk.next()
         with store.write() as session:
             session.get_one(Assignment, sample.id).order = order
             texts = [r.text for r in session.get_one(Item, sample.item_id).responses]
-        desk.submit(sample.id, Answer(ranking=[1 + int(text) for text in by_slot(texts, order)]), name)
+        desk.submit(
+            sample.id, Answer(ranking=[1 + int(text) for text in by_slot(texts, order)]), name
+        )
         export(store, name, "ranks", tmp_path / "ranks.jsonl")
         export(store, name, "preferences", tmp_path / "pairs.jsonl")
         (row,), pairs = rows_of(tmp_path / "ranks.jsonl"), rows_of(tmp_path / "pairs.jsonl")
-        ranked = {said[0]["content"]: rank for said, rank in zip(row["responses"], row["ranks"], strict=True)}
+        ranked = {
+            said[0]["content"]: rank
+            for said, rank in zip(row["responses"], row["ranks"], strict=True)
+        }
         assert ranked == {str(n): n + 1 for n in range(4)}
         assert len(row["pairs"]) == 6 and row["pair_weight"] == pytest.approx(1 / 6)
         found = sorted((p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs)
@@ -125,7 +154,10 @@ def test_who_is_wrong_often_is_believed_less(store, tmp_path):
         answer_all(store, annotator(store), batch, guesses)
     export(store, "b", "preferences", tmp_path / "out.jsonl")
     found = rows_of(tmp_path / "out.jsonl")
-    assert all(row["chosen"][0]["content"].startswith("Laurel") and 0.7 < row["soft_label"] < 0.9 for row in found)  # of five, two guess
+    assert all(
+        row["chosen"][0]["content"].startswith("Laurel") and 0.7 < row["soft_label"] < 0.9
+        for row in found
+    )  # of five, two guess
     assert all(0.4 < row["weight"] < 0.85 for row in found)
 
 
@@ -139,7 +171,9 @@ def test_ties_are_left_out_and_counted_or_said(store, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
     made = export(store, "b", "preferences", tmp_path / "out.jsonl", ties="half")
     assert (made.rows, made.ties) == (2, 2)
-    assert [(r["soft_label"], r["margin"]) for r in rows_of(tmp_path / "out.jsonl")] == [(0.5, 0.0)] * 2
+    assert [(r["soft_label"], r["margin"]) for r in rows_of(tmp_path / "out.jsonl")] == [
+        (0.5, 0.0)
+    ] * 2
 
 
 def test_an_even_split_is_a_tie_and_a_ruling_decides_it(store, tmp_path):
@@ -155,16 +189,32 @@ def test_an_even_split_is_a_tie_and_a_ruling_decides_it(store, tmp_path):
     export(store, "b", "preferences", tmp_path / "out.jsonl")
     (row,) = rows_of(tmp_path / "out.jsonl")
     assert row["chosen"][0]["content"] == "A stone 0."
-    assert (row["soft_label"], row["weight"], row["margin"], row["provenance"]["ruled"]) == (1, 1, 1, True)
+    assert (row["soft_label"], row["weight"], row["margin"], row["provenance"]["ruled"]) == (
+        1,
+        1,
+        1,
+        True,
+    )
 
 
 def test_what_is_not_there_to_be_rated_never_leaves(store, tmp_path):
-    rows = [*PAIRS[:4], *({**row, "kind": kind} for row, kind in zip(PAIRS[4:], ("gold", "check", "training", "attention"), strict=True))]
+    rows = [
+        *PAIRS[:4],
+        *(
+            {**row, "kind": kind}
+            for row, kind in zip(PAIRS[4:], ("gold", "check", "training", "attention"), strict=True)
+        ),
+    ]
     batch = opened(store, tmp_path, rows, target_votes=1, gold_share=0.45, repeat_share=0.4)
     answer_all(store, annotator(store), batch, sure)
     with store.read() as session:
-        given = [(session.get_one(Item, a.item_id).kind, a.repeat) for a in session.scalars(select(Assignment))]
-    assert {kind for kind, _ in given} >= {"gold", "attention"} and any(repeat for _, repeat in given)
+        given = [
+            (session.get_one(Item, a.item_id).kind, a.repeat)
+            for a in session.scalars(select(Assignment))
+        ]
+    assert {kind for kind, _ in given} >= {"gold", "attention"} and any(
+        repeat for _, repeat in given
+    )
     for kind in ("preferences", "unpaired", "votes"):
         export(store, "b", kind, tmp_path / f"{kind}.jsonl")
         found = rows_of(tmp_path / f"{kind}.jsonl")
@@ -176,7 +226,9 @@ def test_what_is_not_there_to_be_rated_never_leaves(store, tmp_path):
 
 
 def test_raw_votes_have_order_time_and_revisions(store, tmp_path, clock):
-    batch = opened(store, tmp_path, PAIRS[:1], target_votes=1, rationale="optional", helpfulness=True)
+    batch = opened(
+        store, tmp_path, PAIRS[:1], target_votes=1, rationale="optional", helpfulness=True
+    )
     desk = Desk(store, annotator(store), batch)
     sample = desk.next()
     clock.time += 12
@@ -186,14 +238,20 @@ def test_raw_votes_have_order_time_and_revisions(store, tmp_path, clock):
     export(store, "b", "votes", tmp_path / "all.jsonl", revisions=True)
     (last,), every = rows_of(tmp_path / "last.jsonl"), rows_of(tmp_path / "all.jsonl")
     assert [row["revision"] for row in every] == [1, 2] and every[1] == last
-    assert (last["order"], last["active_ms"], last["given_at"]) == (sample.order, 12_000, clock.time)
+    assert (last["order"], last["active_ms"], last["given_at"]) == (
+        sample.order,
+        12_000,
+        clock.time,
+    )
     assert last["scales"]["helpfulness"] == ([1, 5] if sample.order == [0, 1] else [5, 1])
     assert last["annotator"].startswith("annotator-") and last["rationale"] == "other"
 
 
 def test_a_spreadsheet_does_not_take_a_text_for_a_formula(store, tmp_path):
     batch = opened(store, tmp_path, PAIRS[:1], target_votes=1, rationale="optional")
-    answer_all(store, annotator(store), batch, lambda texts: Answer(rating=1, rationale="=HYPERLINK(1)"))
+    answer_all(
+        store, annotator(store), batch, lambda texts: Answer(rating=1, rationale="=HYPERLINK(1)")
+    )
     export(store, "b", "votes", tmp_path / "votes.csv")
     with open(tmp_path / "votes.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -202,12 +260,19 @@ def test_a_spreadsheet_does_not_take_a_text_for_a_formula(store, tmp_path):
 
 
 def test_no_prompt_stands_in_both_parts(store, tmp_path):
-    rows = [{"prompt": f"Name tree {n // 2}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."} for n in range(40)]
+    rows = [
+        {"prompt": f"Name tree {n // 2}.", "chosen": f"Laurel {n}.", "rejected": f"A stone {n}."}
+        for n in range(40)
+    ]
     batch = opened(store, tmp_path, rows, target_votes=1)
     answer_all(store, annotator(store), batch, sure)
     made = export(store, "b", "preferences", tmp_path / "out.jsonl", eval_share=0.3)
     train, held = (rows_of(path) for path in made.files)
-    assert made.files[1].name == "out.eval.jsonl" and len(train) + len(held) == 40 and 2 <= len(held) <= 24
+    assert (
+        made.files[1].name == "out.eval.jsonl"
+        and len(train) + len(held) == 40
+        and 2 <= len(held) <= 24
+    )
     prompts = [{row["prompt"][0]["content"] for row in part} for part in (train, held)]
     assert not prompts[0] & prompts[1]
 
@@ -224,17 +289,26 @@ def test_people_who_left_are_nameless_or_gone(store, tmp_path):
     export(store, "b", "votes", tmp_path / "after.jsonl")
     with store.read() as session:
         names = [session.get_one(Annotator, identity).pseudonym for identity in ids]
-        assert session.scalars(select(Release).order_by(Release.id)).all()[-1].pseudonyms == [names[2]]
+        assert session.scalars(select(Release).order_by(Release.id)).all()[-1].pseudonyms == [
+            names[2]
+        ]
     text = (tmp_path / "after.jsonl").read_text()
     assert names[0] not in text and names[1] not in text and names[2] in text
     assert [row["annotator"] for row in rows_of(tmp_path / "after.jsonl")].count("withdrawn") == 8
 
 
 def test_single_answers_by_thumbs_and_by_pairs(store, tmp_path):
-    batch = opened(store, tmp_path, [{"prompt": "Go.", "responses": [text]} for text in ("Laurel", "stone")], target_votes=1)
+    batch = opened(
+        store,
+        tmp_path,
+        [{"prompt": "Go.", "responses": [text]} for text in ("Laurel", "stone")],
+        target_votes=1,
+    )
     answer_all(store, annotator(store), batch, sure)
     export(store, "b", "unpaired", tmp_path / "one.jsonl")
-    assert [(r["completion"][0]["content"], r["label"]) for r in rows_of(tmp_path / "one.jsonl")] == [("Laurel", True), ("stone", False)]
+    assert [
+        (r["completion"][0]["content"], r["label"]) for r in rows_of(tmp_path / "one.jsonl")
+    ] == [("Laurel", True), ("stone", False)]
     assert needs(load_rows(str(tmp_path / "one.jsonl")), "label")
 
 
@@ -251,15 +325,23 @@ def test_wishes_that_cannot_be_are_refused(store, tmp_path):
         ({}, "no item has"),
     ):
         with pytest.raises(UsageError, match=r"(?s)" + told):
-            export(store, **{"batches": "b", "kind": "preferences", "out": tmp_path / "x.jsonl", **options})
+            export(
+                store,
+                **{"batches": "b", "kind": "preferences", "out": tmp_path / "x.jsonl", **options},
+            )
     assert list(tmp_path.glob("*.part*")) == []
 
 
-def test_a_batch_that_is_named_twice_is_written_once_and_its_file_is_remembered_whole(store, tmp_path, monkeypatch):
+def test_a_batch_that_is_named_twice_is_written_once_and_its_file_is_remembered_whole(
+    store, tmp_path, monkeypatch
+):
     batch = opened(store, tmp_path, target_votes=1)
     answer_all(store, annotator(store), batch, sure)
     monkeypatch.chdir(tmp_path)
     made = export(store, ["b", "b"], "preferences", "out.jsonl", eval_share=0.5)
     assert made.rows == sum(len(rows_of(path)) for path in made.files) == 8
     with store.read() as session:
-        assert session.scalar(select(Release)).path == f"{tmp_path / 'out.jsonl'}, {tmp_path / 'out.eval.jsonl'}"
+        assert (
+            session.scalar(select(Release)).path
+            == f"{tmp_path / 'out.jsonl'}, {tmp_path / 'out.eval.jsonl'}"
+        )

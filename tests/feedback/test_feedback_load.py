@@ -1,4 +1,6 @@
-"""Files into batches: every shape, what is refused and where, what is left out and why, and that ids and order are those of the content."""
+"""Files into batches: every shape, what is refused and where, what is left out and why, and that
+ids and order are those of the content.
+"""
 
 import gzip
 import json
@@ -7,12 +9,18 @@ import pytest
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
-from laurel.feedback.assign import Refused
-from laurel.feedback.batches import change_settings, never_shown, new_batch, open_batch, refusal
-from laurel.feedback.load import ENDLESS, load
-from laurel.feedback.settings import BatchSettings
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Annotator, Audit, Batch, Item, Plan
+from laurel_feedback.exchange.load import ENDLESS, load
+from laurel_feedback.statistics.batches import (
+    change_settings,
+    never_shown,
+    new_batch,
+    open_batch,
+    refusal,
+)
+from laurel_feedback.store.assign import Refused
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import Annotator, Audit, Batch, Item, Plan
 
 PAIR = {"prompt": "Name a tree.", "chosen": "Laurel.", "rejected": "A stone."}
 
@@ -25,9 +33,14 @@ def lines(path, rows):
 def items(store, batch=None):
     """(item, texts in order) of every item, with what the tests look at loaded."""
     with store.read() as session:
-        found = session.scalars(select(Item).where(Item.batch_id == batch) if batch else select(Item)).all()
+        found = session.scalars(
+            select(Item).where(Item.batch_id == batch) if batch else select(Item)
+        ).all()
         found.sort(key=lambda item: (item.batch_id, item.place))
-        return [(item, [r.text for r in item.responses], [r.model for r in item.responses]) for item in found]
+        return [
+            (item, [r.text for r in item.responses], [r.model for r in item.responses])
+            for item in found
+        ]
 
 
 def test_preferences_come_in_an_order_that_does_not_say_who_was_preferred(store, tmp_path):
@@ -38,7 +51,9 @@ def test_preferences_come_in_an_order_that_does_not_say_who_was_preferred(store,
         assert sorted(texts) == ["A stone.", "Laurel."]
         with store.read() as session:
             responses = session.get(Item, item.id).responses
-            places.append([r.source["candidate"] for r in responses].index(item.source["preferred"]))
+            places.append(
+                [r.source["candidate"] for r in responses].index(item.source["preferred"])
+            )
             assert responses[places[-1]].text == "Laurel."
     assert 8 < sum(places) < 32
 
@@ -67,7 +82,12 @@ def test_two_imports_give_the_same_ids(tmp_path):
 
 def test_conversations_and_hh_transcripts(store, tmp_path):
     start = "\n\nHuman: hello\n\nAssistant: hi\n\nHuman: a tree?\n\nAssistant:"
-    rows = [{"chosen": f"{start} Laurel.", "rejected": f"{start} Stone.\n\nHuman: what?\n\nAssistant: Sorry."}]
+    rows = [
+        {
+            "chosen": f"{start} Laurel.",
+            "rejected": f"{start} Stone.\n\nHuman: what?\n\nAssistant: Sorry.",
+        }
+    ]
     path = tmp_path / "hh.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(rows[0]).encode()))
     load(store, path, "b", harm=["insults"])
@@ -77,29 +97,73 @@ def test_conversations_and_hh_transcripts(store, tmp_path):
     assert (item.harm, item.harmful) == (["insults"], True)
     turns = [{"role": "user", "content": "a tree?"}]
     said = [[{"role": "assistant", "content": text}] for text in ("Laurel.", "Stone.")]
-    load(store, lines(tmp_path / "c.jsonl", [{"prompt": turns, "chosen": said[0], "rejected": said[1]}]), "c")
+    load(
+        store,
+        lines(tmp_path / "c.jsonl", [{"prompt": turns, "chosen": said[0], "rejected": said[1]}]),
+        "c",
+    )
     assert sorted(items(store, 2)[0][1]) == ["Laurel.", "Stone."]
 
 
 def test_completions_of_a_run_of_a_pipeline_and_plain_ones(store, tmp_path):
     samples = [
-        {"run": "r", "step": step, "prompt_id": "p", "prompt": "1+1=", "sample": n, "completion": f"{step}{n}", "reward": 0.5, "ids": []}
-        for step in (1, 2) for n in (1, 0)
-    ]  # fmt: skip
+        {
+            "run": "r",
+            "step": step,
+            "prompt_id": "p",
+            "prompt": "1+1=",
+            "sample": n,
+            "completion": f"{step}{n}",
+            "reward": 0.5,
+            "ids": [],
+        }
+        for step in (1, 2)
+        for n in (1, 0)
+    ]
     load(store, lines(tmp_path / "samples.jsonl", samples), "samples")
-    assert [(texts, models) for _, texts, models in items(store)] == [(["10", "11"], ["r step 1"] * 2), (["20", "21"], ["r step 2"] * 2)]
-    answers = [{"id": "p-0", "columns": {"prompt": "1+1=", "target": "2"}, "responses": ["a", "b", "a", "c"], "ids": [], "finish": []}]
+    assert [(texts, models) for _, texts, models in items(store)] == [
+        (["10", "11"], ["r step 1"] * 2),
+        (["20", "21"], ["r step 2"] * 2),
+    ]
+    answers = [
+        {
+            "id": "p-0",
+            "columns": {"prompt": "1+1=", "target": "2"},
+            "responses": ["a", "b", "a", "c"],
+            "ids": [],
+            "finish": [],
+        }
+    ]
     ranking = BatchSettings(form="ranking", target_votes=5)
     made = load(store, lines(tmp_path / "answers.jsonl", answers), "answers", settings=ranking)
-    assert [(texts, item.target) for item, texts, _ in items(store, made.batch)] == [(["a", "b", "c"], 5)]
-    plain = [{"prompt": "Go.", "input": "Now.", "responses": [{"text": "x", "model": "m"}, "y"], "target": 7, "harm": "hate, gore"}]
+    assert [(texts, item.target) for item, texts, _ in items(store, made.batch)] == [
+        (["a", "b", "c"], 5)
+    ]
+    plain = [
+        {
+            "prompt": "Go.",
+            "input": "Now.",
+            "responses": [{"text": "x", "model": "m"}, "y"],
+            "target": 7,
+            "harm": "hate, gore",
+        }
+    ]
     made = load(store, lines(tmp_path / "plain.jsonl", plain), "plain")
     ((item, texts, models),) = items(store, made.batch)
-    assert (item.input, item.target, item.harm, texts, models) == ("Now.", 7, ["gore", "hate"], ["x", "y"], ["m", ""])
+    assert (item.input, item.target, item.harm, texts, models) == (
+        "Now.",
+        7,
+        ["gore", "hate"],
+        ["x", "y"],
+        ["m", ""],
+    )
 
 
 def test_pairs_of_many_answers(store, tmp_path):
-    path = lines(tmp_path / "plain.jsonl", [{"prompt": f"Go {n}.", "responses": ["a", "b", "c", "d"]} for n in range(3)])
+    path = lines(
+        tmp_path / "plain.jsonl",
+        [{"prompt": f"Go {n}.", "responses": ["a", "b", "c", "d"]} for n in range(3)],
+    )
     with pytest.raises(UsageError, match=r"plain.jsonl:1.*4 responses"):
         load(store, path, "b")
     assert load(store, path, "b", pairs=2).items == 6
@@ -107,7 +171,15 @@ def test_pairs_of_many_answers(store, tmp_path):
 
 
 def test_llmfao_with_its_votes_planned(store, tmp_path):
-    pair = {"prompt": 8, "text": "Go.", "slug": "go", "model_x": 1, "result_x": "a", "model_y": 2, "result_y": "b"}
+    pair = {
+        "prompt": 8,
+        "text": "Go.",
+        "slug": "go",
+        "model_x": 1,
+        "result_x": "a",
+        "model_y": 2,
+        "result_y": "b",
+    }
     lines(tmp_path / "models.jsonl", [{"id": 1, "name": "One"}, {"id": 2, "name": "Two"}])
     path = lines(tmp_path / "pairs.jsonl", [{**pair, "id": 0}, {**pair, "id": 1, "result_x": "c"}])
     votes = tmp_path / "votes.csv"
@@ -115,16 +187,24 @@ def test_llmfao_with_its_votes_planned(store, tmp_path):
     load(store, path, "b", votes=votes)
     found = items(store)
     assert [(texts, models, item.target) for item, texts, models in found] == [
-        (["a", "b"], ["One", "Two"], 2), (["c", "b"], ["One", "Two"], 1)
-    ]  # fmt: skip
+        (["a", "b"], ["One", "Two"], 2),
+        (["c", "b"], ["One", "Two"], 1),
+    ]
     with store.read() as session:
         names = {a.id: a.pseudonym for a in session.scalars(select(Annotator))}
         plan = {(p.item_id, names[p.annotator_id]) for p in session.scalars(select(Plan))}
-    assert plan == {(found[0][0].id, "worker-58"), (found[0][0].id, "worker-83"), (found[1][0].id, "worker-58")}
+    assert plan == {
+        (found[0][0].id, "worker-58"),
+        (found[0][0].id, "worker-83"),
+        (found[1][0].id, "worker-58"),
+    }
     with pytest.raises(UsageError, match="nobody voted"):
         votes.write_text("id,worker,winner\n0,58,left\n")
         load(store, path, "c", votes=votes)
-    training = [{**pair, "id": -1, "golden": "right", "reason": "why"}, {**pair, "id": -2, "golden": "tie"}]
+    training = [
+        {**pair, "id": -1, "golden": "right", "reason": "why"},
+        {**pair, "id": -2, "golden": "tie"},
+    ]
     made = load(store, lines(tmp_path / "training.jsonl", training), "t")
     ((item, _, _),) = items(store, made.batch)
     assert (item.kind, item.gold, item.explanation, item.target) == ("training", 1, "why", ENDLESS)
@@ -132,15 +212,30 @@ def test_llmfao_with_its_votes_planned(store, tmp_path):
 
 
 def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
-    (tmp_path / "dataset.json").write_text(json.dumps([{"input": "Go.", "output_1": "a", "output_2": "b", "label": 2}]))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps([{"input": "Go.", "output_1": "a", "output_2": "b", "label": 2}])
+    )
     load(store, tmp_path / "dataset.json", "b")
     ((item, texts, _),) = items(store)
     assert (item.kind, texts[item.gold], item.target) == ("gold", "b", ENDLESS)
-    load(store, lines(tmp_path / "p.jsonl", [{**PAIR, "kind": "check", "explanation": "a stone is none"}]), "c")
+    load(
+        store,
+        lines(tmp_path / "p.jsonl", [{**PAIR, "kind": "check", "explanation": "a stone is none"}]),
+        "c",
+    )
     item, texts, _ = items(store, 2)[0]
-    assert (item.kind, texts[item.gold], item.explanation) == ("check", "Laurel.", "a stone is none")
+    assert (item.kind, texts[item.gold], item.explanation) == (
+        "check",
+        "Laurel.",
+        "a stone is none",
+    )
     plain = {"prompt": "Go.", "responses": ["a", "b"]}
-    load(store, lines(tmp_path / "q.jsonl", [{**plain, "gold": 1, "ranks": [2, 1]}]), "d", kind="attention")
+    load(
+        store,
+        lines(tmp_path / "q.jsonl", [{**plain, "gold": 1, "ranks": [2, 1]}]),
+        "d",
+        kind="attention",
+    )
     item, texts, _ = items(store, 3)[0]
     assert (item.kind, texts[item.gold]) == ("attention", "b")
     with pytest.raises(UsageError, match=r"r.jsonl:1: .*which response is right"):
@@ -148,11 +243,20 @@ def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
 
 
 def test_argilla_and_distilabel(store, tmp_path):
-    rows = [{"id": "x", "fields": {"instruction": "Go.", "response1": "a", "response2": "b"}, "metadata": {"harm": "gore"}}]
+    rows = [
+        {
+            "id": "x",
+            "fields": {"instruction": "Go.", "response1": "a", "response2": "b"},
+            "metadata": {"harm": "gore"},
+        }
+    ]
     load(store, lines(tmp_path / "a.jsonl", rows), "b")
     rows = [{"instruction": "Go.", "generations": ["a", "b"], "generation_models": ["m", "n"]}]
     load(store, lines(tmp_path / "d.jsonl", rows), "c")
-    assert [(t, m, i.harm) for i, t, m in items(store)] == [(["a", "b"], ["", ""], ["gore"]), (["a", "b"], ["m", "n"], [])]
+    assert [(t, m, i.harm) for i, t, m in items(store)] == [
+        (["a", "b"], ["", ""], ["gore"]),
+        (["a", "b"], ["m", "n"], []),
+    ]
 
 
 def test_what_is_twice_and_what_is_equal_is_named(store, tmp_path):
@@ -160,11 +264,17 @@ def test_what_is_twice_and_what_is_equal_is_named(store, tmp_path):
     path = lines(tmp_path / "p.jsonl", [PAIR, {**PAIR, "chosen": "x", "rejected": "x"}, turned])
     made = load(store, path, "b")
     assert made.items == 1
-    assert made.left_out == ("p.jsonl:2: its responses are equal", "p.jsonl:3: the same as p.jsonl:1")
+    assert made.left_out == (
+        "p.jsonl:2: its responses are equal",
+        "p.jsonl:3: the same as p.jsonl:1",
+    )
     assert load(store, path, "b").left_out[0] == "p.jsonl:1: the same as item 0 of the batch"
     assert [item.place for item, _, _ in items(store)] == [0]
     with store.read() as session:
-        assert [(a.action, a.detail["items"]) for a in session.scalars(select(Audit))] == [("import", 1), ("import", 0)]
+        assert [(a.action, a.detail["items"]) for a in session.scalars(select(Audit))] == [
+            ("import", 1),
+            ("import", 0),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -236,19 +346,32 @@ def test_at_most_twelve_responses_are_ranked(store, tmp_path):
 
 
 def test_items_that_nobody_is_shown_are_named(store, tmp_path):
-    rows = [{**PAIR, "prompt": f"Name tree {n}.", "kind": kind} for n, kind in enumerate(("gold", "gold", "attention", "check", "normal"))]
+    rows = [
+        {**PAIR, "prompt": f"Name tree {n}.", "kind": kind}
+        for n, kind in enumerate(("gold", "gold", "attention", "check", "normal"))
+    ]
     made = load(store, lines(tmp_path / "p.jsonl", rows), "b")
-    assert never_shown(store, made.batch) == "2 gold (gold_share is 0), 1 attention (gold_share is 0), 1 check (needs_check is off)"
+    assert (
+        never_shown(store, made.batch)
+        == "2 gold (gold_share is 0), 1 attention (gold_share is 0), 1 check (needs_check is off)"
+    )
     change_settings(store, made.batch, BatchSettings(gold_share=0.1, needs_check=True), actor="c")
     assert never_shown(store, made.batch) == ""
 
 
 def test_a_batch_whose_questions_are_missing_is_not_opened(store, tmp_path):
-    made = load(store, lines(tmp_path / "p.jsonl", [PAIR]), "b", settings=BatchSettings(needs_check=True))
+    made = load(
+        store, lines(tmp_path / "p.jsonl", [PAIR]), "b", settings=BatchSettings(needs_check=True)
+    )
     assert "--kind check" in refusal(store, made.batch)
     with pytest.raises(Refused, match=r"no item of kind check.*--kind check.*needs_check off"):
         open_batch(store, made.batch, actor="c")
-    told = {"prompt": "Q?", "chosen": "As an AI language model by OpenAI, yes.", "rejected": "No.", "kind": "check"}
+    told = {
+        "prompt": "Q?",
+        "chosen": "As an AI language model by OpenAI, yes.",
+        "rejected": "No.",
+        "kind": "check",
+    }
     load(store, lines(tmp_path / "told.jsonl", [told]), "b")
     with pytest.raises(Refused, match="words that tell"):  # its only question would be held back
         open_batch(store, made.batch, actor="c")

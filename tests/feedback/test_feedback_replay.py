@@ -1,4 +1,6 @@
-"""Votes of the LLMFAO crowd over HTTP against two servers that are killed at random: all of them arrive, each once."""
+"""Votes of the LLMFAO crowd over HTTP against two servers that are killed at random: all of them
+arrive, each once.
+"""
 
 import sys
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import processes  # noqa: F401  servers are forked from the process that it makes
 import pytest
 
-from laurel.feedback.store import Store
+from laurel_feedback.store.database import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 import bench_feedback
@@ -16,16 +18,26 @@ pytestmark = pytest.mark.slow
 
 def test_every_vote_arrives_once_whatever_is_killed(url, shared):
     """A few of the pairs here; bench/bench_feedback.py replays them all."""
-    found = bench_feedback.replay(url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=50)
+    found = bench_feedback.replay(
+        url, shared("data/llmfao/crowd-comparisons.csv").parent, share=0.025, kill_every=50
+    )
     print(found)
     assert found["votes"] > 120
     assert found["kills"] == found["votes"] // 50 >= 2
     assert found["retries"] > 0
-    assert (found["equal"], found["lost"], found["added"], found["items off target"], found["revisions"]) == (True, 0, 0, 0, 0)
+    assert (
+        found["equal"],
+        found["lost"],
+        found["added"],
+        found["items off target"],
+        found["revisions"],
+    ) == (True, 0, 0, 0, 0)
 
 
 def test_the_replay_notices_a_lost_and_a_doubled_vote(tmp_path, shared):
-    """What the first test asserts can fail: with a vote taken out of the file, the database has one too many, and the reverse."""
+    """What the first test asserts can fail: with a vote taken out of the file, the database has one
+    too many, and the reverse.
+    """
     folder = shared("data/llmfao/crowd-comparisons.csv").parent
     for name in ("pairs-crowd.jsonl", "crowd-comparisons.csv"):
         (tmp_path / name).symlink_to(folder / name)
@@ -39,7 +51,11 @@ def test_the_replay_notices_a_lost_and_a_doubled_vote(tmp_path, shared):
 
 
 def test_many_annotators_at_once_meet_no_error(tmp_path):
-    """Twelve at once, each of whom thinks for a fifth of a second: as many submissions as of slower ones in more time."""
-    found = bench_feedback.load(str(tmp_path / "load.db"), annotators=12, seconds=2.0, think=0.2, items=30)
+    """Twelve at once, each of whom thinks for a fifth of a second: as many submissions as of slower
+    ones in more time.
+    """
+    found = bench_feedback.load(
+        str(tmp_path / "load.db"), annotators=12, seconds=2.0, think=0.2, items=30
+    )
     assert found["errors"] == 0
     assert found["submissions"] > 20

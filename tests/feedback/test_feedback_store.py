@@ -1,4 +1,6 @@
-"""The database: migrations make what the tables say, two kinds of transaction, and what is refused."""
+"""The database: migrations make what the tables say, two kinds of transaction, and what is
+refused.
+"""
 
 import re
 import sqlite3
@@ -14,10 +16,10 @@ from test_feedback_assign import annotator as join
 from test_feedback_assign import make_batch
 
 from laurel.core.errors import UsageError
-from laurel.feedback import audit, people
-from laurel.feedback.assign import Answer, Desk
-from laurel.feedback.store import Store
-from laurel.feedback.tables import Audit, Base, Guideline, Vote
+from laurel_feedback.store import audit, people
+from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.tables import Audit, Base, Guideline, Vote
 
 
 def test_the_migrated_database_is_what_the_tables_say(store):
@@ -29,13 +31,22 @@ def test_the_migrated_database_is_what_the_tables_say(store):
 def test_opening_twice_migrates_once(store):
     again = Store(store.engine.url.render_as_string(hide_password=False))
     with again.read() as session:
-        assert session.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [
+            "0003"
+        ]
     again.close()
 
 
 def test_processes_that_open_a_new_database_at_once_all_find_it_whole(tmp_path):
-    code = "import sys; from laurel.feedback.store import Store; Store(sys.argv[1]).close()"
-    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new.db")], stderr=subprocess.PIPE) for _ in range(4)]
+    code = (
+        "import sys; from laurel_feedback.store.database import Store; Store(sys.argv[1]).close()"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "new.db")], stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
     assert [(p.communicate()[1].decode()[-300:], p.returncode) for p in started] == [("", 0)] * 4
 
 
@@ -141,7 +152,10 @@ def test_what_is_no_database_is_told(tmp_path):
         ("UPDATE vote SET rationale = 'another' WHERE id = 3", "vote 3 was changed"),
         ("UPDATE vote SET made_at = made_at + 1 WHERE id = 1", "vote 1 was changed"),
         ("DELETE FROM vote WHERE id = 3", "vote 3 was taken out"),
-        ("UPDATE annotator SET state = 'erased'; DELETE FROM vote WHERE id = 1", "vote 1 was taken out"),
+        (
+            "UPDATE annotator SET state = 'erased'; DELETE FROM vote WHERE id = 1",
+            "vote 1 was taken out",
+        ),
     ],
 )
 def test_a_vote_that_is_changed_behind_the_products_back_shows(store, change, told):
@@ -165,7 +179,16 @@ def test_votes_that_are_added_show_and_those_of_who_left_do_not(store):
     desk = Desk(store, who, batch)
     votes = [desk.submit(desk.next().id, Answer(rating=1), str(uuid.uuid4())) for _ in range(2)]
     with store.write() as session:
-        session.add(Vote(assignment_id=votes[0].assignment_id, revision=9, key="forged-key", rating=4, scales={}, made_at=store.now()))
+        session.add(
+            Vote(
+                assignment_id=votes[0].assignment_id,
+                revision=9,
+                key="forged-key",
+                rating=4,
+                scales={},
+                made_at=store.now(),
+            )
+        )
     with store.read() as session:
         assert audit.verify(session) == ["vote 3 is in no row of the log"]
     with store.write() as session:

@@ -1,4 +1,6 @@
-"""The annotators' pages without scripts: from the invitation to the last sample, what is kept, what is told, and leaving."""
+"""The annotators' pages without scripts: from the invitation to the last sample, what is kept, what
+is told, and leaving.
+"""
 
 import json
 import re
@@ -9,26 +11,44 @@ from sqlalchemy import select
 from test_feedback_assign import counts_hold
 
 from laurel.core.errors import UsageError
-from laurel.feedback import people, product
-from laurel.feedback.assign import DISTRESSING, Answer, Desk
-from laurel.feedback.batches import costs
-from laurel.feedback.sections import cost
-from laurel.feedback.settings import RATINGS
-from laurel.feedback.tables import Annotator, Assignment, Batch, Demographic, Dispute, Draft, Event, Item, Response, Vote
-from laurel.feedback.web.app import create_app
-from laurel.feedback.web.text import bare, formatted, plain, shown
+from laurel_feedback.exchange import product
+from laurel_feedback.statistics.batches import costs
+from laurel_feedback.statistics.sections import cost
+from laurel_feedback.store import people
+from laurel_feedback.store.assign import DISTRESSING, Answer, Desk
+from laurel_feedback.store.settings import RATINGS
+from laurel_feedback.store.tables import (
+    Annotator,
+    Assignment,
+    Batch,
+    Demographic,
+    Dispute,
+    Draft,
+    Event,
+    Item,
+    Response,
+    Vote,
+)
+from laurel_feedback.web.app import create_app
+from laurel_feedback.web.text import bare, formatted, plain, shown
 
 
 def best_of(text):
-    """The slot, from 1, that shows response b, which is the right one of all items that are not normal."""
-    return next(n for n, found in enumerate(re.findall(r"answer ([a-h]) of", text), 1) if found == "b")
+    """The slot, from 1, that shows response b, which is the right one of all items that are not
+    normal.
+    """
+    return next(
+        n for n, found in enumerate(re.findall(r"answer ([a-h]) of", text), 1) if found == "b"
+    )
 
 
 def answer_check(visitor, right=True):
     """Answer the check's questions."""
     parts = visitor.page.text.split("Question ")[1:]
     slots = [best_of(part) - 1 if right else 2 - best_of(part) for part in parts]
-    return visitor.send({f"q{n}": slot for n, slot in enumerate(slots)}, ending=visitor.page.url.path)
+    return visitor.send(
+        {f"q{n}": slot for n, slot in enumerate(slots)}, ending=visitor.page.url.path
+    )
 
 
 def count_votes(store):
@@ -37,7 +57,14 @@ def count_votes(store):
 
 
 def test_the_walk_from_the_invitation_to_the_end(store):
-    batch = rich_batch(store, items=8, hit_size=6, kinds={0: "check", 1: "check"}, needs_check=True, pay_per_item=0.5)
+    batch = rich_batch(
+        store,
+        items=8,
+        hit_size=6,
+        kinds={0: "check", 1: "check"},
+        needs_check=True,
+        pay_per_item=0.5,
+    )
     visitor = Visitor(store)
     pseudonym = visitor.come_in()
     page = visitor.get("/work").text
@@ -73,18 +100,33 @@ def test_ratings_are_kept_by_response(store):
     visitor.come_in()
     visitor.get("/work/1")
     for _ in range(6):
-        visitor.send({"rating": 1 if best_of(visitor.page.text.split("<form", 1)[1]) == 1 else 4}, ending="/answer")
+        visitor.send(
+            {"rating": 1 if best_of(visitor.page.text.split("<form", 1)[1]) == 1 else 4},
+            ending="/answer",
+        )
     with store.read() as session:
         assert [vote.rating for vote in session.scalars(select(Vote))] == [4] * 6
 
 
 def test_a_ranking_goes_round_with_ties(store):
-    rich_batch(store, items=2, responses=4, form="ranking", helpfulness=True, presentation=True, rationale="required")
+    rich_batch(
+        store,
+        items=2,
+        responses=4,
+        form="ranking",
+        helpfulness=True,
+        presentation=True,
+        rationale="required",
+    )
     visitor = Visitor(store)
     visitor.come_in()
     visitor.get("/work/1")
     ranks = {"rank_0": 2, "rank_1": 1, "rank_2": 3, "rank_3": 2}
-    scales = {f"{name}_{slot}": slot % 3 + 1 for name in ("helpfulness", "presentation") for slot in range(4)}
+    scales = {
+        f"{name}_{slot}": slot % 3 + 1
+        for name in ("helpfulness", "presentation")
+        for slot in range(4)
+    }
     page = visitor.send({**ranks, "rationale": "because"}, ending="/answer")
     assert page.status_code == 422
     assert 'href="#helpfulness_0"' in page.text
@@ -103,7 +145,13 @@ def test_a_ranking_goes_round_with_ties(store):
 
 
 @pytest.mark.parametrize(
-    ("fields", "to"), [({}, "rating"), ({"rating": "9"}, "rating"), ({"rating": "1"}, "rationale"), ({"rating": "x" * 99}, "rating")]
+    ("fields", "to"),
+    [
+        ({}, "rating"),
+        ({"rating": "9"}, "rating"),
+        ({"rating": "1"}, "rationale"),
+        ({"rating": "x" * 99}, "rating"),
+    ],
 )
 def test_what_is_missing_is_said_and_the_draft_kept(store, fields, to):
     rich_batch(store, rationale="required")
@@ -158,12 +206,17 @@ def test_a_check_has_two_attempts_and_ends_politely(store):
     visitor.come_in()
     visitor.get(f"/check/{batch}")
     assert "two attempts" in visitor.page.text
-    assert visitor.send({}, ending=f"/check/{batch}").status_code == 422  # nothing chosen is no attempt
+    assert (
+        visitor.send({}, ending=f"/check/{batch}").status_code == 422
+    )  # nothing chosen is no attempt
     page = answer_check(visitor, right=False)
     assert "0 of 1 were right" in page.text
     assert "one more attempt" in page.text
     stale = visitor.form(f"/check/{batch}")["fields"]
-    assert visitor.post(f"/check/{batch}", {**stale, "attempt": "0", "q0": "0"}).url.path == f"/check/{batch}"  # sent twice: not counted
+    assert (
+        visitor.post(f"/check/{batch}", {**stale, "attempt": "0", "q0": "0"}).url.path
+        == f"/check/{batch}"
+    )  # sent twice: not counted
     page = answer_check(visitor, right=False)
     assert page.url.path == "/work"
     assert "Thank you for your time" in page.text
@@ -184,8 +237,12 @@ def test_the_right_answer_is_told_after_the_answer_and_can_be_disputed(store):
     assert page.url.path == "/work/1/1"
     assert "not the expected one" in page.text
     assert "secret-explanation" in page.text
-    late = visitor.post(page.url.path.replace("/1/1", "/1/samples/") + re.search(r"samples/([\w-]+)/", page.text)[1] + "/answer",
-                        {"csrf": visitor.csrf, "key": "another-key", "rating": 5 - wrong})  # fmt: skip
+    late = visitor.post(
+        page.url.path.replace("/1/1", "/1/samples/")
+        + re.search(r"samples/([\w-]+)/", page.text)[1]
+        + "/answer",
+        {"csrf": visitor.csrf, "key": "another-key", "rating": 5 - wrong},
+    )
     assert late.status_code == 409
     assert "stays as it is" in late.text
     visitor.get("/work/1/1")
@@ -215,18 +272,32 @@ def test_decided_cases_are_shown_after_the_own_answer_only(store):
 
 
 def test_harm_is_named_folded_skipped_with_pay_and_opted_out(store):
-    rich_batch(store, items=4, hit_size=4, harm={0: ["violence"], 1: ["violence"], 2: ["self_harm"]}, pay_per_item=1.0)
+    rich_batch(
+        store,
+        items=4,
+        hit_size=4,
+        harm={0: ["violence"], 1: ["violence"], 2: ["self_harm"]},
+        pay_per_item=1.0,
+    )
     visitor = Visitor(store)
     _, token = people.invite(store)
     visitor.get(f"/invite/{token}")
     page = visitor.send({})
     assert re.search(r'value="violence".*\n.*\(2 samples\)', page.text)
     assert "self harm" in page.text
-    visitor.send({"votes": "keep", "agree": "1", "opt_out": "self_harm", "asked": ["self_harm", "violence"]}, ending="/consent")
+    visitor.send(
+        {"votes": "keep", "agree": "1", "opt_out": "self_harm", "asked": ["self_harm", "violence"]},
+        ending="/consent",
+    )
     seen = []
     while "finished" not in visitor.get("/work/1").url.path:
         if 'id="veil"' in visitor.page.text:
-            assert visitor.page.text.count('<details class="veil" id="veil"><summary>This sample holds: violence') == 1
+            assert (
+                visitor.page.text.count(
+                    '<details class="veil" id="veil"><summary>This sample holds: violence'
+                )
+                == 1
+            )
             visitor.send({"distress": "1"}, to="skip")
             seen.append("skipped")
         else:
@@ -294,7 +365,10 @@ def test_own_data_can_be_read_and_leaving_ends_everything(store, votes):
     data = response.json()
     assert data["you"]["pseudonym"] == pseudonym
     assert data["about_you"][0]["answer"] == "yes"
-    assert (data["samples"][0]["answers"][0]["rating"], data["samples"][0]["answers"][0]["rationale"]) == ("2", "mine")
+    assert (
+        data["samples"][0]["answers"][0]["rating"],
+        data["samples"][0]["answers"][0]["rationale"],
+    ) == ("2", "mine")
     assert not any(secret in response.text for secret in SECRETS)
     visitor.get("/mine/withdraw")
     assert ("kept, under the pseudonym" if votes == "keep" else "deleted too") in visitor.page.text
@@ -316,7 +390,13 @@ def test_the_interface_for_scripts(store):
     assert set(given) == {"assignment", "seq", "prompt", "input", "responses", "csrf"}
     assert given["prompt"][0]["role"] == "user"
     base = f"/work/1/samples/{given['assignment']}"
-    data = {"csrf": given["csrf"], "key": "key-0001", "rating": "2", "rationale": "r", "pasted": "0.5"}
+    data = {
+        "csrf": given["csrf"],
+        "key": "key-0001",
+        "rating": "2",
+        "rationale": "r",
+        "pasted": "0.5",
+    }
     bad = visitor.post(f"{base}/answer", {**data, "rating": ""}, headers=accept)
     assert bad.status_code == 422
     assert set(bad.json()) == {"error", "fix"}
@@ -330,11 +410,26 @@ def test_the_interface_for_scripts(store):
         vote = session.scalar(select(Vote))
         assert (vote.pasted, vote.rationale) == (0.5, "r")
     other = visitor.get("/work/1/next.json").json()
-    for what, fields in (("alive", {"kind": "paste", "size": "12"}), ("draft", {"rating": "1"}), ("skip", {"reason": "r"})):
-        response = visitor.post(f"/work/1/samples/{other['assignment']}/{what}", {"csrf": other["csrf"], **fields}, headers=accept)
+    for what, fields in (
+        ("alive", {"kind": "paste", "size": "12"}),
+        ("draft", {"rating": "1"}),
+        ("skip", {"reason": "r"}),
+    ):
+        response = visitor.post(
+            f"/work/1/samples/{other['assignment']}/{what}",
+            {"csrf": other["csrf"], **fields},
+            headers=accept,
+        )
         assert (response.status_code, response.json()["ok"]) == (200, True)
-    assert visitor.post(f"{base}/alive", {"csrf": other["csrf"], "kind": "text"}, headers=accept).status_code == 422
-    visitor.post(f"/work/1/samples/{other['assignment']}/answer", {**data, "key": "key-0002"}, headers=accept)
+    assert (
+        visitor.post(
+            f"{base}/alive", {"csrf": other["csrf"], "kind": "text"}, headers=accept
+        ).status_code
+        == 422
+    )
+    visitor.post(
+        f"/work/1/samples/{other['assignment']}/answer", {**data, "key": "key-0002"}, headers=accept
+    )
     assert visitor.get("/work/1/next.json").json() == {"done": True}
     with store.read() as session:
         assert session.scalars(select(Event).where(Event.kind != "skip")).one().size == 12
@@ -366,7 +461,9 @@ def test_the_back_button_and_a_double_click_make_one_vote(store):
     for _ in range(3):
         assert visitor.post(form["action"], {**form["fields"], "rating": "1"}).status_code == 200
     assert count_votes(store) == 1
-    page = visitor.post(form["action"], {**form["fields"], "rating": "4"})  # back, another choice, the old form
+    page = visitor.post(
+        form["action"], {**form["fields"], "rating": "4"}
+    )  # back, another choice, the old form
     assert page.status_code == 409
     assert "change it there" in page.text
 
@@ -382,11 +479,18 @@ def test_single_answers_are_good_or_not(store):
 
 def test_texts_of_others_can_do_nothing():
     nasty = "<script>alert(1)</script> a\u202eb\u200bc \x07"
-    assert str(plain(nasty)) == (
-        '<div class="text plain" dir="auto">&lt;script&gt;alert(1)&lt;/script&gt; a[U+202E]b[U+200B]c [U+0007]</div>'
+    assert (
+        str(plain(nasty))
+        == '<div class="text plain" dir="auto">&lt;script&gt;alert(1)&lt;/script&gt;'
+        " a[U+202E]b[U+200B]c [U+0007]</div>"
     )
     links = "[l](javascript:alert(1)) [d](data:text/html,x) [w](https://a.b/c)"
-    html = str(formatted(f"# T\n\n<img src=x onerror=alert(1)> ![p](http://evil/p.png) {links} &#x202E;x\n\n|a|\n|-|\n|b|"))
+    html = str(
+        formatted(
+            f"# T\n\n<img src=x onerror=alert(1)> ![p](http://evil/p.png) {links}"
+            " &#x202E;x\n\n|a|\n|-|\n|b|"
+        )
+    )
     assert "<img" not in html
     assert 'href="javascript' not in html
     assert 'href="data' not in html
@@ -506,7 +610,9 @@ def test_a_second_tab_does_not_overwrite_the_first_in_silence(store):
     page = visitor.post(form["action"], second)
     assert page.status_code == 409
     assert "another tab" in page.text
-    assert visitor.post(form["action"], first).url.path != form["action"]  # the same answer once more is the same answer
+    assert (
+        visitor.post(form["action"], first).url.path != form["action"]
+    )  # the same answer once more is the same answer
     with store.read() as session:
         assert len(session.scalars(select(Vote)).all()) == 1
     visitor.get("/work/1/1")
@@ -516,7 +622,11 @@ def test_a_second_tab_does_not_overwrite_the_first_in_silence(store):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"), [({}, "You left sample 1;"), ({"distress": "1"}, "You left sample 1 as too distressing, with pay;")]
+    ("fields", "told"),
+    [
+        ({}, "You left sample 1;"),
+        ({"distress": "1"}, "You left sample 1 as too distressing, with pay;"),
+    ],
 )
 def test_a_skip_can_be_taken_back(store, fields, told):
     rich_batch(store, items=3, rationale="optional")
@@ -527,7 +637,10 @@ def test_a_skip_can_be_taken_back(store, fields, told):
     assert told in " ".join(page.text.split())
     back = visitor.get(re.search(r'href="([^"]+)" id="undo"', page.text)[1])
     assert back.url.path == "/work/1/1" and "half a thought" in back.text
-    assert 'id="undo"' not in visitor.get("/work/1/1?left=1").text + visitor.get("/work/1/1?left=99").text
+    assert (
+        'id="undo"'
+        not in visitor.get("/work/1/1?left=1").text + visitor.get("/work/1/1?left=99").text
+    )
 
 
 def test_what_each_person_costs_is_told_and_thirteen_skips_in_a_second_stand_out(store, clock):
@@ -535,18 +648,36 @@ def test_what_each_person_costs_is_told_and_thirteen_skips_in_a_second_stand_out
     desks = []
     for name in ("honest", "quick"):
         with store.write() as session:
-            session.add(Annotator(pseudonym=name, state="active", consent="keep 1", made_at=store.now()))
+            session.add(
+                Annotator(pseudonym=name, state="active", consent="keep 1", made_at=store.now())
+            )
         with store.read() as session:
             who = session.scalar(select(Annotator.id).where(Annotator.pseudonym == name))
         desks.append(Desk(store, who, batch))
     for n in range(10):
         sample = desks[0].next()
         clock.time += 30
-        desks[0].skip(sample.id, DISTRESSING) if n == 0 else desks[0].submit(sample.id, Answer(rating=1), f"honest-{n}")
+        (
+            desks[0].skip(sample.id, DISTRESSING)
+            if n == 0
+            else desks[0].submit(sample.id, Answer(rating=1), f"honest-{n}")
+        )
     for _ in range(13):
         desks[1].skip(desks[1].next().id, DISTRESSING)
     quick, honest = costs(store, batch)
-    assert (quick.annotator, quick.answered, quick.distressing, quick.seconds, quick.odd) == ("quick", 0, 13, 0.0, True)
+    assert (quick.annotator, quick.answered, quick.distressing, quick.seconds, quick.odd) == (
+        "quick",
+        0,
+        13,
+        0.0,
+        True,
+    )
     assert quick.paid == pytest.approx(3.9)
-    assert (honest.annotator, honest.answered, honest.distressing, honest.seconds, honest.odd) == ("honest", 9, 1, 30.0, False)
+    assert (honest.annotator, honest.answered, honest.distressing, honest.seconds, honest.odd) == (
+        "honest",
+        9,
+        1,
+        30.0,
+        False,
+    )
     assert ("quick", "0", "13 !", "0.0", "3.90 USD") in cost([quick, honest], "USD").rows

@@ -1,4 +1,6 @@
-"""Five runs recorded before the house was opened up (golden.json) end as they ended then: to the bit on that kind of machine."""
+"""Five runs recorded before the house was opened up (golden.json) end as they ended then: to the
+bit on that kind of machine.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Pages: the code blocks of a page, and the parts that are generated. As a script (`make docs`): write the generated parts anew."""
+"""Pages: the code blocks of a page, and the parts that are generated. As a script (`make docs`):
+write the generated parts anew.
+"""
 
 import ast
 import re
@@ -6,21 +8,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from house_source import PACKAGE, ROOT, package_files, tree
+from house_source import PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
-    "policy/kernels.cpp": "The compiled parts of decoding and training: one pass over the rows between matrix products.",
-    "feedback/report.html": "The template of the report as a page.",
-    "report/page.html": "The Jinja template of the report.",
-    "report/page.css": "Its style, light and dark.",
-    "report/exhibit.html": "The template of an experiment's page.",
+    "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
+    "laurel/report/page.html": "The Jinja template of the report.",
+    "laurel/report/page.css": "Its style, light and dark.",
+    "laurel/report/exhibit.html": "The template of an experiment's page.",
+    "laurel_feedback/statistics/report.html": "The template of the votes' report as a page.",
+    "laurel_feedback/store/migrations/script.py.mako": "The template of a migration.",
+    "laurel_feedback/demo/guidelines.md": "Guidelines of the demonstration.",
+    "laurel_feedback/demo/pairs.jsonl": "Its pairs.",
+    "laurel_feedback/demo/rankings.jsonl": "Its rankings.",
 }
 """Purposes of files that have no docstring."""
 
 ROOMS = (
-    "core", "data", "weight", "objective", "tabular", "measure", "policy", "reward", "rollout", "judge",
-    "train", "eval", "search", "prompt", "feedback", "report", "verify", "pipeline", "cli",
-)  # fmt: skip
+    *("core", "data", "weight", "objective", "measure", "model", "fast", "reward", "rollout"),
+    *("judge", "eval", "train", "search", "report", "serve", "verify", "pipeline", "cli"),
+    *("store", "statistics", "exchange", "web", "demo"),
+)
 """In the order of the floors, ground floor first."""
 
 
@@ -62,7 +69,9 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, its text, the line it starts on, and why it is not run ("" if it is)."""
+    """A fenced block of a page: its language, its text, the line it starts on, and why it is not
+    run ("" if it is).
+    """
 
     page: Path
     language: str
@@ -75,14 +84,22 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Every fenced block of a page. `<!-- skip: reason -->` on the line before a block says that, and why, it is not run."""
+    """Every fenced block of a page. `<!-- skip: reason -->` on the line before a block says that,
+    and why, it is not run.
+    """
     fence, language, start, reason, text = "", "", 0, "", []
     before = ""
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         opening = re.match(r"\s*(`{3,}|~{3,})\s*([\w+-]*)", line)
         if not fence and opening:
             skip = re.fullmatch(r"\s*<!--\s*skip:\s*(.+?)\s*-->\s*", before)
-            fence, language, start, reason, text = opening[1], opening[2], number, skip[1] if skip else "", []
+            fence, language, start, reason, text = (
+                opening[1],
+                opening[2],
+                number,
+                skip[1] if skip else "",
+                [],
+            )
         elif fence and line.strip() == fence:
             yield Block(page, language, "\n".join(text) + "\n", start, reason)
             fence = ""
@@ -92,39 +109,58 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def package_tree() -> str:
-    """The package as a tree: every room in the order of the floors, every file with its one purpose."""
-    lines = ["```text", "laurel/"]
-    files = package_files()
-    for path in (path for path in files if path.parent == PACKAGE):
-        lines.append(f"  {path.name:<18} {purpose(path)}")
-    for room in ROOMS:
-        inside = [path for path in files if path.parent == PACKAGE / room]
-        if inside:
-            lines.append(f"  {room + '/':<18} {purpose(PACKAGE / room / '__init__.py')}")
-            lines.extend(f"    {path.name:<16} {purpose(path)}" for path in inside if path.name != "__init__.py")
-            for folder in sorted({path.relative_to(PACKAGE / room).parts[0] for path in files if PACKAGE / room in path.parent.parents}):
-                lines.append(f"    {folder + '/':<16} {purpose(PACKAGE / room / folder / '__init__.py')}")
-                inside = [path for path in files if path.parent == PACKAGE / room / folder and path.name != "__init__.py"]
-                lines.extend(f"      {path.name:<18} {purpose(path)}" for path in inside if path.suffix == ".py")
+    """The packages as a tree: rooms in the order of the floors, every file with its one purpose."""
+    lines = ["```text"]
+    for package in PACKAGES:
+        lines.append(f"{package.name + '/':<20} {purpose(package / '__init__.py')}")
+        lines += branch(package, "  ", ROOMS)
     return "\n".join([*lines, "```"])
 
 
+def branch(folder: Path, indent: str, order: tuple[str, ...] = ()) -> list[str]:
+    """The files of a folder, then its folders, those of `order` first; migrations by name alone."""
+    inside = [path for path in package_files() if path.parent == folder]
+    shown = [path for path in inside if path.name != "__init__.py"]
+    lines = [f"{indent}{path.name:<{20 - len(indent)}} {purpose(path)}" for path in shown]
+    folders = {
+        path.relative_to(folder).parts[0] for path in package_files() if folder in path.parents
+    }
+    for name in sorted(
+        folders, key=lambda name: (order.index(name) if name in order else 99, name)
+    ):
+        deeper = folder / name
+        if (deeper / "__init__.py").exists():
+            about = purpose(deeper / "__init__.py")
+            lines.append(f"{indent}{name + '/':<{20 - len(indent)}} {about}")
+            lines += branch(deeper, indent + "  ")
+    return lines
+
+
 def purpose(path: Path) -> str:
-    """The first line of a module's docstring; of any other file, what PURPOSES says."""
+    """The first paragraph of a module's docstring; of any other file, what PURPOSES says."""
     if path.suffix == ".py":
-        return (ast.get_docstring(tree(path)) or "").split("\n")[0]
-    return PURPOSES[str(path.relative_to(PACKAGE))]
+        return " ".join((ast.get_docstring(tree(path)) or "").split("\n\n")[0].split())
+    return PURPOSES[str(path.relative_to(ROOT))]
 
 
 def index() -> str:
-    """The pages of docs/ and the index of each of its folders, ORDER first: title and first paragraph (of a long one, one sentence)."""
+    """The pages of docs/ and the index of each of its folders, ORDER first: title and first
+    paragraph (of a long one, one sentence).
+    """
     docs = ROOT / "docs"
-    found = (path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("*/index.md")))
+    found = (
+        path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("*/index.md"))
+    )
     names = sorted(name for name in found if name != "index.md")
     lines = ["| page | what it tells |", "|---|---|"]
-    for name in [*(name for name in ORDER if name in names), *(name for name in names if name not in ORDER)]:
+    for name in [
+        *(name for name in ORDER if name in names),
+        *(name for name in names if name not in ORDER),
+    ]:
         title, _, rest = (ROOT / "docs" / name).read_text(encoding="utf-8").partition("\n")
-        paragraph = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(rest.strip().split("\n\n")[0].split()))  # without its links
+        paragraph = re.sub(
+            r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(rest.strip().split("\n\n")[0].split())
+        )  # without its links
         sentences = re.split(r"(?<=[.:]) (?=[A-Z])", paragraph)
         told = sentences[0] if len(sentences) < 2 or len(paragraph) > 260 else " ".join(sentences)
         lines.append(f"| [{title.removeprefix('# ')}]({name}) | {told.rstrip(':')} |")
@@ -157,7 +193,9 @@ def option_row(kind: type, name: str, by_algorithm: bool) -> str:
 
 
 def defaults_in_words(name: str, default: object) -> str:
-    """The default of a training option: one for all, or one per algorithm, most common first: `0.2` (grpo, gspo), `0.28` (dapo)."""
+    """The default of a training option: one for all, or one per algorithm, most common first: `0.2`
+    (grpo, gspo), `0.28` (dapo).
+    """
     from laurel.train.algorithms import ALGORITHMS
     from laurel.train.options import defaults
 
@@ -171,7 +209,10 @@ def defaults_in_words(name: str, default: object) -> str:
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     if ordered[0][1] == list(ALGORITHMS):
         return ordered[0][0]
-    return ", ".join(f"{value} ({'all but sft' if names == sampling else ', '.join(names)})" for value, names in ordered)
+    return ", ".join(
+        f"{value} ({'all but sft' if names == sampling else ', '.join(names)})"
+        for value, names in ordered
+    )
 
 
 def cell(value: object) -> str:
@@ -185,15 +226,32 @@ def names_of(kind: str, harmless: bool = True) -> str:
     """The rows of one kind of the table of TRL's names."""
     from laurel.core.trl_names import TABLE
 
-    rows = {name: row for name, row in TABLE.items() if row.kind == kind and row.harmless is harmless}
+    rows = {
+        name: row for name, row in TABLE.items() if row.kind == kind and row.harmless is harmless
+    }
     if kind == "absent":
         by_say: dict[str, list[str]] = {}
         for name, row in rows.items():
             by_say.setdefault(row.say, []).append(f"`{name}`")
-        return "\n".join(["| names | instead |", "|---|---|", *(f"| {', '.join(names)} | {say} |" for say, names in by_say.items())])
+        return "\n".join(
+            [
+                "| names | instead |",
+                "|---|---|",
+                *(f"| {', '.join(names)} | {say} |" for say, names in by_say.items()),
+            ]
+        )
     if kind == "same":
-        return "\n".join(["| name | to know |", "|---|---|", *(f"| `{name}` | {row.say or '-'} |" for name, row in rows.items())])
-    lines = (f"| `{name}` | {', '.join(f'`{one}`' for one in row.ours) or '-'} | {row.say} |" for name, row in rows.items())
+        return "\n".join(
+            [
+                "| name | to know |",
+                "|---|---|",
+                *(f"| `{name}` | {row.say or '-'} |" for name, row in rows.items()),
+            ]
+        )
+    lines = (
+        f"| `{name}` | {', '.join(f'`{one}`' for one in row.ours) or '-'} | {row.say} |"
+        for name, row in rows.items()
+    )
     return "\n".join(["| theirs | ours | said |", "|---|---|---|", *lines])
 
 
@@ -209,7 +267,9 @@ def trl_defaults() -> str:
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
         own = applying(row)
-        ask = Ask(row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True)
+        ask = Ask(
+            row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
+        )
         names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
         made = translate({name: ask.defaults[name] for name in names}, TABLE, ask, "")[0]
         made |= {option: value for option, (value, _) in unsaid(ask, made).items()}
@@ -217,14 +277,15 @@ def trl_defaults() -> str:
             if option in own and value is not None and value != own[option]:
                 found.setdefault((option, cell(value), cell(own[option])), []).append(row)
     lines = [
-        f"| `{' | '.join((option + '`', *rest))} | {'all' if len(of) == len(rows) else ', '.join(of)} |"
+        f"| `{' | '.join((option + '`', *rest))} |"
+        f" {'all' if len(of) == len(rows) else ', '.join(of)} |"
         for (option, *rest), of in found.items()
     ]
     return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
 
 
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"tree": package_tree},
+    "docs/house.md": {"tree": package_tree},
     "docs/index.md": {"pages": index},
     "docs/from-trl.md": {
         "defaults": trl_defaults,
@@ -233,13 +294,20 @@ GENERATED: dict[str, dict[str, Callable[[], str]]] = {
         "absent": lambda: names_of("absent"),
         "different": lambda: names_of("absent", harmless=False),
     },
-    "docs/configuration.md": {"train": lambda: options_of("train"), "evaluation": lambda: options_of("evaluation")},
+    "docs/configuration.md": {
+        "train": lambda: options_of("train"),
+        "evaluation": lambda: options_of("evaluation"),
+    },
 }
-"""page: {part: its maker}. In the page a part stands between `<!-- generated: part (make docs) -->` and `<!-- end: part -->`."""
+"""page: {part: its maker}. In the page a part stands between `<!-- generated: part (make docs) -->`
+and `<!-- end: part -->`.
+"""
 
 
 def renewed(page: str) -> str:
-    """The text of a page with its generated parts made anew. A part without its two marks is an error."""
+    """The text of a page with its generated parts made anew. A part without its two marks is an
+    error.
+    """
     text = (ROOT / page).read_text(encoding="utf-8")
     for part, make in GENERATED[page].items():
         start, end = f"<!-- generated: {part} (make docs) -->", f"<!-- end: {part} -->"

@@ -1,4 +1,6 @@
-"""Shell blocks of pages: bash runs them, and the `laurel` in them is a call of `main` in this process, which need not start cold."""
+"""Shell blocks of pages: bash runs them, and the `laurel` in them is a call of `main` in this
+process, which need not start cold.
+"""
 
 import contextlib
 import os
@@ -24,21 +26,29 @@ laurel() {
 }
 trap ': > "$DOOR/asked"' EXIT
 """
-"""Hands its words over, waits, prints what was printed, leaves with the same code. The end of the script hands over nothing.
+"""Hands its words over, waits, prints what was printed, leaves with the same code. The end of the
+script hands over nothing.
 
-What goes on into a pipe is a process of its own, as a user's shell starts it: there real output flows.
+What goes on into a pipe is a process of its own, as a user's shell starts it: there real output
+flows.
 """
 
 
 def run_shell(script: str, door: Path) -> tuple[int, str]:
-    """(exit code, everything printed) of a bash script in the current folder. `door`: an empty folder for what is handed over."""
+    """(exit code, everything printed) of a bash script in the current folder. `door`: an empty
+    folder for what is handed over.
+    """
     os.mkfifo(door / "asked")
     os.mkfifo(door / "done")
     printed = door / "printed"
     command = ["bash", "-euo", "pipefail", "-c", LAUREL + script]
     with printed.open("w") as file:
         shell = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, "DOOR": str(door)}
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "DOOR": str(door)},
         )
         try:
             while asked := (door / "asked").read_text():
@@ -58,19 +68,36 @@ def run_shell(script: str, door: Path) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def as_it_was() -> Iterator[None]:
-    """What a command leaves to the end of its process, put back: folder, environment, module path, signals, threads, chance."""
-    folder, environment, path, modules = Path.cwd(), dict(os.environ), list(sys.path), set(sys.modules)
-    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
-    threads, chance = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    """What a command leaves to the end of its process, put back: folder, environment, module path,
+    signals, threads, chance.
+    """
+    folder, environment, path, modules = (
+        Path.cwd(),
+        dict(os.environ),
+        list(sys.path),
+        set(sys.modules),
+    )
+    handlers = {
+        which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    }
+    threads, chance = (
+        torch.get_num_threads(),
+        (random.getstate(), np.random.get_state(), torch.get_rng_state()),
+    )
     try:
         yield
     finally:
-        left = [f"signal {which.name}" for which, handler in handlers.items() if signal.getsignal(which) is not handler]
+        left = [
+            f"signal {which.name}"
+            for which, handler in handlers.items()
+            if signal.getsignal(which) is not handler
+        ]
         for which, handler in handlers.items():
             signal.signal(which, handler)
         for name in set(sys.modules) - modules:
             if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
-                del sys.modules[name]  # a file of the page's own, such as a reward: the next page may have another of that name
+                # a file of the page's own, such as a reward: the next page may have another of it
+                del sys.modules[name]
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)

@@ -1,4 +1,6 @@
-"""The pages: every block runs, every link leads somewhere, every generated part is what its maker prints."""
+"""The pages: every block runs, every link leads somewhere, every generated part is what its maker
+prints.
+"""
 
 import doctest
 import os
@@ -13,15 +15,17 @@ from pathlib import Path
 import pytest
 from house_pages import GENERATED, Block, blocks, package_tree, renewed
 from house_shell import as_it_was, run_shell
-from house_source import PACKAGE, ROOT, package_files, python_files
+from house_source import ROOT, package_files
 
 import laurel
-from laurel.prompt import fit as fitting
-from laurel.prompt import synthetic
-from laurel.prompt.models import Logistic, Rates
 from laurel.train import starter
+from laurel_prompts import fit as fitting
+from laurel_prompts import synthetic
+from laurel_prompts.models import Logistic, Rates
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
 RUN = ("python", "bash", "console")
 KNOWN = {*RUN, "text", "yaml", "json", "jsonl", "toml", "diff", "math", "jinja"}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -29,41 +33,61 @@ SECONDS = 240
 
 
 def short_starter(cache: Path) -> None:
-    """A folder for $LAUREL_CACHE whose starter has had an eighth of its steps: the blocks of `make verify` build the whole one."""
+    """A folder for $LAUREL_CACHE whose starter has had an eighth of its steps: the blocks of `make
+    verify` build the whole one.
+    """
     short = {"max_steps": 75, "eval_steps": 0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAUREL_CACHE", str(cache))
         whole = starter.starter_config
-        patch.setattr(starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update=short))
+        patch.setattr(
+            starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update=short)
+        )
         starter.build_starter("starter", "addition", 0)
 
 
 @pytest.fixture
 def whole_workplace(tmp_path, monkeypatch) -> Path:
-    """An empty folder with a copy of examples/, current while a block runs, and a `laurel` command on the path."""
+    """An empty folder with a copy of examples/, current while a block runs, and a `laurel` command
+    on the path.
+    """
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     command = tmp_path / "bin" / "laurel"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m laurel "$@"\n')
     command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part))
+    monkeypatch.setenv(
+        "PATH",
+        f"{command.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH",
+        os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part),
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def workplace(whole_workplace, monkeypatch, once) -> Path:
-    """The same, and shorter: a starter of few steps, built once a run; a fifth of the queries and three models for `laurel prompt`."""
+    """The same, and shorter: a starter of few steps, built once a run; a fifth of the queries and
+    three models for `laurel prompt`.
+    """
     monkeypatch.setenv("LAUREL_CACHE", str(once("short-starter", short_starter)))
     whole = synthetic.synthetic_log
-    monkeypatch.setattr(fitting, "grid", lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)])
-    monkeypatch.setattr(synthetic, "synthetic_log", lambda queries=600, *args, **how: whole(queries, *args, **how))
+    monkeypatch.setattr(
+        fitting, "grid", lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)]
+    )
+    monkeypatch.setattr(
+        synthetic, "synthetic_log", lambda queries=600, *args, **how: whole(queries, *args, **how)
+    )
     return whole_workplace
 
 
 def script(block: Block) -> str:
-    """What a shell block asks to run: all of a bash block, the lines after `$ ` of a console one."""
+    """What a shell block asks to run: all of a bash block, the lines after `$ ` of a console
+    one.
+    """
     if block.language == "bash":
         return block.text
     return "\n".join(line[2:] for line in block.text.splitlines() if line.startswith("$ "))
@@ -72,7 +96,9 @@ def script(block: Block) -> str:
 def run_python(block: Block) -> None:
     """Run a block by itself, in this process; prompts (>>>) make it a doctest."""
     if block.text.lstrip().startswith(">>> "):
-        test = doctest.DocTestParser().get_doctest(block.text, {}, str(block), str(block.page), block.line)
+        test = doctest.DocTestParser().get_doctest(
+            block.text, {}, str(block), str(block.page), block.line
+        )
         assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
     else:
         exec(compile(textwrap.dedent(block.text), str(block), "exec"), {"__name__": "__main__"})
@@ -81,8 +107,17 @@ def run_python(block: Block) -> None:
 def run_processes(block: Block, folder: Path) -> None:
     """Run a shell block as a user does: each command is a process, started cold."""
     command = ["bash", "-euo", "pipefail", "-c", script(block)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, (
+        f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in RUN], ids=str)
@@ -98,14 +133,20 @@ def test_block_runs(block, workplace):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in RUN[1:] and not block.skip], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language in RUN[1:] and not block.skip], ids=str
+)
 def test_block_runs_in_processes_of_its_own(block, whole_workplace):
-    """Every command started cold, and on the starter that a user has (the user's cache keeps it: its minute is spent once)."""
+    """Every command started cold, and on the starter that a user has (the user's cache keeps it:
+    its minute is spent once).
+    """
     run_processes(block, whole_workplace)
 
 
 def test_a_shell_block_is_bash_and_its_laurel_is_this_process(tmp_path, monkeypatch):
-    """Words, folder, exit code and both outputs pass the door; what a command sets is gone afterwards; a failure ends the block."""
+    """Words, folder, exit code and both outputs pass the door; what a command sets is gone
+    afterwards; a failure ends the block.
+    """
     monkeypatch.chdir(tmp_path)
     before = (dict(os.environ), list(sys.path), signal.getsignal(signal.SIGINT), Path.cwd())
     (tmp_path / "sub").mkdir()
@@ -122,17 +163,29 @@ def test_a_shell_block_is_bash_and_its_laurel_is_this_process(tmp_path, monkeypa
     assert code == 0 and "unknown verb `nonsense`" in printed and "code 2" in printed
     assert (tmp_path / "version").read_text() == f"laurel {laurel.__version__}\n"
     assert (tmp_path / "help").read_text().count("usage: laurel VERB") == 2
-    assert run_shell("laurel nonsense\ntouch reached", doors[1])[0] == 2 and not (tmp_path / "reached").exists()
+    assert (
+        run_shell("laurel nonsense\ntouch reached", doors[1])[0] == 2
+        and not (tmp_path / "reached").exists()
+    )
     assert run_shell("true", doors[2]) == (0, "")
     assert before == (dict(os.environ), list(sys.path), signal.getsignal(signal.SIGINT), Path.cwd())
     with pytest.raises(AssertionError, match="SIGINT"), as_it_was():
-        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: a job in the background begins with that
+        signal.signal(
+            signal.SIGINT, lambda *_: None
+        )  # not SIG_IGN: a job in the background begins with that
     assert signal.getsignal(signal.SIGINT) is before[2]
 
 
 def test_only_what_pipes_on_starts_processes(tmp_path, monkeypatch):
-    """Three cold starts of laurel in all pages, each to see the real output of a real process flow on; the rest is called."""
-    lines = [line for block in BLOCKS if block.language == "bash" and not block.skip for line in block.text.splitlines()]
+    """Three cold starts of laurel in all pages, each to see the real output of a real process flow
+    on; the rest is called.
+    """
+    lines = [
+        line
+        for block in BLOCKS
+        if block.language == "bash" and not block.skip
+        for line in block.text.splitlines()
+    ]
     assert len([line for line in lines if re.match(r"laurel .* \| ", line)]) == 3
     (tmp_path / "door").mkdir()
     (tmp_path / "laurel").write_text("#!/bin/sh\necho cold $*\n")
@@ -150,17 +203,25 @@ def test_every_block_says_what_it_is():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/configuration.md"])
 def test_pages_with_promises_have_blocks_that_run(name):
-    assert any(block.language in RUN and not block.skip for block in BLOCKS if block.page == ROOT / name)
+    assert any(
+        block.language in RUN and not block.skip for block in BLOCKS if block.page == ROOT / name
+    )
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings make."""
-    headings = re.findall(r"^#+ (.+?)\s*$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.+?)\s*$",
+        re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL),
+        re.MULTILINE,
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken_links(page: Path) -> list[str]:
-    """Links of a page to files and headings that are not there. Addresses of the web are not visited."""
+    """Links of a page to files and headings that are not there. Addresses of the web are not
+    visited.
+    """
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -181,14 +242,23 @@ def test_links_lead_somewhere(page):
 def test_broken_links_are_seen(tmp_path):
     (tmp_path / "b.md").write_text("# A heading, here\n")
     page = tmp_path / "a.md"
-    page.write_text("# Top\n[1](b.md) [2](c.md) [3](b.md#a-heading-here) [4](b.md#none) [5](#top) [6](https://x.org) `[7](d.md)`\n")
+    page.write_text(
+        "# Top\n[1](b.md) [2](c.md) [3](b.md#a-heading-here) [4](b.md#none) [5](#top)"
+        " [6](https://x.org) `[7](d.md)`\n"
+    )
     assert broken_links(page) == ["c.md", "b.md#none"]
 
 
-@pytest.mark.parametrize("index", sorted((ROOT / "docs").rglob("index.md")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "index", sorted((ROOT / "docs").rglob("index.md")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_an_index_leads_to_every_page_of_its_folder(index):
     text = index.read_text(encoding="utf-8")
-    missing = [path.name for path in sorted(index.parent.glob("*.md")) if path != index and f"({path.name})" not in text]
+    missing = [
+        path.name
+        for path in sorted(index.parent.glob("*.md"))
+        if path != index and f"({path.name})" not in text
+    ]
     assert not missing
 
 
@@ -198,17 +268,23 @@ def test_generated_parts_are_up_to_date(name):
 
 
 def test_the_tree_has_every_file_once():
-    lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[2:-1]]
+    lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[1:-1]]
     listed = sorted(first for first, _ in lines if not first.endswith("/"))
-    direct = [path for path in package_files() if len(path.relative_to(PACKAGE).parts) <= 2]
-    deeper = [path for path in python_files() if len(path.relative_to(PACKAGE).parts) == 3]  # modules of a folder in a room
-    there = sorted(path.name for path in (*direct, *deeper) if path.name != "__init__.py" or path.parent == PACKAGE)
-    assert listed == there
+    there = [path for path in package_files() if path.name != "__init__.py"]
+    there = [path for path in there if (path.parent / "__init__.py").exists()]
+    assert listed == sorted(path.name for path in there)
     assert all(purpose.strip() for _, purpose in lines)
 
 
 def test_blocks_are_found_with_their_reasons(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("a\n```python\n1\n```\n<!-- skip: needs a GPU -->\n```bash\nlaurel\n```\n\n````text\n```python\n````\n")
+    page.write_text(
+        "a\n```python\n1\n```\n<!-- skip: needs a GPU"
+        " -->\n```bash\nlaurel\n```\n\n````text\n```python\n````\n"
+    )
     found = [(block.language, block.text, block.line, block.skip) for block in blocks(page)]
-    assert found == [("python", "1\n", 2, ""), ("bash", "laurel\n", 6, "needs a GPU"), ("text", "```python\n", 10, "")]
+    assert found == [
+        ("python", "1\n", 2, ""),
+        ("bash", "laurel\n", 6, "needs a GPU"),
+        ("text", "```python\n", 10, ""),
+    ]

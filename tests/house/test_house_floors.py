@@ -1,4 +1,4 @@
-"""The floors: a module imports its own room and rooms on lower floors. Never up, never sideways."""
+"""A file imports its own room and rooms below it, and no two files import each other."""
 
 import ast
 import subprocess
@@ -6,65 +6,116 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from house_source import PACKAGE, module_name, place, python_files
+import pytest
+from house_source import PACKAGE, PACKAGES, ROOT, circles, imports, module_name, place, python_files
 
 FLOORS = (
     {"core"},
-    {"data", "weight", "objective", "tabular", "measure"},
-    {"policy"},
+    {"data", "weight", "objective", "measure"},
+    {"model"},
     {"reward", "rollout", "judge"},
-    {"train", "eval", "search", "prompt", "feedback", "report"},
+    {"train", "eval", "search", "report"},
     {"verify", "pipeline"},
     {"cli"},
 )
-FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+WING_FLOORS = {
+    "laurel_feedback": ({"store"}, {"statistics"}, {"exchange"}, {"web", "demo"}),
+    "laurel_worlds": (),
+    "laurel_prompts": (),
+}
+"""Rooms of the other packages; files outside them import each other freely, but in no circle."""
+BELOW = {
+    "laurel_feedback": {"core", "data", "measure"},
+    "laurel_worlds": {"core", "measure", "report"},
+    "laurel_prompts": {"core", "data", "measure", "report"},
+}
+"""What the other packages import of laurel. Between each other they import nothing."""
+VERBS = ("laurel.cli.feedback", "laurel.cli.tabular", "laurel.cli.prompt")
+"""The files of laurel that know another package: its verbs, imported when they are asked for."""
 DOORS = {"__init__": {"core"}, "__main__": {"cli"}}
-"""What the two modules outside every room may import: the public names come from core, the command from cli."""
+"""What files outside every room may import: public names come from core, the command from cli."""
 
 
-def imported(node: ast.AST, package: str) -> list[str]:
-    """The modules of `package` that one statement or call imports, in dotted form."""
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        names = [f"{node.module}.{alias.name}" for alias in node.names]
-    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-        names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-    else:
-        names = []
-    return [name for name in names if name.startswith(f"{package}.")]
+def floors(package: str) -> dict[str, int]:
+    """room: floor, of one package."""
+    rows = WING_FLOORS.get(package, FLOORS)
+    return {room: level for level, rooms in enumerate(rows) for room in rooms}
 
 
 def violations(root: Path) -> Iterator[str]:
-    """Every import under `root` that the floors forbid, and every room that stands on no floor."""
+    """Every import under the package `root` that the floors forbid; rooms that stand on none."""
+    own = floors(root.name)
     for path in python_files(root):
         parts = path.relative_to(root).with_suffix("").parts
-        room = parts[0]
-        if len(parts) == 1 and room not in DOORS:
+        room = parts[0] if len(parts) > 1 or root.name not in WING_FLOORS else ""
+        if root.name not in WING_FLOORS and len(parts) == 1 and room not in DOORS:
             yield f"{path.name}: a module outside every room"
             continue
-        if len(parts) > 1 and room not in FLOOR:
+        if len(parts) > 1 and room not in own:
             yield f"{path.name}: room `{room}` is on no floor"
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 yield f"{place(path, node)}: relative import; write it in full"
-                continue
-            for name in imported(node, root.name):
-                other = name.split(".")[1]
-                allowed = other in DOORS[room] if room in DOORS else other == room or FLOOR.get(other, 99) < FLOOR[room]
-                if not allowed and not (other not in FLOOR and _is_public_name(node, root.name)):
-                    yield f"{place(path, node)}: {room} imports {other}"
+        every = [*imports(path, root.parent), *by_call(path)]
+        for node, name in every:
+            if why := forbidden(root.name, room, name, module_name(path, root.parent)):
+                yield f"{place(path, node)}: {why}"
 
 
-def _is_public_name(node: ast.AST, package: str) -> bool:
-    """`from laurel import __version__`: a name of the package itself, not a room."""
-    return isinstance(node, ast.ImportFrom) and node.module == package
+def by_call(path: Path) -> Iterator[tuple[ast.AST, str]]:
+    """Imports by import_module and __import__, where the name is written out."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            for argument in node.args:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield node, argument.value
 
 
-def test_floors():
-    found = list(violations(PACKAGE))
+def forbidden(package: str, room: str, name: str, module: str) -> str:
+    """Why a file of `room` may not import `name`; "" where it may."""
+    where, _, rest = name.partition(".")
+    other = rest.partition(".")[0]
+    here = room or package
+    if where == package:
+        own = floors(package)
+        if room in DOORS and package not in WING_FLOORS:
+            allowed = other in DOORS[room] or not other
+        else:
+            allowed = not rest or other == room or other not in own or not room
+            allowed = allowed or own.get(other, 99) < own.get(room, 99)
+        return "" if allowed else f"{here} imports {other}"
+    if where == "laurel" and package in BELOW:
+        return "" if not rest or other in BELOW[package] else f"{package} imports laurel.{other}"
+    if where in WING_FLOORS:
+        return "" if module in VERBS else f"{here} imports {where}"
+    return ""
+
+
+@pytest.mark.parametrize("root", PACKAGES, ids=lambda root: root.name)
+def test_floors(root):
+    found = list(violations(root))
     assert not found, "\n".join(found)
+
+
+def test_no_two_files_import_each_other():
+    found = circles()
+    assert not found, "\n".join(", ".join(circle) for circle in found)
+
+
+def test_a_circle_is_seen(tmp_path):
+    """Over three files, one of them for type checking only, another as a name of its package."""
+    root = tmp_path / "pkg"
+    root.mkdir()
+    (root / "a.py").write_text("from pkg.b import f\n")
+    (root / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pkg.c\n"
+    )
+    (root / "c.py").write_text("def f():\n    from pkg import a\n")
+    (root / "d.py").write_text("from pkg.a import f\n")
+    assert circles((root,), tmp_path) == [["pkg.a", "pkg.b", "pkg.c"]]
 
 
 def test_finds_planted_violations(tmp_path):
@@ -73,13 +124,20 @@ def test_finds_planted_violations(tmp_path):
     planted = {
         "__init__.py": "from pkg.core.sample import Batch\nfrom pkg.train.loop import train\n",
         "core/sample.py": "import math\nfrom pkg.core.errors import E\n",
-        "objective/policy.py": "from pkg.core.sample import Batch\nfrom pkg import train\nfrom pkg.weight.group import centred\n",
-        "train/loop.py": (
-            "from pkg.objective.policy import clipped\nimport pkg.core.run\nfrom pkg import __version__\n"
-            "def f():\n    from pkg.eval.passk import passk\n    import importlib\n    importlib.import_module('pkg.cli.main')\n"
+        "objective/policy.py": (
+            "from pkg.core.sample import Batch\nfrom pkg import train\n"
+            "from pkg.weight.group import centred\n"
         ),
-        "weight/group.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pkg.policy.model import Policy\n",
-        "data/read.py": "from .formats import Row\n",
+        "train/loop.py": (
+            "from pkg.objective.policy import clipped\nimport pkg.core.run\n"
+            "from pkg import __version__\ndef f():\n    from pkg.eval.passk import passk\n"
+            "    import importlib\n    importlib.import_module('pkg.cli.main')\n"
+        ),
+        "weight/group.py": (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+            "    from pkg.model.policy import Policy\n"
+        ),
+        "data/read.py": "from .formats import Row\nfrom laurel_feedback.store.tables import Vote\n",
         "utils/tools.py": "",
         "stray.py": "",
     }
@@ -89,19 +147,34 @@ def test_finds_planted_violations(tmp_path):
     assert [line.split(": ", 1)[1] for line in violations(root)] == [
         "__init__ imports train",
         "relative import; write it in full",
+        "data imports laurel_feedback",
         "objective imports train",
         "objective imports weight",
         "a module outside every room",
         "train imports eval",
         "train imports cli",
         "room `utils` is on no floor",
-        "weight imports policy",
+        "weight imports model",
     ]
 
 
+def test_wings_do_not_lean_on_each_other():
+    assert forbidden("laurel_worlds", "", "laurel_prompts.fit", "laurel_worlds.solve")
+    assert forbidden("laurel_prompts", "", "laurel.train.loop", "laurel_prompts.fit")
+    assert forbidden("laurel_feedback", "store", "laurel_feedback.web.app", "x")
+    assert not forbidden("laurel_feedback", "web", "laurel_feedback.store.tables", "x")
+    assert not forbidden("laurel", "cli", "laurel_prompts.fit", "laurel.cli.prompt")
+    assert forbidden("laurel", "cli", "laurel_prompts.fit", "laurel.cli.train")
+
+
 def test_core_and_data_do_not_import_torch():
-    """DESIGN section 2: no torch at import in the ground floor; the same for rows, which `laurel data` only reads."""
-    names = [module_name(path) for room in ("core", "data") for path in python_files(PACKAGE / room)]
-    code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name"
+    """No torch at import in the ground floor, nor for rows, which are only read."""
+    rooms = ("core", "data")
+    names = [module_name(path) for room in rooms for path in python_files(PACKAGE / room)]
+    code = (
+        f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert ROOT.is_dir()

@@ -1,4 +1,6 @@
-"""Every module can be imported, the public face is small and listed, and `import laurel` is cheap."""
+"""Every module can be imported, the public face is small and listed, and `import laurel` is
+cheap.
+"""
 
 import importlib
 import subprocess
@@ -9,18 +11,42 @@ from house_source import module_name, python_files
 
 import laurel
 
-HEAVY = {"torch", "transformers", "tokenizers", "datasets", "peft", "numpy", "scipy", "pydantic", "matplotlib", "rich"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "peft",
+    "numpy",
+    "scipy",
+    "pydantic",
+    "matplotlib",
+    "rich",
+}
 
 
-@pytest.mark.parametrize("name", [module_name(path) for path in python_files() if path.name != "env.py"])
+@pytest.mark.parametrize(
+    "name", [module_name(path) for path in python_files() if path.name != "env.py"]
+)
 def test_every_module_imports(name):
     importlib.import_module(name)
 
 
-@pytest.mark.parametrize("words", ["import laurel; laurel.train, dir(laurel)", "from laurel.cli.main import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "import laurel; laurel.train, dir(laurel)",
+        "from laurel.cli.main import main; main(['--help'])",
+    ],
+)
 def test_the_front_door_imports_nothing_heavy(words):
-    """A24: no torch, and none of the other large packages, behind `import laurel` and `laurel --help`."""
-    code = f"import sys\n{words}\nheavy = sorted({HEAVY!r} & set(sys.modules))\nassert not heavy, heavy"
+    """A24: no torch, and none of the other large packages, behind `import laurel` and `laurel
+    --help`.
+    """
+    code = (
+        f"import sys\n{words}\nheavy = sorted({HEAVY!r} & set(sys.modules))\nassert not heavy,"
+        " heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -34,14 +60,27 @@ def test_public_names_are_few_sorted_and_there():
             assert thing is importlib.import_module("laurel.train") and callable(thing)
             continue
         where = getattr(thing, "__module__", "laurel.core")
-        assert where.startswith("laurel.core") or name == "Result", f"{name} comes from {where}, not from core"
+        assert where.startswith("laurel.core") or name == "Result", (
+            f"{name} comes from {where}, not from core"
+        )
 
 
 def test_public_names_are_these():
     """A snapshot: a name that comes or goes is a decision, seen in the diff of this test (A61)."""
     assert laurel.__all__ == [
-        "Abstain", "Batch", "Failed", "Group", "Key", "LaurelError", "Message", "Result", "Sample", "Score", "UsageError", "train",
-    ]  # fmt: skip
+        "Abstain",
+        "Batch",
+        "Failed",
+        "Group",
+        "Key",
+        "LaurelError",
+        "Message",
+        "Result",
+        "Sample",
+        "Score",
+        "UsageError",
+        "train",
+    ]
 
 
 def test_the_version_is_in_one_place():

@@ -1,4 +1,6 @@
-"""TRL's own trainers on what a page says, in a process of its own: their losses and gradient norms, as JSON."""
+"""TRL's own trainers on what a page says, in a process of its own: their losses and gradient norms,
+as JSON.
+"""
 
 import json
 import os
@@ -8,7 +10,9 @@ from pathlib import Path
 
 
 def steps_of(scripts: dict[str, str], folder: str) -> None:
-    """Run each script in the folder; of the `trainer` that it leaves NAME.trl.json holds every step's log, NAME.args.json the arguments."""
+    """Run each script in the folder; of the `trainer` that it leaves NAME.trl.json holds every
+    step's log, NAME.args.json the arguments.
+    """
     import datasets
     import trl
 
@@ -20,7 +24,11 @@ def steps_of(scripts: dict[str, str], folder: str) -> None:
         space: dict = {"__name__": "script"}
         exec(compile(script, name, "exec"), space)
         trainer = space["trainer"]
-        logged = [{key: line[key] for key in ("loss", "grad_norm")} for line in trainer.state.log_history if "loss" in line]
+        logged = [
+            {key: line[key] for key in ("loss", "grad_norm")}
+            for line in trainer.state.log_history
+            if "loss" in line
+        ]
         Path(f"{name}.trl.json").write_text(json.dumps(logged))
         Path(f"{name}.args.json").write_text(trainer.args.to_json_string())
 
@@ -40,7 +48,9 @@ def replay(prompts, trainer):
 
 
 def fields(path: str) -> None:
-    """Every field of TRL's configurations, and of what its command reads beside them, with its default: {class: {name: default}}."""
+    """Every field of TRL's configurations, and of what its command reads beside them, with its
+    default: {class: {name: default}}.
+    """
     import dataclasses
     from importlib import import_module
 
@@ -48,12 +58,27 @@ def fields(path: str) -> None:
     from transformers import TrainingArguments
 
     utils, grpo = import_module("trl.scripts.utils"), import_module("trl.scripts.grpo")
-    kinds = {"": TrainingArguments, "model": trl.ModelConfig, "script": grpo.GRPOScriptArguments, "mixture": utils.DatasetMixtureConfig}
-    named = {"sft": "SFT", "grpo": "GRPO", "rloo": "RLOO", "dpo": "DPO", "kto": "KTO", "reward": "Reward"}
+    kinds = {
+        "": TrainingArguments,
+        "model": trl.ModelConfig,
+        "script": grpo.GRPOScriptArguments,
+        "mixture": utils.DatasetMixtureConfig,
+    }
+    named = {
+        "sft": "SFT",
+        "grpo": "GRPO",
+        "rloo": "RLOO",
+        "dpo": "DPO",
+        "kto": "KTO",
+        "reward": "Reward",
+    }
     kinds |= {trainer: getattr(trl, f"{name}Config") for trainer, name in named.items()}
     for trainer, name in {"cpo": "CPO", "orpo": "ORPO", "online_dpo": "OnlineDPO"}.items():
         kinds[trainer] = getattr(import_module(f"trl.experimental.{trainer}"), f"{name}Config")
-    found = {kind: {field.name: default(field) for field in dataclasses.fields(of)} for kind, of in kinds.items()}
+    found = {
+        kind: {field.name: default(field) for field in dataclasses.fields(of)}
+        for kind, of in kinds.items()
+    }
     Path(path).write_text(json.dumps(found, default=str))
 
 
@@ -62,7 +87,13 @@ def default(field):
     import dataclasses
 
     made = field.default_factory
-    return made() if made is not dataclasses.MISSING else None if field.default is dataclasses.MISSING else field.default
+    return (
+        made()
+        if made is not dataclasses.MISSING
+        else None
+        if field.default is dataclasses.MISSING
+        else field.default
+    )
 
 
 def all_of_it(scripts: dict[str, str], folder: str) -> None:

@@ -7,7 +7,15 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from laurel.measure.agreement import cohen_kappa, fleiss_kappa, gwet_ac1, gwet_ac1_units, krippendorff_alpha, oriented, pair_agreement
+from laurel.measure.agreement import (
+    cohen_kappa,
+    fleiss_kappa,
+    gwet_ac1,
+    gwet_ac1_units,
+    krippendorff_alpha,
+    oriented,
+    pair_agreement,
+)
 
 LEVELS = ("nominal", "ordinal", "interval", "ratio")
 FLEISS = [
@@ -35,7 +43,9 @@ def units(observers):
 
 def raters(cells):
     """The two columns of labels behind a table of counts."""
-    pairs = [(i, j) for i, row in enumerate(cells) for j, count in enumerate(row) for _ in range(count)]
+    pairs = [
+        (i, j) for i, row in enumerate(cells) for j, count in enumerate(row) for _ in range(count)
+    ]
     return [list(column) for column in zip(*pairs, strict=True)]
 
 
@@ -45,32 +55,46 @@ def test_cohen_by_hand():
     assert found.low < 0.4 < found.high and found.low > 0
 
 
-@pytest.mark.parametrize(("weights", "expected"), [(None, 0.4667), ("linear", 0.6923), ("quadratic", 0.8519)])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [(None, 0.4667), ("linear", 0.6923), ("quadratic", 0.8519)]
+)
 def test_weighted_kappa(weights, expected):
-    assert cohen_kappa("0011223303", "0112233302", weights=weights).value == pytest.approx(expected, abs=5e-5)
+    assert cohen_kappa("0011223303", "0112233302", weights=weights).value == pytest.approx(
+        expected, abs=5e-5
+    )
 
 
 def test_kappa_does_not_depend_on_names_raters_or_order_of_items():
     first, second = "0011223303", "0112233302"
     found = cohen_kappa(first, second, weights="linear")
     assert cohen_kappa(second, first, weights="linear").value == pytest.approx(found.value)
-    assert cohen_kappa(first[::-1], second[::-1], weights="linear") == found  # the bootstrap knows sums, not rows
-    assert cohen_kappa(first, second, categories="3210", weights="linear").value == pytest.approx(found.value)
+    assert (
+        cohen_kappa(first[::-1], second[::-1], weights="linear") == found
+    )  # the bootstrap knows sums, not rows
+    assert cohen_kappa(first, second, categories="3210", weights="linear").value == pytest.approx(
+        found.value
+    )
     renamed = str.maketrans("0123", "3012")
     plain = cohen_kappa(first.translate(renamed), second.translate(renamed))
     assert plain.value == pytest.approx(cohen_kappa(first, second).value)
-    assert cohen_kappa(first.translate(renamed), second.translate(renamed), weights="linear").value != pytest.approx(found.value)
+    assert cohen_kappa(
+        first.translate(renamed), second.translate(renamed), weights="linear"
+    ).value != pytest.approx(found.value)
 
 
 def test_kappa_interval_has_the_textbook_width():
-    """Large-sample standard error at po .7, pe .5 with even margins and n = 1000: sqrt(po (1 - po) / n) / (1 - pe) = .02898."""
+    """Large-sample standard error at po .7, pe .5 with even margins and n = 1000: sqrt(po (1 - po)
+    / n) / (1 - pe) = .02898.
+    """
     found = cohen_kappa(*raters([[350, 150], [150, 350]]))
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.02898, rel=0.08)
 
 
 def test_fleiss_published_value():
     assert fleiss_kappa(FLEISS).value == pytest.approx(0.2099, abs=5e-5)
-    assert fleiss_kappa([row[::-1] for row in FLEISS[::-1]]).value == pytest.approx(fleiss_kappa(FLEISS).value)
+    assert fleiss_kappa([row[::-1] for row in FLEISS[::-1]]).value == pytest.approx(
+        fleiss_kappa(FLEISS).value
+    )
 
 
 def test_fleiss_refuses_unequal_raters():
@@ -79,7 +103,8 @@ def test_fleiss_refuses_unequal_raters():
 
 
 @pytest.mark.parametrize(
-    ("level", "c", "wikipedia"), [("nominal", 904 / 1216, 0.6914), ("ordinal", 0.8154, 0.8067), ("interval", 0.8491, 0.8108)]
+    ("level", "c", "wikipedia"),
+    [("nominal", 904 / 1216, 0.6914), ("ordinal", 0.8154, 0.8067), ("interval", 0.8491, 0.8108)],
 )
 def test_alpha_published_values(level, c, wikipedia):
     assert krippendorff_alpha(units(EXAMPLE_C), level).value == pytest.approx(c, abs=5e-5)
@@ -88,16 +113,22 @@ def test_alpha_published_values(level, c, wikipedia):
 
 def test_alpha_more_published_values():
     assert krippendorff_alpha(units(EXAMPLE_C), "ratio").value == pytest.approx(0.7974, abs=5e-5)
-    assert krippendorff_alpha(units(("0100000010", "1110010000"))).value == pytest.approx(0.0952, abs=5e-5)
-    assert krippendorff_alpha(list(zip("aabbdcccedda", "babbbccceddd", strict=True))).value == pytest.approx(0.6920, abs=5e-5)
-    chain = [[1, 2], [2, 3], [3, 4]]
-    assert krippendorff_alpha(chain).value == pytest.approx(-2 / 13) and krippendorff_alpha(chain, "interval").value == pytest.approx(
-        6 / 11
+    assert krippendorff_alpha(units(("0100000010", "1110010000"))).value == pytest.approx(
+        0.0952, abs=5e-5
     )
+    assert krippendorff_alpha(
+        list(zip("aabbdcccedda", "babbbccceddd", strict=True))
+    ).value == pytest.approx(0.6920, abs=5e-5)
+    chain = [[1, 2], [2, 3], [3, 4]]
+    assert krippendorff_alpha(chain).value == pytest.approx(-2 / 13) and krippendorff_alpha(
+        chain, "interval"
+    ).value == pytest.approx(6 / 11)
 
 
 def test_alpha_leaves_out_lonely_ratings():
-    """A unit with one value cannot agree or disagree: dropping it, or writing None for the missing ones, changes nothing."""
+    """A unit with one value cannot agree or disagree: dropping it, or writing None for the missing
+    ones, changes nothing.
+    """
     found = krippendorff_alpha(units(EXAMPLE_C))
     assert found.n == 11
     assert krippendorff_alpha([*units(EXAMPLE_C), [5], [None, 2, None], []]) == found
@@ -107,9 +138,18 @@ def test_alpha_leaves_out_lonely_ratings():
 def test_alpha_invariances(level):
     data = units(EXAMPLE_C)
     found = krippendorff_alpha(data, level).value
-    assert krippendorff_alpha([unit[::-1] for unit in data[::-1]], level).value == pytest.approx(found)
-    moved = {"nominal": lambda x: (x * 7) % 11, "ordinal": lambda x: x**3, "interval": lambda x: 3 * x + 8, "ratio": lambda x: 5 * x}[level]
-    assert krippendorff_alpha([[moved(x) for x in unit] for unit in data], level).value == pytest.approx(found)
+    assert krippendorff_alpha([unit[::-1] for unit in data[::-1]], level).value == pytest.approx(
+        found
+    )
+    moved = {
+        "nominal": lambda x: (x * 7) % 11,
+        "ordinal": lambda x: x**3,
+        "interval": lambda x: 3 * x + 8,
+        "ratio": lambda x: 5 * x,
+    }[level]
+    assert krippendorff_alpha(
+        [[moved(x) for x in unit] for unit in data], level
+    ).value == pytest.approx(found)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -117,11 +157,24 @@ def test_alpha_interval_is_that_of_resampled_items(level):
     """The bootstrap by sums against the plain one, which computes alpha of drawn lists of units."""
     rng = np.random.default_rng(1)
     truth = rng.integers(1, 5, 60)
-    data = [[int(x) if rng.random() < 0.6 else int(rng.integers(1, 5)) for _ in range(rng.integers(2, 5))] for x in truth]
+    data = [
+        [
+            int(x) if rng.random() < 0.6 else int(rng.integers(1, 5))
+            for _ in range(rng.integers(2, 5))
+        ]
+        for x in truth
+    ]
     fast = krippendorff_alpha(data, level, draws=4000)
     kept = [unit for unit in data if len(unit) > 1]
-    slow = [krippendorff_alpha([kept[k] for k in rng.integers(0, len(kept), len(kept))], level, draws=1).value for _ in range(1500)]
-    assert (fast.low, fast.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.04)
+    slow = [
+        krippendorff_alpha(
+            [kept[k] for k in rng.integers(0, len(kept), len(kept))], level, draws=1
+        ).value
+        for _ in range(1500)
+    ]
+    assert (fast.low, fast.high) == pytest.approx(
+        tuple(np.quantile(slow, [0.025, 0.975])), abs=0.04
+    )
 
 
 def test_bootstrap_is_quick_and_seeded():
@@ -130,19 +183,25 @@ def test_bootstrap_is_quick_and_seeded():
     found = [krippendorff_alpha(data, level) for level in LEVELS]
     assert time.perf_counter() - start < 4
     assert found[0] == krippendorff_alpha(data) and found[0] != krippendorff_alpha(data, seed=1)
-    assert all(abs(one.value) < 0.03 and 0.005 < one.high - one.low < 0.06 for one in found)  # guesses
+    assert all(
+        abs(one.value) < 0.03 and 0.005 < one.high - one.low < 0.06 for one in found
+    )  # guesses
 
 
 def test_gwet_and_the_paradox_of_kappa():
     pair = raters([[80, 10], [10, 0]])
     assert cohen_kappa(*pair).value == pytest.approx(-1 / 9)
     found = gwet_ac1(*pair)
-    assert found.value == pytest.approx((0.8 - 0.18) / (1 - 0.18)) and round(found.value, 4) == 0.7561
+    assert (
+        found.value == pytest.approx((0.8 - 0.18) / (1 - 0.18)) and round(found.value, 4) == 0.7561
+    )
     assert gwet_ac1(*pair[::-1]).value == pytest.approx(found.value)
 
 
 def test_gwet_with_gaps_as_published():
-    """irrCAC's raw.4raters, which is example C, and Ben and Gerry with one rating missing: an item with one rating stays in pi."""
+    """irrCAC's raw.4raters, which is example C, and Ben and Gerry with one rating missing: an item
+    with one rating stays in pi.
+    """
     assert gwet_ac1_units(units(EXAMPLE_C)).value == pytest.approx(0.77544, abs=5e-6)
     pairs = list(map(list, zip("aabbdcccedda", "babbbccceddd", strict=True)))
     pairs[2].pop()
@@ -152,7 +211,9 @@ def test_gwet_with_gaps_as_published():
 
 
 def test_pairs_of_one_prompt_are_drawn_together():
-    """Each item copied four times under one name: the interval is as wide as without the copies, and half as wide without names."""
+    """Each item copied four times under one name: the interval is as wide as without the copies,
+    and half as wide without names.
+    """
     told = [["a", "a"] if n % 3 else ["a", "b"] for n in range(60)]
     names = [n for n in range(60) for _ in range(4)]
     copies = [told[n] for n in names]
@@ -167,7 +228,9 @@ def test_pairs_of_one_prompt_are_drawn_together():
 
 
 def test_gwet_of_three_raters_by_hand():
-    """Items 001 and 000: po = (1/3 + 1) / 2 = 2/3; pi = (5/6, 1/6); pe = 2 * 5/36 = 5/18; (2/3 - 5/18) / (13/18) = 7/13."""
+    """Items 001 and 000: po = (1/3 + 1) / 2 = 2/3; pi = (5/6, 1/6); pe = 2 * 5/36 = 5/18; (2/3 -
+    5/18) / (13/18) = 7/13.
+    """
     assert gwet_ac1_units([[0, 0, 1], [0, 0, 0]]).value == pytest.approx(7 / 13)
 
 
@@ -196,12 +259,20 @@ def test_no_interval_from_one_item():
 
 
 def test_pair_agreement_by_hand():
-    """Item 1: aab has 1 equal pair of 3. Item 2: (a, tie) has 0 of 1. The judge says a, then b: 2 of 3, 0 of 2."""
+    """Item 1: aab has 1 equal pair of 3. Item 2: (a, tie) has 0 of 1. The judge says a, then b: 2
+    of 3, 0 of 2.
+    """
     votes, judge = {1: ["a", "a", "b"], 2: ["a", "tie"]}, {1: ["a"], 2: ["b"], 3: ["a"]}
     assert (pair_agreement(votes).value, pair_agreement(votes).n) == (0.25, 4)
-    assert (pair_agreement(votes, ties=False).value, pair_agreement(votes, ties=False).n) == (pytest.approx(1 / 3), 3)
+    assert (pair_agreement(votes, ties=False).value, pair_agreement(votes, ties=False).n) == (
+        pytest.approx(1 / 3),
+        3,
+    )
     assert (pair_agreement(votes, judge).value, pair_agreement(votes, judge).n) == (0.4, 5)
-    assert (pair_agreement(votes, judge, ties=False).value, pair_agreement(votes, judge, ties=False).n) == (0.5, 4)
+    assert (
+        pair_agreement(votes, judge, ties=False).value,
+        pair_agreement(votes, judge, ties=False).n,
+    ) == (0.5, 4)
 
 
 def test_orientation_does_not_matter():
@@ -231,10 +302,15 @@ def mtbench(path, turn, who=""):
     ],
 )
 def test_mtbench_to_the_vote(shared, turn, ties, with_judge, among_people):
-    """The published 66, 85, 63 and 81 % are of the experts (not the authors), pairs in one orientation, both not ties if without."""
+    """The published 66, 85, 63 and 81 % are of the experts (not the authors), pairs in one
+    orientation, both not ties if without.
+    """
     people = mtbench(shared("data/mtbench/human.jsonl"), turn, "expert")
     judge = mtbench(shared("data/mtbench/gpt4_pair.jsonl"), turn)
-    for (equal, n), found in [(with_judge, pair_agreement(people, judge, ties=ties)), (among_people, pair_agreement(people, ties=ties))]:
+    for (equal, n), found in [
+        (with_judge, pair_agreement(people, judge, ties=ties)),
+        (among_people, pair_agreement(people, ties=ties)),
+    ]:
         assert (round(found.value * found.n), found.n) == (equal, n)
         assert found.low < found.value < found.high
 

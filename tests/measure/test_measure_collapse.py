@@ -26,7 +26,10 @@ def history(steps=60, seed=0, noise=0.1, **ends):
     rng = random.Random(seed)
 
     def at(step):
-        return {name: line(*pair, step, steps) + noise * abs(pair[0]) * rng.gauss(0, 1) for name, pair in lines.items()}
+        return {
+            name: line(*pair, step, steps) + noise * abs(pair[0]) * rng.gauss(0, 1)
+            for name, pair in lines.items()
+        }
 
     return [at(step) for step in range(steps)]
 
@@ -34,13 +37,26 @@ def history(steps=60, seed=0, noise=0.1, **ends):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_healthy_run_raises_none(seed):
     run = history(seed=seed)
-    assert not [found for step in range(len(run)) for found in alarms(run[:step], max_completion_length=100, held_out="gold")]
+    assert not [
+        found
+        for step in range(len(run))
+        for found in alarms(run[:step], max_completion_length=100, held_out="gold")
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_run_that_goes_nowhere_raises_none(seed):
-    still = {"reward": (0.2, 0.2), "entropy": (1.2, 1.2), "completions__mean_length": (40, 40), "kl__sequence": (1, 1), "gold": (0.1, 0.1)}
-    assert alarms(history(seed=seed, noise=0.3, **still), max_completion_length=100, held_out="gold") == []
+    still = {
+        "reward": (0.2, 0.2),
+        "entropy": (1.2, 1.2),
+        "completions__mean_length": (40, 40),
+        "kl__sequence": (1, 1),
+        "gold": (0.1, 0.1),
+    }
+    assert (
+        alarms(history(seed=seed, noise=0.3, **still), max_completion_length=100, held_out="gold")
+        == []
+    )
 
 
 BAD = [
@@ -69,7 +85,9 @@ def test_perplexity_is_that_of_the_entropy_where_it_is_not_recorded():
 
 
 def test_a_task_with_one_right_answer_may_lose_its_entropy():
-    """The held-out score rises with the reward: no alarm. Without such a score nobody can know: alarm."""
+    """The held-out score rises with the reward: no alarm. Without such a score nobody can know:
+    alarm.
+    """
     solved = history(noise=0.02, entropy=(1.2, 0.0), gold=(0.1, 0.9))
     assert alarms(solved, held_out="gold") == []
     assert alarms(solved) != []
@@ -80,11 +98,16 @@ def test_entropy_falling_without_a_rising_reward_is_another_matter():
 
 
 def test_a_held_out_score_that_stands_still_is_not_falling():
-    """Looked at after every step while the reward rises: dense, or an evaluation every tenth step, of which two or four say nothing."""
+    """Looked at after every step while the reward rises: dense, or an evaluation every tenth step,
+    of which two or four say nothing.
+    """
     for seed in range(20):
         run = history(seed=seed, noise=0.3, gold=(0.5, 0.5), kl__sequence=(1, 1))
         assert not any(alarms(run[:step], held_out="gold") for step in range(len(run)))
-    few = [{"reward": 0.1 * step} | ({"gold": 1.0 - step} if step % 10 == 0 else {}) for step in range(40)]
+    few = [
+        {"reward": 0.1 * step} | ({"gold": 1.0 - step} if step % 10 == 0 else {})
+        for step in range(40)
+    ]
     assert alarms(few, held_out="gold") == []
 
 

@@ -1,4 +1,6 @@
-"""Judges: the pull of the first slot on real verdicts, AlpacaEval's metrics by hand, exact tests, PPI's coverage, pay."""
+"""Judges: the pull of the first slot on real verdicts, AlpacaEval's metrics by hand, exact tests,
+PPI's coverage, pay.
+"""
 
 import csv
 import json
@@ -24,13 +26,19 @@ FLIP = {"a": "b", "b": "a", "tie": "tie", None: None}
 
 
 def test_position_bias_by_hand():
-    """Same: aa, bb, tie tie. Differing: ab twice (first slot both times), ba once (second), a with tie. One invalid pair."""
+    """Same: aa, bb, tie tie. Differing: ab twice (first slot both times), ba once (second), a with
+    tie. One invalid pair.
+    """
     straight = ["a", "b", "tie", "a", "a", "b", "a", None]
     swapped = ["a", "b", "tie", "b", "b", "a", "tie", "a"]
     found = position_bias(straight, swapped)
     assert (found.pairs, found.invalid, found.consistency.value) == (7, 1, pytest.approx(3 / 7))
     assert (found.first.share.value, found.first.share.n) == (pytest.approx(7 / 11), 11)
-    assert (found.inconsistent.share.value, found.inconsistent.share.n, found.inconsistent.p) == (pytest.approx(2 / 3), 3, pytest.approx(1))
+    assert (found.inconsistent.share.value, found.inconsistent.share.n, found.inconsistent.p) == (
+        pytest.approx(2 / 3),
+        3,
+        pytest.approx(1),
+    )
 
 
 def test_swapping_the_names_of_the_responses_changes_nothing():
@@ -38,7 +46,9 @@ def test_swapping_the_names_of_the_responses_changes_nothing():
     renamed = position_bias([FLIP[x] for x in swapped], [FLIP[x] for x in straight])
     assert renamed == position_bias(straight, swapped)
     mirrored = position_bias(swapped, straight)
-    assert mirrored.first.share.value == pytest.approx(1 - position_bias(straight, swapped).first.share.value)
+    assert mirrored.first.share.value == pytest.approx(
+        1 - position_bias(straight, swapped).first.share.value
+    )
 
 
 def test_nothing_decided_is_none():
@@ -50,9 +60,14 @@ def test_nothing_decided_is_none():
 def llmbar(path):
     rows = json.loads(path.read_text())
     kinds = {"1": "a", "2": "b"}
-    both = [[kinds.get(row["results"][0][f"swap = {swap}"]["winner"]) for row in rows] for swap in (False, True)]
+    both = [
+        [kinds.get(row["results"][0][f"swap = {swap}"]["winner"]) for row in rows]
+        for swap in (False, True)
+    ]
     gold = ["ab"[row["label"] - 1] for row in rows]
-    accuracy = sum(verdict == right for verdicts in both for verdict, right in zip(verdicts, gold, strict=True)) / (2 * len(gold))
+    accuracy = sum(
+        verdict == right for verdicts in both for verdict, right in zip(verdicts, gold, strict=True)
+    ) / (2 * len(gold))
     return position_bias(*both), accuracy
 
 
@@ -69,7 +84,9 @@ def llmbar(path):
 def test_llmbar_natural(shared, judge, consistency, accuracy, first):
     found, right = llmbar(shared(f"data/llmbar/Natural/swap_{judge}.json"))
     assert found.pairs + found.invalid == 100 and found.invalid == (judge == "PaLM2")
-    assert (found.consistency.value, right, found.first.share.value) == pytest.approx((consistency, accuracy, first), abs=5e-4)
+    assert (found.consistency.value, right, found.first.share.value) == pytest.approx(
+        (consistency, accuracy, first), abs=5e-4
+    )
 
 
 def test_llmbar_adversarial_is_worse_than_chance(shared):
@@ -77,30 +94,49 @@ def test_llmbar_adversarial_is_worse_than_chance(shared):
     assert right == pytest.approx(0.231, abs=5e-4) and found.inconsistent.p < 1e-12
 
 
-@pytest.mark.parametrize(("name", "share", "p"), [("gpt3-crowd", 0.6951, 6e-68), ("gpt4-crowd", 0.4549, 4e-5), ("crowd", 0.5332, 1e-6)])
+@pytest.mark.parametrize(
+    ("name", "share", "p"),
+    [("gpt3-crowd", 0.6951, 6e-68), ("gpt4-crowd", 0.4549, 4e-5), ("crowd", 0.5332, 1e-6)],
+)
 def test_llmfao_left_shares(shared, name, share, p):
-    count = Counter(row["winner"] for row in csv.DictReader(shared(f"data/llmfao/{name}-comparisons.csv").open()))
+    count = Counter(
+        row["winner"]
+        for row in csv.DictReader(shared(f"data/llmfao/{name}-comparisons.csv").open())
+    )
     found = slot_bias(count["left"], count["right"])
-    assert found.share.value == pytest.approx(share, abs=5.1e-5) and found.p == pytest.approx(p, rel=0.15)
+    assert found.share.value == pytest.approx(share, abs=5.1e-5) and found.p == pytest.approx(
+        p, rel=0.15
+    )
 
 
 def test_mtbench_inconsistent_verdicts(shared):
-    winners = [json.loads(line)["winner"] for line in shared("data/mtbench/gpt4_pair.jsonl").read_text().splitlines()]
+    winners = [
+        json.loads(line)["winner"]
+        for line in shared("data/mtbench/gpt4_pair.jsonl").read_text().splitlines()
+    ]
     assert (winners.count("tie (inconsistent)"), len(winners)) == (380, 2400)
 
 
 def test_leave_one_out_by_hand():
-    """aab: a v {a, b} 1/2, again 1/2, b v {a, a} 0: 1/3. aa: 1. A single vote says nothing. Mean of items 2/3."""
+    """aab: a v {a, b} 1/2, again 1/2, b v {a, a} 0: 1/3. aa: 1. A single vote says nothing. Mean of
+    items 2/3.
+    """
     assert leave_one_out(["aab", "aa", "b"]) == pytest.approx(2 / 3)
     assert leave_one_out(["bba", "bb", "a"]) == pytest.approx(2 / 3)
     assert leave_one_out(["a", "b"]) is None
 
 
 def test_judge_metrics_by_hand():
-    """Item 1: judge aab v people aaa: agreement 2/3, majorities equal. Item 2: judge bbb v people aab: agreement with {a, b} twice 1/2,
+    """Item 1: judge aab v people aaa: agreement 2/3, majorities equal. Item 2: judge bbb v people
+    aab: agreement with {a, b} twice 1/2,
     with {a, a} 0: 1/3, majorities differ. Variance 1 - (1/3 + 1)/2."""
     found = judge_metrics(["aab", "bbb"], ["aaa", "aab"])
-    assert (found.agreement, found.bias, found.variance, found.n) == (pytest.approx(0.5), pytest.approx(0.5), pytest.approx(1 / 3), 2)
+    assert (found.agreement, found.bias, found.variance, found.n) == (
+        pytest.approx(0.5),
+        pytest.approx(0.5),
+        pytest.approx(1 / 3),
+        2,
+    )
 
 
 def test_people_judged_by_themselves_have_no_bias():
@@ -108,7 +144,9 @@ def test_people_judged_by_themselves_have_no_bias():
     people = np.random.default_rng(0).choice(["a", "b"], (200, 4), p=[0.7, 0.3]).tolist()
     odd = [row for row in people if row.count("a") != 2]
     found = judge_metrics(odd, odd)
-    assert found.bias == pytest.approx(0) and found.variance == pytest.approx(1 - leave_one_out(odd))
+    assert found.bias == pytest.approx(0) and found.variance == pytest.approx(
+        1 - leave_one_out(odd)
+    )
 
 
 def test_judge_metrics_undefined():
@@ -126,8 +164,12 @@ def test_preference_for_longer():
 
 
 def test_exact_tests():
-    assert sign_test(15, 20) == pytest.approx(0.04139, abs=5e-6) and sign_test(5, 20) == sign_test(15, 20)
-    assert mcnemar_exact(10, 2) == pytest.approx(0.03857, abs=5e-6) and mcnemar_exact(2, 10) == mcnemar_exact(10, 2)
+    assert sign_test(15, 20) == pytest.approx(0.04139, abs=5e-6) and sign_test(5, 20) == sign_test(
+        15, 20
+    )
+    assert mcnemar_exact(10, 2) == pytest.approx(0.03857, abs=5e-6) and mcnemar_exact(
+        2, 10
+    ) == mcnemar_exact(10, 2)
     assert sign_test(10, 20) == 1 and mcnemar_exact(0, 0) is None
 
 
@@ -152,16 +194,24 @@ def test_ppi_by_hand():
 
 
 def test_ppi_scale_of_the_judge_does_not_matter():
-    """lambda adapts to the judge's scale: f and (f + 3) / .8 say the same, while lambda stays inside [0, 1]."""
+    """lambda adapts to the judge's scale: f and (f + 3) / .8 say the same, while lambda stays
+    inside [0, 1].
+    """
     rng = np.random.default_rng(1)
     f = rng.random(2000)
     y = (rng.random(200) < f[:200] * 0.6 + 0.1) * 1.0
     one, two = ppi(y, f[:200], f[200:]), ppi(y, (f[:200] + 3) / 0.8, (f[200:] + 3) / 0.8)
-    assert 0 < one.weight < 1 and two.weight == pytest.approx(0.8 * one.weight) and two.estimate.value == pytest.approx(one.estimate.value)
+    assert (
+        0 < one.weight < 1
+        and two.weight == pytest.approx(0.8 * one.weight)
+        and two.estimate.value == pytest.approx(one.estimate.value)
+    )
 
 
 def test_ppi_covers_and_is_narrower_than_people_alone():
-    """A judge right in 90 % of cases but for one side: plain use of it is wrong, PPI's interval holds the truth."""
+    """A judge right in 90 % of cases but for one side: plain use of it is wrong, PPI's interval
+    holds the truth.
+    """
     rng = np.random.default_rng(2)
     inside, width, alone, useless = 0, [], [], []
     for _ in range(400):

@@ -50,7 +50,11 @@ def test_pass_at_k_from_too_few_samples_is_the_users_mistake():
 
 def test_mean_pass_at_k():
     interval = mean_pass_at_k([(4, 0), (4, 4), (4, 2)], 1)
-    assert interval.value == pytest.approx(0.5) and interval.n == 3 and interval.low <= 0.5 <= interval.high
+    assert (
+        interval.value == pytest.approx(0.5)
+        and interval.n == 3
+        and interval.low <= 0.5 <= interval.high
+    )
 
 
 def test_majority_and_its_ties():
@@ -90,7 +94,9 @@ def test_majority_at_k_does_not_depend_on_the_names_or_the_order():
 
 
 def test_plurality_known_values():
-    """ALGORITHMS 2.21: voting helps exactly when the mode is right: .6 -> .90 and .45 -> .26 at 41 votes; .4 of three -> .61."""
+    """ALGORITHMS 2.21: voting helps exactly when the mode is right: .6 -> .90 and .45 -> .26 at 41
+    votes; .4 of three -> .61.
+    """
     assert round(plurality([0.6, 0.4], 41)[0], 2) == 0.90
     assert round(plurality([0.45, 0.55], 41)[0], 2) == 0.26
     assert round(plurality([0.4, 0.35, 0.25], 41)[0], 2) == 0.61
@@ -105,10 +111,14 @@ def test_plurality_equals_enumeration():
         for answer in drawn:
             chance *= p[answer]
         expected[majority(drawn)] += chance
-    assert plurality([0.5, 0.2, 0.2], 4) == pytest.approx([expected["a"], expected["b"], expected["c"]])
+    assert plurality([0.5, 0.2, 0.2], 4) == pytest.approx(
+        [expected["a"], expected["b"], expected["c"]]
+    )
 
 
 def test_many_samples_are_fast_and_sum_to_one():
     chances = win_chances([str(i % 37) for i in range(256)], 128)
     assert sum(chances.values()) == pytest.approx(1.0)
-    assert mean_majority_at_k([(["a"] * 8, [True] * 8), (["b"] * 8, [False] * 8)], 4).value == pytest.approx(0.5)
+    assert mean_majority_at_k(
+        [(["a"] * 8, [True] * 8), (["b"] * 8, [False] * 8)], 4
+    ).value == pytest.approx(0.5)

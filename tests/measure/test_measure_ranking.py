@@ -28,7 +28,9 @@ BASEBALL = (
     "25 33 34 43 42 24",
     "25 15 16 24 16 34",
 )
-"""American League 1987 (Agresti 1990, table 10.10; BradleyTerry2): each team at home, wins and losses against the others in order."""
+"""American League 1987 (Agresti 1990, table 10.10; BradleyTerry2): each team at home, wins and
+losses against the others in order.
+"""
 CITATIONS = [[0, 730, 498, 221], [33, 0, 68, 17], [320, 813, 0, 142], [284, 276, 325, 0]]
 """Cited by rows: Biometrika, Comm Statist, JASA, JRSS-B (Agresti 1990; BradleyTerry2)."""
 WIKIPEDIA = [[0, 2, 0, 1], [3, 0, 5, 0], [0, 3, 0, 1], [4, 0, 3, 0]]
@@ -38,7 +40,10 @@ def baseball():
     """(home, away, home wins, away wins)."""
     for home, line in zip(TEAMS, BASEBALL, strict=True):
         others = [team for team in TEAMS if team != home]
-        yield from ((home, away, int(score[0]), int(score[1])) for away, score in zip(others, line.split(), strict=True))
+        yield from (
+            (home, away, int(score[0]), int(score[1]))
+            for away, score in zip(others, line.split(), strict=True)
+        )
 
 
 def test_two_items_by_hand():
@@ -46,7 +51,9 @@ def test_two_items_by_hand():
     assert found.probability == pytest.approx([0.7, 0.3])
     assert found.elo()[0] - found.elo()[1] == pytest.approx(147.1907, abs=5e-5)
     gap = found.difference(0, 1)
-    assert gap.value == pytest.approx(np.log(7 / 3)) and gap.high - gap.value == pytest.approx(1.959964 * np.sqrt(1 / 7 + 1 / 3))
+    assert gap.value == pytest.approx(np.log(7 / 3)) and gap.high - gap.value == pytest.approx(
+        1.959964 * np.sqrt(1 / 7 + 1 / 3)
+    )
 
 
 def test_wikipedia_four_items():
@@ -68,7 +75,12 @@ def test_baseball_and_its_home_advantage():
     for home, away, up, down in baseball():
         wins[TEAMS.index(home), TEAMS.index(away)] += up
         wins[TEAMS.index(away), TEAMS.index(home)] += down
-        first, second, won, weights = [*first, home, home], [*second, away, away], [*won, 1, 0], [*weights, up, down]
+        first, second, won, weights = (
+            [*first, home, home],
+            [*second, away, away],
+            [*won, 1, 0],
+            [*weights, up, down],
+        )
     plain = bradley_terry(wins, names=TEAMS)
     against = [plain.difference(team, "Baltimore").value for team in TEAMS[:-1]]
     assert against == pytest.approx([1.581, 1.436, 1.294, 1.248, 1.108, 0.684], abs=1e-3)
@@ -88,20 +100,31 @@ def test_order_of_items_does_not_matter():
     swap = [2, 0, 3, 1]
     moved = bradley_terry(np.array(WIKIPEDIA)[np.ix_(swap, swap)])
     found = bradley_terry(WIKIPEDIA)
-    assert moved.log_ability == pytest.approx(found.log_ability[swap]) and moved.error == pytest.approx(found.error[swap])
+    assert moved.log_ability == pytest.approx(
+        found.log_ability[swap]
+    ) and moved.error == pytest.approx(found.error[swap])
 
 
 def test_ties_as_half_wins_and_after_davidson():
-    """4 wins, 2 losses, 3 ties of two items: half a win each is 5.5 to 3.5; Davidson fits (4, 2, 3)/9, so p ratio 2, nu = 3/sqrt(8)."""
+    """4 wins, 2 losses, 3 ties of two items: half a win each is 5.5 to 3.5; Davidson fits (4, 2,
+    3)/9, so p ratio 2, nu = 3/sqrt(8).
+    """
     wins, tied = [[0, 4], [2, 0]], [[0, 3], [3, 0]]
     assert bradley_terry(wins, tied, ties="half").probability == pytest.approx([5.5 / 9, 3.5 / 9])
     found = bradley_terry(wins, tied, ties="davidson")
-    assert found.probability == pytest.approx([2 / 3, 1 / 3]) and found.tie == pytest.approx(3 / np.sqrt(8))
+    assert found.probability == pytest.approx([2 / 3, 1 / 3]) and found.tie == pytest.approx(
+        3 / np.sqrt(8)
+    )
 
 
 def test_davidson_reproduces_totals():
-    """At the maximum, expected ties equal ties and expected wins plus half ties equal the same of every item."""
-    wins, tied = np.array([[0, 5, 1], [2, 0, 3], [1, 1, 0.0]]), np.array([[0, 3, 2], [3, 0, 1], [2, 1, 0.0]])
+    """At the maximum, expected ties equal ties and expected wins plus half ties equal the same of
+    every item.
+    """
+    wins, tied = (
+        np.array([[0, 5, 1], [2, 0, 3], [1, 1, 0.0]]),
+        np.array([[0, 3, 2], [3, 0, 1], [2, 1, 0.0]]),
+    )
     found = bradley_terry(wins, tied, ties="davidson")
     p, games = found.probability, wins + wins.T + tied
     root = found.tie * np.sqrt(np.outer(p, p))
@@ -113,19 +136,30 @@ def test_davidson_reproduces_totals():
 
 def test_components_are_named_where_there_is_no_estimate():
     found = bradley_terry([[0, 5, 2], [2, 0, 1], [0, 0, 0]], names=["x", "y", "z"])
-    assert found.log_ability is None and found.components == (("x", "y"), ("z",)) and "'z'" in found.reason
+    assert (
+        found.log_ability is None
+        and found.components == (("x", "y"), ("z",))
+        and "'z'" in found.reason
+    )
     assert found.elo() is None
     with pytest.raises(ValueError, match="no abilities"):
         found.difference("x", "y")
     apart = bradley_terry([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
     assert apart.log_ability is None and len(apart.components) == 2
-    assert bradley_terry([[0, 5, 2], [2, 0, 1], [0, 0, 0]], [[0, 0, 1], [0, 0, 0], [1, 0, 0]], ties="half").log_ability is not None
+    assert (
+        bradley_terry(
+            [[0, 5, 2], [2, 0, 1], [0, 0, 0]], [[0, 0, 1], [0, 0, 0], [1, 0, 0]], ties="half"
+        ).log_ability
+        is not None
+    )
 
 
 def votes(rng, ability, pull, n):
     names = np.arange(len(ability))
     first, second = np.array([rng.choice(names, 2, replace=False) for _ in range(n)]).T
-    won = rng.random(n) < 1 / (1 + np.exp(-(np.array(ability)[first] - np.array(ability)[second] + pull)))
+    won = rng.random(n) < 1 / (
+        1 + np.exp(-(np.array(ability)[first] - np.array(ability)[second] + pull))
+    )
     return first.tolist(), second.tolist(), won.astype(float).tolist()
 
 
@@ -137,19 +171,31 @@ def test_slot_term_is_found_and_swapping_slots_turns_its_sign():
     assert abs(found.slot - 0.5) < 3 * found.slot_error and 0.02 < found.slot_error < 0.05
     swapped = bradley_terry_slots(second, first, [1 - x for x in won])
     assert swapped.slot == pytest.approx(-found.slot)
-    assert [swapped.difference(0, k).value for k in (1, 2, 3)] == pytest.approx([found.difference(0, k).value for k in (1, 2, 3)])
+    assert [swapped.difference(0, k).value for k in (1, 2, 3)] == pytest.approx(
+        [found.difference(0, k).value for k in (1, 2, 3)]
+    )
 
 
 def test_balanced_slots_leave_the_ranking_at_plain_order():
-    """Each pair shown both ways, the same share of wins in each: the slot term is 0 and the abilities those without it."""
-    found = bradley_terry_slots(["a", "a", "b", "b"], ["b", "b", "a", "a"], [1, 0, 1, 0], weights=[7, 3, 3, 7])
-    assert found.slot == pytest.approx(0, abs=1e-9) and found.difference("a", "b").value == pytest.approx(np.log(7 / 3))
+    """Each pair shown both ways, the same share of wins in each: the slot term is 0 and the
+    abilities those without it.
+    """
+    found = bradley_terry_slots(
+        ["a", "a", "b", "b"], ["b", "b", "a", "a"], [1, 0, 1, 0], weights=[7, 3, 3, 7]
+    )
+    assert found.slot == pytest.approx(0, abs=1e-9) and found.difference(
+        "a", "b"
+    ).value == pytest.approx(np.log(7 / 3))
 
 
 def test_weights_are_repeated_votes_and_soft_labels_split_ones():
     one = bradley_terry_slots(["a", "b", "a"], ["b", "a", "b"], [1, 0.5, 0], weights=[3, 4, 1])
-    two = bradley_terry_slots(["a"] * 3 + ["b"] * 4 + ["a"], ["b"] * 3 + ["a"] * 4 + ["b"], [1, 1, 1, 1, 1, 0, 0, 0])
-    assert one.slot == pytest.approx(two.slot) and one.difference("a", "b").value == pytest.approx(two.difference("a", "b").value)
+    two = bradley_terry_slots(
+        ["a"] * 3 + ["b"] * 4 + ["a"], ["b"] * 3 + ["a"] * 4 + ["b"], [1, 1, 1, 1, 1, 0, 0, 0]
+    )
+    assert one.slot == pytest.approx(two.slot) and one.difference("a", "b").value == pytest.approx(
+        two.difference("a", "b").value
+    )
 
 
 def test_a_slot_that_always_wins_has_no_estimate():
@@ -161,14 +207,23 @@ def test_plackett_luce_published_value():
     rankings = [[0, 1, 2]] * 3 + [[1, 0, 2]] * 2 + [[0, 2, 1]]
     found = plackett_luce(rankings)
     assert found.probability == pytest.approx([0.687750, 0.265813, 0.046437], abs=1e-6)
-    assert plackett_luce([[0, 1, 2], [1, 0, 2], [0, 2, 1]], weights=[3, 2, 1]).probability == pytest.approx(found.probability)
+    assert plackett_luce(
+        [[0, 1, 2], [1, 0, 2], [0, 2, 1]], weights=[3, 2, 1]
+    ).probability == pytest.approx(found.probability)
 
 
 def test_plackett_luce_of_pairs_is_bradley_terry():
-    pairs = [[i, j] for i, row in enumerate(WIKIPEDIA) for j, count in enumerate(row) for _ in range(count)]
+    pairs = [
+        [i, j]
+        for i, row in enumerate(WIKIPEDIA)
+        for j, count in enumerate(row)
+        for _ in range(count)
+    ]
     found, plain = plackett_luce(pairs), bradley_terry(WIKIPEDIA)
     order = np.argsort(found.names)
-    assert found.probability[order] == pytest.approx(plain.probability) and found.error[order] == pytest.approx(plain.error)
+    assert found.probability[order] == pytest.approx(plain.probability) and found.error[
+        order
+    ] == pytest.approx(plain.error)
 
 
 def test_plackett_luce_with_an_item_that_always_loses():
@@ -188,14 +243,20 @@ def test_elo_by_hand_and_its_dependence_on_order():
 def test_elo_published_value():
     """evalica's README: k = 30, start 1000."""
     found = elo([("pizza", "burger", 1), ("burger", "sushi", 0), ("pizza", "sushi", 0.5)], k=30)
-    assert found == pytest.approx({"pizza": 1014.972058, "sushi": 1014.380742, "burger": 970.647200}, abs=5e-7)
+    assert found == pytest.approx(
+        {"pizza": 1014.972058, "sushi": 1014.380742, "burger": 970.647200}, abs=5e-7
+    )
 
 
 def test_kendall_w():
     assert kendall_w([[1, 2, 3, 4], [2, 1, 3, 4], [1, 3, 2, 4]]).value == pytest.approx(7 / 9)
-    assert kendall_w([[1, 2, 3]] * 4).value == pytest.approx(1) and kendall_w([[1, 2], [2, 1]]).value == pytest.approx(0)
+    assert kendall_w([[1, 2, 3]] * 4).value == pytest.approx(1) and kendall_w(
+        [[1, 2], [2, 1]]
+    ).value == pytest.approx(0)
     assert kendall_w([[4, 3, 2, 1], [3, 4, 2, 1], [4, 2, 3, 1]]).value == pytest.approx(7 / 9)
-    assert kendall_w([[1, 1, 2]] * 3).value == pytest.approx(1)  # ties do not make agreement smaller
+    assert kendall_w([[1, 1, 2]] * 3).value == pytest.approx(
+        1
+    )  # ties do not make agreement smaller
     tied = kendall_w([[1, 1], [2, 2]])
     assert tied.value is None and tied.reason
 
@@ -245,7 +306,16 @@ def abilities(comparisons):
 def test_crowd_and_gpt4_on_59_models(shared):
     def read(name):
         rows = csv.DictReader(shared(f"data/llmfao/{name}").open())
-        return abilities([(r["model_x"], r["model_y"], {"left": "first", "right": "second", "tie": "tie"}[r["winner"]]) for r in rows])
+        return abilities(
+            [
+                (
+                    r["model_x"],
+                    r["model_y"],
+                    {"left": "first", "right": "second", "tie": "tie"}[r["winner"]],
+                )
+                for r in rows
+            ]
+        )
 
     crowd, judge = read("crowd-comparisons.csv"), read("gpt4-crowd-comparisons.csv")
     rho, tau = spearman(crowd, judge), kendall_tau_b(crowd, judge)

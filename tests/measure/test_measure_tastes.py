@@ -1,4 +1,6 @@
-"""What a further person would say: by hand, turned round, never against a majority, and scored on votes that were held out."""
+"""What a further person would say: by hand, turned round, never against a majority, and scored on
+votes that were held out.
+"""
 
 from math import log
 
@@ -7,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laurel.feedback.ballots import file_polls
 from laurel.measure.tastes import held_out, tastes
+from laurel_feedback.statistics.ballots import file_polls
 
 
 def world(seed, spread, guess, *, items=400, each=5):
-    """Rows of votes of people who differ honestly, p ~ Beta(spread, spread), and guess with the chances `guess`."""
+    """Rows of votes of people who differ honestly, p ~ Beta(spread, spread), and guess with the
+    chances `guess`.
+    """
     dice, rows = np.random.default_rng(seed), []
     share = np.full(items, 0.5) if spread is None else dice.beta(spread, spread, items)
     for i in range(items):
@@ -23,7 +27,9 @@ def world(seed, spread, guess, *, items=400, each=5):
 
 
 def agreeing(seed, odd, *, items=863):
-    """Three votes on each item, as PandaLM's after its filter: all alike, but for a share `odd` in which one person differs."""
+    """Three votes on each item, as PandaLM's after its filter: all alike, but for a share `odd` in
+    which one person differs.
+    """
     dice, rows = np.random.default_rng(seed), []
     for i in range(items):
         votes = [int(dice.integers(2))] * 3
@@ -38,7 +44,13 @@ def decisive(poll):
     items, people, rows = {}, {}, []
     for c in poll.choices:
         if c.label != "tie":
-            rows.append((items.setdefault(c.unit, len(items)), people.setdefault(c.annotator, len(people)), int(c.label == "b")))
+            rows.append(
+                (
+                    items.setdefault(c.unit, len(items)),
+                    people.setdefault(c.annotator, len(people)),
+                    int(c.label == "b"),
+                )
+            )
     return np.array(rows)
 
 
@@ -59,14 +71,21 @@ def test_without_guessing_it_is_near_the_smoothed_share():
 
 
 def test_who_guesses_is_found_and_who_differs_honestly_is_not_taken_for_it():
-    """27 people of one taste and 13 who guess; then 40 who differ as widely as can be, none of whom guesses."""
+    """27 people of one taste and 13 who guess; then 40 who differ as widely as can be, none of whom
+    guesses.
+    """
     mixed = tastes(world(1, 0.1, [0.0] * 27 + [1.0] * 13))
     assert mixed.guess[:27].max() < 0.3 and mixed.guess[27:].min() > 0.6
     honest = tastes(world(2, 1.0, [0.0] * 40))
     assert honest.guess.max() < 0.4 and honest.crowd < 0.3
 
 
-votes = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=30, unique_by=lambda v: v[:2])
+votes = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 4), st.integers(0, 1)),
+    min_size=1,
+    max_size=30,
+    unique_by=lambda v: v[:2],
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,9 +101,13 @@ def test_turning_pairs_turns_their_labels_and_no_label_goes_against_a_majority(r
 
 
 def test_a_majority_of_guessers_is_not_overruled_by_one_who_never_guesses():
-    """Three who guess throughout against one whom two others confirm: the model would side with the one."""
+    """Three who guess throughout against one whom two others confirm: the model would side with the
+    one.
+    """
     dice = np.random.default_rng(0)
-    rows = [(i, k, 0) for i in range(60) for k in range(3)] + [(i, k, int(dice.integers(2))) for i in range(60) for k in (3, 4, 5)]
+    rows = [(i, k, 0) for i in range(60) for k in range(3)] + [
+        (i, k, int(dice.integers(2))) for i in range(60) for k in (3, 4, 5)
+    ]
     rows += [(60, 0, 0), (60, 3, 1), (60, 4, 1), (60, 5, 1)]
     found = tastes(rows)
     assert found.guess[:3].max() < 0.1 and found.guess[3:].min() > 0.8
@@ -93,13 +116,18 @@ def test_a_majority_of_guessers_is_not_overruled_by_one_who_never_guesses():
 
 def test_gold_says_who_guesses():
     rows = [(i, k, 0) for i in range(4) for k in range(4)]
-    plain, marked = tastes(rows), tastes(rows, gold=[(n, 0, n % 2) for n in range(20)] + [(n, 9, 0) for n in range(9)])
+    plain, marked = (
+        tastes(rows),
+        tastes(rows, gold=[(n, 0, n % 2) for n in range(20)] + [(n, 9, 0) for n in range(9)]),
+    )
     assert plain.guess[0] == pytest.approx(plain.guess[1])
     assert marked.guess[0] > 0.6 > 0.3 > marked.guess[1]
     assert marked.annotators.tolist() == [0, 1, 2, 3]  # who voted on gold alone is nobody here
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.whole), pytest.param(2, marks=pytest.mark.whole)])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.whole), pytest.param(2, marks=pytest.mark.whole)]
+)
 def test_of_agreeing_votes_one_that_was_held_out_is_foretold(seed):
     for odd, limit in ((0.0, 0.1), (0.08, 0.21)):
         found = held_out(agreeing(seed, odd), seeds=(seed,))
@@ -109,7 +137,9 @@ def test_of_agreeing_votes_one_that_was_held_out_is_foretold(seed):
 
 @pytest.mark.whole
 def test_llmfaos_held_out_votes_on_the_three_draws(shared):
-    """Issue 17: at most .56 on each; (wins + 1) / (n + 2) has .558 .572 .557, the fit with free skills .969 .982 .904."""
+    """Issue 17: at most .56 on each; (wins + 1) / (n + 2) has .558 .572 .557, the fit with free
+    skills .969 .982 .904.
+    """
     rows = decisive(file_polls(shared("data/llmfao"))[0])
     found = held_out(rows)
     assert (found.n, found.coin) == (1104, pytest.approx(log(2)))

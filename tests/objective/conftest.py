@@ -7,7 +7,9 @@ from laurel.core.sample import Batch, Key
 
 
 def as_batch(weight_NT, *, old=None, ref=None, mask=None, lengths=None) -> Batch:
-    """Rows of completion only (no prompt). mask: default all True up to `lengths`, which default to T."""
+    """Rows of completion only (no prompt). mask: default all True up to `lengths`, which default to
+    T.
+    """
     weight_NT = torch.as_tensor(weight_NT)
     N, T = weight_NT.shape
     length_N = torch.as_tensor(lengths) if lengths is not None else torch.full((N,), T)

@@ -19,7 +19,9 @@ BAD = [float("nan"), float("inf"), float("-inf")]
 
 def at_ratios(make_batch, *pairs):
     """(ratio, A) pairs -> log pi with gradient, and the batch: one row, one token per pair."""
-    ratio_1T, weight_1T = (torch.tensor([column], dtype=torch.float64) for column in zip(*pairs, strict=True))
+    ratio_1T, weight_1T = (
+        torch.tensor([column], dtype=torch.float64) for column in zip(*pairs, strict=True)
+    )
     logp_1T = torch.full_like(ratio_1T, -1.0).requires_grad_()
     return logp_1T, make_batch(weight_1T, old=logp_1T - ratio_1T.log())
 
@@ -31,14 +33,23 @@ def gradient(values, at):
 def test_T44c_clip_by_hand(make_batch):
     """T44c: (ratio, A) -> value at epsilon .2; the dual clip at 3 turns 10 into 3."""
     logp, batch = at_ratios(make_batch, (1.5, 1), (1.5, -1), (0.5, 1), (0.5, -1), (10, -1))
-    torch.testing.assert_close(clip(logp, batch), torch.tensor([[-1.2, 1.5, -0.5, 0.8, 10.0]], dtype=torch.float64))
-    torch.testing.assert_close(clip(logp, batch, delta=3.0), torch.tensor([[-1.2, 1.5, -0.5, 0.8, 3.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        clip(logp, batch), torch.tensor([[-1.2, 1.5, -0.5, 0.8, 10.0]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        clip(logp, batch, delta=3.0),
+        torch.tensor([[-1.2, 1.5, -0.5, 0.8, 3.0]], dtype=torch.float64),
+    )
     high = clip(logp, batch, epsilon_high=0.28)
-    torch.testing.assert_close(high, torch.tensor([[-1.28, 1.5, -0.5, 0.8, 10.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        high, torch.tensor([[-1.28, 1.5, -0.5, 0.8, 10.0]], dtype=torch.float64)
+    )
 
 
 def test_cells_of_zero_gradient(make_batch):
-    """PPO: (1.3, +) and (.7, -) have no gradient; (1.3, -), (.7, +) and everything inside have ratio * A. So does the dual clip."""
+    """PPO: (1.3, +) and (.7, -) have no gradient; (1.3, -), (.7, +) and everything inside have
+    ratio * A. So does the dual clip.
+    """
     pairs = [(1.3, 1), (0.7, -1), (1.3, -1), (0.7, 1), (1.1, 1), (0.9, -1), (4.0, -1), (1.25, 1)]
     logp, batch = at_ratios(make_batch, *pairs)
     expected = torch.tensor([[0, 0, 1.3, -0.7, -1.1, 0.9, 4.0, 0]], dtype=torch.float64)
@@ -46,12 +57,16 @@ def test_cells_of_zero_gradient(make_batch):
     expected[0, 6] = 0
     torch.testing.assert_close(gradient(clip(logp, batch, delta=3.0), logp), expected)
     expected[0, 7] = -1.25
-    torch.testing.assert_close(gradient(clip(logp, batch, epsilon_high=0.28, delta=3.0), logp), expected)
+    torch.testing.assert_close(
+        gradient(clip(logp, batch, epsilon_high=0.28, delta=3.0), logp), expected
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 9))
 def test_D8_every_ratio_objective_starts_as_reinforce(make_batch, N, T, seed):
-    """At pi = pi_old the gradient of clip, CISPO and (per row, over |y|) GSPO is that of A log pi, exactly."""
+    """At pi = pi_old the gradient of clip, CISPO and (per row, over |y|) GSPO is that of A log pi,
+    exactly.
+    """
     dice = torch.Generator().manual_seed(seed)
     weight_N1 = torch.randn(N, 1, generator=dice, dtype=torch.float64)
     logp = -torch.rand(N, T, generator=dice, dtype=torch.float64).requires_grad_()
@@ -61,11 +76,18 @@ def test_D8_every_ratio_objective_starts_as_reinforce(make_batch, N, T, seed):
         plain, total = unit(batch), max(int(unit(batch).count), 1)
         score = gradient(reduce_loss(likelihood(logp, batch), plain, total), logp)
         for objective in [clip, detached_ratio] + [sequence_ratio] * (unit is seq_mean_token_mean):
-            torch.testing.assert_close(gradient(reduce_loss(objective(logp, batch), plain, total), logp), score, atol=1e-15, rtol=1e-12)
+            torch.testing.assert_close(
+                gradient(reduce_loss(objective(logp, batch), plain, total), logp),
+                score,
+                atol=1e-15,
+                rtol=1e-12,
+            )
 
 
 def test_T33_value_zero_gradient_not(make_batch):
-    """T33: on-policy GRPO with rewards [1, 0, 0, 1]: the value of the loss is 0 and says nothing; the gradient is not."""
+    """T33: on-policy GRPO with rewards [1, 0, 0, 1]: the value of the loss is 0 and says nothing;
+    the gradient is not.
+    """
     weight_PG = standardised(torch.tensor([[1.0, 0, 0, 1]], dtype=torch.float64))
     logp = torch.full((4, 3), -2.0, requires_grad=True)
     batch = make_batch(weight_PG.reshape(-1, 1).expand(4, 3).float().contiguous(), old=logp)
@@ -85,26 +107,40 @@ def test_T34_no_signal_no_gradient(make_batch):
 
 def test_likelihood_by_hand(make_batch):
     logp = torch.tensor([[0.5, 1.0]]).log()
-    torch.testing.assert_close(likelihood(logp, make_batch(torch.tensor([[2.0, 3.0]]))), torch.tensor([[1.3862944, 0.0]]))
+    torch.testing.assert_close(
+        likelihood(logp, make_batch(torch.tensor([[2.0, 3.0]]))), torch.tensor([[1.3862944, 0.0]])
+    )
 
 
 def test_T17_sequence_ratio_by_hand(make_batch):
-    """T17: log-ratios [.1, .2, -.3, .4]: the geometric mean 1.1051709, not the product 1.4918247."""
+    """T17: log-ratios [.1, .2, -.3, .4]: the geometric mean 1.1051709, not the product
+    1.4918247.
+    """
     moved = torch.tensor([[0.1, 0.2, -0.3, 0.4]], dtype=torch.float64)
     batch = make_batch(torch.full_like(moved, -1.0), old=torch.zeros_like(moved))
-    torch.testing.assert_close(sequence_ratio(moved, batch), torch.full_like(moved, 1.1051709180756477))
-    assert reduce_loss(sequence_ratio(moved, batch), seq_mean_token_mean(batch), 1) == pytest.approx(1.1051709180756477)
+    torch.testing.assert_close(
+        sequence_ratio(moved, batch), torch.full_like(moved, 1.1051709180756477)
+    )
+    assert reduce_loss(
+        sequence_ratio(moved, batch), seq_mean_token_mean(batch), 1
+    ) == pytest.approx(1.1051709180756477)
     up = batch.replace(weight_NT=torch.ones_like(moved))
     torch.testing.assert_close(sequence_ratio(moved, up), torch.full_like(moved, -1.0004))
 
 
 def test_sequence_ratio_gradient_is_the_papers(make_batch):
-    """grad = -(1/N) sum_i s_i A_i / |y_i| sum_t grad log pi, where the row is not clipped; 0 where it is. Masked tokens are not of |y|."""
+    """grad = -(1/N) sum_i s_i A_i / |y_i| sum_t grad log pi, where the row is not clipped; 0 where
+    it is. Masked tokens are not of |y|.
+    """
     dice = torch.Generator().manual_seed(3)
     logp = -torch.rand(4, 5, generator=dice, dtype=torch.float64).requires_grad_()
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    mask = torch.tensor(
+        [[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool
+    )
     old = logp.detach() - torch.tensor([[1e-4], [-2e-4], [1e-2], [0.0]])
-    weight_NT = torch.tensor([[2.0], [-1.0], [1.0], [1.0]], dtype=torch.float64).expand(4, 5).contiguous()
+    weight_NT = (
+        torch.tensor([[2.0], [-1.0], [1.0], [1.0]], dtype=torch.float64).expand(4, 5).contiguous()
+    )
     batch = make_batch(weight_NT, old=old, mask=mask)
     loss = reduce_loss(sequence_ratio(logp, batch), seq_mean_token_mean(batch), 3)
     s = torch.tensor([1e-4, -2e-4, 1e-2, 0.0], dtype=torch.float64).exp()
@@ -118,26 +154,41 @@ def test_one_token_per_row_makes_sequence_ratio_clip(make_batch, N, seed):
     dice = torch.Generator().manual_seed(seed)
     logp, old, weight = (torch.randn(N, 1, generator=dice, dtype=torch.float64) for _ in range(3))
     batch = make_batch(weight, old=old)
-    torch.testing.assert_close(sequence_ratio(logp, batch, epsilon=0.2, epsilon_high=0.3), clip(logp, batch, epsilon=0.2, epsilon_high=0.3))
+    torch.testing.assert_close(
+        sequence_ratio(logp, batch, epsilon=0.2, epsilon_high=0.3),
+        clip(logp, batch, epsilon=0.2, epsilon_high=0.3),
+    )
 
 
 def test_detached_ratio_by_hand(make_batch):
-    """-min(ratio, 5) A log pi, and a gradient for every token: PPO would have dropped the first two."""
+    """-min(ratio, 5) A log pi, and a gradient for every token: PPO would have dropped the first
+    two.
+    """
     logp, batch = at_ratios(make_batch, (2, 1), (9, 1), (0.5, -1), (1, 1))
-    torch.testing.assert_close(detached_ratio(logp, batch), torch.tensor([[2.0, 5.0, -0.5, 1.0]], dtype=torch.float64))
-    torch.testing.assert_close(gradient(detached_ratio(logp, batch), logp), torch.tensor([[-2.0, -5.0, 0.5, -1.0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        detached_ratio(logp, batch), torch.tensor([[2.0, 5.0, -0.5, 1.0]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        gradient(detached_ratio(logp, batch), logp),
+        torch.tensor([[-2.0, -5.0, 0.5, -1.0]], dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("bad", BAD)
 def test_masked_positions_never_leak(make_batch, objective, bad):
-    """inf or NaN in any column at a masked position changes neither the loss nor the gradient, whose own entry there is 0."""
+    """inf or NaN in any column at a masked position changes neither the loss nor the gradient,
+    whose own entry there is 0.
+    """
     dice = torch.Generator().manual_seed(1)
     logp, old, weight = (torch.randn(2, 4, generator=dice) for _ in range(3))
     mask = torch.tensor([[True, True, False, True], [True, False, False, False]])
 
     def run(dirty):
-        column = {name: x.masked_fill(~mask, bad) if name in dirty else x for name, x in (("logp", logp), ("old", old), ("weight", weight))}
+        column = {
+            name: x.masked_fill(~mask, bad) if name in dirty else x
+            for name, x in (("logp", logp), ("old", old), ("weight", weight))
+        }
         leaf = column["logp"].clone().requires_grad_()
         batch = make_batch(column["weight"], old=column["old"], mask=mask)
         loss = reduce_loss(objective(leaf, batch), token_mean(batch), 4)
@@ -165,9 +216,16 @@ def test_float32_agrees_with_float64(make_batch, objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_shapes_and_types_are_asserted(make_batch, objective):
-    """A transposed or broadcastable tensor, half precision or an integer mask is an error, never a silently different number."""
+    """A transposed or broadcastable tensor, half precision or an integer mask is an error, never a
+    silently different number.
+    """
     batch = make_batch(torch.ones(2, 3))
-    for wrong in (torch.zeros(3, 2), torch.zeros(2, 1), torch.zeros(3), torch.zeros(2, 3, dtype=torch.bfloat16)):
+    for wrong in (
+        torch.zeros(3, 2),
+        torch.zeros(2, 1),
+        torch.zeros(3),
+        torch.zeros(2, 3, dtype=torch.bfloat16),
+    ):
         with pytest.raises(AssertionError):
             objective(wrong, batch)
     with pytest.raises(AssertionError):
@@ -183,8 +241,12 @@ def test_bounds_that_switch_training_off_are_refused(make_batch):
 
 
 def test_T36_every_option_is_a_field_and_has_an_effect(make_batch):
-    """T36: options carry the configuration's names, and changing one changes the value or the gradient."""
-    ratio_N1, weight_N1 = torch.tensor([[1.5, 1], [0.5, -1], [9, -1], [9, 1]], dtype=torch.float64).split(1, dim=1)
+    """T36: options carry the configuration's names, and changing one changes the value or the
+    gradient.
+    """
+    ratio_N1, weight_N1 = torch.tensor(
+        [[1.5, 1], [0.5, -1], [9, -1], [9, 1]], dtype=torch.float64
+    ).split(1, dim=1)
     logp, batch = torch.full_like(ratio_N1, -1.0), make_batch(weight_N1, old=-1.0 - ratio_N1.log())
     other = {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0}
     for objective in OBJECTIVES:
@@ -192,4 +254,6 @@ def test_T36_every_option_is_a_field_and_has_an_effect(make_batch):
             if p.kind is Parameter.KEYWORD_ONLY:
                 assert p.name in TrainConfig.model_fields and p.default is not Parameter.empty
                 setting = 2.0 if objective is detached_ratio else other[p.name]
-                assert not objective(logp, batch, **{p.name: setting}).equal(objective(logp, batch)), (objective.__name__, p.name)
+                assert not objective(logp, batch, **{p.name: setting}).equal(
+                    objective(logp, batch)
+                ), (objective.__name__, p.name)

@@ -21,30 +21,52 @@ from laurel.train.relabel import load_relabel
 
 def group(n):
     samples = tuple(
-        Sample(Key("r", "d", "p", i, 0), (1,), (2,), (0.0,), (True,), 1.0, "eos", f"t{i}", ({"role": "assistant", "content": f"t{i}"},))
+        Sample(
+            Key("r", "d", "p", i, 0),
+            (1,),
+            (2,),
+            (0.0,),
+            (True,),
+            1.0,
+            "eos",
+            f"t{i}",
+            ({"role": "assistant", "content": f"t{i}"},),
+        )
         for i in range(n)
     )
     return Group("p", {"prompt": "x"}, samples)
 
 
 def score(function, n=4):
-    return load_rewards([function], None, [{"prompt": "x"}], max_failed_fraction=1.0).score([group(n)])[0]
+    return load_rewards([function], None, [{"prompt": "x"}], max_failed_fraction=1.0).score(
+        [group(n)]
+    )[0]
 
 
 NO_LISTS = {
-    "dict": lambda n: dict.fromkeys(range(n), 0.5), "dict_keys": lambda n: dict.fromkeys(range(n), 0.5).keys(),
+    "dict": lambda n: dict.fromkeys(range(n), 0.5),
+    "dict_keys": lambda n: dict.fromkeys(range(n), 0.5).keys(),
     "set": lambda n: set(range(n)),
-    "dict_values": lambda n: dict.fromkeys(range(n), 0.5).values(), "frozenset": lambda n: frozenset(range(n)), "str": lambda n: "1" * n,
-    "bytes": lambda n: b"1" * n, "bytearray": lambda n: bytearray(n), "float": lambda n: 1.0, "NoneType": lambda n: None,
+    "dict_values": lambda n: dict.fromkeys(range(n), 0.5).values(),
+    "frozenset": lambda n: frozenset(range(n)),
+    "str": lambda n: "1" * n,
+    "bytes": lambda n: b"1" * n,
+    "bytearray": lambda n: bytearray(n),
+    "float": lambda n: 1.0,
+    "NoneType": lambda n: None,
     "bool": lambda n: True,
-    "Tensor": lambda n: torch.ones(n, 1), "ndarray": lambda n: np.ones((n, 1)), "float64": lambda n: np.float64(1),
-}  # fmt: skip
+    "Tensor": lambda n: torch.ones(n, 1),
+    "ndarray": lambda n: np.ones((n, 1)),
+    "float64": lambda n: np.float64(1),
+}
 
 
 @pytest.mark.parametrize("kind", NO_LISTS)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_K19_what_is_no_list_of_scores_is_refused_by_name(kind, asynchronous):
-    """A dict would give its keys, a set its members in any order, a text its characters: every sample fails, and says what came."""
+    """A dict would give its keys, a set its members in any order, a text its characters: every
+    sample fails, and says what came.
+    """
 
     def plain(completions, **columns):
         return NO_LISTS[kind](len(completions))
@@ -55,26 +77,52 @@ def test_K19_what_is_no_list_of_scores_is_refused_by_name(kind, asynchronous):
     found = score(awaited if asynchronous else plain)
     assert found.rewards == (None,) * 4
     (reasons,) = found.results.values()
-    assert all(isinstance(result, Failed) and result.reason.startswith(f"returned {kind}") for result in reasons)
+    assert all(
+        isinstance(result, Failed) and result.reason.startswith(f"returned {kind}")
+        for result in reasons
+    )
     with pytest.raises(LaurelError, match=f"returned {kind}"):
         load_rewards([plain], None, [{"prompt": "x"}]).score([group(4)])
 
 
-@pytest.mark.parametrize("values", [
-    lambda n: [0.0, 1.0, 2.0, 3.0], lambda n: (0, 1, 2, 3), lambda n: np.arange(4), lambda n: torch.arange(4.0), lambda n: range(4),
-    lambda n: (float(i) for i in range(4)), lambda n: map(float, range(4)), lambda n: [False, True, Fraction(2), np.float32(3)],
-    lambda n: [torch.tensor(float(i)) for i in range(4)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda n: [0.0, 1.0, 2.0, 3.0],
+        lambda n: (0, 1, 2, 3),
+        lambda n: np.arange(4),
+        lambda n: torch.arange(4.0),
+        lambda n: range(4),
+        lambda n: (float(i) for i in range(4)),
+        lambda n: map(float, range(4)),
+        lambda n: [False, True, Fraction(2), np.float32(3)],
+        lambda n: [torch.tensor(float(i)) for i in range(4)],
+    ],
+)
 def test_what_has_an_order_is_a_list(values):
     assert score(lambda completions: values(len(completions))).rewards == (0.0, 1.0, 2.0, 3.0)
 
 
 def test_a_list_of_what_are_no_numbers_fails_item_by_item():
-    for bad in ([1], {"score": 1}, b"1", "good", 1j, np.ones(1), torch.ones(1), 10**400, float("nan"), {1}, object()):
+    for bad in (
+        [1],
+        {"score": 1},
+        b"1",
+        "good",
+        1j,
+        np.ones(1),
+        torch.ones(1),
+        10**400,
+        float("nan"),
+        {1},
+        object(),
+    ):
         assert isinstance(as_result(bad), Failed), bad
     found = score(lambda completions: [1.0, [1.0], {"a": 1}, None])
     assert found.rewards == (1.0, None, None, None)
-    assert "returned more values for 4 completions" in str(score(lambda completions: itertools.count()).results)
+    assert "returned more values for 4 completions" in str(
+        score(lambda completions: itertools.count()).results
+    )
 
 
 def test_a_generator_that_raises_fails_its_own_sample_only():
@@ -85,7 +133,10 @@ def test_a_generator_that_raises_fails_its_own_sample_only():
             yield 1.0
 
     found = score(one_by_one)
-    assert found.rewards == (1.0, 1.0, None, 1.0) and "no such text" in found.results["one_by_one"][2].reason
+    assert (
+        found.rewards == (1.0, 1.0, None, 1.0)
+        and "no such text" in found.results["one_by_one"][2].reason
+    )
 
 
 # K18
@@ -151,15 +202,21 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("file", ["mine.py", "my-rewards.v2.py"])
 def test_K18_files_import_their_neighbours_and_no_others(folders, file):
-    """While they load and when they run, as rewards, verifiers, environments and relabellers; two folders are not mixed up."""
+    """While they load and when they run, as rewards, verifiers, environments and relabellers; two
+    folders are not mixed up.
+    """
     for _ in range(2):
         for number, name in enumerate(("one", "two two"), start=1):
             path = folders / name / file
             assert load_reward(f"{path}:early").function(completions=["a"]) == [12 * number]
             assert load_reward(f"{path}:lazy").function(completions=["a"]) == [12 * number]
-            assert asyncio.run(load_reward(f"{path}:awaited").function(completions=["a"])) == [number]
+            assert asyncio.run(load_reward(f"{path}:awaited").function(completions=["a"])) == [
+                number
+            ]
             assert load_reward(f"{path}:judge").function("a", {}) == number
-            assert load_relabel(f"{path}:relabel").function(prompts=["p"], completions=["a"]) == [str(number)]
+            assert load_relabel(f"{path}:relabel").function(prompts=["p"], completions=["a"]) == [
+                str(number)
+            ]
             assert load_env(f"{path}:World")().step("x")[0]["content"] == str(number)
             assert load_file(path, "test").Box(3) == load_file(path, "test").Box(3)
 
@@ -176,11 +233,16 @@ def test_K18_module_function_is_found_in_the_current_folder(folders, monkeypatch
 
 
 def test_a_neighbour_is_not_a_second_copy_of_what_is_installed(tmp_path):
-    """A folder that holds a package's own source, or a plain folder of its name, gives the one that everybody has."""
+    """A folder that holds a package's own source, or a plain folder of its name, gives the one that
+    everybody has.
+    """
     import laurel
 
     (tmp_path / "torch").mkdir()
-    (tmp_path / "mine.py").write_text("import torch, json\nfrom laurel.core.result import Score\ndef f(completions): return [Score(1.0)]\n")
+    (tmp_path / "mine.py").write_text(
+        "import torch, json\nfrom laurel.core.result import Score\ndef f(completions): return"
+        " [Score(1.0)]\n"
+    )
     module = load_file(tmp_path / "mine.py", "test")
     assert module.torch is torch and module.Score is Score
     beside = tmp_path / "laurel"
@@ -199,4 +261,6 @@ def test_a_file_that_does_not_load_names_what_is_missing(tmp_path):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(UsageError, match="does not load") as caught:
             load_reward(f"{tmp_path / 'bad.py'}:f")
-        assert says in str(caught.value) and "laurel_at" not in str(caught.value).replace(str(tmp_path), "")
+        assert says in str(caught.value) and "laurel_at" not in str(caught.value).replace(
+            str(tmp_path), ""
+        )

@@ -34,24 +34,57 @@ def value(result):
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("so 49 - 10 = 39.", 39), ("$1,234.00", 1234), ("1/2", Fraction(1, 2)), ("0.5", Fraction(1, 2)), (".5", Fraction(1, 2)),
-        (r"\frac{1}{2}", Fraction(1, 2)), (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("50%", 50), (r"50\%", 50), ("= -3", -3), ("-$5", -5),
-        ("x=-7", -7), ("\N{MINUS SIGN}4", -4), ("1e3", 1000), ("12,000 dollars", 12000), (r"18 \text{ dollars}", 18), ("8\n8", 8),
-        ("7 + 5 = 12\n12 + 3 = 15", 15), ("the total is **42**", 42),
-        ("", None), ("None", None), (r"\emptyset", None), ("3 or 4", None), ("1, 2, 3", None), ("1 2 3 4", None), ("12\n39", None),
-        ("9**9**9**9", None), ("49 - 10", None), ("1e999999999", None), ("1/0", None), ("9" * 200, None), ("nan", None), ("inf", None),
+        ("so 49 - 10 = 39.", 39),
+        ("$1,234.00", 1234),
+        ("1/2", Fraction(1, 2)),
+        ("0.5", Fraction(1, 2)),
+        (".5", Fraction(1, 2)),
+        (r"\frac{1}{2}", Fraction(1, 2)),
+        (r"-\dfrac{3}{4}", Fraction(-3, 4)),
+        ("50%", 50),
+        (r"50\%", 50),
+        ("= -3", -3),
+        ("-$5", -5),
+        ("x=-7", -7),
+        ("\N{MINUS SIGN}4", -4),
+        ("1e3", 1000),
+        ("12,000 dollars", 12000),
+        (r"18 \text{ dollars}", 18),
+        ("8\n8", 8),
+        ("7 + 5 = 12\n12 + 3 = 15", 15),
+        ("the total is **42**", 42),
+        ("", None),
+        ("None", None),
+        (r"\emptyset", None),
+        ("3 or 4", None),
+        ("1, 2, 3", None),
+        ("1 2 3 4", None),
+        ("12\n39", None),
+        ("9**9**9**9", None),
+        ("49 - 10", None),
+        ("1e999999999", None),
+        ("1/0", None),
+        ("9" * 200, None),
+        ("nan", None),
+        ("inf", None),
     ],
-)  # fmt: skip
+)
 def test_final_number(text, number):
     assert final_number(text) == number
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "${}", "The answer is {}.", "#### {}", r"\boxed{{{}}}", "1 + 1 = {}"]))
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["{}", "${}", "The answer is {}.", "#### {}", r"\boxed{{{}}}", "1 + 1 = {}"]),
+)
 def test_any_whole_number_is_read_back_from_any_dress(number, dress):
     """Invariance: the dress does not matter, nor do commas; a neighbour is wrong."""
     row = {"answer": str(number)}
-    assert value(numeric(dress.format(number), row)) == 1 and value(numeric(dress.format(f"{number:,}"), row)) == 1
+    assert (
+        value(numeric(dress.format(number), row)) == 1
+        and value(numeric(dress.format(f"{number:,}"), row)) == 1
+    )
     assert value(numeric(dress.format(number + 1), row)) == 0
 
 
@@ -61,7 +94,10 @@ def test_T57_money_and_fractions_are_numbers():
         assert value(verifier("$1,234.00", {"answer": "1234"})) == 1
         assert value(verifier("0.5", {"answer": "1/2"})) == 1
         assert value(verifier(r"\boxed{\frac{1}{2}}", {"answer": "0.5"})) == 1
-    assert value(numeric("0.333333", {"answer": "1/3"})) == 1 and value(numeric("0.33", {"answer": "1/3"})) == 0
+    assert (
+        value(numeric("0.333333", {"answer": "1/3"})) == 1
+        and value(numeric("0.33", {"answer": "1/3"})) == 0
+    )
     assert value(numeric("1000000001", {"answer": "1000000000"})) == 0
 
 
@@ -80,8 +116,13 @@ def test_T57_money_and_fractions_are_numbers():
     ],
 )
 def test_T57_degenerate_answers_earn_nothing(name, answer):
-    """T57: empty, None, the empty set, all numbers, two different boxes, a hedge, the echo of a prompt that holds the gold."""
-    row = {"prompt": "What is 12 + 34, is it 46?\n12+34=", "answer": "#### 46" if name == "gsm8k" else "46"}
+    """T57: empty, None, the empty set, all numbers, two different boxes, a hedge, the echo of a
+    prompt that holds the gold.
+    """
+    row = {
+        "prompt": "What is 12 + 34, is it 46?\n12+34=",
+        "answer": "#### 46" if name == "gsm8k" else "46",
+    }
     assert value(VERIFIERS[name](answer, row)) == 0
 
 
@@ -96,13 +137,19 @@ def test_T57_the_gold_may_stand_in_the_prompt_if_it_is_the_answer():
 
 def test_the_last_mark_decides():
     assert settled("the answer is 1. No, the answer is 2. I checked 3 times.") == "2"
-    assert settled("#### 5\nDone in 3 steps") == "5" and settled("nothing marked 4") == "nothing marked 4"
+    assert (
+        settled("#### 5\nDone in 3 steps") == "5"
+        and settled("nothing marked 4") == "nothing marked 4"
+    )
     assert value(numeric("The answer is 42. I checked it 2 times.", {"answer": "42"})) == 1
     assert value(numeric("#### 41\n#### 42", {"answer": "42"})) == 1
 
 
 def test_boxes_nest_and_unclosed_ones_do_not_count():
-    assert boxed(r"\boxed{\frac{1}{2}} then \fbox{ \{x\} } then \boxed{y") == [r"\frac{1}{2}", r"\{x\}"]
+    assert boxed(r"\boxed{\frac{1}{2}} then \fbox{ \{x\} } then \boxed{y") == [
+        r"\frac{1}{2}",
+        r"\{x\}",
+    ]
     began = time.monotonic()
     assert boxed("{" * 10**6) == [] and boxed(r"\boxed" + "{" * 10**6) == []
     assert time.monotonic() - began < 5
@@ -145,7 +192,10 @@ def test_exact_ignores_white_space_only():
     ],
 )
 def test_choice_reads_the_letter(answer):
-    assert value(choice(answer, {"answer": "B"})) == 1 and value(choice(answer, {"answer": "(C)"})) == 0
+    assert (
+        value(choice(answer, {"answer": "B"})) == 1
+        and value(choice(answer, {"answer": "(C)"})) == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +224,10 @@ def test_letters_of_a_text():
 def test_regex_matches_the_whole_answer():
     row = {"pattern": r"\d{4}-\d\d"}
     assert value(regex(" 2024-05\n", row)) == 1 and value(regex("on 2024-05 we met", row)) == 0
-    assert isinstance(regex("x", {"pattern": "("}), Failed) and "missing )" in regex("x", {"pattern": "("}).reason
+    assert (
+        isinstance(regex("x", {"pattern": "("}), Failed)
+        and "missing )" in regex("x", {"pattern": "("}).reason
+    )
 
 
 def test_format_is_a_gate_and_strict():
@@ -232,13 +285,22 @@ HANGS = {
 
 
 def test_T55_math_never_hangs(monkeypatch):
-    """T55: towers, braces and megabytes are Failed or 0 within the limit; after 50 of them the pool still serves."""
-    with Workers(mathematics.equivalent, seconds=0.15, warm=mathematics.POOL._settings["warm"]) as pool:
+    """T55: towers, braces and megabytes are Failed or 0 within the limit; after 50 of them the pool
+    still serves.
+    """
+    with Workers(
+        mathematics.equivalent, seconds=0.15, warm=mathematics.POOL._settings["warm"]
+    ) as pool:
         monkeypatch.setattr(mathematics, "POOL", pool)
         pool.call((r"\boxed{1}", (r"\boxed{1}",)), seconds=10)
         began = time.monotonic()
         with ThreadPoolExecutor(2) as threads:
-            results = list(threads.map(lambda answer: VERIFIERS["math"](answer, {"answer": "42"}), list(HANGS.values()) * 10))
+            results = list(
+                threads.map(
+                    lambda answer: VERIFIERS["math"](answer, {"answer": "42"}),
+                    list(HANGS.values()) * 10,
+                )
+            )
         assert time.monotonic() - began < 15
         assert all(isinstance(result, Failed) or result.value == 0 for result in results)
         assert any("took longer" in result.reason for result in results)
@@ -255,14 +317,27 @@ def test_T55_regex_bomb(monkeypatch):
         with ThreadPoolExecutor(2) as threads:
             results = list(threads.map(lambda _: regex("a" * 50, row), range(50)))
         assert time.monotonic() - began < 10
-        assert all(isinstance(result, Failed) and "took longer" in result.reason for result in results)
+        assert all(
+            isinstance(result, Failed) and "took longer" in result.reason for result in results
+        )
         pool.seconds = 10.0  # of a sound answer even a busy machine says it
         assert value(regex("aaab", row)) == 1 and value(regex("x" * 10**6, row)) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in VERIFIERS if name not in ("math", "regex", "format", "humaneval", "code")])
 @pytest.mark.parametrize(
-    "answer", [*HANGS.values(), "1 " * 500_000, "<" * 1_000_000, "\n" * 1_000_000, "A" * 1_000_000, "answer " * 100_000]
+    "name",
+    [name for name in VERIFIERS if name not in ("math", "regex", "format", "humaneval", "code")],
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *HANGS.values(),
+        "1 " * 500_000,
+        "<" * 1_000_000,
+        "\n" * 1_000_000,
+        "A" * 1_000_000,
+        "answer " * 100_000,
+    ],
 )
 def test_T55_no_verifier_hangs(name, answer):
     """T55: the rest of the verifiers are bounded by themselves."""
@@ -297,7 +372,12 @@ def test_T56_injection(name, tmp_path):
         "instruction_id_list": ["detectable_format:json_format"],
         "kwargs": [{}],
     }
-    for text in (INJECTION, "    " + INJECTION, r"\boxed{{" + INJECTION + "}}", "```python\n" + INJECTION + "\n```"):
+    for text in (
+        INJECTION,
+        "    " + INJECTION,
+        r"\boxed{{" + INJECTION + "}}",
+        "```python\n" + INJECTION + "\n```",
+    ):
         result = VERIFIERS[name](text.format(path=path), row)
         assert not path.exists() and not (isinstance(result, Score) and result.value > 0)
 
@@ -324,7 +404,9 @@ def test_humaneval_canonical_solutions_pass_164_of_164(problems, every):
     """Each in a sandbox of its own: every fourth in the suite, all behind `make verify`."""
     some = problems[::every]
     results = judge_all(VERIFIERS["humaneval"], [row["canonical_solution"] for row in some], some)
-    assert [row["task_id"] for row, result in zip(some, results, strict=True) if value(result) != 1] == []
+    assert [
+        row["task_id"] for row, result in zip(some, results, strict=True) if value(result) != 1
+    ] == []
     assert len(results) == 164 // every
 
 
@@ -336,18 +418,28 @@ def test_humaneval_canonical_solutions_pass_164_of_164(problems, every):
         "    import os\n    os._exit(0)\n",
         "",
         "no code at all",
-        "    return type('Yes', (), {'__eq__': lambda s, o: True, '__ne__': lambda s, o: False})()\n",
+        (
+            "    return type('Yes', (), {'__eq__': lambda s, o: True, '__ne__': lambda s, o:"
+            " False})()\n"
+        ),
     ],
 )
 def test_humaneval_wrong_solutions_get_nothing(problems, answer):
     some = problems[::11]
-    assert {value(result) for result in judge_all(VERIFIERS["humaneval"], [answer] * len(some), some)} == {0.0}
+    assert {
+        value(result) for result in judge_all(VERIFIERS["humaneval"], [answer] * len(some), some)
+    } == {0.0}
 
 
 def test_humaneval_accepts_whole_functions_and_fences(problems):
     row = problems[0]
     whole = row["prompt"] + row["canonical_solution"]
-    for answer in (whole, f"Sure!\n```python\n{whole}\n```\nDone.", f"```\n{row['canonical_solution']}\n```", f"```python\n{whole}"):
+    for answer in (
+        whole,
+        f"Sure!\n```python\n{whole}\n```\nDone.",
+        f"```\n{row['canonical_solution']}\n```",
+        f"```python\n{whole}",
+    ):
         assert value(VERIFIERS["humaneval"](answer, row)) == 1
     helper = problems[38]  # encode_cyclic stands before decode_cyclic in the prompt
     body = helper["prompt"][helper["prompt"].rindex("def ") :] + helper["canonical_solution"]
@@ -365,13 +457,29 @@ def test_code_with_asserts():
     row = {"tests": "assert double(4) == 8\nassert double(-1) == -2"}
     assert value(VERIFIERS["code"]("```python\ndef double(x):\n    return 2 * x\n```", row)) == 1
     assert value(VERIFIERS["code"]("def double(x):\n    return x + 4\n", row)) == 0
-    assert value(VERIFIERS["code"]("def double(x): return 2 * x", {"test_list": ["assert double(1) == 2"]})) == 1
+    assert (
+        value(
+            VERIFIERS["code"](
+                "def double(x): return 2 * x", {"test_list": ["assert double(1) == 2"]}
+            )
+        )
+        == 1
+    )
 
 
 def test_programs_are_put_together():
-    assert extract("text\n```python\na = 1\n```\nand\n```python\ndef f(): pass\n```", "f") == "def f(): pass"
-    assert whole_program("import x\ndef f():\n", "    return 1", "f") == "import x\ndef f():\n    return 1"
-    assert whole_program("import x\ndef f():\n", "def f():\n    return 1", "f") == "import x\n\ndef f():\n    return 1"
+    assert (
+        extract("text\n```python\na = 1\n```\nand\n```python\ndef f(): pass\n```", "f")
+        == "def f(): pass"
+    )
+    assert (
+        whole_program("import x\ndef f():\n", "    return 1", "f")
+        == "import x\ndef f():\n    return 1"
+    )
+    assert (
+        whole_program("import x\ndef f():\n", "def f():\n    return 1", "f")
+        == "import x\n\ndef f():\n    return 1"
+    )
 
 
 def test_a_verifiers_needs_name_real_verifiers():

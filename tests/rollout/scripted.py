@@ -1,20 +1,38 @@
-"""A policy whose every next character is known: a real Llama with a real cache that has learnt one table by heart."""
+"""A policy whose every next character is known: a real Llama with a real cache that has learnt one
+table by heart.
+"""
 
 import torch
 
 from laurel.core.sample import Message
 from laurel.data.source import Row
-from laurel.policy.chat import ensure_template
-from laurel.policy.model import Policy
-from laurel.policy.scratch import STOP, char_tokenizer, small_model
+from laurel.model.chat import ensure_template
+from laurel.model.policy import Policy
+from laurel.model.scratch import STOP, char_tokenizer, small_model
 from laurel.rollout.single import Draw
 
-SCRIPT = {"=": "[", "[": "7", "7": "*", "*": "8", "8": "]", "]": STOP, "\n": "y", "y": STOP, "?": "#", "#": "!", "!": STOP}
-"""What follows each character: "2=" is continued "[7*8]<stop>", a line end "y<stop>", "a?" with "#!<stop>"; anything else ends."""
+SCRIPT = {
+    "=": "[",
+    "[": "7",
+    "7": "*",
+    "*": "8",
+    "8": "]",
+    "]": STOP,
+    "\n": "y",
+    "y": STOP,
+    "?": "#",
+    "#": "!",
+    "!": STOP,
+}
+"""What follows each character: "2=" is continued "[7*8]<stop>", a line end "y<stop>", "a?" with
+"#!<stop>"; anything else ends.
+"""
 
 
 def scripted(script=None):
-    """The policy of SCRIPT (or another table): each token's embedding points at the token that follows it, far above all others."""
+    """The policy of SCRIPT (or another table): each token's embedding points at the token that
+    follows it, far above all others.
+    """
     tokenizer = char_tokenizer()
     ensure_template(tokenizer, None)
     model = small_model(tokenizer, hidden_size=128, num_hidden_layers=1, num_attention_heads=2)
@@ -22,7 +40,9 @@ def scripted(script=None):
     model.lm_head.weight = torch.nn.Parameter(torch.eye(len(tokenizer), 128))
     embedding = torch.eye(128)[[tokenizer.eos_token_id] * len(tokenizer)]
     for now, after in (SCRIPT if script is None else script).items():
-        embedding[tokenizer.convert_tokens_to_ids(now)] = torch.eye(128)[tokenizer.convert_tokens_to_ids(after)]
+        embedding[tokenizer.convert_tokens_to_ids(now)] = torch.eye(128)[
+            tokenizer.convert_tokens_to_ids(after)
+        ]
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(embedding)
         model.model.norm.weight.fill_(10.0)
@@ -36,7 +56,12 @@ def babbling(alphabet="ab]", seed=0):
     """An untrained policy over a few characters: it says anything, and soon also `]`."""
     tokenizer = char_tokenizer(alphabet)
     ensure_template(tokenizer, None)
-    return Policy(small_model(tokenizer, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, seed=seed), tokenizer)
+    return Policy(
+        small_model(
+            tokenizer, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, seed=seed
+        ),
+        tokenizer,
+    )
 
 
 def row(prompt, name="a", **columns):

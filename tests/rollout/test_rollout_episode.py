@@ -1,4 +1,6 @@
-"""Many turns: ids that are never made anew, tokens of the world that are seen and not trained on, budgets, and worlds that break."""
+"""Many turns: ids that are never made anew, tokens of the world that are seen and not trained on,
+budgets, and worlds that break.
+"""
 
 import dataclasses
 from functools import partial
@@ -17,8 +19,8 @@ from laurel.core.protocols import Env
 from laurel.core.result import Failed
 from laurel.core.sample import Message
 from laurel.data.tasks import TASKS
-from laurel.policy.model import Policy
-from laurel.policy.scratch import small_model
+from laurel.model.policy import Policy
+from laurel.model.scratch import small_model
 from laurel.rollout.calculator import Calculator
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import k1_of, pack
@@ -30,7 +32,9 @@ def tool(text):
 
 
 class Echo:
-    """A world that always answers, with how much it has heard; it may open the episode, and end it after `turns` replies."""
+    """A world that always answers, with how much it has heard; it may open the episode, and end it
+    after `turns` replies.
+    """
 
     def __init__(self, reply="({})", opening=(), turns=99):
         self.reply, self.opening, self.turns, self.heard = reply, list(opening), turns, []
@@ -56,10 +60,15 @@ def plain_logps(policy, sample):
 
 
 def seen(policy, sample):
-    """The stored ids are what the policy saw: a plain forward pass over them gives the log-probabilities it sampled with."""
+    """The stored ids are what the policy saw: a plain forward pass over them gives the
+    log-probabilities it sampled with.
+    """
     mask = torch.tensor(sample.loss_mask)
     return torch.allclose(
-        plain_logps(policy, sample)[mask], torch.tensor(sample.logps)[mask], rtol=0, atol=rounding(torch.tensor(sample.logps)[mask])
+        plain_logps(policy, sample)[mask],
+        torch.tensor(sample.logps)[mask],
+        rtol=0,
+        atol=rounding(torch.tensor(sample.logps)[mask]),
     )
 
 
@@ -69,21 +78,53 @@ def seen(policy, sample):
         (20, 4, ("]",), "[7*8]56\ny<|stop|>", "111110 0011", "eos", "y"),
         (10, 4, ("]",), "[7*8]56\ny<|stop|>", "1111100011", "eos", "y"),
         (9, 4, ("]",), "[7*8]56\ny", "111110001", "length", "y"),
-        (8, 4, ("]",), "[7*8]", "11111", "length", "[7*8]"),  # the reply would fit, an answer to it would not
+        (
+            8,
+            4,
+            ("]",),
+            "[7*8]",
+            "11111",
+            "length",
+            "[7*8]",
+        ),  # the reply would fit, an answer to it would not
         (5, 4, ("]",), "[7*8]", "11111", "length", "[7*8]"),
         (4, 4, ("]",), "[7*8", "1111", "length", "[7*8"),
-        (20, 1, ("]",), "[7*8]", "11111", "stop", "[7*8]"),  # nobody hears the call of the last turn
+        (
+            20,
+            1,
+            ("]",),
+            "[7*8]",
+            "11111",
+            "stop",
+            "[7*8]",
+        ),  # nobody hears the call of the last turn
         (20, 2, ("]",), "[7*8]56\ny<|stop|>", "1111100011", "eos", "y"),
-        (20, 4, (), "[7*8]<|stop|>56\ny<|stop|>", "11111100011", "eos", "y"),  # a turn may also end with its own token
+        (
+            20,
+            4,
+            (),
+            "[7*8]<|stop|>56\ny<|stop|>",
+            "11111100011",
+            "eos",
+            "y",
+        ),  # a turn may also end with its own token
     ],
 )
-def test_the_calculator_s_episode_to_the_token(limit, max_turns, stop, completion, mask, finish, answer):
+def test_the_calculator_s_episode_to_the_token(
+    limit, max_turns, stop, completion, mask, finish, answer
+):
     policy = scripted()
     (group,) = play(policy, [row("2=")], drawing(limit, stop=stop), Calculator, max_turns)
     (sample,) = group.samples
-    assert (text_of(policy, sample.completion_ids), sample.finish, sample.answer) == (completion, finish, answer)
+    assert (text_of(policy, sample.completion_ids), sample.finish, sample.answer) == (
+        completion,
+        finish,
+        answer,
+    )
     assert "".join("01"[on] for on in sample.loss_mask) == mask.replace(" ", "")
-    assert [turn["role"] for turn in sample.turns] == (["assistant", "tool", "assistant"] if "0" in mask else ["assistant"])
+    assert [turn["role"] for turn in sample.turns] == (
+        ["assistant", "tool", "assistant"] if "0" in mask else ["assistant"]
+    )
     assert sample.text == completion.replace("<|stop|>", "")
     assert len(sample.completion_ids) <= limit and seen(policy, sample)
 
@@ -99,12 +140,22 @@ def test_the_demonstrations_show_what_the_calculator_says():
 
 
 def test_messages_are_continued_through_the_template():
-    """Prompt, turns and replies are together what the template renders, and what closes a turn is written once."""
+    """Prompt, turns and replies are together what the template renders, and what closes a turn is
+    written once.
+    """
     policy = scripted()
     env = Echo("ok {}", opening=user("more"), turns=2)
     (group,) = play(policy, [row(user("hi"))], drawing(99), lambda: env, 4)
     (sample,) = group.samples
-    talk = [*user("hi"), *user("more"), *[turn for _ in range(2) for turn in (Message(role="assistant", content="y"), *tool("ok 1"))]]
+    talk = [
+        *user("hi"),
+        *user("more"),
+        *[
+            turn
+            for _ in range(2)
+            for turn in (Message(role="assistant", content="y"), *tool("ok 1"))
+        ],
+    ]
     talk.append(Message(role="assistant", content="y"))
     whole = policy.tokenizer.apply_chat_template(talk, tokenize=False)
     assert text_of(policy, sample.prompt_ids + sample.completion_ids) == whole.rstrip("\n")
@@ -115,36 +166,53 @@ def test_messages_are_continued_through_the_template():
 
 
 def test_a_turn_that_a_stop_string_ended_is_closed_by_the_world():
-    """In a conversation the token that closes a turn cut short by `stop` is context, not a target."""
+    """In a conversation the token that closes a turn cut short by `stop` is context, not a
+    target.
+    """
     policy = scripted({"\n": "[", "[": "]"})
-    (group,) = play(policy, [row(user("hi"))], drawing(60, stop=["]"]), lambda: Echo("a", turns=1), 4)
+    (group,) = play(
+        policy, [row(user("hi"))], drawing(60, stop=["]"]), lambda: Echo("a", turns=1), 4
+    )
     (sample,) = group.samples
-    assert text_of(policy, sample.completion_ids) == "[]<|stop|>\n<Tool>\na<|stop|>\n<Assistant>\n[]"
+    assert (
+        text_of(policy, sample.completion_ids) == "[]<|stop|>\n<Tool>\na<|stop|>\n<Assistant>\n[]"
+    )
     assert [sum(sample.loss_mask), sample.finish] == [4, "stop"] and seen(policy, sample)
 
 
 def test_plain_text_gets_the_opening_behind_the_prompt():
     policy = scripted()
-    (group,) = play(policy, [row("2")], drawing(9, stop=["]"]), lambda: Echo(opening=user(" + 2=")), 1)
+    (group,) = play(
+        policy, [row("2")], drawing(9, stop=["]"]), lambda: Echo(opening=user(" + 2=")), 1
+    )
     assert text_of(policy, group.samples[0].prompt_ids) == "<|start|>2 + 2="
     (group,) = play(policy, [row("2=")], drawing(9), lambda: Echo(turns=0), 3)
     assert group.samples[0].text == "[7*8]" and len(group.samples[0].turns) == 1
 
 
 def merging():
-    """An untrained policy over a tokenizer with merges: almost nothing that it says is spelt as the tokenizer would spell it."""
+    """An untrained policy over a tokenizer with merges: almost nothing that it says is spelt as the
+    tokenizer would spell it.
+    """
     pieces = ["<s>", "</s>", *"ab]!", "ab", "ba", "aa", "bb", "abab", "b]"]
     merges = [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b"), ("ab", "ab"), ("b", "]")]
-    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    backend = Tokenizer(
+        models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
+    )
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}!{% endfor %}"
-    return Policy(small_model(tokenizer, hidden_size=32, num_hidden_layers=2, num_attention_heads=2), tokenizer)
+    return Policy(
+        small_model(tokenizer, hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+        tokenizer,
+    )
 
 
 @pytest.mark.parametrize("prompt", ["aab", user("aab")])
 def test_T47_sampled_ids_are_trained_on_as_they_were_sampled(prompt):
-    """T47: turns whose decode -> encode differs, with replies between them: the training ids are the sampled ids, column by column."""
+    """T47: turns whose decode -> encode differs, with replies between them: the training ids are
+    the sampled ids, column by column.
+    """
     policy = merging()
     groups = play(policy, [row(prompt)], drawing(40, count=32, stop=["]"]), lambda: Echo("ba!"), 3)
     strange = 0
@@ -152,7 +220,9 @@ def test_T47_sampled_ids_are_trained_on_as_they_were_sampled(prompt):
         assert len(sample.completion_ids) == len(sample.logps) == len(sample.loss_mask) <= 40
         assert seen(policy, sample)
         own = [i for i, on in zip(sample.completion_ids, sample.loss_mask, strict=True) if on]
-        strange += policy.tokenizer(sample.text, add_special_tokens=False)["input_ids"] != list(sample.completion_ids)
+        strange += policy.tokenizer(sample.text, add_special_tokens=False)["input_ids"] != list(
+            sample.completion_ids
+        )
         spoken = "".join(turn["content"] for turn in sample.turns if turn["role"] == "assistant")
         assert policy.tokenizer.decode(own, skip_special_tokens=True) == spoken
     assert strange > 16
@@ -166,11 +236,21 @@ def test_T47_sampled_ids_are_trained_on_as_they_were_sampled(prompt):
 
 
 def test_T48_the_world_is_seen_and_not_trained_on():
-    """T48: another reply of the same length changes the log-probs after it and none before; no gradient flows from predicting it."""
+    """T48: another reply of the same length changes the log-probs after it and none before; no
+    gradient flows from predicting it.
+    """
     policy = babbling("ab]()0123456789")
-    groups = play(policy, [row("a"), row("bb", "b")], drawing(60, count=8, stop=["]"]), lambda: Echo("(12)"), 3)
+    groups = play(
+        policy,
+        [row("a"), row("bb", "b")],
+        drawing(60, count=8, stop=["]"]),
+        lambda: Echo("(12)"),
+        3,
+    )
     batch = pack(groups)
-    world_NT = (torch.arange(batch.loss_mask_NT.shape[1])[None] < batch.length_N[:, None]) & ~batch.loss_mask_NT
+    world_NT = (
+        torch.arange(batch.loss_mask_NT.shape[1])[None] < batch.length_N[:, None]
+    ) & ~batch.loss_mask_NT
     assert world_NT.any(1).sum() >= 8
     whole = policy.logp(batch).logp
     assert not whole[world_NT].any() and not batch.logp_old_NT[world_NT].any()
@@ -186,7 +266,9 @@ def test_T48_the_world_is_seen_and_not_trained_on():
     assert after_NT.any() and (whole - other)[after_NT].abs().median() > 1e-4
 
     kept = []
-    hook = policy.causal.base_model.register_forward_hook(lambda module, args, out: kept.append(out.last_hidden_state))
+    hook = policy.causal.base_model.register_forward_hook(
+        lambda module, args, out: kept.append(out.last_hidden_state)
+    )
     logp = policy.logp(batch).logp
     hook.remove()
     kept[0].retain_grad()
@@ -207,16 +289,33 @@ def test_T48_kl_leaves_the_world_out_and_both_ways_of_scoring_agree():
     fused = policy.logp(batch).logp
     for n, sample in enumerate(samples(groups)):
         apart = fused[n, : len(sample.logps)] - plain_logps(policy, sample)
-        assert apart[torch.tensor(sample.loss_mask)].abs().max() < rounding(torch.tensor(sample.logps))
+        assert apart[torch.tensor(sample.loss_mask)].abs().max() < rounding(
+            torch.tensor(sample.logps)
+        )
 
 
 def test_budgets_and_endings_hold_for_anything_a_policy_says():
     """Whatever is said: never a token too many, and the finish names what happened."""
     policy = babbling("ab]()0123456789")
     for limit in (1, 2, 7, 8, 9, 23):
-        for sample in samples(play(policy, [row("a"), row(user("b"), "b")], drawing(limit, count=16, stop=["]"]), Echo, 3)):
-            assert 1 <= len(sample.completion_ids) <= limit and sample.loss_mask[0] and sample.loss_mask[-1]
-            assert sample.turns[-1]["role"] == "assistant" and sum(t["role"] == "assistant" for t in sample.turns) <= 3
+        for sample in samples(
+            play(
+                policy,
+                [row("a"), row(user("b"), "b")],
+                drawing(limit, count=16, stop=["]"]),
+                Echo,
+                3,
+            )
+        ):
+            assert (
+                1 <= len(sample.completion_ids) <= limit
+                and sample.loss_mask[0]
+                and sample.loss_mask[-1]
+            )
+            assert (
+                sample.turns[-1]["role"] == "assistant"
+                and sum(t["role"] == "assistant" for t in sample.turns) <= 3
+            )
             spoken = sum(t["role"] == "assistant" for t in sample.turns)
             if sample.finish == "eos":
                 assert sample.completion_ids[-1] in policy.eos_ids and spoken == 3
@@ -224,7 +323,9 @@ def test_budgets_and_endings_hold_for_anything_a_policy_says():
                 assert sample.answer.endswith("]") and spoken == 3
             else:
                 assert sample.finish == "length"
-            assert all(logp == 0 for logp, on in zip(sample.logps, sample.loss_mask, strict=True) if not on)
+            assert all(
+                logp == 0 for logp, on in zip(sample.logps, sample.loss_mask, strict=True) if not on
+            )
 
 
 def test_episodes_depend_on_their_seeds_alone():
@@ -233,14 +334,21 @@ def test_episodes_depend_on_their_seeds_alone():
     once = play(policy, rows, draw, Echo, 3)
     assert once == play(policy, rows, draw, Echo, 3)
     alone = play(policy, rows[1:], draw, Echo, 3)[0]
-    assert [(s.key, s.completion_ids) for s in once[1].samples] == [(s.key, s.completion_ids) for s in alone.samples]
-    assert len({s.completion_ids for s in once[0].samples}) > 3 and len({s.key for s in samples(once)}) == 12
+    assert [(s.key, s.completion_ids) for s in once[1].samples] == [
+        (s.key, s.completion_ids) for s in alone.samples
+    ]
+    assert (
+        len({s.completion_ids for s in once[0].samples}) > 3
+        and len({s.key for s in samples(once)}) == 12
+    )
     later = play(policy, rows, dataclasses.replace(draw, step=1), Echo, 3)
     assert [s.completion_ids for s in samples(once)] != [s.completion_ids for s in samples(later)]
 
 
 def test_every_turn_has_chances_of_its_own():
-    """A policy to which all characters are alike draws other ones in its second turn than in its first."""
+    """A policy to which all characters are alike draws other ones in its second turn than in its
+    first.
+    """
     policy = babbling("ab]()0123456789")
     with torch.no_grad():
         policy.causal.get_output_embeddings().weight.zero_()
@@ -251,7 +359,9 @@ def test_every_turn_has_chances_of_its_own():
 
 def test_a_prompt_is_read_once_for_its_group():
     policy, sizes = babbling(), []
-    policy.causal.base_model.register_forward_hook(lambda module, args, out: sizes.append(len(out.last_hidden_state)))
+    policy.causal.base_model.register_forward_hook(
+        lambda module, args, out: sizes.append(len(out.last_hidden_state))
+    )
     play(policy, [row("ab"), row("b", "b")], drawing(4, count=8, stop=["]"]), Echo, 2)
     assert sizes[0] == 2 and 8 < sizes[1] <= 16
 
@@ -271,10 +381,18 @@ def test_turns_are_kept_as_they_were_said():
 
 
 def test_episodes_of_a_group_may_open_differently():
-    """An environment with chance in it: each episode keeps its own opening, and prompts are shared only where they are equal."""
+    """An environment with chance in it: each episode keeps its own opening, and prompts are shared
+    only where they are equal.
+    """
     made = iter("89" * 20)
     policy = scripted({"8": "a", "9": "b", "a": "<|stop|>", "b": "<|stop|>"})
-    groups = play(policy, [row("2"), row("3", "b")], drawing(5, count=2), lambda: Echo(opening=user(next(made)), turns=0), 2)
+    groups = play(
+        policy,
+        [row("2"), row("3", "b")],
+        drawing(5, count=2),
+        lambda: Echo(opening=user(next(made)), turns=0),
+        2,
+    )
     assert [s.text for s in samples(groups)] == ["a", "b", "a", "b"]
 
 
@@ -318,16 +436,24 @@ class Unborn(Echo):
     ],
 )
 def test_K17_a_world_that_breaks_fails_its_group_and_names_the_prompt(env, said):
-    """The kind: an environment that raises ends the run. It is tried again; then the group has failed, and its neighbours have not."""
+    """The kind: an environment that raises ends the run. It is tried again; then the group has
+    failed, and its neighbours have not.
+    """
 
     def world():
         made.append(1)
         return env() if len(made) % 2 else Echo()
 
     made = []
-    broken, sound = play(scripted(), [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"]), world, 3)
+    broken, sound = play(
+        scripted(), [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"]), world, 3
+    )
     (verdict,) = broken.results["environment"]
-    assert isinstance(verdict, Failed) and broken.samples[0].finish == "error" and broken.samples[0].completion_ids
+    assert (
+        isinstance(verdict, Failed)
+        and broken.samples[0].finish == "error"
+        and broken.samples[0].completion_ids
+    )
     assert said in verdict.reason and "games.jsonl:1 (prompt games-0, sample 0)" in verdict.reason
     assert not sound.results and sound.samples[0].finish != "error"
 
@@ -346,7 +472,10 @@ class Flaky(Echo):
 
 def test_K17_a_world_that_breaks_once_is_as_if_it_never_had():
     rows, draw = [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"])
-    assert play(scripted(), rows, draw, Flaky, 3) == play(scripted(), rows, draw, Echo, 3) and Flaky.broke > 1
+    assert (
+        play(scripted(), rows, draw, Flaky, 3) == play(scripted(), rows, draw, Echo, 3)
+        and Flaky.broke > 1
+    )
 
 
 def test_a_world_may_have_nothing_to_say():
@@ -355,7 +484,11 @@ def test_a_world_may_have_nothing_to_say():
     env = Echo(turns=1)
     env.reset, env.step = lambda row: None, lambda text: [] if text == "[7*8]" else None
     (group,) = play(policy, [row("2=")], drawing(20, stop=["]"]), lambda: env, 3)
-    assert group.samples[0].text == "[7*8]" and group.samples[0].finish == "eos" and len(group.samples[0].turns) == 2
+    assert (
+        group.samples[0].text == "[7*8]"
+        and group.samples[0].finish == "eos"
+        and len(group.samples[0].turns) == 2
+    )
 
 
 GAME = '''
@@ -406,11 +539,20 @@ def test_an_environment_from_a_file(tmp_path):
         ("calculater", "unknown environment `calculater`. Did you mean `calculator`?"),
         ("game.py", "unknown environment `game.py`. Known: calculator. Or give file.py:Class."),
         ("{}/none.py:Game", "no file"),
-        ("{}/game.py:Gane", "`Gane` is no class with reset(row) and step(text). Did you mean `Game`?"),
+        (
+            "{}/game.py:Gane",
+            "`Gane` is no class with reset(row) and step(text). Did you mean `Game`?",
+        ),
         ("{}/game.py:Half", "`Half` is no class with reset(row) and step(text)."),
         ("{}/game.py:game", "`game` is no class"),
-        ("{}/game.py:Needy", "`Needy` cannot be made without arguments: missing a required argument: 'size'"),
-        ("{}/broken.py:Game", "broken.py does not load: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "{}/game.py:Needy",
+            "`Needy` cannot be made without arguments: missing a required argument: 'size'",
+        ),
+        (
+            "{}/broken.py:Game",
+            "broken.py does not load: ModuleNotFoundError: No module named 'nowhere'",
+        ),
     ],
 )
 def test_environments_that_cannot_be_had(tmp_path, name, said):

@@ -23,26 +23,48 @@ def make(prompt, completion, *, sample=0, finish="eos", mask=None, logps=None, g
 
 
 def test_T05_T07_masks_come_from_lengths_never_from_ids():
-    """T05, T07: PAD == EOS == 2. Prompt and completion full of 2s: what exists is what was made, and the first EOS is trained on."""
+    """T05, T07: PAD == EOS == 2. Prompt and completion full of 2s: what exists is what was made,
+    and the first EOS is trained on.
+    """
     group = Group(
-        "p", {}, (make((2, 2), (9, 2)), make((2,), (2,), sample=1), make((5, 6, 2, 7), (8, 9, 7, 2), sample=2)), rewards=(1.0, 0.0, 0.5)
+        "p",
+        {},
+        (
+            make((2, 2), (9, 2)),
+            make((2,), (2,), sample=1),
+            make((5, 6, 2, 7), (8, 9, 7, 2), sample=2),
+        ),
+        rewards=(1.0, 0.0, 0.5),
     )
     batch = pack([group])
-    assert batch.attention_NL.int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [1] * 8]
+    assert batch.attention_NL.int().tolist() == [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1] * 8,
+    ]
     assert batch.loss_mask_NT.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
     assert batch.ids_NL[0].tolist() == [2, 2, 9, 2, 0, 0, 0, 0]
 
 
 def test_T08_terminal_reward_lies_on_the_last_token():
     """T08: response [t0, t1, EOS, PAD, PAD], score s: token rewards [0, 0, s, 0, 0]."""
-    group = Group("p", {}, (make((1,), (7, 8, 2)), make((1,), (7, 8, 9, 9, 2), sample=1)), rewards=(3.0, 0.0))
+    group = Group(
+        "p", {}, (make((1,), (7, 8, 2)), make((1,), (7, 8, 9, 9, 2), sample=1)), rewards=(3.0, 0.0)
+    )
     batch = pack([group])
     assert token_rewards(batch, reward_matrix([group]))[0].tolist() == [0, 0, 3, 0, 0]
 
 
 def test_T03_truncated_rows_leave_numerator_and_denominator():
-    """T03: lengths 2 and 4, the second cut off: masked, it keeps its place, its length, and no loss."""
-    group = Group("p", {}, (make((1,), (7, 2)), make((1,), (7, 8, 9, 9), sample=1, finish="length")), rewards=(1.0, 0.0))
+    """T03: lengths 2 and 4, the second cut off: masked, it keeps its place, its length, and no
+    loss.
+    """
+    group = Group(
+        "p",
+        {},
+        (make((1,), (7, 2)), make((1,), (7, 8, 9, 9), sample=1, finish="length")),
+        rewards=(1.0, 0.0),
+    )
     batch = pack([group], mask_truncated=True)
     assert batch.loss_mask_NT.sum(1).tolist() == [2, 0]
     assert batch.length_N.tolist() == [2, 4]
@@ -57,12 +79,23 @@ def test_excluded_samples_are_nan_and_untrained():
 
 
 def test_kl_in_the_reward_counts_trained_tokens_only():
-    """R - beta * sum k1 per sample, and the same split over tokens; an environment's token (mask 0) costs nothing."""
-    group = Group("p", {}, (make((1,), (7, 8, 9), mask=(True, False, True), logps=(-1.0, 0.0, -2.0)),), rewards=(1.0,))
+    """R - beta * sum k1 per sample, and the same split over tokens; an environment's token (mask 0)
+    costs nothing.
+    """
+    group = Group(
+        "p",
+        {},
+        (make((1,), (7, 8, 9), mask=(True, False, True), logps=(-1.0, 0.0, -2.0)),),
+        rewards=(1.0,),
+    )
     batch = pack([group])
     batch = batch.replace(logp_ref_NT=torch.tensor([[-1.5, -9.0, -4.0]]))
-    assert sample_rewards(batch, reward_matrix([group]), 0.1).item() == pytest.approx(1 - 0.1 * (0.5 + 2.0))
-    assert token_rewards(batch, reward_matrix([group]), 0.1)[0].tolist() == pytest.approx([-0.05, 0.0, 1 - 0.2])
+    assert sample_rewards(batch, reward_matrix([group]), 0.1).item() == pytest.approx(
+        1 - 0.1 * (0.5 + 2.0)
+    )
+    assert token_rewards(batch, reward_matrix([group]), 0.1)[0].tolist() == pytest.approx(
+        [-0.05, 0.0, 1 - 0.2]
+    )
 
 
 def test_columns_must_agree():

@@ -1,4 +1,6 @@
-"""The seeds that everything which learns must learn with: the first in every run of the suite, all three behind `make verify`."""
+"""The seeds that everything which learns must learn with: the first in every run of the suite, all
+three behind `make verify`.
+"""
 
 import pytest
 

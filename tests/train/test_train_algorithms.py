@@ -1,4 +1,6 @@
-"""The table and its options: defaults filled in, contradictions and strangers refused before a weight is loaded."""
+"""The table and its options: defaults filled in, contradictions and strangers refused before a
+weight is loaded.
+"""
 
 import inspect
 
@@ -17,7 +19,11 @@ def test_every_default_resolves_and_is_a_field(name):
     resolved = resolve(name, TrainConfig())
     for option in defaults(name):
         assert option in TrainConfig.model_fields, option
-    for function in (ALGORITHMS[name].weigh, ALGORITHMS[name].objective, AGGREGATIONS[resolved.loss_aggregation]):
+    for function in (
+        ALGORITHMS[name].weigh,
+        ALGORITHMS[name].objective,
+        AGGREGATIONS[resolved.loss_aggregation],
+    ):
         for option in parameters(function):
             assert option in defaults(name) or option in TrainConfig.model_fields
     assert resolved.learning_rate is not None and resolved.loss_aggregation is not None
@@ -26,7 +32,14 @@ def test_every_default_resolves_and_is_a_field(name):
 def test_every_optional_field_belongs_to_some_row():
     """T36, A19: no option is accepted and unused."""
     somewhere = set().union(*(defaults(name) for name in ALGORITHMS))
-    free = {"stop_at", "eval_dataset", "chat_template", "lora_target_modules", "report_to", "num_train_epochs"}
+    free = {
+        "stop_at",
+        "eval_dataset",
+        "chat_template",
+        "lora_target_modules",
+        "report_to",
+        "num_train_epochs",
+    }
     free |= {"metric_for_best_model", "greater_is_better", "early_stopping_patience"}
     for name, field in TrainConfig.model_fields.items():
         if field.default is None and name not in free:
@@ -80,7 +93,9 @@ def test_rows_differ_only_in_what_the_table_says():
 
 
 def test_bad_input_is_found_before_the_run_directory_is_made(tmp_path):
-    """A reward that does not exist, a dataset that does not exist: UsageError, and nothing written."""
+    """A reward that does not exist, a dataset that does not exist: UsageError, and nothing
+    written.
+    """
     from laurel.train.loop import train
 
     toy = make_toy(tmp_path)

@@ -1,4 +1,6 @@
-"""Evolution strategies on a real model: it learns, differentiates nothing, gives weights back bit by bit, and is one run however split."""
+"""Evolution strategies on a real model: it learns, differentiates nothing, gives weights back bit
+by bit, and is one run however split.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +21,13 @@ from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.setup import prepare
 
-SMALL = {"population": 4, "sigma": 0.1, "learning_rate": 1e-3, "prompts_per_step": 2, "max_steps": 3}
+SMALL = {
+    "population": 4,
+    "sigma": 0.1,
+    "learning_rate": 1e-3,
+    "prompts_per_step": 2,
+    "max_steps": 3,
+}
 SMALL |= {"temperature": 1.0, "num_generations": 6}
 
 
@@ -31,8 +39,19 @@ def toy(tmp_path_factory):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_learns_the_toy(seed, toy, tmp_path):
     """Rule 17: greedy answers of the members, ranks: the last five steps beat the first by .4."""
-    options = {"population": 20, "sigma": 0.05, "learning_rate": 0.015, "prompts_per_step": 2, "max_steps": 30}
-    rewards = [line["reward"] for line in train("es", toy_config(toy, tmp_path, seed=seed, **options), quiet=True).metrics()]
+    options = {
+        "population": 20,
+        "sigma": 0.05,
+        "learning_rate": 0.015,
+        "prompts_per_step": 2,
+        "max_steps": 30,
+    }
+    rewards = [
+        line["reward"]
+        for line in train(
+            "es", toy_config(toy, tmp_path, seed=seed, **options), quiet=True
+        ).metrics()
+    ]
     assert sum(rewards[-5:]) / 5 - rewards[0] > 0.4, rewards
 
 
@@ -50,11 +69,16 @@ class NoWayBack(torch.autograd.Function):
 
 @pytest.mark.parametrize("name", ["es", "reinforce"])
 def test_a_model_that_cannot_be_differentiated_is_trained(name, toy, tmp_path):
-    """No backward pass, no gradient, no state of AdamW: the same model stops a row that differentiates."""
+    """No backward pass, no gradient, no state of AdamW: the same model stops a row that
+    differentiates.
+    """
     own = SMALL if name == "es" else {"prompts_per_step": 2, "num_generations": 2}
     setup, state = prepare(name, toy_config(toy, tmp_path, **own))
     setup.policy.causal.base_model.register_forward_hook(
-        lambda module, inputs, out: type(out)(last_hidden_state=NoWayBack.apply(out.last_hidden_state), past_key_values=out.past_key_values)
+        lambda module, inputs, out: type(out)(
+            last_hidden_state=NoWayBack.apply(out.last_hidden_state),
+            past_key_values=out.past_key_values,
+        )
     )
     before = {key: p.detach().clone() for key, p in setup.policy.trainable().items()}
     if name == "reinforce":
@@ -64,11 +88,16 @@ def test_a_model_that_cannot_be_differentiated_is_trained(name, toy, tmp_path):
     sums = Sums()
     loop.step(setup, state, sums)
     assert sums.means()["es/step_norm"] > 0 and not same(before, setup.policy.trainable())
-    assert all(p.grad is None for p in setup.policy.model.parameters()) and setup.optimizer.state_dict()["state"] == {}
+    assert (
+        all(p.grad is None for p in setup.policy.model.parameters())
+        and setup.optimizer.state_dict()["state"] == {}
+    )
 
 
 def test_members_lie_around_the_weights_and_give_them_back(toy, tmp_path):
-    """theta + sigma eps and theta - sigma eps; afterwards theta to the bit, also where the member fails."""
+    """theta + sigma eps and theta - sigma eps; afterwards theta to the bit, also where the member
+    fails.
+    """
     setup, _ = prepare("es", toy_config(toy, tmp_path, **SMALL))
     parameters = list(setup.policy.trainable().values())
     start, seen = [p.detach().clone() for p in parameters], []
@@ -86,33 +115,51 @@ def test_members_lie_around_the_weights_and_give_them_back(toy, tmp_path):
 
 
 def test_noise_is_a_function_of_four_numbers(toy, tmp_path):
-    """Seed, step, tensor, pair: each makes another stream, the same four the same; standard normal."""
+    """Seed, step, tensor, pair: each makes another stream, the same four the same; standard
+    normal.
+    """
     like = torch.zeros(400, 100)
     first = noise(0, 1, 2, like, 3)
     assert torch.equal(first, noise(0, 1, 2, like, 3))
     for other in ((1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4)):
         correlation = float((first * noise(*other[:3], like, other[3])).mean())
         assert abs(correlation) < 0.02, other
-    assert float(first.mean()) == pytest.approx(0, abs=0.02) and float(first.std()) == pytest.approx(1, abs=0.02)
+    assert float(first.mean()) == pytest.approx(0, abs=0.02) and float(
+        first.std()
+    ) == pytest.approx(1, abs=0.02)
     assert noise(0, 1, 2, like.double(), 3).dtype == torch.float64
 
 
 def test_members_answer_the_same_prompts_with_the_same_luck(toy, tmp_path):
-    """Common random numbers: with next to no noise every member samples the very same tokens; the next step asks other prompts."""
-    run = train("es", toy_config(toy, tmp_path, **SMALL | {"sigma": 1e-9, "num_generations": 3}), quiet=True)
+    """Common random numbers: with next to no noise every member samples the very same tokens; the
+    next step asks other prompts.
+    """
+    run = train(
+        "es", toy_config(toy, tmp_path, **SMALL | {"sigma": 1e-9, "num_generations": 3}), quiet=True
+    )
     for step in (1, 2):
         lines = [line for line in run.samples() if line["step"] == step]
-        said = {m: [(x["prompt_id"], x["sample"], x["ids"]) for x in lines if x["member"] == m] for m in range(4)}
+        said = {
+            m: [(x["prompt_id"], x["sample"], x["ids"]) for x in lines if x["member"] == m]
+            for m in range(4)
+        }
         assert len(said[0]) == 6 and said[0] == said[1] == said[2] == said[3]
         assert len({tuple(ids) for _, _, ids in said[0]}) > 1
-    prompts = [{line["prompt_id"] for line in run.samples() if line["step"] == step} for step in (1, 2)]
+    prompts = [
+        {line["prompt_id"] for line in run.samples() if line["step"] == step} for step in (1, 2)
+    ]
     assert prompts[0] != prompts[1]
 
 
 def test_one_step_is_the_formula(toy, tmp_path):
-    """theta += learning_rate / (M sigma) sum w eps, with rewards that only the member decides: 1, 0, 0, 0."""
+    """theta += learning_rate / (M sigma) sum w eps, with rewards that only the member decides: 1,
+    0, 0, 0.
+    """
     setup, state = prepare("es", toy_config(toy, tmp_path, **SMALL | {"shape_returns": "raw"}))
-    start, rewards = [p.detach().clone() for p in setup.policy.trainable().values()], iter([1.0, 0.0, 0.0, 0.0])
+    start, rewards = (
+        [p.detach().clone() for p in setup.policy.trainable().values()],
+        iter([1.0, 0.0, 0.0, 0.0]),
+    )
     groups = loop.sample_and_score(setup, state, setup.rows[:2], Sums())
 
     def answer():
@@ -122,7 +169,9 @@ def test_one_step_is_the_formula(toy, tmp_path):
     evolve(setup, state, answer, Sums())
     assert state.step == 1
     for i, (before, after) in enumerate(zip(start, setup.policy.trainable().values(), strict=True)):
-        assert torch.allclose(after, before + 1e-3 / (4 * 0.1) * noise(0, 0, i, before, 0), atol=1e-7)
+        assert torch.allclose(
+            after, before + 1e-3 / (4 * 0.1) * noise(0, 0, i, before, 0), atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"use_peft": True, "lora_r": 4}])
@@ -131,7 +180,11 @@ def test_T59_resume_is_bit_identical(options, toy, tmp_path):
     own = SMALL | options | {"max_steps": 4}
     whole = train("es", toy_config(toy, tmp_path / "whole", **own), quiet=True)
     for stop in (2, 4):
-        parts = train("es", toy_config(toy, tmp_path / "parts", **own | {"max_steps": stop, "resume": True}), quiet=True)
+        parts = train(
+            "es",
+            toy_config(toy, tmp_path / "parts", **own | {"max_steps": stop, "resume": True}),
+            quiet=True,
+        )
     assert same(final_weights(whole), final_weights(parts))
     assert all("lora" in name for name in final_weights(whole)) == ("use_peft" in options)
     for key in ("reward", "es/reward_std", "es/step_norm"):
@@ -141,21 +194,29 @@ def test_T59_resume_is_bit_identical(options, toy, tmp_path):
 
 
 def test_members_over_two_processes_are_one_run_bit_by_bit(toy, tmp_path):
-    """Six members over two processes, one prompt per step: the weights and metrics of one process, equal to the bit."""
+    """Six members over two processes, one prompt per step: the weights and metrics of one process,
+    equal to the bit.
+    """
     own = SMALL | {"population": 6, "prompts_per_step": 1, "max_steps": 2}
     alone = train("es", toy_config(toy, tmp_path / "one", **own), quiet=True)
     in_ranks(2, "es", toy, tmp_path / "two", own)
     split = Run(tmp_path / "two")
     assert same(final_weights(alone), final_weights(split))
     for key in ("reward", "es/reward_best", "es/step_norm", "tokens"):
-        assert [line[key] for line in alone.metrics()] == [pytest.approx(line[key]) for line in split.metrics()]
+        assert [line[key] for line in alone.metrics()] == [
+            pytest.approx(line[key]) for line in split.metrics()
+        ]
 
 
 def test_equal_rewards_move_nothing_and_say_so(toy, tmp_path):
     setup, state = prepare("es", toy_config(toy, tmp_path, reward="constant", **SMALL))
     before, sums = {key: p.detach().clone() for key, p in setup.policy.trainable().items()}, Sums()
     loop.step(setup, state, sums)
-    assert same(before, setup.policy.trainable()) and sums.means()["zero_signal"] == 1 and sums.means()["es/reward_std"] == 0
+    assert (
+        same(before, setup.policy.trainable())
+        and sums.means()["zero_signal"] == 1
+        and sums.means()["es/reward_std"] == 0
+    )
     assert all(explain(name) for name in sums.means())
 
 
@@ -181,7 +242,10 @@ def test_what_makes_no_sense_is_refused(options, message):
 
 
 def test_options_of_a_population_belong_to_it_alone():
-    assert resolve("es", TrainConfig()).population == 30 and resolve("es", TrainConfig()).temperature == 0
+    assert (
+        resolve("es", TrainConfig()).population == 30
+        and resolve("es", TrainConfig()).temperature == 0
+    )
     for option in ({"population": 4}, {"sigma": 0.1}, {"shape_returns": "raw"}):
         with pytest.raises(UsageError, match="does not apply to `rloo`"):
             resolve("rloo", TrainConfig(**option))

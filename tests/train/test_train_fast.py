@@ -1,4 +1,6 @@
-"""Every row of the table: one update with packed tokens, shared prompts and the fused head has the general path's gradient."""
+"""Every row of the table: one update with packed tokens, shared prompts and the fused head has the
+general path's gradient.
+"""
 
 from dataclasses import replace
 
@@ -8,13 +10,13 @@ from arithmetic import agree
 from peft import LoraConfig, get_peft_model
 
 from laurel.core.metrics import Sums
-from laurel.policy import packed
-from laurel.policy.critic import own_critic
-from laurel.policy.discriminator import make_discriminator
-from laurel.policy.implicit import new_heads
-from laurel.policy.model import Policy, Reference
-from laurel.policy.scorer import Scorer, load_scorer
-from laurel.policy.scratch import save_scratch
+from laurel.model import packed
+from laurel.model.critic import own_critic
+from laurel.model.discriminator import make_discriminator
+from laurel.model.implicit import new_heads
+from laurel.model.policy import Policy, Reference
+from laurel.model.scorer import Scorer, load_scorer
+from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
@@ -30,20 +32,33 @@ SCORED = [name for name, row in ALGORITHMS.items() if row.head]
 def llama(request):
     made = make_llama()
     if request.param == "lora":
-        adapters = LoraConfig(r=2, target_modules="all-linear", exclude_modules=["lm_head"], init_lora_weights=False)
+        adapters = LoraConfig(
+            r=2, target_modules="all-linear", exclude_modules=["lm_head"], init_lora_weights=False
+        )
         torch.manual_seed(0)
-        made = replace(made, policy=Policy(get_peft_model(made.policy.model, adapters).eval(), made.policy.tokenizer))
+        made = replace(
+            made,
+            policy=Policy(
+                get_peft_model(made.policy.model, adapters).eval(), made.policy.tokenizer
+            ),
+        )
     return made
 
 
 @pytest.fixture
 def general(monkeypatch):
-    """Switch to padded rows and the head that autograd differentiates, for what is called inside."""
+    """Switch to padded rows and the head that autograd differentiates, for what is called
+    inside.
+    """
 
     def switch(on):
         for module in ("packed", "model", "scorer"):
-            monkeypatch.setattr(f"laurel.policy.{module}.packs", (lambda body: False) if on else packed_packs)
-        monkeypatch.setattr(Policy, "readout", property(lambda policy: policy.head) if on else readout)
+            monkeypatch.setattr(
+                f"laurel.model.{module}.packs", (lambda body: False) if on else packed_packs
+            )
+        monkeypatch.setattr(
+            Policy, "readout", property(lambda policy: policy.head) if on else readout
+        )
 
     return switch
 
@@ -53,14 +68,21 @@ packed_packs, readout = packed.packs, Policy.readout
 
 def gradient(llama, name, groups, reference, budget):
     """One update, far behind any warm-up: the ascent direction of everything trained."""
-    own = {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G} if ALGORITHMS[name].source == "policy" else {}
+    own = (
+        {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G}
+        if ALGORITHMS[name].source == "policy"
+        else {}
+    )
     setup = setup_of(name, llama.policy, lambda: reference, None, token_budget=budget, **own)
     beside = {"critic": own_critic, "discriminator": make_discriminator}
     if ALGORITHMS[name].beside == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=0.0)
     elif ALGORITHMS[name].beside:
         setup.companion = beside[ALGORITHMS[name].beside](llama.policy)
-        torch.nn.init.normal_(next(p for n, p in setup.companion.trainable().items() if "head.weight" in n), generator=coin())
+        torch.nn.init.normal_(
+            next(p for n, p in setup.companion.trainable().items() if "head.weight" in n),
+            generator=coin(),
+        )
     setup.optimizer, state = Recorder(list(setup.trainable().values())), State(step=10_000)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
     return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
@@ -99,18 +121,27 @@ def test_one_update_of_a_policy(name, llama, reference, general):
 @pytest.mark.parametrize("name", SCORED)
 def test_one_update_of_a_scorer(name, llama, general, tmp_path):
     row = ALGORITHMS[name]
-    save_scratch(tmp_path, alphabet="ab", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    save_scratch(
+        tmp_path, alphabet="ab", hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
     scorer = load_scorer(str(tmp_path), num_labels=row.head, device="cpu", language=row.head == 1)
     assert isinstance(scorer, Scorer) and scorer.packs
-    several = {"rankings": (-1.0, -2.0, -3.0, -2.0), "pairs": (1.0, -1.0)}.get("pairs" if name == "reward" else row.source, (1.0,))
-    groups = [replace(g, samples=g.samples[: len(several)], rewards=several) for g in drawn(llama, 3, 0, 0)]
+    several = {"rankings": (-1.0, -2.0, -3.0, -2.0), "pairs": (1.0, -1.0)}.get(
+        "pairs" if name == "reward" else row.source, (1.0,)
+    )
+    groups = [
+        replace(g, samples=g.samples[: len(several)], rewards=several)
+        for g in drawn(llama, 3, 0, 0)
+    ]
     found = []
     for on in (False, True):
         general(on)
         setup = setup_of(name, scorer, None, Recorder(list(scorer.trainable().values())))
         setup = replace(setup, row=replace(row, aim=None))
         batch = loop.weigh(setup, State(step=1), groups, Sums())
-        batch = batch.replace(target_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0) if row.aim else batch.target_NT)
+        batch = batch.replace(
+            target_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0) if row.aim else batch.target_NT
+        )
         loop.update(setup, State(step=1), batch, Sums())
         found.append(torch.cat([g.flatten() for g in ascent_of(setup)]).double())
     assert relative(*found) < 1e-5

@@ -1,4 +1,6 @@
-"""Every row of the table learns the toy, with three seeds (two of them behind `make verify`): rule 17 of the house."""
+"""Every row of the table learns the toy, with three seeds (two of them behind `make verify`): rule
+17 of the house.
+"""
 
 import json
 import random
@@ -25,7 +27,9 @@ EXTRA = {
 REWARDED = [
     name
     for name in ALGORITHM_NAMES
-    if ALGORITHMS[name].source == "policy" and "relabel" not in ALGORITHMS[name].defaults and not ALGORITHMS[name].judge
+    if ALGORITHMS[name].source == "policy"
+    and "relabel" not in ALGORITHMS[name].defaults
+    and not ALGORITHMS[name].judge
 ]
 MARGIN = 0.4  # of at most 1; the untrained model scores about .07
 
@@ -50,21 +54,35 @@ def test_row_learns_the_toy(name, seed, toy, tmp_path):
 
 @pytest.fixture(scope="module")
 def preferences(toy, tmp_path_factory):
-    """Sevens are better than other digits: the same as pairs and as labelled answers, for forty prompts."""
+    """Sevens are better than other digits: the same as pairs and as labelled answers, for forty
+    prompts.
+    """
     folder = tmp_path_factory.mktemp("preferences")
-    pairs = [{"prompt": f"{i}=", "chosen": "7777", "rejected": f"{i:02d}{99 - i:02d}"} for i in range(10, 50)]
+    pairs = [
+        {"prompt": f"{i}=", "chosen": "7777", "rejected": f"{i:02d}{99 - i:02d}"}
+        for i in range(10, 50)
+    ]
     labels = [
-        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in pairs for side in ("chosen", "rejected")
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs
+        for side in ("chosen", "rejected")
     ]
     for name, rows in (("pairs", pairs), ("labels", labels)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {source: {**toy, "dataset": str(folder / f"{source}.jsonl"), "eval_size": 8} for source in ("pairs", "labels")}
+    return {
+        source: {**toy, "dataset": str(folder / f"{source}.jsonl"), "eval_size": 8}
+        for source in ("pairs", "labels")
+    }
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].source in ("pairs", "labels")])
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].source in ("pairs", "labels")]
+)
 def test_row_learns_the_preference(name, seed, preferences, tmp_path):
-    """On prompts held out, the answer of sevens gains on the other: every margin positive, or the likelihoods far apart."""
+    """On prompts held out, the answer of sevens gains on the other: every margin positive, or the
+    likelihoods far apart.
+    """
     options = {**preferences[ALGORITHMS[name].source], "prompts_per_step": 8, "eval_steps": 30}
     lines = train(name, toy_config(options, tmp_path, reward=None, seed=seed), quiet=True).metrics()
     if ALGORITHMS[name].source == "pairs":
@@ -80,7 +98,9 @@ def test_row_learns_the_preference(name, seed, preferences, tmp_path):
 
 @pytest.fixture(scope="module")
 def judged(toy, tmp_path_factory):
-    """Sevens are good: as pairs, rankings, outcomes (is the first digit one?) and steps (right with a seven, wrong with a three)."""
+    """Sevens are good: as pairs, rankings, outcomes (is the first digit one?) and steps (right with
+    a seven, wrong with a three).
+    """
     folder, dice = tmp_path_factory.mktemp("judged"), random.Random(0)
 
     def digits(first=""):
@@ -88,7 +108,10 @@ def judged(toy, tmp_path_factory):
 
     def pair():
         several = sorted((digits() for _ in range(9)), key=lambda text: text.count("7"))
-        return {"chosen": several[-1] if "7" in several[-1] else "1717", "rejected": several[0].replace("7", "1")}
+        return {
+            "chosen": several[-1] if "7" in several[-1] else "1717",
+            "rejected": several[0].replace("7", "1"),
+        }
 
     def ranking():
         several = [digits() for _ in range(4)]
@@ -100,10 +123,19 @@ def judged(toy, tmp_path_factory):
 
     def steps():
         several = [digits() for _ in range(3)]
-        return {"completions": several, "labels": [1 if "7" in text else -1 if "3" in text else 0 for text in several]}
+        return {
+            "completions": several,
+            "labels": [1 if "7" in text else -1 if "3" in text else 0 for text in several],
+        }
 
     found = {}
-    for name, make in (("reward", pair), ("reward_kwise", ranking), ("reward_pl", ranking), ("orm", outcome), ("prm", steps)):
+    for name, make in (
+        ("reward", pair),
+        ("reward_kwise", ranking),
+        ("reward_pl", ranking),
+        ("orm", outcome),
+        ("prm", steps),
+    ):
         rows = [{"prompt": f"{i}=", **make()} for i in range(10, 170)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         found[name] = {**toy, "dataset": str(folder / f"{name}.jsonl"), "eval_size": 16}
@@ -113,9 +145,21 @@ def judged(toy, tmp_path_factory):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].head])
 def test_row_learns_to_judge(name, seed, judged, tmp_path):
-    """On prompts held out nearly everything is judged right, and a saved folder that gives one number is a reward."""
+    """On prompts held out nearly everything is judged right, and a saved folder that gives one
+    number is a reward.
+    """
     run = train(
-        name, toy_config(judged[name], tmp_path, reward=None, seed=seed, max_steps=80, prompts_per_step=16, eval_steps=80), quiet=True
+        name,
+        toy_config(
+            judged[name],
+            tmp_path,
+            reward=None,
+            seed=seed,
+            max_steps=80,
+            prompts_per_step=16,
+            eval_steps=80,
+        ),
+        quiet=True,
     )
     assert run.metrics()[-1]["eval/accuracy"] > 0.85, run.metrics()[-1]
     if ALGORITHMS[name].head == 1:
@@ -124,41 +168,82 @@ def test_row_learns_to_judge(name, seed, judged, tmp_path):
         assert good > bad
 
 
-@pytest.mark.parametrize("options", [{"critic": "shared"}, {"normalize_rewards": True, "reward_clip": 2.0}, {"critic_warmup_steps": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic": "shared"},
+        {"normalize_rewards": True, "reward_clip": 2.0},
+        {"critic_warmup_steps": 5},
+    ],
+)
 def test_ppo_learns_in_every_arrangement(options, toy, tmp_path):
     lines = train("ppo", toy_config(toy, tmp_path, **EXTRA["ppo"], **options), quiet=True).metrics()
     assert lines[-1]["reward"] - lines[0]["reward"] > MARGIN
-    assert all(line["ratio/max"] == pytest.approx(1.0, abs=1e-4) for line in lines[: options.get("critic_warmup_steps", 0)])
+    assert all(
+        line["ratio/max"] == pytest.approx(1.0, abs=1e-4)
+        for line in lines[: options.get("critic_warmup_steps", 0)]
+    )
 
 
 @pytest.mark.parametrize("critic", ["own", "shared"])
 def test_resumed_ppo_is_the_unbroken_run(critic, toy, tmp_path):
-    """T59: critic, its optimiser state, steered beta and the history of rewards come back bit by bit."""
-    options = {**EXTRA["ppo"], "critic": critic, "normalize_rewards": True, "reward_clip": 2.0, "kl_target": 2.0}
+    """T59: critic, its optimiser state, steered beta and the history of rewards come back bit by
+    bit.
+    """
+    options = {
+        **EXTRA["ppo"],
+        "critic": critic,
+        "normalize_rewards": True,
+        "reward_clip": 2.0,
+        "kl_target": 2.0,
+    }
     whole = train("ppo", toy_config(toy, tmp_path / "whole", max_steps=6, **options), quiet=True)
     for stop in (3, 6):
-        parts = train("ppo", toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, **options), quiet=True)
+        parts = train(
+            "ppo",
+            toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, **options),
+            quiet=True,
+        )
     assert same(final_weights(whole), final_weights(parts))
     keys = ("loss", "beta", "value/mean", "reward")
-    assert [[line.get(key) for key in keys] for line in whole.metrics()] == [[line.get(key) for key in keys] for line in parts.metrics()]
+    assert [[line.get(key) for key in keys] for line in whole.metrics()] == [
+        [line.get(key) for key in keys] for line in parts.metrics()
+    ]
 
 
 def test_ppo_begins_at_ratio_one_reference_zero_and_values_zero(toy, tmp_path):
-    """T10, T20: with one pass per batch every ratio is 1 and the KL 0; a fresh critic says exactly 0."""
-    (line,) = train("ppo", toy_config(toy, tmp_path, max_steps=1, num_iterations=1, **EXTRA["ppo"]), quiet=True).metrics()
+    """T10, T20: with one pass per batch every ratio is 1 and the KL 0; a fresh critic says exactly
+    0.
+    """
+    (line,) = train(
+        "ppo", toy_config(toy, tmp_path, max_steps=1, num_iterations=1, **EXTRA["ppo"]), quiet=True
+    ).metrics()
     assert line["ratio/max"] == near(1.0) and line["kl/sequence"] == pytest.approx(0.0, abs=1e-6)
     assert line["value/mean"] == 0.0
 
 
 def test_collapse_is_announced_where_a_reward_can_be_exploited(toy, tmp_path, capsys):
-    """The toy has one right answer and no held-out score: entropy vanishes while the reward rises, and somebody says so."""
-    train("ppo", toy_config(toy, tmp_path, max_steps=90, learning_rate=2e-3, beta=0.0, **EXTRA["ppo"]))
+    """The toy has one right answer and no held-out score: entropy vanishes while the reward rises,
+    and somebody says so.
+    """
+    train(
+        "ppo", toy_config(toy, tmp_path, max_steps=90, learning_rate=2e-3, beta=0.0, **EXTRA["ppo"])
+    )
     assert "warning: entropy" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ppo_steers_kl_to_its_target(toy, tmp_path):
-    """The coefficient starts three times too large, and finds the KL that was asked for, within a fifth."""
-    slow = {"num_iterations": 1, "max_steps": 200, "learning_rate": 2e-3, "kl_target": 2.0, "kl_horizon": 320, "beta": 0.3}
+    """The coefficient starts three times too large, and finds the KL that was asked for, within a
+    fifth.
+    """
+    slow = {
+        "num_iterations": 1,
+        "max_steps": 200,
+        "learning_rate": 2e-3,
+        "kl_target": 2.0,
+        "kl_horizon": 320,
+        "beta": 0.3,
+    }
     lines = train("ppo", toy_config(toy, tmp_path, **EXTRA["ppo"], **slow), quiet=True).metrics()
     late = [line["kl/sequence"] for line in lines[-100:]]
     assert 1.6 < sum(late) / len(late) < 2.4 and lines[-1]["beta"] < 0.2, late
@@ -181,7 +266,9 @@ def test_off_policy_iterations_learn_too(toy, tmp_path):
 
 
 def test_samples_are_written_with_reasons(toy, tmp_path):
-    """Every rollout is on disk once, with ids, log-probs, weight, and what the reward said (A58)."""
+    """Every rollout is on disk once, with ids, log-probs, weight, and what the reward said
+    (A58).
+    """
     run = train("rloo", toy_config(toy, tmp_path, max_steps=2), quiet=True)
     lines = run.samples()
     assert len(lines) == 2 * 4 * 8

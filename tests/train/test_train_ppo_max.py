@@ -1,4 +1,6 @@
-"""What PPO-max adds to PPO: text mixed in, the reward model's critic, and the way back from a collapse."""
+"""What PPO-max adds to PPO: text mixed in, the reward model's critic, and the way back from a
+collapse.
+"""
 
 import json
 from pathlib import Path
@@ -12,7 +14,7 @@ from toy import make_toy, toy_config
 from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.core.run import Run
-from laurel.policy.chat import encode_supervised
+from laurel.model.chat import encode_supervised
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.pretrain import mix_in
@@ -26,12 +28,19 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     rows = [{"text": TEXT[i:] + TEXT[:i]} for i in range(6)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {**make_toy(folder), "num_generations": 8, "missing_eos_penalty": 0.0}, str(folder / "text.jsonl")
+    return {**make_toy(folder), "num_generations": 8, "missing_eos_penalty": 0.0}, str(
+        folder / "text.jsonl"
+    )
 
 
 def test_the_gradient_mixed_in_is_that_of_the_texts_mean_loss_per_token(toy, tmp_path):
     options, text = toy
-    setup, _ = prepare("ppo", toy_config({**options, "ptx_coef": 0.5, "ptx_dataset": text, "prompts_per_step": 6}, tmp_path))
+    setup, _ = prepare(
+        "ppo",
+        toy_config(
+            {**options, "ptx_coef": 0.5, "ptx_dataset": text, "prompts_per_step": 6}, tmp_path
+        ),
+    )
     sums = Sums()
     mix_in(setup, setup.pretraining, 1, sums)
     mixed = {name: p.grad.clone() for name, p in setup.policy.trainable().items()}
@@ -48,13 +57,21 @@ def test_the_gradient_mixed_in_is_that_of_the_texts_mean_loss_per_token(toy, tmp
 
 
 def test_what_is_mixed_in_is_not_forgotten(toy, tmp_path):
-    """Reward alone drives the policy to sevens, and the text becomes unlikely; mixed in, it stays, and the reward is still won."""
+    """Reward alone drives the policy to sevens, and the text becomes unlikely; mixed in, it stays,
+    and the reward is still won.
+    """
     options, text = toy
     options = {**options, "ptx_dataset": text, "max_steps": 60}
     mixed, weak = (
-        train("ppo", toy_config({**options, "ptx_coef": coef}, tmp_path / str(coef)), quiet=True).metrics() for coef in (1.0, 1e-9)
+        train(
+            "ppo", toy_config({**options, "ptx_coef": coef}, tmp_path / str(coef)), quiet=True
+        ).metrics()
+        for coef in (1.0, 1e-9)
     )
-    assert mixed[-1]["ptx/nll"] < mixed[0]["ptx/nll"] - 0.5 and weak[-1]["ptx/nll"] > mixed[-1]["ptx/nll"] + 1
+    assert (
+        mixed[-1]["ptx/nll"] < mixed[0]["ptx/nll"] - 0.5
+        and weak[-1]["ptx/nll"] > mixed[-1]["ptx/nll"] + 1
+    )
     assert all(explain(name) for name in mixed[-1] if name not in ("run", "step", "time"))
     assert mixed[-1]["reward"] > mixed[0]["reward"] + 0.4
 
@@ -69,11 +86,21 @@ def test_a_run_that_mixes_in_resumes_to_the_same_bits(toy, tmp_path):
 
 
 def test_nothing_is_mixed_in_while_the_critic_warms_up_alone(toy, tmp_path):
-    """Four steps of warm-up with text to mix in leave the policy's weights as they were, bit for bit."""
+    """Four steps of warm-up with text to mix in leave the policy's weights as they were, bit for
+    bit.
+    """
     options, text = toy
-    options = {**options, "ptx_coef": 1.0, "ptx_dataset": text, "critic_warmup_steps": 4, "max_steps": 4}
+    options = {
+        **options,
+        "ptx_coef": 1.0,
+        "ptx_dataset": text,
+        "critic_warmup_steps": 4,
+        "max_steps": 4,
+    }
     run = train("ppo", toy_config(options, tmp_path), quiet=True)
-    start, end = (load_file(folder / "model.safetensors") for folder in (Path(options["model"]), run.model))
+    start, end = (
+        load_file(folder / "model.safetensors") for folder in (Path(options["model"]), run.model)
+    )
     assert start.keys() == end.keys() and all(torch.equal(start[name], end[name]) for name in start)
     assert "ptx/nll" not in run.metrics()[-1]
 
@@ -84,18 +111,34 @@ def test_half_an_arrangement_is_refused(toy, tmp_path):
         with pytest.raises(UsageError, match="ptx_coef, ptx_dataset"):
             resolve("ppo", toy_config({**options, **wrong}, tmp_path))
     with pytest.raises(UsageError, match="save_steps"):
-        resolve("grpo", toy_config({"model": options["model"], "dataset": options["dataset"], "on_alarm": "return"}, tmp_path))
+        resolve(
+            "grpo",
+            toy_config(
+                {"model": options["model"], "dataset": options["dataset"], "on_alarm": "return"},
+                tmp_path,
+            ),
+        )
 
 
 def test_a_collapse_ends_the_run_with_the_weights_from_before(toy, tmp_path):
-    """The toy is won by saying one thing only, which to the watch is a collapse: the run returns to the checkpoint before it."""
+    """The toy is won by saying one thing only, which to the watch is a collapse: the run returns to
+    the checkpoint before it.
+    """
     options, _ = toy
-    config = toy_config({**options, "on_alarm": "return", "save_steps": 5, "learning_rate": 3e-2}, tmp_path, max_steps=80)
+    config = toy_config(
+        {**options, "on_alarm": "return", "save_steps": 5, "learning_rate": 3e-2},
+        tmp_path,
+        max_steps=80,
+    )
     run = train("ppo", config, quiet=True)
     went = Run(tmp_path).facts["returned"]
     assert went["from"] < 80 and went["to"] == (went["from"] - 1) // 5 * 5
     assert run.metrics()[-1]["step"] == went["from"]
-    stopped = toy_config({**options, "learning_rate": 3e-2, "save_steps": 5}, tmp_path / "short", max_steps=went["to"])
+    stopped = toy_config(
+        {**options, "learning_rate": 3e-2, "save_steps": 5},
+        tmp_path / "short",
+        max_steps=went["to"],
+    )
     same(final_weights(run), final_weights(train("ppo", stopped, quiet=True)))
 
 

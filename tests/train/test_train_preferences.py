@@ -1,4 +1,6 @@
-"""Rows that compare answers, through the whole loop: the remembered reference, resuming, what is refused, how a run begins."""
+"""Rows that compare answers, through the whole loop: the remembered reference, resuming, what is
+refused, how a run begins.
+"""
 
 import json
 import math
@@ -15,7 +17,7 @@ from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
 from laurel.data.source import load_rows
 from laurel.data.split import take
-from laurel.policy.model import Reference
+from laurel.model.policy import Reference
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import defaults, resolve
@@ -39,7 +41,9 @@ def toy(tmp_path_factory):
     others = ("1234", "77", "7778", "0000")
     rows = [{"prompt": f"{i}=", "chosen": "7777", "rejected": others[i % 4]} for i in range(40)]
     labels = [
-        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in rows for side in ("chosen", "rejected")
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
     ]
     write(folder / "labels.jsonl", labels)
     return {**made, "dataset": write(folder / "pairs.jsonl", rows), "prompts_per_step": 8}
@@ -74,15 +78,20 @@ def labels_of(toy):
     return toy["dataset"].replace("pairs.jsonl", "labels.jsonl")
 
 
-# --------------------------------------------------------------------------------------------- the remembered reference
+# --------------------------------------------------------------------------------------------- the
+# remembered reference
 
 
 def test_every_row_is_asked_of_the_reference_once(toy, tmp_path, cache, counted):
-    """16 steps of 8 of 40 pairs, more than three epochs: 80 answers once each. A second run asks for none and takes the same steps."""
+    """16 steps of 8 of 40 pairs, more than three epochs: 80 answers once each. A second run asks
+    for none and takes the same steps.
+    """
     first = train("dpo", without_reward(toy, tmp_path / "first", max_steps=16), quiet=True)
     assert sum(counted) == 80
     (file,) = cache.iterdir()
-    assert sum(len(logp_T) > 0 for logp_T in load_file(file).values()) == 40 + 40  # digests differ: the prompt is part of them
+    assert (
+        sum(len(logp_T) > 0 for logp_T in load_file(file).values()) == 40 + 40
+    )  # digests differ: the prompt is part of them
     written = file.stat().st_mtime_ns
     again = train("dpo", without_reward(toy, tmp_path / "again", max_steps=16), quiet=True)
     assert sum(counted) == 80 and file.stat().st_mtime_ns == written
@@ -90,7 +99,9 @@ def test_every_row_is_asked_of_the_reference_once(toy, tmp_path, cache, counted)
 
 
 def test_what_is_remembered_is_what_would_be_computed(toy, tmp_path):
-    """Later, when the policy has moved, a batch still gets log ref of the starting weights, at every trained token."""
+    """Later, when the policy has moved, a batch still gets log ref of the starting weights, at
+    every trained token.
+    """
     setup, state = prepare("dpo", without_reward(toy, tmp_path, learning_rate=1e-2))
     for _ in range(7):  # beyond the first epoch: all is remembered by now
         loop.step(setup, state, Sums())
@@ -110,16 +121,26 @@ def test_another_reference_or_dataset_has_its_own_file(toy, tmp_path, cache, cou
     weights = load_file(tmp_path / "model/model.safetensors")
     from safetensors.torch import save_file
 
-    save_file({name: w * 1.01 for name, w in weights.items()}, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
-    shorter = write(tmp_path / "pairs.jsonl", [row.columns for row in load_rows(toy["dataset"])][:20])
-    for i, (changed, files) in enumerate([({"model": other["model"]}, 2), ({"dataset": shorter}, 3), ({"max_length": 6}, 4)]):
+    save_file(
+        {name: w * 1.01 for name, w in weights.items()},
+        tmp_path / "model/model.safetensors",
+        metadata={"format": "pt"},
+    )
+    shorter = write(
+        tmp_path / "pairs.jsonl", [row.columns for row in load_rows(toy["dataset"])][:20]
+    )
+    for i, (changed, files) in enumerate(
+        [({"model": other["model"]}, 2), ({"dataset": shorter}, 3), ({"max_length": 6}, 4)]
+    ):
         before = sum(counted)
         train("dpo", without_reward({**toy, **changed}, tmp_path / str(i), max_steps=1), quiet=True)
         assert len(list(cache.iterdir())) == files and sum(counted) > before, changed
 
 
 def test_a_step_asks_the_reference_of_its_own_rows_and_of_no_others(toy, tmp_path, cache, counted):
-    """40 pairs in steps of 8: every step of the first epoch asks for its 16 answers, later ones for none."""
+    """40 pairs in steps of 8: every step of the first epoch asks for its 16 answers, later ones for
+    none.
+    """
     setup, state = prepare("dpo", without_reward(toy, tmp_path))
     asked = []
     for _ in range(7):
@@ -130,14 +151,17 @@ def test_a_step_asks_the_reference_of_its_own_rows_and_of_no_others(toy, tmp_pat
 
 
 def test_blocks_are_what_each_process_draws_in_a_step():
-    """11 rows, 4 a step, 3 processes: 2, 1, 1 of each step; the last step has 3 rows left of the epoch. Every row once."""
+    """11 rows, 4 a step, 3 processes: 2, 1, 1 of each step; the last step has 3 rows left of the
+    epoch. Every row once.
+    """
     found, order = blocks(11, 5, 4, 3), take(0, 11, 11, 5)
     assert [len(block) for block in found] == [2, 1, 1, 2, 1, 1, 2, 1]
     assert [row for block in found for row in block] == order != sorted(order)
 
 
 def test_the_last_bits_do_not_depend_on_when_a_row_was_needed(toy, tmp_path, cache):
-    """Steps 1 to 5, or 3 to 7 of another run of the same seed, whose epoch ends in between: equal to the bit.
+    """Steps 1 to 5, or 3 to 7 of another run of the same seed, whose epoch ends in between: equal
+    to the bit.
 
     Another seed has a file of its own.
     """
@@ -165,7 +189,9 @@ def test_sampled_answers_are_not_remembered(toy, tmp_path, cache):
 
 @pytest.mark.parametrize("name", ["dpo", "kto", "online_dpo"])
 def test_a_resumed_run_is_the_unbroken_one(name, toy, tmp_path, cache):
-    """T59 for preferences: 8 steps against 3 + resume + 5, with the remembered reference thrown away in between."""
+    """T59 for preferences: 8 steps against 3 + resume + 5, with the remembered reference thrown
+    away in between.
+    """
     data = {"dpo": "pairs", "kto": "labels", "online_dpo": "rows"}[name]
     mine = {**toy, "dataset": toy["dataset"].replace("pairs.jsonl", f"{data}.jsonl")}
     options = {"reward": "sevens" if name == "online_dpo" else None, "learning_rate": 3e-3}
@@ -173,17 +199,26 @@ def test_a_resumed_run_is_the_unbroken_one(name, toy, tmp_path, cache):
     for stop in (3, 8):
         for file in cache.glob("*"):
             file.unlink()
-        parts = train(name, toy_config(mine, tmp_path / "parts", max_steps=stop, resume=True, **options), quiet=True)
+        parts = train(
+            name,
+            toy_config(mine, tmp_path / "parts", max_steps=stop, resume=True, **options),
+            quiet=True,
+        )
     assert same(final_weights(whole), final_weights(parts))
-    assert [line.get("loss") for line in whole.metrics()] == [line.get("loss") for line in parts.metrics()]
+    assert [line.get("loss") for line in whole.metrics()] == [
+        line.get("loss") for line in parts.metrics()
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------ how a run begins
+# --------------------------------------------------------------------------------------------------
+# how a run begins
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
 def test_T21_the_first_step(name, toy, tmp_path):
-    """T21: policy = reference: ln 2 (IPO: 25 at beta .1), rewards and margin 0, half of the pairs right."""
+    """T21: policy = reference: ln 2 (IPO: 25 at beta .1), rewards and margin 0, half of the pairs
+    right.
+    """
     line = train(name, without_reward(toy, tmp_path, max_steps=1), quiet=True).metrics()[0]
     assert line["loss"] == pytest.approx(25 if name == "ipo" else math.log(2), rel=1e-5)
     assert line["rewards/accuracies"] == 0.5
@@ -193,29 +228,45 @@ def test_T21_the_first_step(name, toy, tmp_path):
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_T01_micro_batches_change_no_gradient(name, toy, tmp_path):
-    """T01: the pairs of a step in micro-batches of any size, a pair never parted: the same gradient, and the same metrics.
+    """T01: the pairs of a step in micro-batches of any size, a pair never parted: the same
+    gradient, and the same metrics.
 
-    dpop stands on the kink of max(0, log ref - log pi) at the first step, where the last bit decides: its loss there, not its gradient.
+    dpop stands on the kink of max(0, log ref - log pi) at the first step, where the last bit
+    decides: its loss there, not its gradient.
     """
     lines, first = [], name == "dpop"
     for budget in (1, 40, 10_000):
         options = {"rpo_alpha": 0.3} if "rpo_alpha" in defaults(name) else {}
         options |= {"max_steps": 1 if first else 2, "token_budget": budget}
-        lines.append(train(name, without_reward(toy, tmp_path / str(budget), **options), quiet=True).metrics())
+        lines.append(
+            train(
+                name, without_reward(toy, tmp_path / str(budget), **options), quiet=True
+            ).metrics()
+        )
     for line in lines[1:]:
         for key in ("loss", "rewards/margins", "logps/chosen", *(() if first else ("grad_norm",))):
-            assert [step[key] for step in line] == pytest.approx([step[key] for step in lines[0]], rel=1e-4, abs=1e-6), key
+            assert [step[key] for step in line] == pytest.approx(
+                [step[key] for step in lines[0]], rel=1e-4, abs=1e-6
+            ), key
 
 
 def test_the_likelihood_term_holds_the_chosen_answers_up(toy, tmp_path):
-    """rpo_alpha is the coefficient of -lp_w per token in the loss: at the start the loss is ln 2 + alpha times the chosen nll per token."""
+    """rpo_alpha is the coefficient of -lp_w per token in the loss: at the start the loss is ln 2 +
+    alpha times the chosen nll per token.
+    """
     plain, helped = (
-        train("dpo", without_reward(toy, tmp_path / str(a), max_steps=1, rpo_alpha=a), quiet=True).metrics()[0] for a in (0.0, 0.5)
+        train(
+            "dpo", without_reward(toy, tmp_path / str(a), max_steps=1, rpo_alpha=a), quiet=True
+        ).metrics()[0]
+        for a in (0.0, 0.5)
     )
-    assert helped["loss"] - plain["loss"] == pytest.approx(-0.5 * plain["logps/chosen"] / 5, rel=1e-5)  # 7777 and the end: five tokens
+    assert helped["loss"] - plain["loss"] == pytest.approx(
+        -0.5 * plain["logps/chosen"] / 5, rel=1e-5
+    )  # 7777 and the end: five tokens
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# --------------------------------------------------------------------------------------------------
+# what is refused
 
 
 @pytest.mark.parametrize(
@@ -252,28 +303,52 @@ def test_half_of_the_labels_wrong_is_refused(eps):
 def test_kto_needs_another_prompt(toy, tmp_path):
     """Its reference point is measured on answers to other prompts: one row per step has none."""
     with pytest.raises(UsageError, match="one prompt"):
-        train("kto", without_reward({**toy, "dataset": labels_of(toy), "prompts_per_step": 1}, tmp_path), quiet=True)
+        train(
+            "kto",
+            without_reward({**toy, "dataset": labels_of(toy), "prompts_per_step": 1}, tmp_path),
+            quiet=True,
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("dpo", {"prompt": "1=", "completion": "2"}, "dpo needs `prompt` \\+ `chosen` \\+ `rejected`; this row has"),
+        (
+            "dpo",
+            {"prompt": "1=", "completion": "2"},
+            "dpo needs `prompt` \\+ `chosen` \\+ `rejected`; this row has",
+        ),
         ("dpo", {"prompt": "1=", "chosen": "2"}, "dpo needs"),
         ("dpo", {"prompt": "1=", "preferred": "2", "rejected": "3"}, "chosen"),
-        ("kto", {"prompt": "1=", "chosen": "2", "rejected": "3"}, "kto needs `prompt` \\+ `completion` \\+ `label`"),
+        (
+            "kto",
+            {"prompt": "1=", "chosen": "2", "rejected": "3"},
+            "kto needs `prompt` \\+ `completion` \\+ `label`",
+        ),
         ("dpo", {"prompt": "1=", "chosen": 2, "rejected": "3"}, "field `chosen`: expected text"),
     ],
 )
 def test_rows_without_two_answers_are_refused(name, row, message, toy, tmp_path):
     """Before any weight is loaded; the message says what the row has, and what to rename."""
     with pytest.raises(UsageError, match=message):
-        train(name, without_reward({**toy, "dataset": write(tmp_path / "rows.jsonl", [row] * 4)}, tmp_path / "run"), quiet=True)
+        train(
+            name,
+            without_reward(
+                {**toy, "dataset": write(tmp_path / "rows.jsonl", [row] * 4)}, tmp_path / "run"
+            ),
+            quiet=True,
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_misnamed_column_is_named(toy, tmp_path):
     rows = [{"question": "1=", "preferred": "2", "worse": "3"}] * 4
     with pytest.raises(UsageError) as caught:
-        train("dpo", without_reward({**toy, "dataset": write(tmp_path / "rows.jsonl", rows)}, tmp_path / "run"), quiet=True)
+        train(
+            "dpo",
+            without_reward(
+                {**toy, "dataset": write(tmp_path / "rows.jsonl", rows)}, tmp_path / "run"
+            ),
+            quiet=True,
+        )
     assert "chosen" in str(caught.value)

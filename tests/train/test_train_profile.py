@@ -1,4 +1,6 @@
-"""The profile: phases that add up to the step, counts worked by hand, nothing of the training changed, a section in the report."""
+"""The profile: phases that add up to the step, counts worked by hand, nothing of the training
+changed, a section in the report.
+"""
 
 import json
 import time
@@ -27,7 +29,9 @@ def profile_of(run):
 
 
 def test_phases_inside_phases_add_up():
-    """outer 20 ms + inner 30 ms + outer 10 ms, 5 ms of nobody's: 30, 30 and 5, whatever the nesting."""
+    """outer 20 ms + inner 30 ms + outer 10 ms, 5 ms of nobody's: 30, 30 and 5, whatever the
+    nesting.
+    """
     clock = Clock()
     clock.start()
     began = time.perf_counter()
@@ -58,7 +62,9 @@ def test_a_phase_that_breaks_is_closed():
 @pytest.mark.parametrize("name", ["grpo", "sft", "es", "ppo"])
 def test_phases_of_a_run_add_up_to_its_steps(name, toy, tmp_path):
     more = {"sft": {"reward": None}, "es": {"population": 2}}.get(name, {})
-    run = train(name, toy_config(toy, tmp_path / name, max_steps=4, profile=True, **more), quiet=True)
+    run = train(
+        name, toy_config(toy, tmp_path / name, max_steps=4, profile=True, **more), quiet=True
+    )
     profile, lines = profile_of(run), run.metrics()
     parts = profile["phases"]
     assert profile["steps"] == 3 and set(parts) <= set(PHASES)  # the first step warms up
@@ -74,27 +80,54 @@ def test_phases_of_a_run_add_up_to_its_steps(name, toy, tmp_path):
 
 def test_waiting_is_idle_and_in_the_phase_that_waits(toy, tmp_path):
     """A reward that sleeps 30 ms: at least that long a step, in `score`, and not on a core."""
-    config = toy_config(toy, tmp_path / "run", max_steps=3, profile=True, rewards=[f"{__file__}:slow_sevens"])
+    config = toy_config(
+        toy, tmp_path / "run", max_steps=3, profile=True, rewards=[f"{__file__}:slow_sevens"]
+    )
     score = profile_of(train("grpo", config, quiet=True))["phases"]["score"]
-    assert score["seconds"] >= 0.03 and score["idle"] >= 0.03 / (score["seconds"] / score["share"]) * 0.9
+    assert (
+        score["seconds"] >= 0.03
+        and score["idle"] >= 0.03 / (score["seconds"] / score["share"]) * 0.9
+    )
 
 
 def test_the_profile_changes_nothing_and_is_written_only_when_asked(toy, tmp_path):
-    runs = [train("grpo", toy_config(toy, tmp_path / str(on), max_steps=4, profile=on), quiet=True) for on in (True, False)]
-    assert runs[0].samples() and [(s["ids"], s["logps"]) for s in runs[0].samples()] == [(s["ids"], s["logps"]) for s in runs[1].samples()]
-    assert (runs[0].folder / "profile.json").exists() and not (runs[1].folder / "profile.json").exists()
+    runs = [
+        train("grpo", toy_config(toy, tmp_path / str(on), max_steps=4, profile=on), quiet=True)
+        for on in (True, False)
+    ]
+    assert runs[0].samples() and [(s["ids"], s["logps"]) for s in runs[0].samples()] == [
+        (s["ids"], s["logps"]) for s in runs[1].samples()
+    ]
+    assert (runs[0].folder / "profile.json").exists() and not (
+        runs[1].folder / "profile.json"
+    ).exists()
 
 
 def test_shares_of_a_step_by_hand():
     """Two steps, 4 s, of which the machine needs 1 s; 1 s idle. The other half is overhead."""
     totals = {
-        "steps": 2.0, "bound": 1.0, "operations": 1e9, "sampled": 40.0, "trained": 80.0, "padding": 10.0, "computed": 90.0,
-        "seconds/sample": 3.0, "idle/sample": 1.0, "seconds/other": 1.0, "idle/other": 0.0,
-    }  # fmt: skip
+        "steps": 2.0,
+        "bound": 1.0,
+        "operations": 1e9,
+        "sampled": 40.0,
+        "trained": 80.0,
+        "padding": 10.0,
+        "computed": 90.0,
+        "seconds/sample": 3.0,
+        "idle/sample": 1.0,
+        "seconds/other": 1.0,
+        "idle/other": 0.0,
+    }
     profile = told(totals)
-    assert profile["seconds"] == 2.0 and profile["phases"]["sample"] == {"seconds": 1.5, "share": 0.75, "idle": 0.25}
+    assert profile["seconds"] == 2.0 and profile["phases"]["sample"] == {
+        "seconds": 1.5,
+        "share": 0.75,
+        "idle": 0.25,
+    }
     assert (profile["roofline"], profile["idle"], profile["overhead"]) == (0.25, 0.25, 0.5)
-    assert profile["tokens_per_second"] == {"sampled": 10.0, "trained": 20.0} and profile["padding_share"] == pytest.approx(1 / 9)
+    assert profile["tokens_per_second"] == {"sampled": 10.0, "trained": 20.0} and profile[
+        "padding_share"
+    ] == pytest.approx(1 / 9)
 
 
 def test_the_report_shows_the_phases(toy, tmp_path):

@@ -1,4 +1,6 @@
-"""`laurel.train` from Python: objects where the command takes names, callbacks, metrics of one's own, errors in our words."""
+"""`laurel.train` from Python: objects where the command takes names, callbacks, metrics of one's
+own, errors in our words.
+"""
 
 import functools
 import json
@@ -51,8 +53,22 @@ def others(completions):
 
 def short(folder, where, **options):
     """Options of a run of a few steps."""
-    small = {"max_completion_length": 4, "rewards": [sevens], "dataset": ROWS, "eval_size": 0, "learning_rate": 1e-2}
-    return {"model": folder, "prompts_per_step": 4, "max_steps": 2, "output_dir": where, "quiet": True, **small, **options}
+    small = {
+        "max_completion_length": 4,
+        "rewards": [sevens],
+        "dataset": ROWS,
+        "eval_size": 0,
+        "learning_rate": 1e-2,
+    }
+    return {
+        "model": folder,
+        "prompts_per_step": 4,
+        "max_steps": 2,
+        "output_dir": where,
+        "quiet": True,
+        **small,
+        **options,
+    }
 
 
 def weights(where):
@@ -82,17 +98,38 @@ class Watcher:
         self.heard.append(("checkpoint", step, folder.name))
 
 
-def test_a_model_in_memory_is_trained_in_place_and_is_what_is_saved(folder, model, tokenizer, tmp_path):
-    """Functions, an iterator of rows and a loaded model give what names of files give, bit for bit; the tokenizer is left alone."""
-    before, template = {name: value.clone() for name, value in model.state_dict().items()}, tokenizer.chat_template
-    run = laurel.train("grpo", **short(model, tmp_path / "a", dataset=iter(ROWS), tokenizer=tokenizer))
+def test_a_model_in_memory_is_trained_in_place_and_is_what_is_saved(
+    folder, model, tokenizer, tmp_path
+):
+    """Functions, an iterator of rows and a loaded model give what names of files give, bit for bit;
+    the tokenizer is left alone.
+    """
+    before, template = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        tokenizer.chat_template,
+    )
+    run = laurel.train(
+        "grpo", **short(model, tmp_path / "a", dataset=iter(ROWS), tokenizer=tokenizer)
+    )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    named = laurel.train("grpo", **short(folder, tmp_path / "b", dataset=tmp_path / "rows.jsonl", rewards=f"{__file__}:sevens"))
-    assert same(weights(run.model), weights(named.model)) and same(weights(run.model), model.state_dict())
+    named = laurel.train(
+        "grpo",
+        **short(
+            folder, tmp_path / "b", dataset=tmp_path / "rows.jsonl", rewards=f"{__file__}:sevens"
+        ),
+    )
+    assert same(weights(run.model), weights(named.model)) and same(
+        weights(run.model), model.state_dict()
+    )
     assert not same(before, model.state_dict()) and tokenizer.chat_template == template
-    assert run.config()["model"] == "python:LlamaForCausalLM" and run.config()["rewards"] == [f"{__name__}.sevens"]
+    assert run.config()["model"] == "python:LlamaForCausalLM" and run.config()["rewards"] == [
+        f"{__name__}.sevens"
+    ]
     assert any("trained in place, not copied" in line for line in run.facts["notes"])
-    assert any(line == f"called in this process, not pickled: {__name__}.sevens" for line in run.facts["notes"])
+    assert any(
+        line == f"called in this process, not pickled: {__name__}.sevens"
+        for line in run.facts["notes"]
+    )
 
 
 def test_a_model_finds_the_tokenizer_of_its_folder(model, tmp_path):
@@ -104,25 +141,55 @@ def test_a_model_finds_the_tokenizer_of_its_folder(model, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "reward"])
 def test_a_model_in_memory_serves_every_kind_of_run(algorithm, model, tokenizer, tmp_path):
-    data = [{"prompt": f"{i}=", "completion": "7777"} for i in range(8)] if algorithm == "sft" else PAIRS
-    options = {"dataset": Dataset.from_list(data), "tokenizer": tokenizer, "eval_dataset": data, "eval_steps": 1, "rewards": None}
+    data = (
+        [{"prompt": f"{i}=", "completion": "7777"} for i in range(8)]
+        if algorithm == "sft"
+        else PAIRS
+    )
+    options = {
+        "dataset": Dataset.from_list(data),
+        "tokenizer": tokenizer,
+        "eval_dataset": data,
+        "eval_steps": 1,
+        "rewards": None,
+    }
     seen = []
 
     def own(groups):
         seen.extend(groups)
         return {"mean": sum(sum(group.rewards) for group in groups) / len(groups)}
 
-    run = laurel.train(algorithm, **short(model, tmp_path / "run", **options, max_completion_length=None, compute_metrics=own, max_steps=1))
-    assert run.model.exists() and len(seen) == 8 and run.metrics()[-1]["eval/mean"] == pytest.approx(own(seen[:8])["mean"])
+    run = laurel.train(
+        algorithm,
+        **short(
+            model,
+            tmp_path / "run",
+            **options,
+            max_completion_length=None,
+            compute_metrics=own,
+            max_steps=1,
+        ),
+    )
+    assert (
+        run.model.exists()
+        and len(seen) == 8
+        and run.metrics()[-1]["eval/mean"] == pytest.approx(own(seen[:8])["mean"])
+    )
     if algorithm == "sft":  # what a group's reward is there: log pi of its answer
         nll = run.metrics()[-1]["eval/nll"]
         tokens = sum(sum(sample.loss_mask) for group in seen[:8] for sample in group.samples)
         assert -sum(group.rewards[0] for group in seen[:8]) / tokens == pytest.approx(nll, rel=1e-5)
 
 
-def test_adapters_go_onto_a_model_in_memory_and_a_second_time_is_refused(model, tokenizer, tmp_path):
+def test_adapters_go_onto_a_model_in_memory_and_a_second_time_is_refused(
+    model, tokenizer, tmp_path
+):
     lora = {"use_peft": True, "lora_r": 2, "tokenizer": tokenizer, "save_merged": True}
-    lora = {name: value for name, value in lora.items() if name in TrainConfig.model_fields or name == "tokenizer"}
+    lora = {
+        name: value
+        for name, value in lora.items()
+        if name in TrainConfig.model_fields or name == "tokenizer"
+    }
     run = laurel.train("grpo", **short(model, tmp_path / "run", **lora))
     assert (run.model / "config.json").exists() or (run.model / "adapter_config.json").exists()
     with pytest.raises(UsageError, match="LoRA layers of an earlier training"):
@@ -130,43 +197,87 @@ def test_adapters_go_onto_a_model_in_memory_and_a_second_time_is_refused(model, 
 
 
 def test_a_model_that_was_rounded_is_saved_as_it_was_trained(tokenizer, tmp_path):
-    """`.to(bfloat16)` rounds rotary frequencies and the scale of embeddings too, which no file holds; ties and frozen weights stay."""
-    small = {"vocab_size": len(tokenizer) + 4, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 12}
+    """`.to(bfloat16)` rounds rotary frequencies and the scale of embeddings too, which no file
+    holds; ties and frozen weights stay.
+    """
+    small = {
+        "vocab_size": len(tokenizer) + 4,
+        "hidden_size": 24,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "head_dim": 12,
+    }
     layers = ["sliding_attention", "full_attention"]
-    config = Gemma3TextConfig(**small, num_attention_heads=2, num_key_value_heads=1, sliding_window=16, layer_types=layers)
+    config = Gemma3TextConfig(
+        **small, num_attention_heads=2, num_key_value_heads=1, sliding_window=16, layer_types=layers
+    )
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.model.layers[0].requires_grad_(False)
     frozen = model.model.layers[0].mlp.up_proj.weight.float()
     data = [{"prompt": f"{i}=", "completion": "7777"} for i in range(8)]
-    run = laurel.train("sft", **short(model, tmp_path / "run", tokenizer=tokenizer, dataset=data, rewards=None, max_completion_length=None))
+    run = laurel.train(
+        "sft",
+        **short(
+            model,
+            tmp_path / "run",
+            tokenizer=tokenizer,
+            dataset=data,
+            rewards=None,
+            max_completion_length=None,
+        ),
+    )
     ids = torch.arange(12)[None]
     again = AutoModelForCausalLM.from_pretrained(run.model)
-    assert again(ids).logits.equal(model.eval()(ids).logits) and model.lm_head.weight is model.model.embed_tokens.weight
+    assert (
+        again(ids).logits.equal(model.eval()(ids).logits)
+        and model.lm_head.weight is model.model.embed_tokens.weight
+    )
     assert float(model.model.embed_tokens.embed_scale) == pytest.approx(24**0.5, abs=1e-6)
-    assert model.model.layers[0].mlp.up_proj.weight.equal(frozen) and not model.model.layers[0].mlp.up_proj.weight.requires_grad
-    assert any("its weights now in float32 (given in bfloat16)" in line for line in run.facts["notes"])
+    assert (
+        model.model.layers[0].mlp.up_proj.weight.equal(frozen)
+        and not model.model.layers[0].mlp.up_proj.weight.requires_grad
+    )
+    assert any(
+        "its weights now in float32 (given in bfloat16)" in line for line in run.facts["notes"]
+    )
 
 
 def test_what_cannot_be_trained_is_refused_by_kind(model, tmp_path):
     frozen = AutoModelForCausalLM.from_config(model.config).requires_grad_(False)
     with torch.device("meta"):
         nowhere = AutoModelForCausalLM.from_config(model.config)
-    for thing, words in [(torch.nn.Linear(2, 2), "no model of transformers"), (frozen, "every weight of it is frozen"), (nowhere, "meta")]:
+    for thing, words in [
+        (torch.nn.Linear(2, 2), "no model of transformers"),
+        (frozen, "every weight of it is frozen"),
+        (nowhere, "meta"),
+    ]:
         with pytest.raises(UsageError, match=words):
             laurel.train("grpo", **short(thing, tmp_path / "run"))
 
 
 def test_rows_of_every_kind_are_the_same_rows():
     pandas = pytest.importorskip("pandas")
-    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": None, "parts": (1, numpy.float64(2), {"x": numpy.arange(2)})}]
+    rows = [
+        {"prompt": "a", "answer": 1},
+        {"prompt": "b", "answer": None, "parts": (1, numpy.float64(2), {"x": numpy.arange(2)})},
+    ]
     wanted = [{"prompt": "a", "answer": 1}, {"prompt": "b", "parts": [1, 2.0, {"x": [0, 1]}]}]
     assert [columns for _, columns in records_of(iter(rows), "dataset")] == wanted
-    assert [where for where, _ in records_of(tuple(rows), "dataset")] == ["dataset:record 1", "dataset:record 2"]
+    assert [where for where, _ in records_of(tuple(rows), "dataset")] == [
+        "dataset:record 1",
+        "dataset:record 2",
+    ]
     table = Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
     for thing in (table, DatasetDict(train=table), pandas.DataFrame({"prompt": ["a", "b"]})):
-        assert [columns for _, columns in records_of(thing, "dataset")] == [{"prompt": "a"}, {"prompt": "b"}]
+        assert [columns for _, columns in records_of(thing, "dataset")] == [
+            {"prompt": "a"},
+            {"prompt": "b"},
+        ]
     with giving({"python:dataset": records_of(table, "dataset")}):
-        assert [row.columns for row in load_rows("python:dataset")] == [{"prompt": "a"}, {"prompt": "b"}]
+        assert [row.columns for row in load_rows("python:dataset")] == [
+            {"prompt": "a"},
+            {"prompt": "b"},
+        ]
     rows[1]["parts"][2]["x"][0] = 9  # what was read was copied
     assert given("python:dataset") is None
 
@@ -174,10 +285,15 @@ def test_rows_of_every_kind_are_the_same_rows():
 @pytest.mark.parametrize(
     ("thing", "words"),
     [
-        ([], "no rows"), (iter(()), "no rows"), ({"prompt": ["a"]}, "a mapping is no list"), ([{"prompt": "a"}, 3], "record 2: .*number 3"),
-        (5, "the number 5"), ([{}], "no columns"), (DatasetDict(trian=Dataset.from_list([{"a": 1}])), "no split `train`.*trian"),
+        ([], "no rows"),
+        (iter(()), "no rows"),
+        ({"prompt": ["a"]}, "a mapping is no list"),
+        ([{"prompt": "a"}, 3], "record 2: .*number 3"),
+        (5, "the number 5"),
+        ([{}], "no columns"),
+        (DatasetDict(trian=Dataset.from_list([{"a": 1}])), "no split `train`.*trian"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_rows_is_refused(thing, words):
     with pytest.raises(UsageError, match=words):
         records_of(thing, "dataset")
@@ -187,14 +303,29 @@ def test_names_of_things():
     held = {}
     partial = functools.partial(sevens, weight=1)
     assert [by_name(one, "rewards", held) for one in (sevens, partial, sevens, len)] == [
-        f"{__name__}.sevens", f"{__name__}.sevens#2", f"{__name__}.sevens", "builtins.len",
-    ]  # fmt: skip
-    assert name_of(Watcher()) == name_of(Watcher) == f"{__name__}.Watcher" and name_of(Watcher().on_step).endswith("Watcher.on_step")
+        f"{__name__}.sevens",
+        f"{__name__}.sevens#2",
+        f"{__name__}.sevens",
+        "builtins.len",
+    ]
+    assert name_of(Watcher()) == name_of(Watcher) == f"{__name__}.Watcher" and name_of(
+        Watcher().on_step
+    ).endswith("Watcher.on_step")
     values, objects = with_names(
-        {"dataset": ["a.jsonl", "b.jsonl"], "eval_dataset": {"x": ROWS, "y": "c.jsonl"}, "rewards": ["exact", sevens]}
+        {
+            "dataset": ["a.jsonl", "b.jsonl"],
+            "eval_dataset": {"x": ROWS, "y": "c.jsonl"},
+            "rewards": ["exact", sevens],
+        }
     )
-    assert values["dataset"] == "a.jsonl,b.jsonl" and values["eval_dataset"] == {"x": "python:eval_dataset/x", "y": "c.jsonl"}
-    assert values["rewards"] == ["exact", f"{__name__}.sevens"] and objects.keys() == {"python:eval_dataset/x", f"{__name__}.sevens"}
+    assert values["dataset"] == "a.jsonl,b.jsonl" and values["eval_dataset"] == {
+        "x": "python:eval_dataset/x",
+        "y": "c.jsonl",
+    }
+    assert values["rewards"] == ["exact", f"{__name__}.sevens"] and objects.keys() == {
+        "python:eval_dataset/x",
+        f"{__name__}.sevens",
+    }
 
 
 def test_resume_asks_for_the_same_functions_and_rows(folder, tmp_path):
@@ -204,12 +335,27 @@ def test_resume_asks_for_the_same_functions_and_rows(folder, tmp_path):
     laurel.train("grpo", **short(folder, where))
     with pytest.raises(UsageError, match=r"rewards \['.*sevens'\] -> \['.*others'\]"):
         laurel.train("grpo", **short(folder, where, rewards=[others], resume=True))
-    with pytest.raises(UsageError, match="what the run reads has changed since it began: dataset python:dataset"):
+    with pytest.raises(
+        UsageError, match="what the run reads has changed since it began: dataset python:dataset"
+    ):
         laurel.train("grpo", **short(folder, where, dataset=ROWS[:6], resume=True))
-    run = laurel.train("grpo", **short(folder, where, dataset=Dataset.from_list(ROWS), resume=True, max_steps=3))
+    run = laurel.train(
+        "grpo", **short(folder, where, dataset=Dataset.from_list(ROWS), resume=True, max_steps=3)
+    )
     assert run.metrics()[-1]["step"] == 3
-    assert main(["train", "grpo", "--config", str(where / "config.yaml"), "--resume", "true"]) == 2  # `algorithm` is no option
-    words = ["--model", folder, "--dataset", "python:dataset", "--output_dir", str(where), "--resume", "true"]
+    assert (
+        main(["train", "grpo", "--config", str(where / "config.yaml"), "--resume", "true"]) == 2
+    )  # `algorithm` is no option
+    words = [
+        "--model",
+        folder,
+        "--dataset",
+        "python:dataset",
+        "--output_dir",
+        str(where),
+        "--resume",
+        "true",
+    ]
     assert main(["train", "grpo", *words]) == 2
 
 
@@ -228,12 +374,25 @@ def test_the_command_line_says_that_an_object_is_missing(folder, capsys):
 def test_callbacks_hear_of_steps_evaluations_and_checkpoints(folder, tmp_path):
     watcher = Watcher()
     run = laurel.train(
-        "grpo", **short(folder, tmp_path / "run", callbacks=[watcher], eval_dataset=ROWS[:3], eval_steps=2, save_steps=2, max_steps=3)
+        "grpo",
+        **short(
+            folder,
+            tmp_path / "run",
+            callbacks=[watcher],
+            eval_dataset=ROWS[:3],
+            eval_steps=2,
+            save_steps=2,
+            max_steps=3,
+        ),
     )
     assert watcher.heard == [
-        ("step", 1, 0.01), ("step", 2, 0.01), ("evaluation", 2, 3.0), ("checkpoint", 2, "step-2"),
-        ("step", 3, 0.01), ("checkpoint", 3, "step-3"),
-    ]  # fmt: skip
+        ("step", 1, 0.01),
+        ("step", 2, 0.01),
+        ("evaluation", 2, 3.0),
+        ("checkpoint", 2, "step-2"),
+        ("step", 3, 0.01),
+        ("checkpoint", 3, "step-3"),
+    ]
     assert run.facts["callbacks"] == [f"{__name__}.Watcher"]
 
 
@@ -242,8 +401,13 @@ def test_a_callback_may_stop_the_run_and_everything_is_saved(answer, folder, tmp
     options = short(folder, tmp_path / "run", max_steps=9, quiet=False)
     run = laurel.train("grpo", **options, callbacks=[Watcher(2, answer), Watcher()])
     said = f"stopped at step 2, as callback `{__name__}.Watcher.on_step` asked: everything is saved"
-    assert said in capsys.readouterr().out and run.facts["stopped"] == {"step": 2, "by": f"{__name__}.Watcher.on_step"}
-    assert run.model.exists() and [path.name for path in complete_first(run.checkpoints)] == ["step-2"]
+    assert said in capsys.readouterr().out and run.facts["stopped"] == {
+        "step": 2,
+        "by": f"{__name__}.Watcher.on_step",
+    }
+    assert run.model.exists() and [path.name for path in complete_first(run.checkpoints)] == [
+        "step-2"
+    ]
     if answer is True:
         run = laurel.train("grpo", **{**options, "max_steps": 3, "resume": True})
         assert run.metrics()[-1]["step"] == 3 and "stopped" not in Run(run.folder).facts
@@ -261,7 +425,11 @@ class Odd:
 
 def test_a_callback_that_fails_ends_the_run_named_and_saved(folder, tmp_path):
     with pytest.raises(
-        LaurelError, match=r"step 2: callback `.*Broken.on_step` failed: KeyError: 'b'.*2 steps before it are saved"
+        LaurelError,
+        match=(
+            r"step 2: callback `.*Broken.on_step` failed: KeyError: 'b'.*2 steps before it are"
+            r" saved"
+        ),
     ) as caught:
         laurel.train("grpo", **short(folder, tmp_path / "run", callbacks=[Broken()], max_steps=4))
     assert isinstance(caught.value.__cause__, KeyError)
@@ -269,7 +437,10 @@ def test_a_callback_that_fails_ends_the_run_named_and_saved(folder, tmp_path):
     whole = laurel.train("grpo", **short(folder, tmp_path / "whole", max_steps=4))
     assert same(weights(run.model), weights(whole.model))
     with pytest.raises(LaurelError, match=r"Odd.on_evaluation` returned 'halt': True or 'stop'"):
-        laurel.train("grpo", **short(folder, tmp_path / "odd", callbacks=[Odd()], eval_dataset=ROWS, eval_steps=1))
+        laurel.train(
+            "grpo",
+            **short(folder, tmp_path / "odd", callbacks=[Odd()], eval_dataset=ROWS, eval_steps=1),
+        )
 
 
 class Transformers:
@@ -299,20 +470,41 @@ def test_callbacks_that_would_never_be_called_are_refused(callbacks, words, fold
 
 def test_metrics_of_ones_own_are_logged_per_set_and_may_choose_the_best(folder, tmp_path):
     def own(groups):
-        return {"length": numpy.float32(sum(len(s.completion_ids) for group in groups for s in group.samples) / len(groups))}
+        return {
+            "length": numpy.float32(
+                sum(len(s.completion_ids) for group in groups for s in group.samples) / len(groups)
+            )
+        }
 
     sets = {"a": ROWS[:2], "b": ROWS}
-    best = {"metric_for_best_model": "b/length", "greater_is_better": True, "load_best_model_at_end": True}
-    run = laurel.train("grpo", **short(folder, tmp_path / "run", eval_dataset=sets, eval_steps=1, compute_metrics=own, **best))
-    assert {"eval/a/length", "eval/b/length"} <= run.metrics()[0].keys() and run.facts["best"]["metric"] == "eval/b/length"
+    best = {
+        "metric_for_best_model": "b/length",
+        "greater_is_better": True,
+        "load_best_model_at_end": True,
+    }
+    run = laurel.train(
+        "grpo",
+        **short(
+            folder, tmp_path / "run", eval_dataset=sets, eval_steps=1, compute_metrics=own, **best
+        ),
+    )
+    assert {"eval/a/length", "eval/b/length"} <= run.metrics()[0].keys() and run.facts["best"][
+        "metric"
+    ] == "eval/b/length"
     assert run.facts["compute_metrics"].endswith("own")
     again = {"eval_dataset": ROWS, "eval_steps": 1, "max_steps": 1}
     for wrong, words in [
-        (lambda groups: {"accuracy": 1.0}, "`eval/accuracy` is measured already"), (lambda groups: 3, "int, not a mapping"),
-        (lambda groups: {"x": "much"}, "not a name and a number"), (lambda groups: 1 / 0, "ZeroDivisionError"),
-    ]:  # fmt: skip
-        with pytest.raises(LaurelError, match=f"evaluation at step 1: compute_metrics `.*` failed: .*{words}"):
-            laurel.train("grpo", **short(folder, tmp_path / "wrong-{n}", compute_metrics=wrong, **again))
+        (lambda groups: {"accuracy": 1.0}, "`eval/accuracy` is measured already"),
+        (lambda groups: 3, "int, not a mapping"),
+        (lambda groups: {"x": "much"}, "not a name and a number"),
+        (lambda groups: 1 / 0, "ZeroDivisionError"),
+    ]:
+        with pytest.raises(
+            LaurelError, match=f"evaluation at step 1: compute_metrics `.*` failed: .*{words}"
+        ):
+            laurel.train(
+                "grpo", **short(folder, tmp_path / "wrong-{n}", compute_metrics=wrong, **again)
+            )
 
 
 def test_worlds_and_relabelling_may_be_objects(folder, tmp_path):
@@ -326,7 +518,13 @@ def test_worlds_and_relabelling_may_be_objects(folder, tmp_path):
     run = laurel.train("grpo", **short(folder, tmp_path / "run", env=World, max_steps=1))
     assert run.config()["env"].endswith("World")
     run = laurel.train(
-        "hindsight", **short(folder, tmp_path / "other", relabel=lambda completions: [f"{text[:1]}=" for text in completions], max_steps=1)
+        "hindsight",
+        **short(
+            folder,
+            tmp_path / "other",
+            relabel=lambda completions: [f"{text[:1]}=" for text in completions],
+            max_steps=1,
+        ),
     )
     assert run.metrics()[-1]["hindsight/relabelled"] == 1
     with pytest.raises(UsageError, match="no class with reset"):
@@ -336,12 +534,18 @@ def test_worlds_and_relabelling_may_be_objects(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lerning_rate": 1}, "unknown option `lerning_rate`.*`learning_rate`"), ({"callback": []}, "Did you mean `callbacks`"),
-        ({"reward_func": sevens}, "Did you mean `reward_funcs`"), ({"max_steps": "many"}, "option `max_steps` = 'many'"),
-        ({"rewards": [3]}, "neither a name nor a function"), ({"compute_metrics": 3}, "no function"), ({"config": 3}, "no configuration"),
-        ({"reward_funcs": [sevens]}, "are one option"), ({"tokenizer": 3}, "no tokenizer"), ({"train_on": "all"}, "does not apply"),
+        ({"lerning_rate": 1}, "unknown option `lerning_rate`.*`learning_rate`"),
+        ({"callback": []}, "Did you mean `callbacks`"),
+        ({"reward_func": sevens}, "Did you mean `reward_funcs`"),
+        ({"max_steps": "many"}, "option `max_steps` = 'many'"),
+        ({"rewards": [3]}, "neither a name nor a function"),
+        ({"compute_metrics": 3}, "no function"),
+        ({"config": 3}, "no configuration"),
+        ({"reward_funcs": [sevens]}, "are one option"),
+        ({"tokenizer": 3}, "no tokenizer"),
+        ({"train_on": "all"}, "does not apply"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_in_our_words(options, words, folder, tmp_path):
     with pytest.raises(UsageError, match=words):
         laurel.train("grpo", **short(folder, tmp_path / "run", **options))
@@ -350,16 +554,42 @@ def test_mistakes_are_told_in_our_words(options, words, folder, tmp_path):
 
 def test_a_configuration_made_in_python_is_refused_in_our_words():
     for kind, values, words in [
-        (TrainConfig, {"lerning_rate": 1}, "TrainConfig: unknown option `lerning_rate`.*`learning_rate`"),
-        (TrainConfig, {"max_steps": 0}, "option `max_steps` = 0: it must be at least 1"), (EvalConfig, {"limti": 3}, "`limit`"),
-        (TrainConfig, {"eval_dataset": 3}, "option `eval_dataset` = 3: text is wanted, or a mapping of names is wanted"),
-        (TrainConfig, {"lr_scheduler_type": "cosin"}, r"one of 'constant', 'linear' or 'cosine' \(Did you mean `cosine`\?\)"),
-        (TrainConfig, {"max_steps": 1.5, "dtype": 3}, "`max_steps` = 1.5: a whole number is wanted. option `dtype` = '3': it is one of"),
-        (TrainConfig, {"resume": "maybe"}, "true or false is wanted, or it is one of 'anyway'|'anyway'"),
+        (
+            TrainConfig,
+            {"lerning_rate": 1},
+            "TrainConfig: unknown option `lerning_rate`.*`learning_rate`",
+        ),
+        (TrainConfig, {"max_steps": 0}, "option `max_steps` = 0: it must be at least 1"),
+        (EvalConfig, {"limti": 3}, "`limit`"),
+        (
+            TrainConfig,
+            {"eval_dataset": 3},
+            "option `eval_dataset` = 3: text is wanted, or a mapping of names is wanted",
+        ),
+        (
+            TrainConfig,
+            {"lr_scheduler_type": "cosin"},
+            r"one of 'constant', 'linear' or 'cosine' \(Did you mean `cosine`\?\)",
+        ),
+        (
+            TrainConfig,
+            {"max_steps": 1.5, "dtype": 3},
+            "`max_steps` = 1.5: a whole number is wanted. option `dtype` = '3': it is one of",
+        ),
+        (
+            TrainConfig,
+            {"resume": "maybe"},
+            "true or false is wanted, or it is one of 'anyway'|'anyway'",
+        ),
         (TrainConfig, {"stop": 3}, "option `stop` = 3: a list is wanted"),
-        (TrainConfig, {"use_peft": "perhaps"}, "option `use_peft` = 'perhaps': true or false is wanted"),
-        (TrainConfig, {"learning_rate": 0}, "it must be above 0"), (TrainConfig, {"rewards": [3]}, "`rewards.0` = 3: text is wanted"),
-    ]:  # fmt: skip
+        (
+            TrainConfig,
+            {"use_peft": "perhaps"},
+            "option `use_peft` = 'perhaps': true or false is wanted",
+        ),
+        (TrainConfig, {"learning_rate": 0}, "it must be above 0"),
+        (TrainConfig, {"rewards": [3]}, "`rewards.0` = 3: text is wanted"),
+    ]:
         with pytest.raises(UsageError, match=words):
             kind(**values)
     with pytest.raises(UsageError, match=r"unknown algorithm `grop`.*`grpo`"):
@@ -370,8 +600,20 @@ def test_names_of_trl_and_configurations_are_understood(folder, tmp_path):
     plain = short(folder, tmp_path / "run", max_steps=1)
     del plain["rewards"], plain["dataset"], plain["quiet"]
     config = TrainConfig(**{**plain, "output_dir": str(tmp_path / "run"), "max_steps": 5})
-    run = laurel.train("grpo", config, train_dataset=ROWS, reward_funcs=sevens, max_steps=1, quiet=True)
+    run = laurel.train(
+        "grpo", config, train_dataset=ROWS, reward_funcs=sevens, max_steps=1, quiet=True
+    )
     assert run.metrics()[-1]["step"] == 1 and run.config()["rewards"] == [f"{__name__}.sevens"]
-    (tmp_path / "c.yaml").write_text(f"model: {folder}\nmax_completion_length: 4\nprompts_per_step: 4\neval_size: 0\nmax_steps: 1\n")
-    run = laurel.train("grpo", tmp_path / "c.yaml", dataset=ROWS, rewards=sevens, output_dir=tmp_path / "yaml", quiet=True)
+    (tmp_path / "c.yaml").write_text(
+        f"model: {folder}\nmax_completion_length: 4\nprompts_per_step: 4\neval_size:"
+        " 0\nmax_steps: 1\n"
+    )
+    run = laurel.train(
+        "grpo",
+        tmp_path / "c.yaml",
+        dataset=ROWS,
+        rewards=sevens,
+        output_dir=tmp_path / "yaml",
+        quiet=True,
+    )
     assert Run(tmp_path / "yaml").metrics() == run.metrics()

@@ -24,10 +24,23 @@ def free_port():
 
 def in_ranks(world, name, toy, folder, options):
     """Run the same training in `world` gloo processes on this machine."""
-    meeting = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    meeting = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     logs = [folder.with_name(f"{folder.name}-rank{rank}.log") for rank in range(world)]
     processes = [
-        begin(one_rank, name, toy, folder, options, log=log, environment={**meeting, "RANK": str(rank)}) for rank, log in enumerate(logs)
+        begin(
+            one_rank,
+            name,
+            toy,
+            folder,
+            options,
+            log=log,
+            environment={**meeting, "RANK": str(rank)},
+        )
+        for rank, log in enumerate(logs)
     ]
     for process, log in zip(processes, logs, strict=True):
         process.join(600)
@@ -41,19 +54,29 @@ def toy(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "sft"])
 def test_T02_two_ranks_equal_one(name, toy, tmp_path):
-    """T02: 3 prompts over 2 ranks (2 and 1), unequal token counts: after two steps the weights of one process, to a
+    """T02: 3 prompts over 2 ranks (2 and 1), unequal token counts: after two steps the weights of
+    one process, to a
     hundredth of the way that they can have gone.
 
     Batch-wide statistics (whitening, batch std) and the denominator are global.
     """
     options = {"prompts_per_step": 3, "max_steps": 2, "learning_rate": 1e-3}
-    options |= {"reward": None} if name == "sft" else {"num_generations": 4, **({"scale_rewards": "batch"} if name == "grpo" else {})}
+    options |= (
+        {"reward": None}
+        if name == "sft"
+        else {"num_generations": 4, **({"scale_rewards": "batch"} if name == "grpo" else {})}
+    )
     alone = train(name, toy_config(toy, tmp_path / "one", **options), quiet=True)
     in_ranks(2, name, toy, tmp_path / "two", options)
     from safetensors.torch import load_file
 
     from laurel.core.run import Run
 
-    one, two = (load_file(complete_first(run.checkpoints)[0] / "weights.safetensors") for run in (alone, Run(tmp_path / "two")))
+    one, two = (
+        load_file(complete_first(run.checkpoints)[0] / "weights.safetensors")
+        for run in (alone, Run(tmp_path / "two"))
+    )
     for key in one:
-        assert torch.allclose(one[key], two[key], rtol=0, atol=0.01 * options["max_steps"] * options["learning_rate"]), key
+        assert torch.allclose(
+            one[key], two[key], rtol=0, atol=0.01 * options["max_steps"] * options["learning_rate"]
+        ), key

@@ -1,4 +1,6 @@
-"""A resumed run is the uninterrupted run, bit by bit; a killed one always has a checkpoint that loads."""
+"""A resumed run is the uninterrupted run, bit by bit; a killed one always has a checkpoint that
+loads.
+"""
 
 import os
 import random
@@ -14,7 +16,13 @@ from toy import make_toy, toy_config
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.run import Run
-from laurel.train.checkpoint import State, complete_first, is_sound, newest_checkpoint, save_checkpoint
+from laurel.train.checkpoint import (
+    State,
+    complete_first,
+    is_sound,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from laurel.train.loop import Interrupted, train
 
 
@@ -24,8 +32,13 @@ def toy(tmp_path_factory):
 
 
 def final_weights(run):
-    """The newest checkpoint's weights, off the file (which is mapped into memory, and may be cut short below)."""
-    return {name: w.clone() for name, w in load_file(complete_first(run.checkpoints)[0] / "weights.safetensors").items()}
+    """The newest checkpoint's weights, off the file (which is mapped into memory, and may be cut
+    short below).
+    """
+    return {
+        name: w.clone()
+        for name, w in load_file(complete_first(run.checkpoints)[0] / "weights.safetensors").items()
+    }
 
 
 def same(a, b):
@@ -47,17 +60,38 @@ def test_T59_resume_is_bit_identical(case, toy, tmp_path):
     name, options = case.split()[0], CASES[case]
     whole = train(name, toy_config(toy, tmp_path / "whole", max_steps=8, **options), quiet=True)
     for stop in (3, 6, 8):
-        parts = train(name, toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, **options), quiet=True)
+        parts = train(
+            name,
+            toy_config(toy, tmp_path / "parts", max_steps=stop, resume=True, **options),
+            quiet=True,
+        )
     assert same(final_weights(whole), final_weights(parts))
-    drop = {"run", "time", "seconds/step", "seconds/sample", "seconds/score", "seconds/update", "tokens_per_second", "rss_mb"}
-    strip = [[{k: v for k, v in line.items() if k not in drop} for line in run.metrics()] for run in (whole, parts)]
+    drop = {
+        "run",
+        "time",
+        "seconds/step",
+        "seconds/sample",
+        "seconds/score",
+        "seconds/update",
+        "tokens_per_second",
+        "rss_mb",
+    }
+    strip = [
+        [{k: v for k, v in line.items() if k not in drop} for line in run.metrics()]
+        for run in (whole, parts)
+    ]
     assert strip[0] == strip[1]
-    samples = [[{k: v for k, v in line.items() if k != "run"} for line in run.samples()] for run in (whole, parts)]
+    samples = [
+        [{k: v for k, v in line.items() if k != "run"} for line in run.samples()]
+        for run in (whole, parts)
+    ]
     assert samples[0] == samples[1]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(toy, tmp_path):
-    """T61: a truncated newest checkpoint is skipped with a message, and the one before is loaded."""
+    """T61: a truncated newest checkpoint is skipped with a message, and the one before is
+    loaded.
+    """
     config = {"max_steps": 4, "save_steps": 2}
     whole = train("grpo", toy_config(toy, tmp_path, **config), quiet=True)
     before = final_weights(whole)
@@ -78,12 +112,16 @@ def saver(folder, told):
     model(torch.randn(2, 400)).sum().backward()
     optimizer.step()
     for step in range(1, 10_000):
-        save_checkpoint(folder, "r", policy.template, policy.trainable(), optimizer, State(step=step), keep=1)
+        save_checkpoint(
+            folder, "r", policy.template, policy.trainable(), optimizer, State(step=step), keep=1
+        )
         told.send(step)
 
 
 def test_T61_kill_in_save_leaves_a_sound_checkpoint(tmp_path):
-    """T61: keep-last = 1, SIGKILL at random moments of saving: a complete checkpoint always exists and is sound."""
+    """T61: keep-last = 1, SIGKILL at random moments of saving: a complete checkpoint always exists
+    and is sound.
+    """
     chance = random.Random(0)
     for trial in range(5):
         folder = tmp_path / str(trial)
@@ -117,15 +155,21 @@ def uninterrupted(toy, tmp_path_factory):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_continued_equals_uninterrupted(how, toy, uninterrupted, tmp_path):
-    """A process killed at random moments and continued each time ends with the very weights of one that was left alone.
+    """A process killed at random moments and continued each time ends with the very weights of one
+    that was left alone.
 
-    The moments are counted in steps that it adds, one to eight, and a little more; once it is stopped while it loads.
+    The moments are counted in steps that it adds, one to eight, and a little more; once it is
+    stopped while it loads.
     """
     cut = tmp_path / "killed"
     chance, kills = random.Random(1), 0
 
     def steps():
-        return (cut / "metrics.jsonl").read_bytes().count(b"\n") if (cut / "metrics.jsonl").exists() else 0
+        return (
+            (cut / "metrics.jsonl").read_bytes().count(b"\n")
+            if (cut / "metrics.jsonl").exists()
+            else 0
+        )
 
     for attempt in range(5):
         before, process = steps(), begin(forty_steps, toy, cut, True, log=tmp_path / "log")
@@ -139,7 +183,9 @@ def test_killed_and_continued_equals_uninterrupted(how, toy, uninterrupted, tmp_
             kills += 1
         if process.exitcode == 0:
             break
-        assert process.exitcode == -9 if how == signal.SIGKILL else process.exitcode in (-15, 1)  # -15: before training had begun
+        assert (
+            process.exitcode == -9 if how == signal.SIGKILL else process.exitcode in (-15, 1)
+        )  # -15: before training had begun
     assert process.exitcode == 0 and kills >= 2
     assert same(uninterrupted, final_weights(Run(cut)))
 
@@ -148,7 +194,11 @@ def test_changed_options_are_refused_on_resume(toy, tmp_path):
     """A50: another learning rate is another experiment."""
     train("grpo", toy_config(toy, tmp_path, max_steps=1), quiet=True)
     with pytest.raises(UsageError, match="learning_rate"):
-        train("grpo", toy_config(toy, tmp_path, max_steps=2, resume=True, learning_rate=0.5), quiet=True)
+        train(
+            "grpo",
+            toy_config(toy, tmp_path, max_steps=2, resume=True, learning_rate=0.5),
+            quiet=True,
+        )
     with pytest.raises(UsageError, match="already holds a run"):
         train("grpo", toy_config(toy, tmp_path, max_steps=2), quiet=True)
 
@@ -164,9 +214,17 @@ def test_another_reference_is_refused_on_resume(toy, tmp_path):
     weights = load_file(tmp_path / "model/model.safetensors")
     from safetensors.torch import save_file
 
-    save_file({name: w + 0.01 for name, w in weights.items()}, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: w + 0.01 for name, w in weights.items()},
+        tmp_path / "model/model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(LaurelError, match="reference"):
-        train("grpo", toy_config(mine, tmp_path / "run", max_steps=2, beta=0.1, resume=True), quiet=True)
+        train(
+            "grpo",
+            toy_config(mine, tmp_path / "run", max_steps=2, beta=0.1, resume=True),
+            quiet=True,
+        )
 
 
 def test_interrupted_says_how_to_go_on():

@@ -1,4 +1,6 @@
-"""The roofline: work counted by hand and as torch counts it on the plain model, rates that are measured, a run that is held against it."""
+"""The roofline: work counted by hand and as torch counts it on the plain model, rates that are
+measured, a run that is held against it.
+"""
 
 import json
 
@@ -10,11 +12,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
-from laurel.policy.model import Policy
-from laurel.policy.scratch import char_tokenizer
+from laurel.model.policy import Policy
+from laurel.model.scratch import char_tokenizer
 from laurel.rollout.pack import pack
 from laurel.train import loop
-from laurel.train.roof import Product, Work, body_of, bound, drawn, pairs, passed, product_rate, read_rate
+from laurel.train.roof import (
+    Product,
+    Work,
+    body_of,
+    bound,
+    drawn,
+    pairs,
+    passed,
+    product_rate,
+    read_rate,
+)
 from laurel.train.setup import prepare
 
 CPU = torch.device("cpu")
@@ -23,8 +35,16 @@ CPU = torch.device("cpu")
 def llama(**more):
     """Width 8, 2 heads of 4, one of keys, MLP of 12, 2 layers, 20 words."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 12, "num_hidden_layers": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=20, attn_implementation="eager", **shape, **more))
+    shape = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=20, attn_implementation="eager", **shape, **more)
+    )
 
 
 LAYER = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12
@@ -36,15 +56,24 @@ def batch_of(*rows):
     groups = {}
     for n, (group, start, length) in enumerate(rows):
         key = Key("r", "", f"g{group}", n, 0)
-        sample = Sample(key, (1,) * start, (2,) * length, (0.0,) * length, (True,) * length, 1.0, "eos", "", ())
+        sample = Sample(
+            key, (1,) * start, (2,) * length, (0.0,) * length, (True,) * length, 1.0, "eos", "", ()
+        )
         groups.setdefault(group, []).append(sample)
-    return pack([Group(f"g{group}", {}, tuple(samples), rewards=(1.0,) * len(samples)) for group, samples in groups.items()])
+    return pack(
+        [
+            Group(f"g{group}", {}, tuple(samples), rewards=(1.0,) * len(samples))
+            for group, samples in groups.items()
+        ]
+    )
 
 
 def test_a_pass_is_counted_by_hand():
-    """Two rows of one prompt of 3 tokens, of 2 and 4 tokens: 9 tokens, of which 6 go through the head.
+    """Two rows of one prompt of 3 tokens, of 2 and 4 tokens: 9 tokens, of which 6 go through the
+    head.
 
-    Forward 2 (9 x 2 layers + 6 heads); backward twice that. Pairs of a layer: the prompt's 6, and 4 + 5, 4 + 5 + 6 + 7 of the rows.
+    Forward 2 (9 x 2 layers + 6 heads); backward twice that. Pairs of a layer: the prompt's 6, and 4
+    + 5, 4 + 5 + 6 + 7 of the rows.
     """
     work, body = Work(), body_of(llama())
     passed(work, body, batch_of((0, 3, 2), (0, 3, 4)), learns=False)
@@ -53,14 +82,18 @@ def test_a_pass_is_counted_by_hand():
     learnt = Work()
     passed(learnt, body, batch_of((0, 3, 2), (0, 3, 4)), learns=True)
     assert learnt.operations == 3 * work.operations and not learnt.reads
-    assert Product("weights", 4, 8, 8, 12) in learnt.products  # gate and up of two layers, nine tokens as eight
+    assert (
+        Product("weights", 4, 8, 8, 12) in learnt.products
+    )  # gate and up of two layers, nine tokens as eight
     assert Product("weights", 2, 8, 8, 12) in learnt.products  # the gradient of `down`'s weight
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("learns", [True, False])
 def test_a_pass_is_what_torch_counts_on_the_plain_model(tied, learns):
-    """One row of 11 tokens, 7 of them trained on. The plain model multiplies all 11 x 11 pairs; 66 are before it or itself."""
+    """One row of 11 tokens, 7 of them trained on. The plain model multiplies all 11 x 11 pairs; 66
+    are before it or itself.
+    """
     model, batch = llama(tie_word_embeddings=tied), batch_of((0, 4, 7))
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(learns):
         hidden = model.model(input_ids=batch.ids_NL, use_cache=False).last_hidden_state
@@ -70,7 +103,12 @@ def test_a_pass_is_what_torch_counts_on_the_plain_model(tied, learns):
     work, body = Work(), body_of(model)
     passed(work, body, batch, learns=learns)
     masked = 2 * 2 * 2 * 4 * 2 * (11 * 11 - 66) * (3 if learns else 1)
-    rotary = sum(count for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb") for count in ops.values())
+    rotary = sum(
+        count
+        for name, ops in counter.get_flop_counts().items()
+        if name.endswith("rotary_emb")
+        for count in ops.values()
+    )
     assert work.operations == counter.get_total_flops() - masked - rotary
 
 
@@ -84,9 +122,11 @@ def test_frozen_weights_have_no_gradient_of_their_own():
 
 
 def test_sampling_is_counted_by_hand():
-    """One prompt of 5 tokens, completions of 2, 4 and 4: read once, then 3, 2 and 2 rows; what a row says last is never read.
+    """One prompt of 5 tokens, completions of 2, 4 and 4: read once, then 3, 2 and 2 rows; what a
+    row says last is never read.
 
-    A row reads its own 1 + .. + (L - 1) tokens, 1 + 6 + 6; beside them the prompt's 5 for each of seven tokens.
+    A row reads its own 1 + .. + (L - 1) tokens, 1 + 6 + 6; beside them the prompt's 5 for each of
+    seven tokens.
     """
     work, body = Work(), body_of(llama())
     drawn(work, body, 4, [5], [[4, 2, 4]])
@@ -97,7 +137,9 @@ def test_sampling_is_counted_by_hand():
 
 
 def test_a_window_cuts_what_a_query_sees():
-    """Layers that see 3 tokens and all: 1 + 2 + 3 + 3 + 3 beside 1 + .. + 5; queries 3 and 4 alone: 6 beside 9."""
+    """Layers that see 3 tokens and all: 1 + 2 + 3 + 3 + 3 beside 1 + .. + 5; queries 3 and 4 alone:
+    6 beside 9.
+    """
     body = body_of(llama())._replace(windows=(3, None))
     assert pairs(0, 5, body) == 12 + 15 and pairs(3, 5, body) == 6 + 9
 
@@ -107,7 +149,10 @@ def test_the_bound_is_work_over_measured_rates():
     work, shape = Work(), Product("weights", 2, 8, 16, 32)
     work.multiply(shape, 3e9)
     work.read(1 << 20, 4e9)
-    assert bound(work, torch.float32, CPU, rates := {shape: 1e9, 1 << 20: 2e9}) == 5.0 and len(rates) == 2
+    assert (
+        bound(work, torch.float32, CPU, rates := {shape: 1e9, 1 << 20: 2e9}) == 5.0
+        and len(rates) == 2
+    )
     assert bound(work, torch.float32, CPU, rates := {}) > 0 and set(rates) == {shape, 1 << 20}
     assert 1e7 < product_rate(shape, torch.bfloat16, CPU, 1e-3) < 1e15
     assert 1e7 < product_rate(Product("heads", 4, 8, 16, 32), torch.float32, CPU, 1e-3) < 1e15
@@ -116,8 +161,13 @@ def test_the_bound_is_work_over_measured_rates():
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "ppo", "dpo", "ilql"])
 def test_a_step_is_held_against_its_own_work(name, tmp_path):
-    """What the clock counted is what the step's rows say, policy and reference and what learns beside it."""
-    rows = {"dpo": {"prompt": "1=", "chosen": "77", "rejected": "12"}, "ilql": {"prompt": "1=", "completion": "77", "reward": 1.0}}
+    """What the clock counted is what the step's rows say, policy and reference and what learns
+    beside it.
+    """
+    rows = {
+        "dpo": {"prompt": "1=", "chosen": "77", "rejected": "12"},
+        "ilql": {"prompt": "1=", "completion": "77", "reward": 1.0},
+    }
     toy, more = make_toy(tmp_path / "toy"), {}
     if name in rows:
         (tmp_path / "rows.jsonl").write_text((json.dumps(rows[name]) + "\n") * 8)

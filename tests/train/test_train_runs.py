@@ -1,4 +1,6 @@
-"""Kinds K13 to K17: runs whose inputs are edited, whose world breaks, that are stopped or fail; nothing is lost, mixed up or promised."""
+"""Kinds K13 to K17: runs whose inputs are edited, whose world breaks, that are stopped or fail;
+nothing is lost, mixed up or promised.
+"""
 
 import json
 import os
@@ -41,40 +43,75 @@ def short(toy, folder, **options):
 
 
 EDITS = {
-    "a row": lambda folder: (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text().replace("3=", "9=")),
-    "the order of rows": lambda folder: (folder / "rows.jsonl").write_text(
-        "".join(reversed((folder / "rows.jsonl").read_text().splitlines(keepends=True)))
+    "a row": (
+        lambda folder: (folder / "rows.jsonl").write_text(
+            (folder / "rows.jsonl").read_text().replace("3=", "9=")
+        )
     ),
-    "a row more": lambda folder: (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text() + '{"prompt": "9="}\n'),
+    "the order of rows": (
+        lambda folder: (folder / "rows.jsonl").write_text(
+            "".join(reversed((folder / "rows.jsonl").read_text().splitlines(keepends=True)))
+        )
+    ),
+    "a row more": (
+        lambda folder: (folder / "rows.jsonl").write_text(
+            (folder / "rows.jsonl").read_text() + '{"prompt": "9="}\n'
+        )
+    ),
     "the reward": lambda folder: (folder / "paying.py").write_text(REWARD + "\n# edited\n"),
-    "the model": lambda folder: (folder / "model" / "config.json").write_text(
-        (folder / "model" / "config.json").read_text().replace("{", '{ "edited": 1,', 1)
+    "the model": (
+        lambda folder: (folder / "model" / "config.json").write_text(
+            (folder / "model" / "config.json").read_text().replace("{", '{ "edited": 1,', 1)
+        )
     ),
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_K13_an_edited_input_stops_a_resume(edit, own, tmp_path):
-    (tmp_path / "paying.py").write_text("def scored(completions, **columns):\n    return [float(len(text)) for text in completions]\n")
-    options = {"reward": None, "rewards": [f"{tmp_path / 'paying.py'}:scored"], "max_completion_length": 4}
+    (tmp_path / "paying.py").write_text(
+        "def scored(completions, **columns):\n    return [float(len(text)) for text in"
+        " completions]\n"
+    )
+    options = {
+        "reward": None,
+        "rewards": [f"{tmp_path / 'paying.py'}:scored"],
+        "max_completion_length": 4,
+    }
     train("rloo", short(own, tmp_path / "run", **options), quiet=True)
     EDITS[edit](tmp_path)
     with pytest.raises(UsageError, match=r"has changed since it began.*--resume anyway"):
         train("rloo", short(own, tmp_path / "run", resume=True, max_steps=2, **options), quiet=True)
     if edit == "a row":
-        run = train("rloo", short(own, tmp_path / "run", resume="anyway", max_steps=2, **options), quiet=True)
+        run = train(
+            "rloo",
+            short(own, tmp_path / "run", resume="anyway", max_steps=2, **options),
+            quiet=True,
+        )
         assert [line["step"] for line in run.metrics()] == [1, 2]
 
 
 def test_K13_a_module_beside_the_reward_counts_too(tmp_path, monkeypatch):
-    """What a reward imports from its own folder is part of it, also from a package and inside a function, imported already or not."""
+    """What a reward imports from its own folder is part of it, also from a package and inside a
+    function, imported already or not.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kit").mkdir()
-    files = {"helping.py": "def worth(text):\n    from kit.scale import times\n    return times(1.0)\n", "kit/scale.py": "times = float\n"}
-    for name, text in {**files, "kit/__init__.py": "", "paying.py": REWARD, "other.py": "x = 1\n"}.items():
+    files = {
+        "helping.py": "def worth(text):\n    from kit.scale import times\n    return times(1.0)\n",
+        "kit/scale.py": "times = float\n",
+    }
+    for name, text in {
+        **files,
+        "kit/__init__.py": "",
+        "paying.py": REWARD,
+        "other.py": "x = 1\n",
+    }.items():
         (tmp_path / name).write_text(text)
     seen = {of_code("paying.py:scored")}
-    assert of_code("paying.scored") in seen and of_code("exact") == "" == of_code("no_such_module.f")
+    assert of_code("paying.scored") in seen and of_code("exact") == "" == of_code(
+        "no_such_module.f"
+    )
     for name in ("helping.py", "kit/scale.py", "paying.py"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "# edited\n")
         assert of_code("paying.py:scored") not in seen
@@ -129,7 +166,9 @@ def flaky(tmp_path, broken):
 
 
 def test_K17_a_broken_environment_fails_its_group_and_the_run_goes_on(toy, tmp_path):
-    run = train("rloo", short(toy, tmp_path / "run", max_steps=4, **flaky(tmp_path, ["3="])), quiet=True)
+    run = train(
+        "rloo", short(toy, tmp_path / "run", max_steps=4, **flaky(tmp_path, ["3="])), quiet=True
+    )
     lines = run.metrics()
     assert len(lines) == 4 and sum(line["failed_fraction"] > 0 for line in lines) == 1
     failed = [sample for sample in run.samples() if sample["finish"] == "error"]
@@ -139,11 +178,19 @@ def test_K17_a_broken_environment_fails_its_group_and_the_run_goes_on(toy, tmp_p
 
 
 def test_K17_too_many_failures_end_the_run_with_its_steps_saved(toy, tmp_path):
-    """Every prompt but those of the first steps breaks: what was done is saved, and the error says so truly."""
-    first = {line["prompt"] for line in train("rloo", short(toy, tmp_path / "probe"), quiet=True).samples()}
+    """Every prompt but those of the first steps breaks: what was done is saved, and the error says
+    so truly.
+    """
+    first = {
+        line["prompt"]
+        for line in train("rloo", short(toy, tmp_path / "probe"), quiet=True).samples()
+    }
     world = flaky(tmp_path, {f"{i}=" for i in range(8)} - first)
     options = short(toy, tmp_path / "run", max_steps=4, max_failed_fraction=0.75, **world)
-    with pytest.raises(LaurelError, match=r"environment: 16 of 16 samples.*The 1 steps before it are saved: --resume true") as caught:
+    with pytest.raises(
+        LaurelError,
+        match=r"environment: 16 of 16 samples.*The 1 steps before it are saved: --resume true",
+    ) as caught:
         train("rloo", options, quiet=True)
     assert "connection reset by peer" in str(caught.value)
     assert [path.name for path in complete_first(tmp_path / "run" / "checkpoints")] == ["step-1"]
@@ -172,13 +219,27 @@ def stop_in_the_first_step(monkeypatch):
 
 
 def test_K14_saved_is_said_only_of_what_is(toy, tmp_path, monkeypatch):
-    """Stopped while the starter is built: its temporary folder goes, so nothing is saved, and nothing says so."""
+    """Stopped while the starter is built: its temporary folder goes, so nothing is saved, and
+    nothing says so.
+    """
     monkeypatch.setenv("LAUREL_CACHE", str(tmp_path / "cache"))
     tiny = short(toy, tmp_path / "unused", reward=None, max_steps=10**6)
-    monkeypatch.setattr(starter, "starter_config", lambda *_, output_dir, **__: tiny.model_copy(update={"output_dir": output_dir}))
+    monkeypatch.setattr(
+        starter,
+        "starter_config",
+        lambda *_, output_dir, **__: tiny.model_copy(update={"output_dir": output_dir}),
+    )
     stop_in_the_first_step(monkeypatch)
-    with pytest.raises(Interrupted, match=r"nothing of it is kept. Give the same command again") as caught:
-        train("sft", short({**toy, "model": "starter", "dataset": "addition"}, tmp_path / "run", reward=None), quiet=True)
+    with pytest.raises(
+        Interrupted, match=r"nothing of it is kept. Give the same command again"
+    ) as caught:
+        train(
+            "sft",
+            short(
+                {**toy, "model": "starter", "dataset": "addition"}, tmp_path / "run", reward=None
+            ),
+            quiet=True,
+        )
     assert "everything is saved" not in str(caught.value) and caught.value.exit_code == 130
     assert not (tmp_path / "run").exists() and not list((tmp_path / "cache").glob("starter*"))
 

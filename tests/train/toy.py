@@ -1,10 +1,12 @@
-"""A toy that every algorithm must learn in seconds: answer with sevens. And rewards that misbehave."""
+"""A toy that every algorithm must learn in seconds: answer with sevens. And rewards that
+misbehave.
+"""
 
 import json
 import time
 
 from laurel.core.config import TrainConfig
-from laurel.policy.scratch import save_scratch
+from laurel.model.scratch import save_scratch
 
 HERE = __file__
 
@@ -48,10 +50,19 @@ def no_opinion(completions, **columns):
 
 def make_toy(folder, *, dropout=0.0):
     """A tiny character model and eight prompts; returns options for TrainConfig."""
-    save_scratch(folder / "model", alphabet="0123456789+=", seed=0, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    save_scratch(
+        folder / "model",
+        alphabet="0123456789+=",
+        seed=0,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     if dropout:
         config = json.loads((folder / "model/config.json").read_text())
-        (folder / "model/config.json").write_text(json.dumps({**config, "attention_dropout": dropout}))
+        (folder / "model/config.json").write_text(
+            json.dumps({**config, "attention_dropout": dropout})
+        )
     rows = [{"prompt": f"{i}=", "completion": "7777", "answer": "7777"} for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"model": str(folder / "model"), "dataset": str(folder / "rows.jsonl"), "eval_size": 0}
@@ -59,7 +70,13 @@ def make_toy(folder, *, dropout=0.0):
 
 def toy_config(toy, output_dir, reward="sevens", **options):
     """A configuration on the toy; sampling options only where asked for."""
-    base = {"prompts_per_step": 4, "max_steps": 30, "learning_rate": 1e-2, "output_dir": str(output_dir), **toy}
+    base = {
+        "prompts_per_step": 4,
+        "max_steps": 30,
+        "learning_rate": 1e-2,
+        "output_dir": str(output_dir),
+        **toy,
+    }
     if reward:
         base |= {"rewards": [f"{HERE}:{reward}"], "max_completion_length": 4}
     return TrainConfig(**{**base, **options})

@@ -1,4 +1,6 @@
-"""Every part of `laurel verify` passes, every planted mistake is noticed, and the hunt itself can fail."""
+"""Every part of `laurel verify` passes, every planted mistake is noticed, and the hunt itself can
+fail.
+"""
 
 import json
 
@@ -21,14 +23,22 @@ NAMED = sorted({(mutant.check, mutant.finding) for mutant in MUTANTS})
 
 
 IN_FULL = [(part, "all") for part in ("expectations", "invariances")]
-"""Parts of which the suite runs float64; float32, which `steps` and `samples` run here, too, comes behind `make verify`."""
+"""Parts of which the suite runs float64; float32, which `steps` and `samples` run here, too, comes
+behind `make verify`.
+"""
 
 
 @pytest.mark.parametrize(
-    "part, how", [*((part, "suite") for part in PARTS), *(pytest.param(*one, marks=pytest.mark.whole) for one in IN_FULL)]
+    "part, how",
+    [
+        *((part, "suite") for part in PARTS),
+        *(pytest.param(*one, marks=pytest.mark.whole) for one in IN_FULL),
+    ],
 )
 def test_every_finding_of_the_part_passes(part, how, findings):
-    """Exact rows 1e-10 in float64, the float32 path 1e-5, sampled rows |z| < 4 with their sample size; every algorithm has its own."""
+    """Exact rows 1e-10 in float64, the float32 path 1e-5, sampled rows |z| < 4 with their sample
+    size; every algorithm has its own.
+    """
     short = how == "suite" and (part, "all") in IN_FULL
     found = findings(part, torch.float64) if short else findings(part)
     assert len(found) >= 20
@@ -78,25 +88,43 @@ def test_what_a_mutant_breaks_is_whole_again(mutant):
     import inspect
 
     function = inspect.unwrap(mutant.function)
-    before = function.__code__, function.__defaults__, function.__kwdefaults__, inspect.signature(function), dict(vars(function))
+    before = (
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        inspect.signature(function),
+        dict(vars(function)),
+    )
     with broken(mutant):
         assert inspect.signature(function) == before[3]
-    assert (function.__code__, function.__defaults__, function.__kwdefaults__, inspect.signature(function), dict(vars(function))) == before
+    assert (
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        inspect.signature(function),
+        dict(vars(function)),
+    ) == before
 
 
 def test_a_change_that_changes_nothing_stays_alive():
     """The hunt reports what it does not notice: it is not a machine that says "killed"."""
-    harmless = Mutant("nothing", policy.likelihood, after(lambda x: x * 1.0), "steps", "sft: one step, defaults")
+    harmless = Mutant(
+        "nothing", policy.likelihood, after(lambda x: x * 1.0), "steps", "sft: one step, defaults"
+    )
     assert not hunt(harmless, lambda: list(steps(batches=1, only="sft"))).killed
     assert not caught(harmless)
 
 
 def test_a_name_is_wrong_where_another_check_notices_or_the_code_cannot_run():
-    """A killer is the finding that is named: no other one, none that is not there, and no stumble on the way to it."""
+    """A killer is the finding that is named: no other one, none that is not there, and no stumble
+    on the way to it.
+    """
     flipped, by_grpo = policy.likelihood, "grpo: one step, defaults"
     assert not caught(Mutant("a", flipped, after(torch.neg), "steps", by_grpo))
     assert not caught(Mutant("b", flipped, after(torch.neg), "steps", "sft: no such finding"))
-    assert not caught(Mutant("c", flipped, instead(lambda: None), "steps", "sft: one step, defaults"))
+    assert not caught(
+        Mutant("c", flipped, instead(lambda: None), "steps", "sft: one step, defaults")
+    )
     assert caught(Mutant("d", flipped, after(torch.neg), "steps", "sft: one step, defaults"))
     assert caught(Mutant("e", flipped, instead(lambda: None), "steps", "sft: TypeError: "))
 
@@ -142,13 +170,22 @@ def test_command_prints_json_and_its_exit_code_is_the_verdict(capsys):
 def test_command_fails_where_a_name_is_wrong_and_prints_the_share(capsys, monkeypatch):
     """Two mutants, one of whom another check notices than the one that it names."""
     right = MUTANTS[0]
-    wrong = Mutant(right.name + " twice", right.function, right.mistake, "steps", "sft: no such finding")
-    for verdicts, code in (([Verdict(right, "who: ever")], 0), ([Verdict(right, "who: ever"), Verdict(wrong, "who: ever", False)], 1)):
+    wrong = Mutant(
+        right.name + " twice", right.function, right.mistake, "steps", "sft: no such finding"
+    )
+    for verdicts, code in (
+        ([Verdict(right, "who: ever")], 0),
+        ([Verdict(right, "who: ever"), Verdict(wrong, "who: ever", False)], 1),
+    ):
         monkeypatch.setattr(suite, "hunt_all", lambda processes, verdicts=verdicts: iter(verdicts))
         assert main(["verify", "--part", "mutants"]) == code
         said = capsys.readouterr().out
         assert f"{len(verdicts)} of {len(verdicts)} mutants killed (100%)" in said
-        assert ("1 not by the check that they name" in said) == ("no such finding" in said) == bool(code)
+        assert (
+            ("1 not by the check that they name" in said)
+            == ("no such finding" in said)
+            == bool(code)
+        )
     assert command.as_json([], [Verdict(wrong, "who: ever", False)], 0.0)["passed"] is False
 
 

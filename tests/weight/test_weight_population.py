@@ -24,7 +24,9 @@ def test_weights_by_hand(how, weights):
 
 def test_z_scores_by_hand():
     assert float(vector(1, 3, 3, 0).std()) == 1.5
-    assert torch.allclose(shaped(vector(1e-9, 0), shape_returns="zscore"), vector(0.5**0.5, -(0.5**0.5)))  # however little they differ
+    assert torch.allclose(
+        shaped(vector(1e-9, 0), shape_returns="zscore"), vector(0.5**0.5, -(0.5**0.5))
+    )  # however little they differ
 
 
 @pytest.mark.parametrize("how", ["ranks", "zscore"])
@@ -36,12 +38,19 @@ def test_ranks_forget_the_scale_and_sum_to_zero():
     rewards = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ranks = shaped(rewards)
     assert torch.equal(ranks, shaped(rewards.exp() * 7 - 3))
-    assert float(ranks.sum()) == pytest.approx(0, abs=1e-12) and float(ranks.max()) == 0.5 == -float(ranks.min())
+    assert float(ranks.sum()) == pytest.approx(0, abs=1e-12) and float(
+        ranks.max()
+    ) == 0.5 == -float(ranks.min())
     assert ranks.argsort().tolist() == rewards.argsort().tolist()
 
 
 def test_odd_populations_and_missing_rewards_are_refused():
-    for wrong in (vector(1, 2, 3), vector(1, float("nan")), torch.ones(2, 2, dtype=torch.float64), torch.ones(2)):
+    for wrong in (
+        vector(1, 2, 3),
+        vector(1, float("nan")),
+        torch.ones(2, 2, dtype=torch.float64),
+        torch.ones(2),
+    ):
         with pytest.raises(AssertionError):
             shaped(wrong)
 
@@ -49,7 +58,10 @@ def test_odd_populations_and_missing_rewards_are_refused():
 def test_direction_by_hand():
     eps = [torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5])]
     assert search_gradient(vector(3, 1), eps.__getitem__, sigma=0.5).tolist() == [2.0, -4.0]
-    assert search_gradient(vector(3, 1, 0, 2), eps.__getitem__, sigma=0.5).tolist() == [0.5, -2.5]  # (2 eps_0 - 2 eps_1) / (4 / 2)
+    assert search_gradient(vector(3, 1, 0, 2), eps.__getitem__, sigma=0.5).tolist() == [
+        0.5,
+        -2.5,
+    ]  # (2 eps_0 - 2 eps_1) / (4 / 2)
     assert search_gradient(vector(7, 7, 7, 7), eps.__getitem__).tolist() == [0.0, 0.0]
 
 

@@ -1,1 +1,0 @@
-"""The pages: annotators rate, coordinators look after batches, applications send what their users prefer."""

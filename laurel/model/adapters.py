@@ -1,0 +1,399 @@
+"""LoRA adapters: put on the modules that are named, loaded with their base, and merged so that the
+result is what was trained.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from laurel.core.errors import UsageError, nearest
+from laurel.core.given import given
+from laurel.model.folders import ADAPTERS, base_of, is_adapter
+from laurel.model.objects import config_of
+from laurel.model.weights import check_finite, few, tell_ties, told
+
+ALL = "all-linear"
+OPTION = "lora_target_modules"
+INSIDE = "base_model.model."
+"""What PEFT puts before the names of a model's modules in an adapter's file."""
+HEAD = re.compile(
+    r"^base_model\.model\.(score|classifier)\.(?:modules_to_save\.)?(?:default\.)?(weight|bias)$"
+)
+"""Names of a scorer's own head in such a file."""
+
+
+def inside_of(part: str) -> str:
+    """The beginning of names of modules in a part of the model, as an adapter's file has them."""
+    return f"{INSIDE}{part}." if part else INSIDE
+
+
+AT_ONCE = 1 << 20
+"""Numbers of a matrix that adapters are merged into at once."""
+
+
+def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any:
+    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base);
+    loaded adapters stay.
+
+    task: what peft calls the kind of model; None for a body without a head.
+    """
+    if hasattr(model, "peft_config"):
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets(model, config.lora_target_modules),
+        task_type=task,
+    )
+    try:
+        with quiet():
+            return get_peft_model(model, lora)
+    except ValueError as error:
+        raise refused(error, model, config.lora_target_modules or ()) from error
+
+
+def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
+    """The modules that names mean, for peft: `all-linear`, the end of a module's name, or a regular
+    expression of whole names.
+
+    Errors: UsageError for a name that means nothing, with the nearest that does, or a module that
+    no adapter fits.
+    """
+    if not asked or list(asked) == [ALL]:
+        return ALL  # every linear layer but the output head, by peft's own rule
+    modules, kinds = dict(model.named_modules()), adaptable()
+    fit = {name for name, module in modules.items() if isinstance(module, kinds)}
+    known = sorted({name.rpartition(".")[2] for name in fit})
+    fused = any(
+        p.ndim == 3 for p in model.parameters()
+    )  # experts as one tensor: peft knows names for them that no module has
+    found = set[str]()
+    for name in asked:
+        named = {own for own in modules if own == name or own.endswith(f".{name}")}
+        if name == ALL:
+            head = model.get_output_embeddings()
+            found |= {
+                own
+                for own in fit
+                if modules[own] is not head and not isinstance(modules[own], nn.Embedding)
+            }
+        elif named & fit or (fused and re.fullmatch(r"[\w.]+", name)):
+            found.add(name)
+        elif named:
+            what = (
+                f"`{name}` is a {type(modules[min(named)]).__name__}, and LoRA fits linear layers"
+                " and embeddings."
+            )
+            raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(known)}.")
+        elif more := fit.intersection(matching(name, modules)):
+            found |= more
+        else:
+            what = f"the model has no module `{name}` that LoRA fits."
+            raise UsageError(what, where=OPTION, fix=nearest(name, {*known, ALL}))
+    return sorted(found)
+
+
+def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
+    """What peft has against the names, in our words."""
+    known = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, adaptable())
+    }
+    kind = re.match(r"Target module (\w+)", str(error))
+    what = f"no adapter fits a {kind[1]}." if kind else told(error)
+    unknown = [name for name in asked if name not in known]
+    return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
+
+
+def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
+    """The modules whose whole name a regular expression matches; none if it is no expression."""
+    try:
+        return {own for own in modules if re.fullmatch(name, own)}
+    except re.error:
+        return set()
+
+
+def adaptable() -> tuple[type, ...]:
+    """The layers that LoRA fits."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, nn.Embedding, Conv1D
+
+
+def check_lora(config: Any, *, headless: bool = False) -> None:
+    """UsageError for adapters that would not fit: they are put on the model of config.json, which
+    has no weights yet.
+
+    headless: they go into the body below the head.
+    """
+    name = config.model
+    if is_adapter(name) or hasattr(given(name), "peft_config"):
+        if config.lora_target_modules:
+            what = "the model's folder brings its adapters, which name their modules themselves."
+            raise UsageError(
+                what, where=OPTION, fix="Leave it out, or start from the model under them."
+            )
+        return
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config_of(name))
+    except (
+        Exception
+    ) as error:  # whatever another library raises about a folder is told in our words
+        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+    with torch.device("meta"):
+        body = getattr(model, model.base_model_prefix)
+        with_lora(body if headless else model, config, task=None if headless else "CAUSAL_LM")
+
+
+def load_adapters(name: str, base: Any) -> Any:
+    """The model with the adapters of a folder on it, trainable: every tensor of them, in its shape,
+    finite.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    with fitting(name), quiet():
+        model = PeftModel.from_pretrained(base, name, is_trainable=True)
+        weights = load_peft_weights(name, device="cpu")
+        report = set_peft_model_state_dict(model, weights)
+    check_loaded(name, model, report, weights)
+    return model
+
+
+def load_on_body(name: str, model: Any) -> None:
+    """Put the adapters of a folder on the body of a model that has another head than they were
+    trained with, trainable.
+
+    A scorer's own head, where the folder holds one, takes the place of the model's.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    part, body = inside_of(model.base_model_prefix), getattr(model, model.base_model_prefix)
+    with fitting(name), quiet():
+        weights = load_peft_weights(name, device="cpu")
+        inner = {
+            INSIDE + key.removeprefix(part): value
+            for key, value in weights.items()
+            if key.startswith(part)
+        }
+        config: Any = LoraConfig.from_pretrained(name)
+        config.inference_mode, config.task_type = False, None
+        config.modules_to_save = [
+            one for one in config.modules_to_save or () if any(f".{one}." in key for key in inner)
+        ] or None
+        if (
+            isinstance(config.target_modules, str) and config.target_modules != ALL
+        ):  # an expression for whole names, of the whole model
+            config.target_modules = sorted(
+                {
+                    key.removeprefix(INSIDE).partition(".lora_")[0]
+                    for key in inner
+                    if ".lora_" in key
+                }
+            )
+        for option in ("target_modules", "target_parameters"):  # whole names begin with the body's
+            names = getattr(config, option, None)
+            if names and not isinstance(names, str):
+                setattr(
+                    config,
+                    option,
+                    sorted({one.removeprefix(f"{model.base_model_prefix}.") for one in names}),
+                )
+        adapters = get_peft_model(body, config)
+        report = set_peft_model_state_dict(adapters, inner)
+    check_loaded(name, adapters, report, weights)
+    setattr(model, model.base_model_prefix, adapters)
+    with torch.no_grad():
+        for key, value in weights.items():
+            if found := HEAD.match(key):
+                model.get_parameter(f"{found[1]}.{found[2]}").copy_(value)
+
+
+def only_on_body(name: str, part: str) -> bool:
+    """Does a folder's file hold adapters of a model's body (the module of that name) and a scorer's
+    head, and nothing else?
+    """
+    return all(key.startswith(inside_of(part)) or HEAD.match(key) for key in adapter_shapes(name))
+
+
+def adapter_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of what an adapter's folder holds."""
+    file = Path(name) / ADAPTERS[0]
+    if file.is_file():
+        with safe_open(file, "pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - it is no mapping
+    from peft.utils import load_peft_weights
+
+    return {key: tuple(value.shape) for key, value in load_peft_weights(name, device="cpu").items()}
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Whatever another library raises about a folder of adapters is told in our words."""
+    try:
+        yield
+    except Exception as error:
+        shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        what = (
+            f"the adapter does not fit its base {base_of(name)}:"
+            f" {shapes[0] if shapes else told(error)}"
+        )
+        fix = (
+            "Name the base that it was trained on as `base_model_name_or_path` in its"
+            " adapter_config.json."
+        )
+        raise UsageError(what, where=f"model={name}", fix=fix) from error
+
+
+def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any]) -> None:
+    """Adapters of which the file lacks tensors, or has too many, or that are not finite, are an
+    error.
+    """
+    own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
+    lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
+    if lost or over:
+        kind = (
+            "the adapter's file lacks tensors"
+            if lost
+            else "the adapter's file holds tensors without a place in its base"
+        )
+        fix = (
+            "Copy the whole folder again, or name the base that it was trained on in its"
+            " adapter_config.json."
+        )
+        raise UsageError(
+            f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.",
+            where=f"model={name}",
+            fix=fix,
+        )
+    check_finite(dict(weights), name)
+
+
+def merged(model: Any) -> Any:
+    """The plain model with the adapters in its weights; `model` is used up. Without adapters: the
+    model itself.
+
+    Where output head and embedding are one tensor and an adapter changes one of them, they are
+    parted before (else each would take the other's change), and the model's configuration says that
+    it ties nothing.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    base = model.get_base_model()
+    output = base.get_output_embeddings()
+    own = getattr(output, "base_layer", output)
+    if apart(base) and "weight" in getattr(own, "_parameters", {}):
+        own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+    with quiet():
+        plain = model.merge_and_unload()
+    tell_ties(plain)
+    return plain
+
+
+def plain_lora(model: Any) -> bool:
+    """Are all adapters on a model such that `merged_weight` knows what they do? So it is without
+    any.
+    """
+    extras = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
+    adapters = getattr(model, "peft_config", {}).values()
+    return all(
+        lora.peft_type == "LORA" and not any(getattr(lora, name, None) for name in extras)
+        for lora in adapters
+    )
+
+
+def lora_terms(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """What adapters add to a linear layer now: factors A [r, D] and B [E, r] of each, and the scale
+    of B A.
+    """
+    if not hasattr(linear, "base_layer") or linear.merged or linear.disable_adapters:
+        return []
+    active = [name for name in linear.active_adapters if name in linear.lora_A]
+    return [
+        (
+            linear.lora_A[name].weight.detach(),
+            linear.lora_B[name].weight.detach(),
+            linear.scaling[name],
+        )
+        for name in active
+    ]
+
+
+def merge_into(out: torch.Tensor, linear: Any) -> None:
+    """out [E, D] = the weight of a linear layer with its active adapters in it, added up in float32
+    at least. No gradient.
+
+    A few rows at a time: temporaries as large as a whole matrix, beside small tensors that stay,
+    make the heap grow and grow.
+    """
+    weight, terms = getattr(linear, "base_layer", linear).weight.detach(), lora_terms(linear)
+    if not terms:
+        out.copy_(weight)
+        return
+    fine, rows = (
+        torch.promote_types(weight.dtype, torch.float32),
+        max(1, AT_ONCE // weight.shape[1]),
+    )
+    for start in range(0, len(weight), rows):
+        piece = slice(start, start + rows)
+        whole = weight[piece].to(fine, copy=True)
+        for above, below, scaling in terms:
+            whole += (below[piece] @ above) * scaling
+        out[piece] = whole
+
+
+def merged_weight(linear: Any) -> torch.Tensor:
+    """The weight of a linear layer with its active adapters in it, in its precision; the weight
+    itself where there are none.
+    """
+    weight = getattr(linear, "base_layer", linear).weight.detach()
+    if not lora_terms(linear):
+        return weight
+    out = torch.empty_like(weight)
+    merge_into(out, linear)
+    return out
+
+
+def apart(base: Any) -> bool:
+    """Do adapters make output head and embedding two, where the model ties them?"""
+    layers = base.get_output_embeddings(), base.get_input_embeddings()
+    changed = any(
+        hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save") for layer in layers
+    )
+    return changed and bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def fresh(model: Any) -> bool:
+    """Do adapters say nothing yet? Then the model without them is the model with them."""
+    closing = [
+        p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name
+    ]
+    whole = any("modules_to_save" in name for name, _ in model.named_parameters())
+    return bool(closing) and not whole and not any(bool(p.any()) for p in closing)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warnings about what is dealt with here: tied weights, tensors that are
+    missing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,180 @@
+"""Classification models of transformers: which class and head, how many outputs, around the body of
+which language model.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from laurel.core.errors import UsageError
+from laurel.model.adapters import HEAD, adapter_shapes, load_on_body, merged, only_on_body
+from laurel.model.ends import ends_of
+from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.narrow import NARROW, hold
+from laurel.model.objects import config_of, given_model
+from laurel.model.policy import load_causal
+from laurel.model.readback import places
+from laurel.model.weights import load_model, told
+
+PAD = "<|pad|>"
+SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
+HEADS = ("score", "classifier")  # what transformers calls the linear layer
+
+
+def assembled(
+    name: str, labels: int, trained: bool, language: bool, adapters: bool, dtype: torch.dtype
+) -> tuple[Any, Any, bool]:
+    """The causal language model (None under a trained head), the model with the head, and whether
+    it keeps the folder's adapters.
+    """
+    base = base_of(name) if is_adapter(name) else name
+    on_body = is_adapter(name) and (trained or (adapters and only_on_body(name, body_name(base))))
+    source = base if on_body else name
+    if trained_labels(source):
+        causal, model = None, load_trained(source, labels, dtype)
+    else:
+        causal = merged(load_causal(source, dtype, head=language))
+        model = new_head(causal, labels)
+    if on_body:
+        load_on_body(name, model)
+        body = getattr(model, model.base_model_prefix)
+        setattr(model, model.base_model_prefix, hold(body, dtype) if adapters else merged(body))
+    return causal, model, on_body and adapters
+
+
+def body_name(name: str) -> str:
+    """How the causal language model of a folder calls its body."""
+    from transformers import AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM._model_mapping.get(type(config_of(name)), None)
+    return getattr(kind, "base_model_prefix", "model")
+
+
+def load_trained(name: str, labels: int, dtype: torch.dtype) -> nn.Module:
+    """A saved scorer's model, every weight of it; or the one that was given. Its head is float32,
+    as its files have it.
+    """
+    own = given_model(name, dtype)
+    model = (
+        own
+        if own is not None
+        else load_model(auto_class(labels), name, "a scorer", dtype, spare=("lm_head",))
+    )
+    head, there = head_of(model).float() if dtype == NARROW else None, places(Path(name))
+    for tensor, parameter in head.named_parameters() if head is not None and own is None else ():
+        place = next((there[full] for kind in HEADS if (full := f"{kind}.{tensor}") in there), None)
+        if place is not None:
+            parameter.data.copy_(place.rows(0, *(place.shape[:1] or (1,))))
+    return model
+
+
+def new_head(causal: Any, labels: int) -> nn.Module:
+    """A classification model around the body of a language model.
+
+    The body is taken over as it is. Loading the checkpoint into the other class would not do: where
+    embeddings are tied and stored under the language head's name alone, transformers drops them and
+    starts the body from random ones.
+    """
+    config = copy.deepcopy(causal.config)
+    config.num_labels = labels
+    config.classifier_dropout = (
+        0.0  # transformers' default of .1 would make scores of training and use differ
+    )
+    try:
+        with torch.device(
+            "meta"
+        ):  # only its head is wanted: a body that goes again would take as much memory as the model
+            model = auto_class(labels).from_config(config)
+    except ValueError as error:
+        raise UsageError(
+            f"no such model with a head: {told(error)}", where=f"model={config.model_type}"
+        ) from error
+    body = getattr(causal, causal.base_model_prefix)
+    if type(body) is not type(getattr(model, model.base_model_prefix, None)):
+        what = (
+            f"transformers builds {type(model).__name__} around another body than"
+            f" {type(body).__name__}."
+        )
+        raise UsageError(
+            what, where=f"model={config.model_type}", fix="Use another language model."
+        )
+    setattr(model, model.base_model_prefix, body)
+    head = head_of(model).to_empty(device=next(body.parameters()).device).float()
+    with torch.no_grad():
+        head.weight.normal_(0.0, 0.1 * head.in_features**-0.5)
+        if head.bias is not None:
+            head.bias.zero_()
+    return model
+
+
+def auto_class(labels: int) -> Any:
+    """The transformers class of a folder: one number per row, or several classes per token."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    return AutoModelForSequenceClassification if labels == 1 else AutoModelForTokenClassification
+
+
+def head_of(model: Any) -> nn.Linear:
+    """The linear layer on top."""
+    found = next(
+        (layer for name in HEADS if isinstance(layer := getattr(model, name, None), nn.Linear)),
+        None,
+    )
+    if found is None:
+        raise UsageError(
+            f"{type(model).__name__} has no linear head.",
+            where="model",
+            fix="Use a causal language model.",
+        )
+    return found
+
+
+def trained_labels(name: str) -> int:
+    """How many outputs the head of a saved scorer has, by the configuration of its folder; 0 for a
+    model without such a head.
+    """
+    check_folder(name)
+    if is_adapter(name):
+        heads = [
+            shape[0]
+            for key, shape in adapter_shapes(name).items()
+            if (found := HEAD.match(key)) and found[2] == "weight"
+        ]
+        return heads[0] if heads else 0
+    try:
+        config = config_of(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+    kind = (config.architectures or [""])[0]
+    return int(config.num_labels or 0) if kind.endswith((SEQUENCE, TOKEN)) else 0
+
+
+def own_padding(tokenizer: Any, model: Any) -> None:
+    """Make padding a token that ends no text, in the tokenizer and in the configuration that
+    transformers reads it from.
+    """
+    closing = {
+        str(token)
+        for token in tokenizer.convert_ids_to_tokens(sorted(ends_of(tokenizer, model.config)))
+    }
+    if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:  # to resize would give the tokens between them random rows
+            what = (
+                f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows, and a"
+                " padding token must come behind both."
+            )
+            fix = "Resize the embedding (`resize_token_embeddings`) and save the model first."
+            raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    lacking = tokenizer.pad_token_id + 1 - model.get_input_embeddings().weight.shape[0]
+    if lacking == 1:  # it is new, or that of an adapter whose base has no row for it
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+    tokenizer.padding_side = "right"
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id

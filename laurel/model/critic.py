@@ -1,0 +1,206 @@
+"""The critic: a value of every state that the policy chose a token in, from a body of its own or
+from the policy's.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Batch
+from laurel.model.classifier import head_of
+from laurel.model.logprob import wide
+from laurel.model.narrow import held, hold, reading
+from laurel.model.packed import hidden_states
+from laurel.model.policy import Policy, trained_positions
+
+
+@dataclass
+class Critic:
+    """Values per token. `model` is what belongs to the critic alone: a ModuleDict of `head`, and of
+    `body` unless it is shared.
+
+    `policy`: whose hidden states are read where the body is shared (then the value loss moves the
+    policy's body too), else None.
+    """
+
+    model: nn.ModuleDict
+    policy: Policy | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shared(self) -> bool:
+        return self.policy is not None
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that are not the policy's: what the critic adds to memory."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def values(self, batch: Batch, hidden_NLD: Tensor | None = None) -> Tensor:
+        """V of the state each trained token was chosen in: [N, T] float32 (float64 of such a
+        model), 0 where not trained.
+
+        It is read at the position before the token, where its log-probability is read too, so it
+        cannot see the token. The temperature of the sampler does not enter. hidden_NLD: last hidden
+        states of the same batch, if they are at hand (a shared body need not run twice).
+        """
+        return self.values_and_after(batch, hidden_NLD)[0]
+
+    def values_and_after(
+        self, batch: Batch, hidden_NLD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`values` [N, T], and V of the state behind the last token of each row [N]: what `gae`
+        takes for rows that were cut off.
+        """
+        hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+        rows, times, at = trained_positions(batch)
+        value_M = self.head(hidden_NLD[rows, at])
+        last_N = batch.start_N + batch.length_N - 1
+        place_NT = torch.zeros(batch.loss_mask_NT.shape, device=value_M.device, dtype=value_M.dtype)
+        every_N = torch.arange(len(last_N), device=last_N.device)
+        return place_NT.index_put((rows, times), value_M), self.head(hidden_NLD[every_N, last_N])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> values [...], never in half precision: bfloat16 knows values to
+        two or three digits.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.model["head"](wide(hidden)).squeeze(-1)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, L, D] of a right-padded batch: of the critic's own body, or the
+        policy's.
+        """
+        if self.policy is not None:
+            return self.policy.hidden(batch)
+        with (
+            nullcontext()
+            if self.dtype == torch.float32
+            else torch.autocast(batch.ids_NL.device.type, self.dtype)
+        ):
+            return hidden_states(
+                self.model["body"], batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N
+            )
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what belongs to the critic alone and is trained; every name starts
+        with `critic.`.
+        """
+        return {f"critic.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def seen(self, batch: Batch) -> dict[str, Tensor]:
+        """What objectives may read: value_NT."""
+        return {"value_NT": self.values(batch)}
+
+    def followers(self) -> dict[str, nn.Parameter]:
+        """Nothing follows a critic."""
+        return {}
+
+    def follow(self) -> None:
+        """Nothing to do after an optimiser step."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that belongs to the critic alone, trained or frozen, under the names of
+        `trainable`.
+        """
+        return {f"critic.{name}": tensor for name, tensor in self.model.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of `state_dict` back; a name too many or too few is an error."""
+        self.model.load_state_dict(
+            {name.removeprefix("critic."): tensor for name, tensor in state.items()}, strict=True
+        )
+
+
+def own_critic(
+    policy: Policy, scorer: nn.Module | None = None, *, mean: float = 0.0, std: float = 1.0
+) -> Critic:
+    """A critic with a body of its own: a copy of the policy's, or of a reward model's together with
+    its head.
+
+    scorer: a Hugging Face model with one score per sequence or token. Without one the head is zero,
+    so every value is exactly 0 at the
+    start. mean, std: where the reward is (score - mean) / std, so are the values. A copy of the
+    policy keeps what is frozen (a LoRA policy gives a LoRA critic), one of a scorer is trained
+    whole, in the policy's precision; training it moves nothing else. Make it before the policy is
+    trained, or restored from a checkpoint.
+    """
+    body = (
+        copy.deepcopy(body_of(policy.causal if scorer is None else scorer)).to(policy.device).eval()
+    )
+    if scorer is not None:
+        body = hold(body, held(policy.causal)).requires_grad_(True)
+    return Critic(
+        nn.ModuleDict({"body": body, "head": value_head(body, scorer, mean, std)}),
+        None,
+        policy.dtype,
+    )
+
+
+def shared_critic(
+    policy: Policy, scorer: nn.Module | None = None, *, mean: float = 0.0, std: float = 1.0
+) -> Critic:
+    """A critic that is a second head on the policy's own body: hardly any memory, and the two tasks
+    pull at one set of weights.
+
+    scorer, mean, std: as of `own_critic`, but of the scorer the head alone is used; so its body
+    must be the one that the policy has.
+    """
+    return Critic(
+        nn.ModuleDict({"head": value_head(body_of(policy.causal), scorer, mean, std)}),
+        policy,
+        policy.dtype,
+    )
+
+
+def body_of(model: Any) -> nn.Module:
+    """The transformer below the head of a Hugging Face model."""
+    return getattr(model, model.base_model_prefix)
+
+
+@torch.no_grad()
+def value_head(
+    body: nn.Module, scorer: nn.Module | None, mean: float = 0.0, std: float = 1.0
+) -> nn.Linear:
+    """A linear map from the body's hidden states to one value: zero, or (score - mean) / std of a
+    scorer's head.
+    """
+    like = next(body.parameters())
+    if like.device.type == "meta":  # nothing is computed there
+        width = body.config.get_text_config().hidden_size
+    else:
+        probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
+        with reading(body):
+            width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
+    head = nn.Linear(
+        width,
+        1,
+        device=like.device,
+        dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
+    )
+    head.weight.zero_()
+    head.bias.zero_()
+    if scorer is not None:
+        given = head_of(scorer)
+        if given.weight.shape != head.weight.shape:
+            what = (
+                f"the reward model's head makes {given.out_features} of {given.in_features}"
+                f" numbers, a critic's 1 of {width}."
+            )
+            raise UsageError(
+                what,
+                where="critic",
+                fix="Use a reward model with one output, on a body of the same width.",
+            )
+        head.weight.copy_(given.weight / std)
+        head.bias.copy_(
+            (torch.zeros_like(head.bias) if given.bias is None else given.bias).sub(mean) / std
+        )
+    return head

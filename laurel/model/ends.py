@@ -1,0 +1,119 @@
+"""How the chat template closes a turn, and whether sampling stops there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from laurel.model.chat import encode_after
+from laurel.model.render import around, attempt, render, shared
+
+TAG = re.compile(r"[<\[{|\uff5c].*\w.*[>\]}|\uff5c]")
+QUESTION = {"role": "user", "content": "a"}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "type": "function",
+            "function": {"name": "laurelmark0x", "arguments": {"a": "laurelmark1x"}},
+        }
+    ],
+}
+
+
+def closing(tokenizer: Any) -> tuple[str, str] | None:
+    """How the template closes a turn of the assistant: all that stands behind the last one, and
+    what of it stands behind an
+    earlier one, too (an EOS can follow at the very end). None where it cannot be told."""
+    turns = [QUESTION, {"role": "assistant", "content": "b"}]
+    last, earlier = around(tokenizer, turns, 1), around(tokenizer, [*turns, QUESTION], 1)
+    if last is None:
+        return None
+    return (
+        last[1],
+        (shared(tokenizer, earlier[1], last[1]) if earlier is not None else "") or last[1],
+    )
+
+
+def call_closing(tokenizer: Any) -> str | None:
+    """The same behind a tool call; None where the template shows none."""
+    text = attempt(render, tokenizer, [QUESTION, CALL])
+    mark = "laurelmark1x"
+    return text.rpartition(mark)[2] if text is not None and mark in text else None
+
+
+def end_token(
+    tokenizer: Any, tail: str, known: Collection[int], *, special: bool = False
+) -> int | None:
+    """The token of a closing that sampling should stop at besides the `known` ones: the last that
+    is a token of control.
+
+    None where a known one is in it, or where it holds plain text alone: a token of plain text says
+    nothing about an end.
+    special: only a token that the tokenizer calls special.
+    """
+    ids = [i for i in encode_after(tokenizer, tail.strip()) if i != tokenizer.unk_token_id]
+    if any(i in known for i in ids):
+        return None
+    of_control = set(tokenizer.all_special_ids)
+    if not special:
+        of_control |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+        of_control |= {i for i in ids if TAG.fullmatch(tokenizer.decode([i]).strip())}
+    return next((i for i in reversed(ids) if i in of_control), None)
+
+
+def ends_of(tokenizer: Any, config: Any) -> set[int]:
+    """The ids that end a text by the tokenizer and a configuration (of a model, or of its
+    generation).
+    """
+    named = getattr(config, "eos_token_id", None)
+    several = named if isinstance(named, (list, tuple)) else [named]
+    return {int(i) for i in [*several, tokenizer.eos_token_id] if i is not None}
+
+
+def learn_ends(model: Any, tokenizer: Any) -> list[str]:
+    """Make the token that closes the template's turns an end of the model's generation, which is
+    saved with it; what to say of it.
+
+    A model that is trained to close its turns with a token at which nobody stops goes on to its
+    limit. A closing that is plain text, or nothing, cannot be an end: that is said, too.
+    """
+    generation = getattr(model, "generation_config", None)
+    known = ends_of(tokenizer, generation)
+    tails, after_call = closing(tokenizer), call_closing(tokenizer)
+    notes, new = list[str](), set[int]()
+    for tail, special in [(tails[1], False)] * (tails is not None) + [(after_call, True)] * (
+        after_call is not None
+    ):
+        found = end_token(tokenizer, tail, known | new, special=special)
+        new |= set() if found is None else {found}
+    if tails is not None and not (known | new).intersection(
+        encode_after(tokenizer, tails[0].strip())
+    ):
+        notes.append(without_end(tails[0]))
+    if new:
+        names = ", ".join(f"`{tokenizer.decode([i])}`" for i in sorted(new))
+        notes.append(
+            f"the chat template closes turns with {names}: an end token from now on, in sampling"
+            " and in what is saved"
+        )
+    if generation is not None and known | new:
+        every = sorted(known | new)
+        generation.eos_token_id = every if len(every) > 1 else every[0]
+    return notes
+
+
+def without_end(tail: str) -> str:
+    """What to say of a closing at which sampling cannot stop."""
+    how = (
+        f"closes the assistant's turns with {tail!r}, which is plain text"
+        if tail.strip()
+        else "does not close the assistant's turns"
+    )
+    remedy = f"--stop {tail.strip()!r} ends samples there, a" if tail.strip() else "A"
+    return (
+        f"warning: the chat template {how}: no end token, so a model trained on it goes on to its"
+        f" limit. {remedy} template that closes with an end token is better (--chat_template FILE)"
+    )

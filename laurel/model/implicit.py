@@ -1,0 +1,227 @@
+"""Heads Q and V on the policy's last hidden state, and the language model that decodes with log pi
++ beta (Q - V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.errors import UsageError
+from laurel.core.sample import Batch
+from laurel.model.logprob import chunked_logprobs, wide
+from laurel.model.narrow import reading
+from laurel.model.policy import Policy, trained_positions
+from laurel.model.saving import auto_causal, largest, model_gap, moved, precision, proven
+from laurel.model.written import Piece, head_name, pieces_of, write_model
+from laurel.objective.implicit import Implicit
+
+HEADS = 2
+# of the first Q: two heads that started equal would stay equal, and the smaller of them be no
+# caution
+SPREAD = 0.1
+
+
+@dataclass
+class Heads:
+    """K heads Q (linear, without bias: hidden -> vocabulary), their slow copies, and V (linear:
+    hidden -> 1), beside a policy.
+
+    `model`: a ModuleDict of `q_0`, `q_1`, `target_0`, `target_1`, `v`. target_update: how far the
+    copies follow per optimiser step.
+    decode_beta: how much of Q is put into the head of the folder that is saved; 0: none.
+    """
+
+    policy: Policy
+    model: nn.ModuleDict
+    target_update: float
+    decode_beta: float
+
+    def all(self, kind: str) -> list[Any]:
+        """The heads of a kind (`q`, `target`, `v`), in order."""
+        return [head for name, head in self.model.items() if name.partition("_")[0] == kind]
+
+    def seen(self, batch: Batch) -> dict[str, Implicit]:
+        """What objectives may read: `implicit`, read at the position before each trained token,
+        from one pass of the policy's body.
+
+        Never in half precision: bfloat16 knows a value to two or three digits.
+        """
+        hidden_NLD = self.policy.hidden(batch)
+        logp_NT = self.policy.logp(batch, hidden_NLD=hidden_NLD).logp
+        rows, times, at = trained_positions(batch)
+        ids_M = batch.ids_NL[rows, at + 1]
+        with torch.autocast(hidden_NLD.device.type, enabled=False):
+            hidden_MD = wide(hidden_NLD[rows, at])
+            ones_M = torch.ones_like(hidden_MD[:, 0])
+            q_KM = torch.stack([taken(q.weight, hidden_MD, ids_M) for q in self.all("q")])
+            logq_KM = torch.stack(
+                [chunked_logprobs(q, hidden_MD, ids_M, ones_M).logp for q in self.all("q")]
+            )
+            with torch.no_grad():
+                target_M = torch.stack(
+                    [taken(slow.weight, hidden_MD, ids_M) for slow in self.all("target")]
+                ).amin(0)
+            value_M = self.model["v"](hidden_MD)[:, 0]
+
+        def placed(x_M: Tensor) -> Tensor:
+            return torch.zeros(
+                batch.loss_mask_NT.shape, device=x_M.device, dtype=x_M.dtype
+            ).index_put((rows, times), x_M)
+
+        q_KNT, logq_KNT = (torch.stack([placed(x_M) for x_M in x_KM]) for x_KM in (q_KM, logq_KM))
+        return {"implicit": Implicit(logp_NT, q_KNT, logq_KNT, placed(target_M), placed(value_M))}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of Q and V; every name starts with `heads.`."""
+        return {
+            f"heads.{name}": p
+            for name, p in self.model.named_parameters()
+            if not name.startswith("target_")
+        }
+
+    def followers(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the slow copies."""
+        return {
+            f"heads.{name}": p
+            for name, p in self.model.named_parameters()
+            if name.startswith("target_")
+        }
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """target <- target + target_update (Q - target), after every optimiser step (Polyak)."""
+        for slow, q in zip(self.all("target"), self.all("q"), strict=True):
+            slow.weight.lerp_(q.weight, self.target_update)
+
+    def save(
+        self, policy: Policy, folder: str | Path, *, merge: bool = False, dtype: str | None = None
+    ) -> list[str]:
+        """Write a Hugging Face folder whose head is `folded`, and prove it: what it says is log pi
+        + decode_beta (Q - V).
+
+        Adapters are merged (they could not hold another head), and the head is no longer tied to
+        the embeddings. decode_beta 0: the policy as it is.
+        """
+        if not self.decode_beta:
+            return policy.save(folder, merge=merge, dtype=dtype)
+        causal: Any = policy.causal
+        name = head_name(causal)
+        plain, q_KVD = pieces_of(causal)[name], [q.weight.detach() for q in self.all("q")]
+
+        def rows(start: int, stop: int) -> Tensor:
+            return folded(
+                plain.rows(start, stop), [q_VD[start:stop] for q_VD in q_KVD], self.decode_beta
+            )
+
+        live = next(causal.parameters()).dtype
+        kind, ids = precision(live, policy.origin, dtype), {"input_ids": policy.probe()}
+        fix = "It should be log pi + beta (Q - V): save with decode_beta 0, or report this."
+        with proven(Path(folder), "model", fix) as (made, gaps):
+            policy.tokenizer.save_pretrained(made)
+            write_model(causal, made, kind, replaced={name: Piece(plain.shape, plain.dtype, rows)})
+            wanted = self.wanted(policy)
+            gaps.append(
+                model_gap(
+                    made,
+                    auto_causal(),
+                    wanted,
+                    live,
+                    ids,
+                    shape=lambda logits: logits.log_softmax(-1),
+                )
+            )
+        said = moved("log-probabilities", gaps[0][0], largest(wanted), live, kind)
+        merged = causal is not policy.model and not merge
+        return [
+            *(
+                [
+                    "the whole model is saved, with the adapters merged in: they cannot hold Q in"
+                    " the head"
+                ]
+                * merged
+            ),
+            *said,
+        ]
+
+    @torch.no_grad()
+    def wanted(self, policy: Policy) -> Tensor:
+        """The log-probabilities of the probe by log pi + decode_beta (Q - V), float64."""
+        was = policy.model.training
+        policy.model.eval()
+        causal: Any = policy.causal
+        ids = policy.probe()
+        with reading(causal):
+            hidden = getattr(causal, causal.base_model_prefix)(ids).last_hidden_state
+            logits = causal(ids).logits
+        found = logits.double().log_softmax(-1) + self.decode_beta * self.advantage(hidden).double()
+        policy.model.train(was)
+        return found.log_softmax(-1)
+
+    def advantage(self, hidden: Tensor) -> Tensor:
+        """Q(s, .) - V(s), Q the mean of the heads: hidden states [..., D] -> [..., V]."""
+        return torch.stack([q(wide(hidden)) for q in self.all("q")]).mean(0) - self.model["v"](
+            wide(hidden)
+        )
+
+
+def taken(weight_VD: Tensor, hidden_MD: Tensor, ids_M: Tensor) -> Tensor:
+    """What a linear head says of one token of each state: [V, D], [M, D], [M] -> [M], without the
+    rest of the vocabulary.
+    """
+    return (weight_VD[ids_M] * hidden_MD).sum(1)
+
+
+def folded(weight_VD: Tensor, q_KVD: Sequence[Tensor], decode_beta: float) -> Tensor:
+    """W + decode_beta mean_k W_k: the head whose softmax is that of log pi + decode_beta (Q - V),
+    [V, D].
+
+    log pi = W h - a number of the state, Q = mean_k W_k h, V a number of the state: numbers of the
+    state drop out of a softmax.
+    """
+    return weight_VD + decode_beta * torch.stack(list(q_KVD)).mean(0)
+
+
+def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed: int = 0) -> Heads:
+    """Heads for a policy: V says 0, Q small numbers from `seed` (SPREAD for a hidden state of unit
+    entries), the copies are equal to Q.
+
+    A model whose logits are more than a linear head of the last hidden state (soft-capped, scaled)
+    cannot be saved with Q inside: refused unless decode_beta is 0.
+    """
+    head = policy.causal.get_output_embeddings()
+    capped = getattr(policy.causal.config, "final_logit_softcapping", None) is not None
+    if decode_beta and (policy.whole_logits or capped or not isinstance(head, nn.Linear)):
+        raise UsageError(
+            "this model's logits are not a linear head of its last hidden state, so Q cannot be"
+            " folded into it.",
+            where="decode_beta",
+            fix=(
+                "Set decode_beta=0 to save the policy without Q, or use a model without soft-capped"
+                " or scaled logits."
+            ),
+        )
+    size, width = head.weight.shape
+    how: dict[str, Any] = {
+        "device": policy.device,
+        "dtype": torch.promote_types(head.weight.dtype, torch.float32),
+    }
+    noise = torch.Generator().manual_seed(seed)
+    made: dict[str, Any] = {}
+    for k in range(HEADS):
+        made[f"q_{k}"] = nn.Linear(width, size, bias=False, **how)
+        made[f"target_{k}"] = nn.Linear(width, size, bias=False, **how).requires_grad_(False)
+        with torch.no_grad():
+            made[f"q_{k}"].weight.copy_(
+                torch.randn(size, width, generator=noise) * SPREAD * width**-0.5
+            )
+            made[f"target_{k}"].weight.copy_(made[f"q_{k}"].weight)
+    made["v"] = nn.Linear(width, 1, **how)
+    nn.init.zeros_(made["v"].weight)
+    nn.init.zeros_(made["v"].bias)
+    return Heads(policy, nn.ModuleDict(made), target_update, decode_beta)

@@ -1,0 +1,65 @@
+"""Weights held in bfloat16: half the memory, and the numbers that autocast would make of float32
+copies of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NARROW = torch.bfloat16
+
+
+def hold(model: Any, dtype: torch.dtype) -> Any:
+    """The same model, its weights in this precision.
+
+    bfloat16 is for matrices. Vectors (norms, biases) stay float32: they are few, and sums want them
+    so. With adapters on it, whatever is trained stays float32, and only the frozen base is narrow.
+    """
+    if dtype != NARROW:
+        return model.to(dtype)
+    adapters = hasattr(model, "peft_config")
+    for parameter in model.parameters():
+        if torch.is_floating_point(parameter):
+            wide = parameter.ndim < 2 or (adapters and parameter.requires_grad)
+            parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+    base = model.get_base_model() if adapters else model
+    for buffer in model.buffers():
+        if torch.is_floating_point(buffer):
+            buffer.data = buffer.data.float()
+    embedding = base.get_input_embeddings()
+    embedding = getattr(embedding, "base_layer", embedding)
+    if widened not in embedding._forward_hooks.values():
+        embedding.register_forward_hook(widened)
+    return model
+
+
+def widened(embedding: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    """Embeddings as float32, so that what is added to them layer by layer is, too, as it is over
+    float32 weights.
+
+    A family that scales them does so in float32, not by a factor rounded to bfloat16.
+    """
+    if not torch.is_autocast_enabled(out.device.type):
+        return out
+    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
+    if scale is None or type(embedding).forward is nn.Embedding.forward:
+        return out.float()
+    return F.embedding(args[0], embedding.weight, embedding.padding_idx).float() * scale
+
+
+def held(model: Any) -> torch.dtype:
+    """The precision that a model's matrices are held in."""
+    return model.get_input_embeddings().weight.dtype
+
+
+def reading(model: Any) -> Any:
+    """A context to call a model in: weights that are narrow take part in products of their own
+    precision only.
+    """
+    weight = model.get_input_embeddings().weight
+    return torch.autocast(weight.device.type, NARROW) if weight.dtype == NARROW else nullcontext()

@@ -1,0 +1,482 @@
+"""The policy: a Hugging Face causal LM with its tokenizer, and the frozen reference that KL is
+measured to.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import logging
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laurel.core.errors import UsageError
+from laurel.core.machine import threads_by_rule
+from laurel.core.sample import Batch
+from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
+from laurel.model.chat import ensure_template
+from laurel.model.ends import ends_of, learn_ends
+from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.logprob import (
+    ROOM,
+    Entropy,
+    TokenStats,
+    chunked_kl,
+    chunked_logprobs,
+    token_logprobs,
+    wide,
+)
+from laurel.model.narrow import NARROW, hold, reading
+from laurel.model.objects import given_model, given_tokenizer
+from laurel.model.packed import hidden_states, packs
+from laurel.model.positions import positions_of
+from laurel.model.precision import WORST, slack
+from laurel.model.render import without_template
+from laurel.model.saving import Origin, largest, origin_of, save_causal
+from laurel.model.weights import guard_ids, load_model, told
+
+
+@dataclass
+class Policy:
+    """A causal LM that can be trained, asked for log-probabilities, and saved.
+
+    `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it.
+    `dtype` is the precision of computation; weights are float32, or bfloat16
+    (`laurel.model.narrow`). `template` is the hash of the chat template; `notes` is what is to be
+    said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take;
+    `whole_logits`: are they made by the whole model only, not by its head? None: it is tried, and
+    `logit_size`, the largest of a few of them, found.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype = torch.float32
+    template: str = ""
+    notes: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
+    room: int = ROOM
+    whole_logits: bool | None = None
+    logit_size: float = 0.0
+
+    def __post_init__(self) -> None:
+        forward = getattr(self.causal, self.causal.base_model_prefix).forward
+        self.takes_positions = "position_ids" in inspect.signature(forward).parameters
+        if self.whole_logits is None:
+            self.whole_logits = not self._head_is_whole_story()
+
+    @property
+    def causal(self) -> nn.Module:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends a completion: the tokenizer's and the generation config's."""
+        return frozenset(ends_of(self.tokenizer, getattr(self.causal, "generation_config", None)))
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row it can read; None: any."""
+        return positions_of(getattr(self.causal, "config", None))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.causal.parameters())
+
+    @property
+    def slack(self) -> float:
+        """Nats that a token's log-probability usually differs by between two computations, by the
+        size of logits and precision.
+        """
+        return slack(
+            self.dtype,
+            max(self.logit_size, math.log(self.causal.get_input_embeddings().weight.shape[0])),
+        )
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of what the optimiser moves."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def body(self, ids_NL: Tensor, **keywords: Any) -> Any:
+        """The transformer below the head: returns Hugging Face's output with `last_hidden_state`
+        [N, L, D].
+        """
+        with self.autocast():
+            return getattr(self.causal, self.causal.base_model_prefix)(input_ids=ids_NL, **keywords)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V], float32 (float64 of a float64 model)."""
+        with self.autocast():
+            logits = wide(self.causal.get_output_embeddings()(hidden))
+        cap = getattr(self.causal.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @property
+    def readout(self) -> Any:
+        """What makes logits of hidden states: the output layer itself where nothing stands behind
+        it, else `head`.
+        """
+        return (
+            self.head
+            if getattr(self.causal.config, "final_logit_softcapping", None)
+            else self.causal.get_output_embeddings()
+        )
+
+    @property
+    def packs(self) -> bool:
+        """Are only real tokens computed, and shared prompts once? Then micro-batches may be counted
+        so.
+        """
+        return not self.whole_logits and packs(getattr(self.causal, self.causal.base_model_prefix))
+
+    def autocast(self) -> Any:
+        """bfloat16 arithmetic when asked for; nothing otherwise."""
+        return (
+            nullcontext()
+            if self.dtype == torch.float32
+            else torch.autocast(self.device.type, self.dtype)
+        )
+
+    def logp(
+        self, batch: Batch, *, entropy: Entropy = "none", hidden_NLD: Tensor | None = None
+    ) -> TokenStats:
+        """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0
+        where not trained.
+
+        Rows are padded on the right and attention is causal, so no real token sees padding; only
+        trained tokens go through the head, a chunk at a time. hidden_NLD: last hidden states of the
+        batch, if they are at hand.
+        """
+        rows, times, at = trained_positions(batch)
+        ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
+        if self.whole_logits:
+            stats = token_logprobs(
+                self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy
+            )
+        else:
+            hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+            with self.autocast():
+                how = {"entropy": entropy, "room": self.room}
+                stats = chunked_logprobs(
+                    self.readout, hidden_NLD[rows, at], ids_M, temperature_M, **how
+                )
+        place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
+        return TokenStats(
+            *(None if s is None else place.index_put((rows, times), s) for s in stats)
+        )
+
+    def kl(self, batch: Batch, reference: Reference) -> Tensor:
+        """Exact KL(pi || ref) of every trained token's distribution: [N, T], differentiable in the
+        policy.
+        """
+        rows, times, at = trained_positions(batch)
+        if self.whole_logits:
+            raise UsageError(
+                "kl_estimator=exact needs a model whose logits are head(hidden).", fix="Use k3."
+            )
+        with torch.no_grad(), reference.switched_off() as ref:
+            hidden_ref = ref.hidden(batch)[rows, at]
+        hidden, temperature_M = self.hidden(batch)[rows, at], batch.temperature_N[rows]
+        kl_M = chunked_kl(
+            self.head, hidden, reference.head, hidden_ref, temperature_M, room=self.room
+        )
+        return torch.zeros(
+            batch.loss_mask_NT.shape, device=self.device, dtype=kl_M.dtype
+        ).index_put((rows, times), kl_M)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, L, D] of a right-padded batch."""
+        with self.autocast():
+            body = getattr(self.causal, self.causal.base_model_prefix)
+            return hidden_states(
+                body, batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N
+            )
+
+    def save(
+        self, folder: str | Path, *, merge: bool = False, dtype: str | None = None
+    ) -> list[str]:
+        """Write a Hugging Face folder and prove it: what it says is what the model says, within
+        rounding, or an error. What is to be said.
+
+        Adapters are written as adapters, a PEFT folder; merge: merged into the model instead, as
+        where nothing else can hold them.
+        dtype: the precision of the files; None: that of the files that the weights came from. No
+        copy of the model is made. What was not proven does not come to `folder`: it is kept beside
+        it, and adapters that were to be merged too.
+        """
+        return save_causal(self, Path(folder), merge, dtype)
+
+    @torch.no_grad()
+    def said(self) -> Tensor:
+        """The logits of the probe, without dropout, float64."""
+        was = self.model.training
+        self.model.eval()
+        with reading(self.causal):
+            logits = self.causal(self.probe(), use_cache=False).logits.double()
+        self.model.train(was)
+        return logits
+
+    def probe(self) -> Tensor:
+        """Eight tokens from all over the vocabulary: [1, 8]."""
+        size = self.causal.get_input_embeddings().weight.shape[0]
+        return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
+
+    def _all_logits(self, batch: Batch) -> Tensor:
+        mask = batch.attention_NL.long()
+        with self.autocast():
+            return self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False).logits
+
+    @torch.no_grad()
+    def _head_is_whole_story(self) -> bool:
+        """Is model(ids).logits just head(body(ids))? Some architectures scale or cap in between:
+        those take the slow way.
+        """
+        was = self.model.training
+        self.model.eval()
+        try:
+            probe = self.probe()
+            ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
+            with self.autocast():
+                theirs = wide(self.causal(probe, use_cache=False).logits)
+            self.logit_size = float(theirs.abs().max())
+            return ours.shape == theirs.shape and largest(ours - theirs) <= WORST * slack(
+                torch.float32, self.logit_size
+            )
+        finally:
+            self.model.train(was)
+
+
+def trained_positions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the trained tokens are: their row, their place in the completion, and the position that
+    predicts them, each [M].
+    """
+    rows, times = batch.loss_mask_NT.nonzero(as_tuple=True)
+    return rows, times, batch.start_N[rows] + times - 1
+
+
+class Reference:
+    """The frozen policy that KL is measured to: a copy, or the same model with its adapters
+    switched off.
+
+    `hash` is a digest of its weights, taken at the start and stored with every checkpoint.
+    """
+
+    def __init__(self, policy: Policy, *, adapters_off: bool) -> None:
+        self.adapters_off = adapters_off
+        self.policy = policy
+        if not adapters_off:
+            model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+            alike = {
+                "room": policy.room,
+                "whole_logits": policy.whole_logits,
+                "logit_size": policy.logit_size,
+            }
+            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template, **alike)
+        with self.switched_off() as frozen:
+            self.hash = weights_hash(frozen.causal, skip="lora_" if adapters_off else "")
+
+    def switched_off(self) -> Any:
+        """A context in which the returned policy is the reference."""
+        return _AdaptersOff(self.policy) if self.adapters_off else nullcontext(self.policy)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch) -> Tensor:
+        """log ref of the completion tokens: [N, T] float32, no gradient."""
+        with self.switched_off() as frozen:
+            return frozen.logp(batch).logp
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """The reference's own head: hidden states to logits."""
+        with self.switched_off() as frozen:
+            return frozen.head(hidden)
+
+
+class _AdaptersOff:
+    """Evaluation mode without adapters, and back."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.was, self.off = (
+            policy,
+            policy.model.training,
+            policy.model.disable_adapter(),
+        )
+
+    def __enter__(self) -> Policy:
+        self.was = self.policy.model.training
+        self.policy.model.eval()
+        self.off.__enter__()
+        return self.policy
+
+    def __exit__(self, *error: Any) -> None:
+        self.off.__exit__(*error)
+        self.policy.model.train(self.was)
+
+
+def load_policy(config: Any) -> Policy:
+    """The policy that a TrainConfig describes: model folder or hub name, precision, device,
+    LoRA.
+    """
+    device = pick_device(config.device)
+    dtype, kept = (
+        pick_dtype(config.dtype, device, config.param_dtype),
+        pick_param_dtype(config.param_dtype),
+    )
+    model = load_causal(config.model, kept)
+    tokenizer = load_tokenizer(config.model)
+    notes = without_template(tokenizer, config.chat_template)
+    template = ensure_template(tokenizer, config.chat_template)
+    notes += learn_ends(
+        model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer
+    )
+    if config.use_peft or hasattr(model, "peft_config"):
+        model = hold(with_lora(model, config), kept)
+        if apart(model.get_base_model()):
+            line = (
+                "output head and embedding are one tensor, and LoRA changes them apart: the model"
+                " that is saved has both"
+            )
+            logging.getLogger(__name__).warning(line)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    policy = Policy(
+        model.to(device).eval(), tokenizer, dtype, template, tuple(notes), origin_of(config.model)
+    )
+    guard_ids(policy)
+    return policy
+
+
+def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:
+    """A causal LM from a local folder or the hub; a folder with LoRA adapters comes with them,
+    trainable.
+
+    head: the output head is used, so it must be there; without it a body alone will do.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    # loading takes a moment; laurel shows the bars of what takes long
+    logging.disable_progress_bar()
+    if (own := given_model(name, dtype)) is not None:
+        return own
+    check_folder(name)
+    if is_adapter(name):
+        try:
+            base = load_causal(base_of(name), dtype, head=head)
+        except UsageError as error:
+            raise UsageError(
+                f"its base model cannot be loaded: {error}", where=f"model={name}"
+            ) from error
+        if any(HEAD.match(key) for key in adapter_shapes(name)):
+            fix = "Give the language model that it was made from."
+            raise UsageError(
+                "the folder holds the adapters of a trained scorer.", where=f"model={name}", fix=fix
+            )
+        if (
+            Path(name) / "generation_config.json"
+        ).is_file():  # its end tokens: those that training closed turns with
+            base.generation_config = GenerationConfig.from_pretrained(name)
+        return load_adapters(name, base)
+    spare = () if head else ("lm_head", "embed_out")
+    return load_model(AutoModelForCausalLM, name, "a causal language model", dtype, spare=spare)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model folder or hub name; of an adapter folder without one,
+    its base's.
+    """
+    from transformers import AutoTokenizer
+
+    if (own := given_tokenizer(name)) is not None:
+        return own
+    check_folder(name)
+    if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(name))
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (
+        Exception
+    ) as error:  # whatever another library raises about a folder is told in our words
+        fix = "Are all its files there, and whole?"
+        raise UsageError(
+            f"cannot load a tokenizer: {told(error)}", where=f"model={name}", fix=fix
+        ) from error
+
+
+def make_reference(policy: Policy, kind: str) -> Reference | None:
+    """start: the weights as they are now. base: the model under a loaded adapter. none: no
+    reference.
+
+    Fresh LoRA adapters are zero, so `start` is the adapters switched off and costs no memory; tuned
+    ones are copied.
+    """
+    if kind == "none":
+        return None
+    has_adapters = policy.causal is not policy.model
+    if kind == "base" and not has_adapters:
+        raise UsageError("reference=base needs a model with adapters.", fix="Use reference=start.")
+    return Reference(policy, adapters_off=kind == "base" or (has_adapters and fresh(policy.model)))
+
+
+def weights_hash(model: nn.Module, *, skip: str = "") -> str:
+    """A digest of every parameter's bytes, in name order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not skip or skip not in name:
+            digest.update(name.replace(".base_layer", "").encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: cuda, then mps, then cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_param_dtype(name: str) -> torch.dtype:
+    """auto: float32."""
+    return torch.float32 if name == "auto" else getattr(torch, name)
+
+
+def pick_dtype(name: str, device: torch.device, weights: str = "auto") -> torch.dtype:
+    """auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes
+    float32 for it: finer, and faster.
+
+    weights: their own precision. Those in bfloat16 are multiplied in it, wherever they are.
+    """
+    if pick_param_dtype(weights) == NARROW:
+        return NARROW
+    if name == "auto":
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
+    if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        logging.getLogger(__name__).warning(
+            "dtype bfloat16 is computed in float32, faster: this CPU has no products of bfloat16"
+        )
+        return torch.float32
+    return getattr(torch, name)
+
+
+def pick_threads(asked: int, parameters: int) -> int:
+    """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they
+    bring), else all it may use.
+    """
+    return asked or (1 if parameters < 5_000_000 else threads_by_rule())

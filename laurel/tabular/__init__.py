@@ -1,1 +1,0 @@
-"""Exact worlds: Markov decision processes and language models small enough to list. The right answer is known."""

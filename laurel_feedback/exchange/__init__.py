@@ -1,0 +1,1 @@
+"""Files and applications in, training rows out."""

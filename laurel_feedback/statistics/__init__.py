@@ -1,0 +1,1 @@
+"""What votes say: agreement, labels, skill, the scores of models, and the report."""

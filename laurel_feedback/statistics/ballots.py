@@ -1,0 +1,449 @@
+"""Votes as the statistics take them: by response, with the slot as a covariate; from the store, or
+from LLMFAO's and MT-Bench's files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from laurel.core.errors import UsageError
+from laurel.measure.agreement import oriented
+from laurel_feedback.store.database import Store
+from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.tables import (
+    Annotator,
+    Assignment,
+    Batch,
+    Dispute,
+    Item,
+    Response,
+    Verdict,
+    Vote,
+)
+
+COUNTED = ("normal", "product")
+"""Kinds of items whose votes are opinions; the others have a right answer and measure the
+annotator.
+"""
+LEVELS = {1: 1.0, 2: 2.0, 0: 2.5, 3: 3.0, 4: 4.0}
+"""Ratings on one scale from "the first is better" to "the second is better", a tie in its middle.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """The last answer to one assignment. `rating` and `ranking` are by place, as stored; `order` is
+    the places slot by slot as shown.
+
+    models, lengths: of each response by place, "" and words. words: to read in all. seconds: at
+    work; None: not known.
+    """
+
+    item: str
+    annotator: str
+    order: tuple[int, ...]
+    rating: int | None = None
+    ranking: tuple[int, ...] | None = None
+    models: tuple[str, ...] = ("", "")
+    lengths: tuple[int, ...] = (0, 0)
+    words: int = 0
+    seconds: float | None = None
+    pasted: float | None = None
+    kind: str = "normal"
+    gold: int | None = None
+    repeat: int = 0
+    made_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One pair of responses in one ballot; a ranking of K holds K(K-1)/2 of weight 1 / (K(K-1)/2)
+    each.
+
+    label: a (the response with the lower place), tie or b. slot: left, tie or right. level: see
+    `LEVELS`; None in a ranking.
+    """
+
+    unit: tuple[str, int, int]
+    annotator: str
+    label: str
+    slot: str
+    level: float | None
+    models: tuple[str, str]
+    lengths: tuple[int, int]
+    weight: float = 1.0
+
+    @property
+    def longer(self) -> bool | None:
+        """Did the longer response win? None: a tie, or equal lengths."""
+        if self.label == "tie" or self.lengths[0] == self.lengths[1]:
+            return None
+        return (self.label == "a") == (self.lengths[0] > self.lengths[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A model's answer about an item: status is a or b (the first or the second as shown), tie,
+    inconsistent, invalid or error.
+    """
+
+    item: str
+    status: str
+    order: tuple[int, ...] = (0, 1)
+    """Empty: not known, and the status is about responses."""
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What is analysed together: a batch, or a published set of votes. `judges`: the answers of
+    each model that judged the same items.
+    """
+
+    name: str
+    ballots: Sequence[Ballot]
+    judges: dict[str, list[Judged]] = field(default_factory=dict)
+    settings: BatchSettings | None = None
+    notes: tuple[str, ...] = ()
+    models: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The models of each item's responses, rated or not."""
+
+    @cached_property
+    def counted(self) -> list[Ballot]:
+        """Opinions: no repeats, no items with a right answer."""
+        return [b for b in self.ballots if b.kind in COUNTED and not b.repeat]
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """See `Choice`; in the order given."""
+        return [choice for ballot in self.counted for choice in choices_of(ballot)]
+
+    @cached_property
+    def labels(self) -> dict[tuple[str, int, int], list[str]]:
+        """The labels of each pair of responses."""
+        found: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+        for choice in self.choices:
+            found[choice.unit].append(choice.label)
+        return dict(found)
+
+
+def choices_of(ballot: Ballot) -> list[Choice]:
+    """The pairs in a ballot; none in a thumb for a single answer."""
+    count = len(ballot.order)
+    if count < 2:
+        return []
+    if ballot.rating is not None:
+        return [_choice(ballot, 0, 1, label_of(ballot.rating), LEVELS[ballot.rating], 1.0)]
+    ranks = ballot.ranking
+    if ranks is None:
+        return []
+    pairs = list(combinations(range(count), 2))
+    labels = [
+        "a" if ranks[i] < ranks[j] else "b" if ranks[i] > ranks[j] else "tie" for i, j in pairs
+    ]
+    return [
+        _choice(ballot, i, j, label, None, 1 / len(pairs))
+        for (i, j), label in zip(pairs, labels, strict=True)
+    ]
+
+
+def label_of(rating: int) -> str:
+    """1 and 2 are for the first response, 3 and 4 for the second, 0 for neither."""
+    return "tie" if rating == 0 else "a" if rating <= 2 else "b"
+
+
+def _choice(
+    ballot: Ballot, i: int, j: int, label: str, level: float | None, weight: float
+) -> Choice:
+    first = ballot.order.index(i) < ballot.order.index(j)
+    slot = "tie" if label == "tie" else "left" if (label == "a") == first else "right"
+    models, lengths = (ballot.models[i], ballot.models[j]), (ballot.lengths[i], ballot.lengths[j])
+    return Choice(
+        (ballot.item, i, j), ballot.annotator, label, slot, level, models, lengths, weight
+    )
+
+
+def batch_poll(store: Store, batch_id: int) -> Poll:
+    """A batch's votes, the last revision of each, in the order they were first given."""
+    with store.read() as session:
+        batch = session.get(Batch, batch_id)
+        if batch is None:
+            raise UsageError(
+                f"there is no batch {batch_id}.", where="batch", fix="The overview lists them."
+            )
+        models: dict[str, list[str]] = defaultdict(list)
+        lengths: dict[str, list[int]] = defaultdict(list)
+        texts = (
+            select(Response.item_id, Response.model, Response.text)
+            .join(Item)
+            .where(Item.batch_id == batch_id)
+        )
+        for item, model, text in session.execute(texts.order_by(Response.item_id, Response.place)):
+            models[item].append(model)
+            lengths[item].append(len(text.split()))
+        items = {
+            row.id: row
+            for row in session.execute(
+                select(Item.id, Item.kind, Item.gold, Item.prompt).where(Item.batch_id == batch_id)
+            )
+        }
+        read = {
+            name: (
+                sum(lengths[name]) + sum(len(str(m.get("content", "")).split()) for m in row.prompt)
+            )
+            for name, row in items.items()
+        }
+        votes = (
+            select(
+                Vote.assignment_id,
+                Vote.rating,
+                Vote.ranking,
+                Vote.active_ms,
+                Vote.pasted,
+                Vote.made_at,
+                Assignment.item_id,
+                Assignment.order,
+                Assignment.repeat,
+                Annotator.pseudonym,
+            )
+            .join(Assignment, Vote.assignment_id == Assignment.id)
+            .join(Annotator, Assignment.annotator_id == Annotator.id)
+            .where(Assignment.batch_id == batch_id, Assignment.state == "submitted")
+            .order_by(Vote.id)
+        )
+        upheld = set(
+            session.scalars(select(Dispute.assignment_id).where(Dispute.state == "upheld"))
+        )  # such an answer is no mistake
+        ballots: dict[str, Ballot] = {}
+        for row in session.execute(votes):
+            name = row.item_id
+            ballots[row.assignment_id] = Ballot(
+                name,
+                row.pseudonym,
+                tuple(row.order),
+                row.rating,
+                tuple(row.ranking) if row.ranking else None,
+                tuple(models[name]),
+                tuple(lengths[name]),
+                read[name],
+                row.active_ms / 1000 if row.active_ms else None,
+                row.pasted,
+                items[name].kind,
+                None if row.assignment_id in upheld else items[name].gold,
+                row.repeat,
+                row.made_at,
+            )
+        judges: dict[str, list[Judged]] = defaultdict(list)
+        verdicts = (
+            select(Verdict.item_id, Verdict.judge, Verdict.status, Verdict.order)
+            .join(Item)
+            .where(Item.batch_id == batch_id)
+        )
+        for row in session.execute(verdicts.order_by(Verdict.id)):
+            judges[row.judge].append(Judged(row.item_id, row.status, tuple(row.order)))
+        return Poll(
+            batch.name,
+            list(ballots.values()),
+            dict(judges),
+            BatchSettings.model_validate(batch.settings),
+            models={name: tuple(names) for name, names in models.items()},
+        )
+
+
+def timed_poll(store: Store, batch_id: int) -> Poll:
+    """A batch's votes with their annotator and time alone, which is all that pay needs, and is read
+    fast.
+    """
+    with store.read() as session:
+        batch = session.get(Batch, batch_id)
+        if batch is None:
+            raise UsageError(
+                f"there is no batch {batch_id}.", where="batch", fix="The overview lists them."
+            )
+        votes = (
+            select(Vote.assignment_id, Vote.active_ms, Annotator.pseudonym)
+            .join(Assignment, Vote.assignment_id == Assignment.id)
+            .join(Annotator, Assignment.annotator_id == Annotator.id)
+            .where(Assignment.batch_id == batch_id, Assignment.state == "submitted")
+            .order_by(Vote.id)
+        )
+        last = {
+            name: Ballot("", who, (), seconds=spent / 1000 if spent else None)
+            for name, spent, who in session.execute(votes)
+        }
+        return Poll(
+            batch.name, list(last.values()), {}, BatchSettings.model_validate(batch.settings)
+        )
+
+
+def file_polls(path: Path) -> list[Poll]:
+    """The polls in a folder of LLMFAO or MT-Bench, or in one file of either. Anything else is
+    refused.
+    """
+    folder = path if path.is_dir() else path.parent
+    if (folder / "crowd-comparisons.csv").is_file():
+        return [llmfao(folder)]
+    if (folder / "human.jsonl").is_file():
+        return mtbench(folder)
+    fix = (
+        "Give a laurel feedback database, or a folder with crowd-comparisons.csv (LLMFAO) or"
+        " human.jsonl (MT-Bench)."
+    )
+    raise UsageError("there are no votes here that laurel knows.", where=str(path), fix=fix)
+
+
+def llmfao(folder: Path) -> Poll:
+    """crowd-comparisons.csv (id, left, right, winner, worker), with pairs-crowd.jsonl and the
+    models' own verdicts where they are there.
+    """
+    pairs = {str(row["id"]): row for row in _jsonl(folder / "pairs-crowd.jsonl", optional=True)}
+    ballots = []
+    for row in _csv(folder / "crowd-comparisons.csv", ("id", "left", "right", "winner", "worker")):
+        pair = pairs.get(row["id"], {})
+        lengths = tuple(len(str(pair.get(name) or "").split()) for name in ("result_x", "result_y"))
+        words = sum(lengths) + len(str(pair.get("text", "")).split())
+        rating = _rating(
+            row["winner"], {"left": 1, "right": 4, "tie": 0}, folder / "crowd-comparisons.csv"
+        )
+        ballots.append(
+            Ballot(
+                row["id"],
+                row["worker"],
+                (0, 1),
+                rating,
+                None,
+                (row["left"], row["right"]),
+                lengths,
+                words,
+            )
+        )
+    judges = {}
+    for name, file in (
+        ("GPT-4", "gpt4-crowd-comparisons.csv"),
+        ("GPT-3.5", "gpt3-crowd-comparisons.csv"),
+    ):
+        if (folder / file).is_file():
+            rows = _csv(folder / file, ("id", "winner"))
+            judges[name] = [
+                Judged(
+                    row["id"],
+                    {"left": "a", "right": "b", "tie": "tie"}.get(row["winner"], "invalid"),
+                )
+                for row in rows
+            ]
+    return Poll("LLMFAO", ballots, judges)
+
+
+MTBENCH = ("GPT-4 with a person", 0.66, 0.85), ("a person with a person", 0.63, 0.81)
+"""What Zheng et al. 2023 (arXiv:2306.05685, table 5) print for the first turn, with ties and
+without.
+"""
+
+
+def mtbench(folder: Path) -> list[Poll]:
+    """human.jsonl and gpt4_pair.jsonl, one poll for each turn; (x, y) and (y, x) are one item. The
+    authors' own votes are left out.
+    """
+    polls: dict[str, tuple[list[Ballot], list[Judged], list[str]]] = defaultdict(
+        lambda: ([], [], [])
+    )
+    for file, human in (("human.jsonl", True), ("gpt4_pair.jsonl", False)):
+        for row in _jsonl(folder / file, optional=not human):
+            try:
+                one, two, winner, who = (
+                    row["model_a"],
+                    row["model_b"],
+                    row["winner"],
+                    str(row["judge"]),
+                )
+                label = (
+                    winner if winner.startswith("tie") else {"model_a": "a", "model_b": "b"}[winner]
+                )
+                first, second, label = oriented(one, two, label)
+                item, turn = f"{row['question_id']}:{first}:{second}", f"turn {row['turn']}"
+            except (KeyError, AttributeError) as error:
+                fix = (
+                    "A row has question_id, turn, model_a, model_b, judge and winner: model_a,"
+                    " model_b or tie."
+                )
+                raise UsageError(
+                    f"this row is not MT-Bench's: {row}", where=str(folder / file), fix=fix
+                ) from error
+            ballots, judged, left_out = polls[turn]
+            if not human:
+                judged.append(
+                    Judged(item, "inconsistent" if "inconsistent" in winner else label, ())
+                )
+            elif who.startswith("author"):
+                left_out.append(who)
+            else:
+                order = (0, 1) if first == one else (1, 0)
+                ballots.append(
+                    Ballot(
+                        item, who, order, {"a": 1, "b": 4, "tie": 0}[label], None, (first, second)
+                    )
+                )
+    notes = (
+        (
+            "GPT-4 was asked in both orders; where its answers differ it says tie here, as in the"
+            " paper."
+        ),
+        "model_a counts as shown first.",
+    )
+    return [
+        Poll(
+            f"MT-Bench, {turn}",
+            b,
+            {"GPT-4": j} if j else {},
+            None,
+            (f"{len(out)} votes of the paper's authors are left out.", *notes),
+        )
+        for turn, (b, j, out) in sorted(polls.items())
+    ]
+
+
+def _rating(word: str, known: dict[str, int], path: Path) -> int:
+    if word not in known:
+        raise UsageError(
+            f"`{word}` is no winner; there are {', '.join(known)}.",
+            where=str(path),
+            fix="Mend the row.",
+        )
+    return known[word]
+
+
+def _csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise UsageError(
+                f"the columns {', '.join(sorted(missing))} are missing.",
+                where=str(path),
+                fix="Is this the right file?",
+            )
+        return list(reader)
+
+
+def _jsonl(path: Path, *, optional: bool = False) -> Iterator[dict[str, Any]]:
+    if optional and not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UsageError(
+                        f"this line is no JSON: {error}",
+                        where=f"{path}:{number}",
+                        fix="Mend the line.",
+                    ) from error

@@ -1,0 +1,3 @@
+"""The pages: annotators rate, coordinators look after batches, applications send what their users
+prefer.
+"""

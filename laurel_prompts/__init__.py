@@ -1,0 +1,3 @@
+"""Which prompt for which query, learned from logs alone (Prompt-OIRL): logs, rewards, the choice,
+and what it is worth.
+"""

@@ -1,0 +1,173 @@
+"""The columns of a log: common names are read as ours, texts that are numbers become numbers, and
+what is not used is named.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from laurel.core.errors import UsageError
+from laurel.data.read import Record
+
+NUMBERS = ("reward", "cost", "propensity", "confidence")
+COLUMNS = ("query", "prompt", *NUMBERS, "query_id", "sample", "response", "model", "split")
+ALIASES: dict[str, tuple[str, ...]] = {
+    "query": ("question", "input", "problem", "query_text", "question_text", "user_query"),
+    "prompt": ("prompt_text", "prompt_template", "template", "prompt_name", "prompt_id"),
+    "reward": (
+        "correct",
+        "is_correct",
+        "correctness",
+        "score",
+        "success",
+        "passed",
+        "accuracy",
+        "acc",
+    ),
+    "response": (
+        "completion",
+        "output",
+        "model_output",
+        "model_answer",
+        "response_text",
+        "generation",
+        "prediction",
+    ),
+    "cost": ("total_tokens", "tokens", "price"),
+    "propensity": ("propensity_score", "logging_probability"),
+    "query_id": ("question_id", "qid"),
+    "sample": ("sample_id", "draw"),
+    "model": ("model_name", "llm"),
+}
+"""Column -> what others call it, the likelier name first. Read only where the column itself is not
+there.
+"""
+
+
+def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
+    """The rows under our names, and a sentence for each column that was read under another name or
+    is not used.
+
+    Case, spaces and hyphens of a name do not matter. A column that is there under its own name is
+    never replaced; where two others could be it, that is a UsageError. A name one slip away from
+    ours is left for the rows' own check, which refuses it.
+    """
+    names = list(dict.fromkeys(name for _, row in records for name in row))
+    read = {name: name for name in names if name in COLUMNS}
+    notes = []
+    for column in COLUMNS:
+        if column in read:
+            continue
+        found = [name for name in names if plain(name) == column]
+        for other in ALIASES.get(column, ()) if not found else ():
+            found += [name for name in names if plain(name) == other and name not in read]
+        if len(found) > 1 and column in (
+            "query",
+            "reward",
+        ):  # of the others the likelier one is taken, the rest named as unused
+            said = ", ".join(f"`{name}`" for name in found)
+            raise UsageError(
+                f"{len(found)} columns could be the {column}: {said}.",
+                where=where,
+                fix=f"Call one of them `{column}`.",
+            )
+        if found:
+            read[found[0]] = column
+            notes.append(f"column `{found[0]}` is read as {column}")
+    missing = [
+        column
+        for column in ("query", "prompt", "reward")
+        if column not in read.values() and column not in map(slip, names)
+    ]
+    if missing:
+        fix = (
+            f"The file has {', '.join(f'`{name}`' for name in names)}: which one is it? Call it"
+            f" `{missing[0]}`."
+        )
+        raise UsageError(f"no column `{missing[0]}`.", where=where, fix=fix)
+    unused = [name for name in names if name not in read and not slip(name)]
+    if unused:
+        notes.append(f"columns that are not used: {', '.join(f'`{name}`' for name in unused)}")
+    kept = [name for name in names if name not in unused]
+    return [
+        (place, {read.get(n, n): cell(row[n], n, read.get(n, n)) for n in kept if n in row})
+        for place, row in records
+    ], notes
+
+
+def query_column(records: list[Record], where: str) -> str:
+    """Which column of a file of queries holds them: `query`, or what others call it."""
+    names = list(dict.fromkeys(name for _, row in records for name in row))
+    found = [name for name in names if plain(name) == "query"] or [
+        name for name in names if plain(name) in ALIASES["query"]
+    ]
+    if len(found) != 1:
+        what = (
+            f"{len(found)} columns could be the query: {', '.join(f'`{name}`' for name in found)}."
+            if found
+            else "no column `query`."
+        )
+        fix = (
+            "Call one of them `query`."
+            if found
+            else f"The file has {', '.join(f'`{name}`' for name in names)}: which one is it?"
+        )
+        raise UsageError(what, where=where, fix=fix)
+    return found[0]
+
+
+def plain(name: str) -> str:
+    """`Is Correct` -> `is_correct`."""
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def slip(name: str) -> str:
+    """The column of ours that this name misses by one slip of the keyboard, else "". `rewrad` ->
+    reward, `prompt_2` -> "".
+    """
+    said = plain(name)
+    return next(
+        (
+            column
+            for column in COLUMNS
+            if said != column and said.replace("_", "").isalpha() and _one_off(said, column)
+        ),
+        "",
+    )
+
+
+def _one_off(one: str, other: str) -> bool:
+    """One letter more, fewer or other, or two neighbours exchanged."""
+    if len(one) == len(other):
+        wrong = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+        swapped = (
+            len(wrong) == 2
+            and wrong[1] == wrong[0] + 1
+            and one[wrong[0]] == other[wrong[1]]
+            and one[wrong[1]] == other[wrong[0]]
+        )
+        return len(wrong) == 1 or swapped
+    short, long = sorted((one, other), key=len)
+    return len(long) == len(short) + 1 and any(
+        long[:i] + long[i + 1 :] == short for i in range(len(long))
+    )
+
+
+def cell(value: Any, name: str, column: str) -> Any:
+    """A cell as its column wants it: "True" and "0.50" of a CSV as numbers, the number of a
+    `prompt_id` or a model as a name.
+    """
+    if column in NUMBERS and isinstance(value, str):
+        said = value.strip().casefold()
+        if said in ("true", "false"):
+            return said == "true"
+        try:
+            number = float(said)
+        except ValueError:
+            return value
+        return number if math.isfinite(number) else value
+    named = column == "model" or (
+        column == "prompt" and plain(name) in ("prompt_id", "prompt_name")
+    )
+    return str(value) if named and isinstance(value, int | float) else value

@@ -1,0 +1,258 @@
+"""From a log to a choice: the reward model that cross-validation picks, when the default is left,
+whether new prompts may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from laurel.core.errors import UsageError
+from laurel.measure.intervals import Interval
+from laurel_prompts.features import Directions, Encoder, encoded, encoder
+from laurel_prompts.logs import Log, folds
+from laurel_prompts.models import Logistic, Model, Rates, Trees, grid
+from laurel_prompts.picking import MARGINS, Trial, cross_fitted, gains, losses, pick, rates, value_S
+from laurel_prompts.predictor import Predictor
+from laurel_prompts.worth import GAIN, auc, mean_of, verdict
+
+STAGES = (20, 40, 80, 160)
+"""Numbers of trees that are tried."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` found. `trials`: the one that was picked, then the others by log loss.
+
+    gain: over the default prompt, out of fold on every training query (None: cannot be told). Each
+    query's default, model and margin were picked without its fold. unseen: what adding a prompt
+    that training did not see changes.
+    """
+
+    predictor: Predictor
+    trials: list[Trial]
+    gain: Interval | None
+    unseen: Interval | None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Cross-validation of every model on some rows of a log: features, folds, and what each model
+    said out of fold.
+    """
+
+    log: Log
+    encode: Encoder
+    queries: Directions
+    prompts: Directions
+    x_SD: np.ndarray
+    e_PE: np.ndarray
+    fold_S: np.ndarray
+    trials: list[Trial]
+
+
+def fit(
+    log: Log,
+    *,
+    features: str = "words",
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Fit:
+    """Learn r(q, p) and the choice from the rows of `log` that are not test rows.
+
+    Everything that could be tuned is chosen by 5-fold cross-validation over questions inside them:
+    the model by what its choice is worth (`picking.pick`), and the margin by which another prompt
+    must be predicted to beat the default before it is sent. Where the gain of choosing so, out of
+    fold, is not credible the margin is infinite: the default it is. features: see
+    `features.encoder`; cache: a folder for rows of slow encoders.
+    """
+    got = cross_validated(log, features=features, seed=seed, cache=cache, say=say)
+    train = got.log
+    rate_P = rates(train, lower=True)
+    gain_TMS, place, margin = gains(train, got.trials, int(np.argmax(rate_P))), 0, float("inf")
+    gained = None if gain_TMS is None else cross_fitted(train, got.trials, got.fold_S)
+    if gain_TMS is not None:
+        place, asked = pick(gain_TMS, losses(train, got.trials))
+        margin = MARGINS[asked] if gained is not None and verdict(gained) == GAIN else margin
+    best = got.trials[place]
+    say(f"picked: {best.name}")
+    unseen = _unseen(best.model, train, got.x_SD, got.e_PE, got.fold_S)
+    predictor = Predictor(
+        model=best.model.fit(got.x_SD, got.e_PE, train.reward_SP),
+        encode=got.encode,
+        query_directions=got.queries,
+        prompt_directions=got.prompts,
+        names=train.names,
+        prompts=train.prompts,
+        rate_P=rate_P,
+        margin=margin,
+        cost_P=None if train.cost_SP is None else np.nanmean(train.cost_SP, 0),
+        unseen=unseen is not None and verdict(unseen) == GAIN,
+    )
+    return Fit(
+        predictor, [best, *(trial for trial in got.trials if trial is not best)], gained, unseen
+    )
+
+
+def cross_validated(
+    log: Log,
+    *,
+    features: str = "words",
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Learned:
+    """What every model says out of fold on the rows that are not test rows, of prompts tried there;
+    the best log loss first.
+    """
+    train = log.rows(~log.test_S)
+    seen = [p for p in range(len(log.names)) if train.logged_SP[:, p].any()]
+    train = train.columns(seen)
+    if len(seen) < 2 or len(np.unique(train.question_S)) < 10:
+        what = (
+            f"{len(np.unique(train.question_S))} questions and {len(seen)} prompts in the training"
+            " part"
+        )
+        raise UsageError(
+            f"{what}: nothing to choose from.",
+            where=log.name,
+            fix="Log at least 10 questions and 2 prompts.",
+        )
+    encode = encoder(features)
+    say(f"encoding {len(log.queries):,} queries ({features})")
+    rows, prompt_rows = encoded(encode, log.queries, cache)[~log.test_S], encode(train.prompts)
+    queries, prompts = (
+        Directions.fit(rows, seed=seed),
+        Directions.fit(prompt_rows, count=min(8, len(seen) - 1), seed=seed),
+    )
+    x_SD, e_PE = queries(rows), prompts(prompt_rows)
+    fold_S = folds(train.question_S, seed=seed)
+    trials = []
+    for model in grid():
+        found = _trials(model, train, x_SD, e_PE, fold_S)
+        trials += found
+        for trial in found:
+            shown = "" if trial.value is None else f"  value {trial.value:.3f}"
+            say(f"{trial.name:<40} log loss {trial.log_loss:.4f}  AUC {trial.auc:.3f}{shown}")
+    trials.sort(key=lambda trial: (np.isnan(trial.log_loss), trial.log_loss))
+    return Learned(train, encode, queries, prompts, x_SD, e_PE, fold_S, trials)
+
+
+def gain_everywhere(
+    log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None
+) -> Interval | None:
+    """What choosing gains over the default on every query of a log, test rows included, each valued
+    out of fold.
+
+    Of the prompts that training queries were sent with. One held-out fifth has a fifth of the
+    queries, and so a wider interval.
+    """
+    seen = [p for p in range(len(log.names)) if log.logged_SP[~log.test_S, p].any()]
+    got = cross_validated(
+        replace(log.columns(seen), test_S=np.zeros_like(log.test_S)),
+        features=features,
+        seed=seed,
+        cache=cache,
+    )
+    return cross_fitted(got.log, got.trials, got.fold_S)
+
+
+def value_of(
+    log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_S: np.ndarray | None = None
+) -> Interval | None:
+    """The mean of `value_S` with its interval; with `baseline_S` the mean gain over another choice,
+    paired.
+    """
+    value = value_S(log, choice_S, predicted_SP)
+    if value is None:
+        return None
+    if baseline_S is not None:
+        other = value_S(log, baseline_S, predicted_SP)
+        assert other is not None
+        value = value - other
+    known = ~np.isnan(value)
+    return mean_of(value[known], log.question_S[known])
+
+
+def _trials(
+    model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray
+) -> list[Trial]:
+    """Out-of-fold predictions of a model, of trees after each stage."""
+    stages = STAGES if isinstance(model, Trees) else (0,)
+    predicted = [np.empty(log.reward_SP.shape) for _ in stages]
+    which = np.arange(len(e_PE))
+    for k in np.unique(fold_S):
+        inside, outside = fold_S != k, fold_S == k
+        if isinstance(model, Trees):
+            made = Trees(model.leaves, max(STAGES)).staged(
+                x_SD[inside], e_PE, log.reward_SP[inside], STAGES
+            )
+        else:
+            made = [model.fit(x_SD[inside], e_PE, log.reward_SP[inside])]
+        for table, one in zip(predicted, made, strict=True):
+            table[outside] = one.predict(x_SD[outside], e_PE, which)
+    found = []
+    for stage, table in zip(stages, predicted, strict=True):
+        told = Trees(model.leaves, stage) if isinstance(model, Trees) else model
+        tried = log.logged_SP
+        value = value_S(log, table.argmax(1), table)
+        loss = log_loss(table[tried], log.reward_SP[tried])
+        found.append(
+            Trial(
+                named(told),
+                told,
+                loss,
+                auc(table[tried], log.reward_SP[tried]),
+                None if value is None else float(np.nanmean(value)),
+                table,
+            )
+        )
+    return found
+
+
+def log_loss(predicted: np.ndarray, reward: np.ndarray) -> float:
+    """The mean cross-entropy of chances against rewards in [0, 1]."""
+    p = np.clip(predicted, 1e-6, 1 - 1e-6)
+    return float(-(reward * np.log(p) + (1 - reward) * np.log(1 - p)).mean())
+
+
+def named(model: Model) -> str:
+    """A model in words."""
+    if isinstance(model, Trees):
+        return f"trees, {model.leaves} leaves, {model.rounds} rounds"
+    if isinstance(model, Rates):
+        return "each prompt's mean reward"
+    assert isinstance(model, Logistic)
+    return f"logistic, {model.kind}, own {model.own:g}"
+
+
+def _unseen(
+    model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray
+) -> Interval | None:
+    """What adding a prompt that training did not see does to the choice: each prompt left out in
+    turn, out of fold.
+
+    The value of choosing among all prompts, one of them unseen, minus that of choosing among the
+    seen ones. Needs 3 prompts, all tried.
+    """
+    count = len(e_PE)
+    if count < 3 or not log.logged_SP.all() or isinstance(model, Rates):
+        return None
+    inside, outside = fold_S != 0, fold_S == 0
+    reward = log.reward_SP[outside]
+    gains = np.zeros(len(reward))
+    for left in range(count):
+        kept = [p for p in range(count) if p != left]
+        which = np.full(count, -1)
+        which[kept] = np.arange(count - 1)
+        table = model.fit(x_SD[inside], e_PE[kept], log.reward_SP[inside][:, kept]).predict(
+            x_SD[outside], e_PE, which
+        )
+        seen = np.array(kept)[table[:, kept].argmax(1)]
+        at = np.arange(len(reward))
+        gains += (reward[at, table.argmax(1)] - reward[at, seen]) / count
+    return mean_of(gains, log.question_S[outside])

@@ -1,0 +1,287 @@
+"""The saved choice: which prompt for this query, in microseconds; a folder of JSON, arrays and text
+that runs nothing when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laurel.core.errors import UsageError
+from laurel.core.files import write_atomic
+from laurel_prompts.features import Directions, Encoder, encoder
+from laurel_prompts.models import Model, restore
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One query's prompt: its name and text, its predicted reward, the default prompt's, and why it
+    is this one.
+    """
+
+    name: str
+    prompt: str
+    predicted: float
+    default_predicted: float
+    why: str
+
+
+@dataclass
+class Predictor:
+    """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p), where that beats the
+    default prompt by more than `margin`.
+
+    The default is the training prompt of the highest rate_P - cost_weight * cost_P (the lower end
+    of its mean reward's interval, its mean cost). margin: from cross-validation; infinite where no
+    gain was credible. unseen: whether prompts that training did not see may be chosen, which is so
+    only where leaving out each training prompt in turn showed a credible gain.
+    """
+
+    model: Model
+    encode: Encoder
+    query_directions: Directions
+    prompt_directions: Directions
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    rate_P: np.ndarray
+    margin: float
+    cost_P: np.ndarray | None
+    unseen: bool
+    _candidates: tuple[tuple[str, ...], np.ndarray, np.ndarray] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def features(self, queries: Sequence[str]) -> np.ndarray:
+        """[S, D]: the slow part; keep it to score more candidates."""
+        return self.query_directions(self.encode(queries))
+
+    def scores(self, x_SD: np.ndarray, prompts: Mapping[str, str] | None = None) -> np.ndarray:
+        """[S, P] predicted rewards of candidates {name: text} (None: the training prompts), for
+        queries given by their `features`.
+        """
+        texts = self.prompts if prompts is None else tuple(prompts.values())
+        known = self._candidates
+        if (
+            known is None or known[0] != texts
+        ):  # the same candidates, query after query, are encoded once
+            place = {text: p for p, text in enumerate(self.prompts)}
+            which = np.array([place.get(text, -1) for text in texts])
+            self._candidates = known = (texts, self.prompt_directions(self.encode(texts)), which)
+        return self.model.predict(x_SD, *known[1:])
+
+    def choose(
+        self,
+        queries: Sequence[str],
+        prompts: Mapping[str, str] | None = None,
+        *,
+        cost_weight: float = 0.0,
+        unseen: bool | None = None,
+    ) -> list[Choice]:
+        """A prompt for each query from candidates {name: text} (None: the training prompts; the
+        default is always among them).
+
+        cost_weight: reward that one unit of `cost` is worth. unseen: True lets prompts compete that
+        training did not see.
+        """
+        if not (math.isfinite(cost_weight) and cost_weight >= 0):
+            raise UsageError(
+                f"{cost_weight} is no price.",
+                where="cost_weight",
+                fix="Give 0 or more, such as 0.0001 for a token.",
+            )
+        kept = self.default(cost_weight)
+        candidates = (
+            dict(zip(self.names, self.prompts, strict=True)) if prompts is None else dict(prompts)
+        )
+        if self.prompts[kept] not in candidates.values():
+            candidates[
+                (
+                    self.names[kept]
+                    if self.names[kept] not in candidates
+                    else f"{self.names[kept]} (default)"
+                )
+            ] = self.prompts[kept]
+        names, texts = list(candidates), list(candidates.values())
+        default = texts.index(self.prompts[kept])
+        scores = self.scores(self.features(queries), candidates)
+        net = scores - cost_weight * self._costs(texts) if cost_weight else scores.copy()
+        if not (self.unseen if unseen is None else unseen):
+            net[:, [text not in self.prompts for text in texts]] = -np.inf
+        made = []
+        for s, (p, first) in enumerate(
+            zip(leaving(net, default, self.margin).tolist(), net.argmax(1).tolist(), strict=True)
+        ):
+            why = (
+                "predicted better"
+                if p != default
+                else "the default"
+                if first == default
+                else "not credibly better than the default"
+            )
+            made.append(
+                Choice(names[p], texts[p], float(scores[s, p]), float(scores[s, default]), why)
+            )
+        return made
+
+    def default(self, cost_weight: float = 0.0) -> int:
+        """The training prompt that is sent where no other is credibly better."""
+        return int(
+            np.argmax(
+                self.rate_P - cost_weight * self._costs(self.prompts)
+                if cost_weight
+                else self.rate_P
+            )
+        )
+
+    def reward(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
+    ) -> list[float]:
+        """A reward for `laurel.train`: a policy reads a query and writes a prompt, or a training
+        prompt's name; r(q, p) is what it gets.
+
+        What is no training prompt gets the chance of an unseen prompt if unseen prompts may be
+        used, else 0: it may not be sent.
+        """
+        known = {text.strip(): text for text in self.prompts} | {
+            name.strip(): text for name, text in zip(self.names, self.prompts, strict=True)
+        }
+        texts = [known.get(said.strip(), said.strip()) for said in completions]
+        table = self.scores(
+            self.features(prompts), {text: text for text in dict.fromkeys([*self.prompts, *texts])}
+        )
+        place = {text: p for p, text in enumerate(dict.fromkeys([*self.prompts, *texts]))}
+        return [
+            float(table[s, place[text]]) if self.unseen or text in self.prompts else 0.0
+            for s, text in enumerate(texts)
+        ]
+
+    def _costs(self, texts: Sequence[str]) -> np.ndarray:
+        """What an answer to each prompt cost on average; of a prompt that was not tried, the
+        dearest.
+        """
+        missing = [
+            name
+            for name, cost in zip(
+                self.names, [] if self.cost_P is None else self.cost_P, strict=False
+            )
+            if np.isnan(cost)
+        ]
+        if self.cost_P is None or missing:
+            what = (
+                f"the log has no cost for prompt `{missing[0]}`."
+                if missing
+                else "the log has no costs."
+            )
+            raise UsageError(
+                what, where="cost_weight", fix="Log a column `cost`, or leave cost_weight out."
+            )
+        known = dict(zip(self.prompts, self.cost_P, strict=True))
+        return np.array([known.get(text, self.cost_P.max()) for text in texts])
+
+    def save(self, folder: str | Path, about: Mapping[str, Any]) -> Path:
+        """Write the folder: predictor.json, arrays.npz. `about`: what is to be known of its
+        making.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state()
+        arrays = {
+            "rate_P": self.rate_P,
+            **{
+                f"model.{key}": value
+                for key, value in state.items()
+                if isinstance(value, np.ndarray)
+            },
+        }
+        for part, directions in (
+            ("query", self.query_directions),
+            ("prompt", self.prompt_directions),
+        ):
+            arrays |= {f"{part}.{key}": value for key, value in directions.arrays.items()}
+        if self.cost_P is not None:
+            arrays["cost_P"] = self.cost_P
+        np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
+        told = {
+            "format": FORMAT,
+            "encoder": self.encode.name,
+            "names": self.names,
+            "prompts": self.prompts,
+            "margin": None if math.isinf(self.margin) else self.margin,
+            "unseen": self.unseen,
+            "model": type(self.model).__name__,
+            "state": {
+                key: value for key, value in state.items() if not isinstance(value, np.ndarray)
+            },
+            "about": dict(about),
+        }
+        write_atomic(folder / "predictor.json", json.dumps(told, ensure_ascii=False, indent=1))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Predictor:
+        """Read what `save` wrote. UsageError that says what is missing."""
+        folder = Path(folder).expanduser()
+        try:
+            told = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
+            with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+                arrays = dict(file)
+            if told["format"] != FORMAT:
+                what = f"a predictor of format {told['format']}; this laurel reads {FORMAT}."
+                raise UsageError(what, where=str(folder), fix="Fit it again.")
+            parts = [
+                {
+                    key.removeprefix(f"{name}."): value
+                    for key, value in arrays.items()
+                    if key.startswith(f"{name}.")
+                }
+                for name in ("model", "query", "prompt")
+            ]
+            names, prompts, rate_P = tuple(told["names"]), tuple(told["prompts"]), arrays["rate_P"]
+            model = restore(told["model"], {**told["state"], **parts[0]})
+            if not len(names) == len(prompts) == len(rate_P) or getattr(
+                model, "seen", len(names)
+            ) != len(names):
+                raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
+            return cls(
+                model=model,
+                encode=encoder(told["encoder"]),
+                query_directions=Directions(parts[1]),
+                prompt_directions=Directions(parts[2]),
+                names=names,
+                prompts=prompts,
+                rate_P=rate_P,
+                margin=math.inf if told["margin"] is None else told["margin"],
+                cost_P=arrays.get("cost_P"),
+                unseen=told["unseen"],
+            )
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as error:
+            fix = "`laurel prompt fit LOG --output_dir FOLDER` makes one."
+            raise UsageError(
+                f"no saved predictor: {type(error).__name__} {error}.", where=str(folder), fix=fix
+            ) from None
+
+
+def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
+    """The best prompt of each query where it is predicted to beat the default by more than
+    `margin`, else the default.
+    """
+    choice = predicted_SP.argmax(1)
+    better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin
+    return np.where(better, choice, default)

@@ -1,0 +1,117 @@
+"""The authors' logs (Sun et al. 2023, arXiv:2309.06553): Llama-2-7b-chat on GSM8K and MAWPS, and
+the figures they published.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laurel.core.errors import UsageError, nearest
+from laurel_prompts.logs import Log, questions
+
+MODEL = "llama2-7b"
+PUBLISHED = (
+    "best train prompt",
+    "IRL 0",
+    "IRL 10",
+    "IRL 100",
+    "all mixed",
+    "LLM confidence",
+    "RM acc held-out query",
+    "RM acc held-out prompt",
+)
+
+
+def is_published(path: Path) -> bool:
+    """Is this a folder of the authors' logs?"""
+    return (path / "prompts_and_summary.json").is_file()
+
+
+def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
+    """(the log, published figures by name) of one data set. Training queries have the 6 training
+    prompts, test queries 10 more, too.
+    """
+    known = sorted(
+        path.name.removeprefix("labels_llama2_").removesuffix(".npz")
+        for path in folder.glob("labels_llama2_*.npz")
+    )
+    if dataset not in known:
+        fix = nearest(dataset, known) if dataset else f"Name one: --dataset {'|'.join(known)}."
+        raise UsageError(
+            f"no data set `{dataset}` in this folder." if dataset else "which data set?",
+            where="--dataset",
+            fix=fix,
+        )
+    prompts = json.loads((folder / "prompts_and_summary.json").read_text(encoding="utf-8"))
+    labels = np.load(folder / f"labels_llama2_{dataset}.npz")
+    rows = list(_lines(folder / f"questions_{dataset}.jsonl.gz"))
+    train, test = labels["train"], labels["test"]
+    if len(rows) != train.shape[1] + test.shape[1]:
+        raise UsageError(
+            f"{len(rows)} questions and labels of {train.shape[1] + test.shape[1]}.",
+            where=str(folder),
+        )
+    reward = np.full((len(rows), len(prompts["prompts"])), np.nan)
+    reward[: train.shape[1], : train.shape[0]] = train.T
+    reward[train.shape[1] :] = test.T
+    names = tuple(map(str, prompts["aliases"]))
+    log = Log(
+        name=dataset,
+        queries=tuple(row["question"] for row in rows),
+        names=names,
+        prompts=tuple(prompts["prompts"]),
+        reward_SP=reward,
+        test_S=np.array([row["split"] == "test" for row in rows]),
+        question_S=questions(row["question"] for row in rows),
+        confidence_SP=_confidence(folder, dataset, reward.shape, train.shape[1]),
+        responses=_responses(folder, dataset, names),
+    )
+    return log, _figures(folder, dataset, train.shape[0])
+
+
+def _confidence(
+    folder: Path, dataset: str, shape: tuple[int, int], first: int
+) -> np.ndarray | None:
+    """What the language model said of its own answers to the test queries, where that file is
+    there.
+    """
+    path = folder / "self_critic_all_llms.npz"
+    if not path.is_file():
+        return None
+    table = np.full(shape, np.nan)
+    table[first:] = np.load(path)[f"llama_{dataset}_confidence"].T
+    return table
+
+
+def _responses(folder: Path, dataset: str, names: tuple[str, ...]) -> dict[tuple[int, int], str]:
+    """Answers by (query, prompt): of the test queries all, of others where a file was small enough
+    to be kept.
+    """
+    found = {}
+    for p, name in enumerate(names):
+        for path in sorted((folder / "responses_llama2").glob(f"{dataset}_*_{name}.jsonl.gz")):
+            found.update({(row["q_idx"], p): row["response"] for row in _lines(path)})
+    return found
+
+
+def _figures(folder: Path, dataset: str, count: int) -> dict[str, float]:
+    """The row of the published table for all training prompts, from RESULTS.md."""
+    path = folder / "RESULTS.md"
+    row = re.search(
+        rf"^\| {MODEL}/{dataset} \| {count} \|(.*)\|\s*$",
+        path.read_text(encoding="utf-8") if path.is_file() else "",
+        re.MULTILINE,
+    )
+    cells = [cell.strip() for cell in row[1].split("|")] if row else []
+    return {name: float(cell) for name, cell in zip(PUBLISHED, cells, strict=False) if cell != "-"}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,496 @@
+"""What choosing prompts is worth, on queries that were held out: values with paired intervals, the
+two rewards, verdicts in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laurel.measure.calibration import expected_calibration_error, reliability_table
+from laurel.measure.intervals import Interval
+from laurel.report.exhibit import Chart, Exhibit, Table
+from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
+from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
+from laurel_prompts.models import Rates
+from laurel_prompts.picking import rates
+from laurel_prompts.predictor import leaving
+from laurel_prompts.verifier import Verifier, verify
+from laurel_prompts.worth import (
+    auc,
+    doubly_robust,
+    inverse_propensity,
+    one_hot,
+    regret,
+    self_normalised,
+    split_oracle,
+    verdict,
+)
+
+READING = (
+    "The default is the prompt that did best in training. Intervals are of 95 %. An oracle of"
+    " single draws is too high, for luck counts (and the regret to it, too); one that learns on"
+    " half of a question's draws and is valued on the others is too low."
+)
+OWN = "its own split"
+SHOWN = 8
+"""Models of the cross-validation that are listed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to choose: its value on held-out queries, its paired gain over the default prompt, and
+    what was published.
+    """
+
+    what: str
+    value: Interval | None
+    gain: Interval | None = None
+    published: float | None = None
+
+    def cells(self) -> tuple[str | float | None, ...]:
+        return self.what, _cell(self.value, ".3f"), _cell(self.gain, "+.3f"), self.published
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One split, evaluated: tables, notes, the calibration of r(q, p) as a picture, and everything
+    as `data`.
+    """
+
+    tables: list[Table]
+    notes: list[str]
+    chart: Chart | None
+    data: dict[str, Any]
+
+
+def report(
+    log: Log,
+    published: Mapping[str, float] | None = None,
+    *,
+    features: str = "words",
+    seed: int = 0,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Exhibit:
+    """Fit and value a log on its own split, if it has one, and on splits by question and by story.
+    No test reward chooses anything.
+    """
+    published = published or {}
+    seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
+    splits = [(OWN, log)] if log.test_S.any() else []
+    splits.append(("questions held out", _only_seen(grouped_split(log, seed=seed), seen)))
+    if (alike := stories(log)) is not None:
+        splits.append(("stories held out", _only_seen(grouped_split(alike, seed=seed), seen)))
+    tables, notes, data, charts = coverage(log), list[str](), dict[str, Any](), list[Chart]()
+    if log.test_S.any() and leaked(log):
+        share = f"{leaked(log):,} of {int(log.test_S.sum()):,}"
+        notes.append(
+            f"LEAK: {share} test queries of its own split are training questions, too. Claims must"
+            " be made on another split."
+        )
+    if alike is not None:
+        part = replace(alike, test_S=splits[-2][1].test_S)
+        share = f"{leaked(part):,} of {int(part.test_S.sum()):,}"
+        notes.append(
+            f"ALIKE: {share} test queries of the questions held out tell a training question's"
+            " story with other figures. A gain there may still be memory; claims are safest where"
+            " stories are held out."
+        )
+    notes.append(READING)
+    for name, split in splits:
+        say(f"split: {name}")
+        told = judged(
+            name,
+            split,
+            published if name == OWN else {},
+            features,
+            seed,
+            cache,
+            say,
+            last=name == splits[-1][0],
+        )
+        tables, notes, data = tables + told.tables, notes + told.notes, {**data, name: told.data}
+        charts += [told.chart] if told.chart else []
+    return Exhibit(
+        title=f"Which prompt for which query: {log.name}",
+        about=(
+            "A reward model learned from logs chooses each query's prompt; no language model is"
+            " called. Everything tuned was chosen inside the training part, by cross-validation"
+            " over questions. Intervals resample whole questions; those of gains are paired."
+        ),
+        data=data,
+        tables=tuple(tables),
+        charts=tuple(charts),
+        notes=tuple(notes),
+    )
+
+
+def judged(
+    name: str,
+    log: Log,
+    published: Mapping[str, float],
+    features: str,
+    seed: int,
+    cache: Path | None,
+    say: Callable[[str], None],
+    *,
+    last: bool,
+) -> Judged:
+    """Fit on the training rows of one split, and value on its test rows; on the last, strictest one
+    out of fold on all rows, too.
+    """
+    found = fit(log, features=features, seed=seed, cache=cache, say=say)
+    predictor = found.predictor
+    seen = [p for p, text in enumerate(log.prompts) if text in predictor.prompts]
+    test = log.rows(log.test_S)
+    x_SD = predictor.features(test.queries)
+    everything = predictor.scores(x_SD, dict(zip(log.names, log.prompts, strict=True)))
+    rows = _choices(log, test, found, seen, everything, published)
+    if last:
+        gained = gain_everywhere(log, features=features, seed=seed, cache=cache)
+        rows["everywhere"] = Row(
+            f"with a margin, out of fold: all {len(log.queries):,} queries", None, gained
+        )
+    verifier = verify(test, seed=seed)
+    if verifier is not None and verifier.value is not None:
+        rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
+    whole = np.all(test.columns(seen).logged_SP, axis=1)
+    valued = int(whole.sum()) if test.propensity_SP is None else len(whole)
+    title = f"{name}: value on {valued:,} held-out queries"
+    columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
+    tables = [
+        Table(title, columns, tuple(row.cells()[: len(columns)] for row in rows.values())),
+        _rewards(
+            f"{name}: the reward models on held-out queries",
+            log,
+            test,
+            seen,
+            everything,
+            verifier,
+            published,
+        ),
+        Table(
+            f"{name}: cross-validation inside the training part: the model picked, then by log"
+            " loss",
+            ("model", "log loss", "AUC", "value"),
+            tuple(
+                (trial.name, trial.log_loss, trial.auc, trial.value)
+                for trial in found.trials[:SHOWN]
+            ),
+        ),
+    ]
+    if test.propensity_SP is not None and not test.logged_SP.all():
+        tables.insert(
+            1,
+            _estimates(
+                f"{name}: off-policy estimates",
+                test.columns(seen),
+                predictor.margin,
+                everything[:, seen],
+                predictor.rate_P,
+            ),
+        )
+    data = {
+        "rows": {
+            key: {"value": _plain(row.value), "gain": _plain(row.gain), "published": row.published}
+            for key, row in rows.items()
+        },
+        "model": found.trials[0].name,
+        "margin": predictor.margin,
+        "default": predictor.names[predictor.default()],
+        "cross_validated_gain": _plain(found.gain),
+        "unseen_gain": _plain(found.unseen),
+        "leaked": leaked(log),
+        "reward_models": {
+            str(row[0]): dict(zip(tables[-2].columns[1:], row[1:], strict=True))
+            for row in tables[-2].rows
+        },
+    }
+    part = (
+        f"values are of the {valued:,} queries on which every prompt was tried; others may differ."
+    )
+    part = (
+        part
+        if valued
+        else (
+            "no query had every prompt tried, and there are no propensities: nothing can be valued"
+            " or claimed."
+        )
+    )
+    notes = [
+        f"{name}: {line}"
+        for line in [
+            *([part] if valued < len(whole) else []),
+            *_told(rows, found, bool(leaked(log))),
+        ]
+    ]
+    return Judged(
+        tables, notes, _calibration(name, test.reward_SP[:, seen], everything[:, seen]), data
+    )
+
+
+def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> Chart | None:
+    """What r(q, p) said against what happened, by tenths; None where nothing happened."""
+    tried = ~np.isnan(reward_SP)
+    if not tried.any():
+        return None
+    bins = reliability_table(predicted_SP[tried], reward_SP[tried])
+    said = [
+        (row.confidence, row.frequency.value, row.frequency.low, row.frequency.high) for row in bins
+    ]
+    right = [(row.confidence, row.confidence, row.confidence, row.confidence) for row in bins]
+    return Chart(
+        f"{name}: calibration of r(q, p)",
+        "chance that was said",
+        "share that was right",
+        {"r(q, p)": said, "if it were right": right},
+    )
+
+
+def _choices(
+    log: Log,
+    test: Log,
+    found: Fit,
+    seen: list[int],
+    predicted: np.ndarray,
+    published: Mapping[str, float],
+) -> dict[str, Row]:
+    """Every way to choose, the default prompt first: what the gains are over."""
+    predictor = found.predictor
+    inside, own = test.columns(seen), predicted[:, seen]
+    default = predictor.default()
+    always = np.full(len(inside.queries), default)
+
+    def row(what: str, choice_S: np.ndarray, figure: float | None = None) -> Row:
+        return Row(
+            what, value_of(inside, choice_S, own), value_of(inside, choice_S, own, always), figure
+        )
+
+    rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
+    hindsight = int(np.argmax(rates(inside)))
+    sent = np.full(len(always), hindsight)
+    rows["hindsight"] = row(
+        f"in hindsight: {inside.names[hindsight]}", sent, published.get("best train prompt")
+    )
+    rows["chosen"] = row("chosen per query", own.argmax(1), published.get("IRL 0"))
+    rows["abstaining"] = row("chosen with a margin", leaving(own, default, predictor.margin))
+    whole = np.all(test.logged_SP, axis=1)
+    if len(seen) < len(log.names) and whole.any():
+        rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
+    if test.confidence_SP is not None:
+        sure_SP = test.confidence_SP[:, seen]
+        told = np.all(
+            inside.logged_SP & ~np.isnan(sure_SP), axis=1
+        )  # where prompts are missing, which one is there says too much
+        if told.any():
+            part, sent = inside.rows(told), sure_SP[told].argmax(1)
+            value, gained = (
+                value_of(part, sent, own[told]),
+                value_of(part, sent, own[told], always[told]),
+            )
+            rows["confidence"] = Row(
+                "the model's own confidence", value, gained, published.get("LLM confidence")
+            )
+    elif "LLM confidence" in published:
+        rows["confidence"] = Row(
+            "the model's own confidence (not logged)", None, None, published["LLM confidence"]
+        )
+    if inside.logged_SP.all():
+        rows["oracle"] = Row(
+            "oracle of single draws", value_of(inside, inside.reward_SP.argmax(1), own)
+        )
+        lost = regret(inside.reward_SP, one_hot(own.argmax(1), len(seen)), inside.question_S)
+        rows["regret"] = Row("regret to it, chosen per query", lost)
+        split = split_oracle(inside.reward_SP, inside.question_S)
+        if split is not None:
+            rows["split"] = Row("oracle of split draws", split)
+    return rows
+
+
+def _unseen_rows(
+    whole: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
+) -> dict[str, Row]:
+    """Choosing among all prompts, those included that training did not see, on queries where all
+    were tried.
+    """
+    always = np.full(len(whole.queries), seen[default])
+    own = np.array(seen)[predicted[:, seen].argmax(1)]
+    count = len(whole.names) - len(seen)
+    every = predicted.argmax(1)
+    return {
+        "all": Row(
+            f"of all prompts, {count} unseen",
+            value_of(whole, every, predicted),
+            value_of(whole, every, predicted, always),
+            published.get("all mixed"),
+        ),
+        "adding": Row("adding the unseen", None, value_of(whole, every, predicted, own)),
+        "all oracle": Row(
+            "oracle, all prompts", value_of(whole, whole.reward_SP.argmax(1), predicted)
+        ),
+    }
+
+
+def _rewards(
+    title: str,
+    log: Log,
+    test: Log,
+    seen: list[int],
+    predicted: np.ndarray,
+    verifier: Verifier | None,
+    published: Mapping[str, float],
+) -> Table:
+    """Accuracy means little where most answers are wrong: AUC, log loss and calibration beside
+    always-no and each prompt's rate.
+    """
+    train = log.rows(~log.test_S)
+    rate_P = Rates().fit(np.zeros((0, 0)), np.zeros((0, 0)), train.columns(seen).reward_SP).rate_P
+    assert rate_P is not None
+    every = np.full(len(log.names), rate_P.mean())
+    every[seen] = rate_P
+    unseen = [p for p in range(len(log.names)) if p not in seen]
+    rows: list[tuple[str | float | None, ...]] = []
+    for what, places, figure in (
+        ("r(q, p)", seen, "RM acc held-out query"),
+        ("r(q, p), unseen", unseen, "RM acc held-out prompt"),
+    ):
+        tried = test.logged_SP[:, places]
+        if not tried.any():
+            continue
+        right, said = test.reward_SP[:, places][tried], predicted[:, places][tried]
+        rate = np.broadcast_to(every[places], tried.shape)[tried]
+        hit = float(((said > 0.5) == (right > 0.5)).mean())
+        rows.append(
+            (
+                what,
+                int(tried.sum()),
+                hit,
+                float((right <= 0.5).mean()),
+                auc(said, right),
+                auc(rate, right),
+                log_loss(said, right),
+                expected_calibration_error(said, right),
+                published.get(figure),
+            )
+        )
+    if verifier is not None:
+        rows.append(
+            (
+                "r(q, a)",
+                verifier.answers,
+                verifier.accuracy,
+                verifier.always_no,
+                verifier.auc,
+                *[None] * 4,
+            )
+        )
+    columns = (
+        "reward",
+        "rows",
+        "accuracy",
+        "always no",
+        "AUC",
+        "AUC of rates",
+        "log loss",
+        "ECE",
+        "published",
+    )[: 9 if published else 8]
+    return Table(title, columns, tuple(row[: len(columns)] for row in rows))
+
+
+def _estimates(
+    title: str, test: Log, margin: float, predicted: np.ndarray, rate_P: np.ndarray
+) -> Table:
+    """The three estimators for the choice and for the default, side by side."""
+    assert test.propensity_SP is not None
+    default = int(np.argmax(rate_P))
+    rows = []
+    for what, choice in (
+        ("the default", np.full(len(predicted), default)),
+        ("chosen per query", predicted.argmax(1)),
+        ("chosen with a margin", leaving(predicted, default, margin)),
+    ):
+        policy = one_hot(choice, len(test.names))
+        given = (test.reward_SP, test.propensity_SP, policy)
+        met = policy[
+            test.logged_SP
+        ].any()  # else the log says nothing of this choice: IPS is 0, and SNIPS is not to be had
+        estimates = (
+            inverse_propensity(*given, test.question_S),
+            self_normalised(*given, test.question_S) if met else None,
+            doubly_robust(*given, predicted, test.question_S),
+        )
+        rows.append((what, *(_cell(estimate, ".3f") for estimate in estimates)))
+    return Table(
+        title, ("choice", "inverse propensity", "self-normalised", "doubly robust"), tuple(rows)
+    )
+
+
+def _told(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
+    """The verdicts in words."""
+    lines = []
+    for key, what in (
+        ("chosen", "choosing a prompt per query"),
+        ("abstaining", "choosing with a margin"),
+        ("everywhere", "choosing with a margin, out of fold over all queries,"),
+        ("all", "choosing among all prompts"),
+    ):
+        gained = rows[key].gain if key in rows else None
+        if gained is not None:
+            said = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
+            lines.append(f"{what} over the default {_signed(gained)}: {said}.")
+    if np.isinf(found.predictor.margin):
+        lines.append(
+            "no margin's gain was credible in cross-validation, so with a margin the default prompt"
+            " is always sent."
+        )
+    if (adding := rows.get("adding")) is not None and adding.gain is not None:
+        change = adding.gain
+        word = (
+            "lowers the value"
+            if change.value < 0
+            else "raises the value"
+            if change.value > 0
+            else "changes nothing"
+        )
+        sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
+        lines.append(f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.")
+        allowed = "may" if found.predictor.unseen else "would not"
+        left = (
+            ""
+            if found.unseen is None
+            else (
+                " With each training prompt left out in turn, adding it back"
+                f" {_signed(found.unseen)}."
+            )
+        )
+        lines.append(f"a saved predictor {allowed} send unseen prompts.{left}")
+    return lines
+
+
+def _signed(interval: Interval) -> str:
+    return _cell(interval, "+.3f")
+
+
+def _only_seen(log: Log, seen: np.ndarray) -> Log:
+    """A new split must not teach prompts that were only ever tried on the log's own test part."""
+    return replace(log, reward_SP=np.where(~log.test_S[:, None] & ~seen, np.nan, log.reward_SP))
+
+
+def _cell(interval: Interval | None, form: str) -> str:
+    if interval is None:
+        return ""
+    value, low, high = (
+        f"{number:{form}}".replace("0.", ".", 1)
+        for number in (interval.value, interval.low, interval.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _plain(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.value, interval.low, interval.high]

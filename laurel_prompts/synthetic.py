@@ -1,0 +1,79 @@
+"""A log whose truth is known: six kinds of questions, six prompts each best for one of them, and a
+logger with known propensities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from laurel_prompts.logs import Log, questions
+
+KINDS = (
+    ("shop", "price", "discount"),
+    ("train", "speed", "station"),
+    ("garden", "rows", "seeds"),
+    ("recipe", "cups", "flour"),
+    ("team", "points", "match"),
+    ("library", "shelves", "books"),
+)
+PROMPTS = (
+    "The answer is:",
+    "Let us go step by step:",
+    "Write an equation first:",
+    "Draw up a table of what is known:",
+    "Name the parts of the question and answer each:",
+    "Estimate first, then compute:",
+)
+OTHERWISE = (0.53, 0.47, 0.44, 0.42, 0.38, 0.34)
+"""The mean reward of each prompt for the kinds that it is not made for; for its own it is RIGHT."""
+RIGHT = 0.75
+PEOPLE = ("Ada", "Ben", "Chen", "Dora", "Emil", "Farah", "Goran", "Hana")
+
+
+def synthetic_log(
+    queries: int = 3000,
+    seed: int = 0,
+    *,
+    every: bool = True,
+    noisy: bool = True,
+    test: float = 0.25,
+) -> tuple[Log, np.ndarray]:
+    """(log, true r(q, p) [S, P]). Questions differ in difficulty, which moves all prompts alike by
+    up to .1.
+
+    The best single prompt is worth about .57, the best for each query .75. every: each prompt is
+    tried on each query; else one, by known propensities that lean towards the prompt's own kind.
+    noisy: rewards are right or wrong, else the true r itself.
+    """
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 6, queries)
+    hard = rng.uniform(-1, 1, queries)
+    truth = np.where(np.eye(6, dtype=bool)[kind], RIGHT, np.array(OTHERWISE)) - 0.1 * hard[:, None]
+    texts = []
+    for k, h in zip(kind, hard, strict=True):
+        first, second = rng.permutation(KINDS[k])[:2]
+        steps = " and then again" * round(2 + 2 * h)
+        person, a, b = rng.choice(PEOPLE), rng.integers(2, 90), rng.integers(2, 90)
+        texts.append(
+            f"{person} looks at the {first}: {a} of one, {b} of the other{steps}. What is the"
+            f" {second} worth?"
+        )
+    reward = (rng.random(truth.shape) < truth).astype(float) if noisy else truth.copy()
+    propensity = None
+    if not every:
+        lean = np.exp(1.2 * np.eye(6)[kind] + 0.4 * np.arange(6)[::-1] / 5)
+        b_SP = lean / lean.sum(1, keepdims=True)
+        tried = np.array([rng.choice(6, p=row) for row in b_SP])
+        reward[~np.eye(6, dtype=bool)[tried]] = np.nan
+        propensity = np.where(np.isnan(reward), np.nan, b_SP)
+    log = Log(
+        name="synthetic",
+        queries=tuple(texts),
+        names=tuple(f"p{p}" for p in range(6)),
+        prompts=PROMPTS,
+        reward_SP=reward,
+        test_S=np.arange(queries) >= round((1 - test) * queries),
+        question_S=questions(texts),
+        propensity_SP=propensity,
+    )
+    return log, truth

@@ -1,0 +1,316 @@
+"""The experiment of `laurel tabular imitate`: how errors grow with the horizon, and what imitation
+cannot surpass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from laurel.core.errors import UsageError
+from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
+from laurel_worlds.gridworld import gridworld, map_of
+from laurel_worlds.imitation import (
+    Labels,
+    Tightrope,
+    clone,
+    cost,
+    interactive,
+    noisy,
+    tightrope,
+    unrecoverable_cost,
+    walk,
+)
+from laurel_worlds.interval import Interval, mean, words
+from laurel_worlds.learning import q_learning
+from laurel_worlds.planning import deterministic, evaluate, optimal_actions, value_iteration
+
+Rows = list[tuple[str | float | int | bool | None, ...]]
+
+
+def imitate(
+    *,
+    horizons: tuple[int, ...] = (16, 32, 64, 128, 256),
+    labels: int = 24_000,
+    rounds: int = 10,
+    fog: float = 0.00075,
+    mistakes: float = 0.3,
+    seeds: int = 8,
+    seed: int = 0,
+) -> Exhibit:
+    """Imitation: error against the horizon for behaviour cloning and an interactive learner, and
+    imitation against optimisation.
+
+    Both learners get `labels` labelled steps and the same function class, on the tightrope, whose
+    `fog` makes each err now and then even where the expert walks. Then a gridworld's demonstrator
+    errs in a share `mistakes` of its moves, and its clone meets Q-learning.
+    """
+    if len(horizons) < 2 or min(horizons) < 2 or len(set(horizons)) != len(horizons):
+        raise UsageError(
+            "an exponent needs at least two different horizons of 2 or more.", where="horizons"
+        )
+    if (
+        seeds < 2
+        or labels < max(horizons) * (rounds + 1)
+        or not 0 < fog < 1
+        or not 0 <= mistakes <= 1
+    ):
+        what = (
+            "needed: 2 seeds, an episode of labels for every round, a chance of fog between 0 and"
+            " 1, a share of mistakes."
+        )
+        raise UsageError(
+            what,
+            where="imitate",
+            fix=f"With these horizons and rounds: labels >= {max(horizons) * (rounds + 1)}.",
+        )
+    data, table, chart, claims = _compounding(horizons, labels, rounds, fog, seeds, seed)
+    versus, grids, second, capped = _against_optimisation(mistakes, seeds, seed)
+    return Exhibit(
+        title="Imitation: compounding errors, and the demonstrator as a ceiling",
+        about=(
+            f"A tightrope with fog: {labels} labelled steps per learner, {seeds} seeds. Then a"
+            " gridworld with a demonstrator that errs."
+        ),
+        data={**data, **versus},
+        grids=grids,
+        tables=(*table, second),
+        charts=(chart,),
+        claims=(*claims, capped),
+        notes=(
+            (
+                "Clones hardly differ between seeds: in fog every guess is right as often, and"
+                " elsewhere on the rope labels are plenty."
+            ),
+            (
+                "Costs are exact for each learned policy; the intervals are Student's over seeds"
+                " (of data and learning)."
+            ),
+            (
+                "The exponent is the slope of log cost against log horizon. Quadratic growth is a"
+                " limit for error times horizon << 1; `closed form` is what the measured error"
+                " gives at these horizons if nothing can be undone."
+            ),
+        ),
+    )
+
+
+def learners(rounds: int) -> dict[str, int]:
+    """name: rounds in which the learner acts and the expert corrects."""
+    return {"behaviour cloning": 0, "interactive (DAgger)": rounds}
+
+
+def exponent(horizons: tuple[int, ...], cost_T: list[float]) -> float:
+    """The slope of log cost against log horizon by least squares: 1, 4, 16 at 1, 2, 4 gives 2."""
+    if min(cost_T) <= 0:
+        raise UsageError(
+            "a learner made no mistake at some horizon; a cost of 0 has no logarithm.",
+            where="fog",
+            fix="Use more fog.",
+        )
+    return float(np.polyfit(np.log(horizons), np.log(cost_T), 1)[0])
+
+
+def _compounding(
+    horizons: tuple[int, ...], labels: int, rounds: int, fog: float, seeds: int, seed: int
+):
+    """(data, tables, chart, claims) of the tightrope."""
+    world = tightrope(fog=fog)
+    rows: Rows = []
+    curves, slopes = {}, {}
+    for number, (name, learner_rounds) in enumerate(learners(rounds).items()):
+        found_RTC = np.array(
+            [
+                [
+                    _trial(
+                        world,
+                        horizon,
+                        labels,
+                        learner_rounds,
+                        np.random.default_rng([seed + run, horizon, number]),
+                    )
+                    for horizon in horizons
+                ]
+                for run in range(seeds)
+            ]
+        )
+        slopes[name] = mean([exponent(horizons, list(run_TC[:, 0])) for run_TC in found_RTC])
+        slopes[f"{name}, simulated"] = mean(
+            [exponent(horizons, list(run_TC[:, 2])) for run_TC in found_RTC]
+        )
+        curves[name] = [
+            (float(horizon), *mean(found_RTC[:, t, 0])) for t, horizon in enumerate(horizons)
+        ]
+        for t, horizon in enumerate(horizons):
+            error = float(found_RTC[:, t, 1].mean())
+            simulated, spread = (
+                found_RTC[:, t, 2].mean(),
+                np.sqrt((found_RTC[:, t, 3] ** 2).sum()) / seeds,
+            )
+            z = (simulated - found_RTC[:, t, 0].mean()) / spread if spread > 0 else 0.0
+            rows.append(
+                (
+                    name,
+                    horizon,
+                    error,
+                    *mean(found_RTC[:, t, 0]),
+                    float(simulated),
+                    float(z),
+                    unrecoverable_cost(error, horizon),
+                )
+            )
+    errors = [float(row[2]) for row in rows[: len(horizons)]]  # type: ignore[arg-type]
+    closed = [
+        unrecoverable_cost(error, horizon) for error, horizon in zip(errors, horizons, strict=True)
+    ]
+    slopes["closed form"] = (exponent(horizons, closed),) * 3
+    columns = (
+        "learner",
+        "horizon",
+        "error per step",
+        "cost",
+        "low",
+        "high",
+        "simulated",
+        "z",
+        "closed form",
+    )
+    return (
+        {"cost": [dict(zip(columns, row, strict=True)) for row in rows], "exponent": slopes},
+        (
+            Table(
+                "Expected cost of the learned policies (the expert's is 0)", columns, tuple(rows)
+            ),
+            Table(
+                "Growth with the horizon",
+                ("cost", "exponent", "low", "high"),
+                tuple((name, *slope) for name, slope in slopes.items()),
+            ),
+        ),
+        Chart(
+            "Cost against the horizon",
+            "horizon",
+            "steps spent below",
+            curves,
+            log_x=True,
+            log_y=True,
+        ),
+        _growth_claims(slopes, max(errors) * max(horizons)),
+    )
+
+
+def _trial(
+    world: Tightrope, horizon: int, labels: int, rounds: int, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """One learner trained: exact cost, error per step where the expert walks, cost in a simulation
+    and its standard error.
+    """
+    policy_SA = interactive(world, labels=labels, horizon=horizon, rounds=rounds, rng=rng)
+    right_S = policy_SA[np.arange(len(world.expert_S)), world.expert_S]
+    reward_TN = walk(world.mdp, policy_SA, steps=2000 * horizon, horizon=horizon, rng=rng)[2]
+    total_N = -reward_TN.sum(0)
+    error = 1 - float(world.mdp.start_S @ right_S)
+    return (
+        cost(world.mdp, policy_SA, horizon),
+        error,
+        float(total_N.mean()),
+        float(total_N.std(ddof=1) / np.sqrt(len(total_N))),
+    )
+
+
+def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ...]:
+    """Near 2 and near 1, each with its whole interval, where the theory speaks: error times horizon
+    well below 1.
+    """
+    cloned, cloned_simulated, corrected, corrected_simulated, closed = slopes.values()
+    where = (
+        f"simulated {words(cloned_simulated)}; closed form {closed[0]:.3f}; error times the longest"
+        f" horizon {scale:.2f}"
+    )
+    return (
+        Claim(
+            "Behaviour cloning's cost grows quadratically with the horizon (exponent 2, to 0.2).",
+            abs(cloned[1] - 2) < 0.2 and abs(cloned[2] - 2) < 0.2,
+            f"{words(cloned)}; {where}",
+        ),
+        Claim(
+            "The interactive learner's grows linearly (exponent 1, to 0.2).",
+            abs(corrected[1] - 1) < 0.2 and abs(corrected[2] - 1) < 0.2,
+            f"{words(corrected)}; simulated {words(corrected_simulated)}",
+        ),
+        Claim(
+            "The two exponents differ: their intervals do not meet.",
+            min(cloned[1], cloned_simulated[1]) > max(corrected[2], corrected_simulated[2]),
+            f"{words(cloned)} against {words(corrected)}; simulated {words(cloned_simulated)}"
+            f" against {words(corrected_simulated)}",
+        ),
+    )
+
+
+def _against_optimisation(
+    mistakes: float, seeds: int, seed: int
+) -> tuple[dict[str, Any], tuple[Grid, ...], Table, Claim]:
+    """Clones of a demonstrator that errs, and Q-learning, on the same gridworld: values at the
+    start, by exact evaluation.
+    """
+    mdp = gridworld(step_reward=-0.04, slip=0.2, gamma=0.99)
+    best_S = value_iteration(mdp)
+    expert_SA = noisy(optimal_actions(mdp, best_S), mistakes)
+    ceiling, best = float(mdp.start_S @ evaluate(mdp, expert_SA)), float(mdp.start_S @ best_S)
+    rows: Rows = [
+        ("demonstrator", None, ceiling, ceiling, ceiling),
+        ("optimum", None, best, best, best),
+    ]
+    found: dict[str, Interval] = {}
+    S, A = mdp.reward_SA.shape
+    for steps in (300, 3_000, 30_000):
+        cloned, learned = [], []
+        for run in range(seeds):
+            state_TN, action_TN, _ = walk(
+                mdp,
+                expert_SA,
+                steps=steps,
+                horizon=60,
+                rng=np.random.default_rng([seed + run, steps]),
+            )
+            live_TN = ~mdp.terminal_S[state_TN]
+            policy_SA = clone(Labels(state_TN[live_TN], action_TN[live_TN]), S, A)
+            q_policy_SA = deterministic(
+                q_learning(
+                    mdp.simulator(seed + run), steps=steps, seed=seed + run, epsilon=0.3
+                ).greedy(),
+                A,
+            )
+            cloned.append(float(mdp.start_S @ evaluate(mdp, policy_SA)))
+            learned.append(float(mdp.start_S @ evaluate(mdp, q_policy_SA)))
+        found = {"clone": mean(cloned), "Q-learning": mean(learned)}
+        rows += [(name, steps, *interval) for name, interval in found.items()]
+    claim = Claim(
+        "With enough data the clone is as good as its demonstrator and no better (to 0.02), while"
+        " optimisation surpasses the demonstrator.",
+        abs(found["clone"][0] - ceiling) < 0.02
+        and found["Q-learning"][1] > max(ceiling, found["clone"][2]),
+        f"demonstrator {ceiling:.3f}, clone {words(found['clone'])}, Q-learning"
+        f" {words(found['Q-learning'])}, optimum {best:.3f}",
+    )
+    usual_SA = expert_SA >= expert_SA.max(1, keepdims=True)
+    grids = (
+        map_of("The optimum", mdp, best_S, optimal_actions(mdp, best_S)),
+        map_of(
+            "Value of the demonstrator, and what it does most often",
+            mdp,
+            evaluate(mdp, expert_SA),
+            usual_SA,
+        ),
+    )
+    columns = ("policy", "steps", "value at the start", "low", "high")
+    title = (
+        f"Imitation against optimisation: a demonstrator with {mistakes:.0%} random moves, 0.2 slip"
+    )
+    return (
+        {"value": [dict(zip(columns, row, strict=True)) for row in rows]},
+        grids,
+        Table(title, columns, tuple(rows)),
+        claim,
+    )
