@@ -94,9 +94,11 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     from laurel.train.starter import STARTERS, build_starter
 
     def folder_of(model: str) -> str:
-        return (
-            str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model
-        )
+        if model not in STARTERS:
+            return model
+        from laurel.train.loop import train
+
+        return str(build_starter(model, config.dataset, config.seed, train))
 
     name, reference = (
         folder_of(config.model),

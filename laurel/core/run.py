@@ -27,6 +27,7 @@ from laurel.core.files import read_json, read_lines, replacing, write_atomic, wr
 from laurel.core.lock import Lock
 from laurel.core.numbered import MARK, claim, give_back
 from laurel.core.sinks import Sink, check_sinks, open_sinks
+from laurel.core.version import __version__
 
 FREE_TO_CHANGE = (
     "device",
@@ -406,8 +407,6 @@ def _write_config(folder: Path, values: dict[str, Any]) -> None:
 
 def _provenance() -> dict[str, Any]:
     """Versions and commit, without importing anything heavy."""
-    import laurel
-
     def version(package: str) -> str | None:
         try:
             return metadata.version(package)
@@ -416,7 +415,7 @@ def _provenance() -> dict[str, Any]:
 
     packages = {name: version(name) for name in ("torch", "transformers")}
     return {
-        "laurel": laurel.__version__,
+        "laurel": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "system": platform.system(),

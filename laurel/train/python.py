@@ -52,10 +52,10 @@ def train(
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
     values, objects = with_names(values)
-    from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
+    from laurel.train.callbacks import Observers, check_callbacks  # from here on torch is needed
     from laurel.train.loop import train as run_to_the_end
 
-    watching = Watching(
+    observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
         tuple(said(objects, values.get("param_dtype"))),
@@ -63,7 +63,7 @@ def train(
     with giving(objects):
         resolved = build_config(values, where="laurel.train")
         with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
-            return run_to_the_end(algorithm, resolved, quiet=quiet, watching=watching)
+            return run_to_the_end(algorithm, resolved, quiet=quiet, observers=observers)
 
 
 def check_algorithm(name: Any) -> None:

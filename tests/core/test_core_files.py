@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import disk_error, refusal, replacing, whole_folder, write_atomic, writing
 from laurel.core.run import Run
-from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.checkpoint import save_checkpoint
+from laurel.train.session import State
 
 BIG = {"a": torch.zeros(200, 200)}
 

@@ -20,8 +20,9 @@ from laurel.core.numbered import claim
 from laurel.core.run import Run
 from laurel.train import interrupt, loop, progress
 from laurel.train.best import check_best, exhausted, weighed_up
-from laurel.train.checkpoint import State, complete_first
+from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
+from laurel.train.session import State
 from laurel.train.supply import in_epochs
 
 
