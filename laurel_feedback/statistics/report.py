@@ -1,5 +1,6 @@
-"""`report`: what the votes of a database, of LLMFAO or of MT-Bench say, as text of 100 columns and
-as one HTML page.
+"""`laurel feedback report`: the analysis as text of 100 columns and as one HTML page.
+
+The votes come from a database, or from the files of LLMFAO or MT-Bench.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def report(
 
 
 def figures(found: list[Read]) -> str:
-    """As JSON: of each batch its name, every figure of the analysis, and the tables as words;
-    several are the list `chapters`.
+    """As JSON: of each batch its name, every figure of the analysis, and the tables as words.
+
+    Several are the list `chapters`.
     """
     made = []
     for name, parts, analysis in found:

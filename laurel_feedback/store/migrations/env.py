@@ -1,6 +1,4 @@
-"""Alembic's entry: run the versions on the connection that `laurel_feedback.store.database.migrate`
-gives.
-"""
+"""Alembic's entry: run the versions on the connection of `laurel_feedback.store.database.migrate`."""
 
 from alembic import context
 
