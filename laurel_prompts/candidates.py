@@ -63,7 +63,7 @@ def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
 
 
 def ape(log: Log, count: int = 4, seed: int = 0) -> str:
-    """The request for an instruction that fits examples (APE: Zhou et al. 2022, arXiv:2211.01910)."""
+    """A request for an instruction that fits examples (APE: Zhou et al., arXiv:2211.01910)."""
     train = np.flatnonzero(~log.test_S)
     chosen = train[np.random.default_rng(seed).permutation(len(train))[:count]]
     shown = "\n".join(f"- {log.queries[s].strip()}" for s in chosen)

@@ -80,7 +80,7 @@ def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
 def _confidence(
     folder: Path, dataset: str, shape: tuple[int, int], first: int
 ) -> np.ndarray | None:
-    """The language model's verdicts on its own answers to the test queries, where that file exists."""
+    """The language model's verdicts on its own answers to the test queries, if that file exists."""
     path = folder / "self_critic_all_llms.npz"
     if not path.is_file():
         return None

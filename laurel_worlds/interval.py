@@ -12,7 +12,7 @@ Interval = tuple[float, float, float]
 
 
 def share(successes: int, trials: int) -> Interval:
-    """A share of independent yes/no trials with Wilson's interval: 8 of 10 gives (.8, .490, .943)."""
+    """A share of independent trials with Wilson's interval: 8 of 10 gives (.8, .490, .943)."""
     found = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return successes / trials, float(found.low), float(found.high)
 

@@ -203,7 +203,7 @@ def scores(
 
 
 def _entered(mdp: MDP) -> np.ndarray:
-    """The reward paid on entering each state, [S]; it is the same from everywhere in a gridworld."""
+    """The reward paid on entering each state, [S]; in a gridworld the same from everywhere."""
     paid_S = np.zeros(len(mdp.states))
     live_SAK = (mdp.prob_SAK > 0) & ~mdp.terminal_S[:, None, None]
     paid_S[mdp.next_SAK[live_SAK]] = mdp.reward_SAK[live_SAK]
@@ -262,7 +262,7 @@ def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
 
 
 def _identifiability(mdp: MDP, sharpness: float, seed: int) -> tuple[Table, tuple[Claim, ...]]:
-    """What other rewards the expert could have: each changes the reward; which change the policy?"""
+    """Other rewards the expert could have: which of them change the policy?"""
     base = rewarded(mdp, sharpness * mdp.reward_SA)
     expert_SA, _ = soft_solution(base)
     potential_S = 5 * np.random.default_rng(seed).normal(size=len(mdp.states))

@@ -262,7 +262,7 @@ def _chart(kind: str, runs: Runs) -> Chart:
 
 
 def _claims(runs: Runs, learners: tuple[str, ...], episodes: tuple[int, ...]) -> tuple[Claim, ...]:
-    """Paired differences over seeds with their intervals, at every size of the log or the largest."""
+    """Paired differences over seeds with their intervals, at every size of the log or the last."""
     naive, little, cautious = learners
 
     def gains(kind: str, better: str, worse: str) -> dict[int, Interval]:

@@ -289,7 +289,7 @@ def _user(session: Session, store: Store, name: str) -> Annotator:
 
 
 def _vote_key(key: ApiKey, item: str, pseudonym: str, idempotency: str) -> str:
-    """An idempotency key as votes store it: with its user, so that two users may use the same one."""
+    """An idempotency key as votes store it: with its user, so that two may use the same one."""
     return f"api-{digest_of(key.name, item, pseudonym, idempotency)[:40]}"
 
 

@@ -184,7 +184,7 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
 
 
 def agreements(poll: Poll) -> dict[str, Agreement]:
-    """Each coefficient of agreement by name, with its interval over items or the reason for none."""
+    """Each coefficient of agreement by name, with its interval over items, or why it has none."""
     units, choices = poll.labels, poll.choices
     if not choices:
         return {

@@ -56,7 +56,7 @@ class Summary:
 
     @property
     def expected(self) -> float:
-        """Cost in all: what is spent, and the missing votes with their share of gold and repeats."""
+        """Cost in all: spent, and for missing votes with their share of gold and repeats."""
         extra = 1 - self.settings.repeat_share - self.settings.gold_share
         return self.spent + max(0, self.wanted - self.votes) / extra * self.settings.pay_per_item
 

@@ -1,4 +1,4 @@
-"""An analysis as tables of words, the same in the text report, the HTML report and the admin pages."""
+"""An analysis as tables, the same in the text report, the HTML report and the admin pages."""
 
 from __future__ import annotations
 

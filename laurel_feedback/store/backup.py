@@ -1,4 +1,4 @@
-"""A copy of the whole database while it is in use, opened and counted before anybody relies on it."""
+"""A copy of the whole database while it is in use, opened and counted before it is done."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """(rows before, rows in the archive): the archive's data is read back in whole, table by table."""
+    """(rows before, rows in the archive): the archive is read back in whole, table by table."""
     url = make_url(store.url).set(drivername="postgresql")
     secret = {"PGPASSWORD": url.password} if url.password else {}
     with store.write():

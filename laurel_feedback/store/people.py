@@ -71,7 +71,7 @@ def invite(
     pseudonym: str = "",
     days: float = INVITE_DAYS,
 ) -> tuple[str, str]:
-    """A new annotator: their pseudonym and the token of their invitation, which is shown only now."""
+    """A new annotator: (pseudonym, token of the invitation), the token is shown only now."""
     token = secrets.token_urlsafe(32)
     with store.write() as session:
         pseudonym = pseudonym or f"annotator-{secrets.token_hex(4)}"

@@ -378,7 +378,7 @@ class Release(Base):
 
 
 class Audit(Base):
-    """Who did what to which object; each row's hash covers the row before, so that a change shows."""
+    """Who did what to which object; each row's hash covers the row before."""
 
     __tablename__ = "audit"
     id: Mapped[int] = mapped_column(primary_key=True)

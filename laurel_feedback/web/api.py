@@ -280,7 +280,7 @@ def thumb(request: Request, thumb: Thumb, key: Caller, again: Again = "") -> Sto
 
 @router.post("/v1/comparisons/{comparison}/page", status_code=201)
 def link(request: Request, comparison: str, whose: Whose, key: Caller) -> Link:
-    """The address of a page, for a frame in yours, on which the user chooses; it takes one answer."""
+    """The address of a page to embed, on which the user chooses; it takes one answer."""
     store = request.app.state.store
     of_user(store, key, whose.user)
     product.shown(store, key, comparison, "", "")

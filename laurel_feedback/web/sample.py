@@ -34,7 +34,7 @@ FIELDS = ("rating", "rationale", "pasted")
 
 @dataclass(frozen=True)
 class Sample:
-    """An assignment with its texts by slot, the form's values, and what is shown after an answer."""
+    """An assignment: its texts by slot, the form's values, and what an answer is followed by."""
 
     id: str
     seq: int
@@ -57,7 +57,7 @@ class Sample:
 
 
 def settings_of(store: Store, batch: int) -> tuple[str, str, BatchSettings]:
-    """Name, state and settings of a batch; Refused where there is none that annotators may know of."""
+    """Name, state and settings of a batch; Refused where annotators may know of none."""
     with store.read() as session:
         found = session.get(Batch, batch)
         if found is None or found.state == "draft":

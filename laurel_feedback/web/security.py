@@ -1,4 +1,4 @@
-"""Around every request: its session, its token against forgery, security headers, errors as pages."""
+"""Around every request: session, token against forgery, security headers, errors as pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server: uvicorn with one or more processes, each of which makes the application for itself."""
+"""The server: uvicorn with one or more processes, each with an application of its own."""
 
 from __future__ import annotations
 

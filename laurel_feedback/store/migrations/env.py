@@ -1,4 +1,4 @@
-"""Alembic's entry: run the versions on the connection of `laurel_feedback.store.database.migrate`."""
+"""Alembic's entry: run the versions on `laurel_feedback.store.database.migrate`'s connection."""
 
 from alembic import context
 
