@@ -30,6 +30,7 @@ from laurel_feedback.statistics.whose import Reference, whose
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Batch
 
+STYLE = Path(__file__).parents[1] / "web" / "static" / "style.css"
 WIDTH = 100
 LONGEST = 25
 """Rows of a table in the text report; the page has them all."""
@@ -181,9 +182,8 @@ def _rich(part: Section) -> Table:
 
 def page(chapters: list[Chapter], source: str) -> str:
     """One HTML page that fetches nothing and runs nothing. All text in it is escaped."""
-    here = Path(__file__).parent
     pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -192,7 +192,7 @@ def page(chapters: list[Chapter], source: str) -> str:
     return pages.get_template("report.html").render(
         chapters=chapters,
         source=Path(source).name if "://" not in source else "a database",
-        style=(here / "web" / "static" / "style.css").read_text(encoding="utf-8"),
+        style=STYLE.read_text(encoding="utf-8"),
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
