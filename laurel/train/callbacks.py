@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from laurel.core.bound_objects import qualified_name
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.given import name_of
 from laurel.core.sample import Group
 from laurel.train import parallel
 
@@ -44,9 +44,13 @@ class Watching:
 
     def names(self) -> dict[str, Any]:
         """For run.json: which objects watched."""
-        found = {"callbacks": [name_of(one) for one in self.callbacks]} if self.callbacks else {}
+        found = (
+            {"callbacks": [qualified_name(one) for one in self.callbacks]} if self.callbacks else {}
+        )
         return found | (
-            {"compute_metrics": name_of(self.compute_metrics)} if self.compute_metrics else {}
+            {"compute_metrics": qualified_name(self.compute_metrics)}
+            if self.compute_metrics
+            else {}
         )
 
 
@@ -62,7 +66,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
         else ()
     )
     for one in every:
-        where = f"callbacks: {name_of(one)}"
+        where = f"callbacks: {qualified_name(one)}"
         if isinstance(one, type):
             raise UsageError(
                 "this is a class.", where=where, fix=f"Give an object of it: {one.__name__}()."
@@ -97,7 +101,7 @@ def tell(setup: Setup, method: str, step: int, what: Any) -> str:
         function = getattr(one, method, None)
         if function is None:
             continue
-        name = f"{name_of(one)}.{method}"
+        name = f"{qualified_name(one)}.{method}"
         try:
             answer = function(step, dict(what) if isinstance(what, Mapping) else what)
         except Exception as error:
@@ -155,10 +159,8 @@ def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> Non
         try:
             found = own_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
-            broken, cause = (
-                f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}",
-                error,
-            )
+            where = f"compute_metrics `{qualified_name(function)}`"
+            broken, cause = f"{where} failed: {type(error).__name__}: {error}", error
     broken = parallel.gather(broken)[0]
     if broken:
         raise CallbackFailed(

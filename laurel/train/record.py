@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
@@ -252,7 +252,7 @@ def record_time(setup: Setup, sums: Sums, step: int) -> None:
         "tokens_per_second",
         (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds,
     )
-    sums.peak("rss_mb", resident() / 1e6)
+    sums.peak("rss_mb", resident_bytes() / 1e6)
     if setup.config.profile and parallel.rank() == 0:
         record_profile(setup, phases, sums, step)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.sample import Batch
 from laurel.data.split import take
 from laurel.objective.kl import kl_loss
@@ -157,7 +157,7 @@ class Remembered:
         if len(self.known) > self.saved and parallel.rank() == 0:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
-            with writing(self.file):
+            with disk_errors(self.file):
                 save_file(self.known, temporary)
                 temporary.replace(self.file)
             self.saved = len(self.known)

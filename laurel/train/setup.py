@@ -14,11 +14,11 @@ import torch
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
+from laurel.core.named_datasets import format_named_sets
 from laurel.core.protocols import Companion
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
-from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.model import products
@@ -310,7 +310,7 @@ def loaded(
     rows, notes = fitting(policy, rows, config, row.source)
     rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
     held, held_notes = (
-        fitting(policy, held, config, row.source, as_text(config.eval_dataset or ""))
+        fitting(policy, held, config, row.source, format_named_sets(config.eval_dataset or ""))
         if held
         else ([], [])
     )
