@@ -17,7 +17,6 @@ from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.metrics import preference_metrics
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
 from laurel.train import parallel
@@ -142,10 +141,10 @@ def held_out_loss(session: Session, rows: Sequence[Row], step: int, sums: Sums) 
     policy.model.eval()
     for i in range(0, len(rows), 64):
         how: dict[str, Any] = (
-            {"others": ()} if session.row.source == "labels" else {}
+            {"others": ()} if session.row.source.partners else {}
         )  # what is reported is said of the labelled alone
         how |= {"train_on": config.train_on, "max_length": config.max_length}
-        groups = GIVEN[session.row.source](policy, rows[i : i + 64], run="eval", step=step, **how)
+        groups = session.row.source.read(policy, rows[i : i + 64], run="eval", step=step, **how)
         every += groups
         batch = pack(groups)
         grade_N = torch.tensor(
@@ -153,14 +152,14 @@ def held_out_loss(session: Session, rows: Sequence[Row], step: int, sums: Sums) 
         )
         batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
         batch = (
-            session.row.aim(session, batch, groups)
-            if session.row.head and session.row.aim
+            session.row.targets(session, batch, groups)
+            if session.row.trained.head and session.row.targets
             else batch
         )
         for micro in batch.to(policy.device).split(
             config.token_budget, whole_groups=session.by_comparison, packed=session.packs
         ):
-            if session.row.head:
+            if session.row.trained.head:
                 scores = policy.scores(micro)
                 add_scores(session, {"": scores}, micro, sums, "eval/")
                 said.update(zip(micro.keys, last_scores(scores, micro), strict=True))

@@ -16,14 +16,16 @@ def held_out_report(session: Session) -> list[str]:
 
     Of several evaluation sets each speaks for itself; the scorer remembers its scores on all.
     """
-    found = judge(session.policy, session.eval_rows, session.row.source, known=session.rows[:2000])
-    if session.row.head == 1:
+    found = judge(
+        session.policy, session.eval_rows, session.row.source.name, known=session.rows[:2000]
+    )
+    if session.row.trained.head == 1:
         session.policy.card = Card.of(found.scores, session.config.max_length)
     parts = parts_of(session.eval_rows)
     if len(parts) == 1:
         return found.lines
     lines = list[str]()
     for name, rows in parts.items():
-        alone = judge(session.policy, rows, session.row.source, known=session.rows[:2000])
+        alone = judge(session.policy, rows, session.row.source.name, known=session.rows[:2000])
         lines += [f"{name.rstrip('/')}: {line}" for line in alone.lines]
     return lines
