@@ -76,8 +76,6 @@ def robust_dpo(
     )
 
 
-@weighted
-@expected
 def check_target(name: str, *, beta: float) -> None:
     """The margin that IPO aims at must be finite."""
     if beta == 0:
@@ -86,6 +84,8 @@ def check_target(name: str, *, beta: float) -> None:
 
 
 @constrained(check_target)
+@weighted
+@expected
 def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     """Identity preference optimisation: a margin with a target, so certain preferences do not drive
     it to infinity.

@@ -27,7 +27,7 @@ from laurel.rollout.single import Draw, rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
-from laurel.train.evaluate import check_names, evaluate
+from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
@@ -48,7 +48,6 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
-from laurel.train.scored import held_out_report
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import with_values
@@ -122,7 +121,7 @@ def one_step(session: Session, state: State, progress: Progress) -> bool:
 def save_result(session: Session, progress: Progress) -> None:
     """The trained model in the run's folder, and of a scorer its evaluation on held-out rows."""
     if session.row.trained.head and session.eval_rows:
-        verdict = held_out_report(session)
+        verdict = scorer_verdict(session)
         progress.say("\n".join(verdict))
         session.run.note({"held_out": verdict})
     for line in session.save_model():
