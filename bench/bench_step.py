@@ -154,8 +154,8 @@ class Step:
             weight_NT=centred_N.expand_as(self.batch.weight_NT).contiguous()
         )
         self.batch = (
-            self.setup.row.aim(self.setup, self.batch, groups)
-            if self.setup.row.aim and not scores
+            self.setup.row.targets(self.setup, self.batch, groups)
+            if self.setup.row.targets and not scores
             else self.batch
         )
         self.clock = time.perf_counter

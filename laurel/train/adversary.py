@@ -16,8 +16,9 @@ from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sampl
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import imitation, sides
-from laurel.rollout.given import as_sample
+from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
+from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 
 
@@ -132,3 +133,21 @@ def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch
     return batch.replace(
         target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
     )
+
+
+ADVERSARIAL = POLICY.without(
+    "rewards",
+    "reward_weights",
+    "reward_timeout",
+    "max_failed_fraction",
+    "dynamic_sampling",
+    "max_resamples",
+    "env",
+    "max_turns",
+    name="demonstrated prompts",
+    needs="imitation",
+    judge=judged,
+    revise=with_demonstrations,
+    verifiable=True,
+)
+"""x ~ policy on prompts with a demonstration, scored by the discriminator, which sees both."""

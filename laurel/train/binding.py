@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import Any
 
 from laurel.core.config import TrainConfig
-from laurel.objective.metrics import CLIPPED
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.train.row import Algorithm
 from laurel.train.session import BoundRow, BoundTerm
@@ -64,12 +63,11 @@ def bind_row(row: Algorithm, config: TrainConfig, *, rounding: float | None = No
         )
         for term in used
     ]
-    clipped = CLIPPED.get(row.objective)
     return BoundRow(
         terms=(main, *further),
         weigh=bind(row.weigh, config),
+        credit=row.credit,
         running_mean="running_mean" in inspect.signature(row.weigh).parameters,
         measure=None if row.measure is None else bind(row.measure, config),
         measure_reads="" if row.measure is None else reads(row.measure),
-        clipped=None if clipped is None else bind(clipped, config),
     )

@@ -4,10 +4,7 @@ configuration and the policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from laurel.core.config import TrainConfig
-from laurel.core.protocols import Companion
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
 from laurel.model.implicit import Heads, new_heads
@@ -57,10 +54,3 @@ def load_heads(config: TrainConfig, policy: Policy) -> Heads:
         decode_beta=config.decode_beta or 0.0,
         seed=config.seed,
     )
-
-
-BESIDE: dict[str, Callable[[TrainConfig, Policy], Companion]] = {
-    "critic": load_critic,
-    "discriminator": load_discriminator,
-    "heads": load_heads,
-}

@@ -22,13 +22,12 @@ from laurel.model.sampler import sample_seed
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
 from laurel.rollout.single import Draw, rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
-from laurel.train.evaluate import check_names, evaluate
+from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
@@ -49,7 +48,6 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
-from laurel.train.scored import held_out_report
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import with_values
@@ -122,8 +120,8 @@ def one_step(session: Session, state: State, progress: Progress) -> bool:
 
 def save_result(session: Session, progress: Progress) -> None:
     """The trained model in the run's folder, and of a scorer its evaluation on held-out rows."""
-    if session.row.head and session.eval_rows:
-        verdict = held_out_report(session)
+    if session.row.trained.head and session.eval_rows:
+        verdict = scorer_verdict(session)
         progress.say("\n".join(verdict))
         session.run.note({"held_out": verdict})
     for line in session.save_model():
@@ -134,7 +132,7 @@ def step(session: Session, state: State, sums: Sums) -> None:
     """One step of any algorithm: groups, batch, weights, update."""
     seed = sample_seed(session.config.seed, "dropout", parallel.rank(), state.step)
     torch.manual_seed(seed % 2**63)
-    if session.row.source == "parameters":
+    if session.row.source.population:
         return population_step(session, state, sums)
     first = state.cursor
     groups = collect(session, state, sums)  # x ~ pi or data, R(x)
@@ -212,13 +210,14 @@ def sample_and_score(
     if not rows:
         return []
     config, policy, run = session.config, session.policy, session.run.id
-    if session.learns_from_data:
+    source = session.row.source
+    if source.read is not None:
         how: dict[str, Any] = {
             "train_on": config.train_on,
             "max_length": config.max_length,
             **session.partner_rows(rows, state.cursor),
         }
-        return GIVEN[session.row.source](policy, rows, run=run, step=state.step, **how)
+        return source.read(policy, rows, run=run, step=state.step, **how)
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
         if session.make_env:
@@ -227,7 +226,7 @@ def sample_and_score(
             groups = rollout(policy, rows, draw)
     groups = session.clock.run("score", session.score, groups)
     reward_metrics(session, groups, sums)
-    return session.row.revise(session, rows, groups, sums) if session.row.revise else groups
+    return source.revise(session, rows, groups, sums) if source.revise else groups
 
 
 @phase("weigh")
@@ -248,8 +247,8 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
     if session.on_policy:
         useful_P = informative(reward_PG)
         sums.add("informative_fraction", int(useful_P.sum()), len(useful_P))
-    if row.aim:
-        batch = row.aim(session, batch, groups)
+    if row.targets:
+        batch = row.targets(session, batch, groups)
     return batch.to(session.policy.device)
 
 
@@ -273,7 +272,7 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
 
 def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor) -> Batch:
     """The batch with the weight of every token, [P, G] -> [N, T], and a critic's values."""
-    config, credit = session.config, session.row.credit
+    config, credit = session.config, session.bound.credit
     kl_coef = 0.0
     if config.kl_placement == "reward":
         kl_coef = state.beta if config.kl_target else config.beta
@@ -416,7 +415,7 @@ def forward(session: Session, micro: Batch) -> tuple[dict[str, Tensor], Any]:
     """What the row's objectives are functions of: log-probabilities of the policy, or the scores
     of a scorer's head.
     """
-    if session.row.head:
+    if session.row.trained.head:
         return session.policy.seen(micro, [term.reads for term in session.terms]), None
     entropy = "grad" if session.config.entropy_coef else "value"
     stats = session.policy.logp(micro, entropy=entropy)

@@ -52,8 +52,10 @@ def train(
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
     values, objects = with_names(values)
-    from laurel.train.callbacks import Observers, check_callbacks  # from here on torch is needed
+    # from here on torch is needed
+    from laurel.train.callbacks import check_callbacks
     from laurel.train.loop import train as run_to_the_end
+    from laurel.train.session import Observers
 
     observers = Observers(
         check_callbacks(callbacks),

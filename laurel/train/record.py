@@ -104,7 +104,7 @@ def record_update(
             seen["value_NT"], micro, cliprange_value=session.config.cliprange_value
         ).items():
             sums.add(name, float(total), float(number))
-    if session.bound.measure is not None:
+    if session.bound.measure is not None and session.bound.measure_reads != "logp_NT":
         for name, (total, number) in session.bound.measure(
             seen[session.bound.measure_reads], micro
         ).items():
@@ -127,8 +127,8 @@ def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, 
     if not session.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
-    if session.bound.clipped is not None:
-        pairs |= session.bound.clipped(logp, micro)
+    if session.bound.measure is not None and session.bound.measure_reads == "logp_NT":
+        pairs |= session.bound.measure(logp, micro)
     if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
     for name, (total, number) in pairs.items():
@@ -288,7 +288,7 @@ def check_scored(session: Session, groups: Sequence[Group]) -> None:
     Where rewards have judged before, a step of which they have nothing to say has nothing to train
     on, and passes.
     """
-    if session.mixture is None or session.row.judge:
+    if session.mixture is None or session.row.source.judge:
         return
     failed = check_failures(session, groups)
     session.scored |= any(parallel.gather(any(has_score(group) for group in groups)))

@@ -26,10 +26,10 @@ from laurel.data.source import Row
 from laurel.data.split import take
 from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
-from laurel.rollout.given import partners
+from laurel.rollout.data import partners
 from laurel.train.reference_cache import ReferenceCache
 from laurel.train.roof import Rates, Work, body_of, drawn, passed
-from laurel.train.row import Algorithm
+from laurel.train.row import Algorithm, Credit
 
 Options, Made = ParamSpec("Options"), TypeVar("Made")
 
@@ -94,17 +94,17 @@ class BoundTerm(NamedTuple):
 class BoundRow:
     """The functions of a row of the table, with their options taken from the configuration.
 
-    terms: the loss, the row's own objective first. weigh: rewards -> weights; running_mean says
-    that it takes the running baseline, too. measure: metrics of what the tensor `measure_reads`
-    holds. clipped: how often the objective's bounds are met.
+    terms: the loss, the row's own objective first. weigh: rewards -> weights, one for each of what
+    `credit` says; running_mean: it takes the running baseline, too. measure: the objective's own
+    metrics, a function of the tensor `measure_reads`.
     """
 
     terms: tuple[BoundTerm, ...]
     weigh: Callable[..., Any]
+    credit: Credit
     running_mean: bool
     measure: Callable[..., Any] | None
     measure_reads: str
-    clipped: Callable[..., Any] | None
 
 
 class Clock:
@@ -263,8 +263,8 @@ class Session:
         Samples on which rewards fail are counted over the whole step, by
         `laurel.train.record.check_scored`.
         """
-        if self.row.judge:
-            judged = self.row.judge(self, groups)
+        if self.row.source.judge:
+            judged = self.row.source.judge(self, groups)
             return [
                 without_reward(new, old) if ENVIRONMENT in old.results else new
                 for new, old in zip(judged, groups, strict=True)
@@ -294,12 +294,12 @@ class Session:
     @property
     def on_policy(self) -> bool:
         """The batch is what the policy just drew, so its ratio starts at 1."""
-        return self.row.source == "policy" and not self.row.off_policy
+        return self.row.source.sampled and not self.row.source.off_policy
 
     @property
     def learns_from_data(self) -> bool:
         """Supervised: samples are the data itself."""
-        return self.row.source not in ("policy", "parameters")
+        return self.row.source.read is not None
 
     @property
     def by_comparison(self) -> bool:
@@ -345,7 +345,7 @@ class Session:
         """Of labelled answers, the row whose answer is paired with each row's prompt in the step
         that ends at `cursor`, on any process.
         """
-        if self.row.source != "labels":
+        if not self.row.source.partners:
             return {}
         count = self.config.prompts_per_step
         together = self.drawn_rows(cursor - count, count)

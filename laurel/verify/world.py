@@ -255,7 +255,7 @@ def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL
     unless asked.
     """
-    base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
+    base: dict[str, Any] = {"max_grad_norm": 0.0} if not ALGORITHMS[name].source.population else {}
     base |= {"logging_steps": 1 << 30, "learning_rate": 1.0, "token_budget": 1 << 14}
     if "critic_warmup_steps" in defaults(
         name
@@ -280,10 +280,10 @@ def build(
     out: it stays).
     """
     given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
-    if ALGORITHMS[name].source == "policy":
+    if ALGORITHMS[name].source.sampled:
         given |= {"temperature": world.temperature, "max_completion_length": world.language.H}
-    if ALGORITHMS[name].head:
-        scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].head)
+    if ALGORITHMS[name].trained.head:
+        scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].trained.head)
         return setup_of(name, scorer, None, Recorder([scorer.model.table]), **given | options)
     tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
     policy = Policy(TableLM(world.language, table), tokenizer)
@@ -297,10 +297,10 @@ def build(
         setup.companion = cast(Any, critic)
         recorder.parameters.append(critic.table)
         recorder.then.extend([] if critic_then is None else [critic_then])
-    if ALGORITHMS[name].beside == "heads":
+    if ALGORITHMS[name].trained.auxiliary == "heads":
         setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
         setup.optimizer.parameters.extend(setup.companion.trainable().values())
-    if ALGORITHMS[name].beside == "discriminator":
+    if ALGORITHMS[name].trained.auxiliary == "discriminator":
         judge = TableDiscriminator(
             policy.model, nn.Parameter(verdict_table(ref).to(torch.get_default_dtype()))
         )

@@ -18,7 +18,7 @@ from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
-from laurel.rollout.given import pairs
+from laurel.rollout.data import pairs
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train

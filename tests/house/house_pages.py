@@ -205,7 +205,7 @@ def defaults_in_words(name: str, default: object) -> str:
             found.setdefault(cell(defaults(algorithm)[name]), []).append(algorithm)
     if not found:
         return cell(default)
-    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source == "policy"]
+    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source.sampled]
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     if ordered[0][1] == list(ALGORITHMS):
         return ordered[0][0]

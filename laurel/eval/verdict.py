@@ -5,7 +5,7 @@ intervals and calibration.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from laurel.measure.calibration import (
 )
 from laurel.model.rows import encode_steps, encodings
 from laurel.model.scorer import Scorer
+from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,16 @@ def plain(value: Any) -> Any:
 
 
 def judge(
-    scorer: Scorer, rows: Sequence[Row], source: str, *, known: Sequence[Row] = ()
+    scorer: Scorer, rows: Sequence[Row], source: Source, *, known: Sequence[Row] = ()
 ) -> Verdict:
-    """What the rows say of the scorer. source: see JUDGES. Every row must fit into the `max_length`
-    of the scorer's card.
+    """What the rows say of the scorer, by their source. Every row must fit into the `max_length` of
+    the scorer's card.
 
     known: training rows, from which preferring by length learns its direction. Without them it
     takes the direction that is better on the rows themselves, which errs on the baseline's side.
     """
-    return JUDGES[source](scorer, rows, known)
+    verdicts = {RANKINGS: of_comparisons, OUTCOMES: of_outcomes, STEPS: of_steps}
+    return verdicts[source](scorer, rows, known)
 
 
 def of_comparisons(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
@@ -189,11 +191,3 @@ def calibrated(chance: Sequence[float], came: Sequence[float]) -> dict[str, Any]
 def calibration_lines(figures: Mapping[str, Any]) -> list[str]:
     """The same to read."""
     return [f"calibration error {figures['calibration_error']:.3f}", *map(str, figures["table"])]
-
-
-JUDGES: dict[str, Callable[[Scorer, Sequence[Row], Sequence[Row]], Verdict]] = {
-    "rankings": of_comparisons,
-    "outcomes": of_outcomes,
-    "steps": of_steps,
-}
-"""source of the rows that a scorer is trained on: what it is held against."""

@@ -10,9 +10,10 @@ import torch
 from arithmetic import agree, near
 
 from laurel.data.source import Row
-from laurel.model.held import calibrated, judge, ordered
+from laurel.eval.verdict import calibrated, judge, ordered
 from laurel.model.scorer import load_scorer
 from laurel.model.scratch import save_scratch
+from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_pairs_are_right_as_often_as_their_scores_say(scorers):
     rows = as_rows(
         *[{"prompt": f"{i}=", "chosen": "7" * (1 + i % 3), "rejected": str(i)} for i in range(8)]
     )
-    verdict = judge(scorer, rows, "rankings")
+    verdict = judge(scorer, rows, RANKINGS)
     sides = [
         (row.columns["prompt"], row.columns[side])
         for row in rows
@@ -58,17 +59,15 @@ def test_pairs_are_right_as_often_as_their_scores_say(scorers):
 def test_length_learns_its_direction_from_known_rows(scorers):
     rows = as_rows(*[{"prompt": f"{i}=", "chosen": "7777", "rejected": "1"} for i in range(4)])
     shorter = as_rows(*[{"prompt": f"{i}=", "chosen": "1", "rejected": "7777"} for i in range(4)])
-    assert judge(scorers[1], rows, "rankings").figures["length_baseline"].value == 1.0
-    assert (
-        judge(scorers[1], rows, "rankings", known=shorter).figures["length_baseline"].value == 0.0
-    )
+    assert judge(scorers[1], rows, RANKINGS).figures["length_baseline"].value == 1.0
+    assert judge(scorers[1], rows, RANKINGS, known=shorter).figures["length_baseline"].value == 0.0
 
 
 def test_outcomes_beside_the_commoner_one(scorers):
     rows = as_rows(
         *[{"prompt": f"{i}=", "completion": str(i * 37), "label": i % 4 == 0} for i in range(8)]
     )
-    verdict = judge(scorers[1], rows, "outcomes")
+    verdict = judge(scorers[1], rows, OUTCOMES)
     right = [
         (score > 0) == row.columns["label"] for score, row in zip(verdict.scores, rows, strict=True)
     ]
@@ -90,7 +89,7 @@ def test_steps_beside_the_commonest_class(scorers):
         {"prompt": "2=", "completions": ["d", "e"], "labels": [True, False]},
         {"prompt": "3=", "completions": ["f"], "labels": [0]},
     )
-    verdict = judge(scorer, rows, "steps")
+    verdict = judge(scorer, rows, STEPS)
     said = []
     for row in rows:
         ids, text = scorer.tokenizer(row.columns["prompt"])["input_ids"], ""
@@ -111,7 +110,7 @@ def test_steps_beside_the_commonest_class(scorers):
     assert verdict.figures["majority"].value == pytest.approx(0.5) and verdict.figures[
         "nothing_wrong"
     ].value == pytest.approx(1 / 3)
-    assert verdict.figures["steps"] == 6 and any(
+    assert verdict.figures[STEPS] == 6 and any(
         "calibration error" in line for line in verdict.lines
     )
 

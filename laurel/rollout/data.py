@@ -5,7 +5,7 @@ answers labelled good or bad.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
@@ -233,15 +233,3 @@ def as_sample(encoded: Supervised, key: Key) -> Sample:
         text=encoded.text,
         turns=(Message(role="assistant", content=encoded.text),),
     )
-
-
-GIVEN: dict[str, Callable[..., list[Group]]] = {
-    "data": demonstrations,
-    "pairs": pairs,
-    "labels": labelled,
-    "rankings": rankings,
-    "outcomes": graded,
-    "steps": graded,
-    "logged": logged,
-}
-"""source of a row of the table: how its rows of data become groups."""
