@@ -28,8 +28,8 @@ from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
 from laurel.rollout.pack import pack
 from laurel.train import loop
-from laurel.train.checkpoint import State
 from laurel.train.optimizer import make_optimizer
+from laurel.train.session import State
 from laurel.verify.world import setup_of
 
 SIZES = {

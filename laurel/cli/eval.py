@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.result import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -94,9 +94,11 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     from laurel.train.starter import STARTERS, build_starter
 
     def folder_of(model: str) -> str:
-        return (
-            str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model
-        )
+        if model not in STARTERS:
+            return model
+        from laurel.train.loop import train
+
+        return str(build_starter(model, config.dataset, config.seed, train))
 
     name, reference = (
         folder_of(config.model),
@@ -234,7 +236,7 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
     if config.output:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path):
+        with disk_errors(path):
             path.write_text(
                 json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n",
                 encoding="utf-8",

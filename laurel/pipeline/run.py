@@ -224,7 +224,7 @@ class Pipeline:
         plan = self.plan
         if plan.sft is None:
             folder = (
-                str(build_starter(plan.model, plan.dataset, plan.seed))
+                str(build_starter(plan.model, plan.dataset, plan.seed, train))
                 if plan.model in STARTERS
                 else plan.model
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
@@ -27,6 +28,19 @@ class Draw:
     stop: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
+
+    @classmethod
+    def of(cls, config: Any, run: str, step: int) -> Draw:
+        """As the configuration of a run, or of an evaluation, says."""
+        return cls(
+            run,
+            step,
+            config.seed,
+            config.num_generations,
+            config.max_completion_length,
+            config.temperature,
+            tuple(config.stop),
+        )
 
     def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
         """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,17 +20,15 @@ from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.single import Draw, rollout
-from laurel.train import checks, parallel
+from laurel.train import parallel
 from laurel.train.best import check_measured
 from laurel.train.callbacks import add_own
-from laurel.train.record import add_scores, scale
+from laurel.train.record import add_scores, check_failures, scale
 from laurel.train.reference import with_reference
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 
-def evaluate(setup: Setup, step: int) -> Sums:
+def evaluate(session: Session, step: int) -> Sums:
     """What this rank's part of the held-out rows says.
 
     eval/reward and eval/accuracy (share of greedy answers with a reward of at least 1; unscored
@@ -38,37 +36,37 @@ def evaluate(setup: Setup, step: int) -> Sums:
     algorithm learns from data. Of several sets eval/NAME/... each.
     """
     whole = Sums()
-    for name, rows in parts_of(setup.held).items():
+    for name, rows in parts_of(session.eval_rows).items():
         whole.merge(
-            one_set(setup, rows, step).renamed(
+            one_set(session, rows, step).renamed(
                 lambda metric, name=name: f"eval/{name}{metric.removeprefix('eval/')}"
             )
         )
     return whole
 
 
-def check_names(setup: Setup) -> None:
+def check_names(session: Session) -> None:
     """Before the first step: is the metric among those that an evaluation gives? A few rows of each
     set are asked.
 
     Rewards that fail on these few are no reason to end here: the first evaluation tells of all
     rows.
     """
-    if not setup.config.metric_for_best_model:
+    if not session.config.metric_for_best_model:
         return
     few = [
         row
-        for rows in parts_of(setup.held).values()
+        for rows in parts_of(session.eval_rows).values()
         for row in rows[: max(4, parallel.world_size())]
     ]
     try:
-        sums = evaluate(replace(setup, held=few), 0)
+        sums = evaluate(replace(session, eval_rows=few), 0)
     except UsageError:
         raise
     except LaurelError:
         return
     check_measured(
-        setup.config,
+        session.config,
         {name for part in parallel.gather(sums) for name in part.sums.keys() | part.totals.keys()},
     )
 
@@ -83,28 +81,28 @@ def parts_of(held: Sequence[Row]) -> dict[str, list[Row]]:
     return parts
 
 
-def one_set(setup: Setup, rows: Sequence[Row], step: int) -> Sums:
+def one_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
     """What this rank's part of one evaluation set says."""
     sums, rows = Sums(), rows[parallel.rank() :: parallel.world_size()]
-    groups = held_out_loss(setup, rows, step, sums) if rows and setup.learns_from_data else []
-    if setup.mixture is not None:
-        groups = greedy_answers(setup, rows, step, sums) if rows else []
-        checks.few_failed(setup, groups)
-    add_own(setup, groups, step, sums)
+    groups = held_out_loss(session, rows, step, sums) if rows and session.learns_from_data else []
+    if session.mixture is not None:
+        groups = greedy_answers(session, rows, step, sums) if rows else []
+        check_failures(session, groups)
+    add_own(session, groups, step, sums)
     return sums
 
 
-def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
+def greedy_answers(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
     """Greedy completions of the rows' prompts, scored by the run's own rewards."""
-    config = setup.config
-    length = config.max_completion_length or longest_completion(setup)
+    config = session.config
+    length = config.max_completion_length or longest_completion(session)
     draw = Draw("eval", step, config.seed, 1, length, 0.0, tuple(config.stop or ()))
     groups = (
-        play(setup.policy, rows, draw, setup.make_env, config.max_turns)
-        if setup.make_env
-        else rollout(setup.policy, rows, draw)
+        play(session.policy, rows, draw, session.make_env, config.max_turns)
+        if session.make_env
+        else rollout(session.policy, rows, draw)
     )
-    scored = setup.mixture.score(groups, refuse=False)
+    scored = session.mixture.score(groups, refuse=False)
     reward_N = reward_matrix(scored).flatten()
     judged = reward_N[~reward_N.isnan()]
     sums.add("eval/reward", float(judged.sum()), len(judged))
@@ -113,22 +111,22 @@ def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> 
     return scored
 
 
-def longest_completion(setup: Setup) -> int:
+def longest_completion(session: Session) -> int:
     """Supervised learning has no length limit of its own: the longest held-out answer's length, in
     tokens, on whatever process.
     """
-    config, tokenizer = setup.config, setup.policy.tokenizer
+    config, tokenizer = session.config, session.policy.tokenizer
     encoded = (
         encode_supervised(
             tokenizer, row.columns, train_on=config.train_on, max_length=config.max_length
         )
-        for row in setup.held
+        for row in session.eval_rows
     )
     return max(row.supervised for row in encoded)
 
 
 @torch.no_grad()
-def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
+def held_out_loss(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
     """eval/nll: minus log-likelihood per supervised token of the rows, in nats, dropout off.
 
     Of preferences eval/rewards/... and eval/logps/... instead, of scorers their own metrics.
@@ -136,34 +134,38 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> l
     says of each answer: log pi summed over its tokens, of scorers the score at its last token.
     """
     config, policy, every, said = (
-        setup.config,
-        setup.policy,
+        session.config,
+        session.policy,
         list[Group](),
         dict[Key, float | None](),
     )
     policy.model.eval()
     for i in range(0, len(rows), 64):
         how: dict[str, Any] = (
-            {"others": ()} if setup.row.source == "labels" else {}
+            {"others": ()} if session.row.source == "labels" else {}
         )  # what is reported is said of the labelled alone
         how |= {"train_on": config.train_on, "max_length": config.max_length}
-        groups = GIVEN[setup.row.source](policy, rows[i : i + 64], run="eval", step=step, **how)
+        groups = GIVEN[session.row.source](policy, rows[i : i + 64], run="eval", step=step, **how)
         every += groups
         batch = pack(groups)
         grade_N = torch.tensor(
             [r for group in groups for r in group.rewards], dtype=batch.weight_NT.dtype
         )
         batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
-        batch = setup.row.aim(setup, batch, groups) if setup.row.head and setup.row.aim else batch
+        batch = (
+            session.row.aim(session, batch, groups)
+            if session.row.head and session.row.aim
+            else batch
+        )
         for micro in batch.to(policy.device).split(
-            config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs
+            config.token_budget, whole_groups=session.by_comparison, packed=session.packs
         ):
-            if setup.row.head:
+            if session.row.head:
                 scores = policy.scores(micro)
-                add_scores(setup, {"": scores}, micro, sums, "eval/")
+                add_scores(session, {"": scores}, micro, sums, "eval/")
                 said.update(zip(micro.keys, last_scores(scores, micro), strict=True))
                 continue
-            micro = with_reference(setup, micro) if setup.reference else micro
+            micro = with_reference(session, micro) if session.reference else micro
             logp_NT = policy.logp(micro).logp
             said.update(
                 zip(
@@ -172,7 +174,7 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> l
                     strict=True,
                 )
             )
-            if not setup.by_comparison:
+            if not session.by_comparison:
                 sums.add(
                     "eval/nll",
                     float(-logp_NT[micro.loss_mask_NT].sum()),
@@ -180,7 +182,7 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> l
                 )
             else:
                 for name, (total, count) in preference_metrics(
-                    logp_NT, micro, beta=scale(setup)
+                    logp_NT, micro, beta=scale(session)
                 ).items():
                     sums.add(f"eval/{name}", float(total), float(count))
     return [

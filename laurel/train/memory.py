@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.model.chat import encode_prompt
 from laurel.model.compact import obstacle, rounded
@@ -25,13 +25,9 @@ from laurel.model.turns import as_tools
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.checkpoint import State
-from laurel.train.draws import beside, drawn
 from laurel.train.kept import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
 # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
@@ -266,17 +262,17 @@ def fused_weights(policy: Any) -> int:
     return count * policy.dtype.itemsize
 
 
-def work_of(setup: Setup) -> Work:
+def work_of(session: Session) -> Work:
     """The largest pieces of the first step: prompts with the longest completion, or answers as they
     are.
     """
-    config, policy = setup.config, setup.policy
-    rows = drawn(setup, 0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
-    if setup.learns_from_data:
+    config, policy = session.config, session.policy
+    rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
+    if session.learns_from_data:
         how = {"train_on": config.train_on, "max_length": config.max_length}
-        others = beside(setup, State(cursor=config.prompts_per_step), rows)
-        groups = GIVEN[setup.row.source](policy, rows, run="", step=0, **how, **others)
-        return work_in(groups, config, setup)
+        others = session.partner_rows(rows, config.prompts_per_step)
+        groups = GIVEN[session.row.source](policy, rows, run="", step=0, **how, **others)
+        return work_in(groups, config, session)
     prompts = [
         encode_prompt(
             policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))
@@ -288,7 +284,7 @@ def work_of(setup: Setup) -> Work:
         config.num_generations or 1,
     )
     return work_in(
-        to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more
+        to_be_said(prompts, each, more), config, session, each, max(map(len, prompts)), more
     )
 
 
@@ -309,7 +305,7 @@ def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
 def work_in(
     groups: list[Group],
     config: Any,
-    setup: Any,
+    session: Any,
     each: int = 0,
     prompt: int = 0,
     completion: int = 0,
@@ -317,36 +313,36 @@ def work_in(
     """The micro-batch that computes most tokens, by the way that a step is divided."""
     batch = pack(groups)
     micros = list(
-        batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs)
+        batch.split(config.token_budget, whole_groups=session.by_comparison, packed=session.packs)
     )
-    micro = max(micros, key=lambda one: computed(one, packed=setup.packs))
+    micro = max(micros, key=lambda one: computed(one, packed=session.packs))
     return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
-def memory(setup: Setup) -> str:
+def memory(session: Session) -> str:
     """What is foreseen, as a line; more than the device has is an error that says how to need
     less.
     """
     found = foreseen(
-        setup.policy,
-        setup.reference,
-        setup.companion,
-        setup.config,
-        setup.row,
-        work_of(setup),
-        setup.policy.device.type,
+        session.policy,
+        session.reference,
+        session.companion,
+        session.config,
+        session.row,
+        work_of(session),
+        session.policy.device.type,
     )
     told = in_words(found)
-    on_gpu = setup.policy.device.type == "cuda"
-    now = torch.cuda.memory_allocated(setup.policy.device) if on_gpu else resident()
-    both = device_memory(setup.policy.device)
+    on_gpu = session.policy.device.type == "cuda"
+    now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident_bytes()
+    both = device_memory(session.policy.device)
     if both is not None and SURE * found.coming > both[0]:
         what = (
             f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and"
             f" {(now + both[0]) / 1e9:.1f} GB are there."
         )
         raise UsageError(
-            what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3])
+            what, where="memory", fix=" ".join(ways_out(session.config, session.row, found)[:3])
         )
     largest = (
         f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"

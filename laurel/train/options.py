@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig
@@ -13,6 +10,7 @@ from laurel.objective.kl import check_kl
 from laurel.objective.policy import detached_ratio, sequence_ratio
 from laurel.objective.preference import ipo
 from laurel.train.algorithms import ALGORITHMS
+from laurel.train.binding import parameters
 
 # What every row with this source understands, and the default where a row does not give its own.
 SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,21 +61,6 @@ SOURCE_OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 ADAMW = ("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
-SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
-MEASURED = {"rounding"}  # given to an objective by the precision of the model
-
-
-@cache
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a weight or objective: its keyword-only parameters, with their defaults. Read,
-    never written.
-    """
-    found = inspect.signature(function).parameters.values()
-    return {
-        p.name: p.default
-        for p in found
-        if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED | MEASURED
-    }
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -307,20 +290,3 @@ def check_sampling(name: str, config: TrainConfig) -> None:
         config.rewards or [""]
     ):
         raise UsageError("reward_weights and rewards differ in length.", where="reward_weights")
-
-
-def reads(objective: Callable[..., Any]) -> str:
-    """The name of an objective's first parameter, which says what it is a function of: logp_NT,
-    score_NT, value_NT.
-    """
-    return next(iter(inspect.signature(objective).parameters))
-
-
-def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
-    """`function` with its options taken by name from the configuration, and what the loop
-    supplies.
-    """
-    takes = inspect.signature(function).parameters
-    options = {option: getattr(config, option) for option in parameters(function)}
-    options.update({option: value for option, value in supplied.items() if option in takes})
-    return lambda *tensors: function(*tensors, **options)

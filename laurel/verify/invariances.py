@@ -16,8 +16,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
-from laurel.train.setup import Setup
+from laurel.train.session import Session, State
 from laurel.verify.evolution import unmoved
 from laurel.verify.finding import Finding, same
 from laurel.verify.shapes import shapes
@@ -144,7 +143,7 @@ def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
         yield same(name, "constant added to rewards: the same step", run(groups(added=5.0)), whole)
 
 
-def among_rubbish(setup: Setup, groups: list[Group]) -> Tensor:
+def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
     """The gradient of a batch where every slot that holds no trained token holds rubbish: ids,
     log-probabilities, weights.
     """

@@ -200,7 +200,7 @@ LOOP = (
     ),
     Mutant(
         "KL is added to the loss with a minus",
-        reference.penalties,
+        loop.penalties,
         meanwhile(reference, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",

@@ -20,12 +20,11 @@ from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.model.policy import Policy, Reference, trained_positions
-from laurel.objective.unit import AGGREGATIONS
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
-from laurel.train.options import bind, defaults, resolve
-from laurel.train.setup import Setup
+from laurel.train.binding import bind_row
+from laurel.train.options import defaults, resolve
+from laurel.train.session import Session, State
 from laurel.verify.heads import some_tables, table_heads
 from laurel.verify.language import Language
 
@@ -274,7 +273,7 @@ def build(
     then: Tensor | None = None,
     critic_then: Tensor | None = None,
     **options: Any,
-) -> Setup:
+) -> Session:
     """What the loop needs for algorithm `name` on a table of logits [X, S, V].
 
     then, critic_then: where a first optimiser step leads the policy, and with it the critic (left
@@ -330,18 +329,15 @@ def setup_of(
     frozen: Callable[[], Reference] | None,
     optimizer: Any,
     **options: Any,
-) -> Setup:
-    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read. A
-    reference is made where one is used.
+) -> Session:
+    """The loop's Session without data, rewards or a run directory: what `weigh` and `update` read.
+
+    A reference is made where one is used.
     """
     config = options_for(name, options)
-    objective, unit = (
-        bind(ALGORITHMS[name].objective, config),
-        bind(AGGREGATIONS[config.loss_aggregation], config),
-    )
     used = frozen() if frozen and config.reference == "start" else None
     empty: Any = None
-    return Setup(
+    return Session(
         name,
         ALGORITHMS[name],
         config,
@@ -353,8 +349,7 @@ def setup_of(
         policy,
         used,
         optimizer,
-        objective,
-        unit,
+        bind_row(ALGORITHMS[name], config),
         [],
     )
 
@@ -410,7 +405,7 @@ def as_sample(
     )
 
 
-def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
+def gradient(setup: Session, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
     """What one step of the loop hands to the optimiser, as a direction of ascent: [X, S, V]. With
     `then`, of its second pass.
     """
@@ -420,7 +415,7 @@ def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) ->
     return ascent_of(setup)[0]
 
 
-def ascent_of(setup: Setup) -> list[Tensor]:
+def ascent_of(setup: Session) -> list[Tensor]:
     """The last gradient that the optimiser was handed, parameter by parameter, upwards; zeros where
     the loop found nothing to learn.
     """

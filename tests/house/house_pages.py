@@ -260,8 +260,8 @@ def names_of(kind: str, harmless: bool = True) -> str:
 
 def trl_defaults() -> str:
     """Where a default of TRL's that a result depends on is not that of laurel's row."""
-    from laurel.cli.port import names_taken, unsaid
-    from laurel.core.trl import Ask, translate
+    from laurel.cli.from_trl import names_taken, unsaid
+    from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
     from laurel.train.options import applying
@@ -270,7 +270,7 @@ def trl_defaults() -> str:
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
         own = applying(row)
-        ask = Ask(
+        ask = Request(
             row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
         )
         names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]

@@ -18,7 +18,7 @@ from house_shell import as_it_was, run_shell
 from house_source import ROOT, package_files
 
 import laurel
-from laurel.train import starter
+from laurel.train import loop, starter
 from laurel_prompts import fit as fitting
 from laurel_prompts import synthetic
 from laurel_prompts.models import Logistic, Rates
@@ -43,7 +43,7 @@ def short_starter(cache: Path) -> None:
         patch.setattr(
             starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update=short)
         )
-        starter.build_starter("starter", "addition", 0)
+        starter.build_starter("starter", "addition", 0, loop.train)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
+from laurel.train.session import State
 from laurel.verify.sampled import TEMPERATURE, G, H, drawn, make_llama
 from laurel.verify.world import Recorder, ascent_of, setup_of
 

@@ -1,13 +1,16 @@
-"""Do reliability weights help, with the smallest reward model there is? The votes of
-claim_reliability.py, and a linear model.
+"""Do reliability weights help, with the smallest reward model there is?
 
-python bench/claim_weights.py [--first-seed N] [--seeds K] prints a table and the verdicts of three
-designs: cheaters who guess, who take the left slot, or who take the longer answer. Labels, weights
-and soft labels are laurel's (`laurel_feedback.exchange.rows.opinions`); the reward model is
-Bradley-Terry, linear in the share of each letter and in the length, so that it can take the short
-cut and can do without. Every way has the ridge that did best on the seeds TUNED of its design:
-`--tune` repeats the search (`--first-seed 0 --seeds 10`). A seed takes a tenth of a second or two,
-so differences that are small can be told.
+The votes of `reliability`, and a linear model.
+
+    python -m laurel_worlds.experiments.weights [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts of three designs: cheaters who guess, who take the left slot, or who
+take the longer answer. Labels, weights and soft labels are laurel's
+(`laurel_feedback.exchange.rows.opinions`); the reward model is Bradley-Terry, linear in the share
+of each letter and in the length, so that it can take the short cut and can do without. Every way
+has the ridge that did best on the seeds TUNED of its design: `--tune` repeats the search
+(`--first-seed 0 --seeds 10`). A seed takes a tenth of a second or two, so differences that are
+small can be told.
 """
 
 import math
@@ -18,10 +21,17 @@ from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
-from claim import command, over, print_verdicts, seeds_of, table, told
 from scipy.special import expit
 
 from laurel_feedback.exchange.rows import opinions
+from laurel_worlds.experiments.comparison import (
+    command,
+    interval_text,
+    over,
+    print_verdicts,
+    seeds_of,
+    table,
+)
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
 WORTH = dict(zip(LETTERS, np.linspace(-1, 1, len(LETTERS)).tolist(), strict=True))
@@ -90,8 +100,9 @@ def votes(design: str, dice: random.Random) -> tuple[list[Pair], list[list[tuple
 
 
 def labelled(said: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Way -> (chance that the first is better [n], weight [n]): the majority's, and laurel's
-    opinions as an export would write them.
+    """Way -> (chance that the first is better [n], weight [n]).
+
+    The majority's, and laurel's opinions as an export would write them.
     """
     rated = [
         SimpleNamespace(
@@ -131,8 +142,9 @@ def features(texts: list[str]) -> np.ndarray:
 def fitted(
     gap_NF: np.ndarray, first_N: np.ndarray, weight_N: np.ndarray, ridge: float
 ) -> np.ndarray:
-    """The minimum of sum w [p softplus(-h) + (1-p) softplus(h)] / mean w + ridge/2 |theta|^2, h the
-    gap of two scores.
+    """The minimum of sum w [p softplus(-h) + (1-p) softplus(h)] / mean w + ridge/2 |theta|^2.
+
+    h is the gap of two scores.
     """
     weight_N, theta = weight_N / weight_N.mean(), np.zeros(gap_NF.shape[1])
     for _ in range(
@@ -153,8 +165,9 @@ def fitted(
 def of_seed(
     seed: int, folder: Path, *, tuning: bool
 ) -> dict[tuple[str, str, float], tuple[float, float]]:
-    """(design, way, ridge) -> (share of labels that are right, accuracy on clean pairs that nobody
-    voted on).
+    """(design, way, ridge) -> (share of labels that are right, accuracy on clean pairs).
+
+    Nobody voted on the clean pairs.
     """
     found = {}
     for place, design in enumerate(DESIGNS):
@@ -217,7 +230,7 @@ def main() -> None:
             design,
             way,
             f"{RIDGE[design, way]:g}",
-            *(told([s[design, way][i] for s in seeds], 3) for i in range(2)),
+            *(interval_text([s[design, way][i] for s in seeds], 3) for i in range(2)),
         ]
         for design in DESIGNS
         for way in WAYS

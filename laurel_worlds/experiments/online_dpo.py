@@ -1,8 +1,10 @@
-"""Is DPO more sensitive to beta and to coverage when its pairs come once from the start model than
-when they come from the policy?
+"""Is DPO more sensitive to beta and to coverage offline than online?
 
-python bench/claim_online_dpo.py [--first-seed N] [--seeds K] prints a table and the verdicts that
-it supports. docs/experiments.md records one.
+Offline, its pairs come once from the start model; online, from the policy.
+
+    python -m laurel_worlds.experiments.online_dpo [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts that it supports. docs/experiments.md records one.
 """
 
 import json
@@ -14,7 +16,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-from claim import clearly, command, corrected, figure, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.core.sample import Group
@@ -24,6 +25,17 @@ from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train
+from laurel_worlds.experiments.comparison import (
+    clearly,
+    command,
+    corrected,
+    figure,
+    interval,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
 
 LETTERS, SHARE, LIMIT = (
     10,
@@ -31,8 +43,9 @@ LETTERS, SHARE, LIMIT = (
     12,
 )  # the start model writes 10 letters, each a `b` with chance .2; 12 tokens at most
 WORLDS = {"near": 3, "far": 6}
-"""The number of `b`s with the highest reward. The start model writes 2 +- 1.3: 3 is within its
-bulk, 6 is 3 deviations away.
+"""The number of `b`s with the highest reward.
+
+The start model writes 2 +- 1.3: 3 is within its bulk, 6 is 3 deviations away.
 """
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS, PAIRS = 40, 16
@@ -40,11 +53,14 @@ MADE = (
     len(WORLDS) * (len(BETAS) + 1) + 1
 )  # comparisons: at each beta, over betas, and of what coverage costs
 HERE = str(Path(__file__).resolve())
+Results = Mapping[tuple[str, str, float], Mapping[str, float]]
+"""(world, way, beta) -> what was measured."""
 
 
 def score(text: str, best: int) -> float:
-    """1 at `best` letters b, less by .1 for each one more or fewer: the gold reward. "abba" with
-    best 3: .9.
+    """1 at `best` letters b, less by .1 for each one more or fewer: the gold reward.
+
+    "abba" with best 3: .9.
     """
     return 1 - abs(text.count("b") - best) / LETTERS
 
@@ -66,8 +82,9 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def start_model(folder: Path, seed: int) -> Path:
-    """A small model that has learnt by imitation to write ten letters, and the prompt of every
-    experiment here in prompts.jsonl.
+    """A small model that has learnt by imitation to write ten letters.
+
+    The prompt of every experiment here is written to prompts.jsonl.
     """
     rng = random.Random(seed)
     texts = ("".join(rng.choices("ab", [1 - SHARE, SHARE], k=LETTERS)) for _ in range(4800))
@@ -122,8 +139,9 @@ def kl_to(start: Path, model: Path, drawn: list[Group]) -> float:
 
 
 def offline_pairs(folder: Path, start: Path) -> list[tuple[str, str]]:
-    """As many pairs of completions of the start model as the runs will use, and twice that, since
-    ties will be left out.
+    """Pairs of completions of the start model: twice as many as the runs will use.
+
+    Ties will be left out.
     """
     drawn = samples(folder, start, 2 * STEPS * PAIRS, 2)
     return [
@@ -134,9 +152,7 @@ def offline_pairs(folder: Path, start: Path) -> list[tuple[str, str]]:
 
 
 def of_seed(seed: int, folder: Path) -> dict[tuple[str, str, float], dict[str, float]]:
-    """(world, way, beta) -> gold reward and KL of the trained model on 256 completions of its
-    own.
-    """
+    """(world, way, beta) -> gold reward and KL of the trained model on 256 completions."""
     start = start_model(folder, seed)
     drawn, found = offline_pairs(folder, start), {}
     for world, best in WORLDS.items():
@@ -150,44 +166,43 @@ def of_seed(seed: int, folder: Path) -> dict[tuple[str, str, float], dict[str, f
         ][: STEPS * PAIRS]
         rows = ({"prompt": "?", "chosen": good, "rejected": bad} for good, bad in judged)
         pairs = write_lines(folder / f"{world}.jsonl", rows)
-        ways: dict[str, tuple[str, dict[str, Any]]] = {
-            "offline": ("dpo", {"dataset": str(pairs)}),
-            "online": (
-                "online_dpo",
-                {
-                    "dataset": str(folder / "prompts.jsonl"),
-                    "rewards": [f"{HERE}:{world}"],
-                    "max_completion_length": LIMIT,
-                },
-            ),
-        }
-        for way, (name, options) in ways.items():
+        for way in ("offline", "online"):
             for beta in BETAS:
-                config = TrainConfig(
-                    model=str(start),
-                    output_dir=str(folder / f"{world}-{way}-{beta}"),
-                    eval_size=0,
-                    seed=seed,
-                    max_steps=STEPS,
-                    prompts_per_step=PAIRS,
-                    learning_rate=1e-3,
-                    lr_scheduler_type="cosine",
-                    beta=beta,
-                    device="cpu",
-                    **options,
-                )
-                model = train(name, config, quiet=True).model
+                model = trained(way, world, beta, start, pairs, seed)
                 after = samples(folder, model, 64, 4)
                 golds = [gold(sample.text) for group in after for sample in group.samples]
                 found[world, way, beta] = {"gold": mean(golds), "kl": kl_to(start, model, after)}
     return found
 
 
-def verdicts(seeds: Sequence[Mapping[tuple[str, str, float], Mapping[str, float]]]) -> list[str]:
-    """Paired by seed: at how many betas one is clearly better, and whose reward varies more over
-    beta.
-    """
-    lines, spreads = [], {}
+def trained(way: str, world: str, beta: float, start: Path, pairs: Path, seed: int) -> Path:
+    """The model that DPO makes of the start model: offline from the pairs, or online."""
+    folder = pairs.parent
+    online: dict[str, Any] = {
+        "dataset": str(folder / "prompts.jsonl"),
+        "rewards": [f"{HERE}:{world}"],
+        "max_completion_length": LIMIT,
+    }
+    options = online if way == "online" else {"dataset": str(pairs)}
+    config = TrainConfig(
+        model=str(start),
+        output_dir=str(folder / f"{world}-{way}-{beta}"),
+        eval_size=0,
+        seed=seed,
+        max_steps=STEPS,
+        prompts_per_step=PAIRS,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        beta=beta,
+        device="cpu",
+        **options,
+    )
+    return train("online_dpo" if way == "online" else "dpo", config, quiet=True).model
+
+
+def verdicts(seeds: Sequence[Results]) -> list[str]:
+    """Paired by seed: at how many betas one is clearly better, and which varies more over beta."""
+    lines = []
     for world in WORLDS:
         gaps = {
             b: [s[world, "online", b]["gold"] - s[world, "offline", b]["gold"] for s in seeds]
@@ -195,42 +210,49 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str, float], Mapping[str, float]
         }
         better = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) > 0]
         worse = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) < 0]
-        told_better, told_worse = (
+        where_better, where_worse = (
             f"at beta {', '.join(betas)}" if betas else "at no beta" for betas in (better, worse)
         )
         lines.append(
-            f"{world}: online is clearly better {told_better}, clearly worse {told_worse}."
+            f"{world}: online is clearly better {where_better}, clearly worse {where_worse}."
         )
-        for way in ("offline", "online"):
-            golds = [[s[world, way, beta]["gold"] for beta in BETAS] for s in seeds]
-            spreads[world, way] = [max(row) - min(row) for row in golds]
-        more = [
-            a - b for a, b in zip(spreads[world, "offline"], spreads[world, "online"], strict=True)
-        ]
-        how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(more, MADE)]
-        lines.append(
-            f"{world}: offline is {how} sensitive to beta: best minus worst"
-            f" {told(spreads[world, 'offline'])} offline, {told(spreads[world, 'online'])} online,"
-            f" difference {told(more, of=MADE)}."
-        )
-    lost = {
-        way: [_best(s, "near", way) - _best(s, "far", way) for s in seeds]
+        lines.append(sensitivity(world, seeds))
+    return [*lines, coverage(seeds)]
+
+
+HOW = {1: "more", -1: "less", 0: "not clearly more or less"}
+
+
+def sensitivity(world: str, seeds: Sequence[Results]) -> str:
+    """How much the reward varies over beta, offline against online."""
+    offline, online = (
+        [max(golds) - min(golds) for golds in (_over_betas(s, world, way) for s in seeds)]
         for way in ("offline", "online")
-    }
-    apart = [a - b for a, b in zip(lost["offline"], lost["online"], strict=True)]
-    how = {1: "more", -1: "less", 0: "not clearly more or less"}[clearly(apart, MADE)]
-    lines.append(
-        "coverage: at each one's best beta, moving the optimum out of the start model's reach"
-        f" costs offline {how} ({told(lost['offline'])} against {told(lost['online'])}, difference"
-        f" {told(apart, of=MADE)})."
     )
-    return lines
+    more = [a - b for a, b in zip(offline, online, strict=True)]
+    return (
+        f"{world}: offline is {HOW[clearly(more, MADE)]} sensitive to beta: best minus worst"
+        f" {interval_text(offline)} offline, {interval_text(online)} online,"
+        f" difference {interval_text(more, of=MADE)}."
+    )
 
 
-def _best(
-    seed: Mapping[tuple[str, str, float], Mapping[str, float]], world: str, way: str
-) -> float:
-    return max(seed[world, way, beta]["gold"] for beta in BETAS)
+def coverage(seeds: Sequence[Results]) -> str:
+    """What it costs, at the best beta, that the optimum lies out of the start model's reach."""
+    offline, online = (
+        [max(_over_betas(s, "near", way)) - max(_over_betas(s, "far", way)) for s in seeds]
+        for way in ("offline", "online")
+    )
+    apart = [a - b for a, b in zip(offline, online, strict=True)]
+    return (
+        "coverage: at each one's best beta, moving the optimum out of the start model's reach"
+        f" costs offline {HOW[clearly(apart, MADE)]} ({interval_text(offline)} against"
+        f" {interval_text(online)}, difference {interval_text(apart, of=MADE)})."
+    )
+
+
+def _over_betas(seed: Results, world: str, way: str) -> list[float]:
+    return [seed[world, way, beta]["gold"] for beta in BETAS]
 
 
 def main() -> None:
@@ -240,7 +262,7 @@ def main() -> None:
         [
             world,
             "start model",
-            *[told([s[world, "start", 0.0]["gold"] for s in seeds])] * 2,
+            *[interval_text([s[world, "start", 0.0]["gold"] for s in seeds])] * 2,
             "0",
             "0",
         ]
@@ -251,7 +273,7 @@ def main() -> None:
             world,
             f"{beta:g}",
             *(
-                told([s[world, way, beta][x] for s in seeds])
+                interval_text([s[world, way, beta][x] for s in seeds])
                 for x in ("gold", "kl")
                 for way in ("offline", "online")
             ),

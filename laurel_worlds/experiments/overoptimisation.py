@@ -1,23 +1,34 @@
-"""Over-optimisation: the gold reward against the proxy's as the policy moves away, for best-of-n
-and for RL, and ensembles as a remedy.
+"""Over-optimisation: gold against proxy reward as the policy moves away from its start.
 
-python bench/claim_overoptimisation.py [--first-seed N] [--seeds K] prints tables and the verdicts,
-and draws docs/figures/overoptimisation.svg.
-Every completion of a small language has features; expectations and KL are exact sums over all of
-them. docs/experiments.md records a run.
+For best-of-n and for RL, with ensembles as a remedy.
+
+    python -m laurel_worlds.experiments.overoptimisation [--first-seed N] [--seeds K]
+
+Prints tables and the verdicts, and draws docs/figures/overoptimisation.svg. Every completion of a
+small language has features; expectations and KL are exact sums over all of them.
+docs/experiments.md records a run.
 """
 
 from itertools import pairwise
 from typing import Any
 
 import torch
-from claim import Curve, clearly, command, corrected, figure, seeds_of, table, told
-from claim_ranking import fit_pairs
 from torch import Tensor
 
 from laurel.measure.bestof import best_of_n_bound
 from laurel.reward.learned import COMBINE
 from laurel.verify.language import Language, best_of_n, kl, optimum
+from laurel_worlds.experiments.comparison import (
+    Curve,
+    clearly,
+    command,
+    corrected,
+    figure,
+    interval_text,
+    seeds_of,
+    table,
+)
+from laurel_worlds.experiments.ranking import fit_pairs
 
 LANGUAGE, PROMPTS = (
     Language(6, 4),
@@ -45,8 +56,9 @@ def scaled(score_XN: Tensor) -> Tensor:
 
 
 class World:
-    """Features of every completion [X, N, F], a uniform reference, and a gold reward of mean 0 and
-    deviation 1 under it.
+    """Features of every completion [X, N, F], a uniform reference, and a gold reward.
+
+    The gold reward has mean 0 and deviation 1 under the reference.
 
     gold = w . phi - ODD (|phi|^2 - F): a direction of quality, and odd answers are worse than they
     look. The proxy is linear.
@@ -63,8 +75,9 @@ class World:
         self.p_XN = torch.full_like(self.gold_XN, 1 / LANGUAGE.N)
 
     def pairs(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Random pairs of a prompt [n, F], [n, F] and which won [n]: by the gold reward, WRONG of
-        the labels turned round.
+        """Random pairs of a prompt [n, F], [n, F] and which won [n].
+
+        By the gold reward, with WRONG of the labels turned round.
         """
         x_N = torch.randint(PROMPTS, (count,), generator=self.draw)
         first_N, second_N = torch.randint(LANGUAGE.N, (2, count), generator=self.draw)
@@ -73,8 +86,9 @@ class World:
         return self.feature_XNF[x_N, first_N], self.feature_XNF[x_N, second_N], won_N
 
     def members(self, count: int, more: int) -> Tensor:
-        """Scores [1 + more, X, N]: the reward model of `count` pairs, then those of resamples of
-        them (bootstrap), deviation 1.
+        """Scores [1 + more, X, N] with deviation 1 of the reward models of `count` pairs.
+
+        The first is trained on the pairs, the others on resamples of them (bootstrap).
         """
         pairs = self.pairs(count)
         picks = [torch.arange(count), *torch.randint(count, (more, count), generator=self.draw)]
@@ -86,9 +100,7 @@ class World:
         )
 
     def path(self, logps: list[Tensor], score_XN: Tensor) -> Points:
-        """Of policies [X, N] in order: their KL to the reference, their mean proxy and gold, over
-        the prompts.
-        """
+        """KL to the reference, mean proxy and mean gold of policies [X, N], in order."""
         ref_XN = self.p_XN.log()
         means = [
             (
@@ -113,16 +125,12 @@ class World:
         )
 
     def tilted(self, score_XN: Tensor) -> Points:
-        """What RL with a KL penalty converges to, beta from large to small: the policies pi* of
-        `optimum`.
-        """
+        """The policies pi* of `optimum`, to which RL with a KL penalty converges."""
         ref_XN = self.p_XN.log()
         return self.path([ref_XN, *(optimum(ref_XN, score_XN, beta) for beta in BETAS)], score_XN)
 
     def climbed(self, score_XN: Tensor, *, steps: int = 50, rate: float = 0.08) -> Points:
-        """RL without a penalty: exact gradient ascent on E[proxy] over every logit of the language,
-        by Adam.
-        """
+        """RL without a penalty: exact gradient ascent on E[proxy] over every logit, by Adam."""
         logits_XSV = LANGUAGE.logits_of(self.p_XN).requires_grad_()
         adam, seen = torch.optim.Adam([logits_XSV], lr=rate), list[Tensor]()
         for _ in range(steps):
@@ -135,8 +143,9 @@ class World:
 
 
 def at(path: Points, column: int) -> list[float]:
-    """One column (1 proxy, 2 gold) at the KLs of GRID, linear in between. The path must reach as
-    far.
+    """One column (1 proxy, 2 gold) at the KLs of GRID, linear in between.
+
+    The path must reach as far.
     """
     found = []
     assert path[-1][0] >= GRID[-1], f"the path ends at {path[-1][0]} nats"
@@ -162,8 +171,9 @@ def law(path: Points) -> tuple[float, float]:
 
 
 def of_seed(seed: int) -> Found:
-    """Everything in one world: single proxies of every size by every way of optimising, and the
-    ensembles at FEW pairs.
+    """All results in one world.
+
+    Single proxies of every size by every way of optimising, and the ensembles at FEW pairs.
     """
     world, found = World(seed), {}
     for count in PAIRS:
@@ -204,7 +214,7 @@ def lines(seeds: list[Found], labels: list[str]) -> list[list[str]]:
     """The rows of a table: for each label its peak, where, the end, and the law's fit."""
     names = ("peak", "kl", "end", "alpha", "fits")
     return [
-        [label, *(told([seed[label][name] for seed in seeds]) for name in names)]
+        [label, *(interval_text([seed[label][name] for seed in seeds]) for name in names)]
         for label in labels
     ]
 
@@ -216,7 +226,10 @@ def verdicts(seeds: list[Found]) -> list[str]:
         {1: "rose", -1: "fell", 0: "did not clearly move"},
     )
     slack = [seed[f"best of n, {FEW}, {SINGLE}"]["slack"] for seed in seeds]
-    said = [f"The exact KL of best of {NS[-1]} lies below log n - (n-1)/n by {told(slack, 3)} nats"]
+    said = [
+        f"The exact KL of best of {NS[-1]} lies below log n - (n-1)/n by"
+        f" {interval_text(slack, 3)} nats"
+    ]
     for way in WAYS:
         for sort, early, end in (("gold", "early", "end"), ("proxy", "proxy early", "proxy end")):
             gaps = {
@@ -224,7 +237,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
                 for n in PAIRS
             }
             pieces = ", ".join(
-                f"{moved[clearly(gap, MADE)]} ({told(gap, of=MADE)}) with {n} pairs"
+                f"{moved[clearly(gap, MADE)]} ({interval_text(gap, of=MADE)}) with {n} pairs"
                 for n, gap in gaps.items()
             )
             said.append(f"{way}: from {EARLY:g} to {GRID[-1]:g} nats the {sort} reward {pieces}")
@@ -234,7 +247,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
                 for c in ("peak", "end")
             }
             pieces = " and ".join(
-                f"{word[clearly(gap, MADE)]} at the {c} ({told(gap, of=MADE)})"
+                f"{word[clearly(gap, MADE)]} at the {c} ({interval_text(gap, of=MADE)})"
                 for c, gap in gaps.items()
             )
             said.append(f"{way}, {FEW} pairs: {name} against a single proxy: gold {pieces}")
@@ -246,7 +259,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
         )
         said.append(
             f"alpha, {many} against {few} pairs: {word[clearly(grew, MADE)]}"
-            f" ({told(grew, of=MADE)})"
+            f" ({interval_text(grew, of=MADE)})"
         )
     return [line + "." for line in said]
 

@@ -1,10 +1,12 @@
-"""Which of PPO-max's tricks keeps PPO from exploiting a learned reward? Plain PPO, PPO-max, and its
-tricks by themselves.
+"""Which of PPO-max's tricks keeps PPO from exploiting a learned reward?
 
-python bench/claim_ppo_max.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
-supports; docs/experiments.md records one. PPO-max and KL alone are compared at the same beta, at
-like KL, and each at its best beta; plain PPO also at its best learning rate. `--tune --first-seed 0
---seeds 2` is how those betas and that rate were found.
+Plain PPO, PPO-max, and its tricks by themselves.
+
+    python -m laurel_worlds.experiments.ppo_max [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts that it supports; docs/experiments.md records one. PPO-max and KL
+alone are compared at the same beta, at like KL, and each at its best beta; plain PPO also at its
+best learning rate. `--tune --first-seed 0 --seeds 2` is how those betas and that rate were found.
 """
 
 import random
@@ -15,12 +17,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from claim import command, compared, corrected, figure, interval, over, seeds_of, table, told
-from claim_online_dpo import samples, write_lines
-
 from laurel.core.config import TrainConfig
 from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
+from laurel_worlds.experiments.comparison import (
+    command,
+    compared,
+    corrected,
+    figure,
+    interval,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
+from laurel_worlds.experiments.online_dpo import samples, write_lines
 
 NEXT = {"a": "bcd", "b": "cde", "c": "def", "d": "efg", "e": "fga", "f": "gab", "g": "abc"}
 """The language: what may follow a letter, with chances .6, .3 and .1."""
@@ -52,8 +63,9 @@ SEARCHED: dict[str, dict[str, Any]] = {
 }
 """What `--tune` tries."""
 BEST_MAX, BEST_KL, LIKE_KL, BEST_RATE = 0.05, 0.025, 0.05, 1e-4
-"""Of PPO-max and KL alone the beta of the highest gold at the end; where KL alone goes as far as
-PPO-max at .2; plain PPO's rate.
+"""Of PPO-max and KL alone the beta of the highest gold at the end.
+
+Where KL alone goes as far as PPO-max at .2; plain PPO's rate.
 """
 METHODS: dict[str, dict[str, Any]] = {
     "plain PPO": PLAIN,
@@ -94,8 +106,9 @@ PAIRED = (
 
 
 def gold(text: str) -> float:
-    """The hidden reward: the share of neighbours that the language allows, plus a bonus for `g`
-    that three of them exhaust. At most 2.
+    """The hidden reward: the share of neighbours that the language allows, plus a bonus for `g`.
+
+    Three of them exhaust the bonus. At most 2.
 
     "abgg": 1 of 3 neighbours (ab), 2 of 3 g: 1.
     """
@@ -142,8 +155,9 @@ def start_model(folder: Path, seed: int) -> Path:
 
 
 def reward_model(folder: Path, start: Path, seed: int) -> Path:
-    """A reward model from few pairs of the start model's completions, judged by gold, one verdict
-    in four turned round.
+    """A reward model from few pairs of the start model's completions.
+
+    They are judged by gold, one verdict in four turned round.
     """
     rng, rows = random.Random(seed), []
     for group in samples(folder, start, 2 * PAIRS, 2, limit=LIMIT):
@@ -173,8 +187,9 @@ def reward_model(folder: Path, start: Path, seed: int) -> Path:
 def of_seed(
     seed: int, folder: Path, methods: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """label -> what was measured on the samples that training itself drew: 32 at every step. Equal
-    options are run once.
+    """label -> what was measured on the samples that training itself drew: 32 at every step.
+
+    Equal options are run once.
     """
     start = start_model(folder, seed)
     judge, found = reward_model(folder, start, seed), {}
@@ -204,8 +219,10 @@ def of_seed(
 
 
 def watched(run: Any) -> dict[str, Any]:
-    """Gold per step; over the last five steps gold, KL to the start, share of distinct completions,
-    learned reward; gold's peak of five.
+    """Gold per step.
+
+    Over the last five steps gold, KL to the start, share of distinct completions, learned reward;
+    gold's peak of five.
     """
     lines, metrics = run.samples(), run.metrics()
     golds = [
@@ -226,7 +243,7 @@ def watched(run: Any) -> dict[str, Any]:
 def shown(seeds: list[dict[str, dict[str, Any]]]) -> str:
     """The table of what was measured."""
     rows = [
-        [label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)]
+        [label, *(interval_text([seed[label][name] for seed in seeds]) for name in SHOWN)]
         for label in seeds[0]
     ]
     return table(["PPO with", *SHOWN.values()], rows)
@@ -253,14 +270,15 @@ def verdicts(seeds: list[dict[str, dict[str, Any]]]) -> list[str]:
     return [
         *lines,
         "\nBelow its own peak at the end: "
-        + "; ".join(f"{label} {told(fall)}" for label, fall in falls.items())
+        + "; ".join(f"{label} {interval_text(fall)}" for label, fall in falls.items())
         + ".",
     ]
 
 
 def main() -> None:
-    """Print the table of all seeds, then the verdicts; draw the figure. Or search for betas and
-    rate.
+    """Print the table of all seeds, then the verdicts; draw the figure.
+
+    Or search for betas and rate.
     """
     parser = command(__doc__)
     parser.add_argument("--tune", action="store_true", help="try every beta and rate instead")

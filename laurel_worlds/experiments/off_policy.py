@@ -1,9 +1,12 @@
-"""On-policy against off-policy: reuse of samples with and without a clipped ratio, and a fixed log
-of the start policy.
+"""On-policy against off-policy training.
 
-python bench/claim_off_policy.py [--first-seed N] [--seeds K] prints a table and the verdicts that
-it supports; docs/experiments.md records one. Every method runs at a learning rate of its own, the
-best of RATES on the seeds TUNED: `--tune` repeats that search (with `--first-seed 0 --seeds 4`).
+Reuse of samples with and without a clipped ratio, and a fixed log of the start policy.
+
+    python -m laurel_worlds.experiments.off_policy [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts that it supports; docs/experiments.md records one. Every method runs
+at a learning rate of its own, the best of RATES on the seeds TUNED: `--tune` repeats that search
+(with `--first-seed 0 --seeds 4`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +15,29 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from claim import command, figure, interval, over, print_verdicts, seeds_of, table, told
-from claim_online_dpo import HERE, LIMIT, WORLDS, kl_to, samples, score, start_model, write_lines
-
 from laurel.core.config import TrainConfig
 from laurel.train.loop import train
+from laurel_worlds.experiments.comparison import (
+    Curve,
+    command,
+    figure,
+    interval,
+    interval_text,
+    over,
+    print_verdicts,
+    seeds_of,
+    table,
+)
+from laurel_worlds.experiments.online_dpo import (
+    HERE,
+    LIMIT,
+    WORLDS,
+    kl_to,
+    samples,
+    score,
+    start_model,
+    write_lines,
+)
 
 STEPS, PROMPTS, GROUP, REUSE = 32, 4, 8, 8
 SHORT = STEPS // REUSE
@@ -37,12 +58,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "imitation of fresh samples": ("raft", COMMON),
     "imitation of a fixed log": ("sft", {}),
 }
-"""A label: the row of the table and its options. All but the last sample; that one imitates the
-best of each group of a log.
+"""A label: the row of the table and its options.
+
+All but the last sample; that one imitates the best of each group of a log.
 """
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 TUNED = range(4)
 Run = tuple[str, int]  # a method and its steps
+Results = Mapping[Run, Mapping[str, float]]
 RATE: dict[Run, float] = {
     ("on-policy", STEPS): 4e-3,
     ("reuse with clipped ratio", STEPS): 4e-3,
@@ -68,8 +91,9 @@ PAIRED = (
 
 
 def fixed_log(folder: Path, start: Path) -> Path:
-    """The best completion of each of as many groups as a run samples, all from the start model, as
-    lines of JSON to imitate.
+    """The best completion of each group as lines of JSON to imitate, all from the start model.
+
+    As many groups as a run samples.
     """
     groups = samples(folder, start, STEPS * PROMPTS, GROUP)
     best = (max((sample.text for sample in group.samples), key=gold) for group in groups)
@@ -77,15 +101,17 @@ def fixed_log(folder: Path, start: Path) -> Path:
 
 
 def gold(text: str) -> float:
-    """The reward of the far world of claim_online_dpo.py: its optimum is 3 deviations away from the
-    start model.
+    """The reward of the far world of `online_dpo`.
+
+    Its optimum is 3 deviations away from the start model.
     """
     return score(text, WORLDS["far"])
 
 
 def runs() -> list[Run]:
-    """Every method over all steps, and those that reuse samples over as few as make STEPS updates,
-    too.
+    """Every method over all steps, and those that reuse samples over fewer steps, too.
+
+    As few as make STEPS updates.
     """
     short = [
         (label, SHORT) for label, (_, options) in METHODS.items() if "num_iterations" in options
@@ -96,8 +122,9 @@ def runs() -> list[Run]:
 def of_seed(
     seed: int, folder: Path, rates: Mapping[Run, Sequence[float]]
 ) -> dict[tuple[Run, float], dict[str, float]]:
-    """(run, rate) -> gold reward and KL on 512 completions. The start model is ("start model", 0)
-    at rate 0.
+    """(run, rate) -> gold reward and KL on 512 completions.
+
+    The start model is ("start model", 0) at rate 0.
     """
     start = start_model(folder, seed)
     log = fixed_log(folder, start)
@@ -163,26 +190,8 @@ def main() -> None:
         )
     found = over(asked, partial(of_seed, rates={run: [RATE[run]] for run in runs()}))
     seeds = [{run: value for (run, _), value in seed.items()} for seed in found]  # one rate each
-    rows, curves = [], {}
-    for label, steps in seeds[0]:
-        drawn = steps * PROMPTS * GROUP
-        updates = steps * METHODS.get(label, ("", {}))[1].get("num_iterations", 1)
-        cells = (told([seed[label, steps][name] for seed in seeds]) for name in ("gold", "kl"))
-        rows.append(
-            [label, str(drawn), str(updates), f"{RATE[label, steps]:g}" if steps else "", *cells]
-        )
-        x, y = curves.setdefault(
-            label, ([0], [interval([seed["start model", 0]["gold"] for seed in seeds])[0]])
-        )
-        x.append(drawn)
-        y.append(interval([seed[label, steps]["gold"] for seed in seeds])[0])
-    print(
-        table(
-            ["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"],
-            rows,
-        )
-        + "\n"
-    )
+    header = ["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"]
+    print(table(header, [row_of(run, seeds) for run in seeds[0]]) + "\n")
     gaps = {
         f"{one}, {many} steps, against {other}, {few} steps": [
             s[one, many]["gold"] - s[other, few]["gold"] for s in seeds
@@ -190,13 +199,36 @@ def main() -> None:
         for one, many, other, few in PAIRED
     }
     print_verdicts(gaps, "not clearly better or worse")
-    del curves["start model"]
-    lines = {
-        label: tuple(zip(*sorted(zip(x, y, strict=True)), strict=True))
-        for label, (x, y) in curves.items()
-    }
     title = f"Each batch used once, or {REUSE} times"
+    lines = curves(seeds)
     print(f"\n{figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
+
+
+def row_of(run: Run, seeds: list[Results]) -> list[str]:
+    """A row of the table: what a run took and what it reached."""
+    label, steps = run
+    updates = steps * METHODS.get(label, ("", {}))[1].get("num_iterations", 1)
+    return [
+        label,
+        str(steps * PROMPTS * GROUP),
+        str(updates),
+        f"{RATE[run]:g}" if steps else "",
+        *(interval_text([seed[run][name] for seed in seeds]) for name in ("gold", "kl")),
+    ]
+
+
+def curves(seeds: list[Results]) -> dict[str, Curve]:
+    """Each method's mean gold reward against the samples drawn, from the start model on."""
+    begin = interval([seed["start model", 0]["gold"] for seed in seeds])[0]
+    points: dict[str, list[tuple[float, float]]] = {}
+    for label, steps in seeds[0]:
+        if steps:
+            reached = interval([seed[label, steps]["gold"] for seed in seeds])[0]
+            points.setdefault(label, [(0, begin)]).append((steps * PROMPTS * GROUP, reached))
+    return {
+        label: ([x for x, _ in sorted(found)], [y for _, y in sorted(found)])
+        for label, found in points.items()
+    }
 
 
 if __name__ == "__main__":

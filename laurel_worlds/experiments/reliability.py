@@ -1,11 +1,13 @@
-"""Do reliability weights help? Reward models from one set of votes, a third of the annotators
-cheating, exported with and without.
+"""Do reliability weights help?
 
-python bench/claim_reliability.py [--first-seed N] [--seeds K] prints a table and the verdicts of
-three designs: cheaters who guess, who take the left slot, or who take the longer answer, a short
-cut that a reward model would learn from them. The votes lie in a database, slots at random, and
-leave it by `laurel_feedback.exchange.export`; reward models are trained by `laurel train reward`
-and judged on clean pairs that X (with `--first-seed 0 --seeds 2`).
+Reward models from one set of votes, a third of the annotators cheating, exported with and without.
+
+    python -m laurel_worlds.experiments.reliability [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts of three designs: cheaters who guess, who take the left slot, or who
+take the longer answer, a short cut that a reward model would learn from them. The votes lie in a
+database, slots at random, and leave it by `laurel_feedback.exchange.export`; reward models are
+trained by `laurel train reward` and judged on clean pairs that X (with `--first-seed 0 --seeds 2`).
 """
 
 import json
@@ -18,8 +20,8 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from claim import command, over, print_verdicts, seeds_of, table, told
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from laurel.core.config import TrainConfig
 from laurel.model.scratch import save_scratch
@@ -31,6 +33,14 @@ from laurel_feedback.store.assign import Answer, taken_of
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Item, Vote
+from laurel_worlds.experiments.comparison import (
+    command,
+    interval_text,
+    over,
+    print_verdicts,
+    seeds_of,
+    table,
+)
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
 WORTH = dict(zip(LETTERS, torch.linspace(-1, 1, len(LETTERS)).tolist(), strict=True))
@@ -42,8 +52,9 @@ SHARP = 6.0
 STEPS = {"max_steps": 60, "prompts_per_step": 32}
 BOTH = "weight and soft label"
 WAYS = {"majority": None, "weight": ("weight",), BOTH: ("weight", "soft_label")}
-"""How the export says who is better: by counting votes, or by laurel's labels and their columns;
-chosen is the same, with three votes.
+"""How the export says who is better: by counting votes, or by laurel's labels and their columns.
+
+Chosen is the same, with three votes.
 """
 DESIGNS = ("guess", "left slot", "longer answer")
 """What cheaters do. In the last a quarter of them takes the left slot."""
@@ -87,18 +98,16 @@ def cheat(design: str, who: int, texts: list[str], dice: random.Random) -> bool:
 
 
 def voted(folder: Path, dice: random.Random, design: str) -> Store:
-    """A database of items with VOTES votes each. A third of the annotators cheat as the design
-    says.
+    """A database of items with VOTES votes each.
+
+    A third of the annotators cheat as the design says.
     """
     rows = [
         dict(zip(("prompt", "responses"), (f"{n}=", list(answers(dice))), strict=True))
         for n in range(ITEMS)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    store, settings = (
-        Store(str(folder / "votes.db")),
-        BatchSettings(target_votes=VOTES, hit_size=ITEMS),
-    )
+    store, settings = Store(str(folder / "votes.db")), pair_settings()
     load(store, folder / "rows.jsonl", "claim", settings=settings)
     with store.write() as session:
         people = [
@@ -113,34 +122,50 @@ def voted(folder: Path, dice: random.Random, design: str) -> Store:
             for k in dice.sample(range(ANNOTATORS), VOTES):
                 seq[k] += 1
                 order = dice.sample(range(2), 2)
-                texts = [item.responses[place].text for place in order]
-                honest = dice.random() < 1 / (
-                    1 + math.exp(-SHARP * (quality(texts[0]) - quality(texts[1])))
-                )
-                left = honest if k >= CHEATERS else cheat(design, k, texts, dice)
-                name = f"{item.id}-{k}"
-                session.add(
-                    Assignment(
-                        id=name,
-                        item_id=item.id,
-                        annotator_id=people[k].id,
-                        batch_id=item.batch_id,
-                        seq=seq[k],
-                        state="submitted",
-                        lease_until=0.0,
-                        order=order,
-                        made_at=0.0,
-                    )
-                )
-                session.flush()
-                taken = taken_of(Answer(rating=1 if left else 4), order, settings)
-                session.add(Vote(assignment_id=name, revision=1, key=name, made_at=0.0, **taken))
+                left = takes_left(design, k, [item.responses[i].text for i in order], dice)
+                add_vote(session, item, people[k], seq[k], order, left)
     return store
 
 
+def pair_settings() -> BatchSettings:
+    """The settings of the batch."""
+    return BatchSettings(target_votes=VOTES, hit_size=ITEMS)
+
+
+def takes_left(design: str, who: int, texts: list[str], dice: random.Random) -> bool:
+    """Does this annotator take the left answer? The first CHEATERS of them cheat."""
+    gap = quality(texts[0]) - quality(texts[1])
+    honest = dice.random() < 1 / (1 + math.exp(-SHARP * gap))
+    return honest if who >= CHEATERS else cheat(design, who, texts, dice)
+
+
+def add_vote(
+    session: Session, item: Item, voter: Annotator, seq: int, order: list[int], left: bool
+) -> None:
+    """A vote as the pages store it, with its assignment."""
+    name = f"{item.id}-{voter.pseudonym.removeprefix('a')}"
+    session.add(
+        Assignment(
+            id=name,
+            item_id=item.id,
+            annotator_id=voter.id,
+            batch_id=item.batch_id,
+            seq=seq,
+            state="submitted",
+            lease_until=0.0,
+            order=order,
+            made_at=0.0,
+        )
+    )
+    session.flush()
+    taken = taken_of(Answer(rating=1 if left else 4), order, pair_settings())
+    session.add(Vote(assignment_id=name, revision=1, key=name, made_at=0.0, **taken))
+
+
 def majority(store: Store, out: Path) -> None:
-    """The same items by counting votes: what one does without a model of the annotators. The raw
-    votes are exported for it.
+    """The same items by counting votes: what one does without a model of the annotators.
+
+    The raw votes are exported for it.
     """
     export(store, "claim", "votes", out.with_suffix(".votes.jsonl"))
     counts: dict[str, list[float]] = {}
@@ -151,7 +176,7 @@ def majority(store: Store, out: Path) -> None:
         counts.setdefault(item, []).append(1 if vote["rating"] == 1 else -1)
         texts[item] = (
             vote["prompt"][0]["content"],
-            [said[0]["content"] for said in vote["responses"]],
+            [response[0]["content"] for response in vote["responses"]],
         )
     rows = []
     for item, (prompt, (one, two)) in texts.items():
@@ -200,31 +225,38 @@ def of_design(
             plain(path)
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         right = mean(quality(row["chosen"]) > quality(row["rejected"]) for row in rows)
-        for number, (rate, smoothing) in enumerate(tried[way]):
-            output = folder / f"{path.stem}-{number}"
-            config = TrainConfig(
-                model=str(folder / "model"),
-                dataset=str(path),
-                output_dir=str(output),
-                eval_size=0,
-                seed=seed,
-                num_threads=1,
-                learning_rate=rate,
-                label_smoothing=smoothing,
-                **STEPS,
-            )
-            train("reward", config, quiet=True)
-            score = load_reward(f"model:{output / 'model'}").function
-            ones, twos = (
-                score(["0="] * HELD_OUT, [pair[side] for pair in clean]) for side in range(2)
-            )
-            hits = [
-                (a > b) == (quality(x) > quality(y))
-                for a, b, (x, y) in zip(ones, twos, clean, strict=True)
-            ]
-            found[way, (rate, smoothing)] = right, mean(hits)
+        for number, setting in enumerate(tried[way]):
+            scorer = reward_model(path, folder / f"{path.stem}-{number}", setting, seed)
+            found[way, setting] = right, accuracy(scorer, clean)
     store.close()
     return found
+
+
+def reward_model(rows: Path, output: Path, setting: Setting, seed: int) -> Path:
+    """The folder of a reward model that is trained on these rows."""
+    rate, smoothing = setting
+    config = TrainConfig(
+        model=str(rows.parent / "model"),
+        dataset=str(rows),
+        output_dir=str(output),
+        eval_size=0,
+        seed=seed,
+        num_threads=1,
+        learning_rate=rate,
+        label_smoothing=smoothing,
+        **STEPS,
+    )
+    train("reward", config, quiet=True)
+    return output / "model"
+
+
+def accuracy(scorer: Path, clean: list[tuple[str, str]]) -> float:
+    """The share of pairs in which a reward model prefers the better answer."""
+    score = load_reward(f"model:{scorer}").function
+    ones, twos = (score(["0="] * len(clean), [pair[side] for pair in clean]) for side in range(2))
+    return mean(
+        (a > b) == (quality(x) > quality(y)) for a, b, (x, y) in zip(ones, twos, clean, strict=True)
+    )
 
 
 def of_seed(
@@ -247,8 +279,9 @@ def of_seed(
 
 
 def tune(seeds: range) -> None:
-    """Print the mean accuracy of every way at every setting where cheaters take the longer answer,
-    and its best setting.
+    """Print the mean accuracy of every way at every setting, and its best setting.
+
+    In the design in which cheaters take the longer answer.
     """
     found, rows = over(seeds, partial(of_seed, designs=DESIGNS[-1:], tuning=True)), []
     for way in WAYS:
@@ -300,7 +333,7 @@ def main() -> None:
             design,
             way,
             "{:g}, {:g}".format(*SETTING[way]),
-            *(told([s[design, way][i] for s in seeds], 3) for i in range(2)),
+            *(interval_text([s[design, way][i] for s in seeds], 3) for i in range(2)),
         ]
         for design in args.designs
         for way in WAYS

@@ -1,17 +1,29 @@
-"""The lectures say that ranking is better than scoring, because scores are noisier. Both from the
-same annotators, at equal effort.
+"""The lectures say that ranking is better than scoring, because scores are noisier.
 
-python bench/claim_ranking.py [--first-seed N] [--seeds K] prints two tables and the verdicts, and
-draws docs/figures/ranking.svg. An answer is a vector of features and its true quality linear in
-them, so only the labels differ. docs/experiments.md records a run.
+Both from the same annotators, at equal effort.
+
+    python -m laurel_worlds.experiments.ranking [--first-seed N] [--seeds K]
+
+Prints two tables and the verdicts, and draws docs/figures/ranking.svg. An answer is a vector of
+features and its true quality linear in them, so only the labels differ. docs/experiments.md records
+a run.
 """
 
 import torch
-from claim import clearly, command, corrected, figure, interval, seeds_of, table, told
 from torch import Tensor
 
 from laurel.core.sample import Batch, Key
 from laurel.objective.reward import bradley_terry
+from laurel_worlds.experiments.comparison import (
+    clearly,
+    command,
+    corrected,
+    figure,
+    interval,
+    interval_text,
+    seeds_of,
+    table,
+)
 
 FEATURES, ANSWERS, LOOKS, HELD_OUT = (
     20,
@@ -31,8 +43,9 @@ MADE = len(PAIRED) * (len(BIASES) + len(CROWDS))  # comparisons
 
 
 def comparison(first_NF: Tensor, second_NF: Tensor, won_N: Tensor) -> tuple[Tensor, Batch]:
-    """Pairs as rows of features [2N, F] and the batch that says which of two won: rows 2i and 2i +
-    1 are a comparison.
+    """Pairs as rows of features [2N, F], and the batch that says which of two won.
+
+    Rows 2i and 2i + 1 are a comparison.
     """
     rows = 2 * len(won_N)
     feature_NF = torch.stack([first_NF, second_NF], 1).reshape(rows, -1)
@@ -57,8 +70,9 @@ def comparison(first_NF: Tensor, second_NF: Tensor, won_N: Tensor) -> tuple[Tens
 
 
 def fit_pairs(first_NF: Tensor, second_NF: Tensor, won_N: Tensor, *, ridge: float = 1.0) -> Tensor:
-    """A linear reward model's weights under laurel's Bradley-Terry objective, a sum over pairs, and
-    ridge/2 |w|^2: [F].
+    """A linear reward model's weights [F] under laurel's Bradley-Terry objective.
+
+    The loss is a sum over pairs, and ridge/2 |w|^2.
     """
     feature_NF, batch = comparison(first_NF, second_NF, won_N)
     weight_F = torch.zeros(feature_NF.shape[1], dtype=feature_NF.dtype, requires_grad=True)
@@ -78,8 +92,9 @@ def fit_pairs(first_NF: Tensor, second_NF: Tensor, won_N: Tensor, *, ridge: floa
 
 
 def fit_scores(feature_NF: Tensor, score_N: Tensor, *, ridge: float = 1.0) -> Tensor:
-    """The weights of a linear regression on scores, features and scores centred, with the same
-    ridge: [F].
+    """The weights [F] of a linear regression on scores.
+
+    Features and scores are centred; the ridge is the same.
     """
     x_NF, y_N = feature_NF - feature_NF.mean(0), score_N - score_N.mean()
     return torch.linalg.solve(
@@ -88,8 +103,9 @@ def fit_scores(feature_NF: Tensor, score_N: Tensor, *, ridge: float = 1.0) -> Te
 
 
 def standardised(score_N: Tensor, who_N: Tensor) -> Tensor:
-    """Each annotator's scores minus their mean, over their deviation: [N]. The usual remedy for
-    offsets and scales.
+    """Each annotator's scores minus their mean, over their deviation: [N].
+
+    The usual remedy for offsets and scales.
 
     (1, 3) by one annotator: (-1, 1). Whoever gave one score only says nothing: 0.
     """
@@ -100,8 +116,9 @@ def standardised(score_N: Tensor, who_N: Tensor) -> Tensor:
 
 
 def of_seed(seed: int, bias: float, annotators: int) -> dict[str, float]:
-    """One world: a true direction, answers, annotators of this bias; correlation of each learned
-    score with the truth, held out.
+    """One world: a true direction, answers, annotators of this bias.
+
+    Correlation of each learned score with the truth, held out.
 
     An annotator a who looks at answer y perceives u = truth + noise. A score is exp(bias s_a) u +
     bias o_a with s_a, o_a ~ N(0, 1), a comparison says which of two perceived values is higher, so
@@ -132,24 +149,25 @@ def of_seed(seed: int, bias: float, annotators: int) -> dict[str, float]:
         "comparisons": fit_pairs(answer_NF, answer_NF[rival_N], won_N),
         HALF: fit_pairs(answer_NF[:ANSWERS], answer_NF[rival_N[:ANSWERS]], won_N[:ANSWERS]),
     }
-    truth_N = held_NF @ true_F
-    told_SN = torch.stack([truth_N, *(held_NF @ w_F for w_F in learned.values())])
-    right_S = torch.corrcoef(told_SN)[0, 1:].nan_to_num(
-        0.0
-    )  # a score that is the same everywhere says nothing
+    return correlations(learned, held_NF, true_F)
+
+
+def correlations(learned: dict[str, Tensor], held_NF: Tensor, true_F: Tensor) -> dict[str, float]:
+    """Correlation of each learned score with the truth on held-out answers; 0 if constant."""
+    score_SN = torch.stack([held_NF @ weight_F for weight_F in (true_F, *learned.values())])
+    # row 0 is the truth; a score that is the same everywhere has no correlation: nan
+    right_S = torch.corrcoef(score_SN)[0, 1:].nan_to_num(0.0)
     return dict(zip(learned, right_S.tolist(), strict=True))
 
 
 def verdict(better: str, worse: str, found: dict[str, list[dict[str, float]]]) -> str:
-    """Where one method is better than the other by paired differences, where worse, where neither
-    is clear.
-    """
+    """Where one method is better by paired differences, where worse, where neither is clear."""
     gaps = {where: [s[better] - s[worse] for s in seeds] for where, seeds in found.items()}
     word = {1: "better", -1: "worse", 0: "no clear difference"}
     return (
         f"{better} against {worse}: "
         + "; ".join(
-            f"{where} {word[clearly(gap, MADE)]} ({told(gap, 3, MADE)})"
+            f"{where} {word[clearly(gap, MADE)]} ({interval_text(gap, 3, MADE)})"
             for where, gap in gaps.items()
         )
         + "."
@@ -157,9 +175,7 @@ def verdict(better: str, worse: str, found: dict[str, list[dict[str, float]]]) -
 
 
 def main() -> None:
-    """Run the seeds at every bias and every size of the crowd, print tables and verdicts, draw the
-    figure.
-    """
+    """Run the seeds at every bias and crowd size; print tables and verdicts, draw the figure."""
     asked = seeds_of(command(__doc__, seeds=40).parse_args())
     torch.set_num_threads(1)
     biases = {
@@ -175,7 +191,7 @@ def main() -> None:
             table(
                 ["", *NAMES],
                 [
-                    [where, *(told([s[name] for s in seeds], 3) for name in NAMES)]
+                    [where, *(interval_text([s[name] for s in seeds], 3) for name in NAMES)]
                     for where, seeds in found.items()
                 ],
             )

@@ -1,8 +1,11 @@
-"""GRPO's two biases, and Dr. GRPO without them: how much a prompt's difficulty weighs, and what
-length does that no reward asked for.
+"""GRPO's two biases, and Dr.
 
-python bench/claim_dr_grpo.py [--first-seed N] [--seeds K] prints two tables and the verdicts that
-they support. docs/experiments.md records one.
+GRPO without them: how much a prompt's difficulty weighs, and what length does that no reward asked
+for.
+
+    python -m laurel_worlds.experiments.dr_grpo [--first-seed N] [--seeds K]
+
+Prints two tables and the verdicts that they support. docs/experiments.md records one.
 """
 
 import random
@@ -13,14 +16,24 @@ from statistics import mean
 from typing import Any, ClassVar
 
 import torch
-from claim import clearly, command, corrected, figure, interval, over, seeds_of, table, told
-from claim_online_dpo import write_lines
 
 from laurel.core.config import TrainConfig
 from laurel.core.sample import Message
 from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
 from laurel.weight.group import centred, standardised
+from laurel_worlds.experiments.comparison import (
+    clearly,
+    command,
+    corrected,
+    figure,
+    interval,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
+from laurel_worlds.experiments.online_dpo import write_lines
 
 GROUP = 8
 LEVELS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)  # success rates of a prompt
@@ -30,8 +43,9 @@ LOSSES = {
     "its own length (GRPO)": ("seq_mean_token_mean", RATE),
     "constant (Dr. GRPO)": ("token_sum_over_const", RATE * LIMIT / MEAN_LENGTH),
 }
-"""A label: the loss's unit and the learning rate, so that a row of average length moves the policy
-equally far in both.
+"""A label: the loss's unit and the learning rate.
+
+The rates are such that a row of average length moves the policy equally far in both.
 
 A large epsilon leaves AdamW that proportion: usually it would scale pure noise, all that the second
 loss sees here, up to full steps.
@@ -43,8 +57,9 @@ MADE = (
 
 
 def closed_form(p: float, *, by_std: bool) -> float:
-    """c_G(p): the expected push on a prompt's logit of success, over the p(1-p) of the true
-    gradient; 1 would be exact.
+    """c_G(p): the expected push on a prompt's logit of success over p(1-p), the true one.
+
+    1 would be exact.
 
     A group with k of G right pushes by (1/G) sum_i A_i r_i = k(G-k)/G^2 over its standard deviation
     sqrt(k(G-k)/(G(G-1))), or over 1. Without the division the sum over the binomial is (G-1)/G for
@@ -68,8 +83,9 @@ def through_the_code(p: float, *, by_std: bool) -> float:
 
 
 class Coin:
-    """A world that says `+` or `-` after the prompt, in turn, and listens once: being right is not
-    the policy's doing.
+    """A world that says `+` or `-` after the prompt, in turn, and listens once.
+
+    Whether the answer is right does not depend on the policy.
     """
 
     count: ClassVar[int] = 0
@@ -85,15 +101,17 @@ class Coin:
 
 
 def coin(completions: list[str], **columns: Any) -> list[float]:
-    """1 after `+`, 0 after `-`, whatever was written: the episodes of a step come in the order they
-    were opened.
+    """1 after `+`, 0 after `-`, whatever was written.
+
+    The episodes of a step come in the order they were opened.
     """
     return [float(place % 2 == 1) for place in range(len(completions))]
 
 
 def start_model(folder: Path, seed: int) -> Path:
-    """A small model that writes x's after + and o's after -, the same lengths of both: geometric, 8
-    tokens on average with the stop.
+    """A small model that writes x's after + and o's after -, with the same lengths of both.
+
+    Lengths are geometric, 8 tokens on average with the stop.
     """
     rng = random.Random(seed)
 
@@ -171,9 +189,7 @@ def ends(curve: Sequence[float]) -> tuple[float, float]:
 
 
 def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list[str]:
-    """What the difficulty's weights say, and how lengths changed, where the interval over seeds is
-    clear.
-    """
+    """What the difficulty's weights say, and how lengths changed, where the interval is clear."""
     most, middle = closed_form(LEVELS[0], by_std=True), closed_form(0.5, by_std=True)
     lines = [
         f"difficulty: dividing by the group's deviation weighs a prompt solved {LEVELS[0]:.0%} of"
@@ -186,7 +202,7 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list
             change = [last - first for first, last in (ends(seed[label, side]) for seed in seeds)]
             lines.append(
                 f"length, {label}: {side} answers {words[clearly(change, MADE)]}"
-                f" ({told(change, 1, MADE)} tokens)."
+                f" ({interval_text(change, 1, MADE)} tokens)."
             )
     gaps = {
         label: [ends(s[label, "wrong"])[1] - ends(s[label, "right"])[1] for s in seeds]
@@ -197,7 +213,7 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list
     what = "length: at the end, wrong minus right is"
     lines.append(
         f"{what} {how} when a row is divided by its own length than by a constant"
-        f" ({told(more, 1, MADE)} tokens)."
+        f" ({interval_text(more, 1, MADE)} tokens)."
     )
     return lines
 
@@ -226,7 +242,11 @@ def main() -> None:
     seeds = over(asked, of_seed)
     cells = {key: [ends(seed[key]) for seed in seeds] for key in seeds[0]}
     rows = [
-        [*key, told([first for first, _ in cell], 1), told([last for _, last in cell], 1)]
+        [
+            *key,
+            interval_text([first for first, _ in cell], 1),
+            interval_text([last for _, last in cell], 1),
+        ]
         for key, cell in cells.items()
     ]
     print(

@@ -1,9 +1,12 @@
-"""The lectures say that RLHF beats imitation: SFT, a reward model from noisy pairs, then RAFT, RLOO
-or PPO, judged by the gold reward.
+"""The lectures' claim that RLHF beats imitation: SFT, then RAFT, RLOO or PPO.
 
-python bench/claim_rlhf.py [--first-seed N] [--seeds K] prints a table and the verdicts that it
-supports, and draws docs/figures/rlhf.svg. The gold reward is never trained on: it labels pairs, at
-random (Bradley-Terry), and measures. docs/experiments.md records a run.
+The reward model comes from noisy pairs; all are judged by the gold reward.
+
+    python -m laurel_worlds.experiments.rlhf [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts that it supports, and draws docs/figures/rlhf.svg. The gold reward
+is never trained on: it labels pairs, at random (Bradley-Terry), and measures. docs/experiments.md
+records a run.
 """
 
 import json
@@ -15,7 +18,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from claim import clearly, command, corrected, figure, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
@@ -25,6 +27,16 @@ from laurel.reward.learned import learned
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train
+from laurel_worlds.experiments.comparison import (
+    clearly,
+    command,
+    corrected,
+    figure,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
 
 LETTERS, LENGTH, LONGEST = "abcdefgh", 6, 8
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -38,14 +50,25 @@ METHODS = {
     "RLOO": ("rloo", {"num_generations": 4, "max_steps": 60, "learning_rate": 1e-3, "beta": 0.1}),
     "PPO": ("ppo", {"num_generations": 4, "max_steps": 60, "learning_rate": 1e-3, "beta": 0.1}),
 }
-"""A label: the row of the table and its options. All start from the same SFT model; all but the
-first ask the same learned reward.
+"""A label: the row of the table and its options.
+
+All start from the same SFT model; all but the first ask the same learned reward.
 """
 ORDER = ("demonstrations", "SFT", f"best of {BEST}", *METHODS)
+HEADER = [
+    "method",
+    "gold reward",
+    "wins against SFT (gold)",
+    "learned reward",
+    "wins (learned)",
+    "KL to SFT, nats",
+]
 
 
 def gold(prompt: str, answer: str) -> float:
-    """+1 for each letter followed by the next of the alphabet, +1 for beginning with the prompt's
+    """The gold reward of an answer.
+
+    +1 for each letter followed by the next of the alphabet, +1 for beginning with the prompt's
     first letter, -2 per letter off six.
 
     ("cab=", "cdefgh"): 5 + 1 = 6, the most there is. ("cab=", "abxy"): 1 + 0 - 4 = -3.
@@ -55,8 +78,9 @@ def gold(prompt: str, answer: str) -> float:
 
 
 def demonstration(prompt: str, rng: random.Random) -> str:
-    """What a person of middling skill writes: begins as asked three times in five, takes the right
-    next letter two times in five.
+    """What a person of middling skill writes.
+
+    It begins as asked three times in five, and takes the right next letter two times in five.
     """
     said = prompt[0] if rng.random() < 0.6 else rng.choice(LETTERS)
     while len(said) < LENGTH:
@@ -163,8 +187,9 @@ def reward_model(model: Path, pairs: str, output: Path, seed: int) -> Path:
 def improve(
     name: str, start: Path, scorer: Path, folder: Path, output: Path, seed: int, **options: object
 ) -> Path:
-    """Any row of the table from the SFT model, on the learned reward; `sft` takes the chosen
-    answers instead.
+    """Any row of the table from the SFT model, on the learned reward.
+
+    `sft` takes the chosen answers instead.
     """
     if "num_generations" in options:
         options |= {
@@ -188,14 +213,17 @@ def improve(
 def measured(
     prompts: Sequence[str], answers: Sequence[str], before: Sequence[str], scorer: Path
 ) -> dict[str, float]:
-    """Mean learned and gold reward, and how often each prefers these answers to those of SFT (ties
-    count half).
+    """Mean learned and gold reward, and how often each prefers these answers to those of SFT.
+
+    Ties count half.
     """
     ask = learned(str(scorer), device="cpu")
     found: dict[str, float] = {}
     for name, judge in {
-        "learned": lambda said: ask(prompts=list(prompts), completions=list(said)),
-        "gold": lambda said: [gold(prompt, one) for prompt, one in zip(prompts, said, strict=True)],
+        "learned": lambda texts: ask(prompts=list(prompts), completions=list(texts)),
+        "gold": lambda texts: [
+            gold(prompt, one) for prompt, one in zip(prompts, texts, strict=True)
+        ],
     }.items():
         now, then = judge(answers), judge(before)
         found[name] = mean(now)
@@ -219,23 +247,15 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     )
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
     prompts, many = sampled(start, rows, BEST + 1, 11)
-    before, many = [said[BEST] for said in many], [said[:BEST] for said in many]
-    each, said_each = (
-        [prompt for prompt in prompts for _ in range(BEST)],
-        [one for said in many for one in said],
-    )
-    scores = learned(str(scorer), device="cpu")(prompts=each, completions=said_each)
-    best = [
-        said[max(range(BEST), key=lambda k: scores[i * BEST + k])] for i, said in enumerate(many)
-    ]
+    # the last answer to each prompt is what the others are compared with
+    before, many = [texts[BEST] for texts in many], [texts[:BEST] for texts in many]
+    demonstrations = load_rows(str(folder / "demos.jsonl"))[:400]
     shown = {
-        "demonstrations": [
-            row.columns["completion"] for row in load_rows(str(folder / "demos.jsonl"))[:400]
-        ],
-        "SFT": [said[0] for said in many],
-        f"best of {BEST}": best,
+        "demonstrations": [row.columns["completion"] for row in demonstrations],
+        "SFT": [texts[0] for texts in many],
+        f"best of {BEST}": best_of_n(prompts, many, scorer),
     }
-    found = {label: measured(prompts, said, before, scorer) for label, said in shown.items()}
+    found = {label: measured(prompts, texts, before, scorer) for label, texts in shown.items()}
     found["SFT"] |= {"kl": 0.0, "wrong": wrong}
     found[f"best of {BEST}"]["kl"] = math.log(BEST) - (BEST - 1) / BEST
     for number, (label, (name, options)) in enumerate(METHODS.items()):
@@ -243,10 +263,23 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
         _, answers = sampled(model, rows, 1, 13)
         found[label] = {
-            **measured(prompts, [said[0] for said in answers], before, scorer),
+            **measured(prompts, [texts[0] for texts in answers], before, scorer),
             "kl": nats(model, start, rows),
         }
     return found
+
+
+def best_of_n(prompts: list[str], many: list[list[str]], scorer: Path) -> list[str]:
+    """Of each prompt's answers the one that the learned reward scores highest."""
+    ask = learned(str(scorer), device="cpu")
+    scores = iter(
+        ask(
+            prompts=[prompt for prompt, texts in zip(prompts, many, strict=True) for _ in texts],
+            completions=[text for texts in many for text in texts],
+        )
+    )
+    scored = [[(text, next(scores)) for text in texts] for texts in many]
+    return [max(pairs, key=lambda pair: pair[1])[0] for pairs in scored]
 
 
 def main() -> None:
@@ -256,41 +289,16 @@ def main() -> None:
     rows = [
         [
             label,
-            *(told([s[label][c] for s in seeds]) if c in seeds[0][label] else "" for c in columns),
+            *(
+                interval_text([s[label][c] for s in seeds]) if c in seeds[0][label] else ""
+                for c in columns
+            ),
         ]
         for label in ORDER
     ]
-    print(
-        table(
-            [
-                "method",
-                "gold reward",
-                "wins against SFT (gold)",
-                "learned reward",
-                "wins (learned)",
-                "KL to SFT, nats",
-            ],
-            rows,
-        )
-    )
-    print(f"\nLabels against the gold reward: {told([s['SFT']['wrong'] for s in seeds])}.")
-    steps = ((ORDER[4], ORDER[3]), ("RLOO", "RAFT"), ("PPO", "RAFT"))
-    paired = (*((label, "SFT") for label in ORDER[2:]), *steps)
-    made = 2 * len(paired)
-    print("\n" + corrected(made))
-    for better, worse in paired:
-        gaps = {
-            name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")
-        }
-        way = {1: "more", -1: "less", 0: "no clear difference in"}
-        print(
-            f"{better} against {worse}: "
-            + ", ".join(
-                f"{way[clearly(g, made)]} {name} reward ({told(g, of=made)})"
-                for name, g in gaps.items()
-            )
-            + "."
-        )
+    print(table(HEADER, rows))
+    print(f"\nLabels against the gold reward: {interval_text([s['SFT']['wrong'] for s in seeds])}.")
+    print_comparisons(seeds)
     points = {
         label: tuple([mean(s[label][c] for s in seeds)] for c in ("kl", "gold"))
         for label in ORDER[1:]
@@ -304,6 +312,27 @@ def main() -> None:
             title="What each method bought, and how far it went",
         )
     )
+
+
+def print_comparisons(seeds: Sequence[dict[str, dict[str, float]]]) -> None:
+    """Every method against SFT and the method before it, in both rewards, a line each."""
+    steps = ((ORDER[4], ORDER[3]), ("RLOO", "RAFT"), ("PPO", "RAFT"))
+    paired = (*((label, "SFT") for label in ORDER[2:]), *steps)
+    made = 2 * len(paired)
+    print("\n" + corrected(made))
+    for better, worse in paired:
+        gaps = {
+            name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")
+        }
+        way = {1: "more", -1: "less", 0: "no clear difference in"}
+        print(
+            f"{better} against {worse}: "
+            + ", ".join(
+                f"{way[clearly(g, made)]} {name} reward ({interval_text(g, of=made)})"
+                for name, g in gaps.items()
+            )
+            + "."
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The lectures ask of DPO: "only the margin is maximised, what would happen?" Measured on a small
-model that has learned to add.
+"""DPO maximises only the margin: what happens to the chosen answers?
 
-python bench/claim_dpo_margin.py [--first-seed N] [--seeds K] prints a table and the verdicts that
-it supports. docs/algorithms/dpo.md records one.
+The lectures ask it. Measured on a small model that has learned to add.
+
+    python -m laurel_worlds.experiments.dpo_margin [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts that it supports. docs/algorithms/dpo.md records one.
 """
 
 import json
@@ -11,7 +13,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from claim import command, corrected, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
 from laurel.data.source import Row, load_rows
@@ -21,6 +22,15 @@ from laurel.rollout.given import pairs
 from laurel.rollout.pack import pack
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train
+from laurel_worlds.experiments.comparison import (
+    command,
+    corrected,
+    interval,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
 
 METHODS = {
     "dpo": ("dpo", {}),
@@ -45,8 +55,9 @@ def one_digit_off(number: int, rng: random.Random) -> str:
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """8000 sums of two numbers below 100 to imitate, 1000 of them with a wrong answer as pairs, and
-    300 others held out: lines of JSON.
+    """Write the data as lines of JSON: 8000 sums of two numbers below 100 to imitate.
+
+    1000 of them with a wrong answer as pairs, and 300 others held out.
     """
     rng = random.Random(seed)
     sums = rng.sample([(a, b) for a in range(100) for b in range(100)], 8300)
@@ -71,8 +82,9 @@ def write_data(folder: Path, seed: int) -> None:
 
 @torch.no_grad()
 def measured(folder: Path, model: Path) -> dict[str, float]:
-    """Mean log-probability of chosen and rejected answers of the training pairs, and the share of
-    held-out sums answered rightly.
+    """Mean log-probability of the pairs' answers, and the share of held-out sums right.
+
+    Of chosen and rejected answers.
     """
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
     batch = pack(
@@ -136,8 +148,9 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def verdicts(seeds: list[dict[str, dict[str, float]]]) -> list[str]:
-    """For each method how the chosen answers' log-probability changed, against SFT of the same
-    seed, where the interval is clear.
+    """How each method changed the chosen answers' log-probability, where the interval is clear.
+
+    Against SFT of the same seed.
     """
     lines = []
     for label in METHODS:
@@ -159,7 +172,7 @@ def main() -> None:
     """Print the table of all seeds, then the verdicts."""
     seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
     rows = [
-        [label, *(told([seed[label][name] for seed in seeds]) for name in SHOWN)]
+        [label, *(interval_text([seed[label][name] for seed in seeds]) for name in SHOWN)]
         for label in ("sft", *METHODS)
     ]
     print(

@@ -1,12 +1,14 @@
-"""Do reward models like the export's labels? LLMFAO's votes as majority, as shares, and as laurel
-exports them; judged by votes held out.
+"""Do reward models like the export's labels?
 
-python bench/claim_labels.py FOLDER_OF_LLMFAO MODEL [--first-seed N] [--seeds K] prints a table and
-the verdicts. A seed holds a fifth of the pairs out, makes labels from the votes on the others
-(`laurel_feedback.statistics.labels`, by which the export writes), and trains a reward model on each
-kind of them with `laurel train reward` from MODEL, a small causal model. The held-out pairs'
-decisive votes are the judge: how often the response that the reward model prefers got the vote, and
-the log loss of sigmoid(difference of rewards). Texts are cut to their beginning.
+LLMFAO's votes as majority, as shares, and as laurel exports them; judged by votes held out.
+
+    python -m laurel_worlds.experiments.labels FOLDER_OF_LLMFAO MODEL [--first-seed N] [--seeds K]
+
+Prints a table and the verdicts. A seed holds a fifth of the pairs out, makes labels from the votes
+on the others (`laurel_feedback.statistics.labels`, by which the export writes), and trains a reward
+model on each kind of them with `laurel train reward` from MODEL, a small causal model. The held-out
+pairs' decisive votes are the judge: how often the response that the reward model prefers got the
+vote, and the log loss of sigmoid(difference of rewards). Texts are cut to their beginning.
 """
 
 import json
@@ -18,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from claim import command, over, print_verdicts, seeds_of, table, told
 from scipy.special import expit
 
 from laurel.core.config import TrainConfig
@@ -26,6 +27,14 @@ from laurel.reward.load import load_reward
 from laurel.train.loop import train
 from laurel_feedback.statistics.ballots import Poll, file_polls
 from laurel_feedback.statistics.labels import labels_of
+from laurel_worlds.experiments.comparison import (
+    command,
+    interval_text,
+    over,
+    print_verdicts,
+    seeds_of,
+    table,
+)
 
 HELD_OUT = 0.2
 ASKED, ANSWERED = 150, 300  # characters of a prompt and of a response
@@ -89,32 +98,43 @@ def of_seed(seed: int, folder: Path, source: Path, model: str) -> dict[str, tupl
     for number, way in enumerate(WAYS):
         path = folder / f"{number}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(way, poll, votes, known)))
-        config = TrainConfig(
-            model=model,
-            dataset=str(path),
-            output_dir=str(folder / str(number)),
-            eval_size=0,
-            seed=seed,
-            num_threads=1,
-            **SETTING,
-        )
-        train("reward", config, quiet=True)
-        score = load_reward(f"model:{folder / str(number) / 'model'}").function
-        items = list(judge)
-        prompts = [known[item][0] for item in items]
-        one, two = (
-            np.array(score(prompts, [known[item][side] for item in items])) for side in (1, 2)
-        )
-        chance = np.repeat(expit(one - two), [len(judge[item]) for item in items])
-        first = np.array([vote for item in items for vote in judge[item]])
-        right = np.where(chance == 0.5, 0.5, (chance > 0.5) == first)
-        found[way] = float(right.mean()), float(-np.log(np.where(first, chance, 1 - chance)).mean())
+        scorer = reward_model(path, model, folder / str(number), seed)
+        found[way] = on_held_out(scorer, judge, known)
         print(
             f"seed {seed}, {way}: right {found[way][0]:.3f}, log loss {found[way][1]:.3f}",
             file=sys.stderr,
             flush=True,
         )
     return found
+
+
+def reward_model(rows: Path, model: str, output: Path, seed: int) -> Path:
+    """The folder of a reward model that is trained on these rows."""
+    config = TrainConfig(
+        model=model,
+        dataset=str(rows),
+        output_dir=str(output),
+        eval_size=0,
+        seed=seed,
+        num_threads=1,
+        **SETTING,
+    )
+    train("reward", config, quiet=True)
+    return output / "model"
+
+
+def on_held_out(scorer: Path, judge: Votes, known: dict[str, Text]) -> tuple[float, float]:
+    """(share of votes agreed with, log loss) of a reward model on held-out votes."""
+    score = load_reward(f"model:{scorer}").function
+    items = list(judge)
+    prompts = [known[item][0] for item in items]
+    one, two = (np.array(score(prompts, [known[item][side] for item in items])) for side in (1, 2))
+    # a pair's chance stands once for every vote on it
+    chance = np.repeat(expit(one - two), [len(judge[item]) for item in items])
+    first = np.array([vote for item in items for vote in judge[item]])
+    right = np.where(chance == 0.5, 0.5, (chance > 0.5) == first)
+    loss = -np.log(np.where(first, chance, 1 - chance)).mean()
+    return float(right.mean()), float(loss)
 
 
 def main() -> None:
@@ -134,7 +154,10 @@ def main() -> None:
     print(
         table(
             ["labels", *MEASURED],
-            [[way, *(told([s[way][k] for s in seeds], 3) for k in range(2))] for way in WAYS],
+            [
+                [way, *(interval_text([s[way][k] for s in seeds], 3) for k in range(2))]
+                for way in WAYS
+            ],
         )
         + "\n"
     )

@@ -1,5 +1,4 @@
-"""What the claims' scripts share: which seeds, intervals over them, comparisons that hold together,
-a table, a figure.
+"""What the experiments share: seeds, intervals, comparisons that hold together, tables, figures.
 
 Every script takes `--first-seed N --seeds K`: the seeds N to N + K - 1. What was designed or tuned
 on some seeds is reported on others.
@@ -18,7 +17,9 @@ from typing import TypeVar
 
 from scipy.stats import t
 
-FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
+CHECKOUT = Path(__file__).resolve().parents[2]
+FIGURES = (CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()) / "docs" / "figures"
+"""Where figures are drawn: in the checkout, or below the current folder if laurel is installed."""
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 Found = TypeVar("Found")
 
@@ -37,9 +38,7 @@ def command(about: str | None, seeds: int = 8) -> argparse.ArgumentParser:
 
 
 def seeds_of(args: argparse.Namespace) -> range:
-    """The seeds that were asked for; a word where they are too few for an interval worth
-    reading.
-    """
+    """The seeds that were asked for; a warning where they are too few for an interval."""
     if args.seeds < 1 or args.first_seed < 0:
         raise SystemExit("--seeds is 1 or more, --first-seed 0 or more.")
     if args.seeds < 8:
@@ -48,8 +47,9 @@ def seeds_of(args: argparse.Namespace) -> range:
 
 
 def over(seeds: Sequence[int], of_seed: Callable[[int, Path], Found]) -> list[Found]:
-    """`of_seed(seed, folder)` for each, in an empty folder of its own; how far it is goes to
-    stderr.
+    """`of_seed(seed, folder)` for each, in an empty folder of its own.
+
+    How far it is goes to stderr.
     """
     found = []
     for seed in seeds:
@@ -75,15 +75,16 @@ def interval(values: Sequence[float], of: int = 1) -> tuple[float, float]:
     )
 
 
-def told(values: Sequence[float], digits: int = 2, of: int = 1) -> str:
+def interval_text(values: Sequence[float], digits: int = 2, of: int = 1) -> str:
     """`mean +- half` of the interval."""
     value, half = interval(values, of)
     return f"{value:.{digits}f} +- {half:.{digits}f}"
 
 
 def clearly(values: Sequence[float], of: int = 1) -> int:
-    """1 or -1 where the interval of the values (paired differences, one per seed) lies on one side
-    of 0; else 0.
+    """1 or -1 where the interval of the values lies on one side of 0; else 0.
+
+    The values are paired differences, one per seed.
     """
     value, half = interval(values, of)
     return 1 if value - half > 0 else -1 if value + half < 0 else 0
@@ -92,12 +93,14 @@ def clearly(values: Sequence[float], of: int = 1) -> int:
 def compared(
     gaps: Mapping[str, Sequence[float]], words: Mapping[int, str], digits: int = 2
 ) -> dict[str, str]:
-    """All comparisons of a script at once, by name: `word (mean +- half)`, the intervals corrected
-    for their number.
+    """All comparisons of an experiment by name: `word (mean +- half)`.
+
+    The intervals are corrected for their number.
     """
     of = len(gaps)
     return {
-        name: f"{words[clearly(gap, of)]} ({told(gap, digits, of)})" for name, gap in gaps.items()
+        name: f"{words[clearly(gap, of)]} ({interval_text(gap, digits, of)})"
+        for name, gap in gaps.items()
     }
 
 
@@ -143,7 +146,7 @@ def figure(name: str, curves: Mapping[str, Curve], *, x: str, y: str, title: str
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(fontsize=8)
-    FIGURES.mkdir(exist_ok=True)
+    FIGURES.mkdir(parents=True, exist_ok=True)
     path = FIGURES / f"{name}.svg"
     canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)

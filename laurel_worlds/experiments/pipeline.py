@@ -1,10 +1,13 @@
-"""Does a policy that learns from preferences alone get better in the hidden judge's eyes, and what
-if it may go further?
+"""Does a policy that learns from preferences alone improve for the hidden judge?
 
-python bench/claim_pipeline.py [PLAN.yaml] [--first-seed N] [--seeds K] [--betas .3 .02] [--set
-SECTION.OPTION=VALUE] runs `laurel pipeline` once a seed and beta (examples/addition-rlhf.yaml
-unless another plan is named); what two betas share is made once. It prints a table and the
-verdicts; docs/pipeline.md records a run.
+And what happens if it may go further?
+
+    python -m laurel_worlds.experiments.pipeline [PLAN.yaml] [--first-seed N] [--seeds K]
+        [--betas .3 .02] [--set SECTION.OPTION=VALUE]
+
+Runs `laurel pipeline` once a seed and beta (examples/addition-rlhf.yaml unless another plan is
+named); what two betas share is made once. It prints a table and the verdicts; docs/pipeline.md
+records a run.
 """
 
 import sys
@@ -12,20 +15,37 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from claim import command, compared, corrected, over, seeds_of, table, told
-
 from laurel.core.run import Run
 from laurel.pipeline.compare import over_training
 from laurel.pipeline.plan import Plan, read_plan
 from laurel.pipeline.run import Pipeline
+from laurel_worlds.experiments.comparison import (
+    command,
+    compared,
+    corrected,
+    interval_text,
+    over,
+    seeds_of,
+    table,
+)
 
-PLAN = Path(__file__).resolve().parent.parent / "examples" / "addition-rlhf.yaml"
+PLAN = Path(__file__).resolve().parents[2] / "examples" / "addition-rlhf.yaml"
+COLUMNS = {
+    "start": "hidden judge, start",
+    "end": "after the policy's training",
+    "gain": "gain (paired)",
+    "learned": "gain, learned reward",
+    "kl": "KL, nats per answer",
+    "fall": "fall from its peak in training",
+}
+NAMES = {"gain": "hidden judge", "learned": "learned reward"}
 Measured = dict[str, float]
 
 
 def carried_out(plan: Plan) -> Measured:
-    """The figures of one pipeline, and the peak and the end of the hidden judge over training
-    (means of blocks of steps).
+    """The figures of one pipeline, and the peak and the end of the hidden judge over training.
+
+    Means of blocks of steps.
     """
     made = Pipeline(plan, quiet=True)
     said = made.run()
@@ -57,8 +77,9 @@ def carried_out(plan: Plan) -> Measured:
 def of_seed(
     seed: int, folder: Path, path: str, betas: list[float], changes: list[str]
 ) -> dict[float, Measured]:
-    """beta -> what was measured. Stages that do not depend on beta are found in the folder and
-    kept.
+    """beta -> what was measured.
+
+    Stages that do not depend on beta are found in the folder and kept.
     """
     where, found = {"seed": seed, "output_dir": str(folder)}, {}
     for beta in betas:
@@ -77,19 +98,11 @@ def main() -> None:
     args = parser.parse_args()
     asked = seeds_of(args)
     seeds = over(asked, partial(of_seed, path=args.plan, betas=args.betas, changes=args.set))
-    columns = {
-        "start": "hidden judge, start",
-        "end": "after the policy's training",
-        "gain": "gain (paired)",
-        "learned": "gain, learned reward",
-        "kl": "KL, nats per answer",
-        "fall": "fall from its peak in training",
-    }
     rows = [
-        [f"{beta:g}", *(told([s[beta][name] for s in seeds], 3) for name in columns)]
+        [f"{beta:g}", *(interval_text([s[beta][name] for s in seeds], 3) for name in COLUMNS)]
         for beta in args.betas
     ]
-    print(f"{Path(args.plan).name}; {asked}.\n\n" + table(["beta", *columns.values()], rows) + "\n")
+    print(f"{Path(args.plan).name}; {asked}.\n\n" + table(["beta", *COLUMNS.values()], rows) + "\n")
     for beta in args.betas:
         print(
             f"beta {beta:g}, by seed: "
@@ -101,13 +114,10 @@ def main() -> None:
         for name, what in NAMES.items()
     }
     print("\n" + corrected(len(gaps)))
-    for what, verdict in compared(
-        gaps, {1: "rose", -1: "fell", 0: "did not clearly move"}, 3
-    ).items():
+    words = {1: "rose", -1: "fell", 0: "did not clearly move"}
+    for what, verdict in compared(gaps, words, 3).items():
         print(f"{what} {verdict}.")
 
-
-NAMES = {"gain": "hidden judge", "learned": "learned reward"}
 
 if __name__ == "__main__":
     main()
