@@ -289,8 +289,8 @@ def trl_defaults() -> str:
 
 def counts() -> dict[str, int]:
     """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
-    from laurel.core.catalogue import CATALOGUE
     from laurel.core.config import EvalConfig, TrainConfig
+    from laurel.core.metric_catalogue import CATALOGUE
     from laurel.core.trl_names import TABLE
     from laurel.reward.verifiers import TASKS, VERIFIERS
     from laurel.train.algorithms import ALGORITHMS
