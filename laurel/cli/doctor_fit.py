@@ -22,7 +22,7 @@ from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtyp
 from laurel.model.room import device_memory, logit_room
 from laurel.model.weights import told
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.companions import BESIDE
+from laurel.train.auxiliary import AUXILIARY_MODELS
 from laurel.train.kept import computed
 from laurel.train.memory import (
     Foreseen,
@@ -235,7 +235,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
             )
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
     with torch.device("meta"):
-        companion = BESIDE[row.beside](config, policy) if row.beside else None
+        companion = AUXILIARY_MODELS[row.beside](config, policy) if row.beside else None
     mode = FakeTensorMode()
     for module in (model, *([companion.model] if companion else [])):
         imagine(module, mode)

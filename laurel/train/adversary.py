@@ -28,10 +28,10 @@ def judged(setup: Setup, groups: list[Group]) -> list[Group]:
     """The groups scored by the discriminator as it is now."""
     if not groups:
         return []
-    companion: Any = setup.companion
     pays, said = setup.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
     for micro in pack(groups).split(setup.config.token_budget, packed=setup.packs):
-        logit_N = companion.logits(micro.to(setup.policy.device)).cpu()
+        outputs = setup.model.forward(micro.to(setup.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
         said.update(
             zip(

@@ -46,7 +46,7 @@ class Algorithm:
     as rankings, outcomes or steps to be scored, logged with their reward, samples of the policy, or
     of its parameters (`laurel.train.evolve`). `head`: how many numbers a scorer's head gives (0: a
     language model is trained); `measure` are its metrics. `beside` names what is trained beside the
-    policy (BESIDE in `laurel.train.companions`). `judge` scores sampled groups in place of the
+    policy (`laurel.train.auxiliary`). `judge` scores sampled groups in place of the
     configuration's rewards; `revise` changes scored groups before they are packed; `off_policy`
     says that they then no longer are what the policy drew, so no ratio is looked at.
     `use`: what its rows of data must hold (USES in `laurel.data.formats`), where its source does

@@ -67,15 +67,16 @@ def with_values(setup: Setup, batch: Batch) -> Batch:
     """The batch with the critic's value of every trained token's state, as it is before the
     update.
     """
-    critic: Any = setup.companion
     rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
     if setup.clock.device is not None:  # somebody watches
-        body = setup.policy.causal if critic.shared else critic.model["body"]
+        critic: Any = setup.companion
+        body = setup.policy.causal if critic.shares_body else critic.model["body"]
         setup.clock.passed(
             body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False
         )
     for micro in batch.split(setup.config.token_budget, packed=setup.packs):
-        value = critic.values(micro.to(setup.policy.device)).to(value_NT)
+        outputs = setup.model.forward(micro.to(setup.policy.device), ("value_NT",))
+        value = outputs.tensors(["value_NT"])[0].to(value_NT)
         value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
     return batch.replace(value_NT=value_NT)
 

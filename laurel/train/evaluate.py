@@ -23,6 +23,7 @@ from laurel.rollout.single import Draw, rollout
 from laurel.train import checks, parallel
 from laurel.train.best import check_measured
 from laurel.train.callbacks import add_own
+from laurel.train.options import reads
 from laurel.train.record import add_scores, scale
 from laurel.train.reference import with_reference
 
@@ -159,8 +160,10 @@ def held_out_loss(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> l
             config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs
         ):
             if setup.row.head:
-                scores = policy.scores(micro)
-                add_scores(setup, {"": scores}, micro, sums, "eval/")
+                asked = reads(setup.row.measure)
+                outputs = policy.forward(micro, asked)
+                add_scores(setup, outputs, micro, sums, "eval/")
+                (scores,) = outputs.tensors(asked)
                 said.update(zip(micro.keys, last_scores(scores, micro), strict=True))
                 continue
             micro = with_reference(setup, micro) if setup.reference else micro

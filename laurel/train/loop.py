@@ -16,6 +16,7 @@ from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
+from laurel.model.outputs import Outputs
 from laurel.model.sampler import sample_seed
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
@@ -283,9 +284,9 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
         for micro in moving.split(
             config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs
         ):
-            seen, stats = look(setup, micro)
-            values = [objective(seen[reads], micro) for reads, objective, _ in terms]
-            values[0] = values[0] + penalties(setup, micro, stats)
+            outputs = forward(setup, micro)
+            values = [objective(*outputs.tensors(reads), micro) for reads, objective, _ in terms]
+            values[0] = values[0] + penalties(setup, micro, outputs)
             if state.step <= (config.critic_warmup_steps or 0):
                 values[0] = values[0].detach()
             parts = itertools.compress(zip(terms, values, totals, strict=True), counted)
@@ -295,11 +296,10 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
             checks.finite(loss, micro, state.step)
             setup.clock.run("backward", loss.backward)
             sums.add("loss", float(loss.detach()), 0)
-            record_update(setup, micro, seen, stats, state.step, sums, whole=whole)
+            record_update(setup, micro, outputs, state.step, sums, whole=whole)
             if setup.on_policy:
-                gaps.append(
-                    (stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu()
-                )
+                (logp_NT,) = outputs.tensors(["logp_NT"])
+                gaps.append((logp_NT.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
         apart = record_rest(setup, rest, state.step, sums)
         if iteration == 0 and setup.on_policy:
             checks.same_policy(torch.cat(gaps), apart, policy.slack, state.step, sums)
@@ -321,17 +321,17 @@ def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
 
 
 @phase("forward")
-def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
-    """What the row's objectives are functions of: log-probabilities of the policy, or what a
-    scorer's head says.
+def forward(setup: Setup, micro: Batch) -> Outputs:
+    """What the terms of the loss and the metrics of this row are functions of, from one pass of
+    each body.
     """
-    if setup.row.head:
-        return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
-    stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
-    return {
-        "logp_NT": stats.logp,
-        **(setup.companion.seen(micro) if setup.companion else {}),
-    }, stats
+    config = setup.config
+    wanted = {name for reads, _, _ in setup.terms() for name in reads}
+    if not setup.row.head:
+        wanted |= {"logp_NT", "entropy_NT"}
+    if config.beta and config.kl_placement == "loss" and config.kl_estimator == "exact":
+        wanted.add("hidden_NLD")
+    return setup.model.forward(micro, wanted, entropy_grad=bool(config.entropy_coef))
 
 
 def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> bool:

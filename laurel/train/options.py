@@ -309,11 +309,12 @@ def check_sampling(name: str, config: TrainConfig) -> None:
         raise UsageError("reward_weights and rewards differ in length.", where="reward_weights")
 
 
-def reads(objective: Callable[..., Any]) -> str:
-    """The name of an objective's first parameter, which says what it is a function of: logp_NT,
-    score_NT, value_NT.
+def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of an objective before `batch`: the fields of a model's `Outputs` that it is a
+    function of.
     """
-    return next(iter(inspect.signature(objective).parameters))
+    names = list(inspect.signature(objective).parameters)
+    return tuple(names[: names.index("batch")]) if "batch" in names else ()
 
 
 def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:

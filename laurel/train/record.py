@@ -4,7 +4,7 @@ score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from laurel.core.machine import resident
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
-from laurel.model.logprob import TokenStats
+from laurel.model.outputs import Outputs
 from laurel.objective.metrics import (
     CLIPPED,
     approx_kl,
@@ -67,8 +67,7 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
 def record_update(
     setup: Setup,
     micro: Batch,
-    seen: Mapping[str, Any],
-    stats: TokenStats | None,
+    outputs: Outputs,
     step: int,
     sums: Sums,
     *,
@@ -87,23 +86,17 @@ def record_update(
         0 if setup.packs else int((~micro.attention_NL).sum()),
         micro.attention_NL.numel(),
     )
-    if stats is None:
-        add_scores(setup, seen, micro, sums)
+    if setup.row.head:
+        add_scores(setup, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
-    logp = stats.logp.detach()
+    logp = outputs.tensors(["logp_NT"])[0].detach()
     if whole:
-        record_tokens(setup, micro, stats, step, sums)
-    if "value_NT" in seen:
-        for name, (total, number) in value_metrics(
-            seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value
-        ).items():
-            sums.add(name, float(total), float(number))
+        record_tokens(setup, micro, outputs, step, sums)
+    if setup.row.credit == "critic":
+        add_measured(setup, value_metrics, outputs, micro, sums)
     if setup.row.measure is not None:
-        for name, (total, number) in bind(setup.row.measure, setup.config)(
-            seen[read_by(setup.row.measure)], micro
-        ).items():
-            sums.add(name, float(total), float(number))
+        add_measured(setup, setup.row.measure, outputs, micro, sums)
     if setup.by_comparison:
         for name, (total, number) in preference_metrics(logp, micro, beta=scale(setup)).items():
             sums.add(name, float(total), float(number))
@@ -113,12 +106,27 @@ def record_update(
         sums.total("supervised_tokens", count)
 
 
-def record_tokens(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
+def add_measured(
+    setup: Setup,
+    measure: Callable[..., Any],
+    outputs: Outputs,
+    micro: Batch,
+    sums: Sums,
+    prefix: str = "",
+) -> None:
+    """The metrics of `measure`, a function of outputs and batch with options of the run."""
+    found = bind(measure, setup.config)(*outputs.tensors(read_by(measure)), micro)
+    for name, (total, number) in found.items():
+        sums.add(prefix + name, float(total), float(number))
+
+
+def record_tokens(setup: Setup, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
     """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples
     the ratio, clipping and KL.
     """
-    mask, logp = micro.loss_mask_NT, stats.logp.detach()
-    sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
+    logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
+    mask = micro.loss_mask_NT
+    sums.add("entropy", float(entropy[mask].sum()), int(mask.sum()))
     if not setup.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
@@ -142,9 +150,10 @@ def record_rest(setup: Setup, rest: Batch, step: int, sums: Sums) -> Tensor:
     gaps = [torch.zeros(0)]
     for micro in rest.split(setup.config.token_budget, packed=setup.packs):
         with setup.clock("forward"):
-            stats = setup.policy.logp(micro, entropy="value")
-        record_tokens(setup, micro, stats, step, sums)
-        gaps.append((stats.logp - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+            outputs = setup.policy.forward(micro, ("logp_NT", "entropy_NT"))
+        record_tokens(setup, micro, outputs, step, sums)
+        (logp_NT,) = outputs.tensors(["logp_NT"])
+        gaps.append((logp_NT - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
 
@@ -153,15 +162,12 @@ def scale(setup: Setup) -> float:
     return 1.0 if setup.config.beta is None else setup.config.beta
 
 
-def add_scores(
-    setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = ""
-) -> None:
+def add_scores(setup: Setup, outputs: Outputs, micro: Batch, sums: Sums, prefix: str = "") -> None:
     """The scorer's own metrics."""
-    for reads, said in seen.items():
-        for name, (total, number) in (
-            imitation_metrics if reads == "logp_NT" else setup.row.measure
-        )(said, micro).items():
-            sums.add(prefix + name, float(total), float(number))
+    if setup.row.measure is not None:
+        add_measured(setup, setup.row.measure, outputs, micro, sums, prefix)
+    if outputs.logp_NT is not None:
+        add_measured(setup, imitation_metrics, outputs, micro, sums, prefix)
 
 
 def record_samples(

@@ -15,6 +15,7 @@ from torch import Tensor
 from laurel.core.files import writing
 from laurel.core.sample import Batch
 from laurel.data.split import take
+from laurel.model.outputs import Outputs
 from laurel.objective.kl import kl_loss
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
@@ -64,7 +65,7 @@ def computed(setup: Setup, batch: Batch) -> Tensor:
     return logp_ref_NT
 
 
-def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
+def penalties(setup: Setup, micro: Batch, outputs: Outputs) -> torch.Tensor | float:
     """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
     config, terms = setup.config, 0.0
     if setup.learns_from_data:
@@ -72,12 +73,15 @@ def penalties(setup: Setup, micro: Batch, stats) -> torch.Tensor | float:
     if config.beta and config.kl_placement == "loss":
         exact = config.kl_estimator == "exact"
         kl_NT = (
-            setup.policy.kl(micro, setup.reference)
+            setup.policy.kl(micro, setup.reference, outputs.hidden_NLD)
             if exact
-            else kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
+            else kl_loss(*outputs.tensors(["logp_NT"]), micro, kl_estimator=config.kl_estimator)
         )
         terms = terms + config.beta * kl_NT
-    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
+    if config.entropy_coef:
+        (entropy_NT,) = outputs.tensors(["entropy_NT"])
+        terms = terms - config.entropy_coef * entropy_NT
+    return terms
 
 
 def contents(batch: Batch) -> list[str]:

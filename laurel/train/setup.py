@@ -14,7 +14,6 @@ import torch
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.protocols import Companion
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Group
@@ -25,6 +24,7 @@ from laurel.model import products
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
+from laurel.model.outputs import AuxiliaryModel, Model, PolicyWithAuxiliary
 from laurel.model.policy import (
     Policy,
     Reference,
@@ -40,10 +40,10 @@ from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS, Algorithm
+from laurel.train.auxiliary import AUXILIARY_MODELS
 from laurel.train.best import check_best, check_evaluated
 from laurel.train.callbacks import Watching
 from laurel.train.checkpoint import State, load_checkpoint, newest_checkpoint
-from laurel.train.companions import BESIDE
 from laurel.train.fitting import bounded, fitting, weighed
 from laurel.train.inputs import inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
@@ -98,7 +98,7 @@ class Setup:
     unit: Callable
     notes: list[str]
     remembered: Remembered | None = None
-    companion: Companion | None = None
+    companion: AuxiliaryModel | None = None
     pretraining: list[Row] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     alarmed: set[str] = field(default_factory=set)
@@ -165,9 +165,16 @@ class Setup:
         """The objective compares the rows of a group, so no micro-batch may part them."""
         return self.config.loss_aggregation == "comparison_mean"
 
-    def terms(self) -> list[tuple[str, Callable, Callable]]:
-        """The loss: (what it reads, objective, unit) of the row itself, then of its further
-        terms.
+    @property
+    def model(self) -> Model:
+        """What the loop trains, as one model."""
+        if self.companion is None:
+            return self.policy
+        return PolicyWithAuxiliary(self.policy, self.companion)
+
+    def terms(self) -> list[tuple[tuple[str, ...], Callable, Callable]]:
+        """The loss: (fields of `Outputs` that are read, objective, unit), of the row itself and
+        then of its further terms.
         """
         used = [t for t in self.row.terms if not t.option or getattr(self.config, t.option)]
         further = [
@@ -285,7 +292,7 @@ def loaded(
     if isinstance(policy, Policy):
         policy.room = room_for_logits(policy, config, run)
     reference = make_reference(policy, config.reference) if config.reference else None
-    companion = BESIDE[row.beside](config, policy) if row.beside else None
+    companion = AUXILIARY_MODELS[row.beside](config, policy) if row.beside else None
     optimizer = make_optimizer(
         policy.trainable(),
         config,

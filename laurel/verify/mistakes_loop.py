@@ -208,7 +208,7 @@ LOOP = (
     Mutant(
         "entropy is punished, not rewarded",
         loop.penalties,
-        given(stats=lambda stats: stats._replace(entropy=-stats.entropy)),
+        given(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),

@@ -1,5 +1,5 @@
-"""What is trained beside a policy, by the name that a row of the table gives: each is made from the
-configuration and the policy.
+"""The auxiliary models that are trained together with a policy, by the name that a row of the table
+gives. Each is made from the configuration and the policy.
 """
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from laurel.core.config import TrainConfig
-from laurel.core.protocols import Companion
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
 from laurel.model.implicit import Heads, new_heads
+from laurel.model.outputs import AuxiliaryModel
 from laurel.model.policy import Policy
 from laurel.model.scorer import load_scorer
 from laurel.reward.learned import PREFIX, parse
@@ -59,7 +59,7 @@ def load_heads(config: TrainConfig, policy: Policy) -> Heads:
     )
 
 
-BESIDE: dict[str, Callable[[TrainConfig, Policy], Companion]] = {
+AUXILIARY_MODELS: dict[str, Callable[[TrainConfig, Policy], AuxiliaryModel]] = {
     "critic": load_critic,
     "discriminator": load_discriminator,
     "heads": load_heads,
