@@ -30,8 +30,8 @@ from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
 from laurel.rollout.pack import pack
 from laurel.train import loop
-from laurel.train.checkpoint import State
 from laurel.train.optimizer import make_optimizer
+from laurel.train.session import State
 from laurel.verify.world import setup_of
 
 SIZES = {
@@ -176,8 +176,8 @@ class Step:
             weight_NT=centred_N.expand_as(self.batch.weight_NT).contiguous()
         )
         self.batch = (
-            self.setup.row.aim(self.setup, self.batch, groups)
-            if self.setup.row.aim and not scores
+            self.setup.row.targets(self.setup, self.batch, groups)
+            if self.setup.row.targets and not scores
             else self.batch
         )
         self.clock = time.perf_counter

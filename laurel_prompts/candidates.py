@@ -1,5 +1,6 @@
-"""More prompts to choose from: templates of the known kinds, and rewrites that a language model
-writes behind an OpenAI-like endpoint.
+"""More prompts to choose from: templates of the known kinds, and rewrites by a language model.
+
+The model is behind an OpenAI-like endpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ TEMPLATES = {
 
 
 def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
-    """Worked examples out of the log, of answers that were right, in front of the next question;
+    """Worked examples out of the log, of answers that were right, in front of the next question.
+
     None where it holds no such answers.
     """
     right = sorted(
@@ -61,9 +63,7 @@ def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
 
 
 def ape(log: Log, count: int = 4, seed: int = 0) -> str:
-    """What to ask a model for an instruction that fits examples (after Zhou et al. 2022, APE,
-    arXiv:2211.01910).
-    """
+    """A request for an instruction that fits examples (APE: Zhou et al., arXiv:2211.01910)."""
     train = np.flatnonzero(~log.test_S)
     chosen = train[np.random.default_rng(seed).permutation(len(train))[:count]]
     shown = "\n".join(f"- {log.queries[s].strip()}" for s in chosen)
@@ -88,8 +88,9 @@ def opro(scored: Mapping[str, float]) -> str:
 def rewrites(
     url: str, model: str, requests: Mapping[str, str], *, count: int = 4, temperature: float = 1.0
 ) -> dict[str, str]:
-    """{name: prompt} that a model answers to each request, `count` times: duplicates and empty
-    answers dropped.
+    """{name: prompt} that a model answers to each request, `count` times.
+
+    Duplicates and empty answers are dropped.
 
     url: the address before `/chat/completions`; the key is read from OPENAI_API_KEY. A server that
     does not answer is a LaurelError.
@@ -150,8 +151,9 @@ def ask(
 
 
 def plain(text: str) -> str:
-    """A model's answer as a prompt: its first line that is not empty, without bullet, label and
-    quotes; at most 500 characters.
+    """A model's answer as a prompt: its first line that is not empty.
+
+    Without bullet, label and quotes; at most 500 characters.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = (

@@ -1,11 +1,11 @@
-"""The authors' repository as it is cloned (github.com/holarissun/Prompt-OIRL): Llama-2's answers to
-three data sets, right or wrong.
+"""Read a clone of the authors' repository (github.com/holarissun/Prompt-OIRL).
+
+It holds Llama-2's answers to three data sets, right or wrong.
 
 A clone holds what each prompt did on each question, the prompts, and embeddings of the questions by
-a model that is not in it. It does
-not hold the questions: the authors' scripts read them from `data/`, out of GSM8K's and SVAMP's own
-repositories. Where they are there, they are read; else questions go by number (`gsm8k test 12`),
-and the embeddings say what they are.
+a model that is not in it. It does not hold the questions: the authors' scripts read them from
+`data/`, out of GSM8K's and SVAMP's own repositories. Where they are there, they are read; else
+questions go by number (`gsm8k test 12`), and the embeddings say what they are.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from laurel_prompts.logs import Log, questions
 
 LOGS, SCRIPT = "llama2_chat_logs", "llama_step1_gen_offline.py"
 TRIED = ("nan", "CoT", "APE", "Dis", "ToT", "Decomp")
-"""The prompts that training queries were sent with; those after them were written by GPT-4 and sent
-with test queries only.
+"""The prompts that training queries were sent with.
+
+Those after them were written by GPT-4 and sent with test queries only.
 """
 TRAINED = {"mawps": 6000, "svamp": 15000}
-"""How many queries come before the test queries, in one file; GSM8K's test queries have a file of
-their own.
+"""How many queries come before the test queries, in one file.
+
+GSM8K's test queries have a file of their own.
 """
 FOLDS = {"mawps": "cv_mawps", "svamp": "cv_svamp_augmented"}
 EMBEDDINGS = {
@@ -52,8 +54,9 @@ def root_of(path: Path) -> Path | None:
 def read_clone(
     root: Path, dataset: str, *, cache: Path, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Log, str]:
-    """(the log, features of its questions: "" where they have texts, else a file of vectors in
-    `cache`).
+    """(the log, the features of its questions).
+
+    The features are "" where questions have texts, else a file of vectors in `cache`.
     """
     logs = root / "llama_exps" / LOGS
     known = sorted(
@@ -133,9 +136,7 @@ def prompts(root: Path) -> dict[str, str]:
 
 
 def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, int, list[str]]:
-    """(1 where right, 0 where wrong, nan where not tried [S, P]; the first test query; the prompts
-    that have a file).
-    """
+    """(1 right, 0 wrong, nan not tried [S, P]; the first test query; the prompts with a file)."""
     tried = {name: folder / f"llama_{dataset}_corr_{name}.txt" for name in aliases}
     told = {name: _verdicts(path) for name, path in tried.items() if path.is_file()}
     held = {
@@ -195,8 +196,9 @@ def _verdicts(path: Path) -> np.ndarray:
 
 
 def _questions(root: Path, dataset: str, first: int, rows: int) -> list[str] | None:
-    """The questions where the authors' scripts read them; None where that folder does not hold
-    them.
+    """The questions where the authors' scripts read them.
+
+    None where that folder does not hold them.
     """
     data = root / "data"
     if dataset in FOLDS:
@@ -284,8 +286,9 @@ def _vectors(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | No
 
 
 def _alike(vectors_SD: np.ndarray) -> np.ndarray:
-    """Equal numbers for questions of one text: embeddings of a cosine of SAME or more. Neighbours
-    along one direction are compared.
+    """Equal numbers for questions of one text: embeddings of a cosine of SAME or more.
+
+    Neighbours along one direction are compared.
     """
     unit_SD = vectors_SD / np.maximum(np.linalg.norm(vectors_SD, axis=1, keepdims=True), 1e-12)
     along_S = unit_SD @ np.random.default_rng(0).standard_normal(unit_SD.shape[1]).astype(
@@ -304,8 +307,9 @@ def _alike(vectors_SD: np.ndarray) -> np.ndarray:
 
 
 def _saved(cache: Path, root: Path, asked: list[str], vectors: np.ndarray, texts: list[str]) -> str:
-    """A file for `features.Vectors`: questions and prompts in one space, those of the prompts where
-    the clone has them.
+    """A file for `features.Vectors`: questions and prompts in one space.
+
+    Those of the prompts where the clone has them.
     """
     files = [root / "embeddings" / f"{name}_embeddings.npy" for name in ("prompt", "gpt4_prompt")]
     known = (
@@ -367,8 +371,9 @@ def _responses(
 
 
 def _answers(path: Path) -> Iterator[tuple[int, str]]:
-    """Records `(12, 'text')` between rules. What is no such record is an error: an answer must not
-    move to another question.
+    """Records `(12, 'text')` between rules.
+
+    What is no such record is an error: an answer must not move to another question.
     """
     for number, record in enumerate(
         path.read_text(encoding="utf-8").split("\n====================\n")

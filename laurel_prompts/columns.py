@@ -1,5 +1,6 @@
-"""The columns of a log: common names are read as ours, texts that are numbers become numbers, and
-what is not used is named.
+"""The columns of a log.
+
+Common names are read as ours, texts that are numbers become numbers, and what is not used is named.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample": ("sample_id", "draw"),
     "model": ("model_name", "llm"),
 }
-"""Column -> what others call it, the likelier name first. Read only where the column itself is not
-there.
+"""Column -> what others call it, the likelier name first.
+
+Read only where the column itself is not there.
 """
 
 
 def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
-    """The rows under our names, and a sentence for each column that was read under another name or
-    is not used.
+    """The rows under our names, and a sentence for each column renamed or not used.
 
     Case, spaces and hyphens of a name do not matter. A column that is there under its own name is
     never replaced; where two others could be it, that is a UsageError. A name one slip away from
@@ -123,8 +124,9 @@ def plain(name: str) -> str:
 
 
 def slip(name: str) -> str:
-    """The column of ours that this name misses by one slip of the keyboard, else "". `rewrad` ->
-    reward, `prompt_2` -> "".
+    """The column of ours that this name misses by one slip of the keyboard, else "".
+
+    `rewrad` -> reward, `prompt_2` -> "".
     """
     said = plain(name)
     return next(
@@ -155,8 +157,9 @@ def _one_off(one: str, other: str) -> bool:
 
 
 def cell(value: Any, name: str, column: str) -> Any:
-    """A cell as its column wants it: "True" and "0.50" of a CSV as numbers, the number of a
-    `prompt_id` or a model as a name.
+    """A cell as its column wants it.
+
+    "True" and "0.50" of a CSV as numbers, the number of a `prompt_id` or a model as a name.
     """
     if column in NUMBERS and isinstance(value, str):
         said = value.strip().casefold()

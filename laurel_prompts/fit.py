@@ -1,5 +1,7 @@
-"""From a log to a choice: the reward model that cross-validation picks, when the default is left,
-whether new prompts may be used.
+"""From a log to a choice.
+
+The reward model that cross-validation picks, when the default is left, whether new prompts may be
+used.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class Learned:
-    """Cross-validation of every model on some rows of a log: features, folds, and what each model
-    said out of fold.
+    """Cross-validation of every model on some rows of a log.
+
+    Features, folds, and what each model predicted out of fold.
     """
 
     log: Log
@@ -106,8 +109,9 @@ def cross_validated(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Learned:
-    """What every model says out of fold on the rows that are not test rows, of prompts tried there;
-    the best log loss first.
+    """What every model says out of fold on the rows that are not test rows, of prompts tried there.
+
+    The best log loss first.
     """
     train = log.rows(~log.test_S)
     seen = [p for p in range(len(log.names)) if train.logged_SP[:, p].any()]
@@ -145,8 +149,9 @@ def cross_validated(
 def gain_everywhere(
     log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None
 ) -> Interval | None:
-    """What choosing gains over the default on every query of a log, test rows included, each valued
-    out of fold.
+    """The gain of choosing over the default on every query of a log, each valued out of fold.
+
+    Test rows are included.
 
     Of the prompts that training queries were sent with. One held-out fifth has a fifth of the
     queries, and so a wider interval.
@@ -164,8 +169,9 @@ def gain_everywhere(
 def value_of(
     log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_S: np.ndarray | None = None
 ) -> Interval | None:
-    """The mean of `value_S` with its interval; with `baseline_S` the mean gain over another choice,
-    paired.
+    """The mean of `value_S` with its interval.
+
+    With `baseline_S` the mean gain over another choice, paired.
     """
     value = value_S(log, choice_S, predicted_SP)
     if value is None:
@@ -233,8 +239,9 @@ def named(model: Model) -> str:
 def _unseen(
     model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray
 ) -> Interval | None:
-    """What adding a prompt that training did not see does to the choice: each prompt left out in
-    turn, out of fold.
+    """What adding a prompt that training did not use does to the choice.
+
+    Each prompt is left out in turn, out of fold.
 
     The value of choosing among all prompts, one of them unseen, minus that of choosing among the
     seen ones. Needs 3 prompts, all tried.

@@ -1,5 +1,6 @@
-"""Logs of prompted queries: one table of rewards, queries by prompts, with what was not tried left
-open; coverage and leakage.
+"""Logs of prompted queries: one table of rewards, queries by prompts.
+
+What was not tried is left open. Coverage and leakage.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SHOWN = 20  # faults of a file that its error lists
 
 @dataclass(frozen=True)
 class Log:
-    """S queries by P prompts; nan where a prompt was not tried. Two samples of one question are two
-    rows with one `question_S`.
+    """S queries by P prompts; nan where a prompt was not tried.
+
+    Two samples of one question are two rows with one `question_S`.
 
     reward_SP: in [0, 1], such as right (1) or wrong (0). cost_SP: tokens or money of the answer.
     propensity_SP: the probability with which the logger tried this prompt on this query.
@@ -127,8 +129,9 @@ def questions(queries: Iterable[str]) -> np.ndarray:
 
 
 def stories(log: Log) -> Log | None:
-    """The log with questions grouped by their story: equal numbers for questions that differ in
-    their figures only.
+    """The log with questions grouped by their story.
+
+    Equal numbers for questions that differ in their figures only.
 
     Such questions are not the same, but what a model memorises of one is true of the other. None
     where at most one in a hundred shares its story, and where figures are most of what questions
@@ -179,8 +182,9 @@ def read_log(
 
 
 def coverage(log: Log) -> list[Table]:
-    """Which prompts were tried where and how they did; overlap, repeated questions, and leakage
-    from test to training questions.
+    """Which prompts were tried where and how they did.
+
+    Overlap, repeated questions, and leakage from test to training questions.
     """
     logged = log.logged_SP
     rows = []
@@ -238,8 +242,9 @@ def leaked(log: Log) -> int:
 
 
 def grouped_split(log: Log, share: float = 0.2, seed: int = 0) -> Log:
-    """The same log with another test part: about `share` of the questions, each with all of its
-    queries. Nothing leaks.
+    """The same log with another test part.
+
+    About `share` of the questions, each with all of its queries. Nothing leaks.
     """
     groups = np.unique(log.question_S)
     held = np.random.default_rng(seed).permutation(groups)[: max(1, round(share * len(groups)))]
@@ -342,8 +347,9 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
 
 
 def _twice(records: list[Record], table: dict[str, str]) -> list[str]:
-    """What is wrong between rows: a key that comes twice, one query_id with two texts or splits,
-    propensities on some rows only.
+    """Errors between rows.
+
+    A key that comes twice, one query_id with two texts or splits, propensities on some rows only.
     """
     by_text = {text: name for name, text in table.items()}
     some = any(row.get("propensity") is not None for _, row in records)

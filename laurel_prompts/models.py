@@ -1,5 +1,6 @@
-"""What is learned of a log: the chance that prompt p answers query q right, by a logistic model
-with interactions or by trees.
+"""Reward models: the chance that prompt p answers query q right.
+
+By a logistic model with interactions or by trees.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from laurel.core.errors import UsageError
 
 
 class Model(Protocol):
-    """r(q, p). `x_SD`: queries; `e_PE`: prompts; `which_P`: each prompt's place among the training
-    prompts, -1 of an unseen one.
+    """r(q, p).
+
+    `x_SD`: queries; `e_PE`: prompts; `which_P`: each prompt's place among the training prompts, -1
+    of an unseen one.
     """
 
     def fit(self, x_SD: np.ndarray, e_PE: np.ndarray, reward_SP: np.ndarray) -> Model:
@@ -36,8 +39,9 @@ class Model(Protocol):
 
 @dataclass
 class Rates:
-    """Each prompt's mean reward, whatever the query; of an unseen prompt the mean of these. The
-    baseline that a choice must beat.
+    """Each prompt's mean reward, whatever the query; of an unseen prompt the mean of these.
+
+    The baseline that a choice must beat.
     """
 
     rate_P: np.ndarray | None = None
@@ -144,8 +148,9 @@ class Logistic:
 
 @dataclass
 class Trees:
-    """Gradient-boosted trees (LightGBM) on the query's and the prompt's features and on which
-    training prompt it is; cross-entropy.
+    """Gradient-boosted trees (LightGBM) on the features of query and prompt; cross-entropy.
+
+    Which training prompt it is, is a feature too.
     """
 
     leaves: int = 15
@@ -203,8 +208,9 @@ def restore(kind: str, state: dict[str, Any]) -> Model:
 
 
 def grid() -> list[Model]:
-    """What cross-validation chooses from: rates, logistic models held back more and less, and trees
-    where LightGBM is installed.
+    """The models that cross-validation chooses from.
+
+    Rates, logistic models held back more and less, and trees where LightGBM is installed.
     """
     made: list[Model] = [Rates()]
     made += [

@@ -1,5 +1,6 @@
-"""The saved choice: which prompt for this query, in microseconds; a folder of JSON, arrays and text
-that runs nothing when it is read.
+"""The saved choice: which prompt for this query, in microseconds.
+
+A folder of JSON, arrays and text that runs nothing when it is read.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Choice:
-    """One query's prompt: its name and text, its predicted reward, the default prompt's, and why it
-    is this one.
-    """
+    """One query's prompt: name and text, its predicted reward, the default's, and the reason."""
 
     name: str
     prompt: str
@@ -37,8 +36,9 @@ class Choice:
 
 @dataclass
 class Predictor:
-    """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p), where that beats the
-    default prompt by more than `margin`.
+    """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p).
+
+    The choice is taken where it beats the default prompt by more than `margin`.
 
     The default is the training prompt of the highest rate_P - cost_weight * cost_P (the lower end
     of its mean reward's interval, its mean cost). margin: from cross-validation; infinite where no
@@ -65,8 +65,9 @@ class Predictor:
         return self.query_directions(self.encode(queries))
 
     def scores(self, x_SD: np.ndarray, prompts: Mapping[str, str] | None = None) -> np.ndarray:
-        """[S, P] predicted rewards of candidates {name: text} (None: the training prompts), for
-        queries given by their `features`.
+        """Predicted rewards [S, P] of candidates {name: text}, for queries by their `features`.
+
+        None: the training prompts.
         """
         texts = self.prompts if prompts is None else tuple(prompts.values())
         known = self._candidates
@@ -86,8 +87,9 @@ class Predictor:
         cost_weight: float = 0.0,
         unseen: bool | None = None,
     ) -> list[Choice]:
-        """A prompt for each query from candidates {name: text} (None: the training prompts; the
-        default is always among them).
+        """A prompt for each query from candidates {name: text}.
+
+        None: the training prompts; the default is always among them.
 
         cost_weight: reward that one unit of `cost` is worth. unseen: True lets prompts compete that
         training did not see.
@@ -145,8 +147,9 @@ class Predictor:
     def reward(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
     ) -> list[float]:
-        """A reward for `laurel.train`: a policy reads a query and writes a prompt, or a training
-        prompt's name; r(q, p) is what it gets.
+        """A reward for `laurel.train`: r(q, p) of the prompt that a policy wrote for a query.
+
+        The policy reads a query and writes a prompt, or a training prompt's name.
 
         What is no training prompt gets the chance of an unseen prompt if unseen prompts may be
         used, else 0: it may not be sent.
@@ -165,8 +168,9 @@ class Predictor:
         ]
 
     def _costs(self, texts: Sequence[str]) -> np.ndarray:
-        """What an answer to each prompt cost on average; of a prompt that was not tried, the
-        dearest.
+        """What an answer to each prompt cost on average.
+
+        Of a prompt that was not tried, the dearest.
         """
         missing = [
             name
@@ -188,8 +192,9 @@ class Predictor:
         return np.array([known.get(text, self.cost_P.max()) for text in texts])
 
     def save(self, folder: str | Path, about: Mapping[str, Any]) -> Path:
-        """Write the folder: predictor.json, arrays.npz. `about`: what is to be known of its
-        making.
+        """Write the folder: predictor.json, arrays.npz.
+
+        `about`: what is to be known of its making.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -279,9 +284,7 @@ class Predictor:
 
 
 def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
-    """The best prompt of each query where it is predicted to beat the default by more than
-    `margin`, else the default.
-    """
+    """The best prompt of each query where it beats the default by `margin`, else the default."""
     choice = predicted_SP.argmax(1)
     better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin
     return np.where(better, choice, default)

@@ -1,5 +1,6 @@
-"""The authors' logs (Sun et al. 2023, arXiv:2309.06553): Llama-2-7b-chat on GSM8K and MAWPS, and
-the figures they published.
+"""The authors' logs and the figures they published (Sun et al. 2023, arXiv:2309.06553).
+
+Llama-2-7b-chat on GSM8K and MAWPS.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def is_published(path: Path) -> bool:
 
 
 def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
-    """(the log, published figures by name) of one data set. Training queries have the 6 training
-    prompts, test queries 10 more, too.
+    """(the log, published figures by name) of one data set.
+
+    Training queries have the 6 training prompts, test queries 10 more, too.
     """
     known = sorted(
         path.name.removeprefix("labels_llama2_").removesuffix(".npz")
@@ -78,9 +80,7 @@ def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
 def _confidence(
     folder: Path, dataset: str, shape: tuple[int, int], first: int
 ) -> np.ndarray | None:
-    """What the language model said of its own answers to the test queries, where that file is
-    there.
-    """
+    """The language model's verdicts on its own answers to the test queries, if that file exists."""
     path = folder / "self_critic_all_llms.npz"
     if not path.is_file():
         return None
@@ -90,8 +90,9 @@ def _confidence(
 
 
 def _responses(folder: Path, dataset: str, names: tuple[str, ...]) -> dict[tuple[int, int], str]:
-    """Answers by (query, prompt): of the test queries all, of others where a file was small enough
-    to be kept.
+    """Answers by (query, prompt).
+
+    All of the test queries, and others where a file was small enough to be kept.
     """
     found = {}
     for p, name in enumerate(names):

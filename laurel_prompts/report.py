@@ -1,5 +1,6 @@
-"""What choosing prompts is worth, on queries that were held out: values with paired intervals, the
-two rewards, verdicts in words.
+"""The report: what choosing prompts is worth, on queries that were held out.
+
+Values with paired intervals, the two rewards, verdicts in words.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A way to choose: its value on held-out queries, its paired gain over the default prompt, and
-    what was published.
+    """A way to choose: its value on held-out queries, its paired gain, and what was published.
+
+    The gain is over the default prompt.
     """
 
     what: str
@@ -58,8 +60,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Judged:
-    """One split, evaluated: tables, notes, the calibration of r(q, p) as a picture, and everything
-    as `data`.
+    """One split, evaluated.
+
+    Tables, notes, the calibration of r(q, p) as a picture, and everything as `data`.
     """
 
     tables: list[Table]
@@ -141,8 +144,9 @@ def judged(
     *,
     last: bool,
 ) -> Judged:
-    """Fit on the training rows of one split, and value on its test rows; on the last, strictest one
-    out of fold on all rows, too.
+    """Fit on the training rows of one split, and value on its test rows.
+
+    On the last, strictest one out of fold on all rows, too.
     """
     found = fit(log, features=features, seed=seed, cache=cache, say=say)
     predictor = found.predictor
@@ -315,8 +319,9 @@ def _choices(
 def _unseen_rows(
     whole: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
 ) -> dict[str, Row]:
-    """Choosing among all prompts, those included that training did not see, on queries where all
-    were tried.
+    """Choosing among all prompts, unseen ones included, on queries where all were tried.
+
+    Unseen prompts are those that training did not use.
     """
     always = np.full(len(whole.queries), seen[default])
     own = np.array(seen)[predicted[:, seen].argmax(1)]
@@ -345,8 +350,9 @@ def _rewards(
     verifier: Verifier | None,
     published: Mapping[str, float],
 ) -> Table:
-    """Accuracy means little where most answers are wrong: AUC, log loss and calibration beside
-    always-no and each prompt's rate.
+    """The reward models compared: AUC, log loss and calibration.
+
+    Beside always-no and each prompt's rate: accuracy means little where most answers are wrong.
     """
     train = log.rows(~log.test_S)
     rate_P = Rates().fit(np.zeros((0, 0)), np.zeros((0, 0)), train.columns(seen).reward_SP).rate_P

@@ -1,5 +1,6 @@
-"""A log whose truth is known: six kinds of questions, six prompts each best for one of them, and a
-logger with known propensities.
+"""A log whose truth is known.
+
+Six kinds of questions, six prompts each best for one of them, and a logger with known propensities.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def synthetic_log(
     noisy: bool = True,
     test: float = 0.25,
 ) -> tuple[Log, np.ndarray]:
-    """(log, true r(q, p) [S, P]). Questions differ in difficulty, which moves all prompts alike by
-    up to .1.
+    """(log, true r(q, p) [S, P]).
+
+    Questions differ in difficulty, which moves all prompts alike by up to .1.
 
     The best single prompt is worth about .57, the best for each query .75. every: each prompt is
     tried on each query; else one, by known propensities that lean towards the prompt's own kind.

@@ -1,5 +1,6 @@
-"""The other reward, r(q, a): is this answer right? It needs the answer, so it ranks answers at test
-time and cannot save a call.
+"""The other reward, r(q, a): is this answer right?
+
+It needs the answer, so it ranks answers at test time and cannot save a call.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from laurel_prompts.worth import auc
 
 @dataclass(frozen=True)
 class Verifier:
-    """Out of fold: AUC and accuracy over `answers` logged answers, always-no's accuracy, and the
-    value of the answers it likes best.
+    """A verifier's figures, out of fold.
+
+    AUC and accuracy over `answers` logged answers, always-no's accuracy, and the value of the
+    answers it likes best.
     """
 
     answers: int
@@ -30,8 +33,9 @@ class Verifier:
 
 
 def verify(log: Log, *, seed: int = 0) -> Verifier | None:
-    """r(q, a) = sigmoid(w . features(q, a)), cross-fitted over questions; None where fewer than 50
-    answers of either kind were logged.
+    """r(q, a) = sigmoid(w . features(q, a)), cross-fitted over questions.
+
+    None where fewer than 50 answers of either kind were logged.
 
     value: every prompt is sent, which costs as many calls, and the best-scored answer is kept; of
     queries with every answer logged.

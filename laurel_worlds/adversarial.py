@@ -1,5 +1,6 @@
-"""Adversarial imitation on exact worlds: a discriminator tells the expert's visits from the
-learner's, and its verdict is the reward.
+"""Adversarial imitation on exact worlds.
+
+A discriminator tells the expert's visits from the learner's, and its verdict is the reward.
 
 Convention: D(s, a) = P(expert | s, a). `rho` is the normalised discounted occupancy of state-action
 pairs, [S, A], summing to 1.
@@ -25,14 +26,16 @@ REWARDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gail": lambda f_SA: -log_expit(-f_SA),
     "logd": log_expit,
 }
-"""name: the reward as a function of the discriminator's logit f = log D/(1 - D): f itself, -log(1 -
-D), log D.
+"""name: the reward as a function of the discriminator's logit f = log D/(1 - D).
+
+f itself, -log(1 - D), log D.
 """
 
 
 def restarted(mdp: MDP) -> MDP:
-    """The same world without an end: what entered a terminal state goes on from the start. Rewards
-    on average as before.
+    """The same world without an end: what entered a terminal state goes on from the start.
+
+    Rewards on average as before.
 
     Then every policy makes equally many steps, which the identities below need. In a world that
     ends, a reward that is always positive (GAIL's) pays for staying and one that is always negative
@@ -64,8 +67,9 @@ def visits(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 
 
 def optimal_logit(expert_SA: np.ndarray, rho_SA: np.ndarray, floor: float = 1e-12) -> np.ndarray:
-    """The logit of the best discriminator D* = rho_E / (rho_E + rho): log rho_E - log rho, [S, A],
-    both floored to stay finite.
+    """The logit of the best discriminator D* = rho_E / (rho_E + rho): log rho_E - log rho, [S, A].
+
+    Both are floored to stay finite.
     """
     return np.log(np.maximum(expert_SA, floor)) - np.log(np.maximum(rho_SA, floor))
 
@@ -107,8 +111,9 @@ def advantage(mdp: MDP, policy_SA: np.ndarray, reward_SA: np.ndarray) -> np.ndar
 
 
 def policy_gradient(mdp: MDP, logit_SA: np.ndarray, reward_SA: np.ndarray) -> np.ndarray:
-    """The exact gradient of (1 - gamma) E[sum_t gamma^t reward], the reward held fixed, by softmax
-    logits: rho(s, a) A(s, a), [S, A].
+    """The exact gradient of (1 - gamma) E[sum_t gamma^t reward] by softmax logits, [S, A].
+
+    It is rho(s, a) A(s, a), with the reward held fixed.
 
     With the reward made from D* it is, exactly, minus the gradient of a divergence between rho and
     rho_E (`DIVERGENCES`).
@@ -127,8 +132,9 @@ DIVERGENCES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "gail": lambda rho, expert: kl(rho, (rho + expert) / 2) + kl(expert, (rho + expert) / 2),
     "logd": lambda rho, expert: 2 * kl((rho + expert) / 2, expert),
 }
-"""name: what its policy gradient descends at the best discriminator: KL(rho || rho_E), 2 JS, 2
-KL((rho + rho_E)/2 || rho_E).
+"""name: the divergence that its policy gradient descends at the best discriminator.
+
+KL(rho || rho_E), 2 JS, 2 KL((rho + rho_E)/2 || rho_E).
 """
 
 
@@ -141,8 +147,9 @@ def imitate_adversarially(
     rate: float = 0.3,
     discriminator_steps: int | None = None,
 ) -> tuple[np.ndarray, list[float]]:
-    """GAIL and its relatives, exactly: (policy [S, A], total variation to the expert's occupancy
-    before each round).
+    """GAIL and its relatives, exactly.
+
+    Returns (policy [S, A], total variation to the expert's occupancy before each round).
 
     A round: the discriminator sees both occupancies (`discriminator_steps` of
     `train_discriminator`; None: the best one), then logits += rate * A under its reward, the
@@ -168,8 +175,9 @@ def imitate_adversarially(
 
 
 def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
-    """A policy that can only lean one way: p(a) in proportion to exp(-(a - place)^2 / (2 width^2))
-    over actions 0 ... A - 1, [A].
+    """A bell over actions 0 ... A - 1, [A]: a policy with a single mode.
+
+    p(a) is in proportion to exp(-(a - place)^2 / (2 width^2)).
     """
     return softmax(-((np.arange(num_actions) - place) ** 2) / (2 * np.exp(2 * log_width)))
 
@@ -177,8 +185,9 @@ def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
 def best_bell(
     expert_A: np.ndarray, divergence: Callable[[np.ndarray, np.ndarray], float]
 ) -> np.ndarray:
-    """The bell of least divergence(bell, expert), [A]; the best of searches from every action,
-    narrow and wide.
+    """The bell of least divergence(bell, expert), [A].
+
+    The best of searches from every action, narrow and wide.
     """
     A = len(expert_A)
     starts = [(float(place), log_width) for place in range(A) for log_width in (-0.5, 0.7)]
@@ -198,13 +207,13 @@ def best_bell(
 def gail(
     *, rounds: int = 400, mistakes: float = 0.2, slip: float = 0.2, gamma: float = 0.9
 ) -> Exhibit:
-    """Adversarial imitation: it reaches the expert's occupancy, and a policy class too small shows
-    mode seeking against covering.
+    """Adversarial imitation: it reaches the expert's occupancy.
+
+    A policy class too small shows mode seeking against covering.
 
     The expert of the gridworld errs in a share `mistakes` of its moves, so that every reward of the
-    discriminator is finite. Nothing
-    is sampled: occupancies, discriminators and gradients are exact, or the discriminator is trained
-    for 5 steps a round.
+    discriminator is finite. Nothing is sampled: occupancies, discriminators and gradients are
+    exact, or the discriminator is trained for 5 steps a round.
     """
     if not 0 < mistakes <= 1 or not 0 <= gamma < 1:
         raise UsageError(
@@ -297,8 +306,9 @@ def gail(
 
 
 def _identity_error(mdp: MDP, expert_SA: np.ndarray, reward: str) -> float:
-    """How far the policy gradient is from minus the gradient of its divergence (central
-    differences), relative, at a fixed odd policy.
+    """How far the policy gradient is from minus the gradient of its divergence, relative.
+
+    By central differences, at a fixed odd policy.
     """
     logit_SA = np.sin(np.arange(expert_SA.size, dtype=float)).reshape(expert_SA.shape)
     rho_SA = visits(mdp, softmax(logit_SA, axis=1))
@@ -316,8 +326,9 @@ def _identity_error(mdp: MDP, expert_SA: np.ndarray, reward: str) -> float:
 
 
 def _two_modes() -> tuple[Table, tuple[Claim, ...]]:
-    """An expert with two habits and a policy that can have one: which one cloning finds, and which
-    the adversarial reward.
+    """An expert with two habits and a policy class with one.
+
+    Which one cloning finds, and which the adversarial reward.
     """
     expert_A = softmax(np.array([0.0, 3.0, 4.0, 3.0, 0.0, 0.0, 2.6, 3.6, 2.6]))
     cloned_A = best_bell(expert_A, lambda bell_A, target_A: kl(target_A, bell_A))

@@ -1,5 +1,6 @@
-"""`laurel tabular compare`: on-policy against off-policy, in moves and in failures, and what not
-knowing the dynamics costs.
+"""`laurel tabular compare`: on-policy against off-policy, known against unknown dynamics.
+
+In moves and in failures, and what not knowing the dynamics costs.
 """
 
 from __future__ import annotations
@@ -53,10 +54,8 @@ def compare(
 ) -> Exhibit:
     """What on-policy and off-policy learning cost, and how stable they are.
 
-    seeds: runs of every arm, on which the intervals rest.
-    seed: the first of them.
-    epsilon: the share of random moves on the cliff.
-    rounds: batches of 8 episodes for the policy gradients.
+    seeds: runs of every arm, on which the intervals rest. seed: the first of them. epsilon: the
+    share of random moves on the cliff. rounds: batches of 8 episodes for the policy gradients.
     every_world: also Q-learning and SARSA on the gridworld at six step rewards and two slips (two
     minutes).
     """
@@ -78,8 +77,9 @@ def compare(
 
 
 def soft(mdp: MDP, epsilon: float) -> MDP:
-    """The world where an action becomes a random one with probability epsilon; its best policy is
-    the best epsilon-soft one.
+    """The world where an action becomes a random one with probability epsilon.
+
+    Its best policy is the best epsilon-soft one.
     """
     S, A, K = mdp.prob_SAK.shape
 
@@ -104,8 +104,9 @@ def soft(mdp: MDP, epsilon: float) -> MDP:
 
 
 def _cliff(seeds: range, epsilon: float) -> Exhibit:
-    """Q-learning learns the shortest path and falls on the way; SARSA learns the path that is best
-    with its own mistakes.
+    """Q-learning learns the shortest path and falls on the way.
+
+    SARSA learns the path that is best with its own mistakes.
     """
     mdp = cliff()
     mistaken = soft(mdp, epsilon)
@@ -290,8 +291,9 @@ def _reuse(seeds: range, rounds: int) -> Exhibit:
 
 
 def row_of_moves(length: int) -> MDP:
-    """`length` moves in a row, each paying 1 / length for the first of two actions: only the
-    horizon differs between such worlds.
+    """A world of `length` moves in a row, each paying 1 / length for the first of two actions.
+
+    Only the horizon differs between such worlds.
     """
     transition_SAZ = np.zeros((length + 1, 2, length + 1))
     transition_SAZ[np.arange(length), :, np.arange(length) + 1] = 1.0
@@ -303,9 +305,7 @@ def row_of_moves(length: int) -> MDP:
 def _weights(
     seeds: range, horizons: Sequence[int] = (1, 2, 4, 8, 16, 32), episodes: int = 200
 ) -> Exhibit:
-    """Evaluation from another policy's episodes: the error against the exact value as the horizon
-    grows.
-    """
+    """Evaluation from another policy's episodes: the error as the horizon grows."""
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     rows, figures = [], {}
     for horizon in horizons:
@@ -385,8 +385,9 @@ def _episodes(mdp: MDP, policy_SA: np.ndarray, count: int, seed: int) -> list[Ep
 
 
 def _unknown(seeds: range, allowed: float = 0.01) -> Exhibit:
-    """Moves in the world until the policy found loses at most `allowed` at the start: none to plan,
-    more to learn.
+    """Moves in the world until the policy found loses at most `allowed` at the start.
+
+    Planning takes none, learning more.
     """
     mdp = gridworld(slip=0.2)
     live = np.flatnonzero(~mdp.terminal_S).tolist()
@@ -459,8 +460,9 @@ def _unknown(seeds: range, allowed: float = 0.01) -> Exhibit:
 
 
 def _every_world(seeds: range) -> Exhibit:
-    """Q-learning and SARSA against planning on the gridworld, at every step reward and slip of the
-    lectures and more.
+    """Q-learning and SARSA against planning on the gridworld.
+
+    At every step reward and slip of the lectures and more.
     """
     rows, wrong = [], 0
     for slip in SLIPS:

@@ -1,5 +1,6 @@
-"""The policy gradient of a tabular softmax policy: exact, and as REINFORCE and the actor-critic
-estimate it from episodes.
+"""The policy gradient of a tabular softmax policy.
+
+Exact, and as REINFORCE and the actor-critic estimate it from episodes.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def exact_gradient(mdp: MDP, logit_SA: np.ndarray) -> np.ndarray:
 
 
 def exact_ascent(mdp: MDP, *, rounds: int, rate: float) -> tuple[np.ndarray, list[float]]:
-    """Climb the exact gradient from the uniform policy: (logits [S, A], J before each round and
-    after the last).
+    """Climb the exact gradient from the uniform policy.
+
+    Returns (logits [S, A], J before each round and after the last).
     """
     logit_SA = np.zeros((len(mdp.states), len(mdp.actions)))
     heights = []
@@ -56,8 +58,9 @@ def exact_ascent(mdp: MDP, *, rounds: int, rate: float) -> tuple[np.ndarray, lis
 
 @dataclass(frozen=True)
 class Episode:
-    """States, actions and rewards in order; `after` is the state that each move led to, and the
-    last of them ended it.
+    """States, actions and rewards in order.
+
+    `after` is the state that each move led to, and the last of them ended it.
     """
 
     states: np.ndarray
@@ -69,8 +72,9 @@ class Episode:
 def rollout(
     simulator: Simulator, policy_SA: np.ndarray, rng: np.random.Generator, *, cap: int = 10_000
 ) -> Episode:
-    """One whole episode of a policy. It must end within the cap: a part of an episode would bias
-    every estimate made of it.
+    """One whole episode of a policy.
+
+    It must end within the cap: a part of an episode would bias every estimate made of it.
     """
     cumulative_SA, moves, state = policy_SA.cumsum(1), [], simulator.reset()
     for uniform_draw in iter(rng.random, None):
@@ -110,8 +114,9 @@ def estimate(
     weight: Weight = "return",
     value_S: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One episode's estimate of dJ / dlogit: [S, A]. Its mean over episodes of the policy is
-    `exact_gradient`.
+    """One episode's estimate of dJ / dlogit: [S, A].
+
+    Its mean over episodes of the policy is `exact_gradient`.
 
         sum_t gamma^t w_t grad log pi(a_t | s_t),   w_t = G_t                            "return":
         REINFORCE (Williams 1992)
@@ -148,8 +153,9 @@ def second_moment(
     episodes: int,
     seed: int = 0,
 ) -> float:
-    """The mean squared length of the estimate, measured: what a baseline makes smaller while the
-    mean stays.
+    """The mean squared length of the estimate, measured.
+
+    A baseline makes it smaller while the mean stays.
     """
     policy_SA, simulator, rng = (
         softmax(logit_SA),
@@ -177,8 +183,9 @@ def learn(
     weight: Weight = "baseline",
     seed: int = 0,
 ) -> tuple[np.ndarray, list[tuple[int, float]]]:
-    """Ascent on the estimates, with a critic learned by TD(0) on the side: (logits [S, A], (moves
-    so far, mean return) of each batch).
+    """Ascent on the estimates, with a critic learned by TD(0).
+
+    Returns (logits [S, A], (moves so far, mean return) of each batch).
 
     "return" is REINFORCE, "baseline" REINFORCE with a baseline, "td" the actor-critic (Konda and
     Tsitsiklis 2000). The critic of "td" is being learned while it judges, so its gradient is biased

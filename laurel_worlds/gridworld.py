@@ -28,8 +28,9 @@ def gridworld(
     pits: Mapping[Cell, float] | None = None,
     start: Cell = (1, 1),
 ) -> MDP:
-    """A map of cells (column, row), counted from the bottom left; states are named "(1,1)" and so
-    on, walls are none.
+    """A map of cells (column, row), counted from the bottom left.
+
+    States are named "(1,1)" and so on, walls are none.
 
         r = step_reward + exits[cell entered],   p(the way meant) = 1 - slip,   p(each way at right
         angles) = slip / 2
@@ -87,8 +88,9 @@ def gridworld(
 
 
 def cliff(*, step_reward: float = -1.0, slip: float = 0.0, gamma: float = 1.0) -> MDP:
-    """12 x 4: walk from (1,1) to (12,1) past a cliff of ten cells; a fall pays -99 beside the step
-    reward and puts back to the start.
+    """12 x 4: walk from (1,1) to (12,1) past a cliff of ten cells.
+
+    A fall pays -99 beside the step reward and puts back to the start.
 
     The shortest path runs along the edge (13 moves), the safe one a row or two further in. Sutton
     and Barto 2018, example 6.6.
@@ -106,8 +108,9 @@ def cliff(*, step_reward: float = -1.0, slip: float = 0.0, gamma: float = 1.0) -
 
 
 def corridor(*, step_reward: float = 0.0, slip: float = 0.0, gamma: float = 1.0) -> MDP:
-    """Seven cells in a row, 0 at the left end, +1 at the right, start in the middle: left and right
-    are a random walk's two ways.
+    """A random walk: seven cells in a row, start in the middle.
+
+    0 at the left end, +1 at the right; left and right are the walk's two ways.
 
     At step_reward = 0 the uniform policy's values are 1/6 ... 5/6. Sutton and Barto 2018, example
     6.2.
@@ -139,8 +142,9 @@ def cell_of(state: str) -> Cell:
 
 
 def map_of(title: str, mdp: MDP, value_S: np.ndarray, best_SA: np.ndarray) -> Grid:
-    """Values and best actions laid out as the map: arrows where a choice is open ("↑→" for a tie);
-    an exit shows what it pays.
+    """Values and best actions laid out as the map: arrows where a choice is open ("↑→" for a tie).
+
+    An exit shows what it pays.
 
     value_S [S], best_SA [S, A] bool. Cells that are no states (walls, pits) have value None and the
     mark "".

@@ -1,5 +1,6 @@
-"""Hindsight experience replay on bit flipping: an episode that missed its goal is a success at the
-place where it ended up.
+"""Hindsight experience replay on bit flipping.
+
+An episode that missed its goal is a success at the place where it ended up.
 
 Axis letters: N episodes or steps, T flips of an episode, B bits (-1 or +1), X features.
 """
@@ -26,8 +27,10 @@ FUTURES = 4
 
 @dataclass(frozen=True)
 class Episodes:
-    """N episodes side by side: states [T + 1, N, B], the bits flipped [T, N], goals [N, B], and how
-    many flips each one made [N].
+    """N episodes played in parallel.
+
+    States [T + 1, N, B], the bits flipped [T, N], goals [N, B], and how many flips each one made
+    [N].
     """
 
     state_TNB: np.ndarray
@@ -43,8 +46,9 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps with the goal they are seen under: bits before and after [N, B], the bit flipped [N],
-    the goal [N, B].
+    """Steps, each with a goal.
+
+    Bits before and after [N, B], the bit flipped [N], the goal [N, B].
     """
 
     before_NB: np.ndarray
@@ -54,13 +58,11 @@ class Steps:
 
 
 def hit_chance(bits: int, steps: int) -> float:
-    """The chance that uniformly random flips meet a uniformly drawn other goal within `steps`,
-    exactly.
+    """The exact chance that random flips meet a uniformly drawn other goal within `steps`.
 
     Only the number d of differing bits matters: a flip leads to d - 1 with probability d/n and to d
-    + 1 otherwise. One bit, one
-    step: 1. Two bits, one step: two of the three goals are one flip away, half of the flips are
-    right, 2/3 * 1/2 = 1/3.
+    + 1 otherwise. One bit, one step: 1. Two bits, one step: two of the three goals are one flip
+    away, half of the flips are right, 2/3 * 1/2 = 1/3.
     """
     at_D = np.array([comb(bits, d) for d in range(bits + 1)]) / (2.0**bits - 1)
     nearer_D = np.arange(bits + 1) / bits
@@ -75,8 +77,7 @@ def hit_chance(bits: int, steps: int) -> float:
 
 
 def features(state_NB: np.ndarray, goal_NB: np.ndarray) -> np.ndarray:
-    """(1, state, goal, state * goal) side by side, [N, X = 3B + 1]: what Q(s, g, .) = features @
-    weight [X, B] is linear in.
+    """(1, state, goal, state * goal), [N, X = 3B + 1]: Q(s, g, .) = features @ weight [X, B].
 
     A universal value function: one set of weights for every goal. It is told which bit of the goal
     belongs to which bit of the state, and nothing of what a flip does. Undiscounted, the true Q
@@ -93,8 +94,9 @@ def play(
     explore: float,
     rng: np.random.Generator,
 ) -> Episodes:
-    """Episodes of at most B flips: greedy in Q = features @ weight, a random flip with probability
-    `explore`; a met goal ends one.
+    """Play episodes of at most B flips; meeting the goal ends one.
+
+    Greedy in Q = features @ weight, a random flip with probability `explore`.
     """
     N, B = start_NB.shape
     state_TNB, action_TN = np.repeat(start_NB[None], B + 1, axis=0), np.zeros((B, N), dtype=int)
@@ -110,8 +112,9 @@ def play(
 
 
 def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Steps:
-    """Every step under its own goal and, `futures` times, under a state that its episode reached at
-    or after the step's end.
+    """Every step under its own goal and, `futures` times, under a goal in hindsight.
+
+    That is a state which its episode reached at or after the step's end.
 
     A flip leads where it leads whatever was wanted: a relabelled step is a true step of the world
     with the other goal, so Q-learning, which is off-policy, may use it as it stands. futures = 0 is
@@ -133,8 +136,9 @@ def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Step
 
 
 def targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
-    """What Q(s, g, a) should be, [N]: 0 if the flip meets the goal, else -1 + gamma max_a' Q(s', g,
-    a'), within [-1/(1 - gamma), 0].
+    """The target of Q(s, g, a), [N]: 0 at the goal, else -1 + gamma max_a' Q(s', g, a').
+
+    Within [-1/(1 - gamma), 0].
     """
     met_N = (steps.after_NB == steps.goal_NB).all(1)
     next_N = (features(steps.after_NB, steps.goal_NB) @ weight_XB).max(1)
@@ -144,8 +148,9 @@ def targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
 def learn(
     bits: int, *, futures: int, rounds: int, episodes: int, updates: int, seed: int
 ) -> tuple[np.ndarray, int]:
-    """Goal-conditioned Q-learning with replay: the weights [X, B], and how many training episodes
-    met their own goal.
+    """Goal-conditioned Q-learning with replay.
+
+    Returns the weights [X, B], and how many training episodes met their own goal.
 
     A round plays `episodes` episodes side by side (30 % random flips), stores their steps
     (`replayed`), freezes the weights of the targets and makes `updates` steps of least squares,
@@ -170,8 +175,9 @@ def learn(
 
 
 def tasks(bits: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and goals [N, B], uniform; a goal equal to its start is replaced by one that differs
-    in one bit.
+    """Starts and goals [N, B], uniform.
+
+    A goal equal to its start is replaced by one that differs in one bit.
     """
     start_NB, goal_NB = rng.choice([-1.0, 1.0], size=(2, count, bits))
     same_N = np.nonzero((start_NB == goal_NB).all(1))[0]
@@ -199,8 +205,7 @@ def her(
     trials: int = 500,
     seed: int = 0,
 ) -> Exhibit:
-    """Hindsight experience replay on bit flipping: success against the number of bits, with and
-    without.
+    """Hindsight experience replay on bit flipping: success by number of bits, with and without.
 
     Both arms are the same learner with the same episodes and updates; one also sees its steps under
     goals that they reached. A trained policy is tried greedily on `trials` fresh tasks, n flips for

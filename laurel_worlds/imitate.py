@@ -1,5 +1,6 @@
-"""The experiment of `laurel tabular imitate`: how errors grow with the horizon, and what imitation
-cannot surpass.
+"""The experiment of `laurel tabular imitate`.
+
+How errors grow with the horizon, and what imitation cannot surpass.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def imitate(
     seeds: int = 8,
     seed: int = 0,
 ) -> Exhibit:
-    """Imitation: error against the horizon for behaviour cloning and an interactive learner, and
-    imitation against optimisation.
+    """Imitation: error against the horizon, and imitation against optimisation.
+
+    For behaviour cloning and an interactive learner.
 
     Both learners get `labels` labelled steps and the same function class, on the tightrope, whose
     `fog` makes each err now and then even where the expert walks. Then a gridworld's demonstrator
@@ -203,8 +205,9 @@ def _compounding(
 def _trial(
     world: Tightrope, horizon: int, labels: int, rounds: int, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """One learner trained: exact cost, error per step where the expert walks, cost in a simulation
-    and its standard error.
+    """Train one learner and measure it.
+
+    Exact cost, error per step where the expert walks, cost in a simulation and its standard error.
     """
     policy_SA = interactive(world, labels=labels, horizon=horizon, rounds=rounds, rng=rng)
     right_S = policy_SA[np.arange(len(world.expert_S)), world.expert_S]
@@ -220,8 +223,9 @@ def _trial(
 
 
 def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ...]:
-    """Near 2 and near 1, each with its whole interval, where the theory speaks: error times horizon
-    well below 1.
+    """Near 2 and near 1, each with its whole interval, where the theory applies.
+
+    It applies where error times horizon is well below 1.
     """
     cloned, cloned_simulated, corrected, corrected_simulated, closed = slopes.values()
     where = (
@@ -251,8 +255,9 @@ def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ..
 def _against_optimisation(
     mistakes: float, seeds: int, seed: int
 ) -> tuple[dict[str, Any], tuple[Grid, ...], Table, Claim]:
-    """Clones of a demonstrator that errs, and Q-learning, on the same gridworld: values at the
-    start, by exact evaluation.
+    """Clones of a demonstrator that errs, and Q-learning, on the same gridworld.
+
+    Values at the start, by exact evaluation.
     """
     mdp = gridworld(step_reward=-0.04, slip=0.2, gamma=0.99)
     best_S = value_iteration(mdp)

@@ -1,5 +1,4 @@
-"""Imitation on exact worlds: behaviour cloning, the interactive learner, and a tightrope on which
-errors compound or do not.
+"""Imitation on exact worlds: behaviour cloning, DAgger, and worlds where errors compound or do not.
 
 Axis letters: T steps of an episode, N labelled steps; a state S of the tightrope is a pair (depth,
 wind).
@@ -25,8 +24,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Tightrope:
-    """A world, its expert's action in every state [S], and the state as which a learner sees each
-    state [S]: one for all of fog.
+    """A world, its expert's action [S], and what a learner observes of each state [S].
+
+    All states of the fog are one observation.
     """
 
     mdp: MDP
@@ -35,8 +35,9 @@ class Tightrope:
 
 
 def clone(labels: Labels, num_states: int, num_actions: int, smoothing: float = 0.1) -> np.ndarray:
-    """Behaviour cloning by counting: the policy [S, A] of most likelihood, with `smoothing`
-    imagined labels for every action.
+    """Behaviour cloning by counting: the policy [S, A] of most likelihood.
+
+    With `smoothing` imagined labels for every action.
 
         policy(a | s) = (n(s, a) + smoothing) / (n(s) + A smoothing)
 
@@ -54,8 +55,9 @@ def clone(labels: Labels, num_states: int, num_actions: int, smoothing: float = 
 
 
 def noisy(best_SA: np.ndarray, mistakes: float) -> np.ndarray:
-    """A demonstrator that picks among the best actions, but a share `mistakes` of the time among
-    all: bool [S, A] -> [S, A].
+    """A demonstrator that picks among the best actions: bool [S, A] -> [S, A].
+
+    But a share `mistakes` of the time among all.
     """
     A, count_S1 = best_SA.shape[1], best_SA.sum(1, keepdims=True)
     return (1 - mistakes) * np.where(
@@ -66,8 +68,9 @@ def noisy(best_SA: np.ndarray, mistakes: float) -> np.ndarray:
 def walk(
     mdp: MDP, policy_SA: np.ndarray, *, steps: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """About `steps` steps of a policy, in episodes side by side that end after `horizon`: (states,
-    actions, rewards), each [T, episodes].
+    """About `steps` steps of a policy: (states, actions, rewards), each [T, episodes].
+
+    Episodes run side by side and end after `horizon`.
 
     A terminal state is stayed in and pays 0.
     """
@@ -105,8 +108,10 @@ def interactive(
     rng: np.random.Generator,
     smoothing: float = 0.01,
 ) -> np.ndarray:
-    """DAgger: the learner acts, the expert says what it would have done in the states met, and all
-    labels so far are cloned: [S, A].
+    """DAgger: the policy [S, A] cloned from the expert's labels in the states that learners met.
+
+    The learner acts, the expert says what it would have done there, and all labels so far are
+    cloned.
 
     `labels` in all, spread evenly over the first demonstration by the expert and `rounds` rounds of
     the learner. rounds = 0 is behaviour cloning. Ross, Gordon and Bagnell 2011, arXiv:1011.0686.
@@ -125,8 +130,9 @@ def interactive(
 
 
 def occupancy_in_time(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> np.ndarray:
-    """The chance to be in a state before step t, exactly: [T, S], rows sum to 1 while no state is
-    terminal.
+    """The chance to be in a state before step t, exactly: [T, S].
+
+    Rows sum to 1 while no state is terminal.
     """
     step_SZ = np.einsum("sa,saz->sz", policy_SA, mdp.transition_SAZ)
     at_TS = np.empty((horizon, len(mdp.states)))
@@ -137,8 +143,9 @@ def occupancy_in_time(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> np.ndarr
 
 
 def cost(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> float:
-    """Minus the expected total reward of the first `horizon` steps, exactly, by carrying the state
-    distribution forward.
+    """Minus the expected total reward of the first `horizon` steps, exactly.
+
+    It carries the state distribution forward.
     """
     return -float(
         (
@@ -162,8 +169,10 @@ def unrecoverable_cost(error: float, horizon: int) -> float:
 def tightrope(
     *, winds: int = 3, fog: float = 0.0015, depth: int = 8, drop: int = 3, climbable: bool = True
 ) -> Tightrope:
-    """A rope in changing wind: each step one of `winds` winds blows, each alike, and on the rope
-    fog hides it with chance `fog`.
+    """A rope in changing wind, with fog: where imitation errors compound.
+
+    At each step one of `winds` winds blows, each alike, and on the rope fog hides it with chance
+    `fog`.
 
     On the rope (depth 0) the one right action of the wind keeps the walker there; any other drops
     it to depth `drop`. Below, the right action is another one; it climbs one step, and any other

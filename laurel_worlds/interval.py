@@ -12,16 +12,15 @@ Interval = tuple[float, float, float]
 
 
 def share(successes: int, trials: int) -> Interval:
-    """A share of independent yes/no trials with Wilson's score interval: 8 of 10 gives (.8, .490,
-    .943).
-    """
+    """A share of independent trials with Wilson's interval: 8 of 10 gives (.8, .490, .943)."""
     found = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return successes / trials, float(found.low), float(found.high)
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Interval:
-    """The mean of independent runs, -+ t(n - 1, .975) sd / sqrt(n): 1, 2, 3 gives (2, -.484,
-    4.484). One run has no interval.
+    """The mean of independent runs, -+ t(n - 1, .975) sd / sqrt(n).
+
+    1, 2, 3 gives (2, -.484, 4.484). One run has no interval.
     """
     value_N = np.asarray(values, dtype=float)
     middle = float(value_N.mean())

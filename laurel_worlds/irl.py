@@ -1,5 +1,6 @@
-"""The experiment of `laurel tabular irl`: a reward from demonstrations, whether it explains the
-expert, and what cannot be known.
+"""The experiment of `laurel tabular irl`: a reward from demonstrations.
+
+Whether it explains the expert, and what cannot be known.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import deterministic, evaluate, optimal_actions, value_iteration
 
 TIE = 1e-6
-"""Actions whose values differ by less are equally good: a recovered reward is a number from an
-optimiser.
+"""Actions whose values differ by less are equally good.
+
+A recovered reward is a number from an optimiser.
 """
 
 
@@ -41,8 +43,9 @@ def irl(
     seeds: int = 5,
     seed: int = 0,
 ) -> Exhibit:
-    """Maximum-entropy inverse RL: a reward from demonstrations, whether its optimal policy is the
-    expert's, and what is not identified.
+    """Maximum-entropy inverse RL: recover a reward from demonstrations and check it.
+
+    Whether its optimal policy is the expert's, and what is not identified.
 
     The expert is soft-optimal for `sharpness` times the gridworld's reward, from a uniform start.
     The reward sought has one number for every cell entered. `decay` per episode regularises finite
@@ -175,10 +178,11 @@ def _uniform_start(mdp: MDP) -> MDP:
 def scores(
     mdp: MDP, expert_SA: np.ndarray, reward_SA: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """A recovered reward against the true one: (share of states with the same set of best actions,
-    share whose greedy action is truly
-    best, value of the greedy policy under the true reward, largest difference of its soft-optimal
-    policy from the expert's).
+    """A recovered reward against the true one, as four figures.
+
+    (share of states with the same set of best actions, share whose greedy action is truly best,
+    value of the greedy policy under the true reward, largest difference of its soft-optimal policy
+    from the expert's).
     """
     found, live_S = rewarded(mdp, reward_SA), ~mdp.terminal_S
     value_S = value_iteration(found)
@@ -199,9 +203,7 @@ def scores(
 
 
 def _entered(mdp: MDP) -> np.ndarray:
-    """The reward paid on entering each state, [S]; it is the same from everywhere in a
-    gridworld.
-    """
+    """The reward paid on entering each state, [S]; in a gridworld the same from everywhere."""
     paid_S = np.zeros(len(mdp.states))
     live_SAK = (mdp.prob_SAK > 0) & ~mdp.terminal_S[:, None, None]
     paid_S[mdp.next_SAK[live_SAK]] = mdp.reward_SAK[live_SAK]
@@ -242,7 +244,9 @@ def _recovery_claims(
 
 
 def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
-    """With one number per cell entered, the only shaping left adds c to every open cell and c/(1 -
+    """Does the least-squares shaping explain the difference of two rewards?
+
+    With one number per cell entered, the only shaping left adds c to every open cell and c/(1 -
     gamma) to every exit.
     """
     error_S, free_S = found_S - _entered(mdp), np.where(mdp.terminal_S, 1 / (1 - mdp.gamma), 1.0)
@@ -258,9 +262,7 @@ def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
 
 
 def _identifiability(mdp: MDP, sharpness: float, seed: int) -> tuple[Table, tuple[Claim, ...]]:
-    """What other rewards the expert could have: each changes the reward; which change the
-    policy?
-    """
+    """Other rewards the expert could have: which of them change the policy?"""
     base = rewarded(mdp, sharpness * mdp.reward_SA)
     expert_SA, _ = soft_solution(base)
     potential_S = 5 * np.random.default_rng(seed).normal(size=len(mdp.states))

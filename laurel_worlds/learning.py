@@ -1,5 +1,6 @@
-"""Unknown dynamics: Q-learning, SARSA, Monte Carlo and a model from counts, all through the
-simulator alone.
+"""Unknown dynamics: Q-learning, SARSA, Monte Carlo and a model from counts.
+
+All learn through the simulator alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ CAP = 200
 
 @dataclass(frozen=True)
 class Learned:
-    """What a learner has at the end: its Q [S, A], the steps it took, and the undiscounted return
-    of each episode that ended.
+    """What a learner has at the end.
+
+    Its Q [S, A], the steps it took, and the undiscounted return of each episode that ended.
     """
 
     q_SA: np.ndarray
@@ -62,8 +64,9 @@ def sarsa(
     epsilon: float | None = None,
     step_size: float | None = None,
 ) -> Learned:
-    """On-policy control: the target is the action that is taken next. Options as in `q_learning`;
-    epsilon = 0 makes the two one.
+    """On-policy control: the target is the action that is taken next.
+
+    Options as in `q_learning`; epsilon = 0 makes the two one.
 
         Q(s, a) += alpha (r + gamma Q(s', a') - Q(s, a))
 
@@ -137,8 +140,9 @@ def monte_carlo(
     starts: Sequence[int] = (),
     epsilon: float = 0.1,
 ) -> Learned:
-    """On-policy control without bootstrapping: Q(s, a) is the mean of the returns that followed (s,
-    a), every visit of it.
+    """On-policy control without bootstrapping.
+
+    Q(s, a) is the mean of the returns that followed (s, a), every visit of it.
 
     The actions are epsilon-greedy for that Q, so it finds the best of the policies that err so, not
     the best of all. An episode that is broken off teaches nothing: its return is not known. Sutton
@@ -179,8 +183,9 @@ def monte_carlo(
 def monte_carlo_values(
     simulator: Simulator, policy_SA: np.ndarray, *, episodes: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction: (mean return from the first visit of a state [S], its standard error [S]); NaN
-    where fewer than two episodes came.
+    """Prediction: (mean return from the first visit of a state [S], its standard error [S]).
+
+    NaN where fewer than two episodes came.
 
     First visits of different episodes are independent, so the mean is unbiased and its error is
     honest. The policy must end.
@@ -220,8 +225,9 @@ def monte_carlo_values(
 
 
 def counted_model(simulator: Simulator, *, samples: int, starts: Sequence[int]) -> MDP:
-    """The dynamics as counted from `samples` tries of every action in every state of `starts`: an
-    MDP to plan in.
+    """The dynamics as counted from `samples` tries of every action in every state of `starts`.
+
+    Returns an MDP to plan in.
 
         p(s' | s, a) = n(s, a, s') / n(s, a),   r(s, a, s') = mean reward of those
 

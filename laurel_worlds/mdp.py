@@ -1,5 +1,4 @@
-"""A Markov decision process as arrays, and the simulator through which a learner that does not know
-them sees it.
+"""A Markov decision process as arrays, and a simulator for learners that do not know them.
 
 Axis letters: S states, A actions, Z the state after (s'), K the possible outcomes of one (state,
 action).
@@ -17,8 +16,10 @@ from laurel.core.errors import UsageError
 
 @dataclass(frozen=True)
 class MDP:
-    """Outcome k of action a in state s has probability `prob_SAK`, leads to `next_SAK` and pays
-    `reward_SAK`: p(s', r | s, a).
+    """A finite Markov decision process: p(s', r
+
+     s, a) as a list of outcomes.|Outcome k of action a in state s has probability `prob_SAK`, leads
+    to `next_SAK` and pays `reward_SAK`.
 
     A deterministic world has one outcome (K = 1); a reward distribution p(r | s, a) has one outcome
     per value. Outcomes of probability 0 are padding. An episode starts in a state drawn from
@@ -84,8 +85,10 @@ class MDP:
 
 
 class Simulator:
-    """Episodes of an MDP: `reset` gives a state, `step` the next one, the reward and whether the
-    episode ended. Nothing more is told.
+    """Episodes of an MDP, without its arrays.
+
+    `reset` gives a state, `step` the next one, the reward and whether the episode ended. A learner
+    gets nothing more.
     """
 
     def __init__(self, mdp: MDP, rng: np.random.Generator) -> None:
@@ -95,9 +98,7 @@ class Simulator:
         self.state = -1
 
     def reset(self, state: int | None = None) -> int:
-        """Begin an episode, in a given state (exploring starts) or one drawn from the start
-        distribution.
-        """
+        """Begin an episode, in a given state (exploring starts) or one drawn from `start_S`."""
         drawn = (
             int(self._start_S.searchsorted(self._rng.random(), side="right"))
             if state is None
@@ -127,8 +128,10 @@ def from_arrays(
     states: Sequence[str] | None = None,
     actions: Sequence[str] | None = None,
 ) -> MDP:
-    """An MDP from p(s' | s, a) [S, A, S] and a reward: r(s) [S], r(s, a) [S, A], r(s, a, s') [S, A,
-    S], or a distribution.
+    """An MDP from p(s'
+
+     s, a) [S, A, S] and a reward.|The reward is r(s) [S], r(s, a) [S, A], r(s, a, s') [S, A, S], or
+    a distribution.
 
     A distribution p(r | s, a) is a pair (values [R], probabilities [S, A, R]), drawn independently
     of s' given (s, a). `start` is a state or a distribution [S]. Two states, stay or go, going pays

@@ -1,5 +1,6 @@
-"""Learning from logged steps alone: cloning whoever made them, fitted Q iteration, and fitted Q
-with caution where the log is thin.
+"""Learning from logged steps alone.
+
+Cloning whoever made them, fitted Q iteration, and fitted Q with caution where the log is thin.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def record(
     noise: float,
     rng: np.random.Generator,
 ) -> Log:
-    """The steps of some episodes of a policy, rewards seen with normal noise of sd `noise`. Steps
-    after the end are not in it.
+    """The steps of some episodes of a policy, rewards seen with normal noise of sd `noise`.
+
+    Steps after the end are not in it.
     """
     state_TN, action_TN, reward_TN = walk(
         mdp, policy_SA, steps=episodes * (horizon + 1), horizon=horizon + 1, rng=rng
@@ -65,8 +67,9 @@ def joined(first: Log, second: Log) -> Log:
 def fitted_q(
     log: Log, mdp: MDP, *, caution: float = 0.0, lowest: float | None = None, sweeps: int = 300
 ) -> np.ndarray:
-    """Fitted Q iteration on a log, [S, A]; of `mdp` only the shape, the discount and the terminal
-    states are used.
+    """Fitted Q iteration on a log, [S, A].
+
+    Of `mdp` only the shape, the discount and the terminal states are used.
 
         Q(s, a) <- mean over the log's steps at (s, a) of  r + gamma max_b Q(s', b)   -  caution /
         sqrt(n(s, a))
@@ -96,8 +99,9 @@ def fitted_q(
 
 
 Runs = dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]]
-"""(log, episodes, learner): the value of what it learned in every run, and the value it promised
-(cloning promises none).
+"""(log, episodes, learner): the value of what it learned in every run, and the value it promised.
+
+Cloning promises none.
 """
 
 
@@ -112,8 +116,9 @@ def offline(
     seeds: int = 30,
     seed: int = 0,
 ) -> Exhibit:
-    """Offline RL from logs: behaviour cloning against fitted Q iteration, with none, a little and
-    enough caution, on good and mixed logs.
+    """Offline RL from logs: behaviour cloning against fitted Q iteration.
+
+    With none, a little and enough caution, on good and mixed logs.
 
     Logs of a gridworld with slip 0.2: good (best moves but for a share `mistakes` of random ones),
     mixed (every second episode at random) and random. Rewards are seen with noise. `little` and
@@ -257,9 +262,7 @@ def _chart(kind: str, runs: Runs) -> Chart:
 
 
 def _claims(runs: Runs, learners: tuple[str, ...], episodes: tuple[int, ...]) -> tuple[Claim, ...]:
-    """Paired differences over seeds, each with its interval, at every size of the log or at the
-    largest.
-    """
+    """Paired differences over seeds with their intervals, at every size of the log or the last."""
     naive, little, cautious = learners
 
     def gains(kind: str, better: str, worse: str) -> dict[int, Interval]:

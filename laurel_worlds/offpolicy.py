@@ -1,5 +1,6 @@
-"""The value of one policy from episodes of another: importance sampling, ordinary, weighted, per
-decision, and doubly robust.
+"""The value of one policy from episodes of another.
+
+Importance sampling: ordinary, weighted, per decision, and doubly robust.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ Estimator = Callable[[Sequence[Episode], np.ndarray, np.ndarray, float], np.ndar
 
 
 def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray) -> np.ndarray:
-    """log prod_{u<=t} pi(a_u | s_u) / b(a_u | s_u) after every move t: [T]. -inf once the target
-    would not have done that.
+    """log prod_{u<=t} pi(a_u
+
+     s_u) / b(a_u | s_u) after every move t: [T].|-inf once the target would not have done that.
 
     The data come from b, so b of every action seen is above 0; an action that b never takes and the
     target does is missed for good.
@@ -35,8 +37,9 @@ def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray
 def ordinary(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """rho_T G for every episode, [N]; their mean is unbiased for the target's J, and their spread
-    grows exponentially with the length.
+    """rho_T G for every episode, [N].
+
+    Their mean is unbiased for the target's J, and their spread grows exponentially with the length.
 
     Behaviour = target: rho = 1, plain Monte Carlo.
     """
@@ -52,8 +55,9 @@ def ordinary(
 def weighted(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """N rho G / sum rho for every episode, [N]; their mean is biased by O(1/N), never leaves the
-    range of the returns seen.
+    """N rho G / sum rho for every episode, [N].
+
+    Their mean is biased by O(1/N), never leaves the range of the returns seen.
 
     Mahmood, van Hasselt and Sutton 2014. Behaviour = target: plain Monte Carlo.
     """
@@ -69,8 +73,9 @@ def weighted(
 def per_decision(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """sum_t gamma^t rho_{0..t} r_t for every episode, [N]: a reward is not weighed by what was done
-    after it. Precup et al. 2000.
+    """sum_t gamma^t rho_{0..t} r_t for every episode, [N].
+
+    A reward is not weighed by what was done after it. Precup et al. 2000.
     """
     found = [
         np.exp(log_ratios(row, target_SA, behaviour_SA))
@@ -114,16 +119,18 @@ ESTIMATORS: dict[str, Estimator] = {
     "weighted": weighted,
     "per decision": per_decision,
 }
-"""name: (episodes of the behaviour, target [S, A], behaviour [S, A], gamma) -> one figure per
-episode, whose mean is the estimate.
+"""name: (episodes of the behaviour, target [S, A], behaviour [S, A], gamma) -> one figure each.
+
+The mean of the figures is the estimate.
 """
 
 
 def effective_sample_size(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray
 ) -> float:
-    """(sum rho)^2 / sum rho^2: how many of the target's own episodes these are worth. Behaviour =
-    target: all of them. Kish 1965.
+    """(sum rho)^2 / sum rho^2: how many of the target's own episodes these are worth.
+
+    Behaviour = target: all of them. Kish 1965.
     """
     log_N = np.array([log_ratios(row, target_SA, behaviour_SA)[-1] for row in rows])
     if not np.isfinite(log_N).any():
@@ -135,8 +142,9 @@ def effective_sample_size(
 def ratio_second_moment(
     mdp: MDP, target_SA: np.ndarray, behaviour_SA: np.ndarray, horizon: int
 ) -> float:
-    """E_b[rho^2] after `horizon` moves (or the end, if sooner), exactly: one vector pushed forward
-    `horizon` times.
+    """E_b[rho^2] after `horizon` moves (or the end, if sooner), exactly.
+
+    One vector is pushed forward `horizon` times.
 
         m_{t+1}(s') = sum_{s, a} m_t(s) pi(a | s)^2 / b(a | s) p(s' | s, a),   m_0 = start
 
@@ -166,8 +174,9 @@ def reuse(
     least_share: float = 0.0,
     seed: int = 0,
 ) -> list[tuple[int, np.ndarray, float]]:
-    """REINFORCE with up to `updates` steps on every batch: (moves so far, logits [S, A], effective
-    share of the batch) of each round.
+    """REINFORCE with up to `updates` steps on every batch.
+
+    Returns (moves so far, logits [S, A], effective share of the batch) of each round.
 
         dJ/dlogit = E_b[rho_T sum_t gamma^t (G_t - V(s_t)) grad log pi(a_t | s_t)],   b: the policy
         that drew the batch

@@ -1,5 +1,6 @@
-"""`laurel tabular solve`: one world, planned three ways and learned two, and the step rewards at
-which the best policy changes.
+"""`laurel tabular solve`: one world, planned three ways and learned two ways.
+
+And the step rewards at which the best policy changes.
 """
 
 from __future__ import annotations
@@ -43,14 +44,11 @@ def solve(
 ) -> Exhibit:
     """The best values and actions of a world, planned with the dynamics known and learned without.
 
-    world: the world to solve.
-    step_reward: paid on every move, the one into an exit included.
-    slip: the chance to go off at a right angle, half to each side.
-    gamma: the discount.
-    seeds: Q-learning and SARSA are run with seeds 0 to this, less one; 0 leaves them out.
-    steps: moves that each run may make; 0: 8400 for every state and action, 1100 where moves never
-    slip.
-    thresholds: also the step rewards from -3 to 0 at which the best policy changes.
+    world: the world to solve. step_reward: paid on every move, the one into an exit included. slip:
+    the chance to go off at a right angle, half to each side. gamma: the discount. seeds: Q-learning
+    and SARSA are run with seeds 0 to this, less one; 0 leaves them out. steps: moves that each run
+    may make; 0: 8400 for every state and action, 1100 where moves never slip. thresholds: also the
+    step rewards from -3 to 0 at which the best policy changes.
     """
     mdp = WORLDS[world](step_reward=step_reward, slip=slip, gamma=gamma)
     steps = steps or moves_for(mdp)
@@ -125,16 +123,19 @@ def solve(
 
 
 def moves_for(mdp: MDP) -> int:
-    """The moves that a learner gets by default: so many for every state and action, fewer where
-    nothing is left to chance.
+    """The moves that a learner gets by default.
+
+    So many for every state and action, fewer where nothing is left to chance.
     """
     pairs = int((~mdp.terminal_S).sum()) * len(mdp.actions)
     return pairs * (1100 if mdp.prob_SAK[~mdp.terminal_S].max(2).min() == 1 else 8400)
 
 
 def learned_row(mdp: MDP, best_SA: np.ndarray, name: str, seed: int, steps: int) -> dict[str, Any]:
-    """One run of a learner: the states where its choice is no best action, which of several it
-    took, and what its greedy policy loses.
+    """One run of a learner, compared with the best policy.
+
+    The states where its choice is no best action, which of several it took, and what its greedy
+    policy loses.
 
     `lost` is the value of the best policy less that of the learner's greedy one, at the start; None
     where that one never ends.
@@ -168,8 +169,7 @@ def switch_points(
     resolution: float = 0.02,
     accuracy: float = 1e-6,
 ) -> list[dict[str, Any]]:
-    """The step rewards between `low` and `high` at which the set of best actions changes, lowest
-    first.
+    """The step rewards between `low` and `high` at which the best actions change, lowest first.
 
     A scan at `resolution` finds the intervals, halving pins each down to `accuracy`; a policy best
     on less than the resolution may be missed. At the switch itself the actions on either side are

@@ -26,7 +26,7 @@ from matplotlib.ticker import (
 )
 
 from laurel.core.errors import UsageError
-from laurel.core.files import replacing
+from laurel.core.files import atomic_file
 from laurel.report.exhibit import Chart, Exhibit, Grid
 from laurel.report.exhibit_page import ARROWS, cell, exit_mark, figures, is_wall, told_value
 from laurel.report.plots import INK, LINES, STRONG, STYLE, VARIABLES, as_svg
@@ -120,7 +120,7 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
                     color=inks[STRONG],
                     pad=6 + 12.5 * lines,
                 )
-        with replacing(path) as file:
+        with atomic_file(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=160)
 
 

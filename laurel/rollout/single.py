@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from laurel.core.config import EvalConfig, TrainConfig
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
@@ -27,6 +29,20 @@ class Draw:
     stop: tuple[str, ...] = ()
     top_k: int = 0
     top_p: float = 1.0
+
+    @classmethod
+    def of(cls, config: TrainConfig | EvalConfig, run: str, step: int, **changes: Any) -> Draw:
+        """As the configuration of a run, or of an evaluation, says; but for `changes`."""
+        values: dict[str, Any] = {
+            "seed": config.seed,
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "temperature": config.temperature,
+            "stop": tuple(config.stop or ()),
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+        }
+        return cls(run, step, **{**values, **changes})
 
     def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
         """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""

@@ -1,16 +1,13 @@
-"""The auxiliary models that are trained together with a policy, by the name that a row of the table
-gives. Each is made from the configuration and the policy.
+"""The auxiliary models that are trained together with a policy, each made from the configuration
+and the policy.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from laurel.core.config import TrainConfig
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
 from laurel.model.implicit import Heads, new_heads
-from laurel.model.outputs import AuxiliaryModel
 from laurel.model.policy import Policy
 from laurel.model.scorer import load_scorer
 from laurel.reward.learned import PREFIX, parse
@@ -57,10 +54,3 @@ def load_heads(config: TrainConfig, policy: Policy) -> Heads:
         decode_beta=config.decode_beta or 0.0,
         seed=config.seed,
     )
-
-
-AUXILIARY_MODELS: dict[str, Callable[[TrainConfig, Policy], AuxiliaryModel]] = {
-    "critic": load_critic,
-    "discriminator": load_discriminator,
-    "heads": load_heads,
-}

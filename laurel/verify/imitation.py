@@ -16,8 +16,7 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import adversary, loop
-from laurel.train.checkpoint import State
-from laurel.train.setup import Setup
+from laurel.train.session import Session, State
 from laurel.verify import plain
 from laurel.verify.finding import Finding, same
 from laurel.verify.fixed import follow, probabilities
@@ -75,7 +74,7 @@ def with_shown(
     return out
 
 
-def judge_says(setup: Setup, world: World, logit_XN: Tensor) -> None:
+def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
     """Give the discriminator of a setup the logits [X, N], whatever its precision."""
     table: Any = setup.companion
     table.table.data.copy_(at_ends(world, logit_XN))

@@ -15,7 +15,7 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.model.implicit import Heads, folded
 from laurel.train import loop
-from laurel.train.checkpoint import State
+from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded

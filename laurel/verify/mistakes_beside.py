@@ -18,7 +18,7 @@ from laurel.model import compact, decode, sampler, static
 from laurel.model import discriminator as judge
 from laurel.model import implicit as heads
 from laurel.objective import discriminator, implicit, value
-from laurel.train import adversary, evolve, relabel, setup
+from laurel.train import adversary, evolve, relabel, session
 from laurel.verify.mutants import (
     Function,
     Mutant,
@@ -287,7 +287,7 @@ BESIDE = (
     ),
     Mutant(
         "the discriminator is not trained",
-        setup.Setup.trainable,
+        session.Session.trainable,
         given(self=lambda setup: replace(setup, companion=None)),
         "whole steps",
         "gail: two whole steps, defaults: what they move",

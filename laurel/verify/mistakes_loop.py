@@ -152,7 +152,7 @@ LOOP = (
     Mutant(
         "rows of no advantage teach the critic nothing",
         loop.with_signal,
-        given(setup=lambda setup: replace(setup, companion=None)),
+        given(session=lambda setup: replace(setup, companion=None)),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),
@@ -200,8 +200,8 @@ LOOP = (
     ),
     Mutant(
         "KL is added to the loss with a minus",
-        reference.penalties,
-        meanwhile(reference, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
+        loop.penalties,
+        meanwhile(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",
     ),

@@ -14,7 +14,7 @@ from laurel.model import critic as values
 from laurel.model import fused, logprob, packed
 from laurel.model import policy as model
 from laurel.objective import value
-from laurel.train import critic
+from laurel.train import values as values_of_step
 from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
     Function,
@@ -188,7 +188,7 @@ SHAPES = (
     ),
     Mutant(
         "the critic's values join by position, not by key",
-        critic.with_values,
+        values_of_step.with_values,
         by_position,
         "steps",
         MOVED,

@@ -45,9 +45,9 @@ def whose(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     row = ALGORITHMS[method]
     if method in ALONE:
         return ALONE[method]
-    if row.head:
+    if row.trained.head:
         return (pulled, truths)
-    compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source == "labels"
+    compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source.partners
     return (population, ends) if compares else (claims, fixed)
 
 

@@ -18,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.data.formats import needs
 from laurel.data.source import Row
 from laurel.model.policy import Policy, load_causal, load_tokenizer
-from laurel.rollout.given import logged
+from laurel.rollout.data import logged
 from laurel.rollout.single import Draw, rollout
 from laurel.train.loop import train
 
