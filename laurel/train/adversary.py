@@ -27,10 +27,10 @@ def judged(session: Session, groups: list[Group]) -> list[Group]:
     """The groups scored by the discriminator as it is now."""
     if not groups:
         return []
-    companion: Any = session.companion
     pays, said = session.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
     for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
-        logit_N = companion.logits(micro.to(session.policy.device)).cpu()
+        outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
         said.update(
             zip(

@@ -15,7 +15,7 @@ import torch
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.named_datasets import format_named_sets
-from laurel.core.protocols import Companion, Env
+from laurel.core.protocols import Env
 from laurel.core.run import Run
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
@@ -23,6 +23,7 @@ from laurel.model import products
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
+from laurel.model.outputs import AuxiliaryModel
 from laurel.model.policy import (
     Policy,
     Reference,
@@ -80,7 +81,7 @@ class Models:
 
     policy: Any
     reference: Reference | None
-    companion: Companion | None
+    companion: AuxiliaryModel | None
     optimizer: Any
     notes: list[str]
 

@@ -199,14 +199,14 @@ BESIDE = (
     ),
     Mutant(
         "V looks at the larger of the copies",
-        heads.Heads.seen,
+        heads.Heads.read,
         with_replaced(Tensor, "amin", Tensor.amax),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V looks at the heads, not at their slow copies",
-        heads.Heads.seen,
+        heads.Heads.read,
         with_replaced(
             heads.Heads,
             "all",

@@ -216,7 +216,7 @@ LOOP = (
     Mutant(
         "entropy is punished, not rewarded",
         loop.penalties,
-        changed_arguments(stats=lambda stats: stats._replace(entropy=-stats.entropy)),
+        changed_arguments(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),

@@ -181,7 +181,7 @@ SHAPES = (
     ),
     Mutant(
         "a value has seen its token",
-        values.Critic.values_and_after,
+        values.Critic.forward,
         with_replaced(values, "trained_positions", at_the_token),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
