@@ -23,7 +23,7 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
-from laurel.model import packed
+from laurel.fast import packed
 from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
 from laurel.rollout.pack import pack

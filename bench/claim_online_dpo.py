@@ -17,12 +17,13 @@ import torch
 from claim import clearly, command, corrected, figure, interval, over, seeds_of, table, told
 
 from laurel.core.config import TrainConfig
-from laurel.core.sample import Group
+from laurel.core.sample import Draw, Group
 from laurel.data.source import load_rows
 from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 
 LETTERS, SHARE, LIMIT = (
@@ -106,7 +107,7 @@ def samples(
     rows = load_rows(str(folder / "prompts.jsonl"))
     drawn: list[Group] = []
     while len(drawn) < groups:
-        drawn += rollout(policy, rows, Draw("claim", len(drawn), 0, size, limit, 1.0))
+        drawn += rollout(Sampler(policy), rows, Draw("claim", len(drawn), 0, size, limit, 1.0))
     return drawn[:groups]
 
 

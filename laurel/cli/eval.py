@@ -79,7 +79,7 @@ def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
     """
     import torch
 
-    from laurel.model import products
+    from laurel.fast import products
     from laurel.model.chat import ensure_template
     from laurel.model.ends import learn_ends
     from laurel.model.policy import (
@@ -250,9 +250,11 @@ def run_sample(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     config = read_options(args, EvalConfig)
+    from laurel.core.sample import Draw
     from laurel.data.source import Row
     from laurel.rollout.episode import load_env, play
-    from laurel.rollout.single import Draw, rollout
+    from laurel.rollout.sampler import Sampler
+    from laurel.rollout.single import rollout
 
     refuse(
         config,
@@ -283,9 +285,9 @@ def run_sample(args: argparse.Namespace) -> int:
         config.top_p,
     )
     groups = (
-        play(policy, rows, draw, load_env(config.env), config.max_turns)
+        play(Sampler(policy), rows, draw, load_env(config.env), config.max_turns)
         if config.env
-        else rollout(policy, rows, draw)
+        else rollout(Sampler(policy), rows, draw)
     )
     console = Console(highlight=False, soft_wrap=True)
     for group in groups:

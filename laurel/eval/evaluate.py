@@ -12,7 +12,7 @@ import torch
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group, Key
+from laurel.core.sample import Draw, Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
@@ -22,7 +22,8 @@ from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
@@ -202,9 +203,9 @@ def scored(
     for i in range(0, len(rows), AT_ONCE):
         part = rows[i : i + AT_ONCE]
         groups += mixture.score(
-            play(policy, part, draw, make_env, config.max_turns)
+            play(Sampler(policy), part, draw, make_env, config.max_turns)
             if make_env
-            else rollout(policy, part, draw)
+            else rollout(Sampler(policy), part, draw)
         )
         if watch is not None:
             watch(len(part))

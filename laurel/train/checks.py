@@ -11,13 +11,14 @@ from torch import Tensor
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.core.result import Score
-from laurel.core.sample import Batch, Group
-from laurel.model.precision import USUAL, WORST
+from laurel.core.sample import Batch, Draw, Group
+from laurel.fast.logprob import USUAL, WORST
 from laurel.objective.metrics import CLIPPED
 from laurel.rollout.episode import play
 from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import parallel
 from laurel.train.memory import memory
 from laurel.train.options import bind
@@ -63,9 +64,9 @@ def before(setup: Setup, step: int, progress: Progress) -> None:
     )
     few = setup.rows[:prompts]
     groups = (
-        play(setup.policy, few, draw, setup.make_env, config.max_turns)
+        play(Sampler(setup.policy), few, draw, setup.make_env, config.max_turns)
         if setup.make_env
-        else rollout(setup.policy, few, draw)
+        else rollout(Sampler(setup.policy), few, draw)
     )
     told = setup.score(groups)
     if setup.mixture is not None and not setup.row.judge:

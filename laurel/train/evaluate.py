@@ -12,14 +12,15 @@ import torch
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums
-from laurel.core.sample import Batch, Group, Key
+from laurel.core.sample import Batch, Draw, Group, Key
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.metrics import preference_metrics
 from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import checks, parallel
 from laurel.train.best import check_measured
 from laurel.train.callbacks import add_own
@@ -100,9 +101,9 @@ def greedy_answers(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> 
     length = config.max_completion_length or longest_completion(setup)
     draw = Draw("eval", step, config.seed, 1, length, 0.0, tuple(config.stop or ()))
     groups = (
-        play(setup.policy, rows, draw, setup.make_env, config.max_turns)
+        play(Sampler(setup.policy), rows, draw, setup.make_env, config.max_turns)
         if setup.make_env
-        else rollout(setup.policy, rows, draw)
+        else rollout(Sampler(setup.policy), rows, draw)
     )
     scored = setup.mixture.score(groups, refuse=False)
     reward_N = reward_matrix(scored).flatten()

@@ -14,14 +14,14 @@ import torch
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Draw, Group, sample_seed
 from laurel.data.source import Row
-from laurel.model.sampler import sample_seed
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
 from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.callbacks import CallbackFailed, Watching
 from laurel.train.checkpoint import State
@@ -196,9 +196,9 @@ def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums
     )
     with setup.clock("sample"):
         groups = (
-            play(policy, rows, draw, setup.make_env, config.max_turns)
+            play(Sampler(policy), rows, draw, setup.make_env, config.max_turns)
             if setup.make_env
-            else rollout(policy, rows, draw)
+            else rollout(Sampler(policy), rows, draw)
         )
     groups = setup.clock.run("score", setup.score, groups)
     reward_metrics(setup, groups, sums)

@@ -15,7 +15,7 @@ from laurel.core.machine import resident
 from laurel.core.metrics import Sums
 from laurel.core.result import Result
 from laurel.core.sample import Batch, Group
-from laurel.model.logprob import TokenStats
+from laurel.fast.logprob import TokenStats
 from laurel.objective.metrics import (
     CLIPPED,
     approx_kl,

@@ -21,7 +21,8 @@ from laurel.core.sample import Group
 from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
-from laurel.model import products
+from laurel.fast import products
+from laurel.fast.room import logit_room
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
@@ -33,7 +34,6 @@ from laurel.model.policy import (
     pick_device,
     pick_threads,
 )
-from laurel.model.room import logit_room
 from laurel.model.scorer import Scorer, check_language_head, load_scorer
 from laurel.objective.unit import AGGREGATIONS, UNITS
 from laurel.reward.mixture import Mixture

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from laurel.core.sample import Batch
+from laurel.fast.logprob import TokenStats
 from laurel.model.implicit import Heads
-from laurel.model.logprob import TokenStats
 from laurel.model.policy import Policy
 
 

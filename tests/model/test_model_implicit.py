@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from arithmetic import agree
-from test_policy_critic import rows
+from test_model_critic import rows
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
