@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.model import logprob
+from laurel.fast import logprob
 from laurel.model import policy as model
 from laurel.objective import kl, unit
 from laurel.rollout import pack
