@@ -225,39 +225,50 @@ def once(
     """Every row played, and of those whose environment failed (by their place) how the first
     failure read.
     """
-    tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
+    count = draw.num_generations
     episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        live = [
-            (e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open
-        ]
+        seeds = draw.seeds(rows, turn)
+        live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]
         if not live:
             break
-        first = turn == 0 and all(
+        # in the first turn a prompt's samples share it, where no environment added anything
+        shared = turn == 0 and all(
             e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
         )
-        done = sample(
-            policy,
-            [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]],
-            seeds=[seed for _, seed in live],
-            max_completion_length=[limit - len(e.ids) for e, _ in live],
-            temperature=draw.temperature,
-            stop=draw.stop,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
-        )
-        texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
-        for (episode, _), completion, text in zip(live, done, texts, strict=True):
-            episode.speak(completion.ids, completion.logps, text, completion.finish)
-            if completion.finish == "length" or turn + 1 == max_turns or episode.broken:
-                episode.open = False
-            else:
-                episode.hear(tokenizer, limit)
+        take_turn(policy, draw, live, count if shared else 1, last=turn + 1 == max_turns)
     broken: dict[int, str] = {}
     for n, episode in enumerate(episodes):
         if episode.broken:
             broken.setdefault(n // count, episode.broken)
-    return gather(rows, episodes, draw, tokenizer), broken
+    return gather(rows, episodes, draw, policy.tokenizer), broken
+
+
+def take_turn(
+    policy: Policy, draw: Draw, live: Sequence[tuple[_Episode, int]], share: int, *, last: bool
+) -> None:
+    """One turn of the policy in every open episode, each with its seed, and the worlds' replies.
+
+    share: so many episodes in a row have one prompt. last: no turn comes after it.
+    """
+    limit, tokenizer = draw.max_completion_length, policy.tokenizer
+    done = sample(
+        policy,
+        [(*e.prompt_ids, *e.ids) for e, _ in live[::share]],
+        seeds=[seed for _, seed in live],
+        max_completion_length=[limit - len(e.ids) for e, _ in live],
+        temperature=draw.temperature,
+        stop=draw.stop,
+        top_k=draw.top_k,
+        top_p=draw.top_p,
+    )
+    texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
+    for (episode, _), completion, text in zip(live, done, texts, strict=True):
+        episode.speak(completion.ids, completion.logps, text, completion.finish)
+        if completion.finish == "length" or last or episode.broken:
+            episode.open = False
+        else:
+            episode.hear(tokenizer, limit)
 
 
 def gather(

@@ -11,7 +11,7 @@ from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 from laurel.model.policy import Policy
-from laurel.model.sampler import sample, sample_seed
+from laurel.model.sampler import Completion, sample, sample_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +73,28 @@ def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
         top_p=draw.top_p,
     )
     texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
-    groups = []
+    groups, count = list[Group](), draw.num_generations
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
-        samples = []
-        for g in range(draw.num_generations):
-            n = i * draw.num_generations + g
-            done = completions[n]
-            samples.append(
-                Sample(
-                    key=Key(draw.run, row.where, row.id, g, draw.step),
-                    prompt_ids=prompt_ids,
-                    completion_ids=done.ids,
-                    logps=done.logps,
-                    loss_mask=(True,) * len(done.ids),
-                    temperature=draw.temperature,
-                    finish=done.finish,
-                    text=texts[n],
-                    turns=(Message(role="assistant", content=texts[n]),),
-                )
-            )
-        groups.append(Group(row.id, row.columns, tuple(samples)))
+        samples = tuple(
+            as_sample(draw, row, g, prompt_ids, completions[n], texts[n])
+            for g, n in enumerate(range(i * count, (i + 1) * count))
+        )
+        groups.append(Group(row.id, row.columns, samples))
     return groups
+
+
+def as_sample(
+    draw: Draw, row: Row, g: int, prompt_ids: tuple[int, ...], done: Completion, text: str
+) -> Sample:
+    """Completion g of a row's prompt as a Sample of one turn."""
+    return Sample(
+        key=Key(draw.run, row.where, row.id, g, draw.step),
+        prompt_ids=prompt_ids,
+        completion_ids=done.ids,
+        logps=done.logps,
+        loss_mask=(True,) * len(done.ids),
+        temperature=draw.temperature,
+        finish=done.finish,
+        text=text,
+        turns=(Message(role="assistant", content=text),),
+    )

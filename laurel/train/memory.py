@@ -4,6 +4,7 @@ device has it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -96,44 +97,46 @@ def foreseen(
     if companion is not None:
         there[row.trained.auxiliary] = weights_of(companion.model)
     trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    weights = bytes_of(trained.values())
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
     if row.source.population:
-        parts |= {
-            "moments": 0,
-            "masters": 0,
-            "a copy": sum(p.numel() * p.element_size() for p in trained.values()),
-        }
+        parts |= {"moments": 0, "masters": 0, "a copy": weights}
         return Foreseen(there, parts, {"sampling": (*phases["sampling"], "a copy")})
     parts |= state_bytes(trained, config.optim)
     if config.optim.startswith("paged") and kind == "cuda":
         parts["moments"] = 0  # they leave a GPU that is full
     parts |= backward(policy, companion, config, row, work, kind)
     parts["a tensor at a time"] = stepping(trained)
-    parts["what is saved"] = sum(p.numel() * p.element_size() for p in trained.values())
-    waiting = ("gradients",) if work.several else ()
-    still = (*OPTIMISER, *always)
-    phases |= {
-        "the forward pass and the loss": (
-            *still,
-            *waiting,
-            "activations",
-            "gaps in the heap",
-            "copies of weights",
-            "logits",
-            "gradient of the head",
-        ),
+    parts["what is saved"] = weights
+    return Foreseen(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
+
+
+def phases_of(several: bool, still: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Which parts are there at the same time while a batch is learned from.
+
+    several: there are several micro-batches, so gradients of an earlier one wait. still: what is
+    there all the time.
+    """
+    waiting = ("gradients",) if several else ()
+    forward = ("activations", "gaps in the heap", "copies of weights", "logits")
+    return {
+        "the forward pass and the loss": (*still, *waiting, *forward, "gradient of the head"),
         "the backward pass": (*still, "gradients", "gradients twice"),
         "the optimiser's step": (*still, "gradients", "a tensor at a time"),
         "a checkpoint": (*still, "what is saved"),
     }
-    return Foreseen(there, parts, phases)
 
 
 def weights_of(module: Any) -> int:
     """Bytes of a model's weights."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    return bytes_of(module.parameters())
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def stepping(trained: dict[str, Any]) -> int:
@@ -150,30 +153,13 @@ def backward(
     """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of
     which there are two for a while.
     """
-    inner = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
-    narrow = policy.dtype != held(policy.model)
-    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
-    there = (
-        nullcontext() if kind == "cpu" else elsewhere()
-    )  # a GPU that is not here computes otherwise
-    with in_training(policy.model, not config.disable_dropout), there:
-        kept = sum(
-            activations(body_of(model), work.micro, policy.autocast, weights) for model in inner
-        )
-        copied = (
-            sum(copies(body_of(model), policy.autocast, weights) for model in inner)
-            if narrow
-            else 0
-        )
-    learning = [
-        *policy.trainable().values(),
-        *(companion.trainable().values() if companion else ()),
-    ]
-    sizes = [p.numel() * p.element_size() for p in learning]
-    gaps = int(GAPS * kept) if kind == "cpu" else 0
+    kept, copied = activation_bytes(policy, companion, config, work, kind)
+    learning = list(policy.trainable().values())
+    if companion is not None:
+        learning += companion.trainable().values()
     found = {
         "activations": kept - copied,
-        "gaps in the heap": gaps,
+        "gaps in the heap": int(GAPS * kept) if kind == "cpu" else 0,
         "copies of weights": copied,
         "logits": 0,
         "gradient of the head": 0,
@@ -181,17 +167,40 @@ def backward(
     tied = False
     if not row.trained.head:
         head = policy.causal.get_output_embeddings().weight
-        vocabulary, width = head.shape
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
-        there = int(work.micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
-        tile = TILE if kind == "cpu" else TILE_ON_GPU
-        found["logits"] = TILES * min(tile, there) + (
-            min(policy.room, there) if head.requires_grad else 0
-        )
-        if policy.whole_logits:
-            found["logits"] = 3 * 4 * work.micro.ids_NL.numel() * vocabulary
-        found["gradient of the head"] = 4 * vocabulary * width if head.requires_grad else 0
-    return found | {"gradients twice": (int(tied) + int(work.several)) * max(sizes, default=0)}
+        found |= head_bytes(policy, head, work.micro, kind)
+    largest = max((bytes_of([p]) for p in learning), default=0)
+    return found | {"gradients twice": (int(tied) + int(work.several)) * largest}
+
+
+def activation_bytes(
+    policy: Any, companion: Any, config: Any, work: Work, kind: str
+) -> tuple[int, int]:
+    """Bytes that the forward pass of a micro-batch keeps, and those of them that are copies of
+    weights in another precision.
+    """
+    bodies = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
+    bodies = [body_of(model) for model in bodies]
+    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
+    # a GPU that is not here computes otherwise
+    there = nullcontext() if kind == "cpu" else elsewhere()
+    with in_training(policy.model, not config.disable_dropout), there:
+        kept = sum(activations(body, work.micro, policy.autocast, weights) for body in bodies)
+        if policy.dtype == held(policy.model):
+            return kept, 0
+        return kept, sum(copies(body, policy.autocast, weights) for body in bodies)
+
+
+def head_bytes(policy: Any, head: Any, micro: Batch, kind: str) -> dict[str, int]:
+    """Bytes of the logits of a micro-batch, and of the gradient of the output head [V, D]."""
+    vocabulary, width = head.shape
+    learns = bool(head.requires_grad)
+    whole = int(micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
+    tile = TILE if kind == "cpu" else TILE_ON_GPU
+    logits = TILES * min(tile, whole) + (min(policy.room, whole) if learns else 0)
+    if policy.whole_logits:
+        logits = 3 * 4 * micro.ids_NL.numel() * vocabulary
+    return {"logits": logits, "gradient of the head": 4 * vocabulary * width if learns else 0}
 
 
 def body_of(model: Any) -> Any:

@@ -128,30 +128,40 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     split = str(values.get("dataset_split", TrainConfig.model_fields["dataset_split"].default))
     for option, value in values.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if option in ROWS and value is not None:
-            value = rows_by_name(value, option, split, objects)
-        elif option == "eval_dataset" and value is not None:
-            several = isinstance(value, Mapping) and not all(
-                hasattr(part, "column_names") for part in value.values()
-            )
-            if several:
-                value = {
-                    name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
-                    for name, part in value.items()
-                }
-            else:
-                value = rows_by_name(value, option, split_for_evaluation(value, split), objects)
-        elif option == "rewards" and value is not None:
-            listed = list(value) if isinstance(value, list | tuple) else [value]
-            value = [
-                one if isinstance(one, str) else by_name(one, option, objects) for one in listed
-            ]
-        elif option in CODE and value is not None and not isinstance(value, str):
-            value = by_name(value, option, objects)
-        elif option == "model" and not isinstance(value, str | type(None)):
-            value = model_by_name(value, objects)
+        if value is not None:
+            value = with_name(option, value, split, objects)
         named[option] = value
     return named, objects
+
+
+def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """The value of an option with names in the place of objects, which go into `objects`."""
+    if option in ROWS:
+        return rows_by_name(value, option, split, objects)
+    if option == "eval_dataset":
+        return evaluation_by_name(value, split, objects)
+    if option == "rewards":
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        return [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+    if option in CODE and not isinstance(value, str):
+        return by_name(value, option, objects)
+    if option == "model" and not isinstance(value, str):
+        return model_by_name(value, objects)
+    return value
+
+
+def evaluation_by_name(value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """One evaluation set by name, or several sets by theirs."""
+    several = isinstance(value, Mapping) and not all(
+        hasattr(part, "column_names") for part in value.values()
+    )
+    if not several:
+        split = split_for_evaluation(value, split)
+        return rows_by_name(value, "eval_dataset", split, objects)
+    return {
+        name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
+        for name, part in value.items()
+    }
 
 
 def split_for_evaluation(value: Any, split: str) -> str:

@@ -1,5 +1,5 @@
 """What a step leaves behind: metrics as (sum, count), and every sample with the reason of every
-score.
+score; and the checks of them that stop a run.
 """
 
 from __future__ import annotations
@@ -41,10 +41,18 @@ every step.
 """
 
 
+Metrics = Mapping[str, tuple[Any, Any]]
+
+
+def add_all(sums: Sums, metrics: Metrics, prefix: str = "") -> None:
+    """Add metrics as (sum, count), which may be tensors."""
+    for name, (total, count) in metrics.items():
+        sums.add(prefix + name, float(total), float(count))
+
+
 def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> None:
     """Rewards, lengths, ends and duplicates of freshly sampled groups."""
-    for name, (total, count) in mixture_metrics(groups).items():
-        sums.add(name, total, count)
+    add_all(sums, mixture_metrics(groups))
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
     if session.clock.device is not None:
@@ -57,6 +65,11 @@ def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> Non
         ]
         sums.add("reward_std", sum(spread), len(spread))
         sums.add("frac_reward_zero_std", int((~informative(reward_PG)).sum()), len(reward_PG))
+    completion_metrics(groups, sums)
+
+
+def completion_metrics(groups: Sequence[Group], sums: Sums) -> None:
+    """Duplicates, lengths and ends of completions."""
     for group in groups:
         distinct = {sample.completion_ids for sample in group.samples}
         sums.add("duplicates", len(group.samples) - len(distinct), len(group.samples))
@@ -72,7 +85,7 @@ def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> Non
 def record_update(
     session: Session,
     micro: Batch,
-    seen: Mapping[str, Any],
+    outputs: Mapping[str, Any],
     stats: TokenStats | None,
     step: int,
     sums: Sums,
@@ -81,40 +94,29 @@ def record_update(
 ) -> None:
     """Quantities of one micro-batch, weighted by what they are means of.
 
-    whole: every token that the policy drew is looked at in this step, here or by `record_rest`.
-    Else what is said of them all is left
-    out: it would be said of the rows with a weight alone.
+    whole: every token that the policy drew is measured in this step, here or by `record_rest`. Else
+    metrics of the policy's samples are left out: they would be of the rows with a weight alone.
     """
-    mask = micro.loss_mask_NT
-    count = int(mask.sum())
-    sums.add(
-        "padding_share",
-        0 if session.packs else int((~micro.attention_NL).sum()),
-        micro.attention_NL.numel(),
-    )
+    padding = 0 if session.packs else int((~micro.attention_NL).sum())
+    sums.add("padding_share", padding, micro.attention_NL.numel())
+    count = int(micro.loss_mask_NT.sum())
     if stats is None:
-        add_scores(session, seen, micro, sums)
+        add_scores(session, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
-    logp = stats.logp.detach()
     if whole:
         record_tokens(session, micro, stats, step, sums)
-    if "value_NT" in seen:
-        for name, (total, number) in value_metrics(
-            seen["value_NT"], micro, cliprange_value=session.config.cliprange_value
-        ).items():
-            sums.add(name, float(total), float(number))
+    if "value_NT" in outputs:
+        clip = session.config.cliprange_value
+        add_all(sums, value_metrics(outputs["value_NT"], micro, cliprange_value=clip))
     if session.bound.measure is not None and session.bound.measure_reads != "logp_NT":
-        for name, (total, number) in session.bound.measure(
-            seen[session.bound.measure_reads], micro
-        ).items():
-            sums.add(name, float(total), float(number))
+        add_all(sums, session.bound.measure(outputs[session.bound.measure_reads], micro))
+    logp_NT = stats.logp.detach()
     if session.by_comparison:
-        for name, (total, number) in preference_metrics(logp, micro, beta=scale(session)).items():
-            sums.add(name, float(total), float(number))
+        add_all(sums, preference_metrics(logp_NT, micro, beta=scale(session)))
     if session.learns_from_data:
         if not session.by_comparison:  # of pairs it would mix chosen and rejected
-            sums.add("nll", float(-logp[mask].sum()), count)
+            sums.add("nll", float(-logp_NT[micro.loss_mask_NT].sum()), count)
         sums.total("supervised_tokens", count)
 
 
@@ -131,8 +133,7 @@ def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, 
         pairs |= session.bound.measure(logp, micro)
     if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
-    for name, (total, number) in pairs.items():
-        sums.add(name, float(total), float(number))
+    add_all(sums, pairs)
     sums.peak("ratio/max", float(ratio_max(logp, micro)))
 
 
@@ -158,15 +159,12 @@ def scale(session: Session) -> float:
     return 1.0 if session.config.beta is None else session.config.beta
 
 
-def add_scores(
-    session: Session, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = ""
-) -> None:
-    """The scorer's own metrics."""
-    for reads, said in seen.items():
-        for name, (total, number) in (
-            imitation_metrics if reads == "logp_NT" else session.row.measure
-        )(said, micro).items():
-            sums.add(prefix + name, float(total), float(number))
+def add_scores(session: Session, outputs: Mapping[str, Any], micro: Batch, sums: Sums) -> None:
+    """The scorer's own metrics, and those of imitation where its language model is trained, too."""
+    measure = session.row.measure
+    assert measure is not None
+    for reads, found in outputs.items():
+        add_all(sums, (imitation_metrics if reads == "logp_NT" else measure)(found, micro))
 
 
 def record_samples(

@@ -71,35 +71,33 @@ def hindsight(
     its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
     max_prompt_length, has reward None: it is left out of the loss and of its count.
     """
-    config = session.config
-    out = []
-    for group, prompts in zip(groups, achieved(load_relabel(config.relabel), groups), strict=True):
-        ids = [
-            (
-                None
-                if prompt is None
-                else encode_prompt(session.policy.tokenizer, prompt, tools=group.row.get("tools"))
-            )
-            for prompt in prompts
-        ]
-        fits = [i is not None and len(i) <= config.max_prompt_length for i in ids]
-        samples = [
-            s if i is None else replace(s, prompt_ids=i)
-            for s, i in zip(group.samples, ids, strict=True)
-        ]
-        kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]
-        rewards = tuple(1.0 if fit else None for fit in fits)
-        out.append(
-            replace(
-                group, row={**group.row, RELABELLED: kept}, samples=tuple(samples), rewards=rewards
-            )
-        )
-        sums.add("hindsight/relabelled", sum(fits), len(fits))
-        sums.add(
-            "hindsight/own", sum(prompt == group.row["prompt"] for prompt in prompts), len(fits)
-        )
-        sums.add("hindsight/too_long", sum(i is not None for i in ids) - sum(fits), len(fits))
-    return out
+    prompts = achieved(load_relabel(session.config.relabel), groups)
+    return [
+        relabelled(session, group, wanted, sums)
+        for group, wanted in zip(groups, prompts, strict=True)
+    ]
+
+
+def relabelled(session: Session, group: Group, prompts: Sequence[Any], sums: Sums) -> Group:
+    """One group under the instructions that its samples achieved."""
+    tokenizer, tools = session.policy.tokenizer, group.row.get("tools")
+    ids = [
+        None if prompt is None else encode_prompt(tokenizer, prompt, tools=tools)
+        for prompt in prompts
+    ]
+    fits = [i is not None and len(i) <= session.config.max_prompt_length for i in ids]
+    samples = tuple(
+        sample if i is None else replace(sample, prompt_ids=i)
+        for sample, i in zip(group.samples, ids, strict=True)
+    )
+    kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]
+    own = sum(prompt == group.row["prompt"] for prompt in prompts)
+    sums.add("hindsight/relabelled", sum(fits), len(fits))
+    sums.add("hindsight/own", own, len(fits))
+    sums.add("hindsight/too_long", sum(i is not None for i in ids) - sum(fits), len(fits))
+    row = {**group.row, RELABELLED: kept}
+    rewards = tuple(1.0 if fit else None for fit in fits)
+    return replace(group, row=row, samples=samples, rewards=rewards)
 
 
 def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:

@@ -110,7 +110,25 @@ def body_of(model: nn.Module) -> Body:
     it, and no attention.
     """
     config: Any = getattr(model, "config", None)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    matrices = matrices_of(model, config)
+    if config is None:
+        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
+    config = config.get_text_config()
+    heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return Body(
+        matrices=matrices,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        windows=tuple(width if kind == "sliding_attention" else None for kind in kinds),
+    )
+
+
+def matrices_of(model: nn.Module, config: Any) -> Counter[tuple[int, int, bool]]:
+    """(out, in, does it learn?) of every matrix that a token is multiplied by, with how many."""
+    output: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = getattr(output, "weight", None)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = Counter[tuple[int, int, bool]]()
@@ -118,26 +136,11 @@ def body_of(model: nn.Module) -> Body:
         if id(p) in tables or p is head or not (config or p.requires_grad):
             continue
         if p.ndim in (2, 3):  # [experts, out, in]: a token takes a few of them
-            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += (
-                1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
-            )
+            experts = 1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
+            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += experts
     if head is not None:
         matrices[head.shape[0], head.shape[1], head.requires_grad] += 1
-    if config is None:
-        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
-    config = config.get_text_config()
-    heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    windows = tuple(width if kind == "sliding_attention" else None for kind in kinds)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Body(
-        matrices,
-        config.vocab_size,
-        heads,
-        getattr(config, "num_key_value_heads", None) or heads,
-        head_dim,
-        windows,
-    )
+    return matrices
 
 
 def pairs(first: int, last: int, body: Body) -> float:
@@ -190,16 +193,9 @@ def drawn(
     from memory that holds all rows'.
     """
     every = sorted(length for row in lengths for length in row)
-    rows, wide, a_pair = len(every), sum(prompts) // len(prompts), 2.0 * body.heads * body.head_dim
-    work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
-    together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
-    work.attend(
-        body.heads * together,
-        wide,
-        body.head_dim,
-        wide,
-        a_pair * sum(pairs(0, prompt, body) for prompt in prompts),
-    )
+    rows, wide = len(every), sum(prompts) // len(prompts)
+    a_pair = 2.0 * body.heads * body.head_dim
+    read_prompts(work, body, prompts)
     for ended, (before, length) in enumerate(zip([1, *every], every, strict=False)):
         new = (rows - ended) * (length - before)  # what a row says last is never read
         work.pass_through(body, new, new, learns=False, at_once=rows - ended)
@@ -212,6 +208,17 @@ def drawn(
     work.attend(len(prompts) * body.kv_heads, queries, body.head_dim, wide, a_pair * shared)
     a_token = 2 * body.kv_heads * body.head_dim * itemsize
     work.read(a_token * len(body.windows) * sum(every), a_token * own)
+
+
+def read_prompts(work: Work, body: Body, prompts: Sequence[int]) -> None:
+    """Prompts of these lengths, each read once, before the first token is drawn."""
+    wide = sum(prompts) // len(prompts)
+    work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
+    together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
+    operations = (
+        2.0 * body.heads * body.head_dim * sum(pairs(0, prompt, body) for prompt in prompts)
+    )
+    work.attend(body.heads * together, wide, body.head_dim, wide, operations)
 
 
 Rates = dict[Product | int, float]

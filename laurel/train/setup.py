@@ -199,17 +199,9 @@ def make_session(
 ) -> Session:
     """The session: rows that fit the models, and the notes for the user."""
     row, policy = ALGORITHMS[algorithm], models.policy
-    notes = data_notes(config, row, found)
-    rows, fit_notes = fitting(policy, found.rows, config, row.source)
-    rows, left_out = weighed(rows) if row.source.weighted else (rows, [])
-    eval_rows, eval_notes = list[Row](), list[str]()
-    if found.eval_rows:
-        where = as_text(config.eval_dataset or "")
-        eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
+    rows, eval_rows, fit_notes = fitting_rows(policy, config, row, found)
     config, epochs = in_epochs(config, len(rows))
     check_evaluated(config)
-    notes = [*observers.notes, *notes, *models.notes, *fit_notes, *left_out, *found.notes]
-    notes += [*(f"held out: {note}" for note in eval_notes), epochs]
     session = Session(
         name=algorithm,
         row=row,
@@ -223,20 +215,47 @@ def make_session(
         reference=models.reference,
         optimizer=models.optimizer,
         bound=bind_row(row, config, rounding=2 * getattr(policy, "slack", 0.0)),
-        notes=notes,
+        notes=[
+            *observers.notes,
+            *data_notes(config, row, found),
+            *models.notes,
+            *fit_notes,
+            epochs,
+        ],
         companion=models.companion,
         pretraining=found.pretraining,
         observers=observers,
     )
-    if parallel.rank() == 0:
-        run.facts.pop("stopped", None)  # of the part before a resumption
-        run.note({"notes": list(notes), **observers.names()})
-        run.settle({"max_steps": config.max_steps})
+    note_start(session)
     if config.profile:
         session.clock.watch(policy.device)
     if row.source.read and not row.source.partners and models.reference is not None:
         session.reference_cache = open_cache(session)
     return session
+
+
+def note_start(session: Session) -> None:
+    """What the run is made with, in its record."""
+    if parallel.rank() == 0:
+        run = session.run
+        run.facts.pop("stopped", None)  # of the part before a resumption
+        run.note({"notes": list(session.notes), **session.observers.names()})
+        run.settle({"max_steps": session.config.max_steps})
+
+
+def fitting_rows(
+    policy: Any, config: TrainConfig, row: Algorithm, found: Inputs
+) -> tuple[list[Row], list[Row], list[str]]:
+    """The rows to train on and to evaluate on that fit the models, and notes on the others."""
+    rows, notes = fitting(policy, found.rows, config, row.source)
+    if row.source.weighted:
+        rows, left_out = weighed(rows)
+        notes = [*notes, *left_out]
+    if not found.eval_rows:
+        return rows, [], [*notes, *found.notes]
+    where = as_text(config.eval_dataset or "")
+    eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
+    return rows, eval_rows, [*notes, *found.notes, *(f"held out: {note}" for note in eval_notes)]
 
 
 def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:

@@ -54,7 +54,7 @@ def general(monkeypatch):
     """
 
     def switch(on):
-        for module in ("packed", "model", "scorer"):
+        for module in ("packed", "policy", "scorer"):
             monkeypatch.setattr(
                 f"laurel.model.{module}.packs", (lambda body: False) if on else packed_packs
             )
