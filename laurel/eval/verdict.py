@@ -207,10 +207,10 @@ def first(labels: Sequence[int]) -> int | None:
 
 def calibrated(chance: Sequence[float], came: Sequence[float]) -> dict[str, Any]:
     """Calibration error and reliability table of forecasts."""
-    said, was = np.asarray(chance), np.asarray(came)
+    forecast, outcome = np.asarray(chance), np.asarray(came)
     return {
-        "calibration_error": expected_calibration_error(said, was, bins=5),
-        "table": tuple(reliability_table(said, was, bins=5)),
+        "calibration_error": expected_calibration_error(forecast, outcome, bins=5),
+        "table": tuple(reliability_table(forecast, outcome, bins=5)),
     }
 
 

@@ -142,10 +142,10 @@ def labelled(
         others = partners(rows, rows)
     groups = []
     for n, row in enumerate(rows):
-        beside = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
+        paired = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
         encoded = [
             encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length)
-            for c in (row.columns, *beside)
+            for c in (row.columns, *paired)
         ]
         samples = tuple(
             as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
@@ -156,7 +156,7 @@ def labelled(
                 row.id,
                 row.columns,
                 samples,
-                rewards=(w if row.columns["label"] else -w, *(0.0 for _ in beside)),
+                rewards=(w if row.columns["label"] else -w, *(0.0 for _ in paired)),
             )
         )
     return groups

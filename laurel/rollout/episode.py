@@ -43,7 +43,7 @@ class _Episode:
     env: Env | None
     key: Key
     prompt_ids: tuple[int, ...]
-    said: list[Message]
+    messages: list[Message]
     plain: bool
     tools: Any = None
     ids: list[int] = field(default_factory=list)
@@ -77,12 +77,12 @@ class _Episode:
         if reply is None:
             self.open = False
             return
-        said = (
+        messages = (
             "".join(turn["content"] for turn in self.turns)
             if self.plain
-            else [*self.said, *self.turns]
+            else [*self.messages, *self.turns]
         )
-        ids = encode_reply(tokenizer, said, reply, sampled=self.ids, tools=self.tools)
+        ids = encode_reply(tokenizer, messages, reply, sampled=self.ids, tools=self.tools)
         if len(self.ids) + len(ids) >= limit:
             self.open, self.finish = False, "length"
             return
@@ -185,9 +185,9 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
             policy.tokenizer, prompt + "".join(message["content"] for message in opening)
         )
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
-    said, tools = [*prompt, *opening], row.columns.get("tools")
-    ids = encode_prompt(policy.tokenizer, said, tools=tools)
-    return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
+    messages, tools = [*prompt, *opening], row.columns.get("tools")
+    ids = encode_prompt(policy.tokenizer, messages, tools=tools)
+    return _Episode(env, key, ids, messages, plain=False, tools=tools, broken=broken)
 
 
 def play(
@@ -214,7 +214,7 @@ def play(
 
 
 def failed(group: Group, reason: str) -> Group:
-    """The group of which nothing can be said, because its environment failed."""
+    """The group of which nothing can be messages, because its environment failed."""
     samples = tuple(replace(sample, finish="error") for sample in group.samples)
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
 

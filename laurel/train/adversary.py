@@ -23,33 +23,24 @@ from laurel.train.session import Session
 
 
 @torch.no_grad()
-def judged(session: Session, groups: list[Group]) -> list[Group]:
-    """The groups scored by the discriminator as it is now."""
+def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
+    """The groups with the discriminator's reward of every sample, as it is now."""
     if not groups:
         return []
     companion: Any = session.companion
-    pays, said = session.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
+    kind = session.config.imitation_reward or "airl"
+    rewards, chances = dict[Key, float](), dict[Key, float]()
     for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
         logit_N = companion.logits(micro.to(session.policy.device)).cpu()
-        reward_N = imitation(logit_N, imitation_reward=pays)
-        said.update(
-            zip(
-                micro.keys,
-                zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True),
-                strict=True,
-            )
-        )
-    scored = []
+        reward_N = imitation(logit_N, imitation_reward=kind)
+        rewards.update(zip(micro.keys, reward_N.tolist(), strict=True))
+        chances.update(zip(micro.keys, logit_N.sigmoid().tolist(), strict=True))
+    scored = list[Group]()
     for group in groups:
-        found = [said[sample.key] for sample in group.samples]
-        verdicts = tuple(Score(reward, f"D = {chance:.3f}") for reward, chance in found)
-        scored.append(
-            replace(
-                group,
-                results={"discriminator": verdicts},
-                rewards=tuple(reward for reward, _ in found),
-            )
-        )
+        keys = [sample.key for sample in group.samples]
+        verdicts = tuple(Score(rewards[key], f"D = {chances[key]:.3f}") for key in keys)
+        results = {"discriminator": verdicts}
+        scored.append(replace(group, results=results, rewards=tuple(rewards[key] for key in keys)))
     return scored
 
 
@@ -80,17 +71,16 @@ def demonstration(session: Session, group: Group) -> Sample:
         encode_supervised(tokenizer, group.row),
         replace(like.key, sample=len(group.samples), version=NOBODY),
     )
-    said = shown.completion_ids[
-        : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
-    ]  # templates write a line end behind it
-    end, finish = ending(
-        tokenizer, said, session.config.stop or (), session.config.max_completion_length or 0
-    )
-    text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
+    # templates write a line end behind the last trained token
+    trained = len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
+    ids = shown.completion_ids[:trained]
+    stop, limit = session.config.stop or (), session.config.max_completion_length or 0
+    end, finish = ending(tokenizer, ids, stop, limit)
+    text = tokenizer.decode(list(ids[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
         shown,
         prompt_ids=like.prompt_ids,
-        completion_ids=said[:end],
+        completion_ids=ids[:end],
         logps=(0.0,) * end,
         loss_mask=shown.loss_mask[:end],
         temperature=like.temperature,
@@ -125,7 +115,7 @@ def appended(group: Group, shown: Sample) -> Group:
     )
 
 
-def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
     `target_NT`.
     """
@@ -146,7 +136,7 @@ ADVERSARIAL = POLICY.without(
     "max_turns",
     name="demonstrated prompts",
     needs="imitation",
-    judge=judged,
+    judge=discriminator_scores,
     revise=with_demonstrations,
     verifiable=True,
 )

@@ -23,7 +23,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.adversary import ADVERSARIAL, told_apart
+from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.aim import kl_point, labels, told
 from laurel.train.companions import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
@@ -224,7 +224,7 @@ ROWS: dict[str, Algorithm] = {
             "discriminator_rate": 1.0,
         },
         terms=(Term(discriminate, "row_mean"),),
-        targets=told_apart,
+        targets=side_targets,
         measure=discriminator_metrics,
         trained=WITH_DISCRIMINATOR,
         compares=True,

@@ -56,7 +56,7 @@ def greater(config: TrainConfig) -> bool:
     return last in UP
 
 
-def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False) -> None:
+def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = False) -> None:
     """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the
     user's own are measured, too.
     """
@@ -78,7 +78,7 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
             where="metric_for_best_model",
             fix="Set eval_steps.",
         )
-    if not held:
+    if not eval_rows:
         fix = "Set eval_size, or name eval_dataset."
         raise UsageError(
             "a best checkpoint needs held-out rows, and there are none.",
@@ -94,7 +94,7 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
                 f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix
             ) from None
     greater(config)
-    sets = {row.part for row in held} - {""}
+    sets = {row.part for row in eval_rows} - {""}
     if sets and name.split("/")[1] not in sets and not own:
         what = (
             f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}`"
@@ -127,7 +127,7 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
         raise UsageError(what, where="metric_for_best_model", fix=fix)
 
 
-def weighed_up(session: Session, state: State, means: Mapping[str, float]) -> bool:
+def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
     """Is this evaluation the best so far? The state then says so; else it counts one more without
     improvement.
     """
@@ -152,7 +152,7 @@ def exhausted(config: TrainConfig, state: State) -> bool:
     )
 
 
-def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
+def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
     """Has the accuracy, of several evaluation sets the accuracy of each, reached stop_at?"""
     found = [
         value for name, value in means.items() if re.fullmatch(r"eval/([^/]+/)?accuracy", name)

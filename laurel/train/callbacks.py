@@ -26,7 +26,7 @@ STOPS = ("on_step", "on_evaluation")
 
 
 class CallbackFailed(LaurelError):
-    """A callback or a metric of the user's own raised, or said what means nothing."""
+    """A callback or a metric of the user's own raised, or returned what means nothing."""
 
 
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
@@ -65,7 +65,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     return every
 
 
-def tell(session: Session, method: str, step: int, what: Any) -> str:
+def call_method(session: Session, method: str, step: int, what: Any) -> str:
     """Call that method of every callback, in the first process; the name of the first that asks for
     the end of the run, or "".
 
@@ -82,27 +82,29 @@ def tell(session: Session, method: str, step: int, what: Any) -> str:
         except Exception as error:
             broken, cause = f"callback `{name}` failed: {type(error).__name__}: {error}", error
             break
-        if method in STOPS and stops(answer) is None:
+        if method in STOPS and wants_end(answer) is None:
             broken = (
                 f"callback `{name}` returned {answer!r:.60}: True or 'stop' ends the run, None or"
                 " False goes on"
             )
             break
-        asked = asked or (name if method in STOPS and stops(answer) else "")
+        asked = asked or (name if method in STOPS and wants_end(answer) else "")
     asked, broken = parallel.gather((asked, broken))[0]
     if broken:
         raise CallbackFailed(f"{broken}.", where=f"step {step}") from cause
     return asked
 
 
-def heard(session: Session, step: int, means: Mapping[str, float], evaluated: bool) -> bool:
+def call_callbacks(
+    session: Session, step: int, means: Mapping[str, float], evaluated: bool
+) -> bool:
     """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the
     end; the run then says who.
     """
-    asked = tell(session, "on_step", step, means)
+    asked = call_method(session, "on_step", step, means)
     if evaluated:
         measured = {name: value for name, value in means.items() if name.startswith("eval/")}
-        asked = tell(session, "on_evaluation", step, measured) or asked
+        asked = call_method(session, "on_evaluation", step, measured) or asked
     if asked:
         session.end_notes.append(
             f"stopped at step {step}, as callback `{asked}` asked: everything is saved"
@@ -112,7 +114,7 @@ def heard(session: Session, step: int, means: Mapping[str, float], evaluated: bo
     return bool(asked)
 
 
-def stops(answer: Any) -> bool | None:
+def wants_end(answer: Any) -> bool | None:
     """Does this answer end the run? None where it says neither."""
     if isinstance(answer, str):
         return True if answer == "stop" else None
@@ -121,7 +123,7 @@ def stops(answer: Any) -> bool | None:
     return bool(answer) if type(answer).__name__ == "bool" else None  # numpy's
 
 
-def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
+def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
     """The metrics of compute_metrics over the evaluated groups of all processes, each under
     `eval/`.
     """
@@ -132,7 +134,7 @@ def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) ->
     found, broken, cause = dict[str, float](), "", None
     if parallel.rank() == 0:
         try:
-            found = own_metrics(function(every), {*sums.sums, *sums.totals})
+            found = checked_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
             broken, cause = (
                 f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}",
@@ -147,14 +149,14 @@ def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) ->
         sums.add(name, value, 1)
 
 
-def own_metrics(said: Any, taken: set[str]) -> dict[str, float]:
+def checked_metrics(returned: Any, taken: set[str]) -> dict[str, float]:
     """What the function returned as {eval/name: number}. Anything else is a ValueError or TypeError
     in words.
     """
-    if not isinstance(said, Mapping):
-        raise TypeError(f"it returned {type(said).__name__}, not a mapping of name: number")
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"it returned {type(returned).__name__}, not a mapping of name: number")
     found = dict[str, float]()
-    for name, value in said.items():
+    for name, value in returned.items():
         value = value.item() if hasattr(value, "item") else value
         if not isinstance(name, str) or not name or not isinstance(value, Real):
             raise TypeError(f"{name!r}: {value!r:.60} is not a name and a number")

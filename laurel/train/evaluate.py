@@ -18,7 +18,7 @@ from laurel.model.scorer import Card
 from laurel.rollout.single import Draw
 from laurel.train import parallel
 from laurel.train.best import check_measured
-from laurel.train.callbacks import add_own
+from laurel.train.callbacks import add_user_metrics
 from laurel.train.record import check_failures
 from laurel.train.reference import with_reference
 from laurel.train.session import Session
@@ -74,7 +74,7 @@ def one_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
         if rows:
             answer_metrics(groups, sums)
         check_failures(session, groups)
-    add_own(session, groups, step, sums)
+    add_user_metrics(session, groups, step, sums)
     return sums
 
 

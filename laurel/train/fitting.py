@@ -63,12 +63,12 @@ class Tally:
                 f"{self.even} of {self.total} rows have equal answers of different rank: between"
                 " those nothing is learnt"
             )
-        told = ", ".join(
+        lost = ", ".join(
             f"{what} ({count} of {self.total} rows)" for what, count in self.hidden.items()
         )
         return [
             *lines,
-            *([f"not in the text that the chat template makes: {told}"] if told else []),
+            *([f"not in the text that the chat template makes: {lost}"] if lost else []),
         ]
 
 
@@ -109,7 +109,7 @@ def fitting(
     """
     where = where or config.dataset
     tally, kept = Tally(len(rows)), list[Row]()
-    for row in watched(rows):
+    for row in with_bar(rows):
         try:
             fits = (
                 prompt_fits(policy, row, config, tally)
@@ -139,7 +139,7 @@ def fitting(
     )
 
 
-def watched(rows: Sequence[Row]) -> Iterable[Row]:
+def with_bar(rows: Sequence[Row]) -> Iterable[Row]:
     """The rows, with a bar on a terminal's error stream that goes when it is done: half a
     millisecond a row adds up.
     """
@@ -202,8 +202,8 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
             "no supervised token",
             "Are its answers empty, or all its turns told not to be trained on?",
         )
-    said = [(one.ids, one.mask) for one in encoded]
-    if len(said) > 1 and len(set(said)) == 1:
+    answers = [(one.ids, one.mask) for one in encoded]
+    if len(answers) > 1 and len(set(answers)) == 1:
         if cut:
             return tally.leave_out(f"equal answers{within}", longer)
         return tally.leave_out(

@@ -176,20 +176,20 @@ def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
     out.
     """
     mine = {weight.untyped_storage()._cdata for weight in weights}
-    kept, held = (
+    kept, alive = (
         dict[int, int](),
         list[Any](),
-    )  # held, so that no storage gives its place to another
+    )  # alive, so that no storage gives its place to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in mine:
             kept[storage._cdata] = storage.nbytes()
-            held.append(storage)
+            alive.append(storage)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held.append(compute())
+        alive.append(compute())
     return sum(kept.values())
 
 

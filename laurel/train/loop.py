@@ -33,7 +33,7 @@ from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.pretrain import mix_in
-from laurel.train.profile import learned
+from laurel.train.profile import count_learning
 from laurel.train.progress import Progress
 from laurel.train.record import (
     check_finite,
@@ -345,7 +345,7 @@ def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tens
     """
     gaps = [torch.zeros(0)]
     if session.clock.device is not None:
-        learned(session, plan.learning)
+        count_learning(session, plan.learning)
     for micro in plan.learning.split(
         session.config.token_budget, whole_groups=session.by_comparison, packed=session.packs
     ):
@@ -480,11 +480,11 @@ def finish_step(session: Session, state: State, sums: Sums, progress: Progress) 
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
-    better = evaluated and best.weighed_up(session, state, means)
-    done = evaluated and (best.enough(config, means) or best.exhausted(config, state))
+    better = evaluated and best.is_best(session, state, means)
+    done = evaluated and (best.reached_goal(config, means) or best.exhausted(config, state))
     alarms = log_step(session, state.step, means, progress, done)
     if session.observers.callbacks:
-        done = callbacks.heard(session, state.step, means, evaluated) or done
+        done = callbacks.call_callbacks(session, state.step, means, evaluated) or done
     if config.on_alarm == "return" and any(parallel.gather(alarms)):
         progress.say(return_to_checkpoint(session, state))
         return True

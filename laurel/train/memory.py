@@ -210,8 +210,8 @@ def body_of(model: Any) -> Any:
 
 def own_bodies(companion: Any) -> list[Any]:
     """The body of a critic or discriminator that has one of its own."""
-    beside = getattr(companion, "model", None)
-    return [beside["body"]] if isinstance(beside, torch.nn.ModuleDict) and "body" in beside else []
+    model = getattr(companion, "model", None)
+    return [model["body"]] if isinstance(model, torch.nn.ModuleDict) and "body" in model else []
 
 
 def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
@@ -292,11 +292,11 @@ def work_of(session: Session) -> Work:
         config.num_generations or 1,
     )
     return work_in(
-        to_be_said(prompts, each, more), config, session, each, max(map(len, prompts)), more
+        longest_groups(prompts, each, more), config, session, each, max(map(len, prompts)), more
     )
 
 
-def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
+def longest_groups(prompts: Any, each: int, length: int) -> list[Group]:
     """Groups of samples as long as they may be."""
     ids = (1,) * length
     how = (ids, (0.0,) * length, (True,) * length, 1.0, "length", "", ())
@@ -340,13 +340,13 @@ def memory(session: Session) -> str:
         work_of(session),
         session.policy.device.type,
     )
-    told = in_words(found)
+    listed = in_words(found)
     on_gpu = session.policy.device.type == "cuda"
     now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident()
     both = device_memory(session.policy.device)
     if both is not None and SURE * found.coming > both[0]:
         what = (
-            f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and"
+            f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({listed}, in MB), and"
             f" {(now + both[0]) / 1e9:.1f} GB are there."
         )
         raise UsageError(
@@ -356,7 +356,7 @@ def memory(session: Session) -> str:
         f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"
         f" in {found.fullest}"
     )
-    return f"memory in MB: {told}; {largest}"
+    return f"memory in MB: {listed}; {largest}"
 
 
 def in_words(found: Foreseen) -> str:

@@ -30,7 +30,7 @@ float32.
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter],
     config: TrainConfig,
-    beside: Mapping[str, nn.Parameter] | None = None,
+    auxiliary: Mapping[str, nn.Parameter] | None = None,
     rate: float = 1.0,
 ) -> Any:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms,
@@ -38,13 +38,14 @@ def make_optimizer(
 
     Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`:
     torch's, or one of bitsandbytes'.
-    beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale
-    of a gradient, so a coefficient of a loss that nothing else touches would do nothing.
+    auxiliary: an auxiliary model's parameters, which learn at `rate` times the learning rate. AdamW
+    forgets the scale of a gradient, so a coefficient of a loss that nothing else touches would do
+    nothing.
     """
     together = (
-        {1.0: {**parameters, **(beside or {})}}
+        {1.0: {**parameters, **(auxiliary or {})}}
         if rate == 1
-        else {1.0: parameters, rate: beside or {}}
+        else {1.0: parameters, rate: auxiliary or {}}
     )
     groups: list[dict[str, Any]] = []
     for times, of in together.items():

@@ -19,7 +19,7 @@ from laurel.train.session import Session
 PHASES = ("sample", "score", "weigh", "forward", "backward", "optimiser", "other")
 
 
-def learned(session: Session, batch: Batch) -> None:
+def count_learning(session: Session, batch: Batch) -> None:
     """The policy, and what is trained beside it, learn from a batch in this step."""
     if session.clock.device is None:  # nobody watches
         return
@@ -60,11 +60,11 @@ def record_profile(session: Session, phases: dict[str, float], sums: Sums, step:
         clock.totals[name] = clock.totals.get(name, 0.0) + number
     if step % config.logging_steps == 0 or step == config.max_steps:
         write_atomic(
-            session.run.folder / "profile.json", json.dumps(told(clock.totals), indent=1) + "\n"
+            session.run.folder / "profile.json", json.dumps(averages(clock.totals), indent=1) + "\n"
         )
 
 
-def told(totals: dict[str, float]) -> dict[str, Any]:
+def averages(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
     `roofline` is the time that the step's necessary work would take at this machine's own rates

@@ -58,7 +58,7 @@ def train(
     observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
-        tuple(said(objects, values.get("param_dtype"))),
+        tuple(notes_on(objects, values.get("param_dtype"))),
     )
     with giving(objects):
         resolved = build_config(values, where="laurel.train")
@@ -270,7 +270,7 @@ def check_function(function: Any) -> Any:
     return function
 
 
-def said(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
+def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
     """What the run says of objects: where they run, and what becomes of them. kept: the precision
     asked for weights.
     """

@@ -110,9 +110,9 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
     except Exception as error:
         raise LaurelError(f"raised {type(error).__name__}: {error}.", where=where) from error
     if not isinstance(found, list | tuple) or len(found) != len(call.keys):
-        said = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
+        kind = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
         raise LaurelError(
-            f"returned {said} for {len(call.keys)} completions.",
+            f"returned {kind} for {len(call.keys)} completions.",
             where=where,
             fix="A list: one prompt or None for each.",
         )

@@ -51,12 +51,12 @@ from laurel.train.row import Algorithm
 from laurel.train.session import Observers, Session, State
 from laurel.train.starter import STARTERS, build_starter, check_starter
 from laurel.train.supply import (
+    column_notes,
     cut_sets,
     held_note,
     in_epochs,
     load_data,
     load_mixture,
-    told_columns,
 )
 
 
@@ -125,22 +125,22 @@ def read_inputs(
     algorithm: str, row: Algorithm, config: TrainConfig, observers: Observers
 ) -> Inputs:
     """Rows, rewards, environment: read and checked against each other."""
-    rows, held = load_data(config, row.source.needs, algorithm)
+    rows, eval_rows = load_data(config, row.source.needs, algorithm)
     if row.source.partners and all(
         one.columns["prompt"] == rows[0].columns["prompt"] for one in rows
     ):
         what = "answers to other prompts are needed, and every row asks the same."
         raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
-    held, notes = cut_sets(config, held)
-    check_best(config, held, own=observers.compute_metrics is not None)
-    mixture = load_mixture(config, row.source, rows, held)
+    eval_rows, notes = cut_sets(config, eval_rows)
+    check_best(config, eval_rows, own=observers.compute_metrics is not None)
+    mixture = load_mixture(config, row.source, rows, eval_rows)
     if "relabel" in row.source.options:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
     pretraining = list[Row]()
     if config.ptx_dataset:
         pretraining = read_rows(config.ptx_dataset, "sft", seed=config.seed, option="ptx_dataset")
     make_env = load_env(config.env) if config.env else None
-    return Inputs(rows, held, mixture, make_env, pretraining, notes)
+    return Inputs(rows, eval_rows, mixture, make_env, pretraining, notes)
 
 
 def rows_by_option(config: TrainConfig, found: Inputs) -> dict[str, list[Row]]:
@@ -263,7 +263,7 @@ def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
     use = row.source.needs
     whole_rows = bool(found.make_env or "relabel" in row.source.options)
     return [
-        *told_columns(config, use, found.rows, found.mixture, whole_rows),
+        *column_notes(config, use, found.rows, found.mixture, whole_rows),
         *held_note(config, found.rows, found.eval_rows),
         *(f"ptx_dataset: {line}" for line in columns_note(found.pretraining, "sft")),
     ]
