@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.result import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
     if config.output:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path):
+        with disk_errors(path):
             path.write_text(
                 json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n",
                 encoding="utf-8",

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from laurel.core.microbatch import units_by_group
 from laurel.core.result import Result
-from laurel.core.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +201,7 @@ class Batch:
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
         group = group if whole_groups or packed else range(len(self))
-        units, tokens = together(
+        units, tokens = units_by_group(
             start, length, group, token_budget if packed and not whole_groups else None
         )
         longest = [max(start[row] + length[row] for row in rows) for rows in units]

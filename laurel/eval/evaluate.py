@@ -17,8 +17,8 @@ from laurel.core.sample import Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
-from laurel.measure.passk import mean_pass_at_k
-from laurel.measure.vote import mean_majority_at_k
+from laurel.measure.majority import mean_majority_at_k
+from laurel.measure.pass_at_k import mean_pass_at_k
 from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play

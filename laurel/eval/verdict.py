@@ -17,7 +17,7 @@ from laurel.measure.calibration import (
     length_direction,
     reliability_table,
     report_pairs,
-    share,
+    share_interval,
 )
 from laurel.model.chat import Supervised
 from laurel.model.rows import encode_steps, encodings
@@ -136,10 +136,10 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
     common = sum(came) >= len(came) / 2
     figures = {
         "answers": len(rows),
-        "accuracy": share(
+        "accuracy": share_interval(
             [(p > 0.5) == (y > 0.5) for p, y in zip(chance, came, strict=True)], prompts
         ),
-        "majority": share([(y > 0.5) == common for y in came], prompts),
+        "majority": share_interval([(y > 0.5) == common for y in came], prompts),
         **calibrated(chance, came),
     }
     lines = [
@@ -193,10 +193,10 @@ def step_figures(
     same = [first(ours) == first(theirs) for ours, theirs in zip(guessed, true, strict=True)]
     return {
         "steps": len(steps),
-        "accuracy": share([a == b for a, b, _ in steps], of_step),
-        "majority": share([b == common for _, b, _ in steps], of_step),
-        "first_error": share(same, prompts),
-        "nothing_wrong": share([first(theirs) is None for theirs in true], prompts),
+        "accuracy": share_interval([a == b for a, b, _ in steps], of_step),
+        "majority": share_interval([b == common for _, b, _ in steps], of_step),
+        "first_error": share_interval(same, prompts),
+        "nothing_wrong": share_interval([first(theirs) is None for theirs in true], prompts),
     }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import threads_by_rule
+from laurel.core.machine import default_threads
 from laurel.core.sample import Batch
 from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
 from laurel.model.chat import ensure_template
@@ -479,4 +479,4 @@ def pick_threads(asked: int, parameters: int) -> int:
     """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they
     bring), else all it may use.
     """
-    return asked or (1 if parameters < 5_000_000 else threads_by_rule())
+    return asked or (1 if parameters < 5_000_000 else default_threads())

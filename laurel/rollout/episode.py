@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.given import given, must_be_given
 from laurel.core.load import load_file
 from laurel.core.protocols import Env
 from laurel.core.result import ENVIRONMENT, Failed
@@ -100,7 +100,9 @@ def load_env(name: str) -> Callable[[], Env]:
         return ENVS[name]
     where = f"env={name}"
     make, attribute, known = (
-        (own, name, list[str]()) if (own := given(name)) is not None else named_env(name, where)
+        (own, name, list[str]())
+        if (own := bound_object(name)) is not None
+        else named_env(name, where)
     )
     kind = make.func if isinstance(make, functools.partial) else make
     if not isinstance(kind, type) or not all(
@@ -123,7 +125,7 @@ def load_env(name: str) -> Callable[[], Env]:
 
 def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
     """What `file.py:Class` names, the name of the class, and the classes that the file has."""
-    must_be_given(name, "env")
+    refuse_unbound(name, "env")
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
         raise UsageError(

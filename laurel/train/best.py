@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError, nearest
 from laurel.core.metrics import explain
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
 from laurel.data.source import Row
 from laurel.train import parallel
 from laurel.train.checkpoint import is_sound, load_checkpoint
@@ -96,10 +96,8 @@ def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = F
     greater(config)
     sets = {row.part for row in eval_rows} - {""}
     if sets and name.split("/")[1] not in sets and not own:
-        what = (
-            f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}`"
-            " is of none of them."
-        )
+        named = format_named_sets(config.eval_dataset or "")
+        what = f"there are several evaluation sets ({named}), so `{name}` is of none of them."
         raise UsageError(
             what,
             where="metric_for_best_model",

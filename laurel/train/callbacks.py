@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from laurel.core.bound_objects import qualified_name
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.given import name_of
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import parallel
@@ -41,7 +41,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
         else ()
     )
     for one in every:
-        where = f"callbacks: {name_of(one)}"
+        where = f"callbacks: {qualified_name(one)}"
         if isinstance(one, type):
             raise UsageError(
                 "this is a class.", where=where, fix=f"Give an object of it: {one.__name__}()."
@@ -76,7 +76,7 @@ def call_method(session: Session, method: str, step: int, what: Any) -> str:
         function = getattr(one, method, None)
         if function is None:
             continue
-        name = f"{name_of(one)}.{method}"
+        name = f"{qualified_name(one)}.{method}"
         try:
             answer = function(step, dict(what) if isinstance(what, Mapping) else what)
         except Exception as error:
@@ -136,10 +136,8 @@ def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums:
         try:
             found = checked_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
-            broken, cause = (
-                f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}",
-                error,
-            )
+            name, cause = qualified_name(function), error
+            broken = f"compute_metrics `{name}` failed: {type(error).__name__}: {error}"
     broken = parallel.gather(broken)[0]
     if broken:
         raise CallbackFailed(

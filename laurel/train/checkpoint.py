@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.train.session import State
 
 Parameters = dict[str, torch.nn.Parameter]
@@ -36,7 +36,7 @@ def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
     @wraps(save)
     def saved(folder: Path, *what: object, **options: object) -> Path:
         try:
-            with writing(folder):
+            with disk_errors(folder):
                 return save(folder, *what, **options)
         except BaseException:
             for half in folder.glob(".step-*.tmp"):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.model.chat import encode_prompt
 from laurel.model.compact import obstacle, rounded
@@ -342,7 +342,7 @@ def memory(session: Session) -> str:
     )
     listed = in_words(found)
     on_gpu = session.policy.device.type == "cuda"
-    now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident()
+    now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident_bytes()
     both = device_memory(session.policy.device)
     if both is not None and SURE * found.coming > both[0]:
         what = (

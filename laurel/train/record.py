@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.errors import LaurelError
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
 from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group
@@ -253,7 +253,7 @@ def record_time(session: Session, sums: Sums, step: int) -> None:
         "tokens_per_second",
         (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds,
     )
-    sums.peak("rss_mb", resident() / 1e6)
+    sums.peak("rss_mb", resident_bytes() / 1e6)
     if session.config.profile and parallel.rank() == 0:
         record_profile(session, phases, sums, step)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.sample import Batch
 from laurel.data.split import take
 
@@ -47,7 +47,7 @@ class ReferenceCache:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
-        with writing(self.file):
+        with disk_errors(self.file):
             save_file(self.known, temporary)
             temporary.replace(self.file)
         self.saved = len(self.known)

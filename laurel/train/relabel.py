@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.given import given
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.data.formats import is_messages
@@ -40,7 +40,7 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
     """
     if name is None:
         raise UsageError("which instruction did a completion achieve?", where="relabel", fix=FIX)
-    if given(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
+    if bound_object(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
         raise UsageError(f"`{name}` is no function.", where="relabel", fix=FIX)
     if RELABELLED in (columns or ()):
         raise UsageError(

@@ -16,8 +16,8 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from laurel.core.bound_objects import qualified_name
 from laurel.core.config import TrainConfig
-from laurel.core.given import name_of
 from laurel.core.protocols import Companion, Env
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
@@ -72,9 +72,9 @@ class Observers:
         """Their names, for run.json."""
         found: dict[str, Any] = {}
         if self.callbacks:
-            found["callbacks"] = [name_of(one) for one in self.callbacks]
+            found["callbacks"] = [qualified_name(one) for one in self.callbacks]
         if self.compute_metrics:
-            found["compute_metrics"] = name_of(self.compute_metrics)
+            found["compute_metrics"] = qualified_name(self.compute_metrics)
         return found
 
 

@@ -14,9 +14,9 @@ import torch
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
+from laurel.core.named_datasets import format_named_sets
 from laurel.core.protocols import Companion, Env
 from laurel.core.run import Run
-from laurel.core.several import as_text
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.model import products
@@ -253,7 +253,7 @@ def fitting_rows(
         notes = [*notes, *left_out]
     if not found.eval_rows:
         return rows, [], [*notes, *found.notes]
-    where = as_text(config.eval_dataset or "")
+    where = format_named_sets(config.eval_dataset or "")
     eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
     return rows, eval_rows, [*notes, *found.notes, *(f"held out: {note}" for note in eval_notes)]
 

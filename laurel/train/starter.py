@@ -12,7 +12,7 @@ from pathlib import Path
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.run import Run
 from laurel.data.tasks import TASKS, is_own_task
 from laurel.model.scratch import save_scratch
@@ -93,7 +93,7 @@ def build_starter(
             fix=f"Build it with one: laurel sample --model starter --dataset {dataset}",
         )
     cache.mkdir(parents=True, exist_ok=True)
-    with writing(folder), tempfile.TemporaryDirectory(dir=cache) as temporary:
+    with disk_errors(folder), tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
         if kind == "scratch":
             save_scratch(made, seed=seed)

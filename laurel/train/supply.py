@@ -11,7 +11,7 @@ from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.data.split import split_rows
@@ -110,7 +110,7 @@ def load_mixture(
         # rows of another task than the training rows' are judged by their own verifier
         return load_rewards(None, None, [*rows, *eval_rows], **how) if names is None else mixture
     except UsageError as error:
-        where = f"eval_dataset={as_text(config.eval_dataset)}: {error.where}"
+        where = f"eval_dataset={format_named_sets(config.eval_dataset)}: {error.where}"
         raise UsageError(error.what, where=where, fix=error.fix) from None
 
 

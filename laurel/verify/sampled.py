@@ -28,7 +28,7 @@ from laurel.train import loop
 from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.session import State
-from laurel.verify.claims import PER_ROW, group_weight
+from laurel.verify.expected_gradients import PER_ROW, group_weight
 from laurel.verify.finding import Finding, same, sampled
 from laurel.verify.language import Language
 from laurel.verify.world import Recorder, ascent_of, setup_of

@@ -225,9 +225,9 @@ def test_a_model_given_in_python_is_narrowed_in_place():
     assert said_of(model, "bfloat16").endswith(
         "(given in float32): at the end it holds the trained weights"
     )
-    from laurel.core.given import giving
+    from laurel.core.bound_objects import bind_objects
 
-    with giving({"the model": model}):
+    with bind_objects({"the model": model}):
         assert load_causal("the model", torch.bfloat16) is model
     assert model.lm_head.weight.dtype == torch.bfloat16 and torch.equal(
         model.model.norm.weight, before

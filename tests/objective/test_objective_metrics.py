@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laurel.core.catalogue import CATALOGUE
+from laurel.core.metric_catalogue import CATALOGUE
 from laurel.core.metrics import Sums
 from laurel.objective.metrics import (
     CLIPPED,

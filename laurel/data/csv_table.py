@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.data.cell import decode_cell
+from laurel.data.csv_cell import decode_cell
 
 SEPARATORS = ",;\t|"
 INDEX = "Unnamed: 0"

@@ -6,7 +6,7 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel.data.formats import detect, needs, normalise, normalise_all, unused
-from laurel.data.shapes import KNOWN
+from laurel.data.layouts import LAYOUTS
 from laurel.data.source import Row, load_rows
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -584,10 +584,10 @@ def test_every_known_shape_has_a_case_here():
         for _, columns, *_ in SHAPES
     ]
     reads = {
-        next((shape.name for shape in KNOWN if shape.read(columns)), None) for columns in cases
+        next((shape.name for shape in LAYOUTS if shape.read(columns)), None) for columns in cases
     }
     elsewhere = {"HumanEval", "IFEval", "PRM800K", "LLaMA-Factory KTO"}
-    assert {shape.name for shape in KNOWN} - reads <= elsewhere
+    assert {shape.name for shape in LAYOUTS} - reads <= elsewhere
 
 
 SAID = "what the model must see"

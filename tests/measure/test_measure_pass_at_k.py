@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.core.errors import UsageError
-from laurel.measure.passk import mean_pass_at_k, pass_at_k
-from laurel.measure.vote import majority, majority_at_k, mean_majority_at_k, plurality, win_chances
+from laurel.measure.majority import (
+    majority,
+    majority_at_k,
+    mean_majority_at_k,
+    plurality,
+    win_chances,
+)
+from laurel.measure.pass_at_k import mean_pass_at_k, pass_at_k
 
 
 def test_pass_at_k_hand_value():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from laurel.verify.plain_pairs import sigma
+from laurel.verify.recomputed_pairs import sigma
 
 Pulls = tuple[list[list[float]], int]
 """Per answer and token the negative slope of the value; and how many units the row counts."""

@@ -13,7 +13,7 @@ from laurel.core.lock import NAME as LOCK_FILE
 MARK = "{n}"
 
 
-def claim(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
+def claim_dir(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
     """The folder that a name with `{n}` means now, and whether it was made for this call; any other
     name as it is.
 
@@ -52,7 +52,7 @@ def claim(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
         return numbered(number) / rest, True
 
 
-def give_back(folder: Path) -> None:
+def remove_empty_dir(folder: Path) -> None:
     """Remove a folder in which nothing was written."""
     if folder.is_dir() and all(child.name == LOCK_FILE for child in folder.iterdir()):
         (folder / LOCK_FILE).unlink(missing_ok=True)

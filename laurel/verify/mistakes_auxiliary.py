@@ -22,12 +22,12 @@ from laurel.train import adversary, evolve, relabel, session
 from laurel.verify.mutants import (
     Function,
     Mutant,
-    after,
-    column,
-    given,
-    instead,
-    meanwhile,
+    changed_arguments,
+    changed_columns,
+    changed_result,
+    replaced_by,
     swapped,
+    with_replaced,
 )
 from laurel.weight import population
 
@@ -152,14 +152,14 @@ BESIDE = (
     Mutant(
         "something comes behind the last token",
         implicit.following,
-        after(lambda found: (found[0], found[1] + found[0])),
+        changed_result(lambda found: (found[0], found[1] + found[0])),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "the reward is paid at every token",
         implicit.backup,
-        instead(
+        replaced_by(
             lambda value_NT, batch, gamma: (
                 batch.weight_NT + gamma * implicit.following(value_NT, batch)[1]
             )
@@ -170,14 +170,14 @@ BESIDE = (
     Mutant(
         "the expectile's sides are exchanged",
         implicit.asymmetric,
-        given(expectile=lambda t: 1 - t),
+        changed_arguments(expectile=lambda t: 1 - t),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V is pulled by the Q it should teach",
         implicit.losses,
-        meanwhile(
+        with_replaced(
             implicit, "backup", lambda *a, backup=implicit.backup: kept_on_the_graph(backup(*a))
         ),
         "logged steps",
@@ -186,28 +186,28 @@ BESIDE = (
     Mutant(
         "the weight of a token takes gradient",
         implicit.losses,
-        meanwhile(Tensor, "exp", lambda x: kept_on_the_graph(torch.exp(x))),
+        with_replaced(Tensor, "exp", lambda x: kept_on_the_graph(torch.exp(x))),
         "logged steps",
         "ilql: gradient of V, gamma=0.9, expectile=0.9, awac_beta=0.8, target_update=0.3",
     ),
     Mutant(
         "Q of tokens never seen is raised",
         implicit.implicit_q,
-        given(cql_coef=lambda c: -c),
+        changed_arguments(cql_coef=lambda c: -c),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V looks at the larger of the copies",
         heads.Heads.seen,
-        meanwhile(Tensor, "amin", Tensor.amax),
+        with_replaced(Tensor, "amin", Tensor.amax),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V looks at the heads, not at their slow copies",
         heads.Heads.seen,
-        meanwhile(
+        with_replaced(
             heads.Heads,
             "all",
             lambda self, kind, all=heads.Heads.all: all(self, "q" if kind == "target" else kind),
@@ -218,14 +218,14 @@ BESIDE = (
     Mutant(
         "the slow copies stand still",
         heads.Heads.follow,
-        instead(lambda self: None),
+        replaced_by(lambda self: None),
         "logged steps",
         "ilql: the slow copies afterwards, defaults",
     ),
     Mutant(
         "the slow copies become the heads",
         heads.Heads.follow,
-        given(self=lambda heads: replace(heads, target_update=1.0)),
+        changed_arguments(self=lambda heads: replace(heads, target_update=1.0)),
         "logged steps",
         "ilql: the slow copies afterwards, defaults",
     ),
@@ -239,21 +239,21 @@ BESIDE = (
     Mutant(
         "the critic's error is not squared",
         value.squares,
-        meanwhile(Tensor, "square", Tensor.abs),
+        with_replaced(Tensor, "square", Tensor.abs),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),
     Mutant(
         "D is the policy's, not the demonstrations'",
         discriminator.sides,
-        after(torch.neg),
+        changed_result(torch.neg),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),
     Mutant(
         "samples outvote their demonstration",
         discriminator.sides,
-        after(torch.sign),
+        changed_result(torch.sign),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),
@@ -274,7 +274,7 @@ BESIDE = (
     Mutant(
         "the policy is trained on demonstrations",
         adversary.appended,
-        after(lambda group: replace(group, rewards=(*group.rewards[:-1], 0.0))),
+        changed_result(lambda group: replace(group, rewards=(*group.rewards[:-1], 0.0))),
         "told",
         "gail: I1: demonstrations leave the policy's gradient as it is",
     ),
@@ -288,14 +288,14 @@ BESIDE = (
     Mutant(
         "the discriminator is not trained",
         session.Session.trainable,
-        given(self=lambda setup: replace(setup, companion=None)),
+        changed_arguments(self=lambda setup: replace(setup, companion=None)),
         "whole steps",
         "gail: two whole steps, defaults: what they move",
     ),
     Mutant(
         "the discriminator reads one token early",
         judge.Discriminator.logits,
-        column(length_N=lambda n: n - 1),
+        changed_columns(length_N=lambda n: n - 1),
         "transformer",
         "gail: transformer: logits of each row alone",
     ),
@@ -306,14 +306,14 @@ OTHERS = (
     Mutant(
         "one stream of noise for every tensor",
         evolve.noise,
-        given(tensor=lambda _: 0),
+        changed_arguments(tensor=lambda _: 0),
         "steps",
         "es: one step, defaults",
     ),
     Mutant(
         "both members of a pair go the same way",
         evolve.perturbed,
-        given(member=lambda m: m - m % 2),
+        changed_arguments(member=lambda m: m - m % 2),
         "steps",
         "es: one step, defaults",
     ),
@@ -334,7 +334,7 @@ OTHERS = (
     Mutant(
         "the step of a population forgets sigma",
         population.search_gradient,
-        given(sigma=lambda _: 1.0),
+        changed_arguments(sigma=lambda _: 1.0),
         "steps",
         "es: one step, defaults",
     ),
@@ -362,28 +362,28 @@ OTHERS = (
     Mutant(
         "a sample that achieved nothing is trained on",
         relabel.hindsight,
-        after(all_right),
+        changed_result(all_right),
         "relabelled",
         "hindsight: samples that reach nothing: no step",
     ),
     Mutant(
         "the sampler forgets the temperature",
         sampler.draw,
-        given(temperature=lambda t: 1.0 if t else t),
+        changed_arguments(temperature=lambda t: 1.0 if t else t),
         "samplers",
         "general sampler: chi-square of counts, prompt 0",
     ),
     Mutant(
         "the sampler draws by the wrong uniform",
         sampler.draw,
-        given(uniform_N=torch.square),
+        changed_arguments(uniform_N=torch.square),
         "samplers",
         "general sampler: chi-square of counts, prompt 0",
     ),
     Mutant(
         "the compact decoder forgets the temperature",
         compact.Compact.draw,
-        given(temperature=lambda t: 1.0 if t else t),
+        changed_arguments(temperature=lambda t: 1.0 if t else t),
         "samplers",
         "sampler: chi-square of counts, prompt 0",
     ),
@@ -397,7 +397,7 @@ OTHERS = (
     Mutant(
         "static buffers forget the temperature",
         static.Static.note,
-        given(how=lambda how: how._replace(temperature=1.0)),
+        changed_arguments(how=lambda how: how._replace(temperature=1.0)),
         "samplers",
         "static sampler: chi-square of counts, prompt 0",
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.verify.claims import PER_ROW, bernoulli, group_weight, one_batch
+from laurel.verify.expected_gradients import PER_ROW, bernoulli, group_weight, one_batch
 from laurel.verify.finding import Finding, same
 from laurel.verify.language import best_of_n, optimum
 from laurel.verify.world import World, as_groups, build, expected_gradient, gradient, make_world
@@ -29,7 +29,7 @@ PLAIN_SCORES: dict[str, Any] = {**UNPENALISED, "normalize_rewards": False, "rewa
 Update = Callable[[World], Tensor]
 
 
-def fixed() -> Iterator[Finding]:
+def fixed_points() -> Iterator[Finding]:
     """The fixed point of every row."""
     world, bandit = make_world(3, 2, seed=8), make_world(4, 1, X=1, seed=9, binary=True)
     yield from regularised_optimum(world)

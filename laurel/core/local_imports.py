@@ -26,7 +26,7 @@ FOLDERS: dict[str, Path] = {}
 """The folders that files were named from, by the name of their package."""
 
 
-def package_of(folder: Path) -> str:
+def folder_package(folder: Path) -> str:
     """The name of a folder's package, known to the finder from now on."""
     folder = folder.resolve()
     name = PREFIX + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
@@ -34,12 +34,12 @@ def package_of(folder: Path) -> str:
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
     importlib.invalidate_caches()  # a file written a moment ago is found
-    is_neighbour.cache_clear()
+    is_local_module.cache_clear()
     return name
 
 
 @functools.cache
-def is_neighbour(name: str, package: str) -> bool:
+def is_local_module(name: str, package: str) -> bool:
     """Does the folder hold a module or package of this name that is not what a plain import would
     find anyway?
     """
@@ -73,7 +73,7 @@ def importer(package: str) -> Callable[..., Any]:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        if level == 0 and is_neighbour(name.partition(".")[0], package):
+        if level == 0 and is_local_module(name.partition(".")[0], package):
             if fromlist:
                 return builtins.__import__(f"{package}.{name}", globals, locals, fromlist, 0)
             importlib.import_module(f"{package}.{name}")

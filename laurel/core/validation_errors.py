@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from laurel.core.errors import nearest
 
-WANTED = {
+EXPECTED = {
     "int": "a whole number is wanted",
     "float": "a number is wanted",
     "finite": "a finite number is wanted",
@@ -21,7 +21,7 @@ WANTED = {
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def in_words(problem: Mapping[str, Any]) -> str:
+def describe_error(problem: Mapping[str, Any]) -> str:
     """One mistake: what is wanted instead, and of a choice the nearest."""
     kind, context = str(problem["type"]), problem.get("ctx", {})
     for bound, words in BOUNDS.items():
@@ -34,10 +34,10 @@ def in_words(problem: Mapping[str, Any]) -> str:
         )
     if kind == "value_error":
         return str(context["error"])
-    return WANTED.get(kind.partition("_")[0], str(problem["msg"]))
+    return EXPECTED.get(kind.partition("_")[0], str(problem["msg"]))
 
 
-def told(problems: Sequence[Any], fields: Mapping[str, Any]) -> str:
+def describe_errors(problems: Sequence[Any], fields: Mapping[str, Any]) -> str:
     """Each option that does not fit, with its value and what is wanted; of a type with several
     readings pydantic tells each.
     """
@@ -50,6 +50,6 @@ def told(problems: Sequence[Any], fields: Mapping[str, Any]) -> str:
         )  # pydantic puts the reading that failed behind the name: `resume.bool`
         place = name if readings else ".".join(str(part) for part in problem["loc"])
         said = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
-        if (words := in_words(problem)) not in said:
+        if (words := describe_error(problem)) not in said:
             said.append(words)
     return " ".join(f"{what} {', or '.join(said)}." for what, said in found.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def together(
+def units_by_group(
     start: Sequence[int], length: Sequence[int], group: Sequence[int], limit: int | None
 ) -> tuple[list[list[int]], list[int]]:
     """Units of rows of one group, in order, and the tokens of each: its prompt once, every

@@ -12,7 +12,7 @@ from typing import Any
 NAME = r"[A-Za-z_][\w.-]*"
 
 
-def named_sets(text: str) -> str | dict[str, str]:
+def parse_named_sets(text: str) -> str | dict[str, str]:
     """`easy=a.jsonl,hard=b.jsonl,c.jsonl` as {"easy": "a.jsonl", "hard": "b.jsonl,c.jsonl"}; text
     without names as it is.
 
@@ -32,10 +32,10 @@ def named_sets(text: str) -> str | dict[str, str]:
             found[name] = new[2].strip()
         else:
             found[name] = f"{found[name]},{part.strip()}" if name else part
-    return text if "" in found else check_sets(found)
+    return text if "" in found else check_set_names(found)
 
 
-def check_sets(sets: Mapping[Any, Any]) -> dict[str, Any]:
+def check_set_names(sets: Mapping[Any, Any]) -> dict[str, Any]:
     """The same sets, if each has a name that can stand in a metric's (`eval/NAME/...`), and there
     is one at all.
     """
@@ -49,7 +49,7 @@ def check_sets(sets: Mapping[Any, Any]) -> dict[str, Any]:
     return dict(sets)
 
 
-def as_text(sets: str | Mapping[str, str]) -> str:
+def format_named_sets(sets: str | Mapping[str, str]) -> str:
     """Sets as the command line names them."""
     return (
         sets

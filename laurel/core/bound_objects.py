@@ -2,8 +2,8 @@
 whatever reads it, goes on with the name.
 
 A function or class is known as `module.qualname`, rows and models as `python:...`. The names mean
-something while `giving` lasts, in the thread that gave them; a run that was begun with them and is
-continued from elsewhere is told so (`must_be_given`).
+something inside `bind_objects`, in the thread that entered it. A run that was begun with them and
+is continued from elsewhere ends with an error (`refuse_unbound`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _held: ContextVar[Mapping[str, Any]] = ContextVar("given", default={})  # noqa: 
 
 
 @contextmanager
-def giving(objects: Mapping[str, Any]) -> Generator[None]:
+def bind_objects(objects: Mapping[str, Any]) -> Generator[None]:
     """Inside the block these names stand for these objects."""
     token = _held.set({**_held.get(), **objects})
     try:
@@ -31,12 +31,12 @@ def giving(objects: Mapping[str, Any]) -> Generator[None]:
         _held.reset(token)
 
 
-def given(name: str | None) -> Any:
+def bound_object(name: str | None) -> Any:
     """The object that goes by this name; None where there is none."""
     return None if name is None else _held.get().get(name)
 
 
-def must_be_given(name: str, where: str) -> None:
+def refuse_unbound(name: str, where: str) -> None:
     """UsageError for a name that only a Python program can fill: of rows, of a model, of a function
     that no file can be asked for.
     """
@@ -49,7 +49,7 @@ def must_be_given(name: str, where: str) -> None:
         )
 
 
-def name_of(thing: Any) -> str:
+def qualified_name(thing: Any) -> str:
     """`module.qualname` of a function or class; of a partial its function's, of any other object
     its class's.
     """

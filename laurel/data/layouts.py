@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from laurel.data.compared import COMPARED
-from laurel.data.known import ANSWERED, SINGLE, Shape
-from laurel.data.turns import (
+from laurel.data.answer_layouts import ANSWERED, SINGLE, Layout
+from laurel.data.comparison_layouts import COMPARED
+from laurel.data.conversations import (
     Columns,
     content_of,
     conversation,
@@ -24,7 +24,7 @@ from laurel.data.turns import (
     said_alike,
 )
 
-KNOWN: Sequence[Shape] = (*SINGLE, *COMPARED, *ANSWERED)
+LAYOUTS: Sequence[Layout] = (*SINGLE, *COMPARED, *ANSWERED)
 """The shapes by name; the first one that a row has is the one it is read by."""
 CONVERSATIONS = ("conversations", "conversation")
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -86,11 +86,11 @@ def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 @lru_cache(maxsize=256)
-def candidates(names: frozenset[str]) -> tuple[Shape, ...]:
+def candidates(names: frozenset[str]) -> tuple[Layout, ...]:
     """The shapes that a row with these columns may have, in order: the same for all rows of most
     files.
     """
-    return tuple(shape for shape in KNOWN if shape.fits(names))
+    return tuple(shape for shape in LAYOUTS if shape.fits(names))
 
 
 def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laurel.data.turns import Columns
+from laurel.data.conversations import Columns
 
 Found = tuple[Columns, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Layout:
     """A shape by name: the columns it is known by, those that must not be there, and how its rows
     become ours.
     """
@@ -233,36 +233,36 @@ def last_boxed(text: Any) -> str | None:
     return None
 
 
-SINGLE: Sequence[Shape] = (
-    Shape("HumanEval", ("prompt", "canonical_solution", "test", "entry_point"), human_eval),
-    Shape("MBPP", ("text", "code", "test_list"), mbpp, ("completion",)),
-    Shape("MBPP, sanitised", ("prompt", "code", "test_list"), mbpp, ("completion",)),
-    Shape("IFEval", ("prompt", "instruction_id_list", "kwargs"), ifeval),
-    Shape("PRM800K", ("problem", "steps", "ratings"), rated_steps),
-    Shape(
+SINGLE: Sequence[Layout] = (
+    Layout("HumanEval", ("prompt", "canonical_solution", "test", "entry_point"), human_eval),
+    Layout("MBPP", ("text", "code", "test_list"), mbpp, ("completion",)),
+    Layout("MBPP, sanitised", ("prompt", "code", "test_list"), mbpp, ("completion",)),
+    Layout("IFEval", ("prompt", "instruction_id_list", "kwargs"), ifeval),
+    Layout("PRM800K", ("problem", "steps", "ratings"), rated_steps),
+    Layout(
         "ProcessBench",
         ("problem", "steps", "label", "final_answer_correct"),
         first_mistake("problem", "label"),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "BIG-Bench Mistake",
         ("input", "steps", "answer", "target"),
         first_mistake("input", "mistake_index"),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "PRMBench", ("original_question", "modified_process", "error_steps"), prm_bench, ("prompt",)
     ),
-    Shape("MATH", ("problem", "solution"), mathematics, ("prompt", "messages")),
-    Shape("HelpSteer", ("prompt", "response", "helpfulness"), single_response, ("completion",)),
-    Shape("LLaMA-Factory KTO", ("kto_tag",), tagged, ("prompt", "label")),
-    Shape(
+    Layout("MATH", ("problem", "solution"), mathematics, ("prompt", "messages")),
+    Layout("HelpSteer", ("prompt", "response", "helpfulness"), single_response, ("completion",)),
+    Layout("LLaMA-Factory KTO", ("kto_tag",), tagged, ("prompt", "label")),
+    Layout(
         "Self-Instruct", ("instruction", "instances"), instances, ("prompt", "messages", "output")
     ),
 )
-ANSWERED: Sequence[Shape] = tuple(
-    Shape(name, needs, answered, ("prompt", "messages", "text", "chosen"))
+ANSWERED: Sequence[Layout] = tuple(
+    Layout(name, needs, answered, ("prompt", "messages", "text", "chosen"))
     for name, needs in (
         ("Alpaca, Dolly", ("instruction",)),
         ("GSM8K, OpenOrca, SQuAD", ("question",)),

@@ -35,7 +35,7 @@ PER_ROW = {"loss_aggregation": "seq_mean_token_sum"}
 FREE = {"epsilon": 1.0, "epsilon_high": 1e9}  # no ratio is outside
 
 
-def claims() -> Iterator[Finding]:
+def expected_gradients() -> Iterator[Finding]:
     """Every expectation, row by row."""
     world, binary, bandit = (
         make_world(3, 2, seed=2),

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from laurel.verify.heads import some_tables
-from laurel.verify.plain_implicit import LOGGED
-from laurel.verify.plain_pairs import PUSH, Answer, pushes
-from laurel.verify.plain_scores import SCORED, imitated
+from laurel.verify.recomputed_implicit import LOGGED
+from laurel.verify.recomputed_pairs import PUSH, Answer, pushes
+from laurel.verify.recomputed_scores import SCORED, imitated
 from laurel.verify.world import Describe, World, value_table
 
 Rewards = Sequence[Sequence[float | None]]

@@ -10,7 +10,7 @@ CLOSE = re.compile(rf"</{_WORD}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>", 
 TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 
-def said(answer: str) -> str:
+def visible_answer(answer: str) -> str:
     """The answer as a reader is meant to see it.
 
     Thoughts (`<think>...</think>` and its kin) are not read: neither closed ones, nor what stands
@@ -19,10 +19,10 @@ def said(answer: str) -> str:
     differ are no answer. An `<answer>` that is not closed runs to the end (a stop string cut its
     tag off).
     """
-    return tagged(spoken(answer))
+    return in_answer_tags(without_thinking(answer))
 
 
-def spoken(answer: str) -> str:
+def without_thinking(answer: str) -> str:
     """The answer without its thoughts."""
     if "<" not in answer and "[" not in answer and "◁" not in answer:
         return answer
@@ -34,7 +34,7 @@ def spoken(answer: str) -> str:
     return rest if rest.strip() or first is None else answer[: first.start()]
 
 
-def tagged(answer: str) -> str:
+def in_answer_tags(answer: str) -> str:
     """What stands in the answer tags; the answer as it is where there are none."""
     marks = list(TAG.finditer(answer))
     if not marks:

@@ -88,7 +88,7 @@ _WORDS = re.compile(
 )
 
 
-def plain(text: str) -> str:
+def to_plain_text(text: str) -> str:
     r"""The text in plain characters: `\frac{1}{2}` and ½ as 1/2, `2\frac12` as 2 1/2, x² as x^{2},
     `\$` as ¤, `\sqrt` as √.
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from laurel.cli.options import given
-from laurel.core.config import TrainConfig, advice, build_config
+from laurel.core.config import TrainConfig, build_config, suggestion
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
-from laurel.core.load import beside
-from laurel.core.trl import Ask, Line, number, shown, translate, truth
+from laurel.core.load import resolve_paths
+from laurel.core.trl import Request, Translation, as_bool, as_number, format_value, translate
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
 from laurel.core.trl_rules import TRAINERS, same
 
@@ -57,13 +57,13 @@ UNSAID: dict[str, dict[str, tuple[Any, str]]] = {
 """What a trainer does without an option of its own: ours -> (value, why)."""
 
 OTHERWISE = {
-    "orpo": Line(
+    "orpo": Translation(
         "likelihood of the prompt",
         "in TRL's loss",
         (),
         "ORPO's paper has the answer's alone, as laurel has.",
     ),
-    "ipo": Line(
+    "ipo": Translation(
         "margin",
         "a mean over tokens in TRL",
         (),
@@ -73,7 +73,7 @@ OTHERWISE = {
 """A row whose mathematics is not quite TRL's -> the line that says so."""
 
 
-def port(args: Any, ask: Ask) -> TrainConfig:
+def port_config(args: Any, ask: Request) -> TrainConfig:
     """The configuration of a file of TRL's, with what the command line gives over it; the
     translation is printed.
     """
@@ -115,14 +115,16 @@ def read_trl(path: str) -> dict[str, Any]:
 
 
 def ported(
-    path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Ask
-) -> tuple[dict[str, Any], list[Line]]:
+    path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Request
+) -> tuple[dict[str, Any], list[Translation]]:
     """(options of ours, a line for every name). own: what the command line gives by our names,
     which win.
     """
     trainer = TRAINERS[ask.algorithm]
     lines = [
-        Line(name, "...", (), "Set variables in the shell.") for name in theirs if name == "env"
+        Translation(name, "...", (), "Set variables in the shell.")
+        for name in theirs
+        if name == "env"
     ]
     theirs = {
         name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()
@@ -141,20 +143,22 @@ def ported(
     for line in lines:
         theirs.pop(line.theirs, None)
     values, said = translate(theirs, TABLE, asking, path)
-    values = beside(path, values)
+    values = resolve_paths(path, values)
     lines += [
-        Line(name, theirs[name], ((name, values[name]),)) for name in values if name in theirs
+        Translation(name, theirs[name], ((name, values[name]),))
+        for name in values
+        if name in theirs
     ] + said
     lines += list(silent(path, values, own, asking))
     lines += list(otherwise(asking, values))
     for option, (value, why) in unsaid(asking, values).items():
         if option not in values and option not in own:
             values[option] = value
-            lines.append(Line(BY_TRL, why, ((option, value),)))
+            lines.append(Translation(BY_TRL, why, ((option, value),)))
     return values, lines
 
 
-def known(path: str, theirs: Mapping[str, Any], ask: Ask) -> None:
+def known(path: str, theirs: Mapping[str, Any], ask: Request) -> None:
     """UsageError for names that are neither theirs nor ours."""
     unknown = [
         name for name in theirs if name not in TABLE and name not in TrainConfig.model_fields
@@ -162,12 +166,14 @@ def known(path: str, theirs: Mapping[str, Any], ask: Ask) -> None:
     if unknown:
         nothing = "neither a name of TRL 1.16 nor of laurel."
         each = " ".join(
-            f"`{name}`: {advice(name, TrainConfig, ask) or nothing}" for name in unknown
+            f"`{name}`: {suggestion(name, TrainConfig, ask) or nothing}" for name in unknown
         )
         raise UsageError(f"unknown: {', '.join(unknown)}.", where=path, fix=each)
 
 
-def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask) -> Iterator[Line]:
+def aside(
+    path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Request
+) -> Iterator[Translation]:
     """Lines of the names that are left out, and why. Those that would change results, and ask for
     that, are an error together.
     """
@@ -176,14 +182,14 @@ def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask
         row, value, default = TABLE[name], theirs[name], default_of(name, trainer)
         idle = same(value, default) or (value in EMPTY and default in EMPTY)
         if set(row.ours) & set(own) or OVERRULED.get(name) in own:
-            yield Line(name, value, (), "The command line gives it.")
+            yield Translation(name, value, (), "The command line gives it.")
         elif row.kind != "absent":
             if reason := needless(name, value, ask):
-                yield Line(name, value, (), reason)
+                yield Translation(name, value, (), reason)
         elif row.harmless or idle:
-            yield Line(name, value, (), AS_HERE if idle else row.say)
+            yield Translation(name, value, (), AS_HERE if idle else row.say)
         else:
-            refused.append(f"`{name}: {shown(value)}`: {row.say}")
+            refused.append(f"`{name}: {format_value(value)}`: {row.say}")
     if refused:
         fix = " ".join([*refused, "Take them out of the file to train without."])
         raise UsageError(
@@ -191,9 +197,9 @@ def aside(path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Ask
         )
 
 
-def needless(name: str, value: Any, ask: Ask) -> str:
+def needless(name: str, value: Any, ask: Request) -> str:
     """Why a name that both have is left out for this algorithm; "" where it is not."""
-    counted = number(ask.given.get("max_steps")) or 0
+    counted = as_number(ask.given.get("max_steps")) or 0
     if name == EPOCHS and counted > 0:
         return "max_steps is given."
     if name == "max_steps" and counted < 1:
@@ -203,7 +209,9 @@ def needless(name: str, value: Any, ask: Ask) -> str:
     return found.get("scale_rewards: none" if unscaled else name, "")
 
 
-def silent(path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Ask) -> Iterator[Line]:
+def silent(
+    path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Request
+) -> Iterator[Translation]:
     """TRL's defaults where the file is silent and a result depends on them, put into `values`; a
     line where laurel's differ.
     """
@@ -219,30 +227,30 @@ def silent(path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Ask) 
         }
         values |= made
         if any(value != ask.own().get(option) for option, value in made.items()):
-            ours = ", ".join(shown(ask.own().get(option)) for option in made)
-            yield Line(name, SILENT, tuple(made.items()), f"laurel's own would be {ours}")
+            ours = ", ".join(format_value(ask.own().get(option)) for option in made)
+            yield Translation(name, SILENT, tuple(made.items()), f"laurel's own would be {ours}")
 
 
-def otherwise(ask: Ask, values: Mapping[str, Any]) -> Iterator[Line]:
+def otherwise(ask: Request, values: Mapping[str, Any]) -> Iterator[Translation]:
     """Where the same options are not quite the same mathematics."""
     if line := OTHERWISE.get(ask.algorithm):
         yield line
     unit = values.get("loss_aggregation", ask.own().get("loss_aggregation"))
-    if truth(ask.given.get("mask_truncated_completions")) and unit != "token_mean":
+    if as_bool(ask.given.get("mask_truncated_completions")) and unit != "token_mean":
         why = "laurel's are in no count: the loss is larger, its direction the same."
-        yield Line("masked completions", "zeros in TRL's mean", (), why)
+        yield Translation("masked completions", "zeros in TRL's mean", (), why)
 
 
-def names_taken(ask: Ask) -> Iterator[str]:
+def names_taken(ask: Request) -> Iterator[str]:
     """The names whose default is taken where the file is silent."""
-    steps = number(ask.given.get("max_steps")) or 0
-    adapters = ADAPTERS if truth(ask.given.get("use_peft")) else ()
+    steps = as_number(ask.given.get("max_steps")) or 0
+    adapters = ADAPTERS if as_bool(ask.given.get("use_peft")) else ()
     for name in (*COMMON, *OWN[TRAINERS[ask.algorithm]], *adapters):
         if name != EPOCHS or steps < 1:
             yield name
 
 
-def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def unsaid(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What TRL does without an option of its own: ours -> (value, why)."""
     found = dict(UNSAID.get(TRAINERS[ask.algorithm], {}))
     everything = {**ask.given, **values}
@@ -271,7 +279,7 @@ def unsaid(ask: Ask, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
                 " masters"
             ),
         )
-    if truth(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
+    if as_bool(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}
 
@@ -300,7 +308,7 @@ def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
     return list(CHOICES.get(json.loads(file.read_text(encoding="utf-8")).get("model_type"), []))
 
 
-def table(path: str, algorithm: str, lines: list[Line]) -> list[str]:
+def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
     """The translation as it is printed: what was read, what was taken by default, what was left
     out.
     """
@@ -317,7 +325,7 @@ def table(path: str, algorithm: str, lines: list[Line]) -> list[str]:
     return told
 
 
-def left_out(line: Line) -> bool:
+def left_out(line: Translation) -> bool:
     """Did this name become no option? One that asks for what is done anyway is read, not left
     out.
     """

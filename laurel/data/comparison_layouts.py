@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from laurel.data.known import Found, Shape, request
-from laurel.data.turns import Columns, conversation, dialogue
+from laurel.data.answer_layouts import Found, Layout, request
+from laurel.data.conversations import Columns, conversation, dialogue
 
 Verdict = Callable[[Any], int | None]
 
@@ -256,73 +256,73 @@ NAMED_PAIRS = (
     ("chosen_response", "rejected_response"),
     ("response_j", "response_k"),
 )
-COMPARED: Sequence[Shape] = (
-    Shape(
+COMPARED: Sequence[Layout] = (
+    Layout(
         "OpenAI preference",
         ("input", "preferred_output", "non_preferred_output"),
         openai_preference,
         ("chosen",),
     ),
-    Shape(
+    Layout(
         "HelpSteer3",
         ("context", "response1", "response2", "overall_preference"),
         judged("context", "response1", "response2", "overall_preference", signed),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "HelpSteer2",
         ("prompt", "response_1", "response_2", "preference_strength"),
         judged("prompt", "response_1", "response_2", "preference_strength", signed),
         ("chosen",),
     ),
-    Shape(
+    Layout(
         "SHP",
         ("history", "human_ref_A", "human_ref_B", "labels"),
         judged("history", "human_ref_A", "human_ref_B", "labels", lambda value: 1 - place(value)),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id"),
         judged("prompt", "response_0", "response_1", "better_response_id", place),
         ("chosen",),
     ),
-    Shape(
+    Layout(
         "AlpacaFarm",
         ("instruction", "output_1", "output_2", "preference"),
         judged("", "output_1", "output_2", "preference", number),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "LLMBar",
         ("input", "output_1", "output_2", "label"),
         judged("input", "output_1", "output_2", "label", number),
         ("prompt",),
     ),
-    Shape(
+    Layout(
         "WebGPT", ("question", "answer_0", "answer_1", "score_0", "score_1"), webgpt, ("prompt",)
     ),
-    Shape("Summaries", ("info", "summaries", "choice"), summaries, ("prompt",)),
-    Shape(
+    Layout("Summaries", ("info", "summaries", "choice"), summaries, ("prompt",)),
+    Layout(
         "Chatbot Arena, MT-bench",
         ("conversation_a", "conversation_b", "winner"),
         arena,
         ("chosen",),
     ),
-    Shape(
+    Layout(
         "UltraFeedback",
         ("instruction", "completions"),
         rated,
         ("prompt", "chosen", "chosen_response"),
     ),
-    Shape(
+    Layout(
         "distilabel",
         ("instruction", "generations"),
         generations,
         ("prompt", "chosen", "chosen_response"),
     ),
-    Shape("Nectar", ("prompt", "answers"), nectar, ("responses", "chosen")),
-    Shape("Orca pairs, argilla, LLaMA-Factory", ("chosen", "rejected"), named, ("prompt",)),
-    Shape("argilla", ("chosen_response", "rejected_response"), named, ("chosen",)),
-    Shape("Stack Exchange pairs", ("response_j", "response_k"), named, ("chosen",)),
+    Layout("Nectar", ("prompt", "answers"), nectar, ("responses", "chosen")),
+    Layout("Orca pairs, argilla, LLaMA-Factory", ("chosen", "rejected"), named, ("prompt",)),
+    Layout("argilla", ("chosen_response", "rejected_response"), named, ("chosen",)),
+    Layout("Stack Exchange pairs", ("response_j", "response_k"), named, ("chosen",)),
 )

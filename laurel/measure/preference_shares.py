@@ -41,7 +41,7 @@ STILL, STEPS = 2e-4, 500
 
 
 @dataclass(frozen=True, slots=True)
-class Tastes:
+class PreferenceShares:
     """`items` [I] and `annotators` [W] name the rows of the rest.
 
     first [I]: P(a further annotator, who decides and is like those who voted here, prefers the
@@ -62,7 +62,7 @@ class Tastes:
     steps: int
 
 
-def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
+def preference_shares(votes: Rows, *, gold: Rows = ()) -> PreferenceShares:
     """From rows (item, annotator, 0 for the first response or 1 for the second), ties left out by
     the caller; at least one.
 
@@ -93,7 +93,7 @@ def tastes(votes: Rows, *, gold: Rows = ()) -> Tastes:
         np.bincount(item, rows[:, 2] == label, len(items)).astype(int) for label in (0, 1)
     )
     first = np.where((first - 0.5) * (wins - losses) < 0, 0.5, first)
-    return Tastes(items, annotators, first, wins, losses, guess, crowd, spread, steps)
+    return PreferenceShares(items, annotators, first, wins, losses, guess, crowd, spread, steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,11 @@ class HeldOut:
     """How well labels foretell a vote they have not seen: the mean -log of the chance they gave it,
     in nats.
 
-    product: by `tastes` of all other votes. share: (wins + 1) / (n + 2) of the item's other votes.
-    coin: log 2. n: items, each with one vote held out at a time. draws: (seed, product, share) of
-    each choice of the votes held out, of which product and share are the means. table: of the first
-    seed, how sure the labels were of the response they preferred, and how often the vote was for
-    it.
+    product: by `preference_shares` of all other votes. share: (wins + 1) / (n + 2) of the item's
+    other votes. coin: log 2. n: items, each with one vote held out at a time. draws: (seed,
+    product, share) of each choice of the votes held out, of which product and share are the means.
+    table: of the first seed, how sure the labels were of the response they preferred, and how often
+    the vote was for it.
     """
 
     product: float
@@ -122,8 +122,8 @@ def held_out(
     """Of every item with `least` votes one vote, drawn by a seed, is foretold from the rest; None
     where no item has as many.
 
-    Rows as in `tastes`. The draw takes the items in the order of their first votes, and an item's
-    votes in the order given.
+    Rows as in `preference_shares`. The draw takes the items in the order of their first votes, and
+    an item's votes in the order given.
     """
     rows = _rows(votes, "votes")
     given: dict[int, list[int]] = {}
@@ -138,7 +138,7 @@ def held_out(
         out = np.array([places[int(dice.integers(len(places)))] for places in enough])
         kept = np.ones(len(rows), dtype=bool)
         kept[out] = False
-        found = tastes(rows[kept], gold=gold)
+        found = preference_shares(rows[kept], gold=gold)
         place = np.searchsorted(found.items, rows[out, 0])
         for_first = rows[out, 2] == 0
         smoothed = (found.wins[place] + 1) / (found.wins[place] + found.losses[place] + 2)

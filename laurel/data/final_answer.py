@@ -81,7 +81,7 @@ def _boxes(text: str) -> list[str]:
     return found
 
 
-def settled(text: str) -> str:
+def unboxed_answer(text: str) -> str:
     r"""The part of an unboxed text that holds its answer: the rest of the line behind the last
     ####, else the sentence behind the last
     "the answer is" (or before "is the answer"), else all. Marks with nothing behind them mark
@@ -93,7 +93,7 @@ def settled(text: str) -> str:
         if re.match(r"[^A-Za-z\n]*\d|[-+$\\]", line) or not rest.strip().partition("\n")[1]:
             return line.strip() or text
         text = rest
-    return without_contrast(said_to_be(text) or text)
+    return without_contrast(stated_answer(text) or text)
 
 
 def without_contrast(text: str) -> str:
@@ -101,7 +101,7 @@ def without_contrast(text: str) -> str:
     return _CONTRAST.sub(" ", text)
 
 
-def said_to_be(text: str) -> str:
+def stated_answer(text: str) -> str:
     """The sentence that a text calls its answer; "" if it calls none so."""
     marks = deque(BEHIND.finditer(text), maxlen=MOST_MARKS)
     found = [(match.start(), sentence(text[match.end() : match.end() + 4000])) for match in marks]
@@ -134,10 +134,3 @@ def sentence(text: str) -> str:
     if aside and re.search(r"[\d\\]", text[: aside.start()]):
         text = text[: aside.start()]
     return text.strip().rstrip("*_").strip()
-
-
-def final(text: str) -> list[str]:
-    """The parts of a text in which its answer stands: its boxes, else the one place where it
-    settles.
-    """
-    return boxed(text) or [settled(text)]

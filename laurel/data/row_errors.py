@@ -9,7 +9,7 @@ from laurel.core.errors import UsageError
 SHOWN = 20
 
 
-def together(faults: Sequence[UsageError], rows: int, where: str = "") -> UsageError:
+def combined_error(faults: Sequence[UsageError], rows: int, where: str = "") -> UsageError:
     """One error for the faults of a source of so many rows: a single one as it is, several as a
     list, the first 20 by name.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laurel.measure.tastes import held_out, tastes
+from laurel.measure.preference_shares import held_out, preference_shares
 from laurel_feedback.statistics.ballots import file_polls
 
 
@@ -55,17 +55,17 @@ def decisive(poll):
 
 
 def test_one_vote_says_little_and_an_even_split_nothing():
-    one = tastes([(7, 3, 1)])
+    one = preference_shares([(7, 3, 1)])
     assert one.items.tolist() == [7] and one.annotators.tolist() == [3]
     assert 0.35 < one.first[0] < 0.48 and (one.wins[0], one.losses[0]) == (0, 1)
-    assert tastes([(0, 0, 0), (0, 1, 1)]).first[0] == pytest.approx(0.5, abs=1e-9)
-    assert 0.85 < tastes([(i, k, 0) for i in range(8) for k in range(2)]).first[0] < 1
+    assert preference_shares([(0, 0, 0), (0, 1, 1)]).first[0] == pytest.approx(0.5, abs=1e-9)
+    assert 0.85 < preference_shares([(i, k, 0) for i in range(8) for k in range(2)]).first[0] < 1
 
 
 def test_without_guessing_it_is_near_the_smoothed_share():
     """People who guess never and differ as Beta(2, 2): 4 of 5 votes say (4 + 2) / (5 + 4)."""
     rows = world(0, 2.0, [0.0] * 40, items=1500)
-    found = tastes(rows)
+    found = preference_shares(rows)
     four = found.first[(found.wins == 4) & (found.losses == 1)]
     assert four.mean() == pytest.approx(6 / 9, abs=0.04)
 
@@ -74,9 +74,9 @@ def test_who_guesses_is_found_and_who_differs_honestly_is_not_taken_for_it():
     """27 people of one taste and 13 who guess; then 40 who differ as widely as can be, none of whom
     guesses.
     """
-    mixed = tastes(world(1, 0.1, [0.0] * 27 + [1.0] * 13))
+    mixed = preference_shares(world(1, 0.1, [0.0] * 27 + [1.0] * 13))
     assert mixed.guess[:27].max() < 0.3 and mixed.guess[27:].min() > 0.6
-    honest = tastes(world(2, 1.0, [0.0] * 40))
+    honest = preference_shares(world(2, 1.0, [0.0] * 40))
     assert honest.guess.max() < 0.4 and honest.crowd < 0.3
 
 
@@ -91,8 +91,8 @@ votes = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(votes, st.sets(st.integers(0, 5)))
 def test_turning_pairs_turns_their_labels_and_no_label_goes_against_a_majority(rows, turned):
-    found = tastes(rows)
-    other = tastes([(i, k, 1 - v if i in turned else v) for i, k, v in rows])
+    found = preference_shares(rows)
+    other = preference_shares([(i, k, 1 - v if i in turned else v) for i, k, v in rows])
     flip = np.isin(found.items, list(turned))
     assert other.first == pytest.approx(np.where(flip, 1 - found.first, found.first), abs=1e-6)
     assert other.guess == pytest.approx(found.guess, abs=1e-6)
@@ -109,7 +109,7 @@ def test_a_majority_of_guessers_is_not_overruled_by_one_who_never_guesses():
         (i, k, int(dice.integers(2))) for i in range(60) for k in (3, 4, 5)
     ]
     rows += [(60, 0, 0), (60, 3, 1), (60, 4, 1), (60, 5, 1)]
-    found = tastes(rows)
+    found = preference_shares(rows)
     assert found.guess[:3].max() < 0.1 and found.guess[3:].min() > 0.8
     assert found.first[60] == 0.5
 
@@ -117,8 +117,10 @@ def test_a_majority_of_guessers_is_not_overruled_by_one_who_never_guesses():
 def test_gold_says_who_guesses():
     rows = [(i, k, 0) for i in range(4) for k in range(4)]
     plain, marked = (
-        tastes(rows),
-        tastes(rows, gold=[(n, 0, n % 2) for n in range(20)] + [(n, 9, 0) for n in range(9)]),
+        preference_shares(rows),
+        preference_shares(
+            rows, gold=[(n, 0, n % 2) for n in range(20)] + [(n, 9, 0) for n in range(9)]
+        ),
     )
     assert plain.guess[0] == pytest.approx(plain.guess[1])
     assert marked.guess[0] > 0.6 > 0.3 > marked.guess[1]
@@ -164,6 +166,6 @@ def test_too_few_votes_to_hold_one_out_and_nonsense():
     assert held_out([(0, 0, 1), (0, 1, 1)]) is None
     for rows in ([(0, 0, 2)], [(0, 0)], [(0.5, 0, 1)], [], [(0, 0, 1), (0, 0, 1)]):
         with pytest.raises(ValueError, match="vote"):
-            tastes(rows)
+            preference_shares(rows)
     with pytest.raises(ValueError, match="gold"):
-        tastes([(0, 0, 1)], gold=[(0, 0, 3)])
+        preference_shares([(0, 0, 1)], gold=[(0, 0, 3)])

@@ -23,7 +23,7 @@ from laurel.rollout.source import (
 )
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import defaults
-from laurel.verify import plain
+from laurel.verify import recomputed
 from laurel.verify.evolution import one_step
 from laurel.verify.finding import Finding, same
 from laurel.verify.world import (
@@ -138,7 +138,7 @@ def described(world: World, source: Source) -> Describe | None:
     return makers.get(source)
 
 
-def steps(*, batches: int = 4, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
+def single_steps(*, batches: int = 4, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
     """For every row (or one) and its options: `batches` random batches of 3 prompts, with an
     unjudged sample and prompts of unequal
     length."""
@@ -234,7 +234,7 @@ def one(
         )
         ours.append(gradient(setup, groups, running_mean=0.4))
         theirs.append(
-            plain.gradient(
+            recomputed.gradient(
                 world,
                 name,
                 drawn,
@@ -274,5 +274,7 @@ def of_critic(
             setup, as_groups(world, drawn, rewards=rewards, table=before.logits, filler=number)
         )
         ours.append(ascent_of(setup)[1])
-        theirs.append(plain.critic(world, drawn, rewards, setup.config, old=before.logits, now=now))
+        theirs.append(
+            recomputed.critic(world, drawn, rewards, setup.config, old=before.logits, now=now)
+        )
     return same(name, quantity, torch.stack(ours), torch.stack(theirs))
