@@ -1,5 +1,6 @@
-"""How good a trained scorer is on rows held out: beside chance and trivial baselines, with
-intervals and calibration.
+"""How good a trained scorer is on held-out rows.
+
+Its figures stand beside chance and trivial baselines, with intervals and calibration.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What rows say of a scorer: as lines to read, as figures by name, and the scores of the
-    answers themselves.
-    """
+    """An evaluation of a scorer: lines to read, figures by name, and the scores of the answers."""
 
     lines: list[str]
     figures: Mapping[str, Any]
@@ -50,8 +49,11 @@ def plain(value: Any) -> Any:
 def judge(
     scorer: Scorer, rows: Sequence[Row], source: Source, *, known: Sequence[Row] = ()
 ) -> Verdict:
-    """What the rows say of the scorer, by their source. Every row must fit into the `max_length` of
-    the scorer's card.
+    """Evaluate a scorer on rows of a source.
+
+    Every row must fit into the `max_length` of the scorer's card.
+
+    Every row must fit into the `max_length` of the scorer's card.
 
     known: training rows, from which preferring by length learns its direction. Without them it
     takes the direction that is better on the rows themselves, which errs on the baseline's side.
@@ -106,8 +108,9 @@ def scored_pairs(
 
 
 def ordered(columns: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The pairs (better, worse) of a row's answers; ties are none. Ranks (1, 2, 2): (0, 1),
-    (0, 2).
+    """The pairs (better, worse) of a row's answers; ties are none.
+
+    Ranks (1, 2, 2): (0, 1), (0, 2).
     """
     ranks = columns.get("ranks", (1, 2))
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
@@ -124,8 +127,9 @@ def lengths_of(scorer: Scorer, rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
-    """The sign of the last score against the outcome, beside always saying the commoner one; and
-    calibration of sigmoid(score).
+    """The sign of the last score against the outcome; calibration of sigmoid(score).
+
+    The baseline is always to predict the commoner outcome.
     """
     encoded = [
         encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)[0] for row in rows
@@ -150,8 +154,9 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
 
 
 def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
-    """Three-class accuracy of steps beside the majority class; whether the first wrong step was
-    found, beside "none is wrong"; and calibration of 1 - P(wrong).
+    """Accuracy of steps in three classes, of the first wrong step, and calibration of 1 - P(wrong).
+
+    The baselines are the majority class, and "no step is wrong".
     """
     limit = scorer.card.max_length
     encoded = [encode_steps(scorer.tokenizer, row.columns, max_length=limit) for row in rows]

@@ -1,5 +1,6 @@
-"""x ~ policy in a world: many turns, where tokens of the world are attended to and never trained
-on.
+"""x ~ policy in a world, in many turns.
+
+Tokens of the world are attended to and never trained on.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class EnvError(LaurelError):
 
 @dataclass
 class _Episode:
-    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised
-    again.
+    """One sample while it grows.
+
+    Ids are only ever appended: what was sampled is never tokenised again.
 
     `broken` says how its environment failed ("" where it did not): then it has no world any more,
     and ends with the policy's turn.
@@ -63,8 +65,9 @@ class _Episode:
         self.finish = finish
 
     def hear(self, tokenizer: Any, limit: int) -> None:
-        """The world's turn: its reply is appended as context, or the episode ends. A reply that
-        leaves no room ends it as `length`.
+        """The world's turn: its reply is appended as context, or the episode ends.
+
+        A reply that leaves no room ends it as `length`.
         """
         try:
             reply = (
@@ -93,8 +96,9 @@ class _Episode:
 
 
 def load_env(name: str) -> Callable[[], Env]:
-    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded;
-    what is wrong is a UsageError.
+    """A way to make environments: a name, or file.py:Class.
+
+    Checked before any weight is loaded; what is wrong is a UsageError.
     """
     if name in ENVS:
         return ENVS[name]
@@ -143,8 +147,9 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
 
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
-    """What an environment's reset or step answers, copied. Anything but messages or None is an
-    error that names the prompt.
+    """What an environment's reset or step answers, copied.
+
+    Anything but messages or None is an error that names the prompt.
     """
     reply = call(method, argument, key=key)
     if reply is None:
@@ -224,9 +229,7 @@ def failed(group: Group, reason: str) -> Group:
 def once(
     policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
 ) -> tuple[list[Group], dict[int, str]]:
-    """Every row played, and of those whose environment failed (by their place) how the first
-    failure read.
-    """
+    """Every row played once; and how the first failure of a failed environment read, by row."""
     count = draw.num_generations
     episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):

@@ -16,8 +16,9 @@ from laurel.model.sampler import Completion, sample, sample_seed
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How samples are drawn and what their keys say: the run, the step (also the policy's version),
-    the seed.
+    """How samples are drawn, and the run, step and seed that their keys have.
+
+    The step is also the policy's version.
     """
 
     run: str
@@ -55,8 +56,9 @@ class Draw:
 
 
 def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
-    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities,
-    finish and text.
+    """One group per row: `num_generations` completions of its prompt.
+
+    With ids, log-probabilities, finish and text.
     """
     prompts = [
         encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))

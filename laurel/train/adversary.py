@@ -1,5 +1,6 @@
-"""Adversarial imitation's part of a step: a discriminator scores the samples, and each group is
-given its demonstration to learn from.
+"""Adversarial imitation's part of a step.
+
+A discriminator scores the samples, and each group gets its demonstration to learn from.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ def with_demonstrations(
 
 
 def demonstration(session: Session, group: Group) -> Sample:
-    """The row's completion as the sampler would have left it: behind the same prompt ids, ended by
-    the same strings and the same limit.
+    """The row's completion as the sampler would have left it.
+
+    Behind the same prompt ids, ended by the same strings and the same limit.
 
     Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
     find before it finds anything of use.
@@ -93,8 +95,9 @@ def demonstration(session: Session, group: Group) -> Sample:
 def ending(
     tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int
 ) -> tuple[int, Finish]:
-    """Where the sampler would have ended these ids, and why: behind a stop string, at the limit,
-    else at their end token.
+    """Where the sampler would have ended these ids, and why.
+
+    Behind a stop string, at the limit, else at their end token.
     """
     for end in range(1, min(len(ids), limit) + 1) if stop else ():
         text = tokenizer.decode(list(ids[:end]))
@@ -104,8 +107,9 @@ def ending(
 
 
 def appended(group: Group, shown: Sample) -> Group:
-    """The scored group and its demonstration, which has no reward: the policy is not trained on it,
-    and nobody is compared with it.
+    """The scored group with its demonstration, which has no reward.
+
+    So the policy is not trained on it, and no sample is compared with it.
     """
     results = {
         name: (*column, Abstain("a demonstration")) for name, column in group.results.items()
@@ -116,8 +120,9 @@ def appended(group: Group, shown: Sample) -> Group:
 
 
 def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
-    `target_NT`.
+    """The batch with the side of each row in `target_NT`.
+
+    See `laurel.objective.discriminator.sides`.
     """
     side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
     return batch.replace(

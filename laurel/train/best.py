@@ -1,5 +1,6 @@
-"""The best checkpoint by a metric of the evaluations, and patience: when the metric has stopped
-getting better, the run ends.
+"""The best checkpoint by a metric of the evaluations; and patience.
+
+When the metric has stopped getting better, the run ends.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def metric_of(config: TrainConfig) -> str:
 
 
 def greater(config: TrainConfig) -> bool:
-    """Is more of that metric better? As said, else by the last word of its name; UsageError where
-    it tells nothing.
+    """Is more of that metric better?
+
+    As said, else by the last word of its name; UsageError where it tells nothing.
     """
     if config.greater_is_better is not None:
         return config.greater_is_better
@@ -57,8 +59,9 @@ def greater(config: TrainConfig) -> bool:
 
 
 def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = False) -> None:
-    """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the
-    user's own are measured, too.
+    """UsageError for options of the best checkpoint that contradict each other, or cannot be met.
+
+    Before any weight is loaded. own: the user measures metrics of their own, too.
     """
     if not config.metric_for_best_model:
         used = [
@@ -126,8 +129,9 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
 
 
 def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
-    """Is this evaluation the best so far? The state then says so; else it counts one more without
-    improvement.
+    """Is this evaluation the best so far?
+
+    The state then says so; else it counts one more without improvement.
     """
     name = metric_of(session.config)
     if not name:
@@ -159,8 +163,9 @@ def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
 
 
 def ends(session: Session, state: State) -> list[str]:
-    """What is said at the end of a run: why it ended early, and which checkpoint is best (see
-    `keep_best`).
+    """Lines at the end of a run: why it ended early, and which checkpoint is best.
+
+    See `keep_best`.
     """
     early = [no_better(session.config, state)] if exhausted(session.config, state) else []
     kept = keep_best(session, state)

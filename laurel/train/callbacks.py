@@ -1,6 +1,4 @@
-"""What a Python program hears of its run while it trains, and may say: callbacks, and metrics of
-its own.
-"""
+"""Callbacks and metrics that a Python program gives a run."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ class CallbackFailed(LaurelError):
 
 
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
-    """The callbacks as a tuple. One that would never be called, or could not be, is a UsageError
-    before anything is loaded.
+    """The callbacks as a tuple.
+
+    One that would never be called, or could not be, is a UsageError before anything is loaded.
     """
     every = (
         tuple(callbacks)
@@ -66,8 +65,9 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 
 
 def call_method(session: Session, method: str, step: int, what: Any) -> str:
-    """Call that method of every callback, in the first process; the name of the first that asks for
-    the end of the run, or "".
+    """Call a method of every callback, in the first process.
+
+    Returns the name of the first that asks for the end of the run, or "".
 
     A callback asks by returning True or "stop". CallbackFailed, in all processes, where one raises.
     """
@@ -98,8 +98,9 @@ def call_method(session: Session, method: str, step: int, what: Any) -> str:
 def call_callbacks(
     session: Session, step: int, means: Mapping[str, float], evaluated: bool
 ) -> bool:
-    """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the
-    end; the run then says who.
+    """Tell the callbacks of a step that is done and of its evaluation.
+
+    True where one asks for the end; the run then says who.
     """
     asked = call_method(session, "on_step", step, means)
     if evaluated:
@@ -124,8 +125,9 @@ def wants_end(answer: Any) -> bool | None:
 
 
 def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
-    """The metrics of compute_metrics over the evaluated groups of all processes, each under
-    `eval/`.
+    """Add the metrics of compute_metrics over the evaluated groups of all processes.
+
+    Each under `eval/`.
     """
     function = session.observers.compute_metrics
     if function is None:
@@ -148,8 +150,9 @@ def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums:
 
 
 def checked_metrics(returned: Any, taken: set[str]) -> dict[str, float]:
-    """What the function returned as {eval/name: number}. Anything else is a ValueError or TypeError
-    in words.
+    """What the function returned as {eval/name: number}.
+
+    Anything else is a ValueError or TypeError in words.
     """
     if not isinstance(returned, Mapping):
         raise TypeError(f"it returned {type(returned).__name__}, not a mapping of name: number")

@@ -28,8 +28,9 @@ may cost whatever a step costs.
 
 
 def before(session: Session, step: int, progress: Progress) -> None:
-    """Show what will be trained on; then prove on a few prompts that the ratio is 1 and that the
-    reference is the policy, before the first step.
+    """Show what will be trained on; then check on a few prompts that the ratio is 1.
+
+    And that the reference is the policy, before the first step.
     """
     for note in session.notes:
         progress.say(note)
@@ -62,8 +63,10 @@ def first_samples(session: Session) -> list[Group]:
 
 @torch.no_grad()
 def check_start(session: Session, batch: Batch, step: int, progress: Progress) -> None:
-    """LaurelError where the trainer's log-probabilities are not the sampler's, or the reference's
-    not the policy's; a warning where clipping silences tokens by rounding alone.
+    """LaurelError where the trainer's log-probabilities are not the sampler's.
+
+    Likewise where the reference's are not the policy's; a warning where clipping silences tokens by
+    rounding alone.
     """
     batch = batch.to(session.policy.device)
     logp_NT = session.policy.logp(batch).logp
@@ -91,8 +94,9 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
 
 
 def tried(config: TrainConfig) -> tuple[int, int]:
-    """Prompts, and samples of each, that the start is checked with: 8 and 4, or fewer, so that they
-    cost little beside a step.
+    """Prompts, and samples of each, that the start is checked with.
+
+    8 and 4, or fewer, so that they cost little beside a step.
 
     At most a tenth of a step's tokens, or TRIED tokens where that is more; at least one prompt with
     two samples.
@@ -104,9 +108,7 @@ def tried(config: TrainConfig) -> tuple[int, int]:
 
 
 def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
-    """A warning where rounding alone takes a ratio, which is 1 before any training, beyond the
-    bounds of clipping; else nothing.
-    """
+    """A warning where rounding alone takes a ratio of 1 beyond the bounds of clipping; else ""."""
     measure = session.bound.measure
     if measure is None or session.bound.measure_reads != "logp_NT":
         return ""
@@ -126,8 +128,9 @@ def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
 
 
 def forecast(session: Session, reward_PG: Tensor) -> str:
-    """The plan of a step, and for yes-or-no rewards how many groups will carry a signal: 1 - p^G -
-    (1-p)^G at success rate p.
+    """The plan of a step, and how many groups will have a signal.
+
+    For yes-or-no rewards: 1 - p^G - (1-p)^G at success rate p.
     """
     config = session.config
     plan = f"each step: {config.prompts_per_step} prompts x {config.num_generations} samples, "

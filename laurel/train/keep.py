@@ -1,6 +1,4 @@
-"""What is kept of a run: a checkpoint where one is due, and of a step that fails the steps before
-it.
-"""
+"""Saving: a checkpoint where one is due, and the steps before one that fails."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from laurel.train.session import Session, State
 
 
 def save(session: Session, state: State, *, notify: bool = True) -> None:
-    """A checkpoint of this moment (rank 0 writes; all hold the same weights), of which callbacks
-    hear unless `notify` is False.
+    """Write a checkpoint of this moment; callbacks are called unless `notify` is False.
+
+    Rank 0 writes; all processes hold the same weights.
     """
     if parallel.rank() == 0:
         if session.reference_cache is not None:
@@ -31,8 +30,7 @@ def save(session: Session, state: State, *, notify: bool = True) -> None:
 
 
 def rescued(session: Session, before: State, sums: Sums, error: Exception) -> Exception:
-    """The error that ends the run in the middle of a step, saying what is saved of the steps before
-    it.
+    """The error that ends a run in the middle of a step, with what is saved of the steps before.
 
     They are saved if no optimiser has moved the weights in this step yet: else there is no whole
     step to save.

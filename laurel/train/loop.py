@@ -103,8 +103,9 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
 
 
 def one_step(session: Session, state: State, progress: Progress) -> bool:
-    """A step and what is due after it; what the steps before it came to is saved if it fails. True
-    when the run is to end here.
+    """A step and what is due after it; what the steps before it came to is saved if it fails.
+
+    True when the run is to end here.
     """
     sums, before = Sums(), replace(state)
     session.clock.start()
@@ -253,8 +254,9 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
 
 
 def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
-    """Rewards with the penalty for overlong answers, NaN where an answer takes part in no
-    comparison: [P, G].
+    """Rewards with the penalty for overlong answers: [P, G].
+
+    NaN where an answer takes part in no comparison.
     """
     config = session.config
     if config.overlong_buffer:
@@ -340,8 +342,9 @@ def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
 
 
 def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tensor:
-    """Add the gradient of the loss over all micro-batches to the parameters; |log pi - log pi_old|
-    of the tokens trained on.
+    """Add the gradient of the loss over all micro-batches to the parameters.
+
+    Returns |log pi - log pi_old| of the tokens trained on.
     """
     gaps = [torch.zeros(0)]
     if session.clock.device is not None:
@@ -412,8 +415,9 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
 
 @phase("forward")
 def forward(session: Session, micro: Batch) -> tuple[dict[str, Tensor], Any]:
-    """What the row's objectives are functions of: log-probabilities of the policy, or the scores
-    of a scorer's head.
+    """What the row's objectives are functions of.
+
+    Log-probabilities of the policy, or the scores of a scorer's head.
     """
     if session.row.trained.head:
         return session.policy.seen(micro, [term.reads for term in session.terms]), None
@@ -449,8 +453,9 @@ def with_signal(session: Session, batch: Batch) -> Batch:
 
 
 def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) -> tuple[Batch, bool]:
-    """The policy's own samples of which no token is trained on, for metrics; and whether then every
-    sample is measured.
+    """The policy's own samples of which no token is trained on, for metrics.
+
+    And whether then every sample is measured.
 
     Measuring costs their forward pass, so it is done only where metrics are written. Their mask is
     what was sampled, their weight is 0: nothing of them is clipped.
@@ -466,8 +471,9 @@ def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) ->
 
 
 def finish_step(session: Session, state: State, sums: Sums, progress: Progress) -> bool:
-    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end
-    here.
+    """Metrics, evaluation and checkpoint that are due after this step.
+
+    True when the run is to end here.
     """
     config = session.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)

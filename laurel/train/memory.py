@@ -1,6 +1,4 @@
-"""Memory before the first step: what stands there, what each part of a step adds, and whether the
-device has it.
-"""
+"""Memory before the first step: what is there, what a step adds, and whether it is enough."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ OPTIMISER = ("moments", "masters")
 
 @dataclass(frozen=True)
 class Work:
-    """The largest pieces of a step: a micro-batch, whether there are others beside it, and what is
-    sampled, in rows and tokens.
+    """The largest pieces of a step: a micro-batch, and what is sampled, in rows and tokens.
+
+    several: there are other micro-batches beside it.
     """
 
     micro: Batch
@@ -59,8 +58,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Bytes by name. there: models; parts: what a step adds; phases: which of these are there at
-    the same time.
+    """Bytes by name.
+
+    there: models; parts: what a step adds; phases: which of these are there at the same time.
     """
 
     there: dict[str, int]
@@ -85,8 +85,9 @@ class Foreseen:
 def foreseen(
     policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
 ) -> Foreseen:
-    """What a run takes on a device of some kind, of models that may be without memory: from shapes,
-    and a pass over shapes.
+    """The bytes that a run takes on a device, of models that may be without memory.
+
+    From shapes, and a pass over shapes.
 
     Activations go as gradients come, so both are there together only where gradients of an earlier
     micro-batch wait.
@@ -140,8 +141,9 @@ def bytes_of(tensors: Iterable[Any]) -> int:
 
 
 def stepping(trained: dict[str, Any]) -> int:
-    """Bytes of the float32 copies that masters are put together in: master, gradient, and whole
-    numbers on the way.
+    """Bytes of the float32 copies that masters are put together in.
+
+    Master, gradient, and whole numbers on the way.
     """
     narrow = [p.numel() for p in trained.values() if p.dtype == masters.NARROW]
     return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
@@ -150,8 +152,9 @@ def stepping(trained: dict[str, Any]) -> int:
 def backward(
     policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
 ) -> dict[str, int]:
-    """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of
-    which there are two for a while.
+    """Bytes that a micro-batch adds.
+
+    Activations, logits, the gradient of the head, and gradients of which there are two for a while.
     """
     kept, copied = activation_bytes(policy, companion, config, work, kind)
     learning = list(policy.trainable().values())
@@ -176,8 +179,9 @@ def backward(
 def activation_bytes(
     policy: Any, companion: Any, config: Any, work: Work, kind: str
 ) -> tuple[int, int]:
-    """Bytes that the forward pass of a micro-batch keeps, and those of them that are copies of
-    weights in another precision.
+    """Bytes that the forward pass of a micro-batch keeps.
+
+    And those of them that are copies of weights in another precision.
     """
     bodies = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
     bodies = [body_of(model) for model in bodies]
@@ -215,8 +219,7 @@ def own_bodies(companion: Any) -> list[Any]:
 
 
 def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
-    """What sampling takes: keys and values, weights as the sampler has them, logits; nothing where
-    nothing is sampled.
+    """Bytes of sampling: keys and values, the sampler's weights, logits; {} where none is done.
 
     kind: of the device that it will be on, which need not be here.
     """
@@ -250,8 +253,9 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
 
 
 def fused_weights(policy: Any) -> int:
-    """Bytes of the weights that the compact decoder copies: of several projections as one, and of
-    those in another precision.
+    """Bytes of the weights that the compact decoder copies.
+
+    Of several projections as one, and of those in another precision.
     """
     body, head = body_of(policy.causal), policy.causal.get_output_embeddings()
     together, alone = (
@@ -271,8 +275,9 @@ def fused_weights(policy: Any) -> int:
 
 
 def work_of(session: Session) -> Work:
-    """The largest pieces of the first step: prompts with the longest completion, or answers as they
-    are.
+    """The largest pieces of the first step.
+
+    Prompts with the longest completion, or answers as they are.
     """
     config, policy = session.config, session.policy
     rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
@@ -328,8 +333,9 @@ def work_in(
 
 
 def memory(session: Session) -> str:
-    """What is foreseen, as a line; more than the device has is an error that says how to need
-    less.
+    """The forecast as a line; UsageError where it is more than the device has.
+
+    The error says how to need less.
     """
     found = foreseen(
         session.policy,
@@ -370,8 +376,9 @@ def in_words(found: Foreseen) -> str:
 
 
 def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
-    """What to change so that a step takes less: what costs least first, and only what helps in the
-    phase that takes most.
+    """What to change so that a step takes less memory: what costs least first.
+
+    Only what helps in the phase that takes most.
     """
     fullest, ways = found.phases[found.fullest], list[str]()
     many = "activations" in fullest and found.parts["activations"] > 0

@@ -1,6 +1,4 @@
-"""Where the time of a step goes: a clock with phases that add up to the step, and with `profile` a
-table of them in profile.json.
-"""
+"""Where the time of a step goes: with `profile` a table of phases in profile.json."""
 
 from __future__ import annotations
 
@@ -35,8 +33,9 @@ def whole(policy: Any) -> nn.Module:
 
 
 def record_profile(session: Session, phases: dict[str, float], sums: Sums, step: int) -> None:
-    """Add a step to the profile and write it, every `logging_steps` steps. The first, which warms
-    up, counts only while it is alone.
+    """Add a step to the profile and write it, every `logging_steps` steps.
+
+    The first, which warms up, counts only while it is alone.
     """
     clock, config = session.clock, session.config
     if clock.steps == 1:

@@ -1,6 +1,4 @@
-"""What a person sees while training: a bar with the numbers that matter, or a line now and then
-where there is no terminal.
-"""
+"""The display of a run: a bar with numbers, or a line now and then without a terminal."""
 
 from __future__ import annotations
 

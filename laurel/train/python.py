@@ -1,5 +1,6 @@
-"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with
-objects where it takes names.
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`.
+
+The command's path, with objects where it takes names.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """An unknown name is told with the nearest, among options and arguments; `build_config` tells
-    the rest.
+    """UsageError for an unknown name of which the nearest is an argument of Python's.
+
+    `build_config` names the nearest option of the others.
     """
     for name in options:
         if name in TrainConfig.model_fields or name == "tokenizer":
@@ -177,8 +179,9 @@ def split_for_evaluation(value: Any, split: str) -> str:
 
 
 def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
-    """A name as it is; names of files as the text that stands for them; rows under the name of
-    their option.
+    """The value of an option of rows, by name.
+
+    A name as it is; names of files as one text; rows under the name of their option.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, str) or are_names(value):
@@ -189,8 +192,9 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 
 
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
-    """`module.qualname` of a function or class, which a run remembers it by; a second one of that
-    name is `...#2`.
+    """`module.qualname` of a function or class, by which a run remembers it.
+
+    A second one of that name is `...#2`.
     """
     if not callable(value):
         raise UsageError(
@@ -220,8 +224,9 @@ def model_by_name(model: Any, objects: dict[str, Any]) -> str:
 def with_tokenizer(
     model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any
 ) -> dict[str, Any]:
-    """The tokenizer under the name of its model. A model in memory that comes without one has that
-    of the folder it was loaded from.
+    """The tokenizer under the name of its model.
+
+    A model in memory that comes without one has that of the folder it was loaded from.
     """
     from laurel.model.objects import TOKENIZER
     from laurel.model.policy import load_tokenizer
@@ -273,8 +278,9 @@ def check_function(function: Any) -> Any:
 
 
 def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
-    """What the run says of objects: where they run, and what becomes of them. kept: the precision
-    asked for weights.
+    """Notes on objects: where they run, and what becomes of them.
+
+    kept: the precision asked for weights.
     """
     functions = [name for name in objects if not name.startswith(PREFIX)]
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []

@@ -1,5 +1,6 @@
-"""What a step leaves behind: metrics as (sum, count), and every sample with the reason of every
-score; and the checks of them that stop a run.
+"""Metrics of a step as (sum, count), and its samples with the reason of every score.
+
+And the checks of them that stop a run.
 """
 
 from __future__ import annotations
@@ -121,8 +122,9 @@ def record_update(
 
 
 def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
-    """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples
-    the ratio, clipping and KL.
+    """Metrics of the policy at the tokens of the loss mask.
+
+    Entropy, and of its own samples the ratio, clipping and KL.
     """
     mask, logp = micro.loss_mask_NT, stats.logp.detach()
     sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
@@ -139,8 +141,9 @@ def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, 
 
 @torch.no_grad()
 def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
-    """`record_tokens` of rows that no gradient is taken of, by a forward pass; the gaps |log pi -
-    log pi_old| of their tokens.
+    """`record_tokens` of rows that no gradient is taken of, by a forward pass.
+
+    Returns |log pi - log pi_old| of their tokens.
 
     So the metrics of a step are those of all its samples, whichever of them have something to
     teach.
@@ -170,8 +173,9 @@ def add_scores(session: Session, outputs: Mapping[str, Any], micro: Batch, sums:
 def record_samples(
     session: Session, step: int, groups: Sequence[Group], batch: Batch, drawn: Sequence[str]
 ) -> None:
-    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and
-    what each reward said.
+    """Write every sample of the step as one line.
+
+    Prompt, text, ids, log-probabilities, mask, weight, and the result of each reward.
 
     Those of all processes, in the order in which their prompts were `drawn`: the file that one
     process would write.
@@ -219,8 +223,9 @@ def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
 def record_population(
     session: Session, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]
 ) -> None:
-    """The samples of a population, member by member: each line has its `member`, and as weight that
-    member's.
+    """Write the samples of a population, member by member.
+
+    Each line has its `member`, and as weight that member's.
     """
     flat = [
         (member, weight, group, i)
@@ -235,8 +240,9 @@ def record_population(
 
 
 def record_time(session: Session, sums: Sums, step: int) -> None:
-    """Seconds of the step and of its stages, tokens per second, memory; with `profile` every phase
-    goes into profile.json.
+    """Seconds of the step and of its stages, tokens per second, memory.
+
+    With `profile` every phase goes into profile.json.
     """
     phases = session.clock.stop()
     seconds = sum(phases.values())
@@ -269,8 +275,9 @@ def has_score(group: Group) -> bool:
 
 
 def check_failures(session: Session, groups: Sequence[Group]) -> int:
-    """How many samples rewards failed on, over all processes; more than the run allows stop it, on
-    all of them.
+    """How many samples rewards failed on, over all processes.
+
+    More than the run allows stop it, in all of them.
     """
     parts = parallel.gather(session.mixture.failures(groups))
     failed, total = (sum(part[i] for part in parts) for i in (0, 1))
@@ -280,8 +287,9 @@ def check_failures(session: Session, groups: Sequence[Group]) -> int:
 
 
 def check_scored(session: Session, groups: Sequence[Group]) -> None:
-    """Stop where rewards failed on too many samples of the step, or where no sample of the run was
-    judged yet: over all processes.
+    """Stop where rewards failed on too many samples of the step, over all processes.
+
+    Or where no sample of the run was scored yet.
 
     Where rewards have judged before, a step of which they have nothing to say has nothing to train
     on, and passes.
@@ -298,8 +306,9 @@ def check_scored(session: Session, groups: Sequence[Group]) -> None:
 
 
 def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, sums: Sums) -> None:
-    """The policy that is trained must be the one that sampled: record |log-prob gap| over the
-    tokens, and stop when it opens.
+    """Record |log pi - log pi_old| over the tokens, and stop where it is too large.
+
+    The policy that is trained must be the one that sampled.
 
     gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only
     measured. Both of all processes, so that

@@ -1,5 +1,6 @@
-"""Hindsight: a sample of one instruction becomes a demonstration of the instruction that it
-achieved.
+"""Hindsight relabelling.
+
+A sample of one instruction becomes a demonstration of the instruction that it achieved.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ FIX = (
 
 
 def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Reward:
-    """The function that says which instruction a completion achieved, checked like a reward: it has
-    the same signature.
+    """The function that names the instruction which a completion achieved.
+
+    It is checked like a reward: it has the same signature.
 
     UsageError where it is not named, does not load, or asks for a column that is not there (columns
     None: not known, not checked).
@@ -64,8 +66,9 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
 def hindsight(
     session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
 ) -> list[Group]:
-    """The groups, scored and recorded under their own instructions, as demonstrations of what they
-    achieved.
+    """The groups as demonstrations of what they achieved.
+
+    They were scored and recorded under their own instructions.
 
     A sample's prompt is encoded anew from the instruction that it achieved, its sampled ids stay,
     its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
@@ -101,8 +104,9 @@ def relabelled(session: Session, group: Group, prompts: Sequence[Any], sums: Sum
 
 
 def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
-    """What the function says of every sample of every group. An answer of another length, or that
-    is no prompt, is an error.
+    """What the function says of every sample of every group.
+
+    An answer of another length, or that is no prompt, is an error.
     """
     call, where = Call.of(groups), f"relabel, `{relabel.name}`"
     try:

@@ -1,5 +1,6 @@
-"""Everything a run needs, made once and in the order that finds mistakes first: options, data,
-rewards, then weights.
+"""Everything a run needs, made once.
+
+In the order that finds mistakes first: options, data, rewards, then weights.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Models:
-    """What is loaded and trained: policy (or scorer), reference, companion, optimiser. notes: lines
-    for the user.
+    """What is loaded and trained: policy (or scorer), reference, companion, optimiser.
+
+    notes: lines for the user.
     """
 
     policy: Any
@@ -166,8 +168,10 @@ def check_model(config: TrainConfig, row: Algorithm) -> None:
 
 
 def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainConfig, Models]:
-    """Weights and the optimiser over them; the configuration with the token budget and the limits
-    that the models' positions allow.
+    """Load weights and make the optimiser over them.
+
+    Returns the configuration, too, with the token budget and the limits that the models' positions
+    allow.
     """
     policy: Any = load_head(config, row.trained.head) if row.trained.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
@@ -286,8 +290,9 @@ def library_of(policy: Any, run: Run) -> list[str]:
 
 
 def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
-    """Bytes that logits may take in this run, on the process that has least: chosen when it starts,
-    and kept when it is resumed.
+    """Bytes that logits may take in this run, on the process that has least.
+
+    Chosen when the run starts, and kept when it is resumed.
 
     Where logits are computed a few rows at a time, how many decides their last bits.
     """
@@ -302,9 +307,7 @@ def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
 
 
 def load_head(config: TrainConfig, outputs: int) -> Scorer:
-    """A language model's body under a head with so many outputs, or a trained scorer to go on
-    with.
-    """
+    """A language model's body under a head with so many outputs, or a trained scorer."""
     if config.gradient_checkpointing:
         raise UsageError(
             "a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out."
@@ -355,8 +358,9 @@ def fresh(session: Session) -> State:
 
 
 def restore(session: Session) -> State:
-    """The state of the newest sound checkpoint; from the start if there is none. Files of the run
-    are cut back to it.
+    """The state of the newest sound checkpoint; from the start if there is none.
+
+    Files of the run are cut back to it.
     """
     checkpoint, damaged = newest_checkpoint(session.run.checkpoints)
     session.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)

@@ -1,6 +1,4 @@
-"""The rows of a run: read, split, fit for the algorithm and its rewards; and what is said of
-columns that nobody reads.
-"""
+"""The rows and rewards of a run: read, split, checked; and notes on columns that nothing reads."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ SCORERS = ("model:", "prm:")
 
 
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
-    """The training rows, and those held out for evaluation: of eval_dataset all of them, which
-    `cut_sets` then cuts, else split off.
+    """The training rows, and those held out for evaluation.
+
+    Of eval_dataset all of them, which `cut_sets` then cuts, else split off.
 
     Split off by prompt, at most a tenth.
     """
@@ -80,8 +79,9 @@ def cut_sets(config: TrainConfig, eval_rows: list[Row]) -> tuple[list[Row], list
 def load_mixture(
     config: TrainConfig, source: Source, rows: list[Row], eval_rows: list[Row]
 ) -> Mixture | None:
-    """The rewards of the run. Supervised rows that name a verifiable task have their answers
-    checked in evaluation, too.
+    """The rewards of the run.
+
+    Supervised rows that name a verifiable task have their answers checked in evaluation, too.
 
     The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the
     first evaluation.
@@ -117,8 +117,9 @@ def load_mixture(
 def column_notes(
     config: TrainConfig, use: str, rows: list[Row], mixture: Mixture | None, everything: bool
 ) -> list[str]:
-    """The run's notes on columns that training does not read. everything: an environment, or a
-    relabelling, is given whole rows.
+    """Notes on columns that training does not read.
+
+    everything: an environment, or a relabelling, is given whole rows.
     """
     if is_task(config.dataset):
         return []
@@ -154,8 +155,9 @@ def held_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> lis
 
 
 def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
-    """The configuration with the steps that num_train_epochs asks for, and how many epochs its
-    steps make, in a line.
+    """The configuration with the steps that num_train_epochs asks for.
+
+    And in a line how many epochs its steps make.
 
     A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given
     too, goes before: TRL's rule.
