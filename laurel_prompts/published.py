@@ -34,22 +34,24 @@ def is_published(path: Path) -> bool:
     return (path / "prompts_and_summary.json").is_file()
 
 
-def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
-    """(the log, published figures by name) of one data set.
-
-    Training queries have the 6 training prompts, test queries 10 more, too.
-    """
+def _check(folder: Path, dataset: str) -> None:
+    """UsageError where the folder has no such data set, or none is named."""
     known = sorted(
         path.name.removeprefix("labels_llama2_").removesuffix(".npz")
         for path in folder.glob("labels_llama2_*.npz")
     )
     if dataset not in known:
         fix = nearest(dataset, known) if dataset else f"Name one: --dataset {'|'.join(known)}."
-        raise UsageError(
-            f"no data set `{dataset}` in this folder." if dataset else "which data set?",
-            where="--dataset",
-            fix=fix,
-        )
+        what = f"no data set `{dataset}` in this folder." if dataset else "which data set?"
+        raise UsageError(what, where="--dataset", fix=fix)
+
+
+def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
+    """(the log, published figures by name) of one data set.
+
+    Training queries have the 6 training prompts, test queries 10 more, too.
+    """
+    _check(folder, dataset)
     prompts = json.loads((folder / "prompts_and_summary.json").read_text(encoding="utf-8"))
     labels = np.load(folder / f"labels_llama2_{dataset}.npz")
     rows = list(_lines(folder / f"questions_{dataset}.jsonl.gz"))
