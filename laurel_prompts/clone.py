@@ -91,6 +91,7 @@ def read_clone(
     return log, features
 
 
+NO_RESULTS = "no prompt of the training queries has its results here."
 NO_TEXTS = (
     "a clone has no texts of its questions: they go by number, and by the authors' embeddings"
 )
@@ -147,29 +148,31 @@ def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, 
     late = {name: values for name, values in logged.items() if name not in TRIED}
     early = {name: values for name, values in logged.items() if name in TRIED}
     if not early:
-        raise UsageError(
-            "no prompt of the training queries has its results here.",
-            where=str(folder),
-            fix=f"Such as llama_{dataset}_corr_nan.txt.",
-        )
-    count = max(map(len, early.values()))
-    if test:
-        first = count
-    elif late:
-        first = count - max(map(len, late.values()))
-    else:
-        first = TRAINED.get(dataset, count)
+        fix = f"Such as llama_{dataset}_corr_nan.txt."
+        raise UsageError(NO_RESULTS, where=str(folder), fix=fix)
+    count = _longest(early)
+    first = count if test else TRAINED.get(dataset, count)
+    if late and not test:
+        first = count - _longest(late)
     rows = first + max(map(len, [*test.values(), *late.values()]), default=count - first)
     names = [name for name in aliases if name in logged or name in test]
     right_SP = np.full((rows, len(names)), np.nan)
-    for p, name in enumerate(names):
-        for start, results in ((0, early), (first, test), (first, late)):
-            values = results.get(name, np.zeros(0))
-            if start + len(values) > rows:
-                what = f"{len(values)} results of prompt `{name}` for {rows - start} queries."
-                raise UsageError(what, where=str(folder))
-            right_SP[start : start + len(values), p] = values
+    for start, results in ((0, early), (first, test), (first, late)):
+        for name, values in results.items():
+            _fill(right_SP[start:, names.index(name)], values, name, folder)
     return right_SP, first, names
+
+
+def _longest(results: dict[str, np.ndarray]) -> int:
+    return max(map(len, results.values()))
+
+
+def _fill(right_S: np.ndarray, values: np.ndarray, name: str, folder: Path) -> None:
+    """Write a prompt's results into the beginning of its queries; UsageError for too many."""
+    if len(values) > len(right_S):
+        what = f"{len(values)} results of prompt `{name}` for {len(right_S)} queries."
+        raise UsageError(what, where=str(folder))
+    right_S[: len(values)] = values
 
 
 def _results(folder: Path, pattern: str, names: list[str]) -> dict[str, np.ndarray]:

@@ -378,37 +378,53 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
     names: dict[str, int] = {called: p for p, called in enumerate(table)}
     by_text = {text: called for called, text in table.items()}
     places: dict[tuple[Any, ...], int] = {}
-    queries: list[str] = []
-    test: list[bool] = []
+    first: list[dict[str, Any]] = []  # the first row of each query
     cells: list[tuple[int, int]] = []
     for row in rows:
         s = places.setdefault(_key(row), len(places))
-        if s == len(queries):
-            queries.append(row["query"])
-            test.append(row.get("split") == "test")
+        if s == len(first):
+            first.append(row)
         called = row["prompt"] if row["prompt"] in names or not table else by_text[row["prompt"]]
         cells.append((s, names.setdefault(called, len(names))))
-    shape = len(queries), len(names)
-    optional = {
-        f"{column}_SP": _filled(rows, column, cells, shape)
-        for column in ("cost", "propensity", "confidence")
-        if any(row.get(column) is not None for row in rows)
-    }
+    queries, shape = [row["query"] for row in first], (len(first), len(names))
+    texts = [table.get(called, called) for called in names]
     return Log(
         name=name,
         queries=tuple(queries),
         names=tuple(names),
-        prompts=tuple(table.get(called, called) for called in names),
+        prompts=tuple(texts),
         reward_SP=_filled(rows, "reward", cells, shape),
-        test_S=np.array(test),
+        test_S=_in_test(first),
         question_S=questions(queries),
-        responses={
-            cell: row["response"]
-            for cell, row in zip(cells, rows, strict=True)
-            if row.get("response") is not None
-        },
-        **optional,
+        responses=_responses(rows, cells),
+        **_optional(rows, cells, shape),
     )
+
+
+def _in_test(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([row.get("split") == "test" for row in rows])
+
+
+def _optional(
+    rows: list[dict[str, Any]], cells: list[tuple[int, int]], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """The tables of a log that not every log has, by their name in `Log`."""
+    return {
+        f"{column}_SP": _filled(rows, column, cells, shape)
+        for column in ("cost", "propensity", "confidence")
+        if any(row.get(column) is not None for row in rows)
+    }
+
+
+def _responses(
+    rows: list[dict[str, Any]], cells: list[tuple[int, int]]
+) -> dict[tuple[int, int], str]:
+    """cell -> the answer of its row, where it has one."""
+    return {
+        cell: row["response"]
+        for cell, row in zip(cells, rows, strict=True)
+        if row.get("response") is not None
+    }
 
 
 def _filled(

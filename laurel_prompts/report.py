@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
 from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
 from laurel_prompts.models import Rates
 from laurel_prompts.picking import rates
-from laurel_prompts.predictor import leaving
+from laurel_prompts.predictor import Predictor, leaving
 from laurel_prompts.verifier import Verifier, verify
 from laurel_prompts.worth import (
     auc,
@@ -37,6 +38,9 @@ READING = (
     " single draws is too high, for luck counts (and the regret to it, too); one that learns on"
     " half of a question's draws and is valued on the others is too low."
 )
+PUBLISHED = {"hindsight": "best train prompt", "chosen": "IRL 0"}
+"""A way to choose: the name of its published figure."""
+
 OWN, QUESTIONS, STORIES = "its own split", "questions held out", "stories held out"
 SHOWN = 8
 """Models of the cross-validation that are listed."""
@@ -86,18 +90,13 @@ def report(
     published = published or {}
     splits = _splits(log, seed)
     tables, notes, data, charts = coverage(log), [], dict[str, Any](), list[Chart]()
+    learn = partial(fit, features=features, seed=seed, cache=cache, say=say)
+    everywhere = partial(gain_everywhere, features=features, seed=seed, cache=cache)
     for name, split in splits:
         say(f"split: {name}")
-        part = judged(
-            name,
-            split,
-            published if name == OWN else {},
-            features,
-            seed,
-            cache,
-            say,
-            last=name == splits[-1][0],
-        )
+        last = name == splits[-1][0]
+        own = published if name == OWN else {}
+        part = judged(name, split, own, learn, everywhere if last else None, seed)
         tables, notes, data = tables + part.tables, notes + part.notes, {**data, name: part.data}
         charts += [part.chart] if part.chart else []
     return Exhibit(
@@ -148,55 +147,59 @@ def judged(
     name: str,
     log: Log,
     published: Mapping[str, float],
-    features: str,
+    learn: Callable[[Log], Fit],
+    everywhere: Callable[[Log], Interval | None] | None,
     seed: int,
-    cache: Path | None,
-    say: Callable[[str], None],
-    *,
-    last: bool,
 ) -> Judged:
-    """Fit on the training rows of one split, and value on its test rows.
+    """Learn from the training rows of one split, and value on its test rows.
 
-    On the last, strictest one out of fold on all rows, too.
+    everywhere: on the last, strictest split the gain out of fold on all rows, too.
     """
-    found = fit(log, features=features, seed=seed, cache=cache, say=say)
-    predictor = found.predictor
+    found = learn(log)
+    predictor, test = found.predictor, log.rows(log.test_S)
     seen = [p for p, text in enumerate(log.prompts) if text in predictor.prompts]
-    test = log.rows(log.test_S)
-    x_SD = predictor.features(test.queries)
-    everything = predictor.scores(x_SD, dict(zip(log.names, log.prompts, strict=True)))
+    everything = _predicted(predictor, test)
     rows = _choices(log, test, found, seen, everything, published)
-    if last:
-        gained = gain_everywhere(log, features=features, seed=seed, cache=cache)
-        rows["everywhere"] = Row(
-            f"with a margin, out of fold: all {len(log.queries):,} queries", None, gained
-        )
+    if everywhere is not None:
+        what = f"with a margin, out of fold: all {len(log.queries):,} queries"
+        rows["everywhere"] = Row(what, None, everywhere(log))
     verifier = verify(test, seed=seed)
     if verifier is not None and verifier.value is not None:
         rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
     models = _rewards(name, log, test, seen, everything, verifier, published)
-    inside = test.columns(seen)
-    valued = len(inside.queries)
-    if test.propensity_SP is None:
-        valued = int(np.all(inside.logged_SP, axis=1).sum())
-    tables = [_values(name, valued, rows, bool(published)), models, _cross_validation(name, found)]
-    if test.propensity_SP is not None and not test.logged_SP.all():
-        title = f"{name}: off-policy estimates"
-        predicted, margin = everything[:, seen], predictor.margin
-        tables.insert(1, _estimates(title, inside, margin, predicted, predictor.rate_P))
-    lines = [*_valued_note(valued, len(inside.queries)), *_verdicts(rows, found, bool(leaked(log)))]
-    return Judged(
-        tables,
-        [f"{name}: {line}" for line in lines],
-        _calibration(name, inside.reward_SP, everything[:, seen]),
-        _figures(rows, found, leaked(log), models),
-    )
+    tables = [
+        _values(name, test.columns(seen), rows, bool(published)),
+        *_estimates(name, test, seen, everything, predictor),
+        models,
+        _cross_validation(name, found),
+    ]
+    notes = _notes(name, test.columns(seen), rows, found, leaked(log))
+    chart = _calibration(name, test.reward_SP[:, seen], everything[:, seen])
+    return Judged(tables, notes, chart, _figures(rows, found, leaked(log), models))
 
 
-def _values(name: str, valued: int, rows: dict[str, Row], published: bool) -> Table:
+def _predicted(predictor: Predictor, test: Log) -> np.ndarray:
+    """r(q, p) of every prompt of a log, [S, P]."""
+    x_SD = predictor.features(test.queries)
+    return predictor.scores(x_SD, dict(zip(test.names, test.prompts, strict=True)))
+
+
+def _notes(name: str, test: Log, rows: dict[str, Row], found: Fit, leaks: int) -> list[str]:
+    lines = _valued_note(test) + _verdicts(rows, found, leaks > 0)
+    return [f"{name}: {line}" for line in lines]
+
+
+def _valued(test: Log) -> int:
+    """On how many queries a choice can be valued: all with propensities, else those tried whole."""
+    if test.propensity_SP is not None:
+        return len(test.queries)
+    return int(np.all(test.logged_SP, axis=1).sum())
+
+
+def _values(name: str, test: Log, rows: dict[str, Row], published: bool) -> Table:
     columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
     cells = tuple(row.cells()[: len(columns)] for row in rows.values())
-    return Table(f"{name}: value on {valued:,} held-out queries", columns, cells)
+    return Table(f"{name}: value on {_valued(test):,} held-out queries", columns, cells)
 
 
 def _cross_validation(name: str, found: Fit) -> Table:
@@ -209,9 +212,10 @@ def _cross_validation(name: str, found: Fit) -> Table:
     )
 
 
-def _valued_note(valued: int, queries: int) -> list[str]:
+def _valued_note(test: Log) -> list[str]:
     """Which queries the values are of, where it is not all of them."""
-    if valued == queries:
+    valued = _valued(test)
+    if valued == len(test.queries):
         return []
     if valued:
         return [
@@ -275,40 +279,33 @@ def _choices(
     inside, own = test.columns(seen), predicted[:, seen]
     default = predictor.default()
     always = np.full(len(inside.queries), default)
-
-    def row(what: str, choice_S: np.ndarray, figure: float | None = None) -> Row:
-        return Row(
-            what, value_of(inside, choice_S, own), value_of(inside, choice_S, own, always), figure
-        )
-
-    rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
     hindsight = int(np.argmax(rates(inside)))
-    rows["hindsight"] = row(
-        f"in hindsight: {inside.names[hindsight]}",
-        np.full(len(always), hindsight),
-        published.get("best train prompt"),
-    )
-    rows["chosen"] = row("chosen per query", own.argmax(1), published.get("IRL 0"))
-    rows["abstaining"] = row("chosen with a margin", leaving(own, default, predictor.margin))
+    choices = {
+        "hindsight": (f"in hindsight: {inside.names[hindsight]}", np.full_like(always, hindsight)),
+        "chosen": ("chosen per query", own.argmax(1)),
+        "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
+    }
+    rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
+    for key, (what, choice_S) in choices.items():
+        value = value_of(inside, choice_S, own)
+        gain = value_of(inside, choice_S, own, always)
+        rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))
     whole = np.all(test.logged_SP, axis=1)
     if len(seen) < len(log.names) and whole.any():
         rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
-    confidence_SP = None if test.confidence_SP is None else test.confidence_SP[:, seen]
-    rows |= _confidence_rows(inside, confidence_SP, own, always, published)
-    if inside.logged_SP.all():
-        rows |= _oracle_rows(inside, own)
-    return rows
+    rows |= _confidence_rows(inside, own, always, published)
+    return rows | _oracle_rows(inside, own)
 
 
 def _confidence_rows(
     inside: Log,
-    confidence_SP: np.ndarray | None,
     predicted_SP: np.ndarray,
     default_S: np.ndarray,
     published: Mapping[str, float],
 ) -> dict[str, Row]:
     """The choice of the language model's own confidence."""
     what, key = "the model's own confidence", "LLM confidence"
+    confidence_SP = inside.confidence_SP
     if confidence_SP is None:
         missing = Row(f"{what} (not logged)", None, None, published.get(key))
         return {"confidence": missing} if key in published else {}
@@ -323,7 +320,9 @@ def _confidence_rows(
 
 
 def _oracle_rows(inside: Log, predicted_SP: np.ndarray) -> dict[str, Row]:
-    """What the best choice in hindsight is worth, where every prompt was tried."""
+    """What the best choice in hindsight is worth; nothing unless every prompt was tried."""
+    if not inside.logged_SP.all():
+        return {}
     reward_SP, question_S = inside.reward_SP, inside.question_S
     best = value_of(inside, reward_SP.argmax(1), predicted_SP)
     lost = regret(reward_SP, one_hot(predicted_SP.argmax(1), reward_SP.shape[1]), question_S)
@@ -431,35 +430,47 @@ def _model_figures(predicted: np.ndarray, right: np.ndarray, rate: np.ndarray) -
 
 
 def _estimates(
-    title: str, test: Log, margin: float, predicted: np.ndarray, rate_P: np.ndarray
-) -> Table:
-    """The three estimators for the choice and for the default, side by side."""
-    assert test.propensity_SP is not None
-    default = int(np.argmax(rate_P))
+    name: str, test: Log, seen: list[int], everything: np.ndarray, predictor: Predictor
+) -> list[Table]:
+    """The three estimators for the choice and for the default; nothing without propensities."""
+    if test.propensity_SP is None or test.logged_SP.all():
+        return []
+    test, predicted = test.columns(seen), everything[:, seen]
+    default = int(np.argmax(predictor.rate_P))
     rows = []
     for what, choice in (
         ("the default", np.full(len(predicted), default)),
         ("chosen per query", predicted.argmax(1)),
-        ("chosen with a margin", leaving(predicted, default, margin)),
+        ("chosen with a margin", leaving(predicted, default, predictor.margin)),
     ):
         policy = one_hot(choice, len(test.names))
         given = (test.reward_SP, test.propensity_SP, policy)
-        met = policy[
-            test.logged_SP
-        ].any()  # else the log says nothing of this choice: IPS is 0, and SNIPS is not to be had
+        # where the choice was never logged, IPS is 0 and SNIPS is undefined
+        met = policy[test.logged_SP].any()
         estimates = (
             inverse_propensity(*given, test.question_S),
             self_normalised(*given, test.question_S) if met else None,
             doubly_robust(*given, predicted, test.question_S),
         )
         rows.append((what, *(_cell(estimate, ".3f") for estimate in estimates)))
-    return Table(
-        title, ("choice", "inverse propensity", "self-normalised", "doubly robust"), tuple(rows)
-    )
+    columns = ("choice", "inverse propensity", "self-normalised", "doubly robust")
+    return [Table(f"{name}: off-policy estimates", columns, tuple(rows))]
 
 
 def _verdicts(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     """The verdicts in words."""
+    lines = _gain_verdicts(rows, leak)
+    if np.isinf(found.predictor.margin):
+        lines.append(
+            "no margin's gain was credible in cross-validation, so with a margin the default prompt"
+            " is always sent."
+        )
+    if (adding := rows.get("adding")) is not None and adding.gain is not None:
+        lines += _adding_verdicts(adding.gain, found)
+    return lines
+
+
+def _gain_verdicts(rows: dict[str, Row], leak: bool) -> list[str]:
     lines = []
     for key, what in (
         ("chosen", "choosing a prompt per query"),
@@ -469,35 +480,26 @@ def _verdicts(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     ):
         gained = rows[key].gain if key in rows else None
         if gained is not None:
-            said = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
-            lines.append(f"{what} over the default {_signed(gained)}: {said}.")
-    if np.isinf(found.predictor.margin):
-        lines.append(
-            "no margin's gain was credible in cross-validation, so with a margin the default prompt"
-            " is always sent."
-        )
-    if (adding := rows.get("adding")) is not None and adding.gain is not None:
-        change = adding.gain
-        word = (
-            "lowers the value"
-            if change.value < 0
-            else "raises the value"
-            if change.value > 0
-            else "changes nothing"
-        )
-        sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
-        lines.append(f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.")
-        allowed = "may" if found.predictor.unseen else "would not"
-        left = (
-            ""
-            if found.unseen is None
-            else (
-                " With each training prompt left out in turn, adding it back"
-                f" {_signed(found.unseen)}."
-            )
-        )
-        lines.append(f"a saved predictor {allowed} send unseen prompts.{left}")
+            words = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
+            lines.append(f"{what} over the default {_signed(gained)}: {words}.")
     return lines
+
+
+def _adding_verdicts(change: Interval, found: Fit) -> list[str]:
+    """Of prompts that training did not use: what adding them changed, and whether they are sent."""
+    word = "changes nothing"
+    if change.value:
+        word = "lowers the value" if change.value < 0 else "raises the value"
+    sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
+    allowed = "may" if found.predictor.unseen else "would not"
+    left = ""
+    if found.unseen is not None:
+        back = _signed(found.unseen)
+        left = f" With each training prompt left out in turn, adding it back {back}."
+    return [
+        f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.",
+        f"a saved predictor {allowed} send unseen prompts.{left}",
+    ]
 
 
 def _signed(interval: Interval) -> str:

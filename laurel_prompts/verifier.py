@@ -50,7 +50,8 @@ def verify(log: Log, *, seed: int = 0) -> Verifier | None:
         return None
     answers = [log.responses[cell] for cell in cells]
     # directions are found without any label
-    x = np.hstack([_directions(answers, 32, seed), _directions(log.queries, 16, seed)[s]])
+    x_answers, x_queries = _directions(answers, 32, seed), _directions(log.queries, 16, seed)
+    x = np.hstack([x_answers, x_queries[s]])
     score = _out_of_fold(x, right, folds(log.question_S, seed=seed)[s])
     score_SP = np.full(log.reward_SP.shape, np.nan)
     score_SP[s, p] = score
@@ -67,9 +68,11 @@ def _directions(texts: Sequence[str], count: int, seed: int) -> np.ndarray:
 
 def _out_of_fold(x: np.ndarray, right: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """The chance that each answer is right, by a model of the other folds."""
-    score, no_prompt = np.empty(len(x)), np.zeros((1, 0))
+    no_prompt = np.zeros((1, 0))
+    score = np.empty(len(x))
     for k in range(5):
-        inside, outside = fold != k, fold == k
+        inside = fold != k
+        outside = ~inside
         model = Logistic("features", shared=30.0).fit(x[inside], no_prompt, right[inside, None])
         score[outside] = model.predict(x[outside], no_prompt, np.array([0]))[:, 0]
     return score
