@@ -387,18 +387,22 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
         called = row["prompt"] if row["prompt"] in names or not table else by_text[row["prompt"]]
         cells.append((s, names.setdefault(called, len(names))))
     queries, shape = [row["query"] for row in first], (len(first), len(names))
-    texts = [table.get(called, called) for called in names]
     return Log(
         name=name,
         queries=tuple(queries),
         names=tuple(names),
-        prompts=tuple(texts),
+        prompts=_texts(names, table),
         reward_SP=_filled(rows, "reward", cells, shape),
         test_S=_in_test(first),
         question_S=questions(queries),
         responses=_responses(rows, cells),
         **_optional(rows, cells, shape),
     )
+
+
+def _texts(names: Iterable[str], table: dict[str, str]) -> tuple[str, ...]:
+    """The text of each prompt; one that is in no table is its own name."""
+    return tuple(table.get(name, name) for name in names)
 
 
 def _in_test(rows: list[dict[str, Any]]) -> np.ndarray:

@@ -164,8 +164,7 @@ def judged(
         what = f"with a margin, out of fold: all {len(log.queries):,} queries"
         rows["everywhere"] = Row(what, None, everywhere(log))
     verifier = verify(test, seed=seed)
-    if verifier is not None and verifier.value is not None:
-        rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
+    rows |= _verifier_row(test, verifier)
     models = _rewards(name, log, test, seen, everything, verifier, published)
     tables = [
         _values(name, test.columns(seen), rows, bool(published)),
@@ -176,6 +175,13 @@ def judged(
     notes = _notes(name, test.columns(seen), rows, found, leaked(log))
     chart = _calibration(name, test.reward_SP[:, seen], everything[:, seen])
     return Judged(tables, notes, chart, _figures(rows, found, leaked(log), models))
+
+
+def _verifier_row(test: Log, verifier: Verifier | None) -> dict[str, Row]:
+    if verifier is None or verifier.value is None:
+        return {}
+    what = f"best of {len(test.names)} answers by r(q, a)"
+    return {"verifier": Row(what, verifier.value)}
 
 
 def _predicted(predictor: Predictor, test: Log) -> np.ndarray:
@@ -279,22 +285,28 @@ def _choices(
     inside, own = test.columns(seen), predicted[:, seen]
     default = predictor.default()
     always = np.full(len(inside.queries), default)
-    hindsight = int(np.argmax(rates(inside)))
+    best = int(np.argmax(rates(inside)))
     choices = {
-        "hindsight": (f"in hindsight: {inside.names[hindsight]}", np.full_like(always, hindsight)),
+        "hindsight": (f"in hindsight: {inside.names[best]}", np.full_like(always, best)),
         "chosen": ("chosen per query", own.argmax(1)),
         "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
     }
     rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
     for key, (what, choice_S) in choices.items():
-        value = value_of(inside, choice_S, own)
-        gain = value_of(inside, choice_S, own, always)
+        value, gain = _value_and_gain(inside, choice_S, own, always)
         rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))
     whole = np.all(test.logged_SP, axis=1)
     if len(seen) < len(log.names) and whole.any():
         rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
     rows |= _confidence_rows(inside, own, always, published)
     return rows | _oracle_rows(inside, own)
+
+
+def _value_and_gain(
+    test: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, default_S: np.ndarray
+) -> tuple[Interval | None, Interval | None]:
+    value = value_of(test, choice_S, predicted_SP)
+    return value, value_of(test, choice_S, predicted_SP, default_S)
 
 
 def _confidence_rows(
@@ -314,8 +326,7 @@ def _confidence_rows(
     if not known_S.any():
         return {}
     part, chosen = inside.rows(known_S), confidence_SP[known_S].argmax(1)
-    value = value_of(part, chosen, predicted_SP[known_S])
-    gain = value_of(part, chosen, predicted_SP[known_S], default_S[known_S])
+    value, gain = _value_and_gain(part, chosen, predicted_SP[known_S], default_S[known_S])
     return {"confidence": Row(what, value, gain, published.get(key))}
 
 
