@@ -10,8 +10,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.protocols import Train
 from laurel.core.result import Abstain, Failed, Result, Score
 from laurel.core.sample import Batch, Group, Key, Message, Sample
-
-__version__ = "0.1.0"
+from laurel.core.version import __version__ as __version__
 
 __all__ = [
     "Abstain",

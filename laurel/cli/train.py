@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig, advice
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig, suggestion
 from laurel.core.errors import UsageError, nearest
-from laurel.core.trl import Ask
+from laurel.core.trl import Request
 
 PORT = "FILE"
 FROM_TRL = (
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
         return resolve(check_algorithm(args.algorithm), config)
 
     if args.from_trl is not None:
-        from laurel.cli.port import port
+        from laurel.cli.from_trl import port_config
 
-        config = port(args, asked(check_algorithm(args.algorithm)))
+        config = port_config(args, asked(check_algorithm(args.algorithm)))
         if args.print_config:
             print(as_yaml(resolved(config)), end="")
             return 0
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(algorithm: str | None) -> Ask:
+def asked(algorithm: str | None) -> Request:
     """Who asks: the algorithm that is named, with the defaults of its options, which are looked up
     only where they are needed.
     """
@@ -84,12 +84,12 @@ def asked(algorithm: str | None) -> Ask:
 
         return applying(check_algorithm(algorithm))
 
-    return Ask(algorithm or "", own=own)
+    return Request(algorithm or "", own=own)
 
 
 def advise(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
-    return advice(name, TrainConfig, asked(args.algorithm)).replace(
+    return suggestion(name, TrainConfig, asked(args.algorithm)).replace(
         "Did you mean `", "Did you mean `--"
     )
 

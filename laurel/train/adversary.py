@@ -6,32 +6,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from laurel.core.metrics import Sums
 from laurel.core.result import Abstain, Score
 from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
+from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import imitation, sides
-from laurel.rollout.given import as_sample
+from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
-
-if TYPE_CHECKING:
-    from laurel.core.metrics import Sums
-    from laurel.data.source import Row
-    from laurel.train.setup import Setup
+from laurel.rollout.source import POLICY
+from laurel.train.session import Session
 
 
 @torch.no_grad()
-def judged(setup: Setup, groups: list[Group]) -> list[Group]:
+def judged(session: Session, groups: list[Group]) -> list[Group]:
     """The groups scored by the discriminator as it is now."""
     if not groups:
         return []
-    companion: Any = setup.companion
-    pays, said = setup.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
-    for micro in pack(groups).split(setup.config.token_budget, packed=setup.packs):
-        logit_N = companion.logits(micro.to(setup.policy.device)).cpu()
+    pays, said = session.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
+    for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
+        outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
         said.update(
             zip(
@@ -55,12 +54,12 @@ def judged(setup: Setup, groups: list[Group]) -> list[Group]:
 
 
 def with_demonstrations(
-    setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums
+    session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
 ) -> list[Group]:
     """Each group with its row's demonstration as one more sample. `demonstrations/clipped_ratio`:
     how many were cut at the limit.
     """
-    shown = [demonstration(setup, group) for group in groups]
+    shown = [demonstration(session, group) for group in groups]
     sums.add(
         "demonstrations/clipped_ratio",
         sum(sample.finish == "length" for sample in shown),
@@ -69,14 +68,14 @@ def with_demonstrations(
     return [appended(group, sample) for group, sample in zip(groups, shown, strict=True)]
 
 
-def demonstration(setup: Setup, group: Group) -> Sample:
+def demonstration(session: Session, group: Group) -> Sample:
     """The row's completion as the sampler would have left it: behind the same prompt ids, ended by
     the same strings and the same limit.
 
     Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
     find before it finds anything of use.
     """
-    like, tokenizer = group.samples[0], setup.policy.tokenizer
+    like, tokenizer = group.samples[0], session.policy.tokenizer
     shown = as_sample(
         encode_supervised(tokenizer, group.row),
         replace(like.key, sample=len(group.samples), version=NOBODY),
@@ -85,7 +84,7 @@ def demonstration(setup: Setup, group: Group) -> Sample:
         : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
     ]  # templates write a line end behind it
     end, finish = ending(
-        tokenizer, said, setup.config.stop or (), setup.config.max_completion_length or 0
+        tokenizer, said, session.config.stop or (), session.config.max_completion_length or 0
     )
     text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
@@ -126,7 +125,7 @@ def appended(group: Group, shown: Sample) -> Group:
     )
 
 
-def told_apart(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
     `target_NT`.
     """
@@ -134,3 +133,21 @@ def told_apart(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     return batch.replace(
         target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
     )
+
+
+ADVERSARIAL = POLICY.without(
+    "rewards",
+    "reward_weights",
+    "reward_timeout",
+    "max_failed_fraction",
+    "dynamic_sampling",
+    "max_resamples",
+    "env",
+    "max_turns",
+    name="demonstrated prompts",
+    needs="imitation",
+    judge=judged,
+    revise=with_demonstrations,
+    verifiable=True,
+)
+"""x ~ policy on prompts with a demonstration, scored by the discriminator, which sees both."""

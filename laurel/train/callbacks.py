@@ -5,19 +5,16 @@ its own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from laurel.core.bound_objects import qualified_name
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.given import name_of
+from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import parallel
-
-if TYPE_CHECKING:
-    from laurel.core.metrics import Sums
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 METHODS = {
     "on_step": "step, metrics",
@@ -32,24 +29,6 @@ class CallbackFailed(LaurelError):
     """A callback or a metric of the user's own raised, or said what means nothing."""
 
 
-@dataclass(frozen=True)
-class Watching:
-    """Who watches a run: objects with any of on_step, on_evaluation, on_checkpoint; a function of
-    the evaluation's groups; notes.
-    """
-
-    callbacks: tuple[Any, ...] = ()
-    compute_metrics: Callable[[list[Group]], Mapping[str, float]] | None = None
-    notes: tuple[str, ...] = ()
-
-    def names(self) -> dict[str, Any]:
-        """For run.json: which objects watched."""
-        found = {"callbacks": [name_of(one) for one in self.callbacks]} if self.callbacks else {}
-        return found | (
-            {"compute_metrics": name_of(self.compute_metrics)} if self.compute_metrics else {}
-        )
-
-
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     """The callbacks as a tuple. One that would never be called, or could not be, is a UsageError
     before anything is loaded.
@@ -62,7 +41,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
         else ()
     )
     for one in every:
-        where = f"callbacks: {name_of(one)}"
+        where = f"callbacks: {qualified_name(one)}"
         if isinstance(one, type):
             raise UsageError(
                 "this is a class.", where=where, fix=f"Give an object of it: {one.__name__}()."
@@ -86,18 +65,18 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     return every
 
 
-def tell(setup: Setup, method: str, step: int, what: Any) -> str:
+def tell(session: Session, method: str, step: int, what: Any) -> str:
     """Call that method of every callback, in the first process; the name of the first that asks for
     the end of the run, or "".
 
     A callback asks by returning True or "stop". CallbackFailed, in all processes, where one raises.
     """
     asked, broken, cause = "", "", None
-    for one in setup.watching.callbacks if parallel.rank() == 0 else ():
+    for one in session.observers.callbacks if parallel.rank() == 0 else ():
         function = getattr(one, method, None)
         if function is None:
             continue
-        name = f"{name_of(one)}.{method}"
+        name = f"{qualified_name(one)}.{method}"
         try:
             answer = function(step, dict(what) if isinstance(what, Mapping) else what)
         except Exception as error:
@@ -116,20 +95,20 @@ def tell(setup: Setup, method: str, step: int, what: Any) -> str:
     return asked
 
 
-def heard(setup: Setup, step: int, means: Mapping[str, float], evaluated: bool) -> bool:
+def heard(session: Session, step: int, means: Mapping[str, float], evaluated: bool) -> bool:
     """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the
     end; the run then says who.
     """
-    asked = tell(setup, "on_step", step, means)
+    asked = tell(session, "on_step", step, means)
     if evaluated:
         measured = {name: value for name, value in means.items() if name.startswith("eval/")}
-        asked = tell(setup, "on_evaluation", step, measured) or asked
+        asked = tell(session, "on_evaluation", step, measured) or asked
     if asked:
-        setup.asked.append(
+        session.end_notes.append(
             f"stopped at step {step}, as callback `{asked}` asked: everything is saved"
         )
         if parallel.rank() == 0:
-            setup.run.note({"stopped": {"step": step, "by": asked}})
+            session.run.note({"stopped": {"step": step, "by": asked}})
     return bool(asked)
 
 
@@ -142,11 +121,11 @@ def stops(answer: Any) -> bool | None:
     return bool(answer) if type(answer).__name__ == "bool" else None  # numpy's
 
 
-def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> None:
+def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
     """The metrics of compute_metrics over the evaluated groups of all processes, each under
     `eval/`.
     """
-    function = setup.watching.compute_metrics
+    function = session.observers.compute_metrics
     if function is None:
         return
     every = [group for part in parallel.gather(list(groups)) for group in part]
@@ -155,10 +134,8 @@ def add_own(setup: Setup, groups: Sequence[Group], step: int, sums: Sums) -> Non
         try:
             found = own_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
-            broken, cause = (
-                f"compute_metrics `{name_of(function)}` failed: {type(error).__name__}: {error}",
-                error,
-            )
+            name, cause = qualified_name(function), error
+            broken = f"compute_metrics `{name}` failed: {type(error).__name__}: {error}"
     broken = parallel.gather(broken)[0]
     if broken:
         raise CallbackFailed(

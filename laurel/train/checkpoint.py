@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
+from laurel.train.session import State
 
 Parameters = dict[str, torch.nn.Parameter]
 OURS = ("weight_decay", "betas", "eps")
 """Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint
 was written.
 """
-
-
-@dataclass
-class State:
-    """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample,
-    step): there is no generator to save.
-
-    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running
-    baseline. beta: the coefficient of KL
-    where it is steered. moments: count, mean and sum of squares of all rewards so far.
-    reference: the hash of the frozen reference ("" without one). best, best_step, waited: the best
-    value of metric_for_best_model, the step that had it, and the evaluations since.
-    """
-
-    step: int = 0
-    cursor: int = 0
-    running_mean: float = 0.0
-    reference: str = ""
-    beta: float = 0.0
-    moments: tuple[int, float, float] = (0, 0.0, 0.0)
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0
 
 
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
@@ -58,7 +36,7 @@ def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
     @wraps(save)
     def saved(folder: Path, *what: object, **options: object) -> Path:
         try:
-            with writing(folder):
+            with disk_errors(folder):
                 return save(folder, *what, **options)
         except BaseException:
             for half in folder.glob(".step-*.tmp"):

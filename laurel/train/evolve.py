@@ -7,26 +7,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group
-from laurel.model.sampler import sample_seed
+from laurel.core.sample import Group, sample_seed
 from laurel.rollout.pack import reward_matrix
-from laurel.train import checks, parallel
+from laurel.train import parallel
 from laurel.train.optimizer import learning_rate
-
-if TYPE_CHECKING:
-    from laurel.train.checkpoint import State
-    from laurel.train.setup import Setup
+from laurel.train.record import check_scored
+from laurel.train.session import Session, State
 
 
 @torch.no_grad()
 def evolve(
-    setup: Setup, state: State, answer: Callable[[], list[Group]], sums: Sums
+    session: Session, state: State, answer: Callable[[], list[Group]], sums: Sums
 ) -> list[tuple[int, float, list[Group]]]:
     """One step without back-propagation: theta += learning_rate * search_gradient(weights of the
     members).
@@ -37,12 +33,12 @@ def evolve(
     which no reward judged one member says nothing, and is left out, as from a smaller population.
     Returns this process's members: number, weight, groups.
     """
-    config, parameters = setup.config, list(setup.policy.trainable().values())
+    config, parameters = session.config, list(session.policy.trainable().values())
     mine: dict[int, list[Group]] = {}
     for member in range(parallel.rank(), config.population, parallel.world_size()):
         with perturbed(parameters, config.seed, state.step, member, config.sigma):
             mine[member] = answer()
-    checks.judged(setup, [group for groups in mine.values() for group in groups])
+    check_scored(session, [group for groups in mine.values() for group in groups])
     found = {
         member: reward
         for part in parallel.gather(mean_rewards(mine))
@@ -53,12 +49,14 @@ def evolve(
     )
     pairs = (~every_M.view(-1, 2).isnan().any(1)).nonzero()[:, 0].tolist()
     reward_M = every_M.view(-1, 2)[pairs].flatten()
-    weight_M = setup.row.weigh(reward_M, shape_returns=config.shape_returns) if pairs else reward_M
+    weight_M = (
+        session.row.weigh(reward_M, shape_returns=config.shape_returns) if pairs else reward_M
+    )
     moved = 0.0
-    with setup.clock("optimiser"):
+    with session.clock("optimiser"):
         for i, parameter in enumerate(parameters if pairs else ()):
             eps = partial(noise_of, pairs, config.seed, state.step, i, parameter)
-            move = learning_rate(state.step + 1, config) * setup.objective(weight_M, eps)
+            move = learning_rate(state.step + 1, config) * session.terms[0].objective(weight_M, eps)
             moved += float(move.double().square().sum())
             parameter.add_(move)
     state.step += 1

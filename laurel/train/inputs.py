@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.config import TrainConfig
-from laurel.core.given import given
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
 from laurel.data.source import Row
 from laurel.model.folders import base_of, is_adapter
 from laurel.model.policy import weights_hash
@@ -35,17 +35,19 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
     beside them; models by their files.
     """
     found = {
-        f"{option} {as_text(getattr(config, option))}": of_rows(read)
+        f"{option} {format_named_sets(getattr(config, option))}": of_rows(read)
         for option, read in rows.items()
         if read
     }
     for option in ("rewards", "env", "relabel"):
         value = getattr(config, option, None)
         for name in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-            words = of_object(given(name)) if given(name) is not None else of_code(name)
+            words = (
+                of_object(bound_object(name)) if bound_object(name) is not None else of_code(name)
+            )
             if words:
                 found[f"{option} {name}"] = words
-    if (model := given(config.model)) is not None:
+    if (model := bound_object(config.model)) is not None:
         found[f"model {config.model}"] = of_given(model, whole=config.use_peft)
     folders = [
         config.model,

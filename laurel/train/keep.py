@@ -4,32 +4,31 @@ it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.train import parallel
 from laurel.train.callbacks import tell
-from laurel.train.checkpoint import State, save_checkpoint
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.checkpoint import save_checkpoint
+from laurel.train.session import Session, State
 
 
-def save(setup: Setup, state: State, *, told: bool = True) -> None:
+def save(session: Session, state: State, *, told: bool = True) -> None:
     """A checkpoint of this moment (rank 0 writes; all hold the same weights), of which callbacks
     hear unless `told` is False.
     """
-    if setup.remembered is not None:
-        setup.remembered.save()
     if parallel.rank() == 0:
-        run, what = setup.run, (setup.policy.template, setup.moving(), setup.optimizer, state)
-        save_checkpoint(run.checkpoints, run.id, *what, keep=setup.config.save_total_limit)
-    if told and setup.watching.callbacks:
-        tell(setup, "on_checkpoint", state.step, setup.run.checkpoints / f"step-{state.step}")
+        if session.reference_cache is not None:
+            session.reference_cache.save()
+        run, what = (
+            session.run,
+            (session.policy.template, session.saved_parameters(), session.optimizer, state),
+        )
+        save_checkpoint(run.checkpoints, run.id, *what, keep=session.config.save_total_limit)
+    if told and session.observers.callbacks:
+        tell(session, "on_checkpoint", state.step, session.run.checkpoints / f"step-{state.step}")
 
 
-def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
+def rescued(session: Session, before: State, sums: Sums, error: Exception) -> Exception:
     """The error that ends the run in the middle of a step, saying what is saved of the steps before
     it.
 
@@ -40,7 +39,7 @@ def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Except
     if parallel.rank() or moved or not before.step:
         return error
     try:
-        save(setup, before, told=False)
+        save(session, before, told=False)
     except (OSError, LaurelError):  # a full disk, say: the first error is the one to tell
         return error
     told = f"The {before.step} steps before it are saved: --resume true goes on from there."

@@ -6,34 +6,29 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.fast.decode import obstacle, rounded
+from laurel.fast.inflight import memory_of
+from laurel.fast.kernels import elsewhere
+from laurel.fast.logprob import TILE, TILE_ON_GPU
+from laurel.fast.room import device_memory
+from laurel.fast.static import static_obstacle
 from laurel.model.chat import encode_prompt
-from laurel.model.compact import obstacle, rounded
-from laurel.model.inflight import memory_of
-from laurel.model.kernels import elsewhere
-from laurel.model.logprob import TILE, TILE_ON_GPU
 from laurel.model.narrow import held
-from laurel.model.room import device_memory
-from laurel.model.static import static_obstacle
 from laurel.model.turns import as_tools
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.checkpoint import State
-from laurel.train.draws import beside, drawn
 from laurel.train.kept import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
+from laurel.train.session import Session
 
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
-
-AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.rollout.sampler.sample` has it
 # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
 # their gradient
 TILES = 4
@@ -99,12 +94,12 @@ def foreseen(
     if reference is not None:
         there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
     if companion is not None:
-        there[row.beside] = weights_of(companion.model)
+        there[row.trained.auxiliary] = weights_of(companion.model)
     trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
-    if row.source == "parameters":
+    if row.source.population:
         parts |= {
             "moments": 0,
             "masters": 0,
@@ -184,7 +179,7 @@ def backward(
         "gradient of the head": 0,
     }
     tied = False
-    if not row.head:
+    if not row.trained.head:
         head = policy.causal.get_output_embeddings().weight
         vocabulary, width = head.shape
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
@@ -266,17 +261,17 @@ def fused_weights(policy: Any) -> int:
     return count * policy.dtype.itemsize
 
 
-def work_of(setup: Setup) -> Work:
+def work_of(session: Session) -> Work:
     """The largest pieces of the first step: prompts with the longest completion, or answers as they
     are.
     """
-    config, policy = setup.config, setup.policy
-    rows = drawn(setup, 0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
-    if setup.learns_from_data:
+    config, policy = session.config, session.policy
+    rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
+    if session.row.source.read is not None:
         how = {"train_on": config.train_on, "max_length": config.max_length}
-        others = beside(setup, State(cursor=config.prompts_per_step), rows)
-        groups = GIVEN[setup.row.source](policy, rows, run="", step=0, **how, **others)
-        return work_in(groups, config, setup)
+        others = session.partner_rows(rows, config.prompts_per_step)
+        groups = session.row.source.read(policy, rows, run="", step=0, **how, **others)
+        return work_in(groups, config, session)
     prompts = [
         encode_prompt(
             policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))
@@ -288,7 +283,7 @@ def work_of(setup: Setup) -> Work:
         config.num_generations or 1,
     )
     return work_in(
-        to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more
+        to_be_said(prompts, each, more), config, session, each, max(map(len, prompts)), more
     )
 
 
@@ -309,7 +304,7 @@ def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
 def work_in(
     groups: list[Group],
     config: Any,
-    setup: Any,
+    session: Any,
     each: int = 0,
     prompt: int = 0,
     completion: int = 0,
@@ -317,36 +312,36 @@ def work_in(
     """The micro-batch that computes most tokens, by the way that a step is divided."""
     batch = pack(groups)
     micros = list(
-        batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs)
+        batch.split(config.token_budget, whole_groups=session.by_comparison, packed=session.packs)
     )
-    micro = max(micros, key=lambda one: computed(one, packed=setup.packs))
+    micro = max(micros, key=lambda one: computed(one, packed=session.packs))
     return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
-def memory(setup: Setup) -> str:
+def memory(session: Session) -> str:
     """What is foreseen, as a line; more than the device has is an error that says how to need
     less.
     """
     found = foreseen(
-        setup.policy,
-        setup.reference,
-        setup.companion,
-        setup.config,
-        setup.row,
-        work_of(setup),
-        setup.policy.device.type,
+        session.policy,
+        session.reference,
+        session.companion,
+        session.config,
+        session.row,
+        work_of(session),
+        session.policy.device.type,
     )
     told = in_words(found)
-    on_gpu = setup.policy.device.type == "cuda"
-    now = torch.cuda.memory_allocated(setup.policy.device) if on_gpu else resident()
-    both = device_memory(setup.policy.device)
+    on_gpu = session.policy.device.type == "cuda"
+    now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident_bytes()
+    both = device_memory(session.policy.device)
     if both is not None and SURE * found.coming > both[0]:
         what = (
             f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and"
             f" {(now + both[0]) / 1e9:.1f} GB are there."
         )
         raise UsageError(
-            what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3])
+            what, where="memory", fix=" ".join(ways_out(session.config, session.row, found)[:3])
         )
     largest = (
         f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"
@@ -375,7 +370,7 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         ways.append(
             f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts."
         )
-    if many and not config.gradient_checkpointing and not row.head:
+    if many and not config.gradient_checkpointing and not row.trained.head:
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     if "keys and values" in fullest:
         ways.append(
@@ -387,15 +382,15 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         and found.parts.get("moments", 0) > sum(found.there.values()) / 4
     ):
         ways.append("Set optim to adamw_8bit: moments of 2 bytes a weight, not 8.")
-    if config.param_dtype != "bfloat16" and row.source != "parameters":
+    if config.param_dtype != "bfloat16" and not row.source.population:
         ways.append("Set param_dtype to bfloat16: half the memory of weights.")
     if not config.use_peft:
         ways.append("Set use_peft: adapters need hardly any gradients and optimiser state.")
     if (
         not many
         and not config.gradient_checkpointing
-        and not row.head
-        and row.source != "parameters"
+        and not row.trained.head
+        and not row.source.population
     ):
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     ways.append("Take a smaller model.")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import PREFIX, bind_objects, qualified_name
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config
 from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
-from laurel.core.given import PREFIX, giving, name_of
-from laurel.core.load import beside
+from laurel.core.load import resolve_paths
 from laurel.core.run import Run
-from laurel.data.objects import are_names, records_of
+from laurel.data.in_memory import are_names, records_of
 
 ALIASES = {"train_dataset": "dataset", "reward_funcs": "rewards", "processing_class": "tokenizer"}
 """What trainers of TRL call an argument: what it is called here."""
@@ -52,18 +52,20 @@ def train(
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
     values, objects = with_names(values)
-    from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
+    # from here on torch is needed
+    from laurel.train.callbacks import check_callbacks
     from laurel.train.loop import train as run_to_the_end
+    from laurel.train.session import Observers
 
-    watching = Watching(
+    observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
         tuple(said(objects, values.get("param_dtype"))),
     )
-    with giving(objects):
+    with bind_objects(objects):
         resolved = build_config(values, where="laurel.train")
-        with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
-            return run_to_the_end(algorithm, resolved, quiet=quiet, watching=watching)
+        with bind_objects(with_tokenizer(resolved.model, values, objects, tokenizer)):
+            return run_to_the_end(algorithm, resolved, quiet=quiet, observers=observers)
 
 
 def check_algorithm(name: Any) -> None:
@@ -112,7 +114,7 @@ def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) ->
     if isinstance(config, TrainConfig):
         return {name: getattr(config, name) for name in config.model_fields_set}
     if isinstance(config, str | Path):
-        return beside(config, read_yaml(config))
+        return resolve_paths(config, read_yaml(config))
     if isinstance(config, Mapping):
         return renamed(config)
     raise UsageError(
@@ -186,7 +188,7 @@ def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
             where=option,
             fix="Give functions, classes or names.",
         )
-    name = plain = name_of(value)
+    name = plain = qualified_name(value)
     count = 1
     while name in objects and objects[name] is not value:
         count += 1

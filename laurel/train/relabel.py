@@ -7,20 +7,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.given import given
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.data.formats import is_messages
+from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 from laurel.reward.calls import Call
 from laurel.reward.load import Reward, load_reward
-
-if TYPE_CHECKING:
-    from laurel.data.source import Row
-    from laurel.train.setup import Setup
+from laurel.rollout.source import POLICY
+from laurel.train.session import Session
 
 RELABELLED = "relabelled"
 """The column that a relabelled group's row has in addition: for each sample the prompt it is
@@ -41,7 +40,7 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
     """
     if name is None:
         raise UsageError("which instruction did a completion achieve?", where="relabel", fix=FIX)
-    if given(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
+    if bound_object(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
         raise UsageError(f"`{name}` is no function.", where="relabel", fix=FIX)
     if RELABELLED in (columns or ()):
         raise UsageError(
@@ -62,7 +61,9 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
     return found
 
 
-def hindsight(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums) -> list[Group]:
+def hindsight(
+    session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
+) -> list[Group]:
     """The groups, scored and recorded under their own instructions, as demonstrations of what they
     achieved.
 
@@ -70,14 +71,14 @@ def hindsight(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums
     its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
     max_prompt_length, has reward None: it is left out of the loss and of its count.
     """
-    config = setup.config
+    config = session.config
     out = []
     for group, prompts in zip(groups, achieved(load_relabel(config.relabel), groups), strict=True):
         ids = [
             (
                 None
                 if prompt is None
-                else encode_prompt(setup.policy.tokenizer, prompt, tools=group.row.get("tools"))
+                else encode_prompt(session.policy.tokenizer, prompt, tools=group.row.get("tools"))
             )
             for prompt in prompts
         ]
@@ -131,3 +132,20 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
 def same_kind(prompt: Any, asked: Any) -> bool:
     """A text where a text was asked, a conversation where it was one."""
     return isinstance(prompt, str) if isinstance(asked, str) else is_messages(prompt)
+
+
+HINDSIGHT = POLICY.without(
+    "beta",
+    "reference",
+    "kl_placement",
+    "kl_estimator",
+    "env",
+    "max_turns",
+    "dynamic_sampling",
+    "max_resamples",
+    "overlong_buffer",
+    name="relabelled prompts",
+    revise=hindsight,
+    off_policy=True,
+).having(relabel=None)
+"""x ~ policy, then put under the instruction that it achieved."""

@@ -3,6 +3,7 @@ write the generated parts anew.
 """
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from house_source import PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
-    "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
+    "laurel/fast/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
     "laurel/report/page.html": "The Jinja template of the report.",
     "laurel/report/page.css": "Its style, light and dark.",
     "laurel/report/exhibit.html": "The template of an experiment's page.",
@@ -24,7 +25,7 @@ PURPOSES = {
 """Purposes of files that have no docstring."""
 
 ROOMS = (
-    *("core", "data", "weight", "objective", "measure", "model", "fast", "reward", "rollout"),
+    *("core", "data", "weight", "objective", "measure", "fast", "model", "reward", "rollout"),
     *("judge", "eval", "train", "search", "report", "serve", "verify", "pipeline", "cli"),
     *("store", "statistics", "exchange", "web", "demo"),
 )
@@ -33,6 +34,7 @@ ROOMS = (
 
 ORDER = (
     "training.md",
+    "hardware.md",
     "python.md",
     "algorithms/index.md",
     "configuration.md",
@@ -50,6 +52,7 @@ ORDER = (
     "feedback-statistics.md",
     "prompts.md",
     "performance.md",
+    "house.md",
     "foundations/index.md",
     "foundations/verify.md",
     "foundations/language-model.md",
@@ -205,7 +208,7 @@ def defaults_in_words(name: str, default: object) -> str:
             found.setdefault(cell(defaults(algorithm)[name]), []).append(algorithm)
     if not found:
         return cell(default)
-    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source == "policy"]
+    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source.sampled]
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     if ordered[0][1] == list(ALGORITHMS):
         return ordered[0][0]
@@ -257,8 +260,8 @@ def names_of(kind: str, harmless: bool = True) -> str:
 
 def trl_defaults() -> str:
     """Where a default of TRL's that a result depends on is not that of laurel's row."""
-    from laurel.cli.port import names_taken, unsaid
-    from laurel.core.trl import Ask, translate
+    from laurel.cli.from_trl import names_taken, unsaid
+    from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
     from laurel.train.options import applying
@@ -267,7 +270,7 @@ def trl_defaults() -> str:
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
         own = applying(row)
-        ask = Ask(
+        ask = Request(
             row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
         )
         names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
@@ -282,6 +285,45 @@ def trl_defaults() -> str:
         for (option, *rest), of in found.items()
     ]
     return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
+
+
+def counts() -> dict[str, int]:
+    """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
+    from laurel.core.config import EvalConfig, TrainConfig
+    from laurel.core.metric_catalogue import CATALOGUE
+    from laurel.core.trl_names import TABLE
+    from laurel.reward.verifiers import TASKS, VERIFIERS
+    from laurel.train.algorithms import ALGORITHMS
+    from laurel.verify.checks import MUTANTS
+    from laurel.verify.suite import PARTS
+
+    golden = ROOT / "tests" / "golden" / "golden.json"
+    return {
+        "algorithms": len(ALGORITHMS),
+        "evaluation options": len(EvalConfig.model_fields),
+        "generated tasks": len(TASKS),
+        "golden runs": len(json.loads(golden.read_text(encoding="utf-8"))["runs"]),
+        "metrics": len(CATALOGUE),
+        "mutants": len(MUTANTS),
+        "pages": len(list((ROOT / "docs").rglob("*.md"))),
+        "parts of verify": len(PARTS) + 1,  # and the hunt
+        "names of TRL": len(TABLE),
+        "training options": len(TrainConfig.model_fields),
+        "verifiers": len(VERIFIERS),
+    }
+
+
+COUNTED = re.compile(r"(<!-- n: ([\w ]+) -->)[^<]*(<!-- n -->)")
+
+
+def counted_pages() -> list[str]:
+    """The pages with a generated number in a sentence."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        page.relative_to(ROOT).as_posix()
+        for page in pages
+        if COUNTED.search(page.read_text(encoding="utf-8"))
+    ]
 
 
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
@@ -305,11 +347,14 @@ and `<!-- end: part -->`.
 
 
 def renewed(page: str) -> str:
-    """The text of a page with its generated parts made anew. A part without its two marks is an
-    error.
+    """The text of a page with its generated parts and numbers made anew. A part without its two
+    marks is an error.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    for part, make in GENERATED[page].items():
+    if COUNTED.search(text):
+        found = counts()
+        text = COUNTED.sub(lambda mark: f"{mark[1]}{found[mark[2]]}{mark[3]}", text)
+    for part, make in GENERATED.get(page, {}).items():
         start, end = f"<!-- generated: {part} (make docs) -->", f"<!-- end: {part} -->"
         if text.count(start) != 1 or text.count(end) != 1:
             raise ValueError(f"{page}: the part `{part}` needs both marks, once: {start} and {end}")
@@ -319,7 +364,7 @@ def renewed(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in GENERATED:
+    for name in {**GENERATED, **dict.fromkeys(counted_pages())}:
         new = renewed(name)
         changed = new != (ROOT / name).read_text(encoding="utf-8")
         (ROOT / name).write_text(new, encoding="utf-8")
