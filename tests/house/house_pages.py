@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from house_source import PACKAGES, ROOT, package_files, tree
+from house_source import PACKAGE, PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
     "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
@@ -144,6 +144,20 @@ def purpose(path: Path) -> str:
     if path.suffix == ".py":
         return " ".join((ast.get_docstring(tree(path)) or "").split("\n\n")[0].split())
     return PURPOSES[str(path.relative_to(ROOT))]
+
+
+def floors() -> str:
+    """The rooms of `laurel` by floor, and what the other packages may import of it."""
+    from test_house_floors import BELOW, FLOORS
+
+    lines = ["| floor | rooms |", "|--:|---|"]
+    for level, rooms in enumerate(FLOORS):
+        there = [room for room in ROOMS if room in rooms and (PACKAGE / room).is_dir()]
+        lines.append(f"| {level} | {', '.join(f'`{room}`' for room in there)} |")
+    lines += ["", "| package | imports of `laurel` |", "|---|---|"]
+    for package, rooms in BELOW.items():
+        lines.append(f"| `{package}` | {', '.join(f'`{room}`' for room in sorted(rooms))} |")
+    return "\n".join(lines)
 
 
 def index() -> str:
@@ -289,8 +303,10 @@ def trl_defaults() -> str:
 
 def counts() -> dict[str, int]:
     """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
-    from laurel.core.catalogue import CATALOGUE
+    from test_house_budgets import FUNCTION
+
     from laurel.core.config import EvalConfig, TrainConfig
+    from laurel.core.metric_catalogue import CATALOGUE
     from laurel.core.trl_names import TABLE
     from laurel.reward.verifiers import TASKS, VERIFIERS
     from laurel.train.algorithms import ALGORITHMS
@@ -308,6 +324,7 @@ def counts() -> dict[str, int]:
         "pages": len(list((ROOT / "docs").rglob("*.md"))),
         "parts of verify": len(PARTS) + 1,  # and the hunt
         "names of TRL": len(TABLE),
+        "tokens of a function": FUNCTION,
         "training options": len(TrainConfig.model_fields),
         "verifiers": len(VERIFIERS),
     }
@@ -327,6 +344,7 @@ def counted_pages() -> list[str]:
 
 
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
+    "CONTRIBUTING.md": {"floors": floors},
     "docs/house.md": {"tree": package_tree},
     "docs/index.md": {"pages": index},
     "docs/from-trl.md": {
