@@ -28,10 +28,10 @@ from laurel_worlds.experiments.comparison import (
     table,
 )
 
-STEPS, EVERY, HELD_OUT = 40, 8, 500
+STEPS, EVERY, HELD_OUT = 24, 6, 400
 GROUPS = {"prompts_per_step": 16, "num_generations": 8}
 SINGLE = {"prompts_per_step": 128, "num_generations": 1}
-RATES = (5e-5, 1.5e-4, 5e-4, 1.5e-3)
+RATES = (2e-4, 6e-4)
 Curve = list[float]  # held-out accuracy before training and after every EVERY steps
 
 
@@ -63,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "es": {"prompts_per_step": 16, "population": 8, "sigma": 0.02},
 }
 """A row and its options: 128 answers a step."""
-RATE = dict.fromkeys(ROWS, 1.5e-4)
+RATE = dict.fromkeys(ROWS, 2e-4)
 """What `--tune --first-seed 0 --seeds 1` found best."""
 
 
