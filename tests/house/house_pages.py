@@ -112,19 +112,29 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def package_tree() -> str:
-    """The packages as a tree: rooms in the order of the floors, every file with its one purpose."""
-    lines = ["```text"]
+    """Every file of the packages with its one purpose: a heading for each package, a table for each
+    room, in the order of the floors.
+    """
+    lines: list[str] = []
     for package in PACKAGES:
-        lines.append(f"{package.name + '/':<20} {purpose(package / '__init__.py')}")
-        lines += branch(package, "  ", ROOMS)
-    return "\n".join([*lines, "```"])
+        lines += [f"## {package.name}", "", purpose(package / "__init__.py"), ""]
+        lines += table_of(package) + branch(package, ROOMS)
+    return "\n".join(lines).rstrip()
 
 
-def branch(folder: Path, indent: str, order: tuple[str, ...] = ()) -> list[str]:
-    """The files of a folder, then its folders, those of `order` first; migrations by name alone."""
+def table_of(folder: Path) -> list[str]:
+    """The files of a folder as a table."""
     inside = [path for path in package_files() if path.parent == folder]
     shown = [path for path in inside if path.name != "__init__.py"]
-    lines = [f"{indent}{path.name:<{20 - len(indent)}} {purpose(path)}" for path in shown]
+    rows = [f"| `{path.name}` | {purpose(path).replace('|', chr(92) + '|')} |" for path in shown]
+    return ["| file | purpose |", "|---|---|", *rows, ""] if rows else []
+
+
+def branch(folder: Path, order: tuple[str, ...] = ()) -> list[str]:
+    """The folders inside a folder, those of `order` first, each with its files; migrations are left
+    out.
+    """
+    lines: list[str] = []
     folders = {
         path.relative_to(folder).parts[0] for path in package_files() if folder in path.parents
     }
@@ -133,9 +143,9 @@ def branch(folder: Path, indent: str, order: tuple[str, ...] = ()) -> list[str]:
     ):
         deeper = folder / name
         if (deeper / "__init__.py").exists():
-            about = purpose(deeper / "__init__.py")
-            lines.append(f"{indent}{name + '/':<{20 - len(indent)}} {about}")
-            lines += branch(deeper, indent + "  ")
+            place = deeper.relative_to(ROOT).as_posix()
+            lines += [f"### {place}", "", purpose(deeper / "__init__.py"), "", *table_of(deeper)]
+            lines += branch(deeper)
     return lines
 
 
@@ -169,7 +179,7 @@ def index() -> str:
         path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("*/index.md"))
     )
     names = sorted(name for name in found if name != "index.md")
-    lines = ["| page | what it tells |", "|---|---|"]
+    lines = ["| page | what it covers |", "|---|---|"]
     for name in [
         *(name for name in ORDER if name in names),
         *(name for name in names if name not in ORDER),
