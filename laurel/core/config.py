@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from laurel.core.algorithms import ABOUT
 from laurel.core.errors import UsageError, misspelt
 from laurel.core.named_datasets import check_set_names, parse_named_sets
 from laurel.core.trl import Request, print_notes, translate
@@ -37,43 +38,8 @@ Aggregation = Literal[
     "token_sum_over_const",
     "comparison_mean",
 ]
-ALGORITHM_NAMES = (
-    "sft",
-    "reinforce",
-    "reinforce_baseline",
-    "rloo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_pp",
-    "raft",
-    "hindsight",
-    "es",
-    "dpo",
-    "cdpo",
-    "robust_dpo",
-    "ipo",
-    "simpo",
-    "orpo",
-    "dpop",
-    "kto",
-    "online_dpo",
-    "rrhf",
-    "ppo",
-    "ppo_max",
-    "ilql",
-    "gail",
-    "reward",
-    "reward_kwise",
-    "reward_pl",
-    "orm",
-    "prm",
-)
-"""The rows of the table, for checks that must not wait for torch. A test holds this equal to
-`laurel.train.algorithms.ALGORITHMS`.
-"""
+ALGORITHM_NAMES = tuple(ABOUT)
+"""The rows of the table, for checks that must not wait for torch."""
 UNIVERSAL_OPTIONS = (
     "eval_dataset",
     "report_to",

@@ -52,7 +52,7 @@ FREE_TO_CHANGE = (
 """Options a resumed run may change: how long, how often, where. Everything else would make it
 another experiment.
 """
-ANYWAY = (
+OPTIMIZER_OPTIONS = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -63,7 +63,7 @@ ANYWAY = (
     "weight_decay",
 )
 """Options of the optimiser that `resume: anyway` may change: its moments stay as they are."""
-WRITTEN = (
+RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
     "samples.jsonl",
@@ -107,11 +107,12 @@ class Run:
         The folder is this process's alone until `close`, or until the process ends. A folder that
         holds a run already is a UsageError unless `resume`. On resume, an option that differs from
         the saved configuration is a UsageError that names it, unless it is one of FREE_TO_CHANGE,
-        or of ANYWAY and resume is "anyway". `output_dir` may count up (`claim_dir`). `inputs` (what
-        the run reads, and a fingerprint of its content) are written down; where they differ on resume
-        the person at the terminal is asked, and without one it is a UsageError, unless resume is
-        "anyway". `say` hears in one line each what is continued and what changed; without it the
-        lines go to standard error.
+        or of OPTIMIZER_OPTIONS and resume is "anyway". `output_dir` may count up (`claim_dir`).
+
+        `inputs` (what the run reads, and a fingerprint of its content) are written down; where they
+        differ on resume the person at the terminal is asked, and without one it is a UsageError,
+        unless resume is "anyway". `say` is called with each line about what is continued and what
+        changed; by default the lines go to standard error.
         """
         folder, claimed = claim_dir(output_dir, newest=bool(resume))
         values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
@@ -159,7 +160,7 @@ class Run:
         """
         self.close()
         if self.new and not any(
-            (self.folder / name).exists() for name in WRITTEN if name != "config.yaml"
+            (self.folder / name).exists() for name in RUN_FILES if name != "config.yaml"
         ):
             for name in ("run.json", "config.yaml"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -273,7 +274,7 @@ def _check_place(folder: Path, resume: bool) -> None:
             fix = "Add `--resume true`, or name another --output_dir."
             raise UsageError("this folder already holds a run.", where=where, fix=fix)
         return
-    there = [name for name in WRITTEN if (folder / name).exists()]
+    there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not (resume and there == ["config.yaml"]):
         what = (
             f"this folder holds `{there[0]}` but no run.json: it is not a run's, and would be"
@@ -329,7 +330,7 @@ def _continue(
     changed = {
         name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)
     }
-    free = (*FREE_TO_CHANGE, *(ANYWAY if anyway else ()))
+    free = (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ()))
     refused = {
         name: f"{name} {old!r} -> {new!r}"
         for name, (old, new) in changed.items()
@@ -340,7 +341,7 @@ def _continue(
             "Give the saved values, or start anew in another --output_dir. Free to change:"
             f" {', '.join(free)}."
         )
-        if refused.keys() <= set(ANYWAY):
+        if refused.keys() <= set(OPTIMIZER_OPTIONS):
             fix = (
                 "Give the saved values, or go on with the new ones, the optimiser's moments kept:"
                 " `--resume anyway`."

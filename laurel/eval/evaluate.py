@@ -12,17 +12,19 @@ import torch
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group, Key
+from laurel.core.protocols import Env
+from laurel.core.sample import Draw, Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
-from laurel.measure.passk import mean_pass_at_k
-from laurel.measure.vote import mean_majority_at_k
+from laurel.measure.majority import mean_majority_at_k
+from laurel.measure.pass_at_k import mean_pass_at_k
 from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
@@ -146,9 +148,9 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
     ]
     ids = [[s.completion_ids for s in group.samples] for group in groups]
     new = [
-        (float(one not in said[:i]), group.prompt)
-        for group, said in zip(groups, ids, strict=True)
-        for i, one in enumerate(said)
+        (float(one not in earlier[:i]), group.prompt)
+        for group, earlier in zip(groups, ids, strict=True)
+        for i, one in enumerate(earlier)
     ]
     return {
         **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
@@ -173,6 +175,20 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
     return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 
+def answered(
+    policy: Policy,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env] | None,
+    max_turns: int | None,
+) -> list[Group]:
+    """Groups of `draw.num_generations` completions per row: of one turn, or played in a world."""
+    if make_env is None:
+        return rollout(Sampler(policy), rows, draw)
+    assert max_turns is not None
+    return play(Sampler(policy), rows, draw, make_env, max_turns)
+
+
 def scored(
     policy: Policy,
     rows: Sequence[Row],
@@ -183,29 +199,16 @@ def scored(
     temperature: float,
     watch: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Groups of `count` completions per row with their rewards, in the order of the rows; `watch`
-    hears of each portion done.
+    """Groups of `count` completions per row with their rewards, in the order of the rows.
+
+    watch: called with the number of rows of each portion done.
     """
     make_env = load_env(config.env) if config.env else None
-    draw = Draw(
-        "eval",
-        0,
-        config.seed,
-        count,
-        config.max_completion_length,
-        temperature,
-        tuple(config.stop),
-        config.top_k,
-        config.top_p,
-    )
+    draw = Draw.of(config, "eval", 0, num_generations=count, temperature=temperature)
     groups: list[Group] = []
     for i in range(0, len(rows), AT_ONCE):
         part = rows[i : i + AT_ONCE]
-        groups += mixture.score(
-            play(policy, part, draw, make_env, config.max_turns)
-            if make_env
-            else rollout(policy, part, draw)
-        )
+        groups += mixture.score(answered(policy, part, draw, make_env, config.max_turns))
         if watch is not None:
             watch(len(part))
     return groups

@@ -11,11 +11,10 @@ from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.data.formats import mapped, needs
 from laurel.data.source import load_rows
-from laurel.model.held import Verdict, judge
+from laurel.eval.verdict import Verdict, judge
 from laurel.model.rows import encodings
 from laurel.model.scorer import load_scorer
-
-USES = {"rankings": "comparison", "outcomes": "label", "steps": "steps"}
+from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 
 def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
@@ -38,7 +37,7 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
         config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template
     )
     source = source_of(scorer.num_labels, mapped(rows[0]).columns if rows else {})
-    ready = needs(rows, USES[source], by="this scorer", faults=faults)
+    ready = needs(rows, source.needs, by="this scorer", faults=faults)
     fits = [
         row
         for row in ready
@@ -55,13 +54,13 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
     return judge(scorer, fits, source), len(ready) - len(fits)
 
 
-def source_of(labels: int, columns: Mapping[str, Any]) -> str:
+def source_of(labels: int, columns: Mapping[str, Any]) -> Source:
     """What a scorer with so many outputs is held against, where rows have these columns."""
     if labels == 3:
-        return "steps"
+        return STEPS
     if labels > 1:
         raise UsageError(
             f"a scorer of {labels} classes is neither of rewards, outcomes nor steps.",
             where="model",
         )
-    return "outcomes" if "label" in columns else "rankings"
+    return OUTCOMES if "label" in columns else RANKINGS

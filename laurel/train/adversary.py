@@ -16,8 +16,9 @@ from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sampl
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import imitation, sides
-from laurel.rollout.given import as_sample
+from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
+from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 
 
@@ -26,10 +27,10 @@ def judged(session: Session, groups: list[Group]) -> list[Group]:
     """The groups scored by the discriminator as it is now."""
     if not groups:
         return []
-    companion: Any = session.companion
     pays, said = session.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
     for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
-        logit_N = companion.logits(micro.to(session.policy.device)).cpu()
+        outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=pays)
         said.update(
             zip(
@@ -132,3 +133,21 @@ def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch
     return batch.replace(
         target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
     )
+
+
+ADVERSARIAL = POLICY.without(
+    "rewards",
+    "reward_weights",
+    "reward_timeout",
+    "max_failed_fraction",
+    "dynamic_sampling",
+    "max_resamples",
+    "env",
+    "max_turns",
+    name="demonstrated prompts",
+    needs="imitation",
+    judge=judged,
+    revise=with_demonstrations,
+    verifiable=True,
+)
+"""x ~ policy on prompts with a demonstration, scored by the discriminator, which sees both."""

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.sample import Batch
-from laurel.model.precision import USUAL, WORST
+from laurel.core.sample import Batch, Draw
+from laurel.fast.logprob import USUAL, WORST
+from laurel.rollout.data import encodings
 from laurel.rollout.episode import play
-from laurel.rollout.given import encodings
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.memory import memory
 from laurel.train.progress import Progress
 from laurel.train.record import has_score, percentile99
@@ -50,16 +51,16 @@ def before(session: Session, step: int, progress: Progress) -> None:
     )
     few = session.rows[:prompts]
     groups = (
-        play(session.policy, few, draw, session.make_env, config.max_turns)
+        play(Sampler(session.policy), few, draw, session.make_env, config.max_turns)
         if session.make_env
-        else rollout(session.policy, few, draw)
+        else rollout(Sampler(session.policy), few, draw)
     )
     told = session.score(groups)
-    if session.mixture is not None and not session.row.judge:
+    if session.mixture is not None and not session.row.source.judge:
         session.mixture.refuse(*session.mixture.failures(told))
         session.scored = any(has_score(group) for group in told)
     progress.say(forecast(session, reward_matrix(told)))
-    if session.row.source == "parameters":  # nothing is differentiated: there is no ratio to be 1
+    if session.row.source.population:  # nothing is differentiated: there is no ratio to be 1
         return
     batch = next(pack(groups).split(config.token_budget)).to(session.policy.device)
     session.policy.model.train(not session.config.disable_dropout)
@@ -108,8 +109,8 @@ def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     """A warning where rounding alone takes a ratio, which is 1 before any training, beyond the
     bounds of clipping; else nothing.
     """
-    measure = session.bound.clipped
-    if measure is None:
+    measure = session.bound.measure
+    if measure is None or session.bound.measure_reads != "logp_NT":
         return ""
     shares = []
     for sign in (1.0, -1.0):
@@ -137,7 +138,7 @@ def forecast(session: Session, reward_PG: Tensor) -> str:
     plan += f"{config.num_iterations} optimiser step(s)"
     known = reward_PG[~reward_PG.isnan()]
     if (
-        session.row.judge
+        session.row.source.judge
         or not session.row.compares
         or not len(known)
         or not bool(((known == 0) | (known == 1)).all())

@@ -17,14 +17,13 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_prompt
-from laurel.model.positions import positions_of, shorter
+from laurel.model.policy import positions_of, shorter
 from laurel.model.rows import encodings
 from laurel.model.shown import written
 from laurel.model.turns import as_tools
 from laurel.model.weights import check_ids
+from laurel.rollout.source import Source
 
-SAMPLED = ("policy", "parameters")
-"""sources whose rows are prompts."""
 NAMED = 20  # rows that an error names
 MANY = 2000  # rows whose reading takes about a second
 
@@ -73,7 +72,7 @@ class Tally:
         ]
 
 
-def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
+def bounded(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
     """The configuration with limits that the models' positions allow: max_length of rows,
     max_prompt_length before sampling.
     """
@@ -82,7 +81,7 @@ def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
     )
     if positions is None:
         return config
-    if source not in SAMPLED:
+    if not source.prompts:
         return config.model_copy(update={"max_length": shorter(config.max_length, positions)})
     room = positions - (config.max_completion_length or 0)
     if room < 1:
@@ -99,7 +98,7 @@ def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
 
 
 def fitting(
-    policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, where: str = ""
+    policy: Any, rows: Sequence[Row], config: TrainConfig, source: Source, where: str = ""
 ) -> tuple[list[Row], list[str]]:
     """Rows that can be trained on, and what was left out, cut or lost, and why. Nothing left is an
     error, not a silent success.
@@ -114,7 +113,7 @@ def fitting(
         try:
             fits = (
                 prompt_fits(policy, row, config, tally)
-                if source in SAMPLED
+                if source.prompts
                 else row_fits(policy, row, config, tally)
             )
         except UsageError as error:
@@ -132,7 +131,7 @@ def fitting(
             fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.",
         )
     positions = positions_of(getattr(policy, "causal", policy.model).config)
-    by_model = source not in SAMPLED and positions == config.max_length
+    by_model = not source.prompts and positions == config.max_length
     return kept, tally.notes(
         f"{positions} tokens, the model's positions"
         if by_model

@@ -16,19 +16,19 @@ from torch import Tensor
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Draw, Group, sample_seed
 from laurel.data.source import Row
-from laurel.model.sampler import sample_seed
+from laurel.model.outputs import Outputs
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
-from laurel.train.evaluate import check_names, evaluate
+from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
@@ -49,7 +49,6 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
-from laurel.train.scored import held_out_report
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import with_values
@@ -122,8 +121,8 @@ def one_step(session: Session, state: State, progress: Progress) -> bool:
 
 def save_result(session: Session, progress: Progress) -> None:
     """The trained model in the run's folder, and of a scorer its evaluation on held-out rows."""
-    if session.row.head and session.eval_rows:
-        verdict = held_out_report(session)
+    if session.row.trained.head and session.eval_rows:
+        verdict = scorer_verdict(session)
         progress.say("\n".join(verdict))
         session.run.note({"held_out": verdict})
     for line in session.save_model():
@@ -134,7 +133,7 @@ def step(session: Session, state: State, sums: Sums) -> None:
     """One step of any algorithm: groups, batch, weights, update."""
     seed = sample_seed(session.config.seed, "dropout", parallel.rank(), state.step)
     torch.manual_seed(seed % 2**63)
-    if session.row.source == "parameters":
+    if session.row.source.population:
         return population_step(session, state, sums)
     first = state.cursor
     groups = collect(session, state, sums)  # x ~ pi or data, R(x)
@@ -212,22 +211,23 @@ def sample_and_score(
     if not rows:
         return []
     config, policy, run = session.config, session.policy, session.run.id
-    if session.learns_from_data:
+    source = session.row.source
+    if source.read is not None:
         how: dict[str, Any] = {
             "train_on": config.train_on,
             "max_length": config.max_length,
             **session.partner_rows(rows, state.cursor),
         }
-        return GIVEN[session.row.source](policy, rows, run=run, step=state.step, **how)
+        return source.read(policy, rows, run=run, step=state.step, **how)
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
         if session.make_env:
-            groups = play(policy, rows, draw, session.make_env, config.max_turns)
+            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns)
         else:
-            groups = rollout(policy, rows, draw)
+            groups = rollout(Sampler(policy), rows, draw)
     groups = session.clock.run("score", session.score, groups)
     reward_metrics(session, groups, sums)
-    return session.row.revise(session, rows, groups, sums) if session.row.revise else groups
+    return source.revise(session, rows, groups, sums) if source.revise else groups
 
 
 @phase("weigh")
@@ -248,8 +248,8 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
     if session.on_policy:
         useful_P = informative(reward_PG)
         sums.add("informative_fraction", int(useful_P.sum()), len(useful_P))
-    if row.aim:
-        batch = row.aim(session, batch, groups)
+    if row.targets:
+        batch = row.targets(session, batch, groups)
     return batch.to(session.policy.device)
 
 
@@ -273,7 +273,7 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
 
 def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor) -> Batch:
     """The batch with the weight of every token, [P, G] -> [N, T], and a critic's values."""
-    config, credit = session.config, session.row.credit
+    config, credit = session.config, session.bound.credit
     kl_coef = 0.0
     if config.kl_placement == "reward":
         kl_coef = state.beta if config.kl_target else config.beta
@@ -350,14 +350,15 @@ def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tens
     for micro in plan.learning.split(
         session.config.token_budget, whole_groups=session.by_comparison, packed=session.packs
     ):
-        outputs, stats = forward(session, micro)
-        loss = loss_of(session, state, micro, outputs, stats, plan.counts)
+        outputs = forward(session, micro)
+        loss = loss_of(session, state, micro, outputs, plan.counts)
         check_finite(loss, micro, state.step)
         session.clock.run("backward", loss.backward)
         sums.add("loss", float(loss.detach()), 0)
-        record_update(session, micro, outputs, stats, state.step, sums, whole=plan.complete)
+        record_update(session, micro, outputs, state.step, sums, whole=plan.complete)
         if session.on_policy:
-            gap_NT = stats.logp.detach() - micro.logp_old_NT
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            gap_NT = logp_NT.detach() - micro.logp_old_NT
             gaps.append(gap_NT[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
@@ -366,15 +367,14 @@ def loss_of(
     session: Session,
     state: State,
     micro: Batch,
-    outputs: dict[str, Tensor],
-    stats: Any,
+    outputs: Outputs,
     counts: Sequence[Tensor],
 ) -> Tensor:
     """The loss of a micro-batch: every term reduced by its own unit and global count."""
     config, terms = session.config, session.terms
-    values = [term.objective(outputs[term.reads], micro) for term in terms]
+    values = [term.objective(*outputs.tensors(term.reads), micro) for term in terms]
     if config.beta or config.entropy_coef:
-        values[0] = values[0] + penalties(session, micro, stats)
+        values[0] = values[0] + penalties(session, micro, outputs)
     if state.step <= (config.critic_warmup_steps or 0):
         values[0] = values[0].detach()
     parts = [
@@ -385,18 +385,22 @@ def loss_of(
     return torch.stack(parts).sum()
 
 
-def penalties(session: Session, micro: Batch, stats: Any) -> Tensor | float:
+def penalties(session: Session, micro: Batch, outputs: Outputs) -> Tensor | float:
     """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
     config, terms = session.config, 0.0
     if session.learns_from_data:
         return terms
     if config.beta and config.kl_placement == "loss":
         if config.kl_estimator == "exact":
-            kl_NT = session.policy.kl(micro, session.reference)
+            kl_NT = session.policy.kl(micro, session.reference, outputs.hidden_NLD)
         else:
-            kl_NT = kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            kl_NT = kl_loss(logp_NT, micro, kl_estimator=config.kl_estimator)
         terms = terms + config.beta * kl_NT
-    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
+    if config.entropy_coef:
+        (entropy_NT,) = outputs.tensors(["entropy_NT"])
+        terms = terms - config.entropy_coef * entropy_NT
+    return terms
 
 
 def take_step(session: Session, state: State, sums: Sums) -> None:
@@ -412,16 +416,17 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
 
 
 @phase("forward")
-def forward(session: Session, micro: Batch) -> tuple[dict[str, Tensor], Any]:
-    """What the row's objectives are functions of: log-probabilities of the policy, or the scores
-    of a scorer's head.
+def forward(session: Session, micro: Batch) -> Outputs:
+    """What the terms of the loss and the metrics of this row are functions of, from one pass of
+    each body.
     """
-    if session.row.head:
-        return session.policy.seen(micro, [term.reads for term in session.terms]), None
-    entropy = "grad" if session.config.entropy_coef else "value"
-    stats = session.policy.logp(micro, entropy=entropy)
-    further = session.companion.seen(micro) if session.companion else {}
-    return {"logp_NT": stats.logp, **further}, stats
+    config = session.config
+    wanted = {name for term in session.terms for name in term.reads}
+    if not session.row.trained.head:
+        wanted |= {"logp_NT", "entropy_NT"}
+    if config.beta and config.kl_placement == "loss" and config.kl_estimator == "exact":
+        wanted.add("hidden_NLD")
+    return session.model.forward(micro, wanted, entropy_grad=bool(config.entropy_coef))
 
 
 def with_signal(session: Session, batch: Batch) -> Batch:

@@ -13,23 +13,22 @@ import torch
 from laurel.core.errors import UsageError
 from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.fast.decode import obstacle, rounded
+from laurel.fast.inflight import memory_of
+from laurel.fast.kernels import elsewhere
+from laurel.fast.logprob import TILE, TILE_ON_GPU
+from laurel.fast.room import device_memory
+from laurel.fast.static import static_obstacle
 from laurel.model.chat import encode_prompt
-from laurel.model.compact import obstacle, rounded
-from laurel.model.inflight import memory_of
-from laurel.model.kernels import elsewhere
-from laurel.model.logprob import TILE, TILE_ON_GPU
 from laurel.model.narrow import held
-from laurel.model.room import device_memory
-from laurel.model.static import static_obstacle
 from laurel.model.turns import as_tools
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
 from laurel.train.kept import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
 from laurel.train.session import Session
 
-AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.rollout.sampler.sample` has it
 # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
 # their gradient
 TILES = 4
@@ -95,12 +94,12 @@ def foreseen(
     if reference is not None:
         there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
     if companion is not None:
-        there[row.beside] = weights_of(companion.model)
+        there[row.trained.auxiliary] = weights_of(companion.model)
     trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
-    if row.source == "parameters":
+    if row.source.population:
         parts |= {
             "moments": 0,
             "masters": 0,
@@ -180,7 +179,7 @@ def backward(
         "gradient of the head": 0,
     }
     tied = False
-    if not row.head:
+    if not row.trained.head:
         head = policy.causal.get_output_embeddings().weight
         vocabulary, width = head.shape
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
@@ -268,10 +267,10 @@ def work_of(session: Session) -> Work:
     """
     config, policy = session.config, session.policy
     rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
-    if session.learns_from_data:
+    if session.row.source.read is not None:
         how = {"train_on": config.train_on, "max_length": config.max_length}
         others = session.partner_rows(rows, config.prompts_per_step)
-        groups = GIVEN[session.row.source](policy, rows, run="", step=0, **how, **others)
+        groups = session.row.source.read(policy, rows, run="", step=0, **how, **others)
         return work_in(groups, config, session)
     prompts = [
         encode_prompt(
@@ -371,7 +370,7 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         ways.append(
             f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts."
         )
-    if many and not config.gradient_checkpointing and not row.head:
+    if many and not config.gradient_checkpointing and not row.trained.head:
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     if "keys and values" in fullest:
         ways.append(
@@ -383,15 +382,15 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         and found.parts.get("moments", 0) > sum(found.there.values()) / 4
     ):
         ways.append("Set optim to adamw_8bit: moments of 2 bytes a weight, not 8.")
-    if config.param_dtype != "bfloat16" and row.source != "parameters":
+    if config.param_dtype != "bfloat16" and not row.source.population:
         ways.append("Set param_dtype to bfloat16: half the memory of weights.")
     if not config.use_peft:
         ways.append("Set use_peft: adapters need hardly any gradients and optimiser state.")
     if (
         not many
         and not config.gradient_checkpointing
-        and not row.head
-        and row.source != "parameters"
+        and not row.trained.head
+        and not row.source.population
     ):
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     ways.append("Take a smaller model.")

@@ -13,7 +13,7 @@ from laurel.data.source import Row
 from laurel.data.split import take
 from laurel.objective.policy import likelihood
 from laurel.objective.unit import reduce_loss, token_mean
-from laurel.rollout.given import demonstrations
+from laurel.rollout.data import demonstrations
 from laurel.rollout.pack import pack
 from laurel.train import parallel
 from laurel.train.session import Session

@@ -15,7 +15,7 @@ from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
 from laurel.core.run import Run
-from laurel.data.objects import are_names, records_of
+from laurel.data.in_memory import are_names, records_of
 
 ALIASES = {"train_dataset": "dataset", "reward_funcs": "rewards", "processing_class": "tokenizer"}
 """What trainers of TRL call an argument: what it is called here."""
@@ -52,8 +52,10 @@ def train(
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
     values, objects = with_names(values)
-    from laurel.train.callbacks import Observers, check_callbacks  # from here on torch is needed
+    # from here on torch is needed
+    from laurel.train.callbacks import check_callbacks
     from laurel.train.loop import train as run_to_the_end
+    from laurel.train.session import Observers
 
     observers = Observers(
         check_callbacks(callbacks),

@@ -16,9 +16,10 @@ from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
 from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group
-from laurel.model.logprob import TokenStats
-from laurel.model.precision import USUAL
+from laurel.fast.logprob import USUAL
+from laurel.model.outputs import Outputs
 from laurel.objective.metrics import (
+    Pair,
     approx_kl,
     kl_metrics,
     preference_metrics,
@@ -72,8 +73,7 @@ def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> Non
 def record_update(
     session: Session,
     micro: Batch,
-    seen: Mapping[str, Any],
-    stats: TokenStats | None,
+    outputs: Outputs,
     step: int,
     sums: Sums,
     *,
@@ -92,23 +92,19 @@ def record_update(
         0 if session.packs else int((~micro.attention_NL).sum()),
         micro.attention_NL.numel(),
     )
-    if stats is None:
-        add_scores(session, seen, micro, sums)
+    if session.row.trained.head:
+        add_scores(session, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
-    logp = stats.logp.detach()
+    logp = outputs.tensors(["logp_NT"])[0].detach()
     if whole:
-        record_tokens(session, micro, stats, step, sums)
-    if "value_NT" in seen:
-        for name, (total, number) in value_metrics(
-            seen["value_NT"], micro, cliprange_value=session.config.cliprange_value
-        ).items():
-            sums.add(name, float(total), float(number))
-    if session.bound.measure is not None:
-        for name, (total, number) in session.bound.measure(
-            seen[session.bound.measure_reads], micro
-        ).items():
-            sums.add(name, float(total), float(number))
+        record_tokens(session, micro, outputs, step, sums)
+    if session.bound.credit == "critic":
+        bound = {"cliprange_value": session.config.cliprange_value}
+        add_pairs(value_metrics(*outputs.tensors(["value_NT"]), micro, **bound), sums)
+    reads, measure = session.bound.measure_reads, session.bound.measure
+    if measure is not None and reads != ("logp_NT",):
+        add_pairs(measure(*outputs.tensors(reads), micro), sums)
     if session.by_comparison:
         for name, (total, number) in preference_metrics(logp, micro, beta=scale(session)).items():
             sums.add(name, float(total), float(number))
@@ -118,17 +114,24 @@ def record_update(
         sums.total("supervised_tokens", count)
 
 
-def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
+def add_pairs(pairs: Mapping[str, Pair], sums: Sums, prefix: str = "") -> None:
+    """Metrics as (sum, count)."""
+    for name, (total, number) in pairs.items():
+        sums.add(prefix + name, float(total), float(number))
+
+
+def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
     """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples
     the ratio, clipping and KL.
     """
-    mask, logp = micro.loss_mask_NT, stats.logp.detach()
-    sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
+    logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
+    mask = micro.loss_mask_NT
+    sums.add("entropy", float(entropy[mask].sum()), int(mask.sum()))
     if not session.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
-    if session.bound.clipped is not None:
-        pairs |= session.bound.clipped(logp, micro)
+    if session.bound.measure is not None and session.bound.measure_reads == ("logp_NT",):
+        pairs |= session.bound.measure(logp, micro)
     if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
     for name, (total, number) in pairs.items():
@@ -147,9 +150,10 @@ def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
     gaps = [torch.zeros(0)]
     for micro in rest.split(session.config.token_budget, packed=session.packs):
         with session.clock("forward"):
-            stats = session.policy.logp(micro, entropy="value")
-        record_tokens(session, micro, stats, step, sums)
-        gaps.append((stats.logp - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+            outputs = session.policy.forward(micro, ("logp_NT", "entropy_NT"))
+        record_tokens(session, micro, outputs, step, sums)
+        (logp_NT,) = outputs.tensors(["logp_NT"])
+        gaps.append((logp_NT - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
 
@@ -158,15 +162,13 @@ def scale(session: Session) -> float:
     return 1.0 if session.config.beta is None else session.config.beta
 
 
-def add_scores(
-    session: Session, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = ""
-) -> None:
+def add_scores(session: Session, outputs: Outputs, micro: Batch, sums: Sums) -> None:
     """The scorer's own metrics."""
-    for reads, said in seen.items():
-        for name, (total, number) in (
-            imitation_metrics if reads == "logp_NT" else session.row.measure
-        )(said, micro).items():
-            sums.add(prefix + name, float(total), float(number))
+    if session.bound.measure is not None:
+        scores = outputs.tensors(session.bound.measure_reads)
+        add_pairs(session.bound.measure(*scores, micro), sums)
+    if outputs.logp_NT is not None:
+        add_pairs(imitation_metrics(outputs.logp_NT, micro), sums)
 
 
 def record_samples(
@@ -288,7 +290,7 @@ def check_scored(session: Session, groups: Sequence[Group]) -> None:
     Where rewards have judged before, a step of which they have nothing to say has nothing to train
     on, and passes.
     """
-    if session.mixture is None or session.row.judge:
+    if session.mixture is None or session.row.source.judge:
         return
     failed = check_failures(session, groups)
     session.scored |= any(parallel.gather(any(has_score(group) for group in groups)))

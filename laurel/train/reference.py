@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import parallel
 from laurel.train.reference_cache import ReferenceCache, blocks_of, digest, row_digests
@@ -60,7 +59,7 @@ def open_cache(session: Session) -> ReferenceCache:
         session.reference.hash,
         str(session.policy.dtype),
         str(session.policy.device),
-        session.row.source,
+        session.row.source.name,
         config.max_length,
         config.token_budget,
         (config.seed, config.prompts_per_step, parallel.world_size()),
@@ -78,10 +77,12 @@ def computed_blocks(session: Session, cache: ReferenceCache, batch: Batch) -> di
     rows they are computed with.
     """
     cut = {"train_on": session.config.train_on, "max_length": session.config.max_length}
+    read = session.row.source.read
+    assert read is not None
     found: dict[str, Tensor] = {}
     for block in cache.missing_blocks(batch):
         together = [session.rows[i] for i in cache.blocks[block]]
-        whole = pack(GIVEN[session.row.source](session.policy, together, run="", step=0, **cut))
+        whole = pack(read(session.policy, together, run="", step=0, **cut))
         logp_NT = computed(session, whole)
         lengths = whole.length_N.tolist()
         for n, digest_ in enumerate(row_digests(whole)):

@@ -18,6 +18,7 @@ from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 from laurel.reward.calls import Call
 from laurel.reward.load import Reward, load_reward
+from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 
 RELABELLED = "relabelled"
@@ -131,3 +132,20 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
 def same_kind(prompt: Any, asked: Any) -> bool:
     """A text where a text was asked, a conversation where it was one."""
     return isinstance(prompt, str) if isinstance(asked, str) else is_messages(prompt)
+
+
+HINDSIGHT = POLICY.without(
+    "beta",
+    "reference",
+    "kl_placement",
+    "kl_estimator",
+    "env",
+    "max_turns",
+    "dynamic_sampling",
+    "max_resamples",
+    "overlong_buffer",
+    name="relabelled prompts",
+    revise=hindsight,
+    off_policy=True,
+).having(relabel=None)
+"""x ~ policy, then put under the instruction that it achieved."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from laurel.model.outputs import AuxiliaryModel
+from laurel.rollout.source import Source
+
+Credit = Literal["sample", "token", "critic"]
 
 
 @dataclass(frozen=True)
@@ -19,41 +25,44 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """x from `source`, R -> A by `weigh` (one weight per sample, or per token with credit="token"
-    or "critic"), L = `objective`.
-
-    `defaults` are this row's values of options; every other default stands in the signature of the
-    function that uses it. `compares` says that the weights of a group's samples depend on each
-    other, so a group needs two. `aim` fills the batch's targets from the policy as it is now;
-    `terms` are added to the loss; `without` are options of its source that make no sense here.
-    source: rows of data as they are (data), as preference pairs, as answers labelled good or bad,
-    as rankings, outcomes or steps to be scored, logged with their reward, samples of the policy, or
-    of its parameters (`laurel.train.evolve`). `head`: how many numbers a scorer's head gives (0: a
-    language model is trained); `measure` are its metrics. `beside` names what is trained beside the
-    policy (BESIDE in `laurel.train.companions`). `judge` scores sampled groups in place of the
-    configuration's rewards; `revise` changes scored groups before they are packed; `off_policy`
-    says that they then no longer are what the policy drew, so no ratio is looked at.
-    `use`: what its rows of data must hold (USES in `laurel.data.formats`), where its source does
-    not say it.
+class Trained:
+    """What is trained: a language model, or under a head of so many numbers a scorer; and an
+    auxiliary model beside it, by its name, which `load(config, policy)` makes.
     """
 
-    about: str
-    source: Literal[
-        "data", "pairs", "labels", "rankings", "outcomes", "steps", "logged", "policy", "parameters"
-    ]
+    head: int = 0
+    auxiliary: str = ""
+    load: Callable[..., AuxiliaryModel] | None = None
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """x from `source`, R -> A by `weigh`, L = `objective` of what `trained` computes.
+
+    `defaults` are this row's values of options; every other default stands in the signature of the
+    function that uses it, or in the source. `terms` are added to the loss. `targets` fills the
+    batch's targets before the update, from the rows or from the policy as it is now. `measure` are
+    metrics, a function of a model's outputs as the objective is. `compares`: the weights
+    of a group's samples depend on each other, so a group needs two.
+    """
+
+    source: Source
     weigh: Callable[..., Any]
     objective: Callable[..., Any]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    credit: Literal["sample", "token", "critic"] = "sample"
-    compares: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     terms: tuple[Term, ...] = ()
-    without: tuple[str, ...] = ()
-    aim: Callable[..., Any] | None = None
-    head: int = 0
+    targets: Callable[..., Any] | None = None
     measure: Callable[..., Any] | None = None
-    beside: str = ""
-    judge: Callable[..., Any] | None = None
-    revise: Callable[..., Any] | None = None
-    off_policy: bool = False
-    use: str = ""
+    trained: Trained = Trained()
+    compares: bool = False
+
+    @property
+    def credit(self) -> Credit:
+        """What gets one weight: read off what `weigh` is a function of.
+
+        A sample (rewards [P, G]), a token (rewards [N, T]), or a token by a critic's values.
+        """
+        names = inspect.signature(self.weigh).parameters
+        if "value_NT" in names:
+            return "critic"
+        return "token" if "reward_NT" in names else "sample"

@@ -18,18 +18,19 @@ from torch import nn
 
 from laurel.core.bound_objects import qualified_name
 from laurel.core.config import TrainConfig
-from laurel.core.protocols import Companion, Env
+from laurel.core.protocols import Env
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
 from laurel.data.split import take
+from laurel.model.outputs import AuxiliaryModel, Model, PolicyWithAuxiliary
 from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
-from laurel.rollout.given import partners
+from laurel.rollout.data import partners
 from laurel.train.reference_cache import ReferenceCache
 from laurel.train.roof import Rates, Work, body_of, drawn, passed
-from laurel.train.row import Algorithm
+from laurel.train.row import Algorithm, Credit
 
 Options, Made = ParamSpec("Options"), TypeVar("Made")
 
@@ -82,10 +83,10 @@ class BoundTerm(NamedTuple):
     """One term of the loss with its options bound: objective(what it reads, batch), and its
     unit(batch).
 
-    reads: the name of the tensor that the objective is a function of, such as logp_NT.
+    reads: the fields of a model's `Outputs` that the objective is a function of, such as logp_NT.
     """
 
-    reads: str
+    reads: tuple[str, ...]
     objective: Callable[..., Any]
     unit: Callable[..., Any]
 
@@ -94,17 +95,17 @@ class BoundTerm(NamedTuple):
 class BoundRow:
     """The functions of a row of the table, with their options taken from the configuration.
 
-    terms: the loss, the row's own objective first. weigh: rewards -> weights; running_mean says
-    that it takes the running baseline, too. measure: metrics of what the tensor `measure_reads`
-    holds. clipped: how often the objective's bounds are met.
+    terms: the loss, the row's own objective first. weigh: rewards -> weights, one for each of what
+    `credit` says; running_mean: it takes the running baseline, too. measure: the objective's own
+    metrics, a function of the tensor `measure_reads`.
     """
 
     terms: tuple[BoundTerm, ...]
     weigh: Callable[..., Any]
+    credit: Credit
     running_mean: bool
     measure: Callable[..., Any] | None
-    measure_reads: str
-    clipped: Callable[..., Any] | None
+    measure_reads: tuple[str, ...]
 
 
 class Clock:
@@ -235,7 +236,7 @@ class Session:
     bound: BoundRow
     notes: list[str]
     reference_cache: ReferenceCache | None = None
-    companion: Companion | None = None
+    companion: AuxiliaryModel | None = None
     pretraining: list[Row] = field(default_factory=list[Row])
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     alarmed: set[str] = field(default_factory=set[str])
@@ -243,6 +244,13 @@ class Session:
     observers: Observers = field(default_factory=Observers)
     end_notes: list[str] = field(default_factory=list[str])
     scored: bool = False
+
+    @property
+    def model(self) -> Model:
+        """What the loop trains, as one model: `forward(batch, wanted)`."""
+        if self.companion is None:
+            return self.policy
+        return PolicyWithAuxiliary(self.policy, self.companion)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of everything the optimiser moves: policy and companion."""
@@ -263,8 +271,8 @@ class Session:
         Samples on which rewards fail are counted over the whole step, by
         `laurel.train.record.check_scored`.
         """
-        if self.row.judge:
-            judged = self.row.judge(self, groups)
+        if self.row.source.judge:
+            judged = self.row.source.judge(self, groups)
             return [
                 without_reward(new, old) if ENVIRONMENT in old.results else new
                 for new, old in zip(judged, groups, strict=True)
@@ -294,12 +302,12 @@ class Session:
     @property
     def on_policy(self) -> bool:
         """The batch is what the policy just drew, so its ratio starts at 1."""
-        return self.row.source == "policy" and not self.row.off_policy
+        return self.row.source.sampled and not self.row.source.off_policy
 
     @property
     def learns_from_data(self) -> bool:
         """Supervised: samples are the data itself."""
-        return self.row.source not in ("policy", "parameters")
+        return self.row.source.read is not None
 
     @property
     def by_comparison(self) -> bool:
@@ -345,7 +353,7 @@ class Session:
         """Of labelled answers, the row whose answer is paired with each row's prompt in the step
         that ends at `cursor`, on any process.
         """
-        if self.row.source != "labels":
+        if not self.row.source.partners:
             return {}
         count = self.config.prompts_per_step
         together = self.drawn_rows(cursor - count, count)

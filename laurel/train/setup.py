@@ -15,14 +15,16 @@ import torch
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.named_datasets import format_named_sets
-from laurel.core.protocols import Companion, Env
+from laurel.core.protocols import Env
 from laurel.core.run import Run
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
-from laurel.model import products
+from laurel.fast import products
+from laurel.fast.room import logit_room
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
+from laurel.model.outputs import AuxiliaryModel
 from laurel.model.policy import (
     Policy,
     Reference,
@@ -31,16 +33,15 @@ from laurel.model.policy import (
     pick_device,
     pick_threads,
 )
-from laurel.model.room import logit_room
 from laurel.model.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env
+from laurel.rollout.source import RANKINGS
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.best import check_best, check_evaluated
 from laurel.train.binding import bind_row
 from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
-from laurel.train.companions import BESIDE
 from laurel.train.fitting import bounded, fitting, weighed
 from laurel.train.inputs import inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
@@ -58,21 +59,6 @@ from laurel.train.supply import (
     load_mixture,
     told_columns,
 )
-
-USES = {
-    "data": "sft",
-    "pairs": "preference",
-    "labels": "label",
-    "rankings": "comparison",
-    "outcomes": "label",
-    "steps": "steps",
-    "policy": "rl",
-    "parameters": "rl",
-    "logged": "logged",
-}
-"""source of a row of the table: what its rows of data must hold."""
-WEIGHED = ("pairs", "labels", "rankings", "outcomes", "steps")
-"""sources whose rows may have a `weight`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,7 @@ class Models:
 
     policy: Any
     reference: Reference | None
-    companion: Companion | None
+    companion: AuxiliaryModel | None
     optimizer: Any
     notes: list[str]
 
@@ -140,17 +126,16 @@ def read_inputs(
     algorithm: str, row: Algorithm, config: TrainConfig, observers: Observers
 ) -> Inputs:
     """Rows, rewards, environment: read and checked against each other."""
-    rows, held = load_data(config, row.use or USES[row.source], algorithm)
-    if row.source == "labels" and all(
+    rows, held = load_data(config, row.source.needs, algorithm)
+    if row.source.partners and all(
         one.columns["prompt"] == rows[0].columns["prompt"] for one in rows
     ):
         what = "answers to other prompts are needed, and every row asks the same."
         raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
     held, notes = cut_sets(config, held)
     check_best(config, held, own=observers.compute_metrics is not None)
-    # a judge of the row's own leaves rewards to evaluation
-    mixture = load_mixture(config, "data" if row.judge else row.source, rows, held)
-    if "relabel" in row.defaults:
+    mixture = load_mixture(config, row.source, rows, held)
+    if "relabel" in row.source.options:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
     pretraining = list[Row]()
     if config.ptx_dataset:
@@ -176,7 +161,7 @@ def check_model(config: TrainConfig, row: Algorithm) -> None:
         return
     check_folder(config.model)
     if config.use_peft:
-        check_lora(config, headless=bool(row.head))
+        check_lora(config, headless=bool(row.trained.head))
     if config.imitation_coef:
         check_language_head(config.model)
 
@@ -185,7 +170,7 @@ def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainCon
     """Weights and the optimiser over them; the configuration with the token budget and the limits
     that the models' positions allow.
     """
-    policy: Any = load_head(config, row.head) if row.head else load_policy(config)
+    policy: Any = load_head(config, row.trained.head) if row.trained.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
     library = library_of(policy, run)
     budget = config.token_budget or (2048 if policy.device.type == "cpu" else 16_384)
@@ -193,7 +178,7 @@ def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainCon
     if isinstance(policy, Policy):
         policy.room = room_for_logits(policy, config, run)
     reference = make_reference(policy, config.reference) if config.reference else None
-    companion = BESIDE[row.beside](config, policy) if row.beside else None
+    companion = row.trained.load(config, policy) if row.trained.load else None
     optimizer = make_optimizer(
         policy.trainable(),
         config,
@@ -217,7 +202,7 @@ def make_session(
     row, policy = ALGORITHMS[algorithm], models.policy
     notes = data_notes(config, row, found)
     rows, fit_notes = fitting(policy, found.rows, config, row.source)
-    rows, left_out = weighed(rows) if row.source in WEIGHED else (rows, [])
+    rows, left_out = weighed(rows) if row.source.weighted else (rows, [])
     eval_rows, eval_notes = list[Row](), list[str]()
     if found.eval_rows:
         where = format_named_sets(config.eval_dataset or "")
@@ -250,15 +235,15 @@ def make_session(
         run.settle({"max_steps": config.max_steps})
     if config.profile:
         session.clock.watch(policy.device)
-    if row.source == "pairs" and models.reference is not None:
+    if row.source.read and not row.source.partners and models.reference is not None:
         session.reference_cache = open_cache(session)
     return session
 
 
 def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
     """Lines for the user on columns that nothing reads, and on rows held out."""
-    use = row.use or USES[row.source]
-    whole_rows = bool(found.make_env or "relabel" in row.defaults)
+    use = row.source.needs
+    whole_rows = bool(found.make_env or "relabel" in row.source.options)
     return [
         *told_columns(config, use, found.rows, found.mixture, whole_rows),
         *held_note(config, found.rows, found.eval_rows),
@@ -320,7 +305,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     if keep:
         scorer.adapt(config)
     scorer.card = replace(
-        scorer.card, max_length=bounded(config, "rankings", scorer.model).max_length
+        scorer.card, max_length=bounded(config, RANKINGS, scorer.model).max_length
     )
     return scorer
 

@@ -18,6 +18,7 @@ from laurel.data.split import split_rows
 from laurel.data.tasks import is_task
 from laurel.reward.load import is_verifier
 from laurel.reward.mixture import Mixture, load_rewards
+from laurel.rollout.source import Source
 
 SCORERS = ("model:", "prm:")
 """How rewards begin that load weights."""
@@ -77,7 +78,7 @@ def cut_sets(config: TrainConfig, held: list[Row]) -> tuple[list[Row], list[str]
 
 
 def load_mixture(
-    config: TrainConfig, source: str, rows: list[Row], held: list[Row]
+    config: TrainConfig, source: Source, rows: list[Row], held: list[Row]
 ) -> Mixture | None:
     """The rewards of the run. Supervised rows that name a verifiable task have their answers
     checked in evaluation, too.
@@ -89,9 +90,9 @@ def load_mixture(
         "timeout": config.reward_timeout,
         "max_failed_fraction": config.max_failed_fraction,
     }
-    if source not in ("policy", "parameters"):
+    if not source.prompts or source.judge:
         every = [*rows, *held]
-        verifiable = source == "data" and all(
+        verifiable = source.verifiable and all(
             is_verifier(row.columns.get("task")) and "prompt" in row.columns for row in every
         )
         return load_rewards(None, None, every) if verifiable and config.eval_steps else None

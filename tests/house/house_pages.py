@@ -12,7 +12,7 @@ from pathlib import Path
 from house_source import PACKAGE, PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
-    "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
+    "laurel/fast/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
     "laurel/report/page.html": "The Jinja template of the report.",
     "laurel/report/page.css": "Its style, light and dark.",
     "laurel/report/exhibit.html": "The template of an experiment's page.",
@@ -25,7 +25,7 @@ PURPOSES = {
 """Purposes of files that have no docstring."""
 
 ROOMS = (
-    *("core", "data", "weight", "objective", "measure", "model", "fast", "reward", "rollout"),
+    *("core", "data", "weight", "objective", "measure", "fast", "model", "reward", "rollout"),
     *("judge", "eval", "train", "search", "report", "serve", "verify", "pipeline", "cli"),
     *("store", "statistics", "exchange", "web", "demo"),
 )
@@ -232,7 +232,7 @@ def defaults_in_words(name: str, default: object) -> str:
             found.setdefault(cell(defaults(algorithm)[name]), []).append(algorithm)
     if not found:
         return cell(default)
-    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source == "policy"]
+    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source.sampled]
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     if ordered[0][1] == list(ALGORITHMS):
         return ordered[0][0]

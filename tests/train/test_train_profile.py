@@ -10,7 +10,8 @@ from toy import make_toy, sevens, toy_config
 
 from laurel.report.page import write_report
 from laurel.train.loop import train
-from laurel.train.profile import PHASES, Clock, phase, told
+from laurel.train.profile import PHASES, told
+from laurel.train.session import Clock, phase
 
 
 def slow_sevens(completions, **columns):
