@@ -5,8 +5,11 @@ write the generated parts anew.
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from house_source import PACKAGE, PACKAGES, ROOT, package_files, tree
@@ -311,7 +314,8 @@ def trl_defaults() -> str:
     return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
 
 
-def counts() -> dict[str, int]:
+@cache
+def count(name: str) -> int:
     """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
     from test_house_budgets import FUNCTION
 
@@ -323,21 +327,43 @@ def counts() -> dict[str, int]:
     from laurel.verify.checks import MUTANTS
     from laurel.verify.suite import PARTS
 
-    golden = ROOT / "tests" / "golden" / "golden.json"
-    return {
+    numbers = {
         "algorithms": len(ALGORITHMS),
         "evaluation options": len(EvalConfig.model_fields),
         "generated tasks": len(TASKS),
-        "golden runs": len(json.loads(golden.read_text(encoding="utf-8"))["runs"]),
         "metrics": len(CATALOGUE),
         "mutants": len(MUTANTS),
-        "pages": len(list((ROOT / "docs").rglob("*.md"))),
-        "parts of verify": len(PARTS) + 1,  # and the hunt
         "names of TRL": len(TABLE),
+        "parts of verify": len(PARTS) + 1,  # and the hunt
         "tokens of a function": FUNCTION,
         "training options": len(TrainConfig.model_fields),
         "verifiers": len(VERIFIERS),
     }
+    if name == "golden runs":
+        golden = (ROOT / "tests" / "golden" / "golden.json").read_text(encoding="utf-8")
+        return len(json.loads(golden)["runs"])
+    return traced_files() if name == "files of a GRPO step" else numbers[name]
+
+
+def traced_files() -> int:
+    """The files that one step of GRPO enters, traced in a process of its own."""
+    code = """
+import tempfile
+from pathlib import Path
+from house_traced import prepare, traced
+with tempfile.TemporaryDirectory() as folder:
+    prepare(Path(folder))
+    print(len(traced("grpo", Path(folder))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return int(done.stdout.split()[-1])
 
 
 COUNTED = re.compile(r"(<!-- n: ([\w ]+) -->)[^<]*(<!-- n -->)")
@@ -380,8 +406,7 @@ def renewed(page: str) -> str:
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     if COUNTED.search(text):
-        found = counts()
-        text = COUNTED.sub(lambda mark: f"{mark[1]}{found[mark[2]]}{mark[3]}", text)
+        text = COUNTED.sub(lambda mark: f"{mark[1]}{count(mark[2])}{mark[3]}", text)
     for part, make in GENERATED.get(page, {}).items():
         start, end = f"<!-- generated: {part} (make docs) -->", f"<!-- end: {part} -->"
         if text.count(start) != 1 or text.count(end) != 1:

@@ -208,6 +208,13 @@ def test_pages_with_promises_have_blocks_that_run(name):
     )
 
 
+def test_the_front_page_is_short_and_names_every_algorithm():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 15_000
+    assert not [name for name in ALGORITHMS if f"`{name}`" not in text]
+    assert not [name for name in ALGORITHMS if not (ROOT / f"docs/algorithms/{name}.md").exists()]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings make."""
     headings = re.findall(
