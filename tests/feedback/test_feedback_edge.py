@@ -4,12 +4,12 @@ of the log; a killed parent.
 
 import json
 import logging
-import os
 import random
 import re
 import resource
-import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -372,14 +372,14 @@ def loaded(port, seconds=2.0):
     return time.monotonic() - began
 
 
-def answers(port, process):
-    """Wait until the server does."""
+def answers(port, alive):
+    """Wait until the server does, as long as its process is alive."""
     for _ in range(600):
         try:
             loaded(port)
             return
         except OSError:
-            assert process.is_alive()
+            assert alive()
             time.sleep(0.05)
     raise AssertionError("the server does not answer")
 
@@ -391,7 +391,7 @@ def test_half_requests_stop_nobody(tmp_path):
     port, log = free_port(), tmp_path / "server.log"
     process = begin(serve, str(tmp_path / "f.db"), port, 256, log=log)
     try:
-        answers(port, process)
+        answers(port, process.is_alive)
         halves = []
         for n in range(400):
             half = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -422,21 +422,27 @@ def test_half_requests_stop_nobody(tmp_path):
         process.join()
 
 
-def parent(path, port):
-    """Two workers of `laurel feedback serve`."""
-    from laurel_feedback.web.serve import serve as run
-
-    run(Store(path), "127.0.0.1", port, 2, f"http://127.0.0.1:{port}")
-
-
-@pytest.mark.whole
 def test_workers_end_with_their_parent(tmp_path):
     """kill -9 of the parent: nobody stays at the port."""
-    port = free_port()
-    process = begin(parent, str(tmp_path / "f.db"), port, log=tmp_path / "server.log")
-    answers(port, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    port, database = free_port(), str(tmp_path / "f.db")
+    words = [
+        sys.executable,
+        "-m",
+        "laurel",
+        "feedback",
+        "serve",
+        "--database",
+        database,
+        "--port",
+        str(port),
+        "--workers",
+        "2",
+    ]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    answers(port, lambda: process.poll() is None)
+    process.kill()
+    process.wait()
     for _ in range(200):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
