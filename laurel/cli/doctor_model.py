@@ -14,8 +14,9 @@ ROWS, PROMPT, SAMPLED = (
 
 
 def model_lines(name: str) -> list[tuple[str, str]]:
-    """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows
-    are sampled and trained on.
+    """(what, finding) of a model: size, sampling, training, memory.
+
+    Weights are loaded; a few rows are sampled and trained on.
     """
     from laurel.core.config import TrainConfig
     from laurel.model.packed import packs
@@ -132,9 +133,7 @@ def sampled_per_second(policy: Any) -> float:
 
 
 def trained_per_second(policy: Any) -> float:
-    """Tokens of a forward and a backward pass in a second, log-probabilities included. The weights
-    stay as they are.
-    """
+    """Tokens of a forward and a backward pass in a second; the weights stay as they are."""
     from laurel.core.sample import Group, Key, Sample
     from laurel.rollout.pack import pack
 

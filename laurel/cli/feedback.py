@@ -1,6 +1,4 @@
-"""`laurel feedback`: people rate responses in their browsers; their votes come in and go out as
-files.
-"""
+"""`laurel feedback`: people rate responses in their browsers; votes come in and go out."""
 
 from __future__ import annotations
 
@@ -60,7 +58,12 @@ def add_parser(subparsers: Any) -> None:
     _add_serve(verbs, where)
     _add_import(verbs, where)
     _add_export(verbs, where)
+    _add_report(verbs)
+    _add_upkeep(verbs, where)
+    _add_access(verbs, where)
 
+
+def _add_report(verbs: Any) -> None:
     report = verbs.add_parser(
         "report", help="agreement, skill, scores, bias, pay, whose opinions: what the votes say"
     )
@@ -77,6 +80,9 @@ def add_parser(subparsers: Any) -> None:
         help="print every figure as JSON; `labels`: what an export is worth on held-out votes",
     )
 
+
+def _add_upkeep(verbs: Any, where: argparse.ArgumentParser) -> None:
+    """Verbs about the database itself: backup, verify-audit, erase."""
     backup = verbs.add_parser(
         "backup",
         parents=[where],
@@ -103,6 +109,9 @@ def add_parser(subparsers: Any) -> None:
     )
     erase.add_argument("pseudonym", help="as the pages and exports show it")
 
+
+def _add_access(verbs: Any, where: argparse.ArgumentParser) -> None:
+    """Verbs that let people and applications in: invite, admin, key."""
     invite = verbs.add_parser(
         "invite", parents=[where], help="make invitations; each link works once and for two weeks"
     )
@@ -561,8 +570,9 @@ def _exists(database: str) -> None:
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Two columns, no wider than the terminal unless a value is: a link or a path is never cut, so
-    that it can be copied.
+    """Two columns, within the terminal unless a value is wider.
+
+    A link or a path is never cut, so that it can be copied.
     """
     from rich import box
     from rich.console import Console

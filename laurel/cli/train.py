@@ -8,8 +8,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig, suggestion
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig
 from laurel.core.errors import UsageError, nearest
+from laurel.core.options import suggestion
 from laurel.core.trl import Request
 
 PORT = "FILE"

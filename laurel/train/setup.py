@@ -347,7 +347,7 @@ def loaded(
     if parallel.rank() == 0:
         run.facts.pop("stopped", None)  # of the part before a resumption
         run.note({"notes": list(notes), **watching.names()})
-        run.settle({"max_steps": config.max_steps})
+        run.update_config({"max_steps": config.max_steps})
     if config.profile:
         setup.clock.watch(policy.device)
     if row.source == "pairs" and reference is not None:
