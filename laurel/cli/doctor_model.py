@@ -19,15 +19,16 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     Weights are loaded; a few rows are sampled and trained on.
     """
     from laurel.core.config import TrainConfig
-    from laurel.model.packed import packs
+    from laurel.fast.packed import packs
+    from laurel.fast.static import static_because
     from laurel.model.policy import load_policy
-    from laurel.model.static import static_because
-    from laurel.model.ways import way_of
+    from laurel.rollout.sampler import way_of
     from laurel.train.memory import weights_of
     from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
-    vocabulary, width = policy.causal.get_input_embeddings().weight.shape
+    causal: Any = policy.causal
+    vocabulary, width = causal.get_input_embeddings().weight.shape
     count = policy.num_parameters
     told = [
         (
@@ -44,7 +45,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     )
     if policy.device.type != "cuda":
         told.append(("on CUDA", on_cuda(policy, static_because(policy))))
-    packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
+    packed = packs(getattr(causal, causal.base_model_prefix))
     way = (
         "fast: packed, no padding, shared prompts once"
         if packed
@@ -82,7 +83,7 @@ def sampling(name: str, why: str) -> str:
 
 def on_cuda(policy: Any, why: str) -> str:
     """How a policy would be sampled there, and the memory of some rows beside the weights."""
-    from laurel.model.inflight import memory_of
+    from laurel.fast.inflight import memory_of
 
     if why:
         return sampling("general", why)
@@ -115,7 +116,7 @@ def prompts_of(policy: Any) -> list[tuple[int, ...]]:
 
 def sampled_per_second(policy: Any) -> float:
     """Tokens drawn in a second, after a first token that pays for what is made once."""
-    from laurel.model.sampler import sample
+    from laurel.rollout.sampler import sample
 
     def draw(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
         found = sample(

@@ -1,4 +1,7 @@
-"""`laurel feedback`: people rate responses in their browsers; votes come in and go out."""
+"""`laurel feedback`: people rate responses in their browsers.
+
+Their votes come in and go out as files.
+"""
 
 from __future__ import annotations
 
@@ -570,7 +573,7 @@ def _exists(database: str) -> None:
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Two columns, within the terminal unless a value is wider.
+    """Print two columns, no wider than the terminal unless a value is.
 
     A link or a path is never cut, so that it can be copied.
     """

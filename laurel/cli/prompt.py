@@ -1,4 +1,7 @@
-"""`laurel prompt`: learn from logs which prompt to use for a query, and what that is worth."""
+"""`laurel prompt`: choose a prompt for each new query, learned from logs of prompted queries.
+
+And what that choice is worth.
+"""
 
 from __future__ import annotations
 
@@ -281,7 +284,10 @@ def print_choices(rows: list[dict[str, Any]]) -> None:
 
 
 def run_candidates(args: argparse.Namespace) -> int:
-    """Templates, examples and rewrites, by predicted mean reward on the log's training queries."""
+    """Templates, examples and rewrites, ranked by predicted mean reward.
+
+    The mean is over the log's training queries.
+    """
     from laurel_prompts.candidates import ranked
     from laurel_prompts.predictor import Predictor
 

@@ -50,8 +50,8 @@ def refuse_unbound(name: str, where: str) -> None:
 
 def qualified_name(thing: Any) -> str:
     """`module.qualname` of a function or class; of a partial its function's, else the class's."""
-    while isinstance(thing, functools.partial):
-        thing = cast("functools.partial[Any]", thing).func
+    if isinstance(thing, functools.partial):
+        return qualified_name(cast("functools.partial[Any]", thing).func)
     if not isinstance(getattr(thing, "__qualname__", None), str):
-        thing = type(thing)
+        return qualified_name(cast(Any, type(thing)))
     return f"{thing.__module__}.{thing.__qualname__}"

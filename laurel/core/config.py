@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from pydantic import field_validator
 
+from laurel.core.algorithms import ABOUT
 from laurel.core.named_datasets import check_set_names, parse_named_sets
 from laurel.core.options import Config, Options, check_options, option, translated
 from laurel.core.trl import Request
@@ -25,43 +26,8 @@ Aggregation = Literal[
     "token_sum_over_const",
     "comparison_mean",
 ]
-ALGORITHM_NAMES = (
-    "sft",
-    "reinforce",
-    "reinforce_baseline",
-    "rloo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_pp",
-    "raft",
-    "hindsight",
-    "es",
-    "dpo",
-    "cdpo",
-    "robust_dpo",
-    "ipo",
-    "simpo",
-    "orpo",
-    "dpop",
-    "kto",
-    "online_dpo",
-    "rrhf",
-    "ppo",
-    "ppo_max",
-    "ilql",
-    "gail",
-    "reward",
-    "reward_kwise",
-    "reward_pl",
-    "orm",
-    "prm",
-)
-"""The rows of the table, for checks that must not wait for torch. A test holds this equal to
-`laurel.train.algorithms.ALGORITHMS`.
-"""
+ALGORITHM_NAMES = tuple(ABOUT)
+"""The rows of the table, for checks that must not wait for torch."""
 UNIVERSAL_OPTIONS = (
     "eval_dataset",
     "report_to",
@@ -82,10 +48,9 @@ this equal to the table, too.
 
 def _between_commas(value: Any) -> Any:
     """A list of names, as YAML may hold one, as the text `a.jsonl,b.jsonl`; other values stay."""
-    if not isinstance(value, list) or not value:
-        return value
-    names = cast("list[Any]", value)
-    return ",".join(names) if all(isinstance(name, str) for name in names) else names
+    names = cast("list[Any]", value) if isinstance(value, list) else []
+    named = bool(names) and all(isinstance(name, str) for name in names)
+    return ",".join(names) if named else value
 
 
 def _by_name(value: Any) -> Any:

@@ -221,7 +221,7 @@ class Link:
 
     def encode(self, value: Any) -> Any:
         """Plain data as JSON, of subclasses the data alone; anything else as its number here."""
-        kind = type(value)
+        kind: Any = type(value)
         if kind is Remote:
             return ["h", object.__getattribute__(value, "_number")]
         if kind in PLAIN_WORDS:
@@ -231,7 +231,7 @@ class Link:
             return simple
         for name, base in TABLE_TYPES.items():
             if isinstance(value, base):
-                pairs: Iterable[tuple[Any, Any]] = dict.items(value)
+                pairs: Iterable[tuple[Any, Any]] = cast(Any, dict).items(value)
                 return [name, [[self.encode(key), self.encode(item)] for key, item in pairs]]
         for name, base in GROUPS.items():
             if isinstance(value, base):

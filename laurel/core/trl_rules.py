@@ -207,7 +207,7 @@ IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_
 
 def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
     """Arguments of from_pretrained: dtype is `param_dtype`; others are ignored, or an error."""
-    read_value = read(value) if isinstance(value, str) else value or {}
+    read_value: Any = read(value) if isinstance(value, str) else value or dict[str, Any]()
     if not isinstance(read_value, dict):
         raise UsageError(f"{format_value(value)} is no mapping.", fix="Leave it out.")
     everything = cast("dict[str, Any]", read_value)
@@ -368,7 +368,8 @@ def dataset(value: Any, ask: Request) -> dict[str, Any]:
 def mixture(value: Any, ask: Request) -> dict[str, Any]:
     """A list of files or sets, one after the other; shares and choices of columns are errors."""
     found, splits = list[str](), set[str]()
-    for part in value or []:
+    parts: list[Any] = value or []
+    for part in parts:
         fields: dict[str, Any] = {"path": part} if isinstance(part, str) else part
         asked = {name: one for name, one in fields.items() if one is not None}
         over = sorted(set(asked) - {"path", "name", "data_files", "split"})

@@ -1,3 +1,3 @@
-"""The version of laurel: read by the build, by `laurel --version` and by every run."""
+"""The version of all packages of the repository, in one place."""
 
 __version__ = "0.1.0"

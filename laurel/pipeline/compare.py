@@ -18,7 +18,7 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Group
 from laurel.data.source import Row
 from laurel.eval.evaluate import divergence, scored
-from laurel.measure.bestof import best_of_n, best_of_n_bound
+from laurel.measure.best_of_n import best_of_n, best_of_n_bound
 from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
 from laurel.model.policy import load_policy
@@ -238,7 +238,8 @@ def kl_charts(
     for judge, about in ((gold, "the hidden judge"), (proxy, "the learned reward")):
         if not judge or judge not in best_of_n:
             continue
-        curves = {"best of n from the start": [tuple(point) for point in best_of_n[judge]]}
+        points = [(kl, value, low, high) for kl, value, low, high in best_of_n[judge]]
+        curves: dict[str, Sequence[Point]] = {"best of n from the start": points}
         if trained := over_training(metrics, judge):
             curves[f"{plan.policy.get('algorithm', 'ppo')}, over training"] = trained
         title = f"{about} ({judge}) against KL"

@@ -95,9 +95,9 @@ def grid_cells(
     grid: Grid, join: Callable[[str, str, int], str], digits: int
 ) -> list[list[str | None]]:
     """The texts of a map's cells, None for a wall."""
-    from laurel.report.exhibit_page import figures, is_wall
+    from laurel.report.cells import is_wall, value_texts
 
-    texts = figures(grid, digits)
+    texts = value_texts(grid, digits)
     longest = max(len(text) for row in texts for text in row)
     widest = max(len(mark) for marks in grid.marks for mark in marks)
     rows = zip(grid.values, grid.marks, texts, strict=True)
@@ -119,9 +119,9 @@ def text_table(table: Table, width: int = 80) -> RenderableType:
     from rich.table import Table as Lines
     from rich.text import Text
 
-    from laurel.report.exhibit_page import numeric
+    from laurel.report.exhibit_page import numeric_columns
 
-    right = numeric(table)
+    right = numeric_columns(table)
     gap, rows, widths = best_layout(table, right, width)
     lines = Lines(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap - 1, 0, 0))
     for head, flush, wide in zip(table.columns, right, widths, strict=True):
@@ -136,11 +136,11 @@ def best_layout(
     table: Table, right: Sequence[bool], width: int
 ) -> tuple[int, list[list[str]], list[int]]:
     """(space between columns, texts, widths) of the layout with the least excess, then folding."""
-    from laurel.report.exhibit_page import cell
+    from laurel.report.cells import cell_text
 
     layouts: list[tuple[int, bool, int, list[list[str]], list[int]]] = []
     for significant, gap in ((4, 3), (4, 2), (3, 2), (3, 1)):
-        rows = [[cell(value, significant) for value in row] for row in table.rows]
+        rows = [[cell_text(value, significant) for value in row] for row in table.rows]
         columns = [[row[j] for row in rows] for j in range(len(right))]
         total = width - gap * (len(right) - 1)
         widths = column_widths(table.columns, columns, right, total)
@@ -184,14 +184,14 @@ Curve = Sequence[tuple[float, float, float, float]]
 
 def spark_table(chart: Chart, width: int = 80) -> RenderableType:
     """Curves as text: first and last values with intervals, and the course on one common scale."""
+    from laurel.report.cells import cell_text
     from laurel.report.exhibit import Table
-    from laurel.report.exhibit_page import cell
 
     curves = {label: sorted(points) for label, points in chart.curves.items() if points}
     ranges = {(points[0][0], points[-1][0]) for points in curves.values()}
     ends = ["first", "last"]
     if len(ranges) == 1:
-        ends = [f"{chart.x} {cell(x)}" for x in next(iter(ranges))]
+        ends = [f"{chart.x} {cell_text(x)}" for x in next(iter(ranges))]
     courses = sparks(curves, log=chart.log_y)
     rows = [
         (
@@ -207,12 +207,12 @@ def spark_table(chart: Chart, width: int = 80) -> RenderableType:
 
 def end_text(point: tuple[float, float, float, float], *, with_x: bool) -> str:
     """`4 [3, 5]`, and where it lies where curves end at different x."""
-    from laurel.report.exhibit_page import cell
+    from laurel.report.cells import cell_text
 
     x, *figures = point
-    y, low, high = (cell(figure, 3) for figure in figures)
+    y, low, high = (cell_text(figure, 3) for figure in figures)
     interval = f" [{low}, {high}]" if low != high else ""
-    return y + interval + (f" at {cell(x)}" if with_x else "")
+    return y + interval + (f" at {cell_text(x)}" if with_x else "")
 
 
 def sparks(curves: Mapping[str, Curve], *, log: bool) -> dict[str, str]:

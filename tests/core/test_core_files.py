@@ -21,7 +21,8 @@ from laurel.core.files import (
     write_atomic,
 )
 from laurel.core.run import Run
-from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.checkpoint import save_checkpoint
+from laurel.train.session import State
 
 BIG = {"a": torch.zeros(200, 200)}
 
