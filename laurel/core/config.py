@@ -48,9 +48,9 @@ this equal to the table, too.
 
 def _between_commas(value: Any) -> Any:
     """A list of names, as YAML may hold one, as the text `a.jsonl,b.jsonl`; other values stay."""
-    names = cast("list[Any]", value) if isinstance(value, list) else []
+    names = cast("list[Any]", value) if isinstance(value, list) else list[Any]()
     named = bool(names) and all(isinstance(name, str) for name in names)
-    return ",".join(names) if named else value
+    return ",".join(names) if named else cast(Any, value)
 
 
 def _by_name(value: Any) -> Any:

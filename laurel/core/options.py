@@ -25,6 +25,17 @@ def option(default: Any, meaning: str, *, group: str = "", **limits: Any) -> Any
     return Field(default=default, description=meaning, json_schema_extra=extra, **limits)
 
 
+def _validate_in_python(
+    kind: type[BaseModel], values: Any, check: Callable[[Any], Any], info: ValidationInfo
+) -> Any:
+    """`TrainConfig(lerning_rate=1)`; with a context, `check_options` does all this itself."""
+    if info.context is not None or not isinstance(values, Mapping):
+        return check(values)
+    request = Request(where=kind.__name__)
+    given = cast("Mapping[str, Any]", values)
+    return _checked(translated(given, kind, request), kind, request, check)
+
+
 class Options(BaseModel):
     """A configuration whose errors are UsageErrors, however it is built."""
 
@@ -34,15 +45,7 @@ class Options(BaseModel):
     universal: ClassVar[tuple[str, ...]] = ()
     """Of training options: those without a default for all that every algorithm has."""
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_python(cls, values: Any, check: Callable[[Any], Any], info: ValidationInfo) -> Any:
-        """`TrainConfig(lerning_rate=1)`; with a context, `check_options` does all this itself."""
-        if info.context is not None or not isinstance(values, Mapping):
-            return check(values)
-        request = Request(where=cls.__name__)
-        given = cast("Mapping[str, Any]", values)
-        return _checked(translated(given, cls, request), cls, request, check)
+    _in_python = model_validator(mode="wrap")(classmethod(_validate_in_python))
 
 
 def translated(values: Mapping[str, Any], kind: type[BaseModel], request: Request) -> Any:

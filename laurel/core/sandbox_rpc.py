@@ -221,7 +221,7 @@ class Link:
 
     def encode(self, value: Any) -> Any:
         """Plain data as JSON, of subclasses the data alone; anything else as its number here."""
-        kind: Any = type(value)
+        kind = cast(Any, type(value))
         if kind is Remote:
             return ["h", object.__getattribute__(value, "_number")]
         if kind in PLAIN_WORDS:
