@@ -39,8 +39,7 @@ def add_options(
     of the field's own default. Values stay text here; `read_options` validates them.
     """
     parser.allow_abbrev = False
-    positional = [action for action in parser._actions if not action.option_strings]
-    words = [f"[{action.metavar or action.dest}]" for action in positional]
+    words = [f"[{one.metavar or one.dest}]" for one in parser._actions if not one.option_strings]
     parser.usage = " ".join(["%(prog)s", *words, "[--config FILE] [--name value ...]"])
     about = parser.add_argument_group("configuration")
     about.add_argument("--config", metavar="FILE", help=CONFIG)
@@ -81,14 +80,13 @@ def read_options(
     YAML and the program ends with exit code 0. `ask` names the algorithm.
     """
     words, values = given(args, kind), dict[str, Any]()
-    request = ask or Request()
+    request = replace(ask or Request(), where="command line")
     if args.config is not None:
         read = read_yaml(args.config)
         in_file = replace(request, where=str(args.config), given=words)
         values = resolve_paths(args.config, translated(read, kind, in_file))
         check_options(values, kind, in_file)
         request = replace(request, given={**read, **values})
-    request = replace(request, where="command line")
     words = translated(words, kind, request)
     config = check_options({**values, **words}, kind, request)
     if args.print_config:
@@ -145,8 +143,8 @@ def groups(kind: type[BaseModel]) -> dict[str, list[str]]:
     """The fields of a model by heading: {"optimiser": ["learning_rate", ...], ...}."""
     found, title = dict[str, list[str]](), "options"
     for name, field in kind.model_fields.items():
-        extra = field.json_schema_extra
-        title = str(extra["group"]) if isinstance(extra, dict) else title
+        if isinstance(field.json_schema_extra, dict):
+            title = str(field.json_schema_extra["group"])
         found.setdefault(title, []).append(name)
     return found
 

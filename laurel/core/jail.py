@@ -284,7 +284,7 @@ def audit(check: Check, seccomp: bool) -> Callable[[str, tuple[Any, ...]], None]
     A second fence, not the first: PEP 578 hooks can be bypassed by native code. It gives clear
     errors, and is all there is where the kernel offers nothing.
     """
-    refuse, size, never, writes, reads = Forbidden, len, NEVER, WRITES, READS
+    refuse, never, writes, reads = Forbidden, NEVER, WRITES, READS
     write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     modules = frozenset(
         ("ctypes", "_ctypes") if seccomp else ("ctypes", "_ctypes", "_posixsubprocess")
@@ -308,8 +308,8 @@ def audit(check: Check, seccomp: bool) -> Callable[[str, tuple[Any, ...]], None]
             for path in args[: 2 if event == "os.rename" else 1]:
                 if path != ":memory:":
                     check(path, True, event)
-        elif event in reads and size(args):
-            check(args[0] if args[0] is not None else ".", False, event)
+        elif event in reads and args:
+            check("." if args[0] is None else args[0], False, event)
         elif event == "object.__setattr__" and args[1:2] == ("__code__",) and args[0] is hook:
             raise refuse("the sandbox does not allow changing itself")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -32,8 +33,8 @@ def _validate_in_python(
     if info.context is not None or not isinstance(values, Mapping):
         return check(values)
     request = Request(where=kind.__name__)
-    given = cast("Mapping[str, Any]", values)
-    return _checked(translated(given, kind, request), kind, request, check)
+    given = translated(cast("Mapping[str, Any]", values), kind, request)
+    return _checked(given, kind, request, check)
 
 
 class Options(BaseModel):
@@ -45,7 +46,7 @@ class Options(BaseModel):
     universal: ClassVar[tuple[str, ...]] = ()
     """Of training options: those without a default for all that every algorithm has."""
 
-    _in_python = model_validator(mode="wrap")(classmethod(_validate_in_python))
+    _in_python = model_validator(mode="wrap")(cast(Any, classmethod(_validate_in_python)))
 
 
 def translated(values: Mapping[str, Any], kind: type[BaseModel], request: Request) -> Any:
@@ -56,9 +57,7 @@ def translated(values: Mapping[str, Any], kind: type[BaseModel], request: Reques
 
 def check_options(values: Mapping[str, Any], kind: type[Config], request: Request) -> Config:
     """Values by laurel's names as a `kind`. All problems are one UsageError at `request.where`."""
-    return _checked(
-        values, kind, request, lambda known: kind.model_validate(known, context=request)
-    )
+    return _checked(values, kind, request, partial(kind.model_validate, context=request))
 
 
 def _checked(

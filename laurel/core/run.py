@@ -300,12 +300,7 @@ def _continue(
 ) -> Run:
     """The run that is there, if it is still the same experiment."""
     where = f"output_dir {run.folder}"
-    if run.model.exists() and "saving" not in run.facts:
-        what = (
-            "this run has not saved a model yet, and there is one in `model`: it would be written"
-            " over."
-        )
-        raise UsageError(what, where=where, fix="Move it to another place.")
+    _check_model(run, where)
     saved = run.config()
     if values.get("max_steps", 0) is None:
         # epochs decide, and how many steps they make is found out later: `update_config`
@@ -316,14 +311,9 @@ def _continue(
     _check_changes(changed, (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ())), where)
     edited = _edited(run, inputs, anyway)
     shown = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
-    options = "as before, but for" if shown else "as before"
-    say(f"continuing run {run.id[:8]} in {run.folder}; options {options}")
-    for name, (old, new) in shown.items():
-        say(f"  {name}: {old!r} -> {new!r}")
+    _announce(run, shown, edited, say)
     if shown:
         _write_config(run.folder, values)
-    for name, (old, new) in edited.items():
-        say(f"  {name}: {old} -> {new}")
     resumed = {"time": round(time.time(), 3), "changed": {**shown, **edited}}
     run.note(
         {
@@ -332,6 +322,31 @@ def _continue(
         }
     )
     return run
+
+
+def _announce(
+    run: Run,
+    options: Mapping[str, Sequence[Any]],
+    inputs: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Say that a run continues, and which options and inputs changed from what to what."""
+    how = "as before, but for" if options else "as before"
+    say(f"continuing run {run.id[:8]} in {run.folder}; options {how}")
+    for name, (old, new) in options.items():
+        say(f"  {name}: {old!r} -> {new!r}")
+    for name, (old, new) in inputs.items():
+        say(f"  {name}: {old} -> {new}")
+
+
+def _check_model(run: Run, where: str) -> None:
+    """UsageError where `model` holds what this run has not saved."""
+    if run.model.exists() and "saving" not in run.facts:
+        what = (
+            "this run has not saved a model yet, and there is one in `model`: it would be written"
+            " over."
+        )
+        raise UsageError(what, where=where, fix="Move it to another place.")
 
 
 def _check_changes(changed: Mapping[str, Sequence[Any]], free: Sequence[str], where: str) -> None:

@@ -119,18 +119,16 @@ def translate(
     Two names that ask for different values of one option are an error, and so is a name that is
     absent.
     """
-    values = {name: value for name, value in given.items() if not is_foreign(name, table)}
-    giver = dict.fromkeys(values, "")  # option -> the name of theirs that gave it, "" for its own
+    foreign = [name for name in given if is_foreign(name, table)]
+    values = {name: value for name, value in given.items() if name not in foreign}
+    giver = dict.fromkeys(values, "")
     lines: list[Translation] = []
     first_with: dict[str, str] = {}
-    for name in [name for name in given if is_foreign(name, table)]:
-        row, ask.lines = table[name], []
-        made = translate_value(name, row, given[name], ask, where)
-        for option, value in made.items():
-            check_conflict(name, given[name], option, value, giver.get(option), values, where)
-            giver.setdefault(option, name)
-            values.setdefault(option, value)
-        about = [] if ask.port or not (made or ask.lines) else [row.say]
+    for name in foreign:
+        ask.lines = []
+        made = translate_value(name, table[name], given[name], ask, where)
+        add_made(name, given[name], made, values, giver, where)
+        about = [table[name].say] if (made or ask.lines) and not ask.port else []
         said = " ".join([*ask.lines, *about])
         # one text for several names is printed with the first of them
         earlier = first_with.setdefault(said, name) if said else name
@@ -169,25 +167,27 @@ def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) ->
     return row.rule(value, ask).get(name, value)
 
 
-def check_conflict(
+def add_made(
     name: str,
     value: Any,
-    option: str,
-    made: Any,
-    by: str | None,
-    values: Mapping[str, Any],
+    made: Mapping[str, Any],
+    values: dict[str, Any],
+    giver: dict[str, str],
     where: str,
 ) -> None:
-    """UsageError where somebody already asked for another value of the option."""
-    if by is None or comparable(values[option]) == comparable(made):
-        return
-    what = f"`{name}` = {format_value(value)} is {option} = {format_value(made)} here, and "
-    what += (
-        f"`{by}` makes it {format_value(values[option])}."
-        if by
-        else f"{option} = {format_value(values[option])} is given, too."
-    )
-    raise UsageError(what, where=where, fix="Give one of the two.")
+    """Add what a name of theirs was made into; UsageError where another value was given already.
+
+    giver: of each option in `values`, the name of theirs that gave it, "" for its own name.
+    """
+    for option, new in made.items():
+        by, old = giver.setdefault(option, name), values.setdefault(option, new)
+        if comparable(old) != comparable(new):
+            what = f"`{name}` = {format_value(value)} is {option} = {format_value(new)} here, and "
+            if by:
+                what += f"`{by}` makes it {format_value(old)}."
+            else:
+                what += f"{option} = {format_value(old)} is given, too."
+            raise UsageError(what, where=where, fix="Give one of the two.")
 
 
 def comparable(value: Any) -> Any:

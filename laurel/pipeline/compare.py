@@ -21,11 +21,12 @@ from laurel.eval.evaluate import divergence, scored
 from laurel.measure.best_of_n import best_of_n, best_of_n_bound
 from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
-from laurel.model.policy import load_policy
+from laurel.model.policy import Policy, load_policy
 from laurel.pipeline.plan import Plan
 from laurel.report.exhibit import Chart, Claim, Exhibit, Table
 from laurel.reward.mixture import Mixture
 
+RESULT = "result.json"
 COMMONEST = "share of the commonest answer"
 BLOCKS = 12  # points of a curve over training: each the mean of so many steps' share
 Point = tuple[float, float, float, float]
@@ -48,21 +49,12 @@ def compare(
     models: the folders of `start` and `policy`. gold: the hidden judge, proxy: the learned one (""
     for none), both by their names in `judges`. watch: called with the prompts done.
     """
-    config = EvalConfig(
-        max_completion_length=plan.sample.max_completion_length,
-        temperature=plan.sample.temperature,
-        seed=plan.seed,
-    )
+    config = sampling(plan)
     policies = {name: load_policy(TrainConfig(model=str(path))) for name, path in models.items()}
+    count = plan.compare.num_generations
     answers = {
         name: scored(
-            policy,
-            rows,
-            judges,
-            config,
-            count=plan.compare.num_generations,
-            temperature=config.temperature,
-            watch=watch,
+            policy, rows, judges, config, count=count, temperature=config.temperature, watch=watch
         )
         for name, policy in policies.items()
     }
@@ -71,19 +63,23 @@ def compare(
         model: {name: [by(group, name) for group in groups] for name in names}
         for model, groups in answers.items()
     }
-    figures = score_figures(scores, gold)
-    drift = divergence(answers["policy"], policies["start"])
-    figures["KL to the start, nats per answer"] = drift["sampled/kl"]
-    for name, groups in answers.items():
-        figures |= text_figures(groups, name)
-    ns = plan.compare.best_of
+    figures = score_figures(scores, gold) | answer_figures(answers, policies["start"])
     result = {
         "figures": {name: asdict(value) for name, value in figures.items()},
-        "best_of_n": {name: best_of(scores["start"], proxy, name, ns) for name in names if proxy},
+        "best_of_n": best_of_judges(scores["start"], proxy, plan.compare.best_of),
         "answers": first_answers(answers)[:6],
     }
-    write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    return ["result.json"]
+    write_atomic(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return [RESULT]
+
+
+def sampling(plan: Plan) -> EvalConfig:
+    """How answers are drawn for the comparison: as for the preferences."""
+    return EvalConfig(
+        max_completion_length=plan.sample.max_completion_length,
+        temperature=plan.sample.temperature,
+        seed=plan.seed,
+    )
 
 
 def score_figures(scores: Mapping[str, PromptScores], gold: str) -> dict[str, Interval]:
@@ -98,6 +94,15 @@ def score_figures(scores: Mapping[str, PromptScores], gold: str) -> dict[str, In
     pairs = zip(scores["policy"][gold], scores["start"][gold], strict=True)
     wins = [win_rate(first, second) for first, second in pairs]
     figures["win rate against the start"] = bootstrap_mean(wins)
+    return figures
+
+
+def answer_figures(answers: Mapping[str, Sequence[Group]], start: Policy) -> dict[str, Interval]:
+    """How far the policy's answers are from the start, and what each model's answers are like."""
+    drift = divergence(answers["policy"], start)
+    figures = {"KL to the start, nats per answer": drift["sampled/kl"]}
+    for name, groups in answers.items():
+        figures |= text_figures(groups, name)
     return figures
 
 
@@ -163,6 +168,13 @@ def best_of(
         )
         points.append((best_of_n_bound(n), found.value, found.low, found.high))
     return points
+
+
+def best_of_judges(
+    start: Mapping[str, list[list[float]]], proxy: str, ns: Sequence[int]
+) -> dict[str, list[Point]]:
+    """`best_of` by every judge; nothing where there is no learned reward to choose by."""
+    return {name: best_of(start, proxy, name, ns) for name in start} if proxy else {}
 
 
 def over_training(metrics: Sequence[Mapping[str, Any]], name: str) -> list[Point]:

@@ -114,13 +114,7 @@ class Pipeline:
     def run_stages(self) -> dict[str, Any]:
         """The stages one after the other."""
         began, plan = time.perf_counter(), self.plan
-        parts = {
-            "dataset": source(plan.dataset),
-            "size": plan.dataset_size,
-            "held": plan.eval_size,
-            "seed": plan.seed,
-        }
-        prompts = self.stage("prompts", parts, lambda folder: stages.split_prompts(folder, plan))
+        prompts = self.prompts()
         rows = load_rows(str(prompts.folder / "train.jsonl"))
         held = load_rows(str(prompts.folder / "held.jsonl"))
         start = self.start()
@@ -128,9 +122,37 @@ class Pipeline:
         rewards = self.reward_models(start, preferred, pairs) if self.learns_reward else []
         policy = self.policy(prompts, start, preferred, pairs, rewards)
         gold, proxy, judges = self.judges(rewards, held)
-        models = {"start": Path(start[0]), "policy": policy.folder / "model"}
+        models = {"start": start[1], "policy": policy.digest}
+        parts = self.compared(models, prompts, rewards)
+        folders = {"start": Path(start[0]), "policy": policy.folder / "model"}
+        with self.counted("prompts", 2 * len(held)) as watch:
+            final = self.stage(
+                "compare",
+                parts,
+                lambda folder: compare(folder, plan, folders, held, judges, gold, proxy, watch),
+            )
+        result = read_json(final.folder / "result.json")
+        shown = self.shown(result, policy, rewards, gold, proxy)
+        return self.finish(result, shown, time.perf_counter() - began)
+
+    def prompts(self) -> Artefact:
+        """The prompts to train on, and those that are held out."""
+        plan = self.plan
         parts = {
-            "models": [start[1], policy.digest],
+            "dataset": source(plan.dataset),
+            "size": plan.dataset_size,
+            "held": plan.eval_size,
+            "seed": plan.seed,
+        }
+        return self.stage("prompts", parts, lambda folder: stages.split_prompts(folder, plan))
+
+    def compared(
+        self, models: Mapping[str, Any], prompts: Artefact, rewards: list[Artefact]
+    ) -> dict[str, Any]:
+        """What the comparison depends on, by content."""
+        plan = self.plan
+        return {
+            "models": list(models.values()),
             "rewards": [one.digest for one in rewards],
             "combine": reward_section(plan).combine,
             "prompts": prompts.digest,
@@ -139,15 +161,6 @@ class Pipeline:
             "sample": plan.sample,
             "compare": plan.compare,
         }
-        with self.counted("prompts", 2 * len(held)) as watch:
-            final = self.stage(
-                "compare",
-                parts,
-                lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch),
-            )
-        result = read_json(final.folder / "result.json")
-        shown = self.shown(result, policy, rewards, gold, proxy)
-        return self.finish(result, shown, time.perf_counter() - began)
 
     def stage(
         self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
