@@ -1,7 +1,7 @@
 # laurel: `make demo` and `make test` set everything up by themselves; a second call finds it ready.
 #
 #   make demo    a small language model learns to add, in minutes on two cores
-#   make test    set-up, ruff, the tests (ten minutes on two cores); prints the ten slowest and what all took
+#   make test    set-up, lint, the tests (twelve minutes on two cores); prints the ten slowest and what all took
 #   make verify  `laurel verify` whole, with its blind hunt for mutants, and the tests at full length (an hour)
 #   make lint    ruff and pyright
 #   make fix     let ruff repair and format
@@ -16,7 +16,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-LINTER := $(VENV)/.linter
 PEER := $(VENV)/.peer
 TORCH := $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
@@ -31,8 +30,7 @@ export PIP_ROOT_USER_ACTION := ignore
 demo: $(READY)
 	$(BIN)/laurel demo --output_dir runs/demo
 
-test: $(READY)
-	$(BIN)/ruff check --quiet .
+test: lint
 	@$(BIN)/python tests/house/house_source.py
 	@$(TIMES) $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=10 $(PYTEST)
 
@@ -41,9 +39,9 @@ verify: $(READY)
 	$(BIN)/laurel verify
 	@$(TIMES) $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=10 -m whole $(PYTEST)
 
-lint: $(READY) $(LINTER)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright
 
 fix: $(READY)
@@ -76,10 +74,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing laurel and what it needs"
 	@$(PIP) install -qq -c constraints.txt -e '.[test]'
 	@touch $(READY)
-
-$(LINTER): $(READY)
-	@$(PIP) install -qq -c constraints.txt -e '.[lint]'
-	@touch $(LINTER)
 
 $(PEER): $(READY)
 	@$(PIP) install -qq -c constraints.txt -e '.[bench]'

@@ -24,6 +24,8 @@ import ours
 from laurel.core.metrics import Sums
 from laurel.fast import decode
 from laurel.train import loop
+from laurel.train.algorithms import ALGORITHMS
+from laurel.train.options import defaults
 
 
 def rollout(size: str, prompts: int) -> None:
@@ -77,17 +79,13 @@ def rollout(size: str, prompts: int) -> None:
 def step(algorithm: str, size: str) -> None:
     """Shares of torch's operators in one step of the loop, after two that warm up."""
     shape = models.Shape(size=size, prompts=64 if size == "a" else 8)
-    samples = algorithm in ("grpo", "ppo", "raft")
-    made = {"sft": models.texts, "ilql": models.logged}.get(algorithm, models.pairs)
-    rows = made(
-        models.Shape(size=size, rows=512, low=32, high=256) if algorithm == "sft" else shape
-    )
-    options: dict[str, Any] = {"train_on": "all"} if algorithm == "sft" else {}
+    samples, supervised = ours.samples(algorithm), "train_on" in defaults(algorithm)
+    long = models.Shape(size=size, rows=512, low=32, high=256)
+    rows = ours.rows_of(algorithm, long if supervised else shape)
+    options: dict[str, Any] = {"train_on": "all"} if supervised else {}
     options |= ours.sampling_options(shape) if samples else {"prompts_per_step": shape.batch}
     with tempfile.TemporaryDirectory() as folder:
-        setup, state = ours.setup_of(
-            algorithm, shape, Path(folder), ours.prompts_of(shape) if samples else rows, **options
-        )
+        setup, state = ours.setup_of(algorithm, shape, Path(folder), rows, **options)
         setup.policy = ours.endless(setup.policy) if samples else setup.policy
         with ours.given_lengths(shape.lengths().tolist()) if samples else contextlib.nullcontext():
             for _ in range(2):
@@ -107,9 +105,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "what", choices=("rollout", "grpo", "dpo", "reward", "sft", "ppo", "raft", "ilql")
-    )
+    parser.add_argument("what", choices=("rollout", *ALGORITHMS), metavar="rollout|ALGORITHM")
     parser.add_argument("size", choices=("a", "b", "c"))
     parser.add_argument("prompts", nargs="?", type=int, default=64)
     asked = parser.parse_args()

@@ -29,6 +29,7 @@ from laurel.rollout.general import sample_general
 from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
+from laurel.train.options import defaults
 from laurel.train.record import record_time
 from laurel.train.roof import Work, body_of, bound, drawn
 from laurel.train.session import Session
@@ -141,6 +142,21 @@ def prompts_of(shape: Shape) -> list[dict[str, str]]:
     return [{"prompt": models.text(ids)} for ids in shape.prompt_ids()]
 
 
+def samples(algorithm: str) -> bool:
+    """Does the algorithm learn from samples of its own, by the table?"""
+    return "rewards" in defaults(algorithm)
+
+
+def rows_of(algorithm: str, shape: Shape) -> list[dict[str, Any]]:
+    """Rows of the kind that the algorithm learns from, told by the options that it has."""
+    own = defaults(algorithm)
+    if "rewards" in own:
+        return prompts_of(shape)
+    if "train_on" in own:
+        return models.texts(shape)
+    return models.logged(shape) if "expectile" in own else models.pairs(shape)
+
+
 def grpo(
     turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str = "grpo", **more: Any
 ) -> None:
@@ -169,13 +185,13 @@ def profiled(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: st
     """Rows without a living peer on a CPU: tokens per second, the share of a step's time not spent
     in matrix products.
     """
-    rows = prompts_of(shape)
-    if algorithm == "ilql":
-        rows = models.logged(shape)
-        options: dict[str, Any] = {"prompts_per_step": shape.batch}
+    rows, options = rows_of(algorithm, shape), dict[str, Any]()
+    if samples(algorithm):
+        options |= sampling_options(shape)
+        if defaults(algorithm)["num_generations"] == 1:
+            options["num_generations"] = 1
     else:
-        options = sampling_options(shape)
-        options |= {"num_generations": 1} if algorithm == "ppo" else {}
+        options["prompts_per_step"] = shape.batch
     setup, state = setup_of(
         algorithm,
         shape,
@@ -246,8 +262,8 @@ def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -
     """One pass over rows of data, batch by batch: DPO, a reward model, SFT. log ref is computed
     anew, as the peer does.
     """
-    rows = models.texts(shape) if algorithm == "sft" else models.pairs(shape)
-    more = {"train_on": "all"} if algorithm == "sft" else {}
+    rows = rows_of(algorithm, shape)
+    more = {"train_on": "all"} if "train_on" in defaults(algorithm) else {}
     setup, state = setup_of(
         algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more
     )

@@ -1,5 +1,6 @@
-"""`laurel bench`: laurel beside its peers on this machine. The workloads are scripts of the
-checkout (bench/speed), not of the wheel.
+"""`laurel bench`: laurel and its peers on this machine.
+
+The workloads are scripts of the checkout (bench/speed), not of the wheel.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Hand over to the checkout's script; its exit code. A UsageError where there is no
-    checkout.
-    """
+    """Hand over to the checkout's script; its exit code. UsageError without a checkout."""
     if not SCRIPT.is_file():
         raise UsageError(
             "the benchmarks are part of a checkout of laurel, not of the installed package.",

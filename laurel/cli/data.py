@@ -1,6 +1,4 @@
-"""`laurel data check|show|convert`: does every gold answer prove itself, what is in a file, and the
-same rows in another format.
-"""
+"""`laurel data check|show|convert`: gold answers, the content of a file, another format."""
 
 from __future__ import annotations
 
@@ -78,15 +76,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb that was chosen; the exit code: 0, or 1 where a check found a gold answer that
-    is not right.
-    """
+    """Run the chosen verb; the exit code is 1 where a check found a wrong gold answer."""
     return {"check": run_check, "show": run_show, "convert": run_convert}[args.data_verb](args)
 
 
 def load(args: argparse.Namespace) -> list[Row]:
-    """The normalised rows that the arguments name. An option that does not apply to the source is
-    refused.
+    """The normalised rows that the arguments name.
+
+    UsageError for an option that does not apply to the source.
     """
     from laurel.data.paths import has_splits
     from laurel.data.rows import read_rows
@@ -111,9 +108,7 @@ def load(args: argparse.Namespace) -> list[Row]:
 
 
 def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """Which columns no field of the rows' formats holds, in one line; none for generated tasks,
-    whose columns are known.
-    """
+    """One line with the columns that no format uses; none for generated tasks."""
     from laurel.data.formats import unused
     from laurel.data.tasks import is_task
 
@@ -122,9 +117,7 @@ def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Score every gold answer; a table, the first wrong rows, and a last line like "1319 of 1319
-    gold answers right".
-    """
+    """Score every gold answer; print a table, the first wrong rows and how many are right."""
     from rich.console import Console
 
     from laurel.data.check import check_rows
@@ -165,9 +158,7 @@ def find_verifier(name: str, rows: Sequence[Row]) -> Verifier:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the first rows: where, id, format, columns; or with --tokens their ids and which of
-    them are supervised.
-    """
+    """Print the first rows, or with --tokens their ids and which of them are supervised."""
     from rich.console import Console
     from rich.text import Text
 
@@ -349,8 +340,9 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token as it stands behind the one before it: decoded alone, many tokenizers
-    drop a leading space.
+    """The text of each token after the one before it.
+
+    Decoded alone, many tokenizers drop a leading space.
     """
     pieces = [tokenizer.decode([token]) for token in ids]
     pairs = (tokenizer.decode([left, right]) for left, right in pairwise(ids))

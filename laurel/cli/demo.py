@@ -1,6 +1,4 @@
-"""`laurel demo`: from nothing to a language model that has learned to add, in minutes on two
-cores.
-"""
+"""`laurel demo`: a language model learns to add, in minutes on two cores."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`laurel doctor`: a verdict on this installation, one line per check, each with what to do about
-it.
-"""
+"""`laurel doctor`: checks this installation, one line per check, each with a remedy."""
 
 from __future__ import annotations
 
@@ -124,9 +122,7 @@ def fits(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 
 def checks() -> Iterator[Check]:
-    """Every check, cheap ones first. A check that itself breaks is reported as bad, never
-    skipped.
-    """
+    """Every check, cheap ones first. One that breaks is reported as bad, never skipped."""
     yield from guarded("python", check_python)
     yield from guarded("packages", check_packages)
     yield from guarded("optional", check_optional)
@@ -144,9 +140,7 @@ def checks() -> Iterator[Check]:
 
 
 def checks_of(model: str) -> Iterator[Check]:
-    """What there is to say of one model. One that cannot be loaded is a UsageError, as it is in
-    training.
-    """
+    """What there is to say of one model; UsageError if it cannot be loaded."""
     from laurel.cli.doctor_model import model_lines
 
     for name, text in model_lines(model):
@@ -183,8 +177,9 @@ def check_python() -> list[Check]:
 
 
 def requirements() -> list[tuple[str, str, bool]]:
-    """(package, specifier, needed) that laurel-rl declares, from the installed package or the
-    checkout's pyproject.toml.
+    """(package, specifier, needed) that laurel-rl declares.
+
+    From the installed package or the checkout's pyproject.toml.
     """
     from packaging.requirements import Requirement
 
@@ -440,9 +435,7 @@ def check_sandbox() -> list[Check]:
 
 
 def check_training() -> list[Check]:
-    """A tiny language model on the device: one forward and backward pass, finite, and the loss
-    falls after one step.
-    """
+    """A tiny model on the device: finite gradients, and the loss falls after one step."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,9 +1,11 @@
-"""`laurel doctor --model M --algorithm A`: the memory of a run, before there is one, from the
-model's configuration alone.
+"""`laurel doctor --model M --algorithm A`: the memory of a run, before there is one.
+
+From the model's configuration alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,13 @@ from laurel.model.adapters import with_lora
 from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import hold
 from laurel.model.objects import config_of
-from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtype
+from laurel.model.policy import (
+    Policy,
+    checkpoint_activations,
+    pick_device,
+    pick_dtype,
+    pick_param_dtype,
+)
 from laurel.model.weights import told
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.kept import computed
@@ -71,11 +79,14 @@ class Fit:
         """Bytes of the models and of the fullest phase."""
         return sum(self.found.there.values()) + self.found.coming
 
+    def size(self, parts: Iterable[str]) -> float:
+        """Bytes of these parts of the forecast."""
+        sizes = {**self.found.there, **self.found.parts}
+        return sum(sizes.get(part, 0) for part in parts)
+
 
 def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> list[str]:
-    """The table as lines: all weights trained, and adapters; what it adds up to, and whether a
-    device has it.
-    """
+    """The table as lines, for all weights and for adapters, and whether a device has the room."""
     device = pick_device(config.device)
     there = (int(device_gb * GB), int(device_gb * GB)) if device_gb else device_memory(device)
     kind = "cuda" if device_gb else device.type
@@ -83,29 +94,20 @@ def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> li
         name: fit(algorithm, config.model_copy(update={"use_peft": peft}), kind, there)
         for name, peft in (("all weights", False), ("LoRA", True))
     }
-    lines = [
-        *about(algorithm, config, kind),
-        f"{'GB':34}" + "".join(f"{name:>14}" for name in fits),
-    ]
+    lines = [*about(algorithm, config, kind), f"{'GB':34}" + "".join(f"{n:>14}" for n in fits)]
     for line, parts in ROWS.items():
-        sizes = [
-            sum({**one.found.there, **one.found.parts}.get(part, 0) for part in parts)
-            for one in fits.values()
-        ]
+        sizes = [one.size(parts) for one in fits.values()]
         if any(sizes):
-            lines.append(f"{line:34}" + "".join(f"{size / GB:14.3f}" for size in sizes))
-    each = [
-        one.found.parts.get("activations", 0) / max(1, one.tokens) / 1e6 for one in fits.values()
-    ]
-    lines.append(
-        f"{'(activations of a token, in MB)':34}" + "".join(f"{size:14.3f}" for size in each)
-    )
-    lines.append(
-        f"{'at its largest':34}" + "".join(f"{one.total / GB:14.3f}" for one in fits.values())
-    )
-    for name, one in fits.items():
-        lines.append(f"{name}: {verdict(one, there)}")
-    return lines
+            lines.append(numbers_line(line, [size / GB for size in sizes]))
+    each = [one.size(("activations",)) / max(1, one.tokens) / 1e6 for one in fits.values()]
+    lines.append(numbers_line("(activations of a token, in MB)", each))
+    lines.append(numbers_line("at its largest", [one.total / GB for one in fits.values()]))
+    return lines + [f"{name}: {verdict(one, there)}" for name, one in fits.items()]
+
+
+def numbers_line(title: str, numbers: Iterable[float]) -> str:
+    """A line of the table."""
+    return f"{title:34}" + "".join(f"{number:14.3f}" for number in numbers)
 
 
 def verdict(one: Fit, there: tuple[int, int] | None) -> str:
@@ -153,9 +155,7 @@ def precision_on(config: Any, kind: str) -> torch.dtype:
 
 
 def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -> Fit:
-    """The forecast of one way to train: the same functions as before the first step of a run, over
-    shapes without memory.
-    """
+    """The forecast of one way to train, by the functions a run uses before its first step."""
     row, config = ALGORITHMS[algorithm], resolve(algorithm, config)
     config = config.model_copy(
         update={
@@ -204,9 +204,7 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
 
 
 def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The policy of a configuration, and what is trained beside it, of tensors that have a shape
-    and no memory.
-    """
+    """The policy of a configuration and what is trained with it, as shapes without memory."""
     from transformers import AutoModelForCausalLM
 
     check_folder(config.model)
@@ -225,9 +223,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
     with torch.device("meta"):
         model = hold(with_lora(model, config), kept) if config.use_peft else model
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            checkpoint_activations(model)
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
     with torch.device("meta"):
         companion = row.trained.load(config, policy) if row.trained.load else None
@@ -240,9 +236,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
 
 
 def imagine(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Put a tensor of the same shape, as if it were in memory, in the place of each of a model's;
-    one stays one.
-    """
+    """Replace each tensor of a model by a fake one of its shape; shared ones stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -14,8 +14,9 @@ ROWS, PROMPT, SAMPLED = (
 
 
 def model_lines(name: str) -> list[tuple[str, str]]:
-    """(what, finding) of a model: size, sampling, training, memory. Weights are loaded, a few rows
-    are sampled and trained on.
+    """(what, finding) of a model: size, sampling, training, memory.
+
+    Weights are loaded; a few rows are sampled and trained on.
     """
     from laurel.core.config import TrainConfig
     from laurel.fast.packed import packs
@@ -26,7 +27,8 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
-    vocabulary, width = policy.causal.get_input_embeddings().weight.shape
+    causal: Any = policy.causal
+    vocabulary, width = causal.get_input_embeddings().weight.shape
     count = policy.num_parameters
     told = [
         (
@@ -43,7 +45,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     )
     if policy.device.type != "cuda":
         told.append(("on CUDA", on_cuda(policy, static_because(policy))))
-    packed = packs(getattr(policy.causal, policy.causal.base_model_prefix))
+    packed = packs(getattr(causal, causal.base_model_prefix))
     way = (
         "fast: packed, no padding, shared prompts once"
         if packed
@@ -132,9 +134,7 @@ def sampled_per_second(policy: Any) -> float:
 
 
 def trained_per_second(policy: Any) -> float:
-    """Tokens of a forward and a backward pass in a second, log-probabilities included. The weights
-    stay as they are.
-    """
+    """Tokens of a forward and a backward pass in a second; the weights stay as they are."""
     from laurel.core.sample import Group, Key, Sample
     from laurel.rollout.pack import pack
 

@@ -61,7 +61,12 @@ def add_parser(subparsers: Any) -> None:
     _add_serve(verbs, where)
     _add_import(verbs, where)
     _add_export(verbs, where)
+    _add_report(verbs)
+    _add_upkeep(verbs, where)
+    _add_access(verbs, where)
 
+
+def _add_report(verbs: Any) -> None:
     report = verbs.add_parser(
         "report", help="agreement, skill, scores, bias, pay, whose opinions: what the votes say"
     )
@@ -78,6 +83,9 @@ def add_parser(subparsers: Any) -> None:
         help="print every figure as JSON; `labels`: what an export is worth on held-out votes",
     )
 
+
+def _add_upkeep(verbs: Any, where: argparse.ArgumentParser) -> None:
+    """Verbs about the database itself: backup, verify-audit, erase."""
     backup = verbs.add_parser(
         "backup",
         parents=[where],
@@ -104,6 +112,9 @@ def add_parser(subparsers: Any) -> None:
     )
     erase.add_argument("pseudonym", help="as the pages and exports show it")
 
+
+def _add_access(verbs: Any, where: argparse.ArgumentParser) -> None:
+    """Verbs that let people and applications in: invite, admin, key."""
     invite = verbs.add_parser(
         "invite", parents=[where], help="make invitations; each link works once and for two weeks"
     )

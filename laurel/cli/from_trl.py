@@ -1,5 +1,4 @@
-"""`laurel train ALGORITHM --from-trl FILE`: a run that TRL was to make, said in our options, shown
-line by line.
+"""`laurel train ALGORITHM --from-trl FILE`: a configuration of TRL's as options of laurel.
 
 A ported run is the run they had: where the file is silent and a result depends on it, TRL's default
 is taken, not laurel's, and the line says so. What changes no result keeps laurel's default.
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from laurel.cli.options import given
-from laurel.core.config import TrainConfig, build_config, suggestion
+from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
+from laurel.core.options import suggestion
 from laurel.core.trl import Request, Translation, as_bool, as_number, format_value, translate
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
 from laurel.core.trl_rules import TRAINERS, same
@@ -74,8 +74,9 @@ OTHERWISE = {
 
 
 def port_config(args: Any, ask: Request) -> TrainConfig:
-    """The configuration of a file of TRL's, with what the command line gives over it; the
-    translation is printed.
+    """The configuration of a file of TRL's, with the command line over it.
+
+    The translation is printed.
     """
     path = args.from_trl
     if args.config is not None:
@@ -96,8 +97,9 @@ def port_config(args: Any, ask: Request) -> TrainConfig:
 
 
 def read_trl(path: str) -> dict[str, Any]:
-    """The names in a YAML file, or in a JSON file as TRL saves it, without those at the values that
-    a saved file holds anyway.
+    """The names in a YAML file, or in a JSON file as TRL saves it.
+
+    Of a JSON file, without names at the values that every saved file holds.
     """
     if not path.endswith(".json"):
         return read_yaml(path)
@@ -117,38 +119,25 @@ def read_trl(path: str) -> dict[str, Any]:
 def ported(
     path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Request
 ) -> tuple[dict[str, Any], list[Translation]]:
-    """(options of ours, a line for every name). own: what the command line gives by our names,
-    which win.
+    """(options of ours, a line for every name).
+
+    own: what the command line gives by our names, which win.
     """
     trainer = TRAINERS[ask.algorithm]
-    lines = [
-        Translation(name, "...", (), "Set variables in the shell.")
-        for name in theirs
-        if name == "env"
-    ]
-    theirs = {
-        name: UNLIMITED.get(name) if value is None else value for name, value in theirs.items()
-    }
-    theirs = {name: value for name, value in theirs.items() if name != "env" and value is not None}
-    known(path, theirs, ask)
-    if path.endswith(".json"):
-        theirs = {
-            n: value
-            for n, value in theirs.items()
-            if n not in TABLE or not same(value, default_of(n, trainer))
-        }
-    everything = {**theirs, **own}
-    asking = replace(ask, given=everything, defaults=defaults_of(trainer), port=True)
-    lines += list(aside(path, theirs, own, asking))
+    lines: list[Translation] = []
+    if "env" in theirs:
+        lines.append(Translation("env", "...", (), "Set variables in the shell."))
+    theirs = given_names(path, theirs, ask)
+    asking = replace(ask, given={**theirs, **own}, defaults=defaults_of(trainer), port=True)
+    lines += list(unused_lines(path, theirs, own, asking))
     for line in lines:
         theirs.pop(line.theirs, None)
-    values, said = translate(theirs, TABLE, asking, path)
+    values, notes = translate(theirs, TABLE, asking, path)
     values = resolve_paths(path, values)
-    lines += [
-        Translation(name, theirs[name], ((name, values[name]),))
-        for name in values
-        if name in theirs
-    ] + said
+    for name in values:
+        if name in theirs:
+            lines.append(Translation(name, theirs[name], ((name, values[name]),)))
+    lines += notes
     lines += list(silent(path, values, own, asking))
     lines += list(otherwise(asking, values))
     for option, (value, why) in unsaid(asking, values).items():
@@ -156,6 +145,27 @@ def ported(
             values[option] = value
             lines.append(Translation(BY_TRL, why, ((option, value),)))
     return values, lines
+
+
+def given_names(path: str, theirs: Mapping[str, Any], ask: Request) -> dict[str, Any]:
+    """The names that ask for something: no nulls, and of a saved JSON nothing at its default.
+
+    UsageError for a name that is neither TRL's nor laurel's.
+    """
+    found: dict[str, Any] = {}
+    for name, value in theirs.items():
+        value = UNLIMITED.get(name) if value is None else value
+        if name != "env" and value is not None:
+            found[name] = value
+    known(path, found, ask)
+    if not path.endswith(".json"):
+        return found
+    trainer = TRAINERS[ask.algorithm]
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in TABLE or not same(value, default_of(name, trainer))
+    }
 
 
 def known(path: str, theirs: Mapping[str, Any], ask: Request) -> None:
@@ -171,11 +181,12 @@ def known(path: str, theirs: Mapping[str, Any], ask: Request) -> None:
         raise UsageError(f"unknown: {', '.join(unknown)}.", where=path, fix=each)
 
 
-def aside(
+def unused_lines(
     path: str, theirs: Mapping[str, Any], own: Mapping[str, Any], ask: Request
 ) -> Iterator[Translation]:
-    """Lines of the names that are left out, and why. Those that would change results, and ask for
-    that, are an error together.
+    """Lines of the names that are left out, and why.
+
+    Names that would change results, and ask for that, are one error together.
     """
     trainer, refused = TRAINERS[ask.algorithm], list[str]()
     for name in [name for name in theirs if name in TABLE]:
@@ -212,8 +223,9 @@ def needless(name: str, value: Any, ask: Request) -> str:
 def silent(
     path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Request
 ) -> Iterator[Translation]:
-    """TRL's defaults where the file is silent and a result depends on them, put into `values`; a
-    line where laurel's differ.
+    """TRL's defaults where the file is silent and a result depends on them.
+
+    They are put into `values`; there is a line where laurel's differ.
     """
     for name in names_taken(ask):
         if name in ask.given or set(TABLE[name].ours) & {*values, *own}:
@@ -264,21 +276,15 @@ def unsaid(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]
     if "num_generations" in ask.own():
         found["max_prompt_length"] = LONGEST, "TRL 1.16 leaves no prompt out"
     if None not in (ask.own().get("epsilon"), ask.own().get("epsilon_high")):
-        found["epsilon_high"] = (
-            everything.get("epsilon", 0.2),
-            "where it is not given TRL takes epsilon",
-        )
+        why = "where it is not given TRL takes epsilon"
+        found["epsilon_high"] = (everything.get("epsilon", 0.2), why)
     if "train_on" in ask.own() and "train_on" not in everything and holds_messages(everything):
         found["train_on"] = "all", "TRL's default for rows of messages is every token"
     held = str(ask.given.get("dtype")).removeprefix("torch.")
     if held == "bfloat16" and "param_dtype" not in everything:
-        found["param_dtype"] = (
-            held,
-            (
-                "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
-                " masters"
-            ),
-        )
+        why = "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
+        why += " masters"
+        found["param_dtype"] = (held, why)
     if as_bool(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}
@@ -297,9 +303,7 @@ def holds_messages(values: Mapping[str, Any]) -> bool:
 
 
 def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
-    """The modules that peft adapts where nobody names any; none where the model is not on this
-    machine.
-    """
+    """The modules that peft adapts by default; none where the model is not on this machine."""
     file = Path(str(values.get("model"))) / "config.json"
     if not file.is_file():
         return []
@@ -309,9 +313,7 @@ def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
 
 
 def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
-    """The translation as it is printed: what was read, what was taken by default, what was left
-    out.
-    """
+    """The translation as printed: what was read, TRL's defaults, what was left out."""
     kept = [line for line in lines if line.ours]
     rest = [line for line in kept if line.theirs == BY_TRL or line.value == SILENT]
     parts = {
@@ -326,9 +328,7 @@ def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
 
 
 def left_out(line: Translation) -> bool:
-    """Did this name become no option? One that asks for what is done anyway is read, not left
-    out.
-    """
+    """Did this name become no option? One that asks for the usual thing counts as read."""
     row = TABLE.get(line.theirs)
     asked_for_nothing = (
         row is not None and row.kind == "translated" and (not row.ours or not line.said)

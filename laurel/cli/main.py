@@ -53,8 +53,9 @@ SMALLER = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 well, 1 a failure with a remedy, 2 wrong usage, 130 or 143
-    stopped on request.
+    """Run one command and return its exit code.
+
+    0: done, 1: a failure with a remedy, 2: wrong usage, 130 or 143: stopped on request.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -83,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def speak_to(stream: Any) -> None:
-    """Let a terminal or file that cannot show a character show its number (`\\u4f60`): better than
-    to stop.
-    """
+    """Let a terminal or file that cannot show a character show its number (`\\u4f60`)."""
     if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(
         stream, "reconfigure"
     ):
@@ -93,9 +92,7 @@ def speak_to(stream: Any) -> None:
 
 
 def _translated(error: Exception) -> LaurelError | None:
-    """What the disk or the memory refuses, as an error of ours; None for anything else, whose
-    traceback somebody must see.
-    """
+    """An error of the disk or the memory as one of ours; None for any other."""
     from laurel.core.files import (  # here: the command opens sooner without it
         disk_error,
         os_error_of,
@@ -113,9 +110,7 @@ def _translated(error: Exception) -> LaurelError | None:
 
 
 def _hush() -> None:
-    """What is still to be printed goes nowhere, so that Python does not complain a second time when
-    it leaves.
-    """
+    """Discard what is still to be printed, so that Python does not complain when it leaves."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -141,9 +136,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def help_text() -> str:
-    """What `laurel --help` prints: every verb with its line. Nothing but this module is imported
-    for it.
-    """
+    """What `laurel --help` prints: every verb with its line. Imports nothing more."""
     verbs = "\n".join(f"  {verb:10} {line}" for verb, (_, line) in VERBS.items())
     return (
         "usage: laurel VERB ...\n\nPost-train language models from rewards:\n  sample x ~ policy"
@@ -154,8 +147,9 @@ def help_text() -> str:
 
 
 def tidy(words: Sequence[str], known: set[str]) -> list[str]:
-    """The same words, `--some-name` written `--some_name`, and `--name -1e-3` (to argparse two
-    options) written `--name=-1e-3`.
+    """`--some-name` as `--some_name`, and `--name -1e-3` as `--name=-1e-3`.
+
+    To argparse the second would be two options.
     """
     tidied: list[str] = []
     for position, word in enumerate(words):
@@ -175,10 +169,10 @@ def tidy(words: Sequence[str], known: set[str]) -> list[str]:
 def _unexpected(
     left: list[str], where: str, known: set[str], args: argparse.Namespace
 ) -> UsageError:
-    """The error for words that no option or argument took: an unknown option is named first, with
-    the nearest right one.
+    """The error for words that no option or argument took.
 
-    A verb whose options depend on what is done with it brings an `advise` of its own.
+    An unknown option is named first, with the nearest right one. A verb whose options depend on
+    what is done with it brings an `advise` of its own.
     """
     options = [word for word in left if word.startswith("-") and word != "--"]
     if not options:
@@ -212,9 +206,7 @@ def _unexpected(
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Every long option of a parser and of its verbs, which stop accepting abbreviations: a prefix
-    must not pass for a name.
-    """
+    """Every long option of a parser and of its verbs, which stop accepting abbreviations."""
     parser.allow_abbrev = False
     for action in parser._actions:
         yield from (option for option in action.option_strings if option.startswith("--"))
@@ -225,9 +217,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _complain(error: LaurelError) -> None:
-    """The message on standard error, red where that is a terminal. An end that somebody asked for
-    is no error.
-    """
+    """Print the message on standard error, red on a terminal unless somebody asked for the end."""
     if error.wanted:
         print(error, file=sys.stderr)
         return

@@ -1,28 +1,29 @@
-"""A configuration model as command-line options: `--config FILE`, then `--name value` for what
-differs. Never imports torch.
+"""Options on the command line: `--config FILE`, then `--name value` for what differs.
+
+The options are the fields of a pydantic model (`laurel.core.options`). Never imports torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
-import types
-import typing
+from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
-from laurel.core.config import build_config, translate_names
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
-from laurel.core.trl import Request
+from laurel.core.options import check_options, translated
+from laurel.core.trl import Request, format_value
 from laurel.core.trl_names import TABLE
 
 Config = TypeVar("Config", bound=BaseModel)
+CONFIG = "a YAML file of options; options on the command line win over it"
+PRINT_CONFIG = "print the resolved configuration as YAML, and leave"
 
 
 def add_options(
@@ -38,35 +39,31 @@ def add_options(
     of the field's own default. Values stay text here; `read_options` validates them.
     """
     parser.allow_abbrev = False
-    words = [
-        str(action.metavar or action.dest)
-        for action in parser._actions
-        if not action.option_strings
-    ]
-    parser.usage = " ".join(
-        ["%(prog)s", *(f"[{word}]" for word in words), "[--config FILE] [--name value ...]"]
-    )
+    words = [f"[{one.metavar or one.dest}]" for one in parser._actions if not one.option_strings]
+    parser.usage = " ".join(["%(prog)s", *words, "[--config FILE] [--name value ...]"])
     about = parser.add_argument_group("configuration")
-    about.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a YAML file of options; options on the command line win over it",
-    )
-    about.add_argument(
-        "--print_config",
-        action="store_true",
-        help="print the resolved configuration as YAML, and leave",
-    )
+    about.add_argument("--config", metavar="FILE", help=CONFIG)
+    about.add_argument("--print_config", action="store_true", help=PRINT_CONFIG)
     for title, names in groups(kind).items():
-        chosen = [name for name in names if only is None or name in only]
-        group = parser.add_argument_group(title) if chosen else None
-        for name in chosen:
+        group = parser.add_argument_group(title)
+        for name in [name for name in names if only is None or name in only]:
             field = kind.model_fields[name]
-            default = field.default if defaults is None else defaults.get(name, field.default)
-            meaning = f"{field.description}{shown(default)}".replace("%", "%%")
-            typing.cast(Any, group).add_argument(
-                f"--{name}", default=argparse.SUPPRESS, help=meaning, **_arity(field.annotation)
-            )
+            default = shown((defaults or {}).get(name, field.default))
+            meaning = f"{field.description}{default}".replace("%", "%%")
+            group.add_argument(f"--{name}", help=meaning, **argument(field.annotation))
+
+
+def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
+    """Take every name of TRL's that the model has not, too; no help text shows them."""
+    for name in TABLE.keys() - kind.model_fields.keys():
+        parser.add_argument(f"--{name}", nargs="*", default=SUPPRESS, help=SUPPRESS)
+
+
+def add_hidden(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
+    """Take every field of `kind` that the parser has not; no help text shows them."""
+    for name in kind.model_fields.keys() - {action.dest for action in parser._actions}:
+        how = argument(kind.model_fields[name].annotation)
+        parser.add_argument(f"--{name}", help=SUPPRESS, **how)
 
 
 def read_options(
@@ -76,25 +73,22 @@ def read_options(
     resolve: Callable[[Config], Config] | None = None,
     ask: Request | None = None,
 ) -> Config:
-    """The configuration that the arguments ask for: the YAML file, overridden by what the command
-    line gives.
+    """The configuration that the arguments ask for: the YAML file, with the command line over it.
 
     A problem in the file is a UsageError that names the file; one on the command line names the
     option. With `--print_config` the configuration (after `resolve`) goes to standard output as
-    YAML and the program ends with exit code 0. Both may use names of TRL's; `ask` tells for which
-    algorithm.
+    YAML and the program ends with exit code 0. `ask` names the algorithm.
     """
-    values: dict[str, Any] = {}
-    words, ask = given(args, kind), ask or Request()
+    words, values = given(args, kind), dict[str, Any]()
+    request = replace(ask or Request(), where="command line")
     if args.config is not None:
-        read, place = read_yaml(args.config), str(args.config)
-        values = resolve_paths(
-            args.config, translate_names(read, kind, where=place, ask=replace(ask, given=words))
-        )
-        build_config(values, kind, where=place, ask=ask)
-        ask = replace(ask, given={**read, **values})
-    words = translate_names(words, kind, where="command line", ask=ask)
-    config = build_config({**values, **words}, kind, where="command line", ask=ask)
+        read = read_yaml(args.config)
+        in_file = replace(request, where=str(args.config), given=words)
+        values = resolve_paths(args.config, translated(read, kind, in_file))
+        check_options(values, kind, in_file)
+        request = replace(request, given={**read, **values})
+    words = translated(words, kind, request)
+    config = check_options({**values, **words}, kind, request)
     if args.print_config:
         print(as_yaml(resolve(config) if resolve is not None else config), end="")
         raise SystemExit(0)
@@ -102,119 +96,99 @@ def read_options(
 
 
 def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
-    """What the command line gives: options of the model, and names of TRL's."""
-    found = vars(args)
-    own = {
-        name: parse(value, kind.model_fields[name].annotation)
-        for name, value in found.items()
-        if name in kind.model_fields
-    }
+    """What the command line gives: first options of the model, then names of TRL's."""
+    found, fields = vars(args), kind.model_fields
+    own = {name: parse(found[name], fields[name].annotation) for name in found if name in fields}
     return own | {name: foreign(found[name]) for name in found if name in TABLE and name not in own}
 
 
-def foreign(words: Sequence[str]) -> Any:
-    """The value of a name of TRL's as the command line gives it: no word is true, one is itself,
-    several are a list.
-    """
-    items = [
-        item for text in words for item in (_yaml_list(text) if text.startswith("[") else [text])
-    ]
-    return (
-        True
-        if not words
-        else items[0]
-        if len(items) == 1 and not words[0].startswith("[")
-        else items
-    )
-
-
-def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
-    """Take every name of TRL's that the model has not, too; no help text shows them."""
-    for name in TABLE:
-        if name not in kind.model_fields:
-            parser.add_argument(
-                f"--{name}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-            )
-
-
-def add_hidden(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
-    """One `--name` per field of `kind` that the parser has not; no help text shows them."""
-    there = {action.dest for action in parser._actions}
-    for name, field in kind.model_fields.items():
-        if name not in there:
-            parser.add_argument(
-                f"--{name}",
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-                **_arity(field.annotation),
-            )
-
-
 def parse(value: str | Sequence[str], annotation: Any) -> Any:
-    """Text from the command line as the model wants it: `null` is None where the option may be,
-    `[a, b]` a list, the rest stays text.
+    """Text as the model wants it: `null` is None where the option may be, `[a, b]` a list.
 
     Numbers and booleans are left to the model's own validation, so that a text option keeps "1",
     "true" and "1e3" as they are.
     """
-    wanted, optional = _plain(annotation)
-    if isinstance(value, str):
-        return None if optional and value in ("null", "~") else value
-    if optional and list(value) in (["null"], ["~"]):
+    if value in ("null", "~", ["null"], ["~"]) and without_none(annotation) != annotation:
         return None
-    items: list[Any] = []
-    for text in value:
-        items.extend(_yaml_list(text) if typing.get_origin(wanted) is list else [text])
-    return items
+    return value if isinstance(value, str) else items(value)
+
+
+def foreign(words: Sequence[str]) -> Any:
+    """The value of a name of TRL's: no word is true, one is itself, several are a list."""
+    found = items(words)
+    alone = len(found) == 1 and not words[0].startswith("[")
+    return True if not words else found[0] if alone else found
+
+
+def items(words: Sequence[str]) -> list[Any]:
+    """The words as a list; `[a, b]` as the list of its texts."""
+    found = list[Any]()
+    for text in words:
+        found += yaml_list(text) if text[:1] == "[" and text[-1] == "]" else [text]
+    return found
+
+
+def yaml_list(text: str) -> list[Any]:
+    """The items of `[a, b]`, as texts."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        fix = " ".join(str(error).split())
+        raise UsageError(f"not a YAML list: {text}", where="command line", fix=fix) from None
 
 
 def groups(kind: type[BaseModel]) -> dict[str, list[str]]:
-    """The fields of a model under the comments that head them in its source: {"optimiser":
-    ["learning_rate", ...], ...}.
-    """
-    found: dict[str, list[str]] = {}
-    title = "options"
-    for line in inspect.getsource(kind).splitlines():
-        if heading := re.match(r"    # (\w.*)$", line):
-            title = heading[1]
-        elif (field := re.match(r"    (\w+):", line)) and field[1] in kind.model_fields:
-            found.setdefault(title, []).append(field[1])
-    headed = {name for names in found.values() for name in names}
-    if rest := [name for name in kind.model_fields if name not in headed]:
-        found.setdefault("options", []).extend(rest)
+    """The fields of a model by heading: {"optimiser": ["learning_rate", ...], ...}."""
+    found, title = dict[str, list[str]](), "options"
+    for name, field in kind.model_fields.items():
+        if isinstance(field.json_schema_extra, dict):
+            title = str(field.json_schema_extra["group"])
+        found.setdefault(title, []).append(name)
     return found
 
 
 def shown(default: Any) -> str:
-    """A default as the help text ends with it; nothing for None, whose meaning the description
-    tells.
-    """
-    if default is None:
-        return ""
+    """A default as the help text ends with it; nothing for None, whose meaning the text tells."""
     if isinstance(default, list | tuple):
-        default = " ".join(str(item) for item in typing.cast(Sequence[Any], default)) or "none"
-    text = (
-        str(default).lower()
-        if isinstance(default, bool)
-        else f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-    )
-    return f" (default {text})"
+        words = cast("Sequence[Any]", default)
+        default = " ".join(map(str, words)) or "none"
+    return "" if default is None else f" (default {format_value(default)})"
 
 
 def type_words(annotation: Any) -> str:
-    """The type of a field in a word or two: `integer`, `number`, `text`, `true|false`, `a|b|c`,
-    `list of text`.
-    """
-    wanted, _ = _plain(annotation)
-    if typing.get_origin(wanted) is Literal:
-        return "|".join(str(choice) for choice in typing.get_args(wanted))
-    if typing.get_origin(wanted) is list:
-        return f"list of {type_words(typing.get_args(wanted)[0])}"
-    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
-        return "|".join(type_words(one) for one in typing.get_args(wanted))
+    """A type in a word or two: `integer`, `number`, `text`, `true|false`, `a|b`, `list of text`."""
+    wanted = without_none(annotation)
+    inner = get_args(wanted)
+    if get_origin(wanted) is Literal:
+        return "|".join(map(str, inner))
+    if get_origin(wanted) is list:
+        return f"list of {type_words(inner[0])}"
+    if get_origin(wanted) in (UnionType, Union):
+        return "|".join(map(type_words, inner))
     return {int: "integer", float: "number", str: "text", bool: "true|false"}[wanted]
+
+
+def argument(annotation: Any) -> dict[str, Any]:
+    """What argparse does with a field: a list takes several words, a flag may stand alone."""
+    wanted, words = without_none(annotation), type_words(annotation)
+    if get_origin(wanted) is list:
+        how = {"nargs": "+", "action": "extend", "metavar": words.removeprefix("list of ").upper()}
+    elif wanted is bool or bool in get_args(wanted):
+        how = {"nargs": "?", "const": "true", "metavar": words}
+    else:
+        how = {"metavar": words if "|" in words else words.upper()}
+    return {**how, "default": SUPPRESS}
+
+
+def without_none(annotation: Any) -> Any:
+    """The type that an option has when it is not null; of several the first."""
+    parts = get_args(annotation)
+    union = get_origin(annotation) in (UnionType, Union)
+    if union and NoneType in parts:
+        return next(part for part in parts if part is not NoneType)
+    return annotation
 
 
 def as_yaml(config: BaseModel) -> str:
@@ -222,40 +196,3 @@ def as_yaml(config: BaseModel) -> str:
     import yaml
 
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=140)
-
-
-def _plain(annotation: Any) -> tuple[Any, bool]:
-    """(the type without None, whether None is allowed)."""
-    parts = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union) and types.NoneType in parts:
-        return next(part for part in parts if part is not types.NoneType), True
-    return annotation, False
-
-
-def _arity(annotation: Any) -> dict[str, Any]:
-    """How argparse reads a field: a flag may stand alone, a list takes several words and
-    repetitions, all else one word.
-    """
-    wanted, _ = _plain(annotation)
-    if typing.get_origin(wanted) is list:
-        item = type_words(typing.get_args(wanted)[0]).upper()
-        return {"nargs": "+", "action": "extend", "metavar": item}
-    if wanted is bool or bool in typing.get_args(wanted):
-        return {"nargs": "?", "const": "true", "metavar": type_words(wanted)}
-    words = type_words(wanted)
-    return {"metavar": words if "|" in words else words.upper()}
-
-
-def _yaml_list(text: str) -> list[Any]:
-    """`[a, b]` as the list of its texts; any other text as a list of itself."""
-    import yaml
-
-    if not (text.startswith("[") and text.endswith("]")):
-        return [text]
-    try:
-        items = yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"not a YAML list: {text}", where="command line", fix=" ".join(str(error).split())
-        ) from None
-    return items if isinstance(items, list) else [text]

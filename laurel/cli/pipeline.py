@@ -1,6 +1,4 @@
-"""`laurel pipeline PLAN.yaml`: from demonstrations and preferences to a trained and compared
-policy, resumable.
-"""
+"""`laurel pipeline PLAN.yaml`: from demonstrations to a trained and compared policy."""
 
 from __future__ import annotations
 
@@ -66,9 +64,7 @@ def sections() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the plan; 0 when it ends. Mistakes in the plan are UsageErrors before any weight is
-    loaded.
-    """
+    """Carry out the plan; 0 when it ends. Wrong plans are UsageErrors before any weight."""
     from laurel.pipeline.plan import read_plan
 
     changes = {name: value for name in CHANGES if (value := getattr(args, name)) is not None}

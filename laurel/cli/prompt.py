@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,13 @@ def add_parser(subparsers: Any) -> None:
         "--seed", type=int, default=0, help="of folds, splits and directions (default 0)"
     )
 
+    _add_fit(verbs, source)
+    _add_report(verbs, source)
+    _add_choose(verbs)
+    _add_candidates(verbs, source)
+
+
+def _add_fit(verbs: Any, source: argparse.ArgumentParser) -> None:
     fit = verbs.add_parser(
         "fit",
         parents=[source],
@@ -72,6 +80,8 @@ def add_parser(subparsers: Any) -> None:
         help="where the predictor is saved",
     )
 
+
+def _add_report(verbs: Any, source: argparse.ArgumentParser) -> None:
     report = verbs.add_parser(
         "report",
         parents=[source],
@@ -84,6 +94,8 @@ def add_parser(subparsers: Any) -> None:
         "--page", metavar="FILE", type=Path, help="write everything as one page: .html"
     )
 
+
+def _add_choose(verbs: Any) -> None:
     choose = verbs.add_parser("choose", help="a prompt for each query")
     choose.add_argument("predictor", help="a folder of `laurel prompt fit`")
     choose.add_argument(
@@ -113,6 +125,8 @@ def add_parser(subparsers: Any) -> None:
         help="write the rows there (.jsonl, .csv, ...) instead of a table",
     )
 
+
+def _add_candidates(verbs: Any, source: argparse.ArgumentParser) -> None:
     more = verbs.add_parser(
         "candidates",
         parents=[source],
@@ -192,7 +206,7 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """The tables, as text and as a page."""
-    from laurel.cli.tabular import plain, prepare, print_exhibit
+    from laurel.cli.tabular import plain, prepare
     from laurel_prompts.report import report
 
     prepare("--page", args.page, (".html", ".htm"))
@@ -204,6 +218,8 @@ def run_report(args: argparse.Namespace) -> int:
         print(json.dumps(plain(exhibit.data), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
+
+        from laurel.report.exhibit_text import print_exhibit
 
         print_exhibit(exhibit, Console(highlight=False))
     if args.page is not None:
@@ -242,30 +258,29 @@ def run_choose(args: argparse.Namespace) -> int:
         }
         for query, one in zip(queries, made, strict=True)
     ]
-    if args.out is not None:
-        replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
-        if replaced:
-            _say(
-                f"{', '.join(f'`{name}`' for name in replaced)} of the file of queries make way for"
-                " the choice's own"
-            )
-        _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
-        print(f"{len(rows):,} queries: {args.out}")
+    if args.out is None:
+        print_choices(rows)
         return 0
+    replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
+    if replaced:
+        names = ", ".join(f"`{name}`" for name in replaced)
+        _say(f"{names} of the file of queries make way for the choice's own")
+    _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
+    print(f"{len(rows):,} queries: {args.out}")
+    return 0
+
+
+def print_choices(rows: list[dict[str, Any]]) -> None:
+    """A table of queries and the names of their prompts."""
     from rich.console import Console
 
-    from laurel.cli.tabular import text_table
     from laurel.report.exhibit import Table
+    from laurel.report.exhibit_text import text_table
 
     columns = ("query", "name", "predicted", "default", "why")
+    cells = tuple(tuple(row[name] for name in columns) for row in rows)
     console = Console(highlight=False)
-    console.print(
-        text_table(
-            Table("", columns, tuple(tuple(row[name] for name in columns) for row in rows)),
-            console.width,
-        )
-    )
-    return 0
+    console.print(text_table(Table("", columns, cells), console.width))
 
 
 def run_candidates(args: argparse.Namespace) -> int:
@@ -273,8 +288,7 @@ def run_candidates(args: argparse.Namespace) -> int:
 
     The mean is over the log's training queries.
     """
-    from laurel_prompts.candidates import TEMPLATES, ape, few_shot, opro, ranked, rewrites
-    from laurel_prompts.picking import rates
+    from laurel_prompts.candidates import ranked
     from laurel_prompts.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -287,27 +301,12 @@ def run_candidates(args: argparse.Namespace) -> int:
     log, _ = _read(args)
     train = log.rows(~log.test_S)
     found = dict(zip(predictor.names, predictor.prompts, strict=True))
-    found |= {
-        f"{name} (template)" if name in found else name: text for name, text in TEMPLATES.items()
-    }
-    if (shots := few_shot(log, seed=args.seed)) is not None:
-        found["few-shot"] = shots
-    if args.endpoint:
-        tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
-        scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
-        found |= rewrites(
-            args.endpoint,
-            args.endpoint_model,
-            {"ape": ape(log, seed=args.seed), "opro": opro(scored)},
-            count=args.count,
-        )
+    found |= candidates(args, log, train, found)
     mean_P = predictor.scores(predictor.features(train.queries), found).mean(0)
     order = ranked(mean_P, list(found), [text in predictor.prompts for text in found.values()])
-    for name, value, seen in order:
-        print(
-            f"{value:.3f}  {name:<18}"
-            f" {'' if seen else '(unseen: a guess)  '}{found[name][:70].replace(chr(10), ' ')}"
-        )
+    for name, value, trained in order:
+        guess = "" if trained else "(unseen: a guess)  "
+        print(f"{value:.3f}  {name:<18} {guess}{found[name][:70].replace(chr(10), ' ')}")
     if not predictor.unseen:
         print(
             "This predictor was not credibly right about unseen prompts: try them on some queries"
@@ -317,6 +316,30 @@ def run_candidates(args: argparse.Namespace) -> int:
         _write([{"name": name, "prompt": found[name]} for name, _, _ in order], args.out)
         print(f"written: {args.out}")
     return 0
+
+
+def candidates(
+    args: argparse.Namespace, log: Log, train: Log, found: Mapping[str, str]
+) -> dict[str, str]:
+    """name -> prompt: templates, a prompt with examples, and a server's rewrites if one is given.
+
+    found: the prompts that exist; a template of the same name gets another.
+    """
+    from laurel_prompts.candidates import TEMPLATES, ape, few_shot, opro, rewrites
+    from laurel_prompts.picking import rates
+
+    more = {
+        f"{name} (template)" if name in found else name: text for name, text in TEMPLATES.items()
+    }
+    if (shots := few_shot(log, seed=args.seed)) is not None:
+        more["few-shot"] = shots
+    if args.endpoint:
+        logged = [p for p in range(len(train.names)) if train.logged_SP[:, p].any()]
+        tried = train.columns(logged)
+        scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
+        instructions = {"ape": ape(log, seed=args.seed), "opro": opro(scored)}
+        more |= rewrites(args.endpoint, args.endpoint_model, instructions, count=args.count)
+    return more
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
@@ -346,9 +369,7 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
 
 
 def _queries(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The queries, and the rows of their file, whose other columns are kept (of queries as words:
-    no columns).
-    """
+    """The queries, and the rows of their file, whose other columns are kept."""
     from laurel.data.read import SUFFIXES, read_records
     from laurel_prompts.columns import query_column
 

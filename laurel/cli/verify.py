@@ -1,6 +1,4 @@
-"""`laurel verify`: the functions that train, held against exact truths, and deliberate mistakes
-that must be noticed.
-"""
+"""`laurel verify`: the functions that train against exact truths, and planted mistakes."""
 
 from __future__ import annotations
 
@@ -50,48 +48,56 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from laurel.core.errors import UsageError, nearest
-    from laurel.verify.suite import PARTS as CHECKS
-    from laurel.verify.suite import hunt_all, run_part
+    from laurel.verify.suite import hunt_all
 
     torch.set_num_threads(1)  # everything here is tiny: a second thread costs more than it brings
-    began, console = (
-        time.perf_counter(),
-        Console(quiet=args.json, width=None if sys.stdout.isatty() else WIDTH),
-    )
+    began = time.perf_counter()
+    console = Console(quiet=args.json, width=None if sys.stdout.isatty() else WIDTH)
     chosen = args.part or PARTS
-    findings: list[Finding] = []
-    for name in [part for part in CHECKS if part in chosen]:
-        with console.status(f"{name}: {CHECKS[name][0]}"):
-            found = list(run_part(name, args.method))
-        kept = [f for f in found if args.method in (None, f.method)]
-        findings += kept
-        show_part(console, name, CHECKS[name][0], kept)
-    if args.method is not None and not findings and chosen != ["mutants"]:
-        raise UsageError(
-            f"no finding is about `{args.method}`.",
-            where="--method",
-            fix=nearest(args.method, {f.method for f in found}),
-        )
+    findings = run_parts(console, chosen, args.method)
     with console.status("mutants: planted mistakes"):
         verdicts = list(hunt_all(os.cpu_count() or 1)) if "mutants" in chosen else []
     show_mutants(console, verdicts)
-    failed = [f for f in findings if not f.passed]
-    alive, misnamed = [v for v in verdicts if not v.killed], [v for v in verdicts if not v.named]
     seconds = time.perf_counter() - began
     if args.json:
         print(json.dumps(as_json(findings, verdicts, seconds), indent=1))
-    killed = (
-        f"; {len(verdicts) - len(alive)} of {len(verdicts)} mutants killed ({share(verdicts):.0%})"
-        if verdicts
-        else ""
-    )
-    wrong = f", {len(misnamed)} not by the check that they name" if misnamed else ""
-    console.print(
-        f"\n{len(findings) - len(failed)} of {len(findings)} checks passed{killed}{wrong},"
-        f" {seconds:.0f} s"
-    )
-    return 1 if failed or alive or misnamed else 0
+    console.print(f"\n{last_line(findings, verdicts)}, {seconds:.0f} s")
+    passed = all(f.passed for f in findings) and all(v.killed and v.named for v in verdicts)
+    return 0 if passed else 1
+
+
+def run_parts(console: Console, chosen: Sequence[str], method: str | None) -> list[Finding]:
+    """Run the chosen parts and print each; the findings, of `method` alone where one is named."""
+    from laurel.core.errors import UsageError, nearest
+    from laurel.verify.suite import PARTS as CHECKS
+    from laurel.verify.suite import run_part
+
+    findings: list[Finding] = []
+    found: list[Finding] = []
+    for name in [part for part in CHECKS if part in chosen]:
+        with console.status(f"{name}: {CHECKS[name][0]}"):
+            found = list(run_part(name, method))
+        kept = [f for f in found if method in (None, f.method)]
+        findings += kept
+        show_part(console, name, CHECKS[name][0], kept)
+    if method is not None and not findings and list(chosen) != ["mutants"]:
+        raise UsageError(
+            f"no finding is about `{method}`.",
+            where="--method",
+            fix=nearest(method, {f.method for f in found}),
+        )
+    return findings
+
+
+def last_line(findings: Sequence[Finding], verdicts: Sequence[Verdict]) -> str:
+    """How many checks passed, how many mutants were killed, and by the check that they name."""
+    line = f"{sum(f.passed for f in findings)} of {len(findings)} checks passed"
+    if verdicts:
+        killed = sum(v.killed for v in verdicts)
+        line += f"; {killed} of {len(verdicts)} mutants killed ({share(verdicts):.0%})"
+    if misnamed := sum(not v.named for v in verdicts):
+        line += f", {misnamed} not by the check that they name"
+    return line
 
 
 def share(verdicts: Sequence[Verdict]) -> float:
@@ -166,9 +172,7 @@ def error(finding: Finding) -> str:
 
 
 def show_mutants(console: Console, verdicts: Sequence[Verdict]) -> None:
-    """Each planted mistake, the check that noticed it first, and whether the one that it names
-    notices, too.
-    """
+    """Each planted mistake, the first check that noticed it, and whether its own check did."""
     from rich.markup import escape
 
     if not verdicts:

@@ -1,5 +1,6 @@
-"""Objects that a Python program gives where a configuration has names: the configuration, and
-whatever reads it, goes on with the name.
+"""Objects that a Python program gives where a configuration has names.
+
+The configuration keeps the name, and whatever reads it looks the object up.
 
 A function or class is known as `module.qualname`, rows and models as `python:...`. The names mean
 something inside `bind_objects`, in the thread that entered it. A run that was begun with them and
@@ -13,33 +14,31 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.errors import UsageError
 
 PREFIX = "python:"
-_held: ContextVar[Mapping[str, Any]] = ContextVar("given", default={})  # noqa: B039 - never written, only replaced
+_bound: ContextVar[Mapping[str, Any]] = ContextVar("bound_objects", default={})  # noqa: B039 - never written, only replaced
 
 
 @contextmanager
 def bind_objects(objects: Mapping[str, Any]) -> Generator[None]:
     """Inside the block these names stand for these objects."""
-    token = _held.set({**_held.get(), **objects})
+    token = _bound.set({**_bound.get(), **objects})
     try:
         yield
     finally:
-        _held.reset(token)
+        _bound.reset(token)
 
 
 def bound_object(name: str | None) -> Any:
     """The object that goes by this name; None where there is none."""
-    return None if name is None else _held.get().get(name)
+    return None if name is None else _bound.get().get(name)
 
 
 def refuse_unbound(name: str, where: str) -> None:
-    """UsageError for a name that only a Python program can fill: of rows, of a model, of a function
-    that no file can be asked for.
-    """
+    """UsageError for a name of rows, of a model or of a function that no file can be asked for."""
     if name.startswith((PREFIX, "__main__.")) or re.fullmatch(r"[\w.]*<\w+>.*", name):
         fix = "Give it again, under the same name: laurel.train(...) in Python."
         raise UsageError(
@@ -50,11 +49,9 @@ def refuse_unbound(name: str, where: str) -> None:
 
 
 def qualified_name(thing: Any) -> str:
-    """`module.qualname` of a function or class; of a partial its function's, of any other object
-    its class's.
-    """
-    while isinstance(thing, functools.partial):
-        thing = thing.func
+    """`module.qualname` of a function or class; of a partial its function's, else the class's."""
+    if isinstance(thing, functools.partial):
+        return qualified_name(cast("functools.partial[Any]", thing).func)
     if not isinstance(getattr(thing, "__qualname__", None), str):
-        thing = type(thing)
+        return qualified_name(cast(Any, type(thing)))
     return f"{thing.__module__}.{thing.__qualname__}"

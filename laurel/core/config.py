@@ -8,29 +8,17 @@ any weight is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import field_validator
 
 from laurel.core.algorithms import ABOUT
-from laurel.core.errors import UsageError, misspelt
 from laurel.core.named_datasets import check_set_names, parse_named_sets
-from laurel.core.trl import Request, print_notes, translate
-from laurel.core.trl_names import TABLE
-from laurel.core.validation_errors import describe_errors
+from laurel.core.options import Config, Options, check_options, option, translated
+from laurel.core.trl import Request
 
-Config = TypeVar("Config", bound=BaseModel)
 Aggregation = Literal[
     "token_mean",
     "seq_mean_token_mean",
@@ -59,67 +47,33 @@ this equal to the table, too.
 
 
 def _between_commas(value: Any) -> Any:
-    """A list of names, as YAML may hold one, as the text that stands for it everywhere:
-    `a.jsonl,b.jsonl`.
-    """
-    named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
-    return ",".join(value) if named else value
+    """A list of names, as YAML may hold one, as the text `a.jsonl,b.jsonl`; other values stay."""
+    names = cast("list[Any]", value) if isinstance(value, list) else list[Any]()
+    named = bool(names) and all(isinstance(name, str) for name in names)
+    return ",".join(names) if named else cast(Any, value)
 
 
 def _by_name(value: Any) -> Any:
-    """Evaluation rows: text of `name=FILE,name2=FILE2` and a mapping of names become a dict; any
-    other value stays.
-    """
+    """Evaluation rows: the text `name=FILE,name2=FILE2` and mappings become a dict."""
     if isinstance(value, dict):
-        return check_set_names({name: _between_commas(source) for name, source in value.items()})
+        sets = cast("dict[Any, Any]", value)
+        return check_set_names({name: _between_commas(source) for name, source in sets.items()})
     value = _between_commas(value)
     return parse_named_sets(value) if isinstance(value, str) else value
 
 
-def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of the configuration: its default, the line that `--help` shows, and its limits."""
-    return Field(default=default, description=meaning, **limits)
-
-
-def _in_our_words(kind: type[BaseModel], values: Any, check: ModelWrapValidatorHandler[Any]) -> Any:
-    """What pydantic refuses is refused as a UsageError, wherever a configuration is made."""
-    try:
-        return check(values)
-    except ValidationError as error:
-        raise usage_error(error, kind) from None
-
-
-class Options(BaseModel):
-    """A configuration that speaks our errors when Python builds it, too:
-    `TrainConfig(lerning_rate=1)` names the nearest option.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", validate_default=False, frozen=True, protected_namespaces=()
-    )
-
-    _mistakes = model_validator(mode="wrap")(classmethod(_in_our_words))
-
-    def __init__(self, **values: Any) -> None:
-        kind, where = type(self), type(self).__name__
-        super().__init__(
-            **check_names(translate_names(values, kind, where=where), kind, where=where)
-        )
-
-
 class TrainConfig(Options):
-    """Everything `laurel train` can be told. `laurel train ALGORITHM --help` prints the part that
-    applies.
-    """
+    """The options of `laurel train`. `laurel train ALGORITHM --help` prints those that apply."""
 
+    universal = UNIVERSAL_OPTIONS
     _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
     _sets = field_validator("eval_dataset", mode="before")(_by_name)
 
-    # what
     model: str = option(
         "starter",
         "a folder or hub name of a causal LM; `starter`: laurel's own small arithmetic model;"
         " `scratch`: the same, untrained",
+        group="what",
     )
     dataset: str = option(
         "addition",
@@ -151,9 +105,11 @@ class TrainConfig(Options):
     )
     seed: int = option(0, "the seed of everything random", ge=0)
 
-    # how long, how much
     max_steps: int = option(
-        100, "optimiser steps (with num_iterations, steps over fresh samples)", ge=1
+        100,
+        "optimiser steps (with num_iterations, steps over fresh samples)",
+        ge=1,
+        group="how long, how much",
     )
     num_train_epochs: float | None = option(
         None,
@@ -210,11 +166,11 @@ class TrainConfig(Options):
         None, "with eval_steps: stop early once eval/accuracy has reached this", gt=0, le=1
     )
 
-    # optimiser
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = option(
         "adamw_torch",
         "AdamW: torch's, or bitsandbytes' (pip install 'laurel-rl[optim]') with moments of 8 bits"
         " (2 bytes a weight, not 8), or paged out of a GPU that is full",
+        group="optimiser",
     )
     learning_rate: float | None = option(None, "peak learning rate", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
@@ -227,11 +183,11 @@ class TrainConfig(Options):
     adam_epsilon: float = option(1e-8, "AdamW", gt=0)
     max_grad_norm: float = option(1.0, "clip the global gradient norm; 0 switches it off", ge=0)
 
-    # model
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "precision of products; auto: bfloat16 on a GPU that has it, and wherever weights are"
         " bfloat16; else float32",
+        group="model",
     )
     param_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
@@ -267,18 +223,17 @@ class TrainConfig(Options):
         None, "a file with a Jinja chat template, where the tokenizer has none or the wrong one"
     )
 
-    # supervised data (sft)
     train_on: Literal["assistant", "last", "completion", "all", "no_tags"] | None = option(
         None,
         "which tokens are supervised: assistant turns, the last one, the completion column,"
         " everything, everything but role tags",
+        group="supervised data (sft)",
     )
     max_length: int | None = option(
         None, "tokens of a supervised row; longer rows are cut on the right", ge=2
     )
 
-    # sampling
-    num_generations: int | None = option(None, "samples per prompt (G)", ge=1)
+    num_generations: int | None = option(None, "samples per prompt (G)", ge=1, group="sampling")
     max_completion_length: int | None = option(None, "tokens sampled per completion", ge=1)
     temperature: float | None = option(
         None, "sampling temperature; log-probabilities are taken at the same one"
@@ -300,10 +255,10 @@ class TrainConfig(Options):
         " None) for each completion",
     )
 
-    # rewards
     rewards: list[str] | None = option(
         None,
         "rewards: names, module.function or file.py:function; default: the dataset's own verifier",
+        group="rewards",
     )
     reward_weights: list[float] | None = option(None, "one weight per reward; default: all 1")
     reward_timeout: float | None = option(
@@ -313,9 +268,10 @@ class TrainConfig(Options):
         None, "stop the run when a step has more failed rewards than this", ge=0, le=1
     )
 
-    # weights
     scale_rewards: Literal["group", "batch", "none"] | None = option(
-        None, "divide advantages by the group's or the batch's standard deviation"
+        None,
+        "divide advantages by the group's or the batch's standard deviation",
+        group="weights",
     )
     baseline: Literal["running", "batch"] | None = option(
         None, "what is subtracted from the reward"
@@ -335,11 +291,11 @@ class TrainConfig(Options):
         None, "tokens before the limit over which a penalty grows from 0 to -1; 0: none", ge=0
     )
 
-    # samples of the parameters (es)
     population: int | None = option(
         None,
         "members per step, in pairs: one adds noise to the parameters, the other takes it away",
         ge=2,
+        group="samples of the parameters (es)",
     )
     sigma: float | None = option(None, "standard deviation of the noise on every parameter", gt=0)
     shape_returns: Literal["ranks", "zscore", "raw"] | None = option(
@@ -348,9 +304,10 @@ class TrainConfig(Options):
         " itself",
     )
 
-    # objective
     loss_aggregation: Aggregation | None = option(
-        None, "what one unit of the loss is, and what it is divided by"
+        None,
+        "what one unit of the loss is, and what it is divided by",
+        group="objective",
     )
     epsilon: float | None = option(None, "clip: the ratio's lower bound is 1 - epsilon", gt=0)
     epsilon_high: float | None = option(
@@ -370,8 +327,9 @@ class TrainConfig(Options):
         ge=0,
         lt=0.5,
     )
-    # critic
-    gamma: float | None = option(None, "discount of later rewards; 1: none", gt=0, le=1)
+    gamma: float | None = option(
+        None, "discount of later rewards; 1: none", gt=0, le=1, group="critic"
+    )
     lam: float | None = option(
         None,
         "GAE: how far an advantage looks beyond the critic's next word; 1: to the end",
@@ -415,13 +373,13 @@ class TrainConfig(Options):
     )
     kl_horizon: int | None = option(None, "samples over which the steering of beta works", ge=1)
 
-    # logged rows
     expectile: float | None = option(
         None,
         "which expectile of Q the value is: .5 the mean under whoever wrote the log, towards 1 the"
         " best in it",
         gt=0,
         lt=1,
+        group="logged rows",
     )
     cql_coef: float | None = option(
         None, "how much Q of tokens that the log does not show is held down", ge=0
@@ -439,19 +397,21 @@ class TrainConfig(Options):
         None, "the saved model says log pi + decode_beta (Q - V); 0: the policy alone", ge=0
     )
 
-    # imitation
     imitation_reward: Literal["airl", "gail", "log_d"] | None = option(
         None,
         "what the discriminator pays for a sample: log D/(1-D), -log(1-D) or log D, with D ="
         " P(demonstration)",
+        group="imitation",
     )
     discriminator_rate: float | None = option(
         None, "learning rate of the discriminator, as a multiple of learning_rate", gt=0
     )
 
-    # preferences
     center_rewards_coefficient: float | None = option(
-        None, "reward: pulls the two scores of a pair towards opposite signs", ge=0
+        None,
+        "reward: pulls the two scores of a pair towards opposite signs",
+        ge=0,
+        group="preferences",
     )
     reward_coef: float | None = option(
         None, "rewards by comparison: coefficient of the comparison, lambda", ge=0
@@ -550,129 +510,15 @@ class EvalConfig(Options):
 
 
 def build_config(
-    values: dict[str, Any],
+    values: Mapping[str, Any],
     kind: type[Config] = TrainConfig,
     *,
     where: str = "configuration",
     ask: Request | None = None,
 ) -> Config:
-    """Validate `values` as a `kind`. All problems become one UsageError that names each option, and
-    the nearest right one.
+    """Validate `values` as a `kind`. All problems become one UsageError that names each option.
 
-    Names of TRL's and transformers' are translated for training, and said; `ask` tells for which
-    algorithm. A list option may be given its one item by itself, and `report_to: none`, as TRL
-    writes it, is the empty list.
+    TRL's names are translated for training, with a printed note each; `ask` names the algorithm.
     """
-    there = check_names(
-        translate_names(values, kind, where=where, ask=ask), kind, where=where, ask=ask
-    )
-    try:
-        return kind(**there)
-    except UsageError as error:
-        raise UsageError(error.what, where=where, fix=error.fix) from None
-    except ValidationError as error:
-        raise usage_error(error, kind, where) from None
-
-
-def translate_names(
-    values: Mapping[str, Any],
-    kind: type[BaseModel] = TrainConfig,
-    *,
-    where: str,
-    ask: Request | None = None,
-) -> dict[str, Any]:
-    """The same values by our names: those of TRL's are translated, with one line said for each."""
-    if kind is not TrainConfig:
-        return dict(values)
-    ask = ask or Request()
-    around = replace(
-        ask,
-        given={**ask.given, **values},
-        defaults={name: row.default for name, row in TABLE.items()},
-    )
-    table = {
-        name: row
-        for name, row in TABLE.items()
-        if row.kind == "same" or name not in kind.model_fields
-    }
-    there, lines = translate(
-        values, {name: row for name, row in table.items() if row.kind != "absent"}, around, where
-    )
-    print_notes(lines)
-    return there
-
-
-def check_names(
-    values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Request | None = None
-) -> dict[str, Any]:
-    """The values, each option that may be a list as one. Names that the model has not are one
-    UsageError.
-    """
-    if unknown := [name for name in values if name not in kind.model_fields]:
-        raise unknown_options(unknown, kind, where, ask)
-    return {
-        name: _as_list(name, value, kind.model_fields[name].annotation)
-        for name, value in values.items()
-    }
-
-
-def unknown_options(
-    unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Request | None = None
-) -> UsageError:
-    """The error for names that are no options, each with what to write instead."""
-    if len(unknown) == 1:
-        return UsageError(
-            f"unknown option `{unknown[0]}`.", where=where, fix=suggestion(unknown[0], kind, ask)
-        )
-    each = " ".join(
-        f"`{name}`: {suggestion(name, kind, ask) or 'nothing like it.'}" for name in unknown
-    )
-    return UsageError(
-        f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each
-    )
-
-
-def usage_error(
-    error: ValidationError, kind: type[BaseModel], where: str = "configuration"
-) -> UsageError:
-    """What pydantic has against values, in our words."""
-    problems = error.errors()
-    if unknown := [
-        str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"
-    ]:
-        return unknown_options(unknown, kind, where)
-    return UsageError(describe_errors(problems, kind.model_fields), where=where)
-
-
-def suggestion(name: str, kind: type[BaseModel] = TrainConfig, ask: Request | None = None) -> str:
-    """What to write instead of an option that there is not: what the table says of another
-    trainer's name, else the right spelling.
-
-    A hint names no option of another algorithm.
-    """
-    if kind is TrainConfig and name in TABLE:
-        return TABLE[name].say
-    near = misspelt(name, kind.model_fields)
-    return f"Did you mean `{near}`?" if near and applies(near, kind, ask) else ""
-
-
-def applies(option: str, kind: type[BaseModel], ask: Request | None) -> bool:
-    """Does the algorithm that is asked for have this option? True where none is named, and where
-    every one has it.
-    """
-    if (
-        ask is None
-        or not ask.algorithm
-        or option in UNIVERSAL_OPTIONS
-        or kind.model_fields[option].default is not None
-    ):
-        return True
-    return option in ask.own()
-
-
-def _as_list(name: str, value: Any, annotation: Any) -> Any:
-    """A single text where a list is wanted, as that list; any other value as it is."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if not isinstance(value, str) or not any(get_origin(one) is list for one in kinds):
-        return value
-    return [] if (name, value) == ("report_to", "none") else [value]
+    request = replace(ask or Request(), where=where)
+    return check_options(translated(values, kind, request), kind, request)

@@ -7,11 +7,10 @@ from difflib import get_close_matches
 
 
 class LaurelError(Exception):
-    """A failure with a remedy. The command line prints it without a traceback and leaves with
-    `exit_code`.
+    """A failure with a remedy: printed without a traceback, leaving with `exit_code`.
 
-    `wanted`: nothing failed, somebody asked for the end.
-    `what` is one sentence, `where` a place (file:line, option, reward name), `fix` what to do next.
+    `wanted`: nothing failed, somebody asked for the end. `what` is one sentence, `where` a place
+    (file:line, option, reward name), `fix` what to do next.
     """
 
     exit_code = 1
@@ -38,9 +37,7 @@ def _rebuild(kind: type[LaurelError], what: str, where: str, fix: str) -> Laurel
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest right spelling: "Did you mean `learning_rate`?", or the choices
-    if few.
-    """
+    """ "Did you mean `learning_rate`?" for the most similar name, or all if they are few."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
@@ -49,11 +46,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def misspelt(name: str, known: Iterable[str]) -> str:
-    """The one option of which `name` can only be a misspelling, or "": a letter or two of its
-    words, or where they part.
+    """The one option of which `name` can only be a misspelling, or "".
 
-    A word more or less, or another word, makes another option (`entropy_coef_min`, `top_p` and
-    `top_k`, `lora_rank` and `lora_r`): a hint by likeness alone would point to it, and be followed.
+    It differs in a letter or two of its words, or in where the words part. A word more or less, or
+    another word, makes another option (`entropy_coef_min`, `top_p` and `top_k`, `lora_rank` and
+    `lora_r`): a hint by similarity alone would point to it, and be followed.
     """
     known = sorted(set(known))
     joined = [one for one in known if one.replace("_", "") == name.replace("_", "")]
@@ -66,8 +63,10 @@ def misspelt(name: str, known: Iterable[str]) -> str:
 
 
 def _near(words: list[str], others: list[str]) -> bool:
-    """Do two names differ in one word: cut short after three letters, or with slips, of which a
-    short word allows none, a long one two?
+    """Do two names differ in one word only, and there by little?
+
+    The word is cut short after three letters, or has slips: none in a short word, two in a long
+    one.
     """
     pairs = [(one, other) for one, other in zip(words, others, strict=True) if one != other]
     if len(pairs) != 1:
@@ -82,9 +81,7 @@ def _near(words: list[str], others: list[str]) -> bool:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Letters put in, left out, changed, or swapped with their neighbour, that make one word the
-    other.
-    """
+    """Letters to insert, delete, change or swap with the next to make one word the other."""
     before, last = [0] * (len(other) + 1), list(range(len(other) + 1))
     for i, letter in enumerate(one):
         row = [i + 1]

@@ -1,5 +1,6 @@
-"""Files that survive a kill: atomic replacement, JSON lines whose last one may be half-written; and
-what a disk refuses, in words.
+"""Files that survive a kill, and what the disk refuses as errors with a remedy.
+
+Replacement is atomic; the last line of a JSON-lines file may be half-written.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE)
 
 
 def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
-    """What the system says of a file, with its name and what to do. where: the file, if the error
-    itself names none.
+    """The system's error about a file, with the file's name and what to do.
+
+    where: the file, if the error itself names none.
     """
     kind = UsageError if error.errno in REMEDIES and error.errno not in FULL else LaurelError
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
@@ -51,9 +53,7 @@ def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
 
 @contextmanager
 def disk_errors(path: str | Path) -> Generator[None]:
-    """What the disk refuses inside the block is a LaurelError that names `path`, whichever library
-    was writing.
-    """
+    """Turn what the disk refuses inside the block into a LaurelError that names `path`."""
     try:
         yield
     except Exception as error:
@@ -64,8 +64,9 @@ def disk_errors(path: str | Path) -> Generator[None]:
 
 
 def os_error_of(error: BaseException) -> OSError | None:
-    """The system's error behind a library's: itself, what it came from, or the number that its text
-    holds; None for any other.
+    """The system's error behind a library's; None for any other error.
+
+    It is the error itself, its cause, or the number in its text.
     """
     if isinstance(error, OSError):
         return error
@@ -83,8 +84,7 @@ def os_error_of(error: BaseException) -> OSError | None:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Generator[Path]:
-    """A new folder beside `folder` to write into: its files come to `folder` when the block ends
-    well, and go if it does not.
+    """A new folder to write into; its files move to `folder` when the block ends without error.
 
     Files of weights and the configurations that say what they are, where they are not among the new
     ones, are removed: no reader may mix two models, or take a model for an adapter.
@@ -113,17 +113,16 @@ def atomic_folder(folder: str | Path) -> Generator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Replace a file whole: at every moment the path holds the old content or the new, on disk,
-    never a part of it.
-    """
+    """Replace a file: at every moment the path holds all of the old content or all of the new."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Generator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well: temporary file, fsync,
-    rename, fsync of the folder.
+    """A binary file that replaces `path` when the block ends without error.
+
+    Temporary file, fsync, rename, fsync of the folder.
     """
     path = Path(path)
     with disk_errors(path):
@@ -158,11 +157,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_lines(path: str | Path, run: str = "") -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a JSON-lines file, as it stands (newline included) and as an object; nothing
-    where there is no file.
+    """Each line of a JSON-lines file, as bytes (newline included) and as an object.
 
-    A last line that a kill cut short is passed over. Any other line that is not an object, and a
-    line stamped with another run than `run` (when given), is a LaurelError naming file and line.
+    Nothing where there is no file. A last line that a kill cut short is skipped. Any other line
+    that is not an object, and a line stamped with another run than `run` (when given), is a
+    LaurelError naming file and line.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below, after the generator's last line
@@ -189,9 +188,7 @@ def read_lines(path: str | Path, run: str = "") -> Iterator[tuple[bytes, dict[st
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file. A file that is missing, malformed or not a mapping is a
-    UsageError.
-    """
+    """The options in a YAML file; UsageError if it is missing, malformed or no mapping."""
     import yaml
 
     try:

@@ -1,6 +1,4 @@
-"""Files that users name: paths in a configuration file, and Python files (`file.py:function`) as
-modules.
-"""
+"""Files that users name: paths in a configuration, and Python files (`file.py:function`)."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.errors import UsageError
 from laurel.core.local_imports import Loader, folder_package, is_local_module
@@ -34,10 +32,10 @@ PATH_OPTIONS = (
 
 
 def load_file(path: str | Path, where: str) -> Any:
-    """The module in a file, run once however often it is asked for; it can import the modules
-    beside it, now and when it runs.
+    """The module in a file, run once however often it is asked for.
 
-    No such file, or one that does not load: UsageError at `where`.
+    It can import the modules of its folder, now and when its functions run. No such file, or one
+    that does not load: UsageError at `where`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -46,9 +44,8 @@ def load_file(path: str | Path, where: str) -> Any:
         )
     package = folder_package(path.parent)
     name = f"{package}.{path.stem}"
-    if (
-        not path.stem.isidentifier()
-    ):  # my-rewards.py, rewards.v2.py: no import statement could name it
+    if not path.stem.isidentifier():
+        # my-rewards.py, rewards.v2.py: no import statement could name it
         name = f"{package}.file_{hashlib.sha256(path.name.encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -69,9 +66,7 @@ def load_file(path: str | Path, where: str) -> Any:
 
 
 def load_module(name: str, where: str, fix: str = "") -> Any:
-    """The module of a dotted name: one of the current folder first, as `python -m` has it, else an
-    installed one.
-    """
+    """The module of a dotted name: of the current folder first, as `python -m` has it."""
     package = folder_package(Path.cwd())
     inside = is_local_module(name.partition(".")[0], package)
     try:
@@ -87,37 +82,40 @@ def load_module(name: str, where: str, fix: str = "") -> Any:
 
 
 def resolve_paths(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a YAML file. A relative path with nothing there, but something beside the file,
-    becomes the path beside the file.
+    """The values of a YAML file, with paths relative to it made absolute.
+
+    A relative path changes where nothing is at it in the current folder, and something is at it in
+    the folder of the file.
     """
     folder = Path(config_file).resolve().parent
+    found = dict(values)
+    for name in PATH_OPTIONS:
+        if name not in values:
+            continue
+        value = values[name]
+        if name == "eval_dataset" and isinstance(value, str):
+            sets = parse_named_sets(value)
+            value = sets if isinstance(sets, dict) else value
+        found[name] = _resolved(value, folder)
+    return found
 
-    def found(value: Any) -> Any:
-        if isinstance(value, list):
-            return [found(item) for item in value]
-        if isinstance(value, dict):
-            return {key: found(item) for key, item in value.items()}
-        if not isinstance(value, str) or not re.search(r"[./]", value):
-            return value
-        if "," in value and not (folder / value).exists():
-            return ",".join(found(part.strip()) for part in value.split(","))
-        path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
-        if (
-            "*" in path
-            and not Path(path).is_absolute()
-            and not any(Path().glob(path))
-            and any(folder.glob(path))
-        ):
-            return f"{folder / path}"
-        if Path(path).is_absolute() or Path(path).exists() or not (folder / path).exists():
-            return value
-        return f"{folder / path}{colon}{name}"
 
-    def sets(value: Any) -> Any:
-        named = parse_named_sets(value) if isinstance(value, str) else value
-        return found(named if isinstance(named, dict) else value)
-
-    values = {
-        name: sets(value) if name == "eval_dataset" else value for name, value in values.items()
-    }
-    return {name: found(value) if name in PATH_OPTIONS else value for name, value in values.items()}
+def _resolved(value: Any, folder: Path) -> Any:
+    """A path, or every path in a list, a mapping or a text with commas."""
+    if isinstance(value, list):
+        return [_resolved(item, folder) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        named = cast("dict[str, Any]", value)
+        return {name: _resolved(item, folder) for name, item in named.items()}
+    if not isinstance(value, str) or not re.search(r"[./]", value):
+        return value
+    if "," in value and not (folder / value).exists():
+        return ",".join(_resolved(part.strip(), folder) for part in value.split(","))
+    path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
+    if Path(path).is_absolute():
+        return value
+    if "*" in path and not any(Path().glob(path)) and any(folder.glob(path)):
+        return f"{folder / path}"
+    if Path(path).exists() or not (folder / path).exists():
+        return value
+    return f"{folder / path}{colon}{name}"

@@ -1,10 +1,9 @@
-"""Python files that users name, and the modules beside them: each folder is a package of its own,
-so no two are mixed up.
+"""Python files that users name, each of whose folders is a package of its own.
 
 A file `rewards.py` in a folder loads as `laurel_at_<folder>.rewards`. While it loads, and whenever
 its functions run, `import helpers` finds the `helpers` of its own folder first, as `python
-rewards.py` would, and `from .helpers import f` works too. Nothing is put on
-`sys.path`: two folders that both hold a `helpers.py` each keep their own.
+rewards.py` would, and `from .helpers import f` works too. Nothing is put on `sys.path`: two folders
+that both hold a `helpers.py` each keep their own.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ FOLDERS: dict[str, Path] = {}
 
 
 def folder_package(folder: Path) -> str:
-    """The name of a folder's package, known to the finder from now on."""
+    """The name of a folder's package, which the finder knows from now on."""
     folder = folder.resolve()
     name = PREFIX + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     FOLDERS[name] = folder
@@ -40,9 +39,7 @@ def folder_package(folder: Path) -> str:
 
 @functools.cache
 def is_local_module(name: str, package: str) -> bool:
-    """Does the folder hold a module or package of this name that is not what a plain import would
-    find anyway?
-    """
+    """Does the folder hold a module of this name that a plain import would not find?"""
     if not name or name in sys.builtin_module_names or name == "laurel":
         return False
     found = PathFinder.find_spec(name, [str(FOLDERS[package])])
@@ -64,7 +61,7 @@ def _same_file(left: str | None, right: str | None) -> bool:
 
 
 def importer(package: str) -> Callable[..., Any]:
-    """The `__import__` of a folder's modules: its own neighbours first, everything else as ever."""
+    """The `__import__` of a folder's modules: the folder's own first, else as usual."""
 
     def find(
         name: str,

@@ -1,6 +1,4 @@
-"""One writer a folder: a lock that dies with the process that holds it, however that process
-ends.
-"""
+"""One writer per folder: a lock that ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ _held: set[str] = set()
 
 
 class Lock:
-    """`folder` belongs to this process until `release` or its end; UsageError, naming who has it,
-    if it is taken.
+    """`folder` belongs to this process until `release`, or until the process ends.
 
-    A record lock of the system on `folder/.lock`: it goes with the process (kill -9 and power cuts
-    included), and children that are forked do not inherit it, so a worker that outlives its parent
-    keeps nobody out. Within a process the system does not tell two holders apart; `_held` does.
+    UsageError, naming the holder, if it is taken. A record lock of the system on `folder/.lock`: it
+    goes with the process (kill -9 and power cuts included), and children that are forked do not
+    inherit it, so a worker that outlives its parent keeps nobody out. Within a process the system
+    does not tell two holders apart; `_held` does.
     """
 
     def __init__(self, folder: str | Path) -> None:

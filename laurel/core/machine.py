@@ -1,5 +1,6 @@
-"""What this process may use of the machine: cores and memory, as affinity and containers cut them.
-Linux's files, read, no library.
+"""The cores and memory that this process may use, as affinity and containers limit them.
+
+Read from Linux's files.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ PROCESS = Path("/proc")
 
 
 def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCESS) -> set[Path]:
-    """The folders of this process's groups and of all above them: each may set a limit, the
-    tightest holds.
+    """The folders of this process's control groups and of all above them.
 
-    In a container the path is often the host's, and only the root of the tree is there: folders
-    that do not exist hold no files.
+    Each may set a limit; the tightest holds. In a container the path is often the host's, and only
+    the root of the tree is there: folders that do not exist hold no files.
     """
     try:
         lines = (process / "self/cgroup").read_text().splitlines()
@@ -40,9 +40,7 @@ def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCES
 
 
 def numbers(file: Path) -> list[int]:
-    """The numbers in a file of a control group; none where it is not there, or says that there is
-    no limit.
-    """
+    """The numbers in a file of a control group; none where there is no file, or no limit."""
     try:
         return [int(word) for word in file.read_text().split()]
     except (OSError, ValueError):  # "max", or a controller that is not mounted
@@ -71,9 +69,7 @@ def usable_cores(groups: Path = GROUPS, process: Path = PROCESS) -> float:
 
 
 def cpu_name(*what: str, process: Path = PROCESS) -> str:
-    """What the system says of its first processor under these names (all that tells one kind from
-    another): a text to compare.
-    """
+    """What the system reports of its first processor under these names, as a text to compare."""
     try:
         lines = (process / "cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
@@ -83,9 +79,7 @@ def cpu_name(*what: str, process: Path = PROCESS) -> str:
 
 
 def default_threads(groups: Path = GROUPS, process: Path = PROCESS) -> int:
-    """Threads for work that gains by them: OMP_NUM_THREADS, if it is a number, but never more than
-    there are cores for.
-    """
+    """Threads for work that gains by them: OMP_NUM_THREADS, but at most the usable cores."""
     cores = max(1, int(usable_cores(groups, process)))
     first = (
         os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -94,9 +88,7 @@ def default_threads(groups: Path = GROUPS, process: Path = PROCESS) -> int:
 
 
 def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | None:
-    """Bytes of memory: (free, all) that this process may have; None where the system does not
-    tell.
-    """
+    """(free, all) bytes of memory that this process may have; None where it is not known."""
     try:
         lines = (line.split() for line in (process / "meminfo").read_text().splitlines())
         sizes = {line[0].rstrip(":"): int(line[1]) << 10 for line in lines if len(line) > 1}
@@ -126,9 +118,7 @@ def cached(folder: Path) -> int:
 
 
 def resident_bytes(process: Path = PROCESS) -> int:
-    """Bytes of memory that this process has now; where the system does not tell, the most it ever
-    had.
-    """
+    """Bytes of memory of this process now, or the most it ever had where only that is known."""
     try:
         return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):

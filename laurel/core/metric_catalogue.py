@@ -1,6 +1,4 @@
-"""The catalogue of metrics: of each, what it means, what is healthy, and what to look at first when
-it is not.
-"""
+"""The catalogue of metrics: what each means, what is healthy, and what to check if it is not."""
 
 from __future__ import annotations
 
@@ -9,8 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a metric is, its unit, what is healthy in words, and what to look at first when it is
-    not.
+    """What a metric is, its unit, what is healthy, and what to check when it is not.
 
     Outside [low, high] (None: no bound) a report raises a warning.
     """

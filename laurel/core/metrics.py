@@ -17,8 +17,7 @@ from laurel.core.metric_catalogue import CATALOGUE, Meaning
 
 
 class Sums:
-    """An accumulator of (sum, count) per metric, of totals and of peaks. It divides once, at the
-    very end: never a mean of means.
+    """(sum, count) per metric, totals and peaks; divided once, at the end: never a mean of means.
 
     KL 1.0 over 1 token merged with 0 over 9 tokens is .1, not .5.
     """
@@ -29,22 +28,16 @@ class Sums:
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, sum: float, count: float) -> None:
-        """Add a total over `count` units (tokens, samples, steps). Both are numbers, not live
-        tensors of a graph.
-        """
+        """Add a sum over `count` units (tokens, samples, steps): numbers without a graph."""
         total, units = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (total + float(sum), units + float(count))
 
     def total(self, name: str, value: float) -> None:
-        """Count what belongs to the step as a whole (tokens, eval/samples, seconds/sample): added
-        up, never divided.
-        """
+        """Add to a number of the whole step (tokens, seconds/sample); never divided."""
         self.totals[name] = self.totals.get(name, 0.0) + float(value)
 
     def peak(self, name: str, value: float) -> None:
-        """Keep the largest value seen (ratio/max, completions/max_length); NaN, once seen,
-        stays.
-        """
+        """Keep the largest value (ratio/max, completions/max_length); NaN stays."""
         value, best = float(value), self.peaks.get(name, float("-inf"))
         self.peaks[name] = value if value > best or value != value else best
 
@@ -66,17 +59,13 @@ class Sums:
         return other
 
     def means(self) -> dict[str, float]:
-        """sum / count of every metric, the totals and the peaks. A metric that counted nothing is
-        left out: it is not 0.
-        """
+        """sum / count of every metric, totals and peaks; none where nothing was counted."""
         means = {name: total / count for name, (total, count) in self.sums.items() if count != 0}
         return means | self.totals | self.peaks
 
 
 def merged(parts: Sequence[Sums]) -> Sums:
-    """The metrics of all ranks as one. Times are the average rank's: they pass side by side, and do
-    not add up.
-    """
+    """The metrics of all ranks as one. Times are averaged: ranks run side by side."""
     whole = Sums()
     for part in parts:
         whole.merge(part)
@@ -88,8 +77,10 @@ def merged(parts: Sequence[Sums]) -> Sums:
 
 
 def explain(name: str) -> Meaning:
-    """The meaning of a metric; `rewards/<any>/mean` and its like resolve by pattern,
-    `eval/<set>/...` as `eval/...`. Unknown: UsageError with the nearest name."""
+    """The meaning of a metric; UsageError with the nearest name for an unknown one.
+
+    `rewards/<any>/mean` and its like resolve by pattern, `eval/<set>/...` as `eval/...`.
+    """
     if name in CATALOGUE:
         return CATALOGUE[name]
     for pattern, meaning in CATALOGUE.items():

@@ -1,6 +1,4 @@
-"""Which rows of a batch stay together in one micro-batch, and what they cost where their prompt is
-computed once.
-"""
+"""Which rows of a batch share a micro-batch, and their cost with each prompt computed once."""
 
 from __future__ import annotations
 
@@ -10,12 +8,12 @@ from collections.abc import Sequence
 def units_by_group(
     start: Sequence[int], length: Sequence[int], group: Sequence[int], limit: int | None
 ) -> tuple[list[list[int]], list[int]]:
-    """Units of rows of one group, in order, and the tokens of each: its prompt once, every
-    completion.
+    """Units of rows of one group, in order, and the tokens of each unit.
 
-    start, length, group: of each row, the length of its prompt and of its completion, and whose it
-    is. limit: a unit that would cost more is begun anew (None: never). Two rows of a group, 3 + 4
-    and 3 + 5 tokens: one unit of 12.
+    The prompt counts once, every completion by itself. start, length, group: of each row, the
+    length of its prompt and of its completion, and the group it belongs to. limit: a unit that
+    would cost more is split (None: never). Two rows of a group, 3 + 4 and 3 + 5 tokens: one unit of
+    12.
     """
     units, tokens, newest = list[list[int]](), list[int](), dict[int, int]()
     for row, whose in enumerate(group):

@@ -1,6 +1,4 @@
-"""Several sets of rows to evaluate on, each under a name of its own:
-`easy=a.jsonl,hard=b.jsonl,c.jsonl`.
-"""
+"""Several named sets of rows to evaluate on: `easy=a.jsonl,hard=b.jsonl,c.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,11 +11,10 @@ NAME = r"[A-Za-z_][\w.-]*"
 
 
 def parse_named_sets(text: str) -> str | dict[str, str]:
-    """`easy=a.jsonl,hard=b.jsonl,c.jsonl` as {"easy": "a.jsonl", "hard": "b.jsonl,c.jsonl"}; text
-    without names as it is.
+    """`easy=a.jsonl,hard=b.jsonl,c.jsonl` as {"easy": "a.jsonl", "hard": "b.jsonl,c.jsonl"}.
 
-    A part without a name belongs to the set before it. `digits=3` is a parameter of a generated
-    task, not a set.
+    A text without names stays as it is. A part without a name belongs to the set before it.
+    `digits=3` is a parameter of a generated task, not a set.
     """
     if not re.match(rf"\s*{NAME}=", text) or Path(text).exists():
         return text
@@ -36,9 +33,7 @@ def parse_named_sets(text: str) -> str | dict[str, str]:
 
 
 def check_set_names(sets: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same sets, if each has a name that can stand in a metric's (`eval/NAME/...`), and there
-    is one at all.
-    """
+    """The same sets; ValueError if there are none, or if a name cannot stand in `eval/NAME/...`."""
     if not sets:
         raise ValueError("no set is named")
     for name in sets:

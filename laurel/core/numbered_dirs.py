@@ -1,5 +1,6 @@
-"""An `output_dir` that counts up: `runs/grpo-{n}` is the next free number, taken by making the
-folder, so that no two runs get one.
+"""An `output_dir` that counts up: `runs/grpo-{n}` is the next free number.
+
+Making the folder takes the number, so that no two runs get the same.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ MARK = "{n}"
 
 
 def claim_dir(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bool]:
-    """The folder that a name with `{n}` means now, and whether it was made for this call; any other
-    name as it is.
+    """The folder that a name with `{n}` means now, and whether this call made it.
 
-    newest: the highest number that holds a run already, to be continued; the next free one where
-    none does.
+    A name without `{n}` stays as it is. newest: the highest number that holds a run already, to be
+    continued; the next free one where none does.
     """
     text = str(output_dir)
     if MARK not in text:
@@ -28,28 +28,34 @@ def claim_dir(output_dir: str | Path, *, newest: bool = False) -> tuple[Path, bo
     if len(places) > 1 or parts[places[0]].count(MARK) > 1:
         raise UsageError(f"`{MARK}` can stand in one place only.", where=f"output_dir {text}")
     at = places[0]
-    parent, rest = Path(*parts[:at]), Path(*parts[at + 1 :])
-    before, _, after = parts[at].partition(MARK)
+    parent, name, rest = Path(*parts[:at]), parts[at], Path(*parts[at + 1 :])
     parent.mkdir(parents=True, exist_ok=True)
-
-    def numbered(number: int) -> Path:
-        return parent / f"{before}{number}{after}"
-
-    shape = re.compile(re.escape(before) + r"([1-9]\d*)" + re.escape(after))
-    taken = sorted(
-        int(found[1]) for child in parent.iterdir() if (found := shape.fullmatch(child.name))
-    )
+    taken = taken_numbers(parent, name)
     for number in reversed(taken if newest else []):
-        if (numbered(number) / rest / "run.json").exists():
-            return numbered(number) / rest, False
-    number = taken[-1] + 1 if taken else 1
-    while True:  # ends at the first number that nobody has: each turn somebody else was faster
+        folder = parent / name.replace(MARK, str(number)) / rest
+        if (folder / "run.json").exists():
+            return folder, False
+    return make_next(parent, name, taken[-1] + 1 if taken else 1) / rest, True
+
+
+def taken_numbers(parent: Path, name: str) -> list[int]:
+    """The numbers of the folders in `parent` that have this name, in order."""
+    before, _, after = name.partition(MARK)
+    shape = re.compile(re.escape(before) + r"([1-9]\d*)" + re.escape(after))
+    matches = (shape.fullmatch(child.name) for child in parent.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def make_next(parent: Path, name: str, number: int) -> Path:
+    """Make the folder of this number, or of the first one above it that no other process has."""
+    while True:
+        folder = parent / name.replace(MARK, str(number))
         try:
-            numbered(number).mkdir()
+            folder.mkdir()
         except FileExistsError:
             number += 1
             continue
-        return numbered(number) / rest, True
+        return folder
 
 
 def remove_empty_dir(folder: Path) -> None:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 
 class RewardFunction(Protocol):
-    """TRL's signature; sync or async. One value per completion: a number, None to abstain, or a
-    Result.
+    """TRL's signature, sync or async: one number, None (abstain) or Result per completion.
 
     prompts, completions: strings, or lists of messages where the dataset is conversational.
     completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per
@@ -31,8 +30,9 @@ class RewardFunction(Protocol):
 
 
 class Train(Protocol):
-    """`laurel.train`: see `laurel.train.python.train` for what it takes. Any option of `laurel
-    train ALGORITHM` goes by its name.
+    """`laurel.train`, as `laurel.train.python.train` describes it.
+
+    Any option of `laurel train ALGORITHM` goes by its name.
     """
 
     def __call__(
@@ -68,8 +68,9 @@ class Evaluate(Protocol):
 
 
 class Verifier(Protocol):
-    """Judges one answer against one row of data. Pure, fast, never raises on odd answers: a wrong
-    answer is Score(0).
+    """Judges one answer against one row of data: pure, fast, never raises.
+
+    A wrong answer is Score(0).
     """
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> Result: ...

@@ -1,6 +1,4 @@
-"""What a reward says about one sample: a score, no opinion, or a failure. A failure is never a
-zero.
-"""
+"""What a reward returns for one sample: a score, an abstention or a failure, which is no zero."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ class Abstain:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The reward broke on this sample (raised, hung, returned NaN): the sample is excluded and
-    counted.
+    """The reward broke on this sample, which is left out and counted.
+
+    It raised, hung, or returned NaN.
     """
 
     reason: str
@@ -43,8 +42,9 @@ ENVIRONMENT = "environment"
 
 
 def as_result(value: object) -> Result:
-    """Number -> Score, None -> Abstain, NaN, infinity or anything else -> Failed. A Result passes
-    through.
+    """Number -> Score, None -> Abstain, anything else (NaN, infinity too) -> Failed.
+
+    A Result passes through.
     """
     if isinstance(value, (Score, Abstain, Failed)):
         return value

@@ -1,9 +1,9 @@
-"""The run directory: config.yaml, run.json, metrics.jsonl, samples.jsonl, checkpoints/, model/,
-report.html.
+"""The run directory: configuration, metrics, samples, checkpoints, model, report.
 
-The files are the truth. Every line carries the run's id; a line of another run is refused, never
-mixed in. Lines are written whole and flushed, so a killed run leaves at most one half-written last
-line, which readers pass over and `truncate` removes.
+That is config.yaml, run.json, metrics.jsonl, samples.jsonl, checkpoints/, model/, report.html. The
+files are the truth. Every line carries the run's id; a line of another run is refused, never mixed
+in. Lines are written whole and flushed, so a killed run leaves at most one half-written last line,
+which readers skip and `truncate` removes.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ RUN_FILES = (
 
 
 class Run:
-    """One run directory, to read or to add to. `id` is empty where the folder holds no run (an
-    evaluation by itself).
-    """
+    """One run directory, to read or to add to. `id` is empty where the folder holds no run."""
 
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir)
@@ -101,8 +99,7 @@ class Run:
         inputs: Mapping[str, str] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> Run:
-        """Start a run in a new or empty folder, or with `resume` continue the one that is there
-        (start it if there is none).
+        """Start a run in a new or empty folder, or with `resume` continue the one that is there.
 
         The folder is this process's alone until `close`, or until the process ends. A folder that
         holds a run already is a UsageError unless `resume`. On resume, an option that differs from
@@ -155,9 +152,7 @@ class Run:
         return run
 
     def withdraw(self) -> None:
-        """Close a run that failed. A new one without a step leaves nothing behind: the same command
-        can be given again.
-        """
+        """Close a run that failed. A new one without a step leaves nothing behind."""
         self.close()
         if self.new and not any(
             (self.folder / name).exists() for name in RUN_FILES if name != "config.yaml"
@@ -188,18 +183,14 @@ class Run:
                 f"damaged: {' '.join(str(error).split())}.", where=str(path)
             ) from None
 
-    def settle(self, values: Mapping[str, Any]) -> None:
-        """Write options into config.yaml that are known only after the run began (how many steps
-        its epochs make).
-        """
+    def update_config(self, values: Mapping[str, Any]) -> None:
+        """Write options into config.yaml that are known only once the run has begun."""
         config = self.config()
         if {**config, **values} != config:
             _write_config(self.folder, {**config, **values})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line of metrics. A number that is not finite is written as null: it is neither
-        hidden nor invalid JSON.
-        """
+        """Append one line of metrics. A number that is not finite is written as null."""
         values = {name: _number(value) for name, value in metrics.items()}
         self._append(
             "metrics.jsonl",
@@ -228,9 +219,7 @@ class Run:
         return [line for _, line in lines if step is None or line.get("step") == step]
 
     def truncate(self, step: int) -> None:
-        """Drop what was written after `step`, and half-written last lines, so that a resumed run's
-        files equal an unbroken one's.
-        """
+        """Drop what was written after `step`, and half-written last lines, before resuming."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.exists():
@@ -242,9 +231,7 @@ class Run:
                     )
 
     def connect(self, step: int = 0) -> None:
-        """Open the optional sinks that the configuration names under `report_to`; `step` is where a
-        resumed run stands.
-        """
+        """Open the sinks of the option `report_to`; `step` is the last one of a resumed run."""
         config = self.config()
         self.sinks = open_sinks(
             config.get("report_to"), self.folder, self.id, config, resumed_at=step
@@ -265,9 +252,7 @@ class Run:
 
 
 def _check_place(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds a run which is not to be continued, or anything that a run would
-    write over.
-    """
+    """Refuse a folder with another run, or with files that would be overwritten."""
     where = f"output_dir {folder}"
     if (folder / "run.json").exists():
         if not resume:
@@ -290,9 +275,7 @@ def _start(
     resume: bool,
     say: Callable[[str], None],
 ) -> Run:
-    """A new run. run.json comes last: a folder without it holds no run yet, whatever moment a kill
-    chose.
-    """
+    """A new run. run.json is written last: a folder without it holds no run."""
     if resume:
         say(f"nothing to resume in {folder}: starting from the beginning")
     _write_config(folder, values)
@@ -316,54 +299,22 @@ def _continue(
     say: Callable[[str], None],
 ) -> Run:
     """The run that is there, if it is still the same experiment."""
-    if run.model.exists() and "saving" not in run.facts:
-        what = (
-            "this run has not saved a model yet, and there is one in `model`: it would be written"
-            " over."
-        )
-        raise UsageError(what, where=f"output_dir {run.folder}", fix="Move it to another place.")
+    where = f"output_dir {run.folder}"
+    _check_model(run, where)
     saved = run.config()
-    if (
-        values.get("max_steps", 0) is None
-    ):  # epochs decide, and how many steps they make is found out later: `settle`
+    if values.get("max_steps", 0) is None:
+        # epochs decide, and how many steps they make is found out later: `update_config`
         values = {**values, "max_steps": saved.get("max_steps")}
     changed = {
         name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)
     }
-    free = (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ()))
-    refused = {
-        name: f"{name} {old!r} -> {new!r}"
-        for name, (old, new) in changed.items()
-        if name not in free
-    }
-    if refused:
-        fix = (
-            "Give the saved values, or start anew in another --output_dir. Free to change:"
-            f" {', '.join(free)}."
-        )
-        if refused.keys() <= set(OPTIMIZER_OPTIONS):
-            fix = (
-                "Give the saved values, or go on with the new ones, the optimiser's moments kept:"
-                " `--resume anyway`."
-            )
-        what = (
-            "a resumed run keeps its options, and these differ from its config.yaml:"
-            f" {'; '.join(refused.values())}."
-        )
-        raise UsageError(what, where=f"output_dir {run.folder}", fix=fix)
+    _check_changes(changed, (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ())), where)
     edited = _edited(run, inputs, anyway)
-    told = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
-    say(
-        f"continuing run {run.id[:8]} in {run.folder}; options"
-        f" {'as before' if not told else 'as before, but for'}"
-    )
-    for name, (old, new) in told.items():
-        say(f"  {name}: {old!r} -> {new!r}")
-    if told:
+    shown = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
+    _announce(run, shown, edited, say)
+    if shown:
         _write_config(run.folder, values)
-    for name, (old, new) in edited.items():
-        say(f"  {name}: {old} -> {new}")
-    resumed = {"time": round(time.time(), 3), "changed": {**told, **edited}}
+    resumed = {"time": round(time.time(), 3), "changed": {**shown, **edited}}
     run.note(
         {
             "resumed": [*run.facts.get("resumed", []), resumed],
@@ -373,9 +324,60 @@ def _continue(
     return run
 
 
+def _announce(
+    run: Run,
+    options: Mapping[str, Sequence[Any]],
+    inputs: Mapping[str, Sequence[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Say that a run continues, and which options and inputs changed from what to what."""
+    how = "as before, but for" if options else "as before"
+    say(f"continuing run {run.id[:8]} in {run.folder}; options {how}")
+    for name, (old, new) in options.items():
+        say(f"  {name}: {old!r} -> {new!r}")
+    for name, (old, new) in inputs.items():
+        say(f"  {name}: {old} -> {new}")
+
+
+def _check_model(run: Run, where: str) -> None:
+    """UsageError where `model` holds what this run has not saved."""
+    if run.model.exists() and "saving" not in run.facts:
+        what = (
+            "this run has not saved a model yet, and there is one in `model`: it would be written"
+            " over."
+        )
+        raise UsageError(what, where=where, fix="Move it to another place.")
+
+
+def _check_changes(changed: Mapping[str, Sequence[Any]], free: Sequence[str], where: str) -> None:
+    """UsageError for options that a resumed run may not change."""
+    refused = {
+        name: f"{name} {old!r} -> {new!r}"
+        for name, (old, new) in changed.items()
+        if name not in free
+    }
+    if not refused:
+        return
+    fix = (
+        "Give the saved values, or start anew in another --output_dir. Free to change:"
+        f" {', '.join(free)}."
+    )
+    if refused.keys() <= set(OPTIMIZER_OPTIONS):
+        fix = (
+            "Give the saved values, or go on with the new ones, the optimiser's moments kept:"
+            " `--resume anyway`."
+        )
+    what = (
+        "a resumed run keeps its options, and these differ from its config.yaml:"
+        f" {'; '.join(refused.values())}."
+    )
+    raise UsageError(what, where=where, fix=fix)
+
+
 def _edited(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list[str]]:
-    """What the run reads and is not what it was, old and new; none, or agreed to by `anyway` or by
-    who sits at the terminal.
+    """What the run reads that has changed since it began: name -> [old, new].
+
+    UsageError unless `anyway`, or the person at the terminal agrees.
     """
     before: dict[str, str] = run.facts.get("inputs", {})
     edited = {
@@ -427,9 +429,7 @@ def _provenance() -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """The commit of laurel's own checkout (`-dirty` if edited) as this process found it; None where
-    it was installed as a package.
-    """
+    """The commit of laurel's own checkout, `-dirty` if edited; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -464,9 +464,7 @@ def _number(value: Any) -> float | int | None:
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
-    """JSON. Numbers that are not finite become null; numpy and torch scalars become numbers, paths
-    become strings.
-    """
+    """JSON. Not finite: null; numpy and torch scalars: numbers; paths: text."""
     try:
         return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False, indent=indent)
     except ValueError:

@@ -1,6 +1,4 @@
-"""Run Python that nobody has read: a subprocess with limits on time, memory, files, network and
-processes.
-"""
+"""Run untrusted Python: a subprocess limited in time, memory, files, network and processes."""
 
 from __future__ import annotations
 
@@ -25,6 +23,9 @@ START_SECONDS = 30.0
 OUTPUT_BYTES = 1 << 20
 TAIL_BYTES = 16 << 10
 FILE_MB = 4
+JAIL = ("-P", "-s", "-S", "-B", str(Path(__file__).with_name("jail.py")))
+"""The interpreter without the script's folder, user packages, site and bytecode files."""
+ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,7 @@ def run_python(
     tests: str | None = None,
     setup: str = "",
 ) -> Outcome:
-    """Run `source` as a script in a fresh interpreter with only the standard library, and say how
-    it ended.
+    """Run `source` as a script in a fresh interpreter with only the standard library.
 
     tests: a script that uses what the program defines; then `ok` says that the tests ran to their
     last line. They run in a process of their own, which the program can neither read nor write; its
@@ -105,11 +105,12 @@ def run_python(
 
 @functools.cache
 def isolation() -> dict[str, object]:
-    """Which fences stand here: {"limits", "audit", "namespaces": [...], "landlock": ABI or 0,
-    "seccomp"}. Runs an empty program once.
+    """What this system can enforce. Runs an empty program once.
+
+    {"limits", "audit", "namespaces": [...], "landlock": its ABI or 0, "seccomp"}.
     """
     with tempfile.TemporaryDirectory(prefix="laurel-sandbox-") as folder:
-        order = {
+        order: dict[str, object] = {
             "source": "",
             "folder": os.path.realpath(folder),
             "seconds": 5,
@@ -147,8 +148,9 @@ class _Watch:
         return bytes(self.kept[name]).decode("utf-8", "replace")
 
     def until_over(self, seconds: float) -> Reason:
-        """Read until the program ends, is late or floods; then make sure that it is dead. The clock
-        starts when it reports ready.
+        """Read until the program ends, is late or prints too much; then kill what is left.
+
+        The clock starts when it reports ready.
         """
         deadline, started = time.monotonic() + START_SECONDS, False
         try:
@@ -200,17 +202,11 @@ class _Watch:
 def _start(
     order: dict[str, object], secret: dict[str, str] | None, stdin: IO[bytes] | int
 ) -> _Watch:
-    """Start the jail: its own session, a clean environment, no inherited descriptors but the order,
-    the report and what is secret.
+    """Start the jail in a session of its own, with a clean environment.
+
+    It inherits no descriptors but the order, the report, and the one of `secret`.
     """
     folder = str(order["folder"])
-    environment = {
-        "HOME": folder,
-        "TMPDIR": folder,
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUTF8": "1",
-    }
     reader, writer = os.pipe()
     try:
         with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as hidden:
@@ -218,22 +214,13 @@ def _start(
                 place.write(json.dumps(text).encode())
                 place.seek(0)
             fds = (file.fileno(), writer, *(() if secret is None else (hidden.fileno(),)))
-            command = [
-                sys.executable,
-                "-P",
-                "-s",
-                "-S",
-                "-B",
-                str(Path(__file__).with_name("jail.py")),
-                *map(str, fds),
-            ]
             process = subprocess.Popen(
-                command,
+                [sys.executable, *JAIL, *map(str, fds)],
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=folder,
-                env=environment,
+                env={"HOME": folder, "TMPDIR": folder, **ENVIRONMENT},
                 pass_fds=fds,
                 start_new_session=True,
             )
@@ -247,15 +234,12 @@ def _start(
 
 
 def _why(watch: _Watch, nonce: str, *, late: bool) -> Reason:
-    """The reason of a program that ended by itself: from its report if it could write one, else
-    from how it died.
-    """
+    """Why a program ended that was not stopped: from its report, else from how it died."""
     lines = watch.kept["report"].splitlines()
     code = watch.process.returncode
     for line in lines[1:]:
-        with contextlib.suppress(
-            ValueError, AttributeError
-        ):  # the program may have written here too
+        # the program may have written into the report, too
+        with contextlib.suppress(ValueError, AttributeError):
             report = cast(dict[str, str], json.loads(line))
             if report.get("nonce") == nonce:
                 return cast(Reason, report["why"])

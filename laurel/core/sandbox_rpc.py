@@ -1,11 +1,10 @@
-"""A program and its tests in two processes: loaded by `laurel.core.jail`, never imported. Standard
-library only.
+"""Calls between a program and its tests, which run in two processes. Standard library only.
 
-The tests run where the program cannot reach. They see its functions as stand-ins: a call crosses a
-pipe, and what comes back is plain data, copied. So nothing that the program does to its own
-interpreter (a forged `==`, other builtins, a walk up the frames, an early exit) touches the
-verdict. What is no plain data stays with the program, behind a stand-in that can be called, read,
-iterated and passed back, and that nothing can be compared with.
+`laurel.core.jail` loads this file; nothing imports it. The tests run where the program cannot
+reach. They see its functions as proxies: a call crosses a pipe, and plain data comes back, copied.
+So nothing that the program does to its own interpreter (a forged `==`, other builtins, a walk up
+the frames, an early exit) touches the verdict. Anything else stays with the program, behind a
+proxy that can be called, read, iterated and passed back, and that nothing can be compared with.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ import builtins
 import contextlib
 import importlib
 import json
+import operator
 import os
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 LONGEST = 64 << 20
 EXACT = 1 << 53
@@ -36,9 +36,12 @@ class Gone(BaseException):
 
 
 class Remote:
-    """The tests' stand-in for something of the program's that is no plain data."""
+    """The tests' proxy of an object of the program's that is no plain data."""
 
     __slots__ = ("_kind", "_link", "_number")
+    _kind: str
+    _link: Link
+    _number: int
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, link: Link, number: int, kind: str) -> None:
@@ -114,8 +117,9 @@ TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
 
 
 class Link:
-    """One end of the two pipes: sends requests, answers those of the other end while it waits, and
-    keeps what stays on its side.
+    """One end of the two pipes: sends requests, and answers the other end's while it waits.
+
+    `kept` holds the objects that stay on this side, by number.
     """
 
     def __init__(self, inlet: int, outlet: int, *, serves: bool) -> None:
@@ -159,13 +163,12 @@ class Link:
             self.send(self.answer(found))
 
     def request(self, number: int, do: str, *args: Any, **kwargs: Any) -> Any:
-        """Do something with the other end's object of this number. Lists, dicts and sets that were
-        passed are brought up to date.
+        """Do something with the other end's object of this number.
+
+        Lists, dicts and sets that were passed are brought up to date.
         """
-        sent, named = (
-            [self.encode(value) for value in args],
-            {name: self.encode(value) for name, value in kwargs.items()},
-        )
+        sent = [self.encode(value) for value in args]
+        named = {name: self.encode(value) for name, value in kwargs.items()}
         found = self.ask({"do": do, "of": number, "args": sent, "named": named})
         if "raise" in found:
             raise self.error(*found["raise"])
@@ -176,20 +179,20 @@ class Link:
         return self.decode(found["value"])
 
     def error(self, names: list[str], text: str) -> Exception:
-        """The exception that was raised over there: a builtin one of the same name, else the
-        nearest. StopIteration would end a loop.
+        """The exception raised over there: a builtin of the same name, else the nearest.
+
+        Never StopIteration: it would end a loop of the tests.
         """
         for name in names:
             kind = self.errors.get(str(name)) or getattr(builtins, str(name), None)
-            if (
-                isinstance(kind, type)
-                and issubclass(kind, Exception)
-                and not issubclass(kind, StopIteration)
-            ):
-                try:
-                    return kind(text)
-                except TypeError:  # UnicodeDecodeError and others that want more
-                    continue
+            if not isinstance(kind, type) or not issubclass(kind, Exception):
+                continue
+            if issubclass(kind, StopIteration):
+                continue
+            try:
+                return kind(text)
+            except TypeError:  # UnicodeDecodeError and others that want more
+                continue
         return RuntimeError(text)
 
     def answer(self, message: Message) -> Message:
@@ -209,58 +212,32 @@ class Link:
             return {"raise": [[kind.__name__ for kind in type(error).__mro__], str(error)[:2000]]}
 
     def done(self, do: str, thing: Any, args: list[Any], named: Message) -> Any:
-        """What is asked for. The tests' end only calls: a function that a test passed in is no door
-        to the tests.
-        """
+        """Carry a request out. The tests' end only calls: a function passed in gives no access."""
         if do == "call":
             return thing(*args, **named)
         if not self.serves:
             raise TypeError("the tests' objects can only be called")
-        table: dict[str, Callable[..., Any]] = {
-            "get": getattr,
-            "set": setattr,
-            "str": str,
-            "repr": repr,
-            "len": len,
-            "iter": iter,
-            "item": lambda thing, key: thing[key],
-            "put": lambda thing, key, value: thing.__setitem__(key, value),
-            "next": lambda thing, size: list(islice(thing, size)),
-        }
-        return table[do](thing, *args)
+        return ACTIONS[do](thing, *args)
 
     def encode(self, value: Any) -> Any:
-        """Plain data as JSON; of subclasses the data alone; anything else as a number under which
-        it is kept here.
-        """
-        kind = type(value)
+        """Plain data as JSON, of subclasses the data alone; anything else as its number here."""
+        kind = cast(Any, type(value))
         if kind is Remote:
             return ["h", object.__getattribute__(value, "_number")]
         if kind in PLAIN_WORDS:
             return value
-        if isinstance(value, int):
-            value = int.__int__(value)
-            return value if -EXACT < value < EXACT else ["i", hex(value)]
-        if isinstance(value, str):
-            return str.__str__(value)
-        if isinstance(value, complex):
-            return ["c", value.real.hex(), value.imag.hex()]
-        if kind is range:
-            return ["r", hex(value.start), hex(value.stop), hex(value.step)]
-        if kind is timedelta:
-            return ["td", value.days, value.seconds, value.microseconds]
-        for name, (base, write, _) in TEXTS.items():
-            if isinstance(value, base):
-                return [name, write(value)]
+        simple = encode_simple(value)
+        if simple is not NotImplemented:
+            return simple
         for name, base in TABLE_TYPES.items():
             if isinstance(value, base):
-                return [
-                    name,
-                    [[self.encode(key), self.encode(item)] for key, item in dict.items(value)],
-                ]
+                pairs: Iterable[tuple[Any, Any]] = cast(Any, dict).items(value)
+                return [name, [[self.encode(key), self.encode(item)] for key, item in pairs]]
         for name, base in GROUPS.items():
             if isinstance(value, base):
-                return [name, [self.encode(item) for item in base.__iter__(value)]]
+                # the base's own iterator: a subclass may forge another
+                items: Iterable[Any] = cast(Any, base).__iter__(value)
+                return [name, [self.encode(item) for item in items]]
         return self.keep(value)
 
     def keep(self, value: Any) -> Any:
@@ -284,28 +261,71 @@ class Link:
         """What `encode` wrote, as fresh objects of this side."""
         if not isinstance(data, list):
             return data
-        name, first = data[0], data[1]
+        name, first, *rest = cast("list[Any]", data)
         if name in GROUPS:
-            return GROUPS[name](self.decode(item) for item in first)
+            return GROUPS[name]([self.decode(item) for item in first])
         if name in TABLES:
             return TABLES[name]({self.decode(key): self.decode(item) for key, item in first})
         if name in TEXTS:
             return TEXTS[name][2](str(first))
         if name == "k":
-            return self.seen.setdefault(int(first), Remote(self, int(first), str(data[2])))
+            return self.seen.setdefault(int(first), Remote(self, int(first), str(rest[0])))
         if name == "h":
             return self.kept[int(first)]
-        if name == "i":
-            return int(first, 16)
-        if name == "c":
-            return complex(float.fromhex(first), float.fromhex(data[2]))
-        if name == "r":
-            return range(*(int(part, 16) for part in data[1:]))
-        if name == "td":
-            return timedelta(*data[1:])
         if name == "bi" and self.serves:
             return getattr(builtins, first)
-        raise TypeError("no plain data")
+        return decode_simple(name, first, rest)
+
+
+def encode_simple(value: Any) -> Any:
+    """Numbers, texts, ranges, dates and bytes; NotImplemented for anything else."""
+    if isinstance(value, int):
+        value = int.__int__(value)
+        return value if -EXACT < value < EXACT else ["i", hex(value)]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, complex):
+        return ["c", value.real.hex(), value.imag.hex()]
+    if type(value) is range:
+        return ["r", hex(value.start), hex(value.stop), hex(value.step)]
+    if type(value) is timedelta:
+        return ["td", value.days, value.seconds, value.microseconds]
+    for name, (base, write, _) in TEXTS.items():
+        if isinstance(value, base):
+            return [name, write(value)]
+    return NotImplemented
+
+
+def decode_simple(name: str, first: Any, rest: list[Any]) -> Any:
+    """A large integer, a complex number, a range or a duration."""
+    if name == "i":
+        return int(first, 16)
+    if name == "c":
+        return complex(float.fromhex(first), float.fromhex(rest[0]))
+    if name == "r":
+        return range(*(int(part, 16) for part in (first, *rest)))
+    if name == "td":
+        return timedelta(first, *rest)
+    raise TypeError("no plain data")
+
+
+def take(thing: Iterator[Any], size: int) -> list[Any]:
+    """Up to so many of the next items."""
+    return list(islice(thing, size))
+
+
+ACTIONS: dict[str, Callable[..., Any]] = {
+    "get": getattr,
+    "set": setattr,
+    "str": str,
+    "repr": repr,
+    "len": len,
+    "iter": iter,
+    "item": operator.getitem,
+    "put": operator.setitem,
+    "next": take,
+}
+"""What the tests may do with an object of the program's, besides calling it."""
 
 
 def refresh(value: Any, now: Any) -> None:
@@ -316,22 +336,21 @@ def refresh(value: Any, now: Any) -> None:
         value[:] = now
     elif isinstance(value, (dict, set)):
         value.clear()
-        value.update(now)
+        cast("dict[Any, Any] | set[Any]", value).update(now)
     elif isinstance(value, deque):
         value.clear()
-        value.extend(now)
+        cast("deque[Any]", value).extend(now)
 
 
 def serve(link: Link, run: Callable[[str], Message], setup: str, source: str) -> None:
-    """The program's life: run, tell its names, then do what the tests ask until they are done.
+    """The program's side: run it, send its names, then answer the tests until they are done.
 
-    The setup goes first where it can: a program may need its imports. One that needs the program
-    runs on the tests' side alone.
+    The setup goes first where it can: a program may need its imports. A setup that needs the
+    program runs on the tests' side alone.
     """
     main = sys.modules["__main__"].__dict__
-    with contextlib.suppress(
-        Exception
-    ):  # it needs the program; it is run again, and judged, on the tests' side
+    # a setup that fails here needs the program: it runs again, and counts, on the tests' side
+    with contextlib.suppress(Exception):
         exec(compile(setup, "setup.py", "exec"), main)
     end = run(source)
     if end["why"]:
@@ -359,9 +378,7 @@ def describe(value: Any) -> list[str]:
 
 
 def judge(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> Message:
-    """The tests' life: {"why": ""} if setup and tests came to their end with the program alive,
-    else why not.
-    """
+    """The tests' side: {"why": ""} if setup and tests reached their end, else why not."""
     try:
         first = link.receive()
         if "names" not in first:
@@ -375,8 +392,9 @@ def judge(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> 
 
 
 def borrowed(link: Link, names: dict[str, list[str]], text: str) -> dict[str, Any]:
-    """The program's names that the tests use and do not define. Builtins stay the tests' own,
-    unless the tests use nothing else.
+    """The program's names that the tests use and do not define.
+
+    Builtins stay the tests' own, unless the tests use nothing else.
     """
     wanted = free_names(text)
     offered = {name for name in wanted if isinstance(names.get(name), list)}
@@ -389,13 +407,10 @@ def borrowed(link: Link, names: dict[str, list[str]], text: str) -> dict[str, An
         if kind == "module" and rest and rest[0].partition(".")[0] in sys.stdlib_module_names:
             found[name] = importlib.import_module(rest[0])
         elif kind == "error":
-            base = next(
-                (getattr(builtins, other) for other in rest[1:] if hasattr(builtins, other)),
-                Exception,
-            )
-            found[name] = link.errors[name] = type(
-                name, (base if issubclass(base, Exception) else Exception,), {}
-            )
+            bases = (getattr(builtins, other) for other in rest[1:] if hasattr(builtins, other))
+            base: type = next(bases, Exception)
+            error: Any = type(name, (base if issubclass(base, Exception) else Exception,), {})
+            found[name] = link.errors[name] = error
         else:
             found[name] = link.request(0, "item", name)
     return found
@@ -407,7 +422,7 @@ def free_names(text: str) -> set[str]:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
-    read, own = set(), set()
+    read, own = set[str](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else own).add(node.id)
@@ -421,8 +436,9 @@ def free_names(text: str) -> set[str]:
 
 
 def without(setup: str, names: dict[str, list[str]]) -> str:
-    """The setup less the classes that the program has too: those of the program's side can be
-    passed to its functions.
+    """The setup less the classes that the program has, too.
+
+    The program's own can be passed to its functions.
     """
     try:
         tree = ast.parse(setup)

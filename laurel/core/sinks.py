@@ -1,5 +1,6 @@
-"""Optional places that metrics are also sent to: TensorBoard, Weights & Biases, Trackio. Imported
-only when asked for.
+"""Optional places that metrics also go to: TensorBoard, Weights & Biases, Trackio.
+
+Imported only when asked for.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files under `<output_dir>/tensorboard`. A resumed run overwrites the steps it
-    repeats.
-    """
+    """Event files under `<output_dir>/tensorboard`; a resumed run overwrites steps it repeats."""
 
     def __init__(self, folder: Path, run: str, config: Mapping[str, Any], resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +44,8 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run with laurel's run id, so that a resumed run continues the same page.
+    """A Weights & Biases run with laurel's run id: a resumed run continues the same page.
+
     WANDB_* variables apply.
     """
 
@@ -86,9 +86,7 @@ SINKS = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 def check_sinks(names: Sequence[str] | None) -> None:
-    """An unknown name, or a package that is not installed, is a UsageError: found before anything
-    is loaded.
-    """
+    """UsageError for an unknown name, or a package that is not installed."""
     for name in names or ():
         if name not in SINKS:
             raise UsageError(f"unknown sink `{name}`.", where="report_to", fix=nearest(name, SINKS))
@@ -108,8 +106,6 @@ def open_sinks(
     *,
     resumed_at: int = 0,
 ) -> list[Sink]:
-    """The sinks named by `report_to`, opened. `resumed_at` is the last step that is kept of a
-    resumed run.
-    """
+    """The sinks named by `report_to`, opened. resumed_at: the last step kept of a resumed run."""
     check_sinks(names)
     return [SINKS[name](Path(folder), run, config, resumed_at) for name in names or ()]

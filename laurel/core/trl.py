@@ -1,16 +1,16 @@
-"""Names of TRL and transformers as options of laurel: one table, and what its rows make of a value.
+"""Names of TRL and transformers as options of laurel: the kinds of rows, and the translation.
 
 A row is of one of three kinds. `same`: the name is an option here and means the same. `translated`:
-it is turned into options of ours, and one line says so. `absent`: there is nothing like it, and the
-row says what to do instead; `harmless` where results do not depend on it.
+it becomes options of ours, and one line is printed. `absent`: there is nothing like it, and the row
+says what to do instead; `harmless` where results do not depend on it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from laurel.core.errors import UsageError
 
@@ -22,9 +22,7 @@ nothing.
 
 @dataclass(frozen=True)
 class Name:
-    """One name of theirs: its kind, our options, what to say, the value it has where nobody gives
-    one, and the rule for a value.
-    """
+    """One name of theirs: its kind, our options, a line to print, its default, and its rule."""
 
     kind: Literal["same", "translated", "absent"]
     say: str
@@ -69,22 +67,22 @@ def under_name(option: str) -> Rule:
 class Request:
     """What somebody asked for, by both kinds of names.
 
-    algorithm: "" where it is not known. own: this algorithm's defaults, looked at only where a rule
+    algorithm: "" where it is not known. own: this algorithm's defaults, looked up only where a rule
     needs one. defaults: what a trainer of TRL takes where nothing is given; in a port
-    (`--from-trl`) they count as asked for. lines: what a rule has to say.
+    (`--from-trl`) they count as asked for. where: the file or command line it comes from, for
+    errors. lines: what a rule has to say.
     """
 
     algorithm: str = ""
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
     own: Callable[[], Mapping[str, Any]] = dict
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     port: bool = False
-    lines: list[str] = field(default_factory=list)
+    where: str = "configuration"
+    lines: list[str] = field(default_factory=list[str])
 
     def of(self, name: str) -> Any:
-        """The value of a name: as given, else the default of whoever is asked: in a port TRL, here
-        laurel.
-        """
+        """The value of a name: as given, else the default of TRL in a port, of laurel elsewhere."""
         if self.given.get(name) is not None:
             return self.given[name]
         if not self.port and (ours := self.own().get(name)) is not None:
@@ -121,23 +119,21 @@ def translate(
     Two names that ask for different values of one option are an error, and so is a name that is
     absent.
     """
-    values = {name: value for name, value in given.items() if not is_foreign(name, table)}
+    foreign = [name for name in given if is_foreign(name, table)]
+    values = {name: value for name, value in given.items() if name not in foreign}
+    giver = dict.fromkeys(values, "")
     lines: list[Translation] = []
-    said_by, first = dict.fromkeys(values, ""), dict[str, str]()
-    for name in [name for name in given if is_foreign(name, table)]:
-        row, ask.lines = table[name], []
-        made = translate_value(name, row, given[name], ask, where)
-        for option, value in made.items():
-            check_conflict(name, given[name], option, value, said_by.get(option), values, where)
-            said_by.setdefault(option, name)
-            values.setdefault(option, value)
-        said = " ".join([*ask.lines, *([] if ask.port or not (made or ask.lines) else [row.say])])
-        with_ = first.setdefault(said, name) if said else name
-        lines.append(
-            Translation(
-                name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}"
-            )
-        )
+    first_with: dict[str, str] = {}
+    for name in foreign:
+        ask.lines = []
+        made = translate_value(name, table[name], given[name], ask, where)
+        add_made(name, given[name], made, values, giver, where)
+        about = [table[name].say] if (made or ask.lines) and not ask.port else []
+        said = " ".join([*ask.lines, *about])
+        # one text for several names is printed with the first of them
+        earlier = first_with.setdefault(said, name) if said else name
+        why = said if earlier == name else f"with {earlier}"
+        lines.append(Translation(name, given[name], tuple(made.items()), why))
     return {name: normalize(name, value, table, ask) for name, value in values.items()}, lines
 
 
@@ -161,8 +157,9 @@ def translate_value(name: str, row: Name, value: Any, ask: Request, where: str) 
 
 
 def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) -> Any:
-    """A value of an option that both have, in our spelling: `scale_rewards: true` is `group`, a
-    warm-up of .1 a tenth of the steps.
+    """A value of an option that both have, in our spelling.
+
+    `scale_rewards: true` is `group`, a warm-up of .1 a tenth of the steps.
     """
     row = table.get(name)
     if row is None or row.kind != "same" or row.rule is None:
@@ -170,42 +167,39 @@ def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) ->
     return row.rule(value, ask).get(name, value)
 
 
-def check_conflict(
+def add_made(
     name: str,
     value: Any,
-    option: str,
-    made: Any,
-    by: str | None,
-    values: Mapping[str, Any],
+    made: Mapping[str, Any],
+    values: dict[str, Any],
+    giver: dict[str, str],
     where: str,
 ) -> None:
-    """UsageError where somebody already asked for another value of the option."""
-    if by is None or comparable(values[option]) == comparable(made):
-        return
-    what = f"`{name}` = {format_value(value)} is {option} = {format_value(made)} here, and "
-    what += (
-        f"`{by}` makes it {format_value(values[option])}."
-        if by
-        else f"{option} = {format_value(values[option])} is given, too."
-    )
-    raise UsageError(what, where=where, fix="Give one of the two.")
+    """Add what a name of theirs was made into; UsageError where another value was given already.
+
+    giver: of each option in `values`, the name of theirs that gave it, "" for its own name.
+    """
+    for option, new in made.items():
+        by, old = giver.setdefault(option, name), values.setdefault(option, new)
+        if comparable(old) != comparable(new):
+            what = f"`{name}` = {format_value(value)} is {option} = {format_value(new)} here, and "
+            if by:
+                what += f"`{by}` makes it {format_value(old)}."
+            else:
+                what += f"{option} = {format_value(old)} is given, too."
+            raise UsageError(what, where=where, fix="Give one of the two.")
 
 
 def comparable(value: Any) -> Any:
-    """A value for comparison: what a command line wrote as text is equal to what a file holds as a
-    number or a truth.
-    """
+    """A value for comparison: text of a command line equals a file's number or boolean."""
     if isinstance(value, list | tuple):
-        return [comparable(item) for item in value]
+        return [comparable(item) for item in cast("Sequence[Any]", value)]
     if isinstance(value, bool) or value is None:
         return value
-    return (
-        as_number(value)
-        if as_number(value) is not None
-        else as_bool(value)
-        if is_bool_word(value)
-        else str(value)
-    )
+    number = as_number(value)
+    if number is not None:
+        return number
+    return as_bool(value) if is_bool_word(value) else str(value)
 
 
 def as_number(value: Any) -> float | None:
@@ -240,13 +234,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(format_value(item) for item in value)}]"
+        return f"[{', '.join(map(format_value, cast('Sequence[Any]', value)))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_notes(lines: Iterable[Translation]) -> None:
-    """One line for each translated name, on standard error: what was written, and what it is
-    here.
-    """
+    """Print one line for each translated name on standard error."""
     for line in lines:
         print(f"note: {line}", file=sys.stderr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
-from laurel.core.trl import Name, renamed, same
+from laurel.core.trl import Name, Request, print_notes, renamed, same, translate
 from laurel.core.trl_loss import loss_type, ratio_level, weighted
 from laurel.core.trl_rules import (
     dataset,
@@ -437,3 +439,22 @@ def default_of(name: str, trainer: str) -> Any:
 def defaults_of(trainer: str) -> dict[str, Any]:
     """Every name's default for a trainer."""
     return {name: default_of(name, trainer) for name in TABLE}
+
+
+def translate_options(
+    values: Mapping[str, Any], fields: Container[str], request: Request
+) -> dict[str, Any]:
+    """The values by laurel's names, with a printed note for each name that was TRL's.
+
+    Names that are absent here stay: whoever checks the names says what to do instead.
+    """
+    table = {
+        name: row
+        for name, row in TABLE.items()
+        if row.kind == "same" or (row.kind == "translated" and name not in fields)
+    }
+    defaults = {name: row.default for name, row in TABLE.items()}
+    request = replace(request, given={**request.given, **values}, defaults=defaults)
+    found, notes = translate(values, table, request, request.where)
+    print_notes(notes)
+    return found

@@ -1,6 +1,4 @@
-"""What a value of TRL's is here: one small function for each name that is more than another word
-for the same.
-"""
+"""Rules of TRL's names that are more than another word: a value of theirs as options of ours."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.errors import UsageError
 from laurel.core.trl import Request, Rule, as_bool, as_number, format_value, is_bool_word
@@ -71,9 +69,7 @@ def whole(value: Any, name: str) -> int:
 
 
 def step_size(value: Any, ask: Request) -> dict[str, Any]:
-    """per device x accumulated x processes: rows of a step; where these are completions, over
-    num_generations.
-    """
+    """Rows of a step: per device x accumulated x processes, or that over num_generations."""
     if not ask.algorithm:
         what = (
             "what this counts depends on the algorithm: completions for grpo and rloo, rows"
@@ -107,8 +103,9 @@ def step_size(value: Any, ask: Request) -> dict[str, Any]:
 
 
 def one_update(*, whole_batch: bool) -> Rule:
-    """The completions of a step are one optimiser step. whole_batch: the value counts completions,
-    else micro-batches.
+    """The completions of a step are one optimiser step.
+
+    whole_batch: the value counts completions, else micro-batches.
     """
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:
@@ -154,9 +151,7 @@ def fraction_of(option: str) -> Rule:
 
 
 def of_samples(steps: Any, ask: Request) -> Any:
-    """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations
-    passes.
-    """
+    """Steps of a port: optimiser steps there, here steps over fresh samples."""
     count, each = as_number(steps), as_number(ask.of("num_iterations")) if ask.port else 1
     if count is None or each in (None, 1):
         return steps
@@ -170,9 +165,7 @@ def steps_of_samples(value: Any, ask: Request) -> dict[str, Any]:
 
 
 def passes(value: Any, ask: Request) -> dict[str, Any]:
-    """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and
-    laurel has none, there is one.
-    """
+    """Passes over one batch; one where TRL clips ratios of whole sequences and laurel does not."""
     if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and as_number(value) != 1:
         what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
         raise UsageError(what, fix="Give num_iterations: 1, or train gspo.")
@@ -180,9 +173,7 @@ def passes(value: Any, ask: Request) -> dict[str, Any]:
 
 
 def precision(value: Any, ask: Request) -> dict[str, Any]:
-    """bf16 is the precision of the products, as `dtype` is here; TRL's dtype is that of the
-    weights, which is `param_dtype` here.
-    """
+    """bf16 is the precision of the products, `dtype` here; TRL's dtype is `param_dtype` here."""
     if not ask.port:
         word = str(value).removeprefix("torch.")
         return {
@@ -200,9 +191,7 @@ def precision(value: Any, ask: Request) -> dict[str, Any]:
 
 
 def weights(value: Any, ask: Request) -> dict[str, Any]:
-    """torch_dtype: the precision of the weights, and in a port, as far as bf16 does not say it, of
-    the products.
-    """
+    """torch_dtype: the precision of the weights; in a port without bf16 of the products, too."""
     word = str(value).removeprefix("torch.")
     if word == "auto":
         ask.lines.append("auto is the precision of the files there, float32 here.")
@@ -217,13 +206,12 @@ IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_
 
 
 def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
-    """Arguments of from_pretrained: dtype is the precision of the weights; the rest is idle, or not
-    to be had.
-    """
-    asked = read(value) if isinstance(value, str) else value or {}
-    if not isinstance(asked, dict):
+    """Arguments of from_pretrained: dtype is `param_dtype`; others are ignored, or an error."""
+    read_value: Any = read(value) if isinstance(value, str) else value or dict[str, Any]()
+    if not isinstance(read_value, dict):
         raise UsageError(f"{format_value(value)} is no mapping.", fix="Leave it out.")
-    asked = {name: one for name, one in asked.items() if one not in (None, False)}
+    everything = cast("dict[str, Any]", read_value)
+    asked = {name: one for name, one in everything.items() if one not in (None, False)}
     if other := sorted(set(asked) - {"dtype", "torch_dtype", *IDLE_KWARGS}):
         raise UsageError(
             f"`{other[0]}` of it is not to be had here.",
@@ -280,9 +268,12 @@ def schedule(value: Any, ask: Request) -> dict[str, Any]:
 
 def one_of(option: str) -> Rule:
     """A list of one value is that value."""
-    return lambda value, ask: {
-        option: value[0] if isinstance(value, list) and len(value) == 1 else value
-    }
+
+    def rule(value: Any, ask: Request) -> dict[str, Any]:
+        items = cast("list[Any]", value) if isinstance(value, list) else []
+        return {option: items[0] if len(items) == 1 else value}
+
+    return rule
 
 
 def scale(value: Any, ask: Request) -> dict[str, Any]:
@@ -336,8 +327,9 @@ def names_of(value: Any) -> list[str]:
 
 
 def rewards(value: Any, ask: Request) -> dict[str, Any]:
-    """A scorer's folder and functions by name, in TRL's order. TRL's own functions are ours, or are
-    read from TRL.
+    """A scorer's folder and functions by name, in TRL's order.
+
+    TRL's own functions are laurel's where it has them, else imported from TRL.
     """
     found: list[str] = []
     for name in ("reward_model_name_or_path", "reward_model_path"):
@@ -374,16 +366,12 @@ def dataset(value: Any, ask: Request) -> dict[str, Any]:
 
 
 def mixture(value: Any, ask: Request) -> dict[str, Any]:
-    """A list of files or sets, one behind the other; shares, and columns to pick, are not to be
-    had.
-    """
+    """A list of files or sets, one after the other; shares and choices of columns are errors."""
     found, splits = list[str](), set[str]()
-    for part in value or []:
-        asked = (
-            {"path": part}
-            if isinstance(part, str)
-            else {k: v for k, v in part.items() if v is not None}
-        )
+    parts: list[Any] = value or []
+    for part in parts:
+        fields: dict[str, Any] = {"path": part} if isinstance(part, str) else part
+        asked = {name: one for name, one in fields.items() if one is not None}
         over = sorted(set(asked) - {"path", "name", "data_files", "split"})
         files = asked.get("data_files")
         if over or isinstance(files, dict):

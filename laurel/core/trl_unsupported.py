@@ -1,6 +1,4 @@
-"""The table's other half: names of TRL and transformers that there are not here, with what to do
-instead.
-"""
+"""Names of TRL and transformers that laurel has not, with what to do instead."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Killable workers: call a trusted function on untrusted input with a deadline that holds even
-inside C code.
+"""Killable workers: call a trusted function on untrusted input with a deadline.
 
-Each slot of the pool is a small keeper process that imports the function once and never runs it on
-input itself. It forks a child that does, and kills the child when a call is late. A keeper has one
-thread, so its forks are safe however many threads (torch's, say) the caller has; the caller never
-forks.
+The deadline holds even inside C code. Each slot of the pool is a small keeper process that imports
+the function once and never runs it on input itself. It forks a child that does, and kills the child
+when a call is late. A keeper has one thread, so its forks are safe however many threads (torch's,
+say) the caller has; the caller never forks.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ VALUE, RAISED, LATE, DIED = b"v", b"r", b"t", b"d"
 
 
 class Workers:
-    """A pool of killable processes for one function `(payload) -> value`, both picklable, the
-    function importable by name.
+    """A pool of killable processes for one function `(payload) -> value`.
 
-    `call` returns the value, or `Failed(reason)`: the function raised (the reason holds the
-    traceback), took longer than `seconds` (its process is killed and replaced) or died. It never
-    hangs: a call takes at most its deadline and 5 s, plus the wait for a free slot. warm: a payload
-    that each keeper evaluates once on starting, to fill caches. recycle: calls after which a child
-    is replaced. memory_mb: address space of a child. Nothing starts before the first call; a fork
-    of this process starts its own. Children die with the keeper and keepers with this process.
+    Both are picklable, and the function can be imported by name. `call` returns the value, or
+    `Failed(reason)`: the function raised (the reason holds the traceback), took longer than
+    `seconds` (its process is killed and replaced) or died. It never hangs: a call takes at most its
+    deadline and 5 s, plus the wait for a free slot. warm: a payload that each keeper evaluates once
+    on starting, to fill caches. recycle: calls after which a child is replaced. memory_mb: address
+    space of a child. Nothing starts before the first call; a fork of this process starts its own.
+    Children die with the keeper and keepers with this process.
     """
 
     def __init__(
@@ -78,8 +77,9 @@ class Workers:
         self.close()
 
     def call(self, payload: Any, *, seconds: float | None = None) -> Any:
-        """The function's value for `payload`, or Failed(reason) after at most `seconds` (default:
-        the pool's).
+        """The function's value for `payload`, or Failed(reason).
+
+        At most `seconds` (default: the pool's).
         """
         seconds = self.seconds if seconds is None else seconds
         slots, free = self._here()
@@ -98,9 +98,7 @@ class Workers:
         return _value(reply, seconds)
 
     def map(self, payloads: Sequence[Any], *, seconds: float | None = None) -> list[Any]:
-        """`call` for each payload, `size` at a time, in order. At most len(payloads) / size
-        deadlines in all.
-        """
+        """`call` for each payload, `size` at a time, in order."""
         if not payloads:
             return []
         with ThreadPoolExecutor(min(self.size, len(payloads))) as threads:
@@ -229,9 +227,7 @@ def _receive(fd: int, deadline: float) -> bytes | None:
 
 
 def keep() -> None:
-    """The keeper's whole life: import the function, then serve frames on stdin until it closes.
-    Runs in its own process.
-    """
+    """The keeper process: import the function, then serve frames on stdin until it closes."""
     inlet, outlet = os.dup(0), os.dup(1)
     with open(os.devnull, "r+b") as null:
         for fd in (0, 1):
@@ -303,9 +299,7 @@ class _Child:
 
 
 def _serve(function: Callable[[Any], Any], memory_mb: int, inlet: int, outlet: int) -> None:
-    """The child's whole life. Its own alarm ends it soon after a deadline, should the keeper be
-    gone by then.
-    """
+    """The child process; its own alarm ends it after a deadline if the keeper is gone."""
     import resource
 
     with contextlib.suppress(ValueError, OSError):

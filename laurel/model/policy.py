@@ -401,13 +401,25 @@ def load_policy(config: Any) -> Policy:
             )
             logging.getLogger(__name__).warning(line)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
         model.enable_input_require_grads()
     policy = Policy(
         model.to(device).eval(), tokenizer, dtype, template, tuple(notes), origin_of(config.model)
     )
     guard_ids(policy)
     return policy
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Compute activations again in the backward pass, instead of keeping them.
+
+    transformers renamed the method during version 5.
+    """
+    named = getattr(model, "activation_checkpointing_enable", None)
+    if named is not None:
+        named(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:

@@ -1,5 +1,6 @@
-"""The demonstration, in minutes on two cores: build, SFT, then learning from a verifier (GRPO) and
-from preferences (a pipeline).
+"""The demonstration: SFT, then learning from a verifier (GRPO) and from preferences.
+
+In minutes on two cores; the preferences are a pipeline.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ PROBLEMS = 500
 
 
 def demo(output_dir: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
-    """Run the whole thing; returns (and writes to `output_dir`/summary.json) accuracy before and
-    after, and the seconds it took.
+    """Run the demonstration; accuracy before and after, and the seconds it took.
 
     First half: greedy accuracy over 500 different problems that neither stage has trained on.
     Second half: how many of a policy's answers are right after it was trained on preferences alone,
@@ -107,8 +107,9 @@ def grpo_config(model: str, seed: int, output_dir: str) -> TrainConfig:
 
 
 def preference_plan(model: str, seed: int, output_dir: str) -> Plan:
-    """Pairs of the model's own answers, the right one preferred nine times in ten; a reward model
-    of them; PPO close to the start.
+    """Pairs of the model's own answers, a reward model of them, and PPO close to the start.
+
+    The right answer is preferred nine times in ten.
     """
     return Plan(
         model=model,

@@ -1,6 +1,4 @@
-"""What a pipeline is told: one YAML file, a section per stage, checked whole before any weight is
-loaded.
-"""
+"""The plan of a pipeline: one YAML file with a section per stage, checked before any weight."""
 
 from __future__ import annotations
 
@@ -11,10 +9,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from laurel.core.config import TrainConfig, build_config, option, translate_names
+from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
+from laurel.core.options import check_options, option, translated
 from laurel.core.trl import Request
 
 OURS = (
@@ -72,8 +71,10 @@ class Comparing(Section):
 
 
 class Plan(Section):
-    """The whole pipeline. `sft`, `reward` and `policy` hold options of `laurel train`, but those
-    that the pipeline fills in.
+    """The whole pipeline.
+
+    `sft`, `reward` and `policy` hold options of `laurel train`, but those that the pipeline fills
+    in.
     """
 
     model: str = option(
@@ -116,13 +117,12 @@ class Reward(Section):
 def read_plan(
     path: str | Path, changes: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
 ) -> Plan:
-    """The plan in a YAML file; `changes` win over it, and assignments such as
-    `policy.learning_rate=1e-4` over both.
+    """The plan in a YAML file; `changes` win over it, and assignments over both.
 
-    Relative paths may be meant beside the file. Errors: UsageError naming the file or the
-    assignment.
+    An assignment: `policy.learning_rate=1e-4`. Relative paths may be relative to the file. Errors:
+    UsageError naming the file or the assignment.
     """
-    values = beside_all(path, read_yaml(path))
+    values = resolve_all_paths(path, read_yaml(path))
     check_plan(values, str(path))
     values |= dict(changes or {})
     for text in assignments:
@@ -147,10 +147,8 @@ def read_plan(
     return check_plan(values, "command line")
 
 
-def beside_all(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with the paths of every section taken beside the file, where nothing else is
-    there.
-    """
+def resolve_all_paths(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the paths of every section resolved (`resolve_paths`)."""
     return {
         name: resolve_paths(path, value) if isinstance(value, dict) else value
         for name, value in resolve_paths(path, values).items()
@@ -158,22 +156,24 @@ def beside_all(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_plan(values: dict[str, Any], where: str) -> Plan:
-    """The plan, if every section is sound by itself. What needs torch (whose option is it?) is
-    checked later.
+    """The plan, if every section is sound by itself.
+
+    What needs torch (which algorithm has an option?) is checked later.
     """
     plan = build_config(values, Plan, where=where)
     for name, section in (("sft", plan.sft), ("reward", plan.reward), ("policy", plan.policy)):
         section = section or {}
         given, place = train_options(name, section), f"{where}, {name}"
         algorithm = str(section.get("algorithm", {"policy": "ppo"}.get(name, name)))
-        there = translate_names(given, where=place, ask=Request(algorithm))
+        request = Request(algorithm, where=place)
+        there = translated(given, TrainConfig, request)
         for taken in sorted(set(there) & set(OURS)):
             raise UsageError(
                 f"`{taken}` is filled in by the pipeline.",
                 where=place,
                 fix="Leave it out of the section.",
             )
-        build_config(there, TrainConfig, where=place)
+        check_options(there, TrainConfig, request)
         for option_ in given:
             del section[option_]
         section.update(there)  # from here on by our names

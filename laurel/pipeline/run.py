@@ -1,5 +1,6 @@
-"""`pipeline`: SFT -> answers -> preferences -> reward model -> reinforcement -> comparison, each
-stage an artefact kept by content.
+"""`pipeline`: SFT, answers, preferences, reward model, reinforcement, comparison.
+
+Each stage is an artefact kept by its content.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
 from laurel.pipeline.store import Artefact, make, source
 from laurel.report.cells import cell_text
-from laurel.report.exhibit import Table
+from laurel.report.exhibit import Exhibit, Table
 from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.source import LABELS, PAIRS
@@ -67,9 +68,7 @@ class Pipeline:
         self.check()
 
     def check(self) -> None:
-        """Every section as the stage will see it: what does not apply is an error now, before the
-        first weight.
-        """
+        """Every section as its stage will use it, and every name in it, before the first weight."""
         plan, name = self.plan, self.algorithm
         if name not in ALGORITHMS:
             resolve(name, TrainConfig())  # says which names there are
@@ -79,19 +78,13 @@ class Pipeline:
             raise UsageError(
                 what, where="policy.algorithm", fix="Take one such as ppo, grpo, raft or dpo."
             )
-        sections: list[tuple[str, str, Mapping[str, Any]]] = [(name, "policy", plan.policy)]
+        rewards = {"rewards": ["model:"]} if self.learns_reward else {}
+        check_section("policy", name, {**train_options("policy", plan.policy), **rewards})
         if self.learns_reward:
-            sections.append((reward_section(plan).algorithm, "reward", plan.reward))
+            options = train_options("reward", plan.reward)
+            check_section("reward", reward_section(plan).algorithm, options)
         if plan.sft is not None:
-            sections.append(("sft", "sft", plan.sft))
-        for algorithm, section, options in sections:
-            try:
-                learned = (
-                    {"rewards": ["model:"]} if section == "policy" and self.learns_reward else {}
-                )
-                resolve(algorithm, build_config({**train_options(section, options), **learned}))
-            except UsageError as error:
-                raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
+            check_section("sft", "sft", train_options("sft", plan.sft))
         rows = read_rows(
             plan.dataset, "rl", seed=plan.seed, size=plan.dataset_size, by="the pipeline"
         )
@@ -99,9 +92,8 @@ class Pipeline:
             [plan.gold] if plan.gold else None, None, rows, max_failed_fraction=0.0
         )
         tasks = {str(row.columns["task"]) for row in rows} if plan.gold is None else {plan.gold}
-        self.watched = (
-            tasks.pop() if len(tasks) == 1 else None
-        )  # several verifiers cannot watch as one
+        # several verifiers cannot watch as one
+        self.watched = tasks.pop() if len(tasks) == 1 else None
         if plan.prefer.export:
             read_rows(plan.prefer.export, "comparison", option="export")
 
@@ -111,34 +103,56 @@ class Pipeline:
         return ALGORITHMS[self.algorithm].source not in FILES
 
     def run(self) -> dict[str, Any]:
-        """All stages; what the comparison found, with the folders of the artefacts. The folder is
-        this process's alone meanwhile.
+        """All stages; returns the comparison's findings and the folders of the artefacts.
+
+        The folder is this process's alone meanwhile.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with Lock(self.root):
-            return self.carried_out()
+            return self.run_stages()
 
-    def carried_out(self) -> dict[str, Any]:
+    def run_stages(self) -> dict[str, Any]:
         """The stages one after the other."""
         began, plan = time.perf_counter(), self.plan
-        asked = {
-            "dataset": source(plan.dataset),
-            "size": plan.dataset_size,
-            "held": plan.eval_size,
-            "seed": plan.seed,
-        }
-        prompts = self.stage("prompts", asked, lambda folder: stages.split_prompts(folder, plan))
-        rows, held = (
-            load_rows(str(prompts.folder / f"{name}.jsonl")) for name in ("train", "held")
-        )
+        prompts = self.prompts()
+        rows = load_rows(str(prompts.folder / "train.jsonl"))
+        held = load_rows(str(prompts.folder / "held.jsonl"))
         start = self.start()
         preferred, pairs = self.preferences(prompts, start, rows)
         rewards = self.reward_models(start, preferred, pairs) if self.learns_reward else []
         policy = self.policy(prompts, start, preferred, pairs, rewards)
         gold, proxy, judges = self.judges(rewards, held)
-        models = {"start": Path(start[0]), "policy": policy.folder / "model"}
+        models = {"start": start[1], "policy": policy.digest}
+        parts = self.compared(models, prompts, rewards)
+        folders = {"start": Path(start[0]), "policy": policy.folder / "model"}
+        with self.counted("prompts", 2 * len(held)) as watch:
+            final = self.stage(
+                "compare",
+                parts,
+                lambda folder: compare(folder, plan, folders, held, judges, gold, proxy, watch),
+            )
+        result = read_json(final.folder / "result.json")
+        shown = self.shown(result, policy, rewards, gold, proxy)
+        return self.finish(result, shown, time.perf_counter() - began)
+
+    def prompts(self) -> Artefact:
+        """The prompts to train on, and those that are held out."""
+        plan = self.plan
         parts = {
-            "models": [start[1], policy.digest],
+            "dataset": source(plan.dataset),
+            "size": plan.dataset_size,
+            "held": plan.eval_size,
+            "seed": plan.seed,
+        }
+        return self.stage("prompts", parts, lambda folder: stages.split_prompts(folder, plan))
+
+    def compared(
+        self, models: Mapping[str, Any], prompts: Artefact, rewards: list[Artefact]
+    ) -> dict[str, Any]:
+        """What the comparison depends on, by content."""
+        plan = self.plan
+        return {
+            "models": list(models.values()),
             "rewards": [one.digest for one in rewards],
             "combine": reward_section(plan).combine,
             "prompts": prompts.digest,
@@ -147,13 +161,6 @@ class Pipeline:
             "sample": plan.sample,
             "compare": plan.compare,
         }
-        with self.counted("prompts", 2 * len(held)) as watch:
-            final = self.stage(
-                "compare",
-                parts,
-                lambda folder: compare(folder, plan, models, held, judges, gold, proxy, watch),
-            )
-        return self.finish(final, policy, rewards, gold, proxy, time.perf_counter() - began)
 
     def stage(
         self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
@@ -194,8 +201,9 @@ class Pipeline:
         inputs: Mapping[str, Any],
         seed: int,
     ) -> Artefact:
-        """A stage that trains: the ordinary loop, resumed if it was killed. The artefact is the
-        model's folder.
+        """A stage that trains: the ordinary loop, resumed if it was killed.
+
+        The artefact is the model's folder.
         """
         steps = TrainConfig(**options).max_steps
         config = build_config(
@@ -221,8 +229,9 @@ class Pipeline:
         return self.stage(name, {"algorithm": algorithm, "options": own, "inputs": inputs}, build)
 
     def start(self) -> tuple[str, Any]:
-        """The model that answers and is trained: after SFT, or as given. (its folder or name, what
-        it is by content).
+        """(folder or name, content) of the model that answers and is trained.
+
+        That is the model after SFT, or as given.
         """
         plan = self.plan
         if plan.sft is None:
@@ -246,9 +255,7 @@ class Pipeline:
     def preferences(
         self, prompts: Artefact, start: tuple[str, Any], rows: list[Row]
     ) -> tuple[Any, Path]:
-        """(what the preferences are by content, the file of pairs): people's export, or the start's
-        answers as judge or gold see them.
-        """
+        """(content of the preferences, the file of pairs): a given export, or made from answers."""
         plan = self.plan
         if plan.prefer.export:
             return source(plan.prefer.export), Path(plan.prefer.export)
@@ -282,7 +289,7 @@ class Pipeline:
                 **read_json(made.folder / "facts.json")
             )
         )
-        return made.digest, made.folder / FILES["pairs"]
+        return made.digest, made.folder / FILES[PAIRS]
 
     def reward_models(self, start: tuple[str, Any], preferred: Any, pairs: Path) -> list[Artefact]:
         """One reward model per member of the ensemble, on the start's body."""
@@ -314,8 +321,9 @@ class Pipeline:
         pairs: Path,
         rewards: list[Artefact],
     ) -> Artefact:
-        """Reinforcement from the learned reward (the hidden judge only watches, with weight 0), or
-        learning from the pairs themselves.
+        """Reinforcement from the learned reward, or learning from the pairs themselves.
+
+        The hidden judge only watches, with weight 0.
         """
         options = {"eval_size": 0, **train_options("policy", self.plan.policy), "model": start[0]}
         inputs: dict[str, Any] = {"model": start[1]}
@@ -337,9 +345,7 @@ class Pipeline:
         return self.trained("policy", self.algorithm, options, inputs, self.plan.seed)
 
     def judges(self, rewards: list[Artefact], held: list[Row]) -> tuple[str, str, Mixture]:
-        """(name of the gold, of the learned reward or "", both as one mixture): what the comparison
-        asks.
-        """
+        """(name of the gold, of the learned reward or "", both as one mixture)."""
         gold = self.gold.rewards[0].name
         if not rewards:
             return gold, "", self.gold
@@ -351,9 +357,7 @@ class Pipeline:
         )
 
     def made_from(self, rewards: list[Artefact], policy: Artefact, gold: str) -> Table:
-        """What a reader asks of a pipeline first: which model, which data, who prefers, and how
-        good the reward model is.
-        """
+        """Which model, which data, who prefers, and how good the reward models are."""
         plan = self.plan
         who = (
             plan.prefer.export
@@ -381,21 +385,16 @@ class Pipeline:
         rows.append(("policy", f"{self.algorithm}, {policy.folder.name}"))
         return Table("made from", ("what", "which"), tuple(rows))
 
-    def finish(
+    def shown(
         self,
-        final: Artefact,
+        result: Mapping[str, Any],
         policy: Artefact,
         rewards: list[Artefact],
         gold: str,
         proxy: str,
-        seconds: float,
-    ) -> dict[str, Any]:
-        """The table, the page, plan.yaml and summary.json."""
-        result, plan = read_json(final.folder / "result.json"), self.root / "plan.yaml"
-        write_atomic(
-            plan, yaml.safe_dump(self.plan.model_dump(), sort_keys=False, allow_unicode=True)
-        )
-        shown = exhibit(
+    ) -> Exhibit:
+        """What was found, as tables, charts and claims."""
+        return exhibit(
             self.plan,
             result,
             Run(policy.folder).metrics(),
@@ -404,7 +403,13 @@ class Pipeline:
             Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
             self.made_from(rewards, policy, gold),
         )
-        write_page(shown, self.root / "report.html", command=f"laurel pipeline {plan}")
+
+    def finish(self, result: Mapping[str, Any], shown: Exhibit, seconds: float) -> dict[str, Any]:
+        """Write plan.yaml, the page and summary.json; print the tables and claims."""
+        plan, page = self.root / "plan.yaml", self.root / "report.html"
+        values = self.plan.model_dump()
+        write_atomic(plan, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_page(shown, page, command=f"laurel pipeline {plan}")
         summary = {
             "figures": result["figures"],
             "stages": {folder: how for _, folder, how, _ in self.stages},
@@ -417,17 +422,20 @@ class Pipeline:
                 lines.add_row(*(cell_text(value) for value in row))
             self.console.print(lines)
         for claim in shown.claims:
-            self.console.print(
-                f"{'yes' if claim.holds else 'NO '}  {claim.text}: {claim.evidence}", soft_wrap=True
-            )
-        self.console.print(
-            f"in {seconds:.0f} seconds. The page: {self.root / 'report.html'}", soft_wrap=True
-        )
+            verdict = "yes" if claim.holds else "NO "
+            self.console.print(f"{verdict}  {claim.text}: {claim.evidence}", soft_wrap=True)
+        self.console.print(f"in {seconds:.0f} seconds. The page: {page}", soft_wrap=True)
         return summary
 
 
+def check_section(section: str, algorithm: str, options: Mapping[str, Any]) -> None:
+    """Training options of a section, as `laurel train ALGORITHM` would check them."""
+    try:
+        resolve(algorithm, build_config(dict(options)))
+    except UsageError as error:
+        raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
+
+
 def pipeline(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:
-    """Carry out a plan; returns what it writes to output_dir/summary.json: figures with intervals,
-    the stages, the seconds.
-    """
+    """Carry out a plan; returns what it writes to output_dir/summary.json."""
     return Pipeline(plan, quiet=quiet).run()

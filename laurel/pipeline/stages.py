@@ -1,11 +1,9 @@
-"""The stages between a plan and its result: prompts, answers, preferences. Those that train are the
-ordinary loop.
-"""
+"""The stages between a plan and its result that do not train: prompts, answers, preferences."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -28,6 +26,8 @@ from laurel.rollout.sampler import Sampler
 from laurel.rollout.single import rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
+Compare = Callable[[Group, Sequence[tuple[int, int]]], list[float | None]]
+"""(group, pairs of its samples) -> how likely the first of each is better; None: no opinion."""
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -44,8 +44,9 @@ def answer(
     seed: int,
     watch: Callable[[int], None],
 ) -> list[str]:
-    """`answers.jsonl`: each prompt's K answers, with ids. A killed run goes on behind the last
-    whole line. `watch` counts prompts.
+    """`answers.jsonl`: each prompt's K answers, with ids.
+
+    A killed run continues after the last whole line. watch: called with the prompts done.
     """
     path = folder / "answers.jsonl"
     whole = [raw for raw, _ in read_lines(path)]
@@ -107,48 +108,56 @@ def as_groups(path: Path) -> list[Group]:
 def prefer(
     folder: Path, groups: Sequence[Group], how: Preferring, mixture: Mixture | None, seed: int
 ) -> list[str]:
-    """`pairs.jsonl`, `labels.jsonl` (the same as single answers) and `facts.json`: who was
-    preferred, by the judge or the gold reward.
+    """`pairs.jsonl`, `labels.jsonl` (the same as single answers) and `facts.json`.
 
-    Ties are dropped. A label is flipped with probability error_rate, by a die that belongs to the
-    pair.
+    The judge prefers, or the gold reward. Ties are dropped. A label is flipped with probability
+    error_rate, by random numbers that depend on the prompt only.
     """
     compare = by_judge(how.judge) if how.judge else by_gold
     groups = mixture.score(groups) if mixture else groups
-    pairs, labels, facts = [], [], {"pairs": 0, "ties": 0, "flipped": 0}
+    facts = {"pairs": 0, "ties": 0, "flipped": 0}
+    pairs: list[dict[str, Any]] = []
     for group in groups:
-        dice = Random(sample_seed(seed, group.prompt, 0, 0))
-        every = list(combinations(range(len(group.samples)), 2))
-        chosen = dice.sample(every, min(how.pairs_per_prompt or len(every), len(every)))
-        for (a, b), likely in zip(chosen, compare(group, chosen), strict=True):
-            flip = dice.random() < how.error_rate
-            if likely is None or likely == 0.5 or group.samples[a].text == group.samples[b].text:
-                facts["ties"] += 1
-                continue
-            first = (likely > 0.5) != flip
-            better, worse = (group.samples[i] for i in ((a, b) if first else (b, a)))
-            facts["pairs"] += 1
-            facts["flipped"] += flip
-            row = {
-                "prompt": group.row["prompt"],
-                "chosen": spoken(group, better),
-                "rejected": spoken(group, worse),
-            }
-            pairs.append(row if how.judge is None else {**row, "weight": abs(2 * likely - 1)})
-            labels += [
-                {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-                for side in ("chosen", "rejected")
-            ]
+        pairs += group_pairs(group, compare, how, seed, facts)
     if not pairs:
         raise UsageError(
             "no answer was preferred to another: all were ties.",
             where="stage prefer",
             fix="Raise sample.num_generations?",
         )
+    labels = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
     write_rows(folder / "pairs.jsonl", pairs)
     write_rows(folder / "labels.jsonl", labels)
     write_atomic(folder / "facts.json", json.dumps(facts) + "\n")
     return ["pairs.jsonl", "labels.jsonl", "facts.json"]
+
+
+def group_pairs(
+    group: Group, compare: Compare, how: Preferring, seed: int, facts: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """The preference pairs of one prompt's answers; counts pairs, ties and flips in `facts`."""
+    dice = Random(sample_seed(seed, group.prompt, 0, 0))
+    every = list(combinations(range(len(group.samples)), 2))
+    chosen = dice.sample(every, min(how.pairs_per_prompt or len(every), len(every)))
+    for (a, b), likely in zip(chosen, compare(group, chosen), strict=True):
+        flip = dice.random() < how.error_rate
+        if likely is None or likely == 0.5 or group.samples[a].text == group.samples[b].text:
+            facts["ties"] += 1
+            continue
+        first = (likely > 0.5) != flip
+        better, worse = (group.samples[i] for i in ((a, b) if first else (b, a)))
+        facts["pairs"] += 1
+        facts["flipped"] += flip
+        row = {
+            "prompt": group.row["prompt"],
+            "chosen": spoken(group, better),
+            "rejected": spoken(group, worse),
+        }
+        yield row if how.judge is None else {**row, "weight": abs(2 * likely - 1)}
 
 
 def spoken(group: Group, sample: Sample) -> str | list[Message]:
@@ -157,22 +166,19 @@ def spoken(group: Group, sample: Sample) -> str | list[Message]:
 
 
 def by_gold(group: Group, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
-    """1 where the first answer has the higher reward, 0 where the second, 1/2 for equal ones, None
-    where one has none.
-    """
+    """1 where the first answer has the higher reward, 0 the second, 1/2 both, None without one."""
     found: list[float | None] = []
     for a, b in pairs:
         first, second = group.rewards[a], group.rewards[b]
-        found.append(
-            None
-            if first is None or second is None
-            else 0.5 + 0.5 * ((first > second) - (first < second))
-        )
+        if first is None or second is None:
+            found.append(None)
+        else:
+            found.append(0.5 + 0.5 * ((first > second) - (first < second)))
     return found
 
 
-def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[float | None]]:
-    """The user's judge, asked in both orders and averaged: a liking for the first place cancels."""
+def by_judge(name: str) -> Compare:
+    """The user's judge, asked in both orders and averaged: a bias for the first place cancels."""
     path, _, attribute = name.rpartition(":")
     judge = getattr(load_file(path, f"judge `{name}`"), attribute, None)
     if not callable(judge):
@@ -184,44 +190,9 @@ def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[flo
 
     def compare(group: Group, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
         texts = [s.text for s in group.samples]
-        columns = {
-            column: [value] * 2 * len(pairs)
-            for column, value in group.row.items()
-            if column != "prompt"
-        }
         first = [texts[a] for a, _ in pairs] + [texts[b] for _, b in pairs]
         second = [texts[b] for _, b in pairs] + [texts[a] for a, _ in pairs]
-        try:
-            said = listed(
-                judge(
-                    prompts=[group.row["prompt"]] * len(first),
-                    first=first,
-                    second=second,
-                    **columns,
-                ),
-                len(first),
-            )
-        except Exception as error:
-            raise LaurelError(
-                f"raised {type(error).__name__}: {error}.",
-                where=f"judge `{name}`, prompt {group.prompt}",
-            ) from error
-        if isinstance(said, str):
-            raise UsageError(
-                f"{said}.",
-                where=f"judge `{name}`",
-                fix="A list of chances between 0 and 1 (or None), one for each question.",
-            )
-        results = [as_result(p) for p in said]
-        if any(
-            isinstance(r, Failed) or (isinstance(r, Score) and not 0 <= r.value <= 1)
-            for r in results
-        ):
-            raise UsageError(
-                f"{len(first)} questions, and not as many chances between 0 and 1 or None.",
-                where=f"judge `{name}`",
-            )
-        chances = [r.value if isinstance(r, Score) else None for r in results]
+        chances = ask_judge(judge, name, group, first, second)
         there, back = chances[: len(pairs)], chances[len(pairs) :]
         return [
             None if p is None or q is None else (p + 1 - q) / 2
@@ -231,10 +202,38 @@ def by_judge(name: str) -> Callable[[Group, Sequence[tuple[int, int]]], list[flo
     return compare
 
 
-def split_prompts(folder: Path, plan: Plan) -> list[str]:
-    """`train.jsonl` and `held.jsonl`: the prompts that stages train on, and those for the
-    comparison.
+def ask_judge(
+    judge: Callable[..., Any], name: str, group: Group, first: list[str], second: list[str]
+) -> list[float | None]:
+    """How likely each first answer is better than its second; None where the judge abstains.
+
+    The judge is called once, with every column of the row repeated. What it raises is a
+    LaurelError, what it returns wrongly a UsageError.
     """
+    where = f"judge `{name}`"
+    columns = {
+        column: [value] * len(first) for column, value in group.row.items() if column != "prompt"
+    }
+    prompts = [group.row["prompt"]] * len(first)
+    try:
+        returned = judge(prompts=prompts, first=first, second=second, **columns)
+        said = listed(returned, len(first))
+    except Exception as error:
+        what = f"raised {type(error).__name__}: {error}."
+        raise LaurelError(what, where=f"{where}, prompt {group.prompt}") from error
+    if isinstance(said, str):
+        fix = "A list of chances between 0 and 1 (or None), one for each question."
+        raise UsageError(f"{said}.", where=where, fix=fix)
+    results = [as_result(p) for p in said]
+    for result in results:
+        if isinstance(result, Failed) or (isinstance(result, Score) and not 0 <= result.value <= 1):
+            what = f"{len(first)} questions, and not as many chances between 0 and 1 or None."
+            raise UsageError(what, where=where)
+    return [result.value if isinstance(result, Score) else None for result in results]
+
+
+def split_prompts(folder: Path, plan: Plan) -> list[str]:
+    """`train.jsonl` and `held.jsonl`: prompts to train on, and prompts for the comparison."""
     rows, held = split_rows(
         needs(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl"),
         plan.eval_size,

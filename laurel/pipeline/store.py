@@ -1,6 +1,4 @@
-"""Artefacts by content: a stage whose options and inputs are the same is found, not made again; a
-damaged one is made again.
-"""
+"""Artefacts by content: a stage with the same options and inputs is not made again."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ MARK = "artefact.json"
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished stage: its folder, and the digest of what it made, which is the key that later
-    stages depend on.
+    """A finished stage: its folder, and the digest of what it made.
+
+    The digest is the key that later stages depend on.
     """
 
     folder: Path
@@ -32,12 +31,12 @@ class Artefact:
 def make(
     root: Path, stage: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
 ) -> Artefact:
-    """The artefact of `stage` for these parts (options and digests of inputs), under
-    root/STAGE-KEY.
+    """The artefact of `stage` for these parts, under root/STAGE-KEY.
 
-    `build(folder)` makes it and returns the names of the files and folders that are the artefact;
-    called again after a kill it goes on where it was. The folder counts as finished once its mark
-    is written, with a hash per file: a file that has changed since undoes it.
+    parts: options, and digests of inputs. `build(folder)` makes it and returns the names of the
+    files and folders that are the artefact; called again after a kill it continues. The folder
+    counts as finished once its mark is written, with a hash per file: a file that has changed since
+    is made again.
     """
     key = digest_of({"stage": stage, "laurel": laurel.__version__, **parts})[:12]
     folder = root / f"{stage}-{key}"
@@ -80,9 +79,7 @@ def within(path: Path) -> list[Path]:
 
 
 def source(name: str | None) -> Any:
-    """What a user's name stands for, by content: a file (`file.py:function` too) or folder by its
-    bytes, any other name by itself.
-    """
+    """What a user's name stands for: a file or folder by its content, any other name itself."""
     if name is None:
         return None
     path, _, function = name.partition(":") if ".py:" in name else (name, "", "")

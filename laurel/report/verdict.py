@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from laurel.core.errors import UsageError
 from laurel.core.metric_catalogue import Meaning
 from laurel.core.metrics import explain
+from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, share_difference, unpaired_difference
 from laurel.report.collect import Series, Story, asked
 
@@ -363,12 +363,9 @@ def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
     ]
     if not said:
         return "", 0.0, 0
-    ((text, times),) = Counter(completion for completion, _ in said).most_common(1)
-    return (
-        text,
-        times / len(lines),
-        len({prompt for completion, prompt in said if completion == text}),
-    )
+    text, times = commonest_text(completion for completion, _ in said)
+    prompts = {prompt for completion, prompt in said if completion == text}
+    return text, times / len(lines), len(prompts)
 
 
 def _over_optimised(story: Story) -> list[Finding]:
@@ -378,12 +375,11 @@ def _over_optimised(story: Story) -> list[Finding]:
     found = []
     for name in unseen_judges(story):
         blocks = [block for block in in_blocks(finite(story.series[name])) if len(block) > 1]
-        if len(blocks) < 2:
-            continue
-        best = max(blocks, key=_mean)
-        fall = unpaired_difference(best, blocks[-1])
-        if fall.high < 0:
-            peak, end = show(_mean(best)), show(_mean(blocks[-1]))
+        fell = fall_from_peak(
+            blocks, _mean, lambda end, peak: unpaired_difference(peak, end).high < 0
+        )
+        if fell is not None:
+            peak, end = map(show, map(_mean, fell))
             text = (
                 f"{name}, which weighs nothing in training, fell from {peak} at its peak to {end}"
                 " at the end."

@@ -245,7 +245,7 @@ def note_start(session: Session) -> None:
         run = session.run
         run.facts.pop("stopped", None)  # of the part before a resumption
         run.note({"notes": list(session.notes), **session.observers.names()})
-        run.settle({"max_steps": session.config.max_steps})
+        run.update_config({"max_steps": session.config.max_steps})
 
 
 def fitting_rows(

@@ -11,8 +11,9 @@ import yaml
 
 from laurel.cli import options
 from laurel.cli.main import main
-from laurel.core.config import ALGORITHM_NAMES, EvalConfig, TrainConfig, build_config, option
+from laurel.core.config import ALGORITHM_NAMES, EvalConfig, TrainConfig, build_config
 from laurel.core.errors import UsageError
+from laurel.core.options import option
 
 LIGHT = (
     "import sys\nfrom laurel.cli.main import main\ncode = main(sys.argv[1:])\n"

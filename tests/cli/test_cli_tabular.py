@@ -1,6 +1,4 @@
-"""`laurel tabular`: options from a signature, text that fits, JSON alone, pictures, and the exit
-code of a claim.
-"""
+"""`laurel tabular`: options from a table, text that fits, JSON alone, pictures, a claim's exit code."""
 
 import argparse
 import importlib
@@ -16,6 +14,8 @@ from rich.console import Console
 
 from laurel.cli import tabular
 from laurel.cli.main import VERBS, main
+from laurel.cli.tabular_options import Experiment, Option
+from laurel.report import exhibit_text
 from laurel.report.exhibit import Chart, Exhibit, Grid, Table
 
 SOURCE = '''
@@ -44,13 +44,30 @@ def probe(world: str = "gridworld", *, step_reward: float = SCALE, count: int = 
     return Exhibit("a probe", "it probes", data, (grid,), (Table("t", ("n",), ((count,),)),), (chart,), (claim,), ("a note",))
 '''
 
+PROBE = Experiment(
+    "fake_probe:probe",
+    "probe a world",
+    "Probe a world, 100 % of it.",
+    (
+        Option("world", "gridworld", positional=True),
+        Option("step_reward", -1.5, "what a step pays"),
+        Option("count", 3),
+        Option("quick", False),
+        Option("rates", (0.5, 0.25)),
+        Option("kind", "plain", "which kind it is", choices=("plain", "odd")),
+        Option("kinds", ("a",), choices=("a", "b")),
+        Option("limit", None, of_type=int),
+        Option("seed", 0),
+    ),
+)
+
 
 @pytest.fixture
 def probe(tmp_path, monkeypatch):
     """A verb `probe` of `laurel tabular`, alone, in a module that was never imported."""
     (tmp_path / "fake_probe.py").write_text(SOURCE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(tabular, "VERBS", {"probe": ("fake_probe:probe", "probe a world")})
+    monkeypatch.setattr(tabular, "VERBS", {"probe": PROBE})
     monkeypatch.setitem(VERBS, "tabular", ("laurel.cli.tabular", "experiments"))
     monkeypatch.setattr(sys, "fake_was_imported", False, raising=False)
     yield lambda *words: main(["tabular", "probe", *words])
@@ -246,7 +263,7 @@ def grid(columns, mark="↑→", value=-13.25):
     "columns, shown", [(2, "↑→ -13.25"), (8, "-13.25"), (11, "-13.2"), (14, "-13"), (20, "↑→")]
 )
 def test_a_map_gives_up_digits_before_it_grows_too_wide(columns, shown):
-    lines = lines_of(tabular.grid_table(grid(columns)))
+    lines = lines_of(exhibit_text.grid_table(grid(columns)))
     assert max(map(len, lines)) <= 80 and len({len(line) for line in lines}) == 1
     assert sum(line.count(shown) for line in lines) == 2 * columns
 
@@ -254,7 +271,7 @@ def test_a_map_gives_up_digits_before_it_grows_too_wide(columns, shown):
 def test_a_map_without_marks_is_numbers():
     assert any(
         "│ 0.50 │" in line or "│ 0.500 │" in line
-        for line in lines_of(tabular.grid_table(grid(3, "", 0.5)))
+        for line in lines_of(exhibit_text.grid_table(grid(3, "", 0.5)))
     )
 
 
@@ -269,23 +286,27 @@ def test_curves_rise_and_fall_as_text():
         },
         log_y=True,
     )
-    text = "\n".join(lines_of(tabular.spark_table(chart)))
+    text = "\n".join(lines_of(exhibit_text.spark_table(chart)))
     assert "▁▅█" in text and "█ ▁" in text and "n 1" in text and "n 3" in text
     apart = Chart(
         "", "n", "y", {"a": [(1, 1, 1, 1), (2, 2, 2, 2)], "b": [(5, 1, 1, 1), (6, 1, 1, 1)]}
     )
-    assert "1 at 5" in "\n".join(lines_of(tabular.spark_table(apart)))
-    assert lines_of(tabular.spark_table(Chart("", "n", "y", {})))
+    assert "1 at 5" in "\n".join(lines_of(exhibit_text.spark_table(apart)))
+    assert lines_of(exhibit_text.spark_table(Chart("", "n", "y", {})))
     long = Chart("", "n", "y", {"a": [(x, x, x, x) for x in range(1000)]})
     assert (
-        len(next(line for line in lines_of(tabular.spark_table(long)) if "█" in line).split()[-1])
-        == tabular.SPARK
+        len(
+            next(line for line in lines_of(exhibit_text.spark_table(long)) if "█" in line).split()[
+                -1
+            ]
+        )
+        == exhibit_text.SPARK
     )
 
 
 def test_tables_fold_words_and_do_not_read_markup():
     lines = lines_of(
-        tabular.text_table(
+        exhibit_text.text_table(
             Table("", ("name", "value"), (("[red]x[/red] " + "many words " * 12, 1.0), ("b", 22.0)))
         )
     )
@@ -305,7 +326,7 @@ def test_numbers_are_never_broken(columns):
     numbers = tuple(0.00012345 * 3**k for k in range(columns))
     heads = ("learner", *(f"figure number {k}" for k in range(columns)))
     text = "\n".join(
-        lines_of(tabular.text_table(Table("", heads, (("behaviour cloning", *numbers),))))
+        lines_of(exhibit_text.text_table(Table("", heads, (("behaviour cloning", *numbers),))))
     )
     significant = 4 if columns < 8 else 3
     assert max(map(len, text.splitlines())) <= 80
@@ -317,7 +338,7 @@ def test_numbers_are_never_broken(columns):
 
 def test_columns_give_way_heads_first():
     def widths(total):
-        return tabular.column_widths(
+        return exhibit_text.column_widths(
             ("a long head", "word"),
             (["1.5", "22.5"], ["some words here", "x"]),
             (True, False),
@@ -335,22 +356,33 @@ def test_columns_give_way_heads_first():
 
 @pytest.mark.parametrize("verb", tabular.VERBS)
 def test_options_are_what_the_signature_says(verb):
-    """The source that is read and the function that is called agree: names, defaults, and types
-    that the command line can give.
+    """The table and the function that is called agree: names, defaults, types and texts that the
+    command line can give.
     """
-    target = tabular.VERBS[verb][0]
-    module, _, name = target.partition(":")
+    experiment = tabular.VERBS[verb]
+    module, _, name = experiment.target.partition(":")
     function = getattr(importlib.import_module(module), name)
-    about, options = tabular.signature(target)
+    options = experiment.options
     parameters = inspect.signature(function).parameters
     assert [option.name for option in options] == list(parameters)
     assert [option.default for option in options] == [
         parameter.default for parameter in parameters.values()
     ]
-    assert about == inspect.cleandoc(function.__doc__).split("\n\n")[0]
+    assert [option.positional for option in options] == [
+        parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values()
+    ]
+    # the help says no less than the docstring, whose paragraphs are laid out for its reader
+    told = " ".join(inspect.cleandoc(function.__doc__).split())
+    assert told.startswith(experiment.about.split(":")[0])
     hints = typing.get_type_hints(function)
     assert hints["return"] is Exhibit
     for option in options:
+        assert not option.meaning or f"{option.name}: {option.meaning}" in told
+        hint = hints[option.name]
+        assert (typing.get_origin(hint) is tuple) == option.many
+        one = typing.get_args(hint)[0] if option.many else hint
+        choices = typing.get_args(one) if typing.get_origin(one) is typing.Literal else ()
+        assert option.choices == choices and option.kind is (type(choices[0]) if choices else one)
         parser = argparse.ArgumentParser()
         tabular._add_option(parser, option)
         if option.default is not None:
