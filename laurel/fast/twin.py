@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from laurel.fast.lora import merged_weight
-from laurel.fast.packed import FROM_ONE, NORMS
+from laurel.fast.packed import GEMMA_NORMS, NORMS
 from laurel.fast.protocol import LanguageModel
 
 
@@ -163,7 +163,7 @@ class Twin:
         kind = type(module).__name__
         if kind in NORMS:
             return Norm(self.seen(module.weight.detach()), module.variance_epsilon, alike=False)
-        if kind in FROM_ONE:
+        if kind in GEMMA_NORMS:
             weight = 1.0 + module.weight.detach().float()
             return Norm(self.kept(name, [weight], weight.dtype), module.eps, alike=True)
         return self.hollowed(module, name, {}) if getattr(module, "_modules", None) else module
