@@ -38,7 +38,7 @@ def task(folder: Path, tiny: bool) -> tuple[str, list[dict[str, str]], list[dict
         for row in load_rows("addition", seed=7, size=8_000)
     ]
     distinct = list({row["prompt"]: row for row in rows}.values())
-    start = str(build_starter("scratch" if tiny else "starter", "addition", 0))
+    start = str(build_starter("scratch" if tiny else "starter", "addition", 0, loop.train))
     return start, distinct[HELD:], distinct[:HELD]
 
 

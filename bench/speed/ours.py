@@ -31,7 +31,8 @@ from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
 from laurel.train.record import record_time
 from laurel.train.roof import Work, body_of, bound, drawn
-from laurel.train.setup import Setup, prepare
+from laurel.train.session import Session
+from laurel.train.setup import prepare
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -97,7 +98,7 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     turns.each(once)
 
 
-def allowed(setup: Setup) -> Callable[[], float]:
+def allowed(setup: Session) -> Callable[[], float]:
     """The seconds that the machine allows for the step that the clock saw, at rates that are
     measured when it is asked.
     """
@@ -106,8 +107,8 @@ def allowed(setup: Setup) -> Callable[[], float]:
 
 def setup_of(
     algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any
-) -> tuple[Setup, Any]:
-    """A Setup as `laurel train` prepares it: model, tokenizer and rows from files."""
+) -> tuple[Session, Any]:
+    """A Session as `laurel train` prepares it: model, tokenizer and rows from files."""
     os.environ["LAUREL_CACHE"] = str(folder / "cache")
     data = models.write(rows, folder / "rows.jsonl")
     common = {
@@ -250,7 +251,7 @@ def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -
     setup, state = setup_of(
         algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more
     )
-    setup.remembered = None
+    setup.reference_cache = None
     setup.clock.watch(setup.policy.device)
 
     def once() -> dict[str, Any]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from laurel.core.microbatch import units_by_group
 from laurel.core.result import Result
-from laurel.core.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,20 @@ class Draw:
     top_p: float = 1.0
     seeds: tuple[int, ...] = ()
     limits: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any, run: str, step: int, **changes: Any) -> Draw:
+        """As the configuration of a run, or of an evaluation, says; but for `changes`."""
+        values: dict[str, Any] = {
+            "seed": config.seed,
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "temperature": config.temperature,
+            "stop": tuple(config.stop or ()),
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+        }
+        return cls(run, step, **{**values, **changes})
 
     def seeds_of(self, prompts: Sequence[str], turn: int = 0) -> tuple[int, ...]:
         """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
@@ -260,7 +274,7 @@ class Batch:
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
         group = group if whole_groups or packed else range(len(self))
-        units, tokens = together(
+        units, tokens = units_by_group(
             start, length, group, token_budget if packed and not whole_groups else None
         )
         longest = [max(start[row] + length[row] for row in rows) for rows in units]

@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.core.given import given, must_be_given
-from laurel.data.faults import together
-from laurel.data.places import files_of, is_list, is_place
+from laurel.data.paths import files_of, is_list, is_place
 from laurel.data.read import missing_file, read_records, suffix_of
+from laurel.data.row_errors import combined_error
 from laurel.data.tasks import TASKS, generate_task, is_task
 
 GENERATED_ROWS = 1_000
@@ -28,7 +28,7 @@ class Row:
 
     `id` is a hash of the content followed by the position in the source. It is the same in every
     run, and two identical rows of one source keep different ids. `read` names the columns whose
-    content went into ours (`laurel.data.shapes`), `part` the evaluation set that the row belongs
+    content went into ours (`laurel.data.layouts`), `part` the evaluation set that the row belongs
     to, where there are several.
     """
 
@@ -61,7 +61,7 @@ def load_rows(
     Errors: UsageError with file and line of every record that cannot be read; faults takes these
     instead, to be told with others.
     """
-    if (own := given(name)) is not None:
+    if (own := bound_object(name)) is not None:
         records = own
     elif is_task(name):
         records = [
@@ -73,7 +73,7 @@ def load_rows(
     elif is_file_name(name):
         records = read_files(name, split, faults)
     else:
-        must_be_given(name, "dataset")
+        refuse_unbound(name, "dataset")
         records = load_hub(name, split)
     return [
         Row(columns, where, row_id(columns, position))
@@ -94,7 +94,7 @@ def read_files(
         for record in read_records(path, name=place, faults=found)
     ]
     if found and faults is None:
-        raise together(found, len(records) + len(found), name)
+        raise combined_error(found, len(records) + len(found), name)
     if faults is not None:
         faults.extend(found)
     return records

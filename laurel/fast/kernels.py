@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.core.machine import processor
+from laurel.core.machine import cpu_name
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
@@ -52,7 +52,7 @@ def library() -> Any:
         return None
     digest = hashlib.sha256(
         "|".join(
-            (SOURCE.read_text(), *FLAGS, processor("flags"), os.path.realpath(compiler))
+            (SOURCE.read_text(), *FLAGS, cpu_name("flags"), os.path.realpath(compiler))
         ).encode()
     ).hexdigest()[:16]
     folder = cache_folder()

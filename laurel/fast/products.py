@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
-from laurel.core.machine import processor
+from laurel.core.machine import cpu_name
 from laurel.fast.kernels import cache_folder
 
 DEFAULT, ONEDNN = "default", {"onednn/tf32": "tf32", "onednn/bf16": "bf16"}
@@ -103,7 +103,7 @@ def remembered(rows: int, inner: int, columns: int) -> str:
     """The choice for such a product on this machine: what was found the first time, by whichever
     process was first.
     """
-    about = (processor(), torch.__version__, torch.get_num_threads(), rows, inner, columns)
+    about = (cpu_name(), torch.__version__, torch.get_num_threads(), rows, inner, columns)
     file = cache_folder() / f"products-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError):
         return str(json.loads(file.read_text())["library"])

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.errors import UsageError, nearest
-from laurel.core.given import given
 from laurel.model.folders import ADAPTERS, base_of, is_adapter
 from laurel.model.objects import config_of
 from laurel.model.weights import check_finite, few, tell_ties, told
@@ -136,7 +136,7 @@ def check_lora(config: Any, *, headless: bool = False) -> None:
     headless: they go into the body below the head.
     """
     name = config.model
-    if is_adapter(name) or hasattr(given(name), "peft_config"):
+    if is_adapter(name) or hasattr(bound_object(name), "peft_config"):
         if config.lora_target_modules:
             what = "the model's folder brings its adapters, which name their modules themselves."
             raise UsageError(

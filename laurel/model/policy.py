@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import logging
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import threads_by_rule
+from laurel.core.machine import default_threads
 from laurel.core.sample import Batch
 from laurel.fast.logprob import (
     ROOM,
@@ -38,6 +39,7 @@ from laurel.model.ends import learn_ends
 from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import NARROW, hold, reading
 from laurel.model.objects import given_model, given_tokenizer
+from laurel.model.outputs import Outputs
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
 from laurel.model.weights import guard_ids, load_model, told
@@ -156,22 +158,49 @@ class Policy:
             else torch.autocast(self.device.type, self.dtype)
         )
 
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
+        """logp_NT, entropy_NT and hidden_NLD, as far as they are wanted, from one pass of the body.
+
+        entropy_grad: the entropy is differentiable, which takes more memory.
+        """
+        entropy: Entropy = "value" if "entropy_NT" in wanted else "none"
+        if entropy_grad:
+            entropy = "grad"
+        logits_NLV = None
+        if self.whole_logits:
+            logits_NLV, hidden_NLD = self.logits_and_hidden(batch)
+        else:
+            hidden_NLD = self.hidden(batch)
+        found = Outputs(hidden_NLD=hidden_NLD if "hidden_NLD" in wanted else None)
+        if entropy == "none" and "logp_NT" not in wanted:
+            return found
+        stats = self.logp(batch, entropy=entropy, hidden_NLD=hidden_NLD, logits_NLV=logits_NLV)
+        return replace(found, logp_NT=stats.logp, entropy_NT=stats.entropy)
+
     def logp(
-        self, batch: Batch, *, entropy: Entropy = "none", hidden_NLD: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        entropy: Entropy = "none",
+        hidden_NLD: Tensor | None = None,
+        logits_NLV: Tensor | None = None,
     ) -> TokenStats:
         """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0
         where not trained.
 
         Rows are padded on the right and attention is causal, so no real token sees padding; only
-        trained tokens go through the head, a chunk at a time. hidden_NLD: last hidden states of the
-        batch, if they are at hand.
+        trained tokens go through the head, a chunk at a time. hidden_NLD, logits_NLV: last hidden
+        states of the batch, or logits of a model with `whole_logits`, if they are known already.
         """
         rows, times, at = trained_positions(batch)
+        # the logits at the position before a token are those that chose it
         ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
         if self.whole_logits:
-            stats = token_logprobs(
-                self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy
-            )
+            if logits_NLV is None:
+                logits_NLV, _ = self.logits_and_hidden(batch)
+            stats = token_logprobs(logits_NLV[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
             hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
             with self.autocast():
@@ -184,9 +213,11 @@ class Policy:
             *(None if s is None else place.index_put((rows, times), s) for s in stats)
         )
 
-    def kl(self, batch: Batch, reference: Reference) -> Tensor:
+    def kl(self, batch: Batch, reference: Reference, hidden_NLD: Tensor | None = None) -> Tensor:
         """Exact KL(pi || ref) of every trained token's distribution: [N, T], differentiable in the
         policy.
+
+        hidden_NLD: last hidden states of the batch, if they are known already.
         """
         rows, times, at = trained_positions(batch)
         if self.whole_logits:
@@ -195,7 +226,8 @@ class Policy:
             )
         with torch.no_grad(), reference.switched_off() as ref:
             hidden_ref = ref.hidden(batch)[rows, at]
-        hidden, temperature_M = self.hidden(batch)[rows, at], batch.temperature_N[rows]
+        hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+        hidden, temperature_M = hidden_NLD[rows, at], batch.temperature_N[rows]
         kl_M = chunked_kl(
             self.head, hidden, reference.head, hidden_ref, temperature_M, room=self.room
         )
@@ -240,10 +272,22 @@ class Policy:
         size = self.causal.get_input_embeddings().weight.shape[0]
         return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
 
-    def _all_logits(self, batch: Batch) -> Tensor:
-        mask = batch.attention_NL.long()
-        with self.autocast():
-            return self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False).logits
+    def logits_and_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [N, L, V] of the whole model, and the last hidden states [N, L, D] that its body
+        gave on the way.
+        """
+        body: nn.Module = getattr(self.causal, self.causal.base_model_prefix)
+        given: list[Tensor] = []
+        handle = body.register_forward_hook(
+            lambda _, inputs, output: given.append(output.last_hidden_state)
+        )
+        try:
+            with self.autocast():
+                mask = batch.attention_NL.long()
+                found = self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+        return found.logits, given[0]
 
     @torch.no_grad()
     def _head_is_whole_story(self) -> bool:
@@ -488,7 +532,7 @@ def pick_threads(asked: int, parameters: int) -> int:
     """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they
     bring), else all it may use.
     """
-    return asked or (1 if parameters < 5_000_000 else threads_by_rule())
+    return asked or (1 if parameters < 5_000_000 else default_threads())
 
 
 def positions_of(config: Any) -> int | None:

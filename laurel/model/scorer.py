@@ -35,6 +35,7 @@ from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
 from laurel.model.narrow import held, hold, reading
 from laurel.model.objects import config_of
+from laurel.model.outputs import Outputs
 from laurel.model.policy import (
     Policy,
     load_tokenizer,
@@ -158,19 +159,19 @@ class Scorer:
             score = wide(head_of(self.model)(hidden))
         return score[..., 0] if self.num_labels == 1 else score
 
-    def seen(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
-        """What objectives are functions of, by name, from one pass of the body: `logp_NT` by the
-        language head, all else `scores`.
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
+        """score_NT (of classes score_NTC), and logp_NT by the language head, as far as they are
+        wanted, from one pass of the body.
         """
+        assert not entropy_grad, "a scorer has no entropy"
         hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
-        return {
-            name: (
-                self.logp(batch, hidden_NLD)
-                if name == "logp_NT"
-                else self.scores(batch, hidden_NLD)
-            )
-            for name in wanted
-        }
+        found: dict[str, Tensor] = {}
+        for name in wanted:
+            read = self.logp if name == "logp_NT" else self.scores
+            found[name] = read(batch, hidden_NLD)
+        return Outputs(**found)
 
     def logp(self, batch: Batch, hidden_NLD: Tensor) -> Tensor:
         """log pi of the trained tokens by the language head on this body: [N, T], 0 elsewhere."""

@@ -27,16 +27,18 @@ from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
 from laurel.pipeline.store import Artefact, make, source
+from laurel.report.cells import cell_text
 from laurel.report.exhibit import Table
-from laurel.report.exhibit_page import cell, write_page
+from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import Mixture, load_rewards
+from laurel.rollout.source import LABELS, PAIRS
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.starter import STARTERS, build_starter
 
-FILES = {"pairs": "pairs.jsonl", "labels": "labels.jsonl"}
+FILES = {PAIRS: "pairs.jsonl", LABELS: "labels.jsonl"}
 """source of a row of the table that learns from preferences: the file of stage `prefer` that it
 reads.
 """
@@ -71,7 +73,8 @@ class Pipeline:
         plan, name = self.plan, self.algorithm
         if name not in ALGORITHMS:
             resolve(name, TrainConfig())  # says which names there are
-        if ALGORITHMS[name].source not in ("policy", "parameters", *FILES):
+        source = ALGORITHMS[name].source
+        if not source.prompts and source not in FILES:
             what = f"`{name}` learns from other data than prompts or preferences."
             raise UsageError(
                 what, where="policy.algorithm", fix="Take one such as ppo, grpo, raft or dpo."
@@ -224,7 +227,7 @@ class Pipeline:
         plan = self.plan
         if plan.sft is None:
             folder = (
-                str(build_starter(plan.model, plan.dataset, plan.seed))
+                str(build_starter(plan.model, plan.dataset, plan.seed, train))
                 if plan.model in STARTERS
                 else plan.model
             )
@@ -411,7 +414,7 @@ class Pipeline:
         for table in shown.tables[:3]:
             lines = Lines(*table.columns, title=table.title, title_justify="left")
             for row in table.rows:
-                lines.add_row(*(cell(value) for value in row))
+                lines.add_row(*(cell_text(value) for value in row))
             self.console.print(lines)
         for claim in shown.claims:
             self.console.print(

@@ -13,7 +13,7 @@ from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import read_lines, replacing, write_atomic
+from laurel.core.files import atomic_file, read_lines, write_atomic
 from laurel.core.load import load_file
 from laurel.core.result import Failed, Score, as_result
 from laurel.core.sample import Draw, Group, Key, Message, Sample, sample_seed
@@ -32,7 +32,7 @@ AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can co
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
 
 
@@ -49,7 +49,7 @@ def answer(
     """
     path = folder / "answers.jsonl"
     whole = [raw for raw, _ in read_lines(path)]
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.writelines(whole)
     policy = load_policy(TrainConfig(model=model))
     watch(len(whole))

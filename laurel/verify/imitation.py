@@ -16,11 +16,10 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import adversary, loop
-from laurel.train.checkpoint import State
-from laurel.train.setup import Setup
-from laurel.verify import plain
+from laurel.train.session import Session, State
+from laurel.verify import recomputed
 from laurel.verify.finding import Finding, same
-from laurel.verify.fixed import follow, probabilities
+from laurel.verify.fixed_points import follow, probabilities
 from laurel.verify.language import kl
 from laurel.verify.scores import last_cell
 from laurel.verify.world import (
@@ -75,7 +74,7 @@ def with_shown(
     return out
 
 
-def judge_says(setup: Setup, world: World, logit_XN: Tensor) -> None:
+def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
     """Give the discriminator of a setup the logits [X, N], whatever its precision."""
     table: Any = setup.companion
     table.table.data.copy_(at_ends(world, logit_XN))
@@ -112,7 +111,7 @@ def mean_step(
     setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
     judge_says(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
-    groups = adversary.judged(
+    groups = adversary.discriminator_scores(
         setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which])
     )
     if learn:
@@ -142,7 +141,7 @@ def divergence(it: Imitated, name: str) -> Tensor:
 NAMED = {"airl": "KL(pi || pi_E)", "gail": "2 JS(pi, pi_E)", "log_d": "2 KL((pi + pi_E)/2 || pi_E)"}
 
 
-def told() -> Iterator[Finding]:
+def discriminator_rewards() -> Iterator[Finding]:
     """Whole steps against a second opinion, and what both halves of a step are on average."""
     it = make_imitated(3, 2, seed=50)
     for imitation_reward in NAMED:
@@ -199,7 +198,8 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
                 blank = as_groups(
                     now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number
                 )
-                groups = with_shown(now, adversary.judged(setup, blank), shown, filler=number)
+                scored = adversary.discriminator_scores(setup, blank)
+                groups = with_shown(now, scored, shown, filler=number)
                 state = State(step=step)
                 loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
                 policy, judge = plain_step(now, verdict, drawn, shown, setup.config)
@@ -235,7 +235,7 @@ def plain_step(
     rewards = [
         [pays(float(verdict[x][last_cell(world, n)])) for n in members] for x, members in drawn
     ]
-    policy = plain.gradient(world, NAME, drawn, rewards, o, old=world.logits)
+    policy = recomputed.gradient(world, NAME, drawn, rewards, o, old=world.logits)
     judge, half, groups = torch.zeros_like(verdict), 0.5, len(drawn)
     for (x, members), (_, (m,)) in zip(drawn, shown, strict=True):
         for n, label, share in [

@@ -14,17 +14,17 @@ from laurel.fast import logprob, packed
 from laurel.model import critic as values
 from laurel.model import policy as model
 from laurel.objective import value
-from laurel.train import critic
+from laurel.train import values as values_of_step
 from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
     Function,
     Mutant,
-    after,
-    column,
-    given,
-    instead,
-    meanwhile,
+    changed_arguments,
+    changed_columns,
+    changed_result,
+    replaced_by,
     swapped,
+    with_replaced,
 )
 
 
@@ -101,7 +101,7 @@ SHAPES = (
     Mutant(
         "every token is looked for in every tile of the vocabulary",
         logprob.inside,
-        after(everywhere),
+        changed_result(everywhere),
         "shapes",
         BARE,
     ),
@@ -122,28 +122,28 @@ SHAPES = (
     Mutant(
         "the head's bias is forgotten",
         logprob.chunked_logprobs,
-        given(head=without_bias),
+        changed_arguments(head=without_bias),
         "shapes",
         "transformer: head with a bias: log pi without a gradient",
     ),
     Mutant(
         "the cap of the logits is forgotten",
         READOUT,
-        instead(lambda self: self.causal.get_output_embeddings()),
+        replaced_by(lambda self: self.causal.get_output_embeddings()),
         "shapes",
         "transformer: capped logits: log pi without a gradient",
     ),
     Mutant(
         "every row is cooled like the first",
         model.Policy.logp,
-        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        changed_columns(temperature_N=lambda t: t[:1].expand_as(t)),
         "shapes",
         BARE,
     ),
     Mutant(
         "the exact KL cools every row like the first",
         model.Policy.kl,
-        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        changed_columns(temperature_N=lambda t: t[:1].expand_as(t)),
         "shapes",
         "transformer: linear head: exact KL without a gradient",
     ),
@@ -157,7 +157,7 @@ SHAPES = (
     Mutant(
         "the entropy that is rewarded takes no gradient",
         logprob.token_logprobs,
-        after(
+        changed_result(
             lambda stats: stats._replace(
                 entropy=None if stats.entropy is None else stats.entropy.detach()
             )
@@ -168,27 +168,27 @@ SHAPES = (
     Mutant(
         "a shared prompt is known by its length",
         packed.leaders,
-        given(ids_NL=torch.zeros_like),
+        changed_arguments(ids_NL=torch.zeros_like),
         "shapes",
         BARE,
     ),
     Mutant(
         "rows that are taken out keep the names of others",
         Batch.rows,
-        after(in_order_of_keys),
+        changed_result(in_order_of_keys),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
     ),
     Mutant(
         "a value has seen its token",
-        values.Critic.values_and_after,
-        meanwhile(values, "trained_positions", at_the_token),
+        values.Critic.forward,
+        with_replaced(values, "trained_positions", at_the_token),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
     ),
     Mutant(
         "the critic's values join by position, not by key",
-        critic.with_values,
+        values_of_step.with_values,
         by_position,
         "steps",
         MOVED,
@@ -196,14 +196,14 @@ SHAPES = (
     Mutant(
         "the critic's pessimistic maximum becomes a minimum",
         value.value_loss,
-        meanwhile(torch, "maximum", torch.minimum),
+        with_replaced(torch, "maximum", torch.minimum),
         "steps",
         MOVED,
     ),
     Mutant(
         "the critic is never clipped",
         value.squares,
-        given(cliprange_value=lambda _: 0.0),
+        changed_arguments(cliprange_value=lambda _: 0.0),
         "steps",
         MOVED,
     ),
@@ -217,14 +217,14 @@ SHAPES = (
     Mutant(
         "the critic is clipped around 0",
         value.squares,
-        column(value_NT=torch.zeros_like),
+        changed_columns(value_NT=torch.zeros_like),
         "steps",
         MOVED,
     ),
     Mutant(
         "the critic is clipped from above only",
         value.squares,
-        meanwhile(Tensor, "clamp", only_from_above),
+        with_replaced(Tensor, "clamp", only_from_above),
         "steps",
         MOVED,
     ),

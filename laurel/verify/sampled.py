@@ -28,8 +28,8 @@ from laurel.rollout.single import rollout
 from laurel.train import loop
 from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
-from laurel.verify.claims import PER_ROW, group_weight
+from laurel.train.session import State
+from laurel.verify.expected_gradients import PER_ROW, group_weight
 from laurel.verify.finding import Finding, same, sampled
 from laurel.verify.language import Language
 from laurel.verify.world import Recorder, ascent_of, setup_of
@@ -269,7 +269,7 @@ def flat_gradient(
     recorder = Recorder(list(llama.policy.trainable().values()))
     own = (
         {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G}
-        if ALGORITHMS[name].source == "policy"
+        if ALGORITHMS[name].source.sampled
         else {}
     )
     setup = setup_of(
@@ -281,9 +281,9 @@ def flat_gradient(
     )
     if ALGORITHMS[name].credit == "critic":
         setup.companion = shared_critic(llama.policy)
-    if ALGORITHMS[name].beside == "heads":
+    if ALGORITHMS[name].trained.auxiliary == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
-    if ALGORITHMS[name].beside == "discriminator":
+    if ALGORITHMS[name].trained.auxiliary == "discriminator":
         setup.companion = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
@@ -294,9 +294,9 @@ def splits(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do
     not.
     """
-    for name in [
-        name for name, row in ALGORITHMS.items() if not row.head and row.source != "parameters"
-    ]:
+    for name, row in ALGORITHMS.items():
+        if row.trained.head or row.source.population:
+            continue
         whole, split = (
             flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24)
         )

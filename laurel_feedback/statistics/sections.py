@@ -1,6 +1,4 @@
-"""An analysis as tables of words: what the text report, the HTML report and the coordinator's pages
-print, all the same.
-"""
+"""An analysis as tables, the same in the text report, the HTML report and the admin pages."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from laurel.measure.crowd import Signal
 from laurel.measure.intervals import Interval
 from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
-from laurel.measure.tastes import HeldOut
+from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.statistics.analysis import Analysis, Pay, Skill
 from laurel_feedback.statistics.ballots import MTBENCH
 from laurel_feedback.statistics.batches import Cost, Exposure, Summary

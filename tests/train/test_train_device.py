@@ -20,7 +20,7 @@ from laurel.core.metrics import Sums
 from laurel.fast.logprob import USUAL
 from laurel.model.scratch import char_tokenizer
 from laurel.rollout import sampler
-from laurel.train import checks, memory
+from laurel.train import checks, memory, record
 from laurel.train.loop import step, train
 from laurel.train.setup import prepare
 
@@ -193,9 +193,9 @@ def test_one_token_in_a_hundred_may_lie_far_in_bfloat16():
     assert USUAL * unit > 0.13 and WORST * unit > 0.27
     gap = torch.full((300,), 0.1)
     gap[:3] = 3.0  # of what was trained on, after the start, no more than the percentile is asked
-    checks.same_policy(gap, torch.empty(0), unit, 1, Sums())
+    record.check_same_policy(gap, torch.empty(0), unit, 1, Sums())
     with pytest.raises(LaurelError, match="p99"):
-        checks.same_policy(gap + 1.0, torch.empty(0), unit, 1, Sums())
+        record.check_same_policy(gap + 1.0, torch.empty(0), unit, 1, Sums())
 
 
 def high_water(device):

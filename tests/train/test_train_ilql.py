@@ -19,7 +19,7 @@ from laurel.core.sample import Draw
 from laurel.data.formats import needs
 from laurel.data.source import Row
 from laurel.model.policy import Policy, load_causal, load_tokenizer
-from laurel.rollout.given import logged
+from laurel.rollout.data import logged
 from laurel.rollout.sampler import Sampler
 from laurel.rollout.single import rollout
 from laurel.train.loop import train

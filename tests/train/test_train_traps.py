@@ -15,8 +15,9 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.core.sample import Completion
 from laurel.train import loop
-from laurel.train.checkpoint import State, complete_first
+from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
+from laurel.train.session import State
 from laurel.train.setup import prepare
 
 
@@ -34,10 +35,12 @@ def gradient_of(toy, folder, name="grpo", **options):
     setup, state = prepare(name, toy_config(toy, folder, **options))
     groups = loop.collect(setup, state, Sums())
     batch = loop.weigh(setup, state, groups, Sums())
-    total = setup.unit(batch).count
+    total = setup.terms[0].unit(batch).count
     for micro in batch.split(setup.config.token_budget):
         stats = setup.policy.logp(micro)
-        loop.reduce_loss(setup.objective(stats.logp, micro), setup.unit(micro), total).backward()
+        loop.reduce_loss(
+            setup.terms[0].objective(stats.logp, micro), setup.terms[0].unit(micro), total
+        ).backward()
     return {name: p.grad.clone() for name, p in setup.policy.trainable().items()}
 
 
