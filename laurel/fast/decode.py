@@ -4,7 +4,6 @@ models, and continuous batching over it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laurel.core.sample import Completion
+from laurel.core.sample import Completion, Draw, Finish
 from laurel.fast.kernels import call, library
 from laurel.fast.logprob import wide
 from laurel.fast.lora import lora_terms, merge_into, plain_lora
@@ -27,20 +26,23 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
     Counter-based, so a sample's numbers do not depend on its neighbours, and nothing has to be
     saved to resume.
     """
+    golden, first, second = (
+        np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+    )
+    # arithmetic modulo 2^64 is what the generator is defined by: an overflow is no mistake
     with np.errstate(over="ignore"):
-        golden = np.uint64(0x9E3779B97F4A7C15)
-        z = (
-            np.asarray(seeds, dtype=np.uint64)[:, None]
-            + np.arange(1, count + 1, dtype=np.uint64)[None] * golden
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        counter = np.arange(1, count + 1, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64)[:, None] + counter[None] * golden
+        z = (z ^ (z >> np.uint64(30))) * first
+        z = (z ^ (z >> np.uint64(27))) * second
+        z = z ^ (z >> np.uint64(31))
+        # the upper 53 bits: as many as a float64 holds exactly
+        return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 WORDS = 256
-"""Words that are added up together before the one that a uniform number points at is looked for
-among them.
+"""Probabilities that are added up together, before the token that a uniform number points at is
+looked for among them.
 """
 
 
@@ -60,51 +62,64 @@ def draw(
         ids = logits_NV.argmax(1)
         return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
     if top_k or top_p < 1:
-        likeliest, order = p_NV.sort(dim=1, descending=True, stable=True)
-        drop = likeliest.cumsum(1) - likeliest >= top_p
-        if top_k:
-            drop[:, top_k:] = True
-        p_NV = p_NV.masked_fill(drop.scatter(1, order, drop), 0.0)
-        p_NV = p_NV / p_NV.sum(1, keepdim=True)
+        p_NV = truncated(p_NV, top_k, top_p)
     ids = inverse(p_NV, uniform_N)
     return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
 
 
-def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """The first token of each row whose probability and all before it make more than the uniform
-    number: [N]. Never one of probability 0.
+def truncated(p_NV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities of the likeliest tokens only, summing to 1; see `draw`."""
+    likeliest_NV, order_NV = p_NV.sort(dim=1, descending=True, stable=True)
+    # a token stays where what is likelier than it does not yet make top_p
+    drop_NV = likeliest_NV.cumsum(1) - likeliest_NV >= top_p
+    if top_k:
+        drop_NV[:, top_k:] = True
+    # drop_NV is in order of probability: scatter takes it back to the order of the vocabulary
+    p_NV = p_NV.masked_fill(drop_NV.scatter(1, order_NV, drop_NV), 0.0)
+    return p_NV / p_NV.sum(1, keepdim=True)
 
-    Sums of WORDS words first, then the words of one sum: a matrix as wide as the vocabulary is read
-    once, and no second one made.
+
+def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The first token of each row at which the sum of probabilities exceeds a uniform number: [N].
+
+    Never a token of probability 0. Blocks of WORDS tokens are added up first, and the token is then
+    looked for in one block: the matrix is read once, and no second one as large is made.
     """
-    whole, rest = divmod(p_NV.shape[1], WORDS)
-    blocks = p_NV[:, : whole * WORDS].unflatten(1, (whole, WORDS)).sum(2) if whole else p_NV[:, :0]
-    part_NB = (
-        torch.cat([blocks, p_NV[:, whole * WORDS :].sum(1, keepdim=True)], 1) if rest else blocks
-    )
-    block_N, left_N = beyond(part_NB.double(), uniform_N.double() * part_NB.double().sum(1))
+    size = p_NV.shape[1]
+    blocks, rest = divmod(size, WORDS)
+    whole = blocks * WORDS
+    part_NB = p_NV[:, :whole].unflatten(1, (blocks, WORDS)).sum(2) if blocks else p_NV[:, :0]
+    if rest:
+        part_NB = torch.cat([part_NB, p_NV[:, whole:].sum(1, keepdim=True)], 1)
+    part_NB = part_NB.double()
+    block_N, left_N = beyond(part_NB, uniform_N.double() * part_NB.sum(1))
+    # the words of that block; the last block may be shorter: words behind the end count nothing
     at_NW = block_N[:, None] * WORDS + torch.arange(WORDS, device=p_NV.device)
-    p_NW = p_NV.gather(1, at_NW.clamp(max=p_NV.shape[1] - 1)) * (at_NW < p_NV.shape[1])
+    p_NW = p_NV.gather(1, at_NW.clamp(max=size - 1)) * (at_NW < size)
     return block_N * WORDS + beyond(p_NW.double(), left_N)[0]
 
 
 def beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The first part with which the sum is more than a point, and what of the point is left before
-    it: [N] each. Parts are float64.
+    """The first part at which the sum exceeds a point, and how far into it the point is: [N] each.
+
+    Parts are float64.
     """
     total_NB = part_NB.cumsum(1)
-    point_N = point_N.minimum(total_NB[:, -1] * (1 - 2.0**-50)).clamp(
-        min=0
-    )  # rounding may have taken it to the end
+    # rounding may have taken the point to the very end, where no part exceeds it
+    point_N = point_N.minimum(total_NB[:, -1] * (1 - 2.0**-50)).clamp(min=0)
     which_N = (total_NB <= point_N[:, None]).sum(1)
-    return which_N, point_N - (total_NB - part_NB).gather(1, which_N[:, None])[:, 0]
+    before_NB = total_NB - part_NB
+    return which_N, point_N - before_NB.gather(1, which_N[:, None])[:, 0]
 
 
 def holding(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Which rows of ids end in text that holds a stop string: [N]. Only the tail that could hold
-    one is decoded.
+    """Which rows of ids end in text that holds a stop string: [N].
+
+    Only the tail that could hold one is decoded.
     """
-    texts = tokenizer.batch_decode([row[-max(map(len, stop)) - 9 :] for row in rows])
+    # a token has a character at least; nine more, for characters that are several tokens
+    tail = max(map(len, stop)) + 9
+    texts = tokenizer.batch_decode([row[-tail:] for row in rows])
     return torch.tensor([any(s in text for s in stop) for text in texts], dtype=torch.bool)
 
 
@@ -114,39 +129,54 @@ def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-FROM_ONE = ("gemma", "gemma2", "gemma3_text")
+GEMMA = ("gemma", "gemma2", "gemma3_text")
 """Families whose norms multiply by 1 + w."""
-NONE = "none"
-"""The kind of a layer that no rotary embedding turns."""
+NO_ROPE = "none"
+"""The kind of a layer without rotary positions."""
 FEW = 16
-"""Products of so few rows are our own: the library's read weights a third slower, and a row's last
-bits tell of its neighbours.
+"""Products of so few rows are our own: the library reads weights a third slower, and there the last
+bits of a row depend on how many rows there are.
 """
-ROOM = 1 << 30
-"""Bytes of memory that are asked for at once for what rows will say."""
+CACHE_BYTES = 1 << 30
+"""Memory that is asked for at once for the keys and values of completions."""
+Weights = tuple[Tensor, Tensor | None]
+"""The matrix [E, D] and the bias [E] of a product."""
 
 
 class Block(NamedTuple):
-    """One layer: weights of its norms (None where the family has none), and of its products with
-    their biases (or None).
+    """The weights of one layer: of its norms (None where the family has none) and its products.
 
-    said_1, said_2: norms of what attention and the gated unit say, before it is added (Gemma 3).
-    window: how many tokens a query sees,
-    0 for all. kind: which rotary embedding turns it; None: none does.
+    post_attention, post_mlp: norms of an output before it is added to the residual stream (Gemma).
+    window: how many tokens a query sees, 0 for all. kind: which rotary embedding it has.
     """
 
-    norm_1: Tensor
-    qkv: tuple[Tensor, Tensor | None]
+    pre_attention: Tensor
+    qkv: Weights
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: tuple[Tensor, Tensor | None]
-    said_1: Tensor | None
-    norm_2: Tensor
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
-    said_2: Tensor | None
+    out: Weights
+    post_attention: Tensor | None
+    pre_mlp: Tensor
+    gate_up: Weights
+    down: Weights
+    post_mlp: Tensor | None
     window: int
     kind: str
+
+
+class Tokens(NamedTuple):
+    """Where n new tokens stand, [n] each: position in the row; the prompt's entry in the cache and
+    how many of its tokens are read; the row's slot in the cache and how many of its tokens are
+    read, this one among them.
+
+    slot: None while prompts are read.
+    """
+
+    position: Tensor
+    group: Tensor
+    start: Tensor
+    slot: Tensor | None
+    time: Tensor
 
 
 class Cache:
@@ -158,27 +188,30 @@ class Cache:
     """
 
     def __init__(self, model: Compact, slots: int, groups: int, width: int, longest: int) -> None:
-        config = len(model.blocks), 2, model.kv_heads, model.head_dim
-        self.longest, a_token = rounded(longest), 4 * slots * math.prod(config)
-        self.make = lambda count, length: torch.empty(
-            *config[:2], count, config[2], length, config[3], dtype=model.policy.dtype
-        )
+        self.layers = len(model.blocks)
+        self.heads, self.width = model.kv_heads, model.head_dim
+        self.dtype = model.policy.dtype
+        self.longest = rounded(longest)
+        # 4 bytes a number, keys and values: what one token of every slot takes
+        a_token = 4 * slots * self.layers * 2 * self.heads * self.width
+        at_once = max(64, rounded(CACHE_BYTES // a_token))
         self.prefix = self.make(groups, rounded(width))
-        self.suffix = self.make(slots, min(self.longest, max(64, rounded(ROOM // a_token))))
+        self.suffix = self.make(slots, min(self.longest, at_once))
+
+    def make(self, count: int, length: int) -> Tensor:
+        """Memory for the keys and values of `count` rows of so many tokens."""
+        return torch.empty(self.layers, 2, count, self.heads, length, self.width, dtype=self.dtype)
 
     def reserve(self, groups: int, length: int) -> None:
         """Room for so many prompts and so long a row: doubled when it does not suffice."""
-        if groups > self.prefix.shape[2]:
-            old, self.prefix = (
-                self.prefix,
-                self.make(max(groups, 2 * self.prefix.shape[2]), self.prefix.shape[4]),
-            )
+        old = self.prefix
+        if groups > old.shape[2]:
+            self.prefix = self.make(max(groups, 2 * old.shape[2]), old.shape[4])
             self.prefix[:, :, : old.shape[2]] = old
-        if length > self.suffix.shape[4]:
-            old, self.suffix = (
-                self.suffix,
-                self.make(self.suffix.shape[2], min(self.longest, 2 * self.suffix.shape[4])),
-            )
+        old = self.suffix
+        if length > old.shape[4]:
+            self.suffix = self.make(old.shape[2], min(self.longest, 2 * old.shape[4]))
+            # keys lie in blocks of sixteen tokens: the first ones stay the first ones
             self.suffix[:, :, :, :, : old.shape[4]] = old
 
 
@@ -191,154 +224,145 @@ class Compact:
 
     def __init__(self, policy: LanguageModel) -> None:
         self.policy = policy
-        config, self.body = (
-            policy.causal.config,
-            getattr(policy.causal, policy.causal.base_model_prefix),
-        )
-        self.head_dim, self.scaling = (
-            (first := self.body.layers[0]).self_attn.head_dim,
-            float(first.self_attn.scaling),
-        )
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.eps, self.plus = config.rms_norm_eps, float(config.model_type in FROM_ONE)
+        config = policy.causal.config
+        self.body = getattr(policy.causal, policy.causal.base_model_prefix)
+        first = self.body.layers[0]
+        self.head_dim = int(first.self_attn.head_dim)
+        self.scaling = float(first.self_attn.scaling)
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
+        self.eps = float(config.rms_norm_eps)
+        self.plus = float(config.model_type in GEMMA)
         self.activation = getattr(first.mlp, "act_fn", None) or first.mlp.activation_fn
         self.scale = float(getattr(self.body.embed_tokens, "scalar_embed_scale", 1.0))
         self.cap = float(getattr(first.self_attn, "attn_logit_softcapping", None) or 0.0)
         self.head_cap = getattr(config, "final_logit_softcapping", None)
-        self.turns, self.rooms, self.copies = (
-            dict[str, tuple[Tensor, Tensor]](),
-            dict[str, Tensor](),
-            dict[str, Tensor](),
-        )
+        self.rotary = dict[str, tuple[Tensor, Tensor]]()
+        self.buffers = dict[str, Tensor]()
+        self.copies = dict[str, Tensor]()
         self.norms = dict[int, Tensor]()
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Fuse the weights anew. Nothing tells for certain whether they moved: a fused AdamW leaves
-        their version counters alone.
+        """Fuse the weights anew.
+
+        Nothing tells for certain whether they have changed: a fused AdamW leaves their version
+        counters alone.
         """
         self.blocks = [self.block(str(i), layer) for i, layer in enumerate(self.body.layers)]
-        self.embedding, self.norm = (
-            self.body.embed_tokens.weight.detach(),
-            self.weight(self.body.norm),
-        )
+        self.embedding = self.body.embed_tokens.weight.detach()
+        self.norm = self.norm_weight(self.body.norm)
         self.head = self.fused("head", self.policy.causal.get_output_embeddings())
 
-    def weight(self, norm: Any) -> Tensor | None:
-        """What a norm multiplies by, float32, in memory that is used again; None where there is no
-        such norm.
-        """
-        if norm is None:
-            return None
-        kept = self.norms.setdefault(id(norm), torch.empty(norm.weight.shape, dtype=torch.float32))
+    def norm_weight(self, norm: Any) -> Tensor:
+        """What a norm multiplies by, float32, in memory that is used again."""
+        kept = self.norms.get(id(norm))
+        if kept is None:
+            kept = torch.empty(norm.weight.shape, dtype=torch.float32)
+            self.norms[id(norm)] = kept
         return kept.copy_(norm.weight.detach()).add_(self.plus)
 
+    def optional_norm(self, module: Any, name: str) -> Tensor | None:
+        """The same of a norm that a family may not have."""
+        norm = getattr(module, name, None)
+        return None if norm is None else self.norm_weight(norm)
+
     def block(self, name: str, layer: Any) -> Block:
-        own, mlp = layer.self_attn, layer.mlp
+        """The weights of one layer as they are now."""
+        attention, mlp = layer.self_attn, layer.mlp
+        # with norms on both sides of a part, the norm named post_attention is that of its output
         sandwich = hasattr(layer, "post_feedforward_layernorm")
-        qkv = [own.qkv_proj] if hasattr(own, "qkv_proj") else [own.q_proj, own.k_proj, own.v_proj]
-        gate_up = (
-            [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
-        )
+        pre_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
         return Block(
-            self.weight(layer.input_layernorm),
-            self.fused(f"qkv {name}", *qkv),
-            self.weight(getattr(own, "q_norm", None)),
-            self.weight(getattr(own, "k_norm", None)),
-            self.fused(f"out {name}", own.o_proj),
-            self.weight(layer.post_attention_layernorm) if sandwich else None,
-            self.weight(
-                layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
-            ),
-            self.fused(f"gate_up {name}", *gate_up),
-            self.fused(f"down {name}", mlp.down_proj),
-            self.weight(layer.post_feedforward_layernorm) if sandwich else None,
-            window_of(own) or 0,
-            own.layer_type
-            if "" not in ropes(self.body)
-            else ""
-            if getattr(own, "use_rope", True)
-            else NONE,
+            pre_attention=self.norm_weight(layer.input_layernorm),
+            qkv=self.fused(f"qkv {name}", *parts(attention, "qkv_proj", "q_proj k_proj v_proj")),
+            q_norm=self.optional_norm(attention, "q_norm"),
+            k_norm=self.optional_norm(attention, "k_norm"),
+            out=self.fused(f"out {name}", attention.o_proj),
+            post_attention=self.norm_weight(layer.post_attention_layernorm) if sandwich else None,
+            pre_mlp=self.norm_weight(getattr(layer, pre_mlp)),
+            gate_up=self.fused(f"gate_up {name}", *parts(mlp, "gate_up_proj", "gate_proj up_proj")),
+            down=self.fused(f"down {name}", mlp.down_proj),
+            post_mlp=self.norm_weight(layer.post_feedforward_layernorm) if sandwich else None,
+            window=window_of(attention) or 0,
+            kind=self.rope_kind(attention),
         )
 
-    def fused(self, name: str, *linears: Any) -> tuple[Tensor, Tensor | None]:
-        """The weights of several projections of one input as one matrix, adapters merged in, and
-        their biases as one vector.
+    def rope_kind(self, attention: Any) -> str:
+        """Which of the model's rotary embeddings a layer has."""
+        if "" not in ropes(self.body):
+            return attention.layer_type
+        return "" if getattr(attention, "use_rope", True) else NO_ROPE
+
+    def fused(self, name: str, *linears: Any) -> Weights:
+        """Several projections of one input as one matrix, adapters merged in, and their biases as
+        one vector.
         """
-        bases, bias = [getattr(linear, "base_layer", linear) for linear in linears], None
-        if any(base.bias is not None for base in bases):
-            bias = torch.cat(
-                [
-                    base.weight.new_zeros(base.out_features)
-                    if base.bias is None
-                    else base.bias.detach()
-                    for base in bases
-                ]
-            )
-            bias = bias.to(self.policy.dtype)
-        if (
-            len(bases) == 1
-            and not lora_terms(linears[0])
-            and bases[0].weight.dtype == self.policy.dtype
-        ):
+        bases = [getattr(linear, "base_layer", linear) for linear in linears]
+        bias = self.fused_bias(bases)
+        alone = linears[0] is bases[0] or not lora_terms(linears[0])
+        if len(bases) == 1 and alone and bases[0].weight.dtype == self.policy.dtype:
             return bases[0].weight.detach(), bias
+        heights = [base.out_features for base in bases]
         if name not in self.copies:
             self.copies[name] = torch.empty(
-                sum(base.out_features for base in bases),
-                bases[0].in_features,
-                dtype=self.policy.dtype,
+                sum(heights), bases[0].in_features, dtype=self.policy.dtype
             )
-        rows = self.copies[name].split([base.out_features for base in bases])
-        for into, linear in zip(rows, linears, strict=True):
-            merge_into(into, linear)
+        rows = self.copies[name].split(heights)
+        for into, linear, base in zip(rows, linears, bases, strict=True):
+            if linear is base:
+                into.copy_(base.weight.detach())
+            else:
+                merge_into(into, linear)
         return self.copies[name], bias
+
+    def fused_bias(self, bases: list[Any]) -> Tensor | None:
+        """The biases of several linear layers, one after the other; None where none has one."""
+        if all(base.bias is None for base in bases):
+            return None
+        return torch.cat([bias_of(base) for base in bases]).to(self.policy.dtype)
 
     def rotate(self, longest: int) -> None:
         """cos and sin [positions, R / 2] of the model's own rotary embeddings, scaling included,
         for so many positions at least.
         """
-        if self.turns and longest <= len(next(iter(self.turns.values()))[0]):
+        if self.rotary and longest <= len(next(iter(self.rotary.values()))[0]):
             return
         for kind, (frequency, scaling, _) in ropes(self.body).items():
             angle = torch.arange(2.0 * longest)[:, None] * frequency.float()
-            self.turns[kind] = angle.cos() * scaling, angle.sin() * scaling
-        self.turns[NONE] = torch.ones_like(angle), torch.zeros_like(angle)
+            self.rotary[kind] = angle.cos() * scaling, angle.sin() * scaling
+            # cos 1 and sin 0: a layer without rotary positions is not turned
+            self.rotary[NO_ROPE] = torch.ones_like(angle), torch.zeros_like(angle)
 
-    def room(self, name: str, rows: int, width: int) -> Tensor:
+    def buffer(self, name: str, rows: int, width: int) -> Tensor:
         """[rows, width] of memory that is used again under this name: fresh pages cost as much as a
         product does.
         """
-        if name not in self.rooms or len(self.rooms[name]) < rounded(rows):
-            self.rooms[name] = torch.empty(rounded(rows), width, dtype=self.policy.dtype)
-        return self.rooms[name][:rows]
+        if name not in self.buffers or len(self.buffers[name]) < rounded(rows):
+            self.buffers[name] = torch.empty(rounded(rows), width, dtype=self.policy.dtype)
+        return self.buffers[name][:rows]
 
-    def product(self, name: str, x: Tensor, weights: tuple[Tensor, Tensor | None]) -> Tensor:
+    def product(self, name: str, x: Tensor, weights: Weights) -> Tensor:
         """x [n, D] times weight [E, D], plus bias, in memory that is used again under that name."""
-        (weight, bias), rows = weights, len(x)
-        out = self.room(name, rows, len(weight))
+        weight, bias = weights
+        rows = len(x)
+        out = self.buffer(name, rows, len(weight))
         if rows <= FEW <= len(weight):
             call("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
-        if (
-            x.dtype == torch.bfloat16
-            and x.untyped_storage().nbytes() >= 2 * rounded(rows) * x.shape[1]
-            and not x.storage_offset()
-        ):
-            x = x.as_strided(
-                (rounded(rows), x.shape[1]), x.stride()
-            )  # a room has them: oneDNN compiles a kernel for every number of rows
-            out = self.room(name, len(x), len(weight))
-        said = (
-            torch.mm(x, weight.mT, out=out)
-            if bias is None
-            else torch.addmm(bias, x, weight.mT, out=out)
-        )
-        return said[:rows]
+        if x.dtype == torch.bfloat16 and has_rows(x, rounded(rows)):
+            # oneDNN compiles a kernel for every number of rows: a multiple of 16, few numbers.
+            # What the rows behind hold does not matter: no row's product reads another's
+            x = x.as_strided((rounded(rows), x.shape[1]), x.stride())
+            out = self.buffer(name, len(x), len(weight))
+        if bias is None:
+            return torch.mm(x, weight.mT, out=out)[:rows]
+        return torch.addmm(bias, x, weight.mT, out=out)[:rows]
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
         """x += y, in place; x / rms(x) * weight."""
-        h = self.room("norm", *x.shape)
+        h = self.buffer("norm", *x.shape)
         call("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
         return h
 
@@ -346,7 +370,7 @@ class Compact:
         """y / rms(y) * weight; y itself without a weight."""
         if weight is None:
             return y
-        h = self.room("said", *y.shape)
+        h = self.buffer("normed", *y.shape)
         call("add_norm", h.dtype, y.float(), None, weight, h, *y.shape, self.eps)
         return h
 
@@ -354,116 +378,99 @@ class Compact:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
         if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
             return self.activation(gate_up.chunk(2, -1)[0]) * gate_up.chunk(2, -1)[1]
-        h = self.room("gated", len(gate_up), gate_up.shape[1] // 2)
-        call(
-            "silu_times", h.dtype, gate_up, gate_up[:, h.shape[1] :], h, *h.shape, gate_up.shape[1]
-        )
+        size, width = len(gate_up), gate_up.shape[1] // 2
+        h = self.buffer("gated", size, width)
+        # gate and up lie beside each other: the second address is where the first row's up begins
+        up = gate_up[:, width:]
+        call("silu_times", h.dtype, gate_up, up, h, size, width, gate_up.shape[1])
         return h
 
-    def hidden(
-        self,
-        ids: Tensor,
-        position: Tensor,
-        group: Tensor,
-        start: Tensor,
-        slot: Tensor | None,
-        time: Tensor,
-        cache: Cache,
-    ) -> Tensor:
-        """Last hidden states [n, D] of n new tokens; token n sees `start` tokens of prompt `group`
-        and `time` of row `slot`, itself one.
-
-        All of shape [n]. slot: None while prompts are read.
+    def hidden(self, ids: Tensor, at: Tokens, cache: Cache) -> Tensor:
+        """Last hidden states [n, D] of n new tokens, ids [n]; each sees `at.start` tokens of its
+        prompt and `at.time` of its own row.
         """
-        x, y, prefix, suffix, width = (
-            self.embedding[ids].float() * self.scale,
-            None,
-            cache.prefix,
-            cache.suffix,
-            self.heads * self.head_dim,
-        )
-        sizes = (
-            len(ids),
+        x, y = self.embedding[ids].float() * self.scale, None
+        for i, block in enumerate(self.blocks):
+            h = self.attended(block, i, self.add_norm(x, y, block.pre_attention), at, cache)
+            y = self.normed(self.product("out", h, block.out), block.post_attention)
+            h = self.product("gate_up", self.add_norm(x, y, block.pre_mlp), block.gate_up)
+            y = self.normed(self.product("out", self.gated(h), block.down), block.post_mlp)
+        return self.add_norm(x, y, self.norm)
+
+    def attended(self, block: Block, layer: int, x: Tensor, at: Tokens, cache: Cache) -> Tensor:
+        """What the heads of a layer read: [n, H h]. Keys and values of the new tokens are written
+        to the cache on the way.
+        """
+        qkv = self.product("qkv", x, block.qkv)
+        out = self.buffer("heads", len(x), self.heads * self.head_dim)
+        prefix, suffix = cache.prefix[layer], cache.suffix[layer]
+        cos, sin = self.rotary[block.kind]
+        call(
+            "attend",
+            out.dtype,
+            qkv,
+            *prefix,
+            *suffix,
+            out,
+            block.q_norm,
+            block.k_norm,
+            cos,
+            sin,
+            *at,
+            len(x),
             self.heads,
             self.kv_heads,
             self.head_dim,
-            prefix.shape[4],
-            suffix.shape[4],
-            int(slot is not None),
+            # the tokens that an entry of each cache has room for
+            prefix.shape[3],
+            suffix.shape[3],
+            int(at.slot is not None),
+            cos.shape[1],
+            block.window,
+            self.scaling,
+            self.eps,
+            self.cap,
         )
-        for i, block in enumerate(self.blocks):
-            qkv, h = (
-                self.product("qkv", self.add_norm(x, y, block.norm_1), block.qkv),
-                self.room("heads", len(ids), width),
-            )
-            norms, cache_i, whose = (
-                (block.q_norm, block.k_norm),
-                (*prefix[i], *suffix[i]),
-                (position, group, start, slot, time),
-            )
-            (cos, sin), near = (
-                self.turns[block.kind],
-                (self.turns[block.kind][0].shape[1], block.window),
-            )
-            call(
-                "attend",
-                h.dtype,
-                qkv,
-                *cache_i,
-                h,
-                *norms,
-                cos,
-                sin,
-                *whose,
-                *sizes,
-                *near,
-                self.scaling,
-                self.eps,
-                self.cap,
-            )
-            y = self.normed(self.product("out", h, block.out), block.said_1)
-            h = self.gated(
-                self.product("gate_up", self.add_norm(x, y, block.norm_2), block.gate_up)
-            )
-            y = self.normed(self.product("out", h, block.down), block.said_2)
-        return self.add_norm(x, y, self.norm)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of last hidden states [n, D]: [n, V], which live until the next call."""
         found = self.product("logits", hidden, self.head)
-        return (
-            found
-            if self.head_cap is None
-            else found.div_(self.head_cap).tanh_().mul_(self.head_cap)
-        )
+        if self.head_cap is None:
+            return found
+        return found.div_(self.head_cap).tanh_().mul_(self.head_cap)
 
     def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
         """Read each prompt once into its entry of the cache: logits [P, V] after its last token."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.rotate(int(lengths.max()))
-        position, group = (
-            torch.cat([torch.arange(len(prompt)) for prompt in prompts]),
-            groups.repeat_interleave(lengths),
-        )
+        position = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
         ids = torch.tensor([token for prompt in prompts for token in prompt])
-        hidden = self.hidden(ids, position, group, position + 1, None, torch.zeros_like(ids), cache)
-        return self.logits(hidden[lengths.cumsum(0) - 1])
+        at = Tokens(
+            position, groups.repeat_interleave(lengths), position + 1, None, torch.zeros_like(ids)
+        )
+        # of all tokens, one prompt behind the other, the last one of each prompt
+        return self.logits(self.hidden(ids, at, cache)[lengths.cumsum(0) - 1])
 
     def step(
         self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache
     ) -> Tensor:
         """One token more: logits [n, V], which live until the next call.
 
-        All [n]: what each row said last, its prompt's entry in the cache, that prompt's length, the
-        row's slot in the cache, how many of its own tokens that holds.
+        All [n]: the last token of each row, its prompt's entry in the cache, that prompt's length,
+        the row's slot in the cache, and how many of its own tokens that holds.
         """
         position = start + time
         self.rotate(int(position.max()) + 1)
-        return self.logits(self.hidden(token, position, group, start, slot, time + 1, cache))
+        at = Tokens(position, group, start, slot, time + 1)
+        return self.logits(self.hidden(token, at, cache))
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """`sampler.draw` without truncation: what the kernel draws, in one pass."""
-        ids, logp = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
+        ids = torch.empty(len(logits), dtype=torch.long)
+        logp = torch.empty(len(logits))
+        inverse_temperature = 1.0 / (temperature or 1.0)
+        greedy = int(temperature == 0)
         call(
             "draw",
             logits.dtype,
@@ -472,8 +479,8 @@ class Compact:
             ids,
             logp,
             *logits.shape,
-            1.0 / (temperature or 1.0),
-            int(temperature == 0),
+            inverse_temperature,
+            greedy,
         )
         return ids, logp
 
@@ -481,27 +488,39 @@ class Compact:
         """Why not to use it, "" where a prefill of two lengths and three single tokens have the
         logits of the Hugging Face forward pass.
         """
-        size, bound = len(self.embedding), 1e-4 if self.policy.dtype == torch.float32 else 0.05
-        ids_NL = torch.arange(16).view(2, 8) * max(size // 17, 1) % size
-        cache, starts, every = Cache(self, 2, 2, 8, 3), torch.tensor([5, 2]), torch.arange(2)
-        found = [
-            self.prefill([ids_NL[0, :5].tolist(), ids_NL[1, :2].tolist()], every, cache).clone()
-        ]
+        bound = 1e-4 if self.policy.dtype == torch.float32 else 0.05
+        ids_NL = probe_ids(len(self.embedding))
+        starts, rows = torch.tensor(PROBE_STARTS), torch.arange(2)
+        cache = Cache(self, 2, 2, 8, 3)
+        prompts = [ids[:start].tolist() for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
+        found = [self.prefill(prompts, rows, cache).clone()]
         for t in range(3):
-            found.append(
-                self.step(
-                    ids_NL[every, starts + t], every, starts, every, torch.full((2,), t), cache
-                ).clone()
-            )
-        with self.policy.autocast():
-            logits = self.policy.causal(ids_NL, use_cache=False).logits.float()
-        wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
+            time = torch.full((2,), t)
+            logits = self.step(ids_NL[rows, starts + t], rows, starts, rows, time, cache)
+            found.append(logits.clone())
+        wanted = probe_logits(self.policy, ids_NL).float()
         gap = float((torch.stack(found) - wanted).abs().max() / wanted.abs().max())
-        return (
-            ""
-            if gap < bound
-            else f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest"
-        )
+        if gap < bound:
+            return ""
+        return f"its logits would differ by {gap:.2g}, more than {bound:g} of the largest"
+
+
+PROBE_STARTS = (5, 2)
+"""Lengths of the two prompts of a check."""
+
+
+def probe_ids(vocabulary: int) -> Tensor:
+    """Two rows of eight tokens from all over the vocabulary, for checks: [2, 8]."""
+    return torch.arange(16).view(2, 8) * max(vocabulary // 17, 1) % vocabulary
+
+
+def probe_logits(policy: LanguageModel, ids_NL: Tensor) -> Tensor:
+    """The model's own logits after the prompts of a check and each of three tokens: [4, 2, V]."""
+    with policy.autocast():
+        logits = policy.causal(ids_NL, use_cache=False).logits
+    # the logits at a position are those of the next token
+    rows = [logits[n, start - 1 : start + 3] for n, start in enumerate(PROBE_STARTS)]
+    return torch.stack(rows, 1)
 
 
 def obstacle(policy: LanguageModel) -> str:
@@ -513,21 +532,37 @@ def obstacle(policy: LanguageModel) -> str:
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     if type(body.embed_tokens).__module__.partition(".")[0] == "peft":
         return "adapters on its embedding"
-    own, width = body.layers[0].self_attn, body.layers[0].self_attn.head_dim
+    first = body.layers[0]
+    width = first.self_attn.head_dim
     for frequency, _, kind in ropes(body).values():
         if kind not in STATIC_ROPES or 2 * frequency.numel() > width or width > 512 or width % 4:
             return f"rotary embedding {kind} of {width}"
-    if not hasattr(body.layers[0], "input_layernorm") or (
-        hasattr(own, "q_norm") and own.q_norm.weight.numel() != width
-    ):
+    q_norm = getattr(first.self_attn, "q_norm", None)
+    by_head = q_norm is None or q_norm.weight.numel() == width
+    if not hasattr(first, "input_layernorm") or not by_head:
         return "its norms are another family's"
-    held = {p.dtype for p in policy.model.parameters()}
-    if policy.dtype not in (torch.float32, torch.bfloat16) or not held <= {
-        torch.float32,
-        policy.dtype,
-    }:
+    precisions = {p.dtype for p in policy.model.parameters()}
+    known = policy.dtype in (torch.float32, torch.bfloat16)
+    if not known or not precisions <= {torch.float32, policy.dtype}:
         return f"precision {policy.dtype}"
     return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
+
+
+def parts(module: Any, whole: str, names: str) -> list[Any]:
+    """The projections of a module: one that is fused already, or several by name."""
+    if hasattr(module, whole):
+        return [getattr(module, whole)]
+    return [getattr(module, name) for name in names.split()]
+
+
+def bias_of(base: Any) -> Tensor:
+    """The bias of a linear layer; zeros where it has none."""
+    return base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach()
+
+
+def has_rows(x: Tensor, count: int) -> bool:
+    """Does the memory that x [n, D] begins in hold so many rows, in 2 bytes a number?"""
+    return not x.storage_offset() and x.untyped_storage().nbytes() >= 2 * count * x.shape[1]
 
 
 def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
@@ -588,8 +623,13 @@ def compact_of(policy: LanguageModel) -> Compact | None:
     return made
 
 
-SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)  # what `rows` says of each row in flight
-PREFILL = 8192  # prompt tokens read at once
+SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)
+"""Rows of `Decoder.rows`, which has a column for each completion in flight: which completion it is,
+its prompt's entry in the cache, that prompt's length, its slot in the cache, how many of its tokens
+that holds, and its last token.
+"""
+PREFILL = 8192
+"""Prompt tokens that are read at once."""
 
 
 class Decoder:
@@ -609,97 +649,109 @@ class Decoder:
         limits: Sequence[int],
         rows_at_once: int,
     ) -> None:
-        self.model, self.prompts, self.each, self.tokenizer = (
-            model,
-            prompts,
-            each,
-            model.policy.tokenizer,
-        )
+        self.model, self.prompts, self.each = model, prompts, each
+        self.tokenizer = model.policy.tokenizer
+        # the last is the next: the shortest prompt enters first
         self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        self.size, longest = min(max(rows_at_once // each, 1), len(prompts)) * each, max(limits)
-        self.cache = Cache(model, self.size, self.size // each, max(map(len, prompts)), longest)
+        at_once = min(max(rows_at_once // each, 1), len(prompts))
+        self.size, longest = at_once * each, max(limits)
+        self.cache = Cache(model, self.size, at_once, max(map(len, prompts)), longest)
         self.rows = torch.zeros(6, 0, dtype=torch.long)
-        self.limits, self.finish, self.uniforms = (
-            torch.tensor(limits),
-            ["length"] * len(limits),
-            torch.from_numpy(uniforms(seeds, longest)),
-        )
+        self.limits = torch.tensor(limits)
+        self.finish: list[Finish] = ["length"] * len(limits)
+        self.uniforms = torch.from_numpy(uniforms(seeds, longest))
         self.out_ids = torch.zeros(len(limits), longest, dtype=torch.long)
-        self.out_logp, self.length = (
-            torch.zeros(len(limits), longest),
-            torch.zeros(len(limits), dtype=torch.long),
-        )
+        self.out_logp = torch.zeros(len(limits), longest)
+        self.length = torch.zeros(len(limits), dtype=torch.long)
         self.eos = torch.tensor(sorted(model.policy.eos_ids), dtype=torch.long)
 
     @torch.no_grad()
-    def run(
-        self, temperature: float, top_k: int, top_p: float, stop: tuple[str, ...]
-    ) -> list[Completion]:
+    def run(self, how: Draw) -> list[Completion]:
         """Draw token after token until every row has ended."""
-        how = (temperature, top_k, top_p, stop)
         while self.queue or self.rows.shape[1]:
-            room = self.size - self.rows.shape[1]
-            if self.queue and room >= max(self.size // 8, self.each):
-                self.admit(min(room // self.each, len(self.queue)), how)
+            free = self.size - self.rows.shape[1]
+            if self.queue and free >= max(self.size // 8, self.each):
+                self.admit(min(free // self.each, len(self.queue)), how)
             if self.rows.shape[1]:
-                self.cache.reserve(0, int(self.rows[TIME].max()) + 1)
-                logits = self.model.step(
-                    *(self.rows[what] for what in (TOKEN, GROUP, START, SLOT, TIME)), self.cache
-                )
-                self.rows[TIME] += 1
-                self.take(0, logits, how)
-        self.model.rooms.clear()
+                self.advance(how)
+        self.model.buffers.clear()
         ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
         return [
             Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
             for n, k in enumerate(self.length.tolist())
         ]
 
-    def admit(self, count: int, how: tuple) -> None:
+    def advance(self, how: Draw) -> None:
+        """One token more of every row in flight."""
+        rows, time = self.rows, self.rows[TIME]
+        self.cache.reserve(0, int(time.max()) + 1)
+        logits = self.model.step(
+            rows[TOKEN], rows[GROUP], rows[START], rows[SLOT], time, self.cache
+        )
+        time += 1
+        self.take(0, logits, how)
+
+    def admit(self, count: int, how: Draw) -> None:
         """The next `count` prompts: read, and the first token of each of their completions
         drawn.
         """
-        chosen, each = [self.queue.pop() for _ in range(count)], self.each
-        for part in chunks(chosen, max(1, PREFILL // len(self.prompts[chosen[-1]]))):
-            groups, prompts = self.unused(GROUP, len(part)), [self.prompts[i] for i in part]
+        chosen = [self.queue.pop() for _ in range(count)]
+        longest = len(self.prompts[chosen[-1]])
+        for part in chunks(chosen, max(1, PREFILL // longest)):
+            groups = self.unused(GROUP, len(part))
+            prompts = [self.prompts[i] for i in part]
             self.cache.reserve(int(groups.max()) + 1, 0)
             logits = self.model.prefill(prompts, groups, self.cache)
-            new = torch.zeros(6, len(part) * each, dtype=torch.long)
-            new[SAMPLE] = (torch.tensor(part)[:, None] * each + torch.arange(each)).flatten()
-            new[GROUP], new[SLOT] = groups.repeat_interleave(each), self.unused(SLOT, new.shape[1])
-            new[START] = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(each)
-            first, self.rows = self.rows.shape[1], torch.cat([self.rows, new], 1)
-            self.take(first, logits.repeat_interleave(each, 0), how)
+            first = self.rows.shape[1]
+            self.rows = torch.cat([self.rows, self.entering(part, groups)], 1)
+            self.take(first, logits.repeat_interleave(self.each, 0), how)
+
+    def entering(self, part: Sequence[int], groups: Tensor) -> Tensor:
+        """Columns for the completions of some prompts, whose entries in the cache are `groups`."""
+        each = self.each
+        new = torch.zeros(6, len(part) * each, dtype=torch.long)
+        # completion i belongs to prompt i // each
+        new[SAMPLE] = (torch.tensor(part)[:, None] * each + torch.arange(each)).flatten()
+        new[GROUP] = groups.repeat_interleave(each)
+        new[SLOT] = self.unused(SLOT, new.shape[1])
+        lengths = torch.tensor([len(self.prompts[i]) for i in part])
+        new[START] = lengths.repeat_interleave(each)
+        return new
 
     def unused(self, what: int, count: int) -> Tensor:
         """The lowest numbers that no row in flight has as its `what`: [count]."""
         used = set(self.rows[what].tolist())
         return torch.tensor([n for n in range(count + len(used)) if n not in used][:count])
 
-    def take(self, first: int, logits: Tensor, how: tuple) -> None:
+    def take(self, first: int, logits: Tensor, how: Draw) -> None:
         """Draw a token for the rows from `first` on from their logits, note it, and let rows that
         end with it leave.
         """
-        temperature, top_k, top_p, stop = how
         rows = self.rows[:, first:]
-        sample, time = rows[SAMPLE], self.length[rows[SAMPLE]]
+        sample = rows[SAMPLE]
+        time = self.length[sample]
         point = self.uniforms[sample, time]
-        if top_k or top_p < 1:
-            ids, logp = draw(logits, point, temperature, top_k=top_k, top_p=top_p)
+        if how.top_k or how.top_p < 1:
+            ids, logp = draw(logits, point, how.temperature, top_k=how.top_k, top_p=how.top_p)
         else:
-            ids, logp = self.model.draw(logits, point, temperature)
-        self.out_ids[sample, time], self.out_logp[sample, time], rows[TOKEN] = ids, logp, ids
+            ids, logp = self.model.draw(logits, point, how.temperature)
+        self.out_ids[sample, time] = ids
+        self.out_logp[sample, time] = logp
+        rows[TOKEN] = ids
         self.length[sample] = time + 1
         ended = self.limits[sample] == time + 1
-        for why, which in (
-            ("stop", self.stopped(sample, stop)),
-            ("eos", torch.isin(ids, self.eos)),
-        ):
-            ended |= which
-            for n in sample[which].tolist():
-                self.finish[n] = why
+        # an end token is the stronger reason: it is noted last
+        ended |= self.note("stop", sample, self.stopped(sample, how.stop))
+        ended |= self.note("eos", sample, torch.isin(ids, self.eos))
         if ended.any():
-            self.rows = self.rows[:, torch.cat([torch.ones(first, dtype=torch.bool), ~ended])]
+            before = torch.ones(first, dtype=torch.bool)
+            self.rows = self.rows[:, torch.cat([before, ~ended])]
+
+    def note(self, why: Finish, sample: Tensor, which: Tensor) -> Tensor:
+        """Why some of these completions end; which they are, as it was given."""
+        for n in sample[which].tolist():
+            self.finish[n] = why
+        return which
 
     def stopped(self, sample: Tensor, stop: tuple[str, ...]) -> Tensor:
         """Which of these completions now hold a stop string."""

@@ -1,4 +1,4 @@
-"""Rows in flight over a static decoder: every few tokens the host looks who has ended."""
+"""In-flight batching over a static decoder: every few tokens the host asks which rows ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from laurel.fast.room import device_memory
 from laurel.fast.static import How, Static
 
 CHECK = 16
-"""Tokens between two looks. What a row says beyond its end is thrown away, 8 tokens in the mean."""
-PREFILL = 8192  # prompt tokens read at once
-SHARE = 2  # of the memory that is free, rows in flight take a part in so many
+"""Tokens between two questions to the device.
+
+What is drawn for a row beyond its end is thrown away: 8 tokens in the mean.
+"""
+PREFILL = 8192
+"""Prompt tokens that are read at once."""
+SHARE = 2
+"""Rows in flight take one part in so many of the memory that is free."""
 LEAST_ROWS, LEAST_REACH = 8, 64
 
 
@@ -23,6 +28,7 @@ def rung(count: int, least: int, most: int) -> int:
     """The least of 2^k and 1.5 x 2^k that holds `count`, at most `most`: few sizes, few graphs."""
     size = least
     while size < count:
+        # 2^k -> 1.5 x 2^k -> 2^(k + 1): a power of two has a single bit
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return min(size, most)
 
@@ -32,15 +38,16 @@ def rows_that_fit(static: Static, reach: int, longest: int) -> int:
     memory = device_memory(static.policy.device)
     if memory is None:
         return 1 << 40
-    free = memory[0] + (static.buffers.bytes if static.buffers else 0)
+    free = memory[0] + (static.made.bytes if static.made else 0)
     return max(1, free // SHARE // static.a_row(reach, longest))
 
 
 class InFlight:
     """Samples `each` completions of every prompt; completion i belongs to prompt i // each.
 
-    `at` says which sample is at each place (-1: none); `spent` how many tokens its row may have
-    said. Both are the host's, which asks the device only in `look`. See `sampler.sample`.
+    `at`: which sample is at each place (-1: none). `spent`: how many tokens its row has drawn at
+    most. Both are the host's, which asks the device only in `collect`. See
+    `laurel.rollout.sampler`.
     """
 
     def __init__(
@@ -56,30 +63,38 @@ class InFlight:
         self.static, self.prompts, self.each = static, prompts, each
         self.seeds, self.limits, self.check = seeds, limits, check
         longest = max(limits)
-        whole = rung(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
-        fit = rows_that_fit(static, whole, longest)
+        reach = rung(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
+        fit = rows_that_fit(static, reach, longest)
         room = min(rows_at_once, len(seeds), fit)
-        self.group = min(each, room)  # samples of one prompt that enter together
+        # the samples of one prompt that enter together
+        self.group = min(each, room)
         self.size = room // self.group * self.group
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        parts = [list(part) for part in chunks(range(each), self.group)]
-        self.queue = [[i * each + g for g in part] for i in order for part in reversed(parts)]
+        self.queue = self.waiting()
         rows = rung(self.size, LEAST_ROWS, max(self.size, fit))
-        self.buffers = static.ready(rows, whole, longest)
-        self.at, self.spent = [-1] * self.buffers.rows, [0] * self.buffers.rows
+        self.buffers = static.ready(rows, reach, longest)
+        self.at = [-1] * self.buffers.rows
+        self.spent = [0] * self.buffers.rows
         self.done: dict[int, Completion] = {}
         self.eos = static.policy.eos_ids
+
+    def waiting(self) -> list[list[int]]:
+        """Samples that enter together, the next at the end: shortest prompts first."""
+        prompts = range(len(self.prompts))
+        order = sorted(prompts, key=lambda i: len(self.prompts[i]), reverse=True)
+        parts = [list(part) for part in chunks(range(self.each), self.group)]
+        return [[i * self.each + g for g in part] for i in order for part in reversed(parts)]
 
     @torch.no_grad()
     def run(self, how: How, stop: tuple[str, ...]) -> list[Completion]:
         """Draw until every row has ended."""
         while self.queue or self.rows():
-            free = self.size - len(self.rows())
-            if self.queue and (free >= max(self.size // 8, len(self.queue[-1])) or not self.rows()):
+            taken = len(self.rows())
+            free = self.size - taken
+            if self.queue and (free >= max(self.size // 8, len(self.queue[-1])) or not taken):
                 self.admit(free, how)
-            self.close_up()
-            self.go_on(how)
-            self.look(stop)
+            self.close_gaps()
+            self.advance(how)
+            self.collect(stop)
         return [self.done[n] for n in range(len(self.seeds))]
 
     def rows(self) -> list[int]:
@@ -100,23 +115,28 @@ class InFlight:
 
     def begin(self, samples: list[list[int]], rows: list[list[int]], how: How) -> None:
         """These samples, by prompt, at these places, with their first token."""
-        every, device = self.buffers, self.buffers.every.device
+        state, device = self.buffers, self.buffers.every.device
         prompts = [self.prompts[part[0] // self.each] for part in samples]
         logits = self.static.prefill(prompts, rows)
-        flat, places = [n for part in samples for n in part], [row for part in rows for row in part]
+        flat = [n for part in samples for n in part]
+        places = [row for part in rows for row in part]
         where = torch.tensor(places, device=device)
-        starts = [len(prompt) for prompt, part in zip(prompts, samples, strict=True) for _ in part]
-        for said, values in ((every.start, starts), (every.limit, [self.limits[n] for n in flat])):
-            said[where] = torch.tensor(values, device=device)
-        every.length[where], every.open[where] = 0, True
+        starts = [len(self.prompts[n // self.each]) for n in flat]
+        state.start[where] = torch.tensor(starts, device=device)
+        state.limit[where] = torch.tensor([self.limits[n] for n in flat], device=device)
+        state.length[where] = 0
+        state.open[where] = True
         drawn = torch.from_numpy(uniforms([self.seeds[n] for n in flat], max(self.limits)))
-        every.uniform[where, : drawn.shape[1]] = drawn.to(device)
+        state.uniform[where, : drawn.shape[1]] = drawn.to(device)
         counts = torch.tensor([len(part) for part in samples], device=device)
-        self.static.note(where, logits.repeat_interleave(counts, 0, output_size=len(flat)), how)
+        # its size is known here, so the device is not asked for it
+        logits = logits.repeat_interleave(counts, 0, output_size=len(flat))
+        self.static.note(where, logits, how)
         for row, sample in zip(places, flat, strict=True):
-            self.at[row], self.spent[row] = sample, 1
+            self.at[row] = sample
+            self.spent[row] = 1
 
-    def close_up(self) -> None:
+    def close_gaps(self) -> None:
         """Where a step could do with fewer places, the last rows take the empty ones."""
         taken = self.rows()
         if self.queue or not taken or self.width(len(taken)) == self.width(taken[-1] + 1):
@@ -124,61 +144,67 @@ class InFlight:
         holes = [row for row in range(len(taken)) if self.at[row] < 0]
         movers = taken[len(taken) - len(holes) :]
         device = self.buffers.every.device
-        source, target = (torch.tensor(rows, device=device) for rows in (movers, holes))
+        source = torch.tensor(movers, device=device)
+        target = torch.tensor(holes, device=device)
         self.buffers.move(source, target, self.reach(0))
-        self.rest(source)
+        self.empty(source)
         for old, new in zip(movers, holes, strict=True):
-            self.at[new], self.spent[new], self.at[old] = self.at[old], self.spent[old], -1
+            self.at[new] = self.at[old]
+            self.spent[new] = self.spent[old]
+            self.at[old] = -1
 
     def width(self, count: int) -> int:
         """Places that a step computes for so many rows."""
         return rung(count, LEAST_ROWS, self.buffers.rows)
 
     def reach(self, more: int) -> int:
-        """Keys that a step reads when every row has said `more` tokens more."""
+        """Keys that a step reads when every row has drawn `more` tokens more."""
         longest = 0
         for row in self.rows():
             sample = self.at[row]
-            said = min(self.spent[row] + more, self.limits[sample])
-            longest = max(longest, len(self.prompts[sample // self.each]) + said)
+            drawn = min(self.spent[row] + more, self.limits[sample])
+            longest = max(longest, len(self.prompts[sample // self.each]) + drawn)
         return rung(longest, LEAST_REACH, self.buffers.reach)
 
-    def go_on(self, how: How) -> None:
-        """Steps until the next look, without a question to the device."""
+    def advance(self, how: How) -> None:
+        """Steps until the next `collect`, without a question to the device."""
         taken = self.rows()
-        count = min(self.check, max(self.limits[self.at[row]] - self.spent[row] for row in taken))
+        left = max(self.limits[self.at[row]] - self.spent[row] for row in taken)
+        count = min(self.check, left)
         width, reach = self.width(taken[-1] + 1), self.reach(count)
         for _ in range(count):
             self.static.advance(width, reach, how)
         for row in taken:
             self.spent[row] = min(self.spent[row] + count, self.limits[self.at[row]])
 
-    def look(self, stop: tuple[str, ...]) -> None:
-        """Who has ended, or holds a stop string, leaves."""
-        taken, every = self.rows(), self.buffers
+    def collect(self, stop: tuple[str, ...]) -> None:
+        """Rows that have ended, or hold a stop string, leave with their completions."""
+        taken, state = self.rows(), self.buffers
         last = taken[-1] + 1
-        lengths, open_ = every.length[:last].tolist(), every.open[:last].tolist()
+        lengths, open_ = state.length[:last].tolist(), state.open[:last].tolist()
         ended = {row: lengths[row] for row in taken if not open_[row]}
         stopped = self.stopped(taken, lengths, stop) if stop else {}
         ended |= stopped
         if not ended:
             return
-        where = torch.tensor(list(ended), device=every.every.device)
+        where = torch.tensor(list(ended), device=state.every.device)
         longest = max(ended.values())
-        ids = every.out_ids[where, :longest].tolist()
-        logps = every.out_logp[where, :longest].tolist()
-        for (row, count), said, logp in zip(ended.items(), ids, logps, strict=True):
+        rows_ids = state.out_ids[where, :longest].tolist()
+        rows_logps = state.out_logp[where, :longest].tolist()
+        for (row, count), ids, logps in zip(ended.items(), rows_ids, rows_logps, strict=True):
             why: Finish = "stop" if row in stopped else "length"
-            why = "eos" if said[count - 1] in self.eos else why
-            self.done[self.at[row]] = Completion(tuple(said[:count]), tuple(logp[:count]), why)
+            why = "eos" if ids[count - 1] in self.eos else why
+            self.done[self.at[row]] = Completion(tuple(ids[:count]), tuple(logps[:count]), why)
             self.at[row] = -1
-        self.rest(where)
+        self.empty(where)
 
-    def rest(self, where: torch.Tensor) -> None:
+    def empty(self, where: torch.Tensor) -> None:
         """These places are empty: what is computed there is of one token that sees itself."""
-        every = self.buffers
-        every.open[where], every.token[where] = False, 0
-        every.length[where], every.start[where] = 0, 1
+        state = self.buffers
+        state.open[where] = False
+        state.token[where] = 0
+        state.length[where] = 0
+        state.start[where] = 1
 
     def stopped(
         self,
@@ -187,22 +213,30 @@ class InFlight:
         stop: tuple[str, ...],
     ) -> dict[int, int]:
         """Which rows hold a stop string now, and with how many tokens each first did."""
-        every, tokenizer = self.buffers, self.static.policy.tokenizer
-        tail = max(map(len, stop)) + 9  # what `holding` reads
-        wide = tail + self.check + 1
-        where = torch.tensor(taken, device=every.every.device)
-        last = every.length[where][:, None] - wide + torch.arange(wide, device=where.device)
-        ids = every.out_ids[where[:, None], last.clamp(min=0)].tolist()
-        rows = [said[max(0, wide - lengths[row]) :] for row, said in zip(taken, ids, strict=True)]
+        tokenizer = self.static.policy.tokenizer
+        # what `holding` reads, before each of the tokens since the last question
+        tail = max(map(len, stop)) + 9 + self.check + 1
+        rows = self.tails(taken, lengths, tail)
         texts = tokenizer.batch_decode(rows)
         found = dict[int, int]()
-        for row, said, text in zip(taken, rows, texts, strict=True):
-            if any(one in text for one in stop):
-                ends = range(max(1, len(said) - self.check), len(said) + 1)
-                holds = holding(stop, tokenizer, [said[:end] for end in ends])
-                if bool(holds.any()):
-                    found[row] = lengths[row] - len(said) + ends[int(holds.int().argmax())]
+        for row, ids, text in zip(taken, rows, texts, strict=True):
+            if not any(one in text for one in stop):
+                continue
+            ends = range(max(1, len(ids) - self.check), len(ids) + 1)
+            holds = holding(stop, tokenizer, [ids[:end] for end in ends])
+            if bool(holds.any()):
+                # the first end that holds one, counted from the row's first token
+                found[row] = lengths[row] - len(ids) + ends[int(holds.int().argmax())]
         return found
+
+    def tails(self, taken: list[int], lengths: list[int], tail: int) -> list[list[int]]:
+        """The last `tail` ids of these rows; all of a row that has fewer."""
+        state = self.buffers
+        where = torch.tensor(taken, device=state.every.device)
+        at = state.length[where][:, None] - tail + torch.arange(tail, device=where.device)
+        # places before the first token are read as the first, and cut off again
+        ids = state.out_ids[where[:, None], at.clamp(min=0)].tolist()
+        return [some[max(0, tail - lengths[row]) :] for row, some in zip(taken, ids, strict=True)]
 
 
 def sample_static(
@@ -219,15 +253,15 @@ def sample_static(
     try:
         return InFlight(static, prompts, each, seeds, limits, rows_at_once).run(how, stop)
     finally:
-        static.rest()
+        static.release_if_large()
 
 
 def memory_of(policy: LanguageModel, rows: int, prompt: int, completion: int) -> dict[str, int]:
     """Bytes that static buffers take for so many rows in flight, from shapes alone."""
     static = Static(policy)
-    whole = rung(prompt + completion, LEAST_REACH, 1 << 40)
+    reach = rung(prompt + completion, LEAST_REACH, 1 << 40)
     logits = 16 * static.config.vocab_size
-    a_row = static.a_row(whole, completion) - logits
+    a_row = static.a_row(reach, completion) - logits
     return {
         "keys and values": rung(rows, LEAST_ROWS, 1 << 40) * a_row,
         "sampler's weights": static.twin.foreseen,

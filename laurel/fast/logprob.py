@@ -16,11 +16,11 @@ from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
 
 STEPS = {torch.float64: 8.0, torch.float32: 8.0, torch.bfloat16: 0.5, torch.float16: 0.5}
-"""The usual distance, in steps of the precision (eps) at the size of the numbers. Half precision
-accumulates in float32.
+"""The usual distance between two computations of one number, in steps of the precision (eps) at the
+size of the numbers. Half precision accumulates in float32.
 """
 USUAL, WORST = 4.0, 16.0
-"""Bounds of a check, as multiples of it: for 99 of 100 distances, and for every one."""
+"""Bounds of a check, as multiples of `slack`: for 99 of 100 distances, and for every one."""
 
 
 def slack(dtype: torch.dtype, size: float) -> float:
@@ -78,76 +78,61 @@ def inside(ids_m1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     return here_m1, (ids_m1 - words.start).where(here_m1, 0)
 
 
-class Said(NamedTuple):
-    """What is known of some rows after some of the words, [m, 1] each, as if there were no others.
+class Stats(NamedTuple):
+    """Of some rows, over some of the vocabulary as if there were no more, [m, 1] each.
 
-    logp: log pi of the row's token; own: the log sum exp of the tile in which it stood. lse: of all
-    words so far; entropy: theirs;
-    pull: the mean of their rows of the head's weight, [m, D] ([m, 0] unless asked for).
+    logp: log pi of the row's token; own: the log sum exp of the tile that it is in (both 0 where it
+    is in none). lse: of all these words; entropy: of their distribution; mean: the mean row of the
+    head's weight under it, [m, D] ([m, 0] unless asked for).
     """
 
     logp: Tensor
     own: Tensor
     lse: Tensor
     entropy: Tensor
-    pull: Tensor
+    mean: Tensor
 
 
-class Asked(NamedTuple):
-    """What a pass over the logits is to find out besides log-probabilities: the entropy, the pull
-    of the head's weight.
-    """
+class Wanted(NamedTuple):
+    """What a pass over the logits computes besides log-probabilities: see `Stats`."""
 
     entropy: bool
-    pull: bool = False
+    mean: bool = False
 
 
 def compiled(z_mv: Tensor) -> bool:
-    """Are these logits the kernels'?"""
-    return (
-        z_mv.device.type == "cpu"
-        and z_mv.dtype in (torch.float32, torch.bfloat16)
-        and library() is not None
-    )
+    """Does a kernel take these logits?"""
+    known = z_mv.dtype in (torch.float32, torch.bfloat16)
+    return z_mv.device.type == "cpu" and known and library() is not None
 
 
-def said_by(
-    z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, asked: Asked, spare: bool
-) -> Said:
-    """What one tile of logits says. spare: it may be overwritten."""
-    if compiled(z_mv) and not asked.pull:
+def tile_stats(
+    z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, wanted: Wanted, spare: bool
+) -> Stats:
+    """Of one tile of logits, of these words. spare: the logits may be overwritten."""
+    if compiled(z_mv) and not wanted.mean:
         logp_m1, own_m1, lse_m1, entropy_m1 = torch.empty(4, len(z_mv), 1)
-        call(
-            "say",
-            z_mv.dtype,
-            z_mv,
-            ids_m1.contiguous(),
-            logp_m1,
-            own_m1,
-            lse_m1,
-            entropy_m1,
-            *z_mv.shape,
-            words.start,
-        )
-        return Said(logp_m1, own_m1, lse_m1, entropy_m1, lse_m1.new_zeros(len(z_mv), 0))
+        columns = logp_m1, own_m1, lse_m1, entropy_m1
+        call("say", z_mv.dtype, z_mv, ids_m1.contiguous(), *columns, *z_mv.shape, words.start)
+        return Stats(*columns, lse_m1.new_zeros(len(z_mv), 0))
     z_mv = wide(z_mv)
     here_m1, at_m1 = inside(ids_m1, words)
     logp_mv = z_mv.log_softmax(1)
     logp_m1 = logp_mv.gather(1, at_m1)
+    # log softmax is z - lse: so lse, from any one column
     lse_m1 = z_mv.gather(1, at_m1) - logp_m1
-    entropy_m1, pull_mD = torch.zeros_like(lse_m1), lse_m1.new_zeros(len(lse_m1), 0)
-    if any(asked):
+    entropy_m1, mean_mD = torch.zeros_like(lse_m1), lse_m1.new_zeros(len(lse_m1), 0)
+    if any(wanted):
         pi_mv = torch.exp(logp_mv, out=z_mv if spare else None)
-        if asked.entropy:
-            entropy_m1 = -(pi_mv * logp_mv).sum(
-                1, keepdim=True
-            )  # not vecdot: autocast would make it bfloat16
-        if asked.pull:
-            pull_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
-    return Said(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, pull_mD)
+        if wanted.entropy:
+            # not vecdot: autocast would make it bfloat16
+            entropy_m1 = -(pi_mv * logp_mv).sum(1, keepdim=True)
+        if wanted.mean:
+            mean_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
+    return Stats(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, mean_mD)
 
 
-def slope_of(
+def tile_gradient(
     z_mv: Tensor, ids_m1: Tensor, words: slice, lse_m1: Tensor, g_m1: Tensor, spare: bool
 ) -> Tensor:
     """The gradient of a tile of logits, in their precision: g (onehot(id) - pi). spare: they may be
@@ -155,24 +140,16 @@ def slope_of(
     """
     if compiled(z_mv):
         into = z_mv if spare else torch.empty_like(z_mv)
-        call(
-            "slope",
-            z_mv.dtype,
-            z_mv,
-            into,
-            ids_m1.contiguous(),
-            lse_m1.contiguous(),
-            g_m1.contiguous(),
-            *z_mv.shape,
-            words.start,
-        )
+        columns = ids_m1.contiguous(), lse_m1.contiguous(), g_m1.contiguous()
+        call("slope", z_mv.dtype, z_mv, into, *columns, *z_mv.shape, words.start)
         return into
     here_m1, at_m1 = inside(ids_m1, words)
     dz_mv = (wide(z_mv) - lse_m1).exp_().mul_(-g_m1)
+    # a row whose token is in another tile adds 0 to its first column
     return dz_mv.scatter_add_(1, at_m1, g_m1.where(here_m1, 0)).to(z_mv.dtype)
 
 
-def joined(one: Said, other: Said) -> Said:
+def joined(one: Stats, other: Stats) -> Stats:
     """Two disjoint sets of words as one, by the chain rule of entropy: H = sum_i w_i (H_i - log
     w_i), log w_i = lse_i - lse.
     """
@@ -180,33 +157,34 @@ def joined(one: Said, other: Said) -> Said:
     logw_m1, logv_m1 = one.lse - lse_m1, other.lse - lse_m1
     w_m1, v_m1 = logw_m1.exp(), logv_m1.exp()
     entropy_m1 = w_m1 * (one.entropy - logw_m1) + v_m1 * (other.entropy - logv_m1)
-    pull_mD = w_m1 * one.pull + v_m1 * other.pull
-    return Said(one.logp + other.logp, one.own + other.own, lse_m1, entropy_m1, pull_mD)
+    mean_mD = w_m1 * one.mean + v_m1 * other.mean
+    # the row's token is in one of them, and 0 in the other
+    return Stats(one.logp + other.logp, one.own + other.own, lse_m1, entropy_m1, mean_mD)
 
 
-def look(
-    cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, asked: Asked, keep: int = 0
-) -> tuple[Said, list[Tensor]]:
-    """All logits, a tile at a time: what they say of every row, and the first `keep` of them, as
-    they were computed.
-    """
-    kept, found = list[Tensor](), list[Said]()
+def all_stats(
+    cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, wanted: Wanted, keep: int = 0
+) -> tuple[Stats, list[Tensor]]:
+    """All logits, a tile at a time: the stats of every row, and the first `keep` logits."""
+    kept, found = list[Tensor](), list[Stats]()
     for rows in parts(len(ids_M1), tile.rows):
-        said = None
+        stats = None
         for words in parts(len(weight_VD), tile.columns):
             weight_vD = weight_VD[words].to(cooled_MD.dtype)
             z_mv = cooled_MD[rows] @ weight_vD.t()
-            if stays := keep >= z_mv.numel():
+            stays = keep >= z_mv.numel()
+            # the first ones, without a gap: the first tile that does not fit ends it
+            keep = keep - z_mv.numel() if stays else 0
+            if stays:
                 kept.append(z_mv)
-            keep = keep - z_mv.numel() if stays else 0  # the first ones, without a gap
-            more = said_by(z_mv, weight_vD, ids_M1[rows], words, asked, spare=not stays)
-            said = more if said is None else joined(said, more)
-        assert said is not None
-        found.append(said)
+            more = tile_stats(z_mv, weight_vD, ids_M1[rows], words, wanted, spare=not stays)
+            stats = more if stats is None else joined(stats, more)
+        assert stats is not None
+        found.append(stats)
     if not found:
-        one = wide(cooled_MD.new_zeros(0, 1))
-        found = [Said(one, one, one, one, wide(cooled_MD[:0]))]
-    return Said(*(torch.cat(column) for column in zip(*found, strict=True))), kept
+        none_01 = wide(cooled_MD.new_zeros(0, 1))
+        found = [Stats(none_01, none_01, none_01, none_01, wide(cooled_MD[:0]))]
+    return Stats(*(torch.cat(column) for column in zip(*found, strict=True))), kept
 
 
 def cooled(hidden_MD: Tensor, temperature_M: Tensor) -> Tensor:
@@ -226,11 +204,12 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
         into.copy_(a @ b)
 
 
-def answered(ctx: Any, said: Said) -> tuple[Tensor, Tensor]:
+def outputs(ctx: Any, stats: Stats) -> tuple[Tensor, Tensor]:
     """log pi of every row's token, and the entropy, which has no gradient."""
-    entropy_M = said.entropy[:, 0]
+    entropy_M = stats.entropy[:, 0]
     ctx.mark_non_differentiable(entropy_M)
-    return (said.logp + (said.own - said.lse))[:, 0], entropy_M
+    # log pi in its own tile, carried over to the whole vocabulary
+    return (stats.logp + (stats.own - stats.lse))[:, 0], entropy_M
 
 
 class FusedLogprobs(torch.autograd.Function):
@@ -240,8 +219,8 @@ class FusedLogprobs(torch.autograd.Function):
 
     Logits are computed in `dtype`; everything after the product, and the sums over tiles, in at
     least float32. They are computed once forward, and once more backward but for the first `keep`
-    of them, which are kept: the same numbers, so no result depends
-    on it. `at_once`: logits of a tile. The entropy comes with the forward pass and has no gradient.
+    of them, which are kept: the same numbers, so no result depends on it. `at_once`: logits of a
+    tile. The entropy comes with the forward pass and has no gradient.
     """
 
     @staticmethod
@@ -256,36 +235,41 @@ class FusedLogprobs(torch.autograd.Function):
         at_once: int,
         keep: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        cooled_MD, ids_M1 = cooled(hidden_MD, temperature_M).to(dtype), ids_M[:, None]
-        ctx.tile, ctx.like = tiles(len(ids_M), len(weight_VD), at_once), hidden_MD.dtype
-        said, kept = look(cooled_MD, weight_VD, ids_M1, ctx.tile, Asked(entropy), keep)
-        ctx.save_for_backward(cooled_MD, weight_VD, ids_M1, temperature_M, said.lse, *kept)
-        return answered(ctx, said)
+        cooled_MD = cooled(hidden_MD, temperature_M).to(dtype)
+        ids_M1 = ids_M[:, None]
+        ctx.tile = tiles(len(ids_M), len(weight_VD), at_once)
+        ctx.hidden_dtype = hidden_MD.dtype
+        stats, kept = all_stats(cooled_MD, weight_VD, ids_M1, ctx.tile, Wanted(entropy), keep)
+        ctx.save_for_backward(cooled_MD, weight_VD, ids_M1, temperature_M, stats.lse, *kept)
+        return outputs(ctx, stats)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cooled_MD, weight_VD, ids_M1, temperature_M, lse_M1, *kept = ctx.saved_tensors
-        g_M1, again = gradients[0][:, None], iter(kept)
+        g_M1 = gradients[0][:, None]
+        tiles_kept = iter(kept)
         grad_MD = torch.empty_like(cooled_MD, dtype=lse_M1.dtype)
-        grad_VD = (
-            torch.empty_like(weight_VD, dtype=lse_M1.dtype) if ctx.needs_input_grad[1] else None
-        )
+        grad_VD = None
+        if ctx.needs_input_grad[1]:
+            grad_VD = torch.empty_like(weight_VD, dtype=lse_M1.dtype)
         for rows in parts(len(ids_M1), ctx.tile.rows):
             for words in parts(len(weight_VD), ctx.tile.columns):
                 weight_vD = weight_VD[words].to(cooled_MD.dtype)
-                kept_mv = next(again, None)
+                kept_mv = next(tiles_kept, None)
                 z_mv = cooled_MD[rows] @ weight_vD.t() if kept_mv is None else kept_mv
-                dz_mv = slope_of(
-                    z_mv, ids_M1[rows], words, lse_M1[rows], g_M1[rows], spare=kept_mv is None
-                )
+                spare = kept_mv is None
+                dz_mv = tile_gradient(z_mv, ids_M1[rows], words, lse_M1[rows], g_M1[rows], spare)
                 add_product(grad_MD[rows], dz_mv, weight_vD, begun=words.start > 0)
-                # every row of it once, but where more rows of logits than fit lie beside each other
+                # every row of grad_VD is written once, but where the logits of all rows do not fit
+                # into one tile: then later rows add to it
                 if grad_VD is not None:
                     add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)
-        if grad_VD is not None and not len(ids_M1):
+        grad_MD = cooled(grad_MD.to(ctx.hidden_dtype), temperature_M)
+        if grad_VD is None:
+            return grad_MD, *(None,) * 7
+        if not len(ids_M1):
             grad_VD.zero_()
-        grad_MD = cooled(grad_MD.to(ctx.like), temperature_M)
-        return grad_MD, None if grad_VD is None else grad_VD.to(weight_VD.dtype), *(None,) * 6
+        return grad_MD, grad_VD.to(weight_VD.dtype), *(None,) * 6
 
 
 class FrozenLogprobs(torch.autograd.Function):
@@ -306,14 +290,13 @@ class FrozenLogprobs(torch.autograd.Function):
         dtype: torch.dtype,
         at_once: int,
     ) -> tuple[Tensor, Tensor]:
-        cooled_MD, tile = (
-            cooled(hidden_MD, temperature_M).to(dtype),
-            tiles(len(ids_M), len(weight_VD), at_once),
-        )
-        said, _ = look(cooled_MD, weight_VD, ids_M[:, None], tile, Asked(entropy, pull=True))
-        slope_MD = wide(weight_VD[ids_M].to(dtype)) - said.pull
+        cooled_MD = cooled(hidden_MD, temperature_M).to(dtype)
+        tile = tiles(len(ids_M), len(weight_VD), at_once)
+        wanted = Wanted(entropy, mean=True)
+        stats, _ = all_stats(cooled_MD, weight_VD, ids_M[:, None], tile, wanted)
+        slope_MD = wide(weight_VD[ids_M].to(dtype)) - stats.mean
         ctx.save_for_backward(cooled(slope_MD.to(hidden_MD.dtype), temperature_M))
-        return answered(ctx, said)
+        return outputs(ctx, stats)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -336,13 +319,12 @@ COPIES = 4
 """What another head's chunk takes, in multiples of its logits: softmax, its gradient, and copies
 that autograd keeps.
 """
-
-
 EVEN = 64
 """Products in bfloat16 on a CPU are of so many tokens, or a multiple: oneDNN compiles a kernel for
 each number that it meets.
 
-That takes 2 ms, as long as the product of a few hundred tokens, and it keeps a thousand of them."""
+That takes 2 ms, as long as the product of a few hundred tokens, and it keeps a thousand of them.
+"""
 
 
 class TokenStats(NamedTuple):
@@ -359,25 +341,20 @@ def token_logprobs(
 ) -> TokenStats:
     """log softmax(logits / temperature)[id] for M tokens: [M, V], [M], [M] -> [M] float32.
 
-        log pi(x) = z_x - log sum_v exp(z_v),   z = logits / temperature,   H = -sum_v pi(v) log
-        pi(v)
+        log pi(x) = z_x - log sum_v exp(z_v),   z = logits / temperature
+        H = -sum_v pi(v) log pi(v)
 
     The one function behind actor, reference, sampler and evaluation. logits [2, 0] at temperature
     .5: -0.0181500.
     """
-    assert logits_MV.shape[:1] == ids_M.shape == temperature_M.shape, (
-        logits_MV.shape,
-        ids_M.shape,
-        temperature_M.shape,
-    )
+    shapes = logits_MV.shape[:1], ids_M.shape, temperature_M.shape
+    assert len(set(shapes)) == 1, shapes
     z_MV = wide(logits_MV) / temperature_M[:, None]
     if entropy == "none":
         return TokenStats(z_MV.gather(1, ids_M[:, None])[:, 0] - z_MV.logsumexp(1), None)
     logp_MV = z_MV.log_softmax(1)
-    return TokenStats(
-        logp_MV.gather(1, ids_M[:, None])[:, 0],
-        full_entropy(logp_MV if entropy == "grad" else logp_MV.detach()),
-    )
+    logp_M = logp_MV.gather(1, ids_M[:, None])[:, 0]
+    return TokenStats(logp_M, full_entropy(logp_MV if entropy == "grad" else logp_MV.detach()))
 
 
 def chunked_logprobs(
@@ -399,48 +376,50 @@ def chunked_logprobs(
     holds those that need not be computed again. chunk: so many logits at once instead.
     """
     if type(head) is nn.Linear and head.bias is None and entropy != "grad":
-        kind = hidden_MD.device.type
-        dtype = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+        wants = entropy == "value"
+        return linear_logprobs(
+            head.weight, hidden_MD, ids_M, temperature_M, wants, chunk or CHUNK, room
         )
-        tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
-        count, spare = (
-            len(ids_M),
-            -len(ids_M) % EVEN if kind == "cpu" and dtype == torch.bfloat16 else 0,
-        )
-        if spare:
-            hidden_MD, ids_M = (
-                nn.functional.pad(hidden_MD, (0, 0, 0, spare)),
-                nn.functional.pad(ids_M, (0, spare)),
-            )
-            temperature_M = nn.functional.pad(temperature_M, (0, spare), value=1.0)
-        few = chunk or CHUNK  # who wants few logits at once wants them computed again, too
-        given = (
-            hidden_MD,
-            head.weight,
-            ids_M,
-            temperature_M,
-            entropy == "value",
-            dtype,
-            few or tile,
-        )
-        learns = torch.is_grad_enabled() and head.weight.requires_grad
-        if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
-            logp_M, entropy_M = FrozenLogprobs.apply(*given)
-        else:
-            logp_M, entropy_M = FusedLogprobs.apply(
-                *given, room // dtype.itemsize if learns and not few else 0
-            )
-        return TokenStats(logp_M[:count], entropy_M[:count] if entropy == "value" else None)
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
         return token_logprobs(head(hidden), ids, temperature, entropy=entropy)
 
-    parts = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk, room)
+    found: list[TokenStats] = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk, room)
+    entropies = [part.entropy for part in found if part.entropy is not None]
     return TokenStats(
-        torch.cat([part.logp for part in parts]),
-        torch.cat([part.entropy for part in parts]) if entropy != "none" else None,
+        torch.cat([part.logp for part in found]), torch.cat(entropies) if entropies else None
     )
+
+
+def linear_logprobs(
+    weight_VD: Tensor,
+    hidden_MD: Tensor,
+    ids_M: Tensor,
+    temperature_M: Tensor,
+    entropy: bool,
+    chunk: int | None,
+    room: int,
+) -> TokenStats:
+    """`chunked_logprobs` under a linear layer without bias, with its gradient written out."""
+    kind, count = hidden_MD.device.type, len(ids_M)
+    autocast = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else weight_VD.dtype
+    more = -count % EVEN if kind == "cpu" and dtype == torch.bfloat16 else 0
+    if more:
+        # rows behind the others, whose results are thrown away
+        hidden_MD = nn.functional.pad(hidden_MD, (0, 0, 0, more))
+        ids_M = nn.functional.pad(ids_M, (0, more))
+        temperature_M = nn.functional.pad(temperature_M, (0, more), value=1.0)
+    tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
+    given = (hidden_MD, weight_VD, ids_M, temperature_M, entropy, dtype, chunk or tile)
+    learns = torch.is_grad_enabled() and weight_VD.requires_grad
+    if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
+        logp_M, entropy_M = FrozenLogprobs.apply(*given)
+    else:
+        # who wants few logits at once wants them computed again, too
+        keep = room // dtype.itemsize if learns and not chunk else 0
+        logp_M, entropy_M = FusedLogprobs.apply(*given, keep)
+    return TokenStats(logp_M[:count], entropy_M[:count] if entropy else None)
 
 
 def chunked_kl(

@@ -28,38 +28,36 @@ NORMS = (
     "SmolLM3RMSNorm",
 )
 """Modules that compute x / rms(x) * w and nothing else."""
-FROM_ONE = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
+GEMMA_NORMS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
 """Modules that compute x / rms(x) * (1 + w)."""
 
 
 class Normed(torch.autograd.Function):
-    """x / rms(x) * w of rows x [..., D], in `dtype`; dx = (w g - x mean(w g x) / rms^2) / rms, dw =
-    sum g x / rms. Only x is kept.
+    """x / rms(x) * w of rows x [..., D], in `dtype`; only x is kept.
+
+    dx = (w g - x mean(w g x) / rms^2) / rms,   dw = sum g x / rms
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x := x.contiguous(), weight)
-        ctx.eps, width = eps, len(weight)
-        call(
-            "norm",
-            dtype,
-            x,
-            weight,
-            h := torch.empty_like(x, dtype=dtype),
-            int(x.dtype == torch.float32),
-            x.numel() // width,
-            width,
-            eps,
-        )
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        width = len(weight)
+        h = torch.empty_like(x, dtype=dtype)
+        wide_x = int(x.dtype == torch.float32)
+        call("norm", dtype, x, weight, h, wide_x, x.numel() // width, width, eps)
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (x, weight), (g,) = ctx.saved_tensors, gradients
+        x, weight = ctx.saved_tensors
+        g = gradients[0]
         threads, width = torch.get_num_threads(), len(weight)
-        parts, dx = weight.new_zeros(threads, width), torch.empty_like(x)
+        # each thread adds up its rows' gradient of w by itself
+        parts = weight.new_zeros(threads, width)
+        dx = torch.empty_like(x)
         sizes = (int(x.dtype == torch.float32), x.numel() // width, width, threads)
         call("norm_back", g.dtype, g.contiguous(), x, weight, dx, parts, *sizes, ctx.eps)
         return dx, parts.sum(0), None, None
@@ -70,16 +68,10 @@ class Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate := gate.contiguous(), up := up.contiguous())
-        call(
-            "silu_times",
-            gate.dtype,
-            gate,
-            up,
-            h := torch.empty_like(gate),
-            *gate.shape,
-            gate.shape[1],
-        )
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        h = torch.empty_like(gate)
+        call("silu_times", gate.dtype, gate, up, h, *gate.shape, gate.shape[1])
         return h
 
     @staticmethod
@@ -106,7 +98,8 @@ class Rotated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return rotate(gradients[0], *ctx.saved_tensors, -1.0), None, None
+        cos, sin = ctx.saved_tensors
+        return rotate(gradients[0], cos, sin, -1.0), None, None
 
 
 class Attended(torch.autograd.Function):
@@ -168,23 +161,16 @@ def attends(q: Tensor, cap: float | None, dropout: float) -> bool:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     """See `Rotated`; sign -1 turns back."""
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if usual(x) and cos.dtype == torch.float32:
-        call(
-            "rotate",
-            x.dtype,
-            x.contiguous(),
-            cos.contiguous(),
-            sin.contiguous(),
-            turned,
-            *x.shape,
-            sign,
-        )
-        return turned
-    (a, b), (first, second) = x.chunk(2, -1), turned.chunk(2, -1)
+        angles = cos.contiguous(), sin.contiguous()
+        call("rotate", x.dtype, x.contiguous(), *angles, out, *x.shape, sign)
+        return out
+    a, b = x.chunk(2, -1)
+    first, second = out.chunk(2, -1)
     torch.mul(a, cos, out=first).addcmul_(b, sin, value=-sign)
     torch.mul(b, cos, out=second).addcmul_(a, sin, value=sign)
-    return turned
+    return out
 
 
 def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
@@ -192,17 +178,11 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     float32 (as the module's own is).
     """
     kind = type(module).__name__
-    if (
-        kind not in (*NORMS, *FROM_ONE)
-        or not simple(module, x)
-        or module.weight.dtype != torch.float32
-    ):
+    known = kind in (*NORMS, *GEMMA_NORMS) and module.weight.dtype == torch.float32
+    if not known or not simple(module, x):
         return module(x)
-    dtype = (
-        torch.get_autocast_dtype("cpu")
-        if torch.is_autocast_enabled("cpu") and not wide
-        else torch.float32
-    )
+    narrow = torch.is_autocast_enabled("cpu") and not wide
+    dtype = torch.get_autocast_dtype("cpu") if narrow else torch.float32
     if kind in NORMS:
         return Normed.apply(x, module.weight, module.variance_epsilon, dtype)
     return Normed.apply(x, 1.0 + module.weight, module.eps, dtype)
@@ -210,27 +190,17 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
 
 def mlp(module: Any, x: Tensor) -> Tensor:
     """module(x), an MLP with a gate."""
-    plain = (
-        type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-        and simple(module, x)
-        and simple(module.act_fn, x)
-    )
-    return (
-        module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x)))
-        if plain
-        else module(x)
-    )
+    activation = getattr(module, "act_fn", None)
+    silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
+    if silu and simple(module, x) and simple(module.act_fn, x):
+        return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x)))
+    return module(x)
 
 
 def simple(module: nn.Module, x: Tensor) -> bool:
-    """Does a kernel do what this module does to x: nobody listens, nothing was replaced?"""
-    listened = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or "forward" in vars(module)
-    )
-    return not listened and usual(x)
+    """Does a kernel compute what this module does to x: it has no hooks, and its own forward?"""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return not hooks and "forward" not in vars(module) and usual(x)
 
 
 def usual(x: Tensor) -> bool:
@@ -266,10 +236,10 @@ KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Attention:
-    """One call of attention: B rows of queries and of keys, as places among the packed tokens. mask
-    [B or 1, 1, T, S]; None: causal.
+    """One call of attention: B rows of queries and of keys, as indices of packed tokens.
 
-    at_BT: the positions of the queries [B or 1, T]; key s is at position s.
+    query_BT [B, T], key_BS [B, S]. at_BT: the positions of the queries [B or 1, T]; key s is at
+    position s. mask [B or 1, 1, T, S]: which keys a query sees; None: causal.
     """
 
     query_BT: Tensor
@@ -278,23 +248,24 @@ class Attention:
     mask: Tensor | None = None
 
     def within(self, window: int | None) -> Tensor | None:
-        """The mask, where a query sees no key that lies `window` tokens or more behind it. None:
-        causal.
-        """
+        """The mask, where a query sees no key that is `window` tokens or more behind it."""
         keys = self.key_BS.shape[1]
         if window is None or keys <= window:
             return self.mask
         at_S = torch.arange(keys, device=self.at_BT.device)
-        near = at_S > self.at_BT[:, None, :, None] - window
-        return near & (at_S <= self.at_BT[:, None, :, None] if self.mask is None else self.mask)
+        # [B or 1, 1, T, 1]: one axis for heads, one for keys
+        at_B1T1 = self.at_BT[:, None, :, None]
+        near = at_S > at_B1T1 - window
+        return near & (at_S <= at_B1T1 if self.mask is None else self.mask)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """M packed tokens of N rows. place_NL: where the token of a row stands among them (padding:
-    anywhere); back_M: where the output of
-    a packed token stands among the outputs of all attention calls, one after the other. jobs,
-    groups: as of `passes.Attended`.
+    """M packed tokens of N rows, and which of them attend to which.
+
+    place_NL: the index of a row's token among them (padding: any). calls: what attention computes
+    where no kernel does; back_M: the index of a packed token among the outputs of all calls, one
+    after the other. jobs, groups: the same for the kernel, see `Attended`.
     """
 
     ids_M: Tensor
@@ -306,38 +277,36 @@ class Layout:
     groups: Tensor
 
     def even(self) -> Layout:
-        """With tokens behind the others that nobody sees or reads, so that their number is one of
-        few.
+        """With tokens behind the others that nothing reads, so that their number is a multiple of
+        EVEN.
         """
         more = (0, -len(self.ids_M) % EVEN)
         return replace(
             self,
-            **{
-                name: F.pad(getattr(self, name), more) for name in ("ids_M", "position_M", "back_M")
-            },
+            ids_M=F.pad(self.ids_M, more),
+            position_M=F.pad(self.position_M, more),
+            back_M=F.pad(self.back_M, more),
         )
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What attention reads for queries, keys and values of the packed tokens, [M, heads, h]
-        each, a call after the other: [M, H h].
+        """Attention of a layer `own` over queries, keys and values of the packed tokens, [M, heads,
+        h] each: [M, H h].
         """
-        cap, dropout, said = (
-            getattr(own, "attn_logit_softcapping", None),
-            own.attention_dropout if own.training else 0.0,
-            [],
-        )
+        cap = getattr(own, "attn_logit_softcapping", None)
+        dropout = own.attention_dropout if own.training else 0.0
+        window = window_of(own)
         if attends(q, cap, dropout):
-            near = window_of(own) or 0
-            return Attended.apply(
-                q, k, v, self.jobs, self.groups, near, float(own.scaling)
-            ).flatten(1)
+            sizes = self.jobs, self.groups, window or 0, float(own.scaling)
+            return Attended.apply(q, k, v, *sizes).flatten(1)
+        outputs = list[Tensor]()
         for one in self.calls:
-            mask = one.within(window_of(own))
-            qkv = padded(q, one.query_BT), padded(k, one.key_BS), padded(v, one.key_BS)
+            mask = one.within(window)
+            rows = padded(q, one.query_BT), padded(k, one.key_BS), padded(v, one.key_BS)
             with torch.autocast("cpu", enabled=False):
-                out_BHTD = attention(*qkv, mask, own.scaling, cap, dropout)
-            said.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
-        return F.embedding(self.back_M, torch.cat(said))
+                out_BHTD = attention(*rows, mask, own.scaling, cap, dropout)
+            # [B, H, T, D] -> [B T, H D]: a row for each query, one call after the other
+            outputs.append(out_BHTD.transpose(1, 2).flatten(0, 1).flatten(1))
+        return F.embedding(self.back_M, torch.cat(outputs))
 
 
 def hidden_states(
@@ -374,9 +343,8 @@ def packs(body: Any) -> bool:
     body = bare(body)
     if getattr(body, "_forward_hooks", None) or getattr(body, "_forward_pre_hooks", None):
         return False
-    if getattr(getattr(body, "config", None), "model_type", None) is None or not isinstance(
-        body, nn.Module
-    ):
+    family = getattr(getattr(body, "config", None), "model_type", None)
+    if family is None or not isinstance(body, nn.Module):
         return False
     if body not in KNOWN:
         KNOWN[body] = looks_packed(body) and agrees(body)
@@ -395,32 +363,26 @@ def looks_packed(body: Any) -> bool:
 
 @torch.no_grad()
 def agrees(body: Any) -> bool:
-    """Does `encode` say what the body's own forward says, on two rows that share a prompt, without
-    dropout?
+    """Does `encode` compute what the body's own forward does, on two rows that share a prompt,
+    without dropout?
 
     In the precision of its weights.
     """
     weight = body.embed_tokens.weight
-    ids_NL = (
-        torch.arange(16, device=weight.device).view(2, 8) * max(len(weight) // 16, 1) % len(weight)
-    )
+    size = len(weight)
+    ids_NL = torch.arange(16, device=weight.device).view(2, 8) * max(size // 16, 1) % size
     ids_NL[1, :3] = ids_NL[0, :3]
-    start_N, modes = (
-        torch.full((2,), 3, device=weight.device),
-        [(module, module.training) for module in body.modules()],
-    )
+    start_N = torch.full((2,), 3, device=weight.device)
+    layout = arrange(ids_NL, torch.ones_like(ids_NL).bool(), start_N, torch.zeros_like(start_N))
+    modes = [(module, module.training) for module in body.modules()]
     body.eval()
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
-        layout = arrange(
-            ids_NL, torch.ones_like(ids_NL, dtype=torch.bool), start_N, torch.zeros_like(start_N)
-        )
         ours_NLD = F.embedding(layout.place_NL, encode(body, layout)).double()
-        gap = ours_NLD - body(input_ids=ids_NL, use_cache=False).last_hidden_state.double()
+        theirs_NLD = body(input_ids=ids_NL, use_cache=False).last_hidden_state.double()
     for module, mode in modes:
         module.training = mode
-    return float(gap.abs().max() / ours_NLD.abs().max()) < (
-        1e-5 if weight.dtype in (torch.float32, torch.float64) else 5e-2
-    )
+    gap = float((ours_NLD - theirs_NLD).abs().max() / ours_NLD.abs().max())
+    return gap < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 5e-2)
 
 
 def arrange(
@@ -429,81 +391,147 @@ def arrange(
     start_N: Tensor | None = None,
     group_N: Tensor | None = None,
 ) -> Layout:
-    """Which tokens are computed, in row order, and which of them attend to which."""
-    at_L, every_N = (
-        torch.arange(ids_NL.shape[1], device=ids_NL.device),
-        torch.arange(len(ids_NL), device=ids_NL.device),
-    )
-    if (
-        start_N is None
-        or group_N is None
-        or torch.equal(lead_N := leaders(ids_NL, start_N, group_N), every_N)
-    ):
-        place_NL = (attention_NL.flatten().cumsum(0) - 1).view_as(ids_NL).clamp(min=0)
-        rows, at = attention_NL.nonzero(as_tuple=True)
-        calls, none_N = (Attention(place_NL, place_NL, at_L[None]),), torch.zeros_like(every_N)
-        jobs, groups = (
-            torch.stack([none_N, none_N, place_NL[:, 0], attention_NL.sum(1)], 1),
-            F.pad(every_N + 1, (1, 0)),
-        )
-        return Layout(ids_NL[rows, at], at, place_NL, rows * len(at_L) + at, calls, jobs, groups)
-    prompt_NL = at_L < start_N[:, None]
-    own_NL = attention_NL & (~prompt_NL | (lead_N == every_N)[:, None])
-    own_place_NL = (own_NL.flatten().cumsum(0) - 1).view_as(ids_NL)
-    place_NL = torch.where(prompt_NL, own_place_NL[lead_N], own_place_NL)
-    rows, at = own_NL.nonzero(as_tuple=True)
-    lead_P = (lead_N == every_N).nonzero()[:, 0]
-    wide, long = int(start_N.max()), int((attention_NL.sum(1) - start_N).max())
-    head_PT = own_place_NL[lead_P, :wide]
-    at_NT = start_N[:, None] + at_L[:long]
-    at_BT = at_NT if bool((start_N != start_N[0]).any()) else at_NT[:1]
-    shared = Attention(
-        place_NL.gather(1, at_NT.clamp(max=len(at_L) - 1)),
+    """Which tokens of right-padded rows are computed, in row order, and which attend to which.
+
+    start_N: lengths of the prompts. Rows of one group with the same prompt share it: it is computed
+    once, in the first of them, its leader.
+    """
+    if start_N is None or group_N is None:
+        return of_rows(ids_NL, attention_NL)
+    lead_N = leaders(ids_NL, start_N, group_N)
+    if torch.equal(lead_N, torch.arange(len(ids_NL), device=ids_NL.device)):
+        return of_rows(ids_NL, attention_NL)
+    return of_shared_prompts(ids_NL, attention_NL, start_N, lead_N)
+
+
+def of_rows(ids_NL: Tensor, attention_NL: Tensor) -> Layout:
+    """The layout of rows that share nothing: every real token once, causal attention in its row."""
+    place_NL = numbered(attention_NL)
+    rows_M, at_M = attention_NL.nonzero(as_tuple=True)
+    width = ids_NL.shape[1]
+    at_L = torch.arange(width, device=ids_NL.device)
+    every_N = torch.arange(len(ids_NL), device=ids_NL.device)
+    none_N = torch.zeros_like(every_N)
+    # no shared tokens; a row's own begin at its first place, and all rows have a group each
+    jobs = torch.stack([none_N, none_N, place_NL[:, 0], attention_NL.sum(1)], 1)
+    return Layout(
+        ids_NL[rows_M, at_M],
+        at_M,
         place_NL,
-        at_BT,
-        at_L <= at_BT[:, None, :, None],
+        # one call over all rows, padding too: its outputs are [N L]
+        rows_M * width + at_M,
+        (Attention(place_NL, place_NL, at_L[None]),),
+        jobs,
+        F.pad(every_N + 1, (1, 0)),
     )
-    calls = (Attention(head_PT, head_PT, at_L[None, :wide]), shared)
-    head_N = torch.zeros_like(every_N).index_put(
-        (lead_P,), torch.arange(len(lead_P), device=lead_P.device)
+
+
+def of_shared_prompts(
+    ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor, lead_N: Tensor
+) -> Layout:
+    """The layout of rows that read the prompt of row lead_N [N].
+
+    Computed are the leaders' whole rows, and of the others what follows the prompt.
+    """
+    at_L = torch.arange(ids_NL.shape[1], device=ids_NL.device)
+    leads_N = lead_N == torch.arange(len(ids_NL), device=ids_NL.device)
+    prompt_NL = at_L < start_N[:, None]
+    own_NL = attention_NL & (~prompt_NL | leads_N[:, None])
+    own_place_NL = numbered(own_NL)
+    # a prompt's tokens are where its leader's are, all others where the row's own are
+    place_NL = torch.where(prompt_NL, own_place_NL[lead_N], own_place_NL)
+    rows_M, at_M = own_NL.nonzero(as_tuple=True)
+    lead_P = leads_N.nonzero()[:, 0]
+    calls = shared_calls(attention_NL, start_N, place_NL, lead_P)
+    jobs, groups = shared_jobs(attention_NL, start_N, place_NL, lead_N, lead_P)
+    return Layout(
+        ids_NL[rows_M, at_M],
+        at_M,
+        place_NL,
+        shared_outputs(rows_M, at_M, start_N, lead_P, calls),
+        calls,
+        jobs,
+        groups,
     )
-    back_M = torch.where(
-        at < start_N[rows],
-        head_N[rows] * wide + at,
-        head_PT.numel() + rows * long + at - start_N[rows],
-    )
-    own_N = place_NL.gather(1, start_N[:, None].clamp(max=len(at_L) - 1))[:, 0]
-    none_P, first_N = torch.zeros_like(lead_P), place_NL[:, 0]
+
+
+def numbered(real_NL: Tensor) -> Tensor:
+    """The index of each real token among all of them, in row order; of others any index."""
+    return (real_NL.flatten().cumsum(0) - 1).view_as(real_NL).clamp(min=0)
+
+
+def shared_calls(
+    attention_NL: Tensor, start_N: Tensor, place_NL: Tensor, lead_P: Tensor
+) -> tuple[Attention, Attention]:
+    """Two calls of attention: the prompts over themselves, then every row's own tokens over its
+    prompt and themselves.
+    """
+    width = attention_NL.shape[1]
+    at_L = torch.arange(width, device=place_NL.device)
+    longest_prompt = int(start_N.max())
+    longest_answer = int((attention_NL.sum(1) - start_N).max())
+    prompt_PT = place_NL[lead_P, :longest_prompt]
+    prompts = Attention(prompt_PT, prompt_PT, at_L[None, :longest_prompt])
+    at_NT = start_N[:, None] + at_L[:longest_answer]
+    # rows of one length of prompt share one mask
+    at_BT = at_NT if bool((start_N != start_N[0]).any()) else at_NT[:1]
+    # a short row's queries would reach beyond the width: those are padding, any place will do
+    query_NT = place_NL.gather(1, at_NT.clamp(max=width - 1))
+    answers = Attention(query_NT, place_NL, at_BT, at_L <= at_BT[:, None, :, None])
+    return prompts, answers
+
+
+def shared_outputs(
+    rows_M: Tensor,
+    at_M: Tensor,
+    start_N: Tensor,
+    lead_P: Tensor,
+    calls: tuple[Attention, Attention],
+) -> Tensor:
+    """Where the output of each packed token is among those of both calls: [M]."""
+    prompts, answers = calls
+    # the number of a leader's prompt among the prompts; of other rows never read
+    prompt_N = torch.zeros_like(start_N)
+    prompt_N[lead_P] = torch.arange(len(lead_P), device=lead_P.device)
+    start_M = start_N[rows_M]
+    in_prompts_M = prompt_N[rows_M] * prompts.query_BT.shape[1] + at_M
+    in_answers_M = rows_M * answers.query_BT.shape[1] + at_M - start_M
+    # the outputs of the second call stand behind all of the first
+    return torch.where(at_M < start_M, in_prompts_M, prompts.query_BT.numel() + in_answers_M)
+
+
+def shared_jobs(
+    attention_NL: Tensor, start_N: Tensor, place_NL: Tensor, lead_N: Tensor, lead_P: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same two calls as jobs and groups of `Attended`: those of one prompt stand together."""
+    width = attention_NL.shape[1]
+    first_N = place_NL[:, 0]
+    # a row without an answer has no token at `start`: its job is of no token
+    own_N = place_NL.gather(1, start_N[:, None].clamp(max=width - 1))[:, 0]
+    none_P = torch.zeros_like(lead_P)
     prompts = (none_P, none_P, first_N[lead_P], start_N[lead_P])
     answers = (first_N, start_N, own_N, attention_NL.sum(1) - start_N)
     jobs = torch.stack([torch.cat(both) for both in zip(prompts, answers, strict=True)], 1)
-    whose = torch.cat([lead_P, lead_N])
-    jobs, sizes = (
-        jobs[whose.argsort(stable=True)],
-        whose.sort().values.unique_consecutive(return_counts=True)[1],
-    )
-    return Layout(
-        ids_NL[rows, at],
-        at,
-        place_NL,
-        back_M,
-        calls,
-        jobs.contiguous(),
-        F.pad(sizes.cumsum(0), (1, 0)),
-    )
+    # by leader; a stable sort keeps a prompt's own job before those of its rows
+    leader = torch.cat([lead_P, lead_N])
+    sizes = leader.sort().values.unique_consecutive(return_counts=True)[1]
+    jobs = jobs[leader.argsort(stable=True)].contiguous()
+    return jobs, F.pad(sizes.cumsum(0), (1, 0))
 
 
 def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
     """For each row the row that its prompt is encoded in: the first of its group if that begins
     with the same prompt, else itself: [N].
     """
-    every_N = torch.arange(len(ids_NL), device=ids_NL.device)
+    count, width = ids_NL.shape
+    every_N = torch.arange(count, device=ids_NL.device)
+    # groups numbered from 0, and the least row of each
     which_N = group_N.unique(return_inverse=True)[1]
-    first_N = torch.full_like(every_N, len(every_N)).scatter_reduce(0, which_N, every_N, "amin")[
-        which_N
-    ]
-    behind_NL = torch.arange(ids_NL.shape[1], device=ids_NL.device) >= start_N[:, None]
-    same_N = (start_N == start_N[first_N]) & ((ids_NL == ids_NL[first_N]) | behind_NL).all(1)
+    least_N = torch.full_like(every_N, count).scatter_reduce(0, which_N, every_N, "amin")
+    first_N = least_N[which_N]
+    behind_NL = torch.arange(width, device=ids_NL.device) >= start_N[:, None]
+    same_NL = (ids_NL == ids_NL[first_N]) | behind_NL
+    same_N = (start_N == start_N[first_N]) & same_NL.all(1)
     return torch.where(same_N, first_N, every_N)
 
 
@@ -518,15 +546,13 @@ def encode(body: Any, layout: Any) -> Tensor:
     if isinstance(layout, Layout) and on_cpu(layout.ids_M) and torch.is_autocast_enabled("cpu"):
         layout = layout.even()
     x_MD = body.embed_tokens(layout.ids_M)
-    turns = rotations(body, x_MD, layout.position_M)
+    angles = rotations(body, x_MD, layout.position_M)
     for layer in body.layers:
-        turn = turns[getattr(layer.self_attn, "layer_type", None) if None not in turns else None]
-        again = getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
-        x_MD = (
-            checkpoint(block, layer, x_MD, turn, layout, use_reentrant=False)
-            if again
-            else block(layer, x_MD, turn, layout)
-        )
+        kind = None if None in angles else getattr(layer.self_attn, "layer_type", None)
+        if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            x_MD = checkpoint(block, layer, x_MD, angles[kind], layout, use_reentrant=False)
+        else:
+            x_MD = block(layer, x_MD, angles[kind], layout)
     return norm(body.norm, x_MD, wide=True)
 
 
@@ -540,45 +566,45 @@ def rotations(
 
     def of(*kind: str) -> tuple[Tensor, Tensor]:
         cos, sin = body.rotary_emb(x_MD[None], position_M[None], *kind)
+        # transformers repeats the angles for both halves of a head
         half = cos.shape[-1] // 2
         return cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
 
     return {kind: of(kind) for kind in kinds} if kinds else {None: of()}
 
 
-def block(layer: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
-    """One layer, [M, D] -> [M, D]: x + attention(norm(x)), then x + mlp(norm(x)); Gemma 2 and 3 and
-    OLMo 2 norm what is added, too.
+def block(layer: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any) -> Tensor:
+    """One layer, [M, D] -> [M, D]: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Gemma 2 and 3 and OLMo 2 norm what is added, too; OLMo 2 only that.
     """
     before = getattr(layer, "input_layernorm", None)
-    said_MD = attend(layer.self_attn, x_MD if before is None else norm(before, x_MD), turn, layout)
+    h_MD = x_MD if before is None else norm(before, x_MD)
+    out_MD = attend(layer.self_attn, h_MD, angles, layout)
     if hasattr(layer, "post_feedforward_layernorm"):
-        x_MD = x_MD + norm(layer.post_attention_layernorm, said_MD)
+        x_MD = x_MD + norm(layer.post_attention_layernorm, out_MD)
         between = getattr(layer, "pre_feedforward_layernorm", None)
-        said_MD = mlp(layer.mlp, x_MD if between is None else norm(between, x_MD))
-        return x_MD + norm(layer.post_feedforward_layernorm, said_MD)
-    x_MD = x_MD + (
-        layer.resid_attn_dropout(said_MD) if hasattr(layer, "resid_attn_dropout") else said_MD
-    )
-    said_MD = mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
-    return x_MD + (
-        layer.resid_mlp_dropout(said_MD) if hasattr(layer, "resid_mlp_dropout") else said_MD
-    )
+        out_MD = mlp(layer.mlp, x_MD if between is None else norm(between, x_MD))
+        return x_MD + norm(layer.post_feedforward_layernorm, out_MD)
+    if hasattr(layer, "resid_attn_dropout"):
+        out_MD = layer.resid_attn_dropout(out_MD)
+    x_MD = x_MD + out_MD
+    out_MD = mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
+    if hasattr(layer, "resid_mlp_dropout"):
+        out_MD = layer.resid_mlp_dropout(out_MD)
+    return x_MD + out_MD
 
 
-def attend(own: Any, x_MD: Tensor, turn: tuple[Tensor, Tensor], layout: Any) -> Tensor:
+def attend(own: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any) -> Tensor:
     """Self-attention of packed tokens, [M, D] -> [M, D]: the layout says what they read. A shared
     prompt's keys are read by every row.
     """
     q, k, v = heads(own, x_MD)
     if on_cpu(x_MD) and torch.is_autocast_enabled("cpu"):
-        q, k, v = (
-            q.float(),
-            k.float(),
-            v.float(),
-        )  # finer, and attention's backward pass is two to four times as fast there
+        # finer, and attention's backward pass is two to four times as fast there
+        q, k, v = q.float(), k.float(), v.float()
     if getattr(own, "use_rope", True):
-        q, k = turned(q, *turn), turned(k, *turn)
+        q, k = rotated(q, *angles), rotated(k, *angles)
     return own.o_proj(layout.read(own, q, k, v))
 
 
@@ -603,9 +629,11 @@ def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     them: each head, or all as one.
     """
     if hasattr(own, "qkv_proj"):
-        width, all_three = own.o_proj.in_features, own.qkv_proj(x_MD)
-        rest = (all_three.shape[1] - width) // 2
-        q, k, v = all_three.split([width, rest, rest], 1)
+        width = own.o_proj.in_features
+        qkv = own.qkv_proj(x_MD)
+        # what is not queries is keys and values, as wide as each other
+        rest = (qkv.shape[1] - width) // 2
+        q, k, v = qkv.split([width, rest, rest], 1)
     else:
         q, k, v = own.q_proj(x_MD), own.k_proj(x_MD), own.v_proj(x_MD)
     normed = hasattr(own, "q_norm")
@@ -613,14 +641,12 @@ def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if normed and not by_head:
         q, k = norm(own.q_norm, q), norm(own.k_norm, k)
     q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in (q, k, v))
-    return (
-        (norm(own.q_norm, q, wide=True), norm(own.k_norm, k, wide=True), v)
-        if by_head
-        else (q, k, v)
-    )
+    if by_head:
+        q, k = norm(own.q_norm, q, wide=True), norm(own.k_norm, k, wide=True)
+    return q, k, v
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position of the first 2 R of a head's h numbers, which are all of them in most
     families: [M, H, h].
     """
@@ -632,11 +658,9 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def window_of(own: Any) -> int | None:
     """How many tokens a query of this layer sees, itself among them; None: all before it."""
-    return (
-        own.sliding_window
-        if hasattr(own, "sliding_window")
-        else getattr(own.config, "sliding_window", None)
-    )
+    if hasattr(own, "sliding_window"):
+        return own.sliding_window
+    return getattr(own.config, "sliding_window", None)
 
 
 def capped(

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from laurel.fast.decode import STATIC_ROPES, draw, listened, ropes
+from laurel.fast.decode import (
+    PROBE_STARTS,
+    STATIC_ROPES,
+    draw,
+    listened,
+    probe_ids,
+    probe_logits,
+    ropes,
+)
 from laurel.fast.logprob import USUAL, WORST, slack
 from laurel.fast.lora import plain_lora
 from laurel.fast.packed import Attention, Layout, arrange, capped, encode, window_of
@@ -24,8 +32,8 @@ BOTH = 3.0
 
 Tiny random models round most of all.
 """
-HELD = 8
-"""Memory stays between two calls where the device has so many times as much.
+KEEP_BELOW = 8
+"""Memory stays between two calls where it is at most one part in so many of the device's.
 
 Else each call makes it, and its graphs, anew.
 """
@@ -40,11 +48,11 @@ class How(NamedTuple):
 
 
 class Buffers:
-    """What rows in flight are, each at its place, and what they say.
+    """The state of R rows in flight, each at its place.
 
-    keys, values [layers, R, reach, K, h]. token [R]: said last. start [R]: length of the prompt.
-    length [R]: tokens said. limit [R]: tokens at most. open [R]: does it still speak?
-    uniform [R, T]; out_ids, out_logp [R, T + 1], the last column for what closed rows say.
+    keys, values [layers, R, reach, K, h]. token [R]: the last one. start [R]: length of the prompt.
+    length [R]: tokens drawn. limit [R]: tokens at most. open [R]: does the row go on? uniform [R,
+    T]; out_ids, out_logp [R, T + 1], the last column for what is drawn for rows that have ended.
     """
 
     def __init__(
@@ -74,9 +82,10 @@ class Buffers:
 
     def move(self, source: Tensor, target: Tensor, reach: int) -> None:
         """Rows go to other places, with the first `reach` of their keys and values."""
-        said = (self.token, self.start, self.length, self.limit, self.open, self.uniform)
-        for one in (*said, self.out_ids, self.out_logp):
-            one[target] = one[source]
+        columns = (self.token, self.start, self.length, self.limit, self.open, self.uniform)
+        for column in (*columns, self.out_ids, self.out_logp):
+            column[target] = column[source]
+        # a layer at a time: the copy on the way is of one layer only
         for layer in (*self.keys, *self.values):
             layer[target, :reach] = layer[source, :reach]
 
@@ -96,10 +105,12 @@ class Reading(Layout):
     places: tuple[Tensor, ...]
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.buffers.keys[own.layer_idx], self.buffers.values[own.layer_idx]
-        q, k, v = (x.to(keys.dtype) for x in (q, k, v))
+        keys = self.buffers.keys[own.layer_idx]
+        values = self.buffers.values[own.layer_idx]
+        q, k, v = q.to(keys.dtype), k.to(keys.dtype), v.to(keys.dtype)
         source, row, at = self.places
-        keys[row, at], values[row, at] = k[source], v[source]
+        keys[row, at] = k[source]
+        values[row, at] = v[source]
         return super().read(own, q, k, v)
 
 
@@ -115,35 +126,41 @@ class Step:
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Heads that share keys are one row of queries: [B, K, H / K, h] on [B, K, reach, h]."""
-        rows, i = len(self.ids_M), own.layer_idx
-        keys, values = self.buffers.keys[i], self.buffers.values[i]
+        rows = len(self.ids_M)
         row_B = self.buffers.every[:rows]
+        keys = self.buffers.keys[own.layer_idx]
+        values = self.buffers.values[own.layer_idx]
         keys[row_B, self.position_M] = k.to(keys.dtype)
         values[row_B, self.position_M] = v.to(keys.dtype)
-        keys, values = (x[:rows, : self.reach].transpose(1, 2) for x in (keys, values))
+        # [R, reach, K, h] -> [B, K, reach, h]
+        keys = keys[:rows, : self.reach].transpose(1, 2)
+        values = values[:rows, : self.reach].transpose(1, 2)
         q = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))
         cap, window = getattr(own, "attn_logit_softcapping", None), window_of(own)
         if cap is not None:
-            said = capped(q, keys, values, self.mask(window), own.scaling, cap, 0.0)
+            out = capped(q, keys, values, self.mask(window), own.scaling, cap, 0.0)
         else:
             mask = self.added(window, keys.dtype)
-            said = F.scaled_dot_product_attention(q, keys, values, mask, scale=own.scaling)
-        return said.flatten(1)
+            out = F.scaled_dot_product_attention(q, keys, values, mask, scale=own.scaling)
+        return out.flatten(1)
 
     def mask(self, window: int | None) -> Tensor:
         """Which places a row's token sees: [B, 1, 1, reach]. Made once a step."""
         if window not in self.masks:
+            # how far each key is behind the query; what was never written to lies before it
             behind = self.position_M[:, None] - self.buffers.points[: self.reach]
-            seen = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-            self.masks[window] = seen[:, None, None]
+            visible = behind >= 0
+            if window is not None:
+                visible = visible & (behind < window)
+            self.masks[window] = visible[:, None, None]
         return self.masks[window]
 
     def added(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """The same as a number that is added to the score: 0 or minus infinity."""
         if (window, dtype) not in self.masks:
-            seen = self.mask(window)
-            nothing = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self.masks[window, dtype] = nothing.masked_fill(~seen, -torch.inf)
+            visible = self.mask(window)
+            nothing = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            self.masks[window, dtype] = nothing.masked_fill(~visible, -torch.inf)
         return self.masks[window, dtype]
 
 
@@ -151,30 +168,40 @@ class Static:
     """The decoder of a policy: `refresh`, `ready` for room, `prefill`, then `advance` by tokens."""
 
     def __init__(self, policy: LanguageModel) -> None:
-        self.policy, self.twin, self.buffers = policy, Twin(policy), None
-        self.graphs, self.places, self.pool = dict[Any, Any](), (), None
+        self.policy, self.twin = policy, Twin(policy)
+        self.made: Buffers | None = None
+        self.graphs = dict[tuple[int, int, How], Any]()
+        self.addresses: tuple[int, ...] = ()
+        self.pool: Any = None
         self.graphed = policy.device.type == "cuda"
-        ends = (
-            sorted(policy.eos_ids) if policy.tokenizer else []
-        )  # asked for shapes alone, it has none
+        # where memory is foreseen from shapes alone there is no tokenizer
+        ends = sorted(policy.eos_ids) if policy.tokenizer else []
         self.eos = torch.tensor(ends, dtype=torch.long, device=policy.device)
         self.config, own = policy.causal.config, attention_of(policy)
         self.shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, own.head_dim)
 
+    @property
+    def buffers(self) -> Buffers:
+        """The memory that `ready` made."""
+        assert self.made is not None, "ready() comes first"
+        return self.made
+
     def refresh(self) -> None:
         """The weights as they are now. Graphs know addresses: they go where one has changed."""
         self.twin.refresh()
-        if self.eos.tolist() != (ends := sorted(self.policy.eos_ids)):
+        ends = sorted(self.policy.eos_ids)
+        if self.eos.tolist() != ends:
             self.eos = torch.tensor(ends, dtype=torch.long, device=self.eos.device)
-        places = (*self.twin.places, self.eos.data_ptr())
-        if places != self.places:
+        addresses = (*self.twin.places, self.eos.data_ptr())
+        if addresses != self.addresses:
             self.graphs.clear()
-        self.places = places
+        self.addresses = addresses
 
     def a_row(self, reach: int, longest: int) -> int:
-        """Bytes that a row in flight takes: keys, values, what it says, logits on the way."""
+        """Bytes that a row in flight takes: keys, values, uniform numbers and results, logits."""
         layers, heads, width = self.shape
         a_token = 2 * layers * heads * width * self.dtype.itemsize
+        # of each token a number, an id and a log-probability; of logits copies in float32
         return a_token * reach + 20 * longest + 16 * self.config.vocab_size
 
     @property
@@ -185,55 +212,51 @@ class Static:
 
     def ready(self, rows: int, reach: int, longest: int) -> Buffers:
         """Buffers of at least that size. Where larger ones take their place, graphs go, too."""
-        found, asked = self.buffers, (rows, reach, longest)
+        asked, found = (rows, reach, longest), self.made
         there = (found.rows, found.reach, found.longest) if found else (0, 0, 0)
         if found is None or any(less < more for less, more in zip(there, asked, strict=True)):
             self.release()
             found = Buffers(self.shape, *asked, self.dtype, self.policy.device)
-        self.buffers = found
+        self.made = found
         found.open.zero_()
         return found
 
     def release(self) -> None:
         """Give the memory back."""
         self.graphs.clear()
-        self.buffers = None
+        self.made = None
 
-    def rest(self) -> None:
+    def release_if_large(self) -> None:
         """After use: what is more than a part of the device's memory is given back."""
         memory = device_memory(self.policy.device)
-        held = self.twin.bytes + (self.buffers.bytes if self.buffers else 0)
-        if memory is not None and held * HELD > memory[1]:
+        taken = self.twin.bytes + (self.made.bytes if self.made else 0)
+        if memory is not None and taken * KEEP_BELOW > memory[1]:
             self.release()
             self.twin.release()
 
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Tensor:
         """Read each prompt once, for the rows that go on from it: logits [P, V] after it."""
-        longest, device = max(map(len, prompts)), self.policy.device
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        width, device = int(lengths.max()), self.policy.device
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        flat = arrange(ids, torch.arange(longest) < lengths[:, None])
-        ends = lengths.cumsum(0)
-        counts = torch.tensor([len(part) for part in rows])
-        whose = torch.arange(len(prompts)).repeat_interleave(counts)  # the prompt of each row
-        source = torch.cat([torch.arange(ends[n] - lengths[n], ends[n]) for n in whose])
-        row_M = torch.tensor([row for part in rows for row in part])
-        row_M = row_M.repeat_interleave(lengths[whose])
-        where = (source, row_M, flat.position_M[source])
-        into = [x.to(device) for x in where]
-        layout = Reading(**parts_of(flat, device), buffers=self.buffers, places=tuple(into))
-        return self.read(layout, (ends - 1).to(device))
+        flat = arrange(ids, torch.arange(width) < lengths[:, None])
+        places = tuple(x.to(device) for x in places_of(flat, lengths, rows))
+        layout = Reading(**parts_of(flat, device), buffers=self.buffers, places=places)
+        # the last token of each prompt, of all of them one behind the other
+        last = (lengths.cumsum(0) - 1).to(device)
+        return self.read(layout, last)
 
     def forward(self, rows: int, reach: int) -> Tensor:
         """Logits [rows, V] after what each of the first rows has said last.
 
         reach: so many keys of a row are read.
         """
-        all_of = self.buffers
-        position = all_of.start[:rows] + all_of.length[:rows] - 1
-        return self.read(Step(all_of.token[:rows], position, all_of, reach))
+        state = self.buffers
+        # the last token is not in the cache yet: it stands behind all that is
+        position = state.start[:rows] + state.length[:rows] - 1
+        return self.read(Step(state.token[:rows], position, state, reach))
 
     def read(self, layout: Any, last: Tensor | None = None) -> Tensor:
         """Logits after the packed tokens, or some of them.
@@ -249,18 +272,20 @@ class Static:
 
         Who says an end token, or as much as it may, is closed.
         """
-        all_of = self.buffers
-        open_B, length_B = all_of.open[row_B], all_of.length[row_B]
-        point_B = all_of.uniform[row_B, length_B.clamp(max=all_of.longest - 1)]
+        state = self.buffers
+        open_B, length_B = state.open[row_B], state.length[row_B]
+        # a row that has ended may be as long as the buffer: any number will do for it
+        point_B = state.uniform[row_B, length_B.clamp(max=state.longest - 1)]
         ids, logp = draw(logits, point_B, how.temperature, top_k=how.top_k, top_p=how.top_p)
-        into_B = torch.where(open_B, length_B, all_of.longest)
-        all_of.out_ids[row_B, into_B] = ids
-        all_of.out_logp[row_B, into_B] = logp.to(all_of.out_logp.dtype)
-        all_of.token[row_B] = torch.where(open_B, ids, all_of.token[row_B])
+        # what is drawn for rows that have ended goes to the last column, which nobody reads
+        into_B = torch.where(open_B, length_B, state.longest)
+        state.out_ids[row_B, into_B] = ids
+        state.out_logp[row_B, into_B] = logp.to(state.out_logp.dtype)
+        state.token[row_B] = torch.where(open_B, ids, state.token[row_B])
         length_B = length_B + open_B
-        all_of.length[row_B] = length_B
-        ended_B = (ids[:, None] == self.eos).any(1) | (length_B >= all_of.limit[row_B])
-        all_of.open[row_B] = open_B & ~ended_B
+        state.length[row_B] = length_B
+        ended_B = (ids[:, None] == self.eos).any(1) | (length_B >= state.limit[row_B])
+        state.open[row_B] = open_B & ~ended_B
 
     def step(self, rows: int, reach: int, how: How) -> None:
         """One token more for the first `rows` places.
@@ -301,21 +326,11 @@ class Static:
 
         Tried are a prefill of two lengths, and three single tokens.
         """
-        size, starts, every = self.config.vocab_size, torch.tensor([5, 2]), torch.arange(2)
-        ids_NL = (torch.arange(16).view(2, 8) * max(size // 17, 1) % size).to(self.policy.device)
-        all_of = self.ready(2, 16, 4)
-        prompts = [ids_NL[0, :5].tolist(), ids_NL[1, :2].tolist()]
-        found = [self.prefill(prompts, [[0], [1]]).double()]
-        all_of.start[:2].copy_(starts)
-        for t in range(3):
-            all_of.token[:2].copy_(ids_NL[every, starts + t])
-            all_of.length[:2].fill_(t + 1)
-            found.append(self.forward(2, 16).double())
+        ids_NL = probe_ids(self.config.vocab_size).to(self.policy.device)
+        found = self.probe(ids_NL)
         self.release()
-        with self.policy.autocast():
-            logits = self.policy.causal(ids_NL, use_cache=False).logits.double()
-        wanted = torch.stack([logits[n, int(s) - 1 : int(s) + 3] for n, s in enumerate(starts)], 1)
-        gap = (torch.stack(found) - wanted).abs().flatten().sort()[0]
+        wanted = probe_logits(self.policy, ids_NL).double()
+        gap = (found - wanted).abs().flatten().sort()[0]
         unit = slack(self.dtype, float(wanted.abs().max()))
         usual, worst = float(gap[int(0.99 * (len(gap) - 1))]), float(gap[-1])
         if usual < BOTH * USUAL * unit and worst < WORST * unit:
@@ -324,6 +339,34 @@ class Static:
             f"its logits would differ by {usual:.2g} (99 of 100) and {worst:.2g} (the worst), "
             f"where rounding explains {BOTH * USUAL * unit:.2g} and {WORST * unit:.2g}"
         )
+
+    def probe(self, ids_NL: Tensor) -> Tensor:
+        """Its logits after the prompts of a check and each of three tokens: [4, 2, V] float64."""
+        starts, rows = torch.tensor(PROBE_STARTS), torch.arange(2)
+        state = self.ready(2, 16, 4)
+        prompts = [ids[:start].tolist() for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
+        found = [self.prefill(prompts, [[0], [1]]).double()]
+        state.start[:2].copy_(starts)
+        for t in range(3):
+            state.token[:2].copy_(ids_NL[rows, starts + t])
+            state.length[:2].fill_(t + 1)
+            found.append(self.forward(2, 16).double())
+        return torch.stack(found)
+
+
+def places_of(
+    flat: Layout, lengths: Tensor, rows: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the keys of packed prompts go, for the rows that go on from each: token, row and
+    position of every copy.
+    """
+    ends = lengths.cumsum(0)
+    counts = torch.tensor([len(part) for part in rows])
+    # the prompt of each row, and all tokens of that prompt
+    prompt_R = torch.arange(len(lengths)).repeat_interleave(counts)
+    source = torch.cat([torch.arange(ends[n] - lengths[n], ends[n]) for n in prompt_R])
+    row_R = torch.tensor([row for part in rows for row in part])
+    return source, row_R.repeat_interleave(lengths[prompt_R]), flat.position_M[source]
 
 
 def parts_of(layout: Layout, device: torch.device) -> dict[str, Any]:

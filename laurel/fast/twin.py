@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from laurel.fast.decode import bias_of
 from laurel.fast.lora import merged_weight
-from laurel.fast.packed import FROM_ONE, NORMS
+from laurel.fast.packed import GEMMA_NORMS, NORMS
 from laurel.fast.protocol import LanguageModel
 
 
-class Product(nn.Module):
+class Linear(nn.Module):
     """A linear layer in the precision of its weight, whatever comes in: as autocast has it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.bias, self.in_features = weight, bias, weight.shape[1]
+        self.weight = weight
+        self.bias = bias
+        self.in_features = weight.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
@@ -33,7 +36,9 @@ class Norm(nn.Module):
 
     def __init__(self, weight: Tensor, eps: float, alike: bool) -> None:
         super().__init__()
-        self.weight, self.eps, self.alike = weight, eps, alike
+        self.weight = weight
+        self.eps = eps
+        self.alike = alike
 
     def forward(self, x: Tensor) -> Tensor:
         finer = torch.promote_types(x.dtype, self.weight.dtype)
@@ -41,12 +46,14 @@ class Norm(nn.Module):
         return found.to(x.dtype) if self.alike else found
 
 
-class Unit(nn.Module):
-    """The gated unit of an MLP, gate and up in one product."""
+class GatedMLP(nn.Module):
+    """An MLP with a gate, gate and up in one product."""
 
-    def __init__(self, gate_up: Product, down: nn.Module, activation: Any) -> None:
+    def __init__(self, gate_up: Linear, down: nn.Module, activation: Any) -> None:
         super().__init__()
-        self.gate_up, self.down_proj, self.activation = gate_up, down, activation
+        self.gate_up = gate_up
+        self.down_proj = down
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -62,7 +69,9 @@ class Twin:
     """
 
     def __init__(self, policy: LanguageModel) -> None:
-        self.policy, self.copies, self.used = policy, dict[str, Tensor](), list[Tensor]()
+        self.policy = policy
+        self.copies = dict[str, Tensor]()
+        self.used = list[Tensor]()
         self.body: Any = None
         self.head: Any = None
         self.cap = getattr(policy.causal.config, "final_logit_softcapping", None)
@@ -97,13 +106,14 @@ class Twin:
     def foreseen(self) -> int:
         """Bytes that the copies of products will take, from shapes alone."""
         own = getattr(self.policy.causal, self.policy.causal.base_model_prefix)
-        found, inner = 0, set[int]()
+        found, counted = 0, set[int]()
         for module in (*own.layers.modules(), self.policy.causal.get_output_embeddings()):
             base = getattr(module, "base_layer", module)
             adapted = base is not module
-            if not isinstance(base, nn.Linear) or id(base) in inner:
+            if not isinstance(base, nn.Linear) or id(base) in counted:
                 continue
-            inner |= {id(part) for part in module.modules()}  # adapters are linear layers, too
+            # adapters are linear layers, too: they and their base count once
+            counted |= {id(part) for part in module.modules()}
             if adapted or self.cast(base.weight):
                 found += base.weight.numel() * self.precision(base.weight).itemsize
         return found
@@ -119,17 +129,20 @@ class Twin:
         Where weights are copied anyway, queries, keys and values become one product, and gate and
         up another.
         """
-        own, unit, parts = layer.self_attn, layer.mlp, dict[str, Any]()
-        qkv: list[Any] = [getattr(own, f"{which}_proj", None) for which in "qkv"]
-        gate_up = [getattr(unit, "gate_proj", None), getattr(unit, "up_proj", None)]
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = dict[str, Any]()
+        qkv: list[Any] = [getattr(attention, f"{which}_proj", None) for which in "qkv"]
+        gate_up = [getattr(mlp, "gate_proj", None), getattr(mlp, "up_proj", None)]
         if self.copied(qkv):
             one = self.product(f"{name} qkv", *qkv)
-            parts["self_attn"] = self.hollowed(own, name, {"qkv_proj": one})
+            parts["self_attn"] = self.hollowed(attention, name, {"qkv_proj": one})
+            # what was copied from the module's own parts
             for which in "qkv":
                 del parts["self_attn"]._modules[f"{which}_proj"]
         if self.copied(gate_up):
             both = self.product(f"{name} gate and up", *gate_up)
-            parts["mlp"] = Unit(both, self.product(f"{name} down", unit.down_proj), unit.act_fn)
+            down = self.product(f"{name} down", mlp.down_proj)
+            parts["mlp"] = GatedMLP(both, down, mlp.act_fn)
         return self.hollowed(layer, name, parts)
 
     def hollowed(self, module: nn.Module, name: str, parts: dict[str, Any]) -> Any:
@@ -162,26 +175,25 @@ class Twin:
             return self.product(name, module)
         kind = type(module).__name__
         if kind in NORMS:
-            return Norm(self.seen(module.weight.detach()), module.variance_epsilon, alike=False)
-        if kind in FROM_ONE:
+            return Norm(self.in_place(module.weight.detach()), module.variance_epsilon, alike=False)
+        if kind in GEMMA_NORMS:
             weight = 1.0 + module.weight.detach().float()
             return Norm(self.kept(name, [weight], weight.dtype), module.eps, alike=True)
         return self.hollowed(module, name, {}) if getattr(module, "_modules", None) else module
 
-    def product(self, name: str, *linears: Any) -> Product:
+    def product(self, name: str, *linears: Any) -> Linear:
         """Linear layers that read the same input, as one."""
         bases = [getattr(one, "base_layer", one) for one in linears]
-        weights = [merged_weight(one) for one in linears]
         dtype = self.precision(bases[0].weight)
-        biases = [base.bias for base in bases]
-        bias = None
-        if any(one is not None for one in biases):
-            parts = [bias_of(base) for base in bases]
-            bias = self.kept_or_seen(f"{name}, bias", parts, biases, dtype)
-        own = [base.weight for base in bases]
-        return Product(self.kept_or_seen(name, weights, own, dtype), bias)
+        weights = [merged_weight(one) for one in linears]
+        weight = self.stored(name, weights, [base.weight for base in bases], dtype)
+        if all(base.bias is None for base in bases):
+            return Linear(weight, None)
+        biases = [bias_of(base) for base in bases]
+        own = [base.bias for base in bases]
+        return Linear(weight, self.stored(f"{name}, bias", biases, own, dtype))
 
-    def kept_or_seen(
+    def stored(
         self,
         name: str,
         parts: list[Tensor],
@@ -191,10 +203,10 @@ class Twin:
         """The one part where it lies, if it is a weight and in this precision; or a copy."""
         alone = len(parts) == 1 and own[0] is not None and parts[0].dtype == dtype
         if alone and parts[0].data_ptr() == own[0].data_ptr():
-            return self.seen(parts[0])
+            return self.in_place(parts[0])
         return self.kept(name, parts, dtype)
 
-    def seen(self, tensor: Tensor) -> Tensor:
+    def in_place(self, tensor: Tensor) -> Tensor:
         """A weight that is used where it lies."""
         self.used.append(tensor)
         return tensor
@@ -202,13 +214,15 @@ class Twin:
     def kept(self, name: str, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Parts, one below the other, cast and copied to where they were before."""
         heights = [len(part) for part in parts]
-        shape, device = (sum(heights), *parts[0].shape[1:]), parts[0].device
+        shape = torch.Size((sum(heights), *parts[0].shape[1:]))
+        device = parts[0].device
         found = self.copies.get(name)
         if found is None or (found.shape, found.dtype, found.device) != (shape, dtype, device):
-            found = self.copies[name] = torch.empty(shape, dtype=dtype, device=device)
+            found = torch.empty(shape, dtype=dtype, device=device)
+            self.copies[name] = found
         for part, into in zip(parts, found.split(heights), strict=True):
             into.copy_(part)
-        return self.seen(found)
+        return self.in_place(found)
 
 
 def hollow(module: nn.Module) -> Any:
@@ -216,11 +230,6 @@ def hollow(module: nn.Module) -> Any:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
-
-
-def bias_of(base: nn.Linear) -> Tensor:
-    """The bias of a linear layer; zeros where it has none."""
-    return base.weight.new_zeros(base.out_features) if base.bias is None else base.bias.detach()
 
 
 def linear(module: Any) -> bool:

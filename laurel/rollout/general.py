@@ -42,7 +42,7 @@ def sample_general(
 
 
 class _Rows:
-    """The rows being sampled: their cache, their attention mask, and what they have said so far.
+    """The rows being sampled: their cache, their attention mask, and their tokens so far.
 
     `alive` lists the rows still in the batch; `open_N` says which rows still speak (a closed row
     may linger in the batch).
@@ -51,32 +51,30 @@ class _Rows:
     def __init__(
         self, policy: Policy, prompts: list[tuple[int, ...]], each: int, limits: list[int]
     ) -> None:
-        self.policy, self.cache = policy, None
+        self.policy = policy
+        self.cache: Any = None
         self.limits, self.longest = torch.tensor(limits), max(limits)
-        count, width = len(prompts), max(map(len, prompts))
-        ids, mask = (
-            torch.zeros(count, width, dtype=torch.long),
-            torch.zeros(count, width, dtype=torch.long),
-        )
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
+        ids, mask = left_padded(prompts)
         self.ids, self.mask = ids.to(policy.device), mask.to(policy.device)
         self.logits = self.forward(self.ids)
         if each > 1:
-            self.logits, self.mask = (
-                self.logits.repeat_interleave(each, 0),
-                self.mask.repeat_interleave(each, 0),
-            )
-            if self.cache is None:
-                self.ids = self.ids.repeat_interleave(each, 0)
-            else:
-                self.cache.batch_repeat_interleave(each)
-        rows = count * each
-        self.alive, self.open_N = torch.arange(rows), torch.ones(rows, dtype=torch.bool)
+            self.repeat(each)
+        rows = len(prompts) * each
+        self.alive = torch.arange(rows)
+        self.open_N = torch.ones(rows, dtype=torch.bool)
         self.out_ids = torch.zeros(rows, self.longest, dtype=torch.long)
         self.out_logp = torch.zeros(rows, self.longest, dtype=self.logits.dtype)
-        self.length, self.finish = limits, ["length"] * rows
+        self.length = limits
+        self.finish: list[Finish] = ["length"] * rows
+
+    def repeat(self, each: int) -> None:
+        """Every row so many times: a prompt is read once for all of its completions."""
+        self.logits = self.logits.repeat_interleave(each, 0)
+        self.mask = self.mask.repeat_interleave(each, 0)
+        if self.cache is None:
+            self.ids = self.ids.repeat_interleave(each, 0)
+        else:
+            self.cache.batch_repeat_interleave(each)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [rows, V] after the last token, extending the cache where the model has one that
@@ -106,34 +104,34 @@ class _Rows:
         stop: tuple[str, ...],
     ) -> list[Completion]:
         """Draw token after token until every row has ended."""
-        eos, uniform_NT = (
-            torch.tensor(sorted(self.policy.eos_ids), dtype=torch.long),
-            uniform_NT.to(self.logits.device),
-        )
+        eos = torch.tensor(sorted(self.policy.eos_ids), dtype=torch.long)
+        uniform_NT = uniform_NT.to(self.logits.device)
         for t in range(self.longest):
             point = uniform_NT[self.alive.to(uniform_NT.device), t]
-            ids, logp = (
-                column.cpu()
-                for column in draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
-            )
-            self.out_ids[self.alive, t], self.out_logp[self.alive, t] = ids, logp
+            ids, logp = draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
+            ids, logp = ids.cpu(), logp.cpu()
+            self.out_ids[self.alive, t] = ids
+            self.out_logp[self.alive, t] = logp
             self.close(self.alive[torch.isin(ids, eos)], t, "eos")
             if stop:
                 self.close(self.stopped(stop, t), t, "stop")
             self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
             if not self.open_N.any():
                 break
-            ids = self.leave(ids)
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-            column = ids.to(self.mask.device)[:, None]
-            if self.cache is None:
-                self.ids = column = torch.cat([self.ids, column], 1)
-            self.logits = self.forward(column)
+            self.advance(self.leave(ids))
         ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
         return [
             Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
             for n, k in enumerate(self.length)
         ]
+
+    def advance(self, ids: Tensor) -> None:
+        """Logits after these tokens, one a row."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        column = ids.to(self.mask.device)[:, None]
+        if self.cache is None:
+            self.ids = column = torch.cat([self.ids, column], 1)
+        self.logits = self.forward(column)
 
     def close(self, rows: Tensor, t: int, why: Finish) -> None:
         """These rows end with token t, if they have not ended before."""
@@ -160,6 +158,17 @@ class _Rows:
         else:
             self.cache.batch_select_indices(index)
         return ids[keep]
+
+
+def left_padded(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask [N, L], padding on the left, so that all prompts end together."""
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def can_lose_rows(cache: Any) -> bool:

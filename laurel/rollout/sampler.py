@@ -110,9 +110,9 @@ class Sampler:
             return sample_static(
                 model, prompts, each, draw.seeds, limits, how, draw.stop, rows_at_once
             )
-        how = (draw.temperature, draw.top_k, draw.top_p, draw.stop)
         if model is not None:
-            return Decoder(model, prompts, each, draw.seeds, limits, rows_at_once).run(*how)
+            return Decoder(model, prompts, each, draw.seeds, limits, rows_at_once).run(draw)
+        how = (draw.temperature, draw.top_k, draw.top_p, draw.stop)
         return sample_general(policy, prompts, each, draw.seeds, limits, *how, rows_at_once)
 
 

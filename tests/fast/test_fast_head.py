@@ -193,12 +193,12 @@ def test_impossible_words_and_what_is_no_number():
     and only that row.
     """
     z = torch.tensor([[0.0, 0.0, float("-inf")], [0.0, float("nan"), 1.0]])
-    said = logprob.said_by(
+    said = logprob.tile_stats(
         z,
         torch.zeros(3, 1),
         torch.tensor([[1], [0]]),
         slice(0, 3),
-        logprob.Asked(entropy=True),
+        logprob.Wanted(entropy=True),
         spare=False,
     )
     half = torch.tensor(0.5).log()

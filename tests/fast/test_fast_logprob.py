@@ -239,9 +239,9 @@ def test_bfloat16_products_on_a_cpu_are_of_few_numbers_of_tokens(monkeypatch):
         torch.randn(70, 8, generator=torch.Generator().manual_seed(2), requires_grad=True),
     )
     ids, ones, seen = torch.arange(70) % 30, torch.ones(70), []
-    plain = logprob.look
+    plain = logprob.all_stats
     monkeypatch.setattr(
-        logprob, "look", lambda cooled, *more: seen.append(len(cooled)) or plain(cooled, *more)
+        logprob, "all_stats", lambda cooled, *more: seen.append(len(cooled)) or plain(cooled, *more)
     )
     exact = chunked_logprobs(head, hidden, ids, ones, entropy="value")
     with torch.autocast("cpu", torch.bfloat16):

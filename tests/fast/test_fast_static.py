@@ -153,7 +153,7 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_too():
     """
     policy = on("cpu", "qwen2")
     seen = [ours(policy)]
-    places = static_of(policy).places
+    places = static_of(policy).addresses
     for way in ("step", "data"):
         static_of(policy).graphs["kept"] = None
         with torch.no_grad():
@@ -163,7 +163,7 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_too():
                 else:
                     parameter.data = 1.1 * parameter.data
         assert (
-            (static_of(policy).places == places)
+            (static_of(policy).addresses == places)
             == bool(static_of(policy).graphs)
             == (way == "step")
         )
@@ -386,12 +386,12 @@ def test_memory_is_given_back_where_it_is_much(monkeypatch):
     how = {"seeds": SEEDS, "max_completion_length": 9}
     monkeypatch.setattr(static, "device_memory", lambda device: (1 << 40, 1 << 40))
     first = sample(policy, PROMPTS, **how)
-    held = policy.decoders["static"].buffers
+    held = policy.decoders["static"].made
     assert held is not None and policy.decoders["static"].twin.copies
-    assert sample(policy, PROMPTS, **how) == first and policy.decoders["static"].buffers is held
+    assert sample(policy, PROMPTS, **how) == first and policy.decoders["static"].made is held
     monkeypatch.setattr(static, "device_memory", lambda device: (1 << 20, 1 << 20))
     assert sample(policy, PROMPTS, **how) == first
-    assert policy.decoders["static"].buffers is None and not policy.decoders["static"].twin.copies
+    assert policy.decoders["static"].made is None and not policy.decoders["static"].twin.copies
     assert sample(policy, PROMPTS, **how) == first
 
 
