@@ -248,8 +248,8 @@ def _add_export(verbs: Any, where: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--columns",
         nargs="*",
-        choices=("margin", "weight", "soft_label"),
-        default=["margin", "weight", "soft_label"],
+        choices=PAIR_COLUMNS,
+        default=list(PAIR_COLUMNS),
         help="what preferences say beside who was chosen (default all three)",
     )
     export.add_argument(

@@ -35,12 +35,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from laurel.core.errors import UsageError
+from laurel.data.confidence import PAIR_COLUMNS, SOFT_LABEL
 from laurel.data.source import Row
 from laurel.data.split import prompt_key
 from laurel.data.write import write_rows
 from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.exchange.rows import (
-    COLUMNS,
     KINDS,
     Cast,
     Made,
@@ -84,7 +84,7 @@ def export(
     out: str | Path,
     *,
     eval_share: float = 0.0,
-    columns: Sequence[str] = COLUMNS,
+    columns: Sequence[str] = PAIR_COLUMNS,
     ties: str = "drop",
     least_votes: int = 1,
     revisions: bool = False,
@@ -156,11 +156,13 @@ def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out:
         raise UsageError(
             f"unknown treatment of ties `{ties}`.", where="ties", fix="Known: drop, half."
         )
-    if unknown := [name for name in columns if name not in COLUMNS]:
+    if unknown := [name for name in columns if name not in PAIR_COLUMNS]:
         raise UsageError(
-            f"unknown column `{unknown[0]}`.", where="columns", fix=f"Known: {', '.join(COLUMNS)}."
+            f"unknown column `{unknown[0]}`.",
+            where="columns",
+            fix=f"Known: {', '.join(PAIR_COLUMNS)}.",
         )
-    if ties == "half" and (kind != "preferences" or "soft_label" not in columns):
+    if ties == "half" and (kind != "preferences" or SOFT_LABEL not in columns):
         raise UsageError(
             "a tie can only be said by `soft_label`, in preferences.",
             where="ties",

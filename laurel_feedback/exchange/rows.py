@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from laurel.data.confidence import MARGIN, PAIR_COLUMNS, SOFT_LABEL, WEIGHT
 from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, Said, inverted, labels
 from laurel_feedback.store.tables import Assignment, Item, Ruling, Vote
 
 SLIGHTLY = 0.33
 SIGN = {1: 1.0, 2: SLIGHTLY, 0: 0.0, 3: -SLIGHTLY, 4: -1.0}
 """What a rating says for the first response against the second."""
-COLUMNS = ("margin", "weight", "soft_label")
 
 
 class Cast(NamedTuple):
@@ -219,16 +219,16 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
         if (found := made.pair(one, a, b)) is not None:
             chosen, rejected, known = found
             values = {
-                "margin": _short(known.margin),
-                "weight": _short(known.weight / len(pairs)),
-                "soft_label": _short(known.first),
+                MARGIN: _short(known.margin),
+                WEIGHT: _short(known.weight / len(pairs)),
+                SOFT_LABEL: _short(known.first),
             }
             rows.append(
                 {
                     "prompt": one.prompt,
                     "chosen": one.said(chosen),
                     "rejected": one.said(rejected),
-                    **{name: values[name] for name in COLUMNS if name in made.columns},
+                    **{name: values[name] for name in PAIR_COLUMNS if name in made.columns},
                     **known.counted(),
                     "provenance": made.provenance(one, (chosen, rejected)),
                 }
@@ -306,7 +306,7 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
             "prompt": one.prompt,
             "responses": [one.said(place) for place in range(count)],
             "ranks": placed,
-            **({"weight": weight} if "weight" in made.columns else {}),
+            **({WEIGHT: weight} if WEIGHT in made.columns else {}),
             "pairs": better,
             "pair_weight": 1 / len(every),
             **{name: [votes[name] for votes in counted] for name in counted[0]},
