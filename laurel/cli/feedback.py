@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laurel.core.errors import LaurelError, UsageError
+from laurel.data.confidence import PAIR_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

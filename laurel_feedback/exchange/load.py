@@ -95,56 +95,56 @@ def load(
     votes: LLMFAO's table of votes; each item then wants as many votes as it had there, from the
     same workers. limit: the first so many items.
     """
+    path, batch = Path(path).expanduser(), named(batch)
+    proposed = _proposed(path, shape, pairs, votes, limit)
+    with store.write() as session:
+        found = batch_of(session, batch, settings, store.now())
+        held = BatchSettings.model_validate(found.settings)
+        left_out = list[str]()
+        place, known = _places(session, found.id)
+        count = 0
+        for one in proposed:
+            item, responses, fault = as_item(one, held, kind=kind, harm=harm)
+            if not fault and item.content_hash in known:
+                fault = f"the same as {known[item.content_hash]}"
+            if fault:
+                left_out.append(f"{one.where}: {fault}")
+                continue
+            known[item.content_hash] = one.where
+            add(session, found, item, responses, place + count)
+            plan_for(session, item.id, one.plan, store.now())
+            count += 1
+        counts = {"items": count, "left_out": len(left_out)}
+        what = f"batch {batch}"
+        record(session, actor, "import", what, store.now(), file=path.name, **counts)
+        return Loaded(found.id, count, tuple(left_out))
+
+
+def _proposed(
+    path: Path, shape: str, pairs: int, votes: str | Path | None, limit: int | None
+) -> list[Proposed]:
+    """The items that a file holds."""
     for name, number, least in (("limit", limit, 1), ("pairs", pairs, 0)):
         if number is not None and number < least:
             raise UsageError(
                 f"{number} is too few.", where=name, fix="Give 1 or more, or leave it out."
             )
-    path, batch = Path(path).expanduser(), named(batch)
     records = read_records(path)
     needed, parse = _shape_of(*records[0]) if shape == "auto" else _shape_named(shape)
-    proposed = list(parse(_whole(records, needed), path))
+    found = list(parse(_whole(records, needed), path))
     if votes is not None:
-        proposed = list(_as_voted(proposed, Path(votes).expanduser()))
-    proposed = [
-        one for whole in proposed for one in (_in_pairs(whole, pairs) if pairs else [whole])
-    ][:limit]
-    with store.write() as session:
-        found = batch_of(session, batch, settings, store.now())
-        held = BatchSettings.model_validate(found.settings)
-        left_out = list[str]()
-        place = (
-            session.scalar(select(func.count()).select_from(Item).where(Item.batch_id == found.id))
-            or 0
-        )
-        seen = session.execute(
-            select(Item.content_hash, Item.place).where(Item.batch_id == found.id)
-        ).all()
-        where = {digest: f"item {number} of the batch" for digest, number in seen}
-        count = 0
-        for one in proposed:
-            item, responses, fault = as_item(one, held, kind=kind, harm=harm)
-            fault = fault or (
-                f"the same as {where[item.content_hash]}" if item.content_hash in where else ""
-            )
-            if fault:
-                left_out.append(f"{one.where}: {fault}")
-                continue
-            where[item.content_hash] = one.where
-            add(session, found, item, responses, place + count)
-            plan_for(session, item.id, one.plan, store.now())
-            count += 1
-        record(
-            session,
-            actor,
-            "import",
-            f"batch {batch}",
-            store.now(),
-            file=path.name,
-            items=count,
-            left_out=len(left_out),
-        )
-        return Loaded(found.id, count, tuple(left_out))
+        found = list(_as_voted(found, Path(votes).expanduser()))
+    if pairs:
+        found = [one for whole in found for one in _in_pairs(whole, pairs)]
+    return found[:limit]
+
+
+def _places(session: Session, batch_id: int) -> tuple[int, dict[str, str]]:
+    """The number of items in a batch, and content -> where it is."""
+    rows = select(Item.content_hash, Item.place).where(Item.batch_id == batch_id)
+    known = {digest: f"item {place} of the batch" for digest, place in session.execute(rows)}
+    count = select(func.count()).select_from(Item).where(Item.batch_id == batch_id)
+    return session.scalar(count) or 0, known
 
 
 def batch_of(session: Session, name: str, settings: BatchSettings | None, now: float) -> Batch:
@@ -215,41 +215,55 @@ def as_item(
     given = _text(row.get("input") or "", where, "input")
     answers = [_answer(answer, where, number) for number, answer in enumerate(one.responses, 1)]
     candidates = [digest_of(prompt, given, text, messages) for text, messages, _ in answers]
-    names = [
-        (candidate, model) for candidate, (_, _, model) in zip(candidates, answers, strict=True)
-    ]
+    names = [(digest, model) for digest, (_, _, model) in zip(candidates, answers, strict=True)]
     right = _right(one, kind, len(answers))
-    first = [at for at, name in enumerate(names) if name not in names[:at]]
-    fault = one.fault or ("" if len(first) > 1 or len(answers) == 1 else "its responses are equal")
-    order = sorted(first, key=lambda at: names[at]) if one.ordered else first
-    _fits_form(len(order), settings, where) if not fault else None
+    order = _order(names, ordered=one.ordered)
+    fault = one.fault or ("" if len(order) > 1 or len(answers) == 1 else "its responses are equal")
+    if not fault:
+        _fits_form(len(order), settings, where)
     tags = _harm(row.get("harm") or list(harm), where)
-    target = row.get("target", settings.target_votes)
-    if not isinstance(target, int) or isinstance(target, bool) or target < 1:
-        raise UsageError(
-            f"field `target`: expected a number of votes, found {target!r}.", where=where
-        )
-    said = {} if one.right is None or kind != "normal" else {"preferred": candidates[one.right]}
-    gold = None if right is None else order.index(names.index(names[right]))
+    target = _target(row, settings, where)
+    preferred = (
+        {} if one.right is None or kind != "normal" else {"preferred": candidates[one.right]}
+    )
     item = Item(
         kind=kind,
         prompt=prompt,
         input=given,
         harm=tags,
         harmful=bool(tags),
-        gold=gold,
+        gold=None if right is None else order.index(names.index(names[right])),
         explanation=_text(row.get("explanation") or "", where, "explanation"),
-        source={"row": where, **said, **one.source},
+        source={"row": where, **preferred, **one.source},
         content_hash=digest_of(kind, prompt, given, sorted(names[at] for at in order)),
         target=target if kind == "normal" else ENDLESS,
         live=0,
     )
-    responses = []
-    for at in order:
-        text, messages, model = answers[at]
-        source = {"candidate": candidates[at], **({"messages": messages} if messages else {})}
-        responses.append(Response(text=text, model=model, source=source))
-    return item, responses, fault
+    return item, [_response(answers[at], candidates[at]) for at in order], fault
+
+
+def _order(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
+    """The places of the responses that differ; ordered: sorted, whatever order the file had."""
+    first = [at for at, name in enumerate(names) if name not in names[:at]]
+    return sorted(first, key=lambda at: names[at]) if ordered else first
+
+
+def _target(row: Mapping[str, Any], settings: BatchSettings, where: str) -> int:
+    """How many votes an item wants."""
+    target = row.get("target", settings.target_votes)
+    if not isinstance(target, int) or isinstance(target, bool) or target < 1:
+        raise UsageError(
+            f"field `target`: expected a number of votes, found {target!r}.", where=where
+        )
+    return target
+
+
+def _response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> Response:
+    text, messages, model = answer
+    source: dict[str, Any] = {"candidate": candidate}
+    if messages:
+        source["messages"] = messages
+    return Response(text=text, model=model, source=source)
 
 
 def _right(one: Proposed, kind: str, count: int) -> int | None:

@@ -106,23 +106,8 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     rows = tuple(
         (units[one.unit], people[one.person], int(one.side < 0)) for one in standing if one.side
     )
-    marks = tuple(
-        (0, people[person], mark)
-        for person, counts in gold.items()
-        if person in people and person not in out
-        for mark, count in zip((1, 0), counts, strict=True)
-        for _ in range(count)
-    )
-    chance, reliability, crowd = dict[int, float](), dict[Hashable, float](), 0.0
-    if rows:
-        found = preference_shares(rows, gold=marks)
-        crowd = 1 - found.crowd
-        chance = dict(zip(found.items.tolist(), found.first.tolist(), strict=True))
-        names = list(people)
-        reliability = {
-            names[k]: 1 - guess
-            for k, guess in zip(found.annotators.tolist(), found.guess.tolist(), strict=True)
-        }
+    marks = _marks(gold, people, out)
+    chance, reliability, crowd = _believed(rows, marks, list(people))
     votes: dict[Unit, list[Said]] = {unit: [] for unit in units}
     for one in standing:
         votes[one.unit].append(one)
@@ -131,6 +116,33 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
         for unit, given in votes.items()
     }
     return Labels(made, reliability, crowd, out, rows, marks)
+
+
+def _marks(
+    gold: Marks, people: Mapping[Hashable, int], out: frozenset[Hashable]
+) -> tuple[tuple[int, int, int], ...]:
+    """(0, person, right) for every answer to gold, of people who are not left out."""
+    return tuple(
+        (0, people[person], mark)
+        for person, counts in gold.items()
+        if person in people and person not in out
+        for mark, count in zip((1, 0), counts, strict=True)
+        for _ in range(count)
+    )
+
+
+def _believed(
+    rows: tuple[tuple[int, int, int], ...],
+    marks: tuple[tuple[int, int, int], ...],
+    names: list[Hashable],
+) -> tuple[dict[int, float], dict[Hashable, float], float]:
+    """(P(first preferred) of each pair, reliability of each person, that of the crowd)."""
+    if not rows:
+        return {}, {}, 0.0
+    found = preference_shares(rows, gold=marks)
+    chance = dict(zip(found.items.tolist(), found.first.tolist(), strict=True))
+    guesses = zip(found.annotators.tolist(), found.guess.tolist(), strict=True)
+    return chance, {names[k]: 1 - guess for k, guess in guesses}, 1 - found.crowd
 
 
 def _label(

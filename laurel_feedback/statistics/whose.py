@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import select
 
@@ -204,59 +205,46 @@ def _suppressed(
 
 
 def _composition(
-    told: Mapping[str, Mapping[str, str]],
+    answers: Mapping[str, Mapping[str, str]],
     question: str,
     visible: Mapping[str, int],
     population: Mapping[str, float] | None,
 ) -> Composition:
-    names, row = _suppressed(told, question)
+    names, row = _suppressed(answers, question)
     counts, total = dict(zip(names, row, strict=False)), row[-1]
+    composition = partial(Composition, question, total, counts)
     if total is None or (SILENT in counts and counts[SILENT] is None and not visible):
-        return Composition(
-            question, total, counts, {}, {}, None, None, f"fewer than {SMALLEST} people"
-        )
-    merged = _merged(told, question, visible)
+        return composition({}, {}, None, None, f"fewer than {SMALLEST} people")
+    merged = _merged(answers, question, visible)
     people = sum(merged.values())
     shares = {name: n / people for name, n in merged.items()} if people else {}
     if population is None or not people:
-        return Composition(
-            question,
-            total,
-            counts,
-            shares,
-            {},
-            None,
-            None,
-            "no reference" if people else "nobody answered",
-        )
+        reason = "no reference" if people else "nobody answered"
+        return composition(shares, {}, None, None, reason)
+    wanted = _wanted(merged, population)
+    for name in wanted:
+        merged.setdefault(name, 0)
+        shares.setdefault(name, 0.0)
+    p, q = [shares[name] for name in wanted], list(wanted.values())
+    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
+    distance = None if len(wanted) < 2 else total_variation(p, q)
+    if lacking:
+        reason = f"the reference has no share for: {', '.join(lacking)}"
+        return composition(shares, wanted, distance, None, reason)
+    if distance is None:
+        reason = "one answer alone is nothing to compare"
+        return composition(shares, wanted, None, None, reason)
+    chi = chi_square([merged[name] for name in wanted], q)
+    return composition(shares, wanted, distance, chi, chi.reason)
+
+
+def _wanted(merged: Mapping[str, int], population: Mapping[str, float]) -> dict[str, float]:
+    """The reference's shares of the answers that are shown; the rest is OTHER."""
     wanted = {name: population.get(name, 0.0) for name in merged if name != OTHER}
     rest = 1 - sum(wanted.values())
     if OTHER in merged or rest > 1e-9:
         wanted[OTHER] = max(rest, 0.0)
-        merged.setdefault(OTHER, 0)
-        shares.setdefault(OTHER, 0.0)
-    p, q = [shares[name] for name in wanted], list(wanted.values())
-    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
-    if lacking or len(wanted) < 2:
-        reason = (
-            f"the reference has no share for: {', '.join(lacking)}"
-            if lacking
-            else "one answer alone is nothing to compare"
-        )
-        return Composition(
-            question,
-            total,
-            counts,
-            shares,
-            dict(wanted),
-            None if len(wanted) < 2 else total_variation(p, q),
-            None,
-            reason,
-        )
-    chi = chi_square([merged[name] for name in wanted], q)
-    return Composition(
-        question, total, counts, shares, dict(wanted), total_variation(p, q), chi, chi.reason
-    )
+    return wanted
 
 
 def _merged(

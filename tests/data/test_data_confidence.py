@@ -60,7 +60,7 @@ def test_rankings_and_labels_have_a_weight(row, use, tmp_path):
     ],
 )
 def test_what_is_out_of_range_is_refused(name, value, tmp_path):
-    words, fits = RANGES[name]
+    _, fits = RANGES[name]
     assert not fits(value)
     with pytest.raises(UsageError, match=name):
         needs(rows(tmp_path, {**PAIR, name: value}), "preference")
