@@ -286,12 +286,13 @@ def _choices(
     default = predictor.default()
     always = np.full(len(inside.queries), default)
     best = int(np.argmax(rates(inside)))
+    title = f"in hindsight: {inside.names[best]}"
     choices = {
-        "hindsight": (f"in hindsight: {inside.names[best]}", np.full_like(always, best)),
+        "hindsight": (title, np.full_like(always, best)),
         "chosen": ("chosen per query", own.argmax(1)),
         "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
     }
-    rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
+    rows = {"best": Row(f"default: {inside.names[default]}", value_of(inside, always, own))}
     for key, (what, choice_S) in choices.items():
         value, gain = _value_and_gain(inside, choice_S, own, always)
         rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))

@@ -28,6 +28,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +105,33 @@ def export(
     out = Path(out).expanduser()
     _check(kind, ties, eval_share, columns, out)
     with store.read() as session:
-        rated = [one for name in names for one in gather(session, name)]
+        rated = list(chain.from_iterable(gather(session, name) for name in names))
         enough = _enough(rated, least_votes, names)
         gold = gold_of(session, names)
-        found = labels(said_by(enough), gold)
-        left = left_out(enough, gold)
+        found, left = labels(said_by(enough), gold), left_out(enough, gold)
         made = Made(opinions(enough, found), tuple(columns), ties, revisions, left)
-        rows = [row for one in enough for row in KINDS[kind](one, made)]
+        rows = list(chain.from_iterable(KINDS[kind](one, made) for one in enough))
         people = _people(enough, revisions)
     if not rows:
         raise _nothing(made, names)
+    parts = _split(rows, out, eval_share)
+    release = _write(store, parts, kind, people, names, actor)
+    scored = None if kind == "votes" else found.held_out()
+    unrated = len(rated) - len(enough)
+    return Exported(tuple(parts), len(rows), made.tied, unrated, release, scored)
+
+
+def _split(
+    rows: list[dict[str, Any]], out: Path, eval_share: float
+) -> dict[Path, list[dict[str, Any]]]:
+    """file -> its rows; UsageError where a file would have none."""
     parts = {out: [row for row in rows if not _held(row, eval_share)]}
     if eval_share:
         parts[_eval_path(out)] = [row for row in rows if _held(row, eval_share)]
     if empty := [path.name for path, part in parts.items() if not part]:
         what = f"no prompt falls into {empty[0]}: {len(rows)} rows."
         raise UsageError(what, where="eval_share", fix="Change the share.")
-    release = _write(store, parts, kind, people, names, actor)
-    scored = None if kind == "votes" else found.held_out()
-    return Exported(tuple(parts), len(rows), made.tied, len(rated) - len(enough), release, scored)
+    return parts
 
 
 def _enough(rated: list[Rated], least_votes: int, names: list[str]) -> list[Rated]:

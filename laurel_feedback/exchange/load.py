@@ -105,8 +105,7 @@ def load(
         count = 0
         for one in proposed:
             item, responses, fault = as_item(one, held, kind=kind, harm=harm)
-            if not fault and item.content_hash in known:
-                fault = f"the same as {known[item.content_hash]}"
+            fault = fault or _repeated(item, known)
             if fault:
                 left_out.append(f"{one.where}: {fault}")
                 continue
@@ -114,10 +113,23 @@ def load(
             add(session, found, item, responses, place + count)
             plan_for(session, item.id, one.plan, store.now())
             count += 1
-        counts = {"items": count, "left_out": len(left_out)}
-        what = f"batch {batch}"
-        record(session, actor, "import", what, store.now(), file=path.name, **counts)
+        _record(session, actor, batch, store.now(), (path.name, count, len(left_out)))
         return Loaded(found.id, count, tuple(left_out))
+
+
+def _record(
+    session: Session, actor: str, batch: str, now: float, figures: tuple[str, int, int]
+) -> None:
+    file, items, left_out = figures
+    record(
+        session, actor, "import", f"batch {batch}", now, file=file, items=items, left_out=left_out
+    )
+
+
+def _repeated(item: Item, known: Mapping[str, str]) -> str:
+    """Where the batch has this item already; "" where it has not."""
+    place = known.get(item.content_hash)
+    return f"the same as {place}" if place else ""
 
 
 def _proposed(
@@ -208,24 +220,16 @@ def as_item(
     A row that is wrong is a UsageError.
     """
     row, where = one.row, one.where
-    kind = row.get("kind") or kind or "normal"
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind `{kind}`.", where=where, fix=f"Known: {', '.join(KINDS)}.")
+    kind = _kind(row.get("kind") or kind or "normal", where)
     prompt = messages_of(one.prompt, "user", where, "prompt")
-    given = _text(row.get("input") or "", where, "input")
+    given = _optional_text(row, "input", where)
     answers = [_answer(answer, where, number) for number, answer in enumerate(one.responses, 1)]
     candidates = [digest_of(prompt, given, text, messages) for text, messages, _ in answers]
     names = [(digest, model) for digest, (_, _, model) in zip(candidates, answers, strict=True)]
     right = _right(one, kind, len(answers))
     order = _order(names, ordered=one.ordered)
-    fault = one.fault or ("" if len(order) > 1 or len(answers) == 1 else "its responses are equal")
-    if not fault:
-        _fits_form(len(order), settings, where)
+    fault = _fault(one, len(order), settings)
     tags = _harm(row.get("harm") or list(harm), where)
-    target = _target(row, settings, where)
-    preferred = (
-        {} if one.right is None or kind != "normal" else {"preferred": candidates[one.right]}
-    )
     item = Item(
         kind=kind,
         prompt=prompt,
@@ -233,13 +237,41 @@ def as_item(
         harm=tags,
         harmful=bool(tags),
         gold=None if right is None else order.index(names.index(names[right])),
-        explanation=_text(row.get("explanation") or "", where, "explanation"),
-        source={"row": where, **preferred, **one.source},
+        explanation=_optional_text(row, "explanation", where),
+        source=_source(one, kind, candidates),
         content_hash=digest_of(kind, prompt, given, sorted(names[at] for at in order)),
-        target=target if kind == "normal" else ENDLESS,
+        target=_target(row, settings, kind, where),
         live=0,
     )
     return item, [_response(answers[at], candidates[at]) for at in order], fault
+
+
+def _fault(one: Proposed, responses: int, settings: BatchSettings) -> str:
+    """Why an item with so many different responses is left out; "" where it is not."""
+    if one.fault:
+        return one.fault
+    if responses == 1 and len(one.responses) > 1:
+        return "its responses are equal"
+    _fits_form(responses, settings, one.where)
+    return ""
+
+
+def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str:
+    return _text(row.get(field) or "", where, field)
+
+
+def _kind(kind: str, where: str) -> str:
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind `{kind}`.", where=where, fix=f"Known: {', '.join(KINDS)}.")
+    return kind
+
+
+def _source(one: Proposed, kind: str, candidates: list[str]) -> dict[str, Any]:
+    """Where an item comes from, and which response the file preferred."""
+    preferred = {}
+    if one.right is not None and kind == "normal":
+        preferred["preferred"] = candidates[one.right]
+    return {"row": one.where, **preferred, **one.source}
 
 
 def _order(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
@@ -248,14 +280,14 @@ def _order(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
     return sorted(first, key=lambda at: names[at]) if ordered else first
 
 
-def _target(row: Mapping[str, Any], settings: BatchSettings, where: str) -> int:
-    """How many votes an item wants."""
+def _target(row: Mapping[str, Any], settings: BatchSettings, kind: str, where: str) -> int:
+    """How many votes an item wants; of items with a known answer there are never enough."""
     target = row.get("target", settings.target_votes)
     if not isinstance(target, int) or isinstance(target, bool) or target < 1:
         raise UsageError(
             f"field `target`: expected a number of votes, found {target!r}.", where=where
         )
-    return target
+    return target if kind == "normal" else ENDLESS
 
 
 def _response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> Response:

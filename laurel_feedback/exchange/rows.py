@@ -276,6 +276,11 @@ def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
     }
 
 
+def _better(ranks: list[int], pairs: list[tuple[int, int]]) -> list[list[int]]:
+    """(better, worse) of the pairs whose ranks differ."""
+    return [[a, b] if ranks[a] < ranks[b] else [b, a] for a, b in pairs if ranks[a] != ranks[b]]
+
+
 def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     """prompt, responses, ranks: as `Made.levels` orders them.
 
@@ -296,9 +301,7 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     placed = [
         next(n for n, level in enumerate(levels, 1) if place in level) for place in range(count)
     ]
-    better = [
-        [a, b] if placed[a] < placed[b] else [b, a] for a, b in every if placed[a] != placed[b]
-    ]
+    better = _better(placed, every)
     weight = _short(float(np.mean([made.opinions[one.item.id, a, b].weight for a, b in every])))
     counted = [made.of(one, a, b).counted() for a, b in better]
     return [

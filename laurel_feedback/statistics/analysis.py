@@ -441,14 +441,20 @@ def models(choices: Sequence[Choice]) -> Models:
     half = found.reach() * 400 / log(10) if known else 0.0
     counts, made = _outcomes(rows), []
     for k, name in enumerate(map(str, found.names)):
-        value, reach, own = float(points[k]), float(half * found.error[k]), counts[name]
+        value, reach = float(points[k]), float(half * found.error[k])
         bounds = (value - reach, value + reach) if known else (None, None)
-        made.append(Score(name, value, *bounds, own["won"], own["tied"], own["lost"]))
+        won, tied, lost = (counts[name][outcome] for outcome in ("won", "tied", "lost"))
+        made.append(Score(name, value, *bounds, won, tied, lost))
     ranked = tuple(sorted(made, key=lambda score: -score.score))
-    if found.slot is None or found.slot_error is None or not known:
-        return Models(ranked, None)
-    pull, error = found.slot * 400 / log(10), half * found.slot_error
-    return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
+    return Models(ranked, _slot_advantage(found, half, len(rows)) if known else None)
+
+
+def _slot_advantage(found: Ranking, half: float, votes: int) -> Interval | None:
+    """What the first slot is worth, in Elo points."""
+    if found.slot is None or found.slot_error is None:
+        return None
+    points, error = found.slot * 400 / log(10), half * found.slot_error
+    return Interval(points, points - error, points + error, votes)
 
 
 def _by_slots(rows: Sequence[Choice]) -> Ranking:

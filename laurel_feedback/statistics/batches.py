@@ -399,6 +399,12 @@ Skips from which on somebody stands out, and how many times the others' share th
 """
 
 
+def _dearest_first(costs: list[Cost]) -> list[Cost]:
+    """Those with something to pay."""
+    paid = (cost for cost in costs if cost.answered or cost.distressing)
+    return sorted(paid, key=lambda cost: -cost.paid)
+
+
 def _skips(batch_id: int) -> Select[Any]:
     """A batch's assignments, with the time of the first skip of each."""
     skipped = (
@@ -427,7 +433,7 @@ def costs(store: Store, batch_id: int) -> list[Cost]:
     """Everybody who is to be paid for something in a batch, the dearest first."""
     answered, distress, times = Counter[str](), Counter[str](), defaultdict[str, list[float]](list)
     with store.read() as session:
-        price = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings).pay_per_item
+        settings = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings)
         for name, state, reason, made_at, at in session.execute(_skips(batch_id)):
             answered[name] += state == "submitted"
             if state != "submitted" and reason == DISTRESSING:
@@ -441,10 +447,10 @@ def costs(store: Store, batch_id: int) -> list[Cost]:
         others = (skips - distress[name]) / (every - own) if every > own else 0.0
         seconds = _median(times[name]) if times[name] else None
         odd = _stands_out(distress[name], own, others, seconds)
-        found.append(Cost(name, answered[name], distress[name], seconds, price * own, odd))
-    return sorted(
-        (cost for cost in found if cost.answered or cost.distressing), key=lambda cost: -cost.paid
-    )
+        found.append(
+            Cost(name, answered[name], distress[name], seconds, settings.pay_per_item * own, odd)
+        )
+    return _dearest_first(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,14 +108,19 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     )
     marks = _marks(gold, people, out)
     chance, reliability, crowd = _believed(rows, marks, list(people))
-    votes: dict[Unit, list[Said]] = {unit: [] for unit in units}
-    for one in standing:
-        votes[one.unit].append(one)
+    votes = _by_unit(standing, units)
     made = {
         unit: _label(given, chance.get(units[unit], 0.5), reliability, crowd)
         for unit, given in votes.items()
     }
     return Labels(made, reliability, crowd, out, rows, marks)
+
+
+def _by_unit(votes: Iterable[Said], units: Iterable[Unit]) -> dict[Unit, list[Said]]:
+    found: dict[Unit, list[Said]] = {unit: [] for unit in units}
+    for vote in votes:
+        found[vote.unit].append(vote)
+    return found
 
 
 def _marks(

@@ -222,20 +222,25 @@ def _composition(
         reason = "no reference" if people else "nobody answered"
         return composition(shares, {}, None, None, reason)
     wanted = _wanted(merged, population)
-    for name in wanted:
-        merged.setdefault(name, 0)
-        shares.setdefault(name, 0.0)
+    if OTHER in wanted:
+        merged.setdefault(OTHER, 0)
+        shares.setdefault(OTHER, 0.0)
+    return composition(shares, wanted, *_compared(merged, shares, wanted))
+
+
+def _compared(
+    merged: Mapping[str, int], shares: Mapping[str, float], wanted: Mapping[str, float]
+) -> tuple[float | None, ChiSquare | None, str]:
+    """(distance to the reference, the test of it, why there is none)."""
     p, q = [shares[name] for name in wanted], list(wanted.values())
-    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
     distance = None if len(wanted) < 2 else total_variation(p, q)
+    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
     if lacking:
-        reason = f"the reference has no share for: {', '.join(lacking)}"
-        return composition(shares, wanted, distance, None, reason)
+        return distance, None, f"the reference has no share for: {', '.join(lacking)}"
     if distance is None:
-        reason = "one answer alone is nothing to compare"
-        return composition(shares, wanted, None, None, reason)
+        return None, None, "one answer alone is nothing to compare"
     chi = chi_square([merged[name] for name in wanted], q)
-    return composition(shares, wanted, distance, chi, chi.reason)
+    return distance, chi, chi.reason
 
 
 def _wanted(merged: Mapping[str, int], population: Mapping[str, float]) -> dict[str, float]:

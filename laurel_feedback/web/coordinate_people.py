@@ -8,8 +8,10 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 from itertools import compress
+from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -96,46 +98,16 @@ def _people(
     store = _store(request)
     exposed = {e.annotator: e for e in exposure(store)}
     with store.read() as session:
-        votes = dict(
-            session.execute(
-                select(Assignment.annotator_id, func.count())
-                .where(Assignment.state == "submitted")
-                .group_by(Assignment.annotator_id)
-            ).all()
-        )
-        last = dict(
-            session.execute(
-                select(Assignment.annotator_id, func.max(Vote.made_at))
-                .join(Vote)
-                .group_by(Assignment.annotator_id)
-            ).all()
-        )
-        open_ = set(
-            session.scalars(
-                select(Invite.annotator_id).where(
-                    Invite.used_at.is_(None), Invite.expires > store.now()
-                )
-            )
-        )
+        votes, last = _votes_and_last(session)
+        pending = Invite.used_at.is_(None), Invite.expires > store.now()
+        open_ = set(session.scalars(select(Invite.annotator_id).where(*pending)))
+        of_application = Annotator.consent == people.OF_APPLICATION
+        annotators = select(Annotator).where(~of_application).order_by(Annotator.id.desc())
         rows = [
             (a, votes.get(a.id, 0), moment(last.get(a.id)), exposed.get(a.pseudonym), a.id in open_)
-            for a in session.scalars(
-                select(Annotator)
-                .where(Annotator.consent != people.OF_APPLICATION)
-                .order_by(Annotator.id.desc())
-            )
+            for a in session.scalars(annotators)
         ]
-        users = (
-            session.scalar(select(func.count()).where(Annotator.consent == people.OF_APPLICATION))
-            or 0
-        )
-        known = set(session.scalars(select(Invite.annotator_id)))
-        came = [row[0].id in known or row[0].state != "invited" or row[1] > 0 for row in rows]
-        parts = {
-            "rows": list(compress(rows, came)),
-            "strangers": [row for row, c in zip(rows, came, strict=True) if not c],
-            "users": users,
-        }
+        came = _came(session, rows)
         return page(
             request,
             "admin_people.html",
@@ -144,8 +116,31 @@ def _people(
             invited=who,
             wrong=wrong,
             days=people.INVITE_DAYS,
-            **parts,
+            rows=list(compress(rows, came)),
+            strangers=[row for row, c in zip(rows, came, strict=True) if not c],
+            users=session.scalar(select(func.count()).where(of_application)) or 0,
         )
+
+
+def _came(session: Session, rows: list[tuple[Any, ...]]) -> list[bool]:
+    """Of each row: was the annotator invited here, or have they done something?"""
+    known = set(session.scalars(select(Invite.annotator_id)))
+    return [row[0].id in known or row[0].state != "invited" or row[1] > 0 for row in rows]
+
+
+def _votes_and_last(session: Session) -> tuple[dict[int, int], dict[int, float]]:
+    """annotator -> the number of samples answered, and the time of the last answer."""
+    votes = (
+        select(Assignment.annotator_id, func.count())
+        .where(Assignment.state == "submitted")
+        .group_by(Assignment.annotator_id)
+    )
+    last = (
+        select(Assignment.annotator_id, func.max(Vote.made_at))
+        .join(Vote)
+        .group_by(Assignment.annotator_id)
+    )
+    return dict(map(tuple, session.execute(votes))), dict(map(tuple, session.execute(last)))
 
 
 def _link(request: Request, token: str) -> str:

@@ -173,6 +173,25 @@ def sample_page(request: Request) -> Response:
     return shown_sample(request, desk, desk.open(request.path_params["seq"]).id)
 
 
+def _texts(desk: Desk, sample: Sample, settings: BatchSettings) -> dict[str, Any]:
+    """The texts of a sample's page, as HTML."""
+    guidelines = samples.guidelines(desk.store)
+    return {
+        "prompt": [(role, shown(text, settings.markdown)) for role, text in sample.prompt],
+        "input": shown(sample.input) if sample.input.strip() else "",
+        "responses": [shown(text, settings.markdown) for text in sample.responses],
+        "guidelines": formatted(guidelines) if guidelines else "",
+        "explanation": shown(sample.explanation) if sample.explanation else "",
+    }
+
+
+def _idle_seconds(sample: Sample) -> int:
+    """After how long without a sign of life the page says that time has stopped counting."""
+    texts = (*sample.responses, *(text for _, text in sample.prompt))
+    words = sum(len(text.split()) for text in texts)
+    return round(max(LEAST_GAP * 3, 120 * words / READING_WPM))
+
+
 def shown_sample(
     request: Request, desk: Desk, assignment: str, error: Refused | None = None
 ) -> Response:
@@ -182,10 +201,7 @@ def shown_sample(
     sample, progress = samples.load(desk.store, assignment), desk.progress()
     form = form_of(request)
     values = draft_of(form) if error else sample.values
-    count, text = len(sample.responses), samples.guidelines(desk.store)
-    words = sum(
-        len(part.split()) for part in (*sample.responses, *(text for _, text in sample.prompt))
-    )
+    count = len(sample.responses)
     context = {
         "batch": desk.batch,
         "name": name,
@@ -194,19 +210,15 @@ def shown_sample(
         "progress": progress,
         "values": values,
         "count": count,
-        "prompt": [(role, shown(text, settings.markdown)) for role, text in sample.prompt],
-        "input": shown(sample.input) if sample.input.strip() else "",
-        "responses": [shown(text, settings.markdown) for text in sample.responses],
+        **_texts(desk, sample, settings),
         "choices": samples.choices(count, settings),
         "scales": {k: v for k, v in samples.SCALES.items() if getattr(settings, k)},
-        "guidelines": formatted(text) if text else "",
-        "explanation": shown(sample.explanation) if sample.explanation else "",
         "error": error,
         "missing": samples.missing(error, values, count) if error else "",
         "key": str(uuid.uuid4()),
         "reasons": REASONS,
         "longest": LONGEST,
-        "idle": round(max(LEAST_GAP * 3, 120 * words / READING_WPM)),
+        "idle": _idle_seconds(sample),
         "support": site.support,
         "saved": request.query_params.get("saved") == "1",
         **_left(request, desk, sample.seq),
@@ -267,6 +279,30 @@ def answer(request: Request) -> Response:
     return RedirectResponse(to, 303)
 
 
+def _check_form(row: Assignment, form: Any, key: str) -> None:
+    """Refused where the page that sent the form is out of date."""
+    known = {vote.key for vote in row.votes}
+    gold = row.item.gold if row.item.kind in samples.TOLD_KINDS else None
+    if row.state == "submitted" and gold is not None and key not in known:
+        raise Refused(
+            "the right answer was shown already, so your answer stays as it is.",
+            fix="If you disagree, dispute it on its page.",
+        )
+    if row.item.harmful and not known and not form.get("opened"):
+        raise Refused(
+            "open the sample and read it first, or skip it as too distressing, with pay.",
+            status=422,
+            where="opened",
+        )
+    revision = str(form.get("revision", ""))
+    if key not in known and revision and revision != str(len(known)):
+        what = (
+            "this sample was answered meanwhile, in another tab or on another device; that answer"
+            " holds."
+        )
+        raise Refused(what, fix="Load the sample again: you can change the answer there.")
+
+
 def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]:
     """The revision that was stored and the sample's number.
 
@@ -274,34 +310,8 @@ def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]
     """
     with desk.store.read() as session:
         row = session.get(Assignment, assignment)
-        mine = row is not None and (row.annotator_id, row.batch_id) == (desk.annotator, desk.batch)
-        told = bool(
-            mine
-            and row
-            and row.state == "submitted"
-            and row.item.gold is not None
-            and row.item.kind in samples.TOLD_KINDS
-        )
-        known = {vote.key for vote in row.votes} if mine and row else set()
-        folded = bool(mine and row and row.item.harmful and not known)
-    if told and key not in known:
-        raise Refused(
-            "the right answer was shown already, so your answer stays as it is.",
-            fix="If you disagree, dispute it on its page.",
-        )
-    if folded and not form.get("opened"):
-        raise Refused(
-            "open the sample and read it first, or skip it as too distressing, with pay.",
-            status=422,
-            where="opened",
-        )
-    seen = str(form.get("revision", ""))
-    if key not in known and seen and seen != str(len(known)):
-        what = (
-            "this sample was answered meanwhile, in another tab or on another device; that answer"
-            " holds."
-        )
-        raise Refused(what, fix="Load the sample again: you can change the answer there.")
+        if row is not None and (row.annotator_id, row.batch_id) == (desk.annotator, desk.batch):
+            _check_form(row, form, key)
     given = answer_of(form)
     vote = desk.submit(assignment, given, key)
     assert row is not None  # the desk took it
