@@ -292,13 +292,11 @@ def _choices(
         "chosen": ("chosen per query", own.argmax(1)),
         "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
     }
-    rows = {"best": Row(f"default: {inside.names[default]}", value_of(inside, always, own))}
+    rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
     for key, (what, choice_S) in choices.items():
         value, gain = _value_and_gain(inside, choice_S, own, always)
         rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))
-    whole = np.all(test.logged_SP, axis=1)
-    if len(seen) < len(log.names) and whole.any():
-        rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
+    rows |= _unseen_rows(test, predicted, seen, default, published)
     rows |= _confidence_rows(inside, own, always, published)
     return rows | _oracle_rows(inside, own)
 
@@ -348,12 +346,16 @@ def _oracle_rows(inside: Log, predicted_SP: np.ndarray) -> dict[str, Row]:
 
 
 def _unseen_rows(
-    whole: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
+    test: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
 ) -> dict[str, Row]:
     """Choosing among all prompts, unseen ones included, on queries where all were tried.
 
-    Unseen prompts are those that training did not use.
+    Unseen prompts are those that training did not use. Nothing without such prompts or queries.
     """
+    whole_S = np.all(test.logged_SP, axis=1)
+    if len(seen) == len(test.names) or not whole_S.any():
+        return {}
+    whole, predicted = test.rows(whole_S), predicted[whole_S]
     always = np.full(len(whole.queries), seen[default])
     own = np.array(seen)[predicted[:, seen].argmax(1)]
     count = len(whole.names) - len(seen)

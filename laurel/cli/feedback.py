@@ -62,7 +62,12 @@ def add_parser(subparsers: Any) -> None:
     _add_serve(verbs, where)
     _add_import(verbs, where)
     _add_export(verbs, where)
+    _add_report(verbs)
+    _add_database(verbs, where)
+    _add_accounts(verbs, where)
 
+
+def _add_report(verbs: Any) -> None:
     report = verbs.add_parser(
         "report", help="agreement, skill, scores, bias, pay, whose opinions: what the votes say"
     )
@@ -79,6 +84,8 @@ def add_parser(subparsers: Any) -> None:
         help="print every figure as JSON; `labels`: what an export is worth on held-out votes",
     )
 
+
+def _add_database(verbs: Any, where: argparse.ArgumentParser) -> None:
     backup = verbs.add_parser(
         "backup",
         parents=[where],
@@ -105,6 +112,8 @@ def add_parser(subparsers: Any) -> None:
     )
     erase.add_argument("pseudonym", help="as the pages and exports show it")
 
+
+def _add_accounts(verbs: Any, where: argparse.ArgumentParser) -> None:
     invite = verbs.add_parser(
         "invite", parents=[where], help="make invitations; each link works once and for two weeks"
     )

@@ -16,6 +16,7 @@ from laurel.core.errors import UsageError
 
 if TYPE_CHECKING:
     from laurel_prompts.logs import Log
+    from laurel_prompts.predictor import Choice
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,6 +28,14 @@ def add_parser(subparsers: Any) -> None:
     verbs = parser.add_subparsers(
         dest="prompt_verb", required=True, metavar="fit|choose|candidates|report"
     )
+    source = _source()
+    _add_learning(verbs, source)
+    _add_choose(verbs)
+    _add_candidates(verbs, source)
+
+
+def _source() -> argparse.ArgumentParser:
+    """The options that say which log."""
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument(
         "log",
@@ -58,7 +67,10 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument(
         "--seed", type=int, default=0, help="of folds, splits and directions (default 0)"
     )
+    return source
 
+
+def _add_learning(verbs: Any, source: argparse.ArgumentParser) -> None:
     fit = verbs.add_parser(
         "fit",
         parents=[source],
@@ -84,6 +96,8 @@ def add_parser(subparsers: Any) -> None:
         "--page", metavar="FILE", type=Path, help="write everything as one page: .html"
     )
 
+
+def _add_choose(verbs: Any) -> None:
     choose = verbs.add_parser("choose", help="a prompt for each query")
     choose.add_argument("predictor", help="a folder of `laurel prompt fit`")
     choose.add_argument(
@@ -113,6 +127,8 @@ def add_parser(subparsers: Any) -> None:
         help="write the rows there (.jsonl, .csv, ...) instead of a table",
     )
 
+
+def _add_candidates(verbs: Any, source: argparse.ArgumentParser) -> None:
     more = verbs.add_parser(
         "candidates",
         parents=[source],
@@ -231,17 +247,7 @@ def run_choose(args: argparse.Namespace) -> int:
     made = Predictor.load(args.predictor).choose(
         queries, candidates, cost_weight=args.cost_weight, unseen=True if args.unseen else None
     )
-    rows = [
-        {
-            "query": query,
-            "name": one.name,
-            "prompt": one.prompt,
-            "predicted": round(one.predicted, 4),
-            "default": round(one.default_predicted, 4),
-            "why": one.why,
-        }
-        for query, one in zip(queries, made, strict=True)
-    ]
+    rows = [_choice_row(query, one) for query, one in zip(queries, made, strict=True)]
     if args.out is not None:
         replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
         if replaced:
@@ -258,14 +264,21 @@ def run_choose(args: argparse.Namespace) -> int:
     from laurel.report.exhibit import Table
 
     columns = ("query", "name", "predicted", "default", "why")
+    cells = tuple(tuple(row[name] for name in columns) for row in rows)
     console = Console(highlight=False)
-    console.print(
-        text_table(
-            Table("", columns, tuple(tuple(row[name] for name in columns) for row in rows)),
-            console.width,
-        )
-    )
+    console.print(text_table(Table("", columns, cells), console.width))
     return 0
+
+
+def _choice_row(query: str, choice: Choice) -> dict[str, Any]:
+    return {
+        "query": query,
+        "name": choice.name,
+        "prompt": choice.prompt,
+        "predicted": round(choice.predicted, 4),
+        "default": round(choice.default_predicted, 4),
+        "why": choice.why,
+    }
 
 
 def run_candidates(args: argparse.Namespace) -> int:
@@ -273,8 +286,7 @@ def run_candidates(args: argparse.Namespace) -> int:
 
     The mean is over the log's training queries.
     """
-    from laurel_prompts.candidates import TEMPLATES, ape, few_shot, opro, ranked, rewrites
-    from laurel_prompts.picking import rates
+    from laurel_prompts.candidates import TEMPLATES, few_shot, ranked
     from laurel_prompts.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -293,14 +305,7 @@ def run_candidates(args: argparse.Namespace) -> int:
     if (shots := few_shot(log, seed=args.seed)) is not None:
         found["few-shot"] = shots
     if args.endpoint:
-        tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
-        scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
-        found |= rewrites(
-            args.endpoint,
-            args.endpoint_model,
-            {"ape": ape(log, seed=args.seed), "opro": opro(scored)},
-            count=args.count,
-        )
+        found |= _rewrites(args, log, train)
     mean_P = predictor.scores(predictor.features(train.queries), found).mean(0)
     order = ranked(mean_P, list(found), [text in predictor.prompts for text in found.values()])
     for name, value, seen in order:
@@ -317,6 +322,17 @@ def run_candidates(args: argparse.Namespace) -> int:
         _write([{"name": name, "prompt": found[name]} for name, _, _ in order], args.out)
         print(f"written: {args.out}")
     return 0
+
+
+def _rewrites(args: argparse.Namespace, log: Log, train: Log) -> dict[str, str]:
+    """What the endpoint's model writes: for examples of the log, and after the best prompts."""
+    from laurel_prompts.candidates import ape, opro, rewrites
+    from laurel_prompts.picking import rates
+
+    tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
+    scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
+    requests = {"ape": ape(log, seed=args.seed), "opro": opro(scored)}
+    return rewrites(args.endpoint, args.endpoint_model, requests, count=args.count)
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:

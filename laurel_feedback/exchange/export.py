@@ -101,24 +101,28 @@ def export(
     ties: drop or half. least_votes: items with fewer are left out. revisions: of votes, those that
     were changed later, too. In .csv a text that begins like a formula (= + - @) has a ' before it.
     """
-    names = [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
-    out = Path(out).expanduser()
+    names, out = _names(batches), Path(out).expanduser()
     _check(kind, ties, eval_share, columns, out)
     with store.read() as session:
-        rated = list(chain.from_iterable(gather(session, name) for name in names))
+        rated = [one for name in names for one in gather(session, name)]
         enough = _enough(rated, least_votes, names)
         gold = gold_of(session, names)
-        found, left = labels(said_by(enough), gold), left_out(enough, gold)
+        found = labels(said_by(enough), gold)
+        left = left_out(enough, gold)
         made = Made(opinions(enough, found), tuple(columns), ties, revisions, left)
         rows = list(chain.from_iterable(KINDS[kind](one, made) for one in enough))
         people = _people(enough, revisions)
-    if not rows:
-        raise _nothing(made, names)
+    _some(rows, made, names)
     parts = _split(rows, out, eval_share)
     release = _write(store, parts, kind, people, names, actor)
-    scored = None if kind == "votes" else found.held_out()
-    unrated = len(rated) - len(enough)
-    return Exported(tuple(parts), len(rows), made.tied, unrated, release, scored)
+    scored = found.held_out() if kind != "votes" else None
+    counts = len(rows), made.tied, len(rated) - len(enough)
+    return Exported(tuple(parts), *counts, release, scored)
+
+
+def _names(batches: str | Sequence[str]) -> list[str]:
+    """The batches, each once."""
+    return [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
 
 
 def _split(
@@ -154,13 +158,15 @@ def _people(rated: list[Rated], revisions: bool) -> list[str]:
     return sorted({cast.pseudonym for cast in casts} - {WITHDRAWN})
 
 
-def _nothing(made: Made, names: list[str]) -> UsageError:
-    """Why there is no row."""
+def _some(rows: list[dict[str, Any]], made: Made, names: list[str]) -> None:
+    """UsageError where there is no row."""
+    if rows:
+        return
     left = ""
     if made.left_out:
         left = f", once the votes of {len(made.left_out)} people are left out whom gold speaks"
         left += " against"
-    return UsageError(
+    raise UsageError(
         f"every pair is a tie{left}; there is nothing to write.",
         where=", ".join(names),
         fix="ties=half writes them.",

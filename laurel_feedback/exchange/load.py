@@ -99,37 +99,40 @@ def load(
     proposed = _proposed(path, shape, pairs, votes, limit)
     with store.write() as session:
         found = batch_of(session, batch, settings, store.now())
-        held = BatchSettings.model_validate(found.settings)
-        left_out = list[str]()
-        place, known = _places(session, found.id)
-        count = 0
-        for one in proposed:
-            item, responses, fault = as_item(one, held, kind=kind, harm=harm)
-            fault = fault or _repeated(item, known)
-            if fault:
-                left_out.append(f"{one.where}: {fault}")
-                continue
-            known[item.content_hash] = one.where
-            add(session, found, item, responses, place + count)
-            plan_for(session, item.id, one.plan, store.now())
-            count += 1
-        _record(session, actor, batch, store.now(), (path.name, count, len(left_out)))
+        count, left_out = _add_all(session, found, proposed, kind, harm, store.now())
+        detail = {"file": path.name, "items": count, "left_out": len(left_out)}
+        record(session, actor, "import", f"batch {batch}", store.now(), **detail)
         return Loaded(found.id, count, tuple(left_out))
-
-
-def _record(
-    session: Session, actor: str, batch: str, now: float, figures: tuple[str, int, int]
-) -> None:
-    file, items, left_out = figures
-    record(
-        session, actor, "import", f"batch {batch}", now, file=file, items=items, left_out=left_out
-    )
 
 
 def _repeated(item: Item, known: Mapping[str, str]) -> str:
     """Where the batch has this item already; "" where it has not."""
     place = known.get(item.content_hash)
     return f"the same as {place}" if place else ""
+
+
+def _add_all(
+    session: Session,
+    batch: Batch,
+    proposed: list[Proposed],
+    kind: str,
+    harm: Sequence[str],
+    now: float,
+) -> tuple[int, list[str]]:
+    """(items added, a line for each that is left out)."""
+    settings = BatchSettings.model_validate(batch.settings)
+    place, known = _places(session, batch.id)
+    count, left_out = 0, []
+    for one in proposed:
+        item, responses, fault = as_item(one, settings, kind=kind, harm=harm)
+        if fault := fault or _repeated(item, known):
+            left_out.append(f"{one.where}: {fault}")
+            continue
+        known[item.content_hash] = one.where
+        add(session, batch, item, responses, place + count)
+        plan_for(session, item.id, one.plan, now)
+        count += 1
+    return count, left_out
 
 
 def _proposed(
@@ -220,30 +223,42 @@ def as_item(
     A row that is wrong is a UsageError.
     """
     row, where = one.row, one.where
-    kind = _kind(row.get("kind") or kind or "normal", where)
+    kind = _kind(one, kind)
     prompt = messages_of(one.prompt, "user", where, "prompt")
     given = _optional_text(row, "input", where)
     answers = [_answer(answer, where, number) for number, answer in enumerate(one.responses, 1)]
-    candidates = [digest_of(prompt, given, text, messages) for text, messages, _ in answers]
-    names = [(digest, model) for digest, (_, _, model) in zip(candidates, answers, strict=True)]
+    names = [(digest_of(prompt, given, text, turns), model) for text, turns, model in answers]
     right = _right(one, kind, len(answers))
     order = _order(names, ordered=one.ordered)
     fault = _fault(one, len(order), settings)
-    tags = _harm(row.get("harm") or list(harm), where)
     item = Item(
         kind=kind,
         prompt=prompt,
         input=given,
-        harm=tags,
-        harmful=bool(tags),
-        gold=None if right is None else order.index(names.index(names[right])),
+        **_harmful(one, harm),
+        gold=_gold(right, names, order),
         explanation=_optional_text(row, "explanation", where),
-        source=_source(one, kind, candidates),
-        content_hash=digest_of(kind, prompt, given, sorted(names[at] for at in order)),
+        source=_source(one, kind, names),
+        content_hash=_content(kind, prompt, given, [names[at] for at in order]),
         target=_target(row, settings, kind, where),
         live=0,
     )
-    return item, [_response(answers[at], candidates[at]) for at in order], fault
+    return item, [_response(answers[at], names[at][0]) for at in order], fault
+
+
+def _harmful(one: Proposed, harm: Sequence[str]) -> dict[str, Any]:
+    tags = _harm(one.row.get("harm") or list(harm), one.where)
+    return {"harm": tags, "harmful": bool(tags)}
+
+
+def _content(kind: str, prompt: list[dict[str, str]], given: str, names: list[Any]) -> str:
+    """Equal for items that are the same, in whatever order their responses are."""
+    return digest_of(kind, prompt, given, sorted(names))
+
+
+def _gold(right: int | None, names: list[tuple[str, str]], order: list[int]) -> int | None:
+    """The place of the right response among those kept: of equal ones the first was."""
+    return None if right is None else order.index(names.index(names[right]))
 
 
 def _fault(one: Proposed, responses: int, settings: BatchSettings) -> str:
@@ -260,17 +275,20 @@ def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str:
     return _text(row.get(field) or "", where, field)
 
 
-def _kind(kind: str, where: str) -> str:
+def _kind(one: Proposed, usual: str) -> str:
+    """The kind that the row says, else the usual one of the file."""
+    kind = one.row.get("kind") or usual or "normal"
     if kind not in KINDS:
-        raise UsageError(f"unknown kind `{kind}`.", where=where, fix=f"Known: {', '.join(KINDS)}.")
+        known = f"Known: {', '.join(KINDS)}."
+        raise UsageError(f"unknown kind `{kind}`.", where=one.where, fix=known)
     return kind
 
 
-def _source(one: Proposed, kind: str, candidates: list[str]) -> dict[str, Any]:
+def _source(one: Proposed, kind: str, names: list[tuple[str, str]]) -> dict[str, Any]:
     """Where an item comes from, and which response the file preferred."""
     preferred = {}
     if one.right is not None and kind == "normal":
-        preferred["preferred"] = candidates[one.right]
+        preferred["preferred"] = names[one.right][0]
     return {"row": one.where, **preferred, **one.source}
 
 
