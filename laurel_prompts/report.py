@@ -18,11 +18,9 @@ from laurel.measure.intervals import Interval
 from laurel.report.exhibit import Chart, Exhibit, Table
 from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
 from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
+from laurel_prompts.model_selection import rates
 from laurel_prompts.models import Rates
-from laurel_prompts.picking import rates
-from laurel_prompts.predictor import Predictor, leaving
-from laurel_prompts.verifier import Verifier, verify
-from laurel_prompts.worth import (
+from laurel_prompts.policy_value import (
     auc,
     doubly_robust,
     inverse_propensity,
@@ -32,6 +30,8 @@ from laurel_prompts.worth import (
     split_oracle,
     verdict,
 )
+from laurel_prompts.predictor import Predictor, leaving
+from laurel_prompts.verifier import Verifier, verify
 
 READING = (
     "The default is the prompt that did best in training. Intervals are of 95 %. An oracle of"

@@ -461,7 +461,7 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
     """Somebody goes, with their votes."""
     from sqlalchemy import select
 
-    from laurel_feedback.store.people import withdraw
+    from laurel_feedback.store.accounts import withdraw
     from laurel_feedback.store.tables import Annotator
 
     with store.read() as session:
@@ -484,7 +484,7 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
 
 def run_invite(args: argparse.Namespace, store: Store) -> None:
     """Links, each for one annotator."""
-    from laurel_feedback.store.people import invite
+    from laurel_feedback.store.accounts import invite
     from laurel_feedback.web.app import address_of
 
     if args.count < 1:
@@ -497,10 +497,10 @@ def run_invite(args: argparse.Namespace, store: Store) -> None:
 
 def run_admin(args: argparse.Namespace, store: Store) -> None:
     """A coordinator with a password, which has no default."""
-    from laurel_feedback.store.people import add_admin
+    from laurel_feedback.store.accounts import add_admin
 
     if args.link:
-        from laurel_feedback.store.entry import LINK_MINUTES, link
+        from laurel_feedback.store.admin_login import LINK_MINUTES, link
         from laurel_feedback.web.app import address_of
 
         print(f"{address_of(args.public_url)}/enter/{link(store, args.name.strip())}")

@@ -327,7 +327,7 @@ def run_candidates(args: argparse.Namespace) -> int:
 def _rewrites(args: argparse.Namespace, log: Log, train: Log) -> dict[str, str]:
     """What the endpoint's model writes: for examples of the log, and after the best prompts."""
     from laurel_prompts.candidates import ape, opro, rewrites
-    from laurel_prompts.picking import rates
+    from laurel_prompts.model_selection import rates
 
     tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
     scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))

@@ -48,7 +48,7 @@ from laurel_feedback.exchange.rows import (
     Rated,
     left_out,
     opinions,
-    said_by,
+    pair_votes,
 )
 from laurel_feedback.statistics.labels import gold_of, labels
 from laurel_feedback.store.audit import record
@@ -107,7 +107,7 @@ def export(
         rated = [one for name in names for one in gather(session, name)]
         enough = _enough(rated, least_votes, names)
         gold = gold_of(session, names)
-        found = labels(said_by(enough), gold)
+        found = labels(pair_votes(enough), gold)
         left = left_out(enough, gold)
         made = Made(opinions(enough, found), tuple(columns), ties, revisions, left)
         rows = list(chain.from_iterable(KINDS[kind](one, made) for one in enough))

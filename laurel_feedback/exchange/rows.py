@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from laurel.data.confidence import MARGIN, PAIR_COLUMNS, SOFT_LABEL, WEIGHT
-from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, Said, inverted, labels
+from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, PairVote, inverted, labels
 from laurel_feedback.store.tables import Assignment, Item, Ruling, Vote
 
 SLIGHTLY = 0.33
@@ -104,10 +104,10 @@ def signed(vote: Vote, a: int, b: int) -> float:
     return SIGN[vote.rating or 0]
 
 
-def said_by(rated: Sequence[Rated]) -> list[Said]:
+def pair_votes(rated: Sequence[Rated]) -> list[PairVote]:
     """Every vote on every pair of responses; of a ranking each of its pairs."""
     return [
-        Said((one.item.id, a, b), cast.person, signed(cast.vote, a, b))
+        PairVote((one.item.id, a, b), cast.person, signed(cast.vote, a, b))
         for one in rated
         for a, b in combinations(range(len(one.item.responses)), 2)
         for cast in one.votes
@@ -131,7 +131,7 @@ def opinions(
 
     Without a vote that decides it is at 1/2.
     """
-    found = found or labels(said_by(rated))
+    found = found or labels(pair_votes(rated))
     none = Label(0.5, 0.0, 0, 0, 0)
     made = {}
     for one in rated:
@@ -226,8 +226,8 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "prompt": one.prompt,
-                    "chosen": one.said(chosen),
-                    "rejected": one.said(rejected),
+                    "chosen": one.messages(chosen),
+                    "rejected": one.messages(rejected),
                     **{name: values[name] for name in PAIR_COLUMNS if name in made.columns},
                     **known.counted(),
                     "provenance": made.provenance(one, (chosen, rejected)),
@@ -255,7 +255,7 @@ def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
     return [
         {
             "prompt": one.prompt,
-            "completion": one.said(place),
+            "completion": one.messages(place),
             "label": label,
             **counted,
             "provenance": made.provenance(one, (place,)),
@@ -307,7 +307,7 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     return [
         {
             "prompt": one.prompt,
-            "responses": [one.said(place) for place in range(count)],
+            "responses": [one.messages(place) for place in range(count)],
             "ranks": placed,
             **({WEIGHT: weight} if WEIGHT in made.columns else {}),
             "pairs": better,
@@ -328,7 +328,7 @@ def votes(one: Rated, made: Made) -> list[dict[str, Any]]:
         rows.append(
             {
                 "prompt": one.prompt,
-                "responses": [one.said(place) for place in range(len(one.item.responses))],
+                "responses": [one.messages(place) for place in range(len(one.item.responses))],
                 "rating": vote.rating,
                 "ranking": vote.ranking,
                 "scales": vote.scales,

@@ -30,9 +30,9 @@ from laurel.measure.crowd import Vote as Sign
 from laurel.measure.intervals import Interval, bootstrap_mean, clustered_share, wilson
 from laurel.measure.judging import Hourly, SlotBias, clustered_slot_bias, hourly, preference
 from laurel.measure.ranking import Ranking, bradley_terry_slots, kendall_w
-from laurel_feedback.statistics.ballots import LEVELS, Ballot, Choice, Poll, label_of
 from laurel_feedback.statistics.judges import Judge, judge_card, verdicts_of
 from laurel_feedback.statistics.labels import Labels, Worth, labels_of, worth
+from laurel_feedback.statistics.votes import LEVELS, Ballot, Choice, Poll, label_of
 
 PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them.
@@ -312,7 +312,7 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
     names = list(dict.fromkeys(b.annotator for b in poll.ballots))
     found = labels_of(poll) if found is None else found
     votes = Counter(b.annotator for b in poll.counted)
-    told = Counter(c.annotator for c in poll.choices)
+    compared = Counter(c.annotator for c in poll.choices)
     tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
     gold, again, slots = (
         _gold(poll.ballots),
@@ -324,7 +324,7 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
             name,
             votes[name],
             found.reliability.get(name),
-            tied[name] / told[name] if told[name] else None,
+            tied[name] / compared[name] if compared[name] else None,
             gold.get(name),
             again.get(name),
             slots.get(name),

@@ -27,7 +27,7 @@ from laurel.measure.judging import (
     preference,
 )
 from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
-from laurel_feedback.statistics.ballots import Choice, Judged, Poll
+from laurel_feedback.statistics.votes import Choice, Judged, Poll
 
 Unit = tuple[str, int, int]
 Ballots = Mapping[Hashable, Sequence[Hashable]]
@@ -128,12 +128,12 @@ def verdict_of(answers: Sequence[Judged]) -> str:
 
     With none, its failure.
     """
-    told = {by_response(judged) for judged in answers}
-    valid = told & {"a", "b", "tie", "inconsistent"}
+    statuses = {by_response(judged) for judged in answers}
+    valid = statuses & {"a", "b", "tie", "inconsistent"}
     return (
         (valid.pop() if len(valid) == 1 else "inconsistent")
         if valid
-        else ("invalid" if "invalid" in told else "error")
+        else ("invalid" if "invalid" in statuses else "error")
     )
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from laurel.measure.calibration import Bin
 from laurel.measure.preference_shares import HeldOut, held_out, preference_shares
-from laurel_feedback.statistics.ballots import Ballot, Poll
+from laurel_feedback.statistics.votes import Ballot, Poll
 from laurel_feedback.store.tables import Assignment, Batch, Dispute, Item, Vote
 
 Unit = tuple[str, int, int]
@@ -35,7 +35,7 @@ EVEN = 1e-6
 """A chance no farther than this from 1/2 is even."""
 
 
-class Said(NamedTuple):
+class PairVote(NamedTuple):
     """One vote on one pair.
 
     side is above 0 for the first response, below 0 for the second, 0 for a tie.
@@ -93,7 +93,7 @@ Marks = Mapping[Hashable, tuple[int, int]]
 """Of a person, the right and the wrong answers to gold; who prefers neither is neither."""
 
 
-def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
+def labels(said: Sequence[PairVote], gold: Marks | None = None) -> Labels:
     """All labels together: who can be believed is known from all pairs, and from gold.
 
     Of two votes of one person on a pair the last counts.
@@ -116,8 +116,8 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     return Labels(made, reliability, crowd, out, rows, marks)
 
 
-def _by_unit(votes: Iterable[Said], units: Iterable[Unit]) -> dict[Unit, list[Said]]:
-    found: dict[Unit, list[Said]] = {unit: [] for unit in units}
+def _by_unit(votes: Iterable[PairVote], units: Iterable[Unit]) -> dict[Unit, list[PairVote]]:
+    found: dict[Unit, list[PairVote]] = {unit: [] for unit in units}
     for vote in votes:
         found[vote.unit].append(vote)
     return found
@@ -151,7 +151,7 @@ def _believed(
 
 
 def _label(
-    given: Sequence[Said], first: float, reliability: Mapping[Hashable, float], crowd: float
+    given: Sequence[PairVote], first: float, reliability: Mapping[Hashable, float], crowd: float
 ) -> Label:
     """Belief in those who decided; where all said tie it is they who did."""
     sides = Counter(int(np.sign(one.side)) for one in given)
@@ -227,7 +227,8 @@ SIDES = {"a": 1.0, "tie": 0.0, "b": -1.0}
 def labels_of(poll: Poll) -> Labels:
     """The labels that an export of these votes writes."""
     return labels(
-        [Said(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices], gold_among(poll.ballots)
+        [PairVote(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices],
+        gold_among(poll.ballots),
     )
 
 
@@ -249,7 +250,7 @@ class Worth:
     left_out: tuple[str, ...]
     held_out: HeldOut | None
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON."""
         made: dict[str, Any] = {
             name: getattr(self, name)

@@ -12,8 +12,8 @@ from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
 from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.statistics.analysis import Analysis, Pay, Skill
-from laurel_feedback.statistics.ballots import MTBENCH
 from laurel_feedback.statistics.batches import Cost, Exposure, Summary
+from laurel_feedback.statistics.demographics import Demographics
 from laurel_feedback.statistics.judges import Judge
 from laurel_feedback.statistics.labels import Worth
 from laurel_feedback.statistics.section import (
@@ -27,7 +27,7 @@ from laurel_feedback.statistics.section import (
     span,
     table,
 )
-from laurel_feedback.statistics.whose import Whose
+from laurel_feedback.statistics.votes import MTBENCH
 
 
 def sections(found: Analysis) -> list[Section]:
@@ -467,7 +467,7 @@ def harm(found: Iterable[Exposure]) -> Section:
     )
 
 
-def people(found: Whose) -> list[Section]:
+def people(found: Demographics) -> list[Section]:
     """Composition, published groups, group differences."""
     made = []
     for part in found.composition:
@@ -506,7 +506,7 @@ def people(found: Whose) -> list[Section]:
     return [*made, *_groups(found), published(found)]
 
 
-def _groups(found: Whose) -> list[Section]:
+def _groups(found: Demographics) -> list[Section]:
     made = []
     if found.groups:
         rows = [
@@ -560,7 +560,7 @@ def _groups(found: Whose) -> list[Section]:
     return made
 
 
-def published(found: Whose) -> Section:
+def published(found: Demographics) -> Section:
     """Who rated for published data, with ours first."""
     ours = [
         f"{percent(share)} {answer}"
@@ -577,9 +577,9 @@ def published(found: Whose) -> Section:
         )
     ]
     for group in PUBLISHED:
-        told = ", ".join(f"{share:.0%} {name}" for name, share in group.shares)
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in group.shares)
         rows.append(
-            (group.name, str(group.labelers or NONE), str(group.answered or NONE), told or NONE)
+            (group.name, str(group.labelers or NONE), str(group.answered or NONE), shares or NONE)
         )
     note = "As listed by Kirk et al. 2024 (PRISM, arXiv:2404.16019)."
     return table(

@@ -70,7 +70,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Desk:
+class TaskQueue:
     """An annotator at work on a batch."""
 
     store: Store

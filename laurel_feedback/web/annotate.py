@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import DISTRESSING, Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
@@ -31,9 +31,9 @@ from laurel_feedback.store.tables import (
     Vote,
 )
 from laurel_feedback.web import work
-from laurel_feedback.web.edge import attachment
+from laurel_feedback.web.request_checks import attachment
 from laurel_feedback.web.sample import (
-    TOLD_KINDS,
+    ANSWER_SHOWN_KINDS,
     guidelines,
     is_right,
     latest_votes,
@@ -58,7 +58,7 @@ SUPPORT = (
     " your coordinator."
 )
 ATTEMPTS = 2
-DAYS = round(people.SESSION_HOURS / 24)
+DAYS = round(accounts.SESSION_HOURS / 24)
 RETENTION_DAYS = 365
 QUESTIONS = {
     "age": ("How old are you?", ["18-24", "25-34", "35-44", "45-54", "55-64", "65 or older"]),
@@ -123,7 +123,7 @@ def exchange(request: Request) -> Response:
     """The invitation becomes a session."""
     site = request.app.state.site
     with failing(request, {f"invitation from {address_of(request)}": site.limits.token}):
-        cookie = people.accept(site.store, request.path_params["token"][:200])
+        cookie = accounts.accept(site.store, request.path_params["token"][:200])
     return log_in(request, cookie, "/consent")
 
 
@@ -137,7 +137,7 @@ def come_back(request: Request) -> Response:
     site, given = request.app.state.site, str(form_of(request).get("code", ""))[:100]
     try:
         with failing(request, {f"code from {address_of(request)}": site.limits.token}):
-            cookie = people.come_back(site.store, given)
+            cookie = accounts.come_back(site.store, given)
     except Refused as error:
         if error.status != 403:
             raise
@@ -148,14 +148,14 @@ def come_back(request: Request) -> Response:
 def new_code(request: Request) -> Response:
     """Another code; what the old one opened is closed."""
     me, site = require_annotator(request), request.app.state.site
-    return log_in(request, people.new_code(site.store, me.id), "/mine")
+    return log_in(request, accounts.new_code(site.store, me.id), "/mine")
 
 
 def own_code(request: Request, me: Annotator) -> dict[str, Any]:
     """What code.html shows: the code, where this browser's session is the one it was made with."""
     site = request.app.state.site
     cookie = request.cookies.get(site.cookie(), "")
-    return {"code": people.shown_code(site.store, me.id, cookie), "days": DAYS}
+    return {"code": accounts.shown_code(site.store, me.id, cookie), "days": DAYS}
 
 
 def harms(session: Session) -> dict[str, int]:
@@ -216,7 +216,7 @@ def sign(request: Request) -> Response:
         missing = "say what happens to your answers if you leave"
     if missing:
         return consent_page(request, 422, f"Please {missing}; nothing was saved yet.")
-    people.consent(site.store, me.id, f"{choice} 1")
+    accounts.consent(site.store, me.id, f"{choice} 1")
     with site.store.write() as session:
         shown_kinds = {str(kind) for kind in form.getlist("asked")}
         row = session.get_one(Annotator, me.id)
@@ -413,7 +413,7 @@ def _no_earnings(batch: Batch, settings: BatchSettings) -> dict[str, Any]:
 
 def _count_gold(total: dict[str, Any], item: Item, vote: Vote) -> None:
     """Count an answer to an item whose right answer is shown afterwards."""
-    if item.kind in TOLD_KINDS and item.gold is not None:
+    if item.kind in ANSWER_SHOWN_KINDS and item.gold is not None:
         total["gold"] += 1
         total["right"] += is_right(item.gold, vote)
 
@@ -519,7 +519,7 @@ def withdraw(request: Request) -> Response:
         return withdraw_page(
             request, 422, "Please tick the box if you are sure; nothing was changed."
         )
-    gone = people.withdraw(site.store, me.id)
+    gone = accounts.withdraw(site.store, me.id)
     request.state.who, request.state.csrf = None, ""
     response = page(
         request, "withdraw.html", me=me, count=0, keep=gone["votes_kept"], wrong="", gone=gone

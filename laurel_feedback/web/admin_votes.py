@@ -16,14 +16,14 @@ from starlette.routing import Route
 
 from laurel.measure.annotators import SIGNS
 from laurel_feedback.statistics.analysis import analyse, panel, skills
-from laurel_feedback.statistics.ballots import Poll, batch_poll, label_of
 from laurel_feedback.statistics.batches import summaries
 from laurel_feedback.statistics.sections import HEADINGS, chance, number, sections, sign
+from laurel_feedback.statistics.votes import Poll, batch_poll, label_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Ruling, Vote
-from laurel_feedback.web.edge import whole_number
+from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import TIE
 from laurel_feedback.web.security import form_of, page
 from laurel_feedback.web.text import shown

@@ -17,15 +17,15 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel_feedback.statistics.ballots import Poll, batch_poll
 from laurel_feedback.statistics.batches import activity, exposure
+from laurel_feedback.statistics.demographics import demographics_of, reference_of
 from laurel_feedback.statistics.sections import people as people_sections
-from laurel_feedback.statistics.whose import reference_of, whose
-from laurel_feedback.store import people
+from laurel_feedback.statistics.votes import Poll, batch_poll
+from laurel_feedback.store import accounts
+from laurel_feedback.store.accounts import digest_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import VOTE, record, verify
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.people import digest_of
 from laurel_feedback.store.tables import (
     Annotator,
     ApiKey,
@@ -38,7 +38,7 @@ from laurel_feedback.store.tables import (
     Item,
     Vote,
 )
-from laurel_feedback.web.edge import whole_number
+from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.security import form_of, page
 from laurel_feedback.web.text import formatted
 
@@ -101,7 +101,7 @@ def _people(
         votes, last = _votes_and_last(session)
         pending = Invite.used_at.is_(None), Invite.expires > store.now()
         open_ = set(session.scalars(select(Invite.annotator_id).where(*pending)))
-        of_application = Annotator.consent == people.OF_APPLICATION
+        of_application = Annotator.consent == accounts.OF_APPLICATION
         annotators = select(Annotator).where(~of_application).order_by(Annotator.id.desc())
         rows = [
             (a, votes.get(a.id, 0), moment(last.get(a.id)), exposed.get(a.pseudonym), a.id in open_)
@@ -115,7 +115,7 @@ def _people(
             link=link,
             invited=who,
             wrong=wrong,
-            days=people.INVITE_DAYS,
+            days=accounts.INVITE_DAYS,
             rows=list(compress(rows, came)),
             strangers=[row for row, c in zip(rows, came, strict=True) if not c],
             users=session.scalar(select(func.count()).where(of_application)) or 0,
@@ -158,7 +158,7 @@ def invite(request: Request) -> Response:
             status=422,
         )
     try:
-        pseudonym, token = people.invite(
+        pseudonym, token = accounts.invite(
             _store(request), person, actor=_actor(request), pseudonym=name
         )
     except UsageError as error:
@@ -169,7 +169,7 @@ def invite(request: Request) -> Response:
 def renew(request: Request) -> Response:
     """A new link for someone who lost their session."""
     name = request.path_params["pseudonym"]
-    token = people.renew(_store(request), name, actor=_actor(request))
+    token = accounts.renew(_store(request), name, actor=_actor(request))
     return _people(request, link=_link(request, token), who=name)
 
 
@@ -190,7 +190,7 @@ def withdraw(request: Request) -> Response:
             status=404,
             fix="Go back to the list.",
         )
-    done = people.withdraw(store, found.id, actor=_actor(request), erase="erase" in form)
+    done = accounts.withdraw(store, found.id, actor=_actor(request), erase="erase" in form)
     return page(request, "admin_withdrawn.html", done=done)
 
 
@@ -352,7 +352,7 @@ def _demographics(request: Request, chosen: str, text: str) -> Response:
         if chosen
         else _everything(store, [number for number, _ in batches])
     )
-    found = whose(store, poll, reference, actor=_actor(request))
+    found = demographics_of(store, poll, reference, actor=_actor(request))
     shown = {
         "parts": people_sections(found),
         "found": found,
