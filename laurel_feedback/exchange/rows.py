@@ -62,7 +62,9 @@ class Rated:
             "annotators": sorted({cast.pseudonym for cast in self.votes}),
             "votes": len(self.votes),
             "ruled": self.ruling is not None,
-            "guidelines": sorted({cast.vote.guideline_id for cast in self.votes} - {None}),
+            "guidelines": sorted(
+                {number for cast in self.votes if (number := cast.vote.guideline_id) is not None}
+            ),
             "source": self.item.source,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -495,5 +496,5 @@ def activity(store: Store, days: float = 14.0) -> list[Hour]:
     return sorted(found, key=lambda hour: (not hour.odd, -hour.votes, hour.hour, hour.annotator))
 
 
-def _median(values: list[int]) -> float:
+def _median(values: Sequence[float]) -> float:
     return float(median(values)) if values else 0.0

@@ -102,7 +102,7 @@ class TaskQueue:
                 *(a for a in waiting if a.seq <= after),
             ):
                 if assignment is held:
-                    return self._extend(held, settings)
+                    return self._extend(assignment, settings)
                 if self._take(session, assignment, settings):
                     self._leave(session, held)
                     return assignment
@@ -355,7 +355,7 @@ class TaskQueue:
 
     def _open_items(
         self, session: Session, kind: str, settings: BatchSettings
-    ) -> Select[tuple[str, list[str]]]:
+    ) -> Select[str, list[str]]:
         """Ids and kinds of harm of items that want answers and were never given to this annotator.
 
         Those that others have begun come first.
@@ -382,7 +382,7 @@ class TaskQueue:
         return items if self._harm_room(session, settings) else items.where(~Item.harmful)
 
     def _shuffled(
-        self, session: Session, items: Select[tuple[str, list[str]]], rng: random.Random
+        self, session: Session, items: Select[str, list[str]], rng: random.Random
     ) -> Iterator[tuple[str, list[str]]]:
         """The items, a few at a time, in an order of this annotator's own.
 

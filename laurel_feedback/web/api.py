@@ -489,6 +489,6 @@ def _kind(value: dict[str, Any]) -> str:
         return " or ".join(map(str, value["enum"]))
     if value.get("type") == "array":
         return f"list of {_kind(value.get('items', {}))}"
-    return {"string": "text", "boolean": "true or false"}.get(
-        value.get("type", ""), value.get("$ref", "").rpartition("/")[2].lower()
-    )
+    names = {"string": "text", "boolean": "true or false"}
+    reference = str(value.get("$ref", "")).rpartition("/")[2].lower()
+    return names.get(str(value.get("type", "")), reference)
