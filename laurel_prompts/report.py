@@ -450,6 +450,7 @@ def _estimates(
     if test.propensity_SP is None or test.logged_SP.all():
         return []
     test, predicted = test.columns(seen), everything[:, seen]
+    assert test.propensity_SP is not None
     default = int(np.argmax(predictor.rate_P))
     rows = []
     for what, choice in (

@@ -179,10 +179,10 @@ NEEDED = "a tightrope needs two winds, a drop between 1 and its depth, and a cha
 
 def _rope_states(winds: int, depth: int) -> list[tuple[int, int, bool]]:
     """(depth, wind, fog) of every state; there is fog on the rope only."""
-    on_rope = list(itertools.product((0,), range(winds), (False,)))
-    in_fog = list(itertools.product((0,), range(winds), (True,)))
-    below = list(itertools.product(range(1, depth + 1), range(winds), (False,)))
-    return on_rope + in_fog + below
+    in_sight = itertools.product(range(1), range(winds), (False,))
+    in_fog = itertools.product(range(1), range(winds), (True,))
+    below = itertools.product(range(1, depth + 1), range(winds), (False,))
+    return [*in_sight, *in_fog, *below]
 
 
 def _texts(names: list[tuple[int, int, bool]]) -> list[str]:

@@ -376,7 +376,7 @@ def messages_of(value: Any, role: str, where: str, field: str) -> list[dict[str,
             f" {str(value)[:60]!r}.",
             where=where,
         )
-    turns: list[dict[str, Any]] = list(value)
+    turns: Any = value  # messages, as is_messages has found
     return [
         {"role": turn["role"], "content": _text(turn["content"], where, field)} for turn in turns
     ]

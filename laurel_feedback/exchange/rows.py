@@ -45,7 +45,7 @@ class Rated:
             turns[-1]["content"] = f"{turns[-1]['content']}\n\n{self.item.input}"
         return turns
 
-    def said(self, place: int) -> list[dict[str, str]]:
+    def messages(self, place: int) -> list[dict[str, str]]:
         """A response as messages."""
         response = self.item.responses[place]
         return response.source.get("messages") or [{"role": "assistant", "content": response.text}]

@@ -337,7 +337,7 @@ class Exposure:
     opted_out: tuple[str, ...]
 
 
-def _harmful(batch_id: int | None) -> Select[Any]:
+def _harmful(batch_id: int | None) -> Select[str, list[str], float, str]:
     """The assignments of items with a kind of harm: annotator, harm, time, reason of a skip."""
     columns = Annotator.pseudonym, Item.harm, Assignment.made_at, Assignment.skip_reason
     rows = (
@@ -406,7 +406,7 @@ def _dearest_first(costs: list[Cost]) -> list[Cost]:
     return sorted(paid, key=lambda cost: -cost.paid)
 
 
-def _skips(batch_id: int) -> Select[Any]:
+def _skips(batch_id: int) -> Select[str, str, str, float, Any]:
     """A batch's assignments, with the time of the first skip of each."""
     skipped = (
         select(Event.assignment_id, func.min(Event.made_at).label("at"))

@@ -6,7 +6,7 @@ How often they agree, which slot the model favours, and what it is worth as a ju
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,6 @@ from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
 from laurel_feedback.statistics.votes import Choice, Judged, Poll
 
 Unit = tuple[str, int, int]
-Ballots = Mapping[Hashable, Sequence[Hashable]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,8 @@ def judge_card(poll: Poll, name: str) -> Judge:
     """
     final = verdicts_of(poll.judges[name])
     labels = _as_labels(final)
-    verdicts: Ballots = {unit: [label] for unit, label in labels.items()}
-    humans: Ballots = {unit: votes for unit, votes in poll.labels.items() if unit[1:] == (0, 1)}
+    verdicts = {unit: [label] for unit, label in labels.items()}
+    humans = {unit: votes for unit, votes in poll.labels.items() if unit[1:] == (0, 1)}
     both = [unit for unit in labels if unit in humans]
     rho, tau = rank_correlations(poll.choices, labels)
     return Judge(

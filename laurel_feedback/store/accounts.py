@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
@@ -25,6 +25,7 @@ from laurel_feedback.store.tables import (
     Annotator,
     Assignment,
     Attempt,
+    Base,
     Batch,
     Demographic,
     Dispute,
@@ -350,7 +351,9 @@ def _lasts(row: Attempt, now: float, seconds: float) -> bool:
 def _remove(session: Session, annotator_id: int, *, votes: bool) -> dict[str, int]:
     """Delete what belongs to an annotator; table -> how many rows."""
     own = select(Assignment.id).where(Assignment.annotator_id == annotator_id)
-    tables = {table: table.assignment_id.in_(own) for table in (Event, Draft, Dispute)}
+    tables: dict[type[Base], ColumnElement[bool]] = {
+        table: table.assignment_id.in_(own) for table in (Event, Draft, Dispute)
+    }
     if votes:
         tables[Vote] = Vote.assignment_id.in_(own)
     for table in (Demographic, Invite, Login, Plan):

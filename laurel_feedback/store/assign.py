@@ -507,7 +507,7 @@ def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[
     }
 
 
-def _is_ranking(ranking: list[int] | None, count: int) -> bool:
+def _is_ranking(ranking: Sequence[int] | None, count: int) -> bool:
     """Ranks from 1 on without gaps, one for each response; equal ones are ties."""
     if ranking is None or len(ranking) != count:
         return False

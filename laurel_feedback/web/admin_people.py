@@ -140,7 +140,8 @@ def _votes_and_last(session: Session) -> tuple[dict[int, int], dict[int, float]]
         .join(Vote)
         .group_by(Assignment.annotator_id)
     )
-    return dict(map(tuple, session.execute(votes))), dict(map(tuple, session.execute(last)))
+    counts, times = session.execute(votes).all(), session.execute(last).all()
+    return {row[0]: row[1] for row in counts}, {row[0]: row[1] for row in times}
 
 
 def _link(request: Request, token: str) -> str:
