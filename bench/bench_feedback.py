@@ -35,7 +35,7 @@ import httpx2
 import numpy as np
 from sqlalchemy import select
 
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
@@ -206,10 +206,10 @@ def make_annotators(store: Store, names: list[str]) -> dict[str, tuple[int, str]
     """Name -> id and cookie of someone who has come and has signed."""
     made = {}
     for name in names:
-        cookie = people.accept(store, people.invite(store, pseudonym=name)[1])
-        who = people.session_of(store, cookie)
+        cookie = accounts.accept(store, accounts.invite(store, pseudonym=name)[1])
+        who = accounts.session_of(store, cookie)
         assert who is not None and who.annotator is not None
-        people.consent(store, who.annotator, "keep 1")
+        accounts.consent(store, who.annotator, "keep 1")
         made[name] = who.annotator, cookie
     return made
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from laurel_feedback.exchange.export import export
 from laurel_feedback.exchange.load import load
 from laurel_feedback.statistics.batches import open_batch
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Answer, Desk
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
@@ -28,9 +28,9 @@ store = Store(str(folder / "feedback.db"))
 made = load(store, folder / "rows.jsonl", "sums", settings=BatchSettings(target_votes=3))
 open_batch(store, made.batch, actor="example")
 for name in ("ada", "bob", "cyd"):
-    _, token = people.invite(store, pseudonym=name)
-    who = people.session_of(store, people.accept(store, token))
-    people.consent(store, who.annotator, "keep 1")
+    _, token = accounts.invite(store, pseudonym=name)
+    who = accounts.session_of(store, accounts.accept(store, token))
+    accounts.consent(store, who.annotator, "keep 1")
     desk = Desk(store, who.annotator, made.batch)
     while (sample := desk.next()) is not None:
         right = sample.order.index(

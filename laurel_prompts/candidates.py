@@ -178,4 +178,5 @@ def ranked(
     mean_P: np.ndarray, names: Sequence[str], seen: Sequence[bool]
 ) -> list[tuple[str, float, bool]]:
     """(name, predicted mean reward, seen in training) of candidates, best first."""
-    return [(names[p], float(mean_P[p]), bool(seen[p])) for p in np.argsort(-mean_P).tolist()]
+    order = (int(p) for p in np.argsort(-mean_P))
+    return [(names[p], float(mean_P[p]), bool(seen[p])) for p in order]

@@ -16,10 +16,19 @@ from laurel.core.errors import UsageError
 from laurel.measure.intervals import Interval
 from laurel_prompts.features import Directions, Encoder, encoded, encoder
 from laurel_prompts.logs import Log, folds
+from laurel_prompts.model_selection import (
+    MARGINS,
+    Trial,
+    cross_fitted,
+    gains,
+    losses,
+    pick,
+    rates,
+    value_S,
+)
 from laurel_prompts.models import Logistic, Model, Rates, Trees, grid
-from laurel_prompts.picking import MARGINS, Trial, cross_fitted, gains, losses, pick, rates, value_S
+from laurel_prompts.policy_value import GAIN, auc, mean_of, verdict
 from laurel_prompts.predictor import Predictor
-from laurel_prompts.worth import GAIN, auc, mean_of, verdict
 
 STAGES = (20, 40, 80, 160)
 """Numbers of trees that are tried."""

@@ -100,7 +100,7 @@ class Predictor:
                 where="cost_weight",
                 fix="Give 0 or more, such as 0.0001 for a token.",
             )
-        candidates, default = self._candidates(prompts, cost_weight)
+        candidates, default = self._with_default(prompts, cost_weight)
         names, texts = list(candidates), list(candidates.values())
         score_SP = self.scores(self.features(queries), candidates)
         net_SP = score_SP - cost_weight * self._costs(texts) if cost_weight else score_SP.copy()
@@ -116,7 +116,7 @@ class Predictor:
             made.append(Choice(names[p], texts[p], *predicted, why))
         return made
 
-    def _candidates(
+    def _with_default(
         self, prompts: Mapping[str, str] | None, cost_weight: float
     ) -> tuple[dict[str, str], int]:
         """The candidates with the default prompt among them, and its place."""

@@ -18,11 +18,9 @@ from laurel.measure.intervals import Interval
 from laurel.report.exhibit import Chart, Exhibit, Table
 from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
 from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
+from laurel_prompts.model_selection import rates
 from laurel_prompts.models import Rates
-from laurel_prompts.picking import rates
-from laurel_prompts.predictor import Predictor, leaving
-from laurel_prompts.verifier import Verifier, verify
-from laurel_prompts.worth import (
+from laurel_prompts.policy_value import (
     auc,
     doubly_robust,
     inverse_propensity,
@@ -32,6 +30,8 @@ from laurel_prompts.worth import (
     split_oracle,
     verdict,
 )
+from laurel_prompts.predictor import Predictor, leaving
+from laurel_prompts.verifier import Verifier, verify
 
 READING = (
     "The default is the prompt that did best in training. Intervals are of 95 %. An oracle of"
@@ -286,8 +286,9 @@ def _choices(
     default = predictor.default()
     always = np.full(len(inside.queries), default)
     best = int(np.argmax(rates(inside)))
+    title = f"in hindsight: {inside.names[best]}"
     choices = {
-        "hindsight": (f"in hindsight: {inside.names[best]}", np.full_like(always, best)),
+        "hindsight": (title, np.full_like(always, best)),
         "chosen": ("chosen per query", own.argmax(1)),
         "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
     }
@@ -295,9 +296,7 @@ def _choices(
     for key, (what, choice_S) in choices.items():
         value, gain = _value_and_gain(inside, choice_S, own, always)
         rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))
-    whole = np.all(test.logged_SP, axis=1)
-    if len(seen) < len(log.names) and whole.any():
-        rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
+    rows |= _unseen_rows(test, predicted, seen, default, published)
     rows |= _confidence_rows(inside, own, always, published)
     return rows | _oracle_rows(inside, own)
 
@@ -347,12 +346,16 @@ def _oracle_rows(inside: Log, predicted_SP: np.ndarray) -> dict[str, Row]:
 
 
 def _unseen_rows(
-    whole: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
+    test: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
 ) -> dict[str, Row]:
     """Choosing among all prompts, unseen ones included, on queries where all were tried.
 
-    Unseen prompts are those that training did not use.
+    Unseen prompts are those that training did not use. Nothing without such prompts or queries.
     """
+    whole_S = np.all(test.logged_SP, axis=1)
+    if len(seen) == len(test.names) or not whole_S.any():
+        return {}
+    whole, predicted = test.rows(whole_S), predicted[whole_S]
     always = np.full(len(whole.queries), seen[default])
     own = np.array(seen)[predicted[:, seen].argmax(1)]
     count = len(whole.names) - len(seen)
@@ -447,6 +450,7 @@ def _estimates(
     if test.propensity_SP is None or test.logged_SP.all():
         return []
     test, predicted = test.columns(seen), everything[:, seen]
+    assert test.propensity_SP is not None
     default = int(np.argmax(predictor.rate_P))
     rows = []
     for what, choice in (

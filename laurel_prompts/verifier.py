@@ -14,7 +14,7 @@ from laurel.measure.intervals import Interval, cluster_bootstrap_mean
 from laurel_prompts.features import Directions, Words
 from laurel_prompts.logs import Log, folds
 from laurel_prompts.models import Logistic
-from laurel_prompts.worth import auc
+from laurel_prompts.policy_value import auc
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ pairs, [S, A], summing to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
@@ -265,10 +265,11 @@ COLUMNS = (
 
 def _imitators(
     world: MDP, expert_SA: np.ndarray, rounds: int
-) -> tuple[list[tuple], dict[str, list[tuple[float, float, float, float]]], np.ndarray]:
+) -> tuple[list[tuple], dict[str, Sequence[tuple[float, float, float, float]]], np.ndarray]:
     """(rows of COLUMNS, distance by round, the last policy) of every reward and discriminator."""
     mdp = restarted(world)
-    rows, curves, last_SA = [], {}, expert_SA
+    curves: dict[str, Sequence[tuple[float, float, float, float]]] = {}
+    rows, last_SA = [], expert_SA
     for name in REWARDS:
         error = _identity_error(mdp, expert_SA, name)
         for judge, steps in (("best", None), ("trained", 5)):

@@ -132,7 +132,9 @@ def _cliff(seeds: range, epsilon: float) -> Exhibit:
         }
         for name in LEARNERS
     }
-    curves = {name: _learning_curve(runs) for name, runs in returns.items()}
+    curves: dict[str, Sequence[Point]] = {
+        name: _learning_curve(runs) for name, runs in returns.items()
+    }
     return Exhibit(
         title="",
         about="",

@@ -7,6 +7,7 @@ Axis letters: N episodes or steps, T flips of an episode, B bits (-1 or +1), X f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -223,9 +224,10 @@ def her(
 
 
 def _exhibit(rows: list[Row], episodes: int, seeds: int, trials: int) -> Exhibit:
-    curves: dict[str, list[Point]] = {}
+    points: dict[str, list[Point]] = {}
     for n, arm, success, low, high, *_ in rows:
-        curves.setdefault(arm, []).append((float(n), success, low, high))
+        points.setdefault(arm, []).append((float(n), success, low, high))
+    curves: dict[str, Sequence[Point]] = {**points}
     title = f"Success of the greedy policy on {seeds * trials} fresh tasks (Wilson 95 %)"
     return Exhibit(
         title="Hindsight experience replay on bit flipping",
@@ -280,7 +282,7 @@ def _wins(weight_XB: np.ndarray, bits: int, trials: int, seed: int) -> int:
     return int(play(weight_XB, *tasks(bits, trials, rng), 0.0, rng).reached_N.sum())
 
 
-def _claims(most: int, curves: dict[str, list[Point]]) -> tuple[Claim, ...]:
+def _claims(most: int, curves: dict[str, Sequence[Point]]) -> tuple[Claim, ...]:
     """What the lectures say of hindsight, at the largest number of bits tried."""
     (hindsight,), (plain,) = (
         [point[1:] for point in curve if point[0] == most][:1] for curve in curves.values()

@@ -6,6 +6,7 @@ wind).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,9 @@ def _drawn(cumulative_NK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     The last one where rounding leaves the sum of a row below the number that was drawn.
     """
     number_N = rng.random(len(cumulative_NK))
-    return np.minimum((cumulative_NK <= number_N[:, None]).sum(1), cumulative_NK.shape[1] - 1)
+    index_N = (cumulative_NK <= number_N[:, None]).sum(1)
+    last = cumulative_NK.shape[1] - 1
+    return np.minimum(index_N, last)
 
 
 def interactive(
@@ -165,7 +168,10 @@ def unrecoverable_cost(error: float, horizon: int) -> float:
     eps = 1/2, T = 2: 1/2 + 3/4 = 1.25. Ross and Bagnell 2010, "Efficient reductions for imitation
     learning".
     """
-    return horizon - (1 - error) * (1 - (1 - error) ** horizon) / error if error > 0 else 0.0
+    if error <= 0:
+        return 0.0
+    right = 1 - error
+    return horizon - right * (1 - right**horizon) / error
 
 
 NEEDED = "a tightrope needs two winds, a drop between 1 and its depth, and a chance of fog."
@@ -173,9 +179,10 @@ NEEDED = "a tightrope needs two winds, a drop between 1 and its depth, and a cha
 
 def _rope_states(winds: int, depth: int) -> list[tuple[int, int, bool]]:
     """(depth, wind, fog) of every state; there is fog on the rope only."""
-    on_rope = [(0, wind, fog) for fog in (False, True) for wind in range(winds)]
-    below = [(d, wind, False) for d in range(1, depth + 1) for wind in range(winds)]
-    return on_rope + below
+    in_sight = itertools.product(range(1), range(winds), (False,))
+    in_fog = itertools.product(range(1), range(winds), (True,))
+    below = itertools.product(range(1, depth + 1), range(winds), (False,))
+    return [*in_sight, *in_fog, *below]
 
 
 def _texts(names: list[tuple[int, int, bool]]) -> list[str]:

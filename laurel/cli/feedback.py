@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laurel.core.errors import LaurelError, UsageError
+from laurel.data.confidence import PAIR_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -62,8 +63,8 @@ def add_parser(subparsers: Any) -> None:
     _add_import(verbs, where)
     _add_export(verbs, where)
     _add_report(verbs)
-    _add_upkeep(verbs, where)
-    _add_access(verbs, where)
+    _add_database(verbs, where)
+    _add_accounts(verbs, where)
 
 
 def _add_report(verbs: Any) -> None:
@@ -84,8 +85,7 @@ def _add_report(verbs: Any) -> None:
     )
 
 
-def _add_upkeep(verbs: Any, where: argparse.ArgumentParser) -> None:
-    """Verbs about the database itself: backup, verify-audit, erase."""
+def _add_database(verbs: Any, where: argparse.ArgumentParser) -> None:
     backup = verbs.add_parser(
         "backup",
         parents=[where],
@@ -113,8 +113,7 @@ def _add_upkeep(verbs: Any, where: argparse.ArgumentParser) -> None:
     erase.add_argument("pseudonym", help="as the pages and exports show it")
 
 
-def _add_access(verbs: Any, where: argparse.ArgumentParser) -> None:
-    """Verbs that let people and applications in: invite, admin, key."""
+def _add_accounts(verbs: Any, where: argparse.ArgumentParser) -> None:
     invite = verbs.add_parser(
         "invite", parents=[where], help="make invitations; each link works once and for two weeks"
     )
@@ -259,8 +258,8 @@ def _add_export(verbs: Any, where: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--columns",
         nargs="*",
-        choices=("margin", "weight", "soft_label"),
-        default=["margin", "weight", "soft_label"],
+        choices=PAIR_COLUMNS,
+        default=list(PAIR_COLUMNS),
         help="what preferences say beside who was chosen (default all three)",
     )
     export.add_argument(
@@ -462,7 +461,7 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
     """Somebody goes, with their votes."""
     from sqlalchemy import select
 
-    from laurel_feedback.store.people import withdraw
+    from laurel_feedback.store.accounts import withdraw
     from laurel_feedback.store.tables import Annotator
 
     with store.read() as session:
@@ -485,7 +484,7 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
 
 def run_invite(args: argparse.Namespace, store: Store) -> None:
     """Links, each for one annotator."""
-    from laurel_feedback.store.people import invite
+    from laurel_feedback.store.accounts import invite
     from laurel_feedback.web.app import address_of
 
     if args.count < 1:
@@ -498,10 +497,10 @@ def run_invite(args: argparse.Namespace, store: Store) -> None:
 
 def run_admin(args: argparse.Namespace, store: Store) -> None:
     """A coordinator with a password, which has no default."""
-    from laurel_feedback.store.people import add_admin
+    from laurel_feedback.store.accounts import add_admin
 
     if args.link:
-        from laurel_feedback.store.entry import LINK_MINUTES, link
+        from laurel_feedback.store.admin_login import LINK_MINUTES, link
         from laurel_feedback.web.app import address_of
 
         print(f"{address_of(args.public_url)}/enter/{link(store, args.name.strip())}")

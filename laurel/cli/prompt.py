@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from laurel.core.errors import UsageError
 
 if TYPE_CHECKING:
     from laurel_prompts.logs import Log
+    from laurel_prompts.predictor import Choice
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,6 +28,14 @@ def add_parser(subparsers: Any) -> None:
     verbs = parser.add_subparsers(
         dest="prompt_verb", required=True, metavar="fit|choose|candidates|report"
     )
+    source = _source()
+    _add_learning(verbs, source)
+    _add_choose(verbs)
+    _add_candidates(verbs, source)
+
+
+def _source() -> argparse.ArgumentParser:
+    """The options that say which log."""
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument(
         "log",
@@ -59,14 +67,10 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument(
         "--seed", type=int, default=0, help="of folds, splits and directions (default 0)"
     )
-
-    _add_fit(verbs, source)
-    _add_report(verbs, source)
-    _add_choose(verbs)
-    _add_candidates(verbs, source)
+    return source
 
 
-def _add_fit(verbs: Any, source: argparse.ArgumentParser) -> None:
+def _add_learning(verbs: Any, source: argparse.ArgumentParser) -> None:
     fit = verbs.add_parser(
         "fit",
         parents=[source],
@@ -80,8 +84,6 @@ def _add_fit(verbs: Any, source: argparse.ArgumentParser) -> None:
         help="where the predictor is saved",
     )
 
-
-def _add_report(verbs: Any, source: argparse.ArgumentParser) -> None:
     report = verbs.add_parser(
         "report",
         parents=[source],
@@ -206,7 +208,7 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """The tables, as text and as a page."""
-    from laurel.cli.tabular import plain, prepare
+    from laurel.cli.tabular import plain, prepare, print_exhibit
     from laurel_prompts.report import report
 
     prepare("--page", args.page, (".html", ".htm"))
@@ -218,8 +220,6 @@ def run_report(args: argparse.Namespace) -> int:
         print(json.dumps(plain(exhibit.data), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
-
-        from laurel.report.exhibit_text import print_exhibit
 
         print_exhibit(exhibit, Console(highlight=False))
     if args.page is not None:
@@ -247,40 +247,38 @@ def run_choose(args: argparse.Namespace) -> int:
     made = Predictor.load(args.predictor).choose(
         queries, candidates, cost_weight=args.cost_weight, unseen=True if args.unseen else None
     )
-    rows = [
-        {
-            "query": query,
-            "name": one.name,
-            "prompt": one.prompt,
-            "predicted": round(one.predicted, 4),
-            "default": round(one.default_predicted, 4),
-            "why": one.why,
-        }
-        for query, one in zip(queries, made, strict=True)
-    ]
-    if args.out is None:
-        print_choices(rows)
+    rows = [_choice_row(query, one) for query, one in zip(queries, made, strict=True)]
+    if args.out is not None:
+        replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
+        if replaced:
+            _say(
+                f"{', '.join(f'`{name}`' for name in replaced)} of the file of queries make way for"
+                " the choice's own"
+            )
+        _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
+        print(f"{len(rows):,} queries: {args.out}")
         return 0
-    replaced = sorted({name for row in given for name in row} & set(rows[0]) - {"query"})
-    if replaced:
-        names = ", ".join(f"`{name}`" for name in replaced)
-        _say(f"{names} of the file of queries make way for the choice's own")
-    _write([{**row, **made} for row, made in zip(given, rows, strict=True)], args.out)
-    print(f"{len(rows):,} queries: {args.out}")
-    return 0
-
-
-def print_choices(rows: list[dict[str, Any]]) -> None:
-    """A table of queries and the names of their prompts."""
     from rich.console import Console
 
-    from laurel.report.exhibit import Table
     from laurel.report.exhibit_text import text_table
+    from laurel.report.exhibit import Table
 
     columns = ("query", "name", "predicted", "default", "why")
     cells = tuple(tuple(row[name] for name in columns) for row in rows)
     console = Console(highlight=False)
     console.print(text_table(Table("", columns, cells), console.width))
+    return 0
+
+
+def _choice_row(query: str, choice: Choice) -> dict[str, Any]:
+    return {
+        "query": query,
+        "name": choice.name,
+        "prompt": choice.prompt,
+        "predicted": round(choice.predicted, 4),
+        "default": round(choice.default_predicted, 4),
+        "why": choice.why,
+    }
 
 
 def run_candidates(args: argparse.Namespace) -> int:
@@ -288,7 +286,7 @@ def run_candidates(args: argparse.Namespace) -> int:
 
     The mean is over the log's training queries.
     """
-    from laurel_prompts.candidates import ranked
+    from laurel_prompts.candidates import TEMPLATES, few_shot, ranked
     from laurel_prompts.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -301,12 +299,20 @@ def run_candidates(args: argparse.Namespace) -> int:
     log, _ = _read(args)
     train = log.rows(~log.test_S)
     found = dict(zip(predictor.names, predictor.prompts, strict=True))
-    found |= candidates(args, log, train, found)
+    found |= {
+        f"{name} (template)" if name in found else name: text for name, text in TEMPLATES.items()
+    }
+    if (shots := few_shot(log, seed=args.seed)) is not None:
+        found["few-shot"] = shots
+    if args.endpoint:
+        found |= _rewrites(args, log, train)
     mean_P = predictor.scores(predictor.features(train.queries), found).mean(0)
     order = ranked(mean_P, list(found), [text in predictor.prompts for text in found.values()])
-    for name, value, trained in order:
-        guess = "" if trained else "(unseen: a guess)  "
-        print(f"{value:.3f}  {name:<18} {guess}{found[name][:70].replace(chr(10), ' ')}")
+    for name, value, seen in order:
+        print(
+            f"{value:.3f}  {name:<18}"
+            f" {'' if seen else '(unseen: a guess)  '}{found[name][:70].replace(chr(10), ' ')}"
+        )
     if not predictor.unseen:
         print(
             "This predictor was not credibly right about unseen prompts: try them on some queries"
@@ -318,28 +324,15 @@ def run_candidates(args: argparse.Namespace) -> int:
     return 0
 
 
-def candidates(
-    args: argparse.Namespace, log: Log, train: Log, found: Mapping[str, str]
-) -> dict[str, str]:
-    """name -> prompt: templates, a prompt with examples, and a server's rewrites if one is given.
+def _rewrites(args: argparse.Namespace, log: Log, train: Log) -> dict[str, str]:
+    """What the endpoint's model writes: for examples of the log, and after the best prompts."""
+    from laurel_prompts.candidates import ape, opro, rewrites
+    from laurel_prompts.model_selection import rates
 
-    found: the prompts that exist; a template of the same name gets another.
-    """
-    from laurel_prompts.candidates import TEMPLATES, ape, few_shot, opro, rewrites
-    from laurel_prompts.picking import rates
-
-    more = {
-        f"{name} (template)" if name in found else name: text for name, text in TEMPLATES.items()
-    }
-    if (shots := few_shot(log, seed=args.seed)) is not None:
-        more["few-shot"] = shots
-    if args.endpoint:
-        logged = [p for p in range(len(train.names)) if train.logged_SP[:, p].any()]
-        tried = train.columns(logged)
-        scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
-        instructions = {"ape": ape(log, seed=args.seed), "opro": opro(scored)}
-        more |= rewrites(args.endpoint, args.endpoint_model, instructions, count=args.count)
-    return more
+    tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
+    scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
+    requests = {"ape": ape(log, seed=args.seed), "opro": opro(scored)}
+    return rewrites(args.endpoint, args.endpoint_model, requests, count=args.count)
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
@@ -369,7 +362,9 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
 
 
 def _queries(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The queries, and the rows of their file, whose other columns are kept."""
+    """The queries, and the rows of their file, whose other columns are kept (of queries as words:
+    no columns).
+    """
     from laurel.data.read import SUFFIXES, read_records
     from laurel_prompts.columns import query_column
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.data.confidence import LABEL_COLUMNS, PAIR_COLUMNS, RANGES, WEIGHT
 from laurel.data.conversations import ROLES, other_part
 from laurel.data.layouts import PREFACES, SIDES, as_messages, ours
 from laurel.data.read import kind_of
@@ -28,10 +29,10 @@ class Format:
 
 # the most demanding first: the first one whose fields are all there is the row's format
 FORMATS = (
-    Format("K-wise ranking", ("prompt", "responses", "ranks"), ("weight",)),
-    Format("stepwise", ("prompt", "completions", "labels"), ("weight",)),
-    Format("preference", ("prompt", "chosen", "rejected"), ("margin", "weight", "soft_label")),
-    Format("labelled completion", ("prompt", "completion", "label"), ("weight",)),
+    Format("K-wise ranking", ("prompt", "responses", "ranks"), (WEIGHT,)),
+    Format("stepwise", ("prompt", "completions", "labels"), LABEL_COLUMNS),
+    Format("preference", ("prompt", "chosen", "rejected"), PAIR_COLUMNS),
+    Format("labelled completion", ("prompt", "completion", "label"), LABEL_COLUMNS),
     Format("prompt and completion", ("prompt", "completion")),
     Format("messages", ("messages",), conversational=True),
     Format("prompt", ("prompt",)),
@@ -48,10 +49,10 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
 WEIGHED = {
-    "preference": ("margin", "weight", "soft_label"),
-    "comparison": ("margin", "weight", "soft_label"),
-    "label": ("weight",),
-    "steps": ("weight",),
+    "preference": PAIR_COLUMNS,
+    "comparison": PAIR_COLUMNS,
+    "label": LABEL_COLUMNS,
+    "steps": LABEL_COLUMNS,
 }
 """What a use reads besides, where a row has it."""
 OTHER_NAMES = {
@@ -418,12 +419,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "completion": _SPOKEN,
     "chosen": _SPOKEN,
     "rejected": _SPOKEN,
-    "margin": ("a number", _number),
-    "weight": (
-        "a finite number, 0 or above",
-        lambda value: _number(value) and 0 <= value < float("inf"),
-    ),
-    "soft_label": ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1),
+    **RANGES,
     "reward": ("a finite number", lambda value: _number(value) and abs(value) != float("inf")),
     "label": ("true or false", lambda value: isinstance(value, bool)),
     "completions": ("a list of texts", _list_of(_text)),

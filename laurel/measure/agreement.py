@@ -281,7 +281,7 @@ def gwet_ac1_units(
 
 
 Clusters = Sequence[Hashable] | None
-Ballots = Mapping[Hashable, Sequence[Hashable]]
+Ballots = Mapping[Any, Sequence[Hashable]]
 
 
 def pair_agreement(

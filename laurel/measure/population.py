@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from scipy.stats import chi2
@@ -84,11 +85,11 @@ def similarity(p: Shares, q: Shares, positions: Shares | None = None) -> float:
 
 
 def representativeness(
-    answers: Mapping[Hashable, Shares],
-    people: Mapping[Hashable, Shares],
-    groups: Mapping[str, Mapping[Hashable, Shares]] | None = None,
+    answers: Mapping[Any, Shares],
+    people: Mapping[Any, Shares],
+    groups: Mapping[str, Mapping[Any, Shares]] | None = None,
     *,
-    positions: Mapping[Hashable, Sequence[float | None]] | None = None,
+    positions: Mapping[Any, Sequence[float | None]] | None = None,
 ) -> Representativeness:
     """A = 1/|Q| sum_q [1 - WD(D1(q), D2(q)) / (N_q - 1)] over the questions in both, OpinionQA's
     measure.

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from laurel.core.errors import UsageError
 from laurel_feedback.exchange.load import load
 from laurel_feedback.statistics.batches import open_batch
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Batch, Guideline
@@ -81,6 +81,6 @@ def fill(store: Store) -> Demo:
         made = load(store, HERE / f"{name}.jsonl", name, settings=settings, actor="demo")
         open_batch(store, made.batch, actor="demo")
     password = secrets.token_urlsafe(15)
-    people.add_admin(store, "admin", password)
-    pseudonym, token = people.invite(store)
+    accounts.add_admin(store, "admin", password)
+    pseudonym, token = accounts.invite(store)
     return Demo(pseudonym, token, "admin", password)

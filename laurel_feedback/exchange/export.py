@@ -28,6 +28,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from laurel.core.errors import UsageError
+from laurel.data.confidence import PAIR_COLUMNS, SOFT_LABEL
 from laurel.data.source import Row
 from laurel.data.split import prompt_key
 from laurel.data.write import write_rows
 from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.exchange.rows import (
-    COLUMNS,
     KINDS,
     Cast,
     Made,
     Rated,
     left_out,
     opinions,
-    said_by,
+    pair_votes,
 )
 from laurel_feedback.statistics.labels import gold_of, labels
 from laurel_feedback.store.audit import record
@@ -84,7 +85,7 @@ def export(
     out: str | Path,
     *,
     eval_share: float = 0.0,
-    columns: Sequence[str] = COLUMNS,
+    columns: Sequence[str] = PAIR_COLUMNS,
     ties: str = "drop",
     least_votes: int = 1,
     revisions: bool = False,
@@ -100,53 +101,76 @@ def export(
     ties: drop or half. least_votes: items with fewer are left out. revisions: of votes, those that
     were changed later, too. In .csv a text that begins like a formula (= + - @) has a ' before it.
     """
-    names = [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
-    out = Path(out).expanduser()
+    names, out = _names(batches), Path(out).expanduser()
     _check(kind, ties, eval_share, columns, out)
     with store.read() as session:
         rated = [one for name in names for one in gather(session, name)]
-        enough = [
-            one for one in rated if one.ruling is not None or len(one.votes) >= max(1, least_votes)
-        ]
-        if not enough:
-            raise UsageError(
-                "no item has (enough) votes to export.",
-                where=", ".join(names),
-                fix="Wait for votes, or lower least_votes.",
-            )
+        enough = _enough(rated, least_votes, names)
         gold = gold_of(session, names)
-        found = labels(said_by(enough), gold)
-        made = Made(
-            opinions(enough, found), tuple(columns), ties, revisions, left_out(enough, gold)
-        )
-        rows = [row for one in enough for row in KINDS[kind](one, made)]
-        people = sorted(
-            {cast.pseudonym for one in enough for cast in (one.every if revisions else one.votes)}
-            - {WITHDRAWN}
-        )
-    if not rows:
-        out = (
-            f", once the votes of {len(made.left_out)} people are left out whom gold speaks against"
-            if made.left_out
-            else ""
-        )
-        raise UsageError(
-            f"every pair is a tie{out}; there is nothing to write.",
-            where=", ".join(names),
-            fix="ties=half writes them.",
-        )
+        found = labels(pair_votes(enough), gold)
+        left = left_out(enough, gold)
+        made = Made(opinions(enough, found), tuple(columns), ties, revisions, left)
+        rows = list(chain.from_iterable(KINDS[kind](one, made) for one in enough))
+        people = _people(enough, revisions)
+    _some(rows, made, names)
+    parts = _split(rows, out, eval_share)
+    release = _write(store, parts, kind, people, names, actor)
+    scored = found.held_out() if kind != "votes" else None
+    counts = len(rows), made.tied, len(rated) - len(enough)
+    return Exported(tuple(parts), *counts, release, scored)
+
+
+def _names(batches: str | Sequence[str]) -> list[str]:
+    """The batches, each once."""
+    return [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
+
+
+def _split(
+    rows: list[dict[str, Any]], out: Path, eval_share: float
+) -> dict[Path, list[dict[str, Any]]]:
+    """file -> its rows; UsageError where a file would have none."""
     parts = {out: [row for row in rows if not _held(row, eval_share)]}
     if eval_share:
         parts[_eval_path(out)] = [row for row in rows if _held(row, eval_share)]
     if empty := [path.name for path, part in parts.items() if not part]:
+        what = f"no prompt falls into {empty[0]}: {len(rows)} rows."
+        raise UsageError(what, where="eval_share", fix="Change the share.")
+    return parts
+
+
+def _enough(rated: list[Rated], least_votes: int, names: list[str]) -> list[Rated]:
+    """The items with a ruling or so many votes; UsageError where there are none."""
+    found = [
+        one for one in rated if one.ruling is not None or len(one.votes) >= max(1, least_votes)
+    ]
+    if not found:
         raise UsageError(
-            f"no prompt falls into {empty[0]}: {len(rows)} rows.",
-            where="eval_share",
-            fix="Change the share.",
+            "no item has (enough) votes to export.",
+            where=", ".join(names),
+            fix="Wait for votes, or lower least_votes.",
         )
-    release = _write(store, parts, kind, people, names, actor)
-    scored = None if kind == "votes" else found.held_out()
-    return Exported(tuple(parts), len(rows), made.tied, len(rated) - len(enough), release, scored)
+    return found
+
+
+def _people(rated: list[Rated], revisions: bool) -> list[str]:
+    """The pseudonyms of those who voted, but for people who withdrew."""
+    casts = (cast for one in rated for cast in (one.every if revisions else one.votes))
+    return sorted({cast.pseudonym for cast in casts} - {WITHDRAWN})
+
+
+def _some(rows: list[dict[str, Any]], made: Made, names: list[str]) -> None:
+    """UsageError where there is no row."""
+    if rows:
+        return
+    left = ""
+    if made.left_out:
+        left = f", once the votes of {len(made.left_out)} people are left out whom gold speaks"
+        left += " against"
+    raise UsageError(
+        f"every pair is a tie{left}; there is nothing to write.",
+        where=", ".join(names),
+        fix="ties=half writes them.",
+    )
 
 
 def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out: Path) -> None:
@@ -156,11 +180,13 @@ def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out:
         raise UsageError(
             f"unknown treatment of ties `{ties}`.", where="ties", fix="Known: drop, half."
         )
-    if unknown := [name for name in columns if name not in COLUMNS]:
+    if unknown := [name for name in columns if name not in PAIR_COLUMNS]:
         raise UsageError(
-            f"unknown column `{unknown[0]}`.", where="columns", fix=f"Known: {', '.join(COLUMNS)}."
+            f"unknown column `{unknown[0]}`.",
+            where="columns",
+            fix=f"Known: {', '.join(PAIR_COLUMNS)}.",
         )
-    if ties == "half" and (kind != "preferences" or "soft_label" not in columns):
+    if ties == "half" and (kind != "preferences" or SOFT_LABEL not in columns):
         raise UsageError(
             "a tie can only be said by `soft_label`, in preferences.",
             where="ties",
@@ -195,12 +221,22 @@ def gather(session: Session, name: str) -> list[Rated]:
             "it has only items that never leave the house: gold, attention, check, training.",
             where=f"batch {name}",
         )
-    given = (
+    _add_votes(session, batch.id, rated)
+    in_batch = Ruling.item_id.in_(select(Item.id).where(*wanted))
+    for ruling in session.scalars(select(Ruling).where(in_batch)):
+        if len(rated[ruling.item_id].item.responses) == 2:
+            rated[ruling.item_id].ruling = ruling
+    return list(rated.values())
+
+
+def _add_votes(session: Session, batch_id: int, rated: dict[str, Rated]) -> None:
+    """Give the items their votes: every one, and of each assignment the last."""
+    votes = (
         select(Vote, Assignment, Annotator.id, Annotator.pseudonym, Annotator.state)
         .join(Assignment, Vote.assignment_id == Assignment.id)
         .join(Annotator, Assignment.annotator_id == Annotator.id)
         .where(
-            Assignment.batch_id == batch.id,
+            Assignment.batch_id == batch_id,
             Assignment.repeat == 0,
             Assignment.state == "submitted",
             Annotator.state != "erased",
@@ -208,19 +244,13 @@ def gather(session: Session, name: str) -> list[Rated]:
         .order_by(Vote.assignment_id, Vote.revision)
     )
     last: dict[str, Cast] = {}
-    for vote, assignment, person, pseudonym, state in session.execute(given):
+    for vote, assignment, person, pseudonym, state in session.execute(votes):
         if assignment.item_id in rated:
             cast = Cast(vote, assignment, WITHDRAWN if state == "withdrawn" else pseudonym, person)
             rated[assignment.item_id].every.append(cast)
             last[assignment.id] = cast
     for cast in sorted(last.values(), key=lambda cast: cast.vote.id):
         rated[cast.assignment.item_id].votes.append(cast)
-    for ruling in session.scalars(
-        select(Ruling).where(Ruling.item_id.in_(select(Item.id).where(*wanted)))
-    ):
-        if len(rated[ruling.item_id].item.responses) == 2:
-            rated[ruling.item_id].ruling = ruling
-    return list(rated.values())
 
 
 def _held(row: dict[str, Any], share: float) -> bool:
@@ -246,50 +276,47 @@ def _write(
     They are written under other names first, then recorded, then given their names, so that no file
     exists unrecorded.
     """
-    drafts = {
-        path: path.with_name(
-            f"{path.name.partition('.')[0]}.{os.getpid()}.part.{path.name.partition('.')[2]}"
-        )
-        for path in parts
-    }
+    drafts = {path: _draft_of(path) for path in parts}
     try:
         for path, draft in drafts.items():
-            cells = (
-                (lambda row: {k: _cell(v) for k, v in row.items()})
-                if ".csv" in path.suffixes
-                else (lambda row: row)
-            )
-            write_rows(
-                [Row(cells(row), f"row {n}", str(n)) for n, row in enumerate(parts[path], 1)], draft
-            )
-        digest = hashlib.sha256(
-            b"".join(draft.read_bytes() for draft in drafts.values())
-        ).hexdigest()
+            write_rows(_cells(parts[path], path), draft)
+        content = b"".join(draft.read_bytes() for draft in drafts.values())
+        detail = {
+            "kind": kind,
+            "batches": names,
+            "rows": sum(map(len, parts.values())),
+            "digest": hashlib.sha256(content).hexdigest(),
+        }
         with store.write() as session:
-            paths = ", ".join(str(path.absolute()) for path in parts)
             release = Release(
-                digest=digest, kind=kind, path=paths, pseudonyms=people, made_at=store.now()
+                digest=detail["digest"],
+                kind=kind,
+                path=", ".join(str(path.absolute()) for path in parts),
+                pseudonyms=people,
+                made_at=store.now(),
             )
             session.add(release)
             session.flush()
-            rows = sum(map(len, parts.values()))
-            record(
-                session,
-                actor,
-                "export",
-                f"release {release.id}",
-                store.now(),
-                kind=kind,
-                batches=names,
-                rows=rows,
-                digest=digest,
-            )
+            record(session, actor, "export", f"release {release.id}", store.now(), **detail)
         for path, draft in drafts.items():
             os.replace(draft, path)
         return release.id
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    """The name under which a file is written first."""
+    name, _, suffixes = path.name.partition(".")
+    return path.with_name(f"{name}.{os.getpid()}.part.{suffixes}")
+
+
+def _cells(rows: list[dict[str, Any]], path: Path) -> list[Row]:
+    """The rows as they are written; in .csv as cells of a spreadsheet."""
+    if ".csv" in path.suffixes:
+        rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    return [Row(row, f"row {n}", str(n)) for n, row in enumerate(rows, 1)]
 
 
 def _cell(value: Any) -> Any:

@@ -95,56 +95,71 @@ def load(
     votes: LLMFAO's table of votes; each item then wants as many votes as it had there, from the
     same workers. limit: the first so many items.
     """
+    path, batch = Path(path).expanduser(), named(batch)
+    proposed = _proposed(path, shape, pairs, votes, limit)
+    with store.write() as session:
+        found = batch_of(session, batch, settings, store.now())
+        count, left_out = _add_all(session, found, proposed, kind, harm, store.now())
+        detail = {"file": path.name, "items": count, "left_out": len(left_out)}
+        record(session, actor, "import", f"batch {batch}", store.now(), **detail)
+        return Loaded(found.id, count, tuple(left_out))
+
+
+def _repeated(item: Item, known: Mapping[str, str]) -> str:
+    """Where the batch has this item already; "" where it has not."""
+    place = known.get(item.content_hash)
+    return f"the same as {place}" if place else ""
+
+
+def _add_all(
+    session: Session,
+    batch: Batch,
+    proposed: list[Proposed],
+    kind: str,
+    harm: Sequence[str],
+    now: float,
+) -> tuple[int, list[str]]:
+    """(items added, a line for each that is left out)."""
+    settings = BatchSettings.model_validate(batch.settings)
+    place, known = _places(session, batch.id)
+    count, left_out = 0, []
+    for one in proposed:
+        item, responses, fault = as_item(one, settings, kind=kind, harm=harm)
+        if fault := fault or _repeated(item, known):
+            left_out.append(f"{one.where}: {fault}")
+            continue
+        known[item.content_hash] = one.where
+        add(session, batch, item, responses, place + count)
+        plan_for(session, item.id, one.plan, now)
+        count += 1
+    return count, left_out
+
+
+def _proposed(
+    path: Path, shape: str, pairs: int, votes: str | Path | None, limit: int | None
+) -> list[Proposed]:
+    """The items that a file holds."""
     for name, number, least in (("limit", limit, 1), ("pairs", pairs, 0)):
         if number is not None and number < least:
             raise UsageError(
                 f"{number} is too few.", where=name, fix="Give 1 or more, or leave it out."
             )
-    path, batch = Path(path).expanduser(), named(batch)
     records = read_records(path)
     needed, parse = _shape_of(*records[0]) if shape == "auto" else _shape_named(shape)
-    proposed = list(parse(_whole(records, needed), path))
+    found = list(parse(_whole(records, needed), path))
     if votes is not None:
-        proposed = list(_as_voted(proposed, Path(votes).expanduser()))
-    proposed = [
-        one for whole in proposed for one in (_in_pairs(whole, pairs) if pairs else [whole])
-    ][:limit]
-    with store.write() as session:
-        found = batch_of(session, batch, settings, store.now())
-        held = BatchSettings.model_validate(found.settings)
-        left_out = list[str]()
-        place = (
-            session.scalar(select(func.count()).select_from(Item).where(Item.batch_id == found.id))
-            or 0
-        )
-        seen = session.execute(
-            select(Item.content_hash, Item.place).where(Item.batch_id == found.id)
-        ).all()
-        where = {digest: f"item {number} of the batch" for digest, number in seen}
-        count = 0
-        for one in proposed:
-            item, responses, fault = as_item(one, held, kind=kind, harm=harm)
-            fault = fault or (
-                f"the same as {where[item.content_hash]}" if item.content_hash in where else ""
-            )
-            if fault:
-                left_out.append(f"{one.where}: {fault}")
-                continue
-            where[item.content_hash] = one.where
-            add(session, found, item, responses, place + count)
-            plan_for(session, item.id, one.plan, store.now())
-            count += 1
-        record(
-            session,
-            actor,
-            "import",
-            f"batch {batch}",
-            store.now(),
-            file=path.name,
-            items=count,
-            left_out=len(left_out),
-        )
-        return Loaded(found.id, count, tuple(left_out))
+        found = list(_as_voted(found, Path(votes).expanduser()))
+    if pairs:
+        found = [one for whole in found for one in _in_pairs(whole, pairs)]
+    return found[:limit]
+
+
+def _places(session: Session, batch_id: int) -> tuple[int, dict[str, str]]:
+    """The number of items in a batch, and content -> where it is."""
+    rows = select(Item.content_hash, Item.place).where(Item.batch_id == batch_id)
+    known = {digest: f"item {place} of the batch" for digest, place in session.execute(rows)}
+    count = select(func.count()).select_from(Item).where(Item.batch_id == batch_id)
+    return session.scalar(count) or 0, known
 
 
 def batch_of(session: Session, name: str, settings: BatchSettings | None, now: float) -> Batch:
@@ -208,48 +223,97 @@ def as_item(
     A row that is wrong is a UsageError.
     """
     row, where = one.row, one.where
-    kind = row.get("kind") or kind or "normal"
-    if kind not in KINDS:
-        raise UsageError(f"unknown kind `{kind}`.", where=where, fix=f"Known: {', '.join(KINDS)}.")
+    kind = _kind(one, kind)
     prompt = messages_of(one.prompt, "user", where, "prompt")
-    given = _text(row.get("input") or "", where, "input")
+    given = _optional_text(row, "input", where)
     answers = [_answer(answer, where, number) for number, answer in enumerate(one.responses, 1)]
-    candidates = [digest_of(prompt, given, text, messages) for text, messages, _ in answers]
-    names = [
-        (candidate, model) for candidate, (_, _, model) in zip(candidates, answers, strict=True)
-    ]
+    names = [(digest_of(prompt, given, text, turns), model) for text, turns, model in answers]
     right = _right(one, kind, len(answers))
+    order = _order(names, ordered=one.ordered)
+    fault = _fault(one, len(order), settings)
+    item = Item(
+        kind=kind,
+        prompt=prompt,
+        input=given,
+        **_harmful(one, harm),
+        gold=_gold(right, names, order),
+        explanation=_optional_text(row, "explanation", where),
+        source=_source(one, kind, names),
+        content_hash=_content(kind, prompt, given, [names[at] for at in order]),
+        target=_target(row, settings, kind, where),
+        live=0,
+    )
+    return item, [_response(answers[at], names[at][0]) for at in order], fault
+
+
+def _harmful(one: Proposed, harm: Sequence[str]) -> dict[str, Any]:
+    tags = _harm(one.row.get("harm") or list(harm), one.where)
+    return {"harm": tags, "harmful": bool(tags)}
+
+
+def _content(kind: str, prompt: list[dict[str, str]], given: str, names: list[Any]) -> str:
+    """Equal for items that are the same, in whatever order their responses are."""
+    return digest_of(kind, prompt, given, sorted(names))
+
+
+def _gold(right: int | None, names: list[tuple[str, str]], order: list[int]) -> int | None:
+    """The place of the right response among those kept: of equal ones the first was."""
+    return None if right is None else order.index(names.index(names[right]))
+
+
+def _fault(one: Proposed, responses: int, settings: BatchSettings) -> str:
+    """Why an item with so many different responses is left out; "" where it is not."""
+    if one.fault:
+        return one.fault
+    if responses == 1 and len(one.responses) > 1:
+        return "its responses are equal"
+    _fits_form(responses, settings, one.where)
+    return ""
+
+
+def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str:
+    return _text(row.get(field) or "", where, field)
+
+
+def _kind(one: Proposed, usual: str) -> str:
+    """The kind that the row says, else the usual one of the file."""
+    kind = one.row.get("kind") or usual or "normal"
+    if kind not in KINDS:
+        known = f"Known: {', '.join(KINDS)}."
+        raise UsageError(f"unknown kind `{kind}`.", where=one.where, fix=known)
+    return kind
+
+
+def _source(one: Proposed, kind: str, names: list[tuple[str, str]]) -> dict[str, Any]:
+    """Where an item comes from, and which response the file preferred."""
+    preferred = {}
+    if one.right is not None and kind == "normal":
+        preferred["preferred"] = names[one.right][0]
+    return {"row": one.where, **preferred, **one.source}
+
+
+def _order(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
+    """The places of the responses that differ; ordered: sorted, whatever order the file had."""
     first = [at for at, name in enumerate(names) if name not in names[:at]]
-    fault = one.fault or ("" if len(first) > 1 or len(answers) == 1 else "its responses are equal")
-    order = sorted(first, key=lambda at: names[at]) if one.ordered else first
-    _fits_form(len(order), settings, where) if not fault else None
-    tags = _harm(row.get("harm") or list(harm), where)
+    return sorted(first, key=lambda at: names[at]) if ordered else first
+
+
+def _target(row: Mapping[str, Any], settings: BatchSettings, kind: str, where: str) -> int:
+    """How many votes an item wants; of items with a known answer there are never enough."""
     target = row.get("target", settings.target_votes)
     if not isinstance(target, int) or isinstance(target, bool) or target < 1:
         raise UsageError(
             f"field `target`: expected a number of votes, found {target!r}.", where=where
         )
-    said = {} if one.right is None or kind != "normal" else {"preferred": candidates[one.right]}
-    gold = None if right is None else order.index(names.index(names[right]))
-    item = Item(
-        kind=kind,
-        prompt=prompt,
-        input=given,
-        harm=tags,
-        harmful=bool(tags),
-        gold=gold,
-        explanation=_text(row.get("explanation") or "", where, "explanation"),
-        source={"row": where, **said, **one.source},
-        content_hash=digest_of(kind, prompt, given, sorted(names[at] for at in order)),
-        target=target if kind == "normal" else ENDLESS,
-        live=0,
-    )
-    responses = []
-    for at in order:
-        text, messages, model = answers[at]
-        source = {"candidate": candidates[at], **({"messages": messages} if messages else {})}
-        responses.append(Response(text=text, model=model, source=source))
-    return item, responses, fault
+    return target if kind == "normal" else ENDLESS
+
+
+def _response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> Response:
+    text, messages, model = answer
+    source: dict[str, Any] = {"candidate": candidate}
+    if messages:
+        source["messages"] = messages
+    return Response(text=text, model=model, source=source)
 
 
 def _right(one: Proposed, kind: str, count: int) -> int | None:
@@ -312,8 +376,9 @@ def messages_of(value: Any, role: str, where: str, field: str) -> list[dict[str,
             f" {str(value)[:60]!r}.",
             where=where,
         )
+    turns: Any = value  # messages, as is_messages has found
     return [
-        {"role": turn["role"], "content": _text(turn["content"], where, field)} for turn in value
+        {"role": turn["role"], "content": _text(turn["content"], where, field)} for turn in turns
     ]
 
 

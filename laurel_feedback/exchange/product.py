@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel_feedback.exchange.load import digest_of, messages_of
+from laurel_feedback.store.accounts import OF_APPLICATION
+from laurel_feedback.store.accounts import digest_of as secret_digest
 from laurel_feedback.store.assign import Answer, Refused, claim, taken_of
 from laurel_feedback.store.audit import record, record_vote
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.people import OF_APPLICATION
-from laurel_feedback.store.people import digest_of as secret_digest
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, ApiKey, Assignment, Batch, Item, Response, Vote
 
@@ -237,12 +237,7 @@ def _item(
     """A product item in the application's batch; its id."""
     for text, _ in responses:
         messages_of(text, "assistant", "body", "responses")
-    name = f"product {key.name}"
-    batch = session.scalar(select(Batch).where(Batch.name == name))
-    if batch is None:
-        batch = Batch(name=name, state="open", settings=SETTINGS.model_dump(), made_at=store.now())
-        session.add(batch)
-        session.flush()
+    batch = _batch(session, store, key)
     place = session.scalar(select(func.max(Item.place)).where(Item.batch_id == batch.id))
     candidates = [digest_of(turns, "", text, []) for text, _ in responses]
     item = Item(
@@ -258,20 +253,30 @@ def _item(
     )
     session.add(item)
     session.flush()
-    for at, ((text, model), candidate) in enumerate(zip(responses, candidates, strict=True)):
-        source_of = {"candidate": candidate}
-        session.add(
-            Response(
-                id=digest_of(identity, at)[:32],
-                item_id=identity,
-                place=at,
-                text=text,
-                model=model,
-                source=source_of,
-            )
+    session.add_all(
+        Response(
+            id=digest_of(identity, at)[:32],
+            item_id=identity,
+            place=at,
+            text=text,
+            model=model,
+            source={"candidate": candidates[at]},
         )
+        for at, (text, model) in enumerate(responses)
+    )
     session.flush()
     return identity
+
+
+def _batch(session: Session, store: Store, key: ApiKey) -> Batch:
+    """The application's batch, which is made where there is none."""
+    name = f"product {key.name}"
+    batch = session.scalar(select(Batch).where(Batch.name == name))
+    if batch is None:
+        batch = Batch(name=name, state="open", settings=SETTINGS.model_dump(), made_at=store.now())
+        session.add(batch)
+        session.flush()
+    return batch
 
 
 def _user(session: Session, store: Store, name: str) -> Annotator:
@@ -313,34 +318,9 @@ def _vote(
                 fix="To change it, send a new Idempotency-Key.",
             )
         return {"stored": True, "revision": known.revision, "again": True}
-    mine = select(Assignment).where(
-        Assignment.item_id == item.id, Assignment.annotator_id == person.id, Assignment.repeat == 0
-    )
-    assignment = session.scalar(mine)
-    if assignment is None:
-        if not claim(session, item.id):
-            raise Refused(
-                "another user has answered this comparison.", fix="Make a comparison for each user."
-            )
-        last = session.scalar(select(func.max(Assignment.seq)).where(*_in_batch(person, item)))
-        assignment = Assignment(
-            id=str(uuid.uuid4()),
-            item_id=item.id,
-            annotator_id=person.id,
-            batch_id=item.batch_id,
-            repeat=0,
-            seq=(last or 0) + 1,
-            state="submitted",
-            lease_until=store.now(),
-            order=item.source["order"],
-            made_at=store.now(),
-        )
-        session.add(assignment)
-        session.flush()
-    revision = 1 + (
-        session.scalar(select(func.max(Vote.revision)).where(Vote.assignment_id == assignment.id))
-        or 0
-    )
+    assignment = _assignment(session, store, item, person)
+    votes = select(func.max(Vote.revision)).where(Vote.assignment_id == assignment.id)
+    revision = 1 + (session.scalar(votes) or 0)
     vote = Vote(
         assignment_id=assignment.id, revision=revision, key=name, made_at=store.now(), **taken
     )
@@ -352,3 +332,33 @@ def _vote(
 
 def _in_batch(person: Annotator, item: Item) -> tuple[Any, ...]:
     return Assignment.annotator_id == person.id, Assignment.batch_id == item.batch_id
+
+
+def _assignment(session: Session, store: Store, item: Item, person: Annotator) -> Assignment:
+    """The user's assignment of a comparison; Refused where another user has answered it."""
+    own = select(Assignment).where(
+        Assignment.item_id == item.id, Assignment.annotator_id == person.id, Assignment.repeat == 0
+    )
+    assignment = session.scalar(own)
+    if assignment is not None:
+        return assignment
+    if not claim(session, item.id):
+        raise Refused(
+            "another user has answered this comparison.", fix="Make a comparison for each user."
+        )
+    last = session.scalar(select(func.max(Assignment.seq)).where(*_in_batch(person, item)))
+    assignment = Assignment(
+        id=str(uuid.uuid4()),
+        item_id=item.id,
+        annotator_id=person.id,
+        batch_id=item.batch_id,
+        repeat=0,
+        seq=(last or 0) + 1,
+        state="submitted",
+        lease_until=store.now(),
+        order=item.source["order"],
+        made_at=store.now(),
+    )
+    session.add(assignment)
+    session.flush()
+    return assignment

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, Said, inverted, labels
+from laurel.data.confidence import MARGIN, PAIR_COLUMNS, SOFT_LABEL, WEIGHT
+from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, PairVote, inverted, labels
 from laurel_feedback.store.tables import Assignment, Item, Ruling, Vote
 
 SLIGHTLY = 0.33
 SIGN = {1: 1.0, 2: SLIGHTLY, 0: 0.0, 3: -SLIGHTLY, 4: -1.0}
 """What a rating says for the first response against the second."""
-COLUMNS = ("margin", "weight", "soft_label")
 
 
 class Cast(NamedTuple):
@@ -45,7 +45,7 @@ class Rated:
             turns[-1]["content"] = f"{turns[-1]['content']}\n\n{self.item.input}"
         return turns
 
-    def said(self, place: int) -> list[dict[str, str]]:
+    def messages(self, place: int) -> list[dict[str, str]]:
         """A response as messages."""
         response = self.item.responses[place]
         return response.source.get("messages") or [{"role": "assistant", "content": response.text}]
@@ -62,7 +62,9 @@ class Rated:
             "annotators": sorted({cast.pseudonym for cast in self.votes}),
             "votes": len(self.votes),
             "ruled": self.ruling is not None,
-            "guidelines": sorted({cast.vote.guideline_id for cast in self.votes} - {None}),
+            "guidelines": sorted(
+                {number for cast in self.votes if (number := cast.vote.guideline_id) is not None}
+            ),
             "source": self.item.source,
         }
 
@@ -104,10 +106,10 @@ def signed(vote: Vote, a: int, b: int) -> float:
     return SIGN[vote.rating or 0]
 
 
-def said_by(rated: Sequence[Rated]) -> list[Said]:
+def pair_votes(rated: Sequence[Rated]) -> list[PairVote]:
     """Every vote on every pair of responses; of a ranking each of its pairs."""
     return [
-        Said((one.item.id, a, b), cast.person, signed(cast.vote, a, b))
+        PairVote((one.item.id, a, b), cast.person, signed(cast.vote, a, b))
         for one in rated
         for a, b in combinations(range(len(one.item.responses)), 2)
         for cast in one.votes
@@ -131,7 +133,7 @@ def opinions(
 
     Without a vote that decides it is at 1/2.
     """
-    found = found or labels(said_by(rated))
+    found = found or labels(pair_votes(rated))
     none = Label(0.5, 0.0, 0, 0, 0)
     made = {}
     for one in rated:
@@ -219,16 +221,16 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
         if (found := made.pair(one, a, b)) is not None:
             chosen, rejected, known = found
             values = {
-                "margin": _short(known.margin),
-                "weight": _short(known.weight / len(pairs)),
-                "soft_label": _short(known.first),
+                MARGIN: _short(known.margin),
+                WEIGHT: _short(known.weight / len(pairs)),
+                SOFT_LABEL: _short(known.first),
             }
             rows.append(
                 {
                     "prompt": one.prompt,
-                    "chosen": one.said(chosen),
-                    "rejected": one.said(rejected),
-                    **{name: values[name] for name in COLUMNS if name in made.columns},
+                    "chosen": one.messages(chosen),
+                    "rejected": one.messages(rejected),
+                    **{name: values[name] for name in PAIR_COLUMNS if name in made.columns},
                     **known.counted(),
                     "provenance": made.provenance(one, (chosen, rejected)),
                 }
@@ -255,7 +257,7 @@ def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
     return [
         {
             "prompt": one.prompt,
-            "completion": one.said(place),
+            "completion": one.messages(place),
             "label": label,
             **counted,
             "provenance": made.provenance(one, (place,)),
@@ -274,6 +276,11 @@ def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
         "votes_against": min(up, down),
         "ties": len(says) - up - down,
     }
+
+
+def _better(ranks: list[int], pairs: list[tuple[int, int]]) -> list[list[int]]:
+    """(better, worse) of the pairs whose ranks differ."""
+    return [[a, b] if ranks[a] < ranks[b] else [b, a] for a, b in pairs if ranks[a] != ranks[b]]
 
 
 def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
@@ -296,17 +303,15 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     placed = [
         next(n for n, level in enumerate(levels, 1) if place in level) for place in range(count)
     ]
-    better = [
-        [a, b] if placed[a] < placed[b] else [b, a] for a, b in every if placed[a] != placed[b]
-    ]
+    better = _better(placed, every)
     weight = _short(float(np.mean([made.opinions[one.item.id, a, b].weight for a, b in every])))
     counted = [made.of(one, a, b).counted() for a, b in better]
     return [
         {
             "prompt": one.prompt,
-            "responses": [one.said(place) for place in range(count)],
+            "responses": [one.messages(place) for place in range(count)],
             "ranks": placed,
-            **({"weight": weight} if "weight" in made.columns else {}),
+            **({WEIGHT: weight} if WEIGHT in made.columns else {}),
             "pairs": better,
             "pair_weight": 1 / len(every),
             **{name: [votes[name] for votes in counted] for name in counted[0]},
@@ -325,7 +330,7 @@ def votes(one: Rated, made: Made) -> list[dict[str, Any]]:
         rows.append(
             {
                 "prompt": one.prompt,
-                "responses": [one.said(place) for place in range(len(one.item.responses))],
+                "responses": [one.messages(place) for place in range(len(one.item.responses))],
                 "rating": vote.rating,
                 "ranking": vote.ranking,
                 "scales": vote.scales,

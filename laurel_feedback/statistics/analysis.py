@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import log
 from operator import itemgetter
@@ -28,10 +29,10 @@ from laurel.measure.crowd import LABELS
 from laurel.measure.crowd import Vote as Sign
 from laurel.measure.intervals import Interval, bootstrap_mean, clustered_share, wilson
 from laurel.measure.judging import Hourly, SlotBias, clustered_slot_bias, hourly, preference
-from laurel.measure.ranking import bradley_terry_slots, kendall_w
-from laurel_feedback.statistics.ballots import LEVELS, Ballot, Choice, Poll, label_of
+from laurel.measure.ranking import Ranking, bradley_terry_slots, kendall_w
 from laurel_feedback.statistics.judges import Judge, judge_card, verdicts_of
 from laurel_feedback.statistics.labels import Labels, Worth, labels_of, worth
+from laurel_feedback.statistics.votes import LEVELS, Ballot, Choice, Poll, label_of
 
 PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them.
@@ -150,18 +151,13 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
     """
     scored = people or len(poll.choices) <= MOST_SCORED
     made = labels_of(poll) if scored else None
-    thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
     return Analysis(
         name=poll.name,
         votes=len(poll.counted),
         items=len({b.item for b in poll.counted}),
         annotators=len({b.annotator for b in poll.counted}),
         labels=dict(Counter(choice.label for choice in poll.choices)),
-        thumbs=(
-            clustered_share([float(b.rating == 1) for b in thumbs], [b.item for b in thumbs])
-            if thumbs
-            else None
-        ),
+        thumbs=thumbs_up(poll),
         agreement=agreements(poll),
         pairs=rater_pairs(poll),
         skills=skills(poll, made) if people else (),
@@ -183,15 +179,20 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
     )
 
 
+def thumbs_up(poll: Poll) -> Interval | None:
+    """The share of thumbs up over items with one response; None without such votes."""
+    thumbs = [b for b in poll.counted if len(b.order) == 1 and b.rating is not None]
+    if not thumbs:
+        return None
+    return clustered_share([float(b.rating == 1) for b in thumbs], [b.item for b in thumbs])
+
+
 def agreements(poll: Poll) -> dict[str, Agreement]:
     """Each coefficient of agreement by name, with its interval over items, or why it has none."""
     units, choices = poll.labels, poll.choices
     if not choices:
-        return {
-            "agreement": Agreement(
-                None, None, None, 0, "there is no vote between two responses yet"
-            )
-        }
+        reason = "there is no vote between two responses yet"
+        return {"agreement": Agreement(None, None, None, 0, reason)}
     items = [unit[0] for unit in units]  # of a ranking all pairs
     found = {
         "two votes on a pair are equal": pair_agreement(units, cluster=itemgetter(0)),
@@ -205,20 +206,9 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
         found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(
             list(levels.values()), "ordinal", clusters=[unit[0] for unit in levels]
         )
-    found |= _fleiss(units)
-    raters = list(dict.fromkeys(choice.annotator for choice in choices))
-    if len(raters) == 2:
-        found["Cohen's kappa, linear weights"] = _cohen(choices, *raters)
-    else:
-        reason = f"it is for two annotators, here are {len(raters)}; their pairs are listed apart"
-        found["Cohen's kappa"] = Agreement(None, None, None, 0, reason)
-    most = max(Counter(choice.label for choice in choices).values()) / len(choices)
-    name = (
-        f"Gwet's AC1 (one answer has {most:.0%}: read it beside alpha)"
-        if most > PREVAILS
-        else "Gwet's AC1"
-    )
+    found |= _fleiss(units) | _cohens_kappa(choices)
     scale = [k for k in LABELS if k != "tie" or _has_ties(choices)]
+    name = _gwet_name(choices)
     found[name] = gwet_ac1_units(list(units.values()), categories=scale, clusters=items)
     if any(ballot.ranking for ballot in poll.counted):
         found["Kendall's W of rankings, mean over items"] = _concordance(poll.counted)
@@ -322,7 +312,7 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
     names = list(dict.fromkeys(b.annotator for b in poll.ballots))
     found = labels_of(poll) if found is None else found
     votes = Counter(b.annotator for b in poll.counted)
-    told = Counter(c.annotator for c in poll.choices)
+    compared = Counter(c.annotator for c in poll.choices)
     tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
     gold, again, slots = (
         _gold(poll.ballots),
@@ -334,7 +324,7 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
             name,
             votes[name],
             found.reliability.get(name),
-            tied[name] / told[name] if told[name] else None,
+            tied[name] / compared[name] if compared[name] else None,
             gold.get(name),
             again.get(name),
             slots.get(name),
@@ -417,6 +407,22 @@ def longer(choices: Sequence[Choice]) -> Interval | None:
     )
 
 
+def _cohens_kappa(choices: Sequence[Choice]) -> dict[str, Agreement]:
+    """Cohen's kappa where there are two annotators, else why not."""
+    raters = list(dict.fromkeys(choice.annotator for choice in choices))
+    if len(raters) == 2:
+        return {"Cohen's kappa, linear weights": _cohen(choices, *raters)}
+    reason = f"it is for two annotators, here are {len(raters)}; their pairs are listed apart"
+    return {"Cohen's kappa": Agreement(None, None, None, 0, reason)}
+
+
+def _gwet_name(choices: Sequence[Choice]) -> str:
+    """AC1's name, with a warning where one answer prevails."""
+    most = max(Counter(choice.label for choice in choices).values()) / len(choices)
+    warning = f" (one answer has {most:.0%}: read it beside alpha)" if most > PREVAILS else ""
+    return f"Gwet's AC1{warning}"
+
+
 def models(choices: Sequence[Choice]) -> Models:
     """Bradley-Terry scores of named models, with a term for the first slot.
 
@@ -427,39 +433,56 @@ def models(choices: Sequence[Choice]) -> Models:
     rows = [c for c in choices if all(c.models) and c.models[0] != c.models[1]]
     if not rows:
         return Models((), None, "no pair has responses of two named models")
-    first, second, won, weights = [], [], [], [c.weight for c in rows]
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    found = _by_slots(rows)
+    points = found.elo()
+    if points is None or found.error is None:
+        return Models((), None, found.reason)
+    known = found.clusters != 1
+    half = found.reach() * 400 / log(10) if known else 0.0
+    counts, made = _outcomes(rows), []
+    for k, name in enumerate(map(str, found.names)):
+        value, reach = float(points[k]), float(half * found.error[k])
+        bounds = (value - reach, value + reach) if known else (None, None)
+        won, tied, lost = (counts[name][outcome] for outcome in ("won", "tied", "lost"))
+        made.append(Score(name, value, *bounds, won, tied, lost))
+    ranked = tuple(sorted(made, key=lambda score: -score.score))
+    return Models(ranked, _slot_advantage(found, half, len(rows)) if known else None)
+
+
+def _slot_advantage(found: Ranking, half: float, votes: int) -> Interval | None:
+    """What the first slot is worth, in Elo points."""
+    if found.slot is None or found.slot_error is None:
+        return None
+    points, error = found.slot * 400 / log(10), half * found.slot_error
+    return Interval(points, points - error, points + error, votes)
+
+
+def _by_slots(rows: Sequence[Choice]) -> Ranking:
+    """Bradley-Terry of the models as shown: first slot, second slot, who won."""
+    first, second, won = [], [], []
     for c in rows:
         one, two = c.models
         swapped = (c.slot == "left") != (c.label == "a") and c.label != "tie"
         first.append(two if swapped else one)
         second.append(one if swapped else two)
         won.append({"left": 1.0, "right": 0.0, "tie": 0.5}[c.slot])
+    weights, items = [c.weight for c in rows], [c.unit[0] for c in rows]
+    fit = partial(bradley_terry_slots, first, second, won, weights=weights, clusters=items)
+    found = fit()
+    # where only the slot's term has no estimate the scores have one without it
+    if found.log_ability is None and len(found.components) == 1:
+        found = fit(slots=False)
+    return found
+
+
+def _outcomes(rows: Sequence[Choice]) -> dict[str, Counter[str]]:
+    """model -> how often it won, lost and tied."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for c in rows:
+        one, two = c.models
         counts[one][{"a": "won", "b": "lost", "tie": "tied"}[c.label]] += 1
         counts[two][{"b": "won", "a": "lost", "tie": "tied"}[c.label]] += 1
-    items = [c.unit[0] for c in rows]
-    found = bradley_terry_slots(first, second, won, weights=weights, clusters=items)
-    if (
-        found.log_ability is None and len(found.components) == 1
-    ):  # only the slot's term has no estimate: the scores have one without it
-        found = bradley_terry_slots(
-            first, second, won, weights=weights, clusters=items, slots=False
-        )
-    points = found.elo()
-    if points is None or found.error is None:
-        return Models((), None, found.reason)
-    known = found.clusters != 1
-    half = found.reach() * 400 / log(10) if known else 0.0
-    made = []
-    for k, name in enumerate(map(str, found.names)):
-        value, reach, own = float(points[k]), float(half * found.error[k]), counts[name]
-        bounds = (value - reach, value + reach) if known else (None, None)
-        made.append(Score(name, value, *bounds, own["won"], own["tied"], own["lost"]))
-    ranked = tuple(sorted(made, key=lambda score: -score.score))
-    if found.slot is None or found.slot_error is None or not known:
-        return Models(ranked, None)
-    pull, error = found.slot * 400 / log(10), half * found.slot_error
-    return Models(ranked, Interval(pull, pull - error, pull + error, len(rows)))
+    return counts
 
 
 def panel(poll: Poll) -> tuple[Signals, ...]:

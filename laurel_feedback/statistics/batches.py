@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel_feedback.statistics.analysis import pay
-from laurel_feedback.statistics.ballots import timed_poll
+from laurel_feedback.statistics.votes import timed_poll
 from laurel_feedback.store.assign import ANSWERED, DAY, DISTRESSING, Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.identity import HELD, flagged, hold
+from laurel_feedback.store.model_giveaways import HELD, flagged, hold
 from laurel_feedback.store.settings import BatchSettings, named
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Event, Item, Vote
 
@@ -73,30 +75,58 @@ def summaries(store: Store, batch_id: int | None = None) -> list[Summary]:
 
 
 def _summary(session: Session, batch: Batch) -> Summary:
-    mine = Item.batch_id == batch.id
-    normal = mine, Item.kind == "normal"
+    in_batch = Item.batch_id == batch.id
+    normal = in_batch, Item.kind == "normal"
     items, wanted = session.execute(
         select(func.count(), func.coalesce(func.sum(Item.target), 0)).where(*normal)
     ).one()
-    held = (
-        session.scalar(select(func.count()).select_from(Item).where(mine, Item.kind == HELD)) or 0
+    held = select(func.count()).select_from(Item).where(in_batch, Item.kind == HELD)
+    people = select(func.count(func.distinct(Assignment.annotator_id))).where(
+        Assignment.batch_id == batch.id, Assignment.state == "submitted"
     )
+    states = _states(session, batch)
+    return Summary(
+        batch.id,
+        batch.name,
+        batch.state,
+        BatchSettings.model_validate(batch.settings),
+        items,
+        _finished(session, batch),
+        states["votes"],
+        wanted,
+        states["leased"],
+        states["skipped"],
+        states["expired"],
+        states["distressing"],
+        session.scalar(held) or 0,
+        states["paid"],
+        session.scalar(people) or 0,
+    )
+
+
+def _states(session: Session, batch: Batch) -> Counter[str]:
+    """Assignments by state, and among them votes, paid ones, and skips as too distressing."""
     states: Counter[str] = Counter()
+    columns = Assignment.state, Assignment.repeat, Assignment.skip_reason, Item.kind
     rows = session.execute(
-        select(Assignment.state, Assignment.repeat, Assignment.skip_reason, Item.kind, func.count())
+        select(*columns, func.count())
         .join(Item)
         .where(Assignment.batch_id == batch.id)
-        .group_by(Assignment.state, Assignment.repeat, Assignment.skip_reason, Item.kind)
+        .group_by(*columns)
     )
     for state, repeat, reason, kind, count in rows:
-        states[state] += count
         distressing = reason == DISTRESSING and state in ("skipped", "expired")
-        states["distressing"] += count * distressing
         left = reason == ANSWERED and state == "withdrawn"
-        states["paid"] += count * (
-            distressing or left or (state == "submitted" and kind != "product")
-        )
-        states["votes"] += count * (state == "submitted" and kind == "normal" and not repeat)
+        submitted = state == "submitted"
+        states[state] += count
+        states["distressing"] += count * distressing
+        states["paid"] += count * (distressing or left or (submitted and kind != "product"))
+        states["votes"] += count * (submitted and kind == "normal" and not repeat)
+    return states
+
+
+def _finished(session: Session, batch: Batch) -> int:
+    """How many normal items have all the votes they want."""
     submitted = (
         select(Assignment.item_id, func.count().label("n"))
         .where(
@@ -109,29 +139,9 @@ def _summary(session: Session, batch: Batch) -> Summary:
         select(func.count())
         .select_from(Item)
         .join(submitted, submitted.c.item_id == Item.id)
-        .where(*normal)
+        .where(Item.batch_id == batch.id, Item.kind == "normal", submitted.c.n >= Item.target)
     )
-    people = select(func.count(func.distinct(Assignment.annotator_id)))
-    return Summary(
-        batch.id,
-        batch.name,
-        batch.state,
-        BatchSettings.model_validate(batch.settings),
-        items,
-        session.scalar(finished.where(submitted.c.n >= Item.target)) or 0,
-        states["votes"],
-        wanted,
-        states["leased"],
-        states["skipped"],
-        states["expired"],
-        states["distressing"],
-        held,
-        states["paid"],
-        session.scalar(
-            people.where(Assignment.batch_id == batch.id, Assignment.state == "submitted")
-        )
-        or 0,
-    )
+    return session.scalar(finished) or 0
 
 
 def refusal(store: Store, batch_id: int) -> str:
@@ -262,6 +272,33 @@ def new_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -
         return batch.id
 
 
+def _keep_form(session: Session, batch_id: int, old: BatchSettings, new: BatchSettings) -> None:
+    """Refused where the form changes and there are votes."""
+    if (old.form, old.allow_tie) == (new.form, new.allow_tie):
+        return
+    count = select(func.count()).select_from(Vote).join(Assignment)
+    votes = session.scalar(count.where(Assignment.batch_id == batch_id)) or 0
+    if votes:
+        raise Refused(
+            f"{votes} votes were given on the old form.",
+            where="form",
+            fix="Make a new batch for another form.",
+        )
+
+
+def _retarget(session: Session, batch_id: int, old: int, new: int) -> None:
+    """Items that want `old` votes want `new`; Refused where one has more already."""
+    in_batch = Item.batch_id == batch_id, Item.kind.in_(("normal", HELD))
+    items = list(session.scalars(select(Item).where(*in_batch, Item.target == old)))
+    most = max((item.live for item in items), default=0)
+    if most > new:
+        raise Refused(
+            f"an item has {most} votes already.", where="target_votes", fix=f"Give {most} or more."
+        )
+    for item in items:
+        item.target = new
+
+
 def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, actor: str) -> None:
     """Other settings for a batch that is not open.
 
@@ -276,40 +313,12 @@ def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, act
                 "the batch is open: its settings stay.", where="state", fix="Close it first."
             )
         old, new = BatchSettings.model_validate(batch.settings), settings
-        mine = Item.batch_id == batch_id, Item.kind.in_(("normal", HELD))
-        votes = (
-            session.scalar(
-                select(func.count())
-                .select_from(Vote)
-                .join(Assignment)
-                .where(Assignment.batch_id == batch_id)
-            )
-            or 0
-        )
-        if votes and (old.form, old.allow_tie) != (new.form, new.allow_tie):
-            raise Refused(
-                f"{votes} votes were given on the old form.",
-                where="form",
-                fix="Make a new batch for another form.",
-            )
+        _keep_form(session, batch_id, old, new)
         if new.target_votes != old.target_votes:
-            items = list(
-                session.scalars(select(Item).where(*mine, Item.target == old.target_votes))
-            )
-            if (most := max((item.live for item in items), default=0)) > new.target_votes:
-                raise Refused(
-                    f"an item has {most} votes already.",
-                    where="target_votes",
-                    fix=f"Give {most} or more.",
-                )
-            for item in items:
-                item.target = new.target_votes
+            _retarget(session, batch_id, old.target_votes, new.target_votes)
         batch.settings = new.model_dump()
-        changed = {
-            k: [v, new.model_dump()[k]]
-            for k, v in old.model_dump().items()
-            if new.model_dump()[k] != v
-        }
+        after = new.model_dump()
+        changed = {k: [v, after[k]] for k, v in old.model_dump().items() if after[k] != v}
         record(session, actor, "settings", f"batch {batch.name}", store.now(), changed=changed)
 
 
@@ -328,27 +337,28 @@ class Exposure:
     opted_out: tuple[str, ...]
 
 
+def _harmful(batch_id: int | None) -> Select[str, list[str], float, str]:
+    """The assignments of items with a kind of harm: annotator, harm, time, reason of a skip."""
+    columns = Annotator.pseudonym, Item.harm, Assignment.made_at, Assignment.skip_reason
+    rows = (
+        select(*columns)
+        .select_from(Assignment)
+        .join(Annotator, Assignment.annotator_id == Annotator.id)
+        .join(Item, Assignment.item_id == Item.id)
+        .where(Item.harmful)
+    )
+    return rows if batch_id is None else rows.where(Assignment.batch_id == batch_id)
+
+
 def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
     """Exposure of every annotator who saw a kind of harm or opted out of one, most samples first.
 
     In one batch, or in all.
     """
     with store.read() as session:
-        columns = Annotator.pseudonym, Item.harm, Assignment.made_at, Assignment.skip_reason
-        rows = (
-            select(*columns)
-            .select_from(Assignment)
-            .join(Annotator, Assignment.annotator_id == Annotator.id)
-        )
-        rows = rows.join(Item, Assignment.item_id == Item.id).where(Item.harmful)
-        if batch_id is not None:
-            rows = rows.where(Assignment.batch_id == batch_id)
-        seen = session.execute(rows).all()
-        opted = {
-            p: tuple(o)
-            for p, o in session.execute(select(Annotator.pseudonym, Annotator.opted_out))
-            if o
-        }
+        seen = session.execute(_harmful(batch_id)).all()
+        columns = select(Annotator.pseudonym, Annotator.opted_out)
+        opted = {name: tuple(tags) for name, tags in session.execute(columns) if tags}
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     samples, today, distress = Counter[str](), Counter[str](), Counter[str]()
     for row in seen:
@@ -390,33 +400,42 @@ Skips from which on somebody stands out, and how many times the others' share th
 """
 
 
+def _dearest_first(costs: list[Cost]) -> list[Cost]:
+    """Those with something to pay."""
+    paid = (cost for cost in costs if cost.answered or cost.distressing)
+    return sorted(paid, key=lambda cost: -cost.paid)
+
+
+def _skips(batch_id: int) -> Select[str, str, str, float, Any]:
+    """A batch's assignments, with the time of the first skip of each."""
+    skipped = (
+        select(Event.assignment_id, func.min(Event.made_at).label("at"))
+        .where(Event.kind == "skip")
+        .group_by(Event.assignment_id)
+    )
+    first = skipped.subquery()
+    columns = Annotator.pseudonym, Assignment.state, Assignment.skip_reason, Assignment.made_at
+    return (
+        select(*columns, first.c.at)
+        .select_from(Assignment)
+        .join(Annotator, Assignment.annotator_id == Annotator.id)
+        .outerjoin(first, first.c.assignment_id == Assignment.id)
+        .where(Assignment.batch_id == batch_id)
+    )
+
+
+def _stands_out(skips: int, own: int, others: float, seconds: float | None) -> bool:
+    """Skips that are too many or too fast: `others` is the others' share, `seconds` the median."""
+    fast = seconds is not None and seconds < FAST_SKIP
+    return skips >= LEAST_SKIPS and (fast or skips > ODD_SKIPS * max(others, 0.01) * own)
+
+
 def costs(store: Store, batch_id: int) -> list[Cost]:
     """Everybody who is to be paid for something in a batch, the dearest first."""
     answered, distress, times = Counter[str](), Counter[str](), defaultdict[str, list[float]](list)
     with store.read() as session:
-        price = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings).pay_per_item
-        skipped = (
-            select(Event.assignment_id, func.min(Event.made_at).label("at"))
-            .where(Event.kind == "skip")
-            .group_by(Event.assignment_id)
-        )
-        first = skipped.subquery()
-        columns = (
-            Annotator.pseudonym,
-            Assignment.state,
-            Assignment.skip_reason,
-            Assignment.made_at,
-            first.c.at,
-        )
-        rows = (
-            select(*columns)
-            .select_from(Assignment)
-            .join(Annotator, Assignment.annotator_id == Annotator.id)
-        )
-        rows = rows.outerjoin(first, first.c.assignment_id == Assignment.id).where(
-            Assignment.batch_id == batch_id
-        )
-        for name, state, reason, made_at, at in session.execute(rows):
+        settings = BatchSettings.model_validate(session.get_one(Batch, batch_id).settings)
+        for name, state, reason, made_at, at in session.execute(_skips(batch_id)):
             answered[name] += state == "submitted"
             if state != "submitted" and reason == DISTRESSING:
                 distress[name] += 1
@@ -426,16 +445,13 @@ def costs(store: Store, batch_id: int) -> list[Cost]:
     found = []
     for name in sorted({*answered, *distress}):
         own = answered[name] + distress[name]
-        usual = (skips - distress[name]) / (every - own) if every > own else 0.0
+        others = (skips - distress[name]) / (every - own) if every > own else 0.0
         seconds = _median(times[name]) if times[name] else None
-        fast = seconds is not None and seconds < FAST_SKIP
-        odd = distress[name] >= LEAST_SKIPS and (
-            fast or distress[name] > ODD_SKIPS * max(usual, 0.01) * own
+        odd = _stands_out(distress[name], own, others, seconds)
+        found.append(
+            Cost(name, answered[name], distress[name], seconds, settings.pay_per_item * own, odd)
         )
-        found.append(Cost(name, answered[name], distress[name], seconds, price * own, odd))
-    return sorted(
-        (cost for cost in found if cost.answered or cost.distressing), key=lambda cost: -cost.paid
-    )
+    return _dearest_first(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,5 +496,5 @@ def activity(store: Store, days: float = 14.0) -> list[Hour]:
     return sorted(found, key=lambda hour: (not hour.odd, -hour.votes, hour.hour, hour.annotator))
 
 
-def _median(values: list[int]) -> float:
+def _median(values: Sequence[float]) -> float:
     return float(median(values)) if values else 0.0

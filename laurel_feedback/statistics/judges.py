@@ -6,7 +6,7 @@ How often they agree, which slot the model favours, and what it is worth as a ju
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from laurel.measure.judging import (
     preference,
 )
 from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
-from laurel_feedback.statistics.ballots import Choice, Judged, Poll
+from laurel_feedback.statistics.votes import Choice, Judged, Poll
 
 Unit = tuple[str, int, int]
 
@@ -65,35 +65,42 @@ def judge_card(poll: Poll, name: str) -> Judge:
     orders are.
     """
     final = verdicts_of(poll.judges[name])
-    labels = {
-        (item, 0, 1): "tie" if status == "inconsistent" else status
-        for item, status in final.items()
-    }
-    labels = {unit: label for unit, label in labels.items() if label in LABELS}
+    labels = _as_labels(final)
     verdicts = {unit: [label] for unit, label in labels.items()}
     humans = {unit: votes for unit, votes in poll.labels.items() if unit[1:] == (0, 1)}
     both = [unit for unit in labels if unit in humans]
-    choices = {c.unit: c for c in poll.choices}
-    known = [choices[unit] for unit in both]
     rho, tau = rank_correlations(poll.choices, labels)
-    metrics = judge_metrics([verdicts[u] for u in both], [humans[u] for u in both])
     return Judge(
         name,
         dict(Counter(final.values())),
         pair_agreement(humans, verdicts),
         pair_agreement(humans, verdicts, ties=False),
         _with_majority(humans, labels),
-        metrics,
+        judge_metrics([verdicts[unit] for unit in both], [humans[unit] for unit in both]),
         _both_orders(poll.judges[name]),
         _first_shown(poll.judges[name]),
-        preference(
-            [labels[u] for u in both], [c.lengths[0] for c in known], [c.lengths[1] for c in known]
-        ),
+        _longer(poll, labels, both),
         rho,
         tau,
         win_rates(poll, labels),
         leave_one_out([votes for votes in poll.labels.values() if len(votes) > 1]),
     )
+
+
+def _as_labels(final: Mapping[str, str]) -> dict[Unit, str]:
+    """A judge's last words as labels of pairs: inconsistent is a tie, failures are left out."""
+    labels = {
+        (item, 0, 1): "tie" if status == "inconsistent" else status
+        for item, status in final.items()
+    }
+    return {unit: label for unit, label in labels.items() if label in LABELS}
+
+
+def _longer(poll: Poll, labels: Mapping[Unit, str], units: Sequence[Unit]) -> Interval | None:
+    """How often the judge preferred the response with more words."""
+    choices = {c.unit: c for c in poll.choices}
+    first, second = ([choices[unit].lengths[side] for unit in units] for side in (0, 1))
+    return preference([labels[unit] for unit in units], first, second)
 
 
 def by_response(judged: Judged) -> str:
@@ -120,12 +127,12 @@ def verdict_of(answers: Sequence[Judged]) -> str:
 
     With none, its failure.
     """
-    told = {by_response(judged) for judged in answers}
-    valid = told & {"a", "b", "tie", "inconsistent"}
+    statuses = {by_response(judged) for judged in answers}
+    valid = statuses & {"a", "b", "tie", "inconsistent"}
     return (
         (valid.pop() if len(valid) == 1 else "inconsistent")
         if valid
-        else ("invalid" if "invalid" in told else "error")
+        else ("invalid" if "invalid" in statuses else "error")
     )
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from laurel.measure.calibration import Bin
 from laurel.measure.preference_shares import HeldOut, held_out, preference_shares
-from laurel_feedback.statistics.ballots import Ballot, Poll
+from laurel_feedback.statistics.votes import Ballot, Poll
 from laurel_feedback.store.tables import Assignment, Batch, Dispute, Item, Vote
 
 Unit = tuple[str, int, int]
@@ -35,7 +35,7 @@ EVEN = 1e-6
 """A chance no farther than this from 1/2 is even."""
 
 
-class Said(NamedTuple):
+class PairVote(NamedTuple):
     """One vote on one pair.
 
     side is above 0 for the first response, below 0 for the second, 0 for a tie.
@@ -93,7 +93,7 @@ Marks = Mapping[Hashable, tuple[int, int]]
 """Of a person, the right and the wrong answers to gold; who prefers neither is neither."""
 
 
-def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
+def labels(said: Sequence[PairVote], gold: Marks | None = None) -> Labels:
     """All labels together: who can be believed is known from all pairs, and from gold.
 
     Of two votes of one person on a pair the last counts.
@@ -106,26 +106,9 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     rows = tuple(
         (units[one.unit], people[one.person], int(one.side < 0)) for one in standing if one.side
     )
-    marks = tuple(
-        (0, people[person], mark)
-        for person, counts in gold.items()
-        if person in people and person not in out
-        for mark, count in zip((1, 0), counts, strict=True)
-        for _ in range(count)
-    )
-    chance, reliability, crowd = dict[int, float](), dict[Hashable, float](), 0.0
-    if rows:
-        found = preference_shares(rows, gold=marks)
-        crowd = 1 - found.crowd
-        chance = dict(zip(found.items.tolist(), found.first.tolist(), strict=True))
-        names = list(people)
-        reliability = {
-            names[k]: 1 - guess
-            for k, guess in zip(found.annotators.tolist(), found.guess.tolist(), strict=True)
-        }
-    votes: dict[Unit, list[Said]] = {unit: [] for unit in units}
-    for one in standing:
-        votes[one.unit].append(one)
+    marks = _marks(gold, people, out)
+    chance, reliability, crowd = _believed(rows, marks, list(people))
+    votes = _by_unit(standing, units)
     made = {
         unit: _label(given, chance.get(units[unit], 0.5), reliability, crowd)
         for unit, given in votes.items()
@@ -133,8 +116,42 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     return Labels(made, reliability, crowd, out, rows, marks)
 
 
+def _by_unit(votes: Iterable[PairVote], units: Iterable[Unit]) -> dict[Unit, list[PairVote]]:
+    found: dict[Unit, list[PairVote]] = {unit: [] for unit in units}
+    for vote in votes:
+        found[vote.unit].append(vote)
+    return found
+
+
+def _marks(
+    gold: Marks, people: Mapping[Hashable, int], out: frozenset[Hashable]
+) -> tuple[tuple[int, int, int], ...]:
+    """(0, person, right) for every answer to gold, of people who are not left out."""
+    return tuple(
+        (0, people[person], mark)
+        for person, counts in gold.items()
+        if person in people and person not in out
+        for mark, count in zip((1, 0), counts, strict=True)
+        for _ in range(count)
+    )
+
+
+def _believed(
+    rows: tuple[tuple[int, int, int], ...],
+    marks: tuple[tuple[int, int, int], ...],
+    names: list[Hashable],
+) -> tuple[dict[int, float], dict[Hashable, float], float]:
+    """(P(first preferred) of each pair, reliability of each person, that of the crowd)."""
+    if not rows:
+        return {}, {}, 0.0
+    found = preference_shares(rows, gold=marks)
+    chance = dict(zip(found.items.tolist(), found.first.tolist(), strict=True))
+    guesses = zip(found.annotators.tolist(), found.guess.tolist(), strict=True)
+    return chance, {names[k]: 1 - guess for k, guess in guesses}, 1 - found.crowd
+
+
 def _label(
-    given: Sequence[Said], first: float, reliability: Mapping[Hashable, float], crowd: float
+    given: Sequence[PairVote], first: float, reliability: Mapping[Hashable, float], crowd: float
 ) -> Label:
     """Belief in those who decided; where all said tie it is they who did."""
     sides = Counter(int(np.sign(one.side)) for one in given)
@@ -210,7 +227,8 @@ SIDES = {"a": 1.0, "tie": 0.0, "b": -1.0}
 def labels_of(poll: Poll) -> Labels:
     """The labels that an export of these votes writes."""
     return labels(
-        [Said(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices], gold_among(poll.ballots)
+        [PairVote(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices],
+        gold_among(poll.ballots),
     )
 
 
@@ -232,7 +250,7 @@ class Worth:
     left_out: tuple[str, ...]
     held_out: HeldOut | None
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON."""
         made: dict[str, Any] = {
             name: getattr(self, name)

@@ -23,10 +23,10 @@ import laurel
 from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
 from laurel_feedback.statistics.analysis import Analysis, analyse
-from laurel_feedback.statistics.ballots import batch_poll, file_polls
 from laurel_feedback.statistics.batches import exposure, summaries
+from laurel_feedback.statistics.demographics import Reference, demographics_of
 from laurel_feedback.statistics.sections import Section, harm, people, sections, state
-from laurel_feedback.statistics.whose import Reference, whose
+from laurel_feedback.statistics.votes import batch_poll, file_polls
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Batch
 
@@ -75,7 +75,7 @@ def figures(found: list[Read]) -> str:
         plain = asdict(replace(analysis, worth=None))
         plain["answers"] = plain.pop("labels")
         del plain["worth"]
-        labels = None if analysis.worth is None else analysis.worth.told()
+        labels = None if analysis.worth is None else analysis.worth.as_json()
         tables = [
             {"title": part.title, "columns": part.columns, "rows": part.rows, "note": part.note}
             for part in parts
@@ -136,7 +136,7 @@ def _batches(store: Store, reference: Reference | None) -> list[Read]:
         made = [state(summaries(store, batch)[0]), *sections(analysis)]
         exposed = exposure(store, batch)
         made += [harm(exposed)] if exposed else []
-        made += people(whose(store, poll, reference, actor="operator, report"))
+        made += people(demographics_of(store, poll, reference, actor="operator, report"))
         found.append((poll.name, made, analysis))
     return found
 

@@ -1,4 +1,4 @@
-"""A table of words under a title, and how numbers are told in it."""
+"""A table of words under a title, and how numbers are written in it."""
 
 from __future__ import annotations
 

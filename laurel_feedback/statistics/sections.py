@@ -12,8 +12,8 @@ from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
 from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.statistics.analysis import Analysis, Pay, Skill
-from laurel_feedback.statistics.ballots import MTBENCH
 from laurel_feedback.statistics.batches import Cost, Exposure, Summary
+from laurel_feedback.statistics.demographics import Demographics
 from laurel_feedback.statistics.judges import Judge
 from laurel_feedback.statistics.labels import Worth
 from laurel_feedback.statistics.section import (
@@ -27,7 +27,7 @@ from laurel_feedback.statistics.section import (
     span,
     table,
 )
-from laurel_feedback.statistics.whose import Whose
+from laurel_feedback.statistics.votes import MTBENCH
 
 
 def sections(found: Analysis) -> list[Section]:
@@ -190,98 +190,97 @@ def _share(found: Agreement) -> tuple[str, str, str]:
 
 def judge(found: Analysis, card: Judge) -> Section:
     """A judge beside people, with the agreement among people as the ceiling."""
-    published = dict(MTBENCH_SHOWN) if found.name == "MT-Bench, turn 1" else {}
-    among = [
-        found.agreement.get(name)
-        for name in ("two votes on a pair are equal", "the same, without ties")
+    rows = [
+        *_agreement_rows(found, card),
+        *_majority_rows(card),
+        *_slot_rows(card),
+        *_length_rows(found, card),
+        *_model_rows(card),
     ]
+    return table(
+        f"Judge {card.name} beside people", "what|figure|95 % interval|note", rows, "", "what|note"
+    )
+
+
+Cells = tuple[str, str, str, str]
+"""What, figure, interval, note."""
+
+
+def _agreement_rows(found: Analysis, card: Judge) -> list[Cells]:
+    """A judge with a person, and a person with a person, with ties and without."""
+    published = dict(MTBENCH_SHOWN) if found.name == "MT-Bench, turn 1" else {}
+    agreement = found.agreement
     rows = []
     for name, agreed in (
         (f"{card.name} with a person", card.people),
-        ("a person with a person", among[0]),
+        ("a person with a person", agreement.get("two votes on a pair are equal")),
         (f"{card.name} with a person, no ties", card.people_no_ties),
-        ("a person with a person, no ties", among[1]),
+        ("a person with a person, no ties", agreement.get("the same, without ties")),
     ):
         if agreed is not None:
-            rows.append((name, *_share(agreed)[:2], published.get(name, _share(agreed)[2])))
-    k = card.kappa
-    rows.append(
-        (
-            "kappa with people's majority",
-            "undefined" if k.value is None else number(k.value),
-            span(k),
-            k.reason or f"n = {k.n}",
-        )
-    )
-    m = card.metrics
-    rows += [
-        (
-            "with the majority of all people but one",
-            percent(m.agreement),
-            NONE,
-            m.reason if m.agreement is None else f"n = {m.n}",
-        ),
+            figure, interval, note = _share(agreed)
+            rows.append((name, figure, interval, published.get(name, note)))
+    return rows
+
+
+def _majority_rows(card: Judge) -> list[Cells]:
+    """A judge with the majority of people, and how many of its verdicts are valid."""
+    k, m = card.kappa, card.metrics
+    kappa = "undefined" if k.value is None else number(k.value)
+    note = m.reason if m.agreement is None else f"n = {m.n}"
+    valid = sum(card.statuses.get(s, 0) for s in ("a", "b", "tie", "inconsistent"))
+    counted = ", ".join(f"{n} {s}" for s, n in sorted(card.statuses.items()))
+    return [
+        ("kappa with people's majority", kappa, span(k), k.reason or f"n = {k.n}"),
+        ("with the majority of all people but one", percent(m.agreement), NONE, note),
         ("the same, a person with the others", percent(card.ceiling), NONE, "the ceiling"),
         ("its majority against people's (bias)", percent(m.bias), NONE, ""),
+        ("valid verdicts", f"{valid}/{sum(card.statuses.values())}", NONE, counted),
     ]
-    valid = sum(card.statuses.get(s, 0) for s in ("a", "b", "tie", "inconsistent"))
-    total = sum(card.statuses.values())
-    counted = ", ".join(f"{n} {s}" for s, n in sorted(card.statuses.items()))
-    rows.append(("valid verdicts", f"{valid}/{total}", NONE, counted))
+
+
+def _slot_rows(card: Judge) -> list[Cells]:
+    """How far the order of showing decides."""
+    rows = []
     if card.both is not None and card.both.consistency is not None:
+        same, pairs = card.both.consistency, f"n = {card.both.pairs}"
         rows.append(
-            (
-                "same verdict in both orders",
-                percent(card.both.consistency.value),
-                span(card.both.consistency, percent),
-                f"n = {card.both.pairs}",
-            )
+            ("same verdict in both orders", percent(same.value), span(same, percent), pairs)
         )
     if card.first is not None:
-        rows.append(
-            (
-                "the first slot wins",
-                percent(card.first.share.value),
-                span(card.first.share, percent),
-                f"p = {chance(card.first.p)}",
-            )
-        )
-    for name, share in (
-        ("the longer response wins, by the judge", card.longer),
-        ("the same, by people", found.longer),
-    ):
-        if share is not None:
-            note = (
-                "what a judge that picks the longer one scores"
-                if share is found.longer
-                else f"n = {share.n}"
-            )
-            rows.append((name, percent(share.value), span(share, percent), note))
+        share, p = card.first.share, f"p = {chance(card.first.p)}"
+        rows.append(("the first slot wins", percent(share.value), span(share, percent), p))
+    return rows
+
+
+def _length_rows(found: Analysis, card: Judge) -> list[Cells]:
+    """How often the longer response wins."""
+    rows = []
+    if card.longer is not None:
+        share, what = card.longer, "the longer response wins, by the judge"
+        rows.append((what, percent(share.value), span(share, percent), f"n = {share.n}"))
+    if found.longer is not None:
+        share, note = found.longer, "what a judge that picks the longer one scores"
+        rows.append(("the same, by people", percent(share.value), span(share, percent), note))
+    return rows
+
+
+def _model_rows(card: Judge) -> list[Cells]:
+    """The order of models by the judge and by people, and people's win rates with its help."""
+    rows = []
     for name, r in (
         ("Spearman's rho of models' scores", card.rho),
         ("Kendall's tau-b of models' scores", card.tau),
     ):
         if r is not None:
-            rows.append(
-                (
-                    name,
-                    "undefined" if r.value is None else f"{r.value:.4f}",
-                    span(r),
-                    r.reason or f"n = {r.n} models" + ", too few" * (r.n < 10),
-                )
-            )
-    rows += [
-        (
-            f"win rate of {name}, with the judge's help",
-            percent(p.estimate.value),
-            span(p.estimate, percent),
-            f"people alone {percent(p.human.value)} ({span(p.human, percent)})",
-        )
-        for name, p in card.rates.items()
-    ]
-    return table(
-        f"Judge {card.name} beside people", "what|figure|95 % interval|note", rows, "", "what|note"
-    )
+            value = "undefined" if r.value is None else f"{r.value:.4f}"
+            note = r.reason or f"n = {r.n} models" + ", too few" * (r.n < 10)
+            rows.append((name, value, span(r), note))
+    for name, p in card.rates.items():
+        alone = f"people alone {percent(p.human.value)} ({span(p.human, percent)})"
+        what, rate = f"win rate of {name}, with the judge's help", p.estimate
+        rows.append((what, percent(rate.value), span(rate, percent), alone))
+    return rows
 
 
 MTBENCH_SHOWN = tuple(
@@ -468,7 +467,7 @@ def harm(found: Iterable[Exposure]) -> Section:
     )
 
 
-def people(found: Whose) -> list[Section]:
+def people(found: Demographics) -> list[Section]:
     """Composition, published groups, group differences."""
     made = []
     for part in found.composition:
@@ -507,7 +506,7 @@ def people(found: Whose) -> list[Section]:
     return [*made, *_groups(found), published(found)]
 
 
-def _groups(found: Whose) -> list[Section]:
+def _groups(found: Demographics) -> list[Section]:
     made = []
     if found.groups:
         rows = [
@@ -561,7 +560,7 @@ def _groups(found: Whose) -> list[Section]:
     return made
 
 
-def published(found: Whose) -> Section:
+def published(found: Demographics) -> Section:
     """Who rated for published data, with ours first."""
     ours = [
         f"{percent(share)} {answer}"
@@ -578,9 +577,9 @@ def published(found: Whose) -> Section:
         )
     ]
     for group in PUBLISHED:
-        told = ", ".join(f"{share:.0%} {name}" for name, share in group.shares)
+        shares = ", ".join(f"{share:.0%} {name}" for name, share in group.shares)
         rows.append(
-            (group.name, str(group.labelers or NONE), str(group.answered or NONE), told or NONE)
+            (group.name, str(group.labelers or NONE), str(group.answered or NONE), shares or NONE)
         )
     note = "As listed by Kirk et al. 2024 (PRISM, arXiv:2404.16019)."
     return table(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import LaurelError
 from laurel_feedback.store.audit import record_vote
-from laurel_feedback.store.database import Store
+from laurel_feedback.store.database import Store, changed_rows
 from laurel_feedback.store.progress import Progress, totals
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
@@ -70,7 +70,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Desk:
+class TaskQueue:
     """An annotator at work on a batch."""
 
     store: Store
@@ -102,7 +102,7 @@ class Desk:
                 *(a for a in waiting if a.seq <= after),
             ):
                 if assignment is held:
-                    return self._extend(held, settings)
+                    return self._extend(assignment, settings)
                 if self._take(session, assignment, settings):
                     self._leave(session, held)
                     return assignment
@@ -355,7 +355,7 @@ class Desk:
 
     def _open_items(
         self, session: Session, kind: str, settings: BatchSettings
-    ) -> Select[tuple[str, list[str]]]:
+    ) -> Select[str, list[str]]:
         """Ids and kinds of harm of items that want answers and were never given to this annotator.
 
         Those that others have begun come first.
@@ -382,7 +382,7 @@ class Desk:
         return items if self._harm_room(session, settings) else items.where(~Item.harmful)
 
     def _shuffled(
-        self, session: Session, items: Select[tuple[str, list[str]]], rng: random.Random
+        self, session: Session, items: Select[str, list[str]], rng: random.Random
     ) -> Iterator[tuple[str, list[str]]]:
         """The items, a few at a time, in an order of this annotator's own.
 
@@ -438,10 +438,8 @@ class Desk:
 
 def claim(session: Session, item_id: str) -> bool:
     """Count one more answer that is coming; False where the item has all it wants."""
-    taken = session.execute(
-        update(Item).where(Item.id == item_id, Item.live < Item.target).values(live=Item.live + 1)
-    )
-    return taken.rowcount == 1
+    one_more = update(Item).where(Item.id == item_id, Item.live < Item.target)
+    return changed_rows(session, one_more.values(live=Item.live + 1)) == 1
 
 
 def give_back(session: Session, assignment: Assignment) -> None:
@@ -485,11 +483,7 @@ def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[
     """The columns of a vote: checked against the batch's form, by place instead of by slot."""
     count, rating, ranking = len(order), answer.rating, answer.ranking
     if settings.form == "ranking":
-        if (
-            ranking is None
-            or len(ranking) != count
-            or sorted(set(ranking)) != list(range(1, len(set(ranking)) + 1))
-        ):
+        if not _is_ranking(ranking, count):
             raise Refused(
                 f"give each of the {count} responses a rank, from 1 on without gaps.",
                 status=422,
@@ -498,12 +492,31 @@ def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[
         rating = None
     else:
         allowed = (0, 1, 2, 3, 4) if settings.allow_tie else (1, 2, 3, 4)
-        if count == 1:
-            allowed = (1, 4)
-        if rating not in allowed:
+        if rating not in ((1, 4) if count == 1 else allowed):
             raise Refused("choose one of the ratings.", status=422, where="rating")
         ranking = None
-    scales = {}
+    scales = _scales(answer, order, settings)
+    rationale = _rationale(answer, settings)
+    swapped = count == 2 and order[0] == 1
+    return {
+        "rating": 5 - rating if swapped and rating else rating,
+        "ranking": by_place(ranking, order) if ranking else None,
+        "scales": scales,
+        "rationale": rationale,
+        "pasted": answer.pasted if rationale else None,
+    }
+
+
+def _is_ranking(ranking: Sequence[int] | None, count: int) -> bool:
+    """Ranks from 1 on without gaps, one for each response; equal ones are ties."""
+    if ranking is None or len(ranking) != count:
+        return False
+    return sorted(set(ranking)) == list(range(1, len(set(ranking)) + 1))
+
+
+def _scales(answer: Answer, order: list[int], settings: BatchSettings) -> dict[str, list[int]]:
+    """The scales that the form asks for, by place; Refused where one is not whole."""
+    count, scales = len(order), {}
     for name, asked, top in (
         ("helpfulness", settings.helpfulness, 5),
         ("presentation", settings.presentation, 3),
@@ -514,6 +527,11 @@ def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[
         if given is None or len(given) != count or not all(1 <= level <= top for level in given):
             raise Refused(f"rate the {name} of every response, 1 to {top}.", status=422, where=name)
         scales[name] = by_place(given, order)
+    return scales
+
+
+def _rationale(answer: Answer, settings: BatchSettings) -> str:
+    """The rationale, where the form has one; Refused where it is missing or too long."""
     rationale = answer.rationale.strip() if settings.rationale != "no" else ""
     if settings.rationale == "required" and not rationale:
         raise Refused("say in a sentence why.", status=422, where="rationale")
@@ -523,14 +541,7 @@ def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[
             status=422,
             where="rationale",
         )
-    swapped = count == 2 and order[0] == 1
-    return {
-        "rating": 5 - rating if swapped and rating else rating,
-        "ranking": by_place(ranking, order) if ranking else None,
-        "scales": scales,
-        "rationale": rationale,
-        "pasted": answer.pasted if rationale else None,
-    }
+    return rationale
 
 
 def by_place(shown: Sequence[int], order: Sequence[int]) -> list[int]:

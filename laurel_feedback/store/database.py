@@ -15,7 +15,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy import CursorResult, Delete, Engine, Update, create_engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -194,3 +194,10 @@ def migrate(engine: Engine) -> None:
         raise UsageError(
             f"a newer laurel made this database ({error}).", where=shown, fix="Update laurel."
         ) from error
+
+
+def changed_rows(session: Session, statement: Update | Delete) -> int:
+    """Run an update or a delete; how many rows it changed."""
+    result = session.execute(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount

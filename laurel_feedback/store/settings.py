@@ -23,9 +23,9 @@ class BatchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    target_votes: int = Field(3, ge=1, le=1000)
+    target_votes: int = Field(default=3, ge=1, le=1000)
     """Votes wanted of every normal item; no item gets more."""
-    hit_size: int = Field(20, ge=1)
+    hit_size: int = Field(default=20, ge=1)
     """Samples that an annotator is asked for; progress counts to it."""
     form: Literal["rating", "ranking"] = "rating"
     """Two responses and four levels, or K responses in order."""
@@ -35,19 +35,19 @@ class BatchSettings(BaseModel):
     rationale: Literal["no", "optional", "required"] = "no"
     markdown: bool = False
     """Render responses as Markdown (sanitised); off: plain text."""
-    lease_minutes: float = Field(15.0, gt=0)
-    repeat_share: float = Field(0.0, ge=0, le=0.4)
+    lease_minutes: float = Field(default=15.0, gt=0)
+    repeat_share: float = Field(default=0.0, ge=0, le=0.4)
     """Share of an annotator's samples that are shown once more, slots the other way round."""
-    gold_share: float = Field(0.0, ge=0, le=0.5)
+    gold_share: float = Field(default=0.0, ge=0, le=0.5)
     """Share of an annotator's samples that are gold or attention items, while there are any."""
     needs_check: bool = False
     """Annotators pass the check items (all right, two attempts) before the first sample."""
-    pay_per_item: float = Field(0.0, ge=0)
+    pay_per_item: float = Field(default=0.0, ge=0)
     currency: str = "USD"
-    expected_seconds: float = Field(60.0, gt=0)
-    pay_floor: float = Field(0.0, ge=0)
+    expected_seconds: float = Field(default=60.0, gt=0)
+    pay_floor: float = Field(default=0.0, ge=0)
     """Pay per hour below which the batch is not opened."""
-    daily_harm_cap: int = Field(0, ge=0)
+    daily_harm_cap: int = Field(default=0, ge=0)
     """Items with a kind of harm that an annotator sees in a day; 0: no cap."""
 
     @property

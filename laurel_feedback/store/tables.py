@@ -85,8 +85,8 @@ class Item(Base):
     kind: Mapped[str] = mapped_column(default="normal")
     """The kind of an item: normal, gold, attention, check, training, product or held.
 
-    check is the test after the guidelines; of held see `laurel_feedback.store.identity`. Only
-    normal and product ones are exported.
+    check is the test after the guidelines; of held see `laurel_feedback.store.model_giveaways`.
+    Only normal and product ones are exported.
     """
     prompt: Mapped[list[Any]]
     """Messages: [{"role": ..., "content": ...}, ...]."""

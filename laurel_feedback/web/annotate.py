@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import DISTRESSING, Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
@@ -28,11 +28,12 @@ from laurel_feedback.store.tables import (
     Event,
     Item,
     Ruling,
+    Vote,
 )
 from laurel_feedback.web import work
-from laurel_feedback.web.edge import attachment
+from laurel_feedback.web.request_checks import attachment
 from laurel_feedback.web.sample import (
-    TOLD_KINDS,
+    ANSWER_SHOWN_KINDS,
     guidelines,
     is_right,
     latest_votes,
@@ -57,7 +58,7 @@ SUPPORT = (
     " your coordinator."
 )
 ATTEMPTS = 2
-DAYS = round(people.SESSION_HOURS / 24)
+DAYS = round(accounts.SESSION_HOURS / 24)
 RETENTION_DAYS = 365
 QUESTIONS = {
     "age": ("How old are you?", ["18-24", "25-34", "35-44", "45-54", "55-64", "65 or older"]),
@@ -122,7 +123,7 @@ def exchange(request: Request) -> Response:
     """The invitation becomes a session."""
     site = request.app.state.site
     with failing(request, {f"invitation from {address_of(request)}": site.limits.token}):
-        cookie = people.accept(site.store, request.path_params["token"][:200])
+        cookie = accounts.accept(site.store, request.path_params["token"][:200])
     return log_in(request, cookie, "/consent")
 
 
@@ -136,7 +137,7 @@ def come_back(request: Request) -> Response:
     site, given = request.app.state.site, str(form_of(request).get("code", ""))[:100]
     try:
         with failing(request, {f"code from {address_of(request)}": site.limits.token}):
-            cookie = people.come_back(site.store, given)
+            cookie = accounts.come_back(site.store, given)
     except Refused as error:
         if error.status != 403:
             raise
@@ -147,14 +148,14 @@ def come_back(request: Request) -> Response:
 def new_code(request: Request) -> Response:
     """Another code; what the old one opened is closed."""
     me, site = require_annotator(request), request.app.state.site
-    return log_in(request, people.new_code(site.store, me.id), "/mine")
+    return log_in(request, accounts.new_code(site.store, me.id), "/mine")
 
 
 def own_code(request: Request, me: Annotator) -> dict[str, Any]:
     """What code.html shows: the code, where this browser's session is the one it was made with."""
     site = request.app.state.site
     cookie = request.cookies.get(site.cookie(), "")
-    return {"code": people.shown_code(site.store, me.id, cookie), "days": DAYS}
+    return {"code": accounts.shown_code(site.store, me.id, cookie), "days": DAYS}
 
 
 def harms(session: Session) -> dict[str, int]:
@@ -210,34 +211,34 @@ def sign(request: Request) -> Response:
     """
     me, site, form = require_annotator(request), request.app.state.site, form_of(request)
     choice = str(form.get("votes", ""))
-    if choice not in ("keep", "delete") or not form.get("agree"):
-        missing = (
-            "say what happens to your answers if you leave"
-            if choice not in ("keep", "delete")
-            else "tick that you agree"
-        )
+    missing = "" if form.get("agree") else "tick that you agree"
+    if choice not in ("keep", "delete"):
+        missing = "say what happens to your answers if you leave"
+    if missing:
         return consent_page(request, 422, f"Please {missing}; nothing was saved yet.")
-    people.consent(site.store, me.id, f"{choice} 1")
+    accounts.consent(site.store, me.id, f"{choice} 1")
     with site.store.write() as session:
-        now, shown_kinds = site.store.now(), {str(kind) for kind in form.getlist("asked")}
+        shown_kinds = {str(kind) for kind in form.getlist("asked")}
         row = session.get_one(Annotator, me.id)
         kept = [kind for kind in row.opted_out if kind not in shown_kinds]
         row.opted_out = sorted({*kept, *(str(kind)[:100] for kind in form.getlist("opt_out"))})
-        session.execute(delete(Demographic).where(Demographic.keep_until < now))
-        for question, (_, answers) in QUESTIONS.items():
-            session.execute(
-                delete(Demographic).where(
-                    Demographic.annotator_id == me.id, Demographic.question == question
+        _save_demographics(session, me.id, form, site.store.now())
+    return RedirectResponse("/work", 303)
+
+
+def _save_demographics(session: Session, annotator: int, form: Any, now: float) -> None:
+    """Replace the answers about a person, and delete everybody's that were kept long enough."""
+    session.execute(delete(Demographic).where(Demographic.keep_until < now))
+    keep_until = now + RETENTION_DAYS * 86400
+    for question, (_, answers) in QUESTIONS.items():
+        old = Demographic.annotator_id == annotator, Demographic.question == question
+        session.execute(delete(Demographic).where(*old))
+        if (answer := str(form.get(f"about_{question}", ""))) in answers:
+            session.add(
+                Demographic(
+                    annotator_id=annotator, question=question, answer=answer, keep_until=keep_until
                 )
             )
-            if (said := str(form.get(f"about_{question}", ""))) in answers:
-                keep_until = now + RETENTION_DAYS * 86400
-                session.add(
-                    Demographic(
-                        annotator_id=me.id, question=question, answer=said, keep_until=keep_until
-                    )
-                )
-    return RedirectResponse("/work", 303)
 
 
 def guidelines_page(request: Request) -> Response:
@@ -327,45 +328,22 @@ def check_page(request: Request, status: int = 200, wrong: str = "") -> Response
 
 def check(request: Request) -> Response:
     """All right: qualified. Else once more; after the second time it ends, politely."""
-    me, store, form = (
-        work.active(request, checking=True),
-        request.app.state.site.store,
-        form_of(request),
-    )
-    batch = request.path_params["batch"]
+    me, store = work.active(request, checking=True), request.app.state.site.store
+    form, batch = form_of(request), request.path_params["batch"]
     settings_of(store, batch)
     with store.write() as session:
         me = session.get_one(Annotator, me.id)
         asked = questions_of(session, batch, me)
         given = [str(form.get(f"q{number}", "")) for number in range(len(asked))]
-        if (
-            me.qualified or not asked or str(form.get("attempt")) != str(me.checks)
-        ):  # sent twice: the first one counted
+        # a form that is sent twice: the first one counted
+        if me.qualified or not asked or str(form.get("attempt")) != str(me.checks):
             return RedirectResponse(f"/check/{batch}", 303)
-        complete = all(
-            answer.isdecimal() and int(answer) < len(order)
-            for answer, (_, order) in zip(given, asked, strict=True)
-        )
-        if complete:
-            right = sum(
-                order[int(answer)] == item.gold
-                for answer, (item, order) in zip(given, asked, strict=True)
-            )
-            me.checks += 1
-            me.qualified = right == len(asked)
-            if not me.qualified and me.checks >= ATTEMPTS:
-                me.state = "failed"
-            record(
-                session,
-                me.pseudonym,
-                "check",
-                f"batch {batch}",
-                store.now(),
-                right=right,
-                asked=len(asked),
-                attempt=me.checks,
-            )
-    if not complete:
+        right = _right_answers(given, asked)
+        if right is not None:
+            _count_attempt(me, right == len(asked))
+            counts = {"right": right, "asked": len(asked), "attempt": me.checks}
+            record(session, me.pseudonym, "check", f"batch {batch}", store.now(), **counts)
+    if right is None:
         return check_page(
             request, 422, "Please answer every question; this was not counted as an attempt."
         )
@@ -379,43 +357,65 @@ def check(request: Request) -> Response:
     )
 
 
+def _right_answers(given: list[str], asked: list[tuple[Item, list[int]]]) -> int | None:
+    """How many answers by slot are right; None where one is missing."""
+    pairs = list(zip(given, asked, strict=True))
+    if not all(answer.isdecimal() and int(answer) < len(order) for answer, (_, order) in pairs):
+        return None
+    return sum(order[int(answer)] == item.gold for answer, (item, order) in pairs)
+
+
+def _count_attempt(annotator: Annotator, passed: bool) -> None:
+    annotator.checks += 1
+    annotator.qualified = passed
+    if not passed and annotator.checks >= ATTEMPTS:
+        annotator.state = "failed"
+
+
 def earnings(session: Session, me: int) -> list[dict[str, Any]]:
     """Of each batch: its samples, what they earn, and the time at work."""
     batches: dict[int, dict[str, Any]] = {}
     for assignment, vote in latest_votes(session, me):
         batch = session.get_one(Batch, assignment.batch_id)
         settings = BatchSettings.model_validate(batch.settings)
-        empty = {
-            "id": batch.id,
-            "name": batch.name,
-            "open": batch.state == "open",
-            "currency": settings.currency,
-            "hour": None,
-        }
-        total = batches.setdefault(
-            batch.id,
-            {**empty, "done": 0, "paid": 0.0, "minutes": 0.0, "right": 0, "gold": 0, "samples": []},
-        )
-        marked = vote is not None and assignment.state == "submitted"
-        distressing = assignment.skip_reason == DISTRESSING and not marked
-        words = (
-            words_of(vote, assignment.order)
-            if marked and vote
-            else "too distressing"
-            if distressing
-            else assignment.state
-        )
+        total = batches.setdefault(batch.id, _no_earnings(batch, settings))
+        answered = vote if assignment.state == "submitted" else None
+        distressing = assignment.skip_reason == DISTRESSING and answered is None
+        words = "too distressing" if distressing else assignment.state
+        if answered is not None:
+            words = words_of(answered, assignment.order)
+            total["minutes"] += answered.active_ms / 60_000
+            _count_gold(total, assignment.item, answered)
+        marked = answered is not None
         total["samples"].append({"seq": assignment.seq, "words": words, "marked": marked})
         total["done"] += marked
         total["paid"] += settings.pay_per_item * (marked or distressing)
-        total["minutes"] += vote.active_ms / 60_000 if marked and vote else 0.0
-        item = assignment.item
-        if marked and vote and item.kind in TOLD_KINDS and item.gold is not None:
-            total["gold"] += 1
-            total["right"] += is_right(item.gold, vote)
     for total in batches.values():
         total["hour"] = total["paid"] * 60 / total["minutes"] if total["minutes"] >= 1 else None
     return list(batches.values())
+
+
+def _no_earnings(batch: Batch, settings: BatchSettings) -> dict[str, Any]:
+    return {
+        "id": batch.id,
+        "name": batch.name,
+        "open": batch.state == "open",
+        "currency": settings.currency,
+        "hour": None,
+        "done": 0,
+        "paid": 0.0,
+        "minutes": 0.0,
+        "right": 0,
+        "gold": 0,
+        "samples": [],
+    }
+
+
+def _count_gold(total: dict[str, Any], item: Item, vote: Vote) -> None:
+    """Count an answer to an item whose right answer is shown afterwards."""
+    if item.kind in ANSWER_SHOWN_KINDS and item.gold is not None:
+        total["gold"] += 1
+        total["right"] += is_right(item.gold, vote)
 
 
 def mine(request: Request) -> Response:
@@ -429,64 +429,65 @@ def mine(request: Request) -> Response:
 def my_data(request: Request) -> Response:
     """Everything that is kept about someone, for them."""
     me, store = require_annotator(request), request.app.state.site.store
-    about = (
-        "pseudonym",
-        "person",
-        "state",
-        "consent",
-        "consent_at",
-        "checks",
-        "qualified",
-        "opted_out",
-        "made_at",
-    )
     with store.read() as session:
-        answers = []
-        for assignment, _ in latest_votes(session, me.id):
-            texts = {response.place: response.text for response in assignment.item.responses}
-            where = {
-                "batch": session.get_one(Batch, assignment.batch_id).name,
-                "sample": assignment.seq,
-                "state": assignment.state,
-            }
-            votes = [
-                {
-                    **values_of(vote, assignment.order),
-                    "revision": vote.revision,
-                    "active_ms": vote.active_ms,
-                    "pasted": vote.pasted,
-                    "at": vote.made_at,
-                }
-                for vote in assignment.votes
-            ]
-            signs = session.scalars(
-                select(Event).where(Event.assignment_id == assignment.id).order_by(Event.id)
-            )
-            dispute = session.get(Dispute, assignment.id)
-            answers.append(
-                {
-                    **where,
-                    "begun_at": assignment.made_at,
-                    "skip_reason": assignment.skip_reason,
-                    "prompt": [text for _, text in messages_of(assignment.item)],
-                    "responses": [texts[place] for place in assignment.order],
-                    "answers": votes,
-                    "dispute": dispute.text if dispute else "",
-                    "signs_of_life": [
-                        {"kind": sign.kind, "size": sign.size, "at": sign.made_at} for sign in signs
-                    ],
-                }
-            )
         asked = session.scalars(select(Demographic).where(Demographic.annotator_id == me.id))
         data = {
-            "you": {name: getattr(me, name) for name in about},
+            "you": {name: getattr(me, name) for name in ABOUT},
             "about_you": [
                 {"question": d.question, "answer": d.answer, "kept_until": d.keep_until}
                 for d in asked
             ],
-            "samples": answers,
+            "samples": [
+                _sample_data(session, assignment) for assignment, _ in latest_votes(session, me.id)
+            ],
         }
     return JSONResponse(data, headers={"Content-Disposition": attachment(f"{me.pseudonym}.json")})
+
+
+ABOUT = (
+    "pseudonym",
+    "person",
+    "state",
+    "consent",
+    "consent_at",
+    "checks",
+    "qualified",
+    "opted_out",
+    "made_at",
+)
+
+
+def _sample_data(session: Session, assignment: Assignment) -> dict[str, Any]:
+    """Everything that is kept about an assignment."""
+    texts = {response.place: response.text for response in assignment.item.responses}
+    dispute = session.get(Dispute, assignment.id)
+    signs = session.scalars(
+        select(Event).where(Event.assignment_id == assignment.id).order_by(Event.id)
+    )
+    return {
+        "batch": session.get_one(Batch, assignment.batch_id).name,
+        "sample": assignment.seq,
+        "state": assignment.state,
+        "begun_at": assignment.made_at,
+        "skip_reason": assignment.skip_reason,
+        "prompt": [text for _, text in messages_of(assignment.item)],
+        "responses": [texts[place] for place in assignment.order],
+        "answers": [_vote_data(vote, assignment.order) for vote in assignment.votes],
+        "dispute": dispute.text if dispute else "",
+        "signs_of_life": [
+            {"kind": sign.kind, "size": sign.size, "at": sign.made_at} for sign in signs
+        ],
+    }
+
+
+def _vote_data(vote: Vote, order: list[int]) -> dict[str, Any]:
+    return {
+        **values_of(vote, order),
+        "revision": vote.revision,
+        "active_ms": vote.active_ms,
+        "pasted": vote.pasted,
+        "at": vote.made_at,
+    }
 
 
 def votes_of(store: Store, me: int) -> int:
@@ -518,7 +519,7 @@ def withdraw(request: Request) -> Response:
         return withdraw_page(
             request, 422, "Please tick the box if you are sure; nothing was changed."
         )
-    gone = people.withdraw(site.store, me.id)
+    gone = accounts.withdraw(site.store, me.id)
     request.state.who, request.state.csrf = None, ""
     response = page(
         request, "withdraw.html", me=me, count=0, keep=gone["votes_kept"], wrong="", gone=gone

@@ -17,11 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel_feedback.exchange import product
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import ApiKey
-from laurel_feedback.web.edge import unclean
+from laurel_feedback.web.request_checks import unclean
 from laurel_feedback.web.security import POLICY, environment
 from laurel_feedback.web.text import shown
 
@@ -222,11 +222,11 @@ def caller(request: Request, given: Given) -> ApiKey:
     try:
         key = product.key_of(store, given.credentials if given else "")
     except Refused:
-        people.limit(
+        accounts.limit(
             store, f"api from {request.client.host if request.client else ''}", OF_STRANGER, 60
         )
         raise
-    people.limit(store, f"api key {key.id}", OF_KEY, 60)
+    accounts.limit(store, f"api key {key.id}", OF_KEY, 60)
     return key
 
 
@@ -235,7 +235,7 @@ Caller = Annotated[ApiKey, Depends(caller)]
 
 def of_user(store: Store, key: ApiKey, user: str) -> None:
     """Within the limits of one user?"""
-    people.limit(store, f"api user {people.digest_of(f'{key.id}|{user}')[:24]}", OF_USER, 60)
+    accounts.limit(store, f"api user {accounts.digest_of(f'{key.id}|{user}')[:24]}", OF_USER, 60)
 
 
 @router.post("/v1/comparisons", status_code=201)
@@ -489,6 +489,6 @@ def _kind(value: dict[str, Any]) -> str:
         return " or ".join(map(str, value["enum"]))
     if value.get("type") == "array":
         return f"list of {_kind(value.get('items', {}))}"
-    return {"string": "text", "boolean": "true or false"}.get(
-        value.get("type", ""), value.get("$ref", "").rpartition("/")[2].lower()
-    )
+    names = {"string": "text", "boolean": "true or false"}
+    reference = str(value.get("$ref", "")).rpartition("/")[2].lower()
+    return names.get(str(value.get("type", "")), reference)

@@ -13,9 +13,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel_feedback.store import entry, people
+from laurel_feedback.store import accounts, admin_login
 from laurel_feedback.store.database import Store
-from laurel_feedback.web import annotate, coordinate, security
+from laurel_feedback.web import admin_batches, annotate, security
 from laurel_feedback.web.api import make_api
 from laurel_feedback.web.security import (
     HERE,
@@ -53,7 +53,7 @@ def create_app(
         Route("/enter/{token}", enter, methods=["POST"]),
         Route("/logout", logout, methods=["POST"]),
         *annotate.routes(site),
-        *coordinate.routes(site),
+        *admin_batches.routes(site),
         Mount("/api", make_api(store)),
     ]
     handlers = {LaurelError: error_page, HTTPException: error_page}
@@ -100,7 +100,7 @@ def login(request: Request) -> Response:
     """
     site, form = request.app.state.site, form_of(request)
     name = str(form.get("name", ""))[:200]
-    known = entry.known_device(
+    known = admin_login.known_device(
         site.store, name, request.cookies.get(site.cookie("laurel-device"), "")
     )
     if known:
@@ -109,12 +109,12 @@ def login(request: Request) -> Response:
         from_here = f"login from {security.address_of(request)}"
         most = {
             from_here: site.limits.login,
-            f"login as {people.digest_of(name)[:24]}": site.limits.name,
+            f"login as {accounts.digest_of(name)[:24]}": site.limits.name,
         }
     try:
         with failing(request, most):
-            cookie = people.admit(site.store, name, str(form.get("password", ""))[:1000])
-    except people.Refused as error:
+            cookie = accounts.admit(site.store, name, str(form.get("password", ""))[:1000])
+    except accounts.Refused as error:
         if error.status != 403:
             raise
         return page(request, "login.html", status=error.status, wrong=error.what)
@@ -124,9 +124,13 @@ def login(request: Request) -> Response:
 def let_in(request: Request, name: str, cookie: str) -> Response:
     """To the coordinators' pages, and the browser is known from now on."""
     site = request.app.state.site
-    response = log_in(request, cookie, "/admin", people.ADMIN_HOURS)
+    response = log_in(request, cookie, "/admin", accounts.ADMIN_HOURS)
     set_cookie(
-        response, site, "laurel-device", entry.device(site.store, name), 24 * entry.DEVICE_DAYS
+        response,
+        site,
+        "laurel-device",
+        admin_login.device(site.store, name),
+        24 * admin_login.DEVICE_DAYS,
     )
     return response
 
@@ -134,7 +138,10 @@ def let_in(request: Request, name: str, cookie: str) -> Response:
 def enter_page(request: Request) -> Response:
     """A button; looking at the page uses nothing up."""
     return page(
-        request, "enter.html", token=request.path_params["token"], minutes=round(entry.LINK_MINUTES)
+        request,
+        "enter.html",
+        token=request.path_params["token"],
+        minutes=round(admin_login.LINK_MINUTES),
     )
 
 
@@ -142,7 +149,7 @@ def enter(request: Request) -> Response:
     """A link that was made on the server becomes a session."""
     site = request.app.state.site
     with failing(request, {f"link from {security.address_of(request)}": site.limits.token}):
-        name, cookie = entry.enter(site.store, request.path_params["token"][:200])
+        name, cookie = admin_login.enter(site.store, request.path_params["token"][:200])
     return let_in(request, name, cookie)
 
 

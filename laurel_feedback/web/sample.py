@@ -26,7 +26,7 @@ from laurel_feedback.store.tables import (
     Vote,
 )
 
-TOLD_KINDS = ("gold", "training", "attention")
+ANSWER_SHOWN_KINDS = ("gold", "training", "attention")
 ALONE = {1: "This response is good", 4: "This response is not good"}
 TIE = "Both are equally good (a tie)"
 FIELDS = ("rating", "rationale", "pasted")
@@ -45,7 +45,7 @@ class Sample:
     harm: list[str]
     values: dict[str, str]
     revision: int
-    told: bool
+    answer_shown: bool
     """Was the right answer shown? Then the answer stays."""
     right: bool | None
     best: int | None
@@ -112,17 +112,23 @@ def values_of(vote: Vote, order: list[int]) -> dict[str, str]:
     return values
 
 
+def _values(vote: Vote | None, draft: Draft | None, order: list[int]) -> dict[str, str]:
+    """The form as it was sent last, with what was changed in it since."""
+    return {**(values_of(vote, order) if vote else {}), **(draft.form if draft else {})}
+
+
 def load(store: Store, assignment_id: str) -> Sample:
-    """An annotator's own assignment, which the desk has checked to be theirs."""
+    """An annotator's own assignment, which the queue has checked to be theirs."""
     with store.read() as session:
         assignment = session.get_one(Assignment, assignment_id)
         item, order, votes = assignment.item, assignment.order, assignment.votes
         draft = session.get(Draft, assignment_id)
         last = votes[-1] if assignment.state == "submitted" and votes else None
-        told = last is not None and item.kind in TOLD_KINDS and item.gold is not None
+        gold = item.gold if last is not None and item.kind in ANSWER_SHOWN_KINDS else None
         texts = {response.place: response.text for response in item.responses}
-        ruling = session.get(Ruling, item.id) if last is not None else None
         dispute = session.get(Dispute, assignment_id)
+        values = _values(last, draft if gold is None else None, order)
+        ruling = session.get(Ruling, item.id) if last is not None else None
         return Sample(
             id=assignment.id,
             seq=assignment.seq,
@@ -131,15 +137,12 @@ def load(store: Store, assignment_id: str) -> Sample:
             input=item.input,
             responses=[texts[place] for place in order],
             harm=list(item.harm),
-            values={
-                **(values_of(last, order) if last else {}),
-                **(draft.form if draft and not told else {}),
-            },
+            values=values,
             revision=last.revision if last else 0,
-            told=told,
-            right=is_right(item.gold, last) if told and last and item.gold is not None else None,
-            best=order.index(item.gold) + 1 if told and item.gold is not None else None,
-            explanation=item.explanation if told else "",
+            answer_shown=gold is not None,
+            right=is_right(gold, last) if last and gold is not None else None,
+            best=None if gold is None else order.index(gold) + 1,
+            explanation="" if gold is None else item.explanation,
             **_ruled(ruling, order),
             disputed=dispute.text if dispute else "",
         )

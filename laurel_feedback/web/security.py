@@ -20,11 +20,11 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Admin, Annotator
-from laurel_feedback.web.edge import clean_form, log_broken
+from laurel_feedback.web.request_checks import clean_form, log_broken
 from laurel_feedback.web.text import bare
 
 HERE = Path(__file__).parent
@@ -109,7 +109,7 @@ class Site:
 class Guard:
     """ASGI middleware.
 
-    `request.state` gets `who` (a `people.Who` or None), `csrf` and, of a POST that is our own,
+    `request.state` gets `who` (a `accounts.Who` or None), `csrf` and, of a POST that is our own,
     `form`.
     """
 
@@ -168,11 +168,13 @@ class Guard:
         """
         state, cookie = request.state, request.cookies.get(self.site.cookie(), "")
         state.who = (
-            await run_in_threadpool(people.session_of, self.site.store, cookie) if cookie else None
+            await run_in_threadpool(accounts.session_of, self.site.store, cookie)
+            if cookie
+            else None
         )
         early = request.cookies.get(self.site.cookie("laurel-form"), "")
         state.early = early or secrets.token_urlsafe(24)
-        state.csrf = state.who.csrf if state.who else people.digest_of(f"form {state.early}")
+        state.csrf = state.who.csrf if state.who else accounts.digest_of(f"form {state.early}")
         state.form = FormData()
         if request.method in ("GET", "HEAD", "OPTIONS"):
             return
@@ -314,7 +316,9 @@ def set_cookie(
     )
 
 
-def log_in(request: Request, cookie: str, to: str, hours: float = people.SESSION_HOURS) -> Response:
+def log_in(
+    request: Request, cookie: str, to: str, hours: float = accounts.SESSION_HOURS
+) -> Response:
     """Go to a page as whom the new session's cookie says, which is kept as long as the session.
 
     The one before it, if any, ends.
@@ -334,7 +338,7 @@ def log_out(request: Request) -> None:
     site = request.app.state.site
     old = request.cookies.get(site.cookie(), "")
     if old:
-        people.leave(site.store, old)
+        accounts.leave(site.store, old)
 
 
 def require_annotator(request: Request) -> Annotator:
@@ -381,7 +385,7 @@ def failing(request: Request, most: dict[str, int]) -> Iterator[None]:
 
     Beyond so many failures in a minute it is Refused with 429.
     """
-    with people.failures(request.app.state.site.store, most, 60.0):
+    with accounts.failures(request.app.state.site.store, most, 60.0):
         yield
 
 
@@ -394,8 +398,8 @@ def limited(request: Request, what: str, most: int, address: int = 0) -> None:
     store = request.app.state.site.store
     keys = {f"{what} from {address_of(request)}": address or most}
     if request.state.who is not None:
-        keys[f"{what} by {people.digest_of(request.state.csrf)[:24]}"] = most
-    people.limit_all(store, keys, 60.0)
+        keys[f"{what} by {accounts.digest_of(request.state.csrf)[:24]}"] = most
+    accounts.limit_all(store, keys, 60.0)
 
 
 def wants_json(request: Request) -> bool:

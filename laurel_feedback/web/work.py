@@ -16,14 +16,14 @@ from laurel_feedback.store.assign import (
     LEAST_GAP,
     LONGEST,
     READING_WPM,
-    Desk,
     Refused,
+    TaskQueue,
     taken_of,
 )
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Dispute, Item
 from laurel_feedback.web import sample as samples
-from laurel_feedback.web.edge import whole_number
+from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import Sample, answer_of, draft_of, settings_of
 from laurel_feedback.web.security import form_of, limited, page, require_annotator, wants_json
 from laurel_feedback.web.text import formatted, shown
@@ -68,8 +68,8 @@ def active(request: Request, *, checking: bool = False) -> Annotator:
     return me
 
 
-def desk_of(request: Request) -> Desk:
-    """The annotator's desk for the batch of the address.
+def desk_of(request: Request) -> TaskQueue:
+    """The annotator's queue for the batch of the address.
 
     What users of applications are asked is not for annotators.
     """
@@ -79,7 +79,7 @@ def desk_of(request: Request) -> Desk:
             raise Refused(
                 "there is no such batch for annotators.", status=404, fix="Go to your list of work."
             )
-    return Desk(store, me.id, batch)
+    return TaskQueue(store, me.id, batch)
 
 
 def _of_application() -> ColumnElement[bool]:
@@ -102,7 +102,7 @@ def batches(request: Request) -> Response:
     for batch in rows:
         settings, progress = (
             BatchSettings.model_validate(batch.settings),
-            Desk(store, me.id, batch.id).progress(),
+            TaskQueue(store, me.id, batch.id).progress(),
         )
         pay, minutes = (
             settings.pay_per_item * progress.size,
@@ -130,24 +130,24 @@ def _harmful(batch: int) -> Any:
 
 def next_page(request: Request) -> Response:
     """To the sample to mark now; with ?after=N to the next unmarked one after sample N."""
-    desk = desk_of(request)
-    _, _, settings = settings_of(desk.store, desk.batch)
-    with desk.store.read() as session:
-        if settings.needs_check and not session.get_one(Annotator, desk.annotator).qualified:
-            return RedirectResponse(f"/check/{desk.batch}", 303)
+    queue = desk_of(request)
+    _, _, settings = settings_of(queue.store, queue.batch)
+    with queue.store.read() as session:
+        if settings.needs_check and not session.get_one(Annotator, queue.annotator).qualified:
+            return RedirectResponse(f"/check/{queue.batch}", 303)
     after, left = (whole_number(request.query_params.get(name, "")) for name in ("after", "left"))
-    found = desk.next(after)
+    found = queue.next(after)
     back = f"?left={left}" if left and found else ""
-    return RedirectResponse(f"/work/{desk.batch}/{found.seq if found else 'finished'}{back}", 303)
+    return RedirectResponse(f"/work/{queue.batch}/{found.seq if found else 'finished'}{back}", 303)
 
 
 def next_json(request: Request) -> Response:
     """The sample page as JSON for a script: its texts, and nothing the page would not show."""
-    desk = desk_of(request)
-    found = desk.next()
+    queue = desk_of(request)
+    found = queue.next()
     if found is None:
         return JSONResponse({"done": True})
-    sample = samples.load(desk.store, found.id)
+    sample = samples.load(queue.store, found.id)
     prompt = [{"role": role, "content": text} for role, text in sample.prompt]
     texts = {"prompt": prompt, "input": sample.input, "responses": sample.responses}
     return JSONResponse(
@@ -157,70 +157,82 @@ def next_json(request: Request) -> Response:
 
 def finished(request: Request) -> Response:
     """Nothing is left to mark, or the rest is with others for now."""
-    desk = desk_of(request)
-    name, _, settings = settings_of(desk.store, desk.batch)
-    progress = desk.progress()
+    queue = desk_of(request)
+    name, _, settings = settings_of(queue.store, queue.batch)
+    progress = queue.progress()
     return page(
-        request, "finished.html", name=name, batch=desk.batch, progress=progress, settings=settings
+        request, "finished.html", name=name, batch=queue.batch, progress=progress, settings=settings
     )
 
 
 def sample_page(request: Request) -> Response:
     """Sample i of n."""
-    desk = desk_of(request)
+    queue = desk_of(request)
     if request.path_params["seq"] >= 10**9:
         raise Refused("you have no such sample.", status=404, fix="Go to your list of work.")
-    return shown_sample(request, desk, desk.open(request.path_params["seq"]).id)
+    return shown_sample(request, queue, queue.open(request.path_params["seq"]).id)
+
+
+def _texts(queue: TaskQueue, sample: Sample, settings: BatchSettings) -> dict[str, Any]:
+    """The texts of a sample's page, as HTML."""
+    guidelines = samples.guidelines(queue.store)
+    return {
+        "prompt": [(role, shown(text, settings.markdown)) for role, text in sample.prompt],
+        "input": shown(sample.input) if sample.input.strip() else "",
+        "responses": [shown(text, settings.markdown) for text in sample.responses],
+        "guidelines": formatted(guidelines) if guidelines else "",
+        "explanation": shown(sample.explanation) if sample.explanation else "",
+    }
+
+
+def _idle_seconds(sample: Sample) -> int:
+    """After how long without a sign of life the page says that time has stopped counting."""
+    texts = (*sample.responses, *(text for _, text in sample.prompt))
+    words = sum(len(text.split()) for text in texts)
+    return round(max(LEAST_GAP * 3, 120 * words / READING_WPM))
 
 
 def shown_sample(
-    request: Request, desk: Desk, assignment: str, error: Refused | None = None
+    request: Request, queue: TaskQueue, assignment: str, error: Refused | None = None
 ) -> Response:
     """The page of a sample; with an error: what is missing, with the form as it was sent."""
     site = request.app.state.site
-    name, _, settings = settings_of(desk.store, desk.batch)
-    sample, progress = samples.load(desk.store, assignment), desk.progress()
+    name, _, settings = settings_of(queue.store, queue.batch)
+    sample, progress = samples.load(queue.store, assignment), queue.progress()
     form = form_of(request)
     values = draft_of(form) if error else sample.values
-    count, text = len(sample.responses), samples.guidelines(desk.store)
-    words = sum(
-        len(part.split()) for part in (*sample.responses, *(text for _, text in sample.prompt))
-    )
+    count = len(sample.responses)
     context = {
-        "batch": desk.batch,
+        "batch": queue.batch,
         "name": name,
         "settings": settings,
         "sample": sample,
         "progress": progress,
         "values": values,
         "count": count,
-        "prompt": [(role, shown(text, settings.markdown)) for role, text in sample.prompt],
-        "input": shown(sample.input) if sample.input.strip() else "",
-        "responses": [shown(text, settings.markdown) for text in sample.responses],
+        **_texts(queue, sample, settings),
         "choices": samples.choices(count, settings),
         "scales": {k: v for k, v in samples.SCALES.items() if getattr(settings, k)},
-        "guidelines": formatted(text) if text else "",
-        "explanation": shown(sample.explanation) if sample.explanation else "",
         "error": error,
         "missing": samples.missing(error, values, count) if error else "",
         "key": str(uuid.uuid4()),
         "reasons": REASONS,
         "longest": LONGEST,
-        "idle": round(max(LEAST_GAP * 3, 120 * words / READING_WPM)),
+        "idle": _idle_seconds(sample),
         "support": site.support,
         "saved": request.query_params.get("saved") == "1",
-        **_left(request, desk, sample.seq),
+        **_left(request, queue, sample.seq),
     }
     return page(request, "sample.html", status=error.status if error else 200, **context)
 
 
-def _left(request: Request, desk: Desk, seq: int) -> dict[str, Any]:
+def _left(request: Request, queue: TaskQueue, seq: int) -> dict[str, Any]:
     """The sample that was just skipped, to go back to: one key was enough to leave it."""
     left = whole_number(request.query_params.get("left", ""))
-    with desk.store.read() as session:
+    with queue.store.read() as session:
         mine = (
-            Assignment.annotator_id == desk.annotator,
-            Assignment.batch_id == desk.batch,
+            Assignment.annotator_id == queue.annotator,
+            Assignment.batch_id == queue.batch,
             Assignment.seq == left,
         )
         found = (
@@ -242,7 +254,7 @@ def answer(request: Request) -> Response:
         request.path_params["assignment"],
     )
     limited(request, "answer", site.limits.answer, site.limits.answer_address)
-    desk = desk_of(request)
+    queue = desk_of(request)
     key = str(request.headers.get("idempotency-key") or form.get("key", ""))
     try:
         if not 8 <= len(key) <= 100:
@@ -252,60 +264,58 @@ def answer(request: Request) -> Response:
                 where="key",
                 fix="Load the page again.",
             )
-        vote = _submit(desk, assignment, form, key)
+        vote = _submit(queue, assignment, form, key)
     except Refused as error:
         kept = draft_of(form)
         if error.status in (409, 422) and kept:
-            desk.draft(assignment, kept)
+            queue.draft(assignment, kept)
         if wants_json(request) or error.status != 422:
             raise
-        return shown_sample(request, desk, assignment, error)
-    told = _told(desk, assignment)
-    to = f"/work/{desk.batch}/{told}#told" if told else f"/work/{desk.batch}?after={vote[1]}"
+        return shown_sample(request, queue, assignment, error)
+    told = _told(queue, assignment)
+    to = f"/work/{queue.batch}/{told}#told" if told else f"/work/{queue.batch}?after={vote[1]}"
     if wants_json(request):
         return JSONResponse({"ok": True, "revision": vote[0], "next": to})
     return RedirectResponse(to, 303)
 
 
-def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]:
-    """The revision that was stored and the sample's number.
-
-    A key that brings another answer than before is refused, not swallowed.
-    """
-    with desk.store.read() as session:
-        row = session.get(Assignment, assignment)
-        mine = row is not None and (row.annotator_id, row.batch_id) == (desk.annotator, desk.batch)
-        told = bool(
-            mine
-            and row
-            and row.state == "submitted"
-            and row.item.gold is not None
-            and row.item.kind in samples.TOLD_KINDS
-        )
-        known = {vote.key for vote in row.votes} if mine and row else set()
-        folded = bool(mine and row and row.item.harmful and not known)
-    if told and key not in known:
+def _check_form(row: Assignment, form: Any, key: str) -> None:
+    """Refused where the page that sent the form is out of date."""
+    known = {vote.key for vote in row.votes}
+    gold = row.item.gold if row.item.kind in samples.ANSWER_SHOWN_KINDS else None
+    if row.state == "submitted" and gold is not None and key not in known:
         raise Refused(
             "the right answer was shown already, so your answer stays as it is.",
             fix="If you disagree, dispute it on its page.",
         )
-    if folded and not form.get("opened"):
+    if row.item.harmful and not known and not form.get("opened"):
         raise Refused(
             "open the sample and read it first, or skip it as too distressing, with pay.",
             status=422,
             where="opened",
         )
-    seen = str(form.get("revision", ""))
-    if key not in known and seen and seen != str(len(known)):
+    revision = str(form.get("revision", ""))
+    if key not in known and revision and revision != str(len(known)):
         what = (
             "this sample was answered meanwhile, in another tab or on another device; that answer"
             " holds."
         )
         raise Refused(what, fix="Load the sample again: you can change the answer there.")
+
+
+def _submit(queue: TaskQueue, assignment: str, form: Any, key: str) -> tuple[int, int]:
+    """The revision that was stored and the sample's number.
+
+    A key that brings another answer than before is refused, not swallowed.
+    """
+    with queue.store.read() as session:
+        row = session.get(Assignment, assignment)
+        if row is not None and (row.annotator_id, row.batch_id) == (queue.annotator, queue.batch):
+            _check_form(row, form, key)
     given = answer_of(form)
-    vote = desk.submit(assignment, given, key)
-    assert row is not None  # the desk took it
-    _, _, settings = settings_of(desk.store, desk.batch)
+    vote = queue.submit(assignment, given, key)
+    assert row is not None  # the queue took it
+    _, _, settings = settings_of(queue.store, queue.batch)
     taken = taken_of(given, row.order, settings)
     if any(
         getattr(vote, name) != taken[name] for name in ("rating", "ranking", "scales", "rationale")
@@ -317,10 +327,10 @@ def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]
     return vote.revision, row.seq
 
 
-def _told(desk: Desk, assignment: str) -> int:
+def _told(queue: TaskQueue, assignment: str) -> int:
     """The sample's number, where there is something to tell about it after the answer; else 0."""
-    sample: Sample = samples.load(desk.store, assignment)
-    return sample.seq if sample.told or sample.ruling else 0
+    sample: Sample = samples.load(queue.store, assignment)
+    return sample.seq if sample.answer_shown or sample.ruling else 0
 
 
 def skip(request: Request) -> Response:
@@ -328,32 +338,32 @@ def skip(request: Request) -> Response:
 
     What was filled in is kept.
     """
-    desk, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
+    queue, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
     kept = draft_of(form)
     if kept:
-        desk.draft(assignment, kept)
+        queue.draft(assignment, kept)
     distress = bool(form.get("distress")) or form.get("reason") == DISTRESSING
-    desk.skip(assignment, DISTRESSING if distress else str(form.get("reason", "")))
-    seq = samples.load(desk.store, assignment).seq
-    return _done(request, {"ok": True}, f"/work/{desk.batch}?after={seq}&left={seq}")
+    queue.skip(assignment, DISTRESSING if distress else str(form.get("reason", "")))
+    seq = samples.load(queue.store, assignment).seq
+    return _done(request, {"ok": True}, f"/work/{queue.batch}?after={seq}&left={seq}")
 
 
 def draft(request: Request) -> Response:
     """Keep what is filled in so far."""
-    desk, assignment = desk_of(request), request.path_params["assignment"]
+    queue, assignment = desk_of(request), request.path_params["assignment"]
     kept = draft_of(form_of(request))
     if kept:
-        desk.draft(assignment, kept)
+        queue.draft(assignment, kept)
     return _done(
         request,
         {"ok": True},
-        f"/work/{desk.batch}/{samples.load(desk.store, assignment).seq}?saved=1",
+        f"/work/{queue.batch}/{samples.load(queue.store, assignment).seq}?saved=1",
     )
 
 
 def alive(request: Request) -> Response:
     """A sign of life: its kind and, of pasting, a size; never text."""
-    desk, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
+    queue, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
     kind, size = str(form.get("kind", "ping")), str(form.get("size", "0"))
     if kind not in ("ping", "focus", "blur", "paste"):
         raise Refused(
@@ -362,42 +372,42 @@ def alive(request: Request) -> Response:
             where="kind",
             fix="ping, focus, blur or paste.",
         )
-    held = desk.alive(assignment, kind, int(size) if size.isdecimal() and len(size) < 9 else 0)
+    held = queue.alive(assignment, kind, int(size) if size.isdecimal() and len(size) < 9 else 0)
     if not held and wants_json(request):
         raise Refused(
             "your time for this sample ran out.",
             fix="Send your answer anyway: it is taken while it is still wanted.",
         )
     return _done(
-        request, {"ok": held}, f"/work/{desk.batch}/{samples.load(desk.store, assignment).seq}"
+        request, {"ok": held}, f"/work/{queue.batch}/{samples.load(queue.store, assignment).seq}"
     )
 
 
 def dispute(request: Request) -> Response:
     """An objection to a sample's right answer, once that was shown; the coordinator reads it."""
-    desk, assignment = desk_of(request), request.path_params["assignment"]
+    queue, assignment = desk_of(request), request.path_params["assignment"]
     limited(request, "dispute", 30)
     text = str(form_of(request).get("text", "")).strip()[:5000]
-    with desk.store.read() as session:
+    with queue.store.read() as session:
         row = session.get(Assignment, assignment)
-    if row is None or (row.annotator_id, row.batch_id) != (desk.annotator, desk.batch):
+    if row is None or (row.annotator_id, row.batch_id) != (queue.annotator, queue.batch):
         raise Refused("there is no such sample of yours.", status=404)
-    sample = samples.load(desk.store, assignment)
-    if not sample.told or not text:
+    sample = samples.load(queue.store, assignment)
+    if not sample.answer_shown or not text:
         raise Refused(
             "a dispute needs a few words, and an answer that was shown.",
             status=422,
             where="text",
             fix="Go back to the sample.",
         )
-    with desk.store.write() as session:
+    with queue.store.write() as session:
         found = session.get(Dispute, assignment)
         if found is not None and found.state != "open":
             raise Refused("the coordinator has decided on this already.")
         session.merge(
-            Dispute(assignment_id=assignment, text=text, state="open", made_at=desk.store.now())
+            Dispute(assignment_id=assignment, text=text, state="open", made_at=queue.store.now())
         )
-    return _done(request, {"ok": True}, f"/work/{desk.batch}/{sample.seq}#told")
+    return _done(request, {"ok": True}, f"/work/{queue.batch}/{sample.seq}#told")
 
 
 def _done(request: Request, said: dict[str, Any], to: str) -> Response:

@@ -39,7 +39,7 @@ GROUP = 8
 LEVELS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)  # success rates of a prompt
 MEAN_LENGTH, LIMIT, STEPS, PROMPTS = 8, 64, 50, 24
 RATE = 5e-4
-LOSSES = {
+LOSSES: dict[str, tuple[Any, float]] = {
     "its own length (GRPO)": ("seq_mean_token_mean", RATE),
     "constant (Dr. GRPO)": ("token_sum_over_const", RATE * LIMIT / MEAN_LENGTH),
 }

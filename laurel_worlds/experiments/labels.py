@@ -25,8 +25,8 @@ from scipy.special import expit
 from laurel.core.config import TrainConfig
 from laurel.reward.load import load_reward
 from laurel.train.loop import train
-from laurel_feedback.statistics.ballots import Poll, file_polls
 from laurel_feedback.statistics.labels import labels_of
+from laurel_feedback.statistics.votes import Poll, file_polls
 from laurel_worlds.experiments.comparison import (
     command,
     interval_text,

@@ -204,7 +204,7 @@ def main() -> None:
     print(f"\n{figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
 
 
-def row_of(run: Run, seeds: list[Results]) -> list[str]:
+def row_of(run: Run, seeds: Sequence[Results]) -> list[str]:
     """A row of the table: what a run took and what it reached."""
     label, steps = run
     updates = steps * METHODS.get(label, ("", {}))[1].get("num_iterations", 1)
@@ -217,7 +217,7 @@ def row_of(run: Run, seeds: list[Results]) -> list[str]:
     ]
 
 
-def curves(seeds: list[Results]) -> dict[str, Curve]:
+def curves(seeds: Sequence[Results]) -> dict[str, Curve]:
     """Each method's mean gold reward against the samples drawn, from the start model on."""
     begin = interval([seed["start model", 0]["gold"] for seed in seeds])[0]
     points: dict[str, list[tuple[float, float]]] = {}

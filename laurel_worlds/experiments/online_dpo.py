@@ -184,7 +184,7 @@ def trained(way: str, world: str, beta: float, start: Path, pairs: Path, seed: i
         "rewards": [f"{HERE}:{world}"],
         "max_completion_length": LIMIT,
     }
-    options = online if way == "online" else {"dataset": str(pairs)}
+    options: dict[str, Any] = online if way == "online" else {"dataset": str(pairs)}
     config = TrainConfig(
         model=str(start),
         output_dir=str(folder / f"{world}-{way}-{beta}"),

@@ -194,10 +194,10 @@ def of_seed(
     start = start_model(folder, seed)
     judge, found = reward_model(folder, start, seed), {}
     known: dict[str, dict[str, Any]] = {}
-    for label, options in methods.items():
-        options = {"learning_rate": RATE, **options} | (
-            {"critic_model": str(judge)} if "critic_model" in options else {}
-        )
+    for label, own in methods.items():
+        options: dict[str, Any] = {"learning_rate": RATE, **own}
+        if "critic_model" in options:
+            options["critic_model"] = str(judge)
         key = str(sorted(options.items()))
         if key not in known:
             config = TrainConfig(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from sqlalchemy import select
@@ -44,12 +45,12 @@ from laurel_worlds.experiments.comparison import (
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
 WORTH = dict(zip(LETTERS, torch.linspace(-1, 1, len(LETTERS)).tolist(), strict=True))
-TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ITEMS, HELD_OUT = 600, 1000
 ANNOTATORS, CHEATERS, VOTES = 24, 8, 3
 # an honest vote is Bradley-Terry of this times the gap in quality: right some nine times in ten
 SHARP = 6.0
-STEPS = {"max_steps": 60, "prompts_per_step": 32}
+STEPS: dict[str, Any] = {"max_steps": 60, "prompts_per_step": 32}
 BOTH = "weight and soft label"
 WAYS = {"majority": None, "weight": ("weight",), BOTH: ("weight", "soft_label")}
 """How the export says who is better: by counting votes, or by laurel's labels and their columns.

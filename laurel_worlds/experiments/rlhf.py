@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
@@ -219,7 +220,7 @@ def measured(
 
     Ties count half.
     """
-    ask = learned(str(scorer), device="cpu")
+    ask: Any = learned(str(scorer), device="cpu")
     found: dict[str, float] = {}
     for name, judge in {
         "learned": lambda texts: ask(prompts=list(prompts), completions=list(texts)),
@@ -282,7 +283,7 @@ def without_training(
 
 def best_of_n(prompts: list[str], many: list[list[str]], scorer: Path) -> list[str]:
     """Of each prompt's answers the one that the learned reward scores highest."""
-    ask = learned(str(scorer), device="cpu")
+    ask: Any = learned(str(scorer), device="cpu")
     scores = iter(
         ask(
             prompts=[prompt for prompt, texts in zip(prompts, many, strict=True) for _ in texts],
@@ -311,7 +312,10 @@ def main() -> None:
     print(f"\nLabels against the gold reward: {interval_text([s['SFT']['wrong'] for s in seeds])}.")
     print_comparisons(seeds)
     points = {
-        label: tuple([mean(s[label][c] for s in seeds)] for c in ("kl", "gold"))
+        label: (
+            [mean(s[label]["kl"] for s in seeds)],
+            [mean(s[label]["gold"] for s in seeds)],
+        )
         for label in ORDER[1:]
     }
     print(

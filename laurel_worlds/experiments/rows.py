@@ -63,6 +63,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "es": {"prompts_per_step": 16, "population": 8, "sigma": 0.02},
 }
 """A row and its options: 128 answers a step."""
+MOST = {"adam_beta2": 0.98, "max_completion_length": 6}
+WITHOUT = {"adam_beta2": {"es"}, "max_completion_length": {"sft"}}
+"""Options of most rows, and the rows that refuse them."""
 RATE = dict.fromkeys(ROWS, 2e-4)
 """What `--tune --first-seed 0 --seeds 1` found best."""
 
@@ -70,10 +73,7 @@ RATE = dict.fromkeys(ROWS, 2e-4)
 def trained(row: str, rate: float, seed: int, folder: Path, steps: int = STEPS) -> Curve:
     """Train the small start model by one row; its accuracy on held-out sums, every EVERY steps."""
     options: dict[str, Any] = {"max_steps": steps, "warmup_steps": 5, "eval_size": HELD_OUT}
-    if row != "es":
-        options["adam_beta2"] = 0.98
-    if row != "sft":
-        options["max_completion_length"] = 6
+    options |= {name: value for name, value in MOST.items() if row not in WITHOUT[name]}
     run = laurel.train(
         row,
         model="starter",
@@ -133,6 +133,7 @@ def draw(found: Sequence[dict[str, Curve]]) -> None:
 
 
 def main() -> None:
+    """Run the seeds, print the table and the verdicts, draw the figure; or search for the rates."""
     parser = command(__doc__)
     parser.add_argument("--tune", action="store_true", help="every rate, to find the best")
     args = parser.parse_args()

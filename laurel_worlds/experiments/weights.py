@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -104,7 +105,7 @@ def labelled(said: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, 
 
     The majority's, and laurel's opinions as an export would write them.
     """
-    rated = [
+    rated: list[Any] = [
         SimpleNamespace(
             item=SimpleNamespace(id=str(n), responses=(0, 1)),
             ruling=None,

@@ -14,7 +14,7 @@ from argon2 import PasswordHasher
 from feedback_server import free_port
 from sqlalchemy import create_engine
 
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.database import Store, url_of
 
 
@@ -47,7 +47,7 @@ def cheap_passwords(request, monkeypatch):
     all tests.
     """
     if "dear_passwords" not in request.fixturenames:
-        monkeypatch.setattr(people, "HASHER", CHEAP)
+        monkeypatch.setattr(accounts, "HASHER", CHEAP)
 
 
 @pytest.fixture(scope="session")

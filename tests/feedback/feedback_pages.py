@@ -9,7 +9,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 from test_feedback_assign import make_batch
 
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.tables import Guideline, Item, Response, Ruling
 from laurel_feedback.web.app import create_app
 
@@ -105,7 +105,7 @@ class Visitor:
 
     def come_in(self, votes="keep", **fields):
         """Be invited, come, sign; the pseudonym."""
-        pseudonym, token = people.invite(self.store)
+        pseudonym, token = accounts.invite(self.store)
         self.get(f"/invite/{token}")
         self.send({})
         self.send({"votes": votes, "agree": "1", **fields}, ending="/consent")

@@ -9,8 +9,8 @@ from pathlib import Path
 from feedback_server import served
 from sqlalchemy import select
 
-from laurel_feedback.store import people
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store import accounts
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.tables import Annotator, Batch, Item
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "figures" / "feedback"
@@ -23,9 +23,9 @@ def rate(store, people_count=4):
     """
     rng = random.Random(0)
     for n in range(people_count):
-        cookie = people.accept(store, people.invite(store, pseudonym=f"rater-{n + 1}")[1])
-        identity = people.session_of(store, cookie).annotator
-        people.consent(store, identity, "keep 1")
+        cookie = accounts.accept(store, accounts.invite(store, pseudonym=f"rater-{n + 1}")[1])
+        identity = accounts.session_of(store, cookie).annotator
+        accounts.consent(store, identity, "keep 1")
         with store.write() as session:
             session.get(Annotator, identity).qualified = True
             batches = [
@@ -33,8 +33,8 @@ def rate(store, people_count=4):
                 for batch in session.scalars(select(Batch).where(Batch.state == "open"))
             ]
         for batch, settings in batches:
-            desk = Desk(store, identity, batch)
-            while (sample := desk.next()) is not None:
+            queue = TaskQueue(store, identity, batch)
+            while (sample := queue.next()) is not None:
                 with store.read() as session:
                     first = session.get_one(Item, sample.item_id).gold or 0
                 slot = (
@@ -44,7 +44,7 @@ def rate(store, people_count=4):
                 )
                 ranks = [1 if k == slot else 2 + (k > slot) for k in range(len(sample.order))]
                 ranks = [sorted(set(ranks)).index(rank) + 1 for rank in ranks]
-                desk.alive(sample.id)
+                queue.alive(sample.id)
                 levels = (
                     [rng.randint(2, 5) for _ in sample.order] if settings["helpfulness"] else None
                 )
@@ -53,7 +53,7 @@ def rate(store, people_count=4):
                     ranking=ranks,
                     helpfulness=levels,
                 )
-                desk.submit(sample.id, answer, f"{n}-{sample.id}")
+                queue.submit(sample.id, answer, f"{n}-{sample.id}")
 
 
 def come_in(page, address, token):
@@ -120,8 +120,8 @@ def main():
         served(Path(folder), "--demo") as (store, address),
         sync_playwright() as playwright,
     ):
-        people.add_admin(store, "pictures", "for the pictures only")
-        _, token = people.invite(store, pseudonym="you")
+        accounts.add_admin(store, "pictures", "for the pictures only")
+        _, token = accounts.invite(store, pseudonym="you")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 700})
         for name in annotators_pages(store, page, address, token):

@@ -21,14 +21,6 @@ from laurel_feedback.statistics.analysis import (
     pay,
     skills,
 )
-from laurel_feedback.statistics.ballots import (
-    Ballot,
-    Judged,
-    Poll,
-    batch_poll,
-    choices_of,
-    file_polls,
-)
 from laurel_feedback.statistics.batches import (
     activity,
     change_settings,
@@ -37,10 +29,30 @@ from laurel_feedback.statistics.batches import (
     refusal,
     summaries,
 )
+from laurel_feedback.statistics.demographics import (
+    OTHER,
+    SILENT,
+    compose,
+    demographics_of,
+    reference_of,
+)
 from laurel_feedback.statistics.judges import by_response, judge_card, verdict_of
-from laurel_feedback.statistics.whose import OTHER, SILENT, compose, reference_of, whose
+from laurel_feedback.statistics.votes import (
+    Ballot,
+    Judged,
+    Poll,
+    batch_poll,
+    choices_of,
+    file_polls,
+)
 from laurel_feedback.store.assign import DISTRESSING, Refused
-from laurel_feedback.store.identity import HELD, decide, flagged, read_and_hold, telling_words
+from laurel_feedback.store.model_giveaways import (
+    HELD,
+    decide,
+    flagged,
+    read_and_hold,
+    telling_words,
+)
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Assignment, Audit, Batch, Dispute, Item
 
@@ -539,12 +551,12 @@ def test_reading_demographics_is_recorded_and_stale_answers_are_not_read(store, 
     votes = [{"item": "i", "who": f"w{n}", "rating": 1} for n in range(6)]
     poll = batch_poll(store, put(store, votes))
     tell(store, {f"w{n}": {"age": "Prefer not to say" if n == 5 else "young"} for n in range(6)})
-    assert whose(store, poll, actor="c").answered == 5
+    assert demographics_of(store, poll, actor="c").answered == 5
     with store.read() as session:
         log = session.get(Audit, 1)
         assert (log.actor, log.action, log.subject) == ("c", "read demographics", "batch batch")
     clock.time += 2e6
-    assert whose(store, poll, actor="c").answered == 0
+    assert demographics_of(store, poll, actor="c").answered == 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from laurel.core.errors import UsageError
 from laurel_feedback.exchange import product
 from laurel_feedback.exchange.export import export
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.tables import Annotator, ApiKey, Assignment, Item, Vote
 from laurel_feedback.web import api as room
@@ -423,7 +423,7 @@ def test_a_user_who_withdrew_gives_nothing_more(store, application):
     application.post(f"/api/v1/comparisons/{asked['id']}/choice", json={"choice": 0, "user": "u"})
     with store.read() as session:
         identity = session.scalar(select(Annotator.id))
-    people.withdraw(store, identity, erase=True)
+    accounts.withdraw(store, identity, erase=True)
     again = application.post("/api/v1/comparisons", json=ASK).json()
     refused = application.post(
         f"/api/v1/comparisons/{again['id']}/choice", json={"choice": 0, "user": "u"}

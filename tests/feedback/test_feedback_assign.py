@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import event, func, insert, select
 
 from laurel_feedback.statistics.batches import summaries
-from laurel_feedback.store import people, progress
+from laurel_feedback.store import accounts, progress
 from laurel_feedback.store.assign import (
     DISTRESSING,
     LEAST_GAP,
     Answer,
-    Desk,
     Refused,
+    TaskQueue,
     by_place,
     by_slot,
     taken_of,
@@ -70,10 +70,10 @@ def make_batch(store, items=6, responses=2, name="batch", kinds=None, harm=None,
 
 def annotator(store, **more):
     """Someone who has been invited, has come and has signed; their id."""
-    _, token = people.invite(store, **more)
-    cookie = people.accept(store, token)
-    identity = people.session_of(store, cookie).annotator
-    people.consent(store, identity, "keep 1")
+    _, token = accounts.invite(store, **more)
+    cookie = accounts.accept(store, token)
+    identity = accounts.session_of(store, cookie).annotator
+    accounts.consent(store, identity, "keep 1")
     return identity
 
 
@@ -97,21 +97,21 @@ def counts_hold(store):
 
 
 def test_a_sample_is_given_until_it_is_answered(store):
-    desk = Desk(store, annotator(store), make_batch(store))
-    first = desk.next()
-    assert desk.next().id == first.id
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    first = queue.next()
+    assert queue.next().id == first.id
     assert (first.seq, first.state, sorted(first.order)) == (1, "leased", [0, 1])
-    desk.submit(first.id, Answer(rating=1), "k1")
-    assert desk.next().seq == 2
-    assert desk.progress()[:2] == (1, 6)
+    queue.submit(first.id, Answer(rating=1), "k1")
+    assert queue.next().seq == 2
+    assert queue.progress()[:2] == (1, 6)
     assert counts_hold(store)
 
 
 def test_a_rating_is_kept_by_response_not_by_slot(store):
-    desk, seen = Desk(store, annotator(store), make_batch(store, items=12)), {}
+    queue, seen = TaskQueue(store, annotator(store), make_batch(store, items=12)), {}
     for n in range(12):
-        sample = desk.next()
-        vote = desk.submit(sample.id, Answer(rating=1), f"k{n}")
+        sample = queue.next()
+        vote = queue.submit(sample.id, Answer(rating=1), f"k{n}")
         seen[tuple(sample.order)] = vote.rating
     assert seen == {(0, 1): 1, (1, 0): 4}
 
@@ -155,24 +155,24 @@ def test_ranks_and_scales_go_to_their_responses(store):
     ],
 )
 def test_an_answer_that_is_not_one_is_refused_and_says_why(store, settings, answer, told):
-    desk = Desk(store, annotator(store), make_batch(store, **settings))
-    sample = desk.next()
+    queue = TaskQueue(store, annotator(store), make_batch(store, **settings))
+    sample = queue.next()
     with pytest.raises(Refused, match=told) as refused:
-        desk.submit(sample.id, answer, "k")
+        queue.submit(sample.id, answer, "k")
     assert refused.value.status == 422
     with store.read() as session:
         assert session.scalars(select(Vote)).all() == []
-    assert desk.next().id == sample.id
+    assert queue.next().id == sample.id
 
 
 def test_the_same_key_is_the_same_answer(store):
-    desk = Desk(store, annotator(store), make_batch(store))
-    sample = desk.next()
-    first = desk.submit(sample.id, Answer(rating=1), "key")
-    assert desk.submit(sample.id, Answer(rating=4), "key").id == first.id
-    other = desk.next()
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    sample = queue.next()
+    first = queue.submit(sample.id, Answer(rating=1), "key")
+    assert queue.submit(sample.id, Answer(rating=4), "key").id == first.id
+    other = queue.next()
     with pytest.raises(Refused, match="another answer"):
-        desk.submit(other.id, Answer(rating=1), "key")
+        queue.submit(other.id, Answer(rating=1), "key")
     with store.read() as session:
         assert [(v.revision, v.assignment_id) for v in session.scalars(select(Vote))] == [
             (1, sample.id)
@@ -180,29 +180,29 @@ def test_the_same_key_is_the_same_answer(store):
 
 
 def test_a_changed_mind_is_a_new_revision_and_both_stay(store):
-    desk = Desk(store, annotator(store), make_batch(store))
-    sample = desk.next()
-    desk.submit(sample.id, Answer(rating=1), "a")
-    assert desk.open(1).state == "submitted"
-    desk.submit(sample.id, Answer(rating=4), "b")
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    sample = queue.next()
+    queue.submit(sample.id, Answer(rating=1), "a")
+    assert queue.open(1).state == "submitted"
+    queue.submit(sample.id, Answer(rating=4), "b")
     with store.read() as session:
         assert [v.revision for v in session.scalars(select(Vote).order_by(Vote.id))] == [1, 2]
-    assert desk.progress().done == 1
+    assert queue.progress().done == 1
     assert counts_hold(store)
 
 
 def test_no_item_gets_more_answers_than_it_wants_and_nobody_gets_one_twice(store):
     batch = make_batch(store, items=5, target_votes=2)
-    desks = [Desk(store, annotator(store), batch) for _ in range(4)]
+    desks = [TaskQueue(store, annotator(store), batch) for _ in range(4)]
     rng, given = random.Random(0), 0
     while True:
-        desk = rng.choice(desks)
-        sample = desk.next()
+        queue = rng.choice(desks)
+        sample = queue.next()
         if sample is None and all(d.next() is None for d in desks):
             break
         if sample is not None:
             given += 1
-            desk.submit(sample.id, Answer(rating=1), f"k{given}")
+            queue.submit(sample.id, Answer(rating=1), f"k{given}")
     assert given == 10
     assert counts_hold(store)
     assert desks[0].progress()[3:] == (10, 10)
@@ -210,7 +210,7 @@ def test_no_item_gets_more_answers_than_it_wants_and_nobody_gets_one_twice(store
 
 def test_a_lease_that_expires_goes_to_others(store, clock):
     batch = make_batch(store, items=1, target_votes=1)
-    slow, quick = (Desk(store, annotator(store), batch) for _ in range(2))
+    slow, quick = (TaskQueue(store, annotator(store), batch) for _ in range(2))
     lost = slow.next()
     assert quick.next() is None
     clock.time += 16 * MINUTE
@@ -227,78 +227,80 @@ def test_a_lease_that_expires_goes_to_others(store, clock):
 
 
 def test_a_late_answer_that_is_still_wanted_is_taken(store, clock):
-    desk = Desk(store, annotator(store), make_batch(store))
-    sample = desk.next()
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    sample = queue.next()
     clock.time += 60 * MINUTE
-    desk.submit(sample.id, Answer(rating=1), "late")
-    assert desk.progress().done == 1
+    queue.submit(sample.id, Answer(rating=1), "late")
+    assert queue.progress().done == 1
     assert counts_hold(store)
 
 
 def test_signs_of_life_keep_a_lease(store, clock):
     batch = make_batch(store, items=1, target_votes=1)
-    desk, other = (Desk(store, annotator(store), batch) for _ in range(2))
-    sample = desk.next()
+    queue, other = (TaskQueue(store, annotator(store), batch) for _ in range(2))
+    sample = queue.next()
     for _ in range(5):
         clock.time += 10 * MINUTE
-        assert desk.alive(sample.id)
+        assert queue.alive(sample.id)
         assert other.next() is None
-    desk.submit(sample.id, Answer(rating=1), "k")
+    queue.submit(sample.id, Answer(rating=1), "k")
 
 
 def test_skipping_leaves_a_sample_for_later_and_for_others(store):
     batch = make_batch(store, items=3, target_votes=1)
-    desk, other = (Desk(store, annotator(store), batch) for _ in range(2))
-    first = desk.next()
-    desk.skip(first.id, "unclear")
-    second = desk.next()
+    queue, other = (TaskQueue(store, annotator(store), batch) for _ in range(2))
+    first = queue.next()
+    queue.skip(first.id, "unclear")
+    second = queue.next()
     assert second.seq == 2
-    desk.submit(second.id, Answer(rating=1), "k2")
-    third = desk.next()
-    desk.submit(third.id, Answer(rating=1), "k3")
-    assert desk.progress().states == {1: "skipped", 2: "submitted", 3: "submitted"}
-    assert desk.next().id == first.id  # the next unmarked one is the one that was left
-    desk.skip(first.id)
+    queue.submit(second.id, Answer(rating=1), "k2")
+    third = queue.next()
+    queue.submit(third.id, Answer(rating=1), "k3")
+    assert queue.progress().states == {1: "skipped", 2: "submitted", 3: "submitted"}
+    assert queue.next().id == first.id  # the next unmarked one is the one that was left
+    queue.skip(first.id)
     theirs = other.next()
     assert theirs.item_id == first.item_id
-    assert desk.next() is None
+    assert queue.next() is None
     assert counts_hold(store)
 
 
 def test_next_unmarked_goes_round(store):
     """After sample 3 come new ones, then the earliest that was left."""
-    desk = Desk(store, annotator(store), make_batch(store, items=4, hit_size=4))
+    queue = TaskQueue(store, annotator(store), make_batch(store, items=4, hit_size=4))
     for _ in range(3):
-        desk.skip(desk.next(after=9 if desk.progress().states else 0).id)
-    assert desk.next(after=3).seq == 4
-    assert desk.next(after=4).seq == 1
-    assert desk.next(after=1).seq == 2
-    assert desk.progress().states == {1: "skipped", 2: "leased", 3: "skipped", 4: "skipped"}
+        queue.skip(queue.next(after=9 if queue.progress().states else 0).id)
+    assert queue.next(after=3).seq == 4
+    assert queue.next(after=4).seq == 1
+    assert queue.next(after=1).seq == 2
+    assert queue.progress().states == {1: "skipped", 2: "leased", 3: "skipped", 4: "skipped"}
     assert counts_hold(store)
 
 
 def test_one_sample_is_held_at_a_time(store):
-    desk = Desk(store, annotator(store), make_batch(store))
-    desk.skip(desk.next().id)
-    second = desk.next()
-    assert desk.open(1).state == "leased"
-    assert desk.progress().states == {1: "leased", 2: "skipped"}
-    desk.submit(second.id, Answer(rating=1), "from another tab")
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    queue.skip(queue.next().id)
+    second = queue.next()
+    assert queue.open(1).state == "leased"
+    assert queue.progress().states == {1: "leased", 2: "skipped"}
+    queue.submit(second.id, Answer(rating=1), "from another tab")
     assert counts_hold(store)
 
 
 def test_a_list_ends_at_its_size(store):
-    desk = Desk(store, annotator(store), make_batch(store, items=10, hit_size=3))
+    queue = TaskQueue(store, annotator(store), make_batch(store, items=10, hit_size=3))
     for n in range(3):
-        desk.submit(desk.next().id, Answer(rating=1), f"k{n}")
-    assert desk.next() is None
-    assert desk.progress()[:2] == (3, 3)
+        queue.submit(queue.next().id, Answer(rating=1), f"k{n}")
+    assert queue.next() is None
+    assert queue.progress()[:2] == (3, 3)
 
 
 def test_repeats_come_later_with_slots_turned_and_count_for_no_target(store):
-    desk = Desk(store, annotator(store), make_batch(store, items=40, hit_size=40, repeat_share=0.3))
+    queue = TaskQueue(
+        store, annotator(store), make_batch(store, items=40, hit_size=40, repeat_share=0.3)
+    )
     for n in range(40):
-        desk.submit(desk.next().id, Answer(rating=1), f"k{n}")
+        queue.submit(queue.next().id, Answer(rating=1), f"k{n}")
     with store.read() as session:
         rows = session.scalars(select(Assignment).order_by(Assignment.seq)).all()
         again = [a for a in rows if a.repeat]
@@ -312,43 +314,43 @@ def test_repeats_come_later_with_slots_turned_and_count_for_no_target(store):
 
 def test_gold_items_come_at_their_share(store):
     kinds = dict.fromkeys(range(0, 60, 2), "gold")
-    desk = Desk(
+    queue = TaskQueue(
         store,
         annotator(store),
         make_batch(store, items=60, hit_size=40, kinds=kinds, gold_share=0.25),
     )
     kinds = []
-    while (sample := desk.next()) is not None:
+    while (sample := queue.next()) is not None:
         with store.read() as session:
             kinds.append(session.get(Item, sample.item_id).kind)
-        desk.submit(sample.id, Answer(rating=1), f"k{len(kinds)}")
+        queue.submit(sample.id, Answer(rating=1), f"k{len(kinds)}")
     assert 4 <= kinds.count("gold") <= 18
     assert counts_hold(store)
 
 
 def test_training_comes_first_and_counts(store):
     batch = make_batch(store, items=5, hit_size=5, kinds={2: "training", 4: "training"})
-    desk, seen = Desk(store, annotator(store), batch), []
-    assert desk.progress().size == 5
-    while (sample := desk.next()) is not None:
+    queue, seen = TaskQueue(store, annotator(store), batch), []
+    assert queue.progress().size == 5
+    while (sample := queue.next()) is not None:
         seen.append(sample.item_id)
-        desk.submit(sample.id, Answer(rating=1), sample.id)
+        queue.submit(sample.id, Answer(rating=1), sample.id)
     assert set(seen[:2]) == {"batch-2", "batch-4"}
     assert len(seen) == 5
 
 
 def test_a_sample_that_is_too_distressing_counts_as_done_and_does_not_come_back(store):
-    desk = Desk(store, annotator(store), make_batch(store, items=2, hit_size=2))
-    first = desk.next()
-    desk.skip(first.id, DISTRESSING)
-    second = desk.next()
-    assert desk.progress().done == 1
-    desk.submit(second.id, Answer(rating=1), "k")
-    assert desk.next() is None
-    assert desk.progress()[:2] == (2, 2)
-    assert desk.open(first.seq).state == "leased"  # by their own wish
-    desk.skip(first.id)
-    assert desk.next() is None
+    queue = TaskQueue(store, annotator(store), make_batch(store, items=2, hit_size=2))
+    first = queue.next()
+    queue.skip(first.id, DISTRESSING)
+    second = queue.next()
+    assert queue.progress().done == 1
+    queue.submit(second.id, Answer(rating=1), "k")
+    assert queue.next() is None
+    assert queue.progress()[:2] == (2, 2)
+    assert queue.open(first.seq).state == "leased"  # by their own wish
+    queue.skip(first.id)
+    assert queue.next() is None
     assert counts_hold(store)
 
 
@@ -363,19 +365,19 @@ def test_planned_items_are_for_those_they_are_planned_for(store):
             ]
         )
     third = annotator(store)
-    assert [items_of(store, Desk(store, who, batch)) for who in (mine, other, third)] == [
+    assert [items_of(store, TaskQueue(store, who, batch)) for who in (mine, other, third)] == [
         {"batch-0"},
         {"batch-1"},
         {"batch-2"},
     ]
 
 
-def items_of(store, desk):
+def items_of(store, queue):
     """Everything that this annotator gets, answered."""
     items = set()
-    while (sample := desk.next()) is not None:
+    while (sample := queue.next()) is not None:
         items.add(sample.item_id)
-        desk.submit(sample.id, Answer(rating=1), sample.id)
+        queue.submit(sample.id, Answer(rating=1), sample.id)
     return items
 
 
@@ -385,44 +387,44 @@ def test_harm_is_kept_from_those_who_opted_out_and_capped_a_day(store, clock):
     identity = annotator(store)
     with store.write() as session:
         session.get(Annotator, identity).opted_out = ["violence"]
-    desk, seen = Desk(store, identity, batch), []
-    while (sample := desk.next()) is not None:
+    queue, seen = TaskQueue(store, identity, batch), []
+    while (sample := queue.next()) is not None:
         seen.append(sample.item_id)
-        desk.submit(sample.id, Answer(rating=1), sample.id)
+        queue.submit(sample.id, Answer(rating=1), sample.id)
     assert "batch-5" in seen
     assert len(seen) == 3
     assert not {"batch-0", "batch-1"} & set(seen)
     clock.time += 25 * 60 * MINUTE
-    assert desk.next().item_id in {"batch-2", "batch-3", "batch-4"} - set(seen)
+    assert queue.next().item_id in {"batch-2", "batch-3", "batch-4"} - set(seen)
 
 
 def test_time_at_work_leaves_out_long_pauses(store, clock):
-    desk = Desk(store, annotator(store), make_batch(store))
-    sample = desk.next()
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    sample = queue.next()
     for gap in (10, 20, 600):
         clock.time += gap
-        desk.alive(sample.id)
+        queue.alive(sample.id)
     clock.time += 5
-    vote = desk.submit(sample.id, Answer(rating=1), "k")
+    vote = queue.submit(sample.id, Answer(rating=1), "k")
     assert vote.active_ms == 1000 * (10 + 20 + LEAST_GAP + 5)
 
 
 def test_a_draft_is_kept_until_the_answer_comes(store):
-    desk = Desk(store, annotator(store), make_batch(store))
-    sample = desk.next()
-    desk.draft(sample.id, {"rating": "2"})
-    desk.draft(sample.id, {"rating": "3"})
+    queue = TaskQueue(store, annotator(store), make_batch(store))
+    sample = queue.next()
+    queue.draft(sample.id, {"rating": "2"})
+    queue.draft(sample.id, {"rating": "3"})
     with store.read() as session:
         assert session.get(Draft, sample.id).form == {"rating": "3"}
-    desk.submit(sample.id, Answer(rating=3), "k")
+    queue.submit(sample.id, Answer(rating=3), "k")
     with store.read() as session:
         assert session.get(Draft, sample.id) is None
 
 
 def test_somebody_elses_sample_is_no_sample(store):
     batch = make_batch(store)
-    desk, other = (Desk(store, annotator(store), batch) for _ in range(2))
-    sample = desk.next()
+    queue, other = (TaskQueue(store, annotator(store), batch) for _ in range(2))
+    sample = queue.next()
     for call in (
         lambda: other.submit(sample.id, Answer(rating=1), "k"),
         lambda: other.skip(sample.id),
@@ -438,11 +440,11 @@ def test_somebody_elses_sample_is_no_sample(store):
 @pytest.mark.parametrize("state", ["draft", "closed"])
 def test_a_batch_that_is_not_open_gives_and_takes_nothing(store, state):
     batch = make_batch(store)
-    desk = Desk(store, annotator(store), batch)
-    sample = desk.next()
+    queue = TaskQueue(store, annotator(store), batch)
+    sample = queue.next()
     with store.write() as session:
         session.get(Batch, batch).state = state
-    for call in (desk.next, lambda: desk.submit(sample.id, Answer(rating=1), "k")):
+    for call in (queue.next, lambda: queue.submit(sample.id, Answer(rating=1), "k")):
         with pytest.raises(Refused, match="not open"):
             call()
 
@@ -450,21 +452,21 @@ def test_a_batch_that_is_not_open_gives_and_takes_nothing(store, state):
 def test_the_questions_about_the_guidelines_come_first(store):
     batch, identity = make_batch(store, needs_check=True), annotator(store)
     with pytest.raises(Refused, match="come first"):
-        Desk(store, identity, batch).next()
+        TaskQueue(store, identity, batch).next()
     with store.write() as session:
         session.get(Annotator, identity).qualified = True
-    assert Desk(store, identity, batch).next()
+    assert TaskQueue(store, identity, batch).next()
 
 
 def test_withdrawal_keeps_votes_without_a_name_or_deletes_them_as_was_signed(store):
     batch = make_batch(store, items=2, target_votes=1)
     kept, gone = annotator(store, person="Ada"), annotator(store, person="Bob")
-    people.consent(store, gone, "delete 1")
+    accounts.consent(store, gone, "delete 1")
     for identity in (kept, gone):
-        desk = Desk(store, identity, batch)
-        desk.submit(desk.next().id, Answer(rating=1), f"k{identity}")
-    assert people.withdraw(store, kept)["votes_kept"] is True
-    assert people.withdraw(store, gone)["removed"]["vote"] == 1
+        queue = TaskQueue(store, identity, batch)
+        queue.submit(queue.next().id, Answer(rating=1), f"k{identity}")
+    assert accounts.withdraw(store, kept)["votes_kept"] is True
+    assert accounts.withdraw(store, gone)["removed"]["vote"] == 1
     with store.read() as session:
         assert [
             (a.person, a.state) for a in session.scalars(select(Annotator).order_by(Annotator.id))
@@ -475,67 +477,69 @@ def test_withdrawal_keeps_votes_without_a_name_or_deletes_them_as_was_signed(sto
         assert len(session.scalars(select(Vote)).all()) == 1
         assert session.scalars(select(Event)).all() == []
     with pytest.raises(Refused, match="take part"):
-        Desk(store, kept, batch).next()
+        TaskQueue(store, kept, batch).next()
     assert counts_hold(store)
-    new = Desk(store, annotator(store), batch)
+    new = TaskQueue(store, annotator(store), batch)
     assert new.next() is not None  # the deleted vote's place is free again
 
 
 def test_an_invitation_works_once(store, clock):
-    _, token = people.invite(store)
-    people.accept(store, token)
+    _, token = accounts.invite(store)
+    accounts.accept(store, token)
     with pytest.raises(Refused, match="used or expired"):
-        people.accept(store, token)
-    _, late = people.invite(store, days=1)
+        accounts.accept(store, token)
+    _, late = accounts.invite(store, days=1)
     clock.time += 2 * 86400
     for wrong in (late, "guessed"):
         with pytest.raises(Refused, match="used or expired"):
-            people.accept(store, wrong)
+            accounts.accept(store, wrong)
 
 
 def test_a_limit_holds_and_says_so(store, clock):
     for _ in range(3):
-        people.limit(store, "login:here", 3, 60)
+        accounts.limit(store, "login:here", 3, 60)
     with pytest.raises(Refused, match="too many") as refused:
-        people.limit(store, "login:here", 3, 60)
+        accounts.limit(store, "login:here", 3, 60)
     assert refused.value.status == 429
-    people.limit(store, "login:there", 3, 60)
+    accounts.limit(store, "login:there", 3, 60)
     clock.time += 61
-    people.limit(store, "login:here", 3, 60)
+    accounts.limit(store, "login:here", 3, 60)
 
 
 def test_coordinators_have_passwords_and_no_default(store, clock, dear_passwords):
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     with store.read() as session:
         algorithm, _, cost = session.scalars(select(Admin)).one().password.split("$")[1:4]
     memory, rounds, _ = (int(part.split("=")[1]) for part in cost.split(","))
     assert (
         algorithm == "argon2id" and memory >= 64 * 1024 and rounds >= 3
     )  # RFC 9106, for a server with little memory
-    cookie = people.admit(store, "ada", "a long password")
-    assert people.session_of(store, cookie).admin == 1
+    cookie = accounts.admit(store, "ada", "a long password")
+    assert accounts.session_of(store, cookie).admin == 1
     for name, password in (("ada", "wrong"), ("nobody", "a long password"), ("ada", "")):
         with pytest.raises(Refused, match="belong together"):
-            people.admit(store, name, password)
+            accounts.admit(store, name, password)
     with pytest.raises(Exception, match="12 characters"):
-        people.add_admin(store, "bob", "short")
-    people.add_admin(store, "ada", "another password")
-    assert people.session_of(store, cookie) is None
-    cookie = people.admit(store, "ada", "another password")
+        accounts.add_admin(store, "bob", "short")
+    accounts.add_admin(store, "ada", "another password")
+    assert accounts.session_of(store, cookie) is None
+    cookie = accounts.admit(store, "ada", "another password")
     clock.time += 13 * 3600
-    assert people.session_of(store, cookie) is None
+    assert accounts.session_of(store, cookie) is None
 
 
 def test_someone_who_leaves_is_still_to_be_paid_and_leaves_no_trace_in_the_file(store):
     batch = make_batch(store, items=3, target_votes=2, pay_per_item=0.5, rationale="optional")
     who = annotator(store)
-    desk = Desk(store, who, batch)
+    queue = TaskQueue(store, who, batch)
     for n in range(2):
-        desk.submit(desk.next().id, Answer(rating=1, rationale="unforgettable words"), f"{who}-{n}")
-    desk.draft(desk.next().id, {"rationale": "unforgettable words"})
+        queue.submit(
+            queue.next().id, Answer(rating=1, rationale="unforgettable words"), f"{who}-{n}"
+        )
+    queue.draft(queue.next().id, {"rationale": "unforgettable words"})
     assert summaries(store, batch)[0].spent == 1.0
-    gone = people.withdraw(store, who, erase=True)
-    again = people.withdraw(store, who, erase=True)  # asked twice, what is owed stays
+    gone = accounts.withdraw(store, who, erase=True)
+    again = accounts.withdraw(store, who, erase=True)  # asked twice, what is owed stays
     assert gone["paid_samples"] == again["paid_samples"] == {"batch": 2}
     assert summaries(store, batch)[0].spent == 1.0
     with store.read() as session:
@@ -584,14 +588,14 @@ def test_handing_out_a_sample_reads_a_handful_however_many_items_there_are(tmp_p
         def count_steps():
             steps[0] += 1
 
-        desk = Desk(store, who, batch)
-        desk.next()
+        queue = TaskQueue(store, who, batch)
+        queue.next()
 
         @event.listens_for(store.engine, "begin")
         def watch(connection):
             connection.connection.driver_connection.set_progress_handler(count_steps, 10)
 
-        desk.next(after=1)
+        queue.next(after=1)
         store.close()
         return steps[0]
 
@@ -604,12 +608,12 @@ def test_counts_that_take_long_are_not_taken_for_every_page(store, monkeypatch):
     anew.
     """
     batch = make_batch(store, items=2, target_votes=2)
-    desk = Desk(store, annotator(store), batch)
-    assert desk.progress()[3:] == (0, 4)
-    desk.submit(desk.next().id, Answer(rating=1), "first-key")
-    assert desk.progress()[3:] == (1, 4)
+    queue = TaskQueue(store, annotator(store), batch)
+    assert queue.progress()[3:] == (0, 4)
+    queue.submit(queue.next().id, Answer(rating=1), "first-key")
+    assert queue.progress()[3:] == (1, 4)
     monkeypatch.setattr(progress, "MANY", 3)
-    desk.submit(desk.next().id, Answer(rating=1), "second-key")
-    assert desk.progress()[3:] == (1, 4)
+    queue.submit(queue.next().id, Answer(rating=1), "second-key")
+    assert queue.progress()[3:] == (1, 4)
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    assert desk.progress()[3:] == (2, 4)
+    assert queue.progress()[3:] == (2, 4)

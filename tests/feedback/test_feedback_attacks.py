@@ -12,8 +12,8 @@ from sqlalchemy import select, text
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from laurel_feedback.store import people
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store import accounts
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.tables import Annotator, Assignment, Item, Login, Response, Vote
 from laurel_feedback.web import security
 from laurel_feedback.web.app import create_app
@@ -143,12 +143,12 @@ def test_nothing_is_given_away_before_the_own_answer(store):
     rich_batch(store, items=10, hit_size=8, kinds=kinds, gold_share=0.4, rationale="optional")
     with store.read() as session:
         other_items = session.scalars(select(Item.id)).all()
-    _, token = people.invite(store)
-    other = people.session_of(store, people.accept(store, token)).annotator
-    people.consent(store, other, "keep 1")
-    desk = Desk(store, other, 1)
-    while (sample := desk.next()) is not None:
-        desk.submit(sample.id, Answer(rating=1, rationale="other-reason"), str(uuid.uuid4()))
+    _, token = accounts.invite(store)
+    other = accounts.session_of(store, accounts.accept(store, token)).annotator
+    accounts.consent(store, other, "keep 1")
+    queue = TaskQueue(store, other, 1)
+    while (sample := queue.next()) is not None:
+        queue.submit(sample.id, Answer(rating=1, rationale="other-reason"), str(uuid.uuid4()))
     visitor = Visitor(store)
     visitor.come_in()
     visitor.get("/work")
@@ -236,26 +236,26 @@ def test_a_cookie_that_was_logged_out_is_dead(store):
 
 
 def test_a_login_makes_a_new_session_and_ends_the_old_one(store):
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     visitor = Visitor(store)
     visitor.client.cookies.set("laurel", "chosen-by-the-attacker")
     visitor.come_in()
     first = visitor.client.cookies.get("laurel", domain="127.0.0.1") or ""
-    assert "chosen-by-the-attacker" not in {people.digest_of(first), first}
+    assert "chosen-by-the-attacker" not in {accounts.digest_of(first), first}
     with store.read() as session:
         digests = set(session.scalars(select(Login.digest)))
-    assert people.digest_of("chosen-by-the-attacker") not in digests
+    assert accounts.digest_of("chosen-by-the-attacker") not in digests
     fresh = Visitor(store)
     fresh.come_in()
     old = fresh.client.cookies["laurel"]
     fresh.get("/admin/login")
     fresh.send({"name": "ada", "password": "a long password"}, ending="/admin/login")
     assert fresh.client.cookies["laurel"] != old
-    assert people.session_of(store, old) is None
+    assert accounts.session_of(store, old) is None
 
 
 def test_guessing_is_slow_and_says_so(store, clock):
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     visitor = Visitor(store, limits=Limits(login=3, token=2, answer=2))
     visitor.get("/admin/login")
     codes = [
@@ -349,7 +349,7 @@ def test_cookies_are_tied_to_the_host_under_https(store):
         ("http://127.0.0.1:8000", "laurel"),
     ):
         client = TestClient(create_app(store, public_url=base), base_url=base)
-        _, token = people.invite(store)
+        _, token = accounts.invite(store)
         page = client.get(f"/invite/{token}").text
         csrf = re.search(r'name="csrf" value="([^"]+)', page)[1]
         said = client.post(
@@ -383,13 +383,13 @@ def test_someone_who_was_renewed_or_left_is_out_at_once(store):
     visitor, action, fields = at_work(store)
     with store.read() as session:
         name = session.scalar(select(Annotator.pseudonym))
-    people.renew(store, name, actor="coordinator")
+    accounts.renew(store, name, actor="coordinator")
     assert visitor.get("/work").status_code == 403
     assert visitor.post(action, fields).status_code == 403
 
 
 def test_coordinators_and_annotators_keep_to_their_pages(store):
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     rich_batch(store)
     admin = Visitor(store)
     admin.get("/admin/login")

@@ -13,7 +13,7 @@ from test_feedback_assign import annotator, make_batch
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel_feedback.store import backup as room
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.audit import verify
 from laurel_feedback.store.backup import backup, counted
 from laurel_feedback.store.database import Store
@@ -22,10 +22,12 @@ from laurel_feedback.store.tables import Vote
 
 def used(store):
     """Some answers in a database, one with text that a dump must escape."""
-    desk = Desk(store, annotator(store, person="Ada\n\\."), make_batch(store, rationale="optional"))
+    queue = TaskQueue(
+        store, annotator(store, person="Ada\n\\."), make_batch(store, rationale="optional")
+    )
     for n in range(3):
-        desk.submit(
-            desk.next().id, Answer(rating=1, rationale="line\nCOPY vote \\. \t end"), f"k{n}"
+        queue.submit(
+            queue.next().id, Answer(rating=1, rationale="line\nCOPY vote \\. \t end"), f"k{n}"
         )
 
 

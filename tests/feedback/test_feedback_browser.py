@@ -21,8 +21,8 @@ from feedback_server import free_port
 from processes import begin
 from sqlalchemy import select
 
-from laurel_feedback.store import people
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store import accounts
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Assignment, Draft, Event, Item, Response, Vote
 
@@ -145,7 +145,7 @@ def tab(context):
 
 def come_in(page, store, server, **more):
     """Be invited and sign; by mouse."""
-    pseudonym, token = people.invite(store)
+    pseudonym, token = accounts.invite(store)
     page.goto(f"{server.url}/invite/{token}")
     page.get_by_role("button", name="Come in").click()
     page.get_by_label("Keep them").check()
@@ -179,7 +179,7 @@ def test_the_browser_is_closed_and_opened_again(disk, server, tmp_path):
         first, page = opened("laptop")
         page.goto(f"{server.url}/work")
         assert name in page.locator("header").inner_text()
-        server.clock(3600 * people.SESSION_HOURS + 60)
+        server.clock(3600 * accounts.SESSION_HOURS + 60)
         page.reload()
         page.get_by_role("link", name="Come back in with your code").click()
         page.get_by_label("Your code").fill(code)
@@ -249,7 +249,7 @@ def test_a_coordinator_comes_in_while_others_guess(disk, server, tab):
     """Wrong passwords from four addresses, the coordinator's own among them: a browser that was in
     before comes in.
     """
-    people.add_admin(disk, "ada", "a long password")
+    accounts.add_admin(disk, "ada", "a long password")
 
     def log_in():
         tab.goto(f"{server.url}/admin/login")
@@ -359,7 +359,7 @@ def test_the_walk_by_keyboard_alone(disk, server, tab):
         allow_tie=True,
         rationale="optional",
     )
-    _, token = people.invite(disk)
+    _, token = accounts.invite(disk)
     tab.goto(f"{server.url}/invite/{token}")
     press = tab.keyboard.press
     tab_to(tab, "main button")
@@ -750,7 +750,7 @@ def every_page(store, server, page):
             row.input = "The mountain is 4,000 m high."
     for n in range(9):
         pin(store, f"batch-{n}", reason="The second is true; the first only sounds so.")
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     for name, path in (
         ("start", "/"),
         ("login", "/admin/login"),
@@ -816,14 +816,14 @@ def coordinators_pages(store, server, page):
     batch = rich_batch(
         store, items=6, harm={1: ["violence"]}, pay_per_item=0.5, rationale="optional"
     )
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     for number in range(3):
-        name, token = people.invite(store, f"person {number}")
-        me = people.session_of(store, people.accept(store, token)).annotator
-        people.consent(store, me, "keep 1")
-        desk = Desk(store, me, batch)
-        while (sample := desk.next()) is not None:
-            desk.submit(
+        name, token = accounts.invite(store, f"person {number}")
+        me = accounts.session_of(store, accounts.accept(store, token)).annotator
+        accounts.consent(store, me, "keep 1")
+        queue = TaskQueue(store, me, batch)
+        while (sample := queue.next()) is not None:
+            queue.submit(
                 sample.id,
                 Answer(rating=1 + (number + sample.seq) % 4, rationale="because"),
                 f"key-{number}-{sample.seq}",

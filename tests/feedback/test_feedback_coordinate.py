@@ -14,9 +14,9 @@ from starlette.routing import Route
 from laurel.measure.annotators import SIGNS
 from laurel_feedback.exchange import product
 from laurel_feedback.statistics.analysis import analyse
-from laurel_feedback.statistics.ballots import batch_poll
 from laurel_feedback.statistics.sections import sign
-from laurel_feedback.store import people
+from laurel_feedback.statistics.votes import batch_poll
+from laurel_feedback.store import accounts
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
@@ -31,7 +31,7 @@ from laurel_feedback.store.tables import (
     Item,
     Ruling,
 )
-from laurel_feedback.web.coordinate import FIELDS, form_rows, routes
+from laurel_feedback.web.admin_batches import FIELDS, form_rows, routes
 
 PAGES = (
     "/admin",
@@ -58,7 +58,7 @@ HOSTILE = "<b>hostile</b>"
 @pytest.fixture
 def chief(store):
     """A coordinator who has logged in."""
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     visitor = Visitor(store)
     visitor.get("/admin/login")
     assert visitor.send({"name": "ada", "password": "a long password"}).url.path == "/admin"
@@ -383,9 +383,9 @@ def test_people_are_those_who_were_invited(filled, chief):
     with filled.write() as session:
         session.add(Annotator(pseudonym="imported-7", made_at=filled.now()))
         user = session.scalar(
-            select(Annotator.pseudonym).where(Annotator.consent == people.OF_APPLICATION)
+            select(Annotator.pseudonym).where(Annotator.consent == accounts.OF_APPLICATION)
         )
-    people.invite(filled, pseudonym="grace")
+    accounts.invite(filled, pseudonym="grace")
     page = chief.get("/admin/people").text
     assert user.startswith("user-") and user not in page
     assert "1 user of applications is not listed" in page
@@ -432,7 +432,7 @@ def test_a_key_is_shown_once_and_revoked(filled, chief):
     chief.send({"name": "chat"}, ending="/keys")
     key = re.search(r'<code class="secret">([^<]+)', chief.page.text)[1]
     with filled.read() as session:
-        assert session.get(ApiKey, 1).digest == people.digest_of(key)
+        assert session.get(ApiKey, 1).digest == accounts.digest_of(key)
     assert key not in chief.get("/admin/keys").text
     assert "revoked" in chief.send({}, ending="/1/revoke").text
     with filled.read() as session:

@@ -22,10 +22,10 @@ from sqlalchemy.exc import IntegrityError
 from starlette.routing import Mount, Route
 
 from laurel_feedback.exchange import product
-from laurel_feedback.store import people
+from laurel_feedback.store import accounts
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Assignment, Attempt
-from laurel_feedback.web import edge
+from laurel_feedback.web import request_checks
 from laurel_feedback.web.connections import RateLimit
 
 NASTY = [
@@ -180,7 +180,7 @@ def storm(store, count, seed, caplog):
     error of ours, or say so in the log.
     """
     rich_batch(store, kinds={1: "gold", 2: "check", 3: "training"}, rationale="optional")
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     key, rng = product.new_key(store, "chat"), random.Random(seed)
     visitors = [Visitor(store) for _ in range(3)]
     visitors[1].come_in()
@@ -269,9 +269,9 @@ def test_ten_thousand_requests_break_no_page(store, caplog, seed):
 
 
 def test_text_is_cleaned_of_what_no_database_holds():
-    assert edge.clean("a\0b") == "ab"
-    assert edge.clean("\ud800x\udfff é") == "\ufffdx\ufffd é"
-    assert edge.clean("\U0001f600 \ufeffx") == "\U0001f600 \ufeffx"
+    assert request_checks.clean("a\0b") == "ab"
+    assert request_checks.clean("\ud800x\udfff é") == "\ufffdx\ufffd é"
+    assert request_checks.clean("\U0001f600 \ufeffx") == "\U0001f600 \ufeffx"
     bodies = (
         b'{"a\\u0000": 1}',
         b'[["\\ud800"]]',
@@ -280,8 +280,17 @@ def test_text_is_cleaned_of_what_no_database_holds():
         b'{"a": 1}',
         b"\\u no json \0",
     )
-    assert [edge.unclean(body) for body in bodies] == [True, True, True, False, False, False]
-    assert [edge.whole_number(text, 7) for text in ("12", "-1", "", "9" * 10, "٣", "x")] == [
+    assert [request_checks.unclean(body) for body in bodies] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [
+        request_checks.whole_number(text, 7) for text in ("12", "-1", "", "9" * 10, "٣", "x")
+    ] == [
         12,
         7,
         7,
@@ -293,7 +302,7 @@ def test_text_is_cleaned_of_what_no_database_holds():
 
 def test_a_pseudonym_of_any_letters_downloads_its_data(store):
     visitor = Visitor(store)
-    _, token = people.invite(store, pseudonym="日本-é")
+    _, token = accounts.invite(store, pseudonym="日本-é")
     visitor.get(f"/invite/{token}")
     visitor.send({})
     page = visitor.get("/mine/data.json")
@@ -313,8 +322,8 @@ def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch
     def breaks(*_, **__):
         raise RuntimeError(" ".join(["my", "secret", "rationale"]))
 
-    monkeypatch.setattr(people, "accept", breaks)
-    _, token = people.invite(store)
+    monkeypatch.setattr(accounts, "accept", breaks)
+    _, token = accounts.invite(store)
     visitor.get(f"/invite/{token}")
     page = visitor.send({})
     assert page.status_code == 500 and "something broke" in page.text.lower()
@@ -326,7 +335,9 @@ def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch
         session.add(Annotator(pseudonym="a secret name", made_at=None))
         session.flush()
     assert "hide_parameters" in str(error.value)
-    edge.log_broken(error.value, "POST")  # PostgreSQL's own words quote the row, whatever is hidden
+    request_checks.log_broken(
+        error.value, "POST"
+    )  # PostgreSQL's own words quote the row, whatever is hidden
     assert "IntegrityError" in caplog.text and "a secret name" not in caplog.text
 
 

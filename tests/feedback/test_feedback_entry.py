@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from laurel.cli.feedback import run_admin
 from laurel.core.errors import UsageError
-from laurel_feedback.store import entry, people
-from laurel_feedback.store.assign import Desk
+from laurel_feedback.store import accounts, admin_login
+from laurel_feedback.store.assign import TaskQueue
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Attempt, Login
 from laurel_feedback.web.annotate import DAYS
@@ -66,25 +66,25 @@ def login(visitor, name="ada", password="a long password"):
 
 def test_cookies_last_as_long_as_their_sessions(store):
     """A session's cookie without an age ends with the browser, whatever the page promises."""
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     visitor = Visitor(store)
     visitor.get(f"/invite/{token}")
     fields = visitor.form()["fields"]
     came = visitor.client.post(f"/invite/{token}", data=fields, follow_redirects=False)
-    assert ages(came)["laurel"] == str(round(3600 * people.SESSION_HOURS))
-    people.add_admin(store, "ada", "a long password")
+    assert ages(came)["laurel"] == str(round(3600 * accounts.SESSION_HOURS))
+    accounts.add_admin(store, "ada", "a long password")
     chief = Visitor(store)
     chief.get("/admin/login")
     fields = {**chief.form()["fields"], "name": "ada", "password": "a long password"}
     came = chief.client.post("/admin/login", data=fields, follow_redirects=False)
-    assert ages(came)["laurel"] == str(round(3600 * people.ADMIN_HOURS))
-    assert ages(came)["laurel-device"] == str(round(DAY * entry.DEVICE_DAYS))
+    assert ages(came)["laurel"] == str(round(3600 * accounts.ADMIN_HOURS))
+    assert ages(came)["laurel-device"] == str(round(DAY * admin_login.DEVICE_DAYS))
 
 
 def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, clock):
     rich_batch(store)
     visitor = Visitor(store)
-    name, token = people.invite(store)
+    name, token = accounts.invite(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     code = code_on(visitor.page)
@@ -92,7 +92,7 @@ def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, cl
     assert code_on(visitor.get("/mine")) == code  # shown again where it was made
     with store.read() as session:
         assert code not in str([vars(row) for row in session.scalars(select(Annotator))])
-    clock.time += 3600 * people.SESSION_HOURS + 1
+    clock.time += 3600 * accounts.SESSION_HOURS + 1
     assert visitor.get("/work").status_code == 403
     assert 'href="/return"' in visitor.page.text
     written = (
@@ -121,16 +121,16 @@ def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, cl
 @pytest.mark.parametrize("how", ["renewed", "withdrawn", "erased"])
 def test_a_code_ends_with_what_it_belongs_to(store, how):
     visitor = Visitor(store)
-    name, token = people.invite(store)
+    name, token = accounts.invite(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     code = code_on(visitor.page)
     if how == "renewed":
-        people.renew(store, name, actor="ada")
+        accounts.renew(store, name, actor="ada")
     else:
         with store.read() as session:
             who = session.scalars(select(Annotator.id)).one()
-        people.withdraw(store, who, erase=how == "erased")
+        accounts.withdraw(store, who, erase=how == "erased")
     back = returned(store, code)
     assert back.page.status_code == 403
     assert "not known" in back.page.text
@@ -149,7 +149,7 @@ def test_no_code_opens_what_has_none(store):
 
 def test_thirty_people_come_from_one_address_in_a_minute(store):
     """A class or a lab behind one router: only what fails is counted."""
-    tokens = [people.invite(store)[1] for _ in range(30)]
+    tokens = [accounts.invite(store)[1] for _ in range(30)]
     visitor = Visitor(store, limits=Limits(token=20))
     for token in tokens:
         visitor.client.cookies.clear()
@@ -170,7 +170,7 @@ def test_a_storm_of_passwords_keeps_no_coordinator_out(store, capsys):
     """A browser that was in before passes; so does a link from the server; and a new browser
     elsewhere, while few addresses storm.
     """
-    people.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "ada", "a long password")
     limits = Limits(login=5)
     known = from_address(store, "192.0.2.9", limits)
     assert login(known).url.path == "/admin"
@@ -196,28 +196,34 @@ def test_a_storm_of_passwords_keeps_no_coordinator_out(store, capsys):
 
 
 def test_a_known_browser_may_not_guess_either(store):
-    people.add_admin(store, "ada", "a long password")
-    people.add_admin(store, "eve", "another password")
+    accounts.add_admin(store, "ada", "a long password")
+    accounts.add_admin(store, "eve", "another password")
     limits = Limits(login=3)
     visitor = from_address(store, "192.0.2.5", limits)
     login(visitor, "eve", "another password")
     visitor.send({}, ending="/logout")
     kept = visitor.client.cookies["laurel-device"]
-    assert entry.known_device(store, "eve", kept) and not entry.known_device(store, "ada", kept)
+    assert admin_login.known_device(store, "eve", kept) and not admin_login.known_device(
+        store, "ada", kept
+    )
     assert [login(visitor, "eve", "wrong").status_code for _ in range(4)] == [403] * 3 + [429]
-    people.add_admin(store, "eve", "a newer password")
-    assert not entry.known_device(store, "eve", kept)
+    accounts.add_admin(store, "eve", "a newer password")
+    assert not admin_login.known_device(store, "eve", kept)
     for forged in ("", ".", "a.b", kept + "x", f"{kept.partition('.')[0]}.", "ü.ü"):
-        assert not entry.known_device(store, "eve", forged)
+        assert not admin_login.known_device(store, "eve", forged)
 
 
 def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
-    people.add_admin(store, "ada", "a long password")
-    token = entry.link(store, "ada")
-    assert entry.enter(store, token)[0] == "ada"
-    late, other, old = entry.link(store, "ada"), entry.link(store, "ada"), entry.link(store, "ada")
+    accounts.add_admin(store, "ada", "a long password")
+    token = admin_login.link(store, "ada")
+    assert admin_login.enter(store, token)[0] == "ada"
+    late, other, old = (
+        admin_login.link(store, "ada"),
+        admin_login.link(store, "ada"),
+        admin_login.link(store, "ada"),
+    )
     clock.time -= DAY
-    future = entry.link(store, "ada")
+    future = admin_login.link(store, "ada")
     clock.time += DAY
     wrong = [
         token,
@@ -231,18 +237,18 @@ def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
         "ü.1.2.3",
     ]
     for given in wrong:
-        with pytest.raises(people.Refused, match="unknown, used or expired"):
-            entry.enter(store, given)
-    assert entry.enter(store, other)[0] == "ada"
-    clock.time += 60 * entry.LINK_MINUTES + 2
-    with pytest.raises(people.Refused):
-        entry.enter(store, late)
-    clock.time -= 60 * entry.LINK_MINUTES + 2
-    people.add_admin(store, "ada", "a newer password")
-    with pytest.raises(people.Refused):
-        entry.enter(store, old)
+        with pytest.raises(accounts.Refused, match="unknown, used or expired"):
+            admin_login.enter(store, given)
+    assert admin_login.enter(store, other)[0] == "ada"
+    clock.time += 60 * admin_login.LINK_MINUTES + 2
+    with pytest.raises(accounts.Refused):
+        admin_login.enter(store, late)
+    clock.time -= 60 * admin_login.LINK_MINUTES + 2
+    accounts.add_admin(store, "ada", "a newer password")
+    with pytest.raises(accounts.Refused):
+        admin_login.enter(store, old)
     with pytest.raises(UsageError, match="There are: ada"):
-        entry.link(store, "bob")
+        admin_login.link(store, "bob")
 
 
 @pytest.mark.parametrize("back", [10.0, 3600.0, DAY, 400 * DAY])
@@ -258,17 +264,17 @@ def test_a_clock_set_back_makes_nobody_wait(store, clock, back):
             )
     with store.read() as session:
         one, two = session.scalars(select(Annotator.id).order_by(Annotator.id))
-    people.limit(store, "here", 1, 60.0)
-    lease = Desk(store, one, batch).next()
+    accounts.limit(store, "here", 1, 60.0)
+    lease = TaskQueue(store, one, batch).next()
     clock.time -= back
-    people.limit(store, "here", 1, 60.0)
-    with pytest.raises(people.Refused, match="too many"):
-        people.limit(store, "here", 1, 60.0)
-    assert Desk(store, two, batch).next() is None  # the first one is at work
+    accounts.limit(store, "here", 1, 60.0)
+    with pytest.raises(accounts.Refused, match="too many"):
+        accounts.limit(store, "here", 1, 60.0)
+    assert TaskQueue(store, two, batch).next() is None  # the first one is at work
     with store.read() as session:
         assert session.get_one(Assignment, lease.id).lease_until <= clock.time + 15 * 60
     clock.time += 15 * 60 + 1
-    assert Desk(store, two, batch).next() is not None
+    assert TaskQueue(store, two, batch).next() is not None
 
 
 def test_the_cap_of_harmful_samples_counts_the_last_day(store, clock):
@@ -277,14 +283,14 @@ def test_the_cap_of_harmful_samples_counts_the_last_day(store, clock):
         session.add(Annotator(pseudonym="w", state="active", consent="keep 1", made_at=store.now()))
     with store.read() as session:
         who = session.scalars(select(Annotator.id)).one()
-    desk, settings = Desk(store, who, batch), BatchSettings(daily_harm_cap=1)
-    given = desk.next()
+    queue, settings = TaskQueue(store, who, batch), BatchSettings(daily_harm_cap=1)
+    given = queue.next()
     with store.write() as session:
         session.get_one(Assignment, given.id).item.harmful = True
     with store.read() as session:
-        assert not desk._harm_room(session, settings)
+        assert not queue._harm_room(session, settings)
         clock.time -= 2 * DAY
-        assert desk._harm_room(session, settings)
+        assert queue._harm_room(session, settings)
 
 
 PROMISES = {
@@ -311,9 +317,9 @@ def test_every_promise_of_the_pages_about_coming_in_is_kept(store):
     found = {name: spelt.findall(text) for name, text in pages.items() if spelt.search(text)}
     assert not found, f"times that no code prints: {found}"
     visitor = Visitor(store)
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     assert f"logged in for {DAYS} days" in visitor.get(f"/invite/{token}").text
-    assert DAYS * 24 == people.SESSION_HOURS
+    assert DAYS * 24 == accounts.SESSION_HOURS
 
 
 @pytest.mark.parametrize(

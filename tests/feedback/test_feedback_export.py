@@ -19,8 +19,8 @@ from laurel.data.formats import needs
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 from laurel_feedback.exchange.load import load
-from laurel_feedback.store import people
-from laurel_feedback.store.assign import Answer, Desk, by_slot
+from laurel_feedback.store import accounts
+from laurel_feedback.store.assign import Answer, TaskQueue, by_slot
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Audit, Batch, Item, Release, Ruling
 
@@ -44,11 +44,11 @@ def answer_all(store, identity, batch, opinion):
     """Someone rates what they get. opinion(texts by slot) -> an Answer by slot, or None: skip.
     Orders met.
     """
-    desk, orders = Desk(store, identity, batch), []
-    while (sample := desk.next()) is not None:
+    queue, orders = TaskQueue(store, identity, batch), []
+    while (sample := queue.next()) is not None:
         with store.read() as session:
             texts = [r.text for r in session.get_one(Item, sample.item_id).responses]
-        desk.submit(sample.id, opinion(by_slot(texts, sample.order)), sample.id)
+        queue.submit(sample.id, opinion(by_slot(texts, sample.order)), sample.id)
         orders.append(tuple(sample.order))
     return orders
 
@@ -109,7 +109,7 @@ def test_any_order_of_showing_gives_the_same_ranks(store, tmp_path):
     @given(st.permutations(range(4)), st.permutations(range(4)))
     def holds(truth, order):
         name = uuid.uuid4().hex
-        desk = Desk(
+        queue = TaskQueue(
             store,
             rater,
             opened(
@@ -120,11 +120,11 @@ def test_any_order_of_showing_gives_the_same_ranks(store, tmp_path):
                 form="ranking",
             ),
         )
-        sample = desk.next()
+        sample = queue.next()
         with store.write() as session:
             session.get_one(Assignment, sample.id).order = order
             texts = [r.text for r in session.get_one(Item, sample.item_id).responses]
-        desk.submit(
+        queue.submit(
             sample.id, Answer(ranking=[1 + int(text) for text in by_slot(texts, order)]), name
         )
         export(store, name, "ranks", tmp_path / "ranks.jsonl")
@@ -229,11 +229,11 @@ def test_raw_votes_have_order_time_and_revisions(store, tmp_path, clock):
     batch = opened(
         store, tmp_path, PAIRS[:1], target_votes=1, rationale="optional", helpfulness=True
     )
-    desk = Desk(store, annotator(store), batch)
-    sample = desk.next()
+    queue = TaskQueue(store, annotator(store), batch)
+    sample = queue.next()
     clock.time += 12
-    desk.submit(sample.id, Answer(rating=1, helpfulness=[5, 1], rationale="=1+1"), "a")
-    desk.submit(sample.id, Answer(rating=4, helpfulness=[1, 5], rationale="other"), "b")
+    queue.submit(sample.id, Answer(rating=1, helpfulness=[5, 1], rationale="=1+1"), "a")
+    queue.submit(sample.id, Answer(rating=4, helpfulness=[1, 5], rationale="other"), "b")
     export(store, "b", "votes", tmp_path / "last.jsonl")
     export(store, "b", "votes", tmp_path / "all.jsonl", revisions=True)
     (last,), every = rows_of(tmp_path / "last.jsonl"), rows_of(tmp_path / "all.jsonl")
@@ -280,11 +280,11 @@ def test_no_prompt_stands_in_both_parts(store, tmp_path):
 def test_people_who_left_are_nameless_or_gone(store, tmp_path):
     batch = opened(store, tmp_path, target_votes=3)
     ids = [annotator(store) for _ in range(3)]
-    people.consent(store, ids[1], "delete 1")
+    accounts.consent(store, ids[1], "delete 1")
     for identity in ids:
         answer_all(store, identity, batch, sure)
     export(store, "b", "votes", tmp_path / "before.jsonl")
-    released = [people.withdraw(store, identity)["released_in"] for identity in ids[:2]]
+    released = [accounts.withdraw(store, identity)["released_in"] for identity in ids[:2]]
     assert released == [[str(tmp_path / "before.jsonl")]] * 2
     export(store, "b", "votes", tmp_path / "after.jsonl")
     with store.read() as session:

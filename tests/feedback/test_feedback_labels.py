@@ -16,10 +16,17 @@ from laurel.data.formats import needs
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 from laurel_feedback.statistics.analysis import analyse, skills
-from laurel_feedback.statistics.ballots import Ballot, Poll, batch_poll, file_polls
-from laurel_feedback.statistics.labels import Said, gold_side, inverted, labels, labels_of, worth
+from laurel_feedback.statistics.labels import (
+    PairVote,
+    gold_side,
+    inverted,
+    labels,
+    labels_of,
+    worth,
+)
 from laurel_feedback.statistics.report import report
 from laurel_feedback.statistics.sections import sections
+from laurel_feedback.statistics.votes import Ballot, Poll, batch_poll, file_polls
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Assignment, Dispute, Ruling
 
@@ -467,7 +474,11 @@ def test_one_item_has_scores_and_no_interval_and_two_votes_of_one_person_are_one
     note = next(part.note for part in sections(found) if part.title == "Scores of the models")
     assert "all votes are about one item" in note and "inf" not in str(sections(found))
     twice = labels(
-        [Said(("i", 0, 1), "u", 1.0), Said(("i", 0, 1), "v", 1.0), Said(("i", 0, 1), "u", -1.0)]
+        [
+            PairVote(("i", 0, 1), "u", 1.0),
+            PairVote(("i", 0, 1), "v", 1.0),
+            PairVote(("i", 0, 1), "u", -1.0),
+        ]
     )
     assert (twice.by_unit["i", 0, 1].wins, twice.by_unit["i", 0, 1].losses) == (1, 1)
     votes, items, _ = with_gold(0)

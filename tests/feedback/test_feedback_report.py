@@ -12,9 +12,9 @@ from feedback_votes import put, tell
 from laurel.core.errors import UsageError
 from laurel.measure.agreement import Agreement
 from laurel_feedback.statistics.analysis import analyse
-from laurel_feedback.statistics.ballots import batch_poll
 from laurel_feedback.statistics.report import WIDTH, page, report, text
 from laurel_feedback.statistics.sections import Section, agreement, chance, percent, sections, span
+from laurel_feedback.statistics.votes import batch_poll
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Audit
 

@@ -16,8 +16,8 @@ from test_feedback_assign import annotator as join
 from test_feedback_assign import make_batch
 
 from laurel.core.errors import UsageError
-from laurel_feedback.store import audit, people
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store import accounts, audit
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Audit, Base, Guideline, Vote
 
@@ -161,9 +161,9 @@ def test_what_is_no_database_is_told(tmp_path):
 def test_a_vote_that_is_changed_behind_the_products_back_shows(store, change, told):
     """The log covers votes: changed, taken out, added, each is named; a withdrawal is no change."""
     batch = make_batch(store, items=3, rationale="optional")
-    desk = Desk(store, join(store), batch)
+    queue = TaskQueue(store, join(store), batch)
     for _ in range(3):
-        desk.submit(desk.next().id, Answer(rating=1, rationale="because"), str(uuid.uuid4()))
+        queue.submit(queue.next().id, Answer(rating=1, rationale="because"), str(uuid.uuid4()))
     with store.read() as session:
         assert audit.verify(session) == []
     with store.write() as session:
@@ -176,8 +176,8 @@ def test_a_vote_that_is_changed_behind_the_products_back_shows(store, change, to
 def test_votes_that_are_added_show_and_those_of_who_left_do_not(store):
     batch = make_batch(store, items=3)
     who = join(store)
-    desk = Desk(store, who, batch)
-    votes = [desk.submit(desk.next().id, Answer(rating=1), str(uuid.uuid4())) for _ in range(2)]
+    queue = TaskQueue(store, who, batch)
+    votes = [queue.submit(queue.next().id, Answer(rating=1), str(uuid.uuid4())) for _ in range(2)]
     with store.write() as session:
         session.add(
             Vote(
@@ -193,7 +193,7 @@ def test_votes_that_are_added_show_and_those_of_who_left_do_not(store):
         assert audit.verify(session) == ["vote 3 is in no row of the log"]
     with store.write() as session:
         session.execute(text("DELETE FROM vote WHERE id = 3"))
-    people.withdraw(store, who, erase=True)
+    accounts.withdraw(store, who, erase=True)
     with store.read() as session:
         assert audit.verify(session) == []
         assert session.scalars(select(Vote)).all() == []

@@ -14,8 +14,8 @@ from laurel.core.errors import UsageError
 from laurel_feedback.exchange import product
 from laurel_feedback.statistics.batches import costs
 from laurel_feedback.statistics.sections import cost
-from laurel_feedback.store import people
-from laurel_feedback.store.assign import DISTRESSING, Answer, Desk
+from laurel_feedback.store import accounts
+from laurel_feedback.store.assign import DISTRESSING, Answer, TaskQueue
 from laurel_feedback.store.settings import RATINGS
 from laurel_feedback.store.tables import (
     Annotator,
@@ -280,7 +280,7 @@ def test_harm_is_named_folded_skipped_with_pay_and_opted_out(store):
         pay_per_item=1.0,
     )
     visitor = Visitor(store)
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     visitor.get(f"/invite/{token}")
     page = visitor.send({})
     assert re.search(r'value="violence".*\n.*\(2 samples\)', page.text)
@@ -329,7 +329,7 @@ def test_demographics_are_optional_and_apart(store, clock):
 def test_consent_comes_first_and_needs_a_choice(store):
     rich_batch(store)
     visitor = Visitor(store)
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     assert visitor.get("/work/1").url.path == "/consent"
@@ -340,7 +340,7 @@ def test_consent_comes_first_and_needs_a_choice(store):
 
 
 def test_looking_at_an_invitation_does_not_use_it_up(store):
-    _, token = people.invite(store)
+    _, token = accounts.invite(store)
     for _ in range(3):
         assert "Come in" in Visitor(store).get(f"/invite/{token}").text
     visitor = Visitor(store)
@@ -653,7 +653,7 @@ def test_what_each_person_costs_is_told_and_thirteen_skips_in_a_second_stand_out
             )
         with store.read() as session:
             who = session.scalar(select(Annotator.id).where(Annotator.pseudonym == name))
-        desks.append(Desk(store, who, batch))
+        desks.append(TaskQueue(store, who, batch))
     for n in range(10):
         sample = desks[0].next()
         clock.time += 30

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.measure.preference_shares import held_out, preference_shares
-from laurel_feedback.statistics.ballots import file_polls
+from laurel_feedback.statistics.votes import file_polls
 
 
 def world(seed, spread, guess, *, items=400, each=5):

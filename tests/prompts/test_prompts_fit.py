@@ -14,9 +14,9 @@ from laurel.core.errors import UsageError
 from laurel_prompts.features import DIRECTIONS, Directions, Words, encoder, surface
 from laurel_prompts.fit import fit, log_loss, rates
 from laurel_prompts.models import Logistic, Rates, Trees, grid, restore
+from laurel_prompts.policy_value import auc
 from laurel_prompts.predictor import Predictor, leaving
 from laurel_prompts.synthetic import synthetic_log
-from laurel_prompts.worth import auc
 
 
 def test_the_choice_beats_the_best_single_prompt_where_the_log_has_an_interaction(fitted):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from laurel.measure.intervals import Interval
-from laurel_prompts.synthetic import OTHERWISE, RIGHT, synthetic_log
-from laurel_prompts.worth import (
+from laurel_prompts.policy_value import (
     auc,
     doubly_robust,
     exact,
@@ -19,6 +18,7 @@ from laurel_prompts.worth import (
     split_oracle,
     verdict,
 )
+from laurel_prompts.synthetic import OTHERWISE, RIGHT, synthetic_log
 
 NAN = np.nan
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 from itertools import compress
+from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel_feedback.statistics.ballots import Poll, batch_poll
 from laurel_feedback.statistics.batches import activity, exposure
+from laurel_feedback.statistics.demographics import demographics_of, reference_of
 from laurel_feedback.statistics.sections import people as people_sections
-from laurel_feedback.statistics.whose import reference_of, whose
-from laurel_feedback.store import people
+from laurel_feedback.statistics.votes import Poll, batch_poll
+from laurel_feedback.store import accounts
+from laurel_feedback.store.accounts import digest_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import VOTE, record, verify
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.people import digest_of
 from laurel_feedback.store.tables import (
     Annotator,
     ApiKey,
@@ -36,7 +38,7 @@ from laurel_feedback.store.tables import (
     Item,
     Vote,
 )
-from laurel_feedback.web.edge import whole_number
+from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.security import form_of, page
 from laurel_feedback.web.text import formatted
 
@@ -96,46 +98,16 @@ def _people(
     store = _store(request)
     exposed = {e.annotator: e for e in exposure(store)}
     with store.read() as session:
-        votes = dict(
-            session.execute(
-                select(Assignment.annotator_id, func.count())
-                .where(Assignment.state == "submitted")
-                .group_by(Assignment.annotator_id)
-            ).all()
-        )
-        last = dict(
-            session.execute(
-                select(Assignment.annotator_id, func.max(Vote.made_at))
-                .join(Vote)
-                .group_by(Assignment.annotator_id)
-            ).all()
-        )
-        open_ = set(
-            session.scalars(
-                select(Invite.annotator_id).where(
-                    Invite.used_at.is_(None), Invite.expires > store.now()
-                )
-            )
-        )
+        votes, last = _votes_and_last(session)
+        pending = Invite.used_at.is_(None), Invite.expires > store.now()
+        open_ = set(session.scalars(select(Invite.annotator_id).where(*pending)))
+        of_application = Annotator.consent == accounts.OF_APPLICATION
+        annotators = select(Annotator).where(~of_application).order_by(Annotator.id.desc())
         rows = [
             (a, votes.get(a.id, 0), moment(last.get(a.id)), exposed.get(a.pseudonym), a.id in open_)
-            for a in session.scalars(
-                select(Annotator)
-                .where(Annotator.consent != people.OF_APPLICATION)
-                .order_by(Annotator.id.desc())
-            )
+            for a in session.scalars(annotators)
         ]
-        users = (
-            session.scalar(select(func.count()).where(Annotator.consent == people.OF_APPLICATION))
-            or 0
-        )
-        known = set(session.scalars(select(Invite.annotator_id)))
-        came = [row[0].id in known or row[0].state != "invited" or row[1] > 0 for row in rows]
-        parts = {
-            "rows": list(compress(rows, came)),
-            "strangers": [row for row, c in zip(rows, came, strict=True) if not c],
-            "users": users,
-        }
+        came = _came(session, rows)
         return page(
             request,
             "admin_people.html",
@@ -143,9 +115,33 @@ def _people(
             link=link,
             invited=who,
             wrong=wrong,
-            days=people.INVITE_DAYS,
-            **parts,
+            days=accounts.INVITE_DAYS,
+            rows=list(compress(rows, came)),
+            strangers=[row for row, c in zip(rows, came, strict=True) if not c],
+            users=session.scalar(select(func.count()).where(of_application)) or 0,
         )
+
+
+def _came(session: Session, rows: list[tuple[Any, ...]]) -> list[bool]:
+    """Of each row: was the annotator invited here, or have they done something?"""
+    known = set(session.scalars(select(Invite.annotator_id)))
+    return [row[0].id in known or row[0].state != "invited" or row[1] > 0 for row in rows]
+
+
+def _votes_and_last(session: Session) -> tuple[dict[int, int], dict[int, float]]:
+    """annotator -> the number of samples answered, and the time of the last answer."""
+    votes = (
+        select(Assignment.annotator_id, func.count())
+        .where(Assignment.state == "submitted")
+        .group_by(Assignment.annotator_id)
+    )
+    last = (
+        select(Assignment.annotator_id, func.max(Vote.made_at))
+        .join(Vote)
+        .group_by(Assignment.annotator_id)
+    )
+    counts, times = session.execute(votes).all(), session.execute(last).all()
+    return {row[0]: row[1] for row in counts}, {row[0]: row[1] for row in times}
 
 
 def _link(request: Request, token: str) -> str:
@@ -163,7 +159,7 @@ def invite(request: Request) -> Response:
             status=422,
         )
     try:
-        pseudonym, token = people.invite(
+        pseudonym, token = accounts.invite(
             _store(request), person, actor=_actor(request), pseudonym=name
         )
     except UsageError as error:
@@ -174,7 +170,7 @@ def invite(request: Request) -> Response:
 def renew(request: Request) -> Response:
     """A new link for someone who lost their session."""
     name = request.path_params["pseudonym"]
-    token = people.renew(_store(request), name, actor=_actor(request))
+    token = accounts.renew(_store(request), name, actor=_actor(request))
     return _people(request, link=_link(request, token), who=name)
 
 
@@ -195,7 +191,7 @@ def withdraw(request: Request) -> Response:
             status=404,
             fix="Go back to the list.",
         )
-    done = people.withdraw(store, found.id, actor=_actor(request), erase="erase" in form)
+    done = accounts.withdraw(store, found.id, actor=_actor(request), erase="erase" in form)
     return page(request, "admin_withdrawn.html", done=done)
 
 
@@ -357,7 +353,7 @@ def _demographics(request: Request, chosen: str, text: str) -> Response:
         if chosen
         else _everything(store, [number for number, _ in batches])
     )
-    found = whose(store, poll, reference, actor=_actor(request))
+    found = demographics_of(store, poll, reference, actor=_actor(request))
     shown = {
         "parts": people_sections(found),
         "found": found,

@@ -8,21 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from laurel.measure.annotators import SIGNS
 from laurel_feedback.statistics.analysis import analyse, panel, skills
-from laurel_feedback.statistics.ballots import batch_poll, label_of
 from laurel_feedback.statistics.batches import summaries
 from laurel_feedback.statistics.sections import HEADINGS, chance, number, sections, sign
+from laurel_feedback.statistics.votes import Poll, batch_poll, label_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Ruling, Vote
-from laurel_feedback.web.edge import whole_number
+from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import TIE
 from laurel_feedback.web.security import form_of, page
 from laurel_feedback.web.text import shown
@@ -146,14 +147,19 @@ def _ranks(ranking: Any) -> str:
     return "ranks " + ", ".join(map(str, ranking or ()))
 
 
+def _split(poll: Poll) -> tuple[dict[str, Counter[str]], dict[str, float]]:
+    """item -> its votes by answer, and the share of them that are not the commonest one."""
+    given: dict[str, Counter[str]] = {}
+    for choice in poll.choices:
+        given.setdefault(choice.unit[0], Counter())[choice.label] += 1
+    return given, {name: 1 - max(count.values()) / count.total() for name, count in given.items()}
+
+
 def items(request: Request) -> Response:
     """The items with votes, those on which people split most first."""
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found, poll = summaries(store, batch)[0], batch_poll(store, batch)
-    given: dict[str, Counter[str]] = {}
-    for choice in poll.choices:
-        given.setdefault(choice.unit[0], Counter())[choice.label] += 1
-    split = {name: 1 - max(count.values()) / count.total() for name, count in given.items()}
+    given, split = _split(poll)
     ranked = sorted(split, key=lambda name: (-split[name], -given[name].total(), name))
     start = whole_number(request.query_params.get("from", "0"))
     names = ranked[start : start + PAGE]
@@ -191,57 +197,57 @@ def item(request: Request) -> Response:
         found = _item(session, request)
         settings = BatchSettings.model_validate(session.get_one(Batch, found.batch_id).settings)
         count = len(found.responses)
-        rows = session.execute(
-            select(Vote, Assignment, Annotator.pseudonym)
-            .join(Assignment, Vote.assignment_id == Assignment.id)
-            .join(Annotator, Assignment.annotator_id == Annotator.id)
-            .where(Assignment.item_id == name)
-            .order_by(Assignment.made_at, Vote.revision)
-        ).all()
-        top = dict(
-            session.execute(
-                select(Vote.assignment_id, func.max(Vote.revision))
-                .join(Assignment)
-                .where(Assignment.item_id == name)
-                .group_by(Vote.assignment_id)
-            ).all()
-        )
-        votes = [
-            {
-                "annotator": who,
-                "answer": _words(vote, settings, count),
-                "order": ", ".join(str(p + 1) for p in assignment.order),
-                "seconds": f"{vote.active_ms / 1000:.0f}" if vote.active_ms else "-",
-                "rationale": vote.rationale,
-                "scales": _scales(vote.scales),
-                "holds": vote.revision == top[vote.assignment_id],
-                "revision": vote.revision,
-                "repeat": assignment.repeat,
-                "guideline": vote.guideline_id,
-                "state": assignment.state,
-            }
-            for vote, assignment, who in rows
-        ]
-        ruling = session.get(Ruling, name)
-        prompt = [(str(m.get("role", "")), shown(str(m.get("content", "")))) for m in found.prompt]
-        responses = [
-            (r.place + 1, r.model, shown(r.text, settings.markdown), len(r.text.split()))
-            for r in found.responses
-        ]
-        batch = summaries(store, found.batch_id)[0]
         ratings = ({**RATINGS, 0: TIE} if count == 2 else {}) if settings.form == "rating" else {}
         return page(
             request,
             "admin_item.html",
             item=found,
             input=shown(found.input) if found.input else "",
-            prompt=prompt,
-            responses=responses,
-            votes=votes,
-            ruling=ruling,
+            prompt=[
+                (str(m.get("role", "")), shown(str(m.get("content", "")))) for m in found.prompt
+            ],
+            responses=[
+                (r.place + 1, r.model, shown(r.text, settings.markdown), len(r.text.split()))
+                for r in found.responses
+            ],
+            votes=_votes(session, name, settings, count),
+            ruling=session.get(Ruling, name),
             ratings=ratings,
-            batch=batch,
+            batch=summaries(store, found.batch_id)[0],
         )
+
+
+def _votes(
+    session: Session, item: str, settings: BatchSettings, count: int
+) -> list[dict[str, Any]]:
+    """Every vote on an item in words; `holds` is the last revision of an assignment."""
+    rows = session.execute(
+        select(Vote, Assignment, Annotator.pseudonym)
+        .join(Assignment, Vote.assignment_id == Assignment.id)
+        .join(Annotator, Assignment.annotator_id == Annotator.id)
+        .where(Assignment.item_id == item)
+        .order_by(Assignment.made_at, Vote.revision)
+    ).all()
+    last = {
+        vote.assignment_id: vote.revision
+        for vote in sorted((vote for vote, _, _ in rows), key=lambda vote: vote.revision)
+    }
+    return [
+        {
+            "annotator": who,
+            "answer": _words(vote, settings, count),
+            "order": ", ".join(str(p + 1) for p in assignment.order),
+            "seconds": f"{vote.active_ms / 1000:.0f}" if vote.active_ms else "-",
+            "rationale": vote.rationale,
+            "scales": _scales(vote.scales),
+            "holds": vote.revision == last[vote.assignment_id],
+            "revision": vote.revision,
+            "repeat": assignment.repeat,
+            "guideline": vote.guideline_id,
+            "state": assignment.state,
+        }
+        for vote, assignment, who in rows
+    ]
 
 
 def _item(session: Any, request: Request) -> Item:
@@ -262,6 +268,9 @@ def _scales(scales: dict[str, Any]) -> str:
     )
 
 
+REASON = "Annotators learn from the reason: write it in 5,000 characters at most."
+
+
 def rule(request: Request) -> Response:
     """Decide about an item: its answer, why, and whether annotators see it after answering."""
     store, form = request.app.state.site.store, form_of(request)
@@ -271,8 +280,7 @@ def rule(request: Request) -> Response:
             "choose one of the answers.", status=422, where="rating", fix="Go back and choose one."
         )
     if not reason or len(reason) > 5000:
-        fix = "Annotators learn from the reason: write it in 5,000 characters at most."
-        raise Refused("a ruling needs a reason.", status=422, where="reason", fix=fix)
+        raise Refused("a ruling needs a reason.", status=422, where="reason", fix=REASON)
     with store.write() as session:
         found = _item(session, request)
         if len(found.responses) != 2:
@@ -283,30 +291,12 @@ def rule(request: Request) -> Response:
                 fix="Go back to the list.",
             )
         who, before = request.state.coordinator, session.get(Ruling, found.id)
-        old = (
-            {"rating": before.rating, "reason": before.reason, "pinned": before.pinned}
-            if before
-            else None
-        )
-        pinned = "pinned" in form
-        session.merge(
-            Ruling(
-                item_id=found.id,
-                rating=int(given),
-                reason=reason,
-                pinned=pinned,
-                admin_id=who.id,
-                made_at=store.now(),
-            )
-        )
-        new = {"rating": int(given), "reason": reason, "pinned": pinned}
-        record(
-            session,
-            f"coordinator {who.name}",
-            "ruling",
-            found.id,
-            store.now(),
-            before=old,
-            after=new,
-        )
+        new = {"rating": int(given), "reason": reason, "pinned": "pinned" in form}
+        change = {
+            "before": {name: getattr(before, name) for name in new} if before else None,
+            "after": new,
+        }
+        session.merge(Ruling(item_id=found.id, admin_id=who.id, made_at=store.now(), **new))
+        coordinator = f"coordinator {who.name}"
+        record(session, coordinator, "ruling", found.id, store.now(), **change)
     return RedirectResponse(request.url.path, 303)

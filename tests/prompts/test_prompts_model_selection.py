@@ -7,11 +7,11 @@ import pytest
 
 from laurel_prompts.fit import fit, gain_everywhere
 from laurel_prompts.logs import Log, folds
+from laurel_prompts.model_selection import MARGINS, Trial, cross_fitted, gains, losses, pick
 from laurel_prompts.models import Logistic, Rates
-from laurel_prompts.picking import MARGINS, Trial, cross_fitted, gains, losses, pick
+from laurel_prompts.policy_value import value_S
 from laurel_prompts.report import report
 from laurel_prompts.synthetic import synthetic_log
-from laurel_prompts.worth import value_S
 
 
 def log_of(reward_SP: np.ndarray) -> Log:

@@ -13,9 +13,9 @@ import numpy as np
 from laurel.measure.intervals import Interval, wilson
 from laurel_prompts.logs import Log
 from laurel_prompts.models import Model
+from laurel_prompts.policy_value import FEWEST, doubly_robust_S, mean_of, one_hot
+from laurel_prompts.policy_value import value_S as exact_S
 from laurel_prompts.predictor import leaving
-from laurel_prompts.worth import FEWEST, doubly_robust_S, mean_of, one_hot
-from laurel_prompts.worth import value_S as exact_S
 
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 """Predicted gains over the default prompt that may be asked for before it is left."""

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError
 from laurel_feedback.statistics.analysis import pay
-from laurel_feedback.statistics.ballots import timed_poll
 from laurel_feedback.statistics.batches import (
     change_settings,
     close_batch,
@@ -28,9 +27,10 @@ from laurel_feedback.statistics.batches import (
 )
 from laurel_feedback.statistics.sections import cost, harm, state
 from laurel_feedback.statistics.sections import pay as pay_section
-from laurel_feedback.store.identity import decide, flagged, read_and_hold
+from laurel_feedback.statistics.votes import timed_poll
+from laurel_feedback.store.model_giveaways import decide, flagged, read_and_hold
 from laurel_feedback.store.settings import BatchSettings
-from laurel_feedback.web import coordinate_people, coordinate_votes
+from laurel_feedback.web import admin_people, admin_votes
 from laurel_feedback.web.security import Site, form_of, page, require_admin
 from laurel_feedback.web.text import plain
 
@@ -86,8 +86,8 @@ def routes(site: Site) -> list[BaseRoute]:
                 Route(f"{one}/words", words_page, methods=["GET"]),
                 Route(f"{one}/words", words_again, methods=["POST"]),
                 Route(f"{one}/words/{{item}}", words_decide, methods=["POST"]),
-                *coordinate_votes.routes(),
-                *coordinate_people.routes(),
+                *admin_votes.routes(),
+                *admin_people.routes(),
             ],
         )
     ]

@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel_feedback.store.assign import ANSWERED, DISTRESSING, Refused, give_back
 from laurel_feedback.store.audit import record
-from laurel_feedback.store.database import Store
+from laurel_feedback.store.database import Store, changed_rows
 from laurel_feedback.store.tables import (
     Admin,
     Annotator,
     Assignment,
     Attempt,
+    Base,
     Batch,
     Demographic,
     Dispute,
@@ -347,6 +348,38 @@ def _lasts(row: Attempt, now: float, seconds: float) -> bool:
     return 0 <= now - row.began < seconds
 
 
+def _remove(session: Session, annotator_id: int, *, votes: bool) -> dict[str, int]:
+    """Delete what belongs to an annotator; table -> how many rows."""
+    own = select(Assignment.id).where(Assignment.annotator_id == annotator_id)
+    tables: dict[type[Base], ColumnElement[bool]] = {
+        table: table.assignment_id.in_(own) for table in (Event, Draft, Dispute)
+    }
+    if votes:
+        tables[Vote] = Vote.assignment_id.in_(own)
+    for table in (Demographic, Invite, Login, Plan):
+        tables[table] = table.annotator_id == annotator_id
+    return {
+        table.__tablename__: changed_rows(session, delete(table).where(which))
+        for table, which in tables.items()
+    }
+
+
+def _give_back_all(session: Session, annotator_id: int, *, keep: bool) -> Counter[str]:
+    """End an annotator's assignments, but those whose votes are kept; batch -> samples to pay."""
+    owed = Counter[str]()
+    own = select(Assignment).where(Assignment.annotator_id == annotator_id)
+    for assignment in session.scalars(own):
+        submitted = assignment.state == "submitted"
+        paid = submitted or assignment.skip_reason in (DISTRESSING, ANSWERED)
+        if assignment.item.kind != "product":
+            owed[session.get_one(Batch, assignment.batch_id).name] += paid
+        if submitted and keep:
+            continue
+        give_back(session, assignment)
+        assignment.state, assignment.skip_reason = "withdrawn", ANSWERED if paid else ""
+    return owed
+
+
 def withdraw(
     store: Store, annotator_id: int, *, actor: str = "", erase: bool = False
 ) -> dict[str, Any]:
@@ -363,40 +396,18 @@ def withdraw(
     with store.write() as session:
         annotator = session.get_one(Annotator, annotator_id)
         keep = annotator.consent.startswith("keep") and not erase
-        mine = select(Assignment.id).where(Assignment.annotator_id == annotator_id)
-        removed = {}
-        for table in (Event, Draft, Dispute, *(() if keep else (Vote,))):
-            removed[table.__tablename__] = session.execute(
-                delete(table).where(table.assignment_id.in_(mine))
-            ).rowcount
-        for table in (Demographic, Invite, Login, Plan):
-            removed[table.__tablename__] = session.execute(
-                delete(table).where(table.annotator_id == annotator_id)
-            ).rowcount
-        owed = Counter[str]()
-        for assignment in session.scalars(
-            select(Assignment).where(Assignment.annotator_id == annotator_id)
-        ):
-            paid = assignment.state == "submitted" or assignment.skip_reason in (
-                DISTRESSING,
-                ANSWERED,
-            )
-            if assignment.item.kind != "product":
-                owed[session.get_one(Batch, assignment.batch_id).name] += paid
-            if assignment.state == "submitted" and keep:
-                continue
-            give_back(session, assignment)
-            assignment.state, assignment.skip_reason = "withdrawn", ANSWERED if paid else ""
+        removed = _remove(session, annotator_id, votes=not keep)
+        owed = _give_back_all(session, annotator_id, keep=keep)
         old = annotator.pseudonym
         annotator.person, annotator.opted_out, annotator.code = "", [], ""
         annotator.state = "erased" if erase or not keep else "withdrawn"
         released = [r.path for r in session.scalars(select(Release)) if old in r.pseudonyms]
-        told = {
+        detail = {
             "removed": removed,
             "votes": "kept" if keep else "deleted",
             "paid_samples": dict(owed),
         }
-        record(session, actor or old, "erase" if erase else "withdraw", old, store.now(), **told)
+        record(session, actor or old, "erase" if erase else "withdraw", old, store.now(), **detail)
         found = {
             "pseudonym": old,
             "state": annotator.state,

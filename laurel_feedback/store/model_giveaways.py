@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -126,7 +127,8 @@ def _asked(prompt: list[dict[str, str]]) -> str:
     return str(prompt[-1].get("content", "")) if prompt else ""
 
 
-def _state(item: Item) -> str:
+def _state(item: Any) -> str:
+    """What is decided about an item, of which kind, source and live are read."""
     decided = (item.source or {}).get("identity", "")
     return (
         decided

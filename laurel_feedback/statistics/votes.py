@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel.measure.agreement import in_alphabetical_order
@@ -186,83 +187,111 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
             raise UsageError(
                 f"there is no batch {batch_id}.", where="batch", fix="The overview lists them."
             )
-        models: dict[str, list[str]] = defaultdict(list)
-        lengths: dict[str, list[int]] = defaultdict(list)
-        texts = (
-            select(Response.item_id, Response.model, Response.text)
-            .join(Item)
-            .where(Item.batch_id == batch_id)
-        )
-        for item, model, text in session.execute(texts.order_by(Response.item_id, Response.place)):
-            models[item].append(model)
-            lengths[item].append(len(text.split()))
-        items = {
-            row.id: row
-            for row in session.execute(
-                select(Item.id, Item.kind, Item.gold, Item.prompt).where(Item.batch_id == batch_id)
-            )
-        }
-        read = {
-            name: (
-                sum(lengths[name]) + sum(len(str(m.get("content", "")).split()) for m in row.prompt)
-            )
-            for name, row in items.items()
-        }
-        votes = (
-            select(
-                Vote.assignment_id,
-                Vote.rating,
-                Vote.ranking,
-                Vote.active_ms,
-                Vote.pasted,
-                Vote.made_at,
-                Assignment.item_id,
-                Assignment.order,
-                Assignment.repeat,
-                Annotator.pseudonym,
-            )
-            .join(Assignment, Vote.assignment_id == Assignment.id)
-            .join(Annotator, Assignment.annotator_id == Annotator.id)
-            .where(Assignment.batch_id == batch_id, Assignment.state == "submitted")
-            .order_by(Vote.id)
-        )
-        upheld = set(
-            session.scalars(select(Dispute.assignment_id).where(Dispute.state == "upheld"))
-        )  # such an answer is no mistake
-        ballots: dict[str, Ballot] = {}
-        for row in session.execute(votes):
-            name = row.item_id
-            ballots[row.assignment_id] = Ballot(
-                name,
-                row.pseudonym,
-                tuple(row.order),
-                row.rating,
-                tuple(row.ranking) if row.ranking else None,
-                tuple(models[name]),
-                tuple(lengths[name]),
-                read[name],
-                row.active_ms / 1000 if row.active_ms else None,
-                row.pasted,
-                items[name].kind,
-                None if row.assignment_id in upheld else items[name].gold,
-                row.repeat,
-                row.made_at,
-            )
-        judges: dict[str, list[Judged]] = defaultdict(list)
-        verdicts = (
-            select(Verdict.item_id, Verdict.judge, Verdict.status, Verdict.order)
-            .join(Item)
-            .where(Item.batch_id == batch_id)
-        )
-        for row in session.execute(verdicts.order_by(Verdict.id)):
-            judges[row.judge].append(Judged(row.item_id, row.status, tuple(row.order)))
+        items = _items(session, batch_id)
         return Poll(
             batch.name,
-            list(ballots.values()),
-            dict(judges),
+            _ballots(session, batch_id, items),
+            _verdicts(session, batch_id),
             BatchSettings.model_validate(batch.settings),
-            models={name: tuple(names) for name, names in models.items()},
+            models={name: item.models for name, item in items.items() if item.models},
         )
+
+
+class _Item(NamedTuple):
+    """What a ballot says of its item: its kind, the words to read, and of each response the model
+    and the words.
+    """
+
+    kind: str
+    gold: int | None
+    words: int
+    models: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+def _items(session: Session, batch_id: int) -> dict[str, _Item]:
+    models: dict[str, list[str]] = defaultdict(list)
+    lengths: dict[str, list[int]] = defaultdict(list)
+    texts = (
+        select(Response.item_id, Response.model, Response.text)
+        .join(Item)
+        .where(Item.batch_id == batch_id)
+    )
+    for item, model, text in session.execute(texts.order_by(Response.item_id, Response.place)):
+        models[item].append(model)
+        lengths[item].append(len(text.split()))
+    rows = select(Item.id, Item.kind, Item.gold, Item.prompt).where(Item.batch_id == batch_id)
+    return {
+        name: _Item(
+            kind,
+            gold,
+            sum(lengths[name]) + sum(len(str(m.get("content", "")).split()) for m in prompt),
+            tuple(models[name]),
+            tuple(lengths[name]),
+        )
+        for name, kind, gold, prompt in session.execute(rows)
+    }
+
+
+def _ballots(session: Session, batch_id: int, items: dict[str, _Item]) -> list[Ballot]:
+    votes = (
+        select(
+            Vote.assignment_id,
+            Vote.rating,
+            Vote.ranking,
+            Vote.active_ms,
+            Vote.pasted,
+            Vote.made_at,
+            Assignment.item_id,
+            Assignment.order,
+            Assignment.repeat,
+            Annotator.pseudonym,
+        )
+        .join(Assignment, Vote.assignment_id == Assignment.id)
+        .join(Annotator, Assignment.annotator_id == Annotator.id)
+        .where(Assignment.batch_id == batch_id, Assignment.state == "submitted")
+        .order_by(Vote.id)
+    )
+    disputes = select(Dispute.assignment_id).where(Dispute.state == "upheld")
+    upheld = set(session.scalars(disputes))  # such an answer is no mistake
+    ballots: dict[str, Ballot] = {}
+    for row in session.execute(votes):
+        item = items[row.item_id]
+        gold = None if row.assignment_id in upheld else item.gold
+        ballots[row.assignment_id] = _ballot(row, item, gold)
+    return list(ballots.values())
+
+
+def _ballot(row: Any, item: _Item, gold: int | None) -> Ballot:
+    return Ballot(
+        row.item_id,
+        row.pseudonym,
+        tuple(row.order),
+        row.rating,
+        tuple(row.ranking) if row.ranking else None,
+        item.models,
+        item.lengths,
+        item.words,
+        row.active_ms / 1000 if row.active_ms else None,
+        row.pasted,
+        item.kind,
+        gold,
+        row.repeat,
+        row.made_at,
+    )
+
+
+def _verdicts(session: Session, batch_id: int) -> dict[str, list[Judged]]:
+    """judge -> its verdicts on the batch's items."""
+    judges: dict[str, list[Judged]] = defaultdict(list)
+    verdicts = (
+        select(Verdict.item_id, Verdict.judge, Verdict.status, Verdict.order)
+        .join(Item)
+        .where(Item.batch_id == batch_id)
+    )
+    for row in session.execute(verdicts.order_by(Verdict.id)):
+        judges[row.judge].append(Judged(row.item_id, row.status, tuple(row.order)))
+    return dict(judges)
 
 
 def timed_poll(store: Store, batch_id: int) -> Poll:
@@ -332,21 +361,19 @@ def llmfao(folder: Path) -> Poll:
                 words,
             )
         )
-    judges = {}
-    for name, file in (
-        ("GPT-4", "gpt4-crowd-comparisons.csv"),
-        ("GPT-3.5", "gpt3-crowd-comparisons.csv"),
-    ):
-        if (folder / file).is_file():
-            rows = _csv(folder / file, ("id", "winner"))
-            judges[name] = [
-                Judged(
-                    row["id"],
-                    {"left": "a", "right": "b", "tie": "tie"}.get(row["winner"], "invalid"),
-                )
-                for row in rows
-            ]
+    files = {"GPT-4": "gpt4-crowd-comparisons.csv", "GPT-3.5": "gpt3-crowd-comparisons.csv"}
+    judges = {
+        name: _llmfao_verdicts(folder / file)
+        for name, file in files.items()
+        if (folder / file).is_file()
+    }
     return Poll("LLMFAO", ballots, judges)
+
+
+def _llmfao_verdicts(path: Path) -> list[Judged]:
+    status = {"left": "a", "right": "b", "tie": "tie"}
+    rows = _csv(path, ("id", "winner"))
+    return [Judged(row["id"], status.get(row["winner"], "invalid")) for row in rows]
 
 
 MTBENCH = ("GPT-4 with a person", 0.66, 0.85), ("a person with a person", 0.63, 0.81)
@@ -366,57 +393,50 @@ def mtbench(folder: Path) -> list[Poll]:
     )
     for file, human in (("human.jsonl", True), ("gpt4_pair.jsonl", False)):
         for row in _jsonl(folder / file, optional=not human):
-            try:
-                one, two, winner, who = (
-                    row["model_a"],
-                    row["model_b"],
-                    row["winner"],
-                    str(row["judge"]),
-                )
-                label = (
-                    winner if winner.startswith("tie") else {"model_a": "a", "model_b": "b"}[winner]
-                )
-                first, second, label = in_alphabetical_order(one, two, label)
-                item, turn = f"{row['question_id']}:{first}:{second}", f"turn {row['turn']}"
-            except (KeyError, AttributeError) as error:
-                fix = (
-                    "A row has question_id, turn, model_a, model_b, judge and winner: model_a,"
-                    " model_b or tie."
-                )
-                raise UsageError(
-                    f"this row is not MT-Bench's: {row}", where=str(folder / file), fix=fix
-                ) from error
+            first, second, label, item, turn = _mtbench_row(row, folder / file)
             ballots, judged, left_out = polls[turn]
+            who = str(row["judge"])
             if not human:
-                judged.append(
-                    Judged(item, "inconsistent" if "inconsistent" in winner else label, ())
-                )
+                status = "inconsistent" if "inconsistent" in row["winner"] else label
+                judged.append(Judged(item, status, ()))
             elif who.startswith("author"):
                 left_out.append(who)
             else:
-                order = (0, 1) if first == one else (1, 0)
-                ballots.append(
-                    Ballot(
-                        item, who, order, {"a": 1, "b": 4, "tie": 0}[label], None, (first, second)
-                    )
-                )
-    notes = (
-        (
-            "GPT-4 was asked in both orders; where its answers differ it says tie here, as in the"
-            " paper."
-        ),
-        "model_a counts as shown first.",
-    )
+                order = (0, 1) if first == row["model_a"] else (1, 0)
+                rating = {"a": 1, "b": 4, "tie": 0}[label]
+                ballots.append(Ballot(item, who, order, rating, None, (first, second)))
     return [
         Poll(
             f"MT-Bench, {turn}",
-            b,
-            {"GPT-4": j} if j else {},
+            ballots,
+            {"GPT-4": judged} if judged else {},
             None,
-            (f"{len(out)} votes of the paper's authors are left out.", *notes),
+            (f"{len(left_out)} votes of the paper's authors are left out.", *MTBENCH_NOTES),
         )
-        for turn, (b, j, out) in sorted(polls.items())
+        for turn, (ballots, judged, left_out) in sorted(polls.items())
     ]
+
+
+MTBENCH_NOTES = (
+    "GPT-4 was asked in both orders; where its answers differ it says tie here, as in the paper.",
+    "model_a counts as shown first.",
+)
+
+
+def _mtbench_row(row: dict[str, Any], path: Path) -> tuple[str, str, str, str, str]:
+    """(first model, second, label, item, turn) of a row, the models in a fixed order."""
+    try:
+        winner = row["winner"]
+        label = winner if winner.startswith("tie") else {"model_a": "a", "model_b": "b"}[winner]
+        first, second, label = in_alphabetical_order(row["model_a"], row["model_b"], label)
+        row["judge"]
+        return first, second, label, f"{row['question_id']}:{first}:{second}", f"turn {row['turn']}"
+    except (KeyError, AttributeError) as error:
+        fix = (
+            "A row has question_id, turn, model_a, model_b, judge and winner: model_a,"
+            " model_b or tie."
+        )
+        raise UsageError(f"this row is not MT-Bench's: {row}", where=str(path), fix=fix) from error
 
 
 def _rating(word: str, known: dict[str, int], path: Path) -> int:

@@ -12,10 +12,10 @@ import secrets
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
+from laurel_feedback.store.accounts import ADMIN_HOURS, digest_of, limit, log_in_as
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.people import ADMIN_HOURS, digest_of, limit, log_in_as
 from laurel_feedback.store.tables import Admin
 
 LINK_MINUTES = 15.0

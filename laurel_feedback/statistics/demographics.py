@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import select
 
@@ -28,8 +29,8 @@ from laurel.measure.population import (
     total_variation,
 )
 from laurel_feedback.statistics.analysis import first_slot, longer
-from laurel_feedback.statistics.ballots import LEVELS, Choice, Poll
 from laurel_feedback.statistics.judges import verdicts_of
+from laurel_feedback.statistics.votes import LEVELS, Choice, Poll
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Demographic
@@ -81,7 +82,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Whose:
+class Demographics:
     """The demographics of a set of votes; see the module.
 
     judge: a model's verdicts against all people and each group, with people's own groups as the
@@ -132,7 +133,9 @@ def reference_of(text: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def whose(store: Store, poll: Poll, reference: Reference | None = None, *, actor: str) -> Whose:
+def demographics_of(
+    store: Store, poll: Poll, reference: Reference | None = None, *, actor: str
+) -> Demographics:
     """Who gave the votes of a poll. The reading is recorded under `actor`."""
     voters = list(dict.fromkeys(ballot.annotator for ballot in poll.counted))
     with store.write() as session:
@@ -150,125 +153,118 @@ def whose(store: Store, poll: Poll, reference: Reference | None = None, *, actor
             .where(Demographic.keep_until > store.now())
             .order_by(Demographic.question, Demographic.answer)
         )
-        told: dict[str, dict[str, str]] = {name: {} for name in voters}
+        given: dict[str, dict[str, str]] = {name: {} for name in voters}
         for name, question, answer in session.execute(rows):
-            if name in told and answer.strip() and answer.strip().lower() != "prefer not to say":
-                told[name][question] = answer.strip()
-    return compose(poll, told, reference or {})
+            if name in given and answer.strip() and answer.strip().lower() != "prefer not to say":
+                given[name][question] = answer.strip()
+    return compose(poll, given, reference or {})
 
 
-def compose(poll: Poll, told: Mapping[str, Mapping[str, str]], reference: Reference) -> Whose:
-    """See `Whose`. told: annotator -> question -> answer, of everyone who voted."""
-    questions = sorted(
-        {question for answers in told.values() for question in answers} | set(reference)
-    )
-    kept = {question: _visible(told, question) for question in questions}
+def compose(
+    poll: Poll, answers: Mapping[str, Mapping[str, str]], reference: Reference
+) -> Demographics:
+    """See `Demographics`. answers: annotator -> question -> answer, of everyone who voted."""
+    questions = sorted({question for own in answers.values() for question in own} | set(reference))
+    kept = {question: _visible(answers, question) for question in questions}
     parts = tuple(
-        _composition(told, question, kept[question], reference.get(question))
+        _composition(answers, question, kept[question], reference.get(question))
         for question in questions
     )
     shown = {
         q: {
             name: a
-            for name, answers in told.items()
-            if (a := answers.get(q)) in kept[q] and a is not None
+            for name, own in answers.items()
+            if (a := own.get(q)) in kept[q] and a is not None
         }
         for q in questions
     }
     groups = _groups(poll, shown)
-    return Whose(
-        len(told),
-        sum(bool(answers) for answers in told.values()),
+    return Demographics(
+        len(answers),
+        sum(bool(own) for own in answers.values()),
         parts,
         groups,
         _judge(poll, shown),
-        _raking(told, kept, reference),
+        _raking(answers, kept, reference),
     )
 
 
-def _visible(told: Mapping[str, Mapping[str, str]], question: str) -> dict[str, int]:
+def _visible(given: Mapping[str, Mapping[str, str]], question: str) -> dict[str, int]:
     """The answers whose number of people may be shown."""
-    names, row = _suppressed(told, question)
+    names, row = _suppressed(given, question)
     return {
         name: count for name, count in zip(names, row, strict=False) if count and name != SILENT
     }
 
 
 def _suppressed(
-    told: Mapping[str, Mapping[str, str]], question: str
+    given: Mapping[str, Mapping[str, str]], question: str
 ) -> tuple[list[str], list[int | None]]:
     """Answers, and the numbers of people with the total behind them; None: hidden."""
-    count = Counter(answers.get(question, SILENT) for answers in told.values())
+    count = Counter(answers.get(question, SILENT) for answers in given.values())
     names = sorted(count, key=lambda name: (name == SILENT, -count[name], name))
     return names, suppress([[count[name] for name in names]], SMALLEST)[0] if names else [0]
 
 
 def _composition(
-    told: Mapping[str, Mapping[str, str]],
+    answers: Mapping[str, Mapping[str, str]],
     question: str,
     visible: Mapping[str, int],
     population: Mapping[str, float] | None,
 ) -> Composition:
-    names, row = _suppressed(told, question)
+    names, row = _suppressed(answers, question)
     counts, total = dict(zip(names, row, strict=False)), row[-1]
+    composition = partial(Composition, question, total, counts)
     if total is None or (SILENT in counts and counts[SILENT] is None and not visible):
-        return Composition(
-            question, total, counts, {}, {}, None, None, f"fewer than {SMALLEST} people"
-        )
-    merged = _merged(told, question, visible)
+        return composition({}, {}, None, None, f"fewer than {SMALLEST} people")
+    merged = _merged(answers, question, visible)
     people = sum(merged.values())
     shares = {name: n / people for name, n in merged.items()} if people else {}
     if population is None or not people:
-        return Composition(
-            question,
-            total,
-            counts,
-            shares,
-            {},
-            None,
-            None,
-            "no reference" if people else "nobody answered",
-        )
+        reason = "no reference" if people else "nobody answered"
+        return composition(shares, {}, None, None, reason)
+    wanted = _wanted(merged, population)
+    if OTHER in wanted:
+        merged.setdefault(OTHER, 0)
+        shares.setdefault(OTHER, 0.0)
+    return composition(shares, wanted, *_compared(merged, shares, wanted))
+
+
+def _compared(
+    merged: Mapping[str, int], shares: Mapping[str, float], wanted: Mapping[str, float]
+) -> tuple[float | None, ChiSquare | None, str]:
+    """(distance to the reference, the test of it, why there is none)."""
+    p, q = [shares[name] for name in wanted], list(wanted.values())
+    distance = None if len(wanted) < 2 else total_variation(p, q)
+    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
+    if lacking:
+        return distance, None, f"the reference has no share for: {', '.join(lacking)}"
+    if distance is None:
+        return None, None, "one answer alone is nothing to compare"
+    chi = chi_square([merged[name] for name in wanted], q)
+    return distance, chi, chi.reason
+
+
+def _wanted(merged: Mapping[str, int], population: Mapping[str, float]) -> dict[str, float]:
+    """The reference's shares of the answers that are shown; the rest is OTHER."""
     wanted = {name: population.get(name, 0.0) for name in merged if name != OTHER}
     rest = 1 - sum(wanted.values())
     if OTHER in merged or rest > 1e-9:
         wanted[OTHER] = max(rest, 0.0)
-        merged.setdefault(OTHER, 0)
-        shares.setdefault(OTHER, 0.0)
-    p, q = [shares[name] for name in wanted], list(wanted.values())
-    lacking = [name for name, share in wanted.items() if share == 0 and merged[name]]
-    if lacking or len(wanted) < 2:
-        reason = (
-            f"the reference has no share for: {', '.join(lacking)}"
-            if lacking
-            else "one answer alone is nothing to compare"
-        )
-        return Composition(
-            question,
-            total,
-            counts,
-            shares,
-            dict(wanted),
-            None if len(wanted) < 2 else total_variation(p, q),
-            None,
-            reason,
-        )
-    chi = chi_square([merged[name] for name in wanted], q)
-    return Composition(
-        question, total, counts, shares, dict(wanted), total_variation(p, q), chi, chi.reason
-    )
+    return wanted
 
 
 def _merged(
-    told: Mapping[str, Mapping[str, str]], question: str, visible: Mapping[str, int]
+    given: Mapping[str, Mapping[str, str]], question: str, visible: Mapping[str, int]
 ) -> dict[str, int]:
     """People by answer, those in hidden cells together.
 
     What is computed from it tells no more than the table shows.
     """
-    silent = _suppressed(told, question)
+    silent = _suppressed(given, question)
     hidden_silence = SILENT in silent[0] and silent[1][silent[0].index(SILENT)] is None
-    rest = sum(answers[question] not in visible for answers in told.values() if question in answers)
+    answered = [answers[question] for answers in given.values() if question in answers]
+    rest = sum(answer not in visible for answer in answered)
     return {**visible, **({OTHER: rest} if rest and not hidden_silence else {})}
 
 
@@ -316,10 +312,10 @@ def _judge(poll: Poll, shown: Mapping[str, Mapping[str, str]]) -> Representative
     }
     groups = {
         f"{question}: {answer}": _levels(
-            [c for c in poll.choices if told.get(c.annotator) == answer]
+            [c for c in poll.choices if given.get(c.annotator) == answer]
         )
-        for question, told in shown.items()
-        for answer in dict.fromkeys(told.values())
+        for question, given in shown.items()
+        for answer in dict.fromkeys(given.values())
     }
     return representativeness(
         answers, _levels(poll.choices), groups, positions=dict.fromkeys(answers, scale)
@@ -327,17 +323,18 @@ def _judge(poll: Poll, shown: Mapping[str, Mapping[str, str]]) -> Representative
 
 
 def _raking(
-    told: Mapping[str, Mapping[str, str]],
+    given: Mapping[str, Mapping[str, str]],
     kept: Mapping[str, Mapping[str, int]],
     reference: Reference,
 ) -> Raking | None:
-    """Weights of the people who answered all of the reference's questions; hidden answers together.
-    None without a reference.
+    """Weights of the people who answered all of the reference's questions.
+
+    Hidden answers count together. None without a reference.
     """
     asked = [question for question in reference if kept.get(question)]
     people = [
         {q: answers[q] if answers[q] in kept[q] else OTHER for q in asked}
-        for answers in told.values()
+        for answers in given.values()
         if asked and all(q in answers for q in asked)
     ]
     if len(people) < SMALLEST:
