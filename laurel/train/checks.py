@@ -38,11 +38,12 @@ def before(session: Session, step: int, progress: Progress) -> None:
     if session.learns_from_data:
         progress.say(supervised_view(session))
         return
-    groups = session.score(first_samples(session))
+    groups = first_samples(session)
+    scored = session.score(groups)
     if session.mixture is not None and not session.row.source.judge:
-        session.mixture.refuse(*session.mixture.failures(groups))
-        session.scored = any(has_score(group) for group in groups)
-    progress.say(forecast(session, reward_matrix(groups)))
+        session.mixture.refuse(*session.mixture.failures(scored))
+        session.scored = any(has_score(group) for group in scored)
+    progress.say(forecast(session, reward_matrix(scored)))
     if session.row.source.population:  # nothing is differentiated: there is no ratio to be 1
         return
     session.policy.model.train(not session.config.disable_dropout)
