@@ -13,12 +13,14 @@ import torch
 
 import laurel
 from laurel.core.config import TrainConfig
+from laurel.core.sample import Draw
 from laurel.data.rows import read_rows
 from laurel.data.split import take
 from laurel.objective.policy import clip
 from laurel.objective.unit import reduce_loss, seq_mean_token_mean
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.optimizer import make_optimizer, optimizer_step
 from laurel.train.options import resolve
 from laurel.weight.group import standardised
@@ -63,7 +65,7 @@ def main(**changes):
 
         # 1. Sample x ~ pi: P prompts, G completions of each, with the log-probability of every
         #    token. A seed is a function of (seed, prompt, sample, step).
-        groups = rollout(policy, prompts, Draw.of(config, "one page", step))
+        groups = rollout(Sampler(policy), prompts, Draw.of(config, "one page", step))
 
         # 2. Score R(x): [P, G].
         groups = [

@@ -14,7 +14,7 @@ import torch
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.core.protocols import Env
-from laurel.core.sample import Group, Key
+from laurel.core.sample import Draw, Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
@@ -24,7 +24,8 @@ from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
@@ -189,9 +190,9 @@ def answered(
 ) -> list[Group]:
     """Groups of `draw.num_generations` completions per row: of one turn, or played in a world."""
     if make_env is None:
-        return rollout(policy, rows, draw)
+        return rollout(Sampler(policy), rows, draw)
     assert max_turns is not None
-    return play(policy, rows, draw, make_env, max_turns)
+    return play(Sampler(policy), rows, draw, make_env, max_turns)
 
 
 def scored(

@@ -14,16 +14,13 @@ from typing import Any, cast
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import LaurelError, UsageError, nearest
 from laurel.core.load import load_file
-from laurel.core.protocols import Env
+from laurel.core.protocols import Env, Generator
 from laurel.core.result import ENVIRONMENT, Failed
-from laurel.core.sample import Finish, Group, Key, Message, Sample
+from laurel.core.sample import Draw, Finish, Group, Key, Message, Sample
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt, encode_reply
-from laurel.model.policy import Policy
-from laurel.model.sampler import sample
 from laurel.rollout.calculator import Calculator
-from laurel.rollout.single import Draw
 
 ENVS: dict[str, Callable[[], Env]] = {"calculator": Calculator}
 
@@ -178,7 +175,7 @@ def place(function: Callable[..., Any], key: Key) -> str:
     return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
 
 
-def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
+def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
     prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
     env, opening, broken = None, list[Message](), ""
@@ -188,17 +185,19 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     except EnvError as error:
         env, broken = None, str(error)
     if isinstance(prompt, str):
-        ids = encode_prompt(
-            policy.tokenizer, prompt + "".join(message["content"] for message in opening)
-        )
+        ids = encode_prompt(tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
     messages, tools = [*prompt, *opening], row.columns.get("tools")
-    ids = encode_prompt(policy.tokenizer, messages, tools=tools)
+    ids = encode_prompt(tokenizer, messages, tools=tools)
     return _Episode(env, key, ids, messages, plain=False, tools=tools, broken=broken)
 
 
 def play(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> list[Group]:
     """One group per row: `num_generations` episodes of at most `max_turns` turns of the policy.
 
@@ -211,10 +210,10 @@ def play(
     the group has failed: its samples end as `error`, and their result is `Failed` with what was
     raised.
     """
-    groups, broken = once(policy, rows, draw, make_env, max_turns)
+    groups, broken = once(generator, rows, draw, make_env, max_turns)
     if not broken:
         return groups
-    again, still = once(policy, [rows[i] for i in broken], draw, make_env, max_turns)
+    again, still = once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
     for n, i in enumerate(broken):
         groups[i] = failed(again[n], still[n]) if n in still else again[n]
     return groups
@@ -227,13 +226,17 @@ def failed(group: Group, reason: str) -> Group:
 
 
 def once(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> tuple[list[Group], dict[int, str]]:
     """Every row played once; and how the first failure of a failed environment read, by row."""
-    count = draw.num_generations
-    episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
+    count, tokenizer = draw.num_generations, generator.tokenizer
+    episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        seeds = draw.seeds(rows, turn)
+        seeds = draw.seeds_of([row.id for row in rows], turn)
         live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]
         if not live:
             break
@@ -241,32 +244,31 @@ def once(
         shared = turn == 0 and all(
             e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
         )
-        take_turn(policy, draw, live, count if shared else 1, last=turn + 1 == max_turns)
+        take_turn(generator, draw, live, count if shared else 1, last=turn + 1 == max_turns)
     broken: dict[int, str] = {}
     for n, episode in enumerate(episodes):
         if episode.broken:
             broken.setdefault(n // count, episode.broken)
-    return gather(rows, episodes, draw, policy.tokenizer), broken
+    return gather(rows, episodes, draw, tokenizer), broken
 
 
 def take_turn(
-    policy: Policy, draw: Draw, live: Sequence[tuple[_Episode, int]], share: int, *, last: bool
+    generator: Generator,
+    draw: Draw,
+    live: Sequence[tuple[_Episode, int]],
+    share: int,
+    *,
+    last: bool,
 ) -> None:
     """One turn of the policy in every open episode, each with its seed, and the worlds' replies.
 
     share: so many episodes in a row have one prompt. last: no turn comes after it.
     """
-    limit, tokenizer = draw.max_completion_length, policy.tokenizer
-    done = sample(
-        policy,
-        [(*e.prompt_ids, *e.ids) for e, _ in live[::share]],
-        seeds=[seed for _, seed in live],
-        max_completion_length=[limit - len(e.ids) for e, _ in live],
-        temperature=draw.temperature,
-        stop=draw.stop,
-        top_k=draw.top_k,
-        top_p=draw.top_p,
-    )
+    limit, tokenizer = draw.max_completion_length, generator.tokenizer
+    prompts = [(*e.prompt_ids, *e.ids) for e, _ in live[::share]]
+    seeds = tuple(seed for _, seed in live)
+    limits = tuple(limit - len(e.ids) for e, _ in live)
+    done = generator.generate(prompts, replace(draw, seeds=seeds, limits=limits))
     texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
     for (episode, _), completion, text in zip(live, done, texts, strict=True):
         episode.speak(completion.ids, completion.logps, text, completion.finish)

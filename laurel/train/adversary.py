@@ -28,11 +28,11 @@ def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
     """The groups with the discriminator's reward of every sample, as it is now."""
     if not groups:
         return []
-    companion: Any = session.companion
     kind = session.config.imitation_reward or "airl"
     rewards, chances = dict[Key, float](), dict[Key, float]()
     for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
-        logit_N = companion.logits(micro.to(session.policy.device)).cpu()
+        outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=kind)
         rewards.update(zip(micro.keys, reward_N.tolist(), strict=True))
         chances.update(zip(micro.keys, logit_N.sigmoid().tolist(), strict=True))

@@ -26,7 +26,7 @@ from laurel.rollout.source import (
 )
 from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.aim import kl_point, labels, told
-from laurel.train.companions import load_critic, load_discriminator, load_heads
+from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
 from laurel.train.row import Algorithm, Term, Trained
 from laurel.weight import group as weight

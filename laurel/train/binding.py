@@ -27,12 +27,12 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def reads(objective: Callable[..., Any]) -> str:
-    """The name of an objective's first parameter, which says what it is a function of.
-
-    logp_NT, score_NT, value_NT, ...
+def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of an objective before `batch`: the fields of a model's `Outputs` that it is a
+    function of, such as logp_NT.
     """
-    return next(iter(inspect.signature(objective).parameters))
+    names = list(inspect.signature(objective).parameters)
+    return tuple(names[: names.index("batch")]) if "batch" in names else ()
 
 
 def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
@@ -70,5 +70,5 @@ def bind_row(row: Algorithm, config: TrainConfig, *, rounding: float | None = No
         credit=row.credit,
         running_mean="running_mean" in inspect.signature(row.weigh).parameters,
         measure=None if row.measure is None else bind(row.measure, config),
-        measure_reads="" if row.measure is None else reads(row.measure),
+        measure_reads=() if row.measure is None else reads(row.measure),
     )

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.sample import Batch, Group
-from laurel.model.precision import USUAL, WORST
+from laurel.core.sample import Batch, Draw, Group
+from laurel.fast.logprob import USUAL, WORST
 from laurel.rollout.data import encodings
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.memory import memory
 from laurel.train.progress import Progress
 from laurel.train.record import has_score, percentile99
@@ -48,6 +49,7 @@ def before(session: Session, step: int, progress: Progress) -> None:
         return
     session.policy.model.train(not session.config.disable_dropout)
     budget = session.config.token_budget or 0
+    # before they are scored: a sample without a reward has log-probabilities, too
     check_start(session, next(pack(groups).split(budget)), step, progress)
 
 
@@ -58,8 +60,8 @@ def first_samples(session: Session) -> list[Group]:
     draw = Draw.of(config, "check", 0, num_generations=each)
     few = session.rows[:prompts]
     if session.make_env is None:
-        return rollout(session.policy, few, draw)
-    return play(session.policy, few, draw, session.make_env, config.max_turns or 1)
+        return rollout(Sampler(session.policy), few, draw)
+    return play(Sampler(session.policy), few, draw, session.make_env, config.max_turns or 1)
 
 
 @torch.no_grad()

@@ -16,14 +16,15 @@ from torch import Tensor
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Draw, Group, sample_seed
 from laurel.data.source import Row
-from laurel.model.sampler import sample_seed
+from laurel.model.outputs import Outputs
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
@@ -222,9 +223,9 @@ def sample_and_score(
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
         if session.make_env:
-            groups = play(policy, rows, draw, session.make_env, config.max_turns)
+            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns)
         else:
-            groups = rollout(policy, rows, draw)
+            groups = rollout(Sampler(policy), rows, draw)
     groups = session.clock.run("score", session.score, groups)
     reward_metrics(session, groups, sums)
     return source.revise(session, rows, groups, sums) if source.revise else groups
@@ -352,14 +353,15 @@ def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tens
     for micro in plan.learning.split(
         session.config.token_budget, whole_groups=session.by_comparison, packed=session.packs
     ):
-        outputs, stats = forward(session, micro)
-        loss = loss_of(session, state, micro, outputs, stats, plan.counts)
+        outputs = forward(session, micro)
+        loss = loss_of(session, state, micro, outputs, plan.counts)
         check_finite(loss, micro, state.step)
         session.clock.run("backward", loss.backward)
         sums.add("loss", float(loss.detach()), 0)
-        record_update(session, micro, outputs, stats, state.step, sums, whole=plan.complete)
+        record_update(session, micro, outputs, state.step, sums, whole=plan.complete)
         if session.on_policy:
-            gap_NT = stats.logp.detach() - micro.logp_old_NT
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            gap_NT = logp_NT.detach() - micro.logp_old_NT
             gaps.append(gap_NT[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
@@ -368,15 +370,14 @@ def loss_of(
     session: Session,
     state: State,
     micro: Batch,
-    outputs: dict[str, Tensor],
-    stats: Any,
+    outputs: Outputs,
     counts: Sequence[Tensor],
 ) -> Tensor:
     """The loss of a micro-batch: every term reduced by its own unit and global count."""
     config, terms = session.config, session.terms
-    values = [term.objective(outputs[term.reads], micro) for term in terms]
+    values = [term.objective(*outputs.tensors(term.reads), micro) for term in terms]
     if config.beta or config.entropy_coef:
-        values[0] = values[0] + penalties(session, micro, stats)
+        values[0] = values[0] + penalties(session, micro, outputs)
     if state.step <= (config.critic_warmup_steps or 0):
         values[0] = values[0].detach()
     parts = [
@@ -387,18 +388,22 @@ def loss_of(
     return torch.stack(parts).sum()
 
 
-def penalties(session: Session, micro: Batch, stats: Any) -> Tensor | float:
+def penalties(session: Session, micro: Batch, outputs: Outputs) -> Tensor | float:
     """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
     config, terms = session.config, 0.0
     if session.learns_from_data:
         return terms
     if config.beta and config.kl_placement == "loss":
         if config.kl_estimator == "exact":
-            kl_NT = session.policy.kl(micro, session.reference)
+            kl_NT = session.policy.kl(micro, session.reference, outputs.hidden_NLD)
         else:
-            kl_NT = kl_loss(stats.logp, micro, kl_estimator=config.kl_estimator)
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            kl_NT = kl_loss(logp_NT, micro, kl_estimator=config.kl_estimator)
         terms = terms + config.beta * kl_NT
-    return terms - config.entropy_coef * stats.entropy if config.entropy_coef else terms
+    if config.entropy_coef:
+        (entropy_NT,) = outputs.tensors(["entropy_NT"])
+        terms = terms - config.entropy_coef * entropy_NT
+    return terms
 
 
 def take_step(session: Session, state: State, sums: Sums) -> None:
@@ -414,17 +419,18 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
 
 
 @phase("forward")
-def forward(session: Session, micro: Batch) -> tuple[dict[str, Tensor], Any]:
-    """What the row's objectives are functions of.
+def forward(session: Session, micro: Batch) -> Outputs:
+    """What the terms of the loss and the metrics of this row are functions of.
 
-    Log-probabilities of the policy, or the scores of a scorer's head.
+    One pass of each body.
     """
-    if session.row.trained.head:
-        return session.policy.seen(micro, [term.reads for term in session.terms]), None
-    entropy = "grad" if session.config.entropy_coef else "value"
-    stats = session.policy.logp(micro, entropy=entropy)
-    further = session.companion.seen(micro) if session.companion else {}
-    return {"logp_NT": stats.logp, **further}, stats
+    config = session.config
+    wanted = {name for term in session.terms for name in term.reads}
+    if not session.row.trained.head:
+        wanted |= {"logp_NT", "entropy_NT"}
+    if config.beta and config.kl_placement == "loss" and config.kl_estimator == "exact":
+        wanted.add("hidden_NLD")
+    return session.model.forward(micro, wanted, entropy_grad=bool(config.entropy_coef))
 
 
 def with_signal(session: Session, batch: Batch) -> Batch:

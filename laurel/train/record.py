@@ -17,8 +17,8 @@ from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
 from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group
-from laurel.model.logprob import TokenStats
-from laurel.model.precision import USUAL
+from laurel.fast.logprob import USUAL
+from laurel.model.outputs import Outputs
 from laurel.objective.metrics import (
     approx_kl,
     kl_metrics,
@@ -86,8 +86,7 @@ def completion_metrics(groups: Sequence[Group], sums: Sums) -> None:
 def record_update(
     session: Session,
     micro: Batch,
-    outputs: Mapping[str, Any],
-    stats: TokenStats | None,
+    outputs: Outputs,
     step: int,
     sums: Sums,
     *,
@@ -101,18 +100,20 @@ def record_update(
     padding = 0 if session.packs else int((~micro.attention_NL).sum())
     sums.add("padding_share", padding, micro.attention_NL.numel())
     count = int(micro.loss_mask_NT.sum())
-    if stats is None:
+    if session.row.trained.head:
         add_scores(session, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
     if whole:
-        record_tokens(session, micro, stats, step, sums)
-    if "value_NT" in outputs:
+        record_tokens(session, micro, outputs, step, sums)
+    if session.bound.credit == "critic":
         clip = session.config.cliprange_value
-        add_all(sums, value_metrics(outputs["value_NT"], micro, cliprange_value=clip))
-    if session.bound.measure is not None and session.bound.measure_reads != "logp_NT":
-        add_all(sums, session.bound.measure(outputs[session.bound.measure_reads], micro))
-    logp_NT = stats.logp.detach()
+        (value_NT,) = outputs.tensors(["value_NT"])
+        add_all(sums, value_metrics(value_NT, micro, cliprange_value=clip))
+    reads, measure = session.bound.measure_reads, session.bound.measure
+    if measure is not None and reads != ("logp_NT",):
+        add_all(sums, measure(*outputs.tensors(reads), micro))
+    logp_NT = outputs.tensors(["logp_NT"])[0].detach()
     if session.by_comparison:
         add_all(sums, preference_metrics(logp_NT, micro, beta=scale(session)))
     if session.learns_from_data:
@@ -121,17 +122,18 @@ def record_update(
         sums.total("supervised_tokens", count)
 
 
-def record_tokens(session: Session, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
+def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
     """Metrics of the policy at the tokens of the loss mask.
 
     Entropy, and of its own samples the ratio, clipping and KL.
     """
-    mask, logp = micro.loss_mask_NT, stats.logp.detach()
-    sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
+    logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
+    mask = micro.loss_mask_NT
+    sums.add("entropy", float(entropy[mask].sum()), int(mask.sum()))
     if not session.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
-    if session.bound.measure is not None and session.bound.measure_reads == "logp_NT":
+    if session.bound.measure is not None and session.bound.measure_reads == ("logp_NT",):
         pairs |= session.bound.measure(logp, micro)
     if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
@@ -151,9 +153,10 @@ def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
     gaps = [torch.zeros(0)]
     for micro in rest.split(session.config.token_budget, packed=session.packs):
         with session.clock("forward"):
-            stats = session.policy.logp(micro, entropy="value")
-        record_tokens(session, micro, stats, step, sums)
-        gaps.append((stats.logp - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+            outputs = session.policy.forward(micro, ("logp_NT", "entropy_NT"))
+        record_tokens(session, micro, outputs, step, sums)
+        (logp_NT,) = outputs.tensors(["logp_NT"])
+        gaps.append((logp_NT - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
 
@@ -162,12 +165,13 @@ def scale(session: Session) -> float:
     return 1.0 if session.config.beta is None else session.config.beta
 
 
-def add_scores(session: Session, outputs: Mapping[str, Any], micro: Batch, sums: Sums) -> None:
+def add_scores(session: Session, outputs: Outputs, micro: Batch, sums: Sums) -> None:
     """The scorer's own metrics, and those of imitation where its language model is trained, too."""
-    measure = session.row.measure
-    assert measure is not None
-    for reads, found in outputs.items():
-        add_all(sums, (imitation_metrics if reads == "logp_NT" else measure)(found, micro))
+    if session.bound.measure is not None:
+        scores = outputs.tensors(session.bound.measure_reads)
+        add_all(sums, session.bound.measure(*scores, micro))
+    if outputs.logp_NT is not None:
+        add_all(sums, imitation_metrics(outputs.logp_NT, micro))
 
 
 def record_samples(

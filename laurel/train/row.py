@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from laurel.core.protocols import Companion
+from laurel.model.outputs import AuxiliaryModel
 from laurel.rollout.source import Source
 
 Credit = Literal["sample", "token", "critic"]
@@ -34,7 +34,7 @@ class Trained:
 
     head: int = 0
     auxiliary: str = ""
-    load: Callable[..., Companion] | None = None
+    load: Callable[..., AuxiliaryModel] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Algorithm:
     `defaults` are this row's values of options; every other default stands in the signature of the
     function that uses it, or in the source. `terms` are added to the loss. `targets` fills the
     batch's targets before the update, from the rows or from the policy as it is now. `measure` are
-    the objective's own metrics, a function of its first parameter's kind. `compares`: the weights
+    metrics, a function of a model's outputs as the objective is. `compares`: the weights
     of a group's samples depend on each other, so a group needs two.
     """
 

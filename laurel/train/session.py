@@ -19,12 +19,13 @@ from torch import nn
 
 from laurel.core.bound_objects import qualified_name
 from laurel.core.config import TrainConfig
-from laurel.core.protocols import Companion, Env
+from laurel.core.protocols import Env
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Group
 from laurel.data.source import Row
 from laurel.data.split import take
+from laurel.model.outputs import AuxiliaryModel, Model, PolicyWithAuxiliary
 from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
 from laurel.rollout.data import partners
@@ -82,10 +83,10 @@ class Observers:
 class BoundTerm(NamedTuple):
     """One term of the loss with its options bound: objective(tensor, batch), and unit(batch).
 
-    reads: the name of the tensor that the objective is a function of, such as logp_NT.
+    reads: the fields of a model's `Outputs` that the objective is a function of, such as logp_NT.
     """
 
-    reads: str
+    reads: tuple[str, ...]
     objective: Callable[..., Any]
     unit: Callable[..., Any]
 
@@ -104,7 +105,7 @@ class BoundRow:
     credit: Credit
     running_mean: bool
     measure: Callable[..., Any] | None
-    measure_reads: str
+    measure_reads: tuple[str, ...]
 
 
 class Clock:
@@ -235,7 +236,7 @@ class Session:
     bound: BoundRow
     notes: list[str]
     reference_cache: ReferenceCache | None = None
-    companion: Companion | None = None
+    companion: AuxiliaryModel | None = None
     pretraining: list[Row] = field(default_factory=list[Row])
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     alarmed: set[str] = field(default_factory=set[str])
@@ -243,6 +244,13 @@ class Session:
     observers: Observers = field(default_factory=Observers)
     end_notes: list[str] = field(default_factory=list[str])
     scored: bool = False
+
+    @property
+    def model(self) -> Model:
+        """What the loop trains, as one model: `forward(batch, wanted)`."""
+        if self.companion is None:
+            return self.policy
+        return PolicyWithAuxiliary(self.policy, self.companion)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of everything the optimiser moves: policy and companion."""

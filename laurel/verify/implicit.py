@@ -53,7 +53,7 @@ def run(
 ) -> Pulls:
     """One step of the loop on logged rows; heads begin at the tables."""
     setup = build(world, NAME, world.logits, world.ref, **options)
-    heads = table_heads(setup.policy, tables, float(setup.config.target_update or 0))
+    heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
     setup.companion, recorder.parameters[1:] = heads, heads.trainable().values()
     groups = as_groups(

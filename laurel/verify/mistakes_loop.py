@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.model import logprob
+from laurel.fast import logprob
 from laurel.model import policy as model
 from laurel.objective import kl, unit
 from laurel.rollout import pack
@@ -216,7 +216,7 @@ LOOP = (
     Mutant(
         "entropy is punished, not rewarded",
         loop.penalties,
-        changed_arguments(stats=lambda stats: stats._replace(entropy=-stats.entropy)),
+        changed_arguments(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),

@@ -7,7 +7,7 @@ micro-batches) runs unchanged. What the optimiser is handed is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, Reference, trained_positions
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
@@ -119,13 +120,17 @@ class TableScorer:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"table": self.model.table}
 
-    def seen(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
         """The scores, and the log-probabilities of the same table read as logits."""
         spoken = Policy(self.model, SimpleNamespace(eos_token_id=self.model.model.language.eos))
-        return {
-            name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch)
-            for name in wanted
-        }
+        return Outputs(
+            **{
+                name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch)
+                for name in wanted
+            }
+        )
 
     def scores(self, batch: Batch) -> Tensor:
         """[N, T], or [N, T, 3]; 0 where there is no token."""
@@ -147,6 +152,8 @@ class TableCritic:
 
     body: TableLM
     table: nn.Parameter
+    computes = frozenset({"value_NT"})
+    shares_body = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"critic.table": self.table}
@@ -157,8 +164,8 @@ class TableCritic:
     def follow(self) -> None:
         """Nothing follows a critic."""
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        return {"value_NT": self.values(batch)}
+    def forward(self, batch: Batch, wanted: Collection[str], hidden_NLD: Any = None) -> Outputs:
+        return Outputs(value_NT=self.values(batch))
 
     def values(self, batch: Batch) -> Tensor:
         """[N, T], of the state before each token; 0 where not trained."""
@@ -177,6 +184,8 @@ class TableDiscriminator:
 
     body: TableLM
     table: nn.Parameter
+    computes = frozenset({"logit_N"})
+    shares_body = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"discriminator.table": self.table}
@@ -187,8 +196,8 @@ class TableDiscriminator:
     def follow(self) -> None:
         """Nothing follows a discriminator."""
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logit_N": self.logits(batch)}
+    def forward(self, batch: Batch, wanted: Collection[str], hidden_NLD: Any = None) -> Outputs:
+        return Outputs(logit_N=self.logits(batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """[N]; no two completions end in the same entry."""
@@ -298,7 +307,7 @@ def build(
         recorder.parameters.append(critic.table)
         recorder.then.extend([] if critic_then is None else [critic_then])
     if ALGORITHMS[name].trained.auxiliary == "heads":
-        setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
+        setup.companion = table_heads(some_tables(ref), setup.config.target_update or 0.0)
         setup.optimizer.parameters.extend(setup.companion.trainable().values())
     if ALGORITHMS[name].trained.auxiliary == "discriminator":
         judge = TableDiscriminator(

@@ -20,12 +20,14 @@ from statistics import mean
 import torch
 
 from laurel.core.config import TrainConfig
+from laurel.core.sample import Draw
 from laurel.data.source import Row, load_rows
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
 from laurel.reward.learned import learned
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     clearly,
@@ -131,7 +133,7 @@ def sampled(
 ) -> tuple[list[str], list[list[str]]]:
     """Prompts and `count` answers to each."""
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
-    groups = rollout(policy, rows, Draw("claim", 0, seed, count, LONGEST, 1.0))
+    groups = rollout(Sampler(policy), rows, Draw("claim", 0, seed, count, LONGEST, 1.0))
     return [row.columns["prompt"] for row in rows], [
         [sample.text for sample in group.samples] for group in groups
     ]
@@ -143,7 +145,7 @@ def nats(model: Path, start: Path, rows: Sequence[Row]) -> float:
     policy, reference = (
         load_policy(TrainConfig(model=str(name), device="cpu")) for name in (model, start)
     )
-    batch = pack(rollout(policy, rows, Draw("claim", 0, 7, 4, LONGEST, 1.0)))
+    batch = pack(rollout(Sampler(policy), rows, Draw("claim", 0, 7, 4, LONGEST, 1.0)))
     return float((policy.logp(batch).logp - reference.logp(batch).logp).sum(1).mean())
 
 
@@ -245,6 +247,24 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
             for r in load_rows(pairs)
         ],
     )
+    found, before = without_training(start, scorer, folder)
+    found["SFT"] |= {"kl": 0.0, "wrong": wrong}
+    rows = load_rows(str(folder / "prompts.jsonl"))[:400]
+    for number, (label, (name, options)) in enumerate(METHODS.items()):
+        extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
+        model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
+        prompts, answers = sampled(model, rows, 1, 13)
+        found[label] = {
+            **measured(prompts, [texts[0] for texts in answers], before, scorer),
+            "kl": nats(model, start, rows),
+        }
+    return found
+
+
+def without_training(
+    start: Path, scorer: Path, folder: Path
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """What was measured of demonstrations, SFT and best-of-n; the answers to compare with."""
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
     prompts, many = sampled(start, rows, BEST + 1, 11)
     # the last answer to each prompt is what the others are compared with
@@ -256,17 +276,8 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         f"best of {BEST}": best_of_n(prompts, many, scorer),
     }
     found = {label: measured(prompts, texts, before, scorer) for label, texts in shown.items()}
-    found["SFT"] |= {"kl": 0.0, "wrong": wrong}
     found[f"best of {BEST}"]["kl"] = math.log(BEST) - (BEST - 1) / BEST
-    for number, (label, (name, options)) in enumerate(METHODS.items()):
-        extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
-        model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
-        _, answers = sampled(model, rows, 1, 13)
-        found[label] = {
-            **measured(prompts, [texts[0] for texts in answers], before, scorer),
-            "kl": nats(model, start, rows),
-        }
-    return found
+    return found, before
 
 
 def best_of_n(prompts: list[str], many: list[list[str]], scorer: Path) -> list[str]:

@@ -12,13 +12,14 @@ import transformers as hf
 from arithmetic import agree, near
 
 from laurel.core.errors import UsageError
-from laurel.model import kernels
-from laurel.model.compact import Cache, compact_of
+from laurel.core.sample import sample_seed
+from laurel.fast import kernels
+from laurel.fast.decode import Cache, compact_of
+from laurel.fast.static import static_because
 from laurel.model.policy import Policy
-from laurel.model.sampler import sample, sample_general, sample_seed
 from laurel.model.scratch import char_tokenizer
-from laurel.model.static import static_because
-from laurel.model.ways import way_of
+from laurel.rollout.general import sample_general
+from laurel.rollout.sampler import sample, way_of
 
 SHAPE = {
     "hidden_size": 32,

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from laurel.model.adapters import plain_lora
-from laurel.model.compact import STATIC_ROPES, listened, ropes
-from laurel.model.packed import Attention, Layout, arrange, capped, encode, window_of
-from laurel.model.policy import Policy
-from laurel.model.precision import USUAL, WORST, slack
-from laurel.model.room import device_memory
-from laurel.model.sampler import draw
-from laurel.model.twin import Twin
+from laurel.fast.decode import STATIC_ROPES, draw, listened, ropes
+from laurel.fast.logprob import USUAL, WORST, slack
+from laurel.fast.lora import plain_lora
+from laurel.fast.packed import Attention, Layout, arrange, capped, encode, window_of
+from laurel.fast.protocol import LanguageModel
+from laurel.fast.room import device_memory
+from laurel.fast.twin import Twin
 
 BOTH = 3.0
 """So many usual distances may lie between its logits and the model's own: both round.
@@ -151,7 +150,7 @@ class Step:
 class Static:
     """The decoder of a policy: `refresh`, `ready` for room, `prefill`, then `advance` by tokens."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: LanguageModel) -> None:
         self.policy, self.twin, self.buffers = policy, Twin(policy), None
         self.graphs, self.places, self.pool = dict[Any, Any](), (), None
         self.graphed = policy.device.type == "cuda"
@@ -342,12 +341,12 @@ def parts_of(layout: Layout, device: torch.device) -> dict[str, Any]:
     return {one.name: there(getattr(layout, one.name)) for one in fields(layout)}
 
 
-def attention_of(policy: Policy) -> Any:
+def attention_of(policy: LanguageModel) -> Any:
     """The attention of the first layer."""
     return getattr(policy.causal, policy.causal.base_model_prefix).layers[0].self_attn
 
 
-def static_obstacle(policy: Policy) -> str:
+def static_obstacle(policy: LanguageModel) -> str:
     """Why static buffers are not for a policy that `packs`, "" if they are."""
     if policy.device.type not in ("cpu", "cuda", "meta"):  # meta: what it would take is asked
         return f"the device is {policy.device.type}"
@@ -358,7 +357,7 @@ def static_obstacle(policy: Policy) -> str:
     return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
 
 
-def static_because(policy: Policy) -> str:
+def static_because(policy: LanguageModel) -> str:
     """Why a policy is not sampled with static buffers, "" where it can be."""
     if not policy.packs:
         return "a family whose pass laurel does not write out"
@@ -368,21 +367,21 @@ def static_because(policy: Policy) -> str:
 
 
 @torch.no_grad()
-def static_of(policy: Policy) -> Static | None:
+def static_of(policy: LanguageModel) -> Static | None:
     """The policy's static decoder with its weights as they are now; None where it cannot be.
 
     Made, and checked against the model, once per policy.
     """
     if not policy.packs or listened(policy):
         return None
-    made = vars(policy).get("static", False)
+    made = policy.decoders.get("static", False)
     if made is False or (made and made.policy is not policy):
         made, why = None, static_obstacle(policy)
         if not why:
             made = Static(policy)
             made.refresh()
             why = made.check()
-        policy.static = made = None if why else made
+        policy.decoders["static"] = made = None if why else made
     elif made:
         made.refresh()
     return made

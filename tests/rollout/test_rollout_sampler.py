@@ -13,9 +13,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from laurel.core.sample import sample_seed
+from laurel.fast.decode import draw, uniforms
 from laurel.model.policy import Policy
-from laurel.model.sampler import draw, sample, sample_seed, uniforms
 from laurel.model.scratch import char_tokenizer, small_model
+from laurel.rollout.sampler import sample
 
 
 def tiny(kind="llama", vocabulary=None, seed=0):
@@ -81,7 +83,7 @@ def test_a_model_without_a_usable_cache_reads_the_row_again(monkeypatch):
     """The slow way gives the same tokens as the cached one."""
     policy = tiny("gpt2")
     fast = sample(policy, PROMPTS, seeds=list(range(8)), max_completion_length=12)
-    monkeypatch.setattr("laurel.model.sampler.can_lose_rows", lambda cache: False)
+    monkeypatch.setattr("laurel.rollout.general.can_lose_rows", lambda cache: False)
     slow = sample(policy, PROMPTS, seeds=list(range(8)), max_completion_length=12)
     assert [c.ids for c in fast] == [c.ids for c in slow]
 

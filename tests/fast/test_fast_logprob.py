@@ -9,9 +9,8 @@ import pytest
 import torch
 from processes import printed
 
-from laurel.model import fused
-from laurel.model.fused import FusedLogprobs
-from laurel.model.logprob import chunked_kl, chunked_logprobs, token_logprobs
+from laurel.fast import logprob
+from laurel.fast.logprob import FusedLogprobs, chunked_kl, chunked_logprobs, token_logprobs
 
 
 def test_T12_temperature_is_applied_once():
@@ -240,9 +239,9 @@ def test_bfloat16_products_on_a_cpu_are_of_few_numbers_of_tokens(monkeypatch):
         torch.randn(70, 8, generator=torch.Generator().manual_seed(2), requires_grad=True),
     )
     ids, ones, seen = torch.arange(70) % 30, torch.ones(70), []
-    plain = fused.look
+    plain = logprob.look
     monkeypatch.setattr(
-        fused, "look", lambda cooled, *more: seen.append(len(cooled)) or plain(cooled, *more)
+        logprob, "look", lambda cooled, *more: seen.append(len(cooled)) or plain(cooled, *more)
     )
     exact = chunked_logprobs(head, hidden, ids, ones, entropy="value")
     with torch.autocast("cpu", torch.bfloat16):

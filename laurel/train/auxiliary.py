@@ -1,5 +1,5 @@
-"""What is trained beside a policy, by the name that a row of the table gives: each is made from the
-configuration and the policy.
+"""The auxiliary models that are trained together with a policy, each made from the configuration
+and the policy.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A compact decoder over the training weights of Llama-like models: fused projections, one prefix
-per prompt, rows of any length.
+"""Sampling on a CPU: random numbers, a compact forward pass over the training weights of Llama-like
+models, and continuous batching over it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,110 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from laurel.model.adapters import lora_terms, merge_into, plain_lora
-from laurel.model.kernels import call, library
-from laurel.model.packed import window_of
-from laurel.model.policy import Policy
+from laurel.core.sample import Completion
+from laurel.fast.kernels import call, library
+from laurel.fast.logprob import wide
+from laurel.fast.lora import lora_terms, merge_into, plain_lora
+from laurel.fast.packed import window_of
+from laurel.fast.protocol import LanguageModel
+
+
+def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
+    """[N, count] numbers in [0, 1): row n is a stream of its own, splitmix64 (Steele et al. 2014)
+    from seeds[n].
+
+    Counter-based, so a sample's numbers do not depend on its neighbours, and nothing has to be
+    saved to resume.
+    """
+    with np.errstate(over="ignore"):
+        golden = np.uint64(0x9E3779B97F4A7C15)
+        z = (
+            np.asarray(seeds, dtype=np.uint64)[:, None]
+            + np.arange(1, count + 1, dtype=np.uint64)[None] * golden
+        )
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+WORDS = 256
+"""Words that are added up together before the one that a uniform number points at is looked for
+among them.
+"""
+
+
+def draw(
+    logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One token per row by inverse CDF: ids [N], and their log-probabilities [N] under the
+    distribution drawn from.
+
+    temperature 0 is greedy (log-probabilities at temperature 1). top_k keeps the k likeliest
+    tokens, top_p the smallest set of likeliest tokens that holds that much probability. Nothing is
+    asked of the device, so a CUDA graph can hold it.
+    """
+    scaled_NV = logits_NV if temperature in (0, 1) else wide(logits_NV) / temperature
+    p_NV = scaled_NV.softmax(1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+    if temperature == 0:
+        ids = logits_NV.argmax(1)
+        return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
+    if top_k or top_p < 1:
+        likeliest, order = p_NV.sort(dim=1, descending=True, stable=True)
+        drop = likeliest.cumsum(1) - likeliest >= top_p
+        if top_k:
+            drop[:, top_k:] = True
+        p_NV = p_NV.masked_fill(drop.scatter(1, order, drop), 0.0)
+        p_NV = p_NV / p_NV.sum(1, keepdim=True)
+    ids = inverse(p_NV, uniform_N)
+    return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
+
+
+def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The first token of each row whose probability and all before it make more than the uniform
+    number: [N]. Never one of probability 0.
+
+    Sums of WORDS words first, then the words of one sum: a matrix as wide as the vocabulary is read
+    once, and no second one made.
+    """
+    whole, rest = divmod(p_NV.shape[1], WORDS)
+    blocks = p_NV[:, : whole * WORDS].unflatten(1, (whole, WORDS)).sum(2) if whole else p_NV[:, :0]
+    part_NB = (
+        torch.cat([blocks, p_NV[:, whole * WORDS :].sum(1, keepdim=True)], 1) if rest else blocks
+    )
+    block_N, left_N = beyond(part_NB.double(), uniform_N.double() * part_NB.double().sum(1))
+    at_NW = block_N[:, None] * WORDS + torch.arange(WORDS, device=p_NV.device)
+    p_NW = p_NV.gather(1, at_NW.clamp(max=p_NV.shape[1] - 1)) * (at_NW < p_NV.shape[1])
+    return block_N * WORDS + beyond(p_NW.double(), left_N)[0]
+
+
+def beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The first part with which the sum is more than a point, and what of the point is left before
+    it: [N] each. Parts are float64.
+    """
+    total_NB = part_NB.cumsum(1)
+    point_N = point_N.minimum(total_NB[:, -1] * (1 - 2.0**-50)).clamp(
+        min=0
+    )  # rounding may have taken it to the end
+    which_N = (total_NB <= point_N[:, None]).sum(1)
+    return which_N, point_N - (total_NB - part_NB).gather(1, which_N[:, None])[:, 0]
+
+
+def holding(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Which rows of ids end in text that holds a stop string: [N]. Only the tail that could hold
+    one is decoded.
+    """
+    texts = tokenizer.batch_decode([row[-max(map(len, stop)) - 9 :] for row in rows])
+    return torch.tensor([any(s in text for s in stop) for text in texts], dtype=torch.bool)
+
+
+def chunks(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Consecutive slices of at most `size`."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
 
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 FROM_ONE = ("gemma", "gemma2", "gemma3_text")
@@ -92,7 +189,7 @@ class Compact:
     In bfloat16 the residual stream, norms and softmax stay float32, as under autocast.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: LanguageModel) -> None:
         self.policy = policy
         config, self.body = (
             policy.causal.config,
@@ -407,7 +504,7 @@ class Compact:
         )
 
 
-def obstacle(policy: Policy) -> str:
+def obstacle(policy: LanguageModel) -> str:
     """Why the compact decoder is not for a policy that `packs`, "" if it is."""
     if policy.device.type != "cpu":
         return "it is not on a CPU"
@@ -451,7 +548,7 @@ def rounded(length: int) -> int:
     return -(-length // 16) * 16
 
 
-def listened(policy: Policy) -> bool:
+def listened(policy: LanguageModel) -> bool:
     """Are there hooks in the model, below its embedding? A decoder that is written out would not
     call them.
     """
@@ -463,7 +560,7 @@ def listened(policy: Policy) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
 
-def compact_because(policy: Policy) -> str:
+def compact_because(policy: LanguageModel) -> str:
     """Why the compact decoder does not take a policy, "" where it does."""
     if compact_of(policy) is not None:
         return ""
@@ -473,11 +570,11 @@ def compact_because(policy: Policy) -> str:
 
 
 @torch.no_grad()
-def compact_of(policy: Policy) -> Compact | None:
+def compact_of(policy: LanguageModel) -> Compact | None:
     """The policy's compact decoder with its weights as they are now, or None: made, and checked
     against the model, once per policy.
     """
-    made = vars(policy).get("compact", False)
+    made = policy.decoders.get("compact", False)
     if listened(policy):  # they would not be called
         return None
     if made is False or (made and made.policy is not policy):
@@ -485,7 +582,128 @@ def compact_of(policy: Policy) -> Compact | None:
         if policy.packs and not (why := obstacle(policy)):
             made = Compact(policy)
             why = made.check()
-        policy.compact = made = None if why else made
+        policy.decoders["compact"] = made = None if why else made
     elif made:
         made.refresh()
     return made
+
+
+SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)  # what `rows` says of each row in flight
+PREFILL = 8192  # prompt tokens read at once
+
+
+class Decoder:
+    """Samples `each` completions of every prompt; completion i belongs to prompt i // each. See
+    `sampler.sample`.
+
+    A prompt's completions enter together, shortest prompts first, when an eighth of the places is
+    free.
+    """
+
+    def __init__(
+        self,
+        model: Compact,
+        prompts: Sequence[tuple[int, ...]],
+        each: int,
+        seeds: Sequence[int],
+        limits: Sequence[int],
+        rows_at_once: int,
+    ) -> None:
+        self.model, self.prompts, self.each, self.tokenizer = (
+            model,
+            prompts,
+            each,
+            model.policy.tokenizer,
+        )
+        self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        self.size, longest = min(max(rows_at_once // each, 1), len(prompts)) * each, max(limits)
+        self.cache = Cache(model, self.size, self.size // each, max(map(len, prompts)), longest)
+        self.rows = torch.zeros(6, 0, dtype=torch.long)
+        self.limits, self.finish, self.uniforms = (
+            torch.tensor(limits),
+            ["length"] * len(limits),
+            torch.from_numpy(uniforms(seeds, longest)),
+        )
+        self.out_ids = torch.zeros(len(limits), longest, dtype=torch.long)
+        self.out_logp, self.length = (
+            torch.zeros(len(limits), longest),
+            torch.zeros(len(limits), dtype=torch.long),
+        )
+        self.eos = torch.tensor(sorted(model.policy.eos_ids), dtype=torch.long)
+
+    @torch.no_grad()
+    def run(
+        self, temperature: float, top_k: int, top_p: float, stop: tuple[str, ...]
+    ) -> list[Completion]:
+        """Draw token after token until every row has ended."""
+        how = (temperature, top_k, top_p, stop)
+        while self.queue or self.rows.shape[1]:
+            room = self.size - self.rows.shape[1]
+            if self.queue and room >= max(self.size // 8, self.each):
+                self.admit(min(room // self.each, len(self.queue)), how)
+            if self.rows.shape[1]:
+                self.cache.reserve(0, int(self.rows[TIME].max()) + 1)
+                logits = self.model.step(
+                    *(self.rows[what] for what in (TOKEN, GROUP, START, SLOT, TIME)), self.cache
+                )
+                self.rows[TIME] += 1
+                self.take(0, logits, how)
+        self.model.rooms.clear()
+        ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
+        return [
+            Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
+            for n, k in enumerate(self.length.tolist())
+        ]
+
+    def admit(self, count: int, how: tuple) -> None:
+        """The next `count` prompts: read, and the first token of each of their completions
+        drawn.
+        """
+        chosen, each = [self.queue.pop() for _ in range(count)], self.each
+        for part in chunks(chosen, max(1, PREFILL // len(self.prompts[chosen[-1]]))):
+            groups, prompts = self.unused(GROUP, len(part)), [self.prompts[i] for i in part]
+            self.cache.reserve(int(groups.max()) + 1, 0)
+            logits = self.model.prefill(prompts, groups, self.cache)
+            new = torch.zeros(6, len(part) * each, dtype=torch.long)
+            new[SAMPLE] = (torch.tensor(part)[:, None] * each + torch.arange(each)).flatten()
+            new[GROUP], new[SLOT] = groups.repeat_interleave(each), self.unused(SLOT, new.shape[1])
+            new[START] = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(each)
+            first, self.rows = self.rows.shape[1], torch.cat([self.rows, new], 1)
+            self.take(first, logits.repeat_interleave(each, 0), how)
+
+    def unused(self, what: int, count: int) -> Tensor:
+        """The lowest numbers that no row in flight has as its `what`: [count]."""
+        used = set(self.rows[what].tolist())
+        return torch.tensor([n for n in range(count + len(used)) if n not in used][:count])
+
+    def take(self, first: int, logits: Tensor, how: tuple) -> None:
+        """Draw a token for the rows from `first` on from their logits, note it, and let rows that
+        end with it leave.
+        """
+        temperature, top_k, top_p, stop = how
+        rows = self.rows[:, first:]
+        sample, time = rows[SAMPLE], self.length[rows[SAMPLE]]
+        point = self.uniforms[sample, time]
+        if top_k or top_p < 1:
+            ids, logp = draw(logits, point, temperature, top_k=top_k, top_p=top_p)
+        else:
+            ids, logp = self.model.draw(logits, point, temperature)
+        self.out_ids[sample, time], self.out_logp[sample, time], rows[TOKEN] = ids, logp, ids
+        self.length[sample] = time + 1
+        ended = self.limits[sample] == time + 1
+        for why, which in (
+            ("stop", self.stopped(sample, stop)),
+            ("eos", torch.isin(ids, self.eos)),
+        ):
+            ended |= which
+            for n in sample[which].tolist():
+                self.finish[n] = why
+        if ended.any():
+            self.rows = self.rows[:, torch.cat([torch.ones(first, dtype=torch.bool), ~ended])]
+
+    def stopped(self, sample: Tensor, stop: tuple[str, ...]) -> Tensor:
+        """Which of these completions now hold a stop string."""
+        if not stop:
+            return torch.zeros(len(sample), dtype=torch.bool)
+        rows = zip(self.out_ids[sample].tolist(), self.length[sample].tolist(), strict=True)
+        return holding(stop, self.tokenizer, [ids[:length] for ids, length in rows])

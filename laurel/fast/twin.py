@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laurel.model.adapters import merged_weight
-from laurel.model.passes import FROM_ONE, NORMS
-from laurel.model.policy import Policy
+from laurel.fast.lora import merged_weight
+from laurel.fast.packed import FROM_ONE, NORMS
+from laurel.fast.protocol import LanguageModel
 
 
 class Product(nn.Module):
@@ -61,7 +61,7 @@ class Twin:
     next; those that read the same input become one product.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: LanguageModel) -> None:
         self.policy, self.copies, self.used = policy, dict[str, Tensor](), list[Tensor]()
         self.body: Any = None
         self.head: Any = None

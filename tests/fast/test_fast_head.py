@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from laurel.core import machine
-from laurel.model import fused, room
-from laurel.model.fused import FrozenLogprobs, FusedLogprobs, tiles
-from laurel.model.room import logit_room
+from laurel.fast import logprob, room
+from laurel.fast.logprob import FrozenLogprobs, FusedLogprobs, tiles
+from laurel.fast.room import logit_room
 
 ROWS, WORDS, WIDTH = 9, 37, 5
 GIB = 1 << 30
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Tiles may be four words wide, so that a small vocabulary is cut, too."""
-    monkeypatch.setattr(fused, "NARROW", 4)
+    monkeypatch.setattr(logprob, "NARROW", 4)
 
 
 def drawn(dtype=torch.float64):
@@ -106,14 +106,14 @@ def test_every_row_of_the_heads_gradient_is_written_once(monkeypatch):
     """Where all rows of logits fit beside each other: one product for each part of the weight,
     added to nothing.
     """
-    real, written = fused.add_product, []
+    real, written = logprob.add_product, []
 
     def counted(into, a, b, begun):
         if len(b) == ROWS:  # dz' h, not dz W
             written.append((len(into), begun))
         real(into, a, b, begun)
 
-    monkeypatch.setattr(fused, "add_product", counted)
+    monkeypatch.setattr(logprob, "add_product", counted)
     hidden, weight, ids, temperature = drawn()
     FusedLogprobs.apply(hidden, weight, ids, temperature, False, torch.float64, ROWS * 4, 0)[
         0
@@ -126,7 +126,7 @@ def test_every_row_of_the_heads_gradient_is_written_once(monkeypatch):
 
 
 def test_how_logits_are_cut(monkeypatch):
-    monkeypatch.setattr(fused, "NARROW", 1024)
+    monkeypatch.setattr(logprob, "NARROW", 1024)
     assert tiles(440, 262_144, 1 << 21) == (440, 4766)  # Gemma's vocabulary: all rows together
     assert tiles(20_000, 262_144, 1 << 21) == (2048, 1024)  # not narrower than products are fast
     assert tiles(20_000, 50, 1 << 21) == (20_000, 50)
@@ -181,7 +181,7 @@ def test_compiled_or_not_it_is_the_same(dtype, monkeypatch):
     """
     hidden, weight, ids, temperature = drawn(torch.float32)
     compiled = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(logprob, "library", lambda: None)
     plain = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
     for ours, theirs in zip(compiled, plain, strict=True):
         close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
@@ -193,12 +193,12 @@ def test_impossible_words_and_what_is_no_number():
     and only that row.
     """
     z = torch.tensor([[0.0, 0.0, float("-inf")], [0.0, float("nan"), 1.0]])
-    said = fused.said_by(
+    said = logprob.said_by(
         z,
         torch.zeros(3, 1),
         torch.tensor([[1], [0]]),
         slice(0, 3),
-        fused.Asked(entropy=True),
+        logprob.Asked(entropy=True),
         spare=False,
     )
     half = torch.tensor(0.5).log()

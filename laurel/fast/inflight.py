@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from laurel.core.sample import Finish
-from laurel.model.policy import Policy
-from laurel.model.room import device_memory
-from laurel.model.sampler import Completion, chunks, holding, uniforms
-from laurel.model.static import How, Static
+from laurel.core.sample import Completion, Finish
+from laurel.fast.decode import chunks, holding, uniforms
+from laurel.fast.protocol import LanguageModel
+from laurel.fast.room import device_memory
+from laurel.fast.static import How, Static
 
 CHECK = 16
 """Tokens between two looks. What a row says beyond its end is thrown away, 8 tokens in the mean."""
@@ -222,7 +222,7 @@ def sample_static(
         static.rest()
 
 
-def memory_of(policy: Policy, rows: int, prompt: int, completion: int) -> dict[str, int]:
+def memory_of(policy: LanguageModel, rows: int, prompt: int, completion: int) -> dict[str, int]:
     """Bytes that static buffers take for so many rows in flight, from shapes alone."""
     static = Static(policy)
     whole = rung(prompt + completion, LEAST_REACH, 1 << 40)

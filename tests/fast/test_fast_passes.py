@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from laurel.model import kernels, packed, passes
+from laurel.fast import kernels, packed
 
 pytestmark = pytest.mark.skipif(
     kernels.library() is None, reason="no C++ compiler: the modules themselves run"
@@ -49,7 +49,7 @@ def test_a_norm_worked_by_hand():
     """
     module, x = LlamaRMSNorm(2, 0.0), torch.tensor([[3.0, 4.0]], requires_grad=True)
     module.weight.data = torch.tensor([1.0, 2.0])
-    y = passes.norm(module, x)
+    y = packed.norm(module, x)
     y[0, 0].backward()
     rms = 12.5**0.5
     torch.testing.assert_close(y, torch.tensor([[3 / rms, 8 / rms]]))
@@ -60,27 +60,27 @@ def test_a_norm_worked_by_hand():
 @pytest.mark.parametrize("shape", [(1, 40), (7, 40), (300, 3, 40), (5, 17)], ids=str)
 def test_a_norm_and_its_gradients_are_the_modules(shape):
     module, x = norm_of(shape[-1]), drawn(*shape)
-    assert close(outcome(lambda x: passes.norm(module, x), module, x), outcome(module, module, x))
+    assert close(outcome(lambda x: packed.norm(module, x), module, x), outcome(module, module, x))
 
 
 @pytest.mark.parametrize("rows", [1, 9, 300])
 def test_the_gated_unit_and_its_gradients_are_the_modules(rows):
     module, x = mlp_of(), drawn(rows, 40)
-    assert close(outcome(lambda x: passes.mlp(module, x), module, x), outcome(module, module, x))
+    assert close(outcome(lambda x: packed.mlp(module, x), module, x), outcome(module, module, x))
 
 
 def test_rows_that_lie_apart_are_read_right():
     module, x = norm_of(20), drawn(6, 40)[:, ::2]
-    assert close(outcome(lambda x: passes.norm(module, x), module, x), outcome(module, module, x))
+    assert close(outcome(lambda x: packed.norm(module, x), module, x), outcome(module, module, x))
     gate, up = drawn(6, 80).chunk(2, -1)
-    torch.testing.assert_close(passes.Gated.apply(gate, up), F.silu(gate) * up)
+    torch.testing.assert_close(packed.Gated.apply(gate, up), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (300, 3, 32), (7, 5, 18)], ids=str)
 def test_a_rotation_turns_pairs_of_numbers_and_its_gradient_turns_back(shape):
     """As complex numbers: (a + ib) e^{i angle}; of apart-lying gradients too."""
     x, angle = drawn(*shape).requires_grad_(), drawn(shape[0], 1, shape[-1] // 2)
-    y = passes.Rotated.apply(x, angle.cos(), angle.sin())
+    y = packed.Rotated.apply(x, angle.cos(), angle.sin())
     turned = torch.complex(*x.detach().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
     torch.testing.assert_close(y, torch.cat([turned.real, turned.imag], -1))
     y.transpose(0, 1).sum().backward()
@@ -92,8 +92,8 @@ def test_a_rotation_turns_pairs_of_numbers_and_its_gradient_turns_back(shape):
 
 def test_a_rotation_of_other_numbers_is_the_same():
     x, angle = drawn(9, 3, 8), drawn(9, 1, 4)
-    double = passes.Rotated.apply(x.double(), angle.double().cos(), angle.double().sin())
-    torch.testing.assert_close(passes.Rotated.apply(x, angle.cos(), angle.sin()), double.float())
+    double = packed.Rotated.apply(x.double(), angle.double().cos(), angle.double().sin())
+    torch.testing.assert_close(packed.Rotated.apply(x, angle.cos(), angle.sin()), double.float())
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -105,7 +105,7 @@ def test_a_norm_under_autocast_rounds_once(wide):
     for given in (x, x.bfloat16()):
         exact = outcome(module, module, given.float())
         with torch.autocast("cpu", torch.bfloat16):
-            ours = outcome(lambda x: passes.norm(module, x, wide=wide), module, given)
+            ours = outcome(lambda x: packed.norm(module, x, wide=wide), module, given)
         assert (
             ours[0].dtype == (torch.float32 if wide else torch.bfloat16)
             and ours[1].dtype == given.dtype
@@ -131,11 +131,11 @@ def test_a_gated_unit_and_a_rotation_of_bfloat16_are_those_of_float32_rounded():
         return [said, *torch.autograd.grad(said.float().square().sum(), given)]
 
     def turned(x):
-        return passes.Rotated.apply(x, angle.cos(), angle.sin())
+        return packed.Rotated.apply(x, angle.cos(), angle.sin())
 
     with torch.autocast("cpu", torch.bfloat16):
-        ours = [*both(passes.Gated.apply, gate, up), *both(turned, x)]
-    exact = [*both(passes.Gated.apply, gate.float(), up.float()), *both(turned, x.float())]
+        ours = [*both(packed.Gated.apply, gate, up), *both(turned, x)]
+    exact = [*both(packed.Gated.apply, gate.float(), up.float()), *both(turned, x.float())]
     ours, exact = ([one.detach() for one in them] for them in (ours, exact))
     assert {one.dtype for one in ours} == {torch.bfloat16}
     assert all(float((a - b).norm() / b.norm()) < 8e-3 for a, b in zip(ours, exact, strict=True))
@@ -188,7 +188,7 @@ def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads,
         return [said.detach().float(), *(slope.float() for slope in slopes)]
 
     ours = both(
-        lambda *x: passes.Attended.apply(*x, layout.jobs, layout.groups, near or 0, 0.3), q, k, v
+        lambda *x: packed.Attended.apply(*x, layout.jobs, layout.groups, near or 0, 0.3), q, k, v
     )
     assert close(ours, both(torchs, q.double(), k.double(), v.double()))
 
@@ -243,17 +243,17 @@ def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
         24 if change == "width" else 32,
         dtype=torch.double if change == "double" else torch.float32,
     )
-    assert passes.attends(torch.zeros(3, 2, 32), None, 0.0)
+    assert packed.attends(torch.zeros(3, 2, 32), None, 0.0)
     if change == "no compiler":
-        monkeypatch.setattr(passes, "library", lambda: None)
-    assert not passes.attends(
+        monkeypatch.setattr(packed, "library", lambda: None)
+    assert not packed.attends(
         q, 30.0 if change == "cap" else None, 0.1 if change == "dropout" else 0.0
     )
 
 
 def test_large_numbers_overflow_nowhere():
     gate = torch.tensor([[-200.0, 200.0, 0.0, 88.5]]).requires_grad_()
-    y = passes.Gated.apply(gate, torch.ones(1, 4))
+    y = packed.Gated.apply(gate, torch.ones(1, 4))
     y.sum().backward()
     torch.testing.assert_close(y, torch.tensor([[0.0, 200.0, 0.0, 88.5]]))
     torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 1.0, 0.5, 1.0]]))
@@ -268,7 +268,7 @@ def test_the_number_of_threads_is_torchs():
         outcomes = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            outcomes.append(outcome(lambda x: passes.norm(module, x), module, x))
+            outcomes.append(outcome(lambda x: packed.norm(module, x), module, x))
     finally:
         torch.set_num_threads(before)
     assert close(outcomes[0], outcomes[1])
@@ -277,7 +277,7 @@ def test_the_number_of_threads_is_torchs():
 
 def test_a_second_derivative_is_refused_not_wrong():
     x = drawn(3, 40).requires_grad_()
-    (slope,) = torch.autograd.grad(passes.norm(norm_of(40), x).pow(2).sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(packed.norm(norm_of(40), x).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -288,7 +288,7 @@ def test_a_second_derivative_is_refused_not_wrong():
 def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
     module, x = norm_of(40), drawn(3, 40)
     called = []
-    monkeypatch.setattr(passes, "call", lambda name, *arguments: called.append(name))
+    monkeypatch.setattr(packed, "call", lambda name, *arguments: called.append(name))
     if change == "hook":
         module.register_forward_hook(lambda *_: None)
     if change == "bfloat16":
@@ -298,14 +298,14 @@ def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
     if change == "another class":
         module = torch.nn.RMSNorm(40)
     if change == "no compiler":
-        monkeypatch.setattr(passes, "library", lambda: None)
+        monkeypatch.setattr(packed, "library", lambda: None)
     with torch.autocast("cpu", torch.float16, enabled=change == "autocast"):
-        torch.testing.assert_close(passes.norm(module, x), module(x))
+        torch.testing.assert_close(packed.norm(module, x), module(x))
         gated = mlp_of().to(x.dtype)
         gated.act_fn = (
             torch.nn.SiLU()
             if change in ("bfloat16", "autocast", "no compiler")
             else torch.nn.GELU()
         )
-        torch.testing.assert_close(passes.mlp(gated, x), gated(x))
+        torch.testing.assert_close(packed.mlp(gated, x), gated(x))
     assert called == []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
 from laurel.core.machine import cpu_name
-from laurel.model.kernels import cache_folder
+from laurel.fast.kernels import cache_folder
 
 DEFAULT, ONEDNN = "default", {"onednn/tf32": "tf32", "onednn/bf16": "bf16"}
 """Names of the choices; what the switch is set to for those that are oneDNN's."""

@@ -7,16 +7,18 @@ import torch
 from arithmetic import near
 from devices import DEVICES
 from peft import LoraConfig, get_peft_model
-from test_policy_compact import KINDS, PROMPTS, same, tiny
+from test_fast_decode import KINDS, PROMPTS, same, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from laurel.model import inflight, static
-from laurel.model.inflight import InFlight, memory_of, rows_that_fit, rung
+from laurel.core.sample import sample_seed
+from laurel.fast import inflight, static
+from laurel.fast.decode import beyond, draw, inverse
+from laurel.fast.inflight import InFlight, memory_of, rows_that_fit, rung
+from laurel.fast.logprob import USUAL, WORST
+from laurel.fast.static import BOTH, How, Static, static_because, static_of
 from laurel.model.policy import Policy
-from laurel.model.precision import USUAL, WORST
-from laurel.model.sampler import beyond, draw, inverse, sample, sample_general, sample_seed
-from laurel.model.static import BOTH, How, Static, static_because, static_of
-from laurel.model.ways import decoder_of, way_of
+from laurel.rollout.general import sample_general
+from laurel.rollout.sampler import decoder_of, sample, way_of
 
 FIRST = (
     "qwen2",
@@ -384,12 +386,12 @@ def test_memory_is_given_back_where_it_is_much(monkeypatch):
     how = {"seeds": SEEDS, "max_completion_length": 9}
     monkeypatch.setattr(static, "device_memory", lambda device: (1 << 40, 1 << 40))
     first = sample(policy, PROMPTS, **how)
-    held = policy.static.buffers
-    assert held is not None and policy.static.twin.copies
-    assert sample(policy, PROMPTS, **how) == first and policy.static.buffers is held
+    held = policy.decoders["static"].buffers
+    assert held is not None and policy.decoders["static"].twin.copies
+    assert sample(policy, PROMPTS, **how) == first and policy.decoders["static"].buffers is held
     monkeypatch.setattr(static, "device_memory", lambda device: (1 << 20, 1 << 20))
     assert sample(policy, PROMPTS, **how) == first
-    assert policy.static.buffers is None and not policy.static.twin.copies
+    assert policy.decoders["static"].buffers is None and not policy.decoders["static"].twin.copies
     assert sample(policy, PROMPTS, **how) == first
 
 
@@ -398,7 +400,7 @@ def test_without_a_compiler_static_buffers_sample(monkeypatch, caplog):
     taken, and nothing is said.
     """
     policy, other = on("cpu", "llama"), on("cpu", "llama")
-    monkeypatch.setattr("laurel.model.compact.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
     hook = other.causal.model.layers[0].mlp.register_forward_hook(
         lambda module, inputs, output: output
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from laurel.model import packed
+from laurel.fast import packed
 
 SHAPE = {
     "vocab_size": 64,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from laurel.core.errors import UsageError
-from laurel.model import products
-from laurel.model.products import DEFAULT, ONEDNN, choose, measured, picked, shape_of, using
+from laurel.fast import products
+from laurel.fast.products import DEFAULT, ONEDNN, choose, measured, picked, shape_of, using
 
 CPU, SWITCH = torch.device("cpu"), torch.backends.mkldnn.matmul
 
