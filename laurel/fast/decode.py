@@ -279,7 +279,7 @@ class Compact:
             bias = bias.to(self.policy.dtype)
         if (
             len(bases) == 1
-            and not lora_terms(linears[0])
+            and not (hasattr(linears[0], "base_layer") and lora_terms(linears[0]))
             and bases[0].weight.dtype == self.policy.dtype
         ):
             return bases[0].weight.detach(), bias
@@ -291,7 +291,10 @@ class Compact:
             )
         rows = self.copies[name].split([base.out_features for base in bases])
         for into, linear in zip(rows, linears, strict=True):
-            merge_into(into, linear)
+            if hasattr(linear, "base_layer"):
+                merge_into(into, linear)
+            else:
+                into.copy_(linear.weight.detach())
         return self.copies[name], bias
 
     def rotate(self, longest: int) -> None:
