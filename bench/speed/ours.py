@@ -30,7 +30,7 @@ from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
 from laurel.train.record import record_time
-from laurel.train.roof import Work, body_of, bound, drawn
+from laurel.train.roofline import Work, body_of, bound, drawn
 from laurel.train.session import Session
 from laurel.train.setup import prepare
 

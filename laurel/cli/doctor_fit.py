@@ -21,8 +21,8 @@ from laurel.model.narrow import hold
 from laurel.model.objects import config_of
 from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtype
 from laurel.model.weights import told
+from laurel.train.activation_memory import computed
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.kept import computed
 from laurel.train.memory import (
     Foreseen,
     body_of,

@@ -31,7 +31,6 @@ from laurel.train.callbacks import CallbackFailed
 from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
-from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.pretrain import mix_in
 from laurel.train.profile import count_learning
@@ -49,6 +48,7 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
+from laurel.train.saving import rescued, save
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import with_values

@@ -30,7 +30,7 @@ from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
 from laurel.rollout.data import partners
 from laurel.train.reference_cache import ReferenceCache
-from laurel.train.roof import Rates, Work, body_of, drawn, passed
+from laurel.train.roofline import Rates, Work, body_of, drawn, passed
 from laurel.train.row import Algorithm, Credit
 
 Options, Made = ParamSpec("Options"), TypeVar("Made")

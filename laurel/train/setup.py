@@ -44,15 +44,13 @@ from laurel.train.best import check_best, check_evaluated
 from laurel.train.binding import bind_row
 from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
 from laurel.train.fitting import bounded, fitting, weighed
-from laurel.train.inputs import inputs
+from laurel.train.input_digests import inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.options import resolve
 from laurel.train.reference import open_cache
 from laurel.train.relabel import load_relabel
 from laurel.train.row import Algorithm
-from laurel.train.session import Observers, Session, State
-from laurel.train.starter import STARTERS, build_starter, check_starter
-from laurel.train.supply import (
+from laurel.train.run_data import (
     column_notes,
     cut_sets,
     held_note,
@@ -60,6 +58,8 @@ from laurel.train.supply import (
     load_data,
     load_mixture,
 )
+from laurel.train.session import Observers, Session, State
+from laurel.train.starter import STARTERS, build_starter, check_starter
 
 
 @dataclass(frozen=True)
