@@ -42,8 +42,8 @@ class Evaluation:
     figures: dict[str, Interval]
     prompts: int
     failed: int
-    greedy: list[Group] = field(default_factory=list)
-    sampled: list[Group] = field(default_factory=list)
+    greedy: list[Group] = field(default_factory=list[Group])
+    sampled: list[Group] = field(default_factory=list[Group])
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: {"accuracy": {"value", "low", "high", "n"}, ...}."""

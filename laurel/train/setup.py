@@ -297,7 +297,8 @@ def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
 
     Where logits are computed a few rows at a time, how many decides their last bits.
     """
-    vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
+    causal: Any = policy.causal
+    vocabulary = causal.get_output_embeddings().weight.shape[0]
     coming = sum(state_bytes(policy.trainable(), config.optim).values())
     largest = (config.token_budget or 0) * vocabulary * policy.dtype.itemsize
     chosen = run.facts.get("logit_bytes") or logit_room(policy.device, coming, largest)
