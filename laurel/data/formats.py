@@ -47,7 +47,7 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "logged": (("prompt", "completion", "reward"),),
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
-WEIGHED = {
+WEIGHED: dict[str, tuple[str, ...]] = {
     "preference": ("margin", "weight", "soft_label"),
     "comparison": ("margin", "weight", "soft_label"),
     "label": ("weight",),

@@ -151,7 +151,7 @@ def forecast(session: Session, reward_PG: Tensor) -> str:
     p = float(known.mean())
     return (
         f"{plan}; success rate about {p:.2f}: at most"
-        f" {1 - predicted_uninformative(p, config.num_generations):.0%} of groups informative"
+        f" {1 - predicted_uninformative(p, config.num_generations or 1):.0%} of groups informative"
     )
 
 

@@ -314,7 +314,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
         raise UsageError(
             "a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out."
         )
-    how = {
+    how: dict[str, Any] = {
         "device": config.device,
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,
