@@ -31,7 +31,7 @@ from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
 from laurel.train.options import defaults
 from laurel.train.record import record_time
-from laurel.train.roof import Work, body_of, bound, drawn
+from laurel.train.roofline import Work, body_of, bound, drawn
 from laurel.train.session import Session
 from laurel.train.setup import prepare
 

@@ -29,8 +29,8 @@ from laurel.model.policy import (
     pick_param_dtype,
 )
 from laurel.model.weights import told
+from laurel.train.activation_memory import computed
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.kept import computed
 from laurel.train.memory import (
     Foreseen,
     body_of,

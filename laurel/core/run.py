@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import atomic_file, disk_errors, read_json, read_lines, write_atomic
+from laurel.core.files import atomic_file, disk_error, read_json, read_lines, write_atomic
 from laurel.core.lock import Lock
 from laurel.core.numbered_dirs import MARK, claim_dir, remove_empty_dir
 from laurel.core.sinks import Sink, check_sinks, open_sinks
@@ -247,8 +247,11 @@ class Run:
 
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         path = self.folder / name
-        with disk_errors(path), open(path, "a", encoding="utf-8", errors="surrogatepass") as file:
-            file.write("".join(_dumps(line) + "\n" for line in lines))
+        try:
+            with open(path, "a", encoding="utf-8", errors="surrogatepass") as file:
+                file.write("".join(_dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise disk_error(error, path) from error
 
 
 def _check_place(folder: Path, resume: bool) -> None:

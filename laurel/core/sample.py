@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from laurel.core.microbatch import units_by_group
 from laurel.core.result import Result
 
 if TYPE_CHECKING:
@@ -291,3 +290,29 @@ class Batch:
             chunk += units[unit]
         if chunk:
             yield self.rows(chunk)
+
+
+def units_by_group(
+    start: Sequence[int], length: Sequence[int], group: Sequence[int], limit: int | None
+) -> tuple[list[list[int]], list[int]]:
+    """Units of rows that stay together, in order, and the tokens of each.
+
+    A unit has rows of one group; its prompt is counted once, every completion. start, length,
+    group: of each row, the length of its prompt and of its completion, and the number of its group.
+    limit: a unit that would cost more is begun anew (None: never). Two rows of a group, 3 + 4 and
+    3 + 5 tokens: one unit of 12.
+    """
+    units, tokens, newest = list[list[int]](), list[int](), dict[int, int]()
+    for row, number in enumerate(group):
+        unit = newest.get(number)
+        more = length[row] + (
+            0 if unit is not None and start[row] == start[units[unit][0]] else start[row]
+        )
+        if unit is None or (limit is not None and tokens[unit] + more > limit):
+            unit, more = len(units), start[row] + length[row]
+            newest[number] = unit
+            units.append([])
+            tokens.append(0)
+        units[unit].append(row)
+        tokens[unit] += more
+    return units, tokens

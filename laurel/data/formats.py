@@ -48,7 +48,7 @@ USES: dict[str, tuple[tuple[str, ...], ...]] = {
     "logged": (("prompt", "completion", "reward"),),
     "comparison": (("prompt", "chosen", "rejected"), ("prompt", "responses", "ranks")),
 }
-WEIGHED = {
+WEIGHED: dict[str, tuple[str, ...]] = {
     "preference": PAIR_COLUMNS,
     "comparison": PAIR_COLUMNS,
     "label": LABEL_COLUMNS,

@@ -42,8 +42,8 @@ class Evaluation:
     figures: dict[str, Interval]
     prompts: int
     failed: int
-    greedy: list[Group] = field(default_factory=list)
-    sampled: list[Group] = field(default_factory=list)
+    greedy: list[Group] = field(default_factory=list[Group])
+    sampled: list[Group] = field(default_factory=list[Group])
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: {"accuracy": {"value", "low", "high", "n"}, ...}."""
@@ -177,7 +177,8 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
             apart_NT = torch.where(
                 micro.loss_mask_NT, micro.logp_old_NT - reference.logp(micro).logp, 0.0
             )
-            gap.update(zip(micro.keys, apart_NT.sum(1).tolist(), strict=True))
+            apart_N: Any = apart_NT.sum(1)
+            gap.update(zip(micro.keys, apart_N.tolist(), strict=True))
     return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 

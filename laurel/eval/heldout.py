@@ -149,7 +149,8 @@ def policy_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float]:
             sums.add(f"eval/{name}", float(total), float(count))
     else:
         sums.add("eval/nll", float(-logp_NT[mask_NT].sum()), int(mask_NT.sum()))
-    return torch.where(mask_NT, logp_NT, 0).sum(1).tolist()
+    logp_N: Any = torch.where(mask_NT, logp_NT, 0).sum(1)
+    return logp_N.tolist()
 
 
 def scorer_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float | None]:

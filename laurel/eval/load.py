@@ -66,8 +66,8 @@ def as_policy(
 ) -> Policy:
     """The model in a folder as a policy that is not trained."""
     device = pick_device(config.device)
-    model = load_causal(folder, torch.float32)
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model: Any = load_causal(folder, torch.float32)
+    bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     notes = [*notes, *learn_ends(bare, tokenizer)]
     dtype = pick_dtype(config.dtype, device)
     return Policy(model.to(device).eval(), tokenizer, dtype, template, tuple(notes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -43,7 +43,9 @@ def plain(value: Any) -> Any:
     """Dataclasses as mappings, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in cast(Sequence[Any], value)]
+    return value
 
 
 def judge(
@@ -66,7 +68,8 @@ def of_comparisons(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) ->
     """Pairs, all of a ranking: accuracy, calibration, and what preferring by length would get."""
     limit = scorer.card.max_length
     encoded = [encodings(scorer, row, train_on=None, max_length=limit) for row in rows]
-    scores = scorer.score([one.ids for several in encoded for one in several]).tolist()
+    found: Any = scorer.score([one.ids for several in encoded for one in several])
+    scores: list[float] = found.tolist()
     pairs = list(scored_pairs(rows, encoded, scores))
     lengths = lengths_of(scorer, known) or [pair.lengths for pair in pairs]
     direction = length_direction([a for a, _ in lengths], [b for _, b in lengths])
@@ -134,8 +137,9 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
     encoded = [
         encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)[0] for row in rows
     ]
-    scores = scorer.score([one.ids for one in encoded]).double()
-    chance, came = scores.sigmoid().tolist(), [float(row.columns["label"]) for row in rows]
+    scores: Any = scorer.score([one.ids for one in encoded]).double()
+    chance: list[float] = scores.sigmoid().tolist()
+    came = [float(row.columns["label"]) for row in rows]
     prompts = [str(row.columns["prompt"]) for row in rows]
     common = sum(came) >= len(came) / 2
     figures = {
@@ -161,8 +165,9 @@ def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdi
     limit = scorer.card.max_length
     encoded = [encode_steps(scorer.tokenizer, row.columns, max_length=limit) for row in rows]
     ends = [[i for i, on in enumerate(one.mask) if on] for one in encoded]
-    found = scorer.score_at([(one.ids, at) for one, at in zip(encoded, ends, strict=True)])
-    guessed = [(score.argmax(1) - 1).tolist() for score in found]
+    asked = [(one.ids, at) for one, at in zip(encoded, ends, strict=True)]
+    found: list[Any] = scorer.score_at(asked)
+    guessed: list[list[int]] = [(score.argmax(1) - 1).tolist() for score in found]
     true = [step_labels(row)[: len(at)] for row, at in zip(rows, ends, strict=True)]
     sound = [float(p) for score in found for p in 1 - score.double().softmax(1)[:, 0]]
     figures = step_figures([str(row.columns["prompt"]) for row in rows], guessed, true)

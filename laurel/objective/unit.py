@@ -113,7 +113,7 @@ AGGREGATIONS: dict[str, Callable[..., Unit]] = {
     "token_sum_over_const": token_sum_over_const,
     "comparison_mean": comparison_mean,
 }
-UNITS = {**AGGREGATIONS, "row_mean": row_mean}
+UNITS: dict[str, Callable[..., Unit]] = {**AGGREGATIONS, "row_mean": row_mean}
 """What a further term of a loss may be reduced over: any aggregation, or whole rows."""
 
 

@@ -27,8 +27,8 @@ from laurel.report.page import write_report
 from laurel.reward.mixture import load_rewards
 from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
+from laurel.train.run_data import load_data
 from laurel.train.starter import starter_config
-from laurel.train.supply import load_data
 
 TASK = "addition"
 PROBLEMS = 500

@@ -4,6 +4,8 @@ and the policy.
 
 from __future__ import annotations
 
+from typing import Any
+
 from laurel.core.config import TrainConfig
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
@@ -34,11 +36,10 @@ def critic_folder(config: TrainConfig) -> str:
     learned = [name for name in config.rewards or () if str(name).startswith(PREFIX)]
     if config.critic_model == "policy" or (config.critic_model == "auto" and not learned):
         return ""
-    return (
-        parse(learned[0]).folders[0]
-        if config.critic_model in ("auto", "reward")
-        else str(config.critic_model)
-    )
+    if config.critic_model not in ("auto", "reward"):
+        return str(config.critic_model)
+    reward: Any = parse(learned[0])
+    return reward.folders[0]
 
 
 def load_discriminator(config: TrainConfig, policy: Policy) -> Discriminator:

@@ -55,7 +55,7 @@ def bind_row(row: Algorithm, config: TrainConfig, *, rounding: float | None = No
     main = BoundTerm(
         reads(row.objective),
         bind(row.objective, config, **measured),
-        bind(AGGREGATIONS[config.loss_aggregation], config),
+        bind(AGGREGATIONS[str(config.loss_aggregation)], config),
     )
     used = [term for term in row.terms if not term.option or getattr(config, term.option)]
     further = [

@@ -39,18 +39,18 @@ def before(session: Session, step: int, progress: Progress) -> None:
     if session.learns_from_data:
         progress.say(supervised_view(session))
         return
-    drawn = first_samples(session)
-    groups = session.score(drawn)
+    groups = first_samples(session)
+    scored = session.score(groups)
     if session.mixture is not None and not session.row.source.judge:
-        session.mixture.refuse(*session.mixture.failures(groups))
-        session.scored = any(has_score(group) for group in groups)
-    progress.say(forecast(session, reward_matrix(groups)))
+        session.mixture.refuse(*session.mixture.failures(scored))
+        session.scored = any(has_score(group) for group in scored)
+    progress.say(forecast(session, reward_matrix(scored)))
     if session.row.source.population:  # nothing is differentiated: there is no ratio to be 1
         return
     session.policy.model.train(not session.config.disable_dropout)
     budget = session.config.token_budget or 0
     # before they are scored: a sample without a reward has log-probabilities, too
-    check_start(session, next(pack(drawn).split(budget)), step, progress)
+    check_start(session, next(pack(groups).split(budget)), step, progress)
 
 
 def first_samples(session: Session) -> list[Group]:
@@ -113,7 +113,7 @@ def tried(config: TrainConfig) -> tuple[int, int]:
 def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     """A warning where rounding alone takes a ratio of 1 beyond the bounds of clipping; else ""."""
     measure = session.bound.measure
-    if measure is None or session.bound.measure_reads != "logp_NT":
+    if measure is None or session.bound.measure_reads != ("logp_NT",):
         return ""
     shares = []
     for sign in (1.0, -1.0):
@@ -151,7 +151,7 @@ def forecast(session: Session, reward_PG: Tensor) -> str:
     p = float(known.mean())
     return (
         f"{plan}; success rate about {p:.2f}: at most"
-        f" {1 - predicted_uninformative(p, config.num_generations):.0%} of groups informative"
+        f" {1 - predicted_uninformative(p, config.num_generations or 1):.0%} of groups informative"
     )
 
 

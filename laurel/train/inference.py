@@ -35,7 +35,7 @@ def load(model: str | Path = "starter", **options: Any) -> Policy | Scorer:
     """
     config = eval_config(model, options)
     if is_scorer(config.model):
-        how = {"device": config.device, "dtype": config.dtype}
+        how: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
         return load_scorer(config.model, chat_template=config.chat_template, **how)
     return policies_of(config)[0]
 

@@ -31,7 +31,6 @@ from laurel.train.callbacks import CallbackFailed
 from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
-from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.pretrain import mix_in
 from laurel.train.profile import count_learning
@@ -49,6 +48,7 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
+from laurel.train.saving import rescued, save
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import with_values
@@ -223,7 +223,7 @@ def sample_and_score(
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
         if session.make_env:
-            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns)
+            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns or 1)
         else:
             groups = rollout(Sampler(policy), rows, draw)
     groups = session.clock.run("score", session.score, groups)
@@ -263,7 +263,7 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
     if config.overlong_buffer:
         penalty_N = overlong(
             batch.length_N,
-            max_completion_length=config.max_completion_length,
+            max_completion_length=config.max_completion_length or 0,
             overlong_buffer=config.overlong_buffer,
         )
         reward_PG = reward_PG + penalty_N.view_as(reward_PG)
@@ -278,7 +278,7 @@ def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor
     config, credit = session.config, session.bound.credit
     kl_coef = 0.0
     if config.kl_placement == "reward":
-        kl_coef = state.beta if config.kl_target else config.beta
+        kl_coef = state.beta if config.kl_target else config.beta or 0.0
     chosen = session.bound.weigh
     if session.bound.running_mean:
         chosen = partial(chosen, running_mean=state.running_mean)
@@ -398,7 +398,7 @@ def penalties(session: Session, micro: Batch, outputs: Outputs) -> Tensor | floa
             kl_NT = session.policy.kl(micro, session.reference, outputs.hidden_NLD)
         else:
             (logp_NT,) = outputs.tensors(["logp_NT"])
-            kl_NT = kl_loss(logp_NT, micro, kl_estimator=config.kl_estimator)
+            kl_NT = kl_loss(logp_NT, micro, kl_estimator=str(config.kl_estimator))
         terms = terms + config.beta * kl_NT
     if config.entropy_coef:
         (entropy_NT,) = outputs.tensors(["entropy_NT"])

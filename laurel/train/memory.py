@@ -23,7 +23,7 @@ from laurel.model.narrow import held
 from laurel.model.turns import as_tools
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.kept import activations, computed, copies, in_training
+from laurel.train.activation_memory import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
 from laurel.train.session import Session
 

@@ -74,7 +74,7 @@ def make_optimizer(
 def maker(config: TrainConfig, fused: bool) -> Make:
     """What makes the optimiser of float32 parameters that `config.optim` names."""
     if config.optim == "adamw_torch":
-        return lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        return lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, fused=fused)
     kind = getattr(library(config.optim), KEPT[config.optim])
     return lambda groups: kind(groups, lr=config.learning_rate)
 

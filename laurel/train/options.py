@@ -229,7 +229,7 @@ def check_anchor(config: TrainConfig) -> None:
     """What keeps the policy near a reference, or near other text, needs it."""
     if config.beta:
         if config.kl_placement is not None:
-            check_kl(config.kl_placement, config.kl_estimator)
+            check_kl(config.kl_placement, str(config.kl_estimator))
         if config.reference == "none":
             raise UsageError(
                 "beta > 0 needs a reference.",

@@ -6,6 +6,7 @@ Against forgetting what the reward does not ask for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,9 +47,8 @@ def mix_in(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None
     total = parallel.everywhere(token_mean(batch).count)
     for micro in batch.split(config.token_budget, packed=session.packs):
         logp_NT = session.policy.logp(micro).logp
-        (
-            config.ptx_coef * reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)
-        ).backward()
+        loss: Any = reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)
+        ((config.ptx_coef or 0.0) * loss).backward()
         sums.add(
             "ptx/nll",
             float(-logp_NT.detach()[micro.loss_mask_NT].sum()),

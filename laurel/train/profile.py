@@ -11,7 +11,7 @@ from torch import nn
 from laurel.core.files import write_atomic
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch
-from laurel.train.roof import bound
+from laurel.train.roofline import bound
 from laurel.train.session import Session
 
 PHASES = ("sample", "score", "weigh", "forward", "backward", "optimiser", "other")
@@ -67,8 +67,8 @@ def averages(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
     `roofline` is the time that the step's necessary work would take at this machine's own rates
-    (`laurel.train.roof`), `idle` the time off the cores, `overhead` the rest: Python, the dispatch
-    of operators, element-wise work, padding.
+    (`laurel.train.roofline`), `idle` the time off the cores, `overhead` the rest: Python, the
+    dispatch of operators, element-wise work, padding.
     """
     steps, phases = totals["steps"], [name for name in PHASES if f"seconds/{name}" in totals]
     seconds = sum(totals[f"seconds/{name}"] for name in phases)

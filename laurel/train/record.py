@@ -109,7 +109,7 @@ def record_update(
     if session.bound.credit == "critic":
         clip = session.config.cliprange_value
         (value_NT,) = outputs.tensors(["value_NT"])
-        add_all(sums, value_metrics(value_NT, micro, cliprange_value=clip))
+        add_all(sums, value_metrics(value_NT, micro, cliprange_value=clip or 0.0))
     reads, measure = session.bound.measure_reads, session.bound.measure
     if measure is not None and reads != ("logp_NT",):
         add_all(sums, measure(*outputs.tensors(reads), micro))
@@ -283,6 +283,7 @@ def check_failures(session: Session, groups: Sequence[Group]) -> int:
 
     More than the run allows stop it, in all of them.
     """
+    assert session.mixture is not None
     parts = parallel.gather(session.mixture.failures(groups))
     failed, total = (sum(part[i] for part in parts) for i in (0, 1))
     where, first = next((part[2:] for part in parts if part[0]), ("", ""))

@@ -38,6 +38,7 @@ def with_reference(session: Session, batch: Batch, *, of_step: bool = False) -> 
 
 def computed(session: Session, batch: Batch) -> Tensor:
     """log ref of every row, trained on or not, in micro-batches, joined by key: [N, T]."""
+    assert session.reference is not None
     rows = {key: n for n, key in enumerate(batch.keys)}
     logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
     session.clock.passed(

@@ -27,21 +27,20 @@ def adjust_rewards(
     """
     config = session.config
     if config.kl_target and session.reference is not None:
-        counts_N = batch.loss_mask_NT.any(
-            1
-        )  # a row that is masked says nothing of the KL; it does not say 0
+        # a row that is masked has no KL; its KL is not 0
+        counts_N = batch.loss_mask_NT.any(1)
         k1_N = torch.cat(parallel.gather(k1_of(batch).sum(1)[counts_N]))
         state.beta = next_beta(
             state.beta,
             float(k1_N.mean()),
             target=config.kl_target,
-            horizon=config.kl_horizon,
+            horizon=config.kl_horizon or 0,
             n=len(k1_N),
         )
     if config.normalize_rewards:
         moments = Moments(*state.moments).update(torch.cat(parallel.gather(reward_PG)))
         state.moments = (moments.count, moments.mean, moments.square)
-        reward_PG = moments.normalise(reward_PG, config.reward_clip)
+        reward_PG = moments.normalise(reward_PG, config.reward_clip or 0.0)
     if config.missing_eos_penalty:
         cut_PG = torch.tensor(
             [[sample.finish == "length" for sample in group.samples] for group in groups]

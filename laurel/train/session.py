@@ -8,7 +8,7 @@ A leaf: the other files of the room import it, and it imports none of them but t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -30,10 +30,11 @@ from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
 from laurel.rollout.data import partners
 from laurel.train.reference_cache import ReferenceCache
-from laurel.train.roof import Rates, Work, body_of, drawn, passed
+from laurel.train.roofline import Rates, Work, body_of, drawn, passed
 from laurel.train.row import Algorithm, Credit
 
-Options, Made = ParamSpec("Options"), TypeVar("Made")
+Options = ParamSpec("Options")
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Clock:
         return self.spent
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Generator[None]:
         """A context whose time belongs to the phase `name`."""
         self._turn()
         self.open.append(name)

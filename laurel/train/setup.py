@@ -44,15 +44,13 @@ from laurel.train.best import check_best, check_evaluated
 from laurel.train.binding import bind_row
 from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
 from laurel.train.fitting import bounded, fitting, weighed
-from laurel.train.inputs import inputs
+from laurel.train.input_digests import inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.options import resolve
 from laurel.train.reference import open_cache
 from laurel.train.relabel import load_relabel
 from laurel.train.row import Algorithm
-from laurel.train.session import Observers, Session, State
-from laurel.train.starter import STARTERS, build_starter, check_starter
-from laurel.train.supply import (
+from laurel.train.run_data import (
     column_notes,
     cut_sets,
     held_note,
@@ -60,6 +58,8 @@ from laurel.train.supply import (
     load_data,
     load_mixture,
 )
+from laurel.train.session import Observers, Session, State
+from laurel.train.starter import STARTERS, build_starter, check_starter
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
 
     Where logits are computed a few rows at a time, how many decides their last bits.
     """
-    vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
+    causal: Any = policy.causal
+    vocabulary = causal.get_output_embeddings().weight.shape[0]
     coming = sum(state_bytes(policy.trainable(), config.optim).values())
     largest = (config.token_budget or 0) * vocabulary * policy.dtype.itemsize
     chosen = run.facts.get("logit_bytes") or logit_room(policy.device, coming, largest)
@@ -313,7 +314,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
         raise UsageError(
             "a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out."
         )
-    how = {
+    how: dict[str, Any] = {
         "device": config.device,
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,

@@ -101,6 +101,7 @@ def build_starter(
         if kind == "scratch":
             save_scratch(made, seed=seed)
         else:
+            assert train is not None
             print(f"building the starter model for {dataset} (once) ...", flush=True)
             try:
                 run = train(

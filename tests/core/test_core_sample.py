@@ -8,8 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from laurel.core.microbatch import units_by_group
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Group, Key, Sample, units_by_group
 from laurel.rollout.pack import pack
 
 

@@ -9,7 +9,7 @@ import pytest
 from laurel.data.split import prompt_key
 from laurel.pipeline import demo as module
 from laurel.train import loop, starter
-from laurel.train.supply import load_data
+from laurel.train.run_data import load_data
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_K11_chosen_and_rejected_that_differ_in_a_thought_the_template_drops(pol
     bare.tokenizer.chat_template = THINKING
     answers = [[{"role": "assistant", "content": f"<think>{why}</think>4"}] for why in "ab"]
     with pytest.raises(UsageError, match="leaves out the thought of turn 2"):
-        fits(bare, rows_of(pair(*answers, prompt=[{"role": "user", "content": "2+2?"}])), "pairs")
+        fits(bare, rows_of(pair(*answers, prompt=[{"role": "user", "content": "2+2?"}])), PAIRS)
 
 
 @pytest.mark.parametrize("source", [DEMONSTRATIONS, LABELS, OUTCOMES, LOGGED])
@@ -186,13 +186,13 @@ def test_K01_every_row_that_loses_something_is_named(policy):
         {"messages": [question, thought]},
         {"messages": [question, thought, *good["messages"]]},
     )
-    kept, notes = fits(bare, rows_of(good, early), "data", train_on="last")
+    kept, notes = fits(bare, rows_of(good, early), DEMONSTRATIONS, train_on="last")
     assert kept == ["1", "2"] and notes == [
         "not in the text that the chat template makes: `name` of assistant turns (2 of 2 rows),"
         " thoughts of earlier turns (1 of 2 rows)"
     ]
     with pytest.raises(UsageError, match="2 of 3 rows cannot be trained on as they are") as caught:
-        fits(bare, rows_of(bad, good, bad), "data")
+        fits(bare, rows_of(bad, good, bad), DEMONSTRATIONS)
     assert all(f"rows.jsonl:{n}: chat template" in str(caught.value) for n in (1, 3))
     masked = {"messages": [question, {**good["messages"][1], "weight": 0}]}
     with pytest.raises(
@@ -202,7 +202,7 @@ def test_K01_every_row_that_loses_something_is_named(policy):
             r" to be"
         ),
     ):
-        fits(bare, rows_of(masked), "data")
+        fits(bare, rows_of(masked), DEMONSTRATIONS)
     asked = rows_of({"prompt": [question, thought, question]})
     assert fits(bare, asked, POLICY, max_completion_length=8)[1] == [
         "not in the text that the chat template makes: thoughts of earlier turns (1 of 1 rows)"

@@ -22,8 +22,8 @@ from laurel.train import interrupt, loop, progress
 from laurel.train.best import check_best, exhausted, is_best
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
+from laurel.train.run_data import in_epochs
 from laurel.train.session import State
-from laurel.train.supply import in_epochs
 
 
 @pytest.fixture(scope="module")

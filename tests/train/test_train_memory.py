@@ -23,9 +23,9 @@ from laurel.core.errors import UsageError
 from laurel.fast.decode import compact_of
 from laurel.model.policy import load_policy
 from laurel.model.scratch import char_tokenizer
-from laurel.train import kept, memory
+from laurel.train import activation_memory, memory
+from laurel.train.activation_memory import activations, kept_by
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.kept import activations, kept_by
 from laurel.train.loop import train
 from laurel.train.memory import foreseen, longest_groups, work_in
 from laurel.train.options import resolve
@@ -143,7 +143,7 @@ def test_activations_follow_the_layout_and_checkpointing(toy, tmp_path):
         "grpo", toy_config(toy, tmp_path / "b", num_generations=8, gradient_checkpointing=True)
     )
     layers, work = again.policy.causal.model.layers, memory.work_of(again)
-    tokens = kept.computed(work.micro, packed=True)
+    tokens = activation_memory.computed(work.micro, packed=True)
     less = activations(
         memory.body_of(again.policy.causal),
         work.micro,
@@ -159,9 +159,11 @@ def test_a_family_that_cannot_be_imagined_is_measured(toy, tmp_path, monkeypatch
     """On two short rows, and scaled."""
     made, _ = prepare("sft", toy_config(toy, tmp_path, reward=None))
     policy, weights = made.policy, list(made.policy.model.parameters())
-    body, batch = memory.body_of(policy.causal), kept.one_row(300)
+    body, batch = memory.body_of(policy.causal), activation_memory.one_row(300)
     monkeypatch.setattr(
-        kept, "imagined", lambda *of: (_ for _ in ()).throw(RuntimeError("no meta kernel"))
+        activation_memory,
+        "imagined",
+        lambda *of: (_ for _ in ()).throw(RuntimeError("no meta kernel")),
     )
     assert activations(body, batch, policy.autocast, weights) == pytest.approx(
         measured(policy, batch), rel=0.02

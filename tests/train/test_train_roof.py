@@ -16,7 +16,7 @@ from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer
 from laurel.rollout.pack import pack
 from laurel.train import loop
-from laurel.train.roof import (
+from laurel.train.roofline import (
     Product,
     Work,
     body_of,

@@ -13,7 +13,7 @@ from toy import make_toy, toy_config
 from laurel.core.errors import LaurelError, UsageError
 from laurel.train import loop, starter
 from laurel.train.checkpoint import complete_first
-from laurel.train.inputs import of_code, of_model
+from laurel.train.input_digests import of_code, of_model
 from laurel.train.loop import Interrupted, train
 
 REWARD = """

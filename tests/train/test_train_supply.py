@@ -11,7 +11,7 @@ from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import split_rows
 from laurel.rollout.source import DEMONSTRATIONS, POLICY
-from laurel.train.supply import column_notes, held_note, load_data, load_mixture
+from laurel.train.run_data import column_notes, held_note, load_data, load_mixture
 
 SEEN = "columns that the model does not see, only its rewards"
 

@@ -131,7 +131,8 @@ def body_of(model: nn.Module) -> Body:
 
 def matrices_of(model: nn.Module, config: Any) -> Counter[tuple[int, int, bool]]:
     """(out, in, does it learn?) of every matrix that a token is multiplied by, with how many."""
-    output: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    embeddings: Any = getattr(model, "get_output_embeddings", None)
+    output = embeddings() if embeddings is not None else None
     head = getattr(output, "weight", None)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = Counter[tuple[int, int, bool]]()

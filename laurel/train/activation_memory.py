@@ -102,7 +102,8 @@ def imagined(
     Of layers whose activations are computed twice, their inputs are kept, and the activations of
     one of them.
     """
-    mode = next((w.fake_mode for w in weights if hasattr(w, "fake_mode")), None) or FakeTensorMode(
+    every: Sequence[Any] = weights
+    mode = next((w.fake_mode for w in every if hasattr(w, "fake_mode")), None) or FakeTensorMode(
         allow_non_fake_inputs=True
     )
     layers = again(body)
