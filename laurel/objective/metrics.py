@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.objective.kl import k3
-from laurel.objective.ratio import log_ratio, same_shape, sequence_log_ratio
+from laurel.objective.ratio import log_ratio, required, same_shape, sequence_log_ratio
 from laurel.objective.unit import by_group
 
 Pair = tuple[Tensor, Tensor]
@@ -103,10 +103,8 @@ def preference_metrics(logp_NT: Tensor, batch: Batch, *, beta: float) -> dict[st
     graded above and below 0; `rewards/margins` and `rewards/accuracies` over groups that have both
     (a margin within 1e-5 of 0 counts half, as at the start).
     """
-    grade_N, lp_N = (
-        batch.weight_NT[:, 0],
-        torch.where(batch.loss_mask_NT, logp_NT.detach(), 0).sum(1),
-    )
+    grade_N = required(batch.comparison).grade_N
+    lp_N = torch.where(batch.loss_mask_NT, logp_NT.detach(), 0).sum(1)
     reward_N = beta * (lp_N - torch.where(batch.loss_mask_NT, batch.logp_ref_NT, 0).sum(1))
     found: dict[str, Pair] = {}
     for side, of_N in (("chosen", grade_N > 0), ("rejected", grade_N < 0)):

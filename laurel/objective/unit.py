@@ -30,6 +30,7 @@ from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.objective.ratio import required
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,11 @@ def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
 
 
 def comparison_mean(batch: Batch) -> Unit:
-    """A unit is a comparison: the samples of one group. One whose weights are all 0, or that has no
-    trained token, compares nothing.
+    """A unit is a comparison: the rows of one group. A group without a row that is compared and has
+    a trained token counts nowhere.
     """
-    compares_N = (batch.loss_mask_NT & (batch.weight_NT != 0)).any(1)
-    compares_P = by_group(compares_N.to(batch.weight_NT.dtype), batch) > 0
+    compared_N = required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
+    compares_P = by_group(compared_N.to(batch.weight_NT.dtype), batch) > 0
     return Unit(compares_P.to(batch.weight_NT.dtype), compares_P.sum())
 
 

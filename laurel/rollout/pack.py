@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from laurel.core.sample import NOBODY, Batch, Group
+from laurel.core.sample import NOT_SAMPLED, Batch, Comparisons, Group
 from laurel.weight.token import place_reward
 
 
 def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
-    """Groups -> Batch of N rows, group after group, padded on the right. Weights, values, targets
-    and log ref are zero yet.
+    """Groups -> Batch of N rows, group after group, padded on the right. Weights and log ref are
+    zero yet.
 
     Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the
     length limit, keep their place but lose their loss mask: they are neither trained on nor
@@ -30,7 +30,8 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     start_N = torch.tensor([len(s.prompt_ids) for s in samples])
     length_N = torch.tensor([len(s.completion_ids) for s in samples])
     chosen = [
-        s.loss_mask if s.key.version != NOBODY else (False,) * len(s.loss_mask) for s in samples
+        s.loss_mask if s.key.version != NOT_SAMPLED else (False,) * len(s.loss_mask)
+        for s in samples
     ]
     counted = [
         count and not (mask_truncated and s.finish == "length")
@@ -49,8 +50,6 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
         logp_old_NT=logp_old_NT,
         logp_ref_NT=torch.zeros_like(logp_old_NT),
         weight_NT=torch.zeros_like(logp_old_NT),
-        value_NT=torch.zeros_like(logp_old_NT),
-        target_NT=torch.zeros_like(logp_old_NT),
         temperature_N=torch.tensor([s.temperature for s in samples]),
         group_N=torch.tensor([g for g, group in enumerate(groups) for _ in group.samples]),
         keys=tuple(s.key for s in samples),
@@ -68,6 +67,40 @@ def padded(rows: Sequence[Sequence[float]], wide: int, dtype: torch.dtype | None
         [number for row in rows for number in row], dtype=dtype
     )
     return made
+
+
+def comparisons(groups: Sequence[Group]) -> Comparisons:
+    """What rows of data say of their answers, an entry per sample.
+
+    The rewards of such a group are its grades times the reliability w of its label: (w, -w) of a
+    pair, -w, -2 w, ... of a ranking, 0 of an answer that is not compared. Its row may have a
+    `margin` and a `soft_label`.
+    """
+    grade, weight, margin, flip = list[float](), list[float](), list[float](), list[float]()
+    for group in groups:
+        rewards = [reward or 0.0 for reward in group.rewards]
+        w = min((abs(reward) for reward in rewards if reward), default=0.0)
+        pair = max(rewards) > 0 > min(rewards)
+        grade += [reward / w if reward else 0.0 for reward in rewards]
+        weight += [w] * len(rewards)
+        margin += [float(group.row.get("margin", 0.0)) if pair else 0.0] * len(rewards)
+        flip += [1 - float(group.row.get("soft_label", 1.0)) if pair else 0.0] * len(rewards)
+    return Comparisons.of(
+        torch.tensor(grade),
+        weight_N=torch.tensor(weight),
+        margin_N=torch.tensor(margin),
+        flip_N=torch.tensor(flip),
+    )
+
+
+def sampled_comparisons(grade_PG: Tensor) -> Comparisons:
+    """Comparisons of samples with these grades, in float32: [P, G]. A group whose grades are all 0
+    compares nothing.
+    """
+    some_P1 = (grade_PG != 0).any(1, keepdim=True)
+    return Comparisons.of(
+        grade_PG.flatten().float(), compared_N=some_P1.expand_as(grade_PG).flatten()
+    )
 
 
 def reward_matrix(groups: Sequence[Group]) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.result import Abstain, Score
-from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
+from laurel.core.sample import NOT_SAMPLED, Batch, Finish, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
-from laurel.objective.discriminator import imitation, sides
+from laurel.objective.discriminator import balanced, imitation
 from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
 from laurel.rollout.source import POLICY
@@ -78,7 +78,7 @@ def demonstration(session: Session, group: Group) -> Sample:
     like, tokenizer = group.samples[0], session.policy.tokenizer
     shown = as_sample(
         encode_supervised(tokenizer, group.row),
-        replace(like.key, sample=len(group.samples), version=NOBODY),
+        replace(like.key, sample=len(group.samples), version=NOT_SAMPLED),
     )
     said = shown.completion_ids[
         : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
@@ -125,14 +125,10 @@ def appended(group: Group, shown: Sample) -> Group:
     )
 
 
-def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
-    `target_NT`.
-    """
-    side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
-    return batch.replace(
-        target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
-    )
+def with_sides(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The batch with which rows are demonstrations, and how much each counts."""
+    demonstration_N = torch.tensor([key.version == NOT_SAMPLED for key in batch.keys])
+    return batch.replace(demonstrations=balanced(demonstration_N, batch))
 
 
 ADVERSARIAL = POLICY.without(

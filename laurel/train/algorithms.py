@@ -23,11 +23,11 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.adversary import ADVERSARIAL, told_apart
-from laurel.train.aim import kl_point, labels, told
+from laurel.train.adversary import ADVERSARIAL, with_sides
 from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
 from laurel.train.row import Algorithm, Term, Trained
+from laurel.train.targets import labels, logged_rewards, reference_kl
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
 from laurel.weight.population import search_gradient, shaped
@@ -147,25 +147,20 @@ ROWS: dict[str, Algorithm] = {
     "raft": Algorithm(POLICY, weight.selected, likelihood, {"loss_aggregation": "token_mean"}),
     "hindsight": Algorithm(HINDSIGHT, weight.raw, likelihood, {"loss_aggregation": "token_mean"}),
     "es": Algorithm(POPULATION, shaped, search_gradient, {"loss_aggregation": "comparison_mean"}),
-    "dpo": Algorithm(PAIRS, weight.raw, preference.dpo, REFERENCED, terms=CHOSEN, targets=told),
+    "dpo": Algorithm(PAIRS, weight.raw, preference.dpo, REFERENCED, terms=CHOSEN),
     "cdpo": Algorithm(
         PAIRS,
         weight.raw,
         preference.dpo,
         {**REFERENCED, "label_smoothing": 0.1},
         terms=CHOSEN,
-        targets=told,
     ),
-    "robust_dpo": Algorithm(
-        PAIRS, weight.raw, preference.robust_dpo, REFERENCED, terms=CHOSEN, targets=told
-    ),
-    "ipo": Algorithm(PAIRS, weight.raw, preference.ipo, REFERENCED, terms=CHOSEN, targets=told),
-    "simpo": Algorithm(
-        PAIRS, weight.raw, preference.simpo, UNREFERENCED, terms=CHOSEN, targets=told
-    ),
-    "orpo": Algorithm(PAIRS, weight.raw, preference.orpo, UNREFERENCED, targets=told),
-    "dpop": Algorithm(PAIRS, weight.raw, preference.dpop, REFERENCED, terms=CHOSEN, targets=told),
-    "kto": Algorithm(LABELS, weight.raw, preference.kto, REFERENCED, targets=kl_point),
+    "robust_dpo": Algorithm(PAIRS, weight.raw, preference.robust_dpo, REFERENCED, terms=CHOSEN),
+    "ipo": Algorithm(PAIRS, weight.raw, preference.ipo, REFERENCED, terms=CHOSEN),
+    "simpo": Algorithm(PAIRS, weight.raw, preference.simpo, UNREFERENCED, terms=CHOSEN),
+    "orpo": Algorithm(PAIRS, weight.raw, preference.orpo, UNREFERENCED),
+    "dpop": Algorithm(PAIRS, weight.raw, preference.dpop, REFERENCED, terms=CHOSEN),
+    "kto": Algorithm(LABELS, weight.raw, preference.kto, REFERENCED, targets=reference_kl),
     "online_dpo": Algorithm(
         POLICY.without("kl_placement", "kl_estimator", "entropy_coef"),
         weight.best_and_worst,
@@ -210,6 +205,7 @@ ROWS: dict[str, Algorithm] = {
             "target_update": 0.005,
             "decode_beta": 1.0,
         },
+        targets=logged_rewards,
         measure=implicit_metrics,
         trained=WITH_HEADS,
     ),
@@ -224,7 +220,7 @@ ROWS: dict[str, Algorithm] = {
             "discriminator_rate": 1.0,
         },
         terms=(Term(discriminate, "row_mean"),),
-        targets=told_apart,
+        targets=with_sides,
         measure=discriminator_metrics,
         trained=WITH_DISCRIMINATOR,
         compares=True,
@@ -235,7 +231,6 @@ ROWS: dict[str, Algorithm] = {
         reward.bradley_terry,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),
@@ -245,7 +240,6 @@ ROWS: dict[str, Algorithm] = {
         reward.k_wise,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),
@@ -255,7 +249,6 @@ ROWS: dict[str, Algorithm] = {
         reward.plackett_luce,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),

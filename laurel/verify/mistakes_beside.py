@@ -161,7 +161,7 @@ BESIDE = (
         implicit.backup,
         instead(
             lambda value_NT, batch, gamma: (
-                batch.weight_NT + gamma * implicit.following(value_NT, batch)[1]
+                batch.reward_N[:, None] + gamma * implicit.following(value_NT, batch)[1]
             )
         ),
         "logged steps",
@@ -245,15 +245,15 @@ BESIDE = (
     ),
     Mutant(
         "D is the policy's, not the demonstrations'",
-        discriminator.sides,
-        after(torch.neg),
+        discriminator.balanced,
+        after(lambda found: replace(found, demonstration_N=~found.demonstration_N)),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),
     Mutant(
         "samples outvote their demonstration",
-        discriminator.sides,
-        after(torch.sign),
+        discriminator.balanced,
+        after(lambda found: replace(found, weight_N=found.weight_N.sign())),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),

@@ -14,7 +14,7 @@ from laurel.objective import preference, reward
 from laurel.objective.unit import by_group
 from laurel.reward import process
 from laurel.train import binding
-from laurel.verify.mutants import Function, Mutant, after, column, given, instead, meanwhile
+from laurel.verify.mutants import Function, Mutant, after, column, entry, given, instead, meanwhile
 
 
 def one_each(batch: Batch) -> Tensor:
@@ -51,7 +51,8 @@ def hinge_on_the_right(right: Function) -> Function:
     """`rrhf` whose hinge is on pairs in the right order; the best is imitated as before."""
 
     def wrong(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
-        upside_down = batch.replace(weight_NT=-batch.weight_NT)
+        found: Any = batch.comparison
+        upside_down = batch.replace(comparison=replace(found, grade_N=-found.grade_N))
         hinge_P = right(logp_NT, upside_down, nll_weight=0.0)
         return (
             hinge_P
@@ -164,7 +165,7 @@ COMPARISONS = (
     Mutant(
         "KTO's reference point is 0",
         preference.kto,
-        column(target_NT=torch.zeros_like),
+        entry("comparison", reference_kl_N=torch.zeros_like),
         "steps",
         "kto: one step, defaults",
     ),
@@ -210,7 +211,7 @@ COMPARISONS = (
     Mutant(
         "the margin is added to the gap",
         reward.bradley_terry,
-        column(target_NT=torch.neg),
+        entry("comparison", margin_N=torch.neg),
         "steps",
         "reward: one step, defaults",
     ),
@@ -261,7 +262,7 @@ COMPARISONS = (
     Mutant(
         "the outcome is said the wrong way round",
         reward.outcome,
-        column(target_NT=lambda y: 1 - y),
+        column(label_NT=lambda y: 1 - y),
         "steps",
         "orm: one step, defaults",
     ),

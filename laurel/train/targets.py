@@ -1,0 +1,62 @@
+"""What a batch is to learn besides its weights, filled in before the update: labels of scorers,
+logged rewards, KTO's reference point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from laurel.core.sample import Batch, Group
+from laurel.objective.preference import log_ratios
+from laurel.objective.ratio import required
+from laurel.train import parallel
+from laurel.train.session import Session
+
+
+@torch.no_grad()
+def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """KTO's reference point, under the policy as it is now: max(0, mean of log pi - log ref) over
+    the rows that are not compared, which answer other prompts, of all processes.
+    """
+    found = required(batch.comparison)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    others = batch.rows((~found.compared_N).nonzero()[:, 0].tolist())
+    for part in others.split(session.config.token_budget or 0, packed=session.packs):
+        micro = part.to(session.policy.device)
+        total = total + log_ratios(session.policy.logp(micro).logp, micro).sum().cpu().double()
+        count += len(micro)
+    mean = parallel.everywhere(total) / parallel.everywhere(torch.tensor(count)).clamp(min=1)
+    point_N = torch.full_like(found.grade_N, max(0.0, float(mean)))
+    return batch.replace(comparison=replace(found, reference_kl_N=point_N))
+
+
+def labels(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The row's label at every trained token; of a row of steps, each step's at its last token
+    (true 1, false -1).
+    """
+    label_NT = torch.zeros_like(batch.weight_NT)
+    for n, group in enumerate(groups):
+        at_T = batch.loss_mask_NT[n]
+        if "labels" in group.row:
+            steps = [step_label(label) for label in group.row["labels"]]
+            # the trained tokens of such a row are the ends of its steps, in order
+            label_NT[n, at_T] = torch.tensor(steps[: int(at_T.sum())], dtype=label_NT.dtype)
+        else:
+            label_NT[n, at_T] = float(group.row["label"])
+    return batch.replace(label_NT=label_NT)
+
+
+def step_label(label: bool | float) -> float:
+    """A step's label as a number: true 1, false -1."""
+    if isinstance(label, bool):
+        return 1.0 if label else -1.0
+    return float(label)
+
+
+def logged_rewards(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The reward that was logged with each row."""
+    rewards = [reward for group in groups for reward in group.rewards]
+    return batch.replace(reward_N=torch.tensor(rewards, dtype=batch.weight_NT.dtype))
