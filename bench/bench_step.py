@@ -23,7 +23,7 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
-from laurel.model import packed
+from laurel.fast import packed
 from laurel.model.critic import shared_critic
 from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference

@@ -18,7 +18,7 @@ from laurel.core.config import TrainConfig
 from laurel.data.source import load_rows
 from laurel.model.chat import encode_prompt
 from laurel.model.policy import Policy, load_policy
-from laurel.model.sampler import sample
+from laurel.rollout.sampler import sample
 from laurel.train import evaluate as evaluation
 from laurel.train import loop
 from laurel.train.starter import build_starter

@@ -88,7 +88,7 @@ def load(args: argparse.Namespace) -> list[Row]:
     """The normalised rows that the arguments name. An option that does not apply to the source is
     refused.
     """
-    from laurel.data.places import has_splits
+    from laurel.data.paths import has_splits
     from laurel.data.rows import read_rows
     from laurel.data.source import is_file_name
     from laurel.data.tasks import is_task
@@ -159,7 +159,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def find_verifier(name: str, rows: Sequence[Row]) -> Verifier:
     """What `--rewards` takes, checked against the rows' columns, as a verifier."""
-    from laurel.reward.alone import as_verifier
+    from laurel.reward.as_verifier import as_verifier
 
     return as_verifier(name, {column for row in rows for column in row.columns})
 

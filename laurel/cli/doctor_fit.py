@@ -13,13 +13,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
+from laurel.fast.packed import KNOWN, bare, looks_packed
+from laurel.fast.room import device_memory, logit_room
 from laurel.model.adapters import with_lora
 from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import hold
 from laurel.model.objects import config_of
-from laurel.model.packed import KNOWN, bare, looks_packed
 from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtype
-from laurel.model.room import device_memory, logit_room
 from laurel.model.weights import told
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.kept import computed

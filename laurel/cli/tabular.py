@@ -379,7 +379,7 @@ def grid_table(grid: Grid, width: int = 80) -> RenderableType:
     from rich.table import Table as Lines
     from rich.text import Text
 
-    from laurel.report.exhibit_page import figures, is_wall
+    from laurel.report.cells import is_wall, value_texts
 
     widest = max(len(mark) for marks in grid.marks for mark in marks)
 
@@ -398,7 +398,7 @@ def grid_table(grid: Grid, width: int = 80) -> RenderableType:
         (lambda mark, text: mark or text[:1], 1, 0),
     )
     for join, precision, padding in layouts:
-        texts = figures(grid, precision)
+        texts = value_texts(grid, precision)
         digits = max(len(text) for row in texts for text in row)
         cells = [
             [
@@ -431,12 +431,13 @@ def text_table(table: Table, width: int = 80) -> RenderableType:
     from rich.table import Table as Lines
     from rich.text import Text
 
-    from laurel.report.exhibit_page import cell, numeric
+    from laurel.report.cells import cell_text
+    from laurel.report.exhibit_page import numeric_columns
 
-    right = numeric(table)
+    right = numeric_columns(table)
     layouts: list[tuple[int, bool, int, list[list[str]], list[int]]] = []
     for significant, gap in ((4, 3), (4, 2), (3, 2), (3, 1)):
-        rows = [[cell(value, significant) for value in row] for row in table.rows]
+        rows = [[cell_text(value, significant) for value in row] for row in table.rows]
         total = width - gap * (len(right) - 1)
         widths = column_widths(
             table.columns, [[row[j] for row in rows] for j in range(len(right))], right, total
@@ -485,8 +486,8 @@ def spark_table(chart: Chart, width: int = 80) -> RenderableType:
     """Curves as text: where each begins and ends, with its interval, and its course on a scale that
     they share.
     """
+    from laurel.report.cells import cell_text
     from laurel.report.exhibit import Table
-    from laurel.report.exhibit_page import cell
 
     def height(y: float) -> float | None:
         if not math.isfinite(y) or (chart.log_y and y <= 0):
@@ -509,16 +510,22 @@ def spark_table(chart: Chart, width: int = 80) -> RenderableType:
 
     def end(point: tuple[float, float, float, float]) -> str:
         x, *figures = point
-        y, low, high = (cell(figure, 3) for figure in figures)
+        y, low, high = (cell_text(figure, 3) for figure in figures)
         return (
-            y + (f" [{low}, {high}]" if low != high else "") + ("" if shared else f" at {cell(x)}")
+            y
+            + (f" [{low}, {high}]" if low != high else "")
+            + ("" if shared else f" at {cell_text(x)}")
         )
 
     curves = {label: sorted(points) for label, points in chart.curves.items() if points}
     shared = len({(points[0][0], points[-1][0]) for points in curves.values()}) == 1
     ends = (
         next(
-            ([f"{chart.x} {cell(points[i][0])}" for i in (0, -1)] for points in curves.values()), []
+            (
+                [f"{chart.x} {cell_text(points[i][0])}" for i in (0, -1)]
+                for points in curves.values()
+            ),
+            [],
         )
         if shared
         else ["first", "last"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from laurel.core.result import Result
-from laurel.core.sample import Message
+from laurel.core.sample import Completion, Draw, Message
 
 if TYPE_CHECKING:
     from laurel.core.run import Run
@@ -67,3 +67,17 @@ class Env(Protocol):
     def reset(self, row: Mapping[str, Any]) -> list[Message]: ...
 
     def step(self, text: str) -> list[Message] | None: ...
+
+
+class Generator(Protocol):
+    """Samples completions of prompts: `laurel.rollout.sampler.Sampler`, or a server.
+
+    `tokenizer` encodes the prompts and decodes the completions. `generate` answers every prompt G =
+    len(draw.seeds) / len(prompts) times: completion i belongs to prompt i // G, and its tokens
+    depend on its seed and the weights alone.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]: ...

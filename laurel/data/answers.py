@@ -2,10 +2,10 @@
 
 The truth is worked out from the question itself, never taken from the row's gold answer, so a wrong
 gold answer is found too. An answer counts only as a whole: white space around it and one full stop
-at its end are ignored, and so are thoughts and answer tags (see `laurel.data.said`); nothing else.
-"46", "46." and "<think>...</think><answer>46</answer>" answer "12+34="; "12+34=46", "46 or 47",
-"046", "+46" and "46.0" do not. A wrong answer is Score(0) with the reason; a row that holds no such
-question is Failed.
+at its end are ignored, and so are thoughts and answer tags (see `laurel.data.strip_thinking`);
+nothing else. "46", "46." and "<think>...</think><answer>46</answer>" answer "12+34="; "12+34=46",
+"46 or 47", "046", "+46" and "46.0" do not. A wrong answer is Score(0) with the reason; a row that
+holds no such question is Failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.data import arithmetic
-from laurel.data.said import said
+from laurel.data.strip_thinking import visible_answer
 
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,99})")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,99})(?:\.[0-9]{1,99})?")
@@ -50,7 +50,9 @@ def plain(answer: str) -> str:
     """The answer without its thoughts and tags, the white space around it and one final full
     stop.
     """
-    return said(answer).strip().removesuffix(".").rstrip() if isinstance(answer, str) else ""
+    return (
+        visible_answer(answer).strip().removesuffix(".").rstrip() if isinstance(answer, str) else ""
+    )
 
 
 def whole_number(answer: str) -> int | None:
@@ -78,7 +80,7 @@ def verify_last_line(answer: str, row: Mapping[str, Any]) -> Result:
     answers "34*27=" like "918" does.
     """
     return verify_sum(
-        said(answer).rstrip().rpartition("\n")[2] if isinstance(answer, str) else "", row
+        visible_answer(answer).rstrip().rpartition("\n")[2] if isinstance(answer, str) else "", row
     )
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.data.faults import source_of, together
+from laurel.data.conversations import ROLES, other_part
+from laurel.data.layouts import PREFACES, SIDES, as_messages, ours
 from laurel.data.read import kind_of
-from laurel.data.shapes import PREFACES, SIDES, as_messages, ours
+from laurel.data.row_errors import combined_error, source_of
 from laurel.data.source import Row
-from laurel.data.turns import ROLES, other_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,9 @@ def detect(columns: Mapping[str, Any]) -> Format | None:
 
 
 def normalise(row: Row) -> Row:
-    """The row in our columns: well-known shapes are mapped (`laurel.data.shapes`), then every field
-    is checked.
+    """The row in our columns.
+
+    Well-known layouts are mapped (`laurel.data.layouts`), then every field is checked.
 
     Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a
     UsageError that names the place, the field, what was expected and what was found.
@@ -223,7 +224,7 @@ def _each(
         except UsageError as error:
             found.append(error)
     if found:
-        raise together(found, len(given) + len(faults), source_of(found[0].where))
+        raise combined_error(found, len(given) + len(faults), source_of(found[0].where))
     return ready
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.data.answers import question_of
-from laurel.data.hedges import without_question
+from laurel.data.final_answer import boxed, stated_answer, without_contrast
+from laurel.data.non_answers import without_question
 from laurel.data.numbers import ATOM, Quantity, read, same, value
-from laurel.data.plain import plain
-from laurel.data.said import said
-from laurel.data.settle import boxed, said_to_be, without_contrast
+from laurel.data.plain_text import to_plain_text
+from laurel.data.strip_thinking import visible_answer
 
 LONGEST = 100_000
 _MARKED = re.compile(r"####[ \t]*([-\u2212$.]*[0-9][^\n#]*)")
@@ -70,7 +70,7 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
     """
     if not isinstance(answer, str) or len(answer) > LONGEST:
         return None, f"not a text of at most {LONGEST} characters"
-    answer = without_question(said(answer), question)
+    answer = without_question(visible_answer(answer), question)
     marked = [(text, False) for text in _MARKED.findall(answer)] + [
         (text, True) for text in boxed(answer)
     ]
@@ -81,7 +81,7 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
         if found[0] is None or any(other is None or not same(other, found[0]) for other in found):
             return None, "what is marked as the answer is not one number"
         return found[0], ""
-    told = said_to_be(answer)
+    told = stated_answer(answer)
     reading = read(without_contrast(told or answer))
     if reading.quantity is None:
         return None, TROUBLES[reading.trouble]
@@ -101,7 +101,7 @@ def numbers_in(text: str) -> list[Fraction | None]:
     """
     found = (
         value(atom)
-        for atom in ATOM.finditer(plain(text))
+        for atom in ATOM.finditer(to_plain_text(text))
         if atom["whole"] is not None or atom["part"] is not None
     )
     return [None if quantity is None else quantity.value for quantity in found]
@@ -121,7 +121,7 @@ def _gold(row: Mapping[str, Any]) -> Quantity | None:
 
 
 def _whole(text: str) -> Quantity | None:
-    found = ATOM.fullmatch(plain(text).strip().removesuffix(".").strip("$ "))
+    found = ATOM.fullmatch(to_plain_text(text).strip().removesuffix(".").strip("$ "))
     return (
         value(found)
         if found and (found["whole"] is not None or found["part"] is not None)

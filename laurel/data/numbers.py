@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from laurel.data.hedges import undecided
-from laurel.data.plain import THIN, plain
+from laurel.data.non_answers import undecided
+from laurel.data.plain_text import THIN, to_plain_text
 from laurel.data.units import PATTERN, Unit, unit_of
 
 DIGITS = 100
@@ -108,7 +108,7 @@ def read(text: str, *, formula: bool = False) -> Reading:
     formula: the text is mathematics alone (the content of a box), where an exclamation mark is a
     factorial.
     """
-    text = plain(text[-2 * LONGEST :])[-LONGEST:]
+    text = to_plain_text(text[-2 * LONGEST :])[-LONGEST:]
     text = (
         re.sub(r"^\s*-\s+(?=[\d.¤$])", "-", text) if formula else text
     )  # in a sentence it may be a dash
@@ -216,7 +216,7 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
         or tail.count("{") > tail.count("}")
     ):
         return True
-    if tail.endswith("=") and lettered(tail[:-1]):
+    if tail.endswith("=") and ends_in_equation(tail[:-1]):
         return True
     line = tail.rpartition("\n")[2]
     depth = max(line.rfind("("), line.rfind("["))
@@ -236,7 +236,7 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
     )
 
 
-def lettered(left: str) -> bool:
+def ends_in_equation(left: str) -> bool:
     """Does a text end in the left side of an equation that a number alone does not answer?"""
     return bool(_LETTERED.search(left))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError, nearest
-from laurel.data.faults import together
-from laurel.data.separated import Record, read_table
+from laurel.data.csv_table import Record, read_table
+from laurel.data.row_errors import combined_error
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 BINARY = (".parquet", ".arrow")
@@ -83,7 +83,7 @@ def read_records(
                 read_table(_decode(content, name), name, "\t" if suffix == ".tsv" else "", found)
             )
     if found and faults is None:
-        raise together(found, len(records) + len(found), name)
+        raise combined_error(found, len(records) + len(found), name)
     if not records and not found:
         raise UsageError("the file holds no rows.", where=str(path))
     if faults is not None:

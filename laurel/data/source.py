@@ -14,9 +14,9 @@ from typing import Any
 
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.data.faults import together
-from laurel.data.places import files_of, is_list, is_place
+from laurel.data.paths import files_of, is_list, is_place
 from laurel.data.read import missing_file, read_records, suffix_of
+from laurel.data.row_errors import combined_error
 from laurel.data.tasks import TASKS, generate_task, is_task
 
 GENERATED_ROWS = 1_000
@@ -28,7 +28,7 @@ class Row:
 
     `id` is a hash of the content followed by the position in the source. It is the same in every
     run, and two identical rows of one source keep different ids. `read` names the columns whose
-    content went into ours (`laurel.data.shapes`), `part` the evaluation set that the row belongs
+    content went into ours (`laurel.data.layouts`), `part` the evaluation set that the row belongs
     to, where there are several.
     """
 
@@ -94,7 +94,7 @@ def read_files(
         for record in read_records(path, name=place, faults=found)
     ]
     if found and faults is None:
-        raise together(found, len(records) + len(found), name)
+        raise combined_error(found, len(records) + len(found), name)
     if faults is not None:
         faults.extend(found)
     return records

@@ -12,7 +12,7 @@ from typing import Any
 
 from laurel.core.errors import UsageError, nearest
 from laurel.core.protocols import Verifier
-from laurel.data import answers, generate
+from laurel.data import answers, synthetic
 from laurel.data.gsm8k import verify_gsm8k
 from laurel.data.reasoning import gym_rows, is_gym
 
@@ -70,36 +70,36 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("addition", "the sum of two numbers", answers.verify_sum, generate.addition),
+        Task("addition", "the sum of two numbers", answers.verify_sum, synthetic.addition),
         Task(
             "calculator",
             "a product, of which a calculator may be asked",
             answers.verify_last_line,
-            generate.calculator,
+            synthetic.calculator,
         ),
         Task(
             "chain_sum",
             "sums and differences of a few numbers",
             answers.verify_sum,
-            generate.chain_sum,
+            synthetic.chain_sum,
         ),
         Task(
             "countdown",
             "an expression over given numbers that makes a target",
             answers.verify_countdown,
-            generate.countdown,
+            synthetic.countdown,
         ),
         Task(
             "letter_counting",
             "how often a letter occurs in a text",
             answers.verify_letter_counting,
-            generate.letter_counting,
+            synthetic.letter_counting,
         ),
         Task(
             "number_sorting",
             "numbers in ascending or descending order",
             answers.verify_number_sorting,
-            generate.number_sorting,
+            synthetic.number_sorting,
         ),
         Task("leg_counting", "the legs of a list of animals", answers.verify_leg_counting),
         Task(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.data.cell import encode_cell
+from laurel.data.csv_cell import encode_cell
 from laurel.data.read import JSON_MARK, checked_suffix
 from laurel.data.source import Row
 

@@ -13,17 +13,18 @@ import torch
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.core.protocols import Env
-from laurel.core.sample import Group, Key
+from laurel.core.sample import Draw, Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
-from laurel.measure.passk import mean_pass_at_k
-from laurel.measure.vote import mean_majority_at_k
+from laurel.measure.majority import mean_majority_at_k
+from laurel.measure.pass_at_k import mean_pass_at_k
 from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
@@ -183,9 +184,9 @@ def answered(
 ) -> list[Group]:
     """Groups of `draw.num_generations` completions per row: of one turn, or played in a world."""
     if make_env is None:
-        return rollout(policy, rows, draw)
+        return rollout(Sampler(policy), rows, draw)
     assert max_turns is not None
-    return play(policy, rows, draw, make_env, max_turns)
+    return play(Sampler(policy), rows, draw, make_env, max_turns)
 
 
 def scored(

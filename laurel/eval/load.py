@@ -10,7 +10,7 @@ from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.data.rows import read_rows
 from laurel.data.source import Row
-from laurel.model import products
+from laurel.fast import products
 from laurel.model.chat import ensure_template
 from laurel.model.ends import learn_ends
 from laurel.model.policy import (

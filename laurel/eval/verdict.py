@@ -17,7 +17,7 @@ from laurel.measure.calibration import (
     length_direction,
     reliability_table,
     report_pairs,
-    share,
+    share_interval,
 )
 from laurel.model.rows import encode_steps, encodings
 from laurel.model.scorer import Scorer
@@ -115,10 +115,10 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
     common = sum(came) >= len(came) / 2
     figures = {
         "answers": len(rows),
-        "accuracy": share(
+        "accuracy": share_interval(
             [(p > 0.5) == (y > 0.5) for p, y in zip(chance, came, strict=True)], prompts
         ),
-        "majority": share([(y > 0.5) == common for y in came], prompts),
+        "majority": share_interval([(y > 0.5) == common for y in came], prompts),
         **calibrated(chance, came),
     }
     lines = [
@@ -157,12 +157,12 @@ def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdi
     common = Counter(b for _, b, _ in flat).most_common(1)[0][0]
     figures = {
         "steps": len(flat),
-        "accuracy": share([a == b for a, b, _ in flat], whose),
-        "majority": share([b == common for _, b, _ in flat], whose),
-        "first_error": share(
+        "accuracy": share_interval([a == b for a, b, _ in flat], whose),
+        "majority": share_interval([b == common for _, b, _ in flat], whose),
+        "first_error": share_interval(
             [first(ours) == first(theirs) for ours, theirs in zip(said, true, strict=True)], prompts
         ),
-        "nothing_wrong": share([first(theirs) is None for theirs in true], prompts),
+        "nothing_wrong": share_interval([first(theirs) is None for theirs in true], prompts),
         **calibrated(sound, [float(b != -1) for _, b, _ in flat]),
     }
     lines = [

@@ -299,9 +299,9 @@ def pair_agreement(
     votes: item -> one label per rater. Without `judge` every pair of raters of an item counts once
     (human with human); with it every vote is paired with every vote of the judge on that item.
     ties=False leaves out the pairs in which either says `tie`. An item is a pair of responses in
-    one fixed orientation: see `oriented`. cluster: an item -> what it belongs to, where items of
-    the interval are larger than those of the votes. As MT-Bench reports it: Zheng et al. 2023,
-    arXiv:2306.05685.
+    one fixed orientation: see `in_alphabetical_order`. cluster: an item -> what it
+    belongs to, where items of the interval are larger than those of the votes. As MT-Bench reports
+    it: Zheng et al. 2023, arXiv:2306.05685.
     """
     equal: list[float] = []
     items: list[Hashable] = []
@@ -321,7 +321,7 @@ def pair_agreement(
     return Agreement(found.value, found.low, found.high, len(equal), "", level)
 
 
-def oriented(first: str, second: str, label: str) -> tuple[str, str, str]:
+def in_alphabetical_order(first: str, second: str, label: str) -> tuple[str, str, str]:
     """A vote "a" (for `first`), "tie" or "b" (for `second`) with the two names in alphabetical
     order, so that (x, y) and (y, x) are one
     item. A tie of any kind, as "tie (inconsistent)", is a tie."""

@@ -98,10 +98,10 @@ def pair_forecasts(margin: Numbers) -> tuple[np.ndarray, np.ndarray]:
     gap = np.asarray(margin, dtype=float)
     if not np.isfinite(gap).all():
         raise ValueError("scores must be finite")
-    return 1 / (1 + np.exp(-np.abs(gap))), hits(gap)
+    return 1 / (1 + np.exp(-np.abs(gap))), pair_hits(gap)
 
 
-def hits(margin: Numbers) -> np.ndarray:
+def pair_hits(margin: Numbers) -> np.ndarray:
     """Per pair: 1 if the chosen answer is ahead, 0 if behind, .5 if level. What carries no
     information gets .5, not 0 or 1.
     """
@@ -110,7 +110,7 @@ def hits(margin: Numbers) -> np.ndarray:
 
 def length_direction(chosen_length: Numbers, rejected_length: Numbers) -> int:
     """Which length to prefer, learnt from training pairs: 1 the longer answer, -1 the shorter."""
-    longer = hits(_difference(chosen_length, rejected_length)).mean()
+    longer = pair_hits(_difference(chosen_length, rejected_length)).mean()
     return 1 if longer >= 0.5 else -1
 
 
@@ -187,11 +187,11 @@ def report_pairs(
     if len(gap) != len(length) or not len(gap):
         raise ValueError(f"{len(gap)} scored pairs and {len(length)} with lengths")
     confidence, right = pair_forecasts(gap)
-    by_length = hits(length)
+    by_length = pair_hits(length)
     varies = gap.std() > 0 and length.std() > 0
     return PairReport(
-        accuracy=share(right, clusters),
-        length_baseline=share(by_length, clusters),
+        accuracy=share_interval(right, clusters),
+        length_baseline=share_interval(by_length, clusters),
         gain=paired_difference(by_length.tolist(), right.tolist(), clusters),
         calibration_error=expected_calibration_error(confidence, right, bins=bins, low=0.5),
         table=tuple(reliability_table(confidence, right, bins=bins, low=0.5)),
@@ -201,7 +201,7 @@ def report_pairs(
     )
 
 
-def share(right: Numbers, clusters: Sequence[Hashable] | None = None) -> Interval:
+def share_interval(right: Numbers, clusters: Sequence[Hashable] | None = None) -> Interval:
     """A share of right answers: Wilson's interval, or where prompts come several times the
     bootstrap over prompts.
     """

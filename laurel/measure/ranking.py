@@ -20,8 +20,8 @@ from scipy.special import logsumexp
 from scipy.stats import t as student
 
 from laurel.measure.agreement import Agreement
+from laurel.measure.clustered_errors import Around, around
 from laurel.measure.intervals import Interval
-from laurel.measure.sandwich import Around, around
 
 Matrix = Sequence[Sequence[float]] | np.ndarray
 

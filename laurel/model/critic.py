@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.fast.logprob import wide
+from laurel.fast.packed import hidden_states
 from laurel.model.classifier import head_of
-from laurel.model.logprob import wide
 from laurel.model.narrow import held, hold, reading
 from laurel.model.outputs import Outputs
-from laurel.model.packed import hidden_states
 from laurel.model.policy import Policy, trained_positions
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.model.logprob import chunked_logprobs, wide
+from laurel.fast.logprob import chunked_logprobs, wide
 from laurel.model.narrow import reading
 from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions

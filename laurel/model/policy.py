@@ -21,28 +21,35 @@ from torch import Tensor, nn
 from laurel.core.errors import UsageError
 from laurel.core.machine import default_threads
 from laurel.core.sample import Batch
-from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
-from laurel.model.chat import ensure_template
-from laurel.model.ends import ends_of, learn_ends
-from laurel.model.folders import base_of, check_folder, is_adapter
-from laurel.model.logprob import (
+from laurel.fast.logprob import (
     ROOM,
+    WORST,
     Entropy,
     TokenStats,
     chunked_kl,
     chunked_logprobs,
+    slack,
     token_logprobs,
     wide,
 )
+from laurel.fast.packed import hidden_states, packs
+from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
+from laurel.model.chat import ends_of, ensure_template
+from laurel.model.ends import learn_ends
+from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import NARROW, hold, reading
 from laurel.model.objects import given_model, given_tokenizer
 from laurel.model.outputs import Outputs
-from laurel.model.packed import hidden_states, packs
-from laurel.model.positions import positions_of
-from laurel.model.precision import WORST, slack
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
 from laurel.model.weights import guard_ids, load_model, told
+
+RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
+STRETCHED = (
+    "linear",
+    "dynamic",
+    "yarn",
+)  # for these a configuration may still name the length before stretching
 
 
 @dataclass
@@ -54,7 +61,8 @@ class Policy:
     (`laurel.model.narrow`). `template` is the hash of the chat template; `notes` is what is to be
     said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take;
     `whole_logits`: are they made by the whole model only, not by its head? None: it is tried, and
-    `logit_size`, the largest of a few of them, found.
+    `logit_size`, the largest of a few of them, found. `decoders`: what `laurel.fast` made to sample
+    it with.
     """
 
     model: nn.Module
@@ -66,6 +74,7 @@ class Policy:
     room: int = ROOM
     whole_logits: bool | None = None
     logit_size: float = 0.0
+    decoders: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
@@ -524,3 +533,36 @@ def pick_threads(asked: int, parameters: int) -> int:
     bring), else all it may use.
     """
     return asked or (1 if parameters < 5_000_000 else default_threads())
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest row of a model with this configuration; None where it has no such bound (ALiBi,
+    recurrent models).
+
+    With learned positions there are no more; rotary ones go on, but nobody has trained them there.
+    Rotary positions that are stretched (linear, dynamic, yarn) count as far as they are stretched;
+    a sliding window is no bound.
+    """
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    bound = getattr(config, "max_position_embeddings", None)
+    unbound = getattr(config, "alibi", False) or getattr(config, "model_type", "") in RECURRENT
+    if not isinstance(bound, int) or bound < 1 or unbound:
+        return None
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [kind for kind in (rotary, *rotary.values()) if isinstance(kind, dict)]
+    for kind in kinds:
+        factor, name = kind.get("factor"), kind.get("rope_type") or kind.get("type")
+        if name in STRETCHED and isinstance(factor, int | float):
+            bound = max(
+                bound,
+                int(
+                    (kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+                    * factor
+                ),
+            )
+    return bound
+
+
+def shorter(*limits: int | None) -> int | None:
+    """The least of several limits, of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)

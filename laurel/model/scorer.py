@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
+from laurel.fast.logprob import WORST, slack, wide
+from laurel.fast.packed import hidden_states, packs
 from laurel.model.adapters import with_lora
 from laurel.model.card import CARD, Card, read_card
 from laurel.model.chat import encode_supervised, ensure_template
@@ -31,14 +33,18 @@ from laurel.model.classifier import (
 )
 from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
-from laurel.model.logprob import wide
 from laurel.model.narrow import held, hold, reading
 from laurel.model.objects import config_of
 from laurel.model.outputs import Outputs
-from laurel.model.packed import hidden_states, packs
-from laurel.model.policy import Policy, load_tokenizer, pick_device, pick_dtype, pick_param_dtype
-from laurel.model.positions import positions_of, shorter
-from laurel.model.precision import WORST, slack
+from laurel.model.policy import (
+    Policy,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    pick_param_dtype,
+    positions_of,
+    shorter,
+)
 from laurel.model.render import without_template
 from laurel.model.saving import (
     Origin,

@@ -49,12 +49,12 @@ def value_metrics(
     """
     value_NT = value_NT.detach()
     plain_NT, clipped_NT = squares(value_NT, batch, cliprange_value)
-    target_NT = required(batch.values).return_NT.double()
-    error_NT = target_NT - value_NT
+    return_NT = required(batch.values).return_NT.double()
+    error_NT = return_NT - value_NT
     columns = {
         "value/mean": value_NT,
-        "value/target": target_NT,
-        "value/target_square": target_NT.square(),
+        "value/target": return_NT,
+        "value/target_square": return_NT.square(),
         "value/error": error_NT,
         "value/error_square": error_NT.square(),
         "clip_ratio/value": clipped_NT > plain_NT,

@@ -18,7 +18,7 @@ from laurel.core.files import write_atomic
 from laurel.core.sample import Group
 from laurel.data.source import Row
 from laurel.eval.evaluate import divergence, scored
-from laurel.measure.bestof import best_of_n, best_of_n_bound
+from laurel.measure.best_of_n import best_of_n, best_of_n_bound
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
 from laurel.model.policy import load_policy
 from laurel.pipeline.plan import Plan

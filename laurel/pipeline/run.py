@@ -27,8 +27,9 @@ from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
 from laurel.pipeline.store import Artefact, make, source
+from laurel.report.cells import cell_text
 from laurel.report.exhibit import Table
-from laurel.report.exhibit_page import cell, write_page
+from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.source import LABELS, PAIRS
 from laurel.train.algorithms import ALGORITHMS
@@ -413,7 +414,7 @@ class Pipeline:
         for table in shown.tables[:3]:
             lines = Lines(*table.columns, title=table.title, title_justify="left")
             for row in table.rows:
-                lines.add_row(*(cell(value) for value in row))
+                lines.add_row(*(cell_text(value) for value in row))
             self.console.print(lines)
         for claim in shown.claims:
             self.console.print(

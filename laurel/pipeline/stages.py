@@ -16,16 +16,16 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import atomic_file, read_lines, write_atomic
 from laurel.core.load import load_file
 from laurel.core.result import Failed, Score, as_result
-from laurel.core.sample import Group, Key, Message, Sample
+from laurel.core.sample import Draw, Group, Key, Message, Sample, sample_seed
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.model.policy import load_policy
-from laurel.model.sampler import sample_seed
 from laurel.pipeline.plan import Plan, Preferring, Sampling
 from laurel.reward.calls import listed
 from laurel.reward.mixture import Mixture
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
 
@@ -63,7 +63,7 @@ def answer(
         tuple(how.stop),
     )
     for start in range(len(whole), len(rows), AT_ONCE):
-        groups = rollout(policy, rows[start : start + AT_ONCE], draw)
+        groups = rollout(Sampler(policy), rows[start : start + AT_ONCE], draw)
         lines = [
             {
                 "id": group.prompt,

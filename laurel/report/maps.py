@@ -27,8 +27,8 @@ from matplotlib.ticker import (
 
 from laurel.core.errors import UsageError
 from laurel.core.files import atomic_file
+from laurel.report.cells import ARROWS, cell_text, exit_reward, is_wall, shown_value, value_texts
 from laurel.report.exhibit import Chart, Exhibit, Grid
-from laurel.report.exhibit_page import ARROWS, cell, exit_mark, figures, is_wall, told_value
 from laurel.report.plots import INK, LINES, STRONG, STYLE, VARIABLES, as_svg
 
 Panel = tuple[str, float, int, Callable[[Axes], None]]
@@ -47,7 +47,7 @@ POSITIVE, NEGATIVE = LINES[0], LINES[1]
 READABLE = 4.0  # points; a smaller text is left out
 
 
-def paper() -> Inks:
+def light_inks() -> Inks:
     """The colours of the light page, from its style sheet."""
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").split("@media")[0]
     known = dict(re.findall(r"(--\w+): (#\w+)", style))
@@ -57,7 +57,7 @@ def paper() -> Inks:
 def grid_svg(grid: Grid) -> str:
     """A map as an `<svg>` that takes its colours from the page."""
     return _panel_svg(
-        (grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=PAGE))
+        (grid.title, map_height(grid), panel_columns(grid), partial(draw_map, grid=grid, inks=PAGE))
     )
 
 
@@ -72,10 +72,15 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
     """Every map and chart in one picture; the suffix of the path (.png, .svg, .pdf) chooses the
     format.
     """
-    inks = paper()
+    inks = light_inks()
     panels: list[Panel] = [
         *(
-            (grid.title, map_height(grid), span(grid), partial(draw_map, grid=grid, inks=inks))
+            (
+                grid.title,
+                map_height(grid),
+                panel_columns(grid),
+                partial(draw_map, grid=grid, inks=inks),
+            )
             for grid in exhibit.grids
         ),
         *(
@@ -153,7 +158,7 @@ def _style(inks: Inks) -> dict[Any, Any]:
     }
 
 
-def span(grid: Grid) -> int:
+def panel_columns(grid: Grid) -> int:
     """How many panels wide a map is."""
     return 2 if len(grid.values[0]) > MANY else 1
 
@@ -169,7 +174,9 @@ def chart_height(chart: Chart) -> float:
 
 
 def _cell_size(grid: Grid) -> float:
-    return min(CELL, (span(grid) * WIDTH - 0.3) / len(grid.values[0]), MAP_HIGH / len(grid.values))
+    return min(
+        CELL, (panel_columns(grid) * WIDTH - 0.3) / len(grid.values[0]), MAP_HIGH / len(grid.values)
+    )
 
 
 def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
@@ -178,13 +185,13 @@ def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
     """
     high, wide = len(grid.values), len(grid.values[0])
     points = 72 * _cell_size(grid)
-    texts = figures(grid)
+    texts = value_texts(grid)
     size = min(
         10.5,
         0.19 * points,
         0.9 * points / (0.62 * max(1, *(len(text) for row in texts for text in row))),
     )
-    tint = tints(grid)
+    tint = cell_colours(grid)
     for i, (values, marks) in enumerate(zip(grid.values, grid.marks, strict=True)):
         for j, (value, mark) in enumerate(zip(values, marks, strict=True)):
             x, y = j, high - 1 - i
@@ -208,12 +215,12 @@ def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
     axes.tick_params(length=0, labelsize=max(READABLE, min(8, 0.5 * points)))
 
 
-def tints(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
+def cell_colours(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
     """(colour, strength) of a cell. With both signs the scale is centred on 0; with one, it runs
     from the weakest to the strongest.
     """
     cells = [
-        told_value(*pair)
+        shown_value(*pair)
         for row in zip(grid.values, grid.marks, strict=True)
         for pair in zip(*row, strict=True)
     ]
@@ -226,7 +233,7 @@ def tints(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
     strongest = max(map(abs, known), default=0.0)
 
     def tint(value: float | None, mark: str) -> tuple[str, float]:
-        announced = exit_mark(mark)
+        announced = exit_reward(mark)
         if announced:
             return (POSITIVE if announced > 0 else NEGATIVE), 0.6
         if value is None or announced is not None:
@@ -343,6 +350,6 @@ def _scales(axes: Axes, chart: Chart) -> None:
             axis.set_major_locator(MaxNLocator(6, integer=all(x == int(x) for x in xs)))
         else:
             axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: cell(float(f"{value:.3g}"))))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: cell_text(float(f"{value:.3g}"))))
     if ys and min(ys) < 0 < max(ys):
         axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.5, zorder=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from laurel.core.metric_catalogue import Meaning
 from laurel.report.collect import Series, Story
 from laurel.report.plots import line_chart, time_chart
-from laurel.report.verdict import finite, meaning_of, outside, set_of, show, window
+from laurel.report.verdict import finite, meaning_of, out_of_range, set_of, show, window
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reward", ("reward",)),
@@ -135,7 +135,7 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     unit = (
         meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
     )
-    alarm = outside(now, meaning)
+    alarm = out_of_range(now, meaning)
     constant = not alarm and len(values) > 1 and all(level(finite(one)) for one in series.values())
     return Panel(
         title,

@@ -106,7 +106,7 @@ def _draw(axes: Axes, series: Series, colour: str, label: str) -> None:
     """Few points: a line with dots. Many: the raw values faintly, their moving average on top.
     Values not finite are gaps.
     """
-    points = thin(sorted(series.items()))
+    points = thin_out(sorted(series.items()))
     steps = [step for step, _ in points]
     values = [float("nan") if value is None else value for _, value in points]
     if len(points) < SMOOTH_FROM:
@@ -121,10 +121,10 @@ def _draw(axes: Axes, series: Series, colour: str, label: str) -> None:
         )
         return
     axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-    axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label=label)
+    axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=label)
 
 
-def thin(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+def thin_out(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
     """At most POINTS points: each the mean of a run of neighbours, at the last one's step."""
     size = -(-len(points) // POINTS)
     if size <= 1:
@@ -137,7 +137,7 @@ def thin(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None
     return thinned
 
 
-def smooth(values: list[float]) -> list[float]:
+def smoothed(values: list[float]) -> list[float]:
     """A centred moving average over about a tenth of the values; NaN is left out of it."""
     half = max(1, len(values) // 20)
     averaged = []

@@ -209,7 +209,7 @@ def meaning_of(name: str) -> Meaning | None:
         return None
 
 
-def outside(value: float, meaning: Meaning | None) -> bool:
+def out_of_range(value: float, meaning: Meaning | None) -> bool:
     """Is the value beyond what the catalogue calls healthy?"""
     if meaning is None:
         return False
@@ -246,7 +246,7 @@ def _out_of_range(story: Story) -> list[Finding]:
             continue
         ever = meaning.high == 0
         value = max(values) if ever else _mean(values[-window(len(values)) :])
-        if outside(value, meaning):
+        if out_of_range(value, meaning):
             when = (
                 f"reached {show(value)} at {_steps([s for s, v in series.items() if v == value])}"
                 if ever
@@ -427,7 +427,9 @@ def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
     for name, series in sorted(story.series.items()):
         meaning = meaning_of(name)
         left = sorted(
-            step for step, value in series.items() if value is not None and outside(value, meaning)
+            step
+            for step, value in series.items()
+            if value is not None and out_of_range(value, meaning)
         )
         if left and name not in told and name not in ("informative_fraction", "zero_signal"):
             found.append(f"{name} ({_steps(left)})")

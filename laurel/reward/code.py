@@ -8,7 +8,7 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.core.sandbox import run_python
-from laurel.data.said import said
+from laurel.data.strip_thinking import visible_answer
 
 LONGEST = 100_000
 SECONDS = 5.0
@@ -33,7 +33,7 @@ def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
     if missing:
         return Failed(f"the row has no text `{missing[0]}`")
     prompt, entry_point = row["prompt"], row["entry_point"]
-    program = whole_program(prompt, said(answer), entry_point)
+    program = whole_program(prompt, visible_answer(answer), entry_point)
     helpers = prompt[
         : max((match.start() for match in definition(entry_point).finditer(prompt)), default=0)
     ]
@@ -56,7 +56,7 @@ def code(answer: str, row: Mapping[str, Any]) -> Result:
     setup = "\n".join(
         filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code"))))
     )
-    return judge(extract(said(answer), ""), f"{tests}\n", setup)
+    return judge(extract(visible_answer(answer), ""), f"{tests}\n", setup)
 
 
 def lines(value: Any) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from laurel.data import settle
-from laurel.data.hedges import without_question
+from laurel.data import final_answer
+from laurel.data.non_answers import without_question
 from laurel.data.numbers import Quantity, read, same
-from laurel.data.said import said
+from laurel.data.strip_thinking import visible_answer
 
 
 def column(row: Mapping[str, Any], name: str = "answer") -> str | None:
@@ -35,17 +35,17 @@ def prompt_text(row: Mapping[str, Any]) -> str:
 
 def own_words(answer: str, row: Mapping[str, Any]) -> str:
     """The answer without its thoughts and tags, and without copies of its prompt."""
-    return without_question(said(answer), prompt_text(row))
+    return without_question(visible_answer(answer), prompt_text(row))
 
 
 def boxed(text: str) -> list[str]:
     r"""The contents of every outermost \boxed{...}, in order."""
-    return settle.boxed(text)
+    return final_answer.boxed(text)
 
 
-def settled(text: str) -> str:
+def unboxed_answer(text: str) -> str:
     """The part of an unboxed text that holds its answer."""
-    return settle.settled(text)
+    return final_answer.unboxed_answer(text)
 
 
 def final_number(text: str) -> Fraction | None:
@@ -61,13 +61,18 @@ def final_number(text: str) -> Fraction | None:
 
 def gold_quantity(text: str) -> Quantity | None:
     """The number that a row's gold is: in its last box, else where it settles."""
-    return read((settle.boxed(text) or [settle.settled(text)])[-1], formula=True).quantity
+    return read(
+        (final_answer.boxed(text) or [final_answer.unboxed_answer(text)])[-1], formula=True
+    ).quantity
 
 
 def final_quantity(text: str) -> tuple[Quantity | None, str]:
     """The number that an answer settles on, or None and the reason: none, or boxes that differ."""
-    boxes = settle.boxed(text)
-    found = [read(part, formula=bool(boxes)).quantity for part in boxes or [settle.settled(text)]]
+    boxes = final_answer.boxed(text)
+    found = [
+        read(part, formula=bool(boxes)).quantity
+        for part in boxes or [final_answer.unboxed_answer(text)]
+    ]
     if found[0] is None:
         return None, "no single final number"
     if any(other is None or not same(other, found[0]) for other in found):

@@ -12,7 +12,7 @@ from typing import Any
 
 from laurel.core.result import Abstain, Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.data.said import said
+from laurel.data.strip_thinking import visible_answer
 
 LONGEST = 100_000
 INLINE = 2_000
@@ -255,7 +255,7 @@ def ifeval(answer: str, row: Mapping[str, Any]) -> Result:
         return Failed("the row has no `instruction_id_list` and `kwargs` of one length")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
-    answer = said(answer)
+    answer = visible_answer(answer)
     payload = (answer, names, [dict(setting or {}) for setting in settings])
     verdicts = check_all(payload) if len(answer) <= INLINE else POOL.call(payload)
     if isinstance(verdicts, Failed):

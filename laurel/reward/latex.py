@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from laurel.data.plain import ascii_digits
+from laurel.data.plain_text import ascii_digits
 
 COMMANDS = {
     "π": r"\pi ",

@@ -10,10 +10,10 @@ from typing import Any
 from laurel.core.errors import LaurelError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.data.hedges import undecided
-from laurel.data.numbers import TOLERANCE, Quantity, lettered, read, same
-from laurel.data.plain import plain
-from laurel.data.settle import boxed, settled
+from laurel.data.final_answer import boxed, unboxed_answer
+from laurel.data.non_answers import undecided
+from laurel.data.numbers import TOLERANCE, Quantity, ends_in_equation, read, same
+from laurel.data.plain_text import to_plain_text
 from laurel.reward.equal import equivalent
 from laurel.reward.extract import column, own_words, shown
 from laurel.reward.latex import as_latex, bare_word, without_words
@@ -68,12 +68,12 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
     text = own_words(answer, row)
-    gold = (boxed(gold) or [settled(gold).strip()])[-1]
+    gold = (boxed(gold) or [unboxed_answer(gold).strip()])[-1]
     boxes = list(dict.fromkeys(boxed(text)))
     if len(boxes) > MOST_BOXES:
         return Score(0.0, f"{len(boxes)} different boxed answers")
     if not boxes:
-        place = settled(text)
+        place = unboxed_answer(text)
         return one(gold, place, formula=False)
     results = [one(gold, box, formula=True) for box in boxes]
     wrong = next(
@@ -115,7 +115,7 @@ def one(gold: str, place: str, *, formula: bool) -> Result:
         return Score(0.0, f"no number, not {gold:.60}")
     if truth is not None and (
         INEQUALITY.search(said)
-        or ("=" in said and lettered(plain(said).rpartition("=")[0].rstrip()))
+        or ("=" in said and ends_in_equation(to_plain_text(said).rpartition("=")[0].rstrip()))
     ):
         return Score(0.0, f"{said!r:.60} is no number, and the answer is {gold:.60}")
     return compare(gold, said)

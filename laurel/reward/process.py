@@ -54,7 +54,7 @@ COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def sound(score_SC: Tensor) -> Tensor:
+def step_soundness(score_SC: Tensor) -> Tensor:
     """1 - P(wrong) of each step, P(neutral) + P(right), by its three logits: [S, 3] -> [S]. (0, 0,
     0): 2/3; (ln 2, 0, 0): 1/2.
 
@@ -81,8 +81,9 @@ def steps_of(completion: Any) -> list[str]:
 def process_reward(
     folder: str, *, combine: str = "product", device: str = "auto", token_budget: int = 8192
 ) -> RewardFunction:
-    """A reward function that reads an answer's steps with a trained process reward model: `sound`
-    at each step's end, combined.
+    """A reward function that reads an answer's steps with a trained process reward model.
+
+    `step_soundness` at each step's end, combined.
 
     An answer without a step, or one of which the model's max_length leaves steps unread, is
     abstained on (None): nobody judged it. The folder is checked now and loaded at the first call.
@@ -169,7 +170,7 @@ class _Process:
         asked = [(every[i].ids, [at for at, on in enumerate(every[i].mask) if on]) for i in whole]
         found = self.scorer.score_at(asked, token_budget=self.token_budget)
         said = {
-            i: float(COMBINE[self.combine](sound(score.double())))
+            i: float(COMBINE[self.combine](step_soundness(score.double())))
             for i, score in zip(whole, found, strict=True)
         }
         return [said.get(i) for i in range(len(rows))]

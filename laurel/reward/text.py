@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from laurel.core.result import Failed, Result, Score
+from laurel.data.final_answer import BEHIND, boxed
 from laurel.data.numbers import TOLERANCE, same
-from laurel.data.said import said
-from laurel.data.settle import BEHIND, boxed
+from laurel.data.strip_thinking import visible_answer
 from laurel.reward.extract import column, final_quantity, gold_quantity, own_words, shown
 
 LONGEST = 100_000
@@ -23,7 +23,7 @@ def exact(answer: str, row: Mapping[str, Any]) -> Result:
     gold = column(row)
     if gold is None:
         return Failed("the row has no `answer`")
-    text = answer if said(gold) != gold else said(answer)
+    text = answer if visible_answer(gold) != gold else visible_answer(answer)
     return (
         Score(1.0, "equal")
         if text.split() == gold.split()

@@ -13,16 +13,13 @@ from typing import Any, cast
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import LaurelError, UsageError, nearest
 from laurel.core.load import load_file
-from laurel.core.protocols import Env
+from laurel.core.protocols import Env, Generator
 from laurel.core.result import ENVIRONMENT, Failed
-from laurel.core.sample import Finish, Group, Key, Message, Sample
+from laurel.core.sample import Draw, Finish, Group, Key, Message, Sample
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt, encode_reply
-from laurel.model.policy import Policy
-from laurel.model.sampler import sample
 from laurel.rollout.calculator import Calculator
-from laurel.rollout.single import Draw
 
 ENVS: dict[str, Callable[[], Env]] = {"calculator": Calculator}
 
@@ -173,7 +170,7 @@ def place(function: Callable[..., Any], key: Key) -> str:
     return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
 
 
-def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
+def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
     prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
     env, opening, broken = None, list[Message](), ""
@@ -183,17 +180,19 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     except EnvError as error:
         env, broken = None, str(error)
     if isinstance(prompt, str):
-        ids = encode_prompt(
-            policy.tokenizer, prompt + "".join(message["content"] for message in opening)
-        )
+        ids = encode_prompt(tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
     said, tools = [*prompt, *opening], row.columns.get("tools")
-    ids = encode_prompt(policy.tokenizer, said, tools=tools)
+    ids = encode_prompt(tokenizer, said, tools=tools)
     return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
 
 
 def play(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> list[Group]:
     """One group per row: `num_generations` episodes of at most `max_turns` turns of the policy.
 
@@ -206,10 +205,10 @@ def play(
     the group has failed: its samples end as `error`, and their result is `Failed` with what was
     raised.
     """
-    groups, broken = once(policy, rows, draw, make_env, max_turns)
+    groups, broken = once(generator, rows, draw, make_env, max_turns)
     if not broken:
         return groups
-    again, still = once(policy, [rows[i] for i in broken], draw, make_env, max_turns)
+    again, still = once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
     for n, i in enumerate(broken):
         groups[i] = failed(again[n], still[n]) if n in still else again[n]
     return groups
@@ -222,31 +221,32 @@ def failed(group: Group, reason: str) -> Group:
 
 
 def once(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> tuple[list[Group], dict[int, str]]:
     """Every row played, and of those whose environment failed (by their place) how the first
     failure read.
     """
-    tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
-    episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
+    tokenizer, limit, count = generator.tokenizer, draw.max_completion_length, draw.num_generations
+    episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        live = [
-            (e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open
-        ]
+        seeds = draw.seeds_of([row.id for row in rows], turn)
+        live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]
         if not live:
             break
         first = turn == 0 and all(
             e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
         )
-        done = sample(
-            policy,
+        done = generator.generate(
             [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]],
-            seeds=[seed for _, seed in live],
-            max_completion_length=[limit - len(e.ids) for e, _ in live],
-            temperature=draw.temperature,
-            stop=draw.stop,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
+            replace(
+                draw,
+                seeds=tuple(seed for _, seed in live),
+                limits=tuple(limit - len(e.ids) for e, _ in live),
+            ),
         )
         texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
         for (episode, _), completion, text in zip(live, done, texts, strict=True):

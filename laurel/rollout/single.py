@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-from laurel.core.config import EvalConfig, TrainConfig
-from laurel.core.sample import Group, Key, Message, Sample
+from laurel.core.protocols import Generator
+from laurel.core.sample import Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
-from laurel.model.policy import Policy
-from laurel.model.sampler import sample, sample_seed
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How samples are drawn and what their keys say: the run, the step (also the policy's version),
-    the seed.
-    """
-
-    run: str
-    step: int
-    seed: int
-    num_generations: int
-    max_completion_length: int
-    temperature: float
-    stop: tuple[str, ...] = ()
-    top_k: int = 0
-    top_p: float = 1.0
-
-    @classmethod
-    def of(cls, config: TrainConfig | EvalConfig, run: str, step: int, **changes: Any) -> Draw:
-        """As the configuration of a run, or of an evaluation, says; but for `changes`."""
-        values: dict[str, Any] = {
-            "seed": config.seed,
-            "num_generations": config.num_generations,
-            "max_completion_length": config.max_completion_length,
-            "temperature": config.temperature,
-            "stop": tuple(config.stop or ()),
-            "top_k": config.top_k,
-            "top_p": config.top_p,
-        }
-        return cls(run, step, **{**values, **changes})
-
-    def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
-        """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
-        count = self.num_generations
-        return [
-            sample_seed(self.seed, row.id, g + count * turn, self.step)
-            for row in rows
-            for g in range(count)
-        ]
-
-
-def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
+def rollout(generator: Generator, rows: Sequence[Row], draw: Draw) -> list[Group]:
     """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities,
     finish and text.
     """
     prompts = [
-        encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
+        encode_prompt(generator.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
         for row in rows
     ]
-    completions = sample(
-        policy,
-        prompts,
-        seeds=draw.seeds(rows),
-        max_completion_length=draw.max_completion_length,
-        temperature=draw.temperature,
-        stop=draw.stop,
-        top_k=draw.top_k,
-        top_p=draw.top_p,
+    seeds = draw.seeds_of([row.id for row in rows])
+    completions = generator.generate(prompts, replace(draw, seeds=seeds))
+    texts = generator.tokenizer.batch_decode(
+        [c.spoken for c in completions], skip_special_tokens=True
     )
-    texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
     groups = []
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
         samples = []

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.sample import Batch
-from laurel.model.precision import USUAL, WORST
+from laurel.core.sample import Batch, Draw
+from laurel.fast.logprob import USUAL, WORST
 from laurel.rollout.data import encodings
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.memory import memory
 from laurel.train.progress import Progress
 from laurel.train.record import has_score, percentile99
@@ -50,9 +51,9 @@ def before(session: Session, step: int, progress: Progress) -> None:
     )
     few = session.rows[:prompts]
     groups = (
-        play(session.policy, few, draw, session.make_env, config.max_turns)
+        play(Sampler(session.policy), few, draw, session.make_env, config.max_turns)
         if session.make_env
-        else rollout(session.policy, few, draw)
+        else rollout(Sampler(session.policy), few, draw)
     )
     told = session.score(groups)
     if session.mixture is not None and not session.row.source.judge:

@@ -9,13 +9,12 @@ from dataclasses import replace
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Draw, Group
 from laurel.data.source import Row
 from laurel.eval.evaluate import answered
 from laurel.eval.heldout import Subject, answer_metrics, data_metrics, longest_answer, parts_of
 from laurel.eval.verdict import judge
 from laurel.model.scorer import Card
-from laurel.rollout.single import Draw
 from laurel.train import parallel
 from laurel.train.best import check_measured
 from laurel.train.callbacks import add_own

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group
-from laurel.model.sampler import sample_seed
+from laurel.core.sample import Group, sample_seed
 from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
 from laurel.train.optimizer import learning_rate

@@ -17,7 +17,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_prompt
-from laurel.model.positions import positions_of, shorter
+from laurel.model.policy import positions_of, shorter
 from laurel.model.rows import encodings
 from laurel.model.shown import written
 from laurel.model.turns import as_tools

@@ -11,7 +11,7 @@ from typing import Any
 
 from laurel.core.config import EvalConfig, build_config
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group
+from laurel.core.sample import Draw, Group
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.eval.evaluate import Evaluation, answered, figures_at
@@ -24,7 +24,6 @@ from laurel.model.policy import Policy
 from laurel.model.scorer import Scorer, load_scorer
 from laurel.reward.mixture import load_rewards
 from laurel.rollout.episode import load_env
-from laurel.rollout.single import Draw
 from laurel.train.loop import train
 from laurel.train.starter import STARTERS, build_starter
 

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.model import kernels
-from laurel.model.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
+from laurel.fast import kernels
+from laurel.fast.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
 PROBES, SHORT = (32, 64), (EVEN, 2 * EVEN, 3 * EVEN)

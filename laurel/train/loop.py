@@ -16,10 +16,9 @@ from torch import Tensor
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group, Values
+from laurel.core.sample import Batch, Draw, Group, Values, sample_seed
 from laurel.data.source import Row
 from laurel.model.outputs import Outputs
-from laurel.model.sampler import sample_seed
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
@@ -31,7 +30,8 @@ from laurel.rollout.pack import (
     sampled_comparisons,
     token_rewards,
 )
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
@@ -229,9 +229,9 @@ def sample_and_score(
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
         if session.make_env:
-            groups = play(policy, rows, draw, session.make_env, config.max_turns)
+            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns)
         else:
-            groups = rollout(policy, rows, draw)
+            groups = rollout(Sampler(policy), rows, draw)
     groups = session.clock.run("score", session.score, groups)
     reward_metrics(session, groups, sums)
     return source.revise(session, rows, groups, sums) if source.revise else groups

@@ -13,14 +13,14 @@ import torch
 from laurel.core.errors import UsageError
 from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.fast.decode import obstacle, rounded
+from laurel.fast.inflight import memory_of
+from laurel.fast.kernels import elsewhere
+from laurel.fast.logprob import TILE, TILE_ON_GPU
+from laurel.fast.room import device_memory
+from laurel.fast.static import static_obstacle
 from laurel.model.chat import encode_prompt
-from laurel.model.compact import obstacle, rounded
-from laurel.model.inflight import memory_of
-from laurel.model.kernels import elsewhere
-from laurel.model.logprob import TILE, TILE_ON_GPU
 from laurel.model.narrow import held
-from laurel.model.room import device_memory
-from laurel.model.static import static_obstacle
 from laurel.model.turns import as_tools
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
@@ -28,7 +28,7 @@ from laurel.train.kept import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
 from laurel.train.session import Session
 
-AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.rollout.sampler.sample` has it
 # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
 # their gradient
 TILES = 4

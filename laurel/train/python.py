@@ -15,7 +15,7 @@ from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
 from laurel.core.run import Run
-from laurel.data.objects import are_names, records_of
+from laurel.data.in_memory import are_names, records_of
 
 ALIASES = {"train_dataset": "dataset", "reward_funcs": "rewards", "processing_class": "tokenizer"}
 """What trainers of TRL call an argument: what it is called here."""

@@ -16,8 +16,8 @@ from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
 from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group
+from laurel.fast.logprob import USUAL
 from laurel.model.outputs import Outputs
-from laurel.model.precision import USUAL
 from laurel.objective.metrics import (
     Pair,
     approx_kl,

@@ -19,7 +19,8 @@ from laurel.core.protocols import Env
 from laurel.core.run import Run
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
-from laurel.model import products
+from laurel.fast import products
+from laurel.fast.room import logit_room
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
@@ -32,7 +33,6 @@ from laurel.model.policy import (
     pick_device,
     pick_threads,
 )
-from laurel.model.room import logit_room
 from laurel.model.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from laurel.verify.claims import critic
+from laurel.verify.expected_gradients import critic
 from laurel.verify.finding import Finding, precision
 from laurel.verify.hindsight import relabelled
 from laurel.verify.identities import identities
-from laurel.verify.imitation import told, whole_steps
+from laurel.verify.imitation import discriminator_rewards, whole_steps
 from laurel.verify.implicit import logged_steps, logged_truths
 from laurel.verify.invariances import invariances
-from laurel.verify.mistakes_beside import BESIDE, OTHERS
+from laurel.verify.mistakes_auxiliary import BESIDE, OTHERS
 from laurel.verify.mistakes_loop import LOOP
 from laurel.verify.mistakes_pairs import COMPARISONS
 from laurel.verify.mistakes_shapes import SHAPES
@@ -25,7 +25,7 @@ from laurel.verify.pairs import graded
 from laurel.verify.sampled import samplers, transformer
 from laurel.verify.scores import no_step_is_wrong
 from laurel.verify.shapes import shapes
-from laurel.verify.steps import steps
+from laurel.verify.single_steps import single_steps
 from laurel.verify.world import make_world
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -39,12 +39,12 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
-    "steps": lambda method: steps(batches=2, only=method),
+    "steps": lambda method: single_steps(batches=2, only=method),
     "invariances": lambda method: invariances(only=method),
     "identities": lambda _: identities(),
     "critic": lambda _: critic(make_world(3, 2, seed=3, binary=True)),
     "process": lambda _: no_step_is_wrong(graded(make_world(3, 2, seed=40))),
-    "told": lambda _: told(),
+    "told": lambda _: discriminator_rewards(),
     "whole steps": lambda _: whole_steps(),
     "logged steps": lambda _: logged_steps(batches=2),
     "logged truths": lambda _: logged_truths(),
@@ -58,14 +58,14 @@ SINGLE = ("samplers", "transformer")
 """Checks of a float32 model; the others are run in float64."""
 
 
-def look(check: str, finding: str) -> str:
+def run_finding(check: str, finding: str) -> str:
     """What becomes of a check's finding, as the code now is: see `outcome`."""
     method = finding.partition(": ")[0]
     with precision(torch.float32 if check in SINGLE else torch.float64):
         return outcome(finding, lambda: CHECKS[check](method))
 
 
-def caught(mutant: Mutant) -> bool:
+def is_caught(mutant: Mutant) -> bool:
     """Does the finding that the mutant names fail while the mistake is there?"""
     with broken(mutant):
-        return look(mutant.check, mutant.finding) == "fails"
+        return run_finding(mutant.check, mutant.finding) == "fails"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from laurel.measure.bestof import best_of_n_bound
+from laurel.measure.best_of_n import best_of_n_bound
 from laurel.objective.kl import exact_kl, k1, k2, k3
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.language import (

@@ -17,9 +17,9 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import adversary, loop
 from laurel.train.session import Session, State
-from laurel.verify import plain
+from laurel.verify import recomputed
 from laurel.verify.finding import Finding, same
-from laurel.verify.fixed import follow, probabilities
+from laurel.verify.fixed_points import follow, probabilities
 from laurel.verify.language import kl
 from laurel.verify.scores import last_cell
 from laurel.verify.world import (
@@ -141,7 +141,7 @@ def divergence(it: Imitated, name: str) -> Tensor:
 NAMED = {"airl": "KL(pi || pi_E)", "gail": "2 JS(pi, pi_E)", "log_d": "2 KL((pi + pi_E)/2 || pi_E)"}
 
 
-def told() -> Iterator[Finding]:
+def discriminator_rewards() -> Iterator[Finding]:
     """Whole steps against a second opinion, and what both halves of a step are on average."""
     it = make_imitated(3, 2, seed=50)
     for imitation_reward in NAMED:
@@ -234,7 +234,7 @@ def plain_step(
     rewards = [
         [pays(float(verdict[x][last_cell(world, n)])) for n in members] for x, members in drawn
     ]
-    policy = plain.gradient(world, NAME, drawn, rewards, o, old=world.logits)
+    policy = recomputed.gradient(world, NAME, drawn, rewards, o, old=world.logits)
     judge, half, groups = torch.zeros_like(verdict), 0.5, len(drawn)
     for (x, members), (_, (m,)) in zip(drawn, shown, strict=True):
         for n, label, share in [

@@ -19,7 +19,7 @@ from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded
-from laurel.verify.plain_implicit import step
+from laurel.verify.recomputed_implicit import step
 from laurel.verify.world import Drawn, World, as_groups, ascent_of, build, make_world
 
 NAME = "ilql"

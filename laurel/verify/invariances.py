@@ -21,7 +21,7 @@ from laurel.train.session import Session, State
 from laurel.verify.evolution import unmoved
 from laurel.verify.finding import Finding, same
 from laurel.verify.shapes import shapes
-from laurel.verify.steps import described, grades_of
+from laurel.verify.single_steps import described, grades_of
 from laurel.verify.world import (
     World,
     as_groups,

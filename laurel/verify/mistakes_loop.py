@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.model import logprob
+from laurel.fast import logprob
 from laurel.model import policy as model
 from laurel.objective import kl, unit
 from laurel.rollout import pack
 from laurel.train import loop, optimizer, reference
-from laurel.verify.mutants import Function, Mutant, after, given, instead, meanwhile, swapped
+from laurel.verify.mutants import (
+    Function,
+    Mutant,
+    changed_arguments,
+    changed_result,
+    replaced_by,
+    swapped,
+    with_replaced,
+)
 from laurel.verify.world import Recorder
 
 
@@ -81,7 +89,7 @@ LOOP = (
     Mutant(
         "a row is divided by the padded width",
         unit.seq_mean_token_mean,
-        instead(
+        replaced_by(
             lambda batch: unit.Unit(
                 batch.loss_mask_NT / batch.loss_mask_NT.shape[1], unit.rows(batch)
             )
@@ -92,14 +100,14 @@ LOOP = (
     Mutant(
         "the token mean counts padding",
         unit.token_mean,
-        after(lambda found: unit.Unit(found.weight, torch.tensor(found.weight.numel()))),
+        changed_result(lambda found: unit.Unit(found.weight, torch.tensor(found.weight.numel()))),
         "steps",
         "sft: one step, defaults",
     ),
     Mutant(
         "rows without a trained token are counted",
         unit.rows,
-        instead(lambda batch: torch.tensor(len(batch))),
+        replaced_by(lambda batch: torch.tensor(len(batch))),
         "steps",
         "rloo: one step, defaults",
     ),
@@ -113,14 +121,14 @@ LOOP = (
     Mutant(
         "comparisons of nothing are counted",
         unit.comparison_mean,
-        after(lambda found: unit.Unit(found.weight, torch.tensor(len(found.weight)))),
+        changed_result(lambda found: unit.Unit(found.weight, torch.tensor(len(found.weight)))),
         "invariances",
         "dpo: a long row that nobody judged: more padding",
     ),
     Mutant(
         "whole rows are counted twice",
         unit.row_mean,
-        after(lambda found: unit.Unit(found.weight, 2 * found.count)),
+        changed_result(lambda found: unit.Unit(found.weight, 2 * found.count)),
         "told",
         "gail: elsewhere it is pulled by (pi_E (1 - D) - pi D) / 2",
     ),
@@ -152,7 +160,7 @@ LOOP = (
     Mutant(
         "rows of no advantage teach the critic nothing",
         loop.with_signal,
-        given(session=lambda setup: replace(setup, companion=None)),
+        changed_arguments(session=lambda setup: replace(setup, companion=None)),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),
@@ -173,21 +181,21 @@ LOOP = (
     Mutant(
         "micro-batches part a pair",
         Batch.split,
-        given(whole_groups=lambda _: False),
+        changed_arguments(whole_groups=lambda _: False),
         "invariances",
         "rrhf: micro-batches of 9 tokens instead of one",
     ),
     Mutant(
         "gradients of one pass stay for the next",
         optimizer.optimizer_step,
-        meanwhile(Recorder, "zero_grad", lambda *args, **how: None),
+        with_replaced(Recorder, "zero_grad", lambda *args, **how: None),
         "steps",
         "reinforce: one step off, defaults",
     ),
     Mutant(
         "the temperature is forgotten",
         logprob.token_logprobs,
-        given(temperature_M=torch.ones_like),
+        changed_arguments(temperature_M=torch.ones_like),
         "steps",
         "reinforce: LaurelError: step 1: sampler/trainer log-prob gap",
     ),
@@ -201,28 +209,28 @@ LOOP = (
     Mutant(
         "KL is added to the loss with a minus",
         loop.penalties,
-        meanwhile(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
+        with_replaced(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",
     ),
     Mutant(
         "entropy is punished, not rewarded",
         loop.penalties,
-        given(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
+        changed_arguments(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),
     Mutant(
         "KL in the reward is a bonus",
         pack.sample_rewards,
-        given(kl_coef=lambda beta: -beta),
+        changed_arguments(kl_coef=lambda beta: -beta),
         "steps",
         "reinforce: one step, beta=0.3",
     ),
     Mutant(
         "KL in the reward is averaged over tokens",
         pack.sample_rewards,
-        instead(
+        replaced_by(
             lambda batch, reward_PG, kl_coef=0.0: (
                 reward_PG - kl_coef * pack.k1_of(batch).mean(1).view_as(reward_PG)
             )
@@ -240,28 +248,28 @@ LOOP = (
     Mutant(
         "truncated rows are trained on",
         pack.pack,
-        given(mask_truncated=lambda _: False),
+        changed_arguments(mask_truncated=lambda _: False),
         "steps",
         "dapo: one step, defaults",
     ),
     Mutant(
         "rewards of a group are read backwards",
         pack.reward_matrix,
-        after(lambda r: r.flip(1)),
+        changed_result(lambda r: r.flip(1)),
         "steps",
         "rloo: one step, defaults",
     ),
     Mutant(
         "weights of a group's samples are exchanged",
         loop.weigh,
-        after(turned_round),
+        changed_result(turned_round),
         "steps",
         "rloo: one step, defaults",
     ),
     Mutant(
         "advantages are not whitened",
         loop.weigh,
-        meanwhile(loop, "whiten", lambda x_NT, mask_NT: x_NT),
+        with_replaced(loop, "whiten", lambda x_NT, mask_NT: x_NT),
         "steps",
         "ppo: one step, defaults",
     ),

@@ -14,7 +14,16 @@ from laurel.objective import preference, reward
 from laurel.objective.unit import by_group
 from laurel.reward import process
 from laurel.train import binding
-from laurel.verify.mutants import Function, Mutant, after, column, entry, given, instead, meanwhile
+from laurel.verify.mutants import (
+    Function,
+    Mutant,
+    changed_arguments,
+    changed_columns,
+    changed_record,
+    changed_result,
+    replaced_by,
+    with_replaced,
+)
 
 
 def one_each(batch: Batch) -> Tensor:
@@ -98,7 +107,7 @@ COMPARISONS = (
     Mutant(
         "the margin adds both sides",
         preference.margin,
-        instead(
+        replaced_by(
             lambda logp_NT, batch: by_group(
                 preference.grade(batch).abs() * preference.log_ratios(logp_NT, batch), batch
             )
@@ -109,7 +118,7 @@ COMPARISONS = (
     Mutant(
         "the margin forgets the reference",
         preference.log_ratios,
-        column(logp_ref_NT=torch.zeros_like),
+        changed_columns(logp_ref_NT=torch.zeros_like),
         "steps",
         "dpo: one step, defaults",
     ),
@@ -137,35 +146,35 @@ COMPARISONS = (
     Mutant(
         "IPO's target is 1 / beta",
         preference.ipo,
-        given(beta=lambda beta: beta / 2),
+        changed_arguments(beta=lambda beta: beta / 2),
         "steps",
         "ipo: one step, defaults",
     ),
     Mutant(
         "SimPO sums over tokens",
         preference.simpo,
-        meanwhile(preference, "length", one_each),
+        with_replaced(preference, "length", one_each),
         "steps",
         "simpo: one step, defaults",
     ),
     Mutant(
         "ORPO compares log-probabilities, not odds",
         preference.orpo,
-        meanwhile(preference, "log1mexp", torch.zeros_like),
+        with_replaced(preference, "log1mexp", torch.zeros_like),
         "steps",
         "orpo: one step, defaults",
     ),
     Mutant(
         "DPOP rewards the fall",
         preference.dpop,
-        given(dpop_lambda=lambda lam: -lam),
+        changed_arguments(dpop_lambda=lambda lam: -lam),
         "steps",
         "dpop: one step, beta=0.7, dpop_lambda=2.0",
     ),
     Mutant(
         "KTO's reference point is 0",
         preference.kto,
-        entry("comparison", reference_kl_N=torch.zeros_like),
+        changed_record("comparison", reference_kl_N=torch.zeros_like),
         "steps",
         "kto: one step, defaults",
     ),
@@ -190,35 +199,35 @@ COMPARISONS = (
     Mutant(
         "every equal best is imitated",
         preference.rrhf,
-        meanwhile(torch, "arange", lambda n, **how: torch.zeros(n, **how)),
+        with_replaced(torch, "arange", lambda n, **how: torch.zeros(n, **how)),
         "steps",
         "rrhf: one step, defaults",
     ),
     Mutant(
         "the chosen answer's likelihood is a sum",
         preference.chosen_nll,
-        meanwhile(preference, "length", one_each),
+        with_replaced(preference, "length", one_each),
         "steps",
         "dpo: one step, beta=0.7, rpo_alpha=0.4",
     ),
     Mutant(
         "the score is read one token early",
         reward.last_score,
-        column(length_N=lambda n: n - 1),
+        changed_columns(length_N=lambda n: n - 1),
         "steps",
         "reward: one step, defaults",
     ),
     Mutant(
         "the margin is added to the gap",
         reward.bradley_terry,
-        entry("comparison", margin_N=torch.neg),
+        changed_record("comparison", margin_N=torch.neg),
         "steps",
         "reward: one step, defaults",
     ),
     Mutant(
         "centring forgets the square",
         reward.bradley_terry,
-        meanwhile(Tensor, "square", Tensor.abs),
+        with_replaced(Tensor, "square", Tensor.abs),
         "steps",
         "reward: one step, label_smoothing=0.1, center_rewards_coefficient=0.2",
     ),
@@ -239,21 +248,21 @@ COMPARISONS = (
     Mutant(
         "lambda is forgotten",
         reward.k_wise,
-        given(reward_coef=lambda _: 1.0),
+        changed_arguments(reward_coef=lambda _: 1.0),
         "steps",
         "reward_kwise: one step, pairs_per_prompt=2, imitation_coef=0.4, reward_coef=2.0",
     ),
     Mutant(
         "the first pairs are taken, not a sample",
         reward.some_pairs,
-        meanwhile(reward, "sorted", list),
+        with_replaced(reward, "sorted", list),
         "steps",
         "reward_kwise: one step, pairs_per_prompt=2, imitation_coef=0.4, reward_coef=2.0",
     ),
     Mutant(
         "the best is chosen among all, again and again",
         reward.plackett_luce,
-        meanwhile(
+        with_replaced(
             reward, "better", lambda batch, better=reward.better: better(batch) | better(batch).T
         ),
         "steps",
@@ -262,21 +271,21 @@ COMPARISONS = (
     Mutant(
         "the outcome is said the wrong way round",
         reward.outcome,
-        column(label_NT=lambda y: 1 - y),
+        changed_columns(label_NT=lambda y: 1 - y),
         "steps",
         "orm: one step, defaults",
     ),
     Mutant(
         "step labels are shifted by one class",
         reward.step_class,
-        after(lambda i: (i + 1).clamp(max=2)),
+        changed_result(lambda i: (i + 1).clamp(max=2)),
         "steps",
         "prm: one step, defaults",
     ),
     Mutant(
         "the worst answer is imitated",
         reward.best,
-        instead(lambda batch: reward.better(batch).any(0) & ~reward.better(batch).any(1)),
+        replaced_by(lambda batch: reward.better(batch).any(0) & ~reward.better(batch).any(1)),
         "steps",
         "reward: one step, imitation_coef=0.7, reward_coef=0.5",
     ),
@@ -301,21 +310,21 @@ COMPARISONS = (
     Mutant(
         "reliability is ignored",
         reward.reliability,
-        after(torch.ones_like),
+        changed_result(torch.ones_like),
         "steps",
         "reward: one step, defaults",
     ),
     Mutant(
         "a right step counts as a wrong one",
-        process.sound,
-        given(score_SC=lambda s: s.flip(1)),
+        process.step_soundness,
+        changed_arguments(score_SC=lambda s: s.flip(1)),
         "process",
         "prm: as a reward: the product is P(no step is wrong)",
     ),
     Mutant(
         "steps are added, not multiplied",
         process.product,
-        instead(torch.sum),
+        replaced_by(torch.sum),
         "process",
         "prm: as a reward: the product is P(no step is wrong)",
     ),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch
+from laurel.fast import logprob, packed
 from laurel.model import critic as values
-from laurel.model import fused, logprob, packed
 from laurel.model import policy as model
 from laurel.objective import value
 from laurel.train import values as values_of_step
@@ -20,13 +20,13 @@ from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
     Function,
     Mutant,
-    after,
-    column,
-    entry,
-    given,
-    instead,
-    meanwhile,
+    changed_arguments,
+    changed_columns,
+    changed_record,
+    changed_result,
+    replaced_by,
     swapped,
+    with_replaced,
 )
 
 
@@ -110,21 +110,21 @@ SHAPES = (
     ),
     Mutant(
         "every token is looked for in every tile of the vocabulary",
-        fused.inside,
-        after(everywhere),
+        logprob.inside,
+        changed_result(everywhere),
         "shapes",
         BARE,
     ),
     Mutant(
         "tiles of the vocabulary are joined with the entropy of the first",
-        fused.joined,
+        logprob.joined,
         lambda right: lambda one, other: right(one, other)._replace(entropy=one.entropy),
         "shapes",
         "transformer: linear head: entropy to look at",
     ),
     Mutant(
         "the gradient of the last tile of logits replaces the sum",
-        fused.add_product,
+        logprob.add_product,
         lambda right: lambda into, a, b, begun: right(into, a, b, False),
         "shapes",
         "transformer: linear head: gradient of log pi",
@@ -132,28 +132,28 @@ SHAPES = (
     Mutant(
         "the head's bias is forgotten",
         logprob.chunked_logprobs,
-        given(head=without_bias),
+        changed_arguments(head=without_bias),
         "shapes",
         "transformer: head with a bias: log pi without a gradient",
     ),
     Mutant(
         "the cap of the logits is forgotten",
         READOUT,
-        instead(lambda self: self.causal.get_output_embeddings()),
+        replaced_by(lambda self: self.causal.get_output_embeddings()),
         "shapes",
         "transformer: capped logits: log pi without a gradient",
     ),
     Mutant(
         "every row is cooled like the first",
         model.Policy.logp,
-        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        changed_columns(temperature_N=lambda t: t[:1].expand_as(t)),
         "shapes",
         BARE,
     ),
     Mutant(
         "the exact KL cools every row like the first",
         model.Policy.kl,
-        column(temperature_N=lambda t: t[:1].expand_as(t)),
+        changed_columns(temperature_N=lambda t: t[:1].expand_as(t)),
         "shapes",
         "transformer: linear head: exact KL without a gradient",
     ),
@@ -167,7 +167,7 @@ SHAPES = (
     Mutant(
         "the entropy that is rewarded takes no gradient",
         logprob.token_logprobs,
-        after(
+        changed_result(
             lambda stats: stats._replace(
                 entropy=None if stats.entropy is None else stats.entropy.detach()
             )
@@ -178,21 +178,21 @@ SHAPES = (
     Mutant(
         "a shared prompt is known by its length",
         packed.leaders,
-        given(ids_NL=torch.zeros_like),
+        changed_arguments(ids_NL=torch.zeros_like),
         "shapes",
         BARE,
     ),
     Mutant(
         "rows that are taken out keep the names of others",
         Batch.rows,
-        after(in_order_of_keys),
+        changed_result(in_order_of_keys),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
     ),
     Mutant(
         "a value has seen its token",
         values.Critic.forward,
-        meanwhile(values, "trained_positions", at_the_token),
+        with_replaced(values, "trained_positions", at_the_token),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
     ),
@@ -206,14 +206,14 @@ SHAPES = (
     Mutant(
         "the critic's pessimistic maximum becomes a minimum",
         value.value_loss,
-        meanwhile(torch, "maximum", torch.minimum),
+        with_replaced(torch, "maximum", torch.minimum),
         "steps",
         MOVED,
     ),
     Mutant(
         "the critic is never clipped",
         value.squares,
-        given(cliprange_value=lambda _: 0.0),
+        changed_arguments(cliprange_value=lambda _: 0.0),
         "steps",
         MOVED,
     ),
@@ -227,14 +227,14 @@ SHAPES = (
     Mutant(
         "the critic is clipped around 0",
         value.squares,
-        entry("values", value_NT=torch.zeros_like),
+        changed_record("values", value_NT=torch.zeros_like),
         "steps",
         MOVED,
     ),
     Mutant(
         "the critic is clipped from above only",
         value.squares,
-        meanwhile(Tensor, "clamp", only_from_above),
+        with_replaced(Tensor, "clamp", only_from_above),
         "steps",
         MOVED,
     ),

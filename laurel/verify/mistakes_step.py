@@ -10,7 +10,14 @@ from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.objective import kl, policy, ratio
-from laurel.verify.mutants import Function, Mutant, after, given, instead, meanwhile
+from laurel.verify.mutants import (
+    Function,
+    Mutant,
+    changed_arguments,
+    changed_result,
+    replaced_by,
+    with_replaced,
+)
 from laurel.weight import advantage, control, group, shape, token
 
 
@@ -58,14 +65,14 @@ WEIGHTS = (
     Mutant(
         "the mean is the batch's, not the group's",
         group.centred,
-        instead(mean_of_all),
+        replaced_by(mean_of_all),
         "steps",
         "rloo: one step, defaults",
     ),
     Mutant(
         "leave-one-out forgets n/(n-1)",
         group.leave_one_out,
-        instead(group.centred),
+        replaced_by(group.centred),
         "steps",
         "rloo: one step, defaults",
     ),
@@ -73,14 +80,14 @@ WEIGHTS = (
     Mutant(
         "the batch's spread is used for the group's",
         group.standardised,
-        given(scale_rewards=lambda how: "batch" if how == "group" else how),
+        changed_arguments(scale_rewards=lambda how: "batch" if how == "group" else how),
         "steps",
         "grpo: one step, defaults",
     ),
     Mutant(
         "the baseline is added",
         group.minus_baseline,
-        given(running_mean=lambda b: -b),
+        changed_arguments(running_mean=lambda b: -b),
         "steps",
         "reinforce_baseline: one step, defaults",
     ),
@@ -96,42 +103,42 @@ WEIGHTS = (
     Mutant(
         "an unjudged sample counts as a zero",
         group.centred,
-        instead(mean_with_zeros),
+        replaced_by(mean_with_zeros),
         "steps",
         "rloo: one step, defaults",
     ),
     Mutant(
         "the pair is turned round",
         group.best_and_worst,
-        after(torch.neg),
+        changed_result(torch.neg),
         "steps",
         "online_dpo: one step, defaults",
     ),
     Mutant(
         "equal rewards are not recognised",
         group.informative,
-        instead(lambda reward_PG: torch.ones(len(reward_PG), dtype=torch.bool)),
+        replaced_by(lambda reward_PG: torch.ones(len(reward_PG), dtype=torch.bool)),
         "identities",
         "dr_grpo: thirty equal rewards: weights exactly 0",
     ),
     Mutant(
         "the overlong penalty is a bonus",
         shape.overlong,
-        after(torch.abs),
+        changed_result(torch.abs),
         "steps",
         "dapo: one step, epsilon_high=0.5, overlong_buffer=1",
     ),
     Mutant(
         "the reward stands on the first padding",
         token.place_reward,
-        given(length_N=lambda n: n + 1),
+        changed_arguments(length_N=lambda n: n + 1),
         "steps",
         "ppo: one step, defaults",
     ),
     Mutant(
         "rewards are not carried back to earlier tokens",
         token.return_to_go,
-        given(gamma=lambda _: 0.0),
+        changed_arguments(gamma=lambda _: 0.0),
         "identities",
         "gae: B2: lambda = 1 is R - V(state)",
     ),
@@ -145,7 +152,7 @@ WEIGHTS = (
     Mutant(
         "whitening keeps the mean",
         token.whiten,
-        given(shift_mean=lambda _: False),
+        changed_arguments(shift_mean=lambda _: False),
         "steps",
         "reinforce_pp: one step, defaults",
     ),
@@ -159,7 +166,7 @@ WEIGHTS = (
     Mutant(
         "the advantage forgets the value of now",
         advantage.gae,
-        after(lambda found: (found[1], found[1])),
+        changed_result(lambda found: (found[1], found[1])),
         "steps",
         "ppo: one step, defaults",
     ),
@@ -173,28 +180,30 @@ WEIGHTS = (
     Mutant(
         "returns are advantages",
         advantage.gae,
-        after(lambda found: (found[0], found[0])),
+        changed_result(lambda found: (found[0], found[0])),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),
     Mutant(
         "normalised scores are not clipped",
         control.Moments.normalise,
-        given(clip=lambda _: 0.0),
+        changed_arguments(clip=lambda _: 0.0),
         "steps",
         "ppo_max: one step, defaults",
     ),
     Mutant(
         "scores are normalised by their sum of squares",
         control.Moments.normalise,
-        given(self=lambda seen: replace(seen, square=seen.square**2 * (seen.count - 1))),
+        changed_arguments(
+            self=lambda seen: replace(seen, square=seen.square**2 * (seen.count - 1))
+        ),
         "steps",
         "ppo_max: one step, defaults",
     ),
     Mutant(
         "the missing end is rewarded",
         control.missing_eos,
-        instead(
+        replaced_by(
             lambda reward_N, truncated_N, missing_eos_penalty=1.0: torch.where(
                 truncated_N, reward_N + missing_eos_penalty, reward_N
             )
@@ -209,21 +218,21 @@ OBJECTIVES = (
     Mutant(
         "the likelihood's sign is flipped",
         policy.likelihood,
-        after(torch.neg),
+        changed_result(torch.neg),
         "steps",
         "sft: one step, defaults",
     ),
     Mutant(
         "the loss mask is dropped",
         ratio.trained,
-        instead(lambda x_NT, batch: x_NT),
+        replaced_by(lambda x_NT, batch: x_NT),
         "invariances",
         "online_dpo: rubbish in the padding",
     ),
     Mutant(
         "the pessimistic minimum becomes a maximum",
         policy.surrogate,
-        meanwhile(torch, "minimum", torch.maximum),
+        with_replaced(torch, "minimum", torch.maximum),
         "steps",
         "grpo: one step off, defaults",
     ),
@@ -237,56 +246,56 @@ OBJECTIVES = (
     Mutant(
         "nothing is clipped",
         policy.surrogate,
-        instead(lambda ratio_NT, weight_NT, low, high: ratio_NT * weight_NT),
+        replaced_by(lambda ratio_NT, weight_NT, low, high: ratio_NT * weight_NT),
         "steps",
         "grpo: one step off, defaults",
     ),
     Mutant(
         "the ratio is inverted",
         ratio.log_ratio,
-        after(torch.neg),
+        changed_result(torch.neg),
         "steps",
         "grpo: one step, defaults",
     ),
     Mutant(
         "the dual clip hits positive weights",
         policy.clip,
-        meanwhile(Tensor, "__lt__", Tensor.__gt__),
+        with_replaced(Tensor, "__lt__", Tensor.__gt__),
         "steps",
         "grpo: one step, delta=1.5",
     ),
     Mutant(
         "the sequence ratio is a product, not a geometric mean",
         ratio.sequence_log_ratio,
-        instead(product_of_ratios),
+        replaced_by(product_of_ratios),
         "steps",
         "gspo: one step, defaults",
     ),
     Mutant(
         "the detached ratio is not detached",
         policy.detached_ratio,
-        meanwhile(Tensor, "detach", same),
+        with_replaced(Tensor, "detach", same),
         "steps",
         "cispo: one step, defaults",
     ),
     Mutant(
         "the ratio's cap is missing",
         policy.detached_ratio,
-        given(epsilon_high=lambda _: math.inf),
+        changed_arguments(epsilon_high=lambda _: math.inf),
         "steps",
         "cispo: one step off, epsilon_high=1.1, scale_rewards=group",
     ),
     Mutant(
         "k3 in the loss has no ratio",
         kl.kl_loss,
-        meanwhile(kl, "log_ratio", lambda logp_NT, batch: torch.zeros_like(logp_NT)),
+        with_replaced(kl, "log_ratio", lambda logp_NT, batch: torch.zeros_like(logp_NT)),
         "steps",
         "grpo: one step, beta=0.3",
     ),
     Mutant(
         "k2 in the loss differentiates the ratio",
         kl.kl_loss,
-        meanwhile(Tensor, "detach", same),
+        with_replaced(Tensor, "detach", same),
         "steps",
         "grpo: one step, beta=0.3, kl_estimator=k2",
     ),

@@ -71,12 +71,12 @@ def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-def after(change: Function) -> Mistake:
+def changed_result(change: Function) -> Mistake:
     """What the right function answers, changed."""
     return lambda right: lambda *args, **options: change(right(*args, **options))
 
 
-def given(**changes: Function) -> Mistake:
+def changed_arguments(**changes: Function) -> Mistake:
     """The right function, given changed arguments: name=function of what was given (or of the
     default).
     """
@@ -94,16 +94,16 @@ def given(**changes: Function) -> Mistake:
     return mistake
 
 
-def column(**changes: Function) -> Mistake:
+def changed_columns(**changes: Function) -> Mistake:
     """The right function, given a batch of which some columns are changed."""
-    return given(
+    return changed_arguments(
         batch=lambda batch: batch.replace(
             **{name: change(getattr(batch, name)) for name, change in changes.items()}
         )
     )
 
 
-def entry(record: str, **changes: Function) -> Mistake:
+def changed_record(record: str, **changes: Function) -> Mistake:
     """The right function, given a batch of which some columns of a record are changed."""
 
     def changed(batch: Any) -> Any:
@@ -111,15 +111,15 @@ def entry(record: str, **changes: Function) -> Mistake:
         columns = {name: change(getattr(found, name)) for name, change in changes.items()}
         return batch.replace(**{record: replace(found, **columns)})
 
-    return given(batch=changed)
+    return changed_arguments(batch=changed)
 
 
-def instead(other: Function) -> Mistake:
+def replaced_by(other: Function) -> Mistake:
     """Another function altogether."""
     return lambda right: other
 
 
-def meanwhile(owner: Any, name: str, other: Any) -> Mistake:
+def with_replaced(owner: Any, name: str, other: Any) -> Mistake:
     """The right function, while something that it calls by this name is `other`."""
 
     def mistake(right: Function) -> Function:
@@ -167,10 +167,10 @@ def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
     error = finding.partition(": ")[2]
     try:
         for found in checks():
-            if told(found) == finding:
+            if finding_name(found) == finding:
                 return "passes" if found.passed else "fails"
     except Exception as raised:  # the training code itself may be what notices
-        return "fails" if said(raised).startswith(error) else "is not there"
+        return "fails" if error_text(raised).startswith(error) else "is not there"
     return "passes" if re.match(r"\w+Error: ", error) else "is not there"
 
 
@@ -182,19 +182,19 @@ def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
         try:
             for finding in checks():
                 if not finding.passed:
-                    return Verdict(mutant, told(finding))
+                    return Verdict(mutant, finding_name(finding))
         except (
             Exception
         ) as error:  # whatever a mistake breaks is its discovery; an interrupt is no Exception
-            return Verdict(mutant, said(error))
+            return Verdict(mutant, error_text(error))
     return Verdict(mutant, "")
 
 
-def told(finding: Finding) -> str:
+def finding_name(finding: Finding) -> str:
     """The finding as a mutant names it."""
     return f"{finding.method}: {finding.quantity}"
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error's kind and how it begins."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.verify.claims import ascent
+from laurel.verify.expected_gradients import ascent
 from laurel.verify.finding import Finding, apart, same
-from laurel.verify.fixed import follow, probabilities
+from laurel.verify.fixed_points import follow, probabilities
 from laurel.verify.language import best_of_n, optimum
 from laurel.verify.world import World, as_groups, build, expected_gradient, gradient, make_world
 

@@ -12,23 +12,24 @@ import torch
 from torch import Tensor
 
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Draw, Group, Key, Sample
 from laurel.data.source import Row
+from laurel.fast.decode import compact_of
+from laurel.fast.static import static_of
 from laurel.model.chat import encode_prompt, ensure_template
-from laurel.model.compact import compact_of
 from laurel.model.critic import shared_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
-from laurel.model.static import static_of
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import loop
 from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.session import State
-from laurel.verify.claims import PER_ROW, group_weight
+from laurel.verify.expected_gradients import PER_ROW, group_weight
 from laurel.verify.finding import Finding, same, sampled
 from laurel.verify.language import Language
 from laurel.verify.world import Recorder, ascent_of, setup_of
@@ -126,14 +127,15 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
         limit=1e-5,
     )
     compact_of(llama.policy), static_of(llama.policy)
-    llama.policy.way_told = True  # slower ones are asked for here
-    compact, static = (vars(llama.policy)[way] for way in ("compact", "static"))
+    decoders = llama.policy.decoders
+    decoders["warned"] = True  # slower ones are asked for here
+    compact, static = decoders["compact"], decoders["static"]
     for name, *ways in (
         ("sampler", compact, static),
         ("static sampler", None, static),
         ("general sampler", None, None),
     ):
-        vars(llama.policy)["compact"], vars(llama.policy)["static"] = ways
+        decoders["compact"], decoders["static"] = ways
         yield from sampler(name, llama, logp, draws, seed)
 
 
@@ -150,7 +152,7 @@ def transformer(*, seed: int = 0) -> Iterator[Finding]:
 def drawn(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list[Group]:
     """`count` groups of `size` of each prompt from the library's sampler, rewarded."""
     rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
-    groups = rollout(llama.policy, rows, Draw("verify", step, seed, size, H, TEMPERATURE))
+    groups = rollout(Sampler(llama.policy), rows, Draw("verify", step, seed, size, H, TEMPERATURE))
     return [
         replace(
             group,

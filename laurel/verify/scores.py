@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from laurel.reward.process import product as every_step
-from laurel.reward.process import sound
+from laurel.reward.process import step_soundness
 from laurel.verify.finding import Finding, same
 from laurel.verify.pairs import Shown, graded, mean_step, preferred
 from laurel.verify.world import World, as_groups, build, gradient, make_world
@@ -345,5 +345,5 @@ def no_step_is_wrong(world: World) -> Iterator[Finding]:
                     for t in at
                 ]
             )
-            found[x, n] = every_step(sound(torch.stack([-theta, 0 * theta, theta], 1)))
+            found[x, n] = every_step(step_soundness(torch.stack([-theta, 0 * theta, theta], 1)))
     yield same("prm", "as a reward: the product is P(no step is wrong)", found, truth)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.model import fused, logprob
+from laurel.fast import logprob
+from laurel.fast.packed import KNOWN
 from laurel.model.critic import Critic, shared_critic
 from laurel.model.outputs import PolicyWithAuxiliary
-from laurel.model.packed import KNOWN
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
@@ -113,14 +113,14 @@ def few_at_once(policy: Policy) -> Iterator[None]:
     along the vocabulary, too.
     """
     before, vocabulary = (
-        (logprob.CHUNK, fused.NARROW),
+        (logprob.CHUNK, logprob.NARROW),
         policy.causal.get_input_embeddings().weight.shape[0],
     )
-    logprob.CHUNK, fused.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
+    logprob.CHUNK, logprob.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
     try:
         yield
     finally:
-        logprob.CHUNK, fused.NARROW = before
+        logprob.CHUNK, logprob.NARROW = before
 
 
 def alone(policy: Policy, batch: Batch) -> Tensor:

@@ -9,38 +9,47 @@ from multiprocessing import get_context
 import torch
 
 from laurel.train.algorithms import ALGORITHMS
-from laurel.verify.checks import MUTANTS, caught
-from laurel.verify.claims import claims
+from laurel.verify.checks import MUTANTS, is_caught
 from laurel.verify.evolution import smoothed, summit
+from laurel.verify.expected_gradients import expected_gradients
 from laurel.verify.finding import Finding, precision
-from laurel.verify.fixed import fixed
+from laurel.verify.fixed_points import fixed_points
 from laurel.verify.hindsight import posterior, relabelled
 from laurel.verify.identities import identities
-from laurel.verify.imitation import matched, told
+from laurel.verify.imitation import discriminator_rewards, matched
 from laurel.verify.implicit import logged_ends, logged_steps, logged_truths
 from laurel.verify.invariances import invariances
 from laurel.verify.mutants import Verdict, hunt
 from laurel.verify.pairs import ends, population
 from laurel.verify.sampled import sampled_rows
 from laurel.verify.scores import pulled, truths
-from laurel.verify.steps import steps
+from laurel.verify.single_steps import single_steps
 
-CLAIMS = (claims, population, pulled, smoothed, relabelled, told, logged_steps, logged_truths)
+CLAIMS = (
+    expected_gradients,
+    population,
+    pulled,
+    smoothed,
+    relabelled,
+    discriminator_rewards,
+    logged_steps,
+    logged_truths,
+)
 """Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four
 rows by themselves.
 """
-ENDS = (fixed, ends, truths, summit, posterior, matched, logged_ends)
+ENDS = (fixed_points, ends, truths, summit, posterior, matched, logged_ends)
 """Fixed points of the same."""
 ALONE = {
     "es": (smoothed, summit),
     "hindsight": (relabelled, posterior),
-    "gail": (told, matched),
+    "gail": (discriminator_rewards, matched),
     "ilql": (logged_steps, logged_truths, logged_ends),
 }
 """Rows that have checks of their own."""
 
 
-def whose(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
+def checks_of(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     """The checks of CLAIMS and ENDS that look at this row."""
     row = ALGORITHMS[method]
     if method in ALONE:
@@ -48,27 +57,27 @@ def whose(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     if row.trained.head:
         return (pulled, truths)
     compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source.partners
-    return (population, ends) if compares else (claims, fixed)
+    return (population, ends) if compares else (expected_gradients, fixed_points)
 
 
 def all_claims(only: str | None = None) -> Iterator[Finding]:
     """Every expectation; only: those of checks that look at this row."""
     for check in CLAIMS:
-        if only is None or check in whose(only):
+        if only is None or check in checks_of(only):
             yield from check()
 
 
 def all_ends(only: str | None = None) -> Iterator[Finding]:
     """Every fixed point; only: as above."""
     for check in ENDS:
-        if only is None or check in whose(only):
+        if only is None or check in checks_of(only):
             yield from check()
 
 
 PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, ...]]] = {
     "steps": (
         "single steps against a second implementation in plain Python",
-        steps,
+        single_steps,
         (torch.float64, torch.float32),
     ),
     "expectations": (
@@ -91,7 +100,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[Finding]], tuple[torch.dtype, 
 }
 """part: (what it compares, its findings, the precisions it runs in)."""
 BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
-    "steps": steps,
+    "steps": single_steps,
     "invariances": invariances,
     "expectations": all_claims,
     "fixed points": all_ends,
@@ -118,7 +127,7 @@ def quick() -> Iterator[Finding]:
     """
     with precision(torch.float64):
         yield from identities()
-        yield from steps(batches=2)
+        yield from single_steps(batches=2)
         yield from invariances()
         for cheap in (
             relabelled,
@@ -126,9 +135,9 @@ def quick() -> Iterator[Finding]:
             logged_truths,
             smoothed,
             pulled,
-            told,
+            discriminator_rewards,
             population,
-            claims,
+            expected_gradients,
         ):
             yield from cheap()
     with precision(torch.float32):
@@ -143,12 +152,12 @@ def hunt_all(processes: int = 1) -> Iterator[Verdict]:
     does is a question of its own.
     """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for number, killer, named in pool.map(hunted, range(len(MUTANTS))):
+        for number, killer, named in pool.map(hunt_one, range(len(MUTANTS))):
             yield Verdict(MUTANTS[number], killer, named)
 
 
-def hunted(number: int) -> tuple[int, str, bool]:
+def hunt_one(number: int) -> tuple[int, str, bool]:
     """Of the mutant with this number: who noticed it, and whether who it names does."""
     torch.set_num_threads(1)
     mutant = MUTANTS[number]
-    return number, hunt(mutant, quick).killer, caught(mutant)
+    return number, hunt(mutant, quick).killer, is_caught(mutant)

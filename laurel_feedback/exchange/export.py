@@ -39,7 +39,7 @@ from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import prompt_key
 from laurel.data.write import write_rows
-from laurel.measure.tastes import HeldOut
+from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.exchange.rows import (
     COLUMNS,
     KINDS,

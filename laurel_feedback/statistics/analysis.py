@@ -61,9 +61,9 @@ class Skill:
 
     Right answers to gold, the same answer to a repeat, and
 
-    reliability: 1 - the chance that a decisive vote is a guess (`laurel.measure.tastes`), None
-    without any; ties: their share, which says nothing of quality; left_out: gold speaks against the
-    annotator, and no label counts the votes.
+    reliability: 1 - the chance that a decisive vote is a guess
+    (`laurel.measure.preference_shares`), None without any; ties: their share, which says nothing of
+    quality; left_out: gold speaks against the annotator, and no label counts the votes.
     """
 
     annotator: str

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
-from laurel.measure.agreement import oriented
+from laurel.measure.agreement import in_alphabetical_order
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
@@ -376,7 +376,7 @@ def mtbench(folder: Path) -> list[Poll]:
                 label = (
                     winner if winner.startswith("tie") else {"model_a": "a", "model_b": "b"}[winner]
                 )
-                first, second, label = oriented(one, two, label)
+                first, second, label = in_alphabetical_order(one, two, label)
                 item, turn = f"{row['question_id']}:{first}:{second}", f"turn {row['turn']}"
             except (KeyError, AttributeError) as error:
                 fix = (

@@ -3,10 +3,10 @@
 The export writes it, and the report scores it on votes it has not seen.
 
 The chance of a label is that a further annotator, who decides and is like those who voted, prefers
-the response (`laurel.measure.tastes`). A vote of "tie" decides nothing. Someone who answers gold
-items wrong significantly more often than right (exact one-sided test at `DOUBT`) is left out: their
-votes stand for nothing and make no majority. No label goes against a strict majority of the votes
-that stand.
+the response (`laurel.measure.preference_shares`). A vote of "tie" decides nothing. Someone who
+answers gold items wrong significantly more often than right (exact one-sided test at `DOUBT`) is
+left out: their votes stand for nothing and make no majority. No label goes against a strict
+majority of the votes that stand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from laurel.measure.calibration import Bin
-from laurel.measure.tastes import HeldOut, held_out, tastes
+from laurel.measure.preference_shares import HeldOut, held_out, preference_shares
 from laurel_feedback.statistics.ballots import Ballot, Poll
 from laurel_feedback.store.tables import Assignment, Batch, Dispute, Item, Vote
 
@@ -115,7 +115,7 @@ def labels(said: Sequence[Said], gold: Marks | None = None) -> Labels:
     )
     chance, reliability, crowd = dict[int, float](), dict[Hashable, float](), 0.0
     if rows:
-        found = tastes(rows, gold=marks)
+        found = preference_shares(rows, gold=marks)
         crowd = 1 - found.crowd
         chance = dict(zip(found.items.tolist(), found.first.tolist(), strict=True))
         names = list(people)

@@ -10,7 +10,7 @@ from laurel.measure.crowd import Signal
 from laurel.measure.intervals import Interval
 from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
-from laurel.measure.tastes import HeldOut
+from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.statistics.analysis import Analysis, Pay, Skill
 from laurel_feedback.statistics.ballots import MTBENCH
 from laurel_feedback.statistics.batches import Cost, Exposure, Summary

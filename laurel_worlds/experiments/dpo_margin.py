@@ -15,12 +15,14 @@ from statistics import mean
 import torch
 
 from laurel.core.config import TrainConfig
+from laurel.core.sample import Draw
 from laurel.data.source import Row, load_rows
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
 from laurel.rollout.data import pairs
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     command,
@@ -99,7 +101,7 @@ def measured(folder: Path, model: Path) -> dict[str, float]:
     )
     chosen, rejected = policy.logp(batch).logp.sum(1).view(-1, 2).mean(0).tolist()
     held: list[Row] = load_rows(str(folder / "held.jsonl"))
-    groups = rollout(policy, held, Draw("claim", 0, 0, 1, 6, 0.0, ()))
+    groups = rollout(Sampler(policy), held, Draw("claim", 0, 0, 1, 6, 0.0, ()))
     right = [group.samples[0].text == group.row["completion"] for group in groups]
     return {
         "chosen": chosen,

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from laurel.core.config import TrainConfig
-from laurel.core.sample import Group
+from laurel.core.sample import Draw, Group
 from laurel.data.source import load_rows
 from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     clearly,
@@ -123,7 +124,7 @@ def samples(
     rows = load_rows(str(folder / "prompts.jsonl"))
     drawn: list[Group] = []
     while len(drawn) < groups:
-        drawn += rollout(policy, rows, Draw("claim", len(drawn), 0, size, limit, 1.0))
+        drawn += rollout(Sampler(policy), rows, Draw("claim", len(drawn), 0, size, limit, 1.0))
     return drawn[:groups]
 
 

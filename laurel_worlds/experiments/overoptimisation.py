@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.measure.bestof import best_of_n_bound
+from laurel.measure.best_of_n import best_of_n_bound
 from laurel.reward.learned import COMBINE
 from laurel.verify.language import Language, best_of_n, kl, optimum
 from laurel_worlds.experiments.comparison import (

@@ -20,12 +20,14 @@ from statistics import mean
 import torch
 
 from laurel.core.config import TrainConfig
+from laurel.core.sample import Draw
 from laurel.data.source import Row, load_rows
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
 from laurel.reward.learned import learned
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     clearly,
@@ -131,7 +133,7 @@ def sampled(
 ) -> tuple[list[str], list[list[str]]]:
     """Prompts and `count` answers to each."""
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
-    groups = rollout(policy, rows, Draw("claim", 0, seed, count, LONGEST, 1.0))
+    groups = rollout(Sampler(policy), rows, Draw("claim", 0, seed, count, LONGEST, 1.0))
     return [row.columns["prompt"] for row in rows], [
         [sample.text for sample in group.samples] for group in groups
     ]
@@ -143,7 +145,7 @@ def nats(model: Path, start: Path, rows: Sequence[Row]) -> float:
     policy, reference = (
         load_policy(TrainConfig(model=str(name), device="cpu")) for name in (model, start)
     )
-    batch = pack(rollout(policy, rows, Draw("claim", 0, 7, 4, LONGEST, 1.0)))
+    batch = pack(rollout(Sampler(policy), rows, Draw("claim", 0, 7, 4, LONGEST, 1.0)))
     return float((policy.logp(batch).logp - reference.logp(batch).logp).sum(1).mean())
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from laurel.core.result import Failed, Score
 from laurel.data.gsm8k import as_number, final_number, numbers_in, verify_gsm8k
-from laurel.data.hedges import undecided, without_question
+from laurel.data.non_answers import undecided, without_question
 from laurel.data.source import load_rows
 
 ROW = {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "He counts.\n#### 1,234"}

@@ -13,7 +13,7 @@ from laurel.core.config import EvalConfig, TrainConfig, build_config
 from laurel.core.errors import UsageError
 from laurel.core.load import resolve_paths
 from laurel.data.formats import normalise_all
-from laurel.data.places import files_of
+from laurel.data.paths import files_of
 from laurel.data.rows import read_rows
 from laurel.data.source import load_rows
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from laurel.core.errors import UsageError
-from laurel.data.cell import TEXT_COLUMNS, decode_cell, encode_cell
+from laurel.data.csv_cell import TEXT_COLUMNS, decode_cell, encode_cell
 from laurel.data.source import Row, load_rows
 from laurel.data.write import write_rows
 

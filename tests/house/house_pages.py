@@ -12,7 +12,7 @@ from pathlib import Path
 from house_source import PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
-    "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
+    "laurel/fast/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
     "laurel/report/page.html": "The Jinja template of the report.",
     "laurel/report/page.css": "Its style, light and dark.",
     "laurel/report/exhibit.html": "The template of an experiment's page.",
@@ -25,7 +25,7 @@ PURPOSES = {
 """Purposes of files that have no docstring."""
 
 ROOMS = (
-    *("core", "data", "weight", "objective", "measure", "model", "fast", "reward", "rollout"),
+    *("core", "data", "weight", "objective", "measure", "fast", "model", "reward", "rollout"),
     *("judge", "eval", "train", "search", "report", "serve", "verify", "pipeline", "cli"),
     *("store", "statistics", "exchange", "web", "demo"),
 )
@@ -289,8 +289,8 @@ def trl_defaults() -> str:
 
 def counts() -> dict[str, int]:
     """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
-    from laurel.core.catalogue import CATALOGUE
     from laurel.core.config import EvalConfig, TrainConfig
+    from laurel.core.metric_catalogue import CATALOGUE
     from laurel.core.trl_names import TABLE
     from laurel.reward.verifiers import TASKS, VERIFIERS
     from laurel.train.algorithms import ALGORITHMS

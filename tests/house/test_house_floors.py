@@ -12,6 +12,7 @@ from house_source import PACKAGE, PACKAGES, ROOT, circles, imports, module_name,
 FLOORS = (
     {"core"},
     {"data", "weight", "objective", "measure"},
+    {"fast"},
     {"model"},
     {"reward", "rollout", "judge"},
     {"eval"},

@@ -12,8 +12,8 @@ from laurel.measure.agreement import (
     fleiss_kappa,
     gwet_ac1,
     gwet_ac1_units,
+    in_alphabetical_order,
     krippendorff_alpha,
-    oriented,
     pair_agreement,
 )
 
@@ -276,10 +276,14 @@ def test_pair_agreement_by_hand():
 
 
 def test_orientation_does_not_matter():
-    assert oriented("x", "y", "a") == oriented("y", "x", "b") == ("x", "y", "a")
-    assert oriented("y", "x", "tie (inconsistent)") == ("x", "y", "tie")
+    assert (
+        in_alphabetical_order("x", "y", "a")
+        == in_alphabetical_order("y", "x", "b")
+        == ("x", "y", "a")
+    )
+    assert in_alphabetical_order("y", "x", "tie (inconsistent)") == ("x", "y", "tie")
     with pytest.raises(ValueError):
-        oriented("x", "y", "left")
+        in_alphabetical_order("x", "y", "left")
 
 
 def mtbench(path, turn, who=""):
@@ -287,7 +291,7 @@ def mtbench(path, turn, who=""):
     for row in map(json.loads, path.read_text().splitlines()):
         if row["turn"] == turn and row["judge"].startswith(who):
             label = row["winner"].removeprefix("model_")
-            one, two, label = oriented(row["model_a"], row["model_b"], label)
+            one, two, label = in_alphabetical_order(row["model_a"], row["model_b"], label)
             votes[row["question_id"], one, two].append(label)
     return votes
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from laurel.measure.calibration import (
     expected_calibration_error,
-    hits,
     length_direction,
     pair_forecasts,
+    pair_hits,
     reliability_table,
     report_pairs,
-    share,
+    share_interval,
 )
 from laurel.measure.intervals import wilson
 
@@ -67,7 +67,7 @@ def test_pairs_as_forecasts_do_not_depend_on_their_order():
 
 
 def test_ties_are_worth_half():
-    assert hits([3.0, 0.0, -2.0]).tolist() == [1, 0.5, 0]
+    assert pair_hits([3.0, 0.0, -2.0]).tolist() == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_report_tells_a_good_scorer_from_length_and_chance():
     report = report_pairs(gap, np.zeros(400), lengths[0], lengths[1], direction=-1)
     assert report.accuracy == wilson(float((gap > 0).sum()), 400)
     assert report.length_baseline.value == pytest.approx(
-        float(hits(lengths[1] - lengths[0]).mean())
+        float(pair_hits(lengths[1] - lengths[0]).mean())
     )
     assert report.gain.value == pytest.approx(report.accuracy.value - report.length_baseline.value)
     assert report.gain.low > 0 and ": above chance" in str(report) and "shorter wins" in str(report)
@@ -111,7 +111,7 @@ def test_pairs_of_one_prompt_are_not_independent():
     """
     right = ([1.0] * 30 + [0.0] * 20) * 4
     prompts = list(range(50)) * 4
-    wide, naive = share(right, prompts), share(right)
+    wide, naive = share_interval(right, prompts), share_interval(right)
     assert wide.n == 50 and naive.n == 200
     assert wide.high - wide.low > 1.7 * (naive.high - naive.low)
 

@@ -5,21 +5,21 @@ autocast.
 import pytest
 import torch
 from peft import PeftModel
-from test_policy_weights import FAMILIES, make, save
+from test_model_weights import FAMILIES, make, save
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
-from laurel.model.compact import compact_because
+from laurel.fast.decode import compact_because
 from laurel.model.critic import own_critic
 from laurel.model.implicit import new_heads
 from laurel.model.objects import said_of
 from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import load_causal, load_policy, make_reference
-from laurel.model.sampler import sample
 from laurel.model.scorer import load_scorer
 from laurel.rollout.pack import pack
+from laurel.rollout.sampler import sample
 from laurel.train.options import resolve
 
 PROMPTS = [(5, 6, 7, 8), (9, 10, 11)]

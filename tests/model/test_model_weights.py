@@ -28,9 +28,9 @@ from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.model.folders import check_folder
 from laurel.model.policy import load_causal, load_policy, load_tokenizer
-from laurel.model.sampler import sample
 from laurel.model.scorer import load_scorer
 from laurel.model.scratch import char_tokenizer, save_scratch
+from laurel.rollout.sampler import sample
 from laurel.rollout.source import DEMONSTRATIONS
 from laurel.train.fitting import fitting
 

@@ -14,7 +14,7 @@ from laurel.cli.main import main
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
-from laurel.measure.bestof import best_of_n
+from laurel.measure.best_of_n import best_of_n
 from laurel.model.scratch import save_scratch
 from laurel.pipeline.compare import commonest, fell_back, over_training, win_rate
 from laurel.pipeline.plan import Preferring, read_plan

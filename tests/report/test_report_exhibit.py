@@ -15,29 +15,20 @@ from matplotlib.figure import Figure
 from test_report_page import EVIL, Balanced
 
 from laurel.core.errors import UsageError
+from laurel.report.cells import cell_text, exit_reward, is_wall, shown_value, value_texts
 from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
-from laurel.report.exhibit_page import (
-    cell,
-    exit_mark,
-    figures,
-    is_wall,
-    numeric,
-    render,
-    spoken,
-    told_value,
-    write_page,
-)
+from laurel.report.exhibit_page import grid_as_text, numeric_columns, render, write_page
 from laurel.report.maps import (
     NEGATIVE,
     POSITIVE,
+    cell_colours,
     chart_svg,
     draw_curves,
     grid_svg,
     legend_columns,
+    light_inks,
     map_height,
-    paper,
-    span,
-    tints,
+    panel_columns,
     write_figure,
 )
 from laurel.report.plots import INK, VARIABLES
@@ -200,9 +191,9 @@ def test_only_cells_with_neither_value_nor_mark_are_walls():
 
 
 def test_colours_are_centred_on_zero_where_both_signs_meet():
-    tint = tints(Grid("", ((-2.0, 0.0, 2.0),), (("", "", ""),)))
+    tint = cell_colours(Grid("", ((-2.0, 0.0, 2.0),), (("", "", ""),)))
     assert tint(-2.0, "")[0] == NEGATIVE and tint(2.0, "")[0] == POSITIVE
-    centred = tints(Grid("", ((-2.0, 1.0, 2.0),), (("", "", ""),)))
+    centred = cell_colours(Grid("", ((-2.0, 1.0, 2.0),), (("", "", ""),)))
     assert (
         centred(1.0, "")[1] == tint(1.0, "")[1]
     )  # whatever value is nearest to 0, the scale begins there
@@ -226,7 +217,7 @@ def test_cells_stand_where_the_rows_say():
 
 
 def test_colours_of_one_sign_use_the_whole_scale():
-    tint = tints(Grid("", ((-13.0, -12.0, -11.0),), (("", "", ""),)))
+    tint = cell_colours(Grid("", ((-13.0, -12.0, -11.0),), (("", "", ""),)))
     assert [tint(value, "")[0] for value in (-13.0, -11.0)] == [NEGATIVE] * 2
     assert tint(-11.0, "")[1] < 0.1 < tint(-12.0, "")[1] < tint(-13.0, "")[1]
     assert (
@@ -249,7 +240,7 @@ def test_colours_of_one_sign_use_the_whole_scale():
     ],
 )
 def test_figures_of_a_map_share_their_decimals(values, digits, told):
-    assert figures(Grid("", (values,), (("",) * len(values),)), digits) == [told]
+    assert value_texts(Grid("", (values,), (("",) * len(values),)), digits) == [told]
 
 
 @pytest.mark.parametrize(
@@ -274,17 +265,17 @@ def test_figures_of_a_map_share_their_decimals(values, digits, told):
     ],
 )
 def test_cells_of_tables(value, text):
-    assert cell(value) == text
+    assert cell_text(value) == text
 
 
 def test_columns_of_numbers_are_flush_right():
-    assert numeric(TABLE) == (False, False, True, True)
-    assert numeric(Table("", ("a", "b"), ((np.int64(1), np.True_),))) == (True, False)
-    assert numeric(Table("", ("a", "b"), ())) == (False, False)
+    assert numeric_columns(TABLE) == (False, False, True, True)
+    assert numeric_columns(Table("", ("a", "b"), ((np.int64(1), np.True_),))) == (True, False)
+    assert numeric_columns(Table("", ("a", "b"), ())) == (False, False)
 
 
 def test_exits_are_signed_numbers():
-    assert [exit_mark(mark) for mark in ("+1", "-0.5", "+0", "1", "", "end", "-", "+x")] == [
+    assert [exit_reward(mark) for mark in ("+1", "-0.5", "+0", "1", "", "end", "-", "+x")] == [
         1.0,
         -0.5,
         0.0,
@@ -298,19 +289,19 @@ def test_exits_are_signed_numbers():
 
 def test_an_exit_tells_its_value_only_if_its_mark_does_not():
     assert [
-        told_value(*pair)
+        shown_value(*pair)
         for pair in ((0.0, "+1"), (1.0, "+1"), (0.5, "+1"), (0.0, "↑"), (None, ""))
     ] == [None, None, 0.5, 0.0, None]
-    assert figures(Grid("", ((0.0, -13.0, 0.5),), (("+1", "→", "-0.5"),))) == [
+    assert value_texts(Grid("", ((0.0, -13.0, 0.5),), (("+1", "→", "-0.5"),))) == [
         ["", "-13.00", "0.50"]
     ]
-    alone = tints(Grid("", ((0.0, -13.0, -12.0),), (("+0", "→", "→"),)))
+    alone = cell_colours(Grid("", ((0.0, -13.0, -12.0),), (("+0", "→", "→"),)))
     assert alone(0.0, "+0") == (INK, 0.15)
     assert alone(-12.0, "→")[1] < 0.1  # the exit's 0 does not stretch the scale
 
 
 def test_a_map_is_spoken():
-    assert spoken(Grid("", ((1.0, None),), (("↑", ""),))) == "↑ 1, wall"
+    assert grid_as_text(Grid("", ((1.0, None),), (("↑", ""),))) == "↑ 1, wall"
 
 
 def test_gaps_bands_and_scales_of_curves():
@@ -335,7 +326,7 @@ def test_gaps_bands_and_scales_of_curves():
         Chart(
             "c", "n", "y", {"a": [(2, 0, 0, 0), (1, 10, 10, 10), (3, math.inf, 1, 1)]}, log_y=True
         ),
-        paper(),
+        light_inks(),
     )
     assert axes.lines[0].get_xdata().tolist() == [1, 2, 3] and np.array_equal(
         axes.lines[0].get_ydata(), [10, math.nan, math.nan], equal_nan=True
@@ -363,7 +354,7 @@ def test_sizes_follow_the_map():
     def of(columns, rows):
         return Grid("", ((1.0,) * columns,) * rows, (("",) * columns,) * rows)
 
-    assert span(of(4, 3)) == 1 and span(of(12, 4)) == 2
+    assert panel_columns(of(4, 3)) == 1 and panel_columns(of(12, 4)) == 2
     assert map_height(of(4, 3)) < map_height(of(4, 5)) and map_height(of(2, 40)) < 6
     assert legend_columns(["ab", "cd", "ef"]) == 3 and legend_columns(["a" * 40, "b"]) == 1
 
@@ -380,7 +371,7 @@ def test_pictures_of_every_format(tmp_path):
     assert (
         "var(" not in svg
         and not any(code in svg for code in VARIABLES)
-        and paper()[POSITIVE] in svg
+        and light_inks()[POSITIVE] in svg
     )
     with pytest.raises(UsageError, match="nothing to draw"):
         write_figure(Exhibit("a", "b", {}, tables=(TABLE,)), tmp_path / "none.png")

@@ -8,8 +8,8 @@ from laurel.core.metrics import explain
 from laurel.core.run import Run
 from laurel.report.collect import Story, read_story
 from laurel.report.panels import PANELS
-from laurel.report.plots import smooth, thin
-from laurel.report.verdict import change, changes, findings, outside, show, window
+from laurel.report.plots import smoothed, thin_out
+from laurel.report.verdict import change, changes, findings, out_of_range, show, window
 
 
 def story(tmp_path, **series):
@@ -196,7 +196,11 @@ def test_windows():
 
 
 def test_ranges_come_from_the_catalogue():
-    assert outside(0.6, explain("kl")) and not outside(0.4, explain("kl")) and not outside(9, None)
+    assert (
+        out_of_range(0.6, explain("kl"))
+        and not out_of_range(0.4, explain("kl"))
+        and not out_of_range(9, None)
+    )
 
 
 def test_every_panel_is_in_the_catalogue():
@@ -209,11 +213,11 @@ def test_smoothing_and_thinning():
     """A constant stays; NaN is left out; 1000 points become 334 blocks of 3 whose first is the mean
     of 0, 1, 2.
     """
-    assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
-    assert smooth([1.0, math.nan, 3.0]) == [1.0, 2.0, 3.0]
-    blocks = thin([(i, float(i)) for i in range(1000)])
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smoothed([1.0, math.nan, 3.0]) == [1.0, 2.0, 3.0]
+    blocks = thin_out([(i, float(i)) for i in range(1000)])
     assert len(blocks) == 334 and blocks[0] == (2, 1.0) and blocks[-1] == (999, 999.0)
-    assert thin([(1, None), (2, 1.0)]) == [(1, None), (2, 1.0)]
+    assert thin_out([(1, None), (2, 1.0)]) == [(1, None), (2, 1.0)]
 
 
 def said(text, prompt, step, length=20):

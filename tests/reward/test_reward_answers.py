@@ -11,9 +11,9 @@ import pytest
 from laurel.core.load import load_file
 from laurel.core.result import Failed, Score
 from laurel.core.sample import Group, Key, Sample
+from laurel.data.final_answer import unboxed_answer
 from laurel.data.numbers import close, read
-from laurel.data.said import said
-from laurel.data.settle import settled
+from laurel.data.strip_thinking import visible_answer
 from laurel.reward.load import load_verifier
 from laurel.reward.mixture import load_rewards
 from laurel.reward.verifiers import VERIFIERS
@@ -386,20 +386,20 @@ def test_tolerance_is_relative_and_none_beside_zero():
 
 def test_what_is_said_and_where_it_settles():
     assert (
-        said("<think>a</think> b") == " b"
-        and said("a</think>b") == "b"
-        and said("<think>a") == ""
-        and said("x <think>a</think>") == "x "
+        visible_answer("<think>a</think> b") == " b"
+        and visible_answer("a</think>b") == "b"
+        and visible_answer("<think>a") == ""
+        and visible_answer("x <think>a</think>") == "x "
     )
     assert (
-        said("<answer> 4 </answer>") == "4"
-        and said("<answer>4</answer><answer>5</answer>") == ""
-        and said("<answer></answer>7") == ""
+        visible_answer("<answer> 4 </answer>") == "4"
+        and visible_answer("<answer>4</answer><answer>5</answer>") == ""
+        and visible_answer("<answer></answer>7") == ""
     )
-    assert said("a < b [c]") == "a < b [c]"
+    assert visible_answer("a < b [c]") == "a < b [c]"
     assert (
-        settled("The answer is approx. 5. Then 6.") == "approx. 5"
-        and settled("42 is the answer. I checked 2 times.") == "42"
+        unboxed_answer("The answer is approx. 5. Then 6.") == "approx. 5"
+        and unboxed_answer("42 is the answer. I checked 2 times.") == "42"
     )
 
 

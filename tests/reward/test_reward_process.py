@@ -21,7 +21,7 @@ from laurel.reward.process import (
     parse,
     process_reward,
     product,
-    sound,
+    step_soundness,
     steps_of,
     worst,
 )
@@ -61,7 +61,7 @@ def test_sound_is_what_is_left_of_wrong():
     score_SC = torch.tensor(
         [[0.0, 0, 0], [math.log(2), 0, 0], [5, 5, 5], [0, 1, 3], [0, 3, 1]], dtype=torch.float64
     )
-    found = sound(score_SC)
+    found = step_soundness(score_SC)
     assert found[:3].tolist() == pytest.approx([2 / 3, 1 / 2, 2 / 3]) and float(
         found[3]
     ) == pytest.approx(float(found[4]))

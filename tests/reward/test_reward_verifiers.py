@@ -16,7 +16,7 @@ from laurel.core.workers import Workers
 from laurel.reward import math as mathematics
 from laurel.reward import patterns
 from laurel.reward.code import extract, whole_program
-from laurel.reward.extract import boxed, final_number, own_words, settled
+from laurel.reward.extract import boxed, final_number, own_words, unboxed_answer
 from laurel.reward.load import load_verifier
 from laurel.reward.patterns import Format, regex
 from laurel.reward.text import choice, exact, letters, numeric
@@ -136,10 +136,10 @@ def test_T57_the_gold_may_stand_in_the_prompt_if_it_is_the_answer():
 
 
 def test_the_last_mark_decides():
-    assert settled("the answer is 1. No, the answer is 2. I checked 3 times.") == "2"
+    assert unboxed_answer("the answer is 1. No, the answer is 2. I checked 3 times.") == "2"
     assert (
-        settled("#### 5\nDone in 3 steps") == "5"
-        and settled("nothing marked 4") == "nothing marked 4"
+        unboxed_answer("#### 5\nDone in 3 steps") == "5"
+        and unboxed_answer("nothing marked 4") == "nothing marked 4"
     )
     assert value(numeric("The answer is 42. I checked it 2 times.", {"answer": "42"})) == 1
     assert value(numeric("#### 41\n#### 42", {"answer": "42"})) == 1

@@ -10,7 +10,7 @@ from arithmetic import agree
 from peft import LoraConfig, get_peft_model
 
 from laurel.core.metrics import Sums
-from laurel.model import packed
+from laurel.fast import packed
 from laurel.model.critic import own_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
@@ -54,9 +54,9 @@ def general(monkeypatch):
     """
 
     def switch(on):
-        for module in ("packed", "model", "scorer"):
+        for module in ("fast.packed", "model.policy", "model.scorer"):
             monkeypatch.setattr(
-                f"laurel.model.{module}.packs", (lambda body: False) if on else packed_packs
+                f"laurel.{module}.packs", (lambda body: False) if on else packed_packs
             )
         monkeypatch.setattr(
             Policy, "readout", property(lambda policy: policy.head) if on else readout

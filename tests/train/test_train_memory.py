@@ -20,7 +20,7 @@ from laurel.cli import doctor_fit
 from laurel.cli.main import main
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.model.compact import compact_of
+from laurel.fast.decode import compact_of
 from laurel.model.policy import load_policy
 from laurel.model.scratch import char_tokenizer
 from laurel.train import kept, memory

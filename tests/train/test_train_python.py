@@ -18,7 +18,7 @@ from laurel.core.bound_objects import bind_objects, bound_object, qualified_name
 from laurel.core.config import EvalConfig, TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.run import Run
-from laurel.data.objects import records_of
+from laurel.data.in_memory import records_of
 from laurel.data.source import load_rows
 from laurel.train.checkpoint import complete_first
 from laurel.train.python import by_name, with_names

@@ -13,7 +13,7 @@ from toy import make_toy, toy_config
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums, explain
-from laurel.model.sampler import Completion
+from laurel.core.sample import Completion
 from laurel.train import loop
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
@@ -137,8 +137,8 @@ def test_T39_a_sampler_with_other_weights_stops_the_run(toy, tmp_path, monkeypat
     """T39: log-probs that are not the trainer's: the run stops and names the p99 gap."""
     real = loop.rollout
 
-    def stale(policy, rows, draw):
-        groups = real(policy, rows, draw)
+    def stale(generator, rows, draw):
+        groups = real(generator, rows, draw)
         return [loop_shift(group) for group in groups]
 
     def loop_shift(group):
@@ -156,12 +156,12 @@ def test_T39_a_sampler_with_other_weights_stops_the_run(toy, tmp_path, monkeypat
 
 def test_T10_start_up_check_refuses_a_wrong_sampler(toy, tmp_path, monkeypatch):
     """T10, A5: |ratio - 1| at the start above 1e-4 refuses to train."""
-    from laurel.rollout import single
+    from laurel.rollout.sampler import Sampler
 
-    real = single.sample
+    real = Sampler.generate
     monkeypatch.setattr(
-        single,
-        "sample",
+        Sampler,
+        "generate",
         lambda *a, **k: [
             Completion(c.ids, tuple(x * 0.9 for x in c.logps), c.finish) for c in real(*a, **k)
         ],

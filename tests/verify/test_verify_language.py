@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.measure.bestof import best_of_n_bound
+from laurel.measure.best_of_n import best_of_n_bound
 from laurel.verify.language import (
     Language,
     best_of_n,

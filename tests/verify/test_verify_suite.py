@@ -12,10 +12,18 @@ from laurel.cli.main import main
 from laurel.core.config import ALGORITHM_NAMES
 from laurel.objective import policy
 from laurel.verify import suite
-from laurel.verify.checks import CHECKS, MUTANTS, caught, look
+from laurel.verify.checks import CHECKS, MUTANTS, is_caught, run_finding
 from laurel.verify.finding import Finding, precision, same, sampled
-from laurel.verify.mutants import Mutant, Verdict, after, broken, hunt, instead, outcome
-from laurel.verify.steps import CASES, steps
+from laurel.verify.mutants import (
+    Mutant,
+    Verdict,
+    broken,
+    changed_result,
+    hunt,
+    outcome,
+    replaced_by,
+)
+from laurel.verify.single_steps import CASES, single_steps
 from laurel.verify.suite import PARTS, hunt_all, quick
 
 BY_ROW = ("expectations", "fixed points", "invariances")
@@ -24,7 +32,8 @@ NAMED = sorted({(mutant.check, mutant.finding) for mutant in MUTANTS})
 
 IN_FULL = [(part, "all") for part in ("expectations", "invariances")]
 """Parts of which the suite runs float64; float32, which `steps` and `samples` run here, too, comes
-behind `make verify`.
+behind
+ `make verify`.
 """
 
 
@@ -55,12 +64,12 @@ def test_every_row_of_the_table_has_steps():
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_planted_mistake_is_noticed_by_the_check_that_it_names(mutant):
-    assert caught(mutant)
+    assert is_caught(mutant)
 
 
 @pytest.mark.parametrize("check, finding", NAMED, ids="{0[0]}-{0[1]}".format)
 def test_a_named_check_passes_where_nothing_is_planted(check, finding):
-    assert look(check, finding) == "passes"
+    assert run_finding(check, finding) == "passes"
 
 
 @pytest.mark.whole
@@ -78,7 +87,10 @@ def test_there_are_enough_mistakes_and_all_differ():
 
 def test_a_mistake_lasts_as_long_as_its_context_and_no_longer():
     before = policy.likelihood.__code__, policy.likelihood.__kwdefaults__
-    with broken(MUTANTS[0]), broken(Mutant("a sign", policy.likelihood, after(torch.neg), "", "")):
+    with (
+        broken(MUTANTS[0]),
+        broken(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")),
+    ):
         assert policy.likelihood.__code__ is not before[0]
     assert (policy.likelihood.__code__, policy.likelihood.__kwdefaults__) == before
 
@@ -109,10 +121,14 @@ def test_what_a_mutant_breaks_is_whole_again(mutant):
 def test_a_change_that_changes_nothing_stays_alive():
     """The hunt reports what it does not notice: it is not a machine that says "killed"."""
     harmless = Mutant(
-        "nothing", policy.likelihood, after(lambda x: x * 1.0), "steps", "sft: one step, defaults"
+        "nothing",
+        policy.likelihood,
+        changed_result(lambda x: x * 1.0),
+        "steps",
+        "sft: one step, defaults",
     )
-    assert not hunt(harmless, lambda: list(steps(batches=1, only="sft"))).killed
-    assert not caught(harmless)
+    assert not hunt(harmless, lambda: list(single_steps(batches=1, only="sft"))).killed
+    assert not is_caught(harmless)
 
 
 def test_a_name_is_wrong_where_another_check_notices_or_the_code_cannot_run():
@@ -120,13 +136,17 @@ def test_a_name_is_wrong_where_another_check_notices_or_the_code_cannot_run():
     on the way to it.
     """
     flipped, by_grpo = policy.likelihood, "grpo: one step, defaults"
-    assert not caught(Mutant("a", flipped, after(torch.neg), "steps", by_grpo))
-    assert not caught(Mutant("b", flipped, after(torch.neg), "steps", "sft: no such finding"))
-    assert not caught(
-        Mutant("c", flipped, instead(lambda: None), "steps", "sft: one step, defaults")
+    assert not is_caught(Mutant("a", flipped, changed_result(torch.neg), "steps", by_grpo))
+    assert not is_caught(
+        Mutant("b", flipped, changed_result(torch.neg), "steps", "sft: no such finding")
     )
-    assert caught(Mutant("d", flipped, after(torch.neg), "steps", "sft: one step, defaults"))
-    assert caught(Mutant("e", flipped, instead(lambda: None), "steps", "sft: TypeError: "))
+    assert not is_caught(
+        Mutant("c", flipped, replaced_by(lambda: None), "steps", "sft: one step, defaults")
+    )
+    assert is_caught(
+        Mutant("d", flipped, changed_result(torch.neg), "steps", "sft: one step, defaults")
+    )
+    assert is_caught(Mutant("e", flipped, replaced_by(lambda: None), "steps", "sft: TypeError: "))
 
 
 def test_an_error_that_is_named_must_be_raised():
@@ -160,7 +180,7 @@ def test_command_prints_json_and_its_exit_code_is_the_verdict(capsys):
         and len(result["findings"]) > 40
         and {"method", "quantity", "expected", "measured", "error"} <= set(result["findings"][0])
     )
-    with broken(Mutant("a sign", policy.likelihood, after(torch.neg), "", "")):
+    with broken(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")):
         assert main(["verify", "--part", "steps", "--method", "sft"]) == 1
     assert "FAIL" in capsys.readouterr().out
     assert main(["verify", "--part", "identities", "--method", "grpoo"]) == 2
@@ -192,5 +212,5 @@ def test_command_fails_where_a_name_is_wrong_and_prints_the_share(capsys, monkey
 def test_the_blind_hunt_and_the_names_are_asked_of_each_mutant():
     """What a process of the hunt does, on one mutant: killed, and by the check that it names."""
     number = next(n for n, m in enumerate(MUTANTS) if m.function is policy.likelihood)
-    assert suite.hunted(number) == (number, "sft: one step, defaults", True)
+    assert suite.hunt_one(number) == (number, "sft: one step, defaults", True)
     assert next(iter(quick())).passed

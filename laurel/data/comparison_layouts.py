@@ -1,0 +1,328 @@
+"""Well-known public shapes of rows that compare answers: pairs with a verdict, rated and ranked
+answers.
+
+A tie becomes a pair of weight 0: training leaves it out, and counts it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from laurel.data.answer_layouts import Found, Layout, request
+from laurel.data.conversations import Columns, conversation, dialogue
+
+Verdict = Callable[[Any], int | None]
+
+
+def pair(columns: Columns, first: Any, second: Any, better: int | None) -> Columns:
+    """`better` is 0 where the first is, 1 where the second is, None for a tie, which weighs
+    nothing.
+    """
+    chosen, rejected = (second, first) if better == 1 else (first, second)
+    weight = {} if better is not None else {"weight": 0.0}
+    return {"chosen": chosen, "rejected": rejected, **weight}
+
+
+def judged(
+    asked: str, first: str, second: str, verdict: str, better: Verdict
+) -> Callable[[Columns], Found | None]:
+    """Two columns of answers and one that says which is better. `asked` may be empty: `instruction`
+    and `input` then ask.
+    """
+
+    def make(columns: Columns) -> Found | None:
+        found = request(columns) if not asked else ({"prompt": columns[asked]}, (asked,))
+        try:
+            said = better(columns[verdict])
+        except (KeyError, TypeError, ValueError):
+            return None
+        if found is None:
+            return None
+        ours = {**found[0], **pair(columns, columns[first], columns[second], said)}
+        return ours, (*found[1], first, second, verdict)
+
+    return make
+
+
+def signed(value: Any) -> int | None:
+    """A strength of preference: below 0 the first is better, above 0 the second."""
+    return None if value == 0 else int(value > 0)
+
+
+def place(value: Any) -> int | None:
+    """0 or 1: the place of the better one."""
+    return {0: 0, 1: 1}[value]
+
+
+def number(value: Any) -> int | None:
+    """1 or 2 (0 or below, as AlpacaFarm's ties: none): the number of the better one."""
+    return None if int(value) <= 0 else {1: 0, 2: 1}[int(value)]
+
+
+def named(columns: Columns) -> Found | None:
+    """A request and two answers whose columns say which is better, under other names than ours."""
+    names = next(pair for pair in NAMED_PAIRS if set(pair) <= columns.keys())
+    if isinstance(columns.get("prompt"), str | list):
+        asked: Found | None = {"prompt": columns["prompt"]}, ("prompt",)
+    elif (
+        isinstance(columns.get("messages"), list) and columns["messages"]
+    ):  # LLaMA-Factory: the conversation, and two ways on
+        turns, ways = columns["messages"], [conversation(columns[name]) for name in names]
+        last = turns[-1].get("role") if isinstance(turns[-1], dict) else ""
+        begin = [
+            way[0].get("role")
+            for way in ways
+            if isinstance(way, list) and way and isinstance(way[0], dict)
+        ]
+        if last == "assistant" or begin not in ([], ["assistant", "assistant"]):
+            return None
+        asked = {"prompt": turns}, ("messages",)
+    else:
+        asked = request(columns)
+    if asked is None:
+        return None
+    sides = [conversation(columns[name]) for name in names]
+    return {**asked[0], "chosen": sides[0], "rejected": sides[1]}, (*asked[1], *names)
+
+
+def openai_preference(columns: Columns) -> Found | None:
+    """OpenAI's preference format: `input` holds messages and tools, the two outputs are lists of
+    messages.
+    """
+    asked = columns["input"]
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+        return None
+    ours = {"prompt": conversation(asked["messages"])}
+    if asked.get("tools") and "tools" not in columns:
+        ours["tools"] = asked["tools"]
+    sides = (
+        conversation(columns["preferred_output"]),
+        conversation(columns["non_preferred_output"]),
+    )
+    return {**ours, "chosen": sides[0], "rejected": sides[1]}, (
+        "input",
+        "preferred_output",
+        "non_preferred_output",
+    )
+
+
+def webgpt(columns: Columns) -> Found | None:
+    """WebGPT's comparisons (arXiv:2112.09332): the answer with the higher score is better."""
+    asked = columns["question"]
+    asked = asked.get("full_text") if isinstance(asked, dict) else asked
+    scores = (columns["score_0"], columns["score_1"])
+    if not all(isinstance(score, int | float) for score in scores):
+        return None
+    better = signed(scores[1] - scores[0])
+    ours = {"prompt": asked, **pair(columns, columns["answer_0"], columns["answer_1"], better)}
+    return ours, ("question", "answer_0", "answer_1", "score_0", "score_1")
+
+
+def summaries(columns: Columns) -> Found | None:
+    """OpenAI's comparisons of summaries (arXiv:2009.01325): the post (or article) as its authors
+    ask for "TL;DR:".
+    """
+    info, held, choice = columns["info"], columns["summaries"], columns["choice"]
+    if (
+        not isinstance(info, dict)
+        or not isinstance(held, list)
+        or len(held) != 2
+        or choice not in (0, 1)
+    ):
+        return None
+    heads = (
+        ("SUBREDDIT: r/", "subreddit"),
+        ("TITLE: ", "title"),
+        ("POST: ", "post"),
+        ("Article: ", "article"),
+    )
+    asked = [f"{head}{info[name]}" for head, name in heads if info.get(name)]
+    texts = [one.get("text") if isinstance(one, dict) else one for one in held]
+    return {"prompt": "\n\n".join([*asked, "TL;DR:"]), **pair(columns, *texts, choice)}, (
+        "info",
+        "summaries",
+        "choice",
+    )
+
+
+def arena(columns: Columns) -> Found | None:
+    """Chatbot Arena and MT-bench (arXiv:2306.05685): two conversations and a winner. They are cut
+    where they part.
+    """
+    sides = [conversation(columns[name]) for name in ("conversation_a", "conversation_b")]
+    better = {"model_a": 0, "model_b": 1}.get(columns["winner"])
+    if better is None and not str(columns["winner"]).startswith("tie"):
+        return None
+    return pair(columns, *sides, better), ("conversation_a", "conversation_b", "winner")
+
+
+def rated(columns: Columns) -> Found | None:
+    """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each; the best
+    has rank 1.
+    """
+    held = columns["completions"]
+    if not isinstance(held, list) or not all(
+        isinstance(one, dict) and "response" in one for one in held
+    ):
+        return None
+    asked = request(columns)
+    ranks = ranked([rating(one) for one in held])
+    responses = [one["response"] for one in held]
+    return asked and (
+        {**asked[0], "responses": responses, "ranks": ranks},
+        (*asked[1], "completions"),
+    )
+
+
+def generations(columns: Columns) -> Found | None:
+    """distilabel's lists of generations with a list of ratings."""
+    name = "rating" if "rating" in columns else "ratings"
+    texts, scores = columns["generations"], columns.get(name)
+    asked = request(columns)
+    if (
+        asked is None
+        or not isinstance(texts, list)
+        or not isinstance(scores, list)
+        or len(texts) != len(scores)
+    ):
+        return None
+    return {**asked[0], "responses": texts, "ranks": ranked(scores)}, (
+        *asked[1],
+        "generations",
+        name,
+    )
+
+
+def nectar(columns: Columns) -> Found | None:
+    """Nectar: answers {answer, model, rank} to a prompt in turns of "Human:" that ends with
+    "Assistant:".
+    """
+    held = columns["answers"]
+    if not isinstance(held, list) or not all(
+        isinstance(one, dict) and {"answer", "rank"} <= one.keys() for one in held
+    ):
+        return None
+    turns = dialogue(columns["prompt"])
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:
+        turns = turns[:-1]
+    texts: list[Any] = [one["answer"] for one in held]
+    if turns:
+        texts = [[{"role": "assistant", "content": text}] for text in texts]
+    ours = {
+        "prompt": turns or columns["prompt"],
+        "responses": texts,
+        "ranks": [one["rank"] for one in held],
+    }
+    return ours, ("prompt", "answers")
+
+
+def rating(one: Mapping[str, Any]) -> float | None:
+    """The overall score of an answer, else the fine-grained one, else the mean of its annotations'
+    ratings.
+    """
+    for name in ("overall_score", "fine-grained_score", "score", "rating"):
+        if (score := as_number(one.get(name))) is not None:
+            return score
+    notes = one.get("annotations")
+    held = (
+        [note.get("Rating") for note in notes.values() if isinstance(note, dict)]
+        if isinstance(notes, dict)
+        else []
+    )
+    scores = [score for value in held if (score := as_number(value)) is not None]
+    return math.fsum(scores) / len(scores) if scores else None
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, or a text that is one; None for "N/A" and the like."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) and not isinstance(value, bool) else None
+
+
+def ranked(scores: Sequence[Any]) -> list[int | None]:
+    """Ranks from ratings: the highest is 1, equal ones are equal, one without a number has none."""
+    known = [as_number(score) for score in scores]
+    order = sorted({score for score in known if score is not None}, reverse=True)
+    return [None if score is None else 1 + order.index(score) for score in known]
+
+
+NAMED_PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)
+COMPARED: Sequence[Layout] = (
+    Layout(
+        "OpenAI preference",
+        ("input", "preferred_output", "non_preferred_output"),
+        openai_preference,
+        ("chosen",),
+    ),
+    Layout(
+        "HelpSteer3",
+        ("context", "response1", "response2", "overall_preference"),
+        judged("context", "response1", "response2", "overall_preference", signed),
+        ("prompt",),
+    ),
+    Layout(
+        "HelpSteer2",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        judged("prompt", "response_1", "response_2", "preference_strength", signed),
+        ("chosen",),
+    ),
+    Layout(
+        "SHP",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        judged("history", "human_ref_A", "human_ref_B", "labels", lambda value: 1 - place(value)),
+        ("prompt",),
+    ),
+    Layout(
+        "PKU-SafeRLHF",
+        ("prompt", "response_0", "response_1", "better_response_id"),
+        judged("prompt", "response_0", "response_1", "better_response_id", place),
+        ("chosen",),
+    ),
+    Layout(
+        "AlpacaFarm",
+        ("instruction", "output_1", "output_2", "preference"),
+        judged("", "output_1", "output_2", "preference", number),
+        ("prompt",),
+    ),
+    Layout(
+        "LLMBar",
+        ("input", "output_1", "output_2", "label"),
+        judged("input", "output_1", "output_2", "label", number),
+        ("prompt",),
+    ),
+    Layout(
+        "WebGPT", ("question", "answer_0", "answer_1", "score_0", "score_1"), webgpt, ("prompt",)
+    ),
+    Layout("Summaries", ("info", "summaries", "choice"), summaries, ("prompt",)),
+    Layout(
+        "Chatbot Arena, MT-bench",
+        ("conversation_a", "conversation_b", "winner"),
+        arena,
+        ("chosen",),
+    ),
+    Layout(
+        "UltraFeedback",
+        ("instruction", "completions"),
+        rated,
+        ("prompt", "chosen", "chosen_response"),
+    ),
+    Layout(
+        "distilabel",
+        ("instruction", "generations"),
+        generations,
+        ("prompt", "chosen", "chosen_response"),
+    ),
+    Layout("Nectar", ("prompt", "answers"), nectar, ("responses", "chosen")),
+    Layout("Orca pairs, argilla, LLaMA-Factory", ("chosen", "rejected"), named, ("prompt",)),
+    Layout("argilla", ("chosen_response", "rejected_response"), named, ("chosen",)),
+    Layout("Stack Exchange pairs", ("response_j", "response_k"), named, ("chosen",)),
+)

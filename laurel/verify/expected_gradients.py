@@ -1,0 +1,398 @@
+"""(a) What each row's gradient is on average: every group of a small language is listed, and the
+mean equals what theory says.
+
+grad J is the gradient of E[R]. Where a row is biased, it is by exactly the factor or the weights
+that are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import comb
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laurel.verify.finding import Finding, apart, same
+from laurel.verify.language import best_of_n
+from laurel.verify.world import (
+    World,
+    as_groups,
+    ascent_of,
+    build,
+    every_group,
+    expected_gradient,
+    gradient,
+    make_world,
+    value_table,
+)
+from laurel.weight.group import EPS
+
+PER_ROW = {"loss_aggregation": "seq_mean_token_sum"}
+FREE = {"epsilon": 1.0, "epsilon_high": 1e9}  # no ratio is outside
+
+
+def expected_gradients() -> Iterator[Finding]:
+    """Every expectation, row by row."""
+    world, binary, bandit = (
+        make_world(3, 2, seed=2),
+        make_world(3, 2, seed=3, binary=True),
+        make_world(4, 1, seed=4),
+    )
+    drift = torch.randn(
+        world.logits.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
+    yield from unbiased(world, 0.3 * drift)
+    yield from regularised(world, 0.3 * drift)
+    yield from weighted(binary)
+    yield from selections(world, binary)
+    yield from off_policy(world, bandit, drift)
+
+
+def ascent(world: World, weight_XN: Tensor) -> Tensor:
+    """E over prompts of E[w grad log pi] with respect to the table."""
+    return world.language.ascent(world.pi, weight_XN) / world.temperature / len(world.logits)
+
+
+def unbiased(world: World, drift: Tensor) -> Iterator[Finding]:
+    """Rows whose expected gradient is grad J, or a known multiple of it."""
+    grad, H = ascent(world, world.reward), world.language.H
+    yield same("reinforce", "E[gradient] = grad J", expected_gradient(world, "reinforce", 1), grad)
+    for b in (0.0, 0.4, -5.0):
+        found = expected_gradient(world, "reinforce_baseline", 1, running_mean=b)
+        yield same("reinforce_baseline", f"E[gradient] = grad J, baseline {b:g}", found, grad)
+    yield same(
+        "reinforce_baseline",
+        "baseline=batch of n = 2: grad J/2",
+        one_batch(world, "reinforce_baseline", 2, baseline="batch"),
+        grad / 2,
+    )
+    for G in (2, 3):
+        yield same(
+            "rloo", f"E[gradient] = grad J, G = {G}", expected_gradient(world, "rloo", G), grad
+        )
+        yield same(
+            "dr_grpo",
+            f"(G-1)/(G H) grad J, G = {G}",
+            expected_gradient(world, "dr_grpo", G),
+            grad * (G - 1) / G / H,
+        )
+        centred = expected_gradient(world, "cispo", G, scale_rewards="none", **PER_ROW)
+        yield same(
+            "cispo", f"unscaled, summed: (G-1)/G grad J, G = {G}", centred, grad * (G - 1) / G
+        )
+
+
+def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
+    """KL: in the reward it is the gradient of the sequence's KL; in the loss that of each state's,
+    with the states held fixed.
+    """
+    beta, H = 0.3, world.language.H
+    d_XN = world.language.logp(world.pi) - world.language.logp(world.pi_ref)
+    full = ascent(world, world.reward - beta * d_XN)
+    for name, G in (("reinforce", 1), ("reinforce_baseline", 1), ("rloo", 2)):
+        yield same(
+            name,
+            "k1 in the reward: grad(J - beta KL)",
+            expected_gradient(world, name, G, beta=beta),
+            full,
+        )
+    token_d = world.language.token_logp(world.pi) - world.language.token_logp(world.pi_ref)
+    p_XN, scores = world.language.logp(world.pi).exp(), world.language.token_scores(world.pi)
+    frozen = (
+        torch.einsum("xn,xnt,xntsv->xsv", p_XN, token_d, scores)
+        / world.temperature
+        / len(world.logits)
+    )
+    yield apart(
+        "all rows", "per-state KL gradient is not the sequence's", frozen, ascent(world, d_XN)
+    )
+    grad = ascent(world, world.reward) / 2 / H
+    for estimator in ("k2", "k3", "exact"):
+        found = expected_gradient(world, "dr_grpo", 2, beta=beta, kl_estimator=estimator)
+        yield same(
+            "dr_grpo",
+            f"{estimator} in the loss: grad J/2H - beta E_s grad KL_s/H",
+            found,
+            grad - beta * frozen / H,
+        )
+    before = world.logits + drift
+    old_XN = world.language.logp(before / world.temperature).exp()
+    kl_only = World(world.language, world.logits, world.ref, world.reward * 0, world.temperature)
+    exact = torch.einsum(
+        "xs,xsv->xsv", world.language.visits(before / world.temperature), state_kl_gradient(world)
+    ) / len(old_XN)
+    ratio = world.language.token_logp(world.pi) - world.language.token_logp(
+        before / world.temperature
+    )
+    per_token = (
+        torch.einsum("xn,xnt,xntsv->xsv", old_XN, ratio.exp() * token_d, scores)
+        / world.temperature
+        / len(world.logits)
+    )
+    yield same("all rows", "E_old[ratio d grad log pi] = E_old,s grad KL_s", per_token, exact)
+    for estimator in ("k2", "k3", "exact"):
+        found = expected_gradient(
+            kl_only, "dr_grpo", 2, old=before, beta=beta, kl_estimator=estimator
+        )
+        yield same(
+            "dr_grpo",
+            f"{estimator} one step off: states of old, KL of now",
+            found,
+            -beta * exact / H,
+        )
+
+
+def state_kl_gradient(world: World) -> Tensor:
+    """grad of KL(pi(. | s) || ref(. | s)) with respect to the table, each state by itself: [X, S,
+    V].
+    """
+    p, d = world.pi.softmax(2), world.pi.log_softmax(2) - world.pi_ref.log_softmax(2)
+    return p * (d - (p * d).sum(2, keepdim=True)) / world.temperature
+
+
+def weighted(world: World) -> Iterator[Finding]:
+    """Dividing by the group's spread weights prompts by c_G(p); dividing by |y| weights completions
+    by 1/|y|.
+    """
+    p_XN, length = world.language.logp(world.pi).exp(), world.language.length_N.double()
+    p_X = (p_XN * world.reward).sum(1)
+    for G in (2, 3):
+        c_X = torch.tensor([group_weight(float(p), G) for p in p_X], dtype=torch.float64)
+        grad_p = ascent(world, world.reward)
+        for name in ("grpo", "cispo"):
+            found = expected_gradient(world, name, G, scale_rewards="group", **PER_ROW)
+            yield same(
+                name,
+                f"right or wrong, summed: c_G(p) grad p, G = {G}",
+                found,
+                grad_p * c_X[:, None, None],
+            )
+        found = expected_gradient(
+            world, "dapo", G, only_informative=True, mask_truncated_completions=False, **PER_ROW
+        )
+        some_X = 1 - p_X**G - (1 - p_X) ** G
+        yield same(
+            "dapo",
+            f"informative groups only: c_G(p)/(1-p^G-(1-p)^G) grad p, G = {G}",
+            found,
+            grad_p * (c_X / some_X)[:, None, None],
+        )
+        inside_XN = torch.stack(
+            [
+                mean_advantage(float(p), G, reward)
+                for p, reward in zip(p_X, world.reward, strict=True)
+            ]
+        )
+        per_length = ascent(world, inside_XN / length)
+        for name in ("grpo", "gspo"):
+            found = expected_gradient(world, name, G)
+            yield same(
+                name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
+            )
+            yield apart(
+                name,
+                f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
+                found,
+                along(found, grad_p),
+            )
+    c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
+    near = (
+        1e-8 if torch.get_default_dtype() == torch.float64 else None
+    )  # whitening adds 1e-8 to what in PPO-max is another deviation
+    for name, own, limit in (
+        ("reinforce_pp", {}, None),
+        ("ppo", RAW, None),
+        ("ppo_max", RAW, near),
+    ):
+        found = one_batch(BANDIT, name, 3, **own)
+        truth = ascent(BANDIT, BANDIT.reward) * c_X[:, None, None]
+        yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit)
+    yield from critic(world)
+
+
+def critic(world: World) -> Iterator[Finding]:
+    """PPO's critic with lambda = 1: each completion, weighted by its length, pulls V(s) to R; the
+    mean is 0 at V of the policy.
+    """
+    total, at_value = torch.zeros(world.ref.shape[:2]), torch.zeros(world.ref.shape[:2])
+    p, (_, V) = (
+        world.language.logp(world.pi).exp(),
+        world.language.action_values(world.pi, world.reward),
+    )
+    exact = (
+        world.ref + (V - value_table(world.ref))[..., None] / world.language.V
+    )  # a reference whose critic says V
+    for x, n in product(range(len(p)), range(world.language.N)):
+        for ref, into in ((world.ref, total), (exact, at_value)):
+            own = {
+                "lam": 1.0,
+                "cliprange_value": 0.0,
+                "beta": 0.0,
+                "missing_eos_penalty": 0.0,
+                "num_iterations": 1,
+            }
+            setup = build(world, "ppo", world.logits, ref, num_generations=1, **own)
+            gradient(
+                setup,
+                as_groups(
+                    world, [(x, (n,))], rewards=[[float(world.reward[x, n])]], table=world.logits
+                ),
+            )
+            into += float(p[x, n]) * int(world.language.length_N[n]) * ascent_of(setup)[1]
+    pull = world.language.visits(world.pi) * (V - value_table(world.ref))
+    yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
+    yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
+
+
+RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}
+BANDIT = make_world(4, 1, seed=6, binary=True)
+
+
+def bernoulli(world: World) -> Tensor:
+    """P(right) of each prompt."""
+    return (world.language.logp(world.pi).exp() * world.reward).sum(1)
+
+
+def group_weight(p: float, G: int, eps: float = EPS) -> float:
+    """c_G(p) = E_k[ k (G-k) / (G^2 (s_k + eps)) ] / (p (1-p)),  k ~ Bin(G, p),  s_k the spread of k
+    ones among G (ddof 1).
+    """
+    total = 0.0
+    for k in range(1, G):
+        spread = (k * (G - k) / G / (G - 1)) ** 0.5
+        total += comb(G, k) * p**k * (1 - p) ** (G - k) * k * (G - k) / G**2 / (spread + eps)
+    return total / (p * (1 - p))
+
+
+def mean_advantage(p: float, G: int, reward_N: Tensor) -> Tensor:
+    """E[A | y] of a 0/1 reward when the other G - 1 samples are right with probability p
+    each: [N].
+    """
+    value = {}
+    for own in (0.0, 1.0):
+        total = 0.0
+        for k in range(G):
+            right = [own] + [1.0] * k + [0.0] * (G - 1 - k)
+            spread = (sum((r - fmean(right)) ** 2 for r in right) / (G - 1)) ** 0.5
+            total += (
+                comb(G - 1, k)
+                * p**k
+                * (1 - p) ** (G - 1 - k)
+                * ((own - fmean(right)) / (spread + EPS) if spread else 0.0)
+            )
+        value[own] = total
+    return torch.tensor([value[float(r)] for r in reward_N], dtype=torch.float64)
+
+
+def selections(world: World, binary: World) -> Iterator[Finding]:
+    """RAFT climbs the log-likelihood of its selection; SFT that of its data."""
+    p_XN = world.language.logp(world.pi).exp()
+    for G in (2, 3):
+        chosen = best_of_n(p_XN, world.reward, G) / p_XN
+        yield same(
+            "raft",
+            f"keep=best: E over best-of-{G} of grad log pi, /{G}",
+            expected_gradient(world, "raft", G, **PER_ROW),
+            ascent(world, chosen) / G,
+        )
+    p_X = bernoulli(binary)
+    best = (
+        ((1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2)[:, None, None]
+        * ascent(binary, binary.reward)
+        / 3
+    )
+    yield same(
+        "raft",
+        "keep=best, right or wrong: ((1-(1-p)^3)/p - (1-p)^2)/3 grad p",
+        expected_gradient(binary, "raft", 3, **PER_ROW),
+        best,
+    )
+    found = expected_gradient(binary, "raft", 2, keep="above", bar=1.0, **PER_ROW)
+    yield same("raft", "keep=above: grad p", found, ascent(binary, binary.reward))
+    data = [(0, (3,)), (0, (3,)), (0, (0,)), (1, (5,)), (1, (1,))]
+    share_XN = torch.zeros_like(world.reward)
+    for x, (n,) in data:
+        share_XN[x, n] += 1 / len(data)
+    table = world.logits / world.temperature
+    setup = build(world, "sft", table, world.ref, **PER_ROW)
+    groups = as_groups(world, data, rewards=[(1.0,)] * len(data), table=table, supervised=True)
+    scores = world.language.token_scores(table).sum(2)
+    yield same(
+        "sft",
+        "grad of -KL(data || pi)",
+        gradient(setup, groups),
+        torch.einsum("xn,xnsv->xsv", share_XN, scores),
+    )
+
+
+def off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
+    """One step off: a ratio per token corrects exactly where a completion is one token, and to
+    first order elsewhere.
+    """
+    before = bandit.logits + 0.4 * torch.randn(
+        bandit.logits.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
+    grad = ascent(bandit, bandit.reward)
+    unscaled: dict[str, Any] = {"scale_rewards": "none"}
+    for name, options in (
+        ("dr_grpo", FREE),
+        ("grpo", unscaled | FREE | PER_ROW),
+        ("gspo", unscaled | FREE),
+        ("cispo", unscaled | {"epsilon_high": 1e9} | PER_ROW),
+    ):
+        found = expected_gradient(bandit, name, 2, old=before, **options)
+        yield same(
+            name, "one token, one step off, unclipped: grad J/2 of the policy now", found, grad / 2
+        )
+    for size in (0.1, 0.4):
+        old = world.logits + size * drift
+        found, on = (
+            expected_gradient(world, "dr_grpo", 2, old=old, **FREE) * 2 * world.language.H,
+            ascent(world, world.reward),
+        )
+        yield apart(
+            "dr_grpo",
+            f"two tokens, drift {size:g}: token ratios are first order, cosine"
+            f" {cosine(found, on):.4f}",
+            found,
+            on,
+            least=1e-4,
+        )
+        none = expected_gradient(world, "rloo", 2, old=old)
+        yield apart(
+            "rloo",
+            f"two tokens, drift {size:g}: no ratio, cosine {cosine(none, on):.4f}",
+            none,
+            on,
+            least=1e-4,
+        )
+
+
+def one_batch(world: World, name: str, n: int, **options: Any) -> Tensor:
+    """E of the gradient where all n samples of a prompt make one batch: one call of the loop per
+    group, for rows that look at all of it.
+    """
+    total = torch.zeros_like(world.logits)
+    for (x, members), chance in every_group(world, n, world.language.logp(world.pi).exp()):
+        setup = build(world, name, world.logits, world.ref, num_generations=n, **options)
+        rewards = [[float(world.reward[x, i]) for i in members]]
+        total += chance * gradient(
+            setup, as_groups(world, [(x, members)], rewards=rewards, table=world.logits)
+        )
+    return total
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine between two gradients."""
+    return float(
+        torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), 0)
+    )
+
+
+def along(a: Tensor, b: Tensor) -> Tensor:
+    """The part of a that points along b."""
+    return (a * b).sum() / (b * b).sum() * b
