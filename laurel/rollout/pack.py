@@ -103,6 +103,11 @@ def sampled_comparisons(grade_PG: Tensor) -> Comparisons:
     )
 
 
+def truncated(groups: Sequence[Group]) -> Tensor:
+    """Which samples were cut off at the length limit: [P, G] bool."""
+    return torch.tensor([[s.finish == "length" for s in group.samples] for group in groups])
+
+
 def reward_matrix(groups: Sequence[Group]) -> Tensor:
     """[P, G] float64 rewards; NaN where a sample is excluded. Every group must hold the same number
     of samples.

@@ -46,6 +46,7 @@ PPO: dict[str, Any] = {
     "critic_model": "policy",
     "critic_warmup_steps": 0,
     "missing_eos_penalty": 1.0,
+    "bootstrap_truncated": False,
     "normalize_rewards": False,
     "reward_clip": 0.0,
     "kl_target": 0.0,

@@ -29,6 +29,7 @@ from laurel.rollout.pack import (
     sample_rewards,
     sampled_comparisons,
     token_rewards,
+    truncated,
 )
 from laurel.rollout.sampler import Sampler
 from laurel.rollout.single import rollout
@@ -59,6 +60,7 @@ from laurel.train.rewards import adjust_rewards
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import critic_values
+from laurel.weight.advantage import bootstrapped
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
@@ -251,7 +253,7 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
         batch = with_reference(session, batch, of_step=True)
     if session.adjusts_rewards:
         reward_PG = adjust_rewards(session, state, groups, batch, reward_PG)
-    batch = with_weights(session, state, batch, reward_PG)
+    batch = with_weights(session, state, batch, reward_PG, truncated(groups))
     if session.by_comparison and session.learns_from_data:
         batch = batch.replace(comparison=comparisons(groups))
     if session.on_policy:
@@ -280,7 +282,9 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
     return reward_PG
 
 
-def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor) -> Batch:
+def with_weights(
+    session: Session, state: State, batch: Batch, reward_PG: Tensor, truncated_PG: Tensor
+) -> Batch:
     """The batch with the weight of every token, [P, G] -> [N, T], or the grades of comparisons; and
     a critic's values.
     """
@@ -293,9 +297,13 @@ def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor
         chosen = partial(chosen, running_mean=state.running_mean)
     mask_NT = batch.loss_mask_NT
     if credit == "critic":
-        value_NT = critic_values(session, batch)
+        value_NT, after_N = critic_values(session, batch)
+        ends = ()
+        if config.bootstrap_truncated:
+            flat = reward_PG.flatten(), after_N.double(), truncated_PG.flatten()
+            reward_PG, *ends = bootstrapped(*flat)
         reward_NT = token_rewards(batch, reward_PG, kl_coef)
-        advantage_NT, return_NT = chosen(reward_NT, value_NT.double(), mask_NT)
+        advantage_NT, return_NT = chosen(reward_NT, value_NT.double(), mask_NT, *ends)
         weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
         batch = batch.replace(values=Values(value_NT, return_NT.to(value_NT.dtype)))
     elif credit == "token":

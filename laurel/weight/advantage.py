@@ -29,8 +29,7 @@ def gae(
     trained token, so the tokens of a tool neither discount nor need a value, and a reward on one of
     them belongs to the last trained token before it. (A reward before the first trained token
     follows from no choice and enters nothing.) Behind the last step V is 0, the row is over;
-    `after_N` gives another value, as the critic's for a row that was cut off (0 for those that
-    ended). Whitening comes after this.
+    `after_N` gives another value, see `bootstrapped`. Whitening comes after this.
 
     r = (0, 0, 1), V = (.5, .6, .7): delta = (.1, .1, .3); lam = 0: A = delta, the TD error; lam =
     .5: (.225, .25, .3); lam = 1, gamma = 1: A = (.5, .4, .3), the return minus V, and the returns
@@ -55,6 +54,25 @@ def gae(
     advantage_NK = return_to_go(delta_NK, torch.ones_like(mask_NT), gamma=gamma * lam)
     advantage_NT = torch.where(mask_NT, advantage_NK.gather(1, step_NT.clamp(min=0)), 0.0)
     return advantage_NT, torch.where(mask_NT, advantage_NT + value_NT, 0.0)
+
+
+def bootstrapped(reward_N: Tensor, after_N: Tensor, truncated_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards of rows, and values of the states behind them, where a row that was cut off is not
+    over: [N] each.
+
+        finished: (R, 0)        cut off: (0, V(s_T))
+
+    The reward of an answer is paid at its end, and a row that was cut off has not reached it: its
+    reward, of an unfinished text, is left out, and what is still to come is the critic's value
+    behind its last token. To pay both would count the outcome twice: with gamma = 1, and every row
+    cut off, V = R + V, which grows without end. R = (1, 1), V = (.3, .4), the second cut off: (1,
+    0) and (0, .4). NaN (no reward could judge the row) stays NaN. Partial-episode bootstrapping,
+    Pardo et al. 2018, arXiv:1712.00378.
+    """
+    assert reward_N.shape == after_N.shape == truncated_N.shape, (reward_N.shape, after_N.shape)
+    assert truncated_N.dtype == torch.bool, truncated_N.dtype
+    paid_N = torch.where(truncated_N & ~reward_N.isnan(), 0.0, reward_N)
+    return paid_N, torch.where(truncated_N, after_N, 0.0)
 
 
 def on_steps(x_NT: Tensor, step_NT: Tensor) -> Tensor:
