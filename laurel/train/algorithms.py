@@ -1,5 +1,6 @@
-"""The table: every algorithm is one row of choices for the same four stages. The only place that
-knows what an algorithm's name means.
+"""The table: every algorithm is one row of choices for the same four stages.
+
+The only place that knows what an algorithm's name means.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.adversary import ADVERSARIAL, with_sides
+from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
 from laurel.train.row import Algorithm, Term, Trained
@@ -221,7 +222,7 @@ ROWS: dict[str, Algorithm] = {
             "discriminator_rate": 1.0,
         },
         terms=(Term(discriminate, "row_mean"),),
-        targets=with_sides,
+        targets=side_targets,
         measure=discriminator_metrics,
         trained=WITH_DISCRIMINATOR,
         compares=True,

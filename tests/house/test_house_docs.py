@@ -19,6 +19,7 @@ from house_source import ROOT, package_files
 
 import laurel
 from laurel.train import loop, starter
+from laurel.train.algorithms import ALGORITHMS
 from laurel_prompts import fit as fitting
 from laurel_prompts import synthetic
 from laurel_prompts.models import Logistic, Rates
@@ -208,6 +209,13 @@ def test_pages_with_promises_have_blocks_that_run(name):
     )
 
 
+def test_the_front_page_is_short_and_names_every_algorithm():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 15_000
+    assert not [name for name in ALGORITHMS if f"`{name}`" not in text]
+    assert not [name for name in ALGORITHMS if not (ROOT / f"docs/algorithms/{name}.md").exists()]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings make."""
     headings = re.findall(
@@ -305,12 +313,11 @@ def test_stale_counts_are_found():
 
 
 def test_the_tree_has_every_file_once():
-    lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[1:-1]]
-    listed = sorted(first for first, _ in lines if not first.endswith("/"))
+    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", package_tree(), re.MULTILINE)
     there = [path for path in package_files() if path.name != "__init__.py"]
     there = [path for path in there if (path.parent / "__init__.py").exists()]
-    assert listed == sorted(path.name for path in there)
-    assert all(purpose.strip() for _, purpose in lines)
+    assert sorted(name for name, _ in rows) == sorted(path.name for path in there)
+    assert all(purpose.strip() for _, purpose in rows)
 
 
 def test_blocks_are_found_with_their_reasons(tmp_path):
