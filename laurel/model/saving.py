@@ -313,7 +313,7 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
         with proven(folder, "model", fix) as (made, gaps):
             policy.tokenizer.save_pretrained(made)
             write_model(causal, made, kind)
-            ours = policy.said()
+            ours = policy.probe_logits()
             gaps.append(model_gap(made, auto_causal(), ours, live, ids))
     except LaurelError:
         if not why:
@@ -335,4 +335,4 @@ def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
             policy.causal.generation_config.save_pretrained(made)
         write_adapters(saved, made, kind)
         gaps.append(adapters_gap(saved, made, kind, policy.said))
-    return moved("logits", gaps[0][0], largest(policy.said()), live, kind)
+    return moved("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)

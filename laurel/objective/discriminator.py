@@ -1,5 +1,5 @@
-"""Adversarial imitation: what a discriminator learns, (logits, batch) -> one value per row, [N] ->
-[N]; and what its verdict pays.
+"""Adversarial imitation: a discriminator's loss, (logits, batch) -> one value per row, [N] -> [N],
+and the reward that its verdict gives.
 
 Convention: D = sigmoid(logit) = P(demonstration). Ho and Ermon write D for P(policy), which turns
 every sign around. Which rows are demonstrations stands in `batch.demonstrations`.
@@ -7,7 +7,7 @@ every sign around. Which rows are demonstrations stands in `batch.demonstrations
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from laurel.core.sample import Batch, Demonstrations
 from laurel.objective.metrics import Pair
 from laurel.objective.ratio import required
-from laurel.objective.unit import by_group
+from laurel.objective.unit import by_group, group_places
 
 
 def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
@@ -28,21 +28,22 @@ def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0)
     s = 1 at a demonstration, -1 at a sample; w its weight, eps = label_smoothing. w = 1, f = 1:
     .3132617 for a demonstration, 1.3132617 for a sample; f = 0: ln 2. The slope at a
     demonstration is -w (1 - D), at a sample w D. The mean over rows is best at D* =
-    pi_E / (pi_E + pi), f* = log pi_E - log pi, where it is ln 2 - JS(pi, pi_E); with eps at ((1 -
-    eps) pi_E + eps pi) / (pi_E + pi), so that no logit is beyond log((1 - eps) / eps). Goodfellow
-    et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans et al. 2016,
-    arXiv:1606.03498.
+    pi_E / (pi_E + pi), f* = log pi_E - log pi, where it is ln 2 - JS(pi, pi_E); with eps at
+    ((1 - eps) pi_E + eps pi) / (pi_E + pi), so that no logit is beyond log((1 - eps) / eps).
+    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans et al.
+    2016, arXiv:1606.03498.
     """
     sign_N, weight_N = signs(logit_N, batch)
-    right_N, wrong_N = softplus(-sign_N * logit_N), softplus(sign_N * logit_N)
-    return weight_N * ((1 - label_smoothing) * right_N + label_smoothing * wrong_N)
+    right_N = softplus(-sign_N * logit_N)
+    wrong_N = softplus(sign_N * logit_N)
+    smoothed_N = (1 - label_smoothing) * right_N + label_smoothing * wrong_N
+    return weight_N * smoothed_N
 
 
 def imitation(
     logit_N: Tensor, *, imitation_reward: Literal["airl", "gail", "log_d"] = "airl"
 ) -> Tensor:
-    """What the policy is paid for a sample with this logit, [N] -> [N]; the discriminator is held
-    fixed.
+    """The policy's reward for a sample with this logit; the discriminator is fixed: [N] -> [N].
 
         airl     f = log D - log(1 - D)     at D*, the policy gradient is -grad KL(pi || pi_E)
         gail     -log(1 - D)                -grad 2 JS(pi, pi_E)
@@ -67,21 +68,23 @@ def balanced(demonstration_N: Tensor, batch: Batch) -> Demonstrations:
     whatever G is, so the objective's mean over rows is the mean over groups. A group of one kind
     tells nothing apart: 0. demonstration_N: [N] bool.
     """
-    group_N: Any = batch.group_N
-    # by_group counts per group; where_N takes each group's count back to its rows
-    _, where_N = group_N.unique(return_inverse=True)
-    is_N = demonstration_N.to(batch.weight_NT.dtype)
-    shown_N, drawn_N = by_group(is_N, batch)[where_N], by_group(1 - is_N, batch)[where_N]
-    weight_N = torch.where(demonstration_N, 1 / shown_N, 1 / drawn_N) * (shown_N + drawn_N) / 2
+    _, group_N = group_places(batch)
+    shown_N = demonstration_N.to(batch.weight_NT.dtype)
+    # by_group counts per group; group_N takes each group's count back to its rows
+    shown_N, drawn_N = by_group(shown_N, batch)[group_N], by_group(1 - shown_N, batch)[group_N]
+    share_N = torch.where(demonstration_N, 1 / shown_N, 1 / drawn_N)
+    weight_N = share_N * (shown_N + drawn_N) / 2
     both_N = (shown_N > 0) & (drawn_N > 0)
-    return Demonstrations(demonstration_N, torch.where(both_N, weight_N, 0.0))
+    weight_N = torch.where(both_N, weight_N, 0.0)
+    return Demonstrations(demonstration_N, weight_N)
 
 
 def discriminator_metrics(logit_N: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count), off the graph. `discriminator/loss` in nats, unsmoothed;
-    `discriminator/accuracy`, a logit of 0 counting half;
-    both with the two kinds counting the same. `discriminator/demonstrations`,
-    `discriminator/samples`: the mean D of each kind.
+    """Metrics of the discriminator as (sum, count), off the graph.
+
+    `discriminator/loss` in nats, unsmoothed, and `discriminator/accuracy`, a logit of 0 counting
+    half: both kinds count the same. `discriminator/demonstrations`, `discriminator/samples`: the
+    mean D of each kind.
     """
     logit_N = logit_N.detach()
     sign_N, weight_N = signs(logit_N, batch)
@@ -105,4 +108,5 @@ def signs(logit_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     assert logit_N.dtype in (torch.float32, torch.float64), logit_N.dtype
     found = required(batch.demonstrations)
     one_N = torch.ones_like(logit_N)
-    return torch.where(found.demonstration_N, one_N, -one_N), found.weight_N.to(logit_N.dtype)
+    sign_N = torch.where(found.demonstration_N, one_N, -one_N)
+    return sign_N, found.weight_N.to(logit_N.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.objective.ratio import required
-from laurel.objective.unit import by_group
+from laurel.objective.unit import by_group, group_places
 
 Objective = Callable[..., Tensor]
 
@@ -67,13 +67,12 @@ def compared(batch: Batch) -> Tensor:
 
 def reliability(batch: Batch) -> Tensor:
     """The weight of each comparison, the smallest among its rows; 0 where none is compared: [P]."""
-    group_N: Any = batch.group_N
-    groups, where_N = group_N.unique(return_inverse=True)
+    count, group_N = group_places(batch)
     weight_N = required(batch.comparison).weight_N
     weight_N = torch.where(compared(batch), weight_N, torch.inf)
-    most_P = torch.full((len(groups),), torch.inf, dtype=weight_N.dtype, device=weight_N.device)
+    most_P = torch.full((count,), torch.inf, dtype=weight_N.dtype, device=weight_N.device)
     # the smallest of the rows of each group, by their group's place among all groups
-    least_P = most_P.scatter_reduce(0, where_N, weight_N, "amin")
+    least_P = most_P.scatter_reduce(0, group_N, weight_N, "amin")
     return torch.where(least_P.isinf(), 0.0, least_P)
 
 

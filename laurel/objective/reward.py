@@ -13,7 +13,6 @@ of the best answer, is added to it.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from laurel.core.sample import Batch
 from laurel.objective.label import compared, expected, grade, reliability
 from laurel.objective.metrics import Pair, masked_sum
 from laurel.objective.ratio import required, same_shape, trained
-from laurel.objective.unit import by_group
+from laurel.objective.unit import by_group, group_places
 
 
 def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
@@ -144,9 +143,9 @@ def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> 
     """
     same_shape(logp_NT, batch.loss_mask_NT)
     best_N = best(batch).to(logp_NT.dtype)
-    share_N = (
-        best_N / by_group(best_N, batch).clamp(min=1)[batch.group_N.unique(return_inverse=True)[1]]
-    )
+    _, group_N = group_places(batch)
+    # each of several equal best rows of a group gets an equal share
+    share_N = best_N / by_group(best_N, batch).clamp(min=1)[group_N]
     per_token_N = trained(logp_NT, batch).sum(1) / batch.loss_mask_NT.sum(1).clamp(min=1)
     return (
         -imitation_coef
@@ -264,15 +263,16 @@ def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
     the group stay. So the choice depends on the rows' keys alone, not on their order, on
     micro-batches or on a generator that a resumed run would have to find again.
     """
-    kept_NN, lots = torch.zeros_like(better_NN), dict[int, list[tuple[bytes, int, int]]]()
-    group_N: Any = batch.group_N
-    for i, j in better_NN.nonzero().tolist():
-        a, b = sorted((batch.keys[i].sample, batch.keys[j].sample))
-        lot = hashlib.sha256(
-            f"{batch.keys[i].prompt}|{batch.keys[i].version}|{a}|{b}".encode()
-        ).digest()
-        lots.setdefault(int(group_N[i]), []).append((lot, i, j))
+    kept_NN = torch.zeros_like(better_NN)
+    lots: dict[int, list[tuple[bytes, int, int]]] = {}
+    ordered: list[list[int]] = better_NN.nonzero().tolist()  # pyright: ignore[reportUnknownMemberType]
+    for i, j in ordered:
+        key, other = batch.keys[i], batch.keys[j]
+        a, b = sorted((key.sample, other.sample))
+        lot = hashlib.sha256(f"{key.prompt}|{key.version}|{a}|{b}".encode()).digest()
+        lots.setdefault(int(batch.group_N[i]), []).append((lot, i, j))
     for drawn in lots.values():
+        # the m lowest lots of the group
         for _, i, j in sorted(drawn)[:m]:
             kept_NN[i, j] = True
     return kept_NN

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +89,18 @@ def comparison_mean(batch: Batch) -> Unit:
 
 def by_group(x_N: Tensor, batch: Batch) -> Tensor:
     """The sum of x over the rows of each group, groups in ascending order: [N] -> [P]."""
-    groups, where_N = batch.group_N.unique(return_inverse=True)
-    return torch.zeros(len(groups), dtype=x_N.dtype, device=x_N.device).index_add(0, where_N, x_N)
+    count, group_N = group_places(batch)
+    zeros_P = torch.zeros(count, dtype=x_N.dtype, device=x_N.device)
+    return zeros_P.index_add(0, group_N, x_N)
+
+
+def group_places(batch: Batch) -> tuple[int, Tensor]:
+    """How many groups there are, and the place of each row's group among them, in ascending order:
+    [N].
+    """
+    numbers_N: Any = batch.group_N
+    groups, group_N = numbers_N.unique(return_inverse=True)
+    return len(groups), group_N
 
 
 def rows(batch: Batch) -> Tensor:

@@ -113,7 +113,7 @@ def tried(config: TrainConfig) -> tuple[int, int]:
 def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     """A warning where rounding alone takes a ratio of 1 beyond the bounds of clipping; else ""."""
     measure = session.bound.measure
-    if measure is None or session.bound.measure_reads != "logp_NT":
+    if measure is None or session.bound.measure_reads != ("logp_NT",):
         return ""
     shares = []
     for sign in (1.0, -1.0):

@@ -22,15 +22,21 @@ def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Bat
     the rows that are not compared, which answer other prompts, of all processes.
     """
     found = required(batch.comparison)
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    others = batch.rows((~found.compared_N).nonzero()[:, 0].tolist())
-    for part in others.split(session.config.token_budget or 0, packed=session.packs):
+    apart: list[int] = (~found.compared_N).nonzero()[:, 0].tolist()
+    others = batch.rows(apart)
+    budget = session.config.token_budget or 0
+    total = torch.zeros((), dtype=torch.float64)
+    for part in others.split(budget, packed=session.packs):
         micro = part.to(session.policy.device)
-        total = total + log_ratios(session.policy.logp(micro).logp, micro).sum().cpu().double()
-        count += len(micro)
-    mean = parallel.everywhere(total) / parallel.everywhere(torch.tensor(count)).clamp(min=1)
-    point_N = torch.full_like(found.grade_N, max(0.0, float(mean)))
-    return batch.replace(comparison=replace(found, reference_kl_N=point_N))
+        logp_NT = session.policy.logp(micro).logp
+        ratio_N = log_ratios(logp_NT, micro)
+        total = total + ratio_N.sum().cpu().double()
+    total = parallel.everywhere(total)
+    count = parallel.everywhere(torch.tensor(len(others)))
+    point = max(0.0, float(total / count.clamp(min=1)))
+    point_N = torch.full_like(found.grade_N, point)
+    comparison = replace(found, reference_kl_N=point_N)
+    return batch.replace(comparison=comparison)
 
 
 def labels(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
@@ -43,7 +49,8 @@ def labels(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
         if "labels" in group.row:
             steps = [step_label(label) for label in group.row["labels"]]
             # the trained tokens of such a row are the ends of its steps, in order
-            label_NT[n, at_T] = torch.tensor(steps[: int(at_T.sum())], dtype=label_NT.dtype)
+            there = steps[: int(at_T.sum())]
+            label_NT[n, at_T] = torch.tensor(there, dtype=label_NT.dtype)
         else:
             label_NT[n, at_T] = float(group.row["label"])
     return batch.replace(label_NT=label_NT)

@@ -63,7 +63,9 @@ def search_gradient(
     2017, arXiv:1703.03864.
     """
     total = torch.zeros_like(noise(0))
-    for k, gap in enumerate((weight_M[0::2] - weight_M[1::2]).tolist()):
+    # w_2k - w_2k+1 of every pair
+    gaps: list[float] = (weight_M[0::2] - weight_M[1::2]).tolist()  # pyright: ignore[reportUnknownMemberType]
+    for k, gap in enumerate(gaps):
         if gap:
             total += gap * noise(k)
     return total / (len(weight_M) * sigma)

@@ -17,6 +17,7 @@ def as_batch(weight_NT, *, old=None, ref=None, mask=None, lengths=None) -> Batch
     length_N = torch.as_tensor(lengths) if lengths is not None else torch.full((N,), T)
     attention_NT = torch.arange(T) < length_N[:, None]
     zeros_NT = torch.zeros_like(weight_NT)
+    grade_N = weight_NT[:, 0] if T else torch.zeros(N, dtype=weight_NT.dtype)
     return Batch(
         ids_NL=torch.zeros(N, T, dtype=torch.long),
         attention_NL=attention_NT,
@@ -29,8 +30,8 @@ def as_batch(weight_NT, *, old=None, ref=None, mask=None, lengths=None) -> Batch
         temperature_N=torch.ones(N),
         group_N=torch.zeros(N, dtype=torch.long),
         keys=tuple(Key("test", "toy", "0", n, 0) for n in range(N)),
-        comparison=Comparisons.of(weight_NT[:, 0], weight_N=weight_NT[:, 0].abs()),
-        reward_N=weight_NT[:, 0],
+        comparison=Comparisons.of(grade_N, weight_N=grade_N.abs()),
+        reward_N=grade_N,
     )
 
 

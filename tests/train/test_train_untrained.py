@@ -230,10 +230,10 @@ def test_no_opinion_after_opinions_is_a_step_of_nothing(toy, tmp_path):
     setup, state = prepare(
         "grpo", toy_config(toy, tmp_path, reward=None, **options_of(toy, "grpo", "silent", **KL))
     )
-    setup.judged = True
+    setup.scored = True
     means, names = moved(setup, state)
     assert means["zero_signal"] == 1 and not names
-    setup.judged = False
+    setup.scored = False
     with pytest.raises(LaurelError, match=r"no reward judged any.*silent"):
         loop.step(setup, state, Sums())
 
