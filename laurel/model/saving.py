@@ -334,5 +334,5 @@ def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
         if policy.causal.can_generate():
             policy.causal.generation_config.save_pretrained(made)
         write_adapters(saved, made, kind)
-        gaps.append(adapters_gap(saved, made, kind, policy.said))
+        gaps.append(adapters_gap(saved, made, kind, policy.probe_logits))
     return moved("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)

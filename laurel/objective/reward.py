@@ -13,6 +13,7 @@ of the best answer, is added to it.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -265,7 +266,8 @@ def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
     """
     kept_NN = torch.zeros_like(better_NN)
     lots: dict[int, list[tuple[bytes, int, int]]] = {}
-    ordered: list[list[int]] = better_NN.nonzero().tolist()  # pyright: ignore[reportUnknownMemberType]
+    places: Any = better_NN.nonzero()
+    ordered: list[list[int]] = places.tolist()
     for i, j in ordered:
         key, other = batch.keys[i], batch.keys[j]
         a, b = sorted((key.sample, other.sample))

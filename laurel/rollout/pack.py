@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     )
 
 
-def token_columns(samples: Sequence[Sample]) -> dict[str, Tensor]:
+def token_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     """The tokens of prompts and completions, which of them exist, and where completions lie."""
     rows = [sample.prompt_ids + sample.completion_ids for sample in samples]
     wide = max(len(row) for row in rows)
@@ -102,7 +103,7 @@ def comparisons(groups: Sequence[Group]) -> Comparisons:
         grades += [reward / w if reward else 0.0 for reward in rewards]
         weights += [w] * size
         pair = max(rewards) > 0 > min(rewards)
-        row = group.row if pair else {}
+        row: Mapping[str, Any] = group.row if pair else {}
         margins += [float(row.get("margin", 0.0))] * size
         flips += [1 - float(row.get("soft_label", 1.0))] * size
     return Comparisons.of(

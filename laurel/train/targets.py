@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Bat
     the rows that are not compared, which answer other prompts, of all processes.
     """
     found = required(batch.comparison)
-    apart: list[int] = (~found.compared_N).nonzero()[:, 0].tolist()
+    places: Any = (~found.compared_N).nonzero()[:, 0]
+    apart: list[int] = places.tolist()
     others = batch.rows(apart)
     budget = session.config.token_budget or 0
     total = torch.zeros((), dtype=torch.float64)
