@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Group, Key, Sample, Values
 from laurel.fast import packed
 from laurel.model.critic import shared_critic
 from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
-from laurel.rollout.pack import pack
+from laurel.rollout.pack import comparisons, pack
 from laurel.train import loop
 from laurel.train.optimizer import make_optimizer
 from laurel.train.session import State
@@ -166,19 +166,16 @@ class Step:
                 [parts[key] for key in self.batch.keys], batch_first=True
             )
             self.batch = self.batch.replace(logp_old_NT=logp_NT, logp_ref_NT=logp_NT)
-        reward_N = torch.tensor([r for group in groups for r in group.rewards])[:, None]
-        centred_N = (
-            reward_N - reward_N.view(-1, G).mean(1).repeat_interleave(G)[:, None]
-            if name == "grpo"
-            else reward_N
-        )
+        zero_NT = torch.zeros_like(self.batch.weight_NT)
+        if name in ("dpo", "reward"):
+            self.batch = self.batch.replace(comparison=comparisons(groups))
+        elif name == "ppo":
+            self.batch = self.batch.replace(values=Values(zero_NT, zero_NT))
+        reward_N = torch.tensor([r for group in groups for r in group.rewards])
+        mean_N = reward_N.view(-1, G).mean(1).repeat_interleave(G) if name == "grpo" else 0.0
         self.batch = self.batch.replace(
-            weight_NT=centred_N.expand_as(self.batch.weight_NT).contiguous()
-        )
-        self.batch = (
-            self.setup.row.targets(self.setup, self.batch, groups)
-            if self.setup.row.targets and not scores
-            else self.batch
+            weight_NT=(reward_N - mean_N)[:, None].expand_as(zero_NT).contiguous(),
+            reward_N=reward_N,
         )
         self.clock = time.perf_counter
         self.tokens = int(self.batch.attention_NL.sum())

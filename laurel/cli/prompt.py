@@ -260,8 +260,8 @@ def run_choose(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from laurel.report.exhibit_text import text_table
     from laurel.report.exhibit import Table
+    from laurel.report.exhibit_text import text_table
 
     columns = ("query", "name", "predicted", "default", "why")
     cells = tuple(tuple(row[name] for name in columns) for row in rows)

@@ -352,6 +352,11 @@ class TrainConfig(Options):
     missing_eos_penalty: float | None = option(
         None, "taken from the reward of a completion that was cut off at its limit", ge=0
     )
+    bootstrap_truncated: bool | None = option(
+        None,
+        "a completion cut off at its limit is not over: instead of its reward, the critic's"
+        " value behind its last token",
+    )
     normalize_rewards: bool | None = option(
         None, "rewards minus their historical mean, over their historical spread"
     )

@@ -1,17 +1,16 @@
-"""The three shapes every method works on: Sample (one completion) -> Group (one prompt) -> Batch
-(tensors).
+"""The three shapes every method works on: Sample (a completion) -> Group (a prompt) -> Batch.
 
 Axis letters end the names of tensors:
-    P prompts · G samples per prompt · N = P*G rows · L tokens of prompt and completion · T tokens
-    of the completion · V vocabulary
+    P prompts · G samples per prompt · N = P*G rows · V vocabulary
+    L tokens of prompt and completion · T tokens of the completion
 Sampled ids are the truth; text is a view of them. Masks are built from lengths, never from token
-ids.
+ids. A column of a Batch has one meaning; what only some methods need is a record of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Finish = Literal["eos", "length", "stop", "error"]
-NOBODY = -1
-"""The version in the key of a sample that no version of the policy drew, as of a demonstration that
-stands beside samples.
+NOT_SAMPLED = -1
+"""The version in the key of a sample that no version of the policy drew: a demonstration in a group
+of samples.
 """
 
 
@@ -174,23 +173,128 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Columns:
+    """Tensors of the same rows, one field each, and records of further such tensors; None where
+    there is no such column.
+    """
+
+    def tensors(self) -> dict[str, Any]:
+        """Name -> tensor, or record of tensors, of the columns that there are."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: x for name, x in found.items() if x is not None and name != "keys"}
+
+    def mapped(self, function: Callable[[str, Tensor], Tensor]) -> dict[str, Any]:
+        """Name -> function(name, tensor) of every column, in records too."""
+        changed: dict[str, Any] = {}
+        for name, column in self.tensors().items():
+            if isinstance(column, Columns):
+                changed[name] = type(column)(**column.mapped(function))
+            else:
+                changed[name] = function(name, column)
+        return changed
+
+    def __post_init__(self) -> None:
+        if len({len(column) for column in self.tensors().values()}) != 1:
+            what = type(self).__name__
+            raise ValueError(f"the columns of a {what} have different numbers of rows")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors().values())))
+
+
+@dataclass(frozen=True)
+class Comparisons(Columns):
+    """What is compared: the rows of each group, one entry per row.
+
+    grade_N: the row's place in its group's order: higher is better, equal is a tie. Of a pair +1
+    (chosen) and -1 (rejected); 0 where the row is not compared.
+    compared_N bool: does the row take part in the comparison?
+    weight_N: the reliability of the group's label; it multiplies the group's loss. 1: full.
+    margin_N: how much better the chosen row is than the rejected one, as the data say it; 0: they
+    say nothing. The same at both rows.
+    flip_N: the chance that the label is the wrong way round, 1 - soft_label. The same at both rows.
+    reference_kl_N: KTO's reference point, max(0, mean of log pi - log ref on answers to other
+    prompts); the same for all rows. 0 for other objectives.
+    """
+
+    grade_N: Tensor
+    compared_N: Tensor
+    weight_N: Tensor
+    margin_N: Tensor
+    flip_N: Tensor
+    reference_kl_N: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        grade_N: Tensor,
+        *,
+        compared_N: Tensor | None = None,
+        weight_N: Tensor | None = None,
+        margin_N: Tensor | None = None,
+        flip_N: Tensor | None = None,
+        reference_kl_N: Tensor | None = None,
+    ) -> Comparisons:
+        """Comparisons with these grades. Left out: compared where the grade is not 0, weight 1, no
+        margin, certain labels.
+        """
+        zero_N = grade_N * 0
+        return cls(
+            grade_N,
+            grade_N != 0 if compared_N is None else compared_N,
+            zero_N + 1 if weight_N is None else weight_N,
+            zero_N if margin_N is None else margin_N,
+            zero_N if flip_N is None else flip_N,
+            zero_N if reference_kl_N is None else reference_kl_N,
+        )
+
+
+@dataclass(frozen=True)
+class Values(Columns):
+    """What a critic's update needs, [N, T] each, 0 where not trained on.
+
+    value_NT: the critic's values when the batch was sampled. return_NT: what they should have been.
+    """
+
+    value_NT: Tensor
+    return_NT: Tensor
+
+
+@dataclass(frozen=True)
+class Demonstrations(Columns):
+    """Which rows of adversarial imitation are demonstrations, and how much each row counts.
+
+    demonstration_N bool: a demonstration, not a sample of the policy. weight_N: such that both
+    kinds count the same in every group; 0 in a group of one kind.
+    """
+
+    demonstration_N: Tensor
+    weight_N: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(Columns):
     """Rows of prompt + completion, padded on the right, as tensors. Row n is `keys[n]`.
 
     ids_NL int64, attention_NL bool: the tokens and which of them exist.
     start_N, length_N int64: where the completion begins in its row, and how many tokens it has.
-    loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to
+    loss_mask_NT bool: the completion tokens that are trained on; "no mask" is all ones up to
     `length_N`.
-    logp_old_NT float32: log-probabilities under the policy that sampled. logp_ref_NT: under the
-    reference (zeros if none).
-    weight_NT float32: what multiplies the log-likelihood; in comparisons the row's grade (chosen
-    +1, rejected -1).
-    value_NT float32: what a critic said when the row was sampled; of a pair's rejected row the
-    chance that it is the better one.
-    target_NT float32: what a head or an objective aims at (returns, labels, a margin).
-    temperature_N float32. group_N int64: which prompt.
-    sampled_NT bool: the tokens that the policy chose, trained on or not: what metrics of the policy
-    cover. None: those of loss_mask_NT.
+    logp_old_NT: log-probabilities under the policy that sampled. logp_ref_NT: under the reference
+    (zeros if none).
+    weight_NT: what multiplies a token's log-likelihood in the loss: the advantage A, or of rows of
+    data their weight.
+    temperature_N: that the row was sampled at. group_N int64: which prompt.
+    sampled_NT bool: the tokens that the policy chose, trained on or not: metrics of the policy
+    cover these. None: those of loss_mask_NT.
+
+    Of some methods only, else None:
+    label_NT: the label that a scorer learns at the token: of an outcome in [0, 1], of a step -1
+    (wrong), 0 (neutral) or 1 (right).
+    reward_N: the reward that was logged with the row.
+    comparison, values, demonstrations: see `Comparisons`, `Values`, `Demonstrations`.
+
+    Tensors are float32 where nothing else is said.
     """
 
     ids_NL: Tensor
@@ -201,28 +305,20 @@ class Batch:
     logp_old_NT: Tensor
     logp_ref_NT: Tensor
     weight_NT: Tensor
-    value_NT: Tensor
-    target_NT: Tensor
     temperature_N: Tensor
     group_N: Tensor
     keys: tuple[Key, ...]
     sampled_NT: Tensor | None = None
+    label_NT: Tensor | None = None
+    reward_N: Tensor | None = None
+    comparison: Comparisons | None = None
+    values: Values | None = None
+    demonstrations: Demonstrations | None = None
 
     def __post_init__(self) -> None:
-        if (
-            len(
-                {
-                    len(column)
-                    for item in fields(self)
-                    if (column := getattr(self, item.name)) is not None
-                }
-            )
-            != 1
-        ):
+        super().__post_init__()
+        if len(self.keys) != len(self.start_N):
             raise ValueError("the columns of a Batch have different numbers of rows")
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def replace(self, **changes: Any) -> Batch:
         """The same batch with some columns changed."""
@@ -230,13 +326,7 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch with every tensor on `device`."""
-        columns = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "keys"
-        }
-        return replace(
-            self,
-            **{name: column.to(device) for name, column in columns.items() if column is not None},
-        )
+        return replace(self, **self.mapped(lambda _, column: column.to(device)))
 
     @property
     def drawn_NT(self) -> Tensor:
@@ -246,18 +336,17 @@ class Batch:
     def rows(self, index: Sequence[int]) -> Batch:
         """Some rows, trimmed to the longest of them: padding never travels further than it must."""
         index = list(index)
-        wide = (
-            int((self.start_N[index] + self.length_N[index]).max()) if index else 0
-        )  # an empty batch is legal
+        # an empty batch is legal, and has no longest row
+        wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0
         long = int(self.length_N[index].max()) if index else 0
-        cut = {"_NL": wide, "_NT": long}
         at = self.start_N.new_tensor(index)
-        columns = {
-            item.name: tensor[at][:, : cut[item.name[-3:]]] if item.name[-3:] in cut else tensor[at]
-            for item in fields(self)
-            if item.name != "keys" and (tensor := getattr(self, item.name)) is not None
-        }
-        return Batch(**columns, keys=tuple(self.keys[i] for i in index))
+
+        def taken(name: str, column: Tensor) -> Tensor:
+            if name.endswith("_NL"):
+                return column[at][:, :wide]
+            return column[at][:, :long] if name.endswith("_NT") else column[at]
+
+        return Batch(**self.mapped(taken), keys=tuple(self.keys[i] for i in index))
 
     def split(
         self, token_budget: int, *, whole_groups: bool = False, packed: bool = False
@@ -273,20 +362,18 @@ class Batch:
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
         group = group if whole_groups or packed else range(len(self))
-        units, tokens = units_by_group(
-            start, length, group, token_budget if packed and not whole_groups else None
-        )
+        limit = token_budget if packed and not whole_groups else None
+        units, tokens = units_by_group(start, length, group, limit)
         longest = [max(start[row] + length[row] for row in rows) for rows in units]
         chunk, width, spent = list[int](), 0, 0
         for unit in sorted(range(len(units)), key=lambda unit: (-longest[unit], units[unit][0])):
-            if (
-                chunk
-                and (spent + tokens[unit] if packed else width * (len(chunk) + len(units[unit])))
-                > token_budget
-            ):
+            # the first unit of a chunk is its longest: padded rows are all as wide as that
+            size = spent + tokens[unit] if packed else width * (len(chunk) + len(units[unit]))
+            if chunk and size > token_budget:
                 yield self.rows(chunk)
                 chunk, spent = [], 0
-            width, spent = width if chunk else longest[unit], spent + tokens[unit]
+            width = width if chunk else longest[unit]
+            spent += tokens[unit]
             chunk += units[unit]
         if chunk:
             yield self.rows(chunk)

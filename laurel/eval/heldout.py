@@ -19,7 +19,7 @@ from laurel.data.source import Row
 from laurel.eval.evaluate import is_right
 from laurel.model.chat import encode_supervised
 from laurel.objective.metrics import preference_metrics
-from laurel.rollout.pack import pack
+from laurel.rollout.pack import comparisons, pack
 from laurel.rollout.source import Source
 
 ROWS_AT_ONCE = 64
@@ -124,11 +124,14 @@ def groups_of(subject: Subject, rows: Sequence[Row], step: int) -> list[Group]:
 
 
 def micro_batches(subject: Subject, groups: Sequence[Group]) -> Iterator[Batch]:
-    """The groups in micro-batches: the weight is the row's grade, the targets a scorer's."""
+    """The groups in micro-batches: with their comparisons, or with a scorer's labels."""
     batch = pack(groups)
-    grades = [reward for group in groups for reward in group.rewards]
-    grade_N = torch.tensor(grades, dtype=batch.weight_NT.dtype)
-    batch = batch.replace(weight_NT=grade_N[:, None].expand_as(batch.weight_NT))
+    if subject.by_comparison:
+        batch = batch.replace(comparison=comparisons(groups))
+    else:
+        weights = [reward for group in groups for reward in group.rewards]
+        weight_N = torch.tensor(weights, dtype=batch.weight_NT.dtype)
+        batch = batch.replace(weight_NT=weight_N[:, None].expand_as(batch.weight_NT))
     if subject.measure is not None:
         batch = subject.with_targets(batch, groups)
     return batch.to(subject.policy.device).split(

@@ -22,9 +22,8 @@ from laurel.model.saving import auto_causal, largest, model_gap, moved, precisio
 from laurel.model.written import Piece, head_name, pieces_of, write_model
 
 HEADS = 2
-# of the first Q: two heads that started equal would stay equal, and the smaller of them be no
-# caution
 SPREAD = 0.1
+"""Of the first Q: two heads that started equal would stay equal, and the smaller be no caution."""
 
 
 @dataclass
@@ -103,7 +102,7 @@ class Heads:
         }
 
     def followers(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of the slow copies."""
+        """Name -> parameter of the target networks."""
         return {
             f"heads.{name}": p
             for name, p in self.model.named_parameters()
@@ -128,43 +127,33 @@ class Heads:
         if not self.decode_beta:
             return policy.save(folder, merge=merge, dtype=dtype)
         causal: Any = policy.causal
+        live: torch.dtype = next(causal.parameters()).dtype
+        kind = precision(live, policy.origin, dtype)
+        fix = "It should be log pi + beta (Q - V): save with decode_beta 0, or report this."
+        with proven(Path(folder), "model", fix) as (made, gaps):
+            policy.tokenizer.save_pretrained(made)
+            write_model(causal, made, kind, replaced=self.folded_head(causal))
+            wanted = self.wanted(policy)
+            ids = {"input_ids": policy.probe()}
+            gaps.append(model_gap(made, auto_causal(), wanted, live, ids, shape=log_softmax))
+        notes = moved("log-probabilities", gaps[0][0], largest(wanted), live, kind)
+        if causal is policy.model or merge:
+            return notes
+        what = (
+            "the whole model is saved, with the adapters merged in: they cannot hold Q in the head"
+        )
+        return [what, *notes]
+
+    def folded_head(self, causal: Any) -> dict[str, Piece]:
+        """The head with Q inside, by its name among the model's weights, a few rows at a time."""
         name = head_name(causal)
         plain, q_KVD = pieces_of(causal)[name], [q.weight.detach() for q in self.all("q")]
 
         def rows(start: int, stop: int) -> Tensor:
-            return folded(
-                plain.rows(start, stop), [q_VD[start:stop] for q_VD in q_KVD], self.decode_beta
-            )
+            some_KvD = [q_VD[start:stop] for q_VD in q_KVD]
+            return folded(plain.rows(start, stop), some_KvD, self.decode_beta)
 
-        live = next(causal.parameters()).dtype
-        kind, ids = precision(live, policy.origin, dtype), {"input_ids": policy.probe()}
-        fix = "It should be log pi + beta (Q - V): save with decode_beta 0, or report this."
-        with proven(Path(folder), "model", fix) as (made, gaps):
-            policy.tokenizer.save_pretrained(made)
-            write_model(causal, made, kind, replaced={name: Piece(plain.shape, plain.dtype, rows)})
-            wanted = self.wanted(policy)
-            gaps.append(
-                model_gap(
-                    made,
-                    auto_causal(),
-                    wanted,
-                    live,
-                    ids,
-                    shape=lambda logits: logits.log_softmax(-1),
-                )
-            )
-        said = moved("log-probabilities", gaps[0][0], largest(wanted), live, kind)
-        merged = causal is not policy.model and not merge
-        return [
-            *(
-                [
-                    "the whole model is saved, with the adapters merged in: they cannot hold Q in"
-                    " the head"
-                ]
-                * merged
-            ),
-            *said,
-        ]
+        return {name: Piece(plain.shape, plain.dtype, rows)}
 
     @torch.no_grad()
     def wanted(self, policy: Policy) -> Tensor:
@@ -182,9 +171,14 @@ class Heads:
 
     def advantage(self, hidden: Tensor) -> Tensor:
         """Q(s, .) - V(s), Q the mean of the heads: hidden states [..., D] -> [..., V]."""
-        return torch.stack([q(wide(hidden)) for q in self.all("q")]).mean(0) - self.model["v"](
-            wide(hidden)
-        )
+        hidden = wide(hidden)
+        q = torch.stack([q(hidden) for q in self.all("q")]).mean(0)
+        return q - self.model["v"](hidden)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities of logits [..., V]."""
+    return logits.log_softmax(-1)
 
 
 def taken(weight_VD: Tensor, hidden_MD: Tensor, ids_M: Tensor) -> Tensor:
@@ -211,6 +205,31 @@ def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed:
     A model whose logits are more than a linear head of the last hidden state (soft-capped, scaled)
     cannot be saved with Q inside: refused unless decode_beta is 0.
     """
+    check_folds(policy, decode_beta)
+    size, width = policy.causal.get_output_embeddings().weight.shape
+    live = policy.causal.get_output_embeddings().weight.dtype
+    how: dict[str, Any] = {
+        "device": policy.device,
+        "dtype": torch.promote_types(live, torch.float32),
+    }
+    noise = torch.Generator().manual_seed(seed)
+    made: dict[str, nn.Module] = {}
+    for k in range(HEADS):
+        q = nn.Linear(width, size, bias=False, **how)
+        target = nn.Linear(width, size, bias=False, **how).requires_grad_(False)
+        with torch.no_grad():
+            q.weight.copy_(torch.randn(size, width, generator=noise) * SPREAD * width**-0.5)
+            target.weight.copy_(q.weight)
+        made[f"q_{k}"], made[f"target_{k}"] = q, target
+    v = nn.Linear(width, 1, **how)
+    nn.init.zeros_(v.weight)
+    nn.init.zeros_(v.bias)
+    made["v"] = v
+    return Heads(nn.ModuleDict(made), target_update, decode_beta)
+
+
+def check_folds(policy: Policy, decode_beta: float) -> None:
+    """UsageError where Q is to be put into a head that is not linear in the last hidden state."""
     head = policy.causal.get_output_embeddings()
     capped = getattr(policy.causal.config, "final_logit_softcapping", None) is not None
     if decode_beta and (policy.whole_logits or capped or not isinstance(head, nn.Linear)):
@@ -223,22 +242,3 @@ def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed:
                 " or scaled logits."
             ),
         )
-    size, width = head.weight.shape
-    how: dict[str, Any] = {
-        "device": policy.device,
-        "dtype": torch.promote_types(head.weight.dtype, torch.float32),
-    }
-    noise = torch.Generator().manual_seed(seed)
-    made: dict[str, Any] = {}
-    for k in range(HEADS):
-        made[f"q_{k}"] = nn.Linear(width, size, bias=False, **how)
-        made[f"target_{k}"] = nn.Linear(width, size, bias=False, **how).requires_grad_(False)
-        with torch.no_grad():
-            made[f"q_{k}"].weight.copy_(
-                torch.randn(size, width, generator=noise) * SPREAD * width**-0.5
-            )
-            made[f"target_{k}"].weight.copy_(made[f"q_{k}"].weight)
-    made["v"] = nn.Linear(width, 1, **how)
-    nn.init.zeros_(made["v"].weight)
-    nn.init.zeros_(made["v"].bias)
-    return Heads(nn.ModuleDict(made), target_update, decode_beta)

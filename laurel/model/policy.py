@@ -83,8 +83,10 @@ class Policy:
             self.whole_logits = not self._head_is_whole_story()
 
     @property
-    def causal(self) -> nn.Module:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+    def causal(self) -> Any:
+        """The causal LM, without the PeftModel around it; its adapters stay in its layers."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
     def device(self) -> torch.device:
@@ -258,7 +260,7 @@ class Policy:
         return save_causal(self, Path(folder), merge, dtype)
 
     @torch.no_grad()
-    def said(self) -> Tensor:
+    def probe_logits(self) -> Tensor:
         """The logits of the probe, without dropout, float64."""
         was = self.model.training
         self.model.eval()
@@ -422,6 +424,13 @@ def checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def hide_progress_bars() -> None:
+    """No bars of transformers: loading takes a moment; laurel has bars for what takes long."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:
     """A causal LM from a local folder or the hub; a folder with LoRA adapters comes with them,
     trainable.
@@ -429,10 +438,8 @@ def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = T
     head: the output head is used, so it must be there; without it a body alone will do.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
 
-    # loading takes a moment; laurel shows the bars of what takes long
-    logging.disable_progress_bar()
+    hide_progress_bars()
     if (own := given_model(name, dtype)) is not None:
         return own
     check_folder(name)

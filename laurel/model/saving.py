@@ -313,7 +313,7 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
         with proven(folder, "model", fix) as (made, gaps):
             policy.tokenizer.save_pretrained(made)
             write_model(causal, made, kind)
-            ours = policy.said()
+            ours = policy.probe_logits()
             gaps.append(model_gap(made, auto_causal(), ours, live, ids))
     except LaurelError:
         if not why:
@@ -334,5 +334,5 @@ def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
         if policy.causal.can_generate():
             policy.causal.generation_config.save_pretrained(made)
         write_adapters(saved, made, kind)
-        gaps.append(adapters_gap(saved, made, kind, policy.said))
-    return moved("logits", gaps[0][0], largest(policy.said()), live, kind)
+        gaps.append(adapters_gap(saved, made, kind, policy.probe_logits))
+    return moved("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)

@@ -38,6 +38,7 @@ from laurel.model.objects import config_of
 from laurel.model.outputs import Outputs
 from laurel.model.policy import (
     Policy,
+    hide_progress_bars,
     load_tokenizer,
     pick_device,
     pick_dtype,
@@ -279,38 +280,46 @@ class Scorer:
         scores two rows of different length as anybody would: padded on the right with the
         tokenizer's padding token.
         """
-        folder, notes, live = Path(folder), list[str](), held(self.model)
-        why = no_adapter(self.adapters, self.origin) if self.adapters is not None else "no"
+        folder, kind = Path(folder), precision(held(self.model), self.origin, dtype)
         fix = "The disk may be at fault: continue with --resume true to save again."
-        if self.adapters is not None and not merge and not why:
-            saved = self._as_saved()
-            kind = precision(live, self.origin, dtype)
-            with proven(folder, "scorer", fix) as (made, gaps):
-                self._write_beside(made)
-                write_adapters(saved, made, kind)
-                gaps.append(adapters_gap(saved, made, kind, lambda: self.said()[0]))
-            return moved("scores", gaps[0][0], largest(self.said()[0]), live, kind)
-        if self.adapters is not None and why:
-            notes.append(f"the whole scorer is saved, with the adapters merged in: {why}")
-        elif not why:
-            fix = (
-                f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true"
-                " --save_merged false saves them."
-            )
-        kind = precision(live, self.origin, dtype)
+        if self.adapters is None:
+            return self._save_whole(folder, kind, fix)
+        why = no_adapter(self.adapters, self.origin)
+        if why:
+            note = f"the whole scorer is saved, with the adapters merged in: {why}"
+            return [note, *self._save_whole(folder, kind, fix)]
+        if not merge:
+            return self._save_adapters(folder, kind, fix)
+        fix = (
+            f"The adapters, for peft, are in {folder.parent / 'adapter'}; --resume true"
+            " --save_merged false saves them."
+        )
         try:
-            with proven(folder, "scorer", fix) as (made, gaps):
-                self._write_beside(made)
-                write_model(self.model, made, kind)
-                ours, inputs, real = self.said()
-                gaps.append(
-                    model_gap(made, auto_class(self.num_labels), ours, live, inputs, heed=real)
-                )
+            return self._save_whole(folder, kind, fix)
         except LaurelError:
-            if not why:
-                write_adapters(self._as_saved(), folder.parent / "adapter", torch.float32)
+            write_adapters(self._as_saved(), folder.parent / "adapter", torch.float32)
             raise
-        return [*notes, *moved("scores", gaps[0][0], largest(ours), live, kind)]
+
+    def _save_adapters(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
+        """Adapters and head as a PEFT folder, proven."""
+        saved = self._as_saved()
+        with proven(folder, "scorer", fix) as (made, gaps):
+            self._write_files(made)
+            write_adapters(saved, made, kind)
+            gaps.append(adapters_gap(saved, made, kind, lambda: self.probe_scores()[0]))
+        ours, _, _ = self.probe_scores()
+        return moved("scores", gaps[0][0], largest(ours), held(self.model), kind)
+
+    def _save_whole(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
+        """The whole model, adapters merged in, proven."""
+        live = held(self.model)
+        with proven(folder, "scorer", fix) as (made, gaps):
+            self._write_files(made)
+            write_model(self.model, made, kind)
+            ours, inputs, real = self.probe_scores()
+            kept = auto_class(self.num_labels)
+            gaps.append(model_gap(made, kept, ours, live, inputs, heed=real))
+        return moved("scores", gaps[0][0], largest(ours), live, kind)
 
     def _as_saved(self) -> Saved:
         """Adapters and head as PEFT names them."""
@@ -326,13 +335,13 @@ class Scorer:
             self.adapters, self.origin, inside=self.model.base_model_prefix, task=task, head=tensors
         )
 
-    def _write_beside(self, folder: Path) -> None:
+    def _write_files(self, folder: Path) -> None:
         """What is no weight: the tokenizer, and the card."""
         self.tokenizer.save_pretrained(folder)
         write_atomic(folder / CARD, json.dumps(asdict(self.card), indent=1) + "\n")
 
     @torch.no_grad()
-    def said(self) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def probe_scores(self) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Scores of a small batch in full precision, float64, as transformers shapes them; its
         inputs; which scores are real.
         """
@@ -360,7 +369,7 @@ class Scorer:
         """Are the model's scores, called in the usual way, its head times the last hidden state, as
         far as the precision goes?
         """
-        ours, inputs, real = self.said()
+        ours, inputs, real = self.probe_scores()
         was = self.model.training
         self.model.eval()
         with reading(self.model):
@@ -402,51 +411,59 @@ def load_scorer(
     head.
     Errors: UsageError for a model whose body, head or number of outputs does not fit.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    hide_progress_bars()
     check_folder(name)
     place = pick_device(device)
     tokenizer = load_tokenizer(name)
     notes = without_template(tokenizer, chat_template)
     template = ensure_template(tokenizer, chat_template)
     trained = trained_labels(name)
-    labels = num_labels or trained or 1
-    if trained and trained != labels:
-        what = f"its head has {trained} outputs, and {labels} are needed."
-        raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
+    labels = outputs_of(name, trained, num_labels)
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        causal, model, kept = assembled(
-            name, labels, bool(trained), language, adapters, pick_param_dtype(param_dtype)
-        )
-        tied = (
-            causal is not None
-            and causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
-        )
+        stored = pick_param_dtype(param_dtype)
+        causal, model, kept = assembled(name, labels, bool(trained), language, adapters, stored)
+        tied = causal is not None and is_tied(causal)
         own_padding(tokenizer, model)
-    card = read_card(name) if trained else Card()
-    card = replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
     origin = origin_of(name)
     if is_adapter(name) and not kept:  # what adapters would belong on is in no folder
         origin = replace(origin, base="")
+    computed = pick_dtype(dtype, place, param_dtype)
+    card = card_of(name, bool(trained), model)
     scorer = Scorer(
-        model.to(place).eval(),
-        tokenizer,
-        pick_dtype(dtype, place, param_dtype),
-        template,
-        card,
-        None,
-        tuple(notes),
-        origin,
+        model.to(place).eval(), tokenizer, computed, template, card, None, tuple(notes), origin
     )
     guard_ids(scorer)
     if language:
         scorer.language = language_of(scorer, None if trained else causal, tied, name)
+    check_linear(scorer, name)
+    return scorer
+
+
+def check_linear(scorer: Scorer, name: str) -> None:
+    """UsageError for a model whose scores are more than a linear head on the last hidden state."""
     if not scorer.linear():
         what = "its scores are not a linear head on the last hidden state."
         raise UsageError(what, where=f"model={name}", fix="Use a causal language model.")
-    return scorer
+
+
+def is_tied(causal: Any) -> bool:
+    """Are a language model's head and its embedding one tensor?"""
+    return causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
+
+
+def outputs_of(name: str, trained: int, wanted: int | None) -> int:
+    """How many outputs the head has: those of a trained one, which must be the wanted ones."""
+    if trained and wanted and trained != wanted:
+        what = f"its head has {trained} outputs, and {wanted} are needed."
+        raise UsageError(what, where=f"model={name}", fix="Start from a language model.")
+    return wanted or trained or 1
+
+
+def card_of(name: str, trained: bool, model: Any) -> Card:
+    """The folder's card, or a new one, with a length that the model has positions for."""
+    card = read_card(name) if trained else Card()
+    return replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
 
 
 def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:

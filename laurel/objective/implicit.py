@@ -1,9 +1,9 @@
-"""Implicit Q-learning of language: what two heads Q and a head V of the policy's body learn from
-logged rows, and the policy beside them.
+"""Implicit Q-learning of language, from logged rows: heads Q and a head V on the policy's body, and
+the policy.
 
-`weight_NT` brings the row's reward R, the same at every token; it is paid at the last trained
-token. The next state is the one before the next trained token, so tokens of a tool are no steps;
-behind the last one nothing comes, and V is 0 there.
+`reward_N` brings the row's reward R; it is paid at the last trained token. The next state is the
+one before the next trained token, so tokens of a tool are no steps. Behind the last trained token
+nothing follows, and V is 0 there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from laurel.core.sample import Batch
-from laurel.objective.ratio import same_shape, trained
+from laurel.objective.ratio import required, same_shape, trained
 
 Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""
@@ -46,17 +46,19 @@ def implicit_q(
 ) -> Tensor:
     """Implicit Q-learning, per token: [N, T] -> [N, T].
 
-        sum_k (Q_k - r_t - gamma V(s'))^2  +  |tau - 1[u < 0]| u^2  +  cql_coef sum_k -log
-        softmax(Q_k)(x_t)  -  awac_coef exp(awac_beta u) log pi(x_t)
+        sum_k (Q_k - r_t - gamma V(s'))^2  +  |tau - 1[u < 0]| u^2
+          -  cql_coef sum_k log softmax(Q_k)(x_t)  -  awac_coef exp(awac_beta u) log pi(x_t)
 
+    logp_NT: log pi(x_t). q_KNT, logq_KNT: Q_k(s_t, x_t) and log softmax(Q_k(s_t, .)) at x_t, of K
+    heads. target_q_NT: the least of the target networks at x_t. value_NT: V(s_t).
     r_t = R at the last token, else 0; u = target - V, tau = expectile. V(s') and the weight
-    exp(...) take no gradient, and the target
-    is a slow copy: so Q is fitted to the next V, V to an expectile of Q, and the policy to what Q
-    likes. Q = V = target = 0, K = 2, R = 1, one token, vocabulary of 4, log pi = -1: 2 + 0 + .2 *
-    1.3862944 + 1 = 3.2772589. tau = .5: V of whoever wrote the log; tau -> 1: of the best that the
-    log shows. awac_beta = 0: the policy is cloned; cql_coef = 0: nothing holds down Q of tokens
-    never seen. Snell et al. 2022, arXiv:2206.11871; expectiles: Kostrikov et al. 2021,
-    arXiv:2110.06169; AWAC: Nair et al. 2020, arXiv:2006.09359.
+    exp(...) take no gradient, and the target is of slow copies: so Q is fitted to the next V, V to
+    an expectile of Q, and the policy to what Q prefers. Q = V = target = 0, K = 2, R = 1, one
+    token, vocabulary of 4, log pi = -1: 2 + 0 + .2 * 1.3862944 + 1 = 3.2772589. tau = .5: V of
+    whoever wrote the log; tau -> 1: of the best that the log shows. awac_beta = 0: the policy is
+    cloned; cql_coef = 0: nothing holds down Q of tokens never seen. Snell et al. 2022,
+    arXiv:2206.11871; expectiles: Kostrikov et al. 2021, arXiv:2110.06169; AWAC: Nair et al. 2020,
+    arXiv:2006.09359.
     """
     how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
     found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)
@@ -76,7 +78,7 @@ def losses(
     awac_beta: float,
 ) -> Losses:
     """The parts of `implicit_q` before their coefficients."""
-    same_shape(value_NT, target_q_NT, logp_NT, batch.weight_NT, *q_KNT, *logq_KNT)
+    same_shape(value_NT, target_q_NT, logp_NT, batch.loss_mask_NT, *q_KNT, *logq_KNT)
     assert 0 < expectile < 1, expectile
     return_NT = backup(value_NT, batch, gamma).detach()
     u_NT = trained(target_q_NT.detach() - value_NT, batch)
@@ -103,7 +105,8 @@ def backup(value_NT: Tensor, batch: Batch, gamma: float) -> Tensor:
     1).
     """
     last_NT, next_NT = following(value_NT, batch)
-    return torch.where(last_NT, batch.weight_NT, 0.0) + gamma * next_NT
+    reward_NT = torch.where(last_NT, required(batch.reward_N)[:, None], 0.0)
+    return reward_NT + gamma * next_NT
 
 
 def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -154,7 +157,7 @@ def implicit_metrics(
     return {
         **sums,
         "implicit/reward": (
-            torch.where(last_NT, batch.weight_NT, 0.0).double().sum(),
+            torch.where(last_NT, required(batch.reward_N)[:, None], 0.0).double().sum(),
             last_NT.sum(),
         ),
     }

@@ -1,14 +1,12 @@
-"""What a pair's label is worth: how likely it is right, how much better the better one is, and how
-much the pair counts.
+"""What a pair's label is worth: its weight, its margin, and the chance that it is wrong.
 
-The rows of data say it, and the batch carries it: w is the size of a pair's grades (chosen +w,
-rejected -w), the margin is `target_NT` of the chosen row, and `value_NT` of the rejected row is the
-chance that it is the better one after all. All zeros say: certain, no margin.
+The batch brings them in `comparison`, see `laurel.core.sample.Comparisons`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -16,7 +14,8 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.objective.unit import by_group
+from laurel.objective.ratio import required
+from laurel.objective.unit import by_group, group_places
 
 Objective = Callable[..., Tensor]
 
@@ -36,76 +35,67 @@ def expected(objective: Objective) -> Objective:
     @wraps(objective)
     def values(x_NT: Tensor, batch: Batch, **options: Any) -> Tensor:
         hard_P = objective(x_NT, batch, **options)
-        doubt_P = doubt(batch).to(hard_P.dtype)
-        if not bool((doubt_P > 0).any()):
+        flip_P = flip_chance(batch).to(hard_P.dtype)
+        if not bool((flip_P > 0).any()):
             return hard_P
         turned_P = objective(x_NT, turned(batch), **options)
-        return torch.where(doubt_P > 0, (1 - doubt_P) * hard_P + doubt_P * turned_P, hard_P)
+        return torch.where(flip_P > 0, (1 - flip_P) * hard_P + flip_P * turned_P, hard_P)
 
     return values
 
 
 def weighted(objective: Objective) -> Objective:
-    """An objective of pairs graded +w and -w: w times its value for pairs graded +1 and -1, [N, T]
-    -> [P]. w = 1 changes no bit.
-    """
+    """An objective times the weight of each comparison: [N, T] -> [P]. Weight 1 changes no bit."""
 
     @wraps(objective)
     def values(x_NT: Tensor, batch: Batch, **options: Any) -> Tensor:
-        value_P = objective(x_NT, batch.replace(weight_NT=batch.weight_NT.sign()), **options)
+        value_P = objective(x_NT, batch, **options)
         return reliability(batch).to(value_P.dtype) * value_P
 
     return values
 
 
 def grade(batch: Batch) -> Tensor:
-    """The row's grade, [N]: its weight, the same at every token."""
-    return batch.weight_NT[:, 0]
+    """The row's place in the order of its group, higher is better; of a pair +1 and -1: [N]."""
+    return required(batch.comparison).grade_N
 
 
 def compared(batch: Batch) -> Tensor:
-    """The grade of each row, 0 where it stands aside (no trained token): [N]."""
-    return torch.where(batch.loss_mask_NT.any(1), grade(batch), 0.0)
+    """Does the row take part in a comparison, and has it a trained token? [N] bool."""
+    return required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
 
 
 def reliability(batch: Batch) -> Tensor:
-    """The smallest |grade| among the rows of each group that are compared, 0 where none is: [P].
-    (-.6, -1.2, 0): .6.
-    """
-    group_N: Any = batch.group_N
-    groups, where_N = group_N.unique(return_inverse=True)
-    size_N = compared(batch).abs()
-    size_N = torch.where(size_N > 0, size_N, torch.inf)
-    least_P = torch.full(
-        (len(groups),), torch.inf, dtype=size_N.dtype, device=size_N.device
-    ).scatter_reduce(0, where_N, size_N, "amin")
+    """The weight of each comparison, the smallest among its rows; 0 where none is compared: [P]."""
+    count, group_N = group_places(batch)
+    weight_N = required(batch.comparison).weight_N
+    weight_N = torch.where(compared(batch), weight_N, torch.inf)
+    most_P = torch.full((count,), torch.inf, dtype=weight_N.dtype, device=weight_N.device)
+    # the smallest of the rows of each group, by their group's place among all groups
+    least_P = most_P.scatter_reduce(0, group_N, weight_N, "amin")
     return torch.where(least_P.isinf(), 0.0, least_P)
 
 
-def asked(batch: Batch) -> Tensor:
-    """The margin of each pair, its chosen row's target: [P]."""
-    return by_group(torch.where(grade(batch) > 0, batch.target_NT[:, 0], 0.0), batch)
+def margin_asked(batch: Batch) -> Tensor:
+    """The margin of each pair, as the data say it, at its chosen row: [P]."""
+    return by_group(torch.where(grade(batch) > 0, required(batch.comparison).margin_N, 0.0), batch)
 
 
-def doubt(batch: Batch) -> Tensor:
+def flip_chance(batch: Batch) -> Tensor:
     """The chance that a pair's rejected answer is the better one: [P]. Of groups that are no pairs
     0.
     """
-    pair_P = (by_group((grade(batch) > 0).long(), batch) == 1) & (
-        by_group((grade(batch) < 0).long(), batch) == 1
-    )
-    return torch.where(
-        pair_P, by_group(torch.where(grade(batch) < 0, batch.value_NT[:, 0], 0.0), batch), 0.0
-    )
+    chosen_P = by_group((grade(batch) > 0).long(), batch)
+    rejected_P = by_group((grade(batch) < 0).long(), batch)
+    flip_N = torch.where(grade(batch) < 0, required(batch.comparison).flip_N, 0.0)
+    return torch.where((chosen_P == 1) & (rejected_P == 1), by_group(flip_N, batch), 0.0)
 
 
 def turned(batch: Batch) -> Batch:
-    """Every pair the other way round: the rejected row is the chosen one, and the margin is asked
-    of it with its sign turned.
+    """Every pair the other way round: the rejected row is the chosen one, and the margin has the
+    other sign.
     """
-    _, where_N = batch.group_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    target_N = torch.where(grade(batch) < 0, -asked(batch)[where_N], 0.0)
+    found = required(batch.comparison)
     return batch.replace(
-        weight_NT=-batch.weight_NT,
-        target_NT=target_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype),
+        comparison=replace(found, grade_N=-found.grade_N, margin_N=-found.margin_N)
     )

@@ -1,7 +1,8 @@
 """Preference objectives: one margin, many links. (log pi of the rows, batch) -> one value to
 minimise per comparison, [N, T] -> [P].
 
-A comparison is a group of rows. `weight_NT` grades each row: +1 chosen, -1 rejected, 0 neither.
+A comparison is a group of rows. Its grades say which is better: +1 chosen, -1 rejected, 0 neither
+(`laurel.core.sample.Comparisons`).
 With lp the sum of a row's log-probabilities over its trained tokens and ref the same under the
 reference, a pair's margin is
 
@@ -10,7 +11,7 @@ reference, a pair's margin is
 and most objectives are a link over beta h. Only differences enter it, so both log-probabilities may
 fall together: watch logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies.
 Those of pairs take soft labels and weights around that, see
-`laurel.objective.label`: with grades +w and -w each is w times its expectation over who is better.
+`laurel.objective.label`: each is its weight times its expectation over which row is better.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch.nn.functional import softplus
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.constraint import constrained
-from laurel.objective.label import asked, expected, grade, weighted
-from laurel.objective.ratio import same_shape, trained
+from laurel.objective.label import expected, grade, margin_asked, weighted
+from laurel.objective.ratio import required, same_shape, trained
 from laurel.objective.unit import by_group
 
 
@@ -49,7 +50,9 @@ def dpo(
     (1 - p). Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024,
     arXiv:2402.10571.
     """
-    z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
+    z_P = beta * margin(logp_NT, batch) - (
+        margin_asked(batch).to(logp_NT.dtype) if use_margin else 0.0
+    )
     return (1 - label_smoothing) * softplus(-z_P) + label_smoothing * softplus(z_P)
 
 
@@ -70,7 +73,9 @@ def robust_dpo(
     On labels flipped with probability eps its expectation is that of `dpo` on clean ones, so the
     optimum is unchanged. eps = 0 is `dpo`. Chowdhury et al. 2024, arXiv:2403.00409.
     """
-    z_P = beta * margin(logp_NT, batch) - (asked(batch).to(logp_NT.dtype) if use_margin else 0.0)
+    z_P = beta * margin(logp_NT, batch) - (
+        margin_asked(batch).to(logp_NT.dtype) if use_margin else 0.0
+    )
     return ((1 - label_smoothing) * softplus(-z_P) - label_smoothing * softplus(z_P)) / (
         1 - 2 * label_smoothing
     )
@@ -109,7 +114,7 @@ def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: floa
     Means -1 and -2, beta 2.5, gamma 1: softplus(-1.5) = .2014133. Meng et al. 2024,
     arXiv:2405.14734.
     """
-    same_shape(logp_NT, batch.weight_NT)
+    same_shape(logp_NT, batch.loss_mask_NT)
     per_token_N = trained(logp_NT, batch).sum(1) / length(batch)
     return softplus(simpo_gamma - beta * by_group(grade(batch) * per_token_N, batch))
 
@@ -125,7 +130,7 @@ def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
     m = (-1, -2), beta .1: log odds -.5413 and -1.8546, value 1 + .1 softplus(-1.3133) = 1.0238.
     beta is the paper's lambda. Hong et al. 2024, arXiv:2403.07691.
     """
-    same_shape(logp_NT, batch.weight_NT)
+    same_shape(logp_NT, batch.loss_mask_NT)
     mean_N = trained(logp_NT, batch).sum(1) / length(batch)
     log_odds_N = mean_N - log1mexp(
         mean_N.clamp(max=-torch.finfo(mean_N.dtype).eps)
@@ -160,7 +165,7 @@ def dpop(
     gain_N = log_ratios(logp_NT, batch)
     fell_N = (grade(batch) > 0) & (-gain_N > rounding * length(batch).sqrt())
     fallen_P = by_group(torch.where(fell_N, -gain_N, 0.0), batch)
-    m_P = asked(batch).to(logp_NT.dtype) if use_margin else 0.0
+    m_P = margin_asked(batch).to(logp_NT.dtype) if use_margin else 0.0
     return softplus(m_P - beta * (margin(logp_NT, batch) - dpop_lambda * fallen_P))
 
 
@@ -172,25 +177,24 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """Answers that are simply good or bad, valued as people value gains and losses from a reference
-    point z.
+    """KTO: answers labelled good or bad, valued as gains and losses from a reference point z.
 
-        good: desirable_weight (1 - sigmoid(beta (g - z)))     bad: undesirable_weight (1 -
-        sigmoid(beta (z - g))),    g = lp - ref
+        good:  desirable_weight   (1 - sigmoid(beta (g - z))),    g = lp - ref
+        bad:   undesirable_weight (1 - sigmoid(beta (z - g)))
 
-    z = max(0, KL), with the KL measured on answers to other prompts and detached: `target_NT`
-    brings it. A group is one graded row (+w good, -w bad, w its `weight`) and such another answer
-    (0). g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
+    z = max(0, KL), with the KL measured on answers to other prompts and detached: the batch brings
+    it in `reference_kl_N`. A group is one graded row (+1 good, -1 bad) and such another answer,
+    which is not compared. g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
     """
-    away_N = beta * (log_ratios(logp_NT, batch) - batch.target_NT[:, 0])
+    found = required(batch.comparison)
+    away_N = beta * (log_ratios(logp_NT, batch) - found.reference_kl_N)
     value_N = torch.where(
         grade(batch) > 0,
         desirable_weight * (-away_N).sigmoid(),
         undesirable_weight * away_N.sigmoid(),
     )
-    return by_group(
-        torch.where(grade(batch) != 0, grade(batch).abs().to(value_N.dtype) * value_N, 0.0), batch
-    )
+    weighted_N = found.weight_N.to(value_N.dtype) * value_N
+    return by_group(torch.where(found.compared_N, weighted_N, 0.0), batch)
 
 
 def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
@@ -201,7 +205,7 @@ def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
     The grades are the rewards r. Rewards (1, 0), p = (-2, -1.5): .5 + 2 = 2.5. Yuan et al. 2023,
     arXiv:2304.05302.
     """
-    same_shape(logp_NT, batch.weight_NT)
+    same_shape(logp_NT, batch.loss_mask_NT)
     p_N, r_N = trained(logp_NT, batch).sum(1) / length(batch), grade(batch)
     judged_N = batch.loss_mask_NT.any(1)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & judged_N[:, None] & judged_N
@@ -223,7 +227,7 @@ def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tens
 
     m_w = -1, rpo_alpha .5: .5. Pang et al. 2024, arXiv:2404.19733.
     """
-    same_shape(logp_NT, batch.weight_NT)
+    same_shape(logp_NT, batch.loss_mask_NT)
     return -rpo_alpha * by_group(
         torch.where(grade(batch) > 0, trained(logp_NT, batch).sum(1) / length(batch), 0.0), batch
     )

@@ -4,10 +4,21 @@ moved on them.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
+
+Column = TypeVar("Column")
+
+
+def required(column: Column | None) -> Column:
+    """A column, or record of columns, that not every batch has; a batch without it is an error."""
+    if column is None:
+        raise ValueError("this batch lacks a column that the objective is a function of")
+    return column
 
 
 def same_shape(logp_NT: Tensor, *others_NT: Tensor) -> None:

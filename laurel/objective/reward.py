@@ -2,18 +2,12 @@
 comparison [P] or per token [N, T].
 
 The score r of a row is the head's output at its last real token, found by its length, never by
-token ids. A comparison is a group of rows, and `weight_NT` holds one grade per row, the same at
-every token:
-
-    the order of the grades is the preference (higher is better), equal grades are a tie, and a
-    grade of 0 stands aside the smallest |grade| of a group is its reliability w: the group's value
-    is multiplied by it
-
-So a pair is (+1, -1), of an annotator who is right less often (+.6, -.6); a ranking is -1, -2, -3
-(ranks count from 1), or .6 times that. Rows without a trained token stand aside too. Pairs may have
-a soft label, see `laurel.objective.label`. `laurel.objective.unit.comparison_mean` divides by the
-number of comparisons. Lambda, `reward_coef`, stands before the comparison where it has `imitation`,
-the likelihood of the best answer, beside it.
+token ids. A comparison is a group of rows, see `laurel.core.sample.Comparisons`: the order of their
+grades is the preference, equal grades are a tie, and the group's value is multiplied by its weight
+w. A row that is not compared, or has no trained token, stands aside. Pairs may have a soft label,
+see `laurel.objective.label`. `laurel.objective.unit.comparison_mean` divides by the number of
+comparisons. Lambda, `reward_coef`, stands before the comparison where `imitation`, the likelihood
+of the best answer, is added to it.
 """
 
 from __future__ import annotations
@@ -27,10 +21,10 @@ from torch.nn.functional import softplus
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.objective.label import compared, expected, reliability
+from laurel.objective.label import compared, expected, grade, reliability
 from laurel.objective.metrics import Pair, masked_sum
-from laurel.objective.ratio import same_shape, trained
-from laurel.objective.unit import by_group
+from laurel.objective.ratio import required, same_shape, trained
+from laurel.objective.unit import by_group, group_places
 
 
 def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
@@ -57,23 +51,18 @@ def bradley_terry(
         lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l -
         m
 
-    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `target_NT`
-    (how much better; 0 where the data does not say), w the pair's reliability. r (1, 0): .3132617;
+    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `margin_N`
+    (how much better; 0 where the data do not say), w the pair's weight. r (1, 0): .3132617;
     m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in r_w is -lambda w sigmoid(-h)
     at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a
     constant per prompt; a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p +
     eps (1 - p), and c picks the constant near 0. Bradley and Terry 1952; margin: Touvron et al.
     2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
     """
-    r_N, sign_N, w_P = (
-        last_score(score_NT, batch),
-        compared(batch).sign().to(score_NT.dtype),
-        reliability(batch).to(score_NT.dtype),
-    )
-    won_P, lost_P = (
-        by_group((sign_N > 0).to(r_N.dtype), batch),
-        by_group((sign_N < 0).to(r_N.dtype), batch),
-    )
+    r_N, w_P = last_score(score_NT, batch), reliability(batch).to(score_NT.dtype)
+    sign_N = torch.where(compared(batch), grade(batch), 0.0).sign().to(score_NT.dtype)
+    won_P = by_group((sign_N > 0).to(r_N.dtype), batch)
+    lost_P = by_group((sign_N < 0).to(r_N.dtype), batch)
     if bool(((won_P > 1) | (lost_P > 1)).any()):
         raise UsageError(
             "a pair has one chosen and one rejected answer; a group here has more.",
@@ -82,9 +71,8 @@ def bradley_terry(
         )
     h_P = by_group(sign_N * r_N, batch)
     if use_margin:
-        h_P = h_P - by_group(
-            torch.where(sign_N > 0, batch.target_NT[:, 0], 0.0).to(r_N.dtype), batch
-        )
+        margin_N = torch.where(sign_N > 0, required(batch.comparison).margin_N, 0.0)
+        h_P = h_P - by_group(margin_N.to(r_N.dtype), batch)
     value_P = (1 - label_smoothing) * softplus(-h_P) + label_smoothing * softplus(h_P)
     centre_P = by_group(sign_N.abs() * r_N, batch).square()
     return reward_coef * torch.where(
@@ -154,11 +142,11 @@ def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> 
     0: the comparison alone. Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023,
     arXiv:2307.04964 (beta 1).
     """
-    same_shape(logp_NT, batch.weight_NT)
+    same_shape(logp_NT, batch.loss_mask_NT)
     best_N = best(batch).to(logp_NT.dtype)
-    share_N = (
-        best_N / by_group(best_N, batch).clamp(min=1)[batch.group_N.unique(return_inverse=True)[1]]
-    )
+    _, group_N = group_places(batch)
+    # each of several equal best rows of a group gets an equal share
+    share_N = best_N / by_group(best_N, batch).clamp(min=1)[group_N]
     per_token_N = trained(logp_NT, batch).sum(1) / batch.loss_mask_NT.sum(1).clamp(min=1)
     return (
         -imitation_coef
@@ -171,22 +159,23 @@ def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
     """Outcome reward model: the label of the whole answer at each of its tokens, as a logit: [N, T]
     -> [N, T].
 
-        w [ softplus(s_t) - y s_t ],    y = target_NT in [0, 1],    w = weight_NT
+        w [ softplus(s_t) - y s_t ],    y = label_NT in [0, 1],    w = weight_NT
 
     s = 0: ln 2; s = 2, y = 1: .1269280. The gradient is w (sigmoid(s_t) - y). At the optimum
     sigmoid(s_t) is the chance that the answer ends well given its tokens up to t: a value function.
     Cobbe et al. 2021, arXiv:2110.14168.
     """
-    same_shape(score_NT, batch.target_NT, batch.weight_NT)
+    label_NT = required(batch.label_NT)
+    same_shape(score_NT, label_NT, batch.weight_NT)
     s_NT = trained(score_NT, batch)
-    return trained(batch.weight_NT * (softplus(s_NT) - batch.target_NT * s_NT), batch)
+    return trained(batch.weight_NT * (softplus(s_NT) - label_NT * s_NT), batch)
 
 
 def process(score_NTC: Tensor, batch: Batch) -> Tensor:
     """Process reward model: each step is wrong, neutral or right, said at its last token: [N, T, 3]
     -> [N, T].
 
-        -w log softmax(s_t)[y_t + 1],    y = target_NT in {-1, 0, 1},    w = weight_NT
+        -w log softmax(s_t)[y_t + 1],    y = label_NT in {-1, 0, 1},    w = weight_NT
 
     The loss mask is True at step ends only. s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At
     the optimum the three probabilities are those of the label given the steps up to there. Lightman
@@ -228,9 +217,9 @@ def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
 
     A score of exactly 0 says neither, and counts half.
     """
-    same_shape(score_NT, batch.target_NT)
-    said_NT = score_NT.detach().sign() * (batch.target_NT - 0.5).sign()
-    right_NT = 0.5 * (said_NT + 1)
+    label_NT = required(batch.label_NT)
+    same_shape(score_NT, label_NT)
+    right_NT = 0.5 * (score_NT.detach().sign() * (label_NT - 0.5).sign() + 1)
     judged_N = batch.loss_mask_NT.any(1)
     return {
         "accuracy": masked_sum(last_score(right_NT, batch), judged_N),
@@ -245,9 +234,8 @@ def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
     right_NT = class_logp(score_NTC.detach(), batch).argmax(2) == step_class(batch)
     found = {"accuracy": masked_sum(right_NT, batch.loss_mask_NT)}
     for label, name in ((-1, "wrong"), (0, "neutral"), (1, "right")):
-        found[f"recall/{name}"] = masked_sum(
-            right_NT, batch.loss_mask_NT & (batch.target_NT == label)
-        )
+        of_NT = batch.loss_mask_NT & (required(batch.label_NT) == label)
+        found[f"recall/{name}"] = masked_sum(right_NT, of_NT)
     return found
 
 
@@ -255,8 +243,8 @@ def better(batch: Batch) -> Tensor:
     """Is row i better than row j of the same group? [N, N] bool; False for ties and where either
     stands aside.
     """
-    g_N = compared(batch)
-    ours_NN = (batch.group_N[:, None] == batch.group_N) & (g_N != 0)[:, None] & (g_N != 0)
+    g_N, on_N = grade(batch), compared(batch)
+    ours_NN = (batch.group_N[:, None] == batch.group_N) & on_N[:, None] & on_N
     return ours_NN & (g_N[:, None] > g_N)
 
 
@@ -276,15 +264,17 @@ def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
     the group stay. So the choice depends on the rows' keys alone, not on their order, on
     micro-batches or on a generator that a resumed run would have to find again.
     """
-    kept_NN, lots = torch.zeros_like(better_NN), dict[int, list[tuple[bytes, int, int]]]()
-    group_N: Any = batch.group_N
-    for i, j in better_NN.nonzero().tolist():
-        a, b = sorted((batch.keys[i].sample, batch.keys[j].sample))
-        lot = hashlib.sha256(
-            f"{batch.keys[i].prompt}|{batch.keys[i].version}|{a}|{b}".encode()
-        ).digest()
-        lots.setdefault(int(group_N[i]), []).append((lot, i, j))
+    kept_NN = torch.zeros_like(better_NN)
+    lots: dict[int, list[tuple[bytes, int, int]]] = {}
+    places: Any = better_NN.nonzero()
+    ordered: list[list[int]] = places.tolist()
+    for i, j in ordered:
+        key, other = batch.keys[i], batch.keys[j]
+        a, b = sorted((key.sample, other.sample))
+        lot = hashlib.sha256(f"{key.prompt}|{key.version}|{a}|{b}".encode()).digest()
+        lots.setdefault(int(batch.group_N[i]), []).append((lot, i, j))
     for drawn in lots.values():
+        # the m lowest lots of the group
         for _, i, j in sorted(drawn)[:m]:
             kept_NN[i, j] = True
     return kept_NN
@@ -294,7 +284,8 @@ def step_class(batch: Batch) -> Tensor:
     """Labels -1, 0, 1 as class indices 0, 1, 2: [N, T] int64; 1 where there is no step. Another
     label at a step is an error.
     """
-    index_NT = (torch.where(batch.loss_mask_NT, batch.target_NT, 0.0) + 1).round().long()
+    label_NT = torch.where(batch.loss_mask_NT, required(batch.label_NT), 0.0)
+    index_NT = (label_NT + 1).round().long()
     if bool(((index_NT < 0) | (index_NT > 2)).any()):
         raise UsageError(
             "a step is labelled -1 (wrong), 0 (neutral) or 1 (right).", where="dataset"
@@ -307,5 +298,5 @@ def class_logp(score_NTC: Tensor, batch: Batch) -> Tensor:
     gradient: [N, T, 3].
     """
     assert score_NTC.ndim == 3 and score_NTC.shape[2] == 3, score_NTC.shape
-    same_shape(score_NTC[..., 0], batch.loss_mask_NT, batch.target_NT)
+    same_shape(score_NTC[..., 0], batch.loss_mask_NT)
     return torch.where(batch.loss_mask_NT[..., None], score_NTC, 0.0).log_softmax(2)

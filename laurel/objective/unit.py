@@ -24,12 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.objective.ratio import required
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +79,28 @@ def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
 
 
 def comparison_mean(batch: Batch) -> Unit:
-    """A unit is a comparison: the samples of one group. One whose weights are all 0, or that has no
-    trained token, compares nothing.
+    """A unit is a comparison: the rows of one group. A group without a row that is compared and has
+    a trained token counts nowhere.
     """
-    compares_N = (batch.loss_mask_NT & (batch.weight_NT != 0)).any(1)
-    compares_P = by_group(compares_N.to(batch.weight_NT.dtype), batch) > 0
+    compared_N = required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
+    compares_P = by_group(compared_N.to(batch.weight_NT.dtype), batch) > 0
     return Unit(compares_P.to(batch.weight_NT.dtype), compares_P.sum())
 
 
 def by_group(x_N: Tensor, batch: Batch) -> Tensor:
     """The sum of x over the rows of each group, groups in ascending order: [N] -> [P]."""
-    groups, where_N = batch.group_N.unique(return_inverse=True)
-    return torch.zeros(len(groups), dtype=x_N.dtype, device=x_N.device).index_add(0, where_N, x_N)
+    count, group_N = group_places(batch)
+    zeros_P = torch.zeros(count, dtype=x_N.dtype, device=x_N.device)
+    return zeros_P.index_add(0, group_N, x_N)
+
+
+def group_places(batch: Batch) -> tuple[int, Tensor]:
+    """How many groups there are, and the place of each row's group among them, in ascending order:
+    [N].
+    """
+    numbers_N: Any = batch.group_N
+    groups, group_N = numbers_N.unique(return_inverse=True)
+    return len(groups), group_N
 
 
 def rows(batch: Batch) -> Tensor:

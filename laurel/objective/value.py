@@ -1,8 +1,8 @@
 """The critic's objective: (values, batch) -> one value to minimise per token, [N, T] -> [N, T]; and
 what to look at meanwhile.
 
-The batch brings the returns R in `target_NT` and the values that the critic gave when the row was
-sampled in `value_NT`.
+The batch brings the returns R and the values V_old that the critic gave when the row was sampled,
+see `laurel.core.sample.Values`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.objective.ratio import same_shape, trained
+from laurel.objective.ratio import required, same_shape, trained
 
 Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""
@@ -49,12 +49,12 @@ def value_metrics(
     """
     value_NT = value_NT.detach()
     plain_NT, clipped_NT = squares(value_NT, batch, cliprange_value)
-    target_NT = batch.target_NT.double()
-    error_NT = target_NT - value_NT
+    return_NT = required(batch.values).return_NT.double()
+    error_NT = return_NT - value_NT
     columns = {
         "value/mean": value_NT,
-        "value/target": target_NT,
-        "value/target_square": target_NT.square(),
+        "value/target": return_NT,
+        "value/target_square": return_NT.square(),
         "value/error": error_NT,
         "value/error_square": error_NT.square(),
         "clip_ratio/value": clipped_NT > plain_NT,
@@ -87,12 +87,12 @@ def squares(value_NT: Tensor, batch: Batch, cliprange_value: float) -> tuple[Ten
     """(V - R)^2 and (clamp(V, V_old - c, V_old + c) - R)^2, [N, T] each, 0 where not trained; c =
     0: the first one twice.
     """
-    same_shape(value_NT, batch.value_NT, batch.target_NT)
+    old_NT, return_NT = required(batch.values).value_NT, required(batch.values).return_NT
+    same_shape(value_NT, old_NT, return_NT)
     assert cliprange_value >= 0, cliprange_value
-    plain_NT = trained(
-        value_NT - batch.target_NT, batch
-    ).square()  # masked before squaring: 0 times the slope at NaN is NaN
+    # masked before squaring: 0 times the slope at NaN is NaN
+    plain_NT = trained(value_NT - return_NT, batch).square()
     if cliprange_value == 0:
         return plain_NT, plain_NT
-    near_NT = value_NT.clamp(batch.value_NT - cliprange_value, batch.value_NT + cliprange_value)
-    return plain_NT, trained(near_NT - batch.target_NT, batch).square()
+    near_NT = value_NT.clamp(old_NT - cliprange_value, old_NT + cliprange_value)
+    return plain_NT, trained(near_NT - return_NT, batch).square()

@@ -13,10 +13,10 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.result import Abstain, Score
-from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
+from laurel.core.sample import NOT_SAMPLED, Batch, Finish, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
-from laurel.objective.discriminator import imitation, sides
+from laurel.objective.discriminator import balanced, imitation
 from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
 from laurel.rollout.source import POLICY
@@ -71,7 +71,7 @@ def demonstration(session: Session, group: Group) -> Sample:
     like, tokenizer = group.samples[0], session.policy.tokenizer
     shown = as_sample(
         encode_supervised(tokenizer, group.row),
-        replace(like.key, sample=len(group.samples), version=NOBODY),
+        replace(like.key, sample=len(group.samples), version=NOT_SAMPLED),
     )
     # templates write a line end behind the last trained token
     trained = len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
@@ -120,14 +120,9 @@ def appended(group: Group, shown: Sample) -> Group:
 
 
 def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row in `target_NT`.
-
-    See `laurel.objective.discriminator.sides`.
-    """
-    side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
-    return batch.replace(
-        target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
-    )
+    """The batch with which rows are demonstrations, and how much each counts."""
+    demonstration_N = torch.tensor([key.version == NOT_SAMPLED for key in batch.keys])
+    return batch.replace(demonstrations=balanced(demonstration_N, batch))
 
 
 ADVERSARIAL = POLICY.without(

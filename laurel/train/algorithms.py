@@ -25,10 +25,10 @@ from laurel.rollout.source import (
     STEPS,
 )
 from laurel.train.adversary import ADVERSARIAL, side_targets
-from laurel.train.aim import kl_point, labels, told
 from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
 from laurel.train.row import Algorithm, Term, Trained
+from laurel.train.targets import labels, logged_rewards, reference_kl
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
 from laurel.weight.population import search_gradient, shaped
@@ -47,6 +47,7 @@ PPO: dict[str, Any] = {
     "critic_model": "policy",
     "critic_warmup_steps": 0,
     "missing_eos_penalty": 1.0,
+    "bootstrap_truncated": False,
     "normalize_rewards": False,
     "reward_clip": 0.0,
     "kl_target": 0.0,
@@ -148,25 +149,20 @@ ROWS: dict[str, Algorithm] = {
     "raft": Algorithm(POLICY, weight.selected, likelihood, {"loss_aggregation": "token_mean"}),
     "hindsight": Algorithm(HINDSIGHT, weight.raw, likelihood, {"loss_aggregation": "token_mean"}),
     "es": Algorithm(POPULATION, shaped, search_gradient, {"loss_aggregation": "comparison_mean"}),
-    "dpo": Algorithm(PAIRS, weight.raw, preference.dpo, REFERENCED, terms=CHOSEN, targets=told),
+    "dpo": Algorithm(PAIRS, weight.raw, preference.dpo, REFERENCED, terms=CHOSEN),
     "cdpo": Algorithm(
         PAIRS,
         weight.raw,
         preference.dpo,
         {**REFERENCED, "label_smoothing": 0.1},
         terms=CHOSEN,
-        targets=told,
     ),
-    "robust_dpo": Algorithm(
-        PAIRS, weight.raw, preference.robust_dpo, REFERENCED, terms=CHOSEN, targets=told
-    ),
-    "ipo": Algorithm(PAIRS, weight.raw, preference.ipo, REFERENCED, terms=CHOSEN, targets=told),
-    "simpo": Algorithm(
-        PAIRS, weight.raw, preference.simpo, UNREFERENCED, terms=CHOSEN, targets=told
-    ),
-    "orpo": Algorithm(PAIRS, weight.raw, preference.orpo, UNREFERENCED, targets=told),
-    "dpop": Algorithm(PAIRS, weight.raw, preference.dpop, REFERENCED, terms=CHOSEN, targets=told),
-    "kto": Algorithm(LABELS, weight.raw, preference.kto, REFERENCED, targets=kl_point),
+    "robust_dpo": Algorithm(PAIRS, weight.raw, preference.robust_dpo, REFERENCED, terms=CHOSEN),
+    "ipo": Algorithm(PAIRS, weight.raw, preference.ipo, REFERENCED, terms=CHOSEN),
+    "simpo": Algorithm(PAIRS, weight.raw, preference.simpo, UNREFERENCED, terms=CHOSEN),
+    "orpo": Algorithm(PAIRS, weight.raw, preference.orpo, UNREFERENCED),
+    "dpop": Algorithm(PAIRS, weight.raw, preference.dpop, REFERENCED, terms=CHOSEN),
+    "kto": Algorithm(LABELS, weight.raw, preference.kto, REFERENCED, targets=reference_kl),
     "online_dpo": Algorithm(
         POLICY.without("kl_placement", "kl_estimator", "entropy_coef"),
         weight.best_and_worst,
@@ -211,6 +207,7 @@ ROWS: dict[str, Algorithm] = {
             "target_update": 0.005,
             "decode_beta": 1.0,
         },
+        targets=logged_rewards,
         measure=implicit_metrics,
         trained=WITH_HEADS,
     ),
@@ -236,7 +233,6 @@ ROWS: dict[str, Algorithm] = {
         reward.bradley_terry,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),
@@ -246,7 +242,6 @@ ROWS: dict[str, Algorithm] = {
         reward.k_wise,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),
@@ -256,7 +251,6 @@ ROWS: dict[str, Algorithm] = {
         reward.plackett_luce,
         SCORES,
         terms=IMITATED,
-        targets=told,
         measure=reward.comparison_metrics,
         trained=SCORER,
     ),

@@ -16,13 +16,21 @@ from torch import Tensor
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Draw, Group, sample_seed
+from laurel.core.sample import Batch, Draw, Group, Values, sample_seed
 from laurel.data.source import Row
 from laurel.model.outputs import Outputs
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
-from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
+from laurel.rollout.pack import (
+    comparisons,
+    pack,
+    reward_matrix,
+    sample_rewards,
+    sampled_comparisons,
+    token_rewards,
+    truncated,
+)
 from laurel.rollout.sampler import Sampler
 from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
@@ -51,7 +59,8 @@ from laurel.train.rewards import adjust_rewards
 from laurel.train.saving import rescued, save
 from laurel.train.session import Observers, Session, State, phase
 from laurel.train.setup import prepare, versions
-from laurel.train.values import with_values
+from laurel.train.values import critic_values
+from laurel.weight.advantage import bootstrapped
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
@@ -245,7 +254,9 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
         batch = with_reference(session, batch, of_step=True)
     if session.adjusts_rewards:
         reward_PG = adjust_rewards(session, state, groups, batch, reward_PG)
-    batch = with_weights(session, state, batch, reward_PG)
+    batch = with_weights(session, state, batch, reward_PG, truncated(groups))
+    if session.by_comparison and session.learns_from_data:
+        batch = batch.replace(comparison=comparisons(groups))
     if session.on_policy:
         useful_P = informative(reward_PG)
         sums.add("informative_fraction", int(useful_P.sum()), len(useful_P))
@@ -273,8 +284,12 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
     return reward_PG
 
 
-def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor) -> Batch:
-    """The batch with the weight of every token, [P, G] -> [N, T], and a critic's values."""
+def with_weights(
+    session: Session, state: State, batch: Batch, reward_PG: Tensor, truncated_PG: Tensor
+) -> Batch:
+    """The batch with the weight of every token, [P, G] -> [N, T], or the grades of comparisons; and
+    a critic's values.
+    """
     config, credit = session.config, session.bound.credit
     kl_coef = 0.0
     if config.kl_placement == "reward":
@@ -284,16 +299,22 @@ def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor
         chosen = partial(chosen, running_mean=state.running_mean)
     mask_NT = batch.loss_mask_NT
     if credit == "critic":
-        batch = with_values(session, batch)
+        value_NT, after_N = critic_values(session, batch)
+        ends = ()
+        if config.bootstrap_truncated:
+            flat = reward_PG.flatten(), after_N.double(), truncated_PG.flatten()
+            reward_PG, *ends = bootstrapped(*flat)
         reward_NT = token_rewards(batch, reward_PG, kl_coef)
-        advantage_NT, target_NT = chosen(reward_NT, batch.value_NT.double(), mask_NT)
+        advantage_NT, return_NT = chosen(reward_NT, value_NT.double(), mask_NT, *ends)
         weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
-        batch = batch.replace(target_NT=target_NT.to(batch.target_NT.dtype))
+        batch = batch.replace(values=Values(value_NT, return_NT.to(value_NT.dtype)))
     elif credit == "token":
         reward_NT = token_rewards(batch, reward_PG, kl_coef)
         weight_NT = parallel.jointly(chosen, reward_NT, mask_NT)
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
+        if session.by_comparison:
+            return batch.replace(comparison=sampled_comparisons(weight_PG))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
     return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
 

@@ -244,8 +244,23 @@ def check_anchor(config: TrainConfig) -> None:
         )
 
 
+def check_bootstrap(config: TrainConfig) -> None:
+    """Options that end, penalise or leave out completions that were cut off contradict
+    bootstrapping.
+    """
+    for option in ("missing_eos_penalty", "mask_truncated_completions", "overlong_buffer"):
+        if getattr(config, option):
+            what = "bootstrapping takes a completion that was cut off as one that goes on."
+            fix = f"Set {option}={'false' if option.startswith('mask') else 0}."
+            raise UsageError(what, where=f"bootstrap_truncated, {option}", fix=fix)
+
+
 def check_reward_options(config: TrainConfig) -> None:
-    """A critic from the reward model needs one; weights belong to rewards one by one."""
+    """A critic from the reward model needs one; weights belong to rewards one by one; a completion
+    that was cut off is over, left out, or goes on.
+    """
+    if config.bootstrap_truncated:
+        check_bootstrap(config)
     if config.critic_model == "reward" and not any(
         str(name).startswith("model:") for name in config.rewards or ()
     ):

@@ -184,7 +184,9 @@ def record_samples(
     Those of all processes, in the order in which their prompts were `drawn`: the file that one
     process would write.
     """
-    weight_N = dict(zip(batch.keys, batch.weight_NT[:, 0].tolist(), strict=True))
+    # of comparisons the grade, else the weight of the first token
+    found = batch.weight_NT[:, 0] if batch.comparison is None else batch.comparison.grade_N
+    weight_N = dict(zip(batch.keys, found.tolist(), strict=True))
     mine = [
         (
             group.prompt,

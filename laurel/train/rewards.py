@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch, Group
-from laurel.rollout.pack import k1_of
+from laurel.rollout.pack import k1_of, truncated
 from laurel.train import parallel
 from laurel.train.session import Session, State
 from laurel.weight.control import Moments, missing_eos, next_beta
@@ -42,8 +42,6 @@ def adjust_rewards(
         state.moments = (moments.count, moments.mean, moments.square)
         reward_PG = moments.normalise(reward_PG, config.reward_clip or 0.0)
     if config.missing_eos_penalty:
-        cut_PG = torch.tensor(
-            [[sample.finish == "length" for sample in group.samples] for group in groups]
-        )
-        reward_PG = missing_eos(reward_PG, cut_PG, missing_eos_penalty=config.missing_eos_penalty)
+        penalty = config.missing_eos_penalty
+        reward_PG = missing_eos(reward_PG, truncated(groups), missing_eos_penalty=penalty)
     return reward_PG

@@ -5,25 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.train.session import Session
 
 
 @torch.no_grad()
-def with_values(session: Session, batch: Batch) -> Batch:
-    """The batch with the critic's value of every trained token's state, as it is before the
-    update.
+def critic_values(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The critic's value of every trained token's state [N, T], and of the state behind each row
+    [N], as it is before the update.
     """
-    rows, value_NT = {key: n for n, key in enumerate(batch.keys)}, torch.zeros_like(batch.value_NT)
-    if session.clock.device is not None:  # somebody watches
+    row = {key: n for n, key in enumerate(batch.keys)}
+    value_NT = torch.zeros_like(batch.weight_NT)
+    after_N = torch.zeros_like(batch.weight_NT[:, 0])
+    if session.clock.device is not None:  # a profile counts what the critic's body reads
         critic: Any = session.companion
         body = session.policy.causal if critic.shares_body else critic.model["body"]
-        session.clock.passed(
-            body, batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT)), learns=False
-        )
-    for micro in batch.split(session.config.token_budget, packed=session.packs):
-        outputs = session.model.forward(micro.to(session.policy.device), ("value_NT",))
-        value = outputs.tensors(["value_NT"])[0].to(value_NT)
-        value_NT[[rows[key] for key in micro.keys], : value.shape[1]] = value
-    return batch.replace(value_NT=value_NT)
+        unread = batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT))
+        session.clock.passed(body, unread, learns=False)
+    names = ("value_NT", "value_after_N") if session.config.bootstrap_truncated else ("value_NT",)
+    for micro in batch.split(session.config.token_budget or 0, packed=session.packs):
+        outputs = session.model.forward(micro.to(session.policy.device), names)
+        (found_NT,) = outputs.tensors(["value_NT"])
+        # micro-batches are in another order than the batch, and trimmed: rows join by key
+        rows = [row[key] for key in micro.keys]
+        value_NT[rows, : found_NT.shape[1]] = found_NT.to(value_NT)
+        if outputs.value_after_N is not None:
+            after_N[rows] = outputs.value_after_N.to(after_N)
+    return value_NT, after_N

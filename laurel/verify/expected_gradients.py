@@ -8,6 +8,7 @@ that are named.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from math import comb
 from statistics import fmean
@@ -246,6 +247,41 @@ def critic(world: World) -> Iterator[Finding]:
     pull = world.language.visits(world.pi) * (V - value_table(world.ref))
     yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
     yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
+    yield from cut_after_one(world)
+
+
+def cut_after_one(world: World) -> Iterator[Finding]:
+    """PPO's critic on answers that are cut off after one token and bootstrapped, where it says V of
+    the state behind: it is pulled to V of whole answers, whatever a cut row's reward is.
+    """
+    _, V = world.language.action_values(world.pi, world.reward)
+    known = V - value_table(world.ref)
+    known[:, 0] = 0.0  # of the empty prefix it says something else
+    ref = world.ref + known[..., None] / world.language.V
+    own = {"cliprange_value": 0.0, "beta": 0.0, "num_iterations": 1, "num_generations": 1}
+    own |= {"missing_eos_penalty": 0.0, "bootstrap_truncated": True}
+    first, total = world.pi.softmax(2)[:, 0], torch.zeros_like(V)
+    for x, token in product(range(len(first)), range(world.language.V)):
+        n = next(n for n, y in enumerate(world.language.completions) if y[0] == token)
+        ended = token == world.language.eos
+        reward = float(world.reward[x, n]) if ended else 7.0
+        (group,) = as_groups(world, [(x, (n,))], rewards=[[reward]], table=world.logits)
+        (whole,) = group.samples
+        cut = replace(
+            whole,
+            completion_ids=whole.completion_ids[:1],
+            logps=whole.logps[:1],
+            loss_mask=(True,),
+            finish="eos" if ended else "length",
+        )
+        setup = build(world, "ppo", world.logits, ref, **own)
+        gradient(setup, [replace(group, samples=(cut,))])
+        total += float(first[x, token]) * ascent_of(setup)[1]
+    pull = torch.zeros_like(V)
+    pull[:, 0] = (V - value_table(ref))[:, 0]
+    yield same(
+        "ppo", "cut off after one token, bootstrapped: the critic is pulled to V", total, pull
+    )
 
 
 RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}

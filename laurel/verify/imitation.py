@@ -68,7 +68,7 @@ def with_shown(
         sample = as_sample(world, x, n, len(group.samples), at, logp, filler=filler)
         out.append(
             adversary.appended(
-                group, replace(sample, key=replace(sample.key, version=adversary.NOBODY))
+                group, replace(sample, key=replace(sample.key, version=adversary.NOT_SAMPLED))
             )
         )
     return out

@@ -162,7 +162,7 @@ BESIDE = (
         implicit.backup,
         replaced_by(
             lambda value_NT, batch, gamma: (
-                batch.weight_NT + gamma * implicit.following(value_NT, batch)[1]
+                batch.reward_N[:, None] + gamma * implicit.following(value_NT, batch)[1]
             )
         ),
         "logged steps",
@@ -246,15 +246,15 @@ BESIDE = (
     ),
     Mutant(
         "D is the policy's, not the demonstrations'",
-        discriminator.sides,
-        changed_result(torch.neg),
+        discriminator.balanced,
+        changed_result(lambda found: replace(found, demonstration_N=~found.demonstration_N)),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),
     Mutant(
         "samples outvote their demonstration",
-        discriminator.sides,
-        changed_result(torch.sign),
+        discriminator.balanced,
+        changed_result(lambda found: replace(found, weight_N=found.weight_N.sign())),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),

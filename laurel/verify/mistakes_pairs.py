@@ -19,6 +19,7 @@ from laurel.verify.mutants import (
     Mutant,
     changed_arguments,
     changed_columns,
+    changed_record,
     changed_result,
     replaced_by,
     with_replaced,
@@ -59,7 +60,8 @@ def hinge_on_the_right(right: Function) -> Function:
     """`rrhf` whose hinge is on pairs in the right order; the best is imitated as before."""
 
     def wrong(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
-        upside_down = batch.replace(weight_NT=-batch.weight_NT)
+        found: Any = batch.comparison
+        upside_down = batch.replace(comparison=replace(found, grade_N=-found.grade_N))
         hinge_P = right(logp_NT, upside_down, nll_weight=0.0)
         return (
             hinge_P
@@ -172,7 +174,7 @@ COMPARISONS = (
     Mutant(
         "KTO's reference point is 0",
         preference.kto,
-        changed_columns(target_NT=torch.zeros_like),
+        changed_record("comparison", reference_kl_N=torch.zeros_like),
         "steps",
         "kto: one step, defaults",
     ),
@@ -218,7 +220,7 @@ COMPARISONS = (
     Mutant(
         "the margin is added to the gap",
         reward.bradley_terry,
-        changed_columns(target_NT=torch.neg),
+        changed_record("comparison", margin_N=torch.neg),
         "steps",
         "reward: one step, defaults",
     ),
@@ -269,7 +271,7 @@ COMPARISONS = (
     Mutant(
         "the outcome is said the wrong way round",
         reward.outcome,
-        changed_columns(target_NT=lambda y: 1 - y),
+        changed_columns(label_NT=lambda y: 1 - y),
         "steps",
         "orm: one step, defaults",
     ),

@@ -4,6 +4,7 @@ moved.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from laurel.verify.mutants import (
     Mutant,
     changed_arguments,
     changed_columns,
+    changed_record,
     changed_result,
     replaced_by,
     swapped,
@@ -80,6 +82,14 @@ def in_order_of_keys(part: Batch) -> Batch:
 
 
 READOUT: Any = vars(model.Policy)["readout"].fget
+
+
+def around_return(batch: Batch) -> Batch:
+    """The critic's old values are the returns."""
+    found: Any = batch.values
+    return batch.replace(values=replace(found, value_NT=found.return_NT))
+
+
 MOVED = "ppo: the critic one step off, defaults"
 BARE = "transformer: linear head: log pi without a gradient"
 
@@ -188,7 +198,7 @@ SHAPES = (
     ),
     Mutant(
         "the critic's values join by position, not by key",
-        values_of_step.with_values,
+        values_of_step.critic_values,
         by_position,
         "steps",
         MOVED,
@@ -210,14 +220,14 @@ SHAPES = (
     Mutant(
         "the critic is clipped around the return",
         value.squares,
-        lambda right: lambda v, batch, c: right(v, batch.replace(value_NT=batch.target_NT), c),
+        lambda right: lambda v, batch, c: right(v, around_return(batch), c),
         "steps",
         MOVED,
     ),
     Mutant(
         "the critic is clipped around 0",
         value.squares,
-        changed_columns(value_NT=torch.zeros_like),
+        changed_record("values", value_NT=torch.zeros_like),
         "steps",
         MOVED,
     ),

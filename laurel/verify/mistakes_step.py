@@ -61,6 +61,8 @@ def at_padding(right: Function) -> Function:
     )
 
 
+CUT = "ppo: cut off after one token, bootstrapped: the critic is pulled to V"
+
 WEIGHTS = (
     Mutant(
         "the mean is the batch's, not the group's",
@@ -141,6 +143,27 @@ WEIGHTS = (
         changed_arguments(gamma=lambda _: 0.0),
         "identities",
         "gae: B2: lambda = 1 is R - V(state)",
+    ),
+    Mutant(
+        "a row that was cut off is worth nothing behind its end",
+        advantage.bootstrapped,
+        changed_result(lambda found: (found[0], 0 * found[1])),
+        "critic",
+        CUT,
+    ),
+    Mutant(
+        "a row that was cut off is paid its reward, too",
+        advantage.bootstrapped,
+        lambda right: lambda R, V, cut: (R, right(R, V, cut)[1]),
+        "critic",
+        CUT,
+    ),
+    Mutant(
+        "a finished row is bootstrapped",
+        advantage.bootstrapped,
+        lambda right: lambda R, V, cut: (right(R, V, cut)[0], V),
+        "critic",
+        CUT,
     ),
     Mutant(
         "whitening looks at padding",

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -101,6 +101,17 @@ def changed_columns(**changes: Function) -> Mistake:
             **{name: change(getattr(batch, name)) for name, change in changes.items()}
         )
     )
+
+
+def changed_record(record: str, **changes: Function) -> Mistake:
+    """The right function, given a batch of which some columns of a record are changed."""
+
+    def changed(batch: Any) -> Any:
+        found = getattr(batch, record)
+        columns = {name: change(getattr(found, name)) for name, change in changes.items()}
+        return batch.replace(**{record: replace(found, **columns)})
+
+    return changed_arguments(batch=changed)
 
 
 def replaced_by(other: Function) -> Mistake:

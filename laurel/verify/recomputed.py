@@ -43,6 +43,7 @@ class Row:
     value: list[float]
     truncated: bool
     trained: bool = True
+    after: float = 0.0  # value of the state behind the row
 
     @property
     def kl(self) -> float:
@@ -167,7 +168,7 @@ def generalised(r: Row, coef: float, o: Any) -> list[float]:
         reward = (r.reward or 0.0) * last - coef * k1[t]
         later = (
             reward
-            + (0.0 if last else o.gamma * r.value[t + 1])
+            + o.gamma * (r.after if last else r.value[t + 1])
             - r.value[t]
             + o.gamma * o.lam * later
         )
@@ -333,6 +334,8 @@ def rows_of(
                     ),
                 )
             reward = None if reward is None else reward - (o.missing_eos_penalty or 0.0) * cut
+            goes_on = bool(cut and o.bootstrap_truncated)
+            reward = 0.0 if goes_on and reward is not None else reward
             group.append(
                 Row(
                     x,
@@ -343,6 +346,8 @@ def rows_of(
                     value,
                     cut,
                     not (cut and o.mask_truncated_completions),
+                    # the table has no prefix of full length: there it gives the empty one's value
+                    float(values[x, 0]) * goes_on,
                 )
             )
         groups.append(group)

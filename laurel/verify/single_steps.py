@@ -79,6 +79,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {},
         {"lam": 0.5, "gamma": 0.9, "beta": 0.3, "missing_eos_penalty": 0.0},
         {"num_generations": 2, "mask_truncated_completions": True},
+        {"bootstrap_truncated": True, "missing_eos_penalty": 0.0, "gamma": 0.9, "beta": 0.3},
     ],
     "ppo_max": [{}, {"reward_clip": 0.3, "beta": 0.3, "num_generations": 2}, {"reward_clip": 0.0}],
     "gail": [{}, {"beta": 0.3}, {"mask_truncated_completions": True}],

@@ -152,7 +152,7 @@ class TableCritic:
 
     body: TableLM
     table: nn.Parameter
-    computes = frozenset({"value_NT"})
+    computes = frozenset({"value_NT", "value_after_N"})
     shares_body = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -165,14 +165,15 @@ class TableCritic:
         """Nothing follows a critic."""
 
     def forward(self, batch: Batch, wanted: Collection[str], hidden_NLD: Any = None) -> Outputs:
-        return Outputs(value_NT=self.values(batch))
-
-    def values(self, batch: Batch) -> Tensor:
-        """[N, T], of the state before each token; 0 where not trained."""
+        """Values of the state before each token, 0 where not trained, and behind the last one."""
         rows, times, at = trained_positions(batch)
-        state_M = self.body.model(batch.ids_NL).last_hidden_state[rows, at, 0].long()
-        return torch.zeros(batch.loss_mask_NT.shape).index_put(
-            (rows, times), self.table.flatten()[state_M]
+        state_NL = self.body.model(batch.ids_NL).last_hidden_state[..., 0].long()
+        value_NL = self.table.flatten()[state_NL]
+        zeros_NT = torch.zeros(batch.loss_mask_NT.shape)
+        every_N, last_N = torch.arange(len(batch)), batch.start_N + batch.length_N - 1
+        return Outputs(
+            value_NT=zeros_NT.index_put((rows, times), value_NL[rows, at]),
+            value_after_N=value_NL[every_N, last_N],
         )
 
 

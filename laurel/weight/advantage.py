@@ -1,6 +1,4 @@
-"""Rewards per token and a critic's values -> generalised advantages, and the returns that the
-critic is to predict.
-"""
+"""Rewards per token and a critic's values -> generalised advantages, and the critic's returns."""
 
 from __future__ import annotations
 
@@ -22,15 +20,14 @@ def gae(
     """Generalised advantage estimation: rewards, values, mask [N, T] -> advantages and returns,
     each [N, T], 0 where the mask is False.
 
-        delta_t = r_t + gamma V_{t+1} - V_t,     A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},
-        return_t = A_t + V_t
+        delta_t = r_t + gamma V_{t+1} - V_t
+        A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},     return_t = A_t + V_t
 
     V_t is the value of the state before token t. Only trained tokens are steps: "t + 1" is the next
     trained token, so the tokens of a tool neither discount nor need a value, and a reward on one of
     them belongs to the last trained token before it. (A reward before the first trained token
     follows from no choice and enters nothing.) Behind the last step V is 0, the row is over;
-    `after_N` gives another value, as the critic's for a row that was cut off (0 for those that
-    ended). Whitening comes after this.
+    `after_N` gives another value, see `bootstrapped`. Whitening comes after this.
 
     r = (0, 0, 1), V = (.5, .6, .7): delta = (.1, .1, .3); lam = 0: A = delta, the TD error; lam =
     .5: (.225, .25, .3); lam = 1, gamma = 1: A = (.5, .4, .3), the return minus V, and the returns
@@ -38,29 +35,67 @@ def gae(
     E[A_t grad log pi] is the gradient of E[R] for every lam; with a wrong V only for lam = 1. A row
     with a NaN reward (no reward could judge it) gets 0. Schulman et al. 2016, arXiv:1506.02438.
     """
-    assert reward_NT.shape == value_NT.shape == mask_NT.shape and mask_NT.dtype == torch.bool, (
-        reward_NT.shape,
-        value_NT.shape,
-    )
-    assert after_N is None or after_N.shape == mask_NT.shape[:1], after_N
-    mask_NT = mask_NT & ~reward_NT.isnan().any(1, keepdim=True)
-    step_NT = mask_NT.cumsum(1) - 1  # the number of the last step up to here; -1 before the first
-    reward_NK = on_steps(torch.where(step_NT >= 0, reward_NT, 0.0), step_NT)
+    shapes = reward_NT.shape, value_NT.shape, mask_NT.shape
+    assert len(set(shapes)) == 1, shapes
+    assert mask_NT.dtype == torch.bool, mask_NT.dtype
+    judged_N1 = ~reward_NT.isnan().any(1, keepdim=True)
+    mask_NT = mask_NT & judged_N1
+    # the number of the last step up to here; -1 before the first
+    step_NT = mask_NT.cumsum(1) - 1
+    counted_NT = torch.where(step_NT >= 0, reward_NT, 0.0)
+    reward_NK = on_steps(counted_NT, step_NT)
     value_NK = on_steps(torch.where(mask_NT, value_NT, 0.0), step_NT)
-    next_NK = torch.nn.functional.pad(value_NK[:, 1:], (0, 1))
-    if after_N is not None:
-        ends_NK = torch.arange(mask_NT.shape[1], device=mask_NT.device) == step_NT[:, -1:]
-        next_NK = torch.where(ends_NK, after_N[:, None], next_NK)
+    next_NK = next_values(value_NK, step_NT[:, -1], after_N)
     delta_NK = reward_NK + gamma * next_NK - value_NK
-    advantage_NK = return_to_go(delta_NK, torch.ones_like(mask_NT), gamma=gamma * lam)
-    advantage_NT = torch.where(mask_NT, advantage_NK.gather(1, step_NT.clamp(min=0)), 0.0)
-    return advantage_NT, torch.where(mask_NT, advantage_NT + value_NT, 0.0)
+    every_NK = torch.ones_like(mask_NT)
+    advantage_NK = return_to_go(delta_NK, every_NK, gamma=gamma * lam)
+    # back from steps to tokens: each token takes its step's advantage
+    advantage_NT = advantage_NK.gather(1, step_NT.clamp(min=0))
+    advantage_NT = torch.where(mask_NT, advantage_NT, 0.0)
+    return_NT = torch.where(mask_NT, advantage_NT + value_NT, 0.0)
+    return advantage_NT, return_NT
+
+
+def next_values(value_NK: Tensor, last_N: Tensor, after_N: Tensor | None) -> Tensor:
+    """V of the step after each step, and `after_N` (0) behind the row's last: [N, K] -> [N, K].
+
+    last_N: the number of the row's last step. V = (.5, .6, 0), last 1, after .4: (.6, .4, 0).
+    """
+    next_NK = torch.nn.functional.pad(value_NK[:, 1:], (0, 1))
+    if after_N is None:
+        return next_NK
+    assert after_N.shape == last_N.shape, after_N.shape
+    step_K = torch.arange(value_NK.shape[1], device=value_NK.device)
+    return torch.where(step_K == last_N[:, None], after_N[:, None], next_NK)
+
+
+def bootstrapped(reward_N: Tensor, after_N: Tensor, truncated_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards of rows, and values of the states behind them, where a row that was cut off is not
+    over: [N] each.
+
+        finished: (R, 0)        cut off: (0, V(s_T))
+
+    The reward of an answer is paid at its end, and a row that was cut off has not reached it: its
+    reward, of an unfinished text, is left out, and what is still to come is the critic's value
+    behind its last token. To pay both would count the outcome twice: with gamma = 1, and every row
+    cut off, V = R + V, which grows without end. R = (1, 1), V = (.3, .4), the second cut off: (1,
+    0) and (0, .4). NaN (no reward could judge the row) stays NaN. Partial-episode bootstrapping,
+    Pardo et al. 2018, arXiv:1712.00378.
+    """
+    assert reward_N.shape == after_N.shape == truncated_N.shape, (reward_N.shape, after_N.shape)
+    assert truncated_N.dtype == torch.bool, truncated_N.dtype
+    unpaid_N = truncated_N & ~reward_N.isnan()
+    paid_N = torch.where(unpaid_N, 0.0, reward_N)
+    behind_N = torch.where(truncated_N, after_N, 0.0)
+    return paid_N, behind_N
 
 
 def on_steps(x_NT: Tensor, step_NT: Tensor) -> Tensor:
     """The sum of x over the tokens of each step, steps moved to the front: [N, T] -> [N, T].
 
-    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as of a row whose two middle tokens are a tool's: (7, 8,
-    0, 0).
+    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as of a row whose two middle tokens are a tool's:
+    (7, 8, 0, 0).
     """
-    return torch.zeros_like(x_NT).scatter_add(1, step_NT.clamp(min=0), x_NT)
+    # a token before the first step is added to it: callers give 0 there
+    place_NT = step_NT.clamp(min=0)
+    return torch.zeros_like(x_NT).scatter_add(1, place_NT, x_NT)

@@ -8,7 +8,7 @@ Members come in pairs: 2k tries theta + sigma eps_k, 2k + 1 tries theta - sigma 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +63,10 @@ def search_gradient(
     2017, arXiv:1703.03864.
     """
     total = torch.zeros_like(noise(0))
-    for k, gap in enumerate((weight_M[0::2] - weight_M[1::2]).tolist()):
+    # w_2k - w_2k+1 of every pair
+    gap_K: Any = weight_M[0::2] - weight_M[1::2]
+    gaps: list[float] = gap_K.tolist()
+    for k, gap in enumerate(gaps):
         if gap:
             total += gap * noise(k)
     return total / (len(weight_M) * sigma)

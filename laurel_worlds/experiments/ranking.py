@@ -12,7 +12,7 @@ a run.
 import torch
 from torch import Tensor
 
-from laurel.core.sample import Batch, Key
+from laurel.core.sample import Batch, Comparisons, Key
 from laurel.objective.reward import bradley_terry
 from laurel_worlds.experiments.comparison import (
     clearly,
@@ -59,12 +59,11 @@ def comparison(first_NF: Tensor, second_NF: Tensor, won_N: Tensor) -> tuple[Tens
         loss_mask_NT=there_N1,
         logp_old_NT=grade_N1 * 0,
         logp_ref_NT=grade_N1 * 0,
-        weight_NT=grade_N1,
-        value_NT=grade_N1 * 0,
-        target_NT=grade_N1 * 0,
+        weight_NT=grade_N1 * 0,
         temperature_N=torch.ones(rows),
         group_N=torch.arange(rows) // 2,
         keys=tuple(Key("claim", "claim", str(n // 2), n % 2, 0) for n in range(rows)),
+        comparison=Comparisons.of(grade_N1[:, 0]),
     )
     return feature_NF, batch
 

@@ -3,12 +3,20 @@ order that is said.
 """
 
 import random
-from dataclasses import fields
 
 import pytest
 import torch
 
-from laurel.core.sample import Group, Key, Sample, units_by_group
+from laurel.core.sample import (
+    Columns,
+    Comparisons,
+    Demonstrations,
+    Group,
+    Key,
+    Sample,
+    Values,
+    units_by_group,
+)
 from laurel.rollout.pack import pack
 
 
@@ -38,9 +46,25 @@ def batch_of(*rows):
     )
     columns = {
         name: number_NT + 10 * i
-        for i, name in enumerate(("weight_NT", "value_NT", "target_NT", "logp_ref_NT"))
+        for i, name in enumerate(("weight_NT", "label_NT", "logp_ref_NT", "return_NT"))
     }
-    return batch.replace(**columns)
+    values = Values(columns["return_NT"] + 10, columns.pop("return_NT"))
+    number_N = number_NT[:, 0]
+    extra = {
+        "values": values,
+        "comparison": Comparisons.of(number_N, weight_N=number_N + 1, margin_N=number_N + 2),
+        "demonstrations": Demonstrations(number_N > 2, number_N + 3),
+        "reward_N": number_N + 4,
+    }
+    return batch.replace(**columns, **extra)
+
+
+def tensors(columns):
+    """Name -> tensor of a batch, of its records too."""
+    found = {}
+    for name, column in columns.tensors().items():
+        found |= tensors(column) if isinstance(column, Columns) else {name: column}
+    return found
 
 
 def own(batch, part):
@@ -48,14 +72,11 @@ def own(batch, part):
     row = {key: n for n, key in enumerate(batch.keys)}
     assert len(set(part.keys)) == len(part.keys)
     for m, key in enumerate(part.keys):
-        for item in fields(batch):
-            if item.name != "keys":
-                ours, theirs = getattr(part, item.name)[m], getattr(batch, item.name)[row[key]]
-                length = int(part.length_N[m]) + (
-                    int(part.start_N[m]) if item.name.endswith("_NL") else 0
-                )
-                cut = slice(0, length) if ours.ndim else ...
-                assert torch.equal(ours[cut], theirs[cut]), (key, item.name)
+        for name, column in tensors(batch).items():
+            ours, theirs = tensors(part)[name][m], column[row[key]]
+            length = int(part.length_N[m]) + (int(part.start_N[m]) if name.endswith("_NL") else 0)
+            cut = slice(0, length) if ours.ndim else ...
+            assert torch.equal(ours[cut], theirs[cut]), (key, name)
     return True
 
 

@@ -15,7 +15,7 @@ from transformers import (
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Group, Key, Sample, Values
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
@@ -137,7 +137,8 @@ def test_training_a_critic_of_its_own_leaves_the_policy_alone(policy):
     share a state: value 0.
     """
     critic, before = own_critic(policy), policy.logp(BATCH).logp.detach()
-    batch = BATCH.replace(target_NT=torch.tensor([[1.0, 2, 3, 4], [-1, -2, 0, 0]]))
+    return_NT = torch.tensor([[1.0, 2, 3, 4], [-1, -2, 0, 0]])
+    batch = BATCH.replace(values=Values(torch.zeros_like(return_NT), return_NT))
     optimiser = torch.optim.Adam(critic.trainable().values(), lr=1e-2)
     for _ in range(150):
         optimiser.zero_grad()

@@ -8,6 +8,7 @@ from test_model_critic import BATCH, shaken
 from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from laurel.core.config import TrainConfig
+from laurel.core.sample import Values
 from laurel.model.critic import own_critic, shared_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
@@ -98,14 +99,14 @@ def gradients(policy, auxiliary, loss):
 
 
 def ppo_loss(outputs):
-    batch = BATCH.replace(
-        target_NT=torch.ones_like(BATCH.target_NT), weight_NT=torch.ones_like(BATCH.weight_NT)
-    )
+    one_NT = torch.ones_like(BATCH.weight_NT)
+    batch = BATCH.replace(values=Values(0 * one_NT, one_NT), weight_NT=one_NT)
     return (clip(outputs.logp_NT, batch) + value_loss(outputs.value_NT, batch)).sum()
 
 
 def ilql_loss(outputs):
-    return implicit_q(*outputs.tensors(QS), BATCH, awac_beta=0.5).sum()
+    batch = BATCH.replace(reward_N=torch.tensor([1.0, 2.0]))
+    return implicit_q(*outputs.tensors(QS), batch, awac_beta=0.5).sum()
 
 
 @pytest.mark.parametrize(

@@ -374,7 +374,7 @@ def test_models_of_other_habits_are_read_back_too(kind, tmp_path):
         model = MambaForCausalLM(MambaConfig(**size, state_size=4))
     policy = load_policy(TrainConfig(model=save(model, tmp_path / "base"), device="cpu"))
     policy.save(tmp_path / "model")
-    ours, inputs = policy.said(), {"input_ids": policy.probe()}
+    ours, inputs = policy.probe_logits(), {"input_ids": policy.probe()}
     assert (
         saving.model_gap(tmp_path / "model", AutoModelForCausalLM, ours, torch.float32, inputs)[0]
         < 1e-6

@@ -9,10 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laurel.objective.discriminator import discriminate, discriminator_metrics, imitation, sides
+from laurel.core.sample import Demonstrations
+from laurel.objective.discriminator import balanced, discriminate, discriminator_metrics, imitation
 from laurel.objective.unit import UNITS, reduce_loss, row_mean
 
 LOG2 = math.log(2)
+
+
+def as_marked(batch, side_N):
+    """The batch with demonstrations where the side is above 0; its size is the row's weight."""
+    return batch.replace(demonstrations=Demonstrations(side_N > 0, side_N.abs()))
 
 
 @pytest.fixture
@@ -22,9 +28,7 @@ def marked(make_batch):
     def make(side, group=None):
         batch = make_batch(torch.zeros(len(side), 1))
         group_N = batch.group_N if group is None else torch.tensor(group)
-        return batch.replace(
-            target_NT=torch.tensor(side, dtype=torch.float32)[:, None], group_N=group_N
-        )
+        return as_marked(batch.replace(group_N=group_N), torch.tensor(side, dtype=torch.float32))
 
     return make
 
@@ -65,9 +69,8 @@ def test_the_optimum_is_the_ratio_of_the_densities(make_batch, expert, policy, e
     """pi_E softplus-loss + pi loss is least at D* = ((1 - eps) pi_E + eps pi) / (pi_E + pi)."""
     best = ((1 - eps) * expert + eps * policy) / (expert + policy)
     f = torch.tensor([math.log(best / (1 - best))] * 2, dtype=torch.float64, requires_grad=True)
-    batch = make_batch(torch.zeros(2, 1, dtype=torch.float64)).replace(
-        target_NT=torch.tensor([[expert], [-policy]], dtype=torch.float64)
-    )
+    sides_N = torch.tensor([expert, -policy], dtype=torch.float64)
+    batch = as_marked(make_batch(torch.zeros(2, 1, dtype=torch.float64)), sides_N)
     (slope,) = torch.autograd.grad(discriminate(f, batch, label_smoothing=eps).sum(), f)
     assert abs(float(slope.sum())) < 1e-12
 
@@ -78,7 +81,9 @@ def test_sides_are_balanced_in_every_group(marked):
     """
     batch = marked([0] * 14, group=[0] * 9 + [1] * 4 + [2])
     shown = torch.tensor([False] * 8 + [True] + [True, False, False, True] + [True])
-    found = sides(shown, batch)
+    made = balanced(shown, batch)
+    assert torch.equal(made.demonstration_N, shown)
+    found = torch.where(shown, made.weight_N, -made.weight_N)
     assert (
         found[:9].tolist() == [-0.5625] * 8 + [4.5]
         and found[9:13].tolist() == [1, -1, -1, 1]
@@ -92,9 +97,8 @@ def test_the_mean_over_rows_is_half_of_each_side(marked):
     sides' means.
     """
     batch = marked([0] * 4, group=[0] * 4)
-    batch = batch.replace(
-        target_NT=sides(torch.tensor([False, False, False, True]), batch)[:, None]
-    )
+    shown = torch.tensor([False, False, False, True])
+    batch = batch.replace(demonstrations=balanced(shown, batch))
     unit = row_mean(batch)
     assert float(
         reduce_loss(discriminate(torch.zeros(4), batch), unit, unit.count)

@@ -3,12 +3,14 @@ no bit, and the optimum.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from laurel.objective.label import asked, doubt, reliability, turned
+from laurel.core.sample import Comparisons
+from laurel.objective.label import flip_chance, margin_asked, reliability, turned
 from laurel.objective.preference import chosen_nll, dpo, dpop, ipo, kto, orpo, robust_dpo, simpo
 from laurel.objective.reward import bradley_terry, imitation, k_wise, plackett_luce
 from laurel.objective.unit import comparison_mean, reduce_loss
@@ -33,14 +35,15 @@ def pairs(make_batch):
             return torch.stack([torch.as_tensor(a, dtype=dtype).expand(P), b], 1).reshape(-1, 1)
 
         x_N1 = alternate(chosen, torch.tensor(rejected, dtype=dtype)).requires_grad_()
-        batch = make_batch(alternate(w, -w))
-        zeros = torch.zeros(P, dtype=dtype)
-        batch = batch.replace(
-            group_N=torch.arange(P).repeat_interleave(2),
-            target_NT=alternate(margin, zeros),
-            value_NT=alternate(zeros, 1 - soft),
+        ones = torch.ones(P, dtype=dtype)
+        comparison = Comparisons.of(
+            alternate(ones, -ones)[:, 0],
+            weight_N=alternate(w, w)[:, 0],
+            margin_N=alternate(margin, margin)[:, 0],
+            flip_N=alternate(1 - soft, 1 - soft)[:, 0],
         )
-        return x_N1, batch
+        batch = make_batch(alternate(w, -w)).replace(comparison=comparison)
+        return x_N1, batch.replace(group_N=torch.arange(P).repeat_interleave(2))
 
     return build
 
@@ -173,13 +176,13 @@ def test_rankings_are_no_pairs(make_batch):
     """Grades -1, -2, -3 have no chosen and no rejected: no doubt, no margin, whatever the columns
     hold.
     """
-    batch = make_batch(torch.tensor([[-1.0], [-2.0], [-3.0]])).replace(
-        value_NT=torch.ones(3, 1), target_NT=torch.ones(3, 1)
-    )
+    batch = make_batch(torch.tensor([[-1.0], [-2.0], [-3.0]]))
+    one_N = torch.ones(3)
+    batch = batch.replace(comparison=replace(batch.comparison, margin_N=one_N, flip_N=one_N))
     batch = batch.replace(group_N=torch.zeros(3).long())
     assert (
-        doubt(batch).tolist() == [0.0]
-        and asked(batch).tolist() == [0.0]
+        flip_chance(batch).tolist() == [0.0]
+        and margin_asked(batch).tolist() == [0.0]
         and reliability(batch).tolist() == [1.0]
     )
 
@@ -187,7 +190,6 @@ def test_rankings_are_no_pairs(make_batch):
 def test_turning_twice_is_nothing(pairs):
     _, batch = pairs([1.0, 2.0], [0.0, 0.0], w=[1.0, 0.5], margin=[0.3, 0.0])
     again = turned(turned(batch))
-    assert torch.equal(again.weight_NT, batch.weight_NT) and torch.equal(
-        again.target_NT, batch.target_NT
-    )
-    assert asked(turned(batch)).tolist() == pytest.approx([-0.3, 0.0])
+    for name in ("grade_N", "margin_N"):
+        assert torch.equal(getattr(again.comparison, name), getattr(batch.comparison, name))
+    assert margin_asked(turned(batch)).tolist() == pytest.approx([-0.3, 0.0])

@@ -4,6 +4,7 @@ that their papers state.
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,12 @@ def soft(x):
     return max(x, 0) + math.log1p(math.exp(-abs(x)))
 
 
+def with_point(batch, point):
+    """The batch with KTO's reference point."""
+    point_N = torch.full_like(batch.comparison.grade_N, point)
+    return batch.replace(comparison=replace(batch.comparison, reference_kl_N=point_N))
+
+
 @pytest.fixture
 def sums(make_batch):
     """(lp of the rows, ref of the rows, grades, groups, point) -> (logp_NT with one token per row,
@@ -57,9 +64,7 @@ def sums(make_batch):
         ref_N1 = None if ref is None else torch.tensor(ref, dtype=dtype)[:, None]
         batch = make_batch(torch.tensor(grades, dtype=dtype)[:, None], ref=ref_N1)
         group_N = torch.arange(len(lp)) // 2 if groups is None else torch.tensor(groups)
-        return logp_N1, batch.replace(
-            group_N=group_N, target_NT=torch.full_like(batch.weight_NT, point)
-        )
+        return logp_N1, with_point(batch.replace(group_N=group_N), point)
 
     return build
 
@@ -81,10 +86,8 @@ def random_batch(make_batch):
             torch.tensor([1.0, -1.0], dtype=F64).repeat(P)[:, None].expand(N, T).contiguous()
         )
         batch = make_batch(weight_NT, ref=ref_NT, mask=mask_NT, lengths=lengths_N)
-        return logp_NT, batch.replace(
-            group_N=torch.arange(P).repeat_interleave(2),
-            target_NT=torch.full_like(weight_NT, point),
-        )
+        group_N = torch.arange(P).repeat_interleave(2)
+        return logp_NT, with_point(batch.replace(group_N=group_N), point)
 
     return build
 
@@ -526,7 +529,8 @@ def test_P7_robust_dpo_is_unbiased(random_batch):
     on the clean labels, value by value.
     """
     logp_NT, batch = random_batch()
-    flipped = batch.replace(weight_NT=-batch.weight_NT)
+    turned = replace(batch.comparison, grade_N=-batch.comparison.grade_N)
+    flipped = batch.replace(comparison=turned)
     for eps in (0.1, 0.3, 0.49):
         expected_P = (1 - eps) * robust_dpo(logp_NT, batch, label_smoothing=eps) + eps * robust_dpo(
             logp_NT, flipped, label_smoothing=eps

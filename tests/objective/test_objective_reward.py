@@ -4,6 +4,7 @@ state.
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.core.errors import UsageError
-from laurel.core.sample import Key
+from laurel.core.sample import Comparisons, Key
 from laurel.objective.reward import (
     bradley_terry,
     comparison_metrics,
@@ -32,7 +33,7 @@ COMPARISONS = [bradley_terry, k_wise, plackett_luce]
 LN2, SP1, SP2 = math.log(2), 0.3132617, 0.1269280  # softplus of 0, -1, -2
 
 
-def rows(make_batch, scores, grades, groups=None, *, target=0.0, lengths=None, mask=None, T=3):
+def rows(make_batch, scores, grades, groups=None, *, margin=0.0, lengths=None, mask=None, T=3):
     """score_NT with each row's score at its last token and garbage before it, and the batch."""
     N = len(scores)
     lengths = lengths or [T] * N
@@ -40,11 +41,10 @@ def rows(make_batch, scores, grades, groups=None, *, target=0.0, lengths=None, m
     score_NT[torch.arange(N), torch.tensor(lengths) - 1] = torch.tensor(scores, dtype=torch.float64)
     grade_NT = torch.tensor(grades, dtype=torch.float64)[:, None].expand(N, T).contiguous()
     batch = make_batch(grade_NT, lengths=lengths, mask=mask)
-    target_NT = (
-        torch.as_tensor(target, dtype=torch.float64).expand(N)[:, None].expand(N, T).contiguous()
-    )
+    margin_N = torch.as_tensor(margin, dtype=torch.float64).expand(N)
+    comparison = replace(batch.comparison, margin_N=margin_N)
     group_N = torch.tensor(groups or [0] * N)
-    return score_NT.requires_grad_(), batch.replace(group_N=group_N, target_NT=target_NT)
+    return score_NT.requires_grad_(), batch.replace(group_N=group_N, comparison=comparison)
 
 
 def gradient(values, at):
@@ -79,7 +79,7 @@ def test_T05_the_score_is_at_the_last_real_token_by_length(make_batch):
     ],
 )
 def test_bradley_terry_by_hand(make_batch, options, margin, expected):
-    score, batch = rows(make_batch, [1.0, 2.0], [-1.0, 1.0], target=margin, lengths=[2, 3])
+    score, batch = rows(make_batch, [1.0, 2.0], [-1.0, 1.0], margin=margin, lengths=[2, 3])
     assert bradley_terry(score, batch, **options).tolist() == pytest.approx([expected], abs=1e-6)
 
 
@@ -187,7 +187,9 @@ def test_bradley_terry_refuses_more_than_a_pair(make_batch):
 
 def test_large_gaps_stay_finite_in_float32(make_batch):
     score, batch = rows(make_batch, [500.0, -500.0], [-1.0, 1.0])
-    single = batch.replace(weight_NT=batch.weight_NT.float(), target_NT=batch.target_NT.float())
+    found = {name: x.float() for name, x in batch.comparison.tensors().items()}
+    single_precision = Comparisons(**found | {"compared_N": batch.comparison.compared_N})
+    single = batch.replace(weight_NT=batch.weight_NT.float(), comparison=single_precision)
     assert [
         float(objective(score.detach().float(), single)) for objective in COMPARISONS
     ] == pytest.approx([1000.0] * 3)
@@ -276,7 +278,7 @@ def test_R2_margin_optimum_in_closed_form(make_batch, m):
     p = 0.7
 
     def loss(score):
-        _, batch = rows(make_batch, [0.0, 0.0], [1.0, -1.0], target=m, T=1)
+        _, batch = rows(make_batch, [0.0, 0.0], [1.0, -1.0], margin=m, T=1)
         win, lose = (
             bradley_terry(score[:, None], batch),
             bradley_terry(score.flip(0)[:, None], batch),
@@ -315,7 +317,7 @@ def test_outcome_by_hand_and_its_gradient(make_batch):
     batch = make_batch(
         torch.tensor([[1.0, 0.5, 1.0]], dtype=torch.float64), mask=[[True, True, False]]
     )
-    batch = batch.replace(target_NT=torch.ones(1, 3, dtype=torch.float64))
+    batch = batch.replace(label_NT=torch.ones(1, 3, dtype=torch.float64))
     assert outcome(score, batch)[0].tolist() == pytest.approx([LN2, 0.5 * SP2, 0.0], abs=1e-6)
     expected = [-0.5, 0.5 * (float(torch.sigmoid(torch.tensor(2.0))) - 1), 0.0]
     assert gradient(outcome(score, batch), score)[0].tolist() == pytest.approx(expected, abs=1e-6)
@@ -344,7 +346,7 @@ def test_O1_an_outcome_model_is_a_value_function(make_batch):
         for (a, b), p in chance.items():
             for label, share in ((1.0, p), (0.0, 1 - p)):
                 batch = make_batch(torch.ones(1, 2, dtype=torch.float64)).replace(
-                    target_NT=torch.full((1, 2), label, dtype=torch.float64)
+                    label_NT=torch.full((1, 2), label, dtype=torch.float64)
                 )
                 score_12 = torch.stack([free[a], free[2 + 2 * a + b]])[None]
                 total = total + weight[a, b] * share * outcome(score_12, batch).sum()
@@ -368,7 +370,7 @@ def test_process_by_hand_and_masks(make_batch):
     score[0, 2] = math.inf
     score.requires_grad_()
     batch = make_batch(torch.ones(1, 4, dtype=torch.float64), mask=[[True, True, False, True]])
-    batch = batch.replace(target_NT=torch.tensor([[-1.0, 1.0, 7.0, 0.0]], dtype=torch.float64))
+    batch = batch.replace(label_NT=torch.tensor([[-1.0, 1.0, 7.0, 0.0]], dtype=torch.float64))
     assert process(score, batch)[0].tolist() == pytest.approx(
         [math.log(3), LN2, 0.0, math.log(3)], abs=1e-9
     )
@@ -382,13 +384,14 @@ def test_a_step_counts_as_much_as_its_weight(make_batch):
     """Half of ln 3, and half its slope."""
     score = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
     batch = make_batch(torch.tensor([[0.5, 2.0]], dtype=torch.float64))
+    batch = batch.replace(label_NT=torch.zeros(1, 2, dtype=torch.float64))
     assert process(score, batch)[0].tolist() == pytest.approx([math.log(3) / 2, 2 * math.log(3)])
     found = gradient(process(score, batch), score)[0]
     torch.testing.assert_close(found[1], 4 * found[0])
 
 
 def test_process_refuses_other_labels(make_batch):
-    batch = make_batch(torch.ones(1, 1)).replace(target_NT=torch.full((1, 1), 2.0))
+    batch = make_batch(torch.ones(1, 1)).replace(label_NT=torch.full((1, 1), 2.0))
     with pytest.raises(UsageError, match="-1"):
         process(torch.zeros(1, 1, 3), batch)
 
@@ -413,7 +416,7 @@ def test_T21_a_silent_model_has_accuracy_one_half(make_batch):
 
 def test_outcome_and_process_metrics(make_batch):
     batch = make_batch(torch.ones(2, 2), lengths=[2, 1]).replace(
-        target_NT=torch.tensor([[1.0, 1], [0, 0]])
+        label_NT=torch.tensor([[1.0, 1], [0, 0]])
     )
     found = {
         name: (float(t), int(c))
@@ -422,7 +425,7 @@ def test_outcome_and_process_metrics(make_batch):
     assert found == {"accuracy": (1.5, 2), "accuracy/tokens": (1.5, 3)}
     score = torch.eye(3)[None, [2, 2, 1, 0]]
     batch = make_batch(torch.ones(1, 4), mask=[[True, True, True, False]]).replace(
-        target_NT=torch.tensor([[1.0, -1, 0, 1]])
+        label_NT=torch.tensor([[1.0, -1, 0, 1]])
     )
     found = {name: (float(t), int(c)) for name, (t, c) in process_metrics(score, batch).items()}
     assert found == {

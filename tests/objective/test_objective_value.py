@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from laurel.core.sample import Values
 from laurel.objective.value import explained_variance, value_loss, value_metrics
 
 NAN = float("nan")
@@ -17,7 +18,7 @@ def wide(*rows):
 
 
 def with_values(make_batch, old, target, mask=None):
-    return make_batch(torch.zeros_like(old), mask=mask).replace(value_NT=old, target_NT=target)
+    return make_batch(torch.zeros_like(old), mask=mask).replace(values=Values(old, target))
 
 
 def test_by_hand(make_batch):

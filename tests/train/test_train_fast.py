@@ -143,9 +143,7 @@ def test_one_update_of_a_scorer(name, llama, general, tmp_path):
         setup = setup_of(name, scorer, None, Recorder(list(scorer.trainable().values())))
         setup = replace(setup, row=replace(row, targets=None))
         batch = loop.weigh(setup, State(step=1), groups, Sums())
-        batch = batch.replace(
-            target_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0) if row.targets else batch.target_NT
-        )
+        batch = batch.replace(label_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0))
         loop.update(setup, State(step=1), batch, Sums())
         found.append(torch.cat([g.flatten() for g in ascent_of(setup)]).double())
     assert relative(*found) < 1e-5

@@ -34,7 +34,7 @@ def share_of_sevens(run):
     """By step, of the samples; demonstrations left out."""
     by_step = {}
     for line in run.samples():
-        if line["version"] != adversary.NOBODY:
+        if line["version"] != adversary.NOT_SAMPLED:
             by_step.setdefault(line["step"], []).append(line["completion"].count("7") / 4)
     return [sum(found) / len(found) for _, found in sorted(by_step.items())]
 
@@ -142,7 +142,7 @@ def test_a_group_of_a_step(toy, tmp_path):
             reward is not None for reward in group.rewards[:-1]
         )
     assert sums.means()["demonstrations/clipped_ratio"] == 1.0
-    demonstration_N = torch.tensor([key.version == adversary.NOBODY for key in batch.keys])
+    demonstration_N = torch.tensor([key.version == adversary.NOT_SAMPLED for key in batch.keys])
     assert (
         not batch.loss_mask_NT[demonstration_N].any() and not batch.weight_NT[demonstration_N].any()
     )
@@ -150,10 +150,10 @@ def test_a_group_of_a_step(toy, tmp_path):
         batch.loss_mask_NT[~demonstration_N].any(1).all()
         and batch.weight_NT[~demonstration_N].any()
     )
-    assert (
-        batch.target_NT[demonstration_N].eq(4.5).all()
-        and batch.target_NT[~demonstration_N].eq(-0.5625).all()
-    )
+    found = batch.demonstrations
+    assert torch.equal(found.demonstration_N, demonstration_N)
+    assert found.weight_N[demonstration_N].eq(4.5).all()
+    assert found.weight_N[~demonstration_N].eq(0.5625).all()
     logit_N = setup.companion.logits(batch)
     told = [reward for group in groups for reward in group.rewards[:-1]]
     agree(logit_N[~demonstration_N].double(), torch.tensor(told, dtype=torch.float64))

@@ -86,7 +86,7 @@ def test_each_column_reaches_the_loss(name, toy, tmp_path):
         reads, objective, _ = setup.terms[0]
         outputs = loop.forward(setup, batch).tensors(reads)
         first[label] = objective(*outputs, batch).detach().double()
-        weight_P = batch.weight_NT[::2, 0].double() if label == "weight" else weight_P
+        weight_P = batch.comparison.weight_N[::2].double() if label == "weight" else weight_P
     plain = first["plain"]
     assert sorted(weight_P.tolist()) == pytest.approx([2 / 3] * 12 + [4 / 3] * 12)
     agree(first["weight"], plain * weight_P)

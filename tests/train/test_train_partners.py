@@ -182,7 +182,7 @@ def test_a_fall_beyond_rounding_counts_in_full(make_pair):
 
 @pytest.fixture
 def make_pair():
-    from laurel.core.sample import Batch, Key
+    from laurel.core.sample import Batch, Comparisons, Key
 
     def make(ref):
         N, T = 2, 2
@@ -195,9 +195,8 @@ def make_pair():
             loss_mask_NT=ones,
             logp_old_NT=zeros,
             logp_ref_NT=torch.tensor(ref, dtype=torch.float64),
-            weight_NT=torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64),
-            value_NT=zeros,
-            target_NT=zeros,
+            weight_NT=zeros,
+            comparison=Comparisons.of(torch.tensor([1.0, -1.0], dtype=torch.float64)),
             temperature_N=torch.ones(N),
             group_N=torch.zeros(N, dtype=torch.long),
             keys=tuple(Key("t", "", "0", n, 0) for n in range(N)),

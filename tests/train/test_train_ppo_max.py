@@ -3,6 +3,7 @@ collapse.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file
 from test_train_resume import final_weights, same
 from toy import make_toy, toy_config
 
+from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.core.run import Run
 from laurel.model.chat import encode_supervised
+from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.pretrain import mix_in
@@ -146,3 +149,35 @@ def test_a_critic_from_no_learned_reward_is_refused_before_weights(toy, tmp_path
     with pytest.raises(UsageError, match="critic_model=reward"):
         train("ppo", toy_config({**toy[0], "critic_model": "reward"}, tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("critic", ["own", "shared"])
+def test_a_cut_row_is_worth_what_the_critic_expects_behind_it(critic, toy, tmp_path):
+    """The return of the last token: the reward of a row that ended, of one that was cut off the
+    critic's value behind its last token, whatever its reward.
+    """
+    options = {**toy[0], "bootstrap_truncated": True, "critic": critic, "beta": 0.0}
+    setup, state = prepare("ppo", toy_config({**options, "token_budget": 40}, tmp_path))
+    head = setup.companion.model["head"].weight
+    torch.nn.init.normal_(head, generator=torch.Generator().manual_seed(0))
+    groups = loop.collect(setup, state, Sums())
+    first, *others = groups[0].samples
+    groups[0] = replace(groups[0], samples=(replace(first, finish="eos"), *others))
+    batch = loop.weigh(setup, state, groups, Sums())
+    after_N = setup.model.forward(batch, ["value_after_N"]).value_after_N.detach()
+    rewards = [reward for group in groups for reward in group.rewards]
+    cut = [sample.finish == "length" for group in groups for sample in group.samples]
+    assert any(cut) and not all(cut)
+    for n, (reward, goes_on) in enumerate(zip(rewards, cut, strict=True)):
+        last = batch.values.return_NT[n, batch.length_N[n] - 1]
+        expected = float(after_N[n]) if goes_on else reward
+        assert float(last) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("option", ["missing_eos_penalty", "mask_truncated_completions"])
+def test_bootstrapping_and_ending_a_row_contradict_each_other(option):
+    options = {"bootstrap_truncated": True, "missing_eos_penalty": 0.0}
+    resolve("ppo", TrainConfig(**options))
+    options[option] = {"missing_eos_penalty": 1.0}.get(option, True)
+    with pytest.raises(UsageError, match=f"bootstrap_truncated, {option}"):
+        resolve("ppo", TrainConfig(**options))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laurel.verify.language import Language
-from laurel.weight.advantage import gae
+from laurel.weight.advantage import bootstrapped, gae
 from laurel.weight.token import place_reward, return_to_go
 
 NAN = float("nan")
@@ -206,3 +206,38 @@ def test_unbiased_for_every_lambda_with_the_exact_values(lam):
         (mean_gradient(exact + 0.7 * normal(*exact.shape, seed=2)) - grad).norm() / grad.norm()
     )
     assert bias < 1e-12 if lam == 1.0 else bias > 1e-3
+
+
+def test_a_row_that_was_cut_off_goes_on_and_a_finished_one_does_not():
+    """R = (1, 1, nobody knows), V behind = (.3, .4, .5), the last two cut off: paid (1, 0, NaN),
+    behind (0, .4, .5).
+    """
+    reward, after = torch.tensor([1.0, 1.0, NAN]), torch.tensor([0.3, 0.4, 0.5])
+    paid, behind = bootstrapped(reward, after, torch.tensor([False, True, True]))
+    assert paid[:2].tolist() == [1, 0] and bool(paid[2].isnan())
+    assert torch.equal(behind, torch.tensor([0.0, 0.4, 0.5]))
+
+
+def test_cut_off_by_hand():
+    """Two tokens a row, V = (.5, .6), R = 1 and V behind = .4, lam = 1: returns 1 of the finished
+    row, .4 of the one that was cut off; advantages (.5, .4) and (-.1, -.2).
+    """
+    cut = torch.tensor([False, True])
+    paid, behind = bootstrapped(wide([1, 1])[0], wide([0.3, 0.4])[0], cut)
+    reward = torch.stack([torch.zeros_like(paid), paid], 1)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    advantage, returns = gae(reward, wide([0.5, 0.6], [0.5, 0.6]), mask, behind, lam=1.0)
+    torch.testing.assert_close(returns, wide([1, 1], [0.4, 0.4]))
+    torch.testing.assert_close(advantage, wide([0.5, 0.4], [-0.1, -0.2]))
+
+
+def test_paying_both_would_count_the_outcome_twice():
+    """A row worth exactly 1 whose critic says 1 everywhere: nothing to learn. Paid its reward and
+    V behind it, it would have an advantage of 1 at every token, at any height of V.
+    """
+    mask, value = torch.ones(1, 2, dtype=torch.bool), wide([1, 1])
+    paid, behind = bootstrapped(wide([1])[0], wide([1])[0], torch.tensor([True]))
+    right, _ = gae(torch.stack([torch.zeros_like(paid), paid], 1), value, mask, behind)
+    assert right.tolist() == [[0, 0]]
+    twice, _ = gae(wide([0, 1]), value, mask, wide([1])[0], lam=1.0)
+    assert twice.tolist() == [[1, 1]]
