@@ -19,6 +19,7 @@ from house_source import ROOT, package_files
 
 import laurel
 from laurel.train import loop, starter
+from laurel.train.algorithms import ALGORITHMS
 from laurel_prompts import fit as fitting
 from laurel_prompts import synthetic
 from laurel_prompts.models import Logistic, Rates
