@@ -104,14 +104,10 @@ def rewrites(
     return found
 
 
-def ask(
-    url: str, model: str, content: str, *, temperature: float, seed: int, tries: int = 3
-) -> str:
-    """One answer of an OpenAI-like server."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(
-            f"`{url}` is no address.", where="--endpoint", fix="Such as http://127.0.0.1:8000/v1."
-        )
+def _request(
+    url: str, model: str, content: str, temperature: float, seed: int
+) -> urllib.request.Request:
+    """A request for a chat completion."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
@@ -120,22 +116,31 @@ def ask(
         "max_tokens": 200,
         "stream": False,
     }
-    headers = {
-        "Content-Type": "application/json",
-        **({"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}),
-    }
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-    )
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    address = f"{url.rstrip('/')}/chat/completions"
+    return urllib.request.Request(address, json.dumps(body).encode(), headers)
+
+
+def ask(
+    url: str, model: str, content: str, *, temperature: float, seed: int, tries: int = 3
+) -> str:
+    """One answer of an OpenAI-like server."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"`{url}` is no address.", where="--endpoint", fix="Such as http://127.0.0.1:8000/v1."
+        )
+    request = _request(url, model, content, temperature, seed)
     for attempt in range(tries):
         try:
             with urllib.request.urlopen(request, timeout=120) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"] or "")
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode("utf-8", "replace").split())
+            text = " ".join(error.read(500).decode("utf-8", "replace").split())
             if error.code not in (429, 500, 502, 503, 504) or attempt == tries - 1:
                 raise LaurelError(
-                    f"the server answered {error.code}: {said[:200]}",
+                    f"the server answered {error.code}: {text[:200]}",
                     where=url,
                     fix=f"Is the model `{model}`? {KEY} set?",
                 ) from None

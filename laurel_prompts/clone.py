@@ -59,17 +59,58 @@ def read_clone(
     The features are "" where questions have texts, else a file of vectors in `cache`.
     """
     logs = root / "llama_exps" / LOGS
+    dataset = _data_set(logs, dataset, say)
+    texts = prompts(root)
+    right_SP, first, names = _right(logs / dataset, dataset, list(texts))
+    rows = len(right_SP)
+    asked = _questions(root, dataset, first, rows)
+    features = ""
+    if asked is not None:
+        question_S = questions(asked)
+    else:
+        asked = [
+            f"{dataset} {'test' if n >= first else 'train'} {n - first if n >= first else n}"
+            for n in range(rows)
+        ]
+        vectors, question_S = _vectors(root, dataset, first, rows), np.arange(rows)
+        if vectors is not None:
+            question_S = _alike(vectors)
+            features = _saved(cache, root, asked, vectors, [texts[name] for name in names])
+        say(NO_TEXTS if features else f"{NO_VECTORS} {wanted(dataset)}")
+    log = Log(
+        name=dataset,
+        queries=tuple(asked),
+        names=tuple(names),
+        prompts=tuple(texts[name] for name in names),
+        reward_SP=right_SP,
+        test_S=np.arange(rows) >= first,
+        question_S=question_S,
+        confidence_SP=_confidence(root, dataset, right_SP.shape, first, list(texts), names),
+        responses=_responses(logs / dataset, dataset, names, first),
+    )
+    return log, features
+
+
+NO_RESULTS = "no prompt of the training queries has its results here."
+NO_TEXTS = (
+    "a clone has no texts of its questions: they go by number, and by the authors' embeddings"
+)
+NO_VECTORS = (
+    "neither the questions nor their embeddings are here: only which prompt is best for all can be"
+    " learned."
+)
+
+
+def _data_set(logs: Path, dataset: str, say: Callable[[str], None]) -> str:
+    """The data set that was asked for, or the usual one; UsageError where it is not there."""
     known = sorted(
         path.name
         for path in logs.iterdir()
         if path.is_dir() and list(path.glob("llama_*_corr_*.txt"))
     )
     if dataset and dataset not in known:
-        raise UsageError(
-            f"no data set `{dataset}` in this clone.",
-            where="--dataset",
-            fix=nearest(dataset, known),
-        )
+        what = f"no data set `{dataset}` in this clone."
+        raise UsageError(what, where="--dataset", fix=nearest(dataset, known))
     if not known:
         raise UsageError(
             "no results in this clone.", where=str(logs), fix="Clone it whole: git clone URL."
@@ -77,43 +118,7 @@ def read_clone(
     if not dataset:
         dataset = "gsm8k" if "gsm8k" in known else known[0]
         say(f"data set {dataset}, of {', '.join(known)} (--dataset)")
-    texts = prompts(root)
-    right_SP, first, names = _right(logs / dataset, dataset, list(texts))
-    rows, test = len(right_SP), np.arange(len(right_SP)) >= first
-    asked = _questions(root, dataset, first, rows)
-    features = ""
-    if asked is not None:
-        question = questions(asked)
-    else:
-        asked = [
-            f"{dataset} {'test' if n >= first else 'train'} {n - first if n >= first else n}"
-            for n in range(rows)
-        ]
-        vectors, question = _vectors(root, dataset, first, rows), np.arange(rows)
-        if vectors is None:
-            say(
-                "neither the questions nor their embeddings are here: only which prompt is best"
-                f" for all can be learned. {wanted(dataset)}"
-            )
-        else:
-            say(
-                "a clone has no texts of its questions: they go by number, and by the authors'"
-                " embeddings"
-            )
-            question = _alike(vectors)
-            features = _saved(cache, root, asked, vectors, [texts[name] for name in names])
-    log = Log(
-        name=dataset,
-        queries=tuple(asked),
-        names=tuple(names),
-        prompts=tuple(texts[name] for name in names),
-        reward_SP=right_SP,
-        test_S=test,
-        question_S=question,
-        confidence_SP=_confidence(root, dataset, right_SP.shape, first, list(texts), names),
-        responses=_responses(logs / dataset, dataset, names, first),
-    )
-    return log, features
+    return dataset
 
 
 def prompts(root: Path) -> dict[str, str]:
@@ -137,61 +142,57 @@ def prompts(root: Path) -> dict[str, str]:
 
 def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, int, list[str]]:
     """(1 right, 0 wrong, nan not tried [S, P]; the first test query; the prompts with a file)."""
-    tried = {name: folder / f"llama_{dataset}_corr_{name}.txt" for name in aliases}
-    told = {name: _verdicts(path) for name, path in tried.items() if path.is_file()}
-    held = {
-        name: path
-        for name in aliases
-        if (path := folder / f"llama_{dataset}_test_corr_{name}.txt").is_file()
-    }
-    test = {name: _verdicts(path) for name, path in held.items()}
-    late = {name: values for name, values in told.items() if name not in TRIED}
-    early = {name: values for name, values in told.items() if name in TRIED}
+    logged = _results(folder, f"llama_{dataset}_corr_{{}}.txt", aliases)
+    test = _results(folder, f"llama_{dataset}_test_corr_{{}}.txt", aliases)
+    # prompts that training does not use have results of test queries under the first name, too
+    late = {name: values for name, values in logged.items() if name not in TRIED}
+    early = {name: values for name, values in logged.items() if name in TRIED}
     if not early:
-        raise UsageError(
-            "no prompt of the training queries has its results here.",
-            where=str(folder),
-            fix=f"Such as {tried['nan'].name}.",
-        )
-    count = max(map(len, early.values()))
-    first = (
-        count
-        if test
-        else count - max(map(len, late.values()))
-        if late
-        else TRAINED.get(dataset, count)
-    )
+        fix = f"Such as llama_{dataset}_corr_nan.txt."
+        raise UsageError(NO_RESULTS, where=str(folder), fix=fix)
+    count = _longest(early)
+    first = count if test else TRAINED.get(dataset, count)
+    if late and not test:
+        first = count - _longest(late)
     rows = first + max(map(len, [*test.values(), *late.values()]), default=count - first)
-    names = [name for name in aliases if name in told or name in test]
-    table = np.full((rows, len(names)), np.nan)
-    for p, name in enumerate(names):
-        for start, values in (
-            (0, early.get(name)),
-            (first, test.get(name)),
-            (first, late.get(name)),
-        ):
-            if values is not None and start + len(values) > rows:
-                raise UsageError(
-                    f"{len(values)} results of prompt `{name}` for {rows - start} queries.",
-                    where=str(folder),
-                )
-            if values is not None:
-                table[start : start + len(values), p] = values
-    return table, first, names
+    names = [name for name in aliases if name in logged or name in test]
+    right_SP = np.full((rows, len(names)), np.nan)
+    for start, results in ((0, early), (first, test), (first, late)):
+        for name, values in results.items():
+            _fill(right_SP[start:, names.index(name)], values, name, folder)
+    return right_SP, first, names
+
+
+def _longest(results: dict[str, np.ndarray]) -> int:
+    return max(map(len, results.values()))
+
+
+def _fill(right_S: np.ndarray, values: np.ndarray, name: str, folder: Path) -> None:
+    """Write a prompt's results into the beginning of its queries; UsageError for too many."""
+    if len(values) > len(right_S):
+        what = f"{len(values)} results of prompt `{name}` for {len(right_S)} queries."
+        raise UsageError(what, where=str(folder))
+    right_S[: len(values)] = values
+
+
+def _results(folder: Path, pattern: str, names: list[str]) -> dict[str, np.ndarray]:
+    """prompt -> the results in its file, of those that have one."""
+    paths = {name: folder / pattern.format(name) for name in names}
+    return {name: _verdicts(path) for name, path in paths.items() if path.is_file()}
 
 
 def _verdicts(path: Path) -> np.ndarray:
     """Lines `(12, True)` in order."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        said = re.fullmatch(r"\((\d+), (True|False)\)", line.strip())
-        if said is None or int(said[1]) != number - 1:
+        result = re.fullmatch(r"\((\d+), (True|False)\)", line.strip())
+        if result is None or int(result[1]) != number - 1:
             raise UsageError(
                 f"`{line:.40}` is not ({number - 1}, True or False).",
                 where=f"{path}:{number}",
                 fix="Fetch the file again.",
             )
-        found.append(float(said[2] == "True"))
+        found.append(float(result[2] == "True"))
     return np.array(found)
 
 

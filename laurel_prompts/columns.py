@@ -47,6 +47,28 @@ Read only where the column itself is not there.
 """
 
 
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _called(column: str, names: list[str], read: dict[str, str], where: str) -> str:
+    """The column of a file that is read as `column`; "" where there is none.
+
+    Of two that could be the query or the reward none is taken. Of the others the likelier one is,
+    and the rest is named as unused.
+    """
+    found = [name for name in names if plain(name) == column]
+    for other in ALIASES.get(column, ()) if not found else ():
+        found += [name for name in names if plain(name) == other and name not in read]
+    if len(found) > 1 and column in ("query", "reward"):
+        raise UsageError(
+            f"{len(found)} columns could be the {column}: {_quoted(found)}.",
+            where=where,
+            fix=f"Call one of them `{column}`.",
+        )
+    return found[0] if found else ""
+
+
 def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
     """The rows under our names, and a sentence for each column renamed or not used.
 
@@ -58,38 +80,20 @@ def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[s
     read = {name: name for name in names if name in COLUMNS}
     notes = []
     for column in COLUMNS:
-        if column in read:
-            continue
-        found = [name for name in names if plain(name) == column]
-        for other in ALIASES.get(column, ()) if not found else ():
-            found += [name for name in names if plain(name) == other and name not in read]
-        if len(found) > 1 and column in (
-            "query",
-            "reward",
-        ):  # of the others the likelier one is taken, the rest named as unused
-            said = ", ".join(f"`{name}`" for name in found)
-            raise UsageError(
-                f"{len(found)} columns could be the {column}: {said}.",
-                where=where,
-                fix=f"Call one of them `{column}`.",
-            )
-        if found:
-            read[found[0]] = column
-            notes.append(f"column `{found[0]}` is read as {column}")
+        if column not in read and (found := _called(column, names, read, where)):
+            read[found] = column
+            notes.append(f"column `{found}` is read as {column}")
     missing = [
         column
         for column in ("query", "prompt", "reward")
         if column not in read.values() and column not in map(slip, names)
     ]
     if missing:
-        fix = (
-            f"The file has {', '.join(f'`{name}`' for name in names)}: which one is it? Call it"
-            f" `{missing[0]}`."
-        )
+        fix = f"The file has {_quoted(names)}: which one is it? Call it `{missing[0]}`."
         raise UsageError(f"no column `{missing[0]}`.", where=where, fix=fix)
     unused = [name for name in names if name not in read and not slip(name)]
     if unused:
-        notes.append(f"columns that are not used: {', '.join(f'`{name}`' for name in unused)}")
+        notes.append(f"columns that are not used: {_quoted(unused)}")
     kept = [name for name in names if name not in unused]
     return [
         (place, {read.get(n, n): cell(row[n], n, read.get(n, n)) for n in kept if n in row})

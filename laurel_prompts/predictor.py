@@ -100,39 +100,34 @@ class Predictor:
                 where="cost_weight",
                 fix="Give 0 or more, such as 0.0001 for a token.",
             )
-        kept = self.default(cost_weight)
-        candidates = (
-            dict(zip(self.names, self.prompts, strict=True)) if prompts is None else dict(prompts)
-        )
-        if self.prompts[kept] not in candidates.values():
-            candidates[
-                (
-                    self.names[kept]
-                    if self.names[kept] not in candidates
-                    else f"{self.names[kept]} (default)"
-                )
-            ] = self.prompts[kept]
+        candidates, default = self._candidates(prompts, cost_weight)
         names, texts = list(candidates), list(candidates.values())
-        default = texts.index(self.prompts[kept])
-        scores = self.scores(self.features(queries), candidates)
-        net = scores - cost_weight * self._costs(texts) if cost_weight else scores.copy()
+        score_SP = self.scores(self.features(queries), candidates)
+        net_SP = score_SP - cost_weight * self._costs(texts) if cost_weight else score_SP.copy()
         if not (self.unseen if unseen is None else unseen):
-            net[:, [text not in self.prompts for text in texts]] = -np.inf
+            net_SP[:, [text not in self.prompts for text in texts]] = -np.inf
+        chosen = leaving(net_SP, default, self.margin).tolist()
         made = []
-        for s, (p, first) in enumerate(
-            zip(leaving(net, default, self.margin).tolist(), net.argmax(1).tolist(), strict=True)
-        ):
-            why = (
-                "predicted better"
-                if p != default
-                else "the default"
-                if first == default
-                else "not credibly better than the default"
-            )
-            made.append(
-                Choice(names[p], texts[p], float(scores[s, p]), float(scores[s, default]), why)
-            )
+        for score_P, p, best in zip(score_SP, chosen, net_SP.argmax(1).tolist(), strict=True):
+            why = "the default" if best == default else "not credibly better than the default"
+            if p != default:
+                why = "predicted better"
+            predicted = float(score_P[p]), float(score_P[default])
+            made.append(Choice(names[p], texts[p], *predicted, why))
         return made
+
+    def _candidates(
+        self, prompts: Mapping[str, str] | None, cost_weight: float
+    ) -> tuple[dict[str, str], int]:
+        """The candidates with the default prompt among them, and its place."""
+        kept = self.default(cost_weight)
+        name, text = self.names[kept], self.prompts[kept]
+        if prompts is None:
+            return dict(zip(self.names, self.prompts, strict=True)), self.prompts.index(text)
+        candidates = dict(prompts)
+        if text not in candidates.values():
+            candidates[f"{name} (default)" if name in candidates else name] = text
+        return candidates, list(candidates.values()).index(text)
 
     def default(self, cost_weight: float = 0.0) -> int:
         """The training prompt that is sent where no other is credibly better."""
@@ -236,38 +231,13 @@ class Predictor:
         """Read what `save` wrote. UsageError that says what is missing."""
         folder = Path(folder).expanduser()
         try:
-            told = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
+            saved = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
             with np.load(folder / "arrays.npz", allow_pickle=False) as file:
                 arrays = dict(file)
-            if told["format"] != FORMAT:
-                what = f"a predictor of format {told['format']}; this laurel reads {FORMAT}."
+            if saved["format"] != FORMAT:
+                what = f"a predictor of format {saved['format']}; this laurel reads {FORMAT}."
                 raise UsageError(what, where=str(folder), fix="Fit it again.")
-            parts = [
-                {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in arrays.items()
-                    if key.startswith(f"{name}.")
-                }
-                for name in ("model", "query", "prompt")
-            ]
-            names, prompts, rate_P = tuple(told["names"]), tuple(told["prompts"]), arrays["rate_P"]
-            model = restore(told["model"], {**told["state"], **parts[0]})
-            if not len(names) == len(prompts) == len(rate_P) or getattr(
-                model, "seen", len(names)
-            ) != len(names):
-                raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
-            return cls(
-                model=model,
-                encode=encoder(told["encoder"]),
-                query_directions=Directions(parts[1]),
-                prompt_directions=Directions(parts[2]),
-                names=names,
-                prompts=prompts,
-                rate_P=rate_P,
-                margin=math.inf if told["margin"] is None else told["margin"],
-                cost_P=arrays.get("cost_P"),
-                unseen=told["unseen"],
-            )
+            return cls._restored(saved, arrays)
         except (
             OSError,
             EOFError,
@@ -281,6 +251,35 @@ class Predictor:
             raise UsageError(
                 f"no saved predictor: {type(error).__name__} {error}.", where=str(folder), fix=fix
             ) from None
+
+    @classmethod
+    def _restored(cls, saved: dict[str, Any], arrays: dict[str, np.ndarray]) -> Predictor:
+        """From the texts and the arrays that were saved; ValueError where they do not fit."""
+        model_parts, query_parts, prompt_parts = (
+            {
+                key.removeprefix(f"{name}."): value
+                for key, value in arrays.items()
+                if key.startswith(f"{name}.")
+            }
+            for name in ("model", "query", "prompt")
+        )
+        names, prompts, rate_P = tuple(saved["names"]), tuple(saved["prompts"]), arrays["rate_P"]
+        model = restore(saved["model"], {**saved["state"], **model_parts})
+        counts = {len(names), len(prompts), len(rate_P), getattr(model, "seen", len(names))}
+        if len(counts) > 1:
+            raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
+        return cls(
+            model=model,
+            encode=encoder(saved["encoder"]),
+            query_directions=Directions(query_parts),
+            prompt_directions=Directions(prompt_parts),
+            names=names,
+            prompts=prompts,
+            rate_P=rate_P,
+            margin=math.inf if saved["margin"] is None else saved["margin"],
+            cost_P=arrays.get("cost_P"),
+            unseen=saved["unseen"],
+        )
 
 
 def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, softmax, xlogy
 
 from laurel.core.errors import UsageError, nearest
-from laurel.report.exhibit import Chart, Claim, Exhibit, Table
+from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
 from laurel_worlds.gridworld import gridworld, map_of
 from laurel_worlds.imitation import noisy
 from laurel_worlds.mdp import MDP, from_arrays
@@ -82,11 +82,13 @@ def train_discriminator(
     steps: int,
     rate: float = 2.0,
 ) -> np.ndarray:
-    """The logit after some ascent on E_expert[log D] + E_learner[log(1 - D)], one number per pair:
-    logistic regression, [S, A].
+    """The discriminator's logit [S, A] after some steps of logistic regression.
 
-        gradient rho_E (1 - D) - rho D, divided by the pair's share rho_E + rho of the data:   f +=
-        rate (D* - D)
+    Ascent on E_expert[log D] + E_learner[log(1 - D)], one number per pair:
+
+        f += rate (D* - D)
+
+    It is the gradient rho_E (1 - D) - rho D, divided by the pair's share rho_E + rho of the data.
 
     It ends at `optimal_logit`; where D* is 0 or 1 that is infinite, and few steps keep it small.
     """
@@ -224,36 +226,8 @@ def gail(
     best_SA = optimal_actions(world, best_S)
     policy_SA = noisy(best_SA, mistakes)
     expert_SA = visits(mdp, policy_SA)
-    rows, curves, last = [], {}, policy_SA
-    for name in REWARDS:
-        for judge, steps in (("best", None), ("trained", 5)):
-            last, distances = imitate_adversarially(
-                mdp, expert_SA, reward=name, rounds=rounds, discriminator_steps=steps
-            )
-            distance = float(np.abs(visits(mdp, last) - expert_SA).sum() / 2)
-            error = _identity_error(mdp, expert_SA, name)
-            rows.append(
-                (
-                    name,
-                    judge,
-                    distances[0],
-                    distance,
-                    float(world.start_S @ evaluate(world, last)),
-                    error,
-                )
-            )
-            curves[f"{name}, {judge} discriminator"] = [
-                (float(t), d, d, d) for t, d in enumerate(distances) if t % 10 == 0
-            ]
     value = float(world.start_S @ evaluate(world, policy_SA))
-    columns = (
-        "reward",
-        "discriminator",
-        "TV at first",
-        "TV at last",
-        "value",
-        "error of the gradient identity",
-    )
+    rows, curves, last = _imitators(world, expert_SA, rounds)
     covering, claims = _two_modes()
     return Exhibit(
         title="Adversarial imitation on an exact world",
@@ -262,25 +236,12 @@ def gail(
             " TV: distance to its occupancy."
         ),
         data={
-            "imitation": [dict(zip(columns, row, strict=True)) for row in rows],
+            "imitation": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
             "expert_value": value,
         },
-        grids=(
-            map_of(
-                "The expert's value, and what it does most often",
-                world,
-                evaluate(world, policy_SA),
-                best_SA,
-            ),
-            map_of(
-                "The same of the last learner",
-                world,
-                evaluate(world, last),
-                last >= last.max(1, keepdims=True) - 1e-3,
-            ),
-        ),
+        grids=_imitation_maps(world, policy_SA, best_SA, last),
         tables=(
-            Table(f"Imitators of an expert of value {value:.4f}", columns, tuple(rows)),
+            Table(f"Imitators of an expert of value {value:.4f}", COLUMNS, tuple(rows)),
             covering,
         ),
         charts=(
@@ -288,19 +249,69 @@ def gail(
                 "Distance to the expert's occupancy", "round", "total variation", curves, log_y=True
             ),
         ),
-        claims=(
-            Claim(
-                "Every variant reaches the expert's occupancy (total variation below 1e-3).",
-                all(row[3] < 1e-3 for row in rows),
-                f"largest {max(row[3] for row in rows):.2g}",
-            ),
-            Claim(
-                "At the best discriminator each policy gradient is minus the gradient of its"
-                " divergence (to 1e-6).",
-                all(row[5] < 1e-6 for row in rows),
-                f"largest relative error {max(row[5] for row in rows):.2g}",
-            ),
-            *claims,
+        claims=(*_imitation_claims(rows), *claims),
+    )
+
+
+COLUMNS = (
+    "reward",
+    "discriminator",
+    "TV at first",
+    "TV at last",
+    "value",
+    "error of the gradient identity",
+)
+
+
+def _imitators(
+    world: MDP, expert_SA: np.ndarray, rounds: int
+) -> tuple[list[tuple], dict[str, list[tuple[float, float, float, float]]], np.ndarray]:
+    """(rows of COLUMNS, distance by round, the last policy) of every reward and discriminator."""
+    mdp = restarted(world)
+    rows, curves, last_SA = [], {}, expert_SA
+    for name in REWARDS:
+        error = _identity_error(mdp, expert_SA, name)
+        for judge, steps in (("best", None), ("trained", 5)):
+            last_SA, distances = imitate_adversarially(
+                mdp, expert_SA, reward=name, rounds=rounds, discriminator_steps=steps
+            )
+            distance = float(np.abs(visits(mdp, last_SA) - expert_SA).sum() / 2)
+            value = float(world.start_S @ evaluate(world, last_SA))
+            rows.append((name, judge, distances[0], distance, value, error))
+            curves[f"{name}, {judge} discriminator"] = [
+                (float(t), d, d, d) for t, d in enumerate(distances) if t % 10 == 0
+            ]
+    return rows, curves, last_SA
+
+
+def _imitation_maps(
+    world: MDP, expert_SA: np.ndarray, best_SA: np.ndarray, last_SA: np.ndarray
+) -> tuple[Grid, Grid]:
+    usual_SA = last_SA >= last_SA.max(1, keepdims=True) - 1e-3
+    return (
+        map_of(
+            "The expert's value, and what it does most often",
+            world,
+            evaluate(world, expert_SA),
+            best_SA,
+        ),
+        map_of("The same of the last learner", world, evaluate(world, last_SA), usual_SA),
+    )
+
+
+def _imitation_claims(rows: list[tuple]) -> tuple[Claim, ...]:
+    """What the rows of COLUMNS show."""
+    return (
+        Claim(
+            "Every variant reaches the expert's occupancy (total variation below 1e-3).",
+            all(row[3] < 1e-3 for row in rows),
+            f"largest {max(row[3] for row in rows):.2g}",
+        ),
+        Claim(
+            "At the best discriminator each policy gradient is minus the gradient of its"
+            " divergence (to 1e-6).",
+            all(row[5] < 1e-6 for row in rows),
+            f"largest relative error {max(row[5] for row in rows):.2g}",
         ),
     )
 

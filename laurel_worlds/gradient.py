@@ -118,12 +118,12 @@ def estimate(
 
     Its mean over episodes of the policy is `exact_gradient`.
 
-        sum_t gamma^t w_t grad log pi(a_t | s_t),   w_t = G_t                            "return":
-        REINFORCE (Williams 1992)
-                                                    w_t = G_t - V(s_t)                   "baseline":
-                                                    any V, no bias
-                                                    w_t = r_t + gamma V(s_{t+1}) - V(s_t)  "td":
-                                                    actor-critic, unbiased for the true V
+        sum_t gamma^t w_t grad log pi(a_t | s_t)
+
+        weight      w_t
+        "return"    G_t                              REINFORCE (Williams 1992)
+        "baseline"  G_t - V(s_t)                     unbiased with any V
+        "td"        r_t + gamma V(s_{t+1}) - V(s_t)  actor-critic, unbiased for the true V
 
     grad log pi(a | s) by the logits of s is e_a - pi(. | s). V = 0 makes "baseline" "return".
     """
@@ -198,19 +198,20 @@ def learn(
         policy_SA = softmax(logit_SA)
         rows = [rollout(simulator, policy_SA, rng) for _ in range(batch)]
         critic_S = None if weight == "return" else value_S
-        logit_SA = logit_SA + rate * np.mean(
-            [
-                estimate(row, policy_SA, simulator.gamma, weight=weight, value_S=critic_S)
-                for row in rows
-            ],
-            axis=0,
-        )
+        slopes = [
+            estimate(row, policy_SA, simulator.gamma, weight=weight, value_S=critic_S)
+            for row in rows
+        ]
+        logit_SA = logit_SA + rate * np.mean(slopes, axis=0)
         value_S = value_S.copy()
         for row in rows:
-            for state, reward, after in zip(row.states, row.rewards, row.after, strict=True):
-                value_S[state] += critic_rate * (
-                    reward + simulator.gamma * value_S[after] - value_S[state]
-                )
+            _td_updates(value_S, row, simulator.gamma, critic_rate)
         taken += sum(len(row.rewards) for row in rows)
         curve.append((taken, float(np.mean([row.rewards.sum() for row in rows]))))
     return logit_SA, curve
+
+
+def _td_updates(value_S: np.ndarray, episode: Episode, gamma: float, rate: float) -> None:
+    """V(s) += rate (r + gamma V(s') - V(s)) at every step of an episode, in place."""
+    for state, reward, after in zip(episode.states, episode.rewards, episode.after, strict=True):
+        value_S[state] += rate * (reward + gamma * value_S[after] - value_S[state])

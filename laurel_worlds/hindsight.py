@@ -7,7 +7,6 @@ Axis letters: N episodes or steps, T flips of an episode, B bits (-1 or +1), X f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -213,63 +212,31 @@ def her(
     """
     if not bits or min(bits) < 1 or max(bits) > 40:
         raise UsageError("the numbers of bits must be between 1 and 40.", where="bits")
-    rows: list[tuple[str | float | int | bool | None, ...]] = []
-    curves: dict[str, Sequence[Point]] = {}
-    for arm, futures in (("with hindsight", FUTURES), ("without", 0)):
-        points: list[Point] = []
-        for n in bits:
-            wins, met = [], 0
-            for run in range(seeds):
-                weight_XB, run_met = learn(
-                    n,
-                    futures=futures,
-                    rounds=rounds,
-                    episodes=episodes,
-                    updates=updates,
-                    seed=seed + run,
-                )
-                rng = np.random.default_rng([seed + run, n])
-                wins.append(int(play(weight_XB, *tasks(n, trials, rng), 0.0, rng).reached_N.sum()))
-                met += run_met
-            found = share(sum(wins), seeds * trials)
-            points.append((float(n), *found))
-            rows.append(
-                (
-                    n,
-                    arm,
-                    *found,
-                    min(wins) / trials,
-                    met / (seeds * rounds * episodes),
-                    hit_chance(n, n),
-                )
-            )
-        curves[arm] = points
-    columns = (
-        "bits",
-        "replay",
-        "success",
-        "low",
-        "high",
-        "worst run",
-        "goals met in training",
-        "chance of random flips",
-    )
+    budget = {"rounds": rounds, "episodes": episodes, "updates": updates}
+    runs = range(seed, seed + seeds)
+    rows = [
+        _row(n, arm, futures, runs, trials, budget)
+        for arm, futures in (("with hindsight", FUTURES), ("without", 0))
+        for n in bits
+    ]
+    return _exhibit(rows, rounds * episodes, seeds, trials)
+
+
+def _exhibit(rows: list[Row], episodes: int, seeds: int, trials: int) -> Exhibit:
+    curves: dict[str, list[Point]] = {}
+    for n, arm, success, low, high, *_ in rows:
+        curves.setdefault(arm, []).append((float(n), success, low, high))
+    title = f"Success of the greedy policy on {seeds * trials} fresh tasks (Wilson 95 %)"
     return Exhibit(
         title="Hindsight experience replay on bit flipping",
         about=(
-            f"n bits, n flips, a random goal; -1 per flip until it is met. {rounds * episodes}"
+            f"n bits, n flips, a random goal; -1 per flip until it is met. {episodes}"
             f" training episodes per run, {seeds} runs."
         ),
-        data={"success": [dict(zip(columns, row, strict=True)) for row in rows]},
-        tables=(
-            Table(
-                f"Success of the greedy policy on {seeds * trials} fresh tasks (Wilson 95 %)",
-                columns,
-                tuple(rows),
-            ),
-        ),
+        data={"success": [dict(zip(COLUMNS, row, strict=True)) for row in rows]},
+        tables=(Table(title, COLUMNS, tuple(rows)),),
         charts=(Chart("Success against the number of bits", "bits", "success", curves),),
-        claims=_claims(int(max(bits)), curves),
+        claims=_claims(max(row[0] for row in rows), curves),
         notes=(
             "The interval covers the draw of the tasks; `worst run` shows how the runs differ.",
             "Chance of random flips: exact, by the chain of how many bits differ.",
@@ -277,7 +244,43 @@ def her(
     )
 
 
-def _claims(most: int, curves: dict[str, Sequence[Point]]) -> tuple[Claim, ...]:
+COLUMNS = (
+    "bits",
+    "replay",
+    "success",
+    "low",
+    "high",
+    "worst run",
+    "goals met in training",
+    "chance of random flips",
+)
+
+
+Row = tuple[int, str, float, float, float, float, float, float]
+"""One of COLUMNS."""
+
+
+def _row(
+    bits: int, arm: str, futures: int, seeds: range, trials: int, budget: dict[str, int]
+) -> Row:
+    """Train with every seed, and try the greedy policies."""
+    wins, met = [], 0
+    for seed in seeds:
+        weight_XB, met_in_training = learn(bits, futures=futures, seed=seed, **budget)
+        wins.append(_wins(weight_XB, bits, trials, seed))
+        met += met_in_training
+    success = share(sum(wins), len(seeds) * trials)
+    met_share = met / (len(seeds) * budget["rounds"] * budget["episodes"])
+    return bits, arm, *success, min(wins) / trials, met_share, hit_chance(bits, bits)
+
+
+def _wins(weight_XB: np.ndarray, bits: int, trials: int, seed: int) -> int:
+    """How many of `trials` fresh tasks the greedy policy solves."""
+    rng = np.random.default_rng([seed, bits])
+    return int(play(weight_XB, *tasks(bits, trials, rng), 0.0, rng).reached_N.sum())
+
+
+def _claims(most: int, curves: dict[str, list[Point]]) -> tuple[Claim, ...]:
     """What the lectures say of hindsight, at the largest number of bits tried."""
     (hindsight,), (plain,) = (
         [point[1:] for point in curve if point[0] == most][:1] for curve in curves.values()

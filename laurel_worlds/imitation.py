@@ -75,28 +75,30 @@ def walk(
     A terminal state is stayed in and pays 0.
     """
     episodes = max(1, round(steps / horizon))
-    cumulative_SA, outcome_SAK, start_S = (
-        policy_SA.cumsum(1),
-        mdp.prob_SAK.cumsum(2),
-        mdp.start_S.cumsum(),
+    policy_SA, outcome_SAK, start_S = (
+        chance.cumsum(-1) for chance in (policy_SA, mdp.prob_SAK, mdp.start_S)
     )
     state_TN, action_TN, reward_TN = (
         np.zeros((horizon, episodes), dtype=kind) for kind in (int, int, float)
     )
-    state_N = np.minimum(start_S.searchsorted(rng.random(episodes), side="right"), len(start_S) - 1)
+    state_N = _drawn(np.broadcast_to(start_S, (episodes, len(start_S))), rng)
     for t in range(horizon):
-        action_N = np.minimum(
-            (cumulative_SA[state_N] <= rng.random(episodes)[:, None]).sum(1), len(mdp.actions) - 1
-        )
-        outcome_N = np.minimum(
-            (outcome_SAK[state_N, action_N] <= rng.random(episodes)[:, None]).sum(1),
-            mdp.prob_SAK.shape[2] - 1,
-        )
+        action_N = _drawn(policy_SA[state_N], rng)
+        outcome_N = _drawn(outcome_SAK[state_N, action_N], rng)
         over_N = mdp.terminal_S[state_N]
         state_TN[t], action_TN[t] = state_N, action_N
         reward_TN[t] = np.where(over_N, 0.0, mdp.reward_SAK[state_N, action_N, outcome_N])
         state_N = np.where(over_N, state_N, mdp.next_SAK[state_N, action_N, outcome_N])
     return state_TN, action_TN, reward_TN
+
+
+def _drawn(cumulative_NK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An index of each row [N], drawn by its cumulative chances.
+
+    The last one where rounding leaves the sum of a row below the number that was drawn.
+    """
+    number_N = rng.random(len(cumulative_NK))
+    return np.minimum((cumulative_NK <= number_N[:, None]).sum(1), cumulative_NK.shape[1] - 1)
 
 
 def interactive(
@@ -157,13 +159,27 @@ def cost(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> float:
 def unrecoverable_cost(error: float, horizon: int) -> float:
     """E[steps spent off] if every step on the rope errs with chance eps and nothing is ever undone:
 
-        sum_t 1 - (1 - eps)^t  =  T - (1 - eps) (1 - (1 - eps)^T) / eps   ~   eps T (T + 1) / 2
-        for eps T << 1
+        sum_t 1 - (1 - eps)^t = T - (1 - eps) (1 - (1 - eps)^T) / eps
+                              ~ eps T (T + 1) / 2   for eps T << 1
 
     eps = 1/2, T = 2: 1/2 + 3/4 = 1.25. Ross and Bagnell 2010, "Efficient reductions for imitation
     learning".
     """
     return horizon - (1 - error) * (1 - (1 - error) ** horizon) / error if error > 0 else 0.0
+
+
+NEEDED = "a tightrope needs two winds, a drop between 1 and its depth, and a chance of fog."
+
+
+def _rope_states(winds: int, depth: int) -> list[tuple[int, int, bool]]:
+    """(depth, wind, fog) of every state; there is fog on the rope only."""
+    on_rope = [(0, wind, fog) for fog in (False, True) for wind in range(winds)]
+    below = [(d, wind, False) for d in range(1, depth + 1) for wind in range(winds)]
+    return on_rope + below
+
+
+def _texts(names: list[tuple[int, int, bool]]) -> list[str]:
+    return [f"depth {depth}, wind {wind}{', fog' * fog}" for depth, wind, fog in names]
 
 
 def tightrope(
@@ -181,30 +197,19 @@ def tightrope(
     fog (winds - 1) / winds per step. climbable = False: nothing that is done below helps.
     """
     if winds < 2 or not 1 <= drop <= depth or not 0 <= fog <= 1:
-        raise UsageError(
-            "a tightrope needs two winds, a drop between 1 and its depth, and a chance of fog.",
-            where="tightrope",
-        )
-    names = [(0, w, f) for f in (False, True) for w in range(winds)] + [
-        (d, w, False) for d in range(1, depth + 1) for w in range(winds)
-    ]
-    depth_S, wind_S, fog_S = (np.array(column) for column in zip(*names, strict=True))
+        raise UsageError(NEEDED, where="tightrope")
+    names = _rope_states(winds, depth)
+    depth_S, wind_S, fog_S = np.array(names).T
     right_S = np.where(depth_S == 0, wind_S, (wind_S + 1) % winds)
+    risen_S = np.maximum(depth_S - climbable, 0)
+    sunk_S = np.where(depth_S == 0, drop, np.minimum(depth_S + 1, depth))
+    is_right_SA = np.eye(winds, dtype=bool)[right_S]
+    after_SA = np.where(is_right_SA, risen_S[:, None], sunk_S[:, None])
+    # of the states at the depth that a step leads to, each is met with this chance
     arrival_S = np.where(fog_S, fog, np.where(depth_S == 0, 1 - fog, 1.0)) / winds
-    transition_SAZ, reward_SA = (
-        np.zeros((len(names), winds, len(names))),
-        np.zeros((len(names), winds)),
-    )
-    for action in range(winds):
-        risen_S = np.maximum(depth_S - 1, 0) if climbable else depth_S
-        sunk_S = np.where(depth_S == 0, drop, np.minimum(depth_S + 1, depth))
-        after_S = np.where(action == right_S, risen_S, sunk_S)
-        transition_SAZ[:, action] = np.where(after_S[:, None] == depth_S[None, :], arrival_S, 0.0)
-        reward_SA[:, action] = -(after_S > 0).astype(float)
-    mdp = from_arrays(
-        transition_SAZ,
-        reward_SA,
-        start=np.where(depth_S == 0, arrival_S, 0.0),
-        states=[f"depth {d}, wind {w}{', fog' * f}" for d, w, f in names],
-    )
+    transition_SAZ = np.where(after_SA[..., None] == depth_S, arrival_S, 0.0)
+    reward_SA = -(after_SA > 0).astype(float)
+    start_S = np.where(depth_S == 0, arrival_S, 0.0)
+    mdp = from_arrays(transition_SAZ, reward_SA, start=start_S, states=_texts(names))
+    # all states of the fog look like one more state
     return Tightrope(mdp, right_S, np.where(fog_S, winds, np.arange(len(names))))

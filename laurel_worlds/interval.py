@@ -23,10 +23,12 @@ def mean(values: Sequence[float] | np.ndarray) -> Interval:
     1, 2, 3 gives (2, -.484, 4.484). One run has no interval.
     """
     value_N = np.asarray(values, dtype=float)
+    count = len(value_N)
     middle = float(value_N.mean())
-    if len(value_N) < 2:
+    if count < 2:
         return middle, middle, middle
-    half = float(stats.t.ppf(0.975, len(value_N) - 1) * value_N.std(ddof=1) / np.sqrt(len(value_N)))
+    quantile = stats.t.ppf(0.975, count - 1)
+    half = float(quantile * value_N.std(ddof=1) / np.sqrt(count))
     return middle, middle - half, middle + half
 
 

@@ -33,8 +33,9 @@ def soft_solution(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best policy when entropy is worth as much as reward: (policy [S, A], soft value V [S]).
 
-        V(s) = log sum_a exp Q(s, a),   Q = r + gamma E[V(s')],   policy = exp(Q - V),   V(terminal)
-        = 0
+        V(s)    = log sum_a exp Q(s, a),   V(terminal) = 0
+        Q(s, a) = r + gamma E[V(s')]
+        policy  = exp(Q - V)
 
     Found by soft policy iteration: evaluate the policy with r - log policy, then policy = softmax
     Q, which is Newton's method for V. One state, two actions that end and pay 0 and 1: V = log(1 +
@@ -91,8 +92,8 @@ def likelihood(
 
     The reward is r = features @ weight; the gradient is by the weights.
 
-        L = sum rho_E(s, a) log policy_r(a | s) = sum rho_E r - E_start[V_soft],      dL/dw = sum
-        (rho_E - rho_r) features
+        L     = sum rho_E(s, a) log policy_r(a | s) = sum rho_E r - E_start[V_soft]
+        dL/dw = sum (rho_E - rho_r) features
 
     rho are discounted visits. The second form follows by telescoping; for demonstrations it counts
     the dynamics as known. L is concave in r. Ziebart et al. 2008, "Maximum entropy inverse

@@ -18,12 +18,10 @@ Estimator = Callable[[Sequence[Episode], np.ndarray, np.ndarray, float], np.ndar
 
 
 def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray) -> np.ndarray:
-    """log prod_{u<=t} pi(a_u
+    """log prod_{u<=t} pi(a_u | s_u) / b(a_u | s_u) after every move t: [T].
 
-     s_u) / b(a_u | s_u) after every move t: [T].|-inf once the target would not have done that.
-
-    The data come from b, so b of every action seen is above 0; an action that b never takes and the
-    target does is missed for good.
+    -inf once the target would not have done that. The data come from b, so b of every action seen
+    is above 0; an action that b never takes and the target does is missed for good.
     """
     taken = behaviour_SA[episode.states, episode.actions]
     if (taken <= 0).any():
@@ -178,8 +176,9 @@ def reuse(
 
     Returns (moves so far, logits [S, A], effective share of the batch) of each round.
 
-        dJ/dlogit = E_b[rho_T sum_t gamma^t (G_t - V(s_t)) grad log pi(a_t | s_t)],   b: the policy
-        that drew the batch
+        dJ/dlogit = E_b[rho_T sum_t gamma^t (G_t - V(s_t)) grad log pi(a_t | s_t)]
+
+    where b is the policy that drew the batch.
 
     V is the mean return seen from a state in the rounds before; no V biases it. The share is the
     effective sample size over the batch after its last step. `corrected` False leaves rho out:
@@ -187,11 +186,8 @@ def reuse(
     when its share falls below. updates = 1 is REINFORCE with a baseline. A run whose policy makes
     an episode of over 1000 moves stops, with fewer rounds to show.
     """
-    logit_SA, rng, taken = (
-        np.zeros((simulator.num_states, simulator.num_actions)),
-        np.random.default_rng([seed, 1]),
-        0,
-    )
+    logit_SA = np.zeros((simulator.num_states, simulator.num_actions))
+    rng, taken = np.random.default_rng([seed, 1]), 0
     value_S, trail = np.zeros(simulator.num_states), []
     for _ in range(rounds):
         behaviour_SA = softmax(logit_SA)
@@ -201,21 +197,37 @@ def reuse(
             break
         taken, share = taken + sum(len(row.rewards) for row in rows), 1.0
         for _ in range(updates):
-            policy_SA, found_SA = softmax(logit_SA), np.zeros_like(logit_SA)
-            for row in rows:
-                rho = np.exp(log_ratios(row, policy_SA, behaviour_SA)[-1]) if corrected else 1.0
-                found_SA += rho * estimate(
-                    row, policy_SA, simulator.gamma, weight="baseline", value_S=value_S
-                )
-            logit_SA = logit_SA + rate * found_SA / batch
+            slope_SA = _slope(
+                rows,
+                softmax(logit_SA),
+                behaviour_SA if corrected else None,
+                value_S,
+                simulator.gamma,
+            )
+            logit_SA = logit_SA + rate * slope_SA / batch
             share = effective_sample_size(rows, softmax(logit_SA), behaviour_SA) / batch
             if share < least_share:
                 break
         for row in rows:
-            np.add.at(
-                value_S,
-                row.states,
-                0.05 * (returns_to_go(row.rewards, simulator.gamma) - value_S[row.states]),
-            )
+            error_T = returns_to_go(row.rewards, simulator.gamma) - value_S[row.states]
+            np.add.at(value_S, row.states, 0.05 * error_T)
         trail.append((taken, logit_SA, share))
     return trail
+
+
+def _slope(
+    rows: Sequence[Episode],
+    policy_SA: np.ndarray,
+    behaviour_SA: np.ndarray | None,
+    value_S: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
+    """The sum of the episodes' estimates, weighted by rho_T; without a behaviour unweighted."""
+    found_SA = np.zeros_like(policy_SA)
+    for row in rows:
+        rho = 1.0
+        if behaviour_SA is not None:
+            rho = float(np.exp(log_ratios(row, policy_SA, behaviour_SA)[-1]))
+        slope_SA = estimate(row, policy_SA, gamma, weight="baseline", value_S=value_S)
+        found_SA += rho * slope_SA
+    return found_SA

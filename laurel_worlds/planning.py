@@ -178,8 +178,9 @@ def linear_programme(mdp: MDP) -> np.ndarray:
 
     It is the best of the policies that end.
 
-        min sum_s V(s)   subject to   V(s) >= r(s, a) + gamma sum_s' p(s' | s, a) V(s')   for all s,
-        a;   V(terminal) = 0
+        min sum_s V(s)
+        subject to V(s) >= r(s, a) + gamma sum_s' p(s' | s, a) V(s') for all s, a
+                   V(terminal) = 0
 
     Manne 1960, "Linear programming and sequential decisions".
     """

@@ -27,8 +27,8 @@ from laurel.train.memory import (
     Foreseen,
     body_of,
     foreseen,
+    longest_groups,
     own_bodies,
-    to_be_said,
     ways_out,
     weights_of,
     work_in,
@@ -188,7 +188,7 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
             config.num_generations or 1,
         )
         return (
-            to_be_said(prompts, each, more),
+            longest_groups(prompts, each, more),
             config,
             divided,
             each,
@@ -197,7 +197,7 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
         )
     half, length = config.max_length // 2, config.max_length
     return (
-        to_be_said([(1,) * half] * config.prompts_per_step, row.source.answers, length - half),
+        longest_groups([(1,) * half] * config.prompts_per_step, row.source.answers, length - half),
         config,
         divided,
     )

@@ -160,9 +160,7 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> int:
-    """Print num_generations completions of each prompt, with their log-probability and how they
-    ended.
-    """
+    """Print the completions of each prompt, with their log-probability and how they ended."""
     from rich.console import Console
 
     config = read_options(args, EvalConfig)
@@ -207,8 +205,9 @@ def show_samples(console: Console, groups: Sequence[Group]) -> None:
 
 
 def as_text(word: str) -> str:
-    """A word of the command line as text: where the terminal's language is not UTF-8, Python leaves
-    its bytes as they came.
+    """A word of the command line as text.
+
+    Where the terminal's language is not UTF-8, Python leaves its bytes as they came.
     """
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -1,5 +1,6 @@
-"""`laurel train ALGORITHM`: train one row of the table. Options are checked before torch is
-imported.
+"""`laurel train ALGORITHM`: train one row of the table.
+
+Options are checked before torch is imported.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ FROM_TRL = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies
-    depends on the algorithm.
+    """Register `train`; its options are those of TrainConfig.
+
+    `--help` is ours: what applies depends on the algorithm.
     """
     from laurel.cli.options import add_foreign, add_options
 
@@ -44,8 +46,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is
-    imported.
+    """Train to the end; the exit code.
+
+    Wrong options and algorithms are UsageErrors before torch is imported.
     """
     from laurel.cli.options import as_yaml, read_options
 
@@ -75,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def asked(algorithm: str | None) -> Request:
-    """Who asks: the algorithm that is named, with the defaults of its options, which are looked up
-    only where they are needed.
+    """The algorithm that is named, with the defaults of its options.
+
+    They are looked up only where they are needed.
     """
 
     def own() -> Mapping[str, Any]:
@@ -108,8 +112,9 @@ def check_algorithm(name: str | None) -> str:
 
 
 def help_text(algorithm: str | None) -> str:
-    """Without an algorithm: the table, and every option. With one: what it is, the options that
-    apply and their defaults in this row.
+    """Without an algorithm: the table, and every option.
+
+    With one: what it is, the options that apply and their defaults in this row.
     """
     from laurel.cli.options import add_options
     from laurel.train.algorithms import ALGORITHMS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from laurel.core.result import Result
-from laurel.core.sample import Completion, Draw, Message
+from laurel.core.sample import Completion, Draw, Group, Message
 
 if TYPE_CHECKING:
     from laurel.core.run import Run
@@ -45,6 +45,26 @@ class Train(Protocol):
         quiet: bool = False,
         **options: Any,
     ) -> Run: ...
+
+
+class Load(Protocol):
+    """`laurel.load`: see `laurel.train.inference.load` for what it takes."""
+
+    def __call__(self, model: Any = "starter", **options: Any) -> Any: ...
+
+
+class Generate(Protocol):
+    """`laurel.generate`: see `laurel.train.inference.generate` for what it takes."""
+
+    def __call__(
+        self, model: Any, prompts: Any, *, seed: int = 0, **options: Any
+    ) -> list[Group]: ...
+
+
+class Evaluate(Protocol):
+    """`laurel.evaluate`: see `laurel.train.inference.evaluate` for what it takes."""
+
+    def __call__(self, model: Any, dataset: Any = "addition", **options: Any) -> Any: ...
 
 
 class Verifier(Protocol):

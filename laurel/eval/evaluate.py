@@ -1,5 +1,6 @@
-"""How good is it: greedy accuracy, pass@k and majority@k of a policy on rows with a verifier,
-always with intervals.
+"""How good a policy is on rows with a verifier.
+
+Greedy accuracy, pass@k and majority@k, always with intervals.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
 @dataclass
 class Evaluation:
-    """The figures by name, each with its interval; every sample scored is counted, and `failed`
-    says how many could not be.
+    """The figures by name, each with its interval.
+
+    Every sample that was scored is counted; `failed` is how many could not be scored.
 
     `greedy` and `sampled` are the scored groups themselves, for reports.
     """
@@ -117,8 +119,9 @@ def figures_at(config: EvalConfig) -> list[int]:
 
 
 def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
-    """The mean reward of the samples that have one, resampled by prompt; by sample where there is a
-    single prompt.
+    """The mean reward of the samples that have one.
+
+    Prompts are resampled; samples where there is a single prompt.
     """
     values = [
         (reward, group.prompt) for group in groups for reward in group.rewards if reward is not None
@@ -127,16 +130,18 @@ def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
 
 
 def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
-    """The mean of (value, prompt) pairs, one per sample: whole prompts are resampled, single
-    samples where there is one prompt.
+    """The mean of (value, prompt) pairs, one for each sample.
+
+    Whole prompts are resampled; single samples where there is one prompt.
     """
     numbers, names = zip(*values, strict=True)
     return cluster_bootstrap_mean(numbers, names if prompts > 1 else range(len(numbers)))
 
 
 def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
-    """pass@k and majority@k over prompts, the mean reward, and the share of completions that repeat
-    no earlier one of their prompt.
+    """pass@k and majority@k over prompts, the mean reward, and the share of distinct completions.
+
+    A completion is distinct where it repeats no earlier one of its prompt.
     """
     counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
     ballots = [
@@ -161,8 +166,9 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
 
 
 def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
-    """`sampled/kl`: mean over completions of sum_t log pi(x_t) - log ref(x_t), an unbiased estimate
-    of KL(pi || ref) in nats.
+    """`sampled/kl`: the mean over completions of sum_t log pi(x_t) - log ref(x_t), in nats.
+
+    An unbiased estimate of KL(pi || ref).
     """
     batch = pack([replace(group, rewards=()) for group in groups])
     gap: dict[Key, float] = {}

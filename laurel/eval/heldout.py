@@ -1,5 +1,6 @@
-"""How a policy or scorer does on held-out rows while it trains: greedy answers scored by rewards,
-or the loss of the rows as they are.
+"""Metrics of a policy or scorer on held-out rows, as a run has them while it trains.
+
+Greedy answers scored by rewards, or the loss of the rows as they are.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Subject:
 
 
 def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The evaluation sets, by what stands before the names of their metrics: "" of the only one,
-    else `NAME/`.
+    """The evaluation sets, by the prefix of the names of their metrics.
+
+    "" of the only one, else `NAME/`.
     """
     parts: dict[str, list[Row]] = {}
     for row in rows:
@@ -71,8 +73,9 @@ def answer_metrics(groups: Sequence[Group], sums: Sums) -> None:
 
 
 def longest_answer(tokenizer: Any, rows: Sequence[Row], config: TrainConfig) -> int:
-    """The length in tokens of the longest answer of rows of data: the limit of greedy answers where
-    training has none of its own.
+    """The length in tokens of the longest answer of rows of data.
+
+    It is the limit of greedy answers where training has none of its own.
     """
     encoded = (
         encode_supervised(
@@ -109,8 +112,9 @@ def data_metrics(subject: Subject, rows: Sequence[Row], step: int, sums: Sums) -
 
 
 def groups_of(subject: Subject, rows: Sequence[Row], step: int) -> list[Group]:
-    """The rows as groups; of labelled answers without a partner, since only the labelled ones are
-    reported.
+    """The rows as groups.
+
+    Labelled answers without a partner, since only the labelled ones are reported.
     """
     read, config = subject.source.read, subject.config
     assert read is not None
@@ -149,8 +153,9 @@ def policy_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float]:
 
 
 def scorer_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float | None]:
-    """The scorer's own metrics; the score at the last token of every row, None of a head with
-    several classes.
+    """Add the scorer's own metrics; returns the score at the last token of every row.
+
+    None of a head with several classes.
     """
     assert subject.measure is not None
     scores = subject.policy.scores(micro)

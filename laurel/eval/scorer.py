@@ -1,6 +1,4 @@
-"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps: what its training said
-of held-out rows, on any others.
-"""
+"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 
 def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
-    """The verdict of the rows of `config.dataset` on the scorer in `config.model`, and how many
-    rows did not fit into its max_length.
+    """The verdict of the rows of `config.dataset` on the scorer in `config.model`.
+
+    Also how many rows did not fit into its max_length.
 
     A scorer of three classes is held against steps, one of a single number against outcomes where
     rows have a `label`, else against pairs or rankings.

@@ -1,13 +1,14 @@
-"""How good a trained scorer is on rows held out: beside chance and trivial baselines, with
-intervals and calibration.
+"""How good a trained scorer is on held-out rows.
+
+Its figures stand beside chance and trivial baselines, with intervals and calibration.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from laurel.measure.calibration import (
     report_pairs,
     share_interval,
 )
+from laurel.model.chat import Supervised
 from laurel.model.rows import encode_steps, encodings
 from laurel.model.scorer import Scorer
 from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
@@ -26,9 +28,7 @@ from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What rows say of a scorer: as lines to read, as figures by name, and the scores of the
-    answers themselves.
-    """
+    """An evaluation of a scorer: lines to read, figures by name, and the scores of the answers."""
 
     lines: list[str]
     figures: Mapping[str, Any]
@@ -49,8 +49,11 @@ def plain(value: Any) -> Any:
 def judge(
     scorer: Scorer, rows: Sequence[Row], source: Source, *, known: Sequence[Row] = ()
 ) -> Verdict:
-    """What the rows say of the scorer, by their source. Every row must fit into the `max_length` of
-    the scorer's card.
+    """Evaluate a scorer on rows of a source.
+
+    Every row must fit into the `max_length` of the scorer's card.
+
+    Every row must fit into the `max_length` of the scorer's card.
 
     known: training rows, from which preferring by length learns its direction. Without them it
     takes the direction that is better on the rows themselves, which errs on the baseline's side.
@@ -61,32 +64,53 @@ def judge(
 
 def of_comparisons(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
     """Pairs, all of a ranking: accuracy, calibration, and what preferring by length would get."""
-    encoded = [
-        encodings(scorer, row, train_on=None, max_length=scorer.card.max_length) for row in rows
-    ]
+    limit = scorer.card.max_length
+    encoded = [encodings(scorer, row, train_on=None, max_length=limit) for row in rows]
     scores = scorer.score([one.ids for several in encoded for one in several]).tolist()
-    gaps, lengths, prompts, at = [], [], [], 0
-    for row, several in zip(rows, encoded, strict=True):
-        r, at = scores[at : at + len(several)], at + len(several)
-        for i, j in ordered(row.columns):
-            gaps.append((r[i], r[j]))
-            lengths.append((several[i].supervised, several[j].supervised))
-            prompts.append(str(row.columns["prompt"]))
-    seen = lengths_of(scorer, known) or lengths
-    direction = length_direction([a for a, _ in seen], [b for _, b in seen])
-    (ahead, behind), (long, short) = (zip(*pairs, strict=True) for pairs in (gaps, lengths))
-    report = report_pairs(ahead, behind, long, short, direction=direction, clusters=prompts)
+    pairs = list(scored_pairs(rows, encoded, scores))
+    lengths = lengths_of(scorer, known) or [pair.lengths for pair in pairs]
+    direction = length_direction([a for a, _ in lengths], [b for _, b in lengths])
+    report = report_pairs(
+        [pair.scores[0] for pair in pairs],
+        [pair.scores[1] for pair in pairs],
+        [pair.lengths[0] for pair in pairs],
+        [pair.lengths[1] for pair in pairs],
+        direction=direction,
+        clusters=[pair.prompt for pair in pairs],
+    )
     figures = {name: getattr(report, name) for name in report.__dataclass_fields__}
     return Verdict(
-        [f"held-out pairs: {len(gaps)}; chance .500", *str(report).splitlines()],
-        {"pairs": len(gaps), **figures},
+        [f"held-out pairs: {len(pairs)}; chance .500", *str(report).splitlines()],
+        {"pairs": len(pairs), **figures},
         scores,
     )
 
 
+class ScoredPair(NamedTuple):
+    """A better and a worse answer to a prompt: their scores, and their lengths in tokens."""
+
+    prompt: str
+    scores: tuple[float, float]
+    lengths: tuple[int, int]
+
+
+def scored_pairs(
+    rows: Sequence[Row], encoded: Sequence[Sequence[Supervised]], scores: Sequence[float]
+) -> Iterator[ScoredPair]:
+    """Every pair of every row; scores: of all answers, row after row."""
+    at = 0
+    for row, answers in zip(rows, encoded, strict=True):
+        own = scores[at : at + len(answers)]
+        at += len(answers)
+        for better, worse in ordered(row.columns):
+            lengths = (answers[better].supervised, answers[worse].supervised)
+            yield ScoredPair(str(row.columns["prompt"]), (own[better], own[worse]), lengths)
+
+
 def ordered(columns: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """The pairs (better, worse) of a row's answers; ties are none. Ranks (1, 2, 2): (0, 1),
-    (0, 2).
+    """The pairs (better, worse) of a row's answers; ties are none.
+
+    Ranks (1, 2, 2): (0, 1), (0, 2).
     """
     ranks = columns.get("ranks", (1, 2))
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
@@ -103,8 +127,9 @@ def lengths_of(scorer: Scorer, rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
-    """The sign of the last score against the outcome, beside always saying the commoner one; and
-    calibration of sigmoid(score).
+    """The sign of the last score against the outcome; calibration of sigmoid(score).
+
+    The baseline is always to predict the commoner outcome.
     """
     encoded = [
         encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)[0] for row in rows
@@ -129,42 +154,20 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
 
 
 def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
-    """Three-class accuracy of steps beside the majority class; whether the first wrong step was
-    found, beside "none is wrong"; and
-    calibration of 1 - P(wrong)."""
-    encoded = [
-        encode_steps(scorer.tokenizer, row.columns, max_length=scorer.card.max_length)
-        for row in rows
-    ]
+    """Accuracy of steps in three classes, of the first wrong step, and calibration of 1 - P(wrong).
+
+    The baselines are the majority class, and "no step is wrong".
+    """
+    limit = scorer.card.max_length
+    encoded = [encode_steps(scorer.tokenizer, row.columns, max_length=limit) for row in rows]
     ends = [[i for i, on in enumerate(one.mask) if on] for one in encoded]
     found = scorer.score_at([(one.ids, at) for one, at in zip(encoded, ends, strict=True)])
-    said = [(score.argmax(1) - 1).tolist() for score in found]
-    true = [
-        [
-            int(label) if not isinstance(label, bool) else 2 * label - 1
-            for label in row.columns["labels"]
-        ]
-        for row in rows
-    ]
-    true = [labels[: len(at)] for labels, at in zip(true, ends, strict=True)]
+    guessed = [(score.argmax(1) - 1).tolist() for score in found]
+    true = [step_labels(row)[: len(at)] for row, at in zip(rows, ends, strict=True)]
     sound = [float(p) for score in found for p in 1 - score.double().softmax(1)[:, 0]]
-    flat = [
-        (a, b, str(row.columns["prompt"]))
-        for row, ours, theirs in zip(rows, said, true, strict=True)
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    prompts, whose = [str(row.columns["prompt"]) for row in rows], [prompt for *_, prompt in flat]
-    common = Counter(b for _, b, _ in flat).most_common(1)[0][0]
-    figures = {
-        "steps": len(flat),
-        "accuracy": share_interval([a == b for a, b, _ in flat], whose),
-        "majority": share_interval([b == common for _, b, _ in flat], whose),
-        "first_error": share_interval(
-            [first(ours) == first(theirs) for ours, theirs in zip(said, true, strict=True)], prompts
-        ),
-        "nothing_wrong": share_interval([first(theirs) is None for theirs in true], prompts),
-        **calibrated(sound, [float(b != -1) for _, b, _ in flat]),
-    }
+    figures = step_figures([str(row.columns["prompt"]) for row in rows], guessed, true)
+    came = [float(label != -1) for labels in true for label in labels]
+    figures |= calibrated(sound, came)
     lines = [
         f"step accuracy, three classes   {figures['accuracy']}",
         f"always the commonest class     {figures['majority']}",
@@ -174,6 +177,34 @@ def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdi
     return Verdict([*lines, *calibration_lines(figures)], figures, sound)
 
 
+def step_labels(row: Row) -> list[int]:
+    """The labels of a row's steps: right 1, neutral 0, wrong -1 (of true and false: 1, -1)."""
+    return [
+        2 * label - 1 if isinstance(label, bool) else int(label) for label in row.columns["labels"]
+    ]
+
+
+def step_figures(
+    prompts: Sequence[str], guessed: Sequence[Sequence[int]], true: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Accuracies of guessed labels of steps, solution by solution, with their baselines."""
+    steps = [
+        (a, b, prompt)
+        for prompt, ours, theirs in zip(prompts, guessed, true, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    of_step = [prompt for _, _, prompt in steps]
+    common = Counter(b for _, b, _ in steps).most_common(1)[0][0]
+    same = [first(ours) == first(theirs) for ours, theirs in zip(guessed, true, strict=True)]
+    return {
+        "steps": len(steps),
+        "accuracy": share_interval([a == b for a, b, _ in steps], of_step),
+        "majority": share_interval([b == common for _, b, _ in steps], of_step),
+        "first_error": share_interval(same, prompts),
+        "nothing_wrong": share_interval([first(theirs) is None for theirs in true], prompts),
+    }
+
+
 def first(labels: Sequence[int]) -> int | None:
     """Where the first wrong step is."""
     return labels.index(-1) if -1 in labels else None
@@ -181,10 +212,10 @@ def first(labels: Sequence[int]) -> int | None:
 
 def calibrated(chance: Sequence[float], came: Sequence[float]) -> dict[str, Any]:
     """Calibration error and reliability table of forecasts."""
-    said, was = np.asarray(chance), np.asarray(came)
+    forecast, outcome = np.asarray(chance), np.asarray(came)
     return {
-        "calibration_error": expected_calibration_error(said, was, bins=5),
-        "table": tuple(reliability_table(said, was, bins=5)),
+        "calibration_error": expected_calibration_error(forecast, outcome, bins=5),
+        "table": tuple(reliability_table(forecast, outcome, bins=5)),
     }
 
 

@@ -1,5 +1,6 @@
-"""x ~ data: rows as groups of samples that nobody had to draw. Demonstrations, preference pairs,
-answers labelled good or bad.
+"""x ~ data: rows as groups of samples that nobody had to draw.
+
+Demonstrations, preference pairs, answers labelled good or bad.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def pairs(
     train_on: str | None,
     max_length: int | None,
 ) -> list[Group]:
-    """One group per row: the chosen answer with reward w, the rejected one with -w; w is the row's
-    `weight` (1).
+    """One group per row: the chosen answer with reward w, the rejected one with -w.
+
+    w is the row's `weight` (1).
     """
     groups = []
     for row in rows:
@@ -77,8 +79,9 @@ def rankings(
     train_on: str | None,
     max_length: int | None,
 ) -> list[Group]:
-    """One group per row: a pair with rewards w and -w, or K responses with -w for the best rank, -2
-    w for the next, and so on.
+    """One group per row, a pair or K responses, with rewards that order the answers.
+
+    A pair has w and -w; K responses -w for the best rank, -2 w for the next, and so on.
 
     w is the row's `weight`, the annotator's reliability (1).
     """
@@ -130,8 +133,9 @@ def labelled(
     max_length: int | None,
     others: Sequence[Row] | None = None,
 ) -> list[Group]:
-    """One group per row: its answer with reward w (good) or -w (bad), and with reward 0 another
-    row's answer to this row's prompt.
+    """One group per row: its answer with reward w (good) or -w (bad), and another row's with 0.
+
+    The second is another row's answer to this row's prompt.
 
     w is the row's `weight` (1). The second says how far the policy is from the reference where
     nobody judged: KTO's reference point.
@@ -142,10 +146,10 @@ def labelled(
         others = partners(rows, rows)
     groups = []
     for n, row in enumerate(rows):
-        beside = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
+        paired = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
         encoded = [
             encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length)
-            for c in (row.columns, *beside)
+            for c in (row.columns, *paired)
         ]
         samples = tuple(
             as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
@@ -156,7 +160,7 @@ def labelled(
                 row.id,
                 row.columns,
                 samples,
-                rewards=(w if row.columns["label"] else -w, *(0.0 for _ in beside)),
+                rewards=(w if row.columns["label"] else -w, *(0.0 for _ in paired)),
             )
         )
     return groups
@@ -195,8 +199,9 @@ def logged(
     train_on: str | None,
     max_length: int | None,
 ) -> list[Group]:
-    """One group per row: its answer as a sample with the reward that was logged. Of an answer cut
-    at max_length it is the return there.
+    """One group per row: its answer as a sample with the reward that was logged.
+
+    Of an answer cut at max_length it is the return there.
     """
     groups = []
     for row in rows:
@@ -211,8 +216,9 @@ def logged(
 
 
 def as_sample(encoded: Supervised, key: Key) -> Sample:
-    """A supervised row as a Sample: ids up to the first target are the prompt. A row without a
-    target is an error.
+    """A supervised row as a Sample: ids up to the first target are the prompt.
+
+    A row without a target is an error.
     """
     first = next((i for i, on in enumerate(encoded.mask) if on and i > 0), None)
     if first is None:

@@ -1,5 +1,6 @@
-"""x ~ policy in a world: many turns, where tokens of the world are attended to and never trained
-on.
+"""x ~ policy in a world, in many turns.
+
+Tokens of the world are attended to and never trained on.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class EnvError(LaurelError):
 
 @dataclass
 class _Episode:
-    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised
-    again.
+    """One sample while it grows.
+
+    Ids are only ever appended: what was sampled is never tokenised again.
 
     `broken` says how its environment failed ("" where it did not): then it has no world any more,
     and ends with the policy's turn.
@@ -40,7 +42,7 @@ class _Episode:
     env: Env | None
     key: Key
     prompt_ids: tuple[int, ...]
-    said: list[Message]
+    messages: list[Message]
     plain: bool
     tools: Any = None
     ids: list[int] = field(default_factory=list)
@@ -60,8 +62,9 @@ class _Episode:
         self.finish = finish
 
     def hear(self, tokenizer: Any, limit: int) -> None:
-        """The world's turn: its reply is appended as context, or the episode ends. A reply that
-        leaves no room ends it as `length`.
+        """The world's turn: its reply is appended as context, or the episode ends.
+
+        A reply that leaves no room ends it as `length`.
         """
         try:
             reply = (
@@ -74,12 +77,12 @@ class _Episode:
         if reply is None:
             self.open = False
             return
-        said = (
+        messages = (
             "".join(turn["content"] for turn in self.turns)
             if self.plain
-            else [*self.said, *self.turns]
+            else [*self.messages, *self.turns]
         )
-        ids = encode_reply(tokenizer, said, reply, sampled=self.ids, tools=self.tools)
+        ids = encode_reply(tokenizer, messages, reply, sampled=self.ids, tools=self.tools)
         if len(self.ids) + len(ids) >= limit:
             self.open, self.finish = False, "length"
             return
@@ -90,8 +93,9 @@ class _Episode:
 
 
 def load_env(name: str) -> Callable[[], Env]:
-    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded;
-    what is wrong is a UsageError.
+    """A way to make environments: a name, or file.py:Class.
+
+    Checked before any weight is loaded; what is wrong is a UsageError.
     """
     if name in ENVS:
         return ENVS[name]
@@ -140,8 +144,9 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
 
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
-    """What an environment's reset or step answers, copied. Anything but messages or None is an
-    error that names the prompt.
+    """What an environment's reset or step answers, copied.
+
+    Anything but messages or None is an error that names the prompt.
     """
     reply = call(method, argument, key=key)
     if reply is None:
@@ -182,9 +187,9 @@ def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     if isinstance(prompt, str):
         ids = encode_prompt(tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
-    said, tools = [*prompt, *opening], row.columns.get("tools")
-    ids = encode_prompt(tokenizer, said, tools=tools)
-    return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
+    messages, tools = [*prompt, *opening], row.columns.get("tools")
+    ids = encode_prompt(tokenizer, messages, tools=tools)
+    return _Episode(env, key, ids, messages, plain=False, tools=tools, broken=broken)
 
 
 def play(
@@ -215,7 +220,7 @@ def play(
 
 
 def failed(group: Group, reason: str) -> Group:
-    """The group of which nothing can be said, because its environment failed."""
+    """The group of which nothing can be messages, because its environment failed."""
     samples = tuple(replace(sample, finish="error") for sample in group.samples)
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
 
@@ -227,39 +232,50 @@ def once(
     make_env: Callable[[], Env],
     max_turns: int,
 ) -> tuple[list[Group], dict[int, str]]:
-    """Every row played, and of those whose environment failed (by their place) how the first
-    failure read.
-    """
-    tokenizer, limit, count = generator.tokenizer, draw.max_completion_length, draw.num_generations
+    """Every row played once; and how the first failure of a failed environment read, by row."""
+    count, tokenizer = draw.num_generations, generator.tokenizer
     episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
         seeds = draw.seeds_of([row.id for row in rows], turn)
         live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]
         if not live:
             break
-        first = turn == 0 and all(
+        # in the first turn a prompt's samples share it, where no environment added anything
+        shared = turn == 0 and all(
             e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
         )
-        done = generator.generate(
-            [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]],
-            replace(
-                draw,
-                seeds=tuple(seed for _, seed in live),
-                limits=tuple(limit - len(e.ids) for e, _ in live),
-            ),
-        )
-        texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
-        for (episode, _), completion, text in zip(live, done, texts, strict=True):
-            episode.speak(completion.ids, completion.logps, text, completion.finish)
-            if completion.finish == "length" or turn + 1 == max_turns or episode.broken:
-                episode.open = False
-            else:
-                episode.hear(tokenizer, limit)
+        take_turn(generator, draw, live, count if shared else 1, last=turn + 1 == max_turns)
     broken: dict[int, str] = {}
     for n, episode in enumerate(episodes):
         if episode.broken:
             broken.setdefault(n // count, episode.broken)
     return gather(rows, episodes, draw, tokenizer), broken
+
+
+def take_turn(
+    generator: Generator,
+    draw: Draw,
+    live: Sequence[tuple[_Episode, int]],
+    share: int,
+    *,
+    last: bool,
+) -> None:
+    """One turn of the policy in every open episode, each with its seed, and the worlds' replies.
+
+    share: so many episodes in a row have one prompt. last: no turn comes after it.
+    """
+    limit, tokenizer = draw.max_completion_length, generator.tokenizer
+    prompts = [(*e.prompt_ids, *e.ids) for e, _ in live[::share]]
+    seeds = tuple(seed for _, seed in live)
+    limits = tuple(limit - len(e.ids) for e, _ in live)
+    done = generator.generate(prompts, replace(draw, seeds=seeds, limits=limits))
+    texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
+    for (episode, _), completion, text in zip(live, done, texts, strict=True):
+        episode.speak(completion.ids, completion.logps, text, completion.finish)
+        if completion.finish == "length" or last or episode.broken:
+            episode.open = False
+        else:
+            episode.hear(tokenizer, limit)
 
 
 def gather(

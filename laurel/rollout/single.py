@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from laurel.core.protocols import Generator
-from laurel.core.sample import Draw, Group, Key, Message, Sample
+from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 
 
 def rollout(generator: Generator, rows: Sequence[Row], draw: Draw) -> list[Group]:
-    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities,
-    finish and text.
+    """One group per row: `num_generations` completions of its prompt.
+
+    With ids, log-probabilities, finish and text.
     """
     prompts = [
         encode_prompt(generator.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
@@ -24,24 +25,28 @@ def rollout(generator: Generator, rows: Sequence[Row], draw: Draw) -> list[Group
     texts = generator.tokenizer.batch_decode(
         [c.spoken for c in completions], skip_special_tokens=True
     )
-    groups = []
+    groups, count = list[Group](), draw.num_generations
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
-        samples = []
-        for g in range(draw.num_generations):
-            n = i * draw.num_generations + g
-            done = completions[n]
-            samples.append(
-                Sample(
-                    key=Key(draw.run, row.where, row.id, g, draw.step),
-                    prompt_ids=prompt_ids,
-                    completion_ids=done.ids,
-                    logps=done.logps,
-                    loss_mask=(True,) * len(done.ids),
-                    temperature=draw.temperature,
-                    finish=done.finish,
-                    text=texts[n],
-                    turns=(Message(role="assistant", content=texts[n]),),
-                )
-            )
-        groups.append(Group(row.id, row.columns, tuple(samples)))
+        samples = tuple(
+            as_sample(draw, row, g, prompt_ids, completions[n], texts[n])
+            for g, n in enumerate(range(i * count, (i + 1) * count))
+        )
+        groups.append(Group(row.id, row.columns, samples))
     return groups
+
+
+def as_sample(
+    draw: Draw, row: Row, g: int, prompt_ids: tuple[int, ...], done: Completion, text: str
+) -> Sample:
+    """Completion g of a row's prompt as a Sample of one turn."""
+    return Sample(
+        key=Key(draw.run, row.where, row.id, g, draw.step),
+        prompt_ids=prompt_ids,
+        completion_ids=done.ids,
+        logps=done.logps,
+        loss_mask=(True,) * len(done.ids),
+        temperature=draw.temperature,
+        finish=done.finish,
+        text=text,
+        turns=(Message(role="assistant", content=text),),
+    )

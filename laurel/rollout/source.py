@@ -1,5 +1,6 @@
-"""Where x comes from: what the rows of a dataset must hold, how they become groups, and which
-options that brings.
+"""Where x comes from.
+
+What the rows of a dataset must hold, how they become groups, and which options that brings.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Adversarial imitation's part of a step: a discriminator scores the samples, and each group is
-given its demonstration to learn from.
+"""Adversarial imitation's part of a step.
+
+A discriminator scores the samples, and each group gets its demonstration to learn from.
 """
 
 from __future__ import annotations
@@ -23,33 +24,24 @@ from laurel.train.session import Session
 
 
 @torch.no_grad()
-def judged(session: Session, groups: list[Group]) -> list[Group]:
-    """The groups scored by the discriminator as it is now."""
+def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
+    """The groups with the discriminator's reward of every sample, as it is now."""
     if not groups:
         return []
-    pays, said = session.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
+    kind = session.config.imitation_reward or "airl"
+    rewards, chances = dict[Key, float](), dict[Key, float]()
     for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
         outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
         logit_N = outputs.tensors(["logit_N"])[0].cpu()
-        reward_N = imitation(logit_N, imitation_reward=pays)
-        said.update(
-            zip(
-                micro.keys,
-                zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True),
-                strict=True,
-            )
-        )
-    scored = []
+        reward_N = imitation(logit_N, imitation_reward=kind)
+        rewards.update(zip(micro.keys, reward_N.tolist(), strict=True))
+        chances.update(zip(micro.keys, logit_N.sigmoid().tolist(), strict=True))
+    scored = list[Group]()
     for group in groups:
-        found = [said[sample.key] for sample in group.samples]
-        verdicts = tuple(Score(reward, f"D = {chance:.3f}") for reward, chance in found)
-        scored.append(
-            replace(
-                group,
-                results={"discriminator": verdicts},
-                rewards=tuple(reward for reward, _ in found),
-            )
-        )
+        keys = [sample.key for sample in group.samples]
+        verdicts = tuple(Score(rewards[key], f"D = {chances[key]:.3f}") for key in keys)
+        results = {"discriminator": verdicts}
+        scored.append(replace(group, results=results, rewards=tuple(rewards[key] for key in keys)))
     return scored
 
 
@@ -69,8 +61,9 @@ def with_demonstrations(
 
 
 def demonstration(session: Session, group: Group) -> Sample:
-    """The row's completion as the sampler would have left it: behind the same prompt ids, ended by
-    the same strings and the same limit.
+    """The row's completion as the sampler would have left it.
+
+    Behind the same prompt ids, ended by the same strings and the same limit.
 
     Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
     find before it finds anything of use.
@@ -80,17 +73,16 @@ def demonstration(session: Session, group: Group) -> Sample:
         encode_supervised(tokenizer, group.row),
         replace(like.key, sample=len(group.samples), version=NOBODY),
     )
-    said = shown.completion_ids[
-        : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
-    ]  # templates write a line end behind it
-    end, finish = ending(
-        tokenizer, said, session.config.stop or (), session.config.max_completion_length or 0
-    )
-    text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
+    # templates write a line end behind the last trained token
+    trained = len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
+    ids = shown.completion_ids[:trained]
+    stop, limit = session.config.stop or (), session.config.max_completion_length or 0
+    end, finish = ending(tokenizer, ids, stop, limit)
+    text = tokenizer.decode(list(ids[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
         shown,
         prompt_ids=like.prompt_ids,
-        completion_ids=said[:end],
+        completion_ids=ids[:end],
         logps=(0.0,) * end,
         loss_mask=shown.loss_mask[:end],
         temperature=like.temperature,
@@ -103,8 +95,9 @@ def demonstration(session: Session, group: Group) -> Sample:
 def ending(
     tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int
 ) -> tuple[int, Finish]:
-    """Where the sampler would have ended these ids, and why: behind a stop string, at the limit,
-    else at their end token.
+    """Where the sampler would have ended these ids, and why.
+
+    Behind a stop string, at the limit, else at their end token.
     """
     for end in range(1, min(len(ids), limit) + 1) if stop else ():
         text = tokenizer.decode(list(ids[:end]))
@@ -114,8 +107,9 @@ def ending(
 
 
 def appended(group: Group, shown: Sample) -> Group:
-    """The scored group and its demonstration, which has no reward: the policy is not trained on it,
-    and nobody is compared with it.
+    """The scored group with its demonstration, which has no reward.
+
+    So the policy is not trained on it, and no sample is compared with it.
     """
     results = {
         name: (*column, Abstain("a demonstration")) for name, column in group.results.items()
@@ -125,9 +119,10 @@ def appended(group: Group, shown: Sample) -> Group:
     )
 
 
-def told_apart(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
-    `target_NT`.
+def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The batch with the side of each row in `target_NT`.
+
+    See `laurel.objective.discriminator.sides`.
     """
     side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
     return batch.replace(
@@ -146,7 +141,7 @@ ADVERSARIAL = POLICY.without(
     "max_turns",
     name="demonstrated prompts",
     needs="imitation",
-    judge=judged,
+    judge=discriminator_scores,
     revise=with_demonstrations,
     verifiable=True,
 )

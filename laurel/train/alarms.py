@@ -24,8 +24,9 @@ def collapse_alarms(session: Session, means: Mapping[str, float]) -> list[str]:
 
 
 def return_to_checkpoint(session: Session, state: State) -> str:
-    """Weights, optimiser and state of the newest checkpoint, which was written before the alarm;
-    what to say of it.
+    """Load weights, optimiser and state of the newest checkpoint; returns a line for the user.
+
+    It was written before the alarm.
 
     The run ends there: going on from it would draw the same samples and collapse again.
     """

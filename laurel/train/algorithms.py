@@ -1,5 +1,6 @@
-"""The table: every algorithm is one row of choices for the same four stages. The only place that
-knows what an algorithm's name means.
+"""The table: every algorithm is one row of choices for the same four stages.
+
+The only place that knows what an algorithm's name means.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.adversary import ADVERSARIAL, told_apart
+from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.aim import kl_point, labels, told
 from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
@@ -224,7 +225,7 @@ ROWS: dict[str, Algorithm] = {
             "discriminator_rate": 1.0,
         },
         terms=(Term(discriminate, "row_mean"),),
-        targets=told_apart,
+        targets=side_targets,
         measure=discriminator_metrics,
         trained=WITH_DISCRIMINATOR,
         compares=True,

@@ -1,5 +1,6 @@
-"""The best checkpoint by a metric of the evaluations, and patience: when the metric has stopped
-getting better, the run ends.
+"""The best checkpoint by a metric of the evaluations; and patience.
+
+When the metric has stopped getting better, the run ends.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def metric_of(config: TrainConfig) -> str:
 
 
 def greater(config: TrainConfig) -> bool:
-    """Is more of that metric better? As said, else by the last word of its name; UsageError where
-    it tells nothing.
+    """Is more of that metric better?
+
+    As said, else by the last word of its name; UsageError where it tells nothing.
     """
     if config.greater_is_better is not None:
         return config.greater_is_better
@@ -56,9 +58,10 @@ def greater(config: TrainConfig) -> bool:
     return last in UP
 
 
-def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False) -> None:
-    """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the
-    user's own are measured, too.
+def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = False) -> None:
+    """UsageError for options of the best checkpoint that contradict each other, or cannot be met.
+
+    Before any weight is loaded. own: the user measures metrics of their own, too.
     """
     if not config.metric_for_best_model:
         used = [
@@ -78,7 +81,7 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
             where="metric_for_best_model",
             fix="Set eval_steps.",
         )
-    if not held:
+    if not eval_rows:
         fix = "Set eval_size, or name eval_dataset."
         raise UsageError(
             "a best checkpoint needs held-out rows, and there are none.",
@@ -94,7 +97,7 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
                 f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix
             ) from None
     greater(config)
-    sets = {row.part for row in held} - {""}
+    sets = {row.part for row in eval_rows} - {""}
     if sets and name.split("/")[1] not in sets and not own:
         named = format_named_sets(config.eval_dataset or "")
         what = f"there are several evaluation sets ({named}), so `{name}` is of none of them."
@@ -125,9 +128,10 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
         raise UsageError(what, where="metric_for_best_model", fix=fix)
 
 
-def weighed_up(session: Session, state: State, means: Mapping[str, float]) -> bool:
-    """Is this evaluation the best so far? The state then says so; else it counts one more without
-    improvement.
+def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
+    """Is this evaluation the best so far?
+
+    The state then says so; else it counts one more without improvement.
     """
     name = metric_of(session.config)
     if not name:
@@ -150,7 +154,7 @@ def exhausted(config: TrainConfig, state: State) -> bool:
     )
 
 
-def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
+def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
     """Has the accuracy, of several evaluation sets the accuracy of each, reached stop_at?"""
     found = [
         value for name, value in means.items() if re.fullmatch(r"eval/([^/]+/)?accuracy", name)
@@ -159,8 +163,9 @@ def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
 
 
 def ends(session: Session, state: State) -> list[str]:
-    """What is said at the end of a run: why it ended early, and which checkpoint is best (see
-    `keep_best`).
+    """Lines at the end of a run: why it ended early, and which checkpoint is best.
+
+    See `keep_best`.
     """
     early = [no_better(session.config, state)] if exhausted(session.config, state) else []
     kept = keep_best(session, state)

@@ -36,8 +36,9 @@ def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
-    """`function` with its options taken by name from the configuration, and from `supplied` where
-    it takes them.
+    """`function` with its options taken by name from the configuration.
+
+    Those in `supplied` go before, where it takes them.
     """
     takes = inspect.signature(function).parameters
     options = {option: getattr(config, option) for option in parameters(function)}

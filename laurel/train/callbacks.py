@@ -1,6 +1,4 @@
-"""What a Python program hears of its run while it trains, and may say: callbacks, and metrics of
-its own.
-"""
+"""Callbacks and metrics that a Python program gives a run."""
 
 from __future__ import annotations
 
@@ -26,12 +24,13 @@ STOPS = ("on_step", "on_evaluation")
 
 
 class CallbackFailed(LaurelError):
-    """A callback or a metric of the user's own raised, or said what means nothing."""
+    """A callback or a metric of the user's own raised, or returned what means nothing."""
 
 
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
-    """The callbacks as a tuple. One that would never be called, or could not be, is a UsageError
-    before anything is loaded.
+    """The callbacks as a tuple.
+
+    One that would never be called, or could not be, is a UsageError before anything is loaded.
     """
     every = (
         tuple(callbacks)
@@ -65,9 +64,10 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     return every
 
 
-def tell(session: Session, method: str, step: int, what: Any) -> str:
-    """Call that method of every callback, in the first process; the name of the first that asks for
-    the end of the run, or "".
+def call_method(session: Session, method: str, step: int, what: Any) -> str:
+    """Call a method of every callback, in the first process.
+
+    Returns the name of the first that asks for the end of the run, or "".
 
     A callback asks by returning True or "stop". CallbackFailed, in all processes, where one raises.
     """
@@ -82,27 +82,30 @@ def tell(session: Session, method: str, step: int, what: Any) -> str:
         except Exception as error:
             broken, cause = f"callback `{name}` failed: {type(error).__name__}: {error}", error
             break
-        if method in STOPS and stops(answer) is None:
+        if method in STOPS and wants_end(answer) is None:
             broken = (
                 f"callback `{name}` returned {answer!r:.60}: True or 'stop' ends the run, None or"
                 " False goes on"
             )
             break
-        asked = asked or (name if method in STOPS and stops(answer) else "")
+        asked = asked or (name if method in STOPS and wants_end(answer) else "")
     asked, broken = parallel.gather((asked, broken))[0]
     if broken:
         raise CallbackFailed(f"{broken}.", where=f"step {step}") from cause
     return asked
 
 
-def heard(session: Session, step: int, means: Mapping[str, float], evaluated: bool) -> bool:
-    """Tell the callbacks of a step that is done and of its evaluation. True where one asks for the
-    end; the run then says who.
+def call_callbacks(
+    session: Session, step: int, means: Mapping[str, float], evaluated: bool
+) -> bool:
+    """Tell the callbacks of a step that is done and of its evaluation.
+
+    True where one asks for the end; the run then says who.
     """
-    asked = tell(session, "on_step", step, means)
+    asked = call_method(session, "on_step", step, means)
     if evaluated:
         measured = {name: value for name, value in means.items() if name.startswith("eval/")}
-        asked = tell(session, "on_evaluation", step, measured) or asked
+        asked = call_method(session, "on_evaluation", step, measured) or asked
     if asked:
         session.end_notes.append(
             f"stopped at step {step}, as callback `{asked}` asked: everything is saved"
@@ -112,7 +115,7 @@ def heard(session: Session, step: int, means: Mapping[str, float], evaluated: bo
     return bool(asked)
 
 
-def stops(answer: Any) -> bool | None:
+def wants_end(answer: Any) -> bool | None:
     """Does this answer end the run? None where it says neither."""
     if isinstance(answer, str):
         return True if answer == "stop" else None
@@ -121,9 +124,10 @@ def stops(answer: Any) -> bool | None:
     return bool(answer) if type(answer).__name__ == "bool" else None  # numpy's
 
 
-def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
-    """The metrics of compute_metrics over the evaluated groups of all processes, each under
-    `eval/`.
+def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
+    """Add the metrics of compute_metrics over the evaluated groups of all processes.
+
+    Each under `eval/`.
     """
     function = session.observers.compute_metrics
     if function is None:
@@ -132,7 +136,7 @@ def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) ->
     found, broken, cause = dict[str, float](), "", None
     if parallel.rank() == 0:
         try:
-            found = own_metrics(function(every), {*sums.sums, *sums.totals})
+            found = checked_metrics(function(every), {*sums.sums, *sums.totals})
         except Exception as error:
             name, cause = qualified_name(function), error
             broken = f"compute_metrics `{name}` failed: {type(error).__name__}: {error}"
@@ -145,14 +149,15 @@ def add_own(session: Session, groups: Sequence[Group], step: int, sums: Sums) ->
         sums.add(name, value, 1)
 
 
-def own_metrics(said: Any, taken: set[str]) -> dict[str, float]:
-    """What the function returned as {eval/name: number}. Anything else is a ValueError or TypeError
-    in words.
+def checked_metrics(returned: Any, taken: set[str]) -> dict[str, float]:
+    """What the function returned as {eval/name: number}.
+
+    Anything else is a ValueError or TypeError in words.
     """
-    if not isinstance(said, Mapping):
-        raise TypeError(f"it returned {type(said).__name__}, not a mapping of name: number")
+    if not isinstance(returned, Mapping):
+        raise TypeError(f"it returned {type(returned).__name__}, not a mapping of name: number")
     found = dict[str, float]()
-    for name, value in said.items():
+    for name, value in returned.items():
         value = value.item() if hasattr(value, "item") else value
         if not isinstance(name, str) or not name or not isinstance(value, Real):
             raise TypeError(f"{name!r}: {value!r:.60} is not a name and a number")

@@ -1,5 +1,6 @@
-"""Checkpoints: everything that moves, written atomically, verified by hash; a half-written one is
-never loaded.
+"""Checkpoints: weights, optimiser and state, written atomically, verified by hash.
+
+A half-written one is never loaded.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ was written.
 
 
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
-    """What the disk refuses is told with the folder's name, and half a checkpoint does not stay to
-    fill it further.
-    """
+    """A decorator: errors of the disk name the folder, and half a checkpoint is removed."""
 
     @wraps(save)
     def saved(folder: Path, *what: object, **options: object) -> Path:
@@ -57,8 +56,9 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then
-    one rename.
+    """Write `folder/step-N` of the run with that id.
+
+    Files, then the manifest of their hashes, then one rename.
 
     Older ones are dropped after it, but for the best one.
     """
@@ -88,8 +88,9 @@ def save_checkpoint(
 
 
 def complete_first(folder: Path) -> list[Path]:
-    """The finished checkpoints, newest first (finished: the rename happened; whether they are
-    sound, `is_sound` tells).
+    """The finished checkpoints, newest first.
+
+    Finished: the rename happened; whether they are sound, `is_sound` tells.
     """
     return sorted(folder.glob("step-*"), key=lambda path: -int(path.name.removeprefix("step-")))
 
@@ -106,8 +107,9 @@ def is_sound(checkpoint: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint (None if there is none), and the names of damaged ones passed
-    over.
+    """The newest sound checkpoint, and the names of damaged ones passed over.
+
+    None where there is none.
     """
     damaged = []
     for checkpoint in complete_first(folder):
@@ -125,8 +127,9 @@ def load_checkpoint(
     optimizer: Any,
     reference: str,
 ) -> State:
-    """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat
-    template is an error.
+    """Put weights and optimiser back bit by bit.
+
+    Another run's checkpoint, reference or chat template is an error.
     """
     saved = json.loads((checkpoint / "state.json").read_text())
     if saved.pop("run", run) != run:

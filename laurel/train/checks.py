@@ -9,7 +9,7 @@ from torch import Tensor
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.sample import Batch, Draw
+from laurel.core.sample import Batch, Draw, Group
 from laurel.fast.logprob import USUAL, WORST
 from laurel.rollout.data import encodings
 from laurel.rollout.episode import play
@@ -29,8 +29,9 @@ may cost whatever a step costs.
 
 
 def before(session: Session, step: int, progress: Progress) -> None:
-    """Show what will be trained on; then prove on a few prompts that ratio = 1 and reference =
-    policy before the first step.
+    """Show what will be trained on; then check on a few prompts that the ratio is 1.
+
+    And that the reference is the policy, before the first step.
     """
     for note in session.notes:
         progress.say(note)
@@ -38,63 +39,67 @@ def before(session: Session, step: int, progress: Progress) -> None:
     if session.learns_from_data:
         progress.say(supervised_view(session))
         return
-    config = session.config
-    prompts, each = tried(config)
-    draw = Draw(
-        "check",
-        0,
-        config.seed,
-        each,
-        config.max_completion_length,
-        config.temperature,
-        tuple(config.stop),
-    )
-    few = session.rows[:prompts]
-    groups = (
-        play(Sampler(session.policy), few, draw, session.make_env, config.max_turns)
-        if session.make_env
-        else rollout(Sampler(session.policy), few, draw)
-    )
-    told = session.score(groups)
+    drawn = first_samples(session)
+    groups = session.score(drawn)
     if session.mixture is not None and not session.row.source.judge:
-        session.mixture.refuse(*session.mixture.failures(told))
-        session.scored = any(has_score(group) for group in told)
-    progress.say(forecast(session, reward_matrix(told)))
+        session.mixture.refuse(*session.mixture.failures(groups))
+        session.scored = any(has_score(group) for group in groups)
+    progress.say(forecast(session, reward_matrix(groups)))
     if session.row.source.population:  # nothing is differentiated: there is no ratio to be 1
         return
-    batch = next(pack(groups).split(config.token_budget)).to(session.policy.device)
     session.policy.model.train(not session.config.disable_dropout)
-    with torch.no_grad():
-        size = session.policy.logit_size
-        logp_NT = session.policy.logp(batch).logp
-        gap_M = (logp_NT - batch.logp_old_NT)[batch.loss_mask_NT].abs().float().cpu()
-        p99, worst = percentile99(gap_M), float(gap_M.max())
-        unit = session.policy.slack
-        if not (p99 < USUAL * unit and worst < WORST * unit):
+    budget = session.config.token_budget or 0
+    # before they are scored: a sample without a reward has log-probabilities, too
+    check_start(session, next(pack(drawn).split(budget)), step, progress)
+
+
+def first_samples(session: Session) -> list[Group]:
+    """Samples of a few prompts, as a step would draw them."""
+    config = session.config
+    prompts, each = tried(config)
+    draw = Draw.of(config, "check", 0, num_generations=each)
+    few = session.rows[:prompts]
+    if session.make_env is None:
+        return rollout(Sampler(session.policy), few, draw)
+    return play(Sampler(session.policy), few, draw, session.make_env, config.max_turns or 1)
+
+
+@torch.no_grad()
+def check_start(session: Session, batch: Batch, step: int, progress: Progress) -> None:
+    """LaurelError where the trainer's log-probabilities are not the sampler's.
+
+    Likewise where the reference's are not the policy's; a warning where clipping silences tokens by
+    rounding alone.
+    """
+    batch = batch.to(session.policy.device)
+    logp_NT = session.policy.logp(batch).logp
+    gap_M = (logp_NT - batch.logp_old_NT)[batch.loss_mask_NT].abs().float().cpu()
+    p99, worst = percentile99(gap_M), float(gap_M.max())
+    unit, size = session.policy.slack, session.policy.logit_size
+    if not (p99 < USUAL * unit and worst < WORST * unit):
+        raise LaurelError(
+            "the trainer's log-probabilities are not the sampler's: before any training, the"
+            f" ratio is e^{p99:.2g} at the 99th percentile and e^{worst:.2g} at the worst"
+            f" token, where {session.config.dtype} and logits of {size:.3g}"
+            f" explain e^{USUAL * unit:.2g} and e^{WORST * unit:.2g}.",
+            where="start-up check",
+            fix="Dropout in the model code, or an architecture that treats padding differently?",
+        )
+    if lost := silenced(session, logp_NT, batch):
+        progress.say(lost)
+    if session.reference is not None and session.config.reference == "start" and step == 0:
+        apart = float((session.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
+        if not apart < USUAL * unit:
             raise LaurelError(
-                "the trainer's log-probabilities are not the sampler's: before any training, the"
-                f" ratio is e^{p99:.2g} at the 99th percentile and e^{worst:.2g} at the worst"
-                f" token, where {session.config.dtype} and logits of {size:.3g}"
-                f" explain e^{USUAL * unit:.2g} and e^{WORST * unit:.2g}.",
+                f"the reference differs from the policy by {apart:.2g} nats at step 0.",
                 where="start-up check",
-                fix=(
-                    "Dropout in the model code, or an architecture that treats padding differently?"
-                ),
             )
-        if lost := silenced(session, logp_NT, batch):
-            progress.say(lost)
-        if session.reference is not None and config.reference == "start" and step == 0:
-            apart = float((session.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
-            if not apart < USUAL * unit:
-                raise LaurelError(
-                    f"the reference differs from the policy by {apart:.2g} nats at step 0.",
-                    where="start-up check",
-                )
 
 
 def tried(config: TrainConfig) -> tuple[int, int]:
-    """Prompts, and samples of each, that the start is checked with: 8 and 4, or fewer, so that they
-    cost little beside a step.
+    """Prompts, and samples of each, that the start is checked with.
+
+    8 and 4, or fewer, so that they cost little beside a step.
 
     At most a tenth of a step's tokens, or TRIED tokens where that is more; at least one prompt with
     two samples.
@@ -106,9 +111,7 @@ def tried(config: TrainConfig) -> tuple[int, int]:
 
 
 def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
-    """A warning where rounding alone takes a ratio, which is 1 before any training, beyond the
-    bounds of clipping; else nothing.
-    """
+    """A warning where rounding alone takes a ratio of 1 beyond the bounds of clipping; else ""."""
     measure = session.bound.measure
     if measure is None or session.bound.measure_reads != "logp_NT":
         return ""
@@ -128,8 +131,9 @@ def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
 
 
 def forecast(session: Session, reward_PG: Tensor) -> str:
-    """The plan of a step, and for yes-or-no rewards how many groups will carry a signal: 1 - p^G -
-    (1-p)^G at success rate p.
+    """The plan of a step, and how many groups will have a signal.
+
+    For yes-or-no rewards: 1 - p^G - (1-p)^G at success rate p.
     """
     config = session.config
     plan = f"each step: {config.prompts_per_step} prompts x {config.num_generations} samples, "

@@ -1,5 +1,6 @@
-"""Evaluations of a run on its held-out rows: `laurel.eval` with what the session holds, on every
-process its part of the rows.
+"""Evaluations of a run on its held-out rows: `laurel.eval` with what the session holds.
+
+Every process evaluates its part of the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from laurel.eval.verdict import judge
 from laurel.model.scorer import Card
 from laurel.train import parallel
 from laurel.train.best import check_measured
-from laurel.train.callbacks import add_own
+from laurel.train.callbacks import add_user_metrics
 from laurel.train.record import check_failures
 from laurel.train.reference import with_reference
 from laurel.train.session import Session
@@ -40,8 +41,9 @@ def evaluate(session: Session, step: int) -> Sums:
 
 
 def check_names(session: Session) -> None:
-    """Before the first step: is the metric among those that an evaluation gives? A few rows of each
-    set are asked.
+    """Before the first step: is the metric among those that an evaluation gives?
+
+    A few rows of each set are asked.
 
     Rewards that fail on these few are no reason to end here: the first evaluation tells of all
     rows.
@@ -73,7 +75,7 @@ def one_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
         if rows:
             answer_metrics(groups, sums)
         check_failures(session, groups)
-    add_own(session, groups, step, sums)
+    add_user_metrics(session, groups, step, sums)
     return sums
 
 
@@ -106,8 +108,9 @@ def greedy_answers(session: Session, rows: Sequence[Row], step: int) -> list[Gro
 
 
 def scorer_verdict(session: Session) -> list[str]:
-    """The held-out rows' verdict on the trained scorer, as lines; its card gets the mean and spread
-    of its scores on them.
+    """Lines on how good the trained scorer is on held-out rows.
+
+    Its card gets the mean and spread of its scores on them.
 
     Of several evaluation sets each has its own lines; the card is of all.
     """

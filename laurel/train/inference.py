@@ -29,8 +29,7 @@ from laurel.train.starter import STARTERS, build_starter
 
 
 def load(model: str | Path = "starter", **options: Any) -> Policy | Scorer:
-    """The model in a folder, or of the hub, ready to be asked: a Policy, or the Scorer of a reward
-    model.
+    """The model in a folder, or of the hub: a Policy, or the Scorer of a reward model.
 
     options: those of `laurel eval` that are about the model (device, dtype, chat_template, ...).
     """

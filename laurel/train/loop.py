@@ -34,7 +34,7 @@ from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
 from laurel.train.pretrain import mix_in
-from laurel.train.profile import learned
+from laurel.train.profile import count_learning
 from laurel.train.progress import Progress
 from laurel.train.record import (
     check_finite,
@@ -104,8 +104,9 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
 
 
 def one_step(session: Session, state: State, progress: Progress) -> bool:
-    """A step and what is due after it; what the steps before it came to is saved if it fails. True
-    when the run is to end here.
+    """A step and what is due after it; what the steps before it came to is saved if it fails.
+
+    True when the run is to end here.
     """
     sums, before = Sums(), replace(state)
     session.clock.start()
@@ -254,8 +255,9 @@ def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Ba
 
 
 def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
-    """Rewards with the penalty for overlong answers, NaN where an answer takes part in no
-    comparison: [P, G].
+    """Rewards with the penalty for overlong answers: [P, G].
+
+    NaN where an answer takes part in no comparison.
     """
     config = session.config
     if config.overlong_buffer:
@@ -341,12 +343,13 @@ def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
 
 
 def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tensor:
-    """Add the gradient of the loss over all micro-batches to the parameters; |log pi - log pi_old|
-    of the tokens trained on.
+    """Add the gradient of the loss over all micro-batches to the parameters.
+
+    Returns |log pi - log pi_old| of the tokens trained on.
     """
     gaps = [torch.zeros(0)]
     if session.clock.device is not None:
-        learned(session, plan.learning)
+        count_learning(session, plan.learning)
     for micro in plan.learning.split(
         session.config.token_budget, whole_groups=session.by_comparison, packed=session.packs
     ):
@@ -417,8 +420,9 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
 
 @phase("forward")
 def forward(session: Session, micro: Batch) -> Outputs:
-    """What the terms of the loss and the metrics of this row are functions of, from one pass of
-    each body.
+    """What the terms of the loss and the metrics of this row are functions of.
+
+    One pass of each body.
     """
     config = session.config
     wanted = {name for term in session.terms for name in term.reads}
@@ -455,8 +459,9 @@ def with_signal(session: Session, batch: Batch) -> Batch:
 
 
 def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) -> tuple[Batch, bool]:
-    """The policy's own samples of which no token is trained on, for metrics; and whether then every
-    sample is measured.
+    """The policy's own samples of which no token is trained on, for metrics.
+
+    And whether then every sample is measured.
 
     Measuring costs their forward pass, so it is done only where metrics are written. Their mask is
     what was sampled, their weight is 0: nothing of them is clipped.
@@ -472,8 +477,9 @@ def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) ->
 
 
 def finish_step(session: Session, state: State, sums: Sums, progress: Progress) -> bool:
-    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end
-    here.
+    """Metrics, evaluation and checkpoint that are due after this step.
+
+    True when the run is to end here.
     """
     config = session.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
@@ -486,11 +492,11 @@ def finish_step(session: Session, state: State, sums: Sums, progress: Progress) 
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
-    better = evaluated and best.weighed_up(session, state, means)
-    done = evaluated and (best.enough(config, means) or best.exhausted(config, state))
+    better = evaluated and best.is_best(session, state, means)
+    done = evaluated and (best.reached_goal(config, means) or best.exhausted(config, state))
     alarms = log_step(session, state.step, means, progress, done)
     if session.observers.callbacks:
-        done = callbacks.heard(session, state.step, means, evaluated) or done
+        done = callbacks.call_callbacks(session, state.step, means, evaluated) or done
     if config.on_alarm == "return" and any(parallel.gather(alarms)):
         progress.say(return_to_checkpoint(session, state))
         return True

@@ -132,8 +132,9 @@ def options_of(check: Callable[..., None], config: TrainConfig) -> dict[str, Any
 
 
 def check_precision(name: str, config: TrainConfig) -> None:
-    """Weights in bfloat16 are multiplied in it, and are moved by an optimiser that keeps what they
-    cannot hold.
+    """UsageError for options that weights in bfloat16 contradict.
+
+    They are multiplied in bfloat16, and moved by an optimiser that keeps what they cannot hold.
     """
     if config.param_dtype != "bfloat16":
         return
@@ -150,9 +151,7 @@ def check_precision(name: str, config: TrainConfig) -> None:
 
 
 def check_population(name: str, config: TrainConfig) -> None:
-    """Options of every row that mean nothing where nothing is differentiated, and populations that
-    are no pairs, are errors.
-    """
+    """UsageError for options of gradients, and for populations that are no pairs."""
     for option in (
         *ADAMW,
         "gradient_checkpointing",

@@ -1,6 +1,4 @@
-"""Where the time of a step goes: a clock with phases that add up to the step, and with `profile` a
-table of them in profile.json.
-"""
+"""Where the time of a step goes: with `profile` a table of phases in profile.json."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from laurel.train.session import Session
 PHASES = ("sample", "score", "weigh", "forward", "backward", "optimiser", "other")
 
 
-def learned(session: Session, batch: Batch) -> None:
+def count_learning(session: Session, batch: Batch) -> None:
     """The policy, and what is trained beside it, learn from a batch in this step."""
     if session.clock.device is None:  # nobody watches
         return
@@ -35,8 +33,9 @@ def whole(policy: Any) -> nn.Module:
 
 
 def record_profile(session: Session, phases: dict[str, float], sums: Sums, step: int) -> None:
-    """Add a step to the profile and write it, every `logging_steps` steps. The first, which warms
-    up, counts only while it is alone.
+    """Add a step to the profile and write it, every `logging_steps` steps.
+
+    The first, which warms up, counts only while it is alone.
     """
     clock, config = session.clock, session.config
     if clock.steps == 1:
@@ -60,11 +59,11 @@ def record_profile(session: Session, phases: dict[str, float], sums: Sums, step:
         clock.totals[name] = clock.totals.get(name, 0.0) + number
     if step % config.logging_steps == 0 or step == config.max_steps:
         write_atomic(
-            session.run.folder / "profile.json", json.dumps(told(clock.totals), indent=1) + "\n"
+            session.run.folder / "profile.json", json.dumps(averages(clock.totals), indent=1) + "\n"
         )
 
 
-def told(totals: dict[str, float]) -> dict[str, Any]:
+def averages(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
     `roofline` is the time that the step's necessary work would take at this machine's own rates

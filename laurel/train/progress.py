@@ -1,6 +1,4 @@
-"""What a person sees while training: a bar with the numbers that matter, or a line now and then
-where there is no terminal.
-"""
+"""The display of a run: a bar with numbers, or a line now and then without a terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ class Progress:
         self.quiet = quiet
         self.console = Console(quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
-        self.every, self.told = max(1, session.config.max_steps // 10), time.monotonic()
+        self.every, self.last_line = max(1, session.config.max_steps // 10), time.monotonic()
         self.bar = Bar(
             TextColumn(f"[bold]{session.name}"),
             BarColumn(bar_width=24),
@@ -78,14 +76,14 @@ class Progress:
             and name.startswith("eval/")
             and f"eval/{name.split('/', 2)[2]}" in SHOWN
         ]
-        told = (
+        names = (
             [name for name in SHOWN if name in means]
             + sets
             + [name for name in TROUBLE if means.get(name)]
         )
-        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in told)
+        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in names)
         self.bar.update(self.task, completed=step, numbers=numbers)
-        late = time.monotonic() - self.told >= MINUTE
+        late = time.monotonic() - self.last_line >= MINUTE
         if not self.live and (step % self.every == 0 or step == 1 or late):
-            self.told = time.monotonic()
+            self.last_line = time.monotonic()
             self.say(f"step {step}  {numbers}")

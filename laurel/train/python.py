@@ -1,5 +1,6 @@
-"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with
-objects where it takes names.
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`.
+
+The command's path, with objects where it takes names.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def train(
     observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
-        tuple(said(objects, values.get("param_dtype"))),
+        tuple(notes_on(objects, values.get("param_dtype"))),
     )
     with bind_objects(objects):
         resolved = build_config(values, where="laurel.train")
@@ -96,8 +97,9 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """An unknown name is told with the nearest, among options and arguments; `build_config` tells
-    the rest.
+    """UsageError for an unknown name of which the nearest is an argument of Python's.
+
+    `build_config` names the nearest option of the others.
     """
     for name in options:
         if name in TrainConfig.model_fields or name == "tokenizer":
@@ -130,30 +132,40 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     split = str(values.get("dataset_split", TrainConfig.model_fields["dataset_split"].default))
     for option, value in values.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if option in ROWS and value is not None:
-            value = rows_by_name(value, option, split, objects)
-        elif option == "eval_dataset" and value is not None:
-            several = isinstance(value, Mapping) and not all(
-                hasattr(part, "column_names") for part in value.values()
-            )
-            if several:
-                value = {
-                    name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
-                    for name, part in value.items()
-                }
-            else:
-                value = rows_by_name(value, option, split_for_evaluation(value, split), objects)
-        elif option == "rewards" and value is not None:
-            listed = list(value) if isinstance(value, list | tuple) else [value]
-            value = [
-                one if isinstance(one, str) else by_name(one, option, objects) for one in listed
-            ]
-        elif option in CODE and value is not None and not isinstance(value, str):
-            value = by_name(value, option, objects)
-        elif option == "model" and not isinstance(value, str | type(None)):
-            value = model_by_name(value, objects)
+        if value is not None:
+            value = with_name(option, value, split, objects)
         named[option] = value
     return named, objects
+
+
+def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """The value of an option with names in the place of objects, which go into `objects`."""
+    if option in ROWS:
+        return rows_by_name(value, option, split, objects)
+    if option == "eval_dataset":
+        return evaluation_by_name(value, split, objects)
+    if option == "rewards":
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        return [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+    if option in CODE and not isinstance(value, str):
+        return by_name(value, option, objects)
+    if option == "model" and not isinstance(value, str):
+        return model_by_name(value, objects)
+    return value
+
+
+def evaluation_by_name(value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """One evaluation set by name, or several sets by theirs."""
+    several = isinstance(value, Mapping) and not all(
+        hasattr(part, "column_names") for part in value.values()
+    )
+    if not several:
+        split = split_for_evaluation(value, split)
+        return rows_by_name(value, "eval_dataset", split, objects)
+    return {
+        name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
+        for name, part in value.items()
+    }
 
 
 def split_for_evaluation(value: Any, split: str) -> str:
@@ -167,8 +179,9 @@ def split_for_evaluation(value: Any, split: str) -> str:
 
 
 def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
-    """A name as it is; names of files as the text that stands for them; rows under the name of
-    their option.
+    """The value of an option of rows, by name.
+
+    A name as it is; names of files as one text; rows under the name of their option.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, str) or are_names(value):
@@ -179,8 +192,9 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 
 
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
-    """`module.qualname` of a function or class, which a run remembers it by; a second one of that
-    name is `...#2`.
+    """`module.qualname` of a function or class, by which a run remembers it.
+
+    A second one of that name is `...#2`.
     """
     if not callable(value):
         raise UsageError(
@@ -210,8 +224,9 @@ def model_by_name(model: Any, objects: dict[str, Any]) -> str:
 def with_tokenizer(
     model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any
 ) -> dict[str, Any]:
-    """The tokenizer under the name of its model. A model in memory that comes without one has that
-    of the folder it was loaded from.
+    """The tokenizer under the name of its model.
+
+    A model in memory that comes without one has that of the folder it was loaded from.
     """
     from laurel.model.objects import TOKENIZER
     from laurel.model.policy import load_tokenizer
@@ -262,9 +277,10 @@ def check_function(function: Any) -> Any:
     return function
 
 
-def said(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
-    """What the run says of objects: where they run, and what becomes of them. kept: the precision
-    asked for weights.
+def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
+    """Notes on objects: where they run, and what becomes of them.
+
+    kept: the precision asked for weights.
     """
     functions = [name for name in objects if not name.startswith(PREFIX)]
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []

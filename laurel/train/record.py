@@ -1,5 +1,6 @@
-"""What a step leaves behind: metrics as (sum, count), and every sample with the reason of every
-score.
+"""Metrics of a step as (sum, count), and its samples with the reason of every score.
+
+And the checks of them that stop a run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from laurel.core.sample import Batch, Group
 from laurel.fast.logprob import USUAL
 from laurel.model.outputs import Outputs
 from laurel.objective.metrics import (
-    Pair,
     approx_kl,
     kl_metrics,
     preference_metrics,
@@ -42,10 +42,18 @@ every step.
 """
 
 
+Metrics = Mapping[str, tuple[Any, Any]]
+
+
+def add_all(sums: Sums, metrics: Metrics, prefix: str = "") -> None:
+    """Add metrics as (sum, count), which may be tensors."""
+    for name, (total, count) in metrics.items():
+        sums.add(prefix + name, float(total), float(count))
+
+
 def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> None:
     """Rewards, lengths, ends and duplicates of freshly sampled groups."""
-    for name, (total, count) in mixture_metrics(groups).items():
-        sums.add(name, total, count)
+    add_all(sums, mixture_metrics(groups))
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
     if session.clock.device is not None:
@@ -58,6 +66,11 @@ def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> Non
         ]
         sums.add("reward_std", sum(spread), len(spread))
         sums.add("frac_reward_zero_std", int((~informative(reward_PG)).sum()), len(reward_PG))
+    completion_metrics(groups, sums)
+
+
+def completion_metrics(groups: Sequence[Group], sums: Sums) -> None:
+    """Duplicates, lengths and ends of completions."""
     for group in groups:
         distinct = {sample.completion_ids for sample in group.samples}
         sums.add("duplicates", len(group.samples) - len(distinct), len(group.samples))
@@ -81,48 +94,38 @@ def record_update(
 ) -> None:
     """Quantities of one micro-batch, weighted by what they are means of.
 
-    whole: every token that the policy drew is looked at in this step, here or by `record_rest`.
-    Else what is said of them all is left
-    out: it would be said of the rows with a weight alone.
+    whole: every token that the policy drew is measured in this step, here or by `record_rest`. Else
+    metrics of the policy's samples are left out: they would be of the rows with a weight alone.
     """
-    mask = micro.loss_mask_NT
-    count = int(mask.sum())
-    sums.add(
-        "padding_share",
-        0 if session.packs else int((~micro.attention_NL).sum()),
-        micro.attention_NL.numel(),
-    )
+    padding = 0 if session.packs else int((~micro.attention_NL).sum())
+    sums.add("padding_share", padding, micro.attention_NL.numel())
+    count = int(micro.loss_mask_NT.sum())
     if session.row.trained.head:
         add_scores(session, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
-    logp = outputs.tensors(["logp_NT"])[0].detach()
     if whole:
         record_tokens(session, micro, outputs, step, sums)
     if session.bound.credit == "critic":
-        bound = {"cliprange_value": session.config.cliprange_value}
-        add_pairs(value_metrics(*outputs.tensors(["value_NT"]), micro, **bound), sums)
+        clip = session.config.cliprange_value
+        (value_NT,) = outputs.tensors(["value_NT"])
+        add_all(sums, value_metrics(value_NT, micro, cliprange_value=clip))
     reads, measure = session.bound.measure_reads, session.bound.measure
     if measure is not None and reads != ("logp_NT",):
-        add_pairs(measure(*outputs.tensors(reads), micro), sums)
+        add_all(sums, measure(*outputs.tensors(reads), micro))
+    logp_NT = outputs.tensors(["logp_NT"])[0].detach()
     if session.by_comparison:
-        for name, (total, number) in preference_metrics(logp, micro, beta=scale(session)).items():
-            sums.add(name, float(total), float(number))
+        add_all(sums, preference_metrics(logp_NT, micro, beta=scale(session)))
     if session.learns_from_data:
         if not session.by_comparison:  # of pairs it would mix chosen and rejected
-            sums.add("nll", float(-logp[mask].sum()), count)
+            sums.add("nll", float(-logp_NT[micro.loss_mask_NT].sum()), count)
         sums.total("supervised_tokens", count)
 
 
-def add_pairs(pairs: Mapping[str, Pair], sums: Sums, prefix: str = "") -> None:
-    """Metrics as (sum, count)."""
-    for name, (total, number) in pairs.items():
-        sums.add(prefix + name, float(total), float(number))
-
-
 def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
-    """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples
-    the ratio, clipping and KL.
+    """Metrics of the policy at the tokens of the loss mask.
+
+    Entropy, and of its own samples the ratio, clipping and KL.
     """
     logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
     mask = micro.loss_mask_NT
@@ -134,15 +137,15 @@ def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, s
         pairs |= session.bound.measure(logp, micro)
     if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
-    for name, (total, number) in pairs.items():
-        sums.add(name, float(total), float(number))
+    add_all(sums, pairs)
     sums.peak("ratio/max", float(ratio_max(logp, micro)))
 
 
 @torch.no_grad()
 def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
-    """`record_tokens` of rows that no gradient is taken of, by a forward pass; the gaps |log pi -
-    log pi_old| of their tokens.
+    """`record_tokens` of rows that no gradient is taken of, by a forward pass.
+
+    Returns |log pi - log pi_old| of their tokens.
 
     So the metrics of a step are those of all its samples, whichever of them have something to
     teach.
@@ -163,19 +166,20 @@ def scale(session: Session) -> float:
 
 
 def add_scores(session: Session, outputs: Outputs, micro: Batch, sums: Sums) -> None:
-    """The scorer's own metrics."""
+    """The scorer's own metrics, and those of imitation where its language model is trained, too."""
     if session.bound.measure is not None:
         scores = outputs.tensors(session.bound.measure_reads)
-        add_pairs(session.bound.measure(*scores, micro), sums)
+        add_all(sums, session.bound.measure(*scores, micro))
     if outputs.logp_NT is not None:
-        add_pairs(imitation_metrics(outputs.logp_NT, micro), sums)
+        add_all(sums, imitation_metrics(outputs.logp_NT, micro))
 
 
 def record_samples(
     session: Session, step: int, groups: Sequence[Group], batch: Batch, drawn: Sequence[str]
 ) -> None:
-    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and
-    what each reward said.
+    """Write every sample of the step as one line.
+
+    Prompt, text, ids, log-probabilities, mask, weight, and the result of each reward.
 
     Those of all processes, in the order in which their prompts were `drawn`: the file that one
     process would write.
@@ -223,8 +227,9 @@ def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
 def record_population(
     session: Session, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]
 ) -> None:
-    """The samples of a population, member by member: each line has its `member`, and as weight that
-    member's.
+    """Write the samples of a population, member by member.
+
+    Each line has its `member`, and as weight that member's.
     """
     flat = [
         (member, weight, group, i)
@@ -239,8 +244,9 @@ def record_population(
 
 
 def record_time(session: Session, sums: Sums, step: int) -> None:
-    """Seconds of the step and of its stages, tokens per second, memory; with `profile` every phase
-    goes into profile.json.
+    """Seconds of the step and of its stages, tokens per second, memory.
+
+    With `profile` every phase goes into profile.json.
     """
     phases = session.clock.stop()
     seconds = sum(phases.values())
@@ -273,8 +279,9 @@ def has_score(group: Group) -> bool:
 
 
 def check_failures(session: Session, groups: Sequence[Group]) -> int:
-    """How many samples rewards failed on, over all processes; more than the run allows stop it, on
-    all of them.
+    """How many samples rewards failed on, over all processes.
+
+    More than the run allows stop it, in all of them.
     """
     parts = parallel.gather(session.mixture.failures(groups))
     failed, total = (sum(part[i] for part in parts) for i in (0, 1))
@@ -284,8 +291,9 @@ def check_failures(session: Session, groups: Sequence[Group]) -> int:
 
 
 def check_scored(session: Session, groups: Sequence[Group]) -> None:
-    """Stop where rewards failed on too many samples of the step, or where no sample of the run was
-    judged yet: over all processes.
+    """Stop where rewards failed on too many samples of the step, over all processes.
+
+    Or where no sample of the run was scored yet.
 
     Where rewards have judged before, a step of which they have nothing to say has nothing to train
     on, and passes.
@@ -302,8 +310,9 @@ def check_scored(session: Session, groups: Sequence[Group]) -> None:
 
 
 def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, sums: Sums) -> None:
-    """The policy that is trained must be the one that sampled: record |log-prob gap| over the
-    tokens, and stop when it opens.
+    """Record |log pi - log pi_old| over the tokens, and stop where it is too large.
+
+    The policy that is trained must be the one that sampled.
 
     gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only
     measured. Both of all processes, so that

@@ -73,8 +73,9 @@ def open_cache(session: Session) -> ReferenceCache:
 
 
 def computed_blocks(session: Session, cache: ReferenceCache, batch: Batch) -> dict[str, Tensor]:
-    """log ref, by digest, of the rows of data in this batch that are not known yet, and of the
-    rows they are computed with.
+    """log ref, by digest, of the rows in this batch that are not known yet.
+
+    And of the rows they are computed with.
     """
     cut = {"train_on": session.config.train_on, "max_length": session.config.max_length}
     read = session.row.source.read

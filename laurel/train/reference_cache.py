@@ -54,8 +54,9 @@ class ReferenceCache:
 
 
 def row_digests(batch: Batch) -> list[str]:
-    """A digest of what a row's log ref depends on besides the reference: its tokens, where its
-    answer begins, which are trained.
+    """A digest of what a row's log ref depends on besides the reference.
+
+    Its tokens, where its answer begins, which are trained.
     """
     ends_N = batch.start_N + batch.length_N
     rows = zip(
@@ -74,8 +75,9 @@ def digest(value: object) -> str:
 
 
 def blocks_of(count: int, seed: int, per_step: int, processes: int) -> list[list[int]]:
-    """Rows 0 .. count - 1 as the first epoch draws them, cut where a step or a process ends. Every
-    row is in one block.
+    """Rows 0 .. count - 1 as the first epoch draws them, cut where a step or a process ends.
+
+    Every row is in one block.
     """
     order, found = take(0, count, count, seed), list[list[int]]()
     for start in range(0, count, per_step):

@@ -17,8 +17,9 @@ from laurel.weight.control import Moments, missing_eos, next_beta
 def adjust_rewards(
     session: Session, state: State, groups: Sequence[Group], batch: Batch, reward_PG: Tensor
 ) -> Tensor:
-    """Rewards normalised and clipped by their history, then less the penalty for completions that
-    were cut off; and beta's next value.
+    """Rewards normalised and clipped by their history, less the penalty for cut completions.
+
+    Also sets beta's next value.
 
     beta follows the mean KL of the rows that are trained on; where there is none, it stays.
 

@@ -15,8 +15,9 @@ Credit = Literal["sample", "token", "critic"]
 
 @dataclass(frozen=True)
 class Term:
-    """One more term of the loss: `objective`, which brings its own coefficient, reduced over
-    `unit`; left out where `option` is 0.
+    """One more term of the loss: `objective`, reduced over `unit`.
+
+    The objective brings its own coefficient; the term is left out where `option` is 0.
     """
 
     objective: Callable[..., Any]
@@ -26,8 +27,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained: a language model, or under a head of so many numbers a scorer; and an
-    auxiliary model beside it, by its name, which `load(config, policy)` makes.
+    """What is trained: a language model, or a scorer with `head` numbers.
+
+    And an auxiliary model beside it, by its name, which `load(config, policy)` makes.
     """
 
     head: int = 0

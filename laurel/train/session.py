@@ -1,5 +1,6 @@
-"""What a run holds in memory: configuration, row of the table, data, models, optimiser, clock; and
-the state that a checkpoint saves.
+"""What a run holds in memory, and the state that a checkpoint saves.
+
+Configuration, row of the table, data, models, optimiser, clock.
 
 A leaf: the other files of the room import it, and it imports none of them but the row's type.
 """
@@ -80,8 +81,7 @@ class Observers:
 
 
 class BoundTerm(NamedTuple):
-    """One term of the loss with its options bound: objective(what it reads, batch), and its
-    unit(batch).
+    """One term of the loss with its options bound: objective(tensor, batch), and unit(batch).
 
     reads: the fields of a model's `Outputs` that the objective is a function of, such as logp_NT.
     """
@@ -258,15 +258,17 @@ class Session:
         return {**own, **self.companion.trainable()} if self.companion else {**own}
 
     def saved_parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter, of everything a checkpoint holds: what is trained, and the target
-        networks that follow it.
+        """Name -> parameter, of everything a checkpoint holds.
+
+        What is trained, and the target networks that follow it.
         """
         own = self.trainable()
         return {**own, **self.companion.followers()} if self.companion else own
 
     def score(self, groups: list[Group]) -> list[Group]:
-        """R(x): the groups with the verdicts of the configuration's rewards, or of the row's own
-        judge.
+        """R(x): the groups with the results of the configuration's rewards.
+
+        Or of the source's own judge.
 
         Samples on which rewards fail are counted over the whole step, by
         `laurel.train.record.check_scored`.
@@ -281,8 +283,9 @@ class Session:
         return self.mixture.score(groups, refuse=False)
 
     def save_model(self) -> list[str]:
-        """The trained model (adapters: a PEFT folder) in the run's `model`; returns lines for the
-        user.
+        """Save the trained model in the run's `model`; returns lines for the user.
+
+        Adapters are saved as a PEFT folder.
 
         A companion with a `save` of its own (it changes how the policy decodes) saves both.
         """
@@ -350,8 +353,9 @@ class Session:
         return [replace(self.rows[i], id=f"{self.rows[i].id}~{draw // size}") for draw, i in draws]
 
     def partner_rows(self, rows: Sequence[Row], cursor: int) -> dict[str, list[Row]]:
-        """Of labelled answers, the row whose answer is paired with each row's prompt in the step
-        that ends at `cursor`, on any process.
+        """The row whose answer is paired with each row's prompt in a step, on any process.
+
+        For labelled answers; the step ends at `cursor`.
         """
         if not self.row.source.partners:
             return {}

@@ -1,5 +1,6 @@
-"""Everything a run needs, made once and in the order that finds mistakes first: options, data,
-rewards, then weights.
+"""Everything a run needs, made once.
+
+In the order that finds mistakes first: options, data, rewards, then weights.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ from laurel.train.row import Algorithm
 from laurel.train.session import Observers, Session, State
 from laurel.train.starter import STARTERS, build_starter, check_starter
 from laurel.train.supply import (
+    column_notes,
     cut_sets,
     held_note,
     in_epochs,
     load_data,
     load_mixture,
-    told_columns,
 )
 
 
@@ -75,8 +76,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Models:
-    """What is loaded and trained: policy (or scorer), reference, companion, optimiser. notes: lines
-    for the user.
+    """What is loaded and trained: policy (or scorer), reference, companion, optimiser.
+
+    notes: lines for the user.
     """
 
     policy: Any
@@ -126,22 +128,22 @@ def read_inputs(
     algorithm: str, row: Algorithm, config: TrainConfig, observers: Observers
 ) -> Inputs:
     """Rows, rewards, environment: read and checked against each other."""
-    rows, held = load_data(config, row.source.needs, algorithm)
+    rows, eval_rows = load_data(config, row.source.needs, algorithm)
     if row.source.partners and all(
         one.columns["prompt"] == rows[0].columns["prompt"] for one in rows
     ):
         what = "answers to other prompts are needed, and every row asks the same."
         raise UsageError(what, where=config.dataset, fix="Add rows with other prompts.")
-    held, notes = cut_sets(config, held)
-    check_best(config, held, own=observers.compute_metrics is not None)
-    mixture = load_mixture(config, row.source, rows, held)
+    eval_rows, notes = cut_sets(config, eval_rows)
+    check_best(config, eval_rows, own=observers.compute_metrics is not None)
+    mixture = load_mixture(config, row.source, rows, eval_rows)
     if "relabel" in row.source.options:
         load_relabel(config.relabel, {name for data in rows for name in data.columns} - {"prompt"})
     pretraining = list[Row]()
     if config.ptx_dataset:
         pretraining = read_rows(config.ptx_dataset, "sft", seed=config.seed, option="ptx_dataset")
     make_env = load_env(config.env) if config.env else None
-    return Inputs(rows, held, mixture, make_env, pretraining, notes)
+    return Inputs(rows, eval_rows, mixture, make_env, pretraining, notes)
 
 
 def rows_by_option(config: TrainConfig, found: Inputs) -> dict[str, list[Row]]:
@@ -167,8 +169,10 @@ def check_model(config: TrainConfig, row: Algorithm) -> None:
 
 
 def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainConfig, Models]:
-    """Weights and the optimiser over them; the configuration with the token budget and the limits
-    that the models' positions allow.
+    """Load weights and make the optimiser over them.
+
+    Returns the configuration, too, with the token budget and the limits that the models' positions
+    allow.
     """
     policy: Any = load_head(config, row.trained.head) if row.trained.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
@@ -200,17 +204,9 @@ def make_session(
 ) -> Session:
     """The session: rows that fit the models, and the notes for the user."""
     row, policy = ALGORITHMS[algorithm], models.policy
-    notes = data_notes(config, row, found)
-    rows, fit_notes = fitting(policy, found.rows, config, row.source)
-    rows, left_out = weighed(rows) if row.source.weighted else (rows, [])
-    eval_rows, eval_notes = list[Row](), list[str]()
-    if found.eval_rows:
-        where = format_named_sets(config.eval_dataset or "")
-        eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
+    rows, eval_rows, fit_notes = fitting_rows(policy, config, row, found)
     config, epochs = in_epochs(config, len(rows))
     check_evaluated(config)
-    notes = [*observers.notes, *notes, *models.notes, *fit_notes, *left_out, *found.notes]
-    notes += [*(f"held out: {note}" for note in eval_notes), epochs]
     session = Session(
         name=algorithm,
         row=row,
@@ -224,15 +220,18 @@ def make_session(
         reference=models.reference,
         optimizer=models.optimizer,
         bound=bind_row(row, config, rounding=2 * getattr(policy, "slack", 0.0)),
-        notes=notes,
+        notes=[
+            *observers.notes,
+            *data_notes(config, row, found),
+            *models.notes,
+            *fit_notes,
+            epochs,
+        ],
         companion=models.companion,
         pretraining=found.pretraining,
         observers=observers,
     )
-    if parallel.rank() == 0:
-        run.facts.pop("stopped", None)  # of the part before a resumption
-        run.note({"notes": list(notes), **observers.names()})
-        run.settle({"max_steps": config.max_steps})
+    note_start(session)
     if config.profile:
         session.clock.watch(policy.device)
     if row.source.read and not row.source.partners and models.reference is not None:
@@ -240,12 +239,36 @@ def make_session(
     return session
 
 
+def note_start(session: Session) -> None:
+    """What the run is made with, in its record."""
+    if parallel.rank() == 0:
+        run = session.run
+        run.facts.pop("stopped", None)  # of the part before a resumption
+        run.note({"notes": list(session.notes), **session.observers.names()})
+        run.settle({"max_steps": session.config.max_steps})
+
+
+def fitting_rows(
+    policy: Any, config: TrainConfig, row: Algorithm, found: Inputs
+) -> tuple[list[Row], list[Row], list[str]]:
+    """The rows to train on and to evaluate on that fit the models, and notes on the others."""
+    rows, notes = fitting(policy, found.rows, config, row.source)
+    if row.source.weighted:
+        rows, left_out = weighed(rows)
+        notes = [*notes, *left_out]
+    if not found.eval_rows:
+        return rows, [], [*notes, *found.notes]
+    where = format_named_sets(config.eval_dataset or "")
+    eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
+    return rows, eval_rows, [*notes, *found.notes, *(f"held out: {note}" for note in eval_notes)]
+
+
 def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
     """Lines for the user on columns that nothing reads, and on rows held out."""
     use = row.source.needs
     whole_rows = bool(found.make_env or "relabel" in row.source.options)
     return [
-        *told_columns(config, use, found.rows, found.mixture, whole_rows),
+        *column_notes(config, use, found.rows, found.mixture, whole_rows),
         *held_note(config, found.rows, found.eval_rows),
         *(f"ptx_dataset: {line}" for line in columns_note(found.pretraining, "sft")),
     ]
@@ -268,8 +291,9 @@ def library_of(policy: Any, run: Run) -> list[str]:
 
 
 def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
-    """Bytes that logits may take in this run, on the process that has least: chosen when it starts,
-    and kept when it is resumed.
+    """Bytes that logits may take in this run, on the process that has least.
+
+    Chosen when the run starts, and kept when it is resumed.
 
     Where logits are computed a few rows at a time, how many decides their last bits.
     """
@@ -284,9 +308,7 @@ def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
 
 
 def load_head(config: TrainConfig, outputs: int) -> Scorer:
-    """A language model's body under a head with so many outputs, or a trained scorer to go on
-    with.
-    """
+    """A language model's body under a head with so many outputs, or a trained scorer."""
     if config.gradient_checkpointing:
         raise UsageError(
             "a scorer is trained without it.", where="gradient_checkpointing", fix="Leave it out."
@@ -337,8 +359,9 @@ def fresh(session: Session) -> State:
 
 
 def restore(session: Session) -> State:
-    """The state of the newest sound checkpoint; from the start if there is none. Files of the run
-    are cut back to it.
+    """The state of the newest sound checkpoint; from the start if there is none.
+
+    Files of the run are cut back to it.
     """
     checkpoint, damaged = newest_checkpoint(session.run.checkpoints)
     session.notes.extend(f"checkpoint {name} is damaged and was passed over" for name in damaged)

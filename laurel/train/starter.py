@@ -1,5 +1,6 @@
-"""laurel's own small models: `scratch` (a fresh character-level Llama) and `starter` (the same
-after a little SFT), made on demand.
+"""laurel's own small models, made on demand.
+
+`scratch`: a fresh character-level Llama; `starter`: the same after a little SFT.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ RECIPE = 2  # counts up when what is built changes, so that old folders are not 
 
 
 def starter_config(dataset: str, *, seed: int, output_dir: str) -> TrainConfig:
-    """SFT on a generated task's demonstrations, about 80 seconds on a core: the model does what
-    they do, mistakes included.
+    """SFT on a generated task's demonstrations, about 80 seconds on a core.
+
+    The model does what they do, mistakes included.
     """
     return TrainConfig(
         model="scratch",
@@ -69,8 +71,9 @@ def check_starter(kind: str, dataset: str) -> None:
 def build_starter(
     kind: str, dataset: str, seed: int, train: Callable[..., Run] | None = None
 ) -> Path:
-    """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else
-    ~/.cache/laurel).
+    """The folder of a small model, built if it is not in the cache yet.
+
+    The cache: $LAUREL_CACHE, else ~/.cache/laurel.
 
     `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears
     by one rename, so an interrupted build leaves nothing behind that could be taken for a model.

@@ -111,7 +111,7 @@ def mean_step(
     setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
     judge_says(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
-    groups = adversary.judged(
+    groups = adversary.discriminator_scores(
         setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which])
     )
     if learn:
@@ -198,7 +198,8 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
                 blank = as_groups(
                     now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number
                 )
-                groups = with_shown(now, adversary.judged(setup, blank), shown, filler=number)
+                scored = adversary.discriminator_scores(setup, blank)
+                groups = with_shown(now, scored, shown, filler=number)
                 state = State(step=step)
                 loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
                 policy, judge = plain_step(now, verdict, drawn, shown, setup.config)

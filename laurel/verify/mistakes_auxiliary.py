@@ -281,7 +281,7 @@ BESIDE = (
     ),
     Mutant(
         "the discriminator of the first step judges for ever",
-        adversary.judged,
+        adversary.discriminator_scores,
         first_judge,
         "whole steps",
         "gail: two whole steps, defaults: what they move",

@@ -6,13 +6,12 @@ Every vote is by response, never by slot, so the order of showing is undone alre
 product items leave the house, and no repetition. A pair's votes become one label with what all
 votes of all pairs, and answers to gold, say of the people (`laurel_feedback.statistics.labels`):
 
-    soft_label   P(a further annotator, who decides and is like those who voted, prefers chosen), at
-    least 1/2
-    weight       mean of 1 - g over the people who decided, g the chance that one guesses: how far
-    they can be believed; a ranking's
-                 pairs share it
-    margin       mean over the votes of 1 (better), .33 (slightly), 0 (tie), negative where the vote
-    was for the other; at least 0
+    soft_label   P(a further annotator, who decides and is like those who voted, prefers
+                 chosen), at least 1/2
+    weight       mean of 1 - g over the people who decided, g the chance that one guesses;
+                 a ranking's pairs share it
+    margin       mean over the votes of 1 (better), .33 (slightly), 0 (tie), negative where
+                 the vote was for the other; at least 0
 
 and `votes_for`, `votes_against` and `ties` count the votes. Chosen is never the loser of a strict
 majority of decisive votes; who gold shows to answer wrongly on purpose, or with the keys mistaken,

@@ -30,7 +30,7 @@ from laurel_feedback.statistics.whose import Reference, whose
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Batch
 
-STYLE = Path(__file__).parents[1] / "web" / "static" / "style.css"
+PACKAGE = Path(__file__).parents[1]  # the report shares the pages' table and style
 WIDTH = 100
 LONGEST = 25
 """Rows of a table in the text report; the page has them all."""
@@ -183,16 +183,16 @@ def _rich(part: Section) -> Table:
 def page(chapters: list[Chapter], source: str) -> str:
     """One HTML page that fetches nothing and runs nothing. All text in it is escaped."""
     pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(PACKAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template("report.html").render(
+    return pages.get_template("statistics/report.html").render(
         chapters=chapters,
         source=Path(source).name if "://" not in source else "a database",
-        style=STYLE.read_text(encoding="utf-8"),
+        style=(PACKAGE / "web" / "static" / "style.css").read_text(encoding="utf-8"),
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

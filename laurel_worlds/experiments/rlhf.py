@@ -247,6 +247,24 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
             for r in load_rows(pairs)
         ],
     )
+    found, before = without_training(start, scorer, folder)
+    found["SFT"] |= {"kl": 0.0, "wrong": wrong}
+    rows = load_rows(str(folder / "prompts.jsonl"))[:400]
+    for number, (label, (name, options)) in enumerate(METHODS.items()):
+        extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
+        model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
+        prompts, answers = sampled(model, rows, 1, 13)
+        found[label] = {
+            **measured(prompts, [texts[0] for texts in answers], before, scorer),
+            "kl": nats(model, start, rows),
+        }
+    return found
+
+
+def without_training(
+    start: Path, scorer: Path, folder: Path
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """What was measured of demonstrations, SFT and best-of-n; the answers to compare with."""
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
     prompts, many = sampled(start, rows, BEST + 1, 11)
     # the last answer to each prompt is what the others are compared with
@@ -258,17 +276,8 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         f"best of {BEST}": best_of_n(prompts, many, scorer),
     }
     found = {label: measured(prompts, texts, before, scorer) for label, texts in shown.items()}
-    found["SFT"] |= {"kl": 0.0, "wrong": wrong}
     found[f"best of {BEST}"]["kl"] = math.log(BEST) - (BEST - 1) / BEST
-    for number, (label, (name, options)) in enumerate(METHODS.items()):
-        extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
-        model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
-        _, answers = sampled(model, rows, 1, 13)
-        found[label] = {
-            **measured(prompts, [texts[0] for texts in answers], before, scorer),
-            "kl": nats(model, start, rows),
-        }
-    return found
+    return found, before
 
 
 def best_of_n(prompts: list[str], many: list[list[str]], scorer: Path) -> list[str]:

@@ -110,7 +110,7 @@ def test_steps_beside_the_commonest_class(scorers):
     assert verdict.figures["majority"].value == pytest.approx(0.5) and verdict.figures[
         "nothing_wrong"
     ].value == pytest.approx(1 / 3)
-    assert verdict.figures[STEPS] == 6 and any(
+    assert verdict.figures["steps"] == 6 and any(
         "calibration error" in line for line in verdict.lines
     )
 

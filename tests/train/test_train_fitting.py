@@ -25,7 +25,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.fitting import MANY, bounded, fitting, watched
+from laurel.train.fitting import MANY, bounded, fitting, with_bar
 from laurel.train.loop import train
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -254,5 +254,5 @@ def test_many_rows_are_tokenised_with_a_bar_and_few_without(monkeypatch):
         screen = Terminal()
         monkeypatch.setattr("sys.stderr", screen)
         monkeypatch.setenv("TERM", "xterm")
-        assert list(watched(rows[:count])) == rows[:count]
+        assert list(with_bar(rows[:count])) == rows[:count]
         assert ("tokenizing rows" in screen.getvalue()) is shown

@@ -19,7 +19,7 @@ from laurel.core.load import resolve_paths
 from laurel.core.numbered_dirs import claim_dir
 from laurel.core.run import Run
 from laurel.train import interrupt, loop, progress
-from laurel.train.best import check_best, exhausted, weighed_up
+from laurel.train.best import check_best, exhausted, is_best
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
 from laurel.train.session import State
@@ -213,7 +213,7 @@ def test_which_way_is_better_is_known_or_asked_for(toy):
         full = name if "/" in name else f"eval/{name}"
         for step, value in enumerate(values, 1):
             state.step = step
-            weighed_up(setup, state, {full: value})
+            is_best(setup, state, {full: value})
         assert state.best_step == expected and exhausted(setup.config, state) == (expected != 3)
 
 

@@ -11,7 +11,7 @@ from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import split_rows
 from laurel.rollout.source import DEMONSTRATIONS, POLICY
-from laurel.train.supply import held_note, load_data, load_mixture, told_columns
+from laurel.train.supply import column_notes, held_note, load_data, load_mixture
 
 SEEN = "columns that the model does not see, only its rewards"
 
@@ -80,7 +80,7 @@ def test_a_task_that_is_no_verifiers_name_is_a_column_like_others(tmp_path):
     config = TrainConfig(dataset=lines(tmp_path / "a.jsonl", *rows), eval_steps=1)
     data, held = load_data(config, "sft")
     assert load_mixture(config, DEMONSTRATIONS, data, held) is None
-    assert told_columns(config, "sft", data, None, False) == ["columns not used: task"]
+    assert column_notes(config, "sft", data, None, False) == ["columns not used: task"]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_columns_are_read_passed_to_the_reward_or_named(tmp_path, reward, told):
     config = TrainConfig(dataset=data, rewards=[f"{tmp_path / 'mine.py'}:f"])
     rows, held = load_data(config, "rl")
     mixture = load_mixture(config, POLICY, rows, held)
-    assert told_columns(config, "rl", rows, mixture, False) == told
-    assert told_columns(TrainConfig(dataset="addition"), "rl", rows, mixture, False) == []
+    assert column_notes(config, "rl", rows, mixture, False) == told
+    assert column_notes(TrainConfig(dataset="addition"), "rl", rows, mixture, False) == []
 
 
 def test_no_advice_asks_for_the_impossible():
