@@ -63,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "es": {"prompts_per_step": 16, "population": 8, "sigma": 0.02},
 }
 """A row and its options: 128 answers a step."""
-RATE = dict.fromkeys(ROWS, 2e-4)
+RATE = {**dict.fromkeys(ROWS, 2e-4), "sft": 6e-4}
 """What `--tune --first-seed 0 --seeds 1` found best."""
 
 
