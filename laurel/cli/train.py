@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from laurel.core.algorithms import ABOUT
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig, suggestion
 from laurel.core.errors import UsageError, nearest
 from laurel.core.trl import Request
@@ -117,7 +118,6 @@ def help_text(algorithm: str | None) -> str:
     With one: what it is, the options that apply and their defaults in this row.
     """
     from laurel.cli.options import add_options
-    from laurel.train.algorithms import ALGORITHMS
     from laurel.train.options import applying
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
@@ -133,7 +133,7 @@ def help_text(algorithm: str | None) -> str:
         return form
 
     if algorithm is None:
-        table = "\n".join(f"  {name:20} {row.about}" for name, row in ALGORITHMS.items())
+        table = "\n".join(f"  {name:20} {about}" for name, about in ABOUT.items())
         about = (
             f"Train a model with one algorithm:\n\n{table}\n\nWhich options apply, and their"
             " defaults: laurel train ALGORITHM --help"
@@ -142,6 +142,6 @@ def help_text(algorithm: str | None) -> str:
         add_options(form, TrainConfig)
         return form.format_help()
     own = applying(check_algorithm(algorithm))
-    form = parser(algorithm, f"{algorithm}: {ALGORITHMS[algorithm].about}")
+    form = parser(algorithm, f"{algorithm}: {ABOUT[algorithm]}")
     add_options(form, TrainConfig, only=set(own), defaults=own)
     return form.format_help()

@@ -282,7 +282,7 @@ class Pipeline:
                 **read_json(made.folder / "facts.json")
             )
         )
-        return made.digest, made.folder / FILES["pairs"]
+        return made.digest, made.folder / FILES[PAIRS]
 
     def reward_models(self, start: tuple[str, Any], preferred: Any, pairs: Path) -> list[Artefact]:
         """One reward model per member of the ensemble, on the start's body."""
