@@ -51,7 +51,7 @@ def sources() -> set[Path]:
 def public_names() -> str:
     """The reference of `import laurel`: what it offers, each name where it is defined."""
     lines = ["# laurel"]
-    for name in laurel.__all__:
+    for name in sorted(laurel.__all__, key=lambda name: (name[0].isupper(), name)):
         value = getattr(laurel, name)
         if isinstance(value, ModuleType):  # a room that can be called
             value = getattr(import_module(f"{value.__name__}.python"), name)
@@ -93,10 +93,11 @@ def navigation() -> str:
     lines = ['  { "laurel" = "README.md" },', '  { "All pages" = "docs/index.md" },']
     lines += [f'  {{ "{title(f"docs/{name}")}" = "docs/{name}" }},' for name in shown]
     for folder, heading in folders.items():
-        names = sorted(path.name for path in (ROOT / "docs" / folder).glob("*.md"))
+        names = {path.name: path.stem for path in (ROOT / "docs" / folder).glob("*.md")}
+        ordered = sorted(names, key=lambda name: (name != "index.md", name))
         inside = ", ".join(
-            f'{{ "{Path(name).stem}" = "docs/{folder}/{name}" }}'
-            for name in sorted(names, key=lambda name: (name != "index.md", name))
+            f'{{ "{names[name].replace("index", "Overview")}" = "docs/{folder}/{name}" }}'
+            for name in ordered
         )
         lines.append(f'  {{ "{heading}" = [{inside}] }},')
     inside = ", ".join(f'{{ "{name}" = "reference/{name}.md" }}' for name in ("laurel", *REFERENCE))
