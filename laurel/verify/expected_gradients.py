@@ -119,11 +119,6 @@ def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
             found,
             grad - beta * frozen / H,
         )
-    yield from kl_one_step_off(world, drift, token_d, scores, beta, estimator, found, H)
-
-
-def kl_one_step_off(world: World, drift: Tensor, token_d: Tensor, scores: Tensor, beta: float, estimator: Tensor, found: Tensor, H: int) -> Iterator[Finding]:
-    """KL in the loss one step off the policy: states of the old policy, KL of the current one."""
     before = world.logits + drift
     old_XN = world.language.logp(before / world.temperature).exp()
     kl_only = World(world.language, world.logits, world.ref, world.reward * 0, world.temperature)
@@ -186,38 +181,28 @@ def weighted(world: World) -> Iterator[Finding]:
             found,
             grad_p * (c_X / some_X)[:, None, None],
         )
-        yield from as_shipped(world, p_X, G, length, name, found, grad_p)
-    yield from one_whitened_prompt(name, found)
-    yield from critic(world)
-
-
-def as_shipped(world: World, p_X: Tensor, G: int, length: Tensor, name: str, found: Tensor, grad_p: Tensor) -> Iterator[Finding]:
-    """With the means over tokens and the group spreads that rows ship with."""
-    inside_XN = torch.stack(
-        [
-            mean_advantage(float(p), G, reward)
-            for p, reward in zip(p_X, world.reward, strict=True)
-        ]
-    )
-    per_length = ascent(world, inside_XN / length)
-    for name in ("grpo", "gspo"):
-        found = expected_gradient(world, name, G)
-        yield same(
-            name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
+        inside_XN = torch.stack(
+            [
+                mean_advantage(float(p), G, reward)
+                for p, reward in zip(p_X, world.reward, strict=True)
+            ]
         )
-        yield apart(
-            name,
-            f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
-            found,
-            along(found, grad_p),
-        )
-
-
-def one_whitened_prompt(name: str, found: Tensor) -> Iterator[Finding]:
-    """Rows that whiten over the batch, on one prompt of one token: c_n(p) grad p."""
+        per_length = ascent(world, inside_XN / length)
+        for name in ("grpo", "gspo"):
+            found = expected_gradient(world, name, G)
+            yield same(
+                name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
+            )
+            yield apart(
+                name,
+                f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
+                found,
+                along(found, grad_p),
+            )
     c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
-    # whitening adds 1e-8 to what in PPO-max is another deviation
-    near = 1e-8 if torch.get_default_dtype() == torch.float64 else None
+    near = (
+        1e-8 if torch.get_default_dtype() == torch.float64 else None
+    )  # whitening adds 1e-8 to what in PPO-max is another deviation
     for name, own, limit in (
         ("reinforce_pp", {}, None),
         ("ppo", RAW, None),
@@ -226,6 +211,7 @@ def one_whitened_prompt(name: str, found: Tensor) -> Iterator[Finding]:
         found = one_batch(BANDIT, name, 3, **own)
         truth = ascent(BANDIT, BANDIT.reward) * c_X[:, None, None]
         yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit)
+    yield from critic(world)
 
 
 def critic(world: World) -> Iterator[Finding]:
@@ -240,14 +226,6 @@ def critic(world: World) -> Iterator[Finding]:
     exact = (
         world.ref + (V - value_table(world.ref))[..., None] / world.language.V
     )  # a reference whose critic says V
-     = critic_pulls(world, p, total, exact, at_value)
-    pull = world.language.visits(world.pi) * (V - value_table(world.ref))
-    yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
-    yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
-
-
-def critic_pulls(world: World, p: Tensor, total: Tensor, exact: Tensor, at_value: Tensor) -> tuple[]:
-    """Adds up the expected pull on the values of the reference, and on those that say V."""
     for x, n in product(range(len(p)), range(world.language.N)):
         for ref, into in ((world.ref, total), (exact, at_value)):
             own = {
@@ -265,7 +243,9 @@ def critic_pulls(world: World, p: Tensor, total: Tensor, exact: Tensor, at_value
                 ),
             )
             into += float(p[x, n]) * int(world.language.length_N[n]) * ascent_of(setup)[1]
-    return 
+    pull = world.language.visits(world.pi) * (V - value_table(world.ref))
+    yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
+    yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
 
 
 RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}
@@ -319,12 +299,6 @@ def selections(world: World, binary: World) -> Iterator[Finding]:
             expected_gradient(world, "raft", G, **PER_ROW),
             ascent(world, chosen) / G,
         )
-    yield from right_or_wrong(binary)
-    yield from supervised_data(world)
-
-
-def right_or_wrong(binary: World) -> Iterator[Finding]:
-    """RAFT where rewards are 0 or 1."""
     p_X = bernoulli(binary)
     best = (
         ((1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2)[:, None, None]
@@ -339,10 +313,6 @@ def right_or_wrong(binary: World) -> Iterator[Finding]:
     )
     found = expected_gradient(binary, "raft", 2, keep="above", bar=1.0, **PER_ROW)
     yield same("raft", "keep=above: grad p", found, ascent(binary, binary.reward))
-
-
-def supervised_data(world: World) -> Iterator[Finding]:
-    """SFT climbs the log-likelihood of its data."""
     data = [(0, (3,)), (0, (3,)), (0, (0,)), (1, (5,)), (1, (1,))]
     share_XN = torch.zeros_like(world.reward)
     for x, (n,) in data:
