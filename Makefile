@@ -5,7 +5,9 @@
 #   make verify  `laurel verify` whole, with its blind hunt for mutants, and the tests at full length (an hour)
 #   make lint    ruff and pyright
 #   make fix     let ruff repair and format
-#   make docs    write the generated parts of README.md and docs/ anew, and take the pictures of the pages
+#   make docs    write the generated parts of README.md and docs/ anew, build the pages as a site, and serve it
+#   make site    build the site only, into build/site/html; a dead link is a failure
+#   make pictures  the pictures of the pages of `laurel feedback` for docs/figures (in Chromium)
 #   make bench   laurel beside its peers (TRL is installed for it), written into bench/RESULTS.md
 
 SHELL := /bin/bash
@@ -23,7 +25,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=f
 TIMES := TIMEFORMAT='all tests: %lR on the clock, %lU + %lS of processor time'; time
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test verify lint fix docs bench setup clean
+.PHONY: demo test verify lint fix docs site pictures bench setup clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -50,6 +52,12 @@ fix: $(READY)
 
 docs: $(READY)
 	$(BIN)/python tests/house/house_pages.py
+	$(BIN)/python tests/house/house_site.py --serve
+
+site: $(READY)
+	$(BIN)/python tests/house/house_site.py
+
+pictures: $(READY)
 	$(BIN)/python tests/feedback/feedback_pictures.py
 
 bench: $(PEER)

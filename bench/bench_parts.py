@@ -22,7 +22,7 @@ import models
 import ours
 
 from laurel.core.metrics import Sums
-from laurel.model import compact, decode
+from laurel.fast import decode
 from laurel.train import loop
 
 
@@ -58,7 +58,7 @@ def rollout(size: str, prompts: int) -> None:
         return time.perf_counter() - began
 
     once()
-    compact.call = timed(compact.call, lambda name, *_: f"kernel {name}")  # type: ignore[assignment]
+    decode.call = timed(decode.call, lambda name, *_: f"kernel {name}")  # type: ignore[assignment]
     torch.mm = timed(
         torch.mm,
         lambda x, w: f"product with {tuple(w.shape)}",

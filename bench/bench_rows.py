@@ -24,7 +24,7 @@ def main(steps: int = 60) -> None:
     )
     print("|---|---|---|---|---|---|")
     for name, row in ALGORITHMS.items():
-        if row.source != "policy" or row.judge or row.revise:
+        if not row.source.sampled or row.source.judge or row.source.revise:
             continue
         options = {"reference": "start"} if "reference" in defaults(name) else {}
         with tempfile.TemporaryDirectory() as folder:

@@ -23,13 +23,15 @@ import torch
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample
-from laurel.model import packed
+from laurel.fast import packed
+from laurel.model.critic import shared_critic
+from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
 from laurel.rollout.pack import pack
 from laurel.train import loop
-from laurel.train.checkpoint import State
 from laurel.train.optimizer import make_optimizer
+from laurel.train.session import State
 from laurel.verify.world import setup_of
 
 SIZES = {
@@ -52,6 +54,19 @@ WORK = {  # row, prompts, samples, prompt length, completion lengths
     "dpo": ("dpo", 256, 2, 32, (64, 128)),
     "reward_model": ("reward", 256, 2, 32, (64, 128)),
     "sft": ("sft", 128, 1, 1, (31, 255)),
+    "ilql": ("ilql", 16, 1, 32, (32, 64)),
+    "ppo_shared": ("ppo", 16, 1, 32, (32, 64)),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "grpo": {"num_generations": 8},
+    "ppo": {"critic": "shared", "num_iterations": 1, "beta": 0.0},
+}
+"""Further options of a row's workload. PPO's critic reads the policy's own body."""
+
+
+BESIDE: dict[str, Any] = {
+    "ilql": lambda policy: new_heads(policy, target_update=0.005, decode_beta=1.0),
+    "ppo": shared_critic,
 }
 
 
@@ -127,11 +142,18 @@ class Step:
         self.policy: Any = (
             Scorer(model, Tokens(), dtype) if scores else Policy(model, Tokens(), dtype)
         )
-        options = {"num_generations": G} if name == "grpo" else {}
         self.setup = setup_of(
-            name, self.policy, None, None, token_budget=budget, learning_rate=1e-30, **options
+            name,
+            self.policy,
+            None,
+            None,
+            token_budget=budget,
+            learning_rate=1e-30,
+            **OPTIONS.get(name, {}),
         )
-        self.setup.optimizer = make_optimizer(self.policy.trainable(), self.setup.config)
+        if name in BESIDE:
+            self.setup.companion = BESIDE[name](self.policy)
+        self.setup.optimizer = make_optimizer(self.setup.trainable(), self.setup.config)
         self.reference = None if scores else Reference(self.policy, adapters_off=False)
         self.batch = pack(groups)
         if self.reference is not None:
@@ -154,8 +176,8 @@ class Step:
             weight_NT=centred_N.expand_as(self.batch.weight_NT).contiguous()
         )
         self.batch = (
-            self.setup.row.aim(self.setup, self.batch, groups)
-            if self.setup.row.aim and not scores
+            self.setup.row.targets(self.setup, self.batch, groups)
+            if self.setup.row.targets and not scores
             else self.batch
         )
         self.clock = time.perf_counter
@@ -200,6 +222,7 @@ def main() -> None:
         help="seconds of the processor, not of the clock: for a machine that others use",
     )
     parser.add_argument("--alone", choices=("general", "fast"))
+    parser.add_argument("--no-peaks", action="store_true", help="times only")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.onednn:
@@ -222,7 +245,9 @@ def main() -> None:
                     times.append(step(fast))
             slow, quick = ([median(t[1:]), min(t[1:]), max(t[1:])] for t in took.values())
             ratios = sorted(a / b for a, b in zip(took[False][1:], took[True][1:], strict=True))
-            peaks = [alone(work, size, path) for path in ("general", "fast")]
+            peaks = (
+                [] if asked.no_peaks else [alone(work, size, path) for path in ("general", "fast")]
+            )
             print(
                 f"{size} {work:12} {step.tokens} tokens | general {slow[0]:.3f} s"
                 f" ({slow[1]:.3f}-{slow[2]:.3f}) | fast {quick[0]:.3f}"

@@ -144,10 +144,10 @@ def ways(way: str) -> None:
     """Let `sample` take that way; on a CPU static buffers are what is left without the compact
     decoder.
     """
-    from laurel.model import compact, static
-    from laurel.model import ways as chosen
+    from laurel.fast import decode, static
+    from laurel.rollout import sampler as chosen
 
-    compact.library = lambda: None
+    decode.library = lambda: None
     if way == "general":
         chosen.static_of = lambda policy: None
     if way == "single":
@@ -179,8 +179,7 @@ def own(
 ) -> Callable[[], None]:
     """laurel's sampler."""
     from laurel.model.policy import Policy
-    from laurel.model.sampler import sample
-    from laurel.model.ways import decoder_of
+    from laurel.rollout.sampler import decoder_of, sample
 
     ways(way)
 

@@ -42,9 +42,9 @@ part() { # seconds at most, name of the log, words: a part, if there is time
 }
 
 if [ ${#quick[@]} -eq 0 ]; then
-    part 150 tests "$python" -m pytest -q -m gpu tests/policy/test_policy_static.py tests/train/test_train_device.py
+    part 150 tests "$python" -m pytest -q -m gpu tests/fast/test_fast_static.py tests/train/test_train_device.py
 else
-    part 150 tests "$python" -m pytest -q tests/policy/test_policy_static.py -k "ways_to_draw or rungs"
+    part 150 tests "$python" -m pytest -q tests/fast/test_fast_static.py -k "ways_to_draw or rungs"
 fi
 for way in static single general generate continuous; do
     part 45 "rollout-$way" "$python" bench/gpu.py rollout "$way" --out "$out" ${quick[@]+"${quick[@]}"}

@@ -47,7 +47,7 @@ def sampled(who: str, model: str, folder: Path) -> dict[str, float]:
     """
     from laurel.core.config import TrainConfig
     from laurel.model.policy import Policy, load_policy
-    from laurel.model.sampler import sample
+    from laurel.rollout.sampler import sample
 
     class Endless(Policy):
         eos_ids = frozenset[int]()  # type: ignore[assignment]

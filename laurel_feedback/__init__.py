@@ -1,3 +1,4 @@
-"""People: a database of items, leases and votes, the pages people rate on, and what is made of
-their answers (extra `feedback`).
+"""Feedback of people: the database, the pages to rate on, statistics, import and export.
+
+Needs the extra `feedback`.
 """

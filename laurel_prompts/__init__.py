@@ -1,3 +1,4 @@
-"""Which prompt for which query, learned from logs alone (Prompt-OIRL): logs, rewards, the choice,
-and what it is worth.
+"""Which prompt for which query, learned from logs alone (Prompt-OIRL).
+
+Logs, rewards, the choice, and what it is worth.
 """

@@ -1,5 +1,6 @@
-"""More prompts to choose from: templates of the known kinds, and rewrites that a language model
-writes behind an OpenAI-like endpoint.
+"""More prompts to choose from: templates of the known kinds, and rewrites by a language model.
+
+The model is behind an OpenAI-like endpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ TEMPLATES = {
 
 
 def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
-    """Worked examples out of the log, of answers that were right, in front of the next question;
+    """Worked examples out of the log, of answers that were right, in front of the next question.
+
     None where it holds no such answers.
     """
     right = sorted(
@@ -61,9 +63,7 @@ def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
 
 
 def ape(log: Log, count: int = 4, seed: int = 0) -> str:
-    """What to ask a model for an instruction that fits examples (after Zhou et al. 2022, APE,
-    arXiv:2211.01910).
-    """
+    """A request for an instruction that fits examples (APE: Zhou et al., arXiv:2211.01910)."""
     train = np.flatnonzero(~log.test_S)
     chosen = train[np.random.default_rng(seed).permutation(len(train))[:count]]
     shown = "\n".join(f"- {log.queries[s].strip()}" for s in chosen)
@@ -88,8 +88,9 @@ def opro(scored: Mapping[str, float]) -> str:
 def rewrites(
     url: str, model: str, requests: Mapping[str, str], *, count: int = 4, temperature: float = 1.0
 ) -> dict[str, str]:
-    """{name: prompt} that a model answers to each request, `count` times: duplicates and empty
-    answers dropped.
+    """{name: prompt} that a model answers to each request, `count` times.
+
+    Duplicates and empty answers are dropped.
 
     url: the address before `/chat/completions`; the key is read from OPENAI_API_KEY. A server that
     does not answer is a LaurelError.
@@ -103,14 +104,10 @@ def rewrites(
     return found
 
 
-def ask(
-    url: str, model: str, content: str, *, temperature: float, seed: int, tries: int = 3
-) -> str:
-    """One answer of an OpenAI-like server."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(
-            f"`{url}` is no address.", where="--endpoint", fix="Such as http://127.0.0.1:8000/v1."
-        )
+def _request(
+    url: str, model: str, content: str, temperature: float, seed: int
+) -> urllib.request.Request:
+    """A request for a chat completion."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
@@ -119,22 +116,31 @@ def ask(
         "max_tokens": 200,
         "stream": False,
     }
-    headers = {
-        "Content-Type": "application/json",
-        **({"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}),
-    }
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-    )
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    address = f"{url.rstrip('/')}/chat/completions"
+    return urllib.request.Request(address, json.dumps(body).encode(), headers)
+
+
+def ask(
+    url: str, model: str, content: str, *, temperature: float, seed: int, tries: int = 3
+) -> str:
+    """One answer of an OpenAI-like server."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"`{url}` is no address.", where="--endpoint", fix="Such as http://127.0.0.1:8000/v1."
+        )
+    request = _request(url, model, content, temperature, seed)
     for attempt in range(tries):
         try:
             with urllib.request.urlopen(request, timeout=120) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"] or "")
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode("utf-8", "replace").split())
+            text = " ".join(error.read(500).decode("utf-8", "replace").split())
             if error.code not in (429, 500, 502, 503, 504) or attempt == tries - 1:
                 raise LaurelError(
-                    f"the server answered {error.code}: {said[:200]}",
+                    f"the server answered {error.code}: {text[:200]}",
                     where=url,
                     fix=f"Is the model `{model}`? {KEY} set?",
                 ) from None
@@ -150,8 +156,9 @@ def ask(
 
 
 def plain(text: str) -> str:
-    """A model's answer as a prompt: its first line that is not empty, without bullet, label and
-    quotes; at most 500 characters.
+    """A model's answer as a prompt: its first line that is not empty.
+
+    Without bullet, label and quotes; at most 500 characters.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = (

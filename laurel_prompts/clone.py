@@ -1,11 +1,11 @@
-"""The authors' repository as it is cloned (github.com/holarissun/Prompt-OIRL): Llama-2's answers to
-three data sets, right or wrong.
+"""Read a clone of the authors' repository (github.com/holarissun/Prompt-OIRL).
+
+It holds Llama-2's answers to three data sets, right or wrong.
 
 A clone holds what each prompt did on each question, the prompts, and embeddings of the questions by
-a model that is not in it. It does
-not hold the questions: the authors' scripts read them from `data/`, out of GSM8K's and SVAMP's own
-repositories. Where they are there, they are read; else questions go by number (`gsm8k test 12`),
-and the embeddings say what they are.
+a model that is not in it. It does not hold the questions: the authors' scripts read them from
+`data/`, out of GSM8K's and SVAMP's own repositories. Where they are there, they are read; else
+questions go by number (`gsm8k test 12`), and the embeddings say what they are.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from laurel_prompts.logs import Log, questions
 
 LOGS, SCRIPT = "llama2_chat_logs", "llama_step1_gen_offline.py"
 TRIED = ("nan", "CoT", "APE", "Dis", "ToT", "Decomp")
-"""The prompts that training queries were sent with; those after them were written by GPT-4 and sent
-with test queries only.
+"""The prompts that training queries were sent with.
+
+Those after them were written by GPT-4 and sent with test queries only.
 """
 TRAINED = {"mawps": 6000, "svamp": 15000}
-"""How many queries come before the test queries, in one file; GSM8K's test queries have a file of
-their own.
+"""How many queries come before the test queries, in one file.
+
+GSM8K's test queries have a file of their own.
 """
 FOLDS = {"mawps": "cv_mawps", "svamp": "cv_svamp_augmented"}
 EMBEDDINGS = {
@@ -52,21 +54,63 @@ def root_of(path: Path) -> Path | None:
 def read_clone(
     root: Path, dataset: str, *, cache: Path, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Log, str]:
-    """(the log, features of its questions: "" where they have texts, else a file of vectors in
-    `cache`).
+    """(the log, the features of its questions).
+
+    The features are "" where questions have texts, else a file of vectors in `cache`.
     """
     logs = root / "llama_exps" / LOGS
+    dataset = _data_set(logs, dataset, say)
+    texts = prompts(root)
+    right_SP, first, names = _right(logs / dataset, dataset, list(texts))
+    rows = len(right_SP)
+    asked = _questions(root, dataset, first, rows)
+    features = ""
+    if asked is not None:
+        question_S = questions(asked)
+    else:
+        asked = [
+            f"{dataset} {'test' if n >= first else 'train'} {n - first if n >= first else n}"
+            for n in range(rows)
+        ]
+        vectors, question_S = _vectors(root, dataset, first, rows), np.arange(rows)
+        if vectors is not None:
+            question_S = _alike(vectors)
+            features = _saved(cache, root, asked, vectors, [texts[name] for name in names])
+        say(NO_TEXTS if features else f"{NO_VECTORS} {wanted(dataset)}")
+    log = Log(
+        name=dataset,
+        queries=tuple(asked),
+        names=tuple(names),
+        prompts=tuple(texts[name] for name in names),
+        reward_SP=right_SP,
+        test_S=np.arange(rows) >= first,
+        question_S=question_S,
+        confidence_SP=_confidence(root, dataset, right_SP.shape, first, list(texts), names),
+        responses=_responses(logs / dataset, dataset, names, first),
+    )
+    return log, features
+
+
+NO_RESULTS = "no prompt of the training queries has its results here."
+NO_TEXTS = (
+    "a clone has no texts of its questions: they go by number, and by the authors' embeddings"
+)
+NO_VECTORS = (
+    "neither the questions nor their embeddings are here: only which prompt is best for all can be"
+    " learned."
+)
+
+
+def _data_set(logs: Path, dataset: str, say: Callable[[str], None]) -> str:
+    """The data set that was asked for, or the usual one; UsageError where it is not there."""
     known = sorted(
         path.name
         for path in logs.iterdir()
         if path.is_dir() and list(path.glob("llama_*_corr_*.txt"))
     )
     if dataset and dataset not in known:
-        raise UsageError(
-            f"no data set `{dataset}` in this clone.",
-            where="--dataset",
-            fix=nearest(dataset, known),
-        )
+        what = f"no data set `{dataset}` in this clone."
+        raise UsageError(what, where="--dataset", fix=nearest(dataset, known))
     if not known:
         raise UsageError(
             "no results in this clone.", where=str(logs), fix="Clone it whole: git clone URL."
@@ -74,43 +118,7 @@ def read_clone(
     if not dataset:
         dataset = "gsm8k" if "gsm8k" in known else known[0]
         say(f"data set {dataset}, of {', '.join(known)} (--dataset)")
-    texts = prompts(root)
-    right_SP, first, names = _right(logs / dataset, dataset, list(texts))
-    rows, test = len(right_SP), np.arange(len(right_SP)) >= first
-    asked = _questions(root, dataset, first, rows)
-    features = ""
-    if asked is not None:
-        question = questions(asked)
-    else:
-        asked = [
-            f"{dataset} {'test' if n >= first else 'train'} {n - first if n >= first else n}"
-            for n in range(rows)
-        ]
-        vectors, question = _vectors(root, dataset, first, rows), np.arange(rows)
-        if vectors is None:
-            say(
-                "neither the questions nor their embeddings are here: only which prompt is best"
-                f" for all can be learned. {wanted(dataset)}"
-            )
-        else:
-            say(
-                "a clone has no texts of its questions: they go by number, and by the authors'"
-                " embeddings"
-            )
-            question = _alike(vectors)
-            features = _saved(cache, root, asked, vectors, [texts[name] for name in names])
-    log = Log(
-        name=dataset,
-        queries=tuple(asked),
-        names=tuple(names),
-        prompts=tuple(texts[name] for name in names),
-        reward_SP=right_SP,
-        test_S=test,
-        question_S=question,
-        confidence_SP=_confidence(root, dataset, right_SP.shape, first, list(texts), names),
-        responses=_responses(logs / dataset, dataset, names, first),
-    )
-    return log, features
+    return dataset
 
 
 def prompts(root: Path) -> dict[str, str]:
@@ -133,70 +141,65 @@ def prompts(root: Path) -> dict[str, str]:
 
 
 def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, int, list[str]]:
-    """(1 where right, 0 where wrong, nan where not tried [S, P]; the first test query; the prompts
-    that have a file).
-    """
-    tried = {name: folder / f"llama_{dataset}_corr_{name}.txt" for name in aliases}
-    told = {name: _verdicts(path) for name, path in tried.items() if path.is_file()}
-    held = {
-        name: path
-        for name in aliases
-        if (path := folder / f"llama_{dataset}_test_corr_{name}.txt").is_file()
-    }
-    test = {name: _verdicts(path) for name, path in held.items()}
-    late = {name: values for name, values in told.items() if name not in TRIED}
-    early = {name: values for name, values in told.items() if name in TRIED}
+    """(1 right, 0 wrong, nan not tried [S, P]; the first test query; the prompts with a file)."""
+    logged = _results(folder, f"llama_{dataset}_corr_{{}}.txt", aliases)
+    test = _results(folder, f"llama_{dataset}_test_corr_{{}}.txt", aliases)
+    # prompts that training does not use have results of test queries under the first name, too
+    late = {name: values for name, values in logged.items() if name not in TRIED}
+    early = {name: values for name, values in logged.items() if name in TRIED}
     if not early:
-        raise UsageError(
-            "no prompt of the training queries has its results here.",
-            where=str(folder),
-            fix=f"Such as {tried['nan'].name}.",
-        )
-    count = max(map(len, early.values()))
-    first = (
-        count
-        if test
-        else count - max(map(len, late.values()))
-        if late
-        else TRAINED.get(dataset, count)
-    )
+        fix = f"Such as llama_{dataset}_corr_nan.txt."
+        raise UsageError(NO_RESULTS, where=str(folder), fix=fix)
+    count = _longest(early)
+    first = count if test else TRAINED.get(dataset, count)
+    if late and not test:
+        first = count - _longest(late)
     rows = first + max(map(len, [*test.values(), *late.values()]), default=count - first)
-    names = [name for name in aliases if name in told or name in test]
-    table = np.full((rows, len(names)), np.nan)
-    for p, name in enumerate(names):
-        for start, values in (
-            (0, early.get(name)),
-            (first, test.get(name)),
-            (first, late.get(name)),
-        ):
-            if values is not None and start + len(values) > rows:
-                raise UsageError(
-                    f"{len(values)} results of prompt `{name}` for {rows - start} queries.",
-                    where=str(folder),
-                )
-            if values is not None:
-                table[start : start + len(values), p] = values
-    return table, first, names
+    names = [name for name in aliases if name in logged or name in test]
+    right_SP = np.full((rows, len(names)), np.nan)
+    for start, results in ((0, early), (first, test), (first, late)):
+        for name, values in results.items():
+            _fill(right_SP[start:, names.index(name)], values, name, folder)
+    return right_SP, first, names
+
+
+def _longest(results: dict[str, np.ndarray]) -> int:
+    return max(map(len, results.values()))
+
+
+def _fill(right_S: np.ndarray, values: np.ndarray, name: str, folder: Path) -> None:
+    """Write a prompt's results into the beginning of its queries; UsageError for too many."""
+    if len(values) > len(right_S):
+        what = f"{len(values)} results of prompt `{name}` for {len(right_S)} queries."
+        raise UsageError(what, where=str(folder))
+    right_S[: len(values)] = values
+
+
+def _results(folder: Path, pattern: str, names: list[str]) -> dict[str, np.ndarray]:
+    """prompt -> the results in its file, of those that have one."""
+    paths = {name: folder / pattern.format(name) for name in names}
+    return {name: _verdicts(path) for name, path in paths.items() if path.is_file()}
 
 
 def _verdicts(path: Path) -> np.ndarray:
     """Lines `(12, True)` in order."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        said = re.fullmatch(r"\((\d+), (True|False)\)", line.strip())
-        if said is None or int(said[1]) != number - 1:
+        result = re.fullmatch(r"\((\d+), (True|False)\)", line.strip())
+        if result is None or int(result[1]) != number - 1:
             raise UsageError(
                 f"`{line:.40}` is not ({number - 1}, True or False).",
                 where=f"{path}:{number}",
                 fix="Fetch the file again.",
             )
-        found.append(float(said[2] == "True"))
+        found.append(float(result[2] == "True"))
     return np.array(found)
 
 
 def _questions(root: Path, dataset: str, first: int, rows: int) -> list[str] | None:
-    """The questions where the authors' scripts read them; None where that folder does not hold
-    them.
+    """The questions where the authors' scripts read them.
+
+    None where that folder does not hold them.
     """
     data = root / "data"
     if dataset in FOLDS:
@@ -284,8 +287,9 @@ def _vectors(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | No
 
 
 def _alike(vectors_SD: np.ndarray) -> np.ndarray:
-    """Equal numbers for questions of one text: embeddings of a cosine of SAME or more. Neighbours
-    along one direction are compared.
+    """Equal numbers for questions of one text: embeddings of a cosine of SAME or more.
+
+    Neighbours along one direction are compared.
     """
     unit_SD = vectors_SD / np.maximum(np.linalg.norm(vectors_SD, axis=1, keepdims=True), 1e-12)
     along_S = unit_SD @ np.random.default_rng(0).standard_normal(unit_SD.shape[1]).astype(
@@ -304,8 +308,9 @@ def _alike(vectors_SD: np.ndarray) -> np.ndarray:
 
 
 def _saved(cache: Path, root: Path, asked: list[str], vectors: np.ndarray, texts: list[str]) -> str:
-    """A file for `features.Vectors`: questions and prompts in one space, those of the prompts where
-    the clone has them.
+    """A file for `features.Vectors`: questions and prompts in one space.
+
+    Those of the prompts where the clone has them.
     """
     files = [root / "embeddings" / f"{name}_embeddings.npy" for name in ("prompt", "gpt4_prompt")]
     known = (
@@ -367,8 +372,9 @@ def _responses(
 
 
 def _answers(path: Path) -> Iterator[tuple[int, str]]:
-    """Records `(12, 'text')` between rules. What is no such record is an error: an answer must not
-    move to another question.
+    """Records `(12, 'text')` between rules.
+
+    What is no such record is an error: an answer must not move to another question.
     """
     for number, record in enumerate(
         path.read_text(encoding="utf-8").split("\n====================\n")

@@ -1,5 +1,6 @@
-"""The columns of a log: common names are read as ours, texts that are numbers become numbers, and
-what is not used is named.
+"""The columns of a log.
+
+Common names are read as ours, texts that are numbers become numbers, and what is not used is named.
 """
 
 from __future__ import annotations
@@ -40,14 +41,36 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample": ("sample_id", "draw"),
     "model": ("model_name", "llm"),
 }
-"""Column -> what others call it, the likelier name first. Read only where the column itself is not
-there.
+"""Column -> what others call it, the likelier name first.
+
+Read only where the column itself is not there.
 """
 
 
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _called(column: str, names: list[str], read: dict[str, str], where: str) -> str:
+    """The column of a file that is read as `column`; "" where there is none.
+
+    Of two that could be the query or the reward none is taken. Of the others the likelier one is,
+    and the rest is named as unused.
+    """
+    found = [name for name in names if plain(name) == column]
+    for other in ALIASES.get(column, ()) if not found else ():
+        found += [name for name in names if plain(name) == other and name not in read]
+    if len(found) > 1 and column in ("query", "reward"):
+        raise UsageError(
+            f"{len(found)} columns could be the {column}: {_quoted(found)}.",
+            where=where,
+            fix=f"Call one of them `{column}`.",
+        )
+    return found[0] if found else ""
+
+
 def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
-    """The rows under our names, and a sentence for each column that was read under another name or
-    is not used.
+    """The rows under our names, and a sentence for each column renamed or not used.
 
     Case, spaces and hyphens of a name do not matter. A column that is there under its own name is
     never replaced; where two others could be it, that is a UsageError. A name one slip away from
@@ -57,38 +80,20 @@ def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[s
     read = {name: name for name in names if name in COLUMNS}
     notes = []
     for column in COLUMNS:
-        if column in read:
-            continue
-        found = [name for name in names if plain(name) == column]
-        for other in ALIASES.get(column, ()) if not found else ():
-            found += [name for name in names if plain(name) == other and name not in read]
-        if len(found) > 1 and column in (
-            "query",
-            "reward",
-        ):  # of the others the likelier one is taken, the rest named as unused
-            said = ", ".join(f"`{name}`" for name in found)
-            raise UsageError(
-                f"{len(found)} columns could be the {column}: {said}.",
-                where=where,
-                fix=f"Call one of them `{column}`.",
-            )
-        if found:
-            read[found[0]] = column
-            notes.append(f"column `{found[0]}` is read as {column}")
+        if column not in read and (found := _called(column, names, read, where)):
+            read[found] = column
+            notes.append(f"column `{found}` is read as {column}")
     missing = [
         column
         for column in ("query", "prompt", "reward")
         if column not in read.values() and column not in map(slip, names)
     ]
     if missing:
-        fix = (
-            f"The file has {', '.join(f'`{name}`' for name in names)}: which one is it? Call it"
-            f" `{missing[0]}`."
-        )
+        fix = f"The file has {_quoted(names)}: which one is it? Call it `{missing[0]}`."
         raise UsageError(f"no column `{missing[0]}`.", where=where, fix=fix)
     unused = [name for name in names if name not in read and not slip(name)]
     if unused:
-        notes.append(f"columns that are not used: {', '.join(f'`{name}`' for name in unused)}")
+        notes.append(f"columns that are not used: {_quoted(unused)}")
     kept = [name for name in names if name not in unused]
     return [
         (place, {read.get(n, n): cell(row[n], n, read.get(n, n)) for n in kept if n in row})
@@ -123,8 +128,9 @@ def plain(name: str) -> str:
 
 
 def slip(name: str) -> str:
-    """The column of ours that this name misses by one slip of the keyboard, else "". `rewrad` ->
-    reward, `prompt_2` -> "".
+    """The column of ours that this name misses by one slip of the keyboard, else "".
+
+    `rewrad` -> reward, `prompt_2` -> "".
     """
     said = plain(name)
     return next(
@@ -155,8 +161,9 @@ def _one_off(one: str, other: str) -> bool:
 
 
 def cell(value: Any, name: str, column: str) -> Any:
-    """A cell as its column wants it: "True" and "0.50" of a CSV as numbers, the number of a
-    `prompt_id` or a model as a name.
+    """A cell as its column wants it.
+
+    "True" and "0.50" of a CSV as numbers, the number of a `prompt_id` or a model as a name.
     """
     if column in NUMBERS and isinstance(value, str):
         said = value.strip().casefold()

@@ -1,5 +1,6 @@
-"""Texts as numbers: words without any weights (the default), sentence-transformers, or vectors that
-you bring; then a few directions.
+"""Texts as vectors: words, sentence-transformers, or vectors that you bring.
+
+Words need no weights and are the default. Then a few principal directions.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Encoder(Protocol):
 
 
 class Words:
-    """Hashed words and pairs of words, log(1 + count), and a few counts: length, numbers, their
-    sizes. Knows nothing, needs nothing.
+    """Hashed words and pairs of words, log(1 + count), and a few counts.
+
+    Length, numbers, their sizes. It needs no weights.
 
     A number is one token `#`, so that a question stays itself when its figures change; how many and
     how large they are is counted apart.
@@ -80,8 +82,10 @@ class Words:
 
 
 def surface(text: str) -> list[float]:
-    """Eight numbers of a text: length, how many numbers, how large, whether decimal, questions,
-    sentences, money or percent, halves.
+    """Eight numbers of a text.
+
+    Length, how many numbers, how large, whether decimal, questions, sentences, money or percent,
+    halves.
     """
     numbers = [
         float(number.replace(",", "")) if number.count(".") < 2 else 0.0
@@ -105,8 +109,9 @@ def surface(text: str) -> list[float]:
 
 
 class Sentences:
-    """A model of sentence-transformers, by hub name or folder; texts that it has seen are kept in
-    the process.
+    """A model of sentence-transformers, by hub name or folder.
+
+    Texts that it has seen are kept in the process.
     """
 
     def __init__(self, name: str) -> None:
@@ -189,8 +194,9 @@ def encoder(name: str) -> Encoder:
 
 
 class Directions:
-    """An encoder's rows in at most `count` directions, each with mean 0 and deviation 1 over the
-    texts it was fitted on.
+    """An encoder's rows in at most `count` directions.
+
+    Each has mean 0 and deviation 1 over the texts it was fitted on.
 
     Rows weighed by rarity where they are counts (log(n / documents)), then the leading right
     singular vectors. `arrays` is its whole state.
@@ -253,8 +259,9 @@ def _weighed(rows: Rows, weight: np.ndarray) -> Rows:
 
 
 def _basis(rows: Rows, count: int, seed: int) -> np.ndarray:
-    """The `count` leading right singular vectors [count, d], by a randomised range finder (Halko et
-    al. 2011, arXiv:0909.4061).
+    """The `count` leading right singular vectors [count, d], by a randomised range finder.
+
+    Halko et al. 2011, arXiv:0909.4061.
     """
     used = np.unique(
         rows.nonzero()[1]
@@ -285,8 +292,9 @@ def fingerprint(name: str, texts: Sequence[str]) -> str:
 
 
 def encoded(encode: Encoder, texts: Sequence[str], cache: Path | None = None) -> Any:
-    """The encoder's rows; with a folder `cache`, those of sentence-transformers are kept there and
-    read the next time.
+    """The encoder's rows.
+
+    With a folder `cache`, those of sentence-transformers are kept there and read the next time.
     """
     if cache is None or not isinstance(encode, Sentences):
         return encode(texts)

@@ -1,5 +1,7 @@
-"""From a log to a choice: the reward model that cross-validation picks, when the default is left,
-whether new prompts may be used.
+"""From a log to a choice.
+
+The reward model that cross-validation picks, when the default is left, whether new prompts may be
+used.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class Learned:
-    """Cross-validation of every model on some rows of a log: features, folds, and what each model
-    said out of fold.
+    """Cross-validation of every model on some rows of a log.
+
+    Features, folds, and what each model predicted out of fold.
     """
 
     log: Log
@@ -73,12 +76,7 @@ def fit(
     got = cross_validated(log, features=features, seed=seed, cache=cache, say=say)
     train = got.log
     rate_P = rates(train, lower=True)
-    gain_TMS, place, margin = gains(train, got.trials, int(np.argmax(rate_P))), 0, float("inf")
-    gained = None if gain_TMS is None else cross_fitted(train, got.trials, got.fold_S)
-    if gain_TMS is not None:
-        place, asked = pick(gain_TMS, losses(train, got.trials))
-        margin = MARGINS[asked] if gained is not None and verdict(gained) == GAIN else margin
-    best = got.trials[place]
+    best, margin, gained = _picked(got, int(np.argmax(rate_P)))
     say(f"picked: {best.name}")
     unseen = _unseen(best.model, train, got.x_SD, got.e_PE, got.fold_S)
     predictor = Predictor(
@@ -98,6 +96,32 @@ def fit(
     )
 
 
+def _picked(got: Learned, default: int) -> tuple[Trial, float, Interval | None]:
+    """(the trial whose choice is worth most, the margin to leave the default by, the gain)."""
+    gain_TMS = gains(got.log, got.trials, default)
+    if gain_TMS is None:
+        return got.trials[0], float("inf"), None
+    gained = cross_fitted(got.log, got.trials, got.fold_S)
+    place, number = pick(gain_TMS, losses(got.log, got.trials))
+    credible = gained is not None and verdict(gained) == GAIN
+    return got.trials[place], MARGINS[number] if credible else float("inf"), gained
+
+
+def _training_part(log: Log) -> Log:
+    """The rows that are not test rows, of prompts tried there; UsageError for too few."""
+    train = log.rows(~log.test_S)
+    train = train.columns([p for p in range(len(log.names)) if train.logged_SP[:, p].any()])
+    questions, prompts = len(np.unique(train.question_S)), len(train.names)
+    if prompts < 2 or questions < 10:
+        raise UsageError(
+            f"{questions} questions and {prompts} prompts in the training part: nothing to choose"
+            " from.",
+            where=log.name,
+            fix="Log at least 10 questions and 2 prompts.",
+        )
+    return train
+
+
 def cross_validated(
     log: Log,
     *,
@@ -106,29 +130,16 @@ def cross_validated(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Learned:
-    """What every model says out of fold on the rows that are not test rows, of prompts tried there;
-    the best log loss first.
+    """What every model says out of fold on the rows that are not test rows, of prompts tried there.
+
+    The best log loss first.
     """
-    train = log.rows(~log.test_S)
-    seen = [p for p in range(len(log.names)) if train.logged_SP[:, p].any()]
-    train = train.columns(seen)
-    if len(seen) < 2 or len(np.unique(train.question_S)) < 10:
-        what = (
-            f"{len(np.unique(train.question_S))} questions and {len(seen)} prompts in the training"
-            " part"
-        )
-        raise UsageError(
-            f"{what}: nothing to choose from.",
-            where=log.name,
-            fix="Log at least 10 questions and 2 prompts.",
-        )
+    train = _training_part(log)
     encode = encoder(features)
     say(f"encoding {len(log.queries):,} queries ({features})")
     rows, prompt_rows = encoded(encode, log.queries, cache)[~log.test_S], encode(train.prompts)
-    queries, prompts = (
-        Directions.fit(rows, seed=seed),
-        Directions.fit(prompt_rows, count=min(8, len(seen) - 1), seed=seed),
-    )
+    queries = Directions.fit(rows, seed=seed)
+    prompts = Directions.fit(prompt_rows, count=min(8, len(train.names) - 1), seed=seed)
     x_SD, e_PE = queries(rows), prompts(prompt_rows)
     fold_S = folds(train.question_S, seed=seed)
     trials = []
@@ -145,8 +156,9 @@ def cross_validated(
 def gain_everywhere(
     log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None
 ) -> Interval | None:
-    """What choosing gains over the default on every query of a log, test rows included, each valued
-    out of fold.
+    """The gain of choosing over the default on every query of a log, each valued out of fold.
+
+    Test rows are included.
 
     Of the prompts that training queries were sent with. One held-out fifth has a fifth of the
     queries, and so a wider interval.
@@ -164,8 +176,9 @@ def gain_everywhere(
 def value_of(
     log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, baseline_S: np.ndarray | None = None
 ) -> Interval | None:
-    """The mean of `value_S` with its interval; with `baseline_S` the mean gain over another choice,
-    paired.
+    """The mean of `value_S` with its interval.
+
+    With `baseline_S` the mean gain over another choice, paired.
     """
     value = value_S(log, choice_S, predicted_SP)
     if value is None:
@@ -195,23 +208,23 @@ def _trials(
             made = [model.fit(x_SD[inside], e_PE, log.reward_SP[inside])]
         for table, one in zip(predicted, made, strict=True):
             table[outside] = one.predict(x_SD[outside], e_PE, which)
-    found = []
-    for stage, table in zip(stages, predicted, strict=True):
-        told = Trees(model.leaves, stage) if isinstance(model, Trees) else model
-        tried = log.logged_SP
-        value = value_S(log, table.argmax(1), table)
-        loss = log_loss(table[tried], log.reward_SP[tried])
-        found.append(
-            Trial(
-                named(told),
-                told,
-                loss,
-                auc(table[tried], log.reward_SP[tried]),
-                None if value is None else float(np.nanmean(value)),
-                table,
-            )
-        )
-    return found
+    models = [Trees(model.leaves, n) if isinstance(model, Trees) else model for n in stages]
+    return [_trial(one, log, table) for one, table in zip(models, predicted, strict=True)]
+
+
+def _trial(model: Model, log: Log, predicted_SP: np.ndarray) -> Trial:
+    """A model with its figures out of fold."""
+    tried_SP = log.logged_SP
+    predicted, reward = predicted_SP[tried_SP], log.reward_SP[tried_SP]
+    value = value_S(log, predicted_SP.argmax(1), predicted_SP)
+    return Trial(
+        named(model),
+        model,
+        log_loss(predicted, reward),
+        auc(predicted, reward),
+        None if value is None else float(np.nanmean(value)),
+        predicted_SP,
+    )
 
 
 def log_loss(predicted: np.ndarray, reward: np.ndarray) -> float:
@@ -233,8 +246,9 @@ def named(model: Model) -> str:
 def _unseen(
     model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray
 ) -> Interval | None:
-    """What adding a prompt that training did not see does to the choice: each prompt left out in
-    turn, out of fold.
+    """What adding a prompt that training did not use does to the choice.
+
+    Each prompt is left out in turn, out of fold.
 
     The value of choosing among all prompts, one of them unseen, minus that of choosing among the
     seen ones. Needs 3 prompts, all tried.

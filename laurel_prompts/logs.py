@@ -1,5 +1,6 @@
-"""Logs of prompted queries: one table of rewards, queries by prompts, with what was not tried left
-open; coverage and leakage.
+"""Logs of prompted queries: one table of rewards, queries by prompts.
+
+What was not tried is left open. Coverage and leakage.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ SHOWN = 20  # faults of a file that its error lists
 
 @dataclass(frozen=True)
 class Log:
-    """S queries by P prompts; nan where a prompt was not tried. Two samples of one question are two
-    rows with one `question_S`.
+    """S queries by P prompts; nan where a prompt was not tried.
+
+    Two samples of one question are two rows with one `question_S`.
 
     reward_SP: in [0, 1], such as right (1) or wrong (0). cost_SP: tokens or money of the answer.
     propensity_SP: the probability with which the logger tried this prompt on this query.
@@ -127,8 +129,9 @@ def questions(queries: Iterable[str]) -> np.ndarray:
 
 
 def stories(log: Log) -> Log | None:
-    """The log with questions grouped by their story: equal numbers for questions that differ in
-    their figures only.
+    """The log with questions grouped by their story.
+
+    Equal numbers for questions that differ in their figures only.
 
     Such questions are not the same, but what a model memorises of one is true of the other. None
     where at most one in a hundred shares its story, and where figures are most of what questions
@@ -179,37 +182,13 @@ def read_log(
 
 
 def coverage(log: Log) -> list[Table]:
-    """Which prompts were tried where and how they did; overlap, repeated questions, and leakage
-    from test to training questions.
+    """Which prompts were tried where and how they did.
+
+    Overlap, repeated questions, and leakage from test to training questions.
     """
-    logged = log.logged_SP
-    rows = []
-    for p, name in enumerate(log.names):
-        tried = logged[:, p]
-        if tried.any():
-            rate = wilson(float(np.nansum(log.reward_SP[:, p])), int(tried.sum()))
-            cost = None if log.cost_SP is None else float(np.nanmean(log.cost_SP[tried, p]))
-            rows.append(
-                (
-                    name,
-                    int((tried & ~log.test_S).sum()),
-                    int((tried & log.test_S).sum()),
-                    rate.value,
-                    rate.low,
-                    rate.high,
-                    cost,
-                )
-            )
-    columns = ("prompt", "train", "test", "mean reward", "low", "high", "cost")
-    cut = columns if log.cost_SP is not None else columns[:-1]
-    prompts = Table(
-        "prompts: how often each was tried, and its mean reward",
-        cut,
-        tuple(row[: len(cut)] for row in rows),
-    )
-    train = log.columns(
-        [p for p in range(len(log.names)) if logged[~log.test_S, p].any()]
-    ).logged_SP[~log.test_S]
+    logged_SP = log.logged_SP
+    in_training = [p for p in range(len(log.names)) if logged_SP[~log.test_S, p].any()]
+    train = log.columns(in_training).logged_SP[~log.test_S]
     repeated = len(log.queries) - len(np.unique(log.question_S))
     facts = [
         ("queries, train and test", f"{int((~log.test_S).sum()):,} and {int(log.test_S.sum()):,}"),
@@ -229,7 +208,23 @@ def coverage(log: Log) -> list[Table]:
             f"{leaked(log):,} of {int(log.test_S.sum()):,}",
         ),
     ]
-    return [prompts, Table("coverage", ("what", "figure"), tuple(facts))]
+    return [_prompts_table(log), Table("coverage", ("what", "figure"), tuple(facts))]
+
+
+def _prompts_table(log: Log) -> Table:
+    """How often each prompt was tried, and its mean reward."""
+    rows = []
+    for p, name in enumerate(log.names):
+        tried_S = log.logged_SP[:, p]
+        if tried_S.any():
+            rate = wilson(float(np.nansum(log.reward_SP[:, p])), int(tried_S.sum()))
+            train, test = (int((tried_S & part_S).sum()) for part_S in (~log.test_S, log.test_S))
+            cost = None if log.cost_SP is None else float(np.nanmean(log.cost_SP[tried_S, p]))
+            rows.append((name, train, test, rate.value, rate.low, rate.high, cost))
+    columns = ("prompt", "train", "test", "mean reward", "low", "high", "cost")
+    cut = columns if log.cost_SP is not None else columns[:-1]
+    title = "prompts: how often each was tried, and its mean reward"
+    return Table(title, cut, tuple(row[: len(cut)] for row in rows))
 
 
 def leaked(log: Log) -> int:
@@ -238,8 +233,9 @@ def leaked(log: Log) -> int:
 
 
 def grouped_split(log: Log, share: float = 0.2, seed: int = 0) -> Log:
-    """The same log with another test part: about `share` of the questions, each with all of its
-    queries. Nothing leaks.
+    """The same log with another test part.
+
+    About `share` of the questions, each with all of its queries. Nothing leaks.
     """
     groups = np.unique(log.question_S)
     held = np.random.default_rng(seed).permutation(groups)[: max(1, round(share * len(groups)))]
@@ -342,8 +338,9 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
 
 
 def _twice(records: list[Record], table: dict[str, str]) -> list[str]:
-    """What is wrong between rows: a key that comes twice, one query_id with two texts or splits,
-    propensities on some rows only.
+    """Errors between rows.
+
+    A key that comes twice, one query_id with two texts or splits, propensities on some rows only.
     """
     by_text = {text: name for name, text in table.items()}
     some = any(row.get("propensity") is not None for _, row in records)
@@ -381,41 +378,66 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
     names: dict[str, int] = {called: p for p, called in enumerate(table)}
     by_text = {text: called for called, text in table.items()}
     places: dict[tuple[Any, ...], int] = {}
-    queries: list[str] = []
-    test: list[bool] = []
+    first: list[dict[str, Any]] = []  # the first row of each query
     cells: list[tuple[int, int]] = []
     for row in rows:
         s = places.setdefault(_key(row), len(places))
-        if s == len(queries):
-            queries.append(row["query"])
-            test.append(row.get("split") == "test")
+        if s == len(first):
+            first.append(row)
         called = row["prompt"] if row["prompt"] in names or not table else by_text[row["prompt"]]
         cells.append((s, names.setdefault(called, len(names))))
-    at = tuple(np.array(cells).T)
-
-    def filled(column: str) -> np.ndarray | None:
-        if column != "reward" and all(row.get(column) is None for row in rows):
-            return None
-        made = np.full((len(queries), len(names)), np.nan)
-        made[at] = [np.nan if row.get(column) is None else row[column] for row in rows]
-        return made
-
-    reward = filled("reward")
-    assert reward is not None
+    queries, shape = [row["query"] for row in first], (len(first), len(names))
     return Log(
         name=name,
         queries=tuple(queries),
         names=tuple(names),
-        prompts=tuple(table.get(called, called) for called in names),
-        reward_SP=reward,
-        test_S=np.array(test),
+        prompts=_texts(names, table),
+        reward_SP=_filled(rows, "reward", cells, shape),
+        test_S=_in_test(first),
         question_S=questions(queries),
-        cost_SP=filled("cost"),
-        propensity_SP=filled("propensity"),
-        confidence_SP=filled("confidence"),
-        responses={
-            cell: row["response"]
-            for cell, row in zip(cells, rows, strict=True)
-            if row.get("response") is not None
-        },
+        responses=_responses(rows, cells),
+        **_optional(rows, cells, shape),
     )
+
+
+def _texts(names: Iterable[str], table: dict[str, str]) -> tuple[str, ...]:
+    """The text of each prompt; one that is in no table is its own name."""
+    return tuple(table.get(name, name) for name in names)
+
+
+def _in_test(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([row.get("split") == "test" for row in rows])
+
+
+def _optional(
+    rows: list[dict[str, Any]], cells: list[tuple[int, int]], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """The tables of a log that not every log has, by their name in `Log`."""
+    return {
+        f"{column}_SP": _filled(rows, column, cells, shape)
+        for column in ("cost", "propensity", "confidence")
+        if any(row.get(column) is not None for row in rows)
+    }
+
+
+def _responses(
+    rows: list[dict[str, Any]], cells: list[tuple[int, int]]
+) -> dict[tuple[int, int], str]:
+    """cell -> the answer of its row, where it has one."""
+    return {
+        cell: row["response"]
+        for cell, row in zip(cells, rows, strict=True)
+        if row.get("response") is not None
+    }
+
+
+def _filled(
+    rows: list[dict[str, Any]], column: str, cells: list[tuple[int, int]], shape: tuple[int, int]
+) -> np.ndarray:
+    """A column as a table [S, P]; nan where there is no value."""
+    table_SP = np.full(shape, np.nan)
+    # all cells at once, by the list of their first indices and that of their second
+    table_SP[tuple(np.array(cells).T)] = [
+        np.nan if row.get(column) is None else row[column] for row in rows
+    ]
+    return table_SP

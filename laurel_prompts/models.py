@@ -1,5 +1,6 @@
-"""What is learned of a log: the chance that prompt p answers query q right, by a logistic model
-with interactions or by trees.
+"""Reward models: the chance that prompt p answers query q right.
+
+By a logistic model with interactions or by trees.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from laurel.core.errors import UsageError
 
 
 class Model(Protocol):
-    """r(q, p). `x_SD`: queries; `e_PE`: prompts; `which_P`: each prompt's place among the training
-    prompts, -1 of an unseen one.
+    """r(q, p).
+
+    `x_SD`: queries; `e_PE`: prompts; `which_P`: each prompt's place among the training prompts, -1
+    of an unseen one.
     """
 
     def fit(self, x_SD: np.ndarray, e_PE: np.ndarray, reward_SP: np.ndarray) -> Model:
@@ -36,8 +39,9 @@ class Model(Protocol):
 
 @dataclass
 class Rates:
-    """Each prompt's mean reward, whatever the query; of an unseen prompt the mean of these. The
-    baseline that a choice must beat.
+    """Each prompt's mean reward, whatever the query; of an unseen prompt the mean of these.
+
+    The baseline that a choice must beat.
     """
 
     rate_P: np.ndarray | None = None
@@ -56,10 +60,47 @@ class Rates:
         return {"rate_P": self.rate_P}
 
 
+def _unpacked(
+    vector: np.ndarray, D: int, F: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """A [D, F], w [D], b [F] and c of the vector that the optimiser moves, in this order."""
+    return (
+        vector[: D * F].reshape(D, F),
+        vector[D * F : -F - 1],
+        vector[-F - 1 : -1],
+        float(vector[-1]),
+    )
+
+
+def _cross_entropy(
+    vector: np.ndarray,
+    x_SD: np.ndarray,
+    f_PF: np.ndarray,
+    known_SP: np.ndarray,
+    target_SP: np.ndarray,
+    penalty: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """The penalised mean cross-entropy of `Logistic` over the known cells, and its gradient."""
+    a_DF, w_D, b_F, c = _unpacked(vector, x_SD.shape[1], f_PF.shape[1])
+    count = max(1, int(known_SP.sum()))
+    z_SP = x_SD @ (a_DF @ f_PF.T + w_D[:, None]) + f_PF @ b_F + c
+    gap_SP = np.where(known_SP, expit(z_SP) - target_SP, 0.0) / count
+    loss_SP = np.where(known_SP, np.logaddexp(0, z_SP) - target_SP * z_SP, 0.0)
+    back_DP = x_SD.T @ gap_SP
+    slope = np.concatenate(
+        [(back_DP @ f_PF).ravel(), back_DP.sum(1), gap_SP.sum(0) @ f_PF, [gap_SP.sum()]]
+    )
+    value = loss_SP.sum() / count + 0.5 * float(penalty @ vector**2)
+    return value, slope + penalty * vector
+
+
 @dataclass
 class Logistic:
-    """logit r(q, p) = c + w.x_q + b.f_p + x_q' A f_p,   f_p: which training prompt p is ("heads")
-    or its features ("features").
+    """A logistic model with interactions of query and prompt.
+
+        logit r(q, p) = c + w.x_q + b.f_p + x_q' A f_p
+
+    f_p says which training prompt p is ("heads") or is its features ("features").
 
     Cross-entropy plus (own |A|^2 + shared |w|^2 + |b|^2 / 10) / 2n over n logged cells. Difficulty,
     which all prompts share, and what one prompt is better at are held back apart: only A can make
@@ -77,49 +118,25 @@ class Logistic:
     seen: int = 0
 
     def fit(self, x_SD: np.ndarray, e_PE: np.ndarray, reward_SP: np.ndarray) -> Logistic:
-        known = ~np.isnan(reward_SP)
-        n, (d, p) = max(1, int(known.sum())), (x_SD.shape[1], len(e_PE))
-        target = np.where(known, reward_SP, 0.0)
-        f_PF = self._prompts(e_PE, np.arange(p), p)
-        size = f_PF.shape[1]
-        penalty = (
-            np.concatenate(
-                [np.full(d * size, self.own), np.full(d, self.shared), np.full(size, 0.1), [0.0]]
-            )
-            / n
-        )
-
-        def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
-            a, w, b, c = (
-                v[: d * size].reshape(d, size),
-                v[d * size : -size - 1],
-                v[-size - 1 : -1],
-                v[-1],
-            )
-            z_SP = x_SD @ (a @ f_PF.T + w[:, None]) + f_PF @ b + c
-            gap_SP = np.where(known, expit(z_SP) - target, 0.0) / n
-            cross = np.where(known, np.logaddexp(0, z_SP) - target * z_SP, 0.0).sum() / n
-            back_DP = x_SD.T @ gap_SP
-            slope = np.concatenate(
-                [(back_DP @ f_PF).ravel(), back_DP.sum(1), gap_SP.sum(0) @ f_PF, [gap_SP.sum()]]
-            )
-            return cross + 0.5 * float(penalty @ v**2), slope + penalty * v
-
-        start = np.zeros(d * size + d + size + 1)
-        start[-1] = logit(np.clip(target.sum() / n, 1e-3, 1 - 1e-3))
-        v = minimize(
-            loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-9}
+        known_SP = ~np.isnan(reward_SP)
+        count, prompts = max(1, int(known_SP.sum())), len(e_PE)
+        target_SP = np.where(known_SP, reward_SP, 0.0)
+        f_PF = self._prompts(e_PE, np.arange(prompts), prompts)
+        D, F = x_SD.shape[1], f_PF.shape[1]
+        strength = [np.full(D * F, self.own), np.full(D, self.shared), np.full(F, 0.1), [0.0]]
+        penalty = np.concatenate(strength) / count
+        start = np.zeros(D * F + D + F + 1)
+        start[-1] = logit(np.clip(target_SP.sum() / count, 1e-3, 1 - 1e-3))
+        found = minimize(
+            _cross_entropy,
+            start,
+            args=(x_SD, f_PF, known_SP, target_SP, penalty),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 300, "ftol": 1e-9},
         ).x
-        return Logistic(
-            self.kind,
-            self.own,
-            self.shared,
-            v[: d * size].reshape(d, size),
-            v[d * size : -size - 1],
-            v[-size - 1 : -1],
-            float(v[-1]),
-            p,
-        )
+        a_DF, w_D, b_F, c = _unpacked(found, D, F)
+        return Logistic(self.kind, self.own, self.shared, a_DF, w_D, b_F, c, prompts)
 
     def predict(self, x_SD: np.ndarray, e_PE: np.ndarray, which_P: np.ndarray) -> np.ndarray:
         assert self.a_DF is not None and self.w_D is not None and self.b_F is not None
@@ -144,8 +161,9 @@ class Logistic:
 
 @dataclass
 class Trees:
-    """Gradient-boosted trees (LightGBM) on the query's and the prompt's features and on which
-    training prompt it is; cross-entropy.
+    """Gradient-boosted trees (LightGBM) on the features of query and prompt; cross-entropy.
+
+    Which training prompt it is, is a feature too.
     """
 
     leaves: int = 15
@@ -203,8 +221,9 @@ def restore(kind: str, state: dict[str, Any]) -> Model:
 
 
 def grid() -> list[Model]:
-    """What cross-validation chooses from: rates, logistic models held back more and less, and trees
-    where LightGBM is installed.
+    """The models that cross-validation chooses from.
+
+    Rates, logistic models held back more and less, and trees where LightGBM is installed.
     """
     made: list[Model] = [Rates()]
     made += [

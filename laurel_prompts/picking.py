@@ -1,5 +1,6 @@
-"""Which reward model, and when the default is left: by what the choice is worth out of fold. And
-what all of that is worth itself.
+"""Which reward model, and when the default is left: by what the choice is worth out of fold.
+
+And what all of that is worth itself.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 
 @dataclass(frozen=True)
 class Trial:
-    """One model in cross-validation: its mean log loss, AUC, and the value of its choice per query
-    (None: cannot be told).
+    """One model in cross-validation: its mean log loss, AUC, and the value of its choice per query.
+
+    None: the log cannot tell.
     """
 
     name: str
@@ -35,8 +37,9 @@ class Trial:
 
 
 def value_S(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray) -> np.ndarray | None:
-    """What a choice is worth on each query of a log: exact where every prompt was tried, nan
-    elsewhere; None if that is nowhere.
+    """What a choice is worth on each query of a log.
+
+    Exact where every prompt was tried, nan elsewhere; None if that is nowhere.
 
     With propensities doubly robust, for every query, unless everything was tried.
     """
@@ -51,8 +54,9 @@ def value_S(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray) -> np.ndar
 
 
 def rates(log: Log, *, lower: bool = False) -> np.ndarray:
-    """The value of sending each prompt always: its mean reward, weighed by propensities where they
-    are known (SNIPS); 0 if never tried.
+    """The value of sending each prompt always: its mean reward.
+
+    Weighed by propensities where they are known (SNIPS); 0 if never tried.
 
     lower: the lower end of its Wilson interval at the effective number of rows, so that a prompt
     that was lucky twice does not lead. Without propensities only queries count on which every
@@ -81,8 +85,9 @@ def rates(log: Log, *, lower: bool = False) -> np.ndarray:
 
 
 def gains(log: Log, trials: Sequence[Trial], default: int) -> np.ndarray | None:
-    """[trials, margins, S]: what each model's choice with each margin gains over the default, query
-    by query; nan where unknown.
+    """Gains over the default of each model's choice with each margin: [trials, margins, S].
+
+    nan where unknown.
     """
     made = []
     for trial in trials:
@@ -109,8 +114,9 @@ def losses(log: Log, trials: Sequence[Trial]) -> np.ndarray:
 
 
 def pick(gain_TMS: np.ndarray, loss_TS: np.ndarray) -> tuple[int, int]:
-    """(model, margin): the highest mean gain; of models whose gain is within one standard error of
-    it, the best by log loss.
+    """(model, margin): the highest mean gain.
+
+    Of models whose gain is within one standard error of it, the best by log loss.
 
     Log loss alone may take a model that knows which queries are hard and nothing of the prompts;
     gains alone are noisy. A model that never leaves the default, such as each prompt's mean reward,
@@ -128,8 +134,9 @@ def pick(gain_TMS: np.ndarray, loss_TS: np.ndarray) -> tuple[int, int]:
 
 
 def cross_fitted(log: Log, trials: Sequence[Trial], fold_S: np.ndarray) -> Interval | None:
-    """The gain of the whole procedure over the default, on every query: default, model and margin
-    are picked on the other folds.
+    """The gain of the whole procedure over the default, on every query.
+
+    Default, model and margin are picked on the other folds.
 
     Nothing was picked by the rewards that it is valued on, so the best of many does not flatter
     itself. None: cannot be told.

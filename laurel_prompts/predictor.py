@@ -1,5 +1,6 @@
-"""The saved choice: which prompt for this query, in microseconds; a folder of JSON, arrays and text
-that runs nothing when it is read.
+"""The saved choice: which prompt for this query, in microseconds.
+
+A folder of JSON, arrays and text that runs nothing when it is read.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Choice:
-    """One query's prompt: its name and text, its predicted reward, the default prompt's, and why it
-    is this one.
-    """
+    """One query's prompt: name and text, its predicted reward, the default's, and the reason."""
 
     name: str
     prompt: str
@@ -37,8 +36,9 @@ class Choice:
 
 @dataclass
 class Predictor:
-    """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p), where that beats the
-    default prompt by more than `margin`.
+    """r(q, p) and the choice p*(q) = argmax_p r(q, p) - cost_weight * cost(p).
+
+    The choice is taken where it beats the default prompt by more than `margin`.
 
     The default is the training prompt of the highest rate_P - cost_weight * cost_P (the lower end
     of its mean reward's interval, its mean cost). margin: from cross-validation; infinite where no
@@ -65,8 +65,9 @@ class Predictor:
         return self.query_directions(self.encode(queries))
 
     def scores(self, x_SD: np.ndarray, prompts: Mapping[str, str] | None = None) -> np.ndarray:
-        """[S, P] predicted rewards of candidates {name: text} (None: the training prompts), for
-        queries given by their `features`.
+        """Predicted rewards [S, P] of candidates {name: text}, for queries by their `features`.
+
+        None: the training prompts.
         """
         texts = self.prompts if prompts is None else tuple(prompts.values())
         known = self._candidates
@@ -86,8 +87,9 @@ class Predictor:
         cost_weight: float = 0.0,
         unseen: bool | None = None,
     ) -> list[Choice]:
-        """A prompt for each query from candidates {name: text} (None: the training prompts; the
-        default is always among them).
+        """A prompt for each query from candidates {name: text}.
+
+        None: the training prompts; the default is always among them.
 
         cost_weight: reward that one unit of `cost` is worth. unseen: True lets prompts compete that
         training did not see.
@@ -98,39 +100,34 @@ class Predictor:
                 where="cost_weight",
                 fix="Give 0 or more, such as 0.0001 for a token.",
             )
-        kept = self.default(cost_weight)
-        candidates = (
-            dict(zip(self.names, self.prompts, strict=True)) if prompts is None else dict(prompts)
-        )
-        if self.prompts[kept] not in candidates.values():
-            candidates[
-                (
-                    self.names[kept]
-                    if self.names[kept] not in candidates
-                    else f"{self.names[kept]} (default)"
-                )
-            ] = self.prompts[kept]
+        candidates, default = self._candidates(prompts, cost_weight)
         names, texts = list(candidates), list(candidates.values())
-        default = texts.index(self.prompts[kept])
-        scores = self.scores(self.features(queries), candidates)
-        net = scores - cost_weight * self._costs(texts) if cost_weight else scores.copy()
+        score_SP = self.scores(self.features(queries), candidates)
+        net_SP = score_SP - cost_weight * self._costs(texts) if cost_weight else score_SP.copy()
         if not (self.unseen if unseen is None else unseen):
-            net[:, [text not in self.prompts for text in texts]] = -np.inf
+            net_SP[:, [text not in self.prompts for text in texts]] = -np.inf
+        chosen = leaving(net_SP, default, self.margin).tolist()
         made = []
-        for s, (p, first) in enumerate(
-            zip(leaving(net, default, self.margin).tolist(), net.argmax(1).tolist(), strict=True)
-        ):
-            why = (
-                "predicted better"
-                if p != default
-                else "the default"
-                if first == default
-                else "not credibly better than the default"
-            )
-            made.append(
-                Choice(names[p], texts[p], float(scores[s, p]), float(scores[s, default]), why)
-            )
+        for score_P, p, best in zip(score_SP, chosen, net_SP.argmax(1).tolist(), strict=True):
+            why = "the default" if best == default else "not credibly better than the default"
+            if p != default:
+                why = "predicted better"
+            predicted = float(score_P[p]), float(score_P[default])
+            made.append(Choice(names[p], texts[p], *predicted, why))
         return made
+
+    def _candidates(
+        self, prompts: Mapping[str, str] | None, cost_weight: float
+    ) -> tuple[dict[str, str], int]:
+        """The candidates with the default prompt among them, and its place."""
+        kept = self.default(cost_weight)
+        name, text = self.names[kept], self.prompts[kept]
+        if prompts is None:
+            return dict(zip(self.names, self.prompts, strict=True)), self.prompts.index(text)
+        candidates = dict(prompts)
+        if text not in candidates.values():
+            candidates[f"{name} (default)" if name in candidates else name] = text
+        return candidates, list(candidates.values()).index(text)
 
     def default(self, cost_weight: float = 0.0) -> int:
         """The training prompt that is sent where no other is credibly better."""
@@ -145,8 +142,9 @@ class Predictor:
     def reward(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
     ) -> list[float]:
-        """A reward for `laurel.train`: a policy reads a query and writes a prompt, or a training
-        prompt's name; r(q, p) is what it gets.
+        """A reward for `laurel.train`: r(q, p) of the prompt that a policy wrote for a query.
+
+        The policy reads a query and writes a prompt, or a training prompt's name.
 
         What is no training prompt gets the chance of an unseen prompt if unseen prompts may be
         used, else 0: it may not be sent.
@@ -165,8 +163,9 @@ class Predictor:
         ]
 
     def _costs(self, texts: Sequence[str]) -> np.ndarray:
-        """What an answer to each prompt cost on average; of a prompt that was not tried, the
-        dearest.
+        """What an answer to each prompt cost on average.
+
+        Of a prompt that was not tried, the dearest.
         """
         missing = [
             name
@@ -188,8 +187,9 @@ class Predictor:
         return np.array([known.get(text, self.cost_P.max()) for text in texts])
 
     def save(self, folder: str | Path, about: Mapping[str, Any]) -> Path:
-        """Write the folder: predictor.json, arrays.npz. `about`: what is to be known of its
-        making.
+        """Write the folder: predictor.json, arrays.npz.
+
+        `about`: what is to be known of its making.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,38 +231,13 @@ class Predictor:
         """Read what `save` wrote. UsageError that says what is missing."""
         folder = Path(folder).expanduser()
         try:
-            told = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
+            saved = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
             with np.load(folder / "arrays.npz", allow_pickle=False) as file:
                 arrays = dict(file)
-            if told["format"] != FORMAT:
-                what = f"a predictor of format {told['format']}; this laurel reads {FORMAT}."
+            if saved["format"] != FORMAT:
+                what = f"a predictor of format {saved['format']}; this laurel reads {FORMAT}."
                 raise UsageError(what, where=str(folder), fix="Fit it again.")
-            parts = [
-                {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in arrays.items()
-                    if key.startswith(f"{name}.")
-                }
-                for name in ("model", "query", "prompt")
-            ]
-            names, prompts, rate_P = tuple(told["names"]), tuple(told["prompts"]), arrays["rate_P"]
-            model = restore(told["model"], {**told["state"], **parts[0]})
-            if not len(names) == len(prompts) == len(rate_P) or getattr(
-                model, "seen", len(names)
-            ) != len(names):
-                raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
-            return cls(
-                model=model,
-                encode=encoder(told["encoder"]),
-                query_directions=Directions(parts[1]),
-                prompt_directions=Directions(parts[2]),
-                names=names,
-                prompts=prompts,
-                rate_P=rate_P,
-                margin=math.inf if told["margin"] is None else told["margin"],
-                cost_P=arrays.get("cost_P"),
-                unseen=told["unseen"],
-            )
+            return cls._restored(saved, arrays)
         except (
             OSError,
             EOFError,
@@ -277,11 +252,38 @@ class Predictor:
                 f"no saved predictor: {type(error).__name__} {error}.", where=str(folder), fix=fix
             ) from None
 
+    @classmethod
+    def _restored(cls, saved: dict[str, Any], arrays: dict[str, np.ndarray]) -> Predictor:
+        """From the texts and the arrays that were saved; ValueError where they do not fit."""
+        model_parts, query_parts, prompt_parts = (
+            {
+                key.removeprefix(f"{name}."): value
+                for key, value in arrays.items()
+                if key.startswith(f"{name}.")
+            }
+            for name in ("model", "query", "prompt")
+        )
+        names, prompts, rate_P = tuple(saved["names"]), tuple(saved["prompts"]), arrays["rate_P"]
+        model = restore(saved["model"], {**saved["state"], **model_parts})
+        counts = {len(names), len(prompts), len(rate_P), getattr(model, "seen", len(names))}
+        if len(counts) > 1:
+            raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
+        return cls(
+            model=model,
+            encode=encoder(saved["encoder"]),
+            query_directions=Directions(query_parts),
+            prompt_directions=Directions(prompt_parts),
+            names=names,
+            prompts=prompts,
+            rate_P=rate_P,
+            margin=math.inf if saved["margin"] is None else saved["margin"],
+            cost_P=arrays.get("cost_P"),
+            unseen=saved["unseen"],
+        )
+
 
 def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
-    """The best prompt of each query where it is predicted to beat the default by more than
-    `margin`, else the default.
-    """
+    """The best prompt of each query where it beats the default by `margin`, else the default."""
     choice = predicted_SP.argmax(1)
     better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin
     return np.where(better, choice, default)

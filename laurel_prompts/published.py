@@ -1,5 +1,6 @@
-"""The authors' logs (Sun et al. 2023, arXiv:2309.06553): Llama-2-7b-chat on GSM8K and MAWPS, and
-the figures they published.
+"""The authors' logs and the figures they published (Sun et al. 2023, arXiv:2309.06553).
+
+Llama-2-7b-chat on GSM8K and MAWPS.
 """
 
 from __future__ import annotations
@@ -33,54 +34,56 @@ def is_published(path: Path) -> bool:
     return (path / "prompts_and_summary.json").is_file()
 
 
-def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
-    """(the log, published figures by name) of one data set. Training queries have the 6 training
-    prompts, test queries 10 more, too.
-    """
+def _check(folder: Path, dataset: str) -> None:
+    """UsageError where the folder has no such data set, or none is named."""
     known = sorted(
         path.name.removeprefix("labels_llama2_").removesuffix(".npz")
         for path in folder.glob("labels_llama2_*.npz")
     )
     if dataset not in known:
         fix = nearest(dataset, known) if dataset else f"Name one: --dataset {'|'.join(known)}."
-        raise UsageError(
-            f"no data set `{dataset}` in this folder." if dataset else "which data set?",
-            where="--dataset",
-            fix=fix,
-        )
+        what = f"no data set `{dataset}` in this folder." if dataset else "which data set?"
+        raise UsageError(what, where="--dataset", fix=fix)
+
+
+def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
+    """(the log, published figures by name) of one data set.
+
+    Training queries have the 6 training prompts, test queries 10 more, too.
+    """
+    _check(folder, dataset)
     prompts = json.loads((folder / "prompts_and_summary.json").read_text(encoding="utf-8"))
     labels = np.load(folder / f"labels_llama2_{dataset}.npz")
     rows = list(_lines(folder / f"questions_{dataset}.jsonl.gz"))
+    asked = [row["question"] for row in rows]
     train, test = labels["train"], labels["test"]
-    if len(rows) != train.shape[1] + test.shape[1]:
-        raise UsageError(
-            f"{len(rows)} questions and labels of {train.shape[1] + test.shape[1]}.",
-            where=str(folder),
-        )
+    first = train.shape[1]  # the first test query
+    if len(rows) != first + test.shape[1]:
+        what = f"{len(rows)} questions and labels of {first + test.shape[1]}."
+        raise UsageError(what, where=str(folder))
     reward = np.full((len(rows), len(prompts["prompts"])), np.nan)
-    reward[: train.shape[1], : train.shape[0]] = train.T
-    reward[train.shape[1] :] = test.T
+    reward[:first, : len(train)] = train.T
+    reward[first:] = test.T
     names = tuple(map(str, prompts["aliases"]))
+    held_out = [row["split"] == "test" for row in rows]
     log = Log(
         name=dataset,
-        queries=tuple(row["question"] for row in rows),
+        queries=tuple(asked),
         names=names,
         prompts=tuple(prompts["prompts"]),
         reward_SP=reward,
-        test_S=np.array([row["split"] == "test" for row in rows]),
-        question_S=questions(row["question"] for row in rows),
-        confidence_SP=_confidence(folder, dataset, reward.shape, train.shape[1]),
+        test_S=np.array(held_out),
+        question_S=questions(asked),
+        confidence_SP=_confidence(folder, dataset, reward.shape, first),
         responses=_responses(folder, dataset, names),
     )
-    return log, _figures(folder, dataset, train.shape[0])
+    return log, _figures(folder, dataset, len(train))
 
 
 def _confidence(
     folder: Path, dataset: str, shape: tuple[int, int], first: int
 ) -> np.ndarray | None:
-    """What the language model said of its own answers to the test queries, where that file is
-    there.
-    """
+    """The language model's verdicts on its own answers to the test queries, if that file exists."""
     path = folder / "self_critic_all_llms.npz"
     if not path.is_file():
         return None
@@ -90,8 +93,9 @@ def _confidence(
 
 
 def _responses(folder: Path, dataset: str, names: tuple[str, ...]) -> dict[tuple[int, int], str]:
-    """Answers by (query, prompt): of the test queries all, of others where a file was small enough
-    to be kept.
+    """Answers by (query, prompt).
+
+    All of the test queries, and others where a file was small enough to be kept.
     """
     found = {}
     for p, name in enumerate(names):

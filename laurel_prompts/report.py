@@ -1,11 +1,13 @@
-"""What choosing prompts is worth, on queries that were held out: values with paired intervals, the
-two rewards, verdicts in words.
+"""The report: what choosing prompts is worth, on queries that were held out.
+
+Values with paired intervals, the two rewards, verdicts in words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
 from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
 from laurel_prompts.models import Rates
 from laurel_prompts.picking import rates
-from laurel_prompts.predictor import leaving
+from laurel_prompts.predictor import Predictor, leaving
 from laurel_prompts.verifier import Verifier, verify
 from laurel_prompts.worth import (
     auc,
@@ -36,15 +38,19 @@ READING = (
     " single draws is too high, for luck counts (and the regret to it, too); one that learns on"
     " half of a question's draws and is valued on the others is too low."
 )
-OWN = "its own split"
+PUBLISHED = {"hindsight": "best train prompt", "chosen": "IRL 0"}
+"""A way to choose: the name of its published figure."""
+
+OWN, QUESTIONS, STORIES = "its own split", "questions held out", "stories held out"
 SHOWN = 8
 """Models of the cross-validation that are listed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to choose: its value on held-out queries, its paired gain over the default prompt, and
-    what was published.
+    """A way to choose: its value on held-out queries, its paired gain, and what was published.
+
+    The gain is over the default prompt.
     """
 
     what: str
@@ -58,8 +64,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Judged:
-    """One split, evaluated: tables, notes, the calibration of r(q, p) as a picture, and everything
-    as `data`.
+    """One split, evaluated.
+
+    Tables, notes, the calibration of r(q, p) as a picture, and everything as `data`.
     """
 
     tables: list[Table]
@@ -81,41 +88,17 @@ def report(
     No test reward chooses anything.
     """
     published = published or {}
-    seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
-    splits = [(OWN, log)] if log.test_S.any() else []
-    splits.append(("questions held out", _only_seen(grouped_split(log, seed=seed), seen)))
-    if (alike := stories(log)) is not None:
-        splits.append(("stories held out", _only_seen(grouped_split(alike, seed=seed), seen)))
-    tables, notes, data, charts = coverage(log), list[str](), dict[str, Any](), list[Chart]()
-    if log.test_S.any() and leaked(log):
-        share = f"{leaked(log):,} of {int(log.test_S.sum()):,}"
-        notes.append(
-            f"LEAK: {share} test queries of its own split are training questions, too. Claims must"
-            " be made on another split."
-        )
-    if alike is not None:
-        part = replace(alike, test_S=splits[-2][1].test_S)
-        share = f"{leaked(part):,} of {int(part.test_S.sum()):,}"
-        notes.append(
-            f"ALIKE: {share} test queries of the questions held out tell a training question's"
-            " story with other figures. A gain there may still be memory; claims are safest where"
-            " stories are held out."
-        )
-    notes.append(READING)
+    splits = _splits(log, seed)
+    tables, notes, data, charts = coverage(log), [], dict[str, Any](), list[Chart]()
+    learn = partial(fit, features=features, seed=seed, cache=cache, say=say)
+    everywhere = partial(gain_everywhere, features=features, seed=seed, cache=cache)
     for name, split in splits:
         say(f"split: {name}")
-        told = judged(
-            name,
-            split,
-            published if name == OWN else {},
-            features,
-            seed,
-            cache,
-            say,
-            last=name == splits[-1][0],
-        )
-        tables, notes, data = tables + told.tables, notes + told.notes, {**data, name: told.data}
-        charts += [told.chart] if told.chart else []
+        last = name == splits[-1][0]
+        own = published if name == OWN else {}
+        part = judged(name, split, own, learn, everywhere if last else None, seed)
+        tables, notes, data = tables + part.tables, notes + part.notes, {**data, name: part.data}
+        charts += [part.chart] if part.chart else []
     return Exhibit(
         title=f"Which prompt for which query: {log.name}",
         about=(
@@ -126,76 +109,135 @@ def report(
         data=data,
         tables=tuple(tables),
         charts=tuple(charts),
-        notes=tuple(notes),
+        notes=(*_split_notes(log, splits), READING, *notes),
     )
+
+
+def _splits(log: Log, seed: int) -> list[tuple[str, Log]]:
+    """The log's own split, if it has one, then by question and, if it can be, by story."""
+    seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
+    splits = [(OWN, log)] if log.test_S.any() else []
+    splits.append((QUESTIONS, _only_seen(grouped_split(log, seed=seed), seen)))
+    if (by_story := stories(log)) is not None:
+        splits.append((STORIES, _only_seen(grouped_split(by_story, seed=seed), seen)))
+    return splits
+
+
+def _split_notes(log: Log, splits: list[tuple[str, Log]]) -> list[str]:
+    """What is wrong with the log's own split, and how much the questions' split tells stories."""
+    notes = []
+    if log.test_S.any() and leaked(log):
+        share = f"{leaked(log):,} of {int(log.test_S.sum()):,}"
+        notes.append(
+            f"LEAK: {share} test queries of its own split are training questions, too. Claims must"
+            " be made on another split."
+        )
+    if (by_story := stories(log)) is not None:
+        part = replace(by_story, test_S=dict(splits)[QUESTIONS].test_S)
+        share = f"{leaked(part):,} of {int(part.test_S.sum()):,}"
+        notes.append(
+            f"ALIKE: {share} test queries of the questions held out tell a training question's"
+            " story with other figures. A gain there may still be memory; claims are safest where"
+            " stories are held out."
+        )
+    return notes
 
 
 def judged(
     name: str,
     log: Log,
     published: Mapping[str, float],
-    features: str,
+    learn: Callable[[Log], Fit],
+    everywhere: Callable[[Log], Interval | None] | None,
     seed: int,
-    cache: Path | None,
-    say: Callable[[str], None],
-    *,
-    last: bool,
 ) -> Judged:
-    """Fit on the training rows of one split, and value on its test rows; on the last, strictest one
-    out of fold on all rows, too.
+    """Learn from the training rows of one split, and value on its test rows.
+
+    everywhere: on the last, strictest split the gain out of fold on all rows, too.
     """
-    found = fit(log, features=features, seed=seed, cache=cache, say=say)
-    predictor = found.predictor
+    found = learn(log)
+    predictor, test = found.predictor, log.rows(log.test_S)
     seen = [p for p, text in enumerate(log.prompts) if text in predictor.prompts]
-    test = log.rows(log.test_S)
-    x_SD = predictor.features(test.queries)
-    everything = predictor.scores(x_SD, dict(zip(log.names, log.prompts, strict=True)))
+    everything = _predicted(predictor, test)
     rows = _choices(log, test, found, seen, everything, published)
-    if last:
-        gained = gain_everywhere(log, features=features, seed=seed, cache=cache)
-        rows["everywhere"] = Row(
-            f"with a margin, out of fold: all {len(log.queries):,} queries", None, gained
-        )
+    if everywhere is not None:
+        what = f"with a margin, out of fold: all {len(log.queries):,} queries"
+        rows["everywhere"] = Row(what, None, everywhere(log))
     verifier = verify(test, seed=seed)
-    if verifier is not None and verifier.value is not None:
-        rows["verifier"] = Row(f"best of {len(test.names)} answers by r(q, a)", verifier.value)
-    whole = np.all(test.columns(seen).logged_SP, axis=1)
-    valued = int(whole.sum()) if test.propensity_SP is None else len(whole)
-    title = f"{name}: value on {valued:,} held-out queries"
-    columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
+    rows |= _verifier_row(test, verifier)
+    models = _rewards(name, log, test, seen, everything, verifier, published)
     tables = [
-        Table(title, columns, tuple(row.cells()[: len(columns)] for row in rows.values())),
-        _rewards(
-            f"{name}: the reward models on held-out queries",
-            log,
-            test,
-            seen,
-            everything,
-            verifier,
-            published,
-        ),
-        Table(
-            f"{name}: cross-validation inside the training part: the model picked, then by log"
-            " loss",
-            ("model", "log loss", "AUC", "value"),
-            tuple(
-                (trial.name, trial.log_loss, trial.auc, trial.value)
-                for trial in found.trials[:SHOWN]
-            ),
-        ),
+        _values(name, test.columns(seen), rows, bool(published)),
+        *_estimates(name, test, seen, everything, predictor),
+        models,
+        _cross_validation(name, found),
     ]
-    if test.propensity_SP is not None and not test.logged_SP.all():
-        tables.insert(
-            1,
-            _estimates(
-                f"{name}: off-policy estimates",
-                test.columns(seen),
-                predictor.margin,
-                everything[:, seen],
-                predictor.rate_P,
-            ),
-        )
-    data = {
+    notes = _notes(name, test.columns(seen), rows, found, leaked(log))
+    chart = _calibration(name, test.reward_SP[:, seen], everything[:, seen])
+    return Judged(tables, notes, chart, _figures(rows, found, leaked(log), models))
+
+
+def _verifier_row(test: Log, verifier: Verifier | None) -> dict[str, Row]:
+    if verifier is None or verifier.value is None:
+        return {}
+    what = f"best of {len(test.names)} answers by r(q, a)"
+    return {"verifier": Row(what, verifier.value)}
+
+
+def _predicted(predictor: Predictor, test: Log) -> np.ndarray:
+    """r(q, p) of every prompt of a log, [S, P]."""
+    x_SD = predictor.features(test.queries)
+    return predictor.scores(x_SD, dict(zip(test.names, test.prompts, strict=True)))
+
+
+def _notes(name: str, test: Log, rows: dict[str, Row], found: Fit, leaks: int) -> list[str]:
+    lines = _valued_note(test) + _verdicts(rows, found, leaks > 0)
+    return [f"{name}: {line}" for line in lines]
+
+
+def _valued(test: Log) -> int:
+    """On how many queries a choice can be valued: all with propensities, else those tried whole."""
+    if test.propensity_SP is not None:
+        return len(test.queries)
+    return int(np.all(test.logged_SP, axis=1).sum())
+
+
+def _values(name: str, test: Log, rows: dict[str, Row], published: bool) -> Table:
+    columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
+    cells = tuple(row.cells()[: len(columns)] for row in rows.values())
+    return Table(f"{name}: value on {_valued(test):,} held-out queries", columns, cells)
+
+
+def _cross_validation(name: str, found: Fit) -> Table:
+    return Table(
+        f"{name}: cross-validation inside the training part: the model picked, then by log loss",
+        ("model", "log loss", "AUC", "value"),
+        tuple(
+            (trial.name, trial.log_loss, trial.auc, trial.value) for trial in found.trials[:SHOWN]
+        ),
+    )
+
+
+def _valued_note(test: Log) -> list[str]:
+    """Which queries the values are of, where it is not all of them."""
+    valued = _valued(test)
+    if valued == len(test.queries):
+        return []
+    if valued:
+        return [
+            f"values are of the {valued:,} queries on which every prompt was tried; others may"
+            " differ."
+        ]
+    return [
+        "no query had every prompt tried, and there are no propensities: nothing can be valued"
+        " or claimed."
+    ]
+
+
+def _figures(rows: dict[str, Row], found: Fit, leaks: int, models: Table) -> dict[str, Any]:
+    """Everything as data."""
+    predictor = found.predictor
+    return {
         "rows": {
             key: {"value": _plain(row.value), "gain": _plain(row.gain), "published": row.published}
             for key, row in rows.items()
@@ -205,33 +247,11 @@ def judged(
         "default": predictor.names[predictor.default()],
         "cross_validated_gain": _plain(found.gain),
         "unseen_gain": _plain(found.unseen),
-        "leaked": leaked(log),
+        "leaked": leaks,
         "reward_models": {
-            str(row[0]): dict(zip(tables[-2].columns[1:], row[1:], strict=True))
-            for row in tables[-2].rows
+            str(row[0]): dict(zip(models.columns[1:], row[1:], strict=True)) for row in models.rows
         },
     }
-    part = (
-        f"values are of the {valued:,} queries on which every prompt was tried; others may differ."
-    )
-    part = (
-        part
-        if valued
-        else (
-            "no query had every prompt tried, and there are no propensities: nothing can be valued"
-            " or claimed."
-        )
-    )
-    notes = [
-        f"{name}: {line}"
-        for line in [
-            *([part] if valued < len(whole) else []),
-            *_told(rows, found, bool(leaked(log))),
-        ]
-    ]
-    return Judged(
-        tables, notes, _calibration(name, test.reward_SP[:, seen], everything[:, seen]), data
-    )
 
 
 def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> Chart | None:
@@ -265,58 +285,73 @@ def _choices(
     inside, own = test.columns(seen), predicted[:, seen]
     default = predictor.default()
     always = np.full(len(inside.queries), default)
-
-    def row(what: str, choice_S: np.ndarray, figure: float | None = None) -> Row:
-        return Row(
-            what, value_of(inside, choice_S, own), value_of(inside, choice_S, own, always), figure
-        )
-
+    best = int(np.argmax(rates(inside)))
+    choices = {
+        "hindsight": (f"in hindsight: {inside.names[best]}", np.full_like(always, best)),
+        "chosen": ("chosen per query", own.argmax(1)),
+        "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
+    }
     rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
-    hindsight = int(np.argmax(rates(inside)))
-    sent = np.full(len(always), hindsight)
-    rows["hindsight"] = row(
-        f"in hindsight: {inside.names[hindsight]}", sent, published.get("best train prompt")
-    )
-    rows["chosen"] = row("chosen per query", own.argmax(1), published.get("IRL 0"))
-    rows["abstaining"] = row("chosen with a margin", leaving(own, default, predictor.margin))
+    for key, (what, choice_S) in choices.items():
+        value, gain = _value_and_gain(inside, choice_S, own, always)
+        rows[key] = Row(what, value, gain, published.get(PUBLISHED.get(key, "")))
     whole = np.all(test.logged_SP, axis=1)
     if len(seen) < len(log.names) and whole.any():
         rows |= _unseen_rows(test.rows(whole), predicted[whole], seen, default, published)
-    if test.confidence_SP is not None:
-        sure_SP = test.confidence_SP[:, seen]
-        told = np.all(
-            inside.logged_SP & ~np.isnan(sure_SP), axis=1
-        )  # where prompts are missing, which one is there says too much
-        if told.any():
-            part, sent = inside.rows(told), sure_SP[told].argmax(1)
-            value, gained = (
-                value_of(part, sent, own[told]),
-                value_of(part, sent, own[told], always[told]),
-            )
-            rows["confidence"] = Row(
-                "the model's own confidence", value, gained, published.get("LLM confidence")
-            )
-    elif "LLM confidence" in published:
-        rows["confidence"] = Row(
-            "the model's own confidence (not logged)", None, None, published["LLM confidence"]
-        )
-    if inside.logged_SP.all():
-        rows["oracle"] = Row(
-            "oracle of single draws", value_of(inside, inside.reward_SP.argmax(1), own)
-        )
-        lost = regret(inside.reward_SP, one_hot(own.argmax(1), len(seen)), inside.question_S)
-        rows["regret"] = Row("regret to it, chosen per query", lost)
-        split = split_oracle(inside.reward_SP, inside.question_S)
-        if split is not None:
-            rows["split"] = Row("oracle of split draws", split)
+    rows |= _confidence_rows(inside, own, always, published)
+    return rows | _oracle_rows(inside, own)
+
+
+def _value_and_gain(
+    test: Log, choice_S: np.ndarray, predicted_SP: np.ndarray, default_S: np.ndarray
+) -> tuple[Interval | None, Interval | None]:
+    value = value_of(test, choice_S, predicted_SP)
+    return value, value_of(test, choice_S, predicted_SP, default_S)
+
+
+def _confidence_rows(
+    inside: Log,
+    predicted_SP: np.ndarray,
+    default_S: np.ndarray,
+    published: Mapping[str, float],
+) -> dict[str, Row]:
+    """The choice of the language model's own confidence."""
+    what, key = "the model's own confidence", "LLM confidence"
+    confidence_SP = inside.confidence_SP
+    if confidence_SP is None:
+        missing = Row(f"{what} (not logged)", None, None, published.get(key))
+        return {"confidence": missing} if key in published else {}
+    # where prompts are missing, which one is there says too much
+    known_S = np.all(inside.logged_SP & ~np.isnan(confidence_SP), axis=1)
+    if not known_S.any():
+        return {}
+    part, chosen = inside.rows(known_S), confidence_SP[known_S].argmax(1)
+    value, gain = _value_and_gain(part, chosen, predicted_SP[known_S], default_S[known_S])
+    return {"confidence": Row(what, value, gain, published.get(key))}
+
+
+def _oracle_rows(inside: Log, predicted_SP: np.ndarray) -> dict[str, Row]:
+    """What the best choice in hindsight is worth; nothing unless every prompt was tried."""
+    if not inside.logged_SP.all():
+        return {}
+    reward_SP, question_S = inside.reward_SP, inside.question_S
+    best = value_of(inside, reward_SP.argmax(1), predicted_SP)
+    lost = regret(reward_SP, one_hot(predicted_SP.argmax(1), reward_SP.shape[1]), question_S)
+    rows = {
+        "oracle": Row("oracle of single draws", best),
+        "regret": Row("regret to it, chosen per query", lost),
+    }
+    if (split := split_oracle(reward_SP, question_S)) is not None:
+        rows["split"] = Row("oracle of split draws", split)
     return rows
 
 
 def _unseen_rows(
     whole: Log, predicted: np.ndarray, seen: list[int], default: int, published: Mapping[str, float]
 ) -> dict[str, Row]:
-    """Choosing among all prompts, those included that training did not see, on queries where all
-    were tried.
+    """Choosing among all prompts, unseen ones included, on queries where all were tried.
+
+    Unseen prompts are those that training did not use.
     """
     always = np.full(len(whole.queries), seen[default])
     own = np.array(seen)[predicted[:, seen].argmax(1)]
@@ -337,102 +372,116 @@ def _unseen_rows(
 
 
 def _rewards(
-    title: str,
+    name: str,
     log: Log,
     test: Log,
     seen: list[int],
-    predicted: np.ndarray,
+    predicted_SP: np.ndarray,
     verifier: Verifier | None,
     published: Mapping[str, float],
 ) -> Table:
-    """Accuracy means little where most answers are wrong: AUC, log loss and calibration beside
-    always-no and each prompt's rate.
+    """The reward models compared: AUC, log loss and calibration.
+
+    Beside always-no and each prompt's rate: accuracy means little where most answers are wrong.
     """
-    train = log.rows(~log.test_S)
-    rate_P = Rates().fit(np.zeros((0, 0)), np.zeros((0, 0)), train.columns(seen).reward_SP).rate_P
-    assert rate_P is not None
-    every = np.full(len(log.names), rate_P.mean())
-    every[seen] = rate_P
+    rate_P = _training_rates(log, seen)
     unseen = [p for p in range(len(log.names)) if p not in seen]
     rows: list[tuple[str | float | None, ...]] = []
     for what, places, figure in (
         ("r(q, p)", seen, "RM acc held-out query"),
         ("r(q, p), unseen", unseen, "RM acc held-out prompt"),
     ):
-        tried = test.logged_SP[:, places]
-        if not tried.any():
-            continue
-        right, said = test.reward_SP[:, places][tried], predicted[:, places][tried]
-        rate = np.broadcast_to(every[places], tried.shape)[tried]
-        hit = float(((said > 0.5) == (right > 0.5)).mean())
-        rows.append(
-            (
-                what,
-                int(tried.sum()),
-                hit,
-                float((right <= 0.5).mean()),
-                auc(said, right),
-                auc(rate, right),
-                log_loss(said, right),
-                expected_calibration_error(said, right),
-                published.get(figure),
-            )
-        )
+        tried_SP = test.logged_SP[:, places]
+        if tried_SP.any():
+            right = test.reward_SP[:, places][tried_SP]
+            rate = np.broadcast_to(rate_P[places], tried_SP.shape)[tried_SP]
+            figures = _model_figures(predicted_SP[:, places][tried_SP], right, rate)
+            rows.append((what, len(right), *figures, published.get(figure)))
     if verifier is not None:
-        rows.append(
-            (
-                "r(q, a)",
-                verifier.answers,
-                verifier.accuracy,
-                verifier.always_no,
-                verifier.auc,
-                *[None] * 4,
-            )
-        )
-    columns = (
-        "reward",
-        "rows",
-        "accuracy",
-        "always no",
-        "AUC",
-        "AUC of rates",
-        "log loss",
-        "ECE",
-        "published",
-    )[: 9 if published else 8]
+        figures = verifier.answers, verifier.accuracy, verifier.always_no, verifier.auc
+        rows.append(("r(q, a)", *figures, *[None] * 4))
+    columns = REWARDS[: 9 if published else 8]
+    title = f"{name}: the reward models on held-out queries"
     return Table(title, columns, tuple(row[: len(columns)] for row in rows))
 
 
+REWARDS = (
+    "reward",
+    "rows",
+    "accuracy",
+    "always no",
+    "AUC",
+    "AUC of rates",
+    "log loss",
+    "ECE",
+    "published",
+)
+
+
+def _training_rates(log: Log, seen: list[int]) -> np.ndarray:
+    """Each prompt's rate in training, [P]; of an unseen prompt the mean of these."""
+    train, none = log.rows(~log.test_S).columns(seen), np.zeros((0, 0))
+    rate_P = Rates().fit(none, none, train.reward_SP).rate_P
+    assert rate_P is not None
+    every_P = np.full(len(log.names), rate_P.mean())
+    every_P[seen] = rate_P
+    return every_P
+
+
+def _model_figures(predicted: np.ndarray, right: np.ndarray, rate: np.ndarray) -> tuple[float, ...]:
+    """REWARDS of a reward model over cells, from the accuracy on."""
+    return (
+        float(((predicted > 0.5) == (right > 0.5)).mean()),
+        float((right <= 0.5).mean()),
+        auc(predicted, right),
+        auc(rate, right),
+        log_loss(predicted, right),
+        expected_calibration_error(predicted, right),
+    )
+
+
 def _estimates(
-    title: str, test: Log, margin: float, predicted: np.ndarray, rate_P: np.ndarray
-) -> Table:
-    """The three estimators for the choice and for the default, side by side."""
-    assert test.propensity_SP is not None
-    default = int(np.argmax(rate_P))
+    name: str, test: Log, seen: list[int], everything: np.ndarray, predictor: Predictor
+) -> list[Table]:
+    """The three estimators for the choice and for the default; nothing without propensities."""
+    if test.propensity_SP is None or test.logged_SP.all():
+        return []
+    test, predicted = test.columns(seen), everything[:, seen]
+    default = int(np.argmax(predictor.rate_P))
     rows = []
     for what, choice in (
         ("the default", np.full(len(predicted), default)),
         ("chosen per query", predicted.argmax(1)),
-        ("chosen with a margin", leaving(predicted, default, margin)),
+        ("chosen with a margin", leaving(predicted, default, predictor.margin)),
     ):
         policy = one_hot(choice, len(test.names))
         given = (test.reward_SP, test.propensity_SP, policy)
-        met = policy[
-            test.logged_SP
-        ].any()  # else the log says nothing of this choice: IPS is 0, and SNIPS is not to be had
+        # where the choice was never logged, IPS is 0 and SNIPS is undefined
+        met = policy[test.logged_SP].any()
         estimates = (
             inverse_propensity(*given, test.question_S),
             self_normalised(*given, test.question_S) if met else None,
             doubly_robust(*given, predicted, test.question_S),
         )
         rows.append((what, *(_cell(estimate, ".3f") for estimate in estimates)))
-    return Table(
-        title, ("choice", "inverse propensity", "self-normalised", "doubly robust"), tuple(rows)
-    )
+    columns = ("choice", "inverse propensity", "self-normalised", "doubly robust")
+    return [Table(f"{name}: off-policy estimates", columns, tuple(rows))]
 
 
-def _told(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
+def _verdicts(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     """The verdicts in words."""
+    lines = _gain_verdicts(rows, leak)
+    if np.isinf(found.predictor.margin):
+        lines.append(
+            "no margin's gain was credible in cross-validation, so with a margin the default prompt"
+            " is always sent."
+        )
+    if (adding := rows.get("adding")) is not None and adding.gain is not None:
+        lines += _adding_verdicts(adding.gain, found)
+    return lines
+
+
+def _gain_verdicts(rows: dict[str, Row], leak: bool) -> list[str]:
     lines = []
     for key, what in (
         ("chosen", "choosing a prompt per query"),
@@ -442,35 +491,26 @@ def _told(rows: dict[str, Row], found: Fit, leak: bool) -> list[str]:
     ):
         gained = rows[key].gain if key in rows else None
         if gained is not None:
-            said = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
-            lines.append(f"{what} over the default {_signed(gained)}: {said}.")
-    if np.isinf(found.predictor.margin):
-        lines.append(
-            "no margin's gain was credible in cross-validation, so with a margin the default prompt"
-            " is always sent."
-        )
-    if (adding := rows.get("adding")) is not None and adding.gain is not None:
-        change = adding.gain
-        word = (
-            "lowers the value"
-            if change.value < 0
-            else "raises the value"
-            if change.value > 0
-            else "changes nothing"
-        )
-        sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
-        lines.append(f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.")
-        allowed = "may" if found.predictor.unseen else "would not"
-        left = (
-            ""
-            if found.unseen is None
-            else (
-                " With each training prompt left out in turn, adding it back"
-                f" {_signed(found.unseen)}."
-            )
-        )
-        lines.append(f"a saved predictor {allowed} send unseen prompts.{left}")
+            words = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
+            lines.append(f"{what} over the default {_signed(gained)}: {words}.")
     return lines
+
+
+def _adding_verdicts(change: Interval, found: Fit) -> list[str]:
+    """Of prompts that training did not use: what adding them changed, and whether they are sent."""
+    word = "changes nothing"
+    if change.value:
+        word = "lowers the value" if change.value < 0 else "raises the value"
+    sure = "credible" if change.low > 0 or change.high < 0 else "not credible"
+    allowed = "may" if found.predictor.unseen else "would not"
+    left = ""
+    if found.unseen is not None:
+        back = _signed(found.unseen)
+        left = f" With each training prompt left out in turn, adding it back {back}."
+    return [
+        f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.",
+        f"a saved predictor {allowed} send unseen prompts.{left}",
+    ]
 
 
 def _signed(interval: Interval) -> str:

@@ -1,5 +1,6 @@
-"""What a choice of prompts is worth: exactly where everything was tried, else from propensities;
-regret, and a paired verdict.
+"""What a choice of prompts is worth: exactly where everything was tried, else from propensities.
+
+Regret, and a paired verdict.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ def one_hot(choice_S: np.ndarray, prompts: int) -> np.ndarray:
 
 
 def exact(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
-    """mean over queries of sum_p pi(p|q) r(q, p): no estimate but of the queries. Every prompt that
-    is sent must have been tried.
+    """mean over queries of sum_p pi(p|q) r(q, p): no estimate but of the queries.
+
+    Every prompt that is sent must have been tried.
     """
     return mean_of(value_S(reward_SP, policy_SP), question_S)
 
 
 def value_S(reward_SP: np.ndarray, policy_SP: np.ndarray) -> np.ndarray:
-    """sum_p pi(p|q) r(q, p) of each query. ValueError where the policy sends a prompt that was not
-    tried.
+    """sum_p pi(p|q) r(q, p) of each query.
+
+    ValueError where the policy sends a prompt that was not tried.
     """
     if np.isnan(reward_SP[policy_SP > 0]).any():
         raise ValueError("the policy sends prompts that were not tried: the value is not exact")
@@ -42,10 +45,10 @@ def value_S(reward_SP: np.ndarray, policy_SP: np.ndarray) -> np.ndarray:
 def inverse_propensity(
     reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups
 ) -> Interval:
-    """IPS: mean over queries of sum over tried p of pi(p|q)/b(p|q) r. Unbiased if b is right and
-    positive wherever pi is. Horvitz and
-    Thompson 1952. With r = 1, 0 at b = .25, .75 and pi all on the first: (4 * 1 + 0) / 2 = 2, which
-    no reward can be: it is noisy.
+    """IPS: mean over queries of sum over tried p of pi(p|q)/b(p|q) r.
+
+    Unbiased if b is right and positive wherever pi is. Horvitz and Thompson 1952. With r = 1, 0 at
+    b = .25, .75 and pi all on the first: (4 * 1 + 0) / 2 = 2, which no reward can be: it is noisy.
     """
     weight, reward = _weights(reward_SP, propensity_SP, policy_SP)
     return mean_of((weight * reward).sum(1), question_S)
@@ -54,8 +57,9 @@ def inverse_propensity(
 def self_normalised(
     reward_SP: np.ndarray, propensity_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups
 ) -> Interval:
-    """SNIPS: sum of weighted rewards over the sum of weights, inside the rewards' range; the
-    interval is that of its linear part.
+    """SNIPS: sum of weighted rewards over the sum of weights, inside the rewards' range.
+
+    The interval is that of its linear part.
 
     ValueError where the policy never sends what was tried. Swaminathan and Joachims 2015.
     """
@@ -74,8 +78,9 @@ def doubly_robust(
     predicted_SP: np.ndarray,
     question_S: Groups,
 ) -> Interval:
-    """DR: mean of sum_p pi r^ + sum over tried p of pi/b (r - r^). Unbiased if b or r^ is right,
-    and less noisy than IPS if r^ is near.
+    """DR: mean of sum_p pi r^ + sum over tried p of pi/b (r - r^).
+
+    Unbiased if b or r^ is right, and less noisy than IPS if r^ is near.
 
     predicted_SP must come from models that did not see the query's own rewards. Dudik et al. 2011,
     arXiv:1103.4601.
@@ -89,8 +94,9 @@ def doubly_robust_S(
     policy_SP: np.ndarray,
     predicted_SP: np.ndarray,
 ) -> np.ndarray:
-    """What each query adds to `doubly_robust`: linear in the policy, so that of a difference of
-    policies it is the difference.
+    """What each query adds to `doubly_robust`.
+
+    It is linear in the policy, so that of a difference of policies it is the difference.
     """
     weight, reward = _weights(reward_SP, propensity_SP, policy_SP)
     return (policy_SP * predicted_SP).sum(1) + (
@@ -111,8 +117,9 @@ def regret(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> 
 
 
 def split_oracle(reward_SP: np.ndarray, question_S: np.ndarray) -> Interval | None:
-    """The per-question oracle without the luck of single draws: the best prompt on one half of a
-    question's draws, valued on the others.
+    """The per-question oracle without the luck of single draws.
+
+    The best prompt on one half of a question's draws, valued on the others.
 
     A lower bound of what knowing each question's best prompt is worth. None where no question was
     drawn twice.
@@ -133,8 +140,9 @@ def split_oracle(reward_SP: np.ndarray, question_S: np.ndarray) -> Interval | No
 def gain(
     reward_SP: np.ndarray, policy_SP: np.ndarray, baseline_SP: np.ndarray, question_S: Groups
 ) -> Interval:
-    """Paired: the exact value of one policy minus another's on the same queries, whole questions
-    resampled.
+    """The exact value of one policy minus another's on the same queries.
+
+    Paired; whole questions are resampled.
     """
     return mean_of(value_S(reward_SP, policy_SP) - value_S(reward_SP, baseline_SP), question_S)
 
@@ -154,8 +162,9 @@ def verdict(interval: Interval) -> str:
 
 
 def auc(score: np.ndarray, right: np.ndarray) -> float:
-    """The chance that a right answer scores above a wrong one, ties half: .5 for a constant such as
-    always-no. nan without both kinds.
+    """AUC: the chance that a right answer scores above a wrong one, ties half.
+
+    .5 for a constant such as always-no. nan without both kinds.
     """
     from scipy.stats import rankdata
 

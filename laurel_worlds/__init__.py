@@ -1,3 +1,4 @@
-"""Exact worlds: Markov decision processes and language models small enough to list. The right
-answer is known.
+"""Exact worlds: Markov decision processes and language models small enough to list.
+
+The right answer is known.
 """

@@ -1,5 +1,6 @@
-"""Adversarial imitation on exact worlds: a discriminator tells the expert's visits from the
-learner's, and its verdict is the reward.
+"""Adversarial imitation on exact worlds.
+
+A discriminator tells the expert's visits from the learner's, and its verdict is the reward.
 
 Convention: D(s, a) = P(expert | s, a). `rho` is the normalised discounted occupancy of state-action
 pairs, [S, A], summing to 1.
@@ -14,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, softmax, xlogy
 
 from laurel.core.errors import UsageError, nearest
-from laurel.report.exhibit import Chart, Claim, Exhibit, Table
+from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
 from laurel_worlds.gridworld import gridworld, map_of
 from laurel_worlds.imitation import noisy
 from laurel_worlds.mdp import MDP, from_arrays
@@ -25,14 +26,16 @@ REWARDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gail": lambda f_SA: -log_expit(-f_SA),
     "logd": log_expit,
 }
-"""name: the reward as a function of the discriminator's logit f = log D/(1 - D): f itself, -log(1 -
-D), log D.
+"""name: the reward as a function of the discriminator's logit f = log D/(1 - D).
+
+f itself, -log(1 - D), log D.
 """
 
 
 def restarted(mdp: MDP) -> MDP:
-    """The same world without an end: what entered a terminal state goes on from the start. Rewards
-    on average as before.
+    """The same world without an end: what entered a terminal state goes on from the start.
+
+    Rewards on average as before.
 
     Then every policy makes equally many steps, which the identities below need. In a world that
     ends, a reward that is always positive (GAIL's) pays for staying and one that is always negative
@@ -64,8 +67,9 @@ def visits(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 
 
 def optimal_logit(expert_SA: np.ndarray, rho_SA: np.ndarray, floor: float = 1e-12) -> np.ndarray:
-    """The logit of the best discriminator D* = rho_E / (rho_E + rho): log rho_E - log rho, [S, A],
-    both floored to stay finite.
+    """The logit of the best discriminator D* = rho_E / (rho_E + rho): log rho_E - log rho, [S, A].
+
+    Both are floored to stay finite.
     """
     return np.log(np.maximum(expert_SA, floor)) - np.log(np.maximum(rho_SA, floor))
 
@@ -78,11 +82,13 @@ def train_discriminator(
     steps: int,
     rate: float = 2.0,
 ) -> np.ndarray:
-    """The logit after some ascent on E_expert[log D] + E_learner[log(1 - D)], one number per pair:
-    logistic regression, [S, A].
+    """The discriminator's logit [S, A] after some steps of logistic regression.
 
-        gradient rho_E (1 - D) - rho D, divided by the pair's share rho_E + rho of the data:   f +=
-        rate (D* - D)
+    Ascent on E_expert[log D] + E_learner[log(1 - D)], one number per pair:
+
+        f += rate (D* - D)
+
+    It is the gradient rho_E (1 - D) - rho D, divided by the pair's share rho_E + rho of the data.
 
     It ends at `optimal_logit`; where D* is 0 or 1 that is infinite, and few steps keep it small.
     """
@@ -107,8 +113,9 @@ def advantage(mdp: MDP, policy_SA: np.ndarray, reward_SA: np.ndarray) -> np.ndar
 
 
 def policy_gradient(mdp: MDP, logit_SA: np.ndarray, reward_SA: np.ndarray) -> np.ndarray:
-    """The exact gradient of (1 - gamma) E[sum_t gamma^t reward], the reward held fixed, by softmax
-    logits: rho(s, a) A(s, a), [S, A].
+    """The exact gradient of (1 - gamma) E[sum_t gamma^t reward] by softmax logits, [S, A].
+
+    It is rho(s, a) A(s, a), with the reward held fixed.
 
     With the reward made from D* it is, exactly, minus the gradient of a divergence between rho and
     rho_E (`DIVERGENCES`).
@@ -127,8 +134,9 @@ DIVERGENCES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "gail": lambda rho, expert: kl(rho, (rho + expert) / 2) + kl(expert, (rho + expert) / 2),
     "logd": lambda rho, expert: 2 * kl((rho + expert) / 2, expert),
 }
-"""name: what its policy gradient descends at the best discriminator: KL(rho || rho_E), 2 JS, 2
-KL((rho + rho_E)/2 || rho_E).
+"""name: the divergence that its policy gradient descends at the best discriminator.
+
+KL(rho || rho_E), 2 JS, 2 KL((rho + rho_E)/2 || rho_E).
 """
 
 
@@ -141,8 +149,9 @@ def imitate_adversarially(
     rate: float = 0.3,
     discriminator_steps: int | None = None,
 ) -> tuple[np.ndarray, list[float]]:
-    """GAIL and its relatives, exactly: (policy [S, A], total variation to the expert's occupancy
-    before each round).
+    """GAIL and its relatives, exactly.
+
+    Returns (policy [S, A], total variation to the expert's occupancy before each round).
 
     A round: the discriminator sees both occupancies (`discriminator_steps` of
     `train_discriminator`; None: the best one), then logits += rate * A under its reward, the
@@ -168,8 +177,9 @@ def imitate_adversarially(
 
 
 def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
-    """A policy that can only lean one way: p(a) in proportion to exp(-(a - place)^2 / (2 width^2))
-    over actions 0 ... A - 1, [A].
+    """A bell over actions 0 ... A - 1, [A]: a policy with a single mode.
+
+    p(a) is in proportion to exp(-(a - place)^2 / (2 width^2)).
     """
     return softmax(-((np.arange(num_actions) - place) ** 2) / (2 * np.exp(2 * log_width)))
 
@@ -177,8 +187,9 @@ def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
 def best_bell(
     expert_A: np.ndarray, divergence: Callable[[np.ndarray, np.ndarray], float]
 ) -> np.ndarray:
-    """The bell of least divergence(bell, expert), [A]; the best of searches from every action,
-    narrow and wide.
+    """The bell of least divergence(bell, expert), [A].
+
+    The best of searches from every action, narrow and wide.
     """
     A = len(expert_A)
     starts = [(float(place), log_width) for place in range(A) for log_width in (-0.5, 0.7)]
@@ -198,13 +209,13 @@ def best_bell(
 def gail(
     *, rounds: int = 400, mistakes: float = 0.2, slip: float = 0.2, gamma: float = 0.9
 ) -> Exhibit:
-    """Adversarial imitation: it reaches the expert's occupancy, and a policy class too small shows
-    mode seeking against covering.
+    """Adversarial imitation: it reaches the expert's occupancy.
+
+    A policy class too small shows mode seeking against covering.
 
     The expert of the gridworld errs in a share `mistakes` of its moves, so that every reward of the
-    discriminator is finite. Nothing
-    is sampled: occupancies, discriminators and gradients are exact, or the discriminator is trained
-    for 5 steps a round.
+    discriminator is finite. Nothing is sampled: occupancies, discriminators and gradients are
+    exact, or the discriminator is trained for 5 steps a round.
     """
     if not 0 < mistakes <= 1 or not 0 <= gamma < 1:
         raise UsageError(
@@ -215,36 +226,8 @@ def gail(
     best_SA = optimal_actions(world, best_S)
     policy_SA = noisy(best_SA, mistakes)
     expert_SA = visits(mdp, policy_SA)
-    rows, curves, last = [], {}, policy_SA
-    for name in REWARDS:
-        for judge, steps in (("best", None), ("trained", 5)):
-            last, distances = imitate_adversarially(
-                mdp, expert_SA, reward=name, rounds=rounds, discriminator_steps=steps
-            )
-            distance = float(np.abs(visits(mdp, last) - expert_SA).sum() / 2)
-            error = _identity_error(mdp, expert_SA, name)
-            rows.append(
-                (
-                    name,
-                    judge,
-                    distances[0],
-                    distance,
-                    float(world.start_S @ evaluate(world, last)),
-                    error,
-                )
-            )
-            curves[f"{name}, {judge} discriminator"] = [
-                (float(t), d, d, d) for t, d in enumerate(distances) if t % 10 == 0
-            ]
     value = float(world.start_S @ evaluate(world, policy_SA))
-    columns = (
-        "reward",
-        "discriminator",
-        "TV at first",
-        "TV at last",
-        "value",
-        "error of the gradient identity",
-    )
+    rows, curves, last = _imitators(world, expert_SA, rounds)
     covering, claims = _two_modes()
     return Exhibit(
         title="Adversarial imitation on an exact world",
@@ -253,25 +236,12 @@ def gail(
             " TV: distance to its occupancy."
         ),
         data={
-            "imitation": [dict(zip(columns, row, strict=True)) for row in rows],
+            "imitation": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
             "expert_value": value,
         },
-        grids=(
-            map_of(
-                "The expert's value, and what it does most often",
-                world,
-                evaluate(world, policy_SA),
-                best_SA,
-            ),
-            map_of(
-                "The same of the last learner",
-                world,
-                evaluate(world, last),
-                last >= last.max(1, keepdims=True) - 1e-3,
-            ),
-        ),
+        grids=_imitation_maps(world, policy_SA, best_SA, last),
         tables=(
-            Table(f"Imitators of an expert of value {value:.4f}", columns, tuple(rows)),
+            Table(f"Imitators of an expert of value {value:.4f}", COLUMNS, tuple(rows)),
             covering,
         ),
         charts=(
@@ -279,26 +249,77 @@ def gail(
                 "Distance to the expert's occupancy", "round", "total variation", curves, log_y=True
             ),
         ),
-        claims=(
-            Claim(
-                "Every variant reaches the expert's occupancy (total variation below 1e-3).",
-                all(row[3] < 1e-3 for row in rows),
-                f"largest {max(row[3] for row in rows):.2g}",
-            ),
-            Claim(
-                "At the best discriminator each policy gradient is minus the gradient of its"
-                " divergence (to 1e-6).",
-                all(row[5] < 1e-6 for row in rows),
-                f"largest relative error {max(row[5] for row in rows):.2g}",
-            ),
-            *claims,
+        claims=(*_imitation_claims(rows), *claims),
+    )
+
+
+COLUMNS = (
+    "reward",
+    "discriminator",
+    "TV at first",
+    "TV at last",
+    "value",
+    "error of the gradient identity",
+)
+
+
+def _imitators(
+    world: MDP, expert_SA: np.ndarray, rounds: int
+) -> tuple[list[tuple], dict[str, list[tuple[float, float, float, float]]], np.ndarray]:
+    """(rows of COLUMNS, distance by round, the last policy) of every reward and discriminator."""
+    mdp = restarted(world)
+    rows, curves, last_SA = [], {}, expert_SA
+    for name in REWARDS:
+        error = _identity_error(mdp, expert_SA, name)
+        for judge, steps in (("best", None), ("trained", 5)):
+            last_SA, distances = imitate_adversarially(
+                mdp, expert_SA, reward=name, rounds=rounds, discriminator_steps=steps
+            )
+            distance = float(np.abs(visits(mdp, last_SA) - expert_SA).sum() / 2)
+            value = float(world.start_S @ evaluate(world, last_SA))
+            rows.append((name, judge, distances[0], distance, value, error))
+            curves[f"{name}, {judge} discriminator"] = [
+                (float(t), d, d, d) for t, d in enumerate(distances) if t % 10 == 0
+            ]
+    return rows, curves, last_SA
+
+
+def _imitation_maps(
+    world: MDP, expert_SA: np.ndarray, best_SA: np.ndarray, last_SA: np.ndarray
+) -> tuple[Grid, Grid]:
+    usual_SA = last_SA >= last_SA.max(1, keepdims=True) - 1e-3
+    return (
+        map_of(
+            "The expert's value, and what it does most often",
+            world,
+            evaluate(world, expert_SA),
+            best_SA,
+        ),
+        map_of("The same of the last learner", world, evaluate(world, last_SA), usual_SA),
+    )
+
+
+def _imitation_claims(rows: list[tuple]) -> tuple[Claim, ...]:
+    """What the rows of COLUMNS show."""
+    return (
+        Claim(
+            "Every variant reaches the expert's occupancy (total variation below 1e-3).",
+            all(row[3] < 1e-3 for row in rows),
+            f"largest {max(row[3] for row in rows):.2g}",
+        ),
+        Claim(
+            "At the best discriminator each policy gradient is minus the gradient of its"
+            " divergence (to 1e-6).",
+            all(row[5] < 1e-6 for row in rows),
+            f"largest relative error {max(row[5] for row in rows):.2g}",
         ),
     )
 
 
 def _identity_error(mdp: MDP, expert_SA: np.ndarray, reward: str) -> float:
-    """How far the policy gradient is from minus the gradient of its divergence (central
-    differences), relative, at a fixed odd policy.
+    """How far the policy gradient is from minus the gradient of its divergence, relative.
+
+    By central differences, at a fixed odd policy.
     """
     logit_SA = np.sin(np.arange(expert_SA.size, dtype=float)).reshape(expert_SA.shape)
     rho_SA = visits(mdp, softmax(logit_SA, axis=1))
@@ -316,8 +337,9 @@ def _identity_error(mdp: MDP, expert_SA: np.ndarray, reward: str) -> float:
 
 
 def _two_modes() -> tuple[Table, tuple[Claim, ...]]:
-    """An expert with two habits and a policy that can have one: which one cloning finds, and which
-    the adversarial reward.
+    """An expert with two habits and a policy class with one.
+
+    Which one cloning finds, and which the adversarial reward.
     """
     expert_A = softmax(np.array([0.0, 3.0, 4.0, 3.0, 0.0, 0.0, 2.6, 3.6, 2.6]))
     cloned_A = best_bell(expert_A, lambda bell_A, target_A: kl(target_A, bell_A))

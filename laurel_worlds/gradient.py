@@ -1,5 +1,6 @@
-"""The policy gradient of a tabular softmax policy: exact, and as REINFORCE and the actor-critic
-estimate it from episodes.
+"""The policy gradient of a tabular softmax policy.
+
+Exact, and as REINFORCE and the actor-critic estimate it from episodes.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def exact_gradient(mdp: MDP, logit_SA: np.ndarray) -> np.ndarray:
 
 
 def exact_ascent(mdp: MDP, *, rounds: int, rate: float) -> tuple[np.ndarray, list[float]]:
-    """Climb the exact gradient from the uniform policy: (logits [S, A], J before each round and
-    after the last).
+    """Climb the exact gradient from the uniform policy.
+
+    Returns (logits [S, A], J before each round and after the last).
     """
     logit_SA = np.zeros((len(mdp.states), len(mdp.actions)))
     heights = []
@@ -56,8 +58,9 @@ def exact_ascent(mdp: MDP, *, rounds: int, rate: float) -> tuple[np.ndarray, lis
 
 @dataclass(frozen=True)
 class Episode:
-    """States, actions and rewards in order; `after` is the state that each move led to, and the
-    last of them ended it.
+    """States, actions and rewards in order.
+
+    `after` is the state that each move led to, and the last of them ended it.
     """
 
     states: np.ndarray
@@ -69,8 +72,9 @@ class Episode:
 def rollout(
     simulator: Simulator, policy_SA: np.ndarray, rng: np.random.Generator, *, cap: int = 10_000
 ) -> Episode:
-    """One whole episode of a policy. It must end within the cap: a part of an episode would bias
-    every estimate made of it.
+    """One whole episode of a policy.
+
+    It must end within the cap: a part of an episode would bias every estimate made of it.
     """
     cumulative_SA, moves, state = policy_SA.cumsum(1), [], simulator.reset()
     for uniform_draw in iter(rng.random, None):
@@ -110,15 +114,16 @@ def estimate(
     weight: Weight = "return",
     value_S: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One episode's estimate of dJ / dlogit: [S, A]. Its mean over episodes of the policy is
-    `exact_gradient`.
+    """One episode's estimate of dJ / dlogit: [S, A].
 
-        sum_t gamma^t w_t grad log pi(a_t | s_t),   w_t = G_t                            "return":
-        REINFORCE (Williams 1992)
-                                                    w_t = G_t - V(s_t)                   "baseline":
-                                                    any V, no bias
-                                                    w_t = r_t + gamma V(s_{t+1}) - V(s_t)  "td":
-                                                    actor-critic, unbiased for the true V
+    Its mean over episodes of the policy is `exact_gradient`.
+
+        sum_t gamma^t w_t grad log pi(a_t | s_t)
+
+        weight      w_t
+        "return"    G_t                              REINFORCE (Williams 1992)
+        "baseline"  G_t - V(s_t)                     unbiased with any V
+        "td"        r_t + gamma V(s_{t+1}) - V(s_t)  actor-critic, unbiased for the true V
 
     grad log pi(a | s) by the logits of s is e_a - pi(. | s). V = 0 makes "baseline" "return".
     """
@@ -148,8 +153,9 @@ def second_moment(
     episodes: int,
     seed: int = 0,
 ) -> float:
-    """The mean squared length of the estimate, measured: what a baseline makes smaller while the
-    mean stays.
+    """The mean squared length of the estimate, measured.
+
+    A baseline makes it smaller while the mean stays.
     """
     policy_SA, simulator, rng = (
         softmax(logit_SA),
@@ -177,8 +183,9 @@ def learn(
     weight: Weight = "baseline",
     seed: int = 0,
 ) -> tuple[np.ndarray, list[tuple[int, float]]]:
-    """Ascent on the estimates, with a critic learned by TD(0) on the side: (logits [S, A], (moves
-    so far, mean return) of each batch).
+    """Ascent on the estimates, with a critic learned by TD(0).
+
+    Returns (logits [S, A], (moves so far, mean return) of each batch).
 
     "return" is REINFORCE, "baseline" REINFORCE with a baseline, "td" the actor-critic (Konda and
     Tsitsiklis 2000). The critic of "td" is being learned while it judges, so its gradient is biased
@@ -191,19 +198,20 @@ def learn(
         policy_SA = softmax(logit_SA)
         rows = [rollout(simulator, policy_SA, rng) for _ in range(batch)]
         critic_S = None if weight == "return" else value_S
-        logit_SA = logit_SA + rate * np.mean(
-            [
-                estimate(row, policy_SA, simulator.gamma, weight=weight, value_S=critic_S)
-                for row in rows
-            ],
-            axis=0,
-        )
+        slopes = [
+            estimate(row, policy_SA, simulator.gamma, weight=weight, value_S=critic_S)
+            for row in rows
+        ]
+        logit_SA = logit_SA + rate * np.mean(slopes, axis=0)
         value_S = value_S.copy()
         for row in rows:
-            for state, reward, after in zip(row.states, row.rewards, row.after, strict=True):
-                value_S[state] += critic_rate * (
-                    reward + simulator.gamma * value_S[after] - value_S[state]
-                )
+            _td_updates(value_S, row, simulator.gamma, critic_rate)
         taken += sum(len(row.rewards) for row in rows)
         curve.append((taken, float(np.mean([row.rewards.sum() for row in rows]))))
     return logit_SA, curve
+
+
+def _td_updates(value_S: np.ndarray, episode: Episode, gamma: float, rate: float) -> None:
+    """V(s) += rate (r + gamma V(s') - V(s)) at every step of an episode, in place."""
+    for state, reward, after in zip(episode.states, episode.rewards, episode.after, strict=True):
+        value_S[state] += rate * (reward + gamma * value_S[after] - value_S[state])

@@ -28,11 +28,13 @@ def gridworld(
     pits: Mapping[Cell, float] | None = None,
     start: Cell = (1, 1),
 ) -> MDP:
-    """A map of cells (column, row), counted from the bottom left; states are named "(1,1)" and so
-    on, walls are none.
+    """A map of cells (column, row), counted from the bottom left.
 
-        r = step_reward + exits[cell entered],   p(the way meant) = 1 - slip,   p(each way at right
-        angles) = slip / 2
+    States are named "(1,1)" and so on, walls are none.
+
+        r                          = step_reward + exits[cell entered]
+        p(the way meant)           = 1 - slip
+        p(each way at right angle) = slip / 2
 
     Bumping into a wall or the border stays and pays the step reward. Entering an exit ends the
     episode; entering a pit pays and puts back to the start. The default map is the lectures': 4 x
@@ -43,41 +45,42 @@ def gridworld(
     exits, pits = {(4, 3): 1.0, (4, 2): -1.0} if exits is None else exits, pits or {}
     inside = [(column, row) for row in range(1, rows + 1) for column in range(1, columns + 1)]
     cells = [cell for cell in inside if cell not in walls and cell not in pits]
-    outside = next((cell for cell in (*walls, *exits, *pits, start) if cell not in inside), None)
-    if outside is not None or start not in cells or not 0 <= slip <= 1:
-        what = (
-            f"cell {outside} is not on the map."
-            if outside
-            else "the start must be a free cell and the slip between 0 and 1."
-        )
-        raise UsageError(
-            what,
-            where="gridworld",
-            fix=f"The map has {columns} columns and {rows} rows, counted from 1.",
-        )
+    wrong = ""
+    if start not in cells or not 0 <= slip <= 1:
+        wrong = "the start must be a free cell and the slip between 0 and 1."
+    if outside := [cell for cell in (*walls, *exits, *pits, start) if cell not in inside]:
+        wrong = f"cell {outside[0]} is not on the map."
+    if wrong:
+        size = f"The map has {columns} columns and {rows} rows, counted from 1."
+        raise UsageError(wrong, where="gridworld", fix=size)
+    return _grid_mdp(cells, exits, pits, start, step_reward=step_reward, slip=slip, gamma=gamma)
+
+
+def _grid_mdp(
+    cells: Sequence[Cell],
+    exits: Mapping[Cell, float],
+    pits: Mapping[Cell, float],
+    start: Cell,
+    *,
+    step_reward: float,
+    slip: float,
+    gamma: float,
+) -> MDP:
+    """The MDP whose states are these cells."""
     index = {cell: state for state, cell in enumerate(cells)}
-    ways = [
-        (MOVES[name], tuple(side for side in MOVES.values() if side[0] * dx + side[1] * dy == 0))
-        for name, (dx, dy) in MOVES.items()
-    ]
+    entered_SAK = _entered_cells(index, pits)
     shape = (len(cells), len(MOVES), 3)
     prob_SAK, next_SAK, reward_SAK = np.zeros(shape), np.zeros(shape, dtype=int), np.zeros(shape)
     prob_SAK[:] = [1 - slip, slip / 2, slip / 2]
-    for (column, row), state in index.items():
-        for action, (ahead, aside) in enumerate(ways):
-            for outcome, (dx, dy) in enumerate((ahead, *aside)):
-                aim = (column + dx, row + dy)
-                cell = aim if aim in index or aim in pits else (column, row)
-                next_SAK[state, action, outcome] = index[start if cell in pits else cell]
-                reward_SAK[state, action, outcome] = (
-                    step_reward + exits.get(cell, 0.0) + pits.get(cell, 0.0)
-                )
-    if slip == 0:
-        prob_SAK, next_SAK, reward_SAK = prob_SAK[..., :1], next_SAK[..., :1], reward_SAK[..., :1]
+    for place in np.ndindex(shape):
+        cell = entered_SAK[place]
+        next_SAK[place] = index[start if cell in pits else cell]
+        reward_SAK[place] = step_reward + exits.get(cell, 0.0) + pits.get(cell, 0.0)
+    outcomes = 1 if slip == 0 else 3  # without slip only the way meant is an outcome
     return MDP(
-        prob_SAK,
-        next_SAK,
-        reward_SAK,
+        prob_SAK[..., :outcomes],
+        next_SAK[..., :outcomes],
+        reward_SAK[..., :outcomes],
         gamma=gamma,
         terminal_S=np.array([cell in exits for cell in cells]),
         start_S=np.eye(len(cells))[index[start]],
@@ -86,9 +89,26 @@ def gridworld(
     )
 
 
+def _entered_cells(
+    index: Mapping[Cell, int], pits: Mapping[Cell, float]
+) -> dict[tuple[int, ...], Cell]:
+    """(state, action, outcome) -> the cell entered; outcomes: ahead, then both sides."""
+    found: dict[tuple[int, ...], Cell] = {}
+    for (column, row), state in index.items():
+        for action, ahead in enumerate(MOVES.values()):
+            # the ways at right angles are those whose product with the way ahead is 0
+            sides = (side for side in MOVES.values() if np.dot(side, ahead) == 0)
+            for outcome, (dx, dy) in enumerate((ahead, *sides)):
+                target = (column + dx, row + dy)
+                free = target in index or target in pits
+                found[state, action, outcome] = target if free else (column, row)
+    return found
+
+
 def cliff(*, step_reward: float = -1.0, slip: float = 0.0, gamma: float = 1.0) -> MDP:
-    """12 x 4: walk from (1,1) to (12,1) past a cliff of ten cells; a fall pays -99 beside the step
-    reward and puts back to the start.
+    """12 x 4: walk from (1,1) to (12,1) past a cliff of ten cells.
+
+    A fall pays -99 beside the step reward and puts back to the start.
 
     The shortest path runs along the edge (13 moves), the safe one a row or two further in. Sutton
     and Barto 2018, example 6.6.
@@ -106,8 +126,9 @@ def cliff(*, step_reward: float = -1.0, slip: float = 0.0, gamma: float = 1.0) -
 
 
 def corridor(*, step_reward: float = 0.0, slip: float = 0.0, gamma: float = 1.0) -> MDP:
-    """Seven cells in a row, 0 at the left end, +1 at the right, start in the middle: left and right
-    are a random walk's two ways.
+    """A random walk: seven cells in a row, start in the middle.
+
+    0 at the left end, +1 at the right; left and right are the walk's two ways.
 
     At step_reward = 0 the uniform policy's values are 1/6 ... 5/6. Sutton and Barto 2018, example
     6.2.
@@ -139,8 +160,9 @@ def cell_of(state: str) -> Cell:
 
 
 def map_of(title: str, mdp: MDP, value_S: np.ndarray, best_SA: np.ndarray) -> Grid:
-    """Values and best actions laid out as the map: arrows where a choice is open ("↑→" for a tie);
-    an exit shows what it pays.
+    """Values and best actions laid out as the map: arrows where a choice is open ("↑→" for a tie).
+
+    An exit shows what it pays.
 
     value_S [S], best_SA [S, A] bool. Cells that are no states (walls, pits) have value None and the
     mark "".

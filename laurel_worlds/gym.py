@@ -21,8 +21,9 @@ except ModuleNotFoundError as error:
 
 
 class GridworldEnv(gymnasium.Env[Any, Any]):
-    """The lectures' gridworld, or the MDP given: observation and action are numbers, the names are
-    in `mdp.states`, `mdp.actions`.
+    """The lectures' gridworld, or the MDP given, as a Gymnasium environment.
+
+    Observation and action are numbers; the names are in `mdp.states`, `mdp.actions`.
 
     `info` of reset and step holds the name of the state. `render_mode="ansi"`: render gives the map
     as text, "o" where we are (for worlds whose states are cells; of others the name of the state).

@@ -1,12 +1,12 @@
-"""Hindsight experience replay on bit flipping: an episode that missed its goal is a success at the
-place where it ended up.
+"""Hindsight experience replay on bit flipping.
+
+An episode that missed its goal is a success at the place where it ended up.
 
 Axis letters: N episodes or steps, T flips of an episode, B bits (-1 or +1), X features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -26,8 +26,10 @@ FUTURES = 4
 
 @dataclass(frozen=True)
 class Episodes:
-    """N episodes side by side: states [T + 1, N, B], the bits flipped [T, N], goals [N, B], and how
-    many flips each one made [N].
+    """N episodes played in parallel.
+
+    States [T + 1, N, B], the bits flipped [T, N], goals [N, B], and how many flips each one made
+    [N].
     """
 
     state_TNB: np.ndarray
@@ -43,8 +45,9 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps with the goal they are seen under: bits before and after [N, B], the bit flipped [N],
-    the goal [N, B].
+    """Steps, each with a goal.
+
+    Bits before and after [N, B], the bit flipped [N], the goal [N, B].
     """
 
     before_NB: np.ndarray
@@ -54,13 +57,11 @@ class Steps:
 
 
 def hit_chance(bits: int, steps: int) -> float:
-    """The chance that uniformly random flips meet a uniformly drawn other goal within `steps`,
-    exactly.
+    """The exact chance that random flips meet a uniformly drawn other goal within `steps`.
 
     Only the number d of differing bits matters: a flip leads to d - 1 with probability d/n and to d
-    + 1 otherwise. One bit, one
-    step: 1. Two bits, one step: two of the three goals are one flip away, half of the flips are
-    right, 2/3 * 1/2 = 1/3.
+    + 1 otherwise. One bit, one step: 1. Two bits, one step: two of the three goals are one flip
+    away, half of the flips are right, 2/3 * 1/2 = 1/3.
     """
     at_D = np.array([comb(bits, d) for d in range(bits + 1)]) / (2.0**bits - 1)
     nearer_D = np.arange(bits + 1) / bits
@@ -75,8 +76,7 @@ def hit_chance(bits: int, steps: int) -> float:
 
 
 def features(state_NB: np.ndarray, goal_NB: np.ndarray) -> np.ndarray:
-    """(1, state, goal, state * goal) side by side, [N, X = 3B + 1]: what Q(s, g, .) = features @
-    weight [X, B] is linear in.
+    """(1, state, goal, state * goal), [N, X = 3B + 1]: Q(s, g, .) = features @ weight [X, B].
 
     A universal value function: one set of weights for every goal. It is told which bit of the goal
     belongs to which bit of the state, and nothing of what a flip does. Undiscounted, the true Q
@@ -93,8 +93,9 @@ def play(
     explore: float,
     rng: np.random.Generator,
 ) -> Episodes:
-    """Episodes of at most B flips: greedy in Q = features @ weight, a random flip with probability
-    `explore`; a met goal ends one.
+    """Play episodes of at most B flips; meeting the goal ends one.
+
+    Greedy in Q = features @ weight, a random flip with probability `explore`.
     """
     N, B = start_NB.shape
     state_TNB, action_TN = np.repeat(start_NB[None], B + 1, axis=0), np.zeros((B, N), dtype=int)
@@ -110,8 +111,9 @@ def play(
 
 
 def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Steps:
-    """Every step under its own goal and, `futures` times, under a state that its episode reached at
-    or after the step's end.
+    """Every step under its own goal and, `futures` times, under a goal in hindsight.
+
+    That is a state which its episode reached at or after the step's end.
 
     A flip leads where it leads whatever was wanted: a relabelled step is a true step of the world
     with the other goal, so Q-learning, which is off-policy, may use it as it stands. futures = 0 is
@@ -133,8 +135,9 @@ def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Step
 
 
 def targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
-    """What Q(s, g, a) should be, [N]: 0 if the flip meets the goal, else -1 + gamma max_a' Q(s', g,
-    a'), within [-1/(1 - gamma), 0].
+    """The target of Q(s, g, a), [N]: 0 at the goal, else -1 + gamma max_a' Q(s', g, a').
+
+    Within [-1/(1 - gamma), 0].
     """
     met_N = (steps.after_NB == steps.goal_NB).all(1)
     next_N = (features(steps.after_NB, steps.goal_NB) @ weight_XB).max(1)
@@ -144,8 +147,9 @@ def targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
 def learn(
     bits: int, *, futures: int, rounds: int, episodes: int, updates: int, seed: int
 ) -> tuple[np.ndarray, int]:
-    """Goal-conditioned Q-learning with replay: the weights [X, B], and how many training episodes
-    met their own goal.
+    """Goal-conditioned Q-learning with replay.
+
+    Returns the weights [X, B], and how many training episodes met their own goal.
 
     A round plays `episodes` episodes side by side (30 % random flips), stores their steps
     (`replayed`), freezes the weights of the targets and makes `updates` steps of least squares,
@@ -170,8 +174,9 @@ def learn(
 
 
 def tasks(bits: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and goals [N, B], uniform; a goal equal to its start is replaced by one that differs
-    in one bit.
+    """Starts and goals [N, B], uniform.
+
+    A goal equal to its start is replaced by one that differs in one bit.
     """
     start_NB, goal_NB = rng.choice([-1.0, 1.0], size=(2, count, bits))
     same_N = np.nonzero((start_NB == goal_NB).all(1))[0]
@@ -199,8 +204,7 @@ def her(
     trials: int = 500,
     seed: int = 0,
 ) -> Exhibit:
-    """Hindsight experience replay on bit flipping: success against the number of bits, with and
-    without.
+    """Hindsight experience replay on bit flipping: success by number of bits, with and without.
 
     Both arms are the same learner with the same episodes and updates; one also sees its steps under
     goals that they reached. A trained policy is tried greedily on `trials` fresh tasks, n flips for
@@ -208,63 +212,31 @@ def her(
     """
     if not bits or min(bits) < 1 or max(bits) > 40:
         raise UsageError("the numbers of bits must be between 1 and 40.", where="bits")
-    rows: list[tuple[str | float | int | bool | None, ...]] = []
-    curves: dict[str, Sequence[Point]] = {}
-    for arm, futures in (("with hindsight", FUTURES), ("without", 0)):
-        points: list[Point] = []
-        for n in bits:
-            wins, met = [], 0
-            for run in range(seeds):
-                weight_XB, run_met = learn(
-                    n,
-                    futures=futures,
-                    rounds=rounds,
-                    episodes=episodes,
-                    updates=updates,
-                    seed=seed + run,
-                )
-                rng = np.random.default_rng([seed + run, n])
-                wins.append(int(play(weight_XB, *tasks(n, trials, rng), 0.0, rng).reached_N.sum()))
-                met += run_met
-            found = share(sum(wins), seeds * trials)
-            points.append((float(n), *found))
-            rows.append(
-                (
-                    n,
-                    arm,
-                    *found,
-                    min(wins) / trials,
-                    met / (seeds * rounds * episodes),
-                    hit_chance(n, n),
-                )
-            )
-        curves[arm] = points
-    columns = (
-        "bits",
-        "replay",
-        "success",
-        "low",
-        "high",
-        "worst run",
-        "goals met in training",
-        "chance of random flips",
-    )
+    budget = {"rounds": rounds, "episodes": episodes, "updates": updates}
+    runs = range(seed, seed + seeds)
+    rows = [
+        _row(n, arm, futures, runs, trials, budget)
+        for arm, futures in (("with hindsight", FUTURES), ("without", 0))
+        for n in bits
+    ]
+    return _exhibit(rows, rounds * episodes, seeds, trials)
+
+
+def _exhibit(rows: list[Row], episodes: int, seeds: int, trials: int) -> Exhibit:
+    curves: dict[str, list[Point]] = {}
+    for n, arm, success, low, high, *_ in rows:
+        curves.setdefault(arm, []).append((float(n), success, low, high))
+    title = f"Success of the greedy policy on {seeds * trials} fresh tasks (Wilson 95 %)"
     return Exhibit(
         title="Hindsight experience replay on bit flipping",
         about=(
-            f"n bits, n flips, a random goal; -1 per flip until it is met. {rounds * episodes}"
+            f"n bits, n flips, a random goal; -1 per flip until it is met. {episodes}"
             f" training episodes per run, {seeds} runs."
         ),
-        data={"success": [dict(zip(columns, row, strict=True)) for row in rows]},
-        tables=(
-            Table(
-                f"Success of the greedy policy on {seeds * trials} fresh tasks (Wilson 95 %)",
-                columns,
-                tuple(rows),
-            ),
-        ),
+        data={"success": [dict(zip(COLUMNS, row, strict=True)) for row in rows]},
+        tables=(Table(title, COLUMNS, tuple(rows)),),
         charts=(Chart("Success against the number of bits", "bits", "success", curves),),
-        claims=_claims(int(max(bits)), curves),
+        claims=_claims(max(row[0] for row in rows), curves),
         notes=(
             "The interval covers the draw of the tasks; `worst run` shows how the runs differ.",
             "Chance of random flips: exact, by the chain of how many bits differ.",
@@ -272,7 +244,43 @@ def her(
     )
 
 
-def _claims(most: int, curves: dict[str, Sequence[Point]]) -> tuple[Claim, ...]:
+COLUMNS = (
+    "bits",
+    "replay",
+    "success",
+    "low",
+    "high",
+    "worst run",
+    "goals met in training",
+    "chance of random flips",
+)
+
+
+Row = tuple[int, str, float, float, float, float, float, float]
+"""One of COLUMNS."""
+
+
+def _row(
+    bits: int, arm: str, futures: int, seeds: range, trials: int, budget: dict[str, int]
+) -> Row:
+    """Train with every seed, and try the greedy policies."""
+    wins, met = [], 0
+    for seed in seeds:
+        weight_XB, met_in_training = learn(bits, futures=futures, seed=seed, **budget)
+        wins.append(_wins(weight_XB, bits, trials, seed))
+        met += met_in_training
+    success = share(sum(wins), len(seeds) * trials)
+    met_share = met / (len(seeds) * budget["rounds"] * budget["episodes"])
+    return bits, arm, *success, min(wins) / trials, met_share, hit_chance(bits, bits)
+
+
+def _wins(weight_XB: np.ndarray, bits: int, trials: int, seed: int) -> int:
+    """How many of `trials` fresh tasks the greedy policy solves."""
+    rng = np.random.default_rng([seed, bits])
+    return int(play(weight_XB, *tasks(bits, trials, rng), 0.0, rng).reached_N.sum())
+
+
+def _claims(most: int, curves: dict[str, list[Point]]) -> tuple[Claim, ...]:
     """What the lectures say of hindsight, at the largest number of bits tried."""
     (hindsight,), (plain,) = (
         [point[1:] for point in curve if point[0] == most][:1] for curve in curves.values()

@@ -1,5 +1,6 @@
-"""The experiment of `laurel tabular imitate`: how errors grow with the horizon, and what imitation
-cannot surpass.
+"""The experiment of `laurel tabular imitate`.
+
+How errors grow with the horizon, and what imitation cannot surpass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from laurel_worlds.imitation import (
 )
 from laurel_worlds.interval import Interval, mean, words
 from laurel_worlds.learning import q_learning
+from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import deterministic, evaluate, optimal_actions, value_iteration
 
 Rows = list[tuple[str | float | int | bool | None, ...]]
@@ -39,8 +41,9 @@ def imitate(
     seeds: int = 8,
     seed: int = 0,
 ) -> Exhibit:
-    """Imitation: error against the horizon for behaviour cloning and an interactive learner, and
-    imitation against optimisation.
+    """Imitation: error against the horizon, and imitation against optimisation.
+
+    For behaviour cloning and an interactive learner.
 
     Both learners get `labels` labelled steps and the same function class, on the tightrope, whose
     `fog` makes each err now and then even where the expert walks. Then a gridworld's demonstrator
@@ -115,96 +118,98 @@ def exponent(horizons: tuple[int, ...], cost_T: list[float]) -> float:
 def _compounding(
     horizons: tuple[int, ...], labels: int, rounds: int, fog: float, seeds: int, seed: int
 ):
-    """(data, tables, chart, claims) of the tightrope."""
-    world = tightrope(fog=fog)
-    rows: Rows = []
+    """(data, tables, chart, claims) of the tightrope.
+
+    Axis letters: R runs, T horizons, C the figures of `_trial`.
+    """
+    rows: list[CostRow] = []
     curves, slopes = {}, {}
-    for number, (name, learner_rounds) in enumerate(learners(rounds).items()):
-        found_RTC = np.array(
+    for name, found_RTC in _trials(
+        fog, horizons, labels, rounds, range(seed, seed + seeds)
+    ).items():
+        slopes[name] = _slope(horizons, found_RTC[..., 0])
+        slopes[f"{name}, simulated"] = _slope(horizons, found_RTC[..., 2])
+        of_learner = [(name, T, *_cost_row(found_RTC[:, t], T)) for t, T in enumerate(horizons)]
+        curves[name] = [(float(row[1]), *row[3:6]) for row in of_learner]
+        rows += of_learner
+    cloning = rows[: len(horizons)]
+    slopes["closed form"] = (exponent(horizons, [row[-1] for row in cloning]),) * 3
+    return (
+        {"cost": [dict(zip(COSTS, row, strict=True)) for row in rows], "exponent": slopes},
+        _cost_tables(rows, slopes),
+        Chart(*AXES, curves, log_x=True, log_y=True),
+        _growth_claims(slopes, max(row[2] for row in cloning) * max(horizons)),
+    )
+
+
+AXES = ("Cost against the horizon", "horizon", "steps spent below")
+COSTS = (
+    "learner",
+    "horizon",
+    "error per step",
+    "cost",
+    "low",
+    "high",
+    "simulated",
+    "z",
+    "closed form",
+)
+
+
+def _trials(
+    fog: float, horizons: tuple[int, ...], labels: int, rounds: int, seeds: range
+) -> dict[str, np.ndarray]:
+    """learner -> the figures of `_trial` for each seed and horizon, [R, T, C]."""
+    world = tightrope(fog=fog)
+    return {
+        name: np.array(
             [
                 [
-                    _trial(
-                        world,
-                        horizon,
-                        labels,
-                        learner_rounds,
-                        np.random.default_rng([seed + run, horizon, number]),
-                    )
-                    for horizon in horizons
+                    _trial(world, T, labels, own, np.random.default_rng([seed, T, number]))
+                    for T in horizons
                 ]
-                for run in range(seeds)
+                for seed in seeds
             ]
         )
-        slopes[name] = mean([exponent(horizons, list(run_TC[:, 0])) for run_TC in found_RTC])
-        slopes[f"{name}, simulated"] = mean(
-            [exponent(horizons, list(run_TC[:, 2])) for run_TC in found_RTC]
-        )
-        curves[name] = [
-            (float(horizon), *mean(found_RTC[:, t, 0])) for t, horizon in enumerate(horizons)
-        ]
-        for t, horizon in enumerate(horizons):
-            error = float(found_RTC[:, t, 1].mean())
-            simulated, spread = (
-                found_RTC[:, t, 2].mean(),
-                np.sqrt((found_RTC[:, t, 3] ** 2).sum()) / seeds,
-            )
-            z = (simulated - found_RTC[:, t, 0].mean()) / spread if spread > 0 else 0.0
-            rows.append(
-                (
-                    name,
-                    horizon,
-                    error,
-                    *mean(found_RTC[:, t, 0]),
-                    float(simulated),
-                    float(z),
-                    unrecoverable_cost(error, horizon),
-                )
-            )
-    errors = [float(row[2]) for row in rows[: len(horizons)]]  # type: ignore[arg-type]
-    closed = [
-        unrecoverable_cost(error, horizon) for error, horizon in zip(errors, horizons, strict=True)
-    ]
-    slopes["closed form"] = (exponent(horizons, closed),) * 3
-    columns = (
-        "learner",
-        "horizon",
-        "error per step",
-        "cost",
-        "low",
-        "high",
-        "simulated",
-        "z",
-        "closed form",
-    )
+        for number, (name, own) in enumerate(learners(rounds).items())
+    }
+
+
+CostRow = tuple[str, int, float, float, float, float, float, float, float]
+"""One of COSTS."""
+
+
+def _slope(horizons: tuple[int, ...], cost_RT: np.ndarray) -> Interval:
+    """The exponent of growth over runs."""
+    return mean([exponent(horizons, list(cost_T)) for cost_T in cost_RT])
+
+
+def _cost_row(
+    found_RC: np.ndarray, horizon: int
+) -> tuple[float, float, float, float, float, float, float]:
+    """COSTS of all runs of a learner at one horizon, from the error on."""
+    cost_R, error_R, simulated_R, spread_R = found_RC.T
+    error, simulated = float(error_R.mean()), simulated_R.mean()
+    spread = np.sqrt((spread_R**2).sum()) / len(spread_R)
+    z = (simulated - cost_R.mean()) / spread if spread > 0 else 0.0
+    closed = unrecoverable_cost(error, horizon)
+    return error, *mean(cost_R), float(simulated), float(z), closed
+
+
+def _cost_tables(rows: list[CostRow], slopes: dict[str, Interval]) -> tuple[Table, Table]:
+    growth = tuple((name, *slope) for name, slope in slopes.items())
     return (
-        {"cost": [dict(zip(columns, row, strict=True)) for row in rows], "exponent": slopes},
-        (
-            Table(
-                "Expected cost of the learned policies (the expert's is 0)", columns, tuple(rows)
-            ),
-            Table(
-                "Growth with the horizon",
-                ("cost", "exponent", "low", "high"),
-                tuple((name, *slope) for name, slope in slopes.items()),
-            ),
-        ),
-        Chart(
-            "Cost against the horizon",
-            "horizon",
-            "steps spent below",
-            curves,
-            log_x=True,
-            log_y=True,
-        ),
-        _growth_claims(slopes, max(errors) * max(horizons)),
+        Table("Expected cost of the learned policies (the expert's is 0)", COSTS, tuple(rows)),
+        Table("Growth with the horizon", ("cost", "exponent", "low", "high"), growth),
     )
 
 
 def _trial(
     world: Tightrope, horizon: int, labels: int, rounds: int, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """One learner trained: exact cost, error per step where the expert walks, cost in a simulation
-    and its standard error.
+    """Train one learner and measure it.
+
+    Exact cost, error per step where the expert walks, cost in a simulation and its standard error.
     """
     policy_SA = interactive(world, labels=labels, horizon=horizon, rounds=rounds, rng=rng)
     right_S = policy_SA[np.arange(len(world.expert_S)), world.expert_S]
@@ -220,8 +225,9 @@ def _trial(
 
 
 def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ...]:
-    """Near 2 and near 1, each with its whole interval, where the theory speaks: error times horizon
-    well below 1.
+    """Near 2 and near 1, each with its whole interval, where the theory applies.
+
+    It applies where error times horizon is well below 1.
     """
     cloned, cloned_simulated, corrected, corrected_simulated, closed = slopes.values()
     where = (
@@ -251,66 +257,64 @@ def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ..
 def _against_optimisation(
     mistakes: float, seeds: int, seed: int
 ) -> tuple[dict[str, Any], tuple[Grid, ...], Table, Claim]:
-    """Clones of a demonstrator that errs, and Q-learning, on the same gridworld: values at the
-    start, by exact evaluation.
+    """Clones of a demonstrator that errs, and Q-learning, on the same gridworld.
+
+    Values at the start, by exact evaluation.
     """
     mdp = gridworld(step_reward=-0.04, slip=0.2, gamma=0.99)
     best_S = value_iteration(mdp)
     expert_SA = noisy(optimal_actions(mdp, best_S), mistakes)
     ceiling, best = float(mdp.start_S @ evaluate(mdp, expert_SA)), float(mdp.start_S @ best_S)
-    rows: Rows = [
-        ("demonstrator", None, ceiling, ceiling, ceiling),
-        ("optimum", None, best, best, best),
-    ]
-    found: dict[str, Interval] = {}
-    S, A = mdp.reward_SA.shape
+    rows: Rows = [("demonstrator", None, *[ceiling] * 3), ("optimum", None, *[best] * 3)]
+    found = {}
+    runs = range(seed, seed + seeds)
     for steps in (300, 3_000, 30_000):
-        cloned, learned = [], []
-        for run in range(seeds):
-            state_TN, action_TN, _ = walk(
-                mdp,
-                expert_SA,
-                steps=steps,
-                horizon=60,
-                rng=np.random.default_rng([seed + run, steps]),
-            )
-            live_TN = ~mdp.terminal_S[state_TN]
-            policy_SA = clone(Labels(state_TN[live_TN], action_TN[live_TN]), S, A)
-            q_policy_SA = deterministic(
-                q_learning(
-                    mdp.simulator(seed + run), steps=steps, seed=seed + run, epsilon=0.3
-                ).greedy(),
-                A,
-            )
-            cloned.append(float(mdp.start_S @ evaluate(mdp, policy_SA)))
-            learned.append(float(mdp.start_S @ evaluate(mdp, q_policy_SA)))
+        cloned = [_clone_value(mdp, expert_SA, steps, run) for run in runs]
+        learned = [_learned_value(mdp, steps, run) for run in runs]
         found = {"clone": mean(cloned), "Q-learning": mean(learned)}
         rows += [(name, steps, *interval) for name, interval in found.items()]
-    claim = Claim(
+    return (
+        {"value": [dict(zip(VALUES, row, strict=True)) for row in rows]},
+        _demonstrator_maps(mdp, best_S, expert_SA),
+        Table(TITLE.format(mistakes), VALUES, tuple(rows)),
+        _ceiling_claim(found["clone"], found["Q-learning"], ceiling, best),
+    )
+
+
+VALUES = ("policy", "steps", "value at the start", "low", "high")
+TITLE = "Imitation against optimisation: a demonstrator with {:.0%} random moves, 0.2 slip"
+
+
+def _ceiling_claim(clone: Interval, learned: Interval, ceiling: float, best: float) -> Claim:
+    return Claim(
         "With enough data the clone is as good as its demonstrator and no better (to 0.02), while"
         " optimisation surpasses the demonstrator.",
-        abs(found["clone"][0] - ceiling) < 0.02
-        and found["Q-learning"][1] > max(ceiling, found["clone"][2]),
-        f"demonstrator {ceiling:.3f}, clone {words(found['clone'])}, Q-learning"
-        f" {words(found['Q-learning'])}, optimum {best:.3f}",
+        abs(clone[0] - ceiling) < 0.02 and learned[1] > max(ceiling, clone[2]),
+        f"demonstrator {ceiling:.3f}, clone {words(clone)}, Q-learning"
+        f" {words(learned)}, optimum {best:.3f}",
     )
+
+
+def _clone_value(mdp: MDP, expert_SA: np.ndarray, steps: int, seed: int) -> float:
+    """The value at the start of a clone of so many steps of the demonstrator."""
+    rng = np.random.default_rng([seed, steps])
+    state_TN, action_TN, _ = walk(mdp, expert_SA, steps=steps, horizon=60, rng=rng)
+    running_TN = ~mdp.terminal_S[state_TN]
+    labels = Labels(state_TN[running_TN], action_TN[running_TN])
+    return float(mdp.start_S @ evaluate(mdp, clone(labels, *expert_SA.shape)))
+
+
+def _learned_value(mdp: MDP, steps: int, seed: int) -> float:
+    """The value at the start of what Q-learning finds in so many steps."""
+    learned = q_learning(mdp.simulator(seed), steps=steps, seed=seed, epsilon=0.3)
+    policy_SA = deterministic(learned.greedy(), len(mdp.actions))
+    return float(mdp.start_S @ evaluate(mdp, policy_SA))
+
+
+def _demonstrator_maps(mdp: MDP, best_S: np.ndarray, expert_SA: np.ndarray) -> tuple[Grid, Grid]:
+    title = "Value of the demonstrator, and what it does most often"
     usual_SA = expert_SA >= expert_SA.max(1, keepdims=True)
-    grids = (
-        map_of("The optimum", mdp, best_S, optimal_actions(mdp, best_S)),
-        map_of(
-            "Value of the demonstrator, and what it does most often",
-            mdp,
-            evaluate(mdp, expert_SA),
-            usual_SA,
-        ),
-    )
-    columns = ("policy", "steps", "value at the start", "low", "high")
-    title = (
-        f"Imitation against optimisation: a demonstrator with {mistakes:.0%} random moves, 0.2 slip"
-    )
     return (
-        {"value": [dict(zip(columns, row, strict=True)) for row in rows]},
-        grids,
-        Table(title, columns, tuple(rows)),
-        claim,
+        map_of("The optimum", mdp, best_S, optimal_actions(mdp, best_S)),
+        map_of(title, mdp, evaluate(mdp, expert_SA), usual_SA),
     )

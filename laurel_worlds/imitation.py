@@ -1,5 +1,4 @@
-"""Imitation on exact worlds: behaviour cloning, the interactive learner, and a tightrope on which
-errors compound or do not.
+"""Imitation on exact worlds: behaviour cloning, DAgger, and worlds where errors compound or do not.
 
 Axis letters: T steps of an episode, N labelled steps; a state S of the tightrope is a pair (depth,
 wind).
@@ -25,8 +24,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class Tightrope:
-    """A world, its expert's action in every state [S], and the state as which a learner sees each
-    state [S]: one for all of fog.
+    """A world, its expert's action [S], and what a learner observes of each state [S].
+
+    All states of the fog are one observation.
     """
 
     mdp: MDP
@@ -35,8 +35,9 @@ class Tightrope:
 
 
 def clone(labels: Labels, num_states: int, num_actions: int, smoothing: float = 0.1) -> np.ndarray:
-    """Behaviour cloning by counting: the policy [S, A] of most likelihood, with `smoothing`
-    imagined labels for every action.
+    """Behaviour cloning by counting: the policy [S, A] of most likelihood.
+
+    With `smoothing` imagined labels for every action.
 
         policy(a | s) = (n(s, a) + smoothing) / (n(s) + A smoothing)
 
@@ -54,8 +55,9 @@ def clone(labels: Labels, num_states: int, num_actions: int, smoothing: float = 
 
 
 def noisy(best_SA: np.ndarray, mistakes: float) -> np.ndarray:
-    """A demonstrator that picks among the best actions, but a share `mistakes` of the time among
-    all: bool [S, A] -> [S, A].
+    """A demonstrator that picks among the best actions: bool [S, A] -> [S, A].
+
+    But a share `mistakes` of the time among all.
     """
     A, count_S1 = best_SA.shape[1], best_SA.sum(1, keepdims=True)
     return (1 - mistakes) * np.where(
@@ -66,34 +68,37 @@ def noisy(best_SA: np.ndarray, mistakes: float) -> np.ndarray:
 def walk(
     mdp: MDP, policy_SA: np.ndarray, *, steps: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """About `steps` steps of a policy, in episodes side by side that end after `horizon`: (states,
-    actions, rewards), each [T, episodes].
+    """About `steps` steps of a policy: (states, actions, rewards), each [T, episodes].
+
+    Episodes run side by side and end after `horizon`.
 
     A terminal state is stayed in and pays 0.
     """
     episodes = max(1, round(steps / horizon))
-    cumulative_SA, outcome_SAK, start_S = (
-        policy_SA.cumsum(1),
-        mdp.prob_SAK.cumsum(2),
-        mdp.start_S.cumsum(),
+    policy_SA, outcome_SAK, start_S = (
+        chance.cumsum(-1) for chance in (policy_SA, mdp.prob_SAK, mdp.start_S)
     )
     state_TN, action_TN, reward_TN = (
         np.zeros((horizon, episodes), dtype=kind) for kind in (int, int, float)
     )
-    state_N = np.minimum(start_S.searchsorted(rng.random(episodes), side="right"), len(start_S) - 1)
+    state_N = _drawn(np.broadcast_to(start_S, (episodes, len(start_S))), rng)
     for t in range(horizon):
-        action_N = np.minimum(
-            (cumulative_SA[state_N] <= rng.random(episodes)[:, None]).sum(1), len(mdp.actions) - 1
-        )
-        outcome_N = np.minimum(
-            (outcome_SAK[state_N, action_N] <= rng.random(episodes)[:, None]).sum(1),
-            mdp.prob_SAK.shape[2] - 1,
-        )
+        action_N = _drawn(policy_SA[state_N], rng)
+        outcome_N = _drawn(outcome_SAK[state_N, action_N], rng)
         over_N = mdp.terminal_S[state_N]
         state_TN[t], action_TN[t] = state_N, action_N
         reward_TN[t] = np.where(over_N, 0.0, mdp.reward_SAK[state_N, action_N, outcome_N])
         state_N = np.where(over_N, state_N, mdp.next_SAK[state_N, action_N, outcome_N])
     return state_TN, action_TN, reward_TN
+
+
+def _drawn(cumulative_NK: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An index of each row [N], drawn by its cumulative chances.
+
+    The last one where rounding leaves the sum of a row below the number that was drawn.
+    """
+    number_N = rng.random(len(cumulative_NK))
+    return np.minimum((cumulative_NK <= number_N[:, None]).sum(1), cumulative_NK.shape[1] - 1)
 
 
 def interactive(
@@ -105,8 +110,10 @@ def interactive(
     rng: np.random.Generator,
     smoothing: float = 0.01,
 ) -> np.ndarray:
-    """DAgger: the learner acts, the expert says what it would have done in the states met, and all
-    labels so far are cloned: [S, A].
+    """DAgger: the policy [S, A] cloned from the expert's labels in the states that learners met.
+
+    The learner acts, the expert says what it would have done there, and all labels so far are
+    cloned.
 
     `labels` in all, spread evenly over the first demonstration by the expert and `rounds` rounds of
     the learner. rounds = 0 is behaviour cloning. Ross, Gordon and Bagnell 2011, arXiv:1011.0686.
@@ -125,8 +132,9 @@ def interactive(
 
 
 def occupancy_in_time(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> np.ndarray:
-    """The chance to be in a state before step t, exactly: [T, S], rows sum to 1 while no state is
-    terminal.
+    """The chance to be in a state before step t, exactly: [T, S].
+
+    Rows sum to 1 while no state is terminal.
     """
     step_SZ = np.einsum("sa,saz->sz", policy_SA, mdp.transition_SAZ)
     at_TS = np.empty((horizon, len(mdp.states)))
@@ -137,8 +145,9 @@ def occupancy_in_time(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> np.ndarr
 
 
 def cost(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> float:
-    """Minus the expected total reward of the first `horizon` steps, exactly, by carrying the state
-    distribution forward.
+    """Minus the expected total reward of the first `horizon` steps, exactly.
+
+    It carries the state distribution forward.
     """
     return -float(
         (
@@ -150,8 +159,8 @@ def cost(mdp: MDP, policy_SA: np.ndarray, horizon: int) -> float:
 def unrecoverable_cost(error: float, horizon: int) -> float:
     """E[steps spent off] if every step on the rope errs with chance eps and nothing is ever undone:
 
-        sum_t 1 - (1 - eps)^t  =  T - (1 - eps) (1 - (1 - eps)^T) / eps   ~   eps T (T + 1) / 2
-        for eps T << 1
+        sum_t 1 - (1 - eps)^t = T - (1 - eps) (1 - (1 - eps)^T) / eps
+                              ~ eps T (T + 1) / 2   for eps T << 1
 
     eps = 1/2, T = 2: 1/2 + 3/4 = 1.25. Ross and Bagnell 2010, "Efficient reductions for imitation
     learning".
@@ -159,11 +168,27 @@ def unrecoverable_cost(error: float, horizon: int) -> float:
     return horizon - (1 - error) * (1 - (1 - error) ** horizon) / error if error > 0 else 0.0
 
 
+NEEDED = "a tightrope needs two winds, a drop between 1 and its depth, and a chance of fog."
+
+
+def _rope_states(winds: int, depth: int) -> list[tuple[int, int, bool]]:
+    """(depth, wind, fog) of every state; there is fog on the rope only."""
+    on_rope = [(0, wind, fog) for fog in (False, True) for wind in range(winds)]
+    below = [(d, wind, False) for d in range(1, depth + 1) for wind in range(winds)]
+    return on_rope + below
+
+
+def _texts(names: list[tuple[int, int, bool]]) -> list[str]:
+    return [f"depth {depth}, wind {wind}{', fog' * fog}" for depth, wind, fog in names]
+
+
 def tightrope(
     *, winds: int = 3, fog: float = 0.0015, depth: int = 8, drop: int = 3, climbable: bool = True
 ) -> Tightrope:
-    """A rope in changing wind: each step one of `winds` winds blows, each alike, and on the rope
-    fog hides it with chance `fog`.
+    """A rope in changing wind, with fog: where imitation errors compound.
+
+    At each step one of `winds` winds blows, each alike, and on the rope fog hides it with chance
+    `fog`.
 
     On the rope (depth 0) the one right action of the wind keeps the walker there; any other drops
     it to depth `drop`. Below, the right action is another one; it climbs one step, and any other
@@ -172,30 +197,19 @@ def tightrope(
     fog (winds - 1) / winds per step. climbable = False: nothing that is done below helps.
     """
     if winds < 2 or not 1 <= drop <= depth or not 0 <= fog <= 1:
-        raise UsageError(
-            "a tightrope needs two winds, a drop between 1 and its depth, and a chance of fog.",
-            where="tightrope",
-        )
-    names = [(0, w, f) for f in (False, True) for w in range(winds)] + [
-        (d, w, False) for d in range(1, depth + 1) for w in range(winds)
-    ]
-    depth_S, wind_S, fog_S = (np.array(column) for column in zip(*names, strict=True))
+        raise UsageError(NEEDED, where="tightrope")
+    names = _rope_states(winds, depth)
+    depth_S, wind_S, fog_S = np.array(names).T
     right_S = np.where(depth_S == 0, wind_S, (wind_S + 1) % winds)
+    risen_S = np.maximum(depth_S - climbable, 0)
+    sunk_S = np.where(depth_S == 0, drop, np.minimum(depth_S + 1, depth))
+    is_right_SA = np.eye(winds, dtype=bool)[right_S]
+    after_SA = np.where(is_right_SA, risen_S[:, None], sunk_S[:, None])
+    # of the states at the depth that a step leads to, each is met with this chance
     arrival_S = np.where(fog_S, fog, np.where(depth_S == 0, 1 - fog, 1.0)) / winds
-    transition_SAZ, reward_SA = (
-        np.zeros((len(names), winds, len(names))),
-        np.zeros((len(names), winds)),
-    )
-    for action in range(winds):
-        risen_S = np.maximum(depth_S - 1, 0) if climbable else depth_S
-        sunk_S = np.where(depth_S == 0, drop, np.minimum(depth_S + 1, depth))
-        after_S = np.where(action == right_S, risen_S, sunk_S)
-        transition_SAZ[:, action] = np.where(after_S[:, None] == depth_S[None, :], arrival_S, 0.0)
-        reward_SA[:, action] = -(after_S > 0).astype(float)
-    mdp = from_arrays(
-        transition_SAZ,
-        reward_SA,
-        start=np.where(depth_S == 0, arrival_S, 0.0),
-        states=[f"depth {d}, wind {w}{', fog' * f}" for d, w, f in names],
-    )
+    transition_SAZ = np.where(after_SA[..., None] == depth_S, arrival_S, 0.0)
+    reward_SA = -(after_SA > 0).astype(float)
+    start_S = np.where(depth_S == 0, arrival_S, 0.0)
+    mdp = from_arrays(transition_SAZ, reward_SA, start=start_S, states=_texts(names))
+    # all states of the fog look like one more state
     return Tightrope(mdp, right_S, np.where(fog_S, winds, np.arange(len(names))))

@@ -12,22 +12,23 @@ Interval = tuple[float, float, float]
 
 
 def share(successes: int, trials: int) -> Interval:
-    """A share of independent yes/no trials with Wilson's score interval: 8 of 10 gives (.8, .490,
-    .943).
-    """
+    """A share of independent trials with Wilson's interval: 8 of 10 gives (.8, .490, .943)."""
     found = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return successes / trials, float(found.low), float(found.high)
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Interval:
-    """The mean of independent runs, -+ t(n - 1, .975) sd / sqrt(n): 1, 2, 3 gives (2, -.484,
-    4.484). One run has no interval.
+    """The mean of independent runs, -+ t(n - 1, .975) sd / sqrt(n).
+
+    1, 2, 3 gives (2, -.484, 4.484). One run has no interval.
     """
     value_N = np.asarray(values, dtype=float)
+    count = len(value_N)
     middle = float(value_N.mean())
-    if len(value_N) < 2:
+    if count < 2:
         return middle, middle, middle
-    half = float(stats.t.ppf(0.975, len(value_N) - 1) * value_N.std(ddof=1) / np.sqrt(len(value_N)))
+    quantile = stats.t.ppf(0.975, count - 1)
+    half = float(quantile * value_N.std(ddof=1) / np.sqrt(count))
     return middle, middle - half, middle + half
 
 

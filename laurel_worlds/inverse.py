@@ -1,5 +1,6 @@
-"""Maximum-entropy inverse reinforcement learning: which reward makes the expert's behaviour likely,
-and what that leaves open.
+"""Maximum-entropy inverse reinforcement learning.
+
+Which reward makes the expert's behaviour likely, and what that leaves open.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ def rewarded(mdp: MDP, reward: np.ndarray) -> MDP:
 def soft_solution(
     mdp: MDP, *, tolerance: float = 1e-12, max_rounds: int = 1000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best policy when entropy is worth as much as reward, and its soft value: (policy [S, A],
-    V [S]).
+    """The best policy when entropy is worth as much as reward: (policy [S, A], soft value V [S]).
 
-        V(s) = log sum_a exp Q(s, a),   Q = r + gamma E[V(s')],   policy = exp(Q - V),   V(terminal)
-        = 0
+        V(s)    = log sum_a exp Q(s, a),   V(terminal) = 0
+        Q(s, a) = r + gamma E[V(s')]
+        policy  = exp(Q - V)
 
     Found by soft policy iteration: evaluate the policy with r - log policy, then policy = softmax
     Q, which is Newton's method for V. One state, two actions that end and pay 0 and 1: V = log(1 +
@@ -72,8 +73,9 @@ def expected_visits(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 
 
 def demonstrated_visits(mdp: MDP, state_TN: np.ndarray, action_TN: np.ndarray) -> np.ndarray:
-    """The same from demonstrations [T, episodes]: the mean discounted count of every pair, [S, A];
-    terminal states are not counted.
+    """The same from demonstrations [T, episodes]: the mean discounted count of every pair, [S, A].
+
+    Terminal states are not counted.
     """
     found_SA = np.zeros(mdp.reward_SA.shape)
     discount_TN = np.where(
@@ -86,11 +88,12 @@ def demonstrated_visits(mdp: MDP, state_TN: np.ndarray, action_TN: np.ndarray) -
 def likelihood(
     mdp: MDP, features_SAF: np.ndarray, weight_F: np.ndarray, visits_SA: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """How likely the soft-optimal policy of r = features @ weight makes the expert's visits, and
-    the slope by the weights: (L, [F]).
+    """The expert's log-likelihood under the soft-optimal policy of a reward: (L, gradient [F]).
 
-        L = sum rho_E(s, a) log policy_r(a | s) = sum rho_E r - E_start[V_soft],      dL/dw = sum
-        (rho_E - rho_r) features
+    The reward is r = features @ weight; the gradient is by the weights.
+
+        L     = sum rho_E(s, a) log policy_r(a | s) = sum rho_E r - E_start[V_soft]
+        dL/dw = sum (rho_E - rho_r) features
 
     rho are discounted visits. The second form follows by telescoping; for demonstrations it counts
     the dynamics as known. L is concave in r. Ziebart et al. 2008, "Maximum entropy inverse
@@ -126,8 +129,9 @@ def recover(
 
 
 def shaped(mdp: MDP, potential_S: np.ndarray) -> MDP:
-    """The same world paying r + gamma Phi(s') - Phi(s), with Phi(terminal) taken as 0: every
-    policy's value falls by Phi(s).
+    """The same world paying r + gamma Phi(s') - Phi(s), with Phi(terminal) taken as 0.
+
+    Every policy's value falls by Phi(s).
 
     So Q(s, a) - V(s), the optimal actions and the soft-optimal policy stay. Phi = -c/(1 - gamma)
     adds the constant c to every step if the end counts as a state that pays c for ever. Ng, Harada

@@ -1,10 +1,12 @@
-"""The experiment of `laurel tabular irl`: a reward from demonstrations, whether it explains the
-expert, and what cannot be known.
+"""The experiment of `laurel tabular irl`: a reward from demonstrations.
+
+Whether it explains the expert, and what cannot be known.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +26,30 @@ from laurel_worlds.inverse import (
 from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import deterministic, evaluate, optimal_actions, value_iteration
 
+COLUMNS = (
+    "learned from",
+    "episodes",
+    "same set of best actions",
+    "greedy action is best",
+    "value",
+    "largest gap of soft policies",
+)
+NOTES = (
+    (
+        "Value: of the recovered reward's greedy policy under the true reward. Rewards in"
+        " the maps are divided by the sharpness."
+    ),
+    (
+        "Policies are identified, rewards only up to shaping: a free r(s, a) leaves one"
+        " number per state open, one number per cell entered leaves a single one."
+    ),
+)
+TITLE = "Is the recovered reward's best policy the expert's? (best value {:.4f})"
+NEEDED = "needed: at least one demonstration, a discount below 1, a positive sharpness, a seed."
 TIE = 1e-6
-"""Actions whose values differ by less are equally good: a recovered reward is a number from an
-optimiser.
+"""Actions whose values differ by less are equally good.
+
+A recovered reward is a number from an optimiser.
 """
 
 
@@ -41,144 +64,137 @@ def irl(
     seeds: int = 5,
     seed: int = 0,
 ) -> Exhibit:
-    """Maximum-entropy inverse RL: a reward from demonstrations, whether its optimal policy is the
-    expert's, and what is not identified.
+    """Maximum-entropy inverse RL: recover a reward from demonstrations and check it.
+
+    Whether its optimal policy is the expert's, and what is not identified.
 
     The expert is soft-optimal for `sharpness` times the gridworld's reward, from a uniform start.
     The reward sought has one number for every cell entered. `decay` per episode regularises finite
     demonstrations; the exact occupancy needs none.
     """
-    if (
-        not demonstrations
-        or min(demonstrations) < 1
-        or not 0 <= gamma < 1
-        or sharpness <= 0
-        or seeds < 1
-    ):
-        raise UsageError(
-            "needed: at least one demonstration, a discount below 1, a positive sharpness, a seed.",
-            where="irl",
-        )
-    mdp = _uniform_start(gridworld(slip=slip, step_reward=step_reward, gamma=gamma))
-    expert_SA, _ = soft_solution(rewarded(mdp, sharpness * mdp.reward_SA))
-    best = float(mdp.start_S @ value_iteration(mdp))
-    exact_F = recover(mdp, mdp.transition_SAZ, expected_visits(mdp, expert_SA))
-    rows: list[tuple] = [
-        ("the true reward", None, *scores(mdp, expert_SA, sharpness * mdp.reward_SA))
-    ]
-    rows.append(
-        ("the exact occupancy", None, *scores(mdp, expert_SA, mdp.transition_SAZ @ exact_F))
-    )
-    curve, weight_F = [], exact_F
-    for count in demonstrations:
-        found = []
-        for run in range(seeds):
-            rng = np.random.default_rng([seed + run, count])
-            state_TN, action_TN, _ = walk(mdp, expert_SA, steps=count * 80, horizon=80, rng=rng)
-            weight_F = recover(
-                mdp,
-                mdp.transition_SAZ,
-                demonstrated_visits(mdp, state_TN, action_TN),
-                decay=decay / count,
-                tolerance=1e-7,
-            )
-            found.append(scores(mdp, expert_SA, mdp.transition_SAZ @ weight_F))
-        same, greedy, value, gap = (mean(column) for column in zip(*found, strict=True))
-        curve.append((float(count), *value))
-        rows.append(
-            (f"{count} episodes (mean of {seeds})", count, same[0], greedy[0], value[0], gap[0])
-        )
-    columns = (
-        "learned from",
-        "episodes",
-        "same set of best actions",
-        "greedy action is best",
-        "value",
-        "largest gap of soft policies",
+    if min(*demonstrations, seeds, len(demonstrations)) < 1 or not 0 <= gamma < 1 or sharpness <= 0:
+        raise UsageError(NEEDED, where="irl")
+    mdp = _world(slip, step_reward, gamma)
+    best = _best_value(mdp)
+    rows, curve, (exact_F, weight_F) = _recovered(
+        mdp, demonstrations, sharpness=sharpness, decay=decay, seeds=seeds, seed=seed
     )
     unknown, claims = _identifiability(mdp, sharpness, seed)
+    title = TITLE.format(best)
     return Exhibit(
         title="Maximum-entropy inverse reinforcement learning",
         about=(
             f"Gridworld, slip {slip}, step reward {step_reward}, discount {gamma}; an expert of"
             f" sharpness {sharpness}, uniform start."
         ),
-        data={
-            "recovered": [dict(zip(columns, row, strict=True)) for row in rows],
-            "reward_of_entering": {
-                name: float(exact_F[state] / sharpness) for state, name in enumerate(mdp.states)
-            },
-            "identifiability": [
-                dict(zip(unknown.columns, row, strict=True)) for row in unknown.rows
-            ],
-        },
-        grids=(
-            _reward_map(
-                "True: reward of entering a cell, and the best actions",
-                mdp,
-                _entered(mdp),
-                mdp.reward_SA,
-            ),
-            _reward_map(
-                "Recovered from the exact occupancy",
-                mdp,
-                exact_F / sharpness,
-                mdp.transition_SAZ @ exact_F,
-            ),
-            _reward_map(
-                f"Recovered from {demonstrations[-1]} episodes",
-                mdp,
-                weight_F / sharpness,
-                mdp.transition_SAZ @ weight_F,
-            ),
-        ),
-        tables=(
-            Table(
-                f"Is the recovered reward's best policy the expert's? (best value {best:.4f})",
-                columns,
-                tuple(rows),
-            ),
-            unknown,
-        ),
-        charts=(
-            Chart(
-                "Value of the recovered policy under the true reward",
-                "episodes",
-                "value",
-                {"recovered": curve},
-                log_x=True,
-            ),
-        ),
+        data=_figures(mdp, rows, exact_F / sharpness, unknown),
+        grids=_reward_maps(mdp, sharpness, exact_F, weight_F, demonstrations[-1]),
+        tables=(Table(title, COLUMNS, tuple(rows)), unknown),
+        charts=(_value_chart(curve),),
         claims=(
             *_recovery_claims(rows[1], curve[-1], best),
             _one_direction(mdp, exact_F / sharpness),
             *claims,
         ),
-        notes=(
-            (
-                "Value: of the recovered reward's greedy policy under the true reward. Rewards in"
-                " the maps are divided by the sharpness."
-            ),
-            (
-                "Policies are identified, rewards only up to shaping: a free r(s, a) leaves one"
-                " number per state open, one number per cell entered leaves a single one."
-            ),
-        ),
+        notes=NOTES,
     )
 
 
-def _uniform_start(mdp: MDP) -> MDP:
-    """Episodes begin in every open cell alike, so that the expert is seen everywhere."""
+def _value_chart(curve: list[tuple[float, float, float, float]]) -> Chart:
+    title = "Value of the recovered policy under the true reward"
+    return Chart(title, "episodes", "value", {"recovered": curve}, log_x=True)
+
+
+def _best_value(mdp: MDP) -> float:
+    return float(mdp.start_S @ value_iteration(mdp))
+
+
+def _recovered(
+    mdp: MDP,
+    demonstrations: tuple[int, ...],
+    *,
+    sharpness: float,
+    decay: float,
+    seeds: int,
+    seed: int,
+) -> tuple[list[tuple], list[tuple[float, float, float, float]], tuple[np.ndarray, np.ndarray]]:
+    """(rows of COLUMNS, values by episodes, weights from the occupancy and the last episodes)."""
+    expert_SA, _ = soft_solution(rewarded(mdp, sharpness * mdp.reward_SA))
+    exact_F = recover(mdp, mdp.transition_SAZ, expected_visits(mdp, expert_SA))
+    rows: list[tuple] = [
+        ("the true reward", None, *scores(mdp, expert_SA, sharpness * mdp.reward_SA)),
+        ("the exact occupancy", None, *scores(mdp, expert_SA, mdp.transition_SAZ @ exact_F)),
+    ]
+    curve, weight_F = [], exact_F
+    for count in demonstrations:
+        found, weight_F = _from_episodes(mdp, expert_SA, count, decay, seeds, seed)
+        same, greedy, value, gap = (mean(column) for column in zip(*found, strict=True))
+        name = f"{count} episodes (mean of {seeds})"
+        rows.append((name, count, same[0], greedy[0], value[0], gap[0]))
+        curve.append((float(count), *value))
+    return rows, curve, (exact_F, weight_F)
+
+
+def _from_episodes(
+    mdp: MDP, expert_SA: np.ndarray, count: int, decay: float, seeds: int, seed: int
+) -> tuple[list[tuple[float, float, float, float]], np.ndarray]:
+    """Scores of the rewards recovered from `count` episodes by seed, and the last weights [F]."""
+    found, weight_F = [], np.zeros(len(mdp.states))
+    for run in range(seeds):
+        rng = np.random.default_rng([seed + run, count])
+        state_TN, action_TN, _ = walk(mdp, expert_SA, steps=count * 80, horizon=80, rng=rng)
+        weight_F = recover(
+            mdp,
+            mdp.transition_SAZ,
+            demonstrated_visits(mdp, state_TN, action_TN),
+            decay=decay / count,
+            tolerance=1e-7,
+        )
+        found.append(scores(mdp, expert_SA, mdp.transition_SAZ @ weight_F))
+    return found, weight_F
+
+
+def _figures(mdp: MDP, rows: list[tuple], reward_S: np.ndarray, unknown: Table) -> dict[str, Any]:
+    return {
+        "recovered": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+        "reward_of_entering": {
+            name: float(reward_S[state]) for state, name in enumerate(mdp.states)
+        },
+        "identifiability": [dict(zip(unknown.columns, row, strict=True)) for row in unknown.rows],
+    }
+
+
+def _reward_maps(
+    mdp: MDP, sharpness: float, exact_F: np.ndarray, sampled_F: np.ndarray, episodes: int
+) -> tuple[Grid, ...]:
+    """The true reward and the recovered ones, as maps."""
+    true = _reward_map(
+        "True: reward of entering a cell, and the best actions", mdp, _entered(mdp), mdp.reward_SA
+    )
+    recovered = {
+        "Recovered from the exact occupancy": exact_F,
+        f"Recovered from {episodes} episodes": sampled_F,
+    }
+    return true, *(
+        _reward_map(title, mdp, weight_F / sharpness, mdp.transition_SAZ @ weight_F)
+        for title, weight_F in recovered.items()
+    )
+
+
+def _world(slip: float, step_reward: float, gamma: float) -> MDP:
+    """The gridworld; episodes begin in every open cell alike, so that all demonstrate something."""
+    mdp = gridworld(slip=slip, step_reward=step_reward, gamma=gamma)
     return replace(mdp, start_S=~mdp.terminal_S / (~mdp.terminal_S).sum())
 
 
 def scores(
     mdp: MDP, expert_SA: np.ndarray, reward_SA: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """A recovered reward against the true one: (share of states with the same set of best actions,
-    share whose greedy action is truly
-    best, value of the greedy policy under the true reward, largest difference of its soft-optimal
-    policy from the expert's).
+    """A recovered reward against the true one, as four figures.
+
+    (share of states with the same set of best actions, share whose greedy action is truly best,
+    value of the greedy policy under the true reward, largest difference of its soft-optimal policy
+    from the expert's).
     """
     found, live_S = rewarded(mdp, reward_SA), ~mdp.terminal_S
     value_S = value_iteration(found)
@@ -199,9 +215,7 @@ def scores(
 
 
 def _entered(mdp: MDP) -> np.ndarray:
-    """The reward paid on entering each state, [S]; it is the same from everywhere in a
-    gridworld.
-    """
+    """The reward paid on entering each state, [S]; in a gridworld the same from everywhere."""
     paid_S = np.zeros(len(mdp.states))
     live_SAK = (mdp.prob_SAK > 0) & ~mdp.terminal_S[:, None, None]
     paid_S[mdp.next_SAK[live_SAK]] = mdp.reward_SAK[live_SAK]
@@ -242,7 +256,9 @@ def _recovery_claims(
 
 
 def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
-    """With one number per cell entered, the only shaping left adds c to every open cell and c/(1 -
+    """Does the least-squares shaping explain the difference of two rewards?
+
+    With one number per cell entered, the only shaping left adds c to every open cell and c/(1 -
     gamma) to every exit.
     """
     error_S, free_S = found_S - _entered(mdp), np.where(mdp.terminal_S, 1 / (1 - mdp.gamma), 1.0)
@@ -258,9 +274,7 @@ def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
 
 
 def _identifiability(mdp: MDP, sharpness: float, seed: int) -> tuple[Table, tuple[Claim, ...]]:
-    """What other rewards the expert could have: each changes the reward; which change the
-    policy?
-    """
+    """Other rewards the expert could have: which of them change the policy?"""
     base = rewarded(mdp, sharpness * mdp.reward_SA)
     expert_SA, _ = soft_solution(base)
     potential_S = 5 * np.random.default_rng(seed).normal(size=len(mdp.states))
@@ -284,12 +298,12 @@ def _identifiability(mdp: MDP, sharpness: float, seed: int) -> tuple[Table, tupl
         "same set of best actions",
         "largest gap of soft policies",
     )
-    harmless, harmful = rows[:2], rows[2]
-    return Table(
-        f"Other rewards that could be the expert's (rewards of size {sharpness:g})",
-        columns,
-        tuple(rows),
-    ), (
+    title = f"Other rewards that could be the expert's (rewards of size {sharpness:g})"
+    return Table(title, columns, tuple(rows)), _shaping_claims(rows[:2], rows[2])
+
+
+def _shaping_claims(harmless: list[tuple], harmful: tuple) -> tuple[Claim, ...]:
+    return (
         Claim(
             "Reward values are not identified: shaping changes them and no policy.",
             all(row[1] > 0.1 and row[2] == 1 and row[3] < 1e-6 for row in harmless),

@@ -1,5 +1,4 @@
-"""A Markov decision process as arrays, and the simulator through which a learner that does not know
-them sees it.
+"""A Markov decision process as arrays, and a simulator for learners that do not know them.
 
 Axis letters: S states, A actions, Z the state after (s'), K the possible outcomes of one (state,
 action).
@@ -17,8 +16,10 @@ from laurel.core.errors import UsageError
 
 @dataclass(frozen=True)
 class MDP:
-    """Outcome k of action a in state s has probability `prob_SAK`, leads to `next_SAK` and pays
-    `reward_SAK`: p(s', r | s, a).
+    """A finite Markov decision process: p(s', r | s, a) as a list of outcomes.
+
+    Outcome k of action a in state s has probability `prob_SAK`, leads to `next_SAK` and pays
+    `reward_SAK`.
 
     A deterministic world has one outcome (K = 1); a reward distribution p(r | s, a) has one outcome
     per value. Outcomes of probability 0 are padding. An episode starts in a state drawn from
@@ -84,8 +85,10 @@ class MDP:
 
 
 class Simulator:
-    """Episodes of an MDP: `reset` gives a state, `step` the next one, the reward and whether the
-    episode ended. Nothing more is told.
+    """Episodes of an MDP, without its arrays.
+
+    `reset` gives a state, `step` the next one, the reward and whether the episode ended. A learner
+    gets nothing more.
     """
 
     def __init__(self, mdp: MDP, rng: np.random.Generator) -> None:
@@ -95,9 +98,7 @@ class Simulator:
         self.state = -1
 
     def reset(self, state: int | None = None) -> int:
-        """Begin an episode, in a given state (exploring starts) or one drawn from the start
-        distribution.
-        """
+        """Begin an episode, in a given state (exploring starts) or one drawn from `start_S`."""
         drawn = (
             int(self._start_S.searchsorted(self._rng.random(), side="right"))
             if state is None
@@ -127,8 +128,9 @@ def from_arrays(
     states: Sequence[str] | None = None,
     actions: Sequence[str] | None = None,
 ) -> MDP:
-    """An MDP from p(s' | s, a) [S, A, S] and a reward: r(s) [S], r(s, a) [S, A], r(s, a, s') [S, A,
-    S], or a distribution.
+    """An MDP from p(s' | s, a) [S, A, S] and a reward.
+
+    The reward is r(s) [S], r(s, a) [S, A], r(s, a, s') [S, A, S], or a distribution.
 
     A distribution p(r | s, a) is a pair (values [R], probabilities [S, A, R]), drawn independently
     of s' given (s, a). `start` is a state or a distribution [S]. Two states, stay or go, going pays
@@ -137,25 +139,57 @@ def from_arrays(
     transition_SAZ = np.asarray(transition_SAZ, dtype=float)
     S, A, _ = transition_SAZ.shape
     if isinstance(reward, tuple):
-        level_R, prob_SAR = np.asarray(reward[0], dtype=float), np.asarray(reward[1], dtype=float)
-        prob_SAK = (transition_SAZ[..., :, None] * prob_SAR[..., None, :]).reshape(S, A, -1)
-        reward_SAK = np.broadcast_to(level_R, (S, A, S, len(level_R))).reshape(S, A, -1)
-        next_SAK = np.broadcast_to(np.arange(S)[:, None], (S, A, S, len(level_R))).reshape(S, A, -1)
+        outcomes = _drawn_rewards(transition_SAZ, *map(np.asarray, reward))
     else:
-        given = np.asarray(reward, dtype=float)
-        prob_SAK, next_SAK = transition_SAZ, np.broadcast_to(np.arange(S), (S, A, S))
-        reward_SAK = np.broadcast_to(
-            given.reshape(given.shape + (1,) * (3 - given.ndim)), (S, A, S)
-        )
-    keep = max(1, int((prob_SAK > 0).sum(2).max()))
-    order = np.argsort(prob_SAK <= 0, axis=2, kind="stable")[..., :keep]
+        outcomes = _fixed_rewards(transition_SAZ, np.asarray(reward, dtype=float))
     terminal_S = np.isin(np.arange(S), list(terminal))
     start_S = np.eye(S)[start] if isinstance(start, int) else np.asarray(start, dtype=float)
     return MDP(
-        *(np.take_along_axis(array, order, axis=2) for array in (prob_SAK, next_SAK, reward_SAK)),
+        *_possible(*outcomes),
         gamma=gamma,
         terminal_S=terminal_S,
         start_S=start_S,
         states=tuple(states or map(str, range(S))),
         actions=tuple(actions or map(str, range(A))),
     )
+
+
+def _possible(
+    prob_SAK: np.ndarray, next_SAK: np.ndarray, reward_SAK: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The outcomes without columns that are impossible everywhere."""
+    possible_SAK = prob_SAK > 0
+    keep = max(1, int(possible_SAK.sum(2).max()))
+    # possible outcomes first, in their order, and as many columns as the largest number of them
+    order_SAK = np.argsort(~possible_SAK, axis=2, kind="stable")[..., :keep]
+    prob_SAK, next_SAK, reward_SAK = (
+        np.take_along_axis(array_SAK, order_SAK, axis=2)
+        for array_SAK in (prob_SAK, next_SAK, reward_SAK)
+    )
+    return prob_SAK, next_SAK, reward_SAK
+
+
+def _fixed_rewards(
+    transition_SAZ: np.ndarray, reward: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(prob, next, reward) [S, A, S] of r(s), r(s, a) or r(s, a, s'): an outcome for each s'."""
+    shape = transition_SAZ.shape
+    # missing axes (a, s') are added at the end, so that the reward is the same along them
+    reward_SAZ = reward.reshape(reward.shape + (1,) * (3 - reward.ndim))
+    next_SAZ = np.broadcast_to(np.arange(shape[0]), shape)
+    return transition_SAZ, next_SAZ, np.broadcast_to(reward_SAZ, shape)
+
+
+def _drawn_rewards(
+    transition_SAZ: np.ndarray, level_R: np.ndarray, prob_SAR: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(prob, next, reward) [S, A, S * R]: an outcome for each pair of s' and reward."""
+    S, A, _ = transition_SAZ.shape
+    shape = (S, A, S, len(level_R))
+    prob_SAZR = transition_SAZ[..., :, None] * prob_SAR[..., None, :]
+    next_SAZR = np.broadcast_to(np.arange(S)[:, None], shape)
+    reward_SAZR = np.broadcast_to(level_R.astype(float), shape)
+    prob_SAK, next_SAK, reward_SAK = (
+        array.reshape(S, A, -1) for array in (prob_SAZR, next_SAZR, reward_SAZR)
+    )
+    return prob_SAK, next_SAK, reward_SAK

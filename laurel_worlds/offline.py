@@ -1,5 +1,6 @@
-"""Learning from logged steps alone: cloning whoever made them, fitted Q iteration, and fitted Q
-with caution where the log is thin.
+"""Learning from logged steps alone.
+
+Cloning whoever made them, fitted Q iteration, and fitted Q with caution where the log is thin.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laurel.core.errors import UsageError
-from laurel.report.exhibit import Chart, Claim, Exhibit, Table
+from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
 from laurel_worlds.gridworld import gridworld, map_of
 from laurel_worlds.imitation import Labels, clone, noisy, walk
 from laurel_worlds.interval import Interval, mean, words
@@ -43,8 +44,9 @@ def record(
     noise: float,
     rng: np.random.Generator,
 ) -> Log:
-    """The steps of some episodes of a policy, rewards seen with normal noise of sd `noise`. Steps
-    after the end are not in it.
+    """The steps of some episodes of a policy, rewards seen with normal noise of sd `noise`.
+
+    Steps after the end are not in it.
     """
     state_TN, action_TN, reward_TN = walk(
         mdp, policy_SA, steps=episodes * (horizon + 1), horizon=horizon + 1, rng=rng
@@ -65,11 +67,14 @@ def joined(first: Log, second: Log) -> Log:
 def fitted_q(
     log: Log, mdp: MDP, *, caution: float = 0.0, lowest: float | None = None, sweeps: int = 300
 ) -> np.ndarray:
-    """Fitted Q iteration on a log, [S, A]; of `mdp` only the shape, the discount and the terminal
-    states are used.
+    """Fitted Q iteration on a log, [S, A].
 
-        Q(s, a) <- mean over the log's steps at (s, a) of  r + gamma max_b Q(s', b)   -  caution /
-        sqrt(n(s, a))
+    Of `mdp` only the shape, the discount and the terminal states are used.
+
+        Q(s, a) <- mean of r + gamma max_b Q(s', b)  -  caution / sqrt(n(s, a))
+
+    where the mean is over the log's n(s, a) steps at (s, a).
+
 
     An unseen pair stays at 0, where it began: with costs on the way that is a promise (Ernst et al.
     2005). `lowest` instead says what an unseen pair is worth and is a floor to all: with caution, a
@@ -95,9 +100,12 @@ def fitted_q(
     return q_SA
 
 
+Cautions = dict[str, tuple[float, float | None]]
+"""learner: (what is taken off an uncertain value, the floor of all values)."""
 Runs = dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]]
-"""(log, episodes, learner): the value of what it learned in every run, and the value it promised
-(cloning promises none).
+"""(log, episodes, learner): the value of what it learned in every run, and the value it promised.
+
+Cloning promises none.
 """
 
 
@@ -112,8 +120,9 @@ def offline(
     seeds: int = 30,
     seed: int = 0,
 ) -> Exhibit:
-    """Offline RL from logs: behaviour cloning against fitted Q iteration, with none, a little and
-    enough caution, on good and mixed logs.
+    """Offline RL from logs: behaviour cloning against fitted Q iteration.
+
+    With none, a little and enough caution, on good and mixed logs.
 
     Logs of a gridworld with slip 0.2: good (best moves but for a share `mistakes` of random ones),
     mixed (every second episode at random) and random. Rewards are seen with noise. `little` and
@@ -121,104 +130,145 @@ def offline(
     this world gets. Every learned policy is evaluated exactly, at the start.
     """
     if not episodes or min(episodes) < 2 or seeds < 2 or noise <= 0 or not 0 <= mistakes <= 1:
-        raise UsageError(
-            "needed: logs of at least 2 episodes, 2 seeds, some noise, a share of mistakes.",
-            where="offline",
-        )
+        raise UsageError(NEEDED, where="offline")
     mdp = gridworld(slip=0.2, gamma=0.95)
-    best_S = value_iteration(mdp)
-    expert_SA = noisy(optimal_actions(mdp, best_S), mistakes)
-    demonstrators = {
+    expert_SA = noisy(optimal_actions(mdp, value_iteration(mdp)), mistakes)
+    demonstrators = _demonstrators(mdp, expert_SA)
+    cautions = _cautions(little, caution, noise, lowest)
+    runs = _runs(mdp, demonstrators, cautions, episodes, noise, range(seed, seed + seeds))
+    rng = np.random.default_rng(seed)
+    shown = _log(mdp, demonstrators["mixed"], episodes[-1], noise, rng)
+    q_SA = fitted_q(shown, mdp, caution=caution * noise, lowest=lowest)
+    about = f"Gridworld, slip 0.2, discount 0.95, reward noise {noise}"
+    return _exhibit(mdp, expert_SA, q_SA, runs, f"{seeds} seeds.", about)
+
+
+def _exhibit(
+    mdp: MDP, expert_SA: np.ndarray, q_SA: np.ndarray, runs: Runs, seeds: str, about: str
+) -> Exhibit:
+    best_S, rows = value_iteration(mdp), _rows(runs)
+    best, expert = float(mdp.start_S @ best_S), _worth(mdp, expert_SA)
+    random = _worth(mdp, uniform(mdp))
+    return Exhibit(
+        title="Learning from logs: cloning, fitted Q, and caution",
+        about=f"{about}; best {best:.3f}, demonstrator {expert:.3f}, random {random:.3f}; {seeds}",
+        data={
+            "learned": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+            "best": best,
+            "demonstrator": expert,
+        },
+        grids=_maps(mdp, best_S, q_SA),
+        tables=(Table(TITLE, COLUMNS, rows),),
+        charts=_charts(runs),
+        claims=_claims(runs),
+        notes=NOTES,
+    )
+
+
+def _demonstrators(mdp: MDP, expert_SA: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """log -> the policies of its first half and of its second."""
+    return {
         "good": (expert_SA, expert_SA),
         "mixed": (expert_SA, uniform(mdp)),
         "random": (uniform(mdp), uniform(mdp)),
     }
-    cautions = {
+
+
+def _cautions(little: float, much: float, noise: float, lowest: float) -> Cautions:
+    """Three learners: without caution, with a little and with enough."""
+    return {
         "fitted Q": (0.0, None),
         f"Q, caution {little:g}": (little * noise, lowest),
-        f"Q, caution {caution:g}": (caution * noise, lowest),
+        f"Q, caution {much:g}": (much * noise, lowest),
     }
-    runs: Runs = {}
-    for kind, pair in demonstrators.items():
-        for count in episodes:
-            logs = [
-                _log(mdp, pair, count, noise, np.random.default_rng([seed + run, count]))
-                for run in range(seeds)
-            ]
-            cloned = [clone(Labels(log.state_N, log.action_N), *expert_SA.shape) for log in logs]
-            runs[kind, count, "cloning"] = (
-                np.array([_worth(mdp, policy_SA) for policy_SA in cloned]),
-                np.full(seeds, np.nan),
-            )
-            for name, (weight, floor) in cautions.items():
-                found = [fitted_q(log, mdp, caution=weight, lowest=floor) for log in logs]
-                worth = np.array(
-                    [_worth(mdp, deterministic(q_SA.argmax(1), q_SA.shape[1])) for q_SA in found]
-                )
-                runs[kind, count, name] = (
-                    worth,
-                    np.array([float(mdp.start_S @ q_SA.max(1)) for q_SA in found]),
-                )
-    rows = tuple(
-        (
-            kind,
-            count,
-            name,
-            *mean(worth),
-            *((None, None, None) if name == "cloning" else mean(promised - worth)),
+
+
+def _runs(
+    mdp: MDP,
+    demonstrators: dict[str, tuple[np.ndarray, np.ndarray]],
+    cautions: Cautions,
+    episodes: tuple[int, ...],
+    noise: float,
+    seeds: range,
+) -> Runs:
+    """Every learner on every log."""
+    return {
+        (kind, count, name): found
+        for kind, pair in demonstrators.items()
+        for count in episodes
+        for name, found in _learned(mdp, _logs(mdp, pair, count, noise, seeds), cautions).items()
+    }
+
+
+def _logs(
+    mdp: MDP, pair: tuple[np.ndarray, np.ndarray], count: int, noise: float, seeds: range
+) -> list[Log]:
+    return [_log(mdp, pair, count, noise, np.random.default_rng([seed, count])) for seed in seeds]
+
+
+def _learned(
+    mdp: MDP, logs: list[Log], cautions: Cautions
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """learner -> (value of what it learned from each log, the value it promised)."""
+    cloned = [clone(Labels(log.state_N, log.action_N), *mdp.reward_SA.shape) for log in logs]
+    value_N = np.array([_worth(mdp, policy_SA) for policy_SA in cloned])
+    found = {"cloning": (value_N, np.full(len(logs), np.nan))}
+    for name, (weight, floor) in cautions.items():
+        learned = [fitted_q(log, mdp, caution=weight, lowest=floor) for log in logs]
+        greedy = [deterministic(q_SA.argmax(1), q_SA.shape[1]) for q_SA in learned]
+        found[name] = (
+            np.array([_worth(mdp, policy_SA) for policy_SA in greedy]),
+            np.array([float(mdp.start_S @ q_SA.max(1)) for q_SA in learned]),
         )
-        for (kind, count, name), (worth, promised) in runs.items()
-    )
-    columns = (
-        "log",
-        "episodes",
-        "learner",
-        "value",
-        "low",
-        "high",
-        "promised too much",
-        "at least",
-        "at most",
-    )
-    best, expert = float(mdp.start_S @ best_S), _worth(mdp, expert_SA)
-    shown = _log(mdp, demonstrators["mixed"], episodes[-1], noise, np.random.default_rng(seed))
-    q_SA = fitted_q(shown, mdp, caution=caution * noise, lowest=lowest)
+    return found
+
+
+NEEDED = "needed: logs of at least 2 episodes, 2 seeds, some noise, a share of mistakes."
+TITLE = "Exact value of the learned policies (Student's 95 % over seeds)"
+COLUMNS = (
+    "log",
+    "episodes",
+    "learner",
+    "value",
+    "low",
+    "high",
+    "promised too much",
+    "at least",
+    "at most",
+)
+NOTES = (
+    (
+        "`promised too much`: what the learner's own Q says of the start, minus what its"
+        " policy is worth."
+    ),
+    (
+        "Without caution an unseen pair keeps the 0 it began with; with caution it is worth"
+        " `lowest`: both halves of pessimism."
+    ),
+)
+
+
+def _charts(runs: Runs) -> tuple[Chart, ...]:
+    """One for each kind of log."""
+    return tuple(_chart(kind, runs) for kind in dict.fromkeys(kind for kind, _, _ in runs))
+
+
+def _rows(runs: Runs) -> tuple[tuple, ...]:
+    """A row of COLUMNS for each entry."""
+    rows = []
+    for (kind, count, name), (worth, promised) in runs.items():
+        excess = (None, None, None) if name == "cloning" else mean(promised - worth)
+        rows.append((kind, count, name, *mean(worth), *excess))
+    return tuple(rows)
+
+
+def _maps(mdp: MDP, best_S: np.ndarray, q_SA: np.ndarray) -> tuple[Grid, Grid]:
+    """The best values and actions, and those of a learned Q."""
     greedy_SA = (q_SA >= q_SA.max(1, keepdims=True)) & ~mdp.terminal_S[:, None]
-    return Exhibit(
-        title="Learning from logs: cloning, fitted Q, and caution",
-        about=(
-            f"Gridworld, slip 0.2, discount 0.95, reward noise {noise}; best {best:.3f},"
-            f" demonstrator {expert:.3f}, random {_worth(mdp, uniform(mdp)):.3f}; {seeds} seeds."
-        ),
-        data={
-            "learned": [dict(zip(columns, row, strict=True)) for row in rows],
-            "best": best,
-            "demonstrator": expert,
-        },
-        grids=(
-            map_of("Best values and actions", mdp, best_S, optimal_actions(mdp, best_S)),
-            map_of(
-                "Cautious Q of one mixed log: what it promises, and its best action",
-                mdp,
-                q_SA.max(1),
-                greedy_SA,
-            ),
-        ),
-        tables=(
-            Table("Exact value of the learned policies (Student's 95 % over seeds)", columns, rows),
-        ),
-        charts=tuple(_chart(kind, runs) for kind in demonstrators),
-        claims=_claims(runs, tuple(cautions), episodes),
-        notes=(
-            (
-                "`promised too much`: what the learner's own Q says of the start, minus what its"
-                " policy is worth."
-            ),
-            (
-                "Without caution an unseen pair keeps the 0 it began with; with caution it is worth"
-                " `lowest`: both halves of pessimism."
-            ),
-        ),
+    title = "Cautious Q of one mixed log: what it promises, and its best action"
+    return (
+        map_of("Best values and actions", mdp, best_S, optimal_actions(mdp, best_S)),
+        map_of(title, mdp, q_SA.max(1), greedy_SA),
     )
 
 
@@ -256,11 +306,10 @@ def _chart(kind: str, runs: Runs) -> Chart:
     )
 
 
-def _claims(runs: Runs, learners: tuple[str, ...], episodes: tuple[int, ...]) -> tuple[Claim, ...]:
-    """Paired differences over seeds, each with its interval, at every size of the log or at the
-    largest.
-    """
-    naive, little, cautious = learners
+def _claims(runs: Runs) -> tuple[Claim, ...]:
+    """Paired differences over seeds with their intervals, at every size of the log or the last."""
+    _, naive, little, cautious = dict.fromkeys(learner for _, _, learner in runs)
+    episodes = list(dict.fromkeys(count for _, count, _ in runs))
 
     def gains(kind: str, better: str, worse: str) -> dict[int, Interval]:
         return {
@@ -268,25 +317,14 @@ def _claims(runs: Runs, learners: tuple[str, ...], episodes: tuple[int, ...]) ->
             for count in episodes
         }
 
-    def told(found: dict[int, Interval]) -> str:
-        return "; ".join(
-            f"{count} episodes: {words(interval)}" for count, interval in found.items()
-        )
-
     good, mixed = gains("good", "cloning", naive), gains("mixed", cautious, "cloning")
     largest = gains("good", "cloning", little)[episodes[-1]]
     surpassing = gains("good", cautious, "cloning")
-    excess = {
-        name: [
-            mean(promised - worth) for (_, _, who), (worth, promised) in runs.items() if who == name
-        ]
-        for name in learners
-    }
     return (
         Claim(
             "Good logs: cloning beats fitted Q without caution, at every size.",
             all(low > 0 for _, low, _ in good.values()),
-            told(good),
+            _by_size(good),
         ),
         Claim(
             f"The largest good log: cloning beats {little}, too: that is too little.",
@@ -296,21 +334,32 @@ def _claims(runs: Runs, learners: tuple[str, ...], episodes: tuple[int, ...]) ->
         Claim(
             f"Good logs: {cautious} does not lose to cloning (by more than 0.02), at any size.",
             all(low > -0.02 for _, low, _ in surpassing.values()),
-            told(surpassing),
+            _by_size(surpassing),
         ),
         Claim(
             f"Mixed logs: {cautious} beats cloning, at every size.",
             all(low > 0 for _, low, _ in mixed.values()),
-            told(mixed),
+            _by_size(mixed),
         ),
-        Claim(
-            "Without caution fitted Q promises more than it delivers, in every log; with enough it"
-            " never does.",
-            all(low > 0 for _, low, _ in excess[naive])
-            and all(high < 0 for _, _, high in excess[cautious]),
-            f"too much by {min(e[0] for e in excess[naive]):.2f} to"
-            f" {max(e[0] for e in excess[naive]):.2f} without,"
-            f" {min(e[0] for e in excess[cautious]):.2f} to"
-            f" {max(e[0] for e in excess[cautious]):.2f} with",
-        ),
+        _promise_claim(runs, naive, cautious),
+    )
+
+
+def _by_size(found: dict[int, Interval]) -> str:
+    return "; ".join(f"{count} episodes: {words(interval)}" for count, interval in found.items())
+
+
+def _promise_claim(runs: Runs, naive: str, cautious: str) -> Claim:
+    without, with_caution = (
+        [mean(promised - worth) for key, (worth, promised) in runs.items() if key[2] == name]
+        for name in (naive, cautious)
+    )
+    (least, most), (lowest, highest) = (
+        (min(excess)[0], max(excess)[0]) for excess in (without, with_caution)
+    )
+    return Claim(
+        "Without caution fitted Q promises more than it delivers, in every log; with enough it"
+        " never does.",
+        all(low > 0 for _, low, _ in without) and all(high < 0 for _, _, high in with_caution),
+        f"too much by {least:.2f} to {most:.2f} without, {lowest:.2f} to {highest:.2f} with",
     )

@@ -1,5 +1,6 @@
-"""The value of one policy from episodes of another: importance sampling, ordinary, weighted, per
-decision, and doubly robust.
+"""The value of one policy from episodes of another.
+
+Importance sampling: ordinary, weighted, per decision, and doubly robust.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ Estimator = Callable[[Sequence[Episode], np.ndarray, np.ndarray, float], np.ndar
 
 
 def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray) -> np.ndarray:
-    """log prod_{u<=t} pi(a_u | s_u) / b(a_u | s_u) after every move t: [T]. -inf once the target
-    would not have done that.
+    """log prod_{u<=t} pi(a_u | s_u) / b(a_u | s_u) after every move t: [T].
 
-    The data come from b, so b of every action seen is above 0; an action that b never takes and the
-    target does is missed for good.
+    -inf once the target would not have done that. The data come from b, so b of every action seen
+    is above 0; an action that b never takes and the target does is missed for good.
     """
     taken = behaviour_SA[episode.states, episode.actions]
     if (taken <= 0).any():
@@ -35,8 +35,9 @@ def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray
 def ordinary(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """rho_T G for every episode, [N]; their mean is unbiased for the target's J, and their spread
-    grows exponentially with the length.
+    """rho_T G for every episode, [N].
+
+    Their mean is unbiased for the target's J, and their spread grows exponentially with the length.
 
     Behaviour = target: rho = 1, plain Monte Carlo.
     """
@@ -52,8 +53,9 @@ def ordinary(
 def weighted(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """N rho G / sum rho for every episode, [N]; their mean is biased by O(1/N), never leaves the
-    range of the returns seen.
+    """N rho G / sum rho for every episode, [N].
+
+    Their mean is biased by O(1/N), never leaves the range of the returns seen.
 
     Mahmood, van Hasselt and Sutton 2014. Behaviour = target: plain Monte Carlo.
     """
@@ -69,8 +71,9 @@ def weighted(
 def per_decision(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """sum_t gamma^t rho_{0..t} r_t for every episode, [N]: a reward is not weighed by what was done
-    after it. Precup et al. 2000.
+    """sum_t gamma^t rho_{0..t} r_t for every episode, [N].
+
+    A reward is not weighed by what was done after it. Precup et al. 2000.
     """
     found = [
         np.exp(log_ratios(row, target_SA, behaviour_SA))
@@ -114,16 +117,18 @@ ESTIMATORS: dict[str, Estimator] = {
     "weighted": weighted,
     "per decision": per_decision,
 }
-"""name: (episodes of the behaviour, target [S, A], behaviour [S, A], gamma) -> one figure per
-episode, whose mean is the estimate.
+"""name: (episodes of the behaviour, target [S, A], behaviour [S, A], gamma) -> one figure each.
+
+The mean of the figures is the estimate.
 """
 
 
 def effective_sample_size(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray
 ) -> float:
-    """(sum rho)^2 / sum rho^2: how many of the target's own episodes these are worth. Behaviour =
-    target: all of them. Kish 1965.
+    """(sum rho)^2 / sum rho^2: how many of the target's own episodes these are worth.
+
+    Behaviour = target: all of them. Kish 1965.
     """
     log_N = np.array([log_ratios(row, target_SA, behaviour_SA)[-1] for row in rows])
     if not np.isfinite(log_N).any():
@@ -135,8 +140,9 @@ def effective_sample_size(
 def ratio_second_moment(
     mdp: MDP, target_SA: np.ndarray, behaviour_SA: np.ndarray, horizon: int
 ) -> float:
-    """E_b[rho^2] after `horizon` moves (or the end, if sooner), exactly: one vector pushed forward
-    `horizon` times.
+    """E_b[rho^2] after `horizon` moves (or the end, if sooner), exactly.
+
+    One vector is pushed forward `horizon` times.
 
         m_{t+1}(s') = sum_{s, a} m_t(s) pi(a | s)^2 / b(a | s) p(s' | s, a),   m_0 = start
 
@@ -166,11 +172,13 @@ def reuse(
     least_share: float = 0.0,
     seed: int = 0,
 ) -> list[tuple[int, np.ndarray, float]]:
-    """REINFORCE with up to `updates` steps on every batch: (moves so far, logits [S, A], effective
-    share of the batch) of each round.
+    """REINFORCE with up to `updates` steps on every batch.
 
-        dJ/dlogit = E_b[rho_T sum_t gamma^t (G_t - V(s_t)) grad log pi(a_t | s_t)],   b: the policy
-        that drew the batch
+    Returns (moves so far, logits [S, A], effective share of the batch) of each round.
+
+        dJ/dlogit = E_b[rho_T sum_t gamma^t (G_t - V(s_t)) grad log pi(a_t | s_t)]
+
+    where b is the policy that drew the batch.
 
     V is the mean return seen from a state in the rounds before; no V biases it. The share is the
     effective sample size over the batch after its last step. `corrected` False leaves rho out:
@@ -178,11 +186,8 @@ def reuse(
     when its share falls below. updates = 1 is REINFORCE with a baseline. A run whose policy makes
     an episode of over 1000 moves stops, with fewer rounds to show.
     """
-    logit_SA, rng, taken = (
-        np.zeros((simulator.num_states, simulator.num_actions)),
-        np.random.default_rng([seed, 1]),
-        0,
-    )
+    logit_SA = np.zeros((simulator.num_states, simulator.num_actions))
+    rng, taken = np.random.default_rng([seed, 1]), 0
     value_S, trail = np.zeros(simulator.num_states), []
     for _ in range(rounds):
         behaviour_SA = softmax(logit_SA)
@@ -192,21 +197,37 @@ def reuse(
             break
         taken, share = taken + sum(len(row.rewards) for row in rows), 1.0
         for _ in range(updates):
-            policy_SA, found_SA = softmax(logit_SA), np.zeros_like(logit_SA)
-            for row in rows:
-                rho = np.exp(log_ratios(row, policy_SA, behaviour_SA)[-1]) if corrected else 1.0
-                found_SA += rho * estimate(
-                    row, policy_SA, simulator.gamma, weight="baseline", value_S=value_S
-                )
-            logit_SA = logit_SA + rate * found_SA / batch
+            slope_SA = _slope(
+                rows,
+                softmax(logit_SA),
+                behaviour_SA if corrected else None,
+                value_S,
+                simulator.gamma,
+            )
+            logit_SA = logit_SA + rate * slope_SA / batch
             share = effective_sample_size(rows, softmax(logit_SA), behaviour_SA) / batch
             if share < least_share:
                 break
         for row in rows:
-            np.add.at(
-                value_S,
-                row.states,
-                0.05 * (returns_to_go(row.rewards, simulator.gamma) - value_S[row.states]),
-            )
+            error_T = returns_to_go(row.rewards, simulator.gamma) - value_S[row.states]
+            np.add.at(value_S, row.states, 0.05 * error_T)
         trail.append((taken, logit_SA, share))
     return trail
+
+
+def _slope(
+    rows: Sequence[Episode],
+    policy_SA: np.ndarray,
+    behaviour_SA: np.ndarray | None,
+    value_S: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
+    """The sum of the episodes' estimates, weighted by rho_T; without a behaviour unweighted."""
+    found_SA = np.zeros_like(policy_SA)
+    for row in rows:
+        rho = 1.0
+        if behaviour_SA is not None:
+            rho = float(np.exp(log_ratios(row, policy_SA, behaviour_SA)[-1]))
+        slope_SA = estimate(row, policy_SA, gamma, weight="baseline", value_S=value_S)
+        found_SA += rho * slope_SA
+    return found_SA

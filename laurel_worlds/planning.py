@@ -1,6 +1,4 @@
-"""Known dynamics: evaluation of a policy, value iteration, policy iteration and the linear
-programme.
-"""
+"""Known dynamics: policy evaluation, value iteration, policy iteration and the linear programme."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ def deterministic(best_S: np.ndarray, num_actions: int) -> np.ndarray:
 
 
 def endless(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
-    """The states [S] from which a policy never reaches a terminal state. None: the policy is
-    proper.
+    """The states [S] from which a policy never reaches a terminal state.
+
+    None: the policy is proper.
     """
     step_SZ = np.einsum("sa,saz->sz", policy_SA, mdp.transition_SAZ) > 0
     ends_S = mdp.terminal_S.copy()
@@ -34,8 +33,9 @@ def endless(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 
 
 def occupancy(mdp: MDP, policy_SA: np.ndarray, start_S: np.ndarray | None = None) -> np.ndarray:
-    """How often a policy is expected to be in each state, discounted, from the start (or
-    `start_S`): [S], 0 in terminal states.
+    """The expected discounted visits of each state, from the start (or `start_S`): [S].
+
+    0 in terminal states.
 
     d = (I - gamma P_pi^T)^-1 start,   J = sum_s d(s) r_pi(s)
     """
@@ -84,8 +84,9 @@ def _bellman(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 def evaluate_iteratively(
     mdp: MDP, policy_SA: np.ndarray, *, tolerance: float = 1e-12, max_sweeps: int = 100_000
 ) -> tuple[np.ndarray, int]:
-    """The same value by sweeps V <- r_pi + gamma P_pi V from 0: (V [S], sweeps). The change of the
-    last sweep is below the tolerance.
+    """The same value by sweeps V <- r_pi + gamma P_pi V from 0: (V [S], sweeps).
+
+    The change of the last sweep is below the tolerance.
     """
     _bellman(mdp, policy_SA)  # refuses an improper policy, whose sweeps would not end
     step_SZ, reward_S = (
@@ -113,8 +114,9 @@ def value_iteration(mdp: MDP, *, tolerance: float = 1e-12, max_sweeps: int = 100
 def value_iteration_sweeps(
     mdp: MDP, *, tolerance: float = 1e-12, max_sweeps: int = 100_000
 ) -> tuple[np.ndarray, int]:
-    """V <- max_a E[r + gamma V(s')] from V = 0 until a sweep changes nothing by more than the
-    tolerance: (V [S], sweeps).
+    """Value iteration, V <- max_a E[r + gamma V(s')] from V = 0: (V [S], sweeps).
+
+    It stops when a sweep changes nothing by more than the tolerance.
 
     Undiscounted it converges where no loop pays: with a positive step reward the value is infinite,
     and that is refused. Bellman 1957, "A Markovian decision process".
@@ -172,11 +174,13 @@ def policy_iteration_rounds(
 
 
 def linear_programme(mdp: MDP) -> np.ndarray:
-    """The best value of every state, [S], as the least V that no action beats (the best of the
-    policies that end).
+    """The best value of every state, [S], as the least V that no action beats.
 
-        min sum_s V(s)   subject to   V(s) >= r(s, a) + gamma sum_s' p(s' | s, a) V(s')   for all s,
-        a;   V(terminal) = 0
+    It is the best of the policies that end.
+
+        min sum_s V(s)
+        subject to V(s) >= r(s, a) + gamma sum_s' p(s' | s, a) V(s') for all s, a
+                   V(terminal) = 0
 
     Manne 1960, "Linear programming and sequential decisions".
     """
@@ -201,8 +205,9 @@ def linear_programme(mdp: MDP) -> np.ndarray:
 
 
 def optimal_actions(mdp: MDP, value_S: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
-    """Which actions are best, ties included: [S] -> bool [S, A], Q(s, a) >= max Q(s, .) -
-    tolerance. All False in terminal states.
+    """Which actions are best, ties included: V [S] -> bool [S, A].
+
+    Those with Q(s, a) >= max Q(s, .) - tolerance. All False in terminal states.
 
     Undiscounted with step reward 0 a policy of best actions may still never end: that every move is
     tied says that none loses anything yet, not that repeating it arrives (see `endless`).

@@ -1,5 +1,6 @@
-"""`laurel tabular solve`: one world, planned three ways and learned two, and the step rewards at
-which the best policy changes.
+"""`laurel tabular solve`: one world, planned three ways and learned two ways.
+
+And the step rewards at which the best policy changes.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +29,10 @@ from laurel_worlds.planning import (
     value_iteration_sweeps,
 )
 
+ABOUT = (
+    "The value of a cell is the best expected sum of rewards from it; arrows are the best moves,"
+    " several where they tie."
+)
 TIE = 1e-7  # actions whose values differ by less are tied
 LEARNERS: dict[str, Callable[..., Learned]] = {"Q-learning": q_learning, "SARSA": sarsa}
 
@@ -43,79 +49,28 @@ def solve(
 ) -> Exhibit:
     """The best values and actions of a world, planned with the dynamics known and learned without.
 
-    world: the world to solve.
-    step_reward: paid on every move, the one into an exit included.
-    slip: the chance to go off at a right angle, half to each side.
-    gamma: the discount.
-    seeds: Q-learning and SARSA are run with seeds 0 to this, less one; 0 leaves them out.
-    steps: moves that each run may make; 0: 8400 for every state and action, 1100 where moves never
-    slip.
-    thresholds: also the step rewards from -3 to 0 at which the best policy changes.
+    world: the world to solve. step_reward: paid on every move, the one into an exit included. slip:
+    the chance to go off at a right angle, half to each side. gamma: the discount. seeds: Q-learning
+    and SARSA are run with seeds 0 to this, less one; 0 leaves them out. steps: moves that each run
+    may make; 0: 8400 for every state and action, 1100 where moves never slip. thresholds: also the
+    step rewards from -3 to 0 at which the best policy changes.
     """
     mdp = WORLDS[world](step_reward=step_reward, slip=slip, gamma=gamma)
     steps = steps or moves_for(mdp)
-    value_S, sweeps = value_iteration_sweeps(mdp)
-    policy_SA, howard_S, rounds = policy_iteration_rounds(mdp)
-    programme_S = linear_programme(mdp)
+    value_S, data = _planned(mdp)
     best_SA = optimal_actions(mdp, value_S, TIE)
-    others = {"policy iteration": howard_S, "linear programme": programme_S}
-    gaps = {name: float(np.abs(other_S - value_S).max()) for name, other_S in others.items()}
-    same = all((optimal_actions(mdp, other_S, TIE) == best_SA).all() for other_S in others.values())
-    rows = [
-        learned_row(mdp, best_SA, name, seed, steps) for name in LEARNERS for seed in range(seeds)
-    ]
-    live = np.flatnonzero(~mdp.terminal_S)
-    data: dict[str, Any] = {
-        "values": {mdp.states[state]: float(value_S[state]) for state in live},
-        "optimal_actions": names_of(mdp, best_SA),
-        "sweeps": sweeps,
-        "rounds": rounds,
-        "gaps": gaps,
-        "same_actions": same,
-        "policy_iteration_ends": not endless(mdp, policy_SA).any(),
-        "learners": rows,
-    }
-    tables = [_planning_table(mdp, value_S, sweeps, rounds, gaps)] + (
-        [_learning_table(rows)] if rows else []
-    )
-    claims = [
-        Claim(
-            "value iteration, policy iteration and the linear programme find the same values and"
-            " the same sets of best actions",
-            same and max(gaps.values()) < 1e-9,
-            ", ".join(f"{name}: largest gap {gap:.1e}" for name, gap in gaps.items()),
-        )
-    ]
+    data["learners"] = rows = _learned_rows(mdp, best_SA, seeds, steps)
+    tables = [_planning_table(mdp, value_S, data["sweeps"], data["rounds"], data["gaps"])]
+    claims = [_planning_claim(data["gaps"], data["same_actions"])]
     if rows:
-        wrong = [
-            f"{row['learner']} seed {row['seed']} at {' '.join(row['wrong'])}"
-            for row in rows
-            if row["wrong"]
-        ]
-        claims.append(
-            Claim(
-                "Q-learning and SARSA, which do not know the dynamics, take a best action in every"
-                " state",
-                not wrong,
-                (
-                    "; ".join(wrong)
-                    if wrong
-                    else f"{len(rows)} runs of {steps} moves, {len(live)} states each"
-                ),
-            )
-        )
+        tables.append(_learning_table(rows))
+        claims.append(_learning_claim(rows, steps, len(data["values"])))
     if thresholds:
-        switches = switch_points(
-            lambda reward: WORLDS[world](step_reward=reward, slip=slip, gamma=gamma)
-        )
-        data["switches"] = switches
-        tables.append(_switch_table(switches))
+        data["switches"] = switch_points(partial(_world, world, slip, gamma))
+        tables.append(_switch_table(data["switches"]))
     return Exhibit(
         title=f"{world}: step reward {step_reward:g}, slip {slip:g}, gamma {gamma:g}",
-        about=(
-            "The value of a cell is the best expected sum of rewards from it; arrows are the best"
-            " moves, several where they tie."
-        ),
+        about=ABOUT,
         data=data,
         grids=(map_of("best values and moves", mdp, value_S, best_SA),),
         tables=tuple(tables),
@@ -125,16 +80,19 @@ def solve(
 
 
 def moves_for(mdp: MDP) -> int:
-    """The moves that a learner gets by default: so many for every state and action, fewer where
-    nothing is left to chance.
+    """The moves that a learner gets by default.
+
+    So many for every state and action, fewer where nothing is left to chance.
     """
     pairs = int((~mdp.terminal_S).sum()) * len(mdp.actions)
     return pairs * (1100 if mdp.prob_SAK[~mdp.terminal_S].max(2).min() == 1 else 8400)
 
 
 def learned_row(mdp: MDP, best_SA: np.ndarray, name: str, seed: int, steps: int) -> dict[str, Any]:
-    """One run of a learner: the states where its choice is no best action, which of several it
-    took, and what its greedy policy loses.
+    """One run of a learner, compared with the best policy.
+
+    The states where its choice is no best action, which of several it took, and what its greedy
+    policy loses.
 
     `lost` is the value of the best policy less that of the learner's greedy one, at the start; None
     where that one never ends.
@@ -160,6 +118,57 @@ def learned_row(mdp: MDP, best_SA: np.ndarray, name: str, seed: int, steps: int)
     }
 
 
+def _learned_rows(mdp: MDP, best_SA: np.ndarray, seeds: int, steps: int) -> list[dict[str, Any]]:
+    runs = itertools.product(LEARNERS, range(seeds))
+    return [learned_row(mdp, best_SA, name, seed, steps) for name, seed in runs]
+
+
+def _world(name: str, slip: float, gamma: float, step_reward: float) -> MDP:
+    return WORLDS[name](step_reward=step_reward, slip=slip, gamma=gamma)
+
+
+def _planned(mdp: MDP) -> tuple[np.ndarray, dict[str, Any]]:
+    """The best value of every state, and what the three ways to plan come to."""
+    value_S, sweeps = value_iteration_sweeps(mdp)
+    policy_SA, howard_S, rounds = policy_iteration_rounds(mdp)
+    best_SA = optimal_actions(mdp, value_S, TIE)
+    others = {"policy iteration": howard_S, "linear programme": linear_programme(mdp)}
+    same = all((optimal_actions(mdp, other_S, TIE) == best_SA).all() for other_S in others.values())
+    return value_S, {
+        "values": {
+            mdp.states[state]: float(value_S[state]) for state in np.flatnonzero(~mdp.terminal_S)
+        },
+        "optimal_actions": names_of(mdp, best_SA),
+        "sweeps": sweeps,
+        "rounds": rounds,
+        "gaps": {name: float(np.abs(other_S - value_S).max()) for name, other_S in others.items()},
+        "same_actions": same,
+        "policy_iteration_ends": not endless(mdp, policy_SA).any(),
+    }
+
+
+def _planning_claim(gaps: dict[str, float], same: bool) -> Claim:
+    return Claim(
+        "value iteration, policy iteration and the linear programme find the same values and"
+        " the same sets of best actions",
+        same and max(gaps.values()) < 1e-9,
+        ", ".join(f"{name}: largest gap {gap:.1e}" for name, gap in gaps.items()),
+    )
+
+
+def _learning_claim(rows: list[dict[str, Any]], steps: int, states: int) -> Claim:
+    wrong = [
+        f"{row['learner']} seed {row['seed']} at {' '.join(row['wrong'])}"
+        for row in rows
+        if row["wrong"]
+    ]
+    return Claim(
+        "Q-learning and SARSA, which do not know the dynamics, take a best action in every state",
+        not wrong,
+        "; ".join(wrong) or f"{len(rows)} runs of {steps} moves, {states} states each",
+    )
+
+
 def switch_points(
     world: Callable[[float], MDP],
     *,
@@ -168,40 +177,31 @@ def switch_points(
     resolution: float = 0.02,
     accuracy: float = 1e-6,
 ) -> list[dict[str, Any]]:
-    """The step rewards between `low` and `high` at which the set of best actions changes, lowest
-    first.
+    """The step rewards between `low` and `high` at which the best actions change, lowest first.
 
     A scan at `resolution` finds the intervals, halving pins each down to `accuracy`; a policy best
     on less than the resolution may be missed. At the switch itself the actions on either side are
     tied. `changes`: {state: (best below, best above)}.
     """
 
-    def best(reward: float) -> tuple[dict[str, list[str]], np.ndarray]:
-        mdp = world(reward)
-        best_SA = optimal_actions(mdp, policy_iteration_rounds(mdp)[1], TIE)
-        return names_of(mdp, best_SA), best_SA
-
-    def pin(below: float, above: float) -> list[float]:
-        """Switches strictly inside: each halving keeps every half whose ends differ."""
-        if (best(below)[1] == best(above)[1]).all():
-            return []
-        middle = (below + above) / 2
-        if above - below < accuracy:
-            return [middle]
-        return pin(below, middle) + pin(middle, above)
-
     count = math.ceil((high - low) / resolution)
-    offset = (
-        resolution / math.pi
-    )  # so that a round switch such as -2 is no point of the scan, where it would show as a tie
+    # the offset keeps a round switch such as -2 off the scan's points, where it would be a tie
+    offset = resolution / math.pi
     knots = [low + offset + position * resolution for position in range(count)]
     knots = [knot for knot in knots if knot < high - accuracy] + [high - 10 * accuracy]
-    found = [switch for below, above in itertools.pairwise(knots) for switch in pin(below, above)]
+    found = [
+        switch
+        for below, above in itertools.pairwise(knots)
+        for switch in _switches_between(world, below, above, accuracy)
+    ]
     switches: list[dict[str, Any]] = []
     for switch in found:
         if switches and switch - switches[-1]["step_reward"] < 4 * accuracy:
             continue  # the middle of a halving fell on the switch: found from both sides
-        (before, _), (after, _) = best(switch - 2 * accuracy), best(switch + 2 * accuracy)
+        before, after = (
+            names_of(mdp, _best_actions(mdp))
+            for mdp in (world(switch - 2 * accuracy), world(switch + 2 * accuracy))
+        )
         changes = {
             state: (before[state], after[state])
             for state in before
@@ -209,6 +209,25 @@ def switch_points(
         }
         switches += [{"step_reward": switch, "changes": changes}] if changes else []
     return switches
+
+
+def _best_actions(mdp: MDP) -> np.ndarray:
+    return optimal_actions(mdp, policy_iteration_rounds(mdp)[1], TIE)
+
+
+def _switches_between(
+    world: Callable[[float], MDP], below: float, above: float, accuracy: float
+) -> list[float]:
+    """Switches strictly inside: each halving keeps every half whose ends differ."""
+    if (_best_actions(world(below)) == _best_actions(world(above))).all():
+        return []
+    middle = (below + above) / 2
+    if above - below < accuracy:
+        return [middle]
+    return [
+        *_switches_between(world, below, middle, accuracy),
+        *_switches_between(world, middle, above, accuracy),
+    ]
 
 
 def _planning_table(

@@ -18,7 +18,7 @@ from laurel.core.config import TrainConfig
 from laurel.data.source import load_rows
 from laurel.model.chat import encode_prompt
 from laurel.model.policy import Policy, load_policy
-from laurel.model.sampler import sample
+from laurel.rollout.sampler import sample
 from laurel.train import evaluate as evaluation
 from laurel.train import loop
 from laurel.train.starter import build_starter
@@ -38,7 +38,7 @@ def task(folder: Path, tiny: bool) -> tuple[str, list[dict[str, str]], list[dict
         for row in load_rows("addition", seed=7, size=8_000)
     ]
     distinct = list({row["prompt"]: row for row in rows}.values())
-    start = str(build_starter("scratch" if tiny else "starter", "addition", 0))
+    start = str(build_starter("scratch" if tiny else "starter", "addition", 0, loop.train))
     return start, distinct[HELD:], distinct[:HELD]
 
 

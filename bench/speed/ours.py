@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,17 +21,18 @@ from models import Shape
 
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
-from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.model.compact import Compact
-from laurel.model.logprob import chunked_logprobs
+from laurel.core.sample import Batch, Draw, Group, Key, Sample
+from laurel.fast.decode import Compact
+from laurel.fast.logprob import chunked_logprobs
 from laurel.model.policy import Policy, pick_device, pick_dtype
-from laurel.model.sampler import sample, sample_general
-from laurel.rollout import single
+from laurel.rollout.general import sample_general
 from laurel.rollout.pack import pack
+from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
 from laurel.train.record import record_time
 from laurel.train.roof import Work, body_of, bound, drawn
-from laurel.train.setup import Setup, prepare
+from laurel.train.session import Session
+from laurel.train.setup import prepare
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -50,14 +52,16 @@ class Endless(Policy):
 def given_lengths(limits: list[int]) -> Iterator[None]:
     """Rollouts of a step have these lengths, row by row, as the peer's have."""
 
-    def fixed(policy: Policy, prompts: Any, **options: Any) -> Any:
-        return sample(policy, prompts, **{**options, "max_completion_length": limits})
+    real = Sampler.generate
 
-    single.sample = fixed
+    def fixed(self: Sampler, prompts: Any, draw: Draw) -> Any:
+        return real(self, prompts, replace(draw, limits=tuple(limits)))
+
+    Sampler.generate = fixed  # type: ignore[method-assign]
     try:
         yield
     finally:
-        single.sample = sample
+        Sampler.generate = real  # type: ignore[method-assign]
 
 
 def endless(policy: Policy) -> Policy:
@@ -66,7 +70,7 @@ def endless(policy: Policy) -> Policy:
 
 
 def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
-    """`laurel.model.sampler.sample`: every prompt, G times, lengths given."""
+    """`laurel.rollout.sampler.sample`: every prompt, G times, lengths given."""
     device = pick_device("auto")
     policy = Endless(
         models.make_model(shape).to(device),
@@ -94,7 +98,7 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     turns.each(once)
 
 
-def allowed(setup: Setup) -> Callable[[], float]:
+def allowed(setup: Session) -> Callable[[], float]:
     """The seconds that the machine allows for the step that the clock saw, at rates that are
     measured when it is asked.
     """
@@ -103,8 +107,8 @@ def allowed(setup: Setup) -> Callable[[], float]:
 
 def setup_of(
     algorithm: str, shape: Shape, folder: Path, rows: list[dict[str, str]], **options: Any
-) -> tuple[Setup, Any]:
-    """A Setup as `laurel train` prepares it: model, tokenizer and rows from files."""
+) -> tuple[Session, Any]:
+    """A Session as `laurel train` prepares it: model, tokenizer and rows from files."""
     os.environ["LAUREL_CACHE"] = str(folder / "cache")
     data = models.write(rows, folder / "rows.jsonl")
     common = {
@@ -247,7 +251,7 @@ def data(turns: Turns, shape: Shape, folder: Path, dtype: str, algorithm: str) -
     setup, state = setup_of(
         algorithm, shape, folder, rows, dtype=DTYPES[dtype], prompts_per_step=shape.batch, **more
     )
-    setup.remembered = None
+    setup.reference_cache = None
     setup.clock.watch(setup.policy.device)
 
     def once() -> dict[str, Any]:

@@ -341,7 +341,7 @@ def check_sampler() -> list[Check]:
     """Can the compact decoder be built? Without it a CPU samples about half as fast."""
     import torch
 
-    from laurel.model.kernels import library
+    from laurel.fast.kernels import library
 
     if torch.cuda.is_available() or library() is not None:
         return [

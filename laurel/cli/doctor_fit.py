@@ -13,23 +13,22 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
+from laurel.fast.packed import KNOWN, bare, looks_packed
+from laurel.fast.room import device_memory, logit_room
 from laurel.model.adapters import with_lora
 from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import hold
 from laurel.model.objects import config_of
-from laurel.model.packed import KNOWN, bare, looks_packed
 from laurel.model.policy import Policy, pick_device, pick_dtype, pick_param_dtype
-from laurel.model.room import device_memory, logit_room
 from laurel.model.weights import told
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.companions import BESIDE
 from laurel.train.kept import computed
 from laurel.train.memory import (
     Foreseen,
     body_of,
     foreseen,
+    longest_groups,
     own_bodies,
-    to_be_said,
     ways_out,
     weights_of,
     work_in,
@@ -38,8 +37,6 @@ from laurel.train.optimizer import state_bytes
 from laurel.train.options import resolve
 
 GB = 1e9
-COMPARED = {"pairs": 2, "rankings": 2, "labels": 2}
-"""source of a row of the table -> rows of a group, of data as it usually is."""
 ROWS = {
     "weights": ("policy",),
     "reference": ("reference",),
@@ -124,7 +121,7 @@ def verdict(one: Fit, there: tuple[int, int] | None) -> str:
 def about(algorithm: str, config: Any, kind: str) -> list[str]:
     """What the table is of."""
     config, row = resolve(algorithm, config), ALGORITHMS[algorithm]
-    if row.source in ("policy", "parameters"):
+    if row.source.prompts:
         rows = (
             f"{config.prompts_per_step} prompts of {config.max_prompt_length:,} tokens x"
             f" {config.num_generations} samples of "
@@ -184,14 +181,14 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
 
 def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
     """The rows of a step, as long as they may be, as `work_in` takes them."""
-    if row.source in ("policy", "parameters"):
+    if row.source.prompts:
         prompts = [(1,) * config.max_prompt_length] * config.prompts_per_step
         more, each = (
             config.max_completion_length * (config.max_turns or 1),
             config.num_generations or 1,
         )
         return (
-            to_be_said(prompts, each, more),
+            longest_groups(prompts, each, more),
             config,
             divided,
             each,
@@ -200,9 +197,7 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
         )
     half, length = config.max_length // 2, config.max_length
     return (
-        to_be_said(
-            [(1,) * half] * config.prompts_per_step, COMPARED.get(row.source, 1), length - half
-        ),
+        longest_groups([(1,) * half] * config.prompts_per_step, row.source.answers, length - half),
         config,
         divided,
     )
@@ -235,7 +230,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
             )
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
     with torch.device("meta"):
-        companion = BESIDE[row.beside](config, policy) if row.beside else None
+        companion = row.trained.load(config, policy) if row.trained.load else None
     mode = FakeTensorMode()
     for module in (model, *([companion.model] if companion else [])):
         imagine(module, mode)

@@ -18,10 +18,10 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     are sampled and trained on.
     """
     from laurel.core.config import TrainConfig
-    from laurel.model.packed import packs
+    from laurel.fast.packed import packs
+    from laurel.fast.static import static_because
     from laurel.model.policy import load_policy
-    from laurel.model.static import static_because
-    from laurel.model.ways import way_of
+    from laurel.rollout.sampler import way_of
     from laurel.train.memory import weights_of
     from laurel.train.optimizer import state_bytes
 
@@ -81,7 +81,7 @@ def sampling(name: str, why: str) -> str:
 
 def on_cuda(policy: Any, why: str) -> str:
     """How a policy would be sampled there, and the memory of some rows beside the weights."""
-    from laurel.model.inflight import memory_of
+    from laurel.fast.inflight import memory_of
 
     if why:
         return sampling("general", why)
@@ -114,7 +114,7 @@ def prompts_of(policy: Any) -> list[tuple[int, ...]]:
 
 def sampled_per_second(policy: Any) -> float:
     """Tokens drawn in a second, after a first token that pays for what is made once."""
-    from laurel.model.sampler import sample
+    from laurel.rollout.sampler import sample
 
     def draw(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
         found = sample(

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from laurel.cli.options import add_options, read_options
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
 from laurel.core.result import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from laurel.data.source import Row
+    from rich.console import Console
+
+    from laurel.core.sample import Group
+    from laurel.eval.evaluate import Evaluation
     from laurel.model.policy import Policy
 
 FOR_SCORES = ("k", "rewards", "reward_weights", "reward_timeout", "reference", "output")
@@ -58,82 +61,6 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_sample)
 
 
-def load_prompts(config: EvalConfig) -> list[Row]:
-    """The rows of --dataset, the first --limit of them."""
-    from laurel.data.rows import read_rows
-
-    rows = read_rows(
-        config.dataset,
-        "rl",
-        split=config.dataset_split,
-        seed=config.seed,
-        size=config.dataset_size,
-        by="sampling",
-    )
-    return rows[: config.limit or None]
-
-
-def load_policies(config: EvalConfig) -> tuple[Policy, Policy | None]:
-    """The policy, and the reference if one is named. A reference that numbers its tokens
-    differently is refused.
-    """
-    import torch
-
-    from laurel.model import products
-    from laurel.model.chat import ensure_template
-    from laurel.model.ends import learn_ends
-    from laurel.model.policy import (
-        Policy,
-        load_causal,
-        load_tokenizer,
-        pick_device,
-        pick_dtype,
-        pick_threads,
-    )
-    from laurel.model.render import without_template
-    from laurel.train.starter import STARTERS, build_starter
-
-    def folder_of(model: str) -> str:
-        return (
-            str(build_starter(model, config.dataset, config.seed)) if model in STARTERS else model
-        )
-
-    name, reference = (
-        folder_of(config.model),
-        folder_of(config.reference) if config.reference else None,
-    )
-    device = pick_device(config.device)
-    tokenizer = load_tokenizer(name)
-    notes = without_template(tokenizer, config.chat_template)
-    template = ensure_template(tokenizer, config.chat_template)
-    if reference and load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
-        raise UsageError(
-            "the reference has another vocabulary than the model: no KL between them.",
-            where=f"reference={config.reference}",
-        )
-
-    def load(folder: str) -> Policy:
-        model = load_causal(folder, torch.float32)
-        said = [
-            *notes,
-            *learn_ends(
-                model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer
-            ),
-        ]
-        return Policy(
-            model.to(device).eval(),
-            tokenizer,
-            pick_dtype(config.dtype, device),
-            template,
-            tuple(said),
-        )
-
-    policy = load(name)
-    torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    products.choose(policy.model, device, policy.dtype)
-    return policy, load(reference) if reference else None
-
-
 def say(policy: Policy) -> None:
     """What is to be said of a model before its answers are looked at, on the error stream."""
     for note in policy.notes:
@@ -144,40 +71,32 @@ def run_eval(args: argparse.Namespace) -> int:
     """Evaluate, print a table, write --output."""
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
 
     config = read_options(args, EvalConfig)
-    from laurel.eval.evaluate import evaluate, figures_at
-    from laurel.model.classifier import trained_labels
-    from laurel.reward.mixture import load_rewards
-    from laurel.train.starter import STARTERS
+    from laurel.train.inference import evaluate_config, is_scorer
 
-    if config.model not in STARTERS and trained_labels(config.model):
+    if is_scorer(config.model):
         return run_scorer(config)
-    figures_at(config)
-    rows = load_prompts(config)
-    mixture = load_rewards(
-        config.rewards,
-        config.reward_weights,
-        rows,
-        timeout=config.reward_timeout,
-        max_failed_fraction=1.0,
-    )
-    policy, reference = load_policies(config)
     console = Console(highlight=False)
-    say(policy)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(
-            "evaluating", total=len(rows) * (2 if config.num_generations > 1 else 1)
+        task = progress.add_task("evaluating", total=None)
+
+        def loaded(policy: Policy, rows: int) -> None:
+            say(policy)
+            progress.update(task, total=rows * (2 if config.num_generations > 1 else 1))
+
+        _, result = evaluate_config(
+            config, loaded=loaded, watch=lambda count: progress.advance(task, count)
         )
-        result = evaluate(
-            policy,
-            rows,
-            mixture,
-            config,
-            reference=reference,
-            watch=lambda n: progress.advance(task, n),
-        )
+    show(console, config, result)
+    write(config, result.as_json(), console)
+    return 0
+
+
+def show(console: Console, config: EvalConfig, result: Evaluation) -> None:
+    """The figures as a table, and how many samples could not be scored."""
+    from rich.table import Table
+
     table = Table(
         "figure",
         "value",
@@ -200,8 +119,6 @@ def run_eval(args: argparse.Namespace) -> int:
             " reward)",
             style="yellow",
         )
-    write(config, result.as_json(), console)
-    return 0
 
 
 def run_scorer(config: EvalConfig) -> int:
@@ -234,7 +151,7 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
     if config.output:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path):
+        with disk_errors(path):
             path.write_text(
                 json.dumps({"config": config.model_dump(), **result}, indent=1) + "\n",
                 encoding="utf-8",
@@ -243,16 +160,12 @@ def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> int:
-    """Print num_generations completions of each prompt, with their log-probability and how they
-    ended.
-    """
+    """Print the completions of each prompt, with their log-probability and how they ended."""
     from rich.console import Console
-    from rich.text import Text
 
     config = read_options(args, EvalConfig)
-    from laurel.data.source import Row
-    from laurel.rollout.episode import load_env, play
-    from laurel.rollout.single import Draw, rollout
+    from laurel.eval.load import load_prompts
+    from laurel.train.inference import policies_of, rows_of, sample_rows
 
     refuse(
         config,
@@ -264,33 +177,22 @@ def run_sample(args: argparse.Namespace) -> int:
         refuse(
             config, FOR_ROWS, "belongs to the rows of --dataset.", "Leave it out, or the prompt."
         )
-    rows = [
-        Row({"prompt": as_text(word)}, f"prompt {i}", f"prompt-{i}")
-        for i, word in enumerate(args.prompt, 1)
-    ]
+    rows = rows_of([as_text(word) for word in args.prompt])
     rows = rows or load_prompts(config)[: config.limit or 3]
-    policy, _ = load_policies(config)
+    policy, _ = policies_of(config)
     say(policy)
-    draw = Draw(
-        "sample",
-        0,
-        config.seed,
-        config.num_generations,
-        config.max_completion_length,
-        config.temperature,
-        tuple(config.stop),
-        config.top_k,
-        config.top_p,
-    )
-    groups = (
-        play(policy, rows, draw, load_env(config.env), config.max_turns)
-        if config.env
-        else rollout(policy, rows, draw)
-    )
-    console = Console(highlight=False, soft_wrap=True)
+    groups = sample_rows(policy, rows, config)
+    show_samples(Console(highlight=False, soft_wrap=True), groups)
+    return 0
+
+
+def show_samples(console: Console, groups: Sequence[Group]) -> None:
+    """Every completion behind its prompt, and why environments failed."""
+    from rich.text import Text
+
     for group in groups:
         for why in group.results.get(ENVIRONMENT, ())[:1]:
-            console.print(f"failed: {why.reason}", markup=False)
+            console.print(f"failed: {getattr(why, 'reason', '')}", markup=False)
         for sample in group.samples:
             logp = sum(sample.logps)
             console.print(
@@ -300,12 +202,12 @@ def run_sample(args: argparse.Namespace) -> int:
                     f"  [{sample.finish}, log-prob {logp:.2f}]",
                 )
             )
-    return 0
 
 
 def as_text(word: str) -> str:
-    """A word of the command line as text: where the terminal's language is not UTF-8, Python leaves
-    its bytes as they came.
+    """A word of the command line as text.
+
+    Where the terminal's language is not UTF-8, Python leaves its bytes as they came.
     """
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -1,5 +1,6 @@
-"""`laurel feedback`: people rate responses in their browsers; their votes come in and go out as
-files.
+"""`laurel feedback`: people rate responses in their browsers.
+
+Their votes come in and go out as files.
 """
 
 from __future__ import annotations
@@ -561,8 +562,9 @@ def _exists(database: str) -> None:
 
 
 def _table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
-    """Two columns, no wider than the terminal unless a value is: a link or a path is never cut, so
-    that it can be copied.
+    """Print two columns, no wider than the terminal unless a value is.
+
+    A link or a path is never cut, so that it can be copied.
     """
     from rich import box
     from rich.console import Console

@@ -96,7 +96,10 @@ def _translated(error: Exception) -> LaurelError | None:
     """What the disk or the memory refuses, as an error of ours; None for anything else, whose
     traceback somebody must see.
     """
-    from laurel.core.files import disk_error, refusal  # here: the command opens sooner without it
+    from laurel.core.files import (  # here: the command opens sooner without it
+        disk_error,
+        os_error_of,
+    )
 
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -105,7 +108,7 @@ def _translated(error: Exception) -> LaurelError | None:
             f"out of memory: {str(error).partition('.')[0] or 'this machine has no more'}.",
             fix=SMALLER,
         )
-    refused = refusal(error)
+    refused = os_error_of(error)
     return None if refused is None else disk_error(refused, "a file, or the output")
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from laurel.core.config import build_config, ours
+from laurel.core.config import build_config, translate_names
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
-from laurel.core.load import beside
-from laurel.core.trl import Ask
+from laurel.core.load import resolve_paths
+from laurel.core.trl import Request
 from laurel.core.trl_names import TABLE
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -74,7 +74,7 @@ def read_options(
     kind: type[Config],
     *,
     resolve: Callable[[Config], Config] | None = None,
-    ask: Ask | None = None,
+    ask: Request | None = None,
 ) -> Config:
     """The configuration that the arguments ask for: the YAML file, overridden by what the command
     line gives.
@@ -85,13 +85,15 @@ def read_options(
     algorithm.
     """
     values: dict[str, Any] = {}
-    words, ask = given(args, kind), ask or Ask()
+    words, ask = given(args, kind), ask or Request()
     if args.config is not None:
         read, place = read_yaml(args.config), str(args.config)
-        values = beside(args.config, ours(read, kind, where=place, ask=replace(ask, given=words)))
+        values = resolve_paths(
+            args.config, translate_names(read, kind, where=place, ask=replace(ask, given=words))
+        )
         build_config(values, kind, where=place, ask=ask)
         ask = replace(ask, given={**read, **values})
-    words = ours(words, kind, where="command line", ask=ask)
+    words = translate_names(words, kind, where="command line", ask=ask)
     config = build_config({**values, **words}, kind, where="command line", ask=ask)
     if args.print_config:
         print(as_yaml(resolve(config) if resolve is not None else config), end="")

@@ -1,5 +1,6 @@
-"""`laurel prompt`: from logs of prompted queries to a choice of prompt for each new query, and what
-that choice is worth.
+"""`laurel prompt`: choose a prompt for each new query, learned from logs of prompted queries.
+
+And what that choice is worth.
 """
 
 from __future__ import annotations
@@ -268,8 +269,9 @@ def run_choose(args: argparse.Namespace) -> int:
 
 
 def run_candidates(args: argparse.Namespace) -> int:
-    """Templates, examples and rewrites, ranked by the predicted mean reward on the log's training
-    queries.
+    """Templates, examples and rewrites, ranked by predicted mean reward.
+
+    The mean is over the log's training queries.
     """
     from laurel_prompts.candidates import TEMPLATES, ape, few_shot, opro, ranked, rewrites
     from laurel_prompts.picking import rates

@@ -1,5 +1,6 @@
-"""`laurel train ALGORITHM`: train one row of the table. Options are checked before torch is
-imported.
+"""`laurel train ALGORITHM`: train one row of the table.
+
+Options are checked before torch is imported.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from laurel.core.config import ALGORITHM_NAMES, TrainConfig, advice
+from laurel.core.config import ALGORITHM_NAMES, TrainConfig, suggestion
 from laurel.core.errors import UsageError, nearest
-from laurel.core.trl import Ask
+from laurel.core.trl import Request
 
 PORT = "FILE"
 FROM_TRL = (
@@ -20,8 +21,9 @@ FROM_TRL = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Register `train`; its options are those of TrainConfig. `--help` is ours: what applies
-    depends on the algorithm.
+    """Register `train`; its options are those of TrainConfig.
+
+    `--help` is ours: what applies depends on the algorithm.
     """
     from laurel.cli.options import add_foreign, add_options
 
@@ -44,8 +46,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end; the exit code. Wrong options and algorithms are UsageErrors before torch is
-    imported.
+    """Train to the end; the exit code.
+
+    Wrong options and algorithms are UsageErrors before torch is imported.
     """
     from laurel.cli.options import as_yaml, read_options
 
@@ -59,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
         return resolve(check_algorithm(args.algorithm), config)
 
     if args.from_trl is not None:
-        from laurel.cli.port import port
+        from laurel.cli.from_trl import port_config
 
-        config = port(args, asked(check_algorithm(args.algorithm)))
+        config = port_config(args, asked(check_algorithm(args.algorithm)))
         if args.print_config:
             print(as_yaml(resolved(config)), end="")
             return 0
@@ -74,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(algorithm: str | None) -> Ask:
-    """Who asks: the algorithm that is named, with the defaults of its options, which are looked up
-    only where they are needed.
+def asked(algorithm: str | None) -> Request:
+    """The algorithm that is named, with the defaults of its options.
+
+    They are looked up only where they are needed.
     """
 
     def own() -> Mapping[str, Any]:
@@ -84,12 +88,12 @@ def asked(algorithm: str | None) -> Ask:
 
         return applying(check_algorithm(algorithm))
 
-    return Ask(algorithm or "", own=own)
+    return Request(algorithm or "", own=own)
 
 
 def advise(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
-    return advice(name, TrainConfig, asked(args.algorithm)).replace(
+    return suggestion(name, TrainConfig, asked(args.algorithm)).replace(
         "Did you mean `", "Did you mean `--"
     )
 
@@ -108,8 +112,9 @@ def check_algorithm(name: str | None) -> str:
 
 
 def help_text(algorithm: str | None) -> str:
-    """Without an algorithm: the table, and every option. With one: what it is, the options that
-    apply and their defaults in this row.
+    """Without an algorithm: the table, and every option.
+
+    With one: what it is, the options that apply and their defaults in this row.
     """
     from laurel.cli.options import add_options
     from laurel.train.algorithms import ALGORITHMS

@@ -23,11 +23,12 @@ from pydantic import (
     model_validator,
 )
 
+from laurel.core.algorithms import ABOUT
 from laurel.core.errors import UsageError, misspelt
-from laurel.core.mistakes import told
-from laurel.core.several import check_sets, named_sets
-from laurel.core.trl import Ask, say, translate
+from laurel.core.named_datasets import check_set_names, parse_named_sets
+from laurel.core.trl import Request, print_notes, translate
 from laurel.core.trl_names import TABLE
+from laurel.core.validation_errors import describe_errors
 
 Config = TypeVar("Config", bound=BaseModel)
 Aggregation = Literal[
@@ -37,44 +38,9 @@ Aggregation = Literal[
     "token_sum_over_const",
     "comparison_mean",
 ]
-ALGORITHM_NAMES = (
-    "sft",
-    "reinforce",
-    "reinforce_baseline",
-    "rloo",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_pp",
-    "raft",
-    "hindsight",
-    "es",
-    "dpo",
-    "cdpo",
-    "robust_dpo",
-    "ipo",
-    "simpo",
-    "orpo",
-    "dpop",
-    "kto",
-    "online_dpo",
-    "rrhf",
-    "ppo",
-    "ppo_max",
-    "ilql",
-    "gail",
-    "reward",
-    "reward_kwise",
-    "reward_pl",
-    "orm",
-    "prm",
-)
-"""The rows of the table, for checks that must not wait for torch. A test holds this equal to
-`laurel.train.algorithms.ALGORITHMS`.
-"""
-EVERYWHERE = (
+ALGORITHM_NAMES = tuple(ABOUT)
+"""The rows of the table, for checks that must not wait for torch."""
+UNIVERSAL_OPTIONS = (
     "eval_dataset",
     "report_to",
     "stop_at",
@@ -105,9 +71,9 @@ def _by_name(value: Any) -> Any:
     other value stays.
     """
     if isinstance(value, dict):
-        return check_sets({name: _between_commas(source) for name, source in value.items()})
+        return check_set_names({name: _between_commas(source) for name, source in value.items()})
     value = _between_commas(value)
-    return named_sets(value) if isinstance(value, str) else value
+    return parse_named_sets(value) if isinstance(value, str) else value
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -120,7 +86,7 @@ def _in_our_words(kind: type[BaseModel], values: Any, check: ModelWrapValidatorH
     try:
         return check(values)
     except ValidationError as error:
-        raise refusal(error, kind) from None
+        raise usage_error(error, kind) from None
 
 
 class Options(BaseModel):
@@ -136,7 +102,9 @@ class Options(BaseModel):
 
     def __init__(self, **values: Any) -> None:
         kind, where = type(self), type(self).__name__
-        super().__init__(**checked(ours(values, kind, where=where), kind, where=where))
+        super().__init__(
+            **check_names(translate_names(values, kind, where=where), kind, where=where)
+        )
 
 
 class TrainConfig(Options):
@@ -586,7 +554,7 @@ def build_config(
     kind: type[Config] = TrainConfig,
     *,
     where: str = "configuration",
-    ask: Ask | None = None,
+    ask: Request | None = None,
 ) -> Config:
     """Validate `values` as a `kind`. All problems become one UsageError that names each option, and
     the nearest right one.
@@ -595,26 +563,28 @@ def build_config(
     algorithm. A list option may be given its one item by itself, and `report_to: none`, as TRL
     writes it, is the empty list.
     """
-    there = checked(ours(values, kind, where=where, ask=ask), kind, where=where, ask=ask)
+    there = check_names(
+        translate_names(values, kind, where=where, ask=ask), kind, where=where, ask=ask
+    )
     try:
         return kind(**there)
     except UsageError as error:
         raise UsageError(error.what, where=where, fix=error.fix) from None
     except ValidationError as error:
-        raise refusal(error, kind, where) from None
+        raise usage_error(error, kind, where) from None
 
 
-def ours(
+def translate_names(
     values: Mapping[str, Any],
     kind: type[BaseModel] = TrainConfig,
     *,
     where: str,
-    ask: Ask | None = None,
+    ask: Request | None = None,
 ) -> dict[str, Any]:
     """The same values by our names: those of TRL's are translated, with one line said for each."""
     if kind is not TrainConfig:
         return dict(values)
-    ask = ask or Ask()
+    ask = ask or Request()
     around = replace(
         ask,
         given={**ask.given, **values},
@@ -628,12 +598,12 @@ def ours(
     there, lines = translate(
         values, {name: row for name, row in table.items() if row.kind != "absent"}, around, where
     )
-    say(lines)
+    print_notes(lines)
     return there
 
 
-def checked(
-    values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Ask | None = None
+def check_names(
+    values: Mapping[str, Any], kind: type[BaseModel], *, where: str, ask: Request | None = None
 ) -> dict[str, Any]:
     """The values, each option that may be a list as one. Names that the model has not are one
     UsageError.
@@ -647,22 +617,22 @@ def checked(
 
 
 def unknown_options(
-    unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Ask | None = None
+    unknown: Sequence[str], kind: type[BaseModel], where: str, ask: Request | None = None
 ) -> UsageError:
     """The error for names that are no options, each with what to write instead."""
     if len(unknown) == 1:
         return UsageError(
-            f"unknown option `{unknown[0]}`.", where=where, fix=advice(unknown[0], kind, ask)
+            f"unknown option `{unknown[0]}`.", where=where, fix=suggestion(unknown[0], kind, ask)
         )
     each = " ".join(
-        f"`{name}`: {advice(name, kind, ask) or 'nothing like it.'}" for name in unknown
+        f"`{name}`: {suggestion(name, kind, ask) or 'nothing like it.'}" for name in unknown
     )
     return UsageError(
         f"unknown options {', '.join(f'`{name}`' for name in unknown)}.", where=where, fix=each
     )
 
 
-def refusal(
+def usage_error(
     error: ValidationError, kind: type[BaseModel], where: str = "configuration"
 ) -> UsageError:
     """What pydantic has against values, in our words."""
@@ -671,10 +641,10 @@ def refusal(
         str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"
     ]:
         return unknown_options(unknown, kind, where)
-    return UsageError(told(problems, kind.model_fields), where=where)
+    return UsageError(describe_errors(problems, kind.model_fields), where=where)
 
 
-def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = None) -> str:
+def suggestion(name: str, kind: type[BaseModel] = TrainConfig, ask: Request | None = None) -> str:
     """What to write instead of an option that there is not: what the table says of another
     trainer's name, else the right spelling.
 
@@ -686,14 +656,14 @@ def advice(name: str, kind: type[BaseModel] = TrainConfig, ask: Ask | None = Non
     return f"Did you mean `{near}`?" if near and applies(near, kind, ask) else ""
 
 
-def applies(option: str, kind: type[BaseModel], ask: Ask | None) -> bool:
+def applies(option: str, kind: type[BaseModel], ask: Request | None) -> bool:
     """Does the algorithm that is asked for have this option? True where none is named, and where
     every one has it.
     """
     if (
         ask is None
         or not ask.algorithm
-        or option in EVERYWHERE
+        or option in UNIVERSAL_OPTIONS
         or kind.model_fields[option].default is not None
     ):
         return True

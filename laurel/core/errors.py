@@ -78,10 +78,10 @@ def _near(words: list[str], others: list[str]) -> bool:
         return False  # beta1 and beta2 are two options, and neither is beta
     if len(one) >= 3 and other.startswith(one):
         return True
-    return slips(one, other) <= (0 if shorter < 4 else 1 if shorter < 7 else 2)
+    return edit_distance(one, other) <= (0 if shorter < 4 else 1 if shorter < 7 else 2)
 
 
-def slips(one: str, other: str) -> int:
+def edit_distance(one: str, other: str) -> int:
     """Letters put in, left out, changed, or swapped with their neighbour, that make one word the
     other.
     """

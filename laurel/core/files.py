@@ -50,20 +50,20 @@ def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
 
 
 @contextmanager
-def writing(path: str | Path) -> Generator[None]:
+def disk_errors(path: str | Path) -> Generator[None]:
     """What the disk refuses inside the block is a LaurelError that names `path`, whichever library
     was writing.
     """
     try:
         yield
     except Exception as error:
-        refused = refusal(error)
+        refused = os_error_of(error)
         if refused is None:
             raise
         raise disk_error(refused, path) from error
 
 
-def refusal(error: BaseException) -> OSError | None:
+def os_error_of(error: BaseException) -> OSError | None:
     """The system's error behind a library's: itself, what it came from, or the number that its text
     holds; None for any other.
     """
@@ -78,11 +78,11 @@ def refusal(error: BaseException) -> OSError | None:
         "inline_container|PytorchStreamWriter", str(error)
     ):  # torch, which hides the number
         return OSError(errno.ENOSPC, "The disk took only a part of it")
-    return refusal(error.__cause__) if error.__cause__ is not None else None
+    return os_error_of(error.__cause__) if error.__cause__ is not None else None
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Generator[Path]:
+def atomic_folder(folder: str | Path) -> Generator[Path]:
     """A new folder beside `folder` to write into: its files come to `folder` when the block ends
     well, and go if it does not.
 
@@ -91,7 +91,7 @@ def whole_folder(folder: str | Path) -> Generator[Path]:
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
-    with writing(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
@@ -116,17 +116,17 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Replace a file whole: at every moment the path holds the old content or the new, on disk,
     never a part of it.
     """
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Generator[IO[bytes]]:
+def atomic_file(path: str | Path) -> Generator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well: temporary file, fsync,
     rename, fsync of the folder.
     """
     path = Path(path)
-    with writing(path):
+    with disk_errors(path):
         descriptor, temporary = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
         )

@@ -385,8 +385,8 @@ def flush() -> None:
 
 
 def beside(path: str) -> ModuleType:
-    """The file `apart.py`, loaded while files can still be read."""
-    spec = importlib.util.spec_from_file_location("apart", path)
+    """The file `sandbox_rpc.py`, loaded while files can still be read."""
+    spec = importlib.util.spec_from_file_location("sandbox_rpc", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -397,7 +397,7 @@ def two(order: dict[str, Any], report_fd: int, tests_fd: int) -> None:
     """The program in a child, its tests here. What the tests hold is read when the child has gone
     its own way.
     """
-    apart = beside(os.path.join(os.path.dirname(__file__), "apart.py"))
+    rpc = beside(os.path.join(os.path.dirname(__file__), "sandbox_rpc.py"))
     from_program, to_tests = os.pipe()
     from_tests, to_program = os.pipe()
     unreadable()
@@ -410,11 +410,11 @@ def two(order: dict[str, Any], report_fd: int, tests_fd: int) -> None:
         for fd in (report_fd, tests_fd, from_program, to_program):
             os.close(fd)
         seal(order, parent)
-        link = apart.Link(from_tests, to_tests, serves=True)
+        link = rpc.Link(from_tests, to_tests, serves=True)
         try:
-            apart.serve(link, run, order["setup"], order["source"])
+            rpc.serve(link, run, order["setup"], order["source"])
             flush()
-        except apart.Gone:
+        except rpc.Gone:
             flush()
         finally:
             leave(0)
@@ -424,8 +424,8 @@ def two(order: dict[str, Any], report_fd: int, tests_fd: int) -> None:
         secret = json.load(file)
     active = seal(order, order["parent"])
     os.write(report_fd, (json.dumps(active) + "\n").encode())
-    end = apart.judge(
-        apart.Link(from_program, to_program, serves=False), run, order["setup"], secret["tests"]
+    end = rpc.judge(
+        rpc.Link(from_program, to_program, serves=False), run, order["setup"], secret["tests"]
     )
     os.close(to_program)
     if end["why"] == "exit":

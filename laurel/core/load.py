@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.core.neighbours import Loader, is_neighbour, package_of
-from laurel.core.several import named_sets
+from laurel.core.local_imports import Loader, folder_package, is_local_module
+from laurel.core.named_datasets import parse_named_sets
 
 PATH_OPTIONS = (
     "model",
@@ -44,7 +44,7 @@ def load_file(path: str | Path, where: str) -> Any:
         raise UsageError(
             f"no file {path}.", where=where, fix="The path is relative to the current folder."
         )
-    package = package_of(path.parent)
+    package = folder_package(path.parent)
     name = f"{package}.{path.stem}"
     if (
         not path.stem.isidentifier()
@@ -72,8 +72,8 @@ def load_module(name: str, where: str, fix: str = "") -> Any:
     """The module of a dotted name: one of the current folder first, as `python -m` has it, else an
     installed one.
     """
-    package = package_of(Path.cwd())
-    inside = is_neighbour(name.partition(".")[0], package)
+    package = folder_package(Path.cwd())
+    inside = is_local_module(name.partition(".")[0], package)
     try:
         return importlib.import_module(f"{package}.{name}" if inside else name)
     except (Exception, SystemExit) as error:
@@ -86,7 +86,7 @@ def load_module(name: str, where: str, fix: str = "") -> Any:
         ) from error
 
 
-def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_paths(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a YAML file. A relative path with nothing there, but something beside the file,
     becomes the path beside the file.
     """
@@ -114,7 +114,7 @@ def beside(config_file: str | Path, values: Mapping[str, Any]) -> dict[str, Any]
         return f"{folder / path}{colon}{name}"
 
     def sets(value: Any) -> Any:
-        named = named_sets(value) if isinstance(value, str) else value
+        named = parse_named_sets(value) if isinstance(value, str) else value
         return found(named if isinstance(named, dict) else value)
 
     values = {

@@ -70,7 +70,7 @@ def usable_cores(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     return min(float(cores), quota(groups, process))
 
 
-def processor(*what: str, process: Path = PROCESS) -> str:
+def cpu_name(*what: str, process: Path = PROCESS) -> str:
     """What the system says of its first processor under these names (all that tells one kind from
     another): a text to compare.
     """
@@ -82,7 +82,7 @@ def processor(*what: str, process: Path = PROCESS) -> str:
     return "\n".join(line for line in lines if line.partition(":")[0].strip() in names)
 
 
-def threads_by_rule(groups: Path = GROUPS, process: Path = PROCESS) -> int:
+def default_threads(groups: Path = GROUPS, process: Path = PROCESS) -> int:
     """Threads for work that gains by them: OMP_NUM_THREADS, if it is a number, but never more than
     there are cores for.
     """
@@ -125,7 +125,7 @@ def cached(folder: Path) -> int:
     return sizes.get("total_inactive_file", sizes.get("inactive_file", 0))
 
 
-def resident(process: Path = PROCESS) -> int:
+def resident_bytes(process: Path = PROCESS) -> int:
     """Bytes of memory that this process has now; where the system does not tell, the most it ever
     had.
     """

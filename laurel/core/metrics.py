@@ -1,5 +1,6 @@
-"""Metrics: sums and counts until they are written, and the catalogue (`laurel.core.catalogue`) in
-words.
+"""Metrics: sums and counts until they are written, and the table of what they mean.
+
+The meanings stand in `laurel.core.metric_catalogue`.
 
 `python -m laurel.core.metrics docs/report.md` rewrites the table between the markers of that page.
 """
@@ -11,8 +12,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from laurel.core.catalogue import CATALOGUE, Meaning
 from laurel.core.errors import UsageError, nearest
+from laurel.core.metric_catalogue import CATALOGUE, Meaning
 
 
 class Sums:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from laurel.core.result import Result
-from laurel.core.sample import Batch, Message
+from laurel.core.sample import Completion, Draw, Group, Message
 
 if TYPE_CHECKING:
-    from torch.nn import Module, Parameter
-
     from laurel.core.run import Run
 
 
@@ -49,6 +47,26 @@ class Train(Protocol):
     ) -> Run: ...
 
 
+class Load(Protocol):
+    """`laurel.load`: see `laurel.train.inference.load` for what it takes."""
+
+    def __call__(self, model: Any = "starter", **options: Any) -> Any: ...
+
+
+class Generate(Protocol):
+    """`laurel.generate`: see `laurel.train.inference.generate` for what it takes."""
+
+    def __call__(
+        self, model: Any, prompts: Any, *, seed: int = 0, **options: Any
+    ) -> list[Group]: ...
+
+
+class Evaluate(Protocol):
+    """`laurel.evaluate`: see `laurel.train.inference.evaluate` for what it takes."""
+
+    def __call__(self, model: Any, dataset: Any = "addition", **options: Any) -> Any: ...
+
+
 class Verifier(Protocol):
     """Judges one answer against one row of data. Pure, fast, never raises on odd answers: a wrong
     answer is Score(0).
@@ -71,25 +89,15 @@ class Env(Protocol):
     def step(self, text: str) -> list[Message] | None: ...
 
 
-class Companion(Protocol):
-    """What is trained beside a policy, by the same optimiser: a critic, a discriminator, the heads
-    of Q and V.
+class Generator(Protocol):
+    """Samples completions of prompts: `laurel.rollout.sampler.Sampler`, or a server.
 
-    `model` is what it adds to memory. `seen(batch)`: tensors, or a tuple of them, that objectives
-    may read, by the name of their
-    first parameter. `followers`: parameters that no gradient moves but `follow` does, after each
-    optimiser step; a checkpoint holds them too. Names are different from the policy's. One with
-    `rate` learns at that multiple of the learning rate; one that shapes how the policy decodes also
-    has `save(policy, folder)`.
+    `tokenizer` encodes the prompts and decodes the completions. `generate` answers every prompt G =
+    len(draw.seeds) / len(prompts) times: completion i belongs to prompt i // G, and its tokens
+    depend on its seed and the weights alone.
     """
 
     @property
-    def model(self) -> Module: ...
+    def tokenizer(self) -> Any: ...
 
-    def seen(self, batch: Batch) -> Mapping[str, Any]: ...
-
-    def trainable(self) -> dict[str, Parameter]: ...
-
-    def followers(self) -> dict[str, Parameter]: ...
-
-    def follow(self) -> None: ...
+    def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]: ...

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import read_json, read_lines, replacing, write_atomic, writing
+from laurel.core.files import atomic_file, disk_errors, read_json, read_lines, write_atomic
 from laurel.core.lock import Lock
-from laurel.core.numbered import MARK, claim, give_back
+from laurel.core.numbered_dirs import MARK, claim_dir, remove_empty_dir
 from laurel.core.sinks import Sink, check_sinks, open_sinks
+from laurel.core.version import __version__
 
 FREE_TO_CHANGE = (
     "device",
@@ -51,7 +52,7 @@ FREE_TO_CHANGE = (
 """Options a resumed run may change: how long, how often, where. Everything else would make it
 another experiment.
 """
-ANYWAY = (
+OPTIMIZER_OPTIONS = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -62,7 +63,7 @@ ANYWAY = (
     "weight_decay",
 )
 """Options of the optimiser that `resume: anyway` may change: its moments stay as they are."""
-WRITTEN = (
+RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
     "samples.jsonl",
@@ -106,13 +107,14 @@ class Run:
         The folder is this process's alone until `close`, or until the process ends. A folder that
         holds a run already is a UsageError unless `resume`. On resume, an option that differs from
         the saved configuration is a UsageError that names it, unless it is one of FREE_TO_CHANGE,
-        or of ANYWAY and resume is "anyway". `output_dir` may count up (`claim`). `inputs` (what the
-        run reads, and a fingerprint of its content) are written down; where they differ on resume
-        the person at the terminal is asked, and without one it is a UsageError, unless resume is
-        "anyway". `say` hears in one line each what is continued and what changed; without it the
-        lines go to standard error.
+        or of OPTIMIZER_OPTIONS and resume is "anyway". `output_dir` may count up (`claim_dir`).
+
+        `inputs` (what the run reads, and a fingerprint of its content) are written down; where they
+        differ on resume the person at the terminal is asked, and without one it is a UsageError,
+        unless resume is "anyway". `say` is called with each line about what is continued and what
+        changed; by default the lines go to standard error.
         """
-        folder, claimed = claim(output_dir, newest=bool(resume))
+        folder, claimed = claim_dir(output_dir, newest=bool(resume))
         values, say = json.loads(json.dumps(dict(config), default=str)), say or _say
         if MARK in str(output_dir):
             values["output_dir"] = str(folder)
@@ -121,7 +123,7 @@ class Run:
             return cls._open(folder, values, resume, inputs, say)
         except BaseException:
             if claimed:
-                give_back(folder)
+                remove_empty_dir(folder)
             raise
 
     @classmethod
@@ -158,11 +160,11 @@ class Run:
         """
         self.close()
         if self.new and not any(
-            (self.folder / name).exists() for name in WRITTEN if name != "config.yaml"
+            (self.folder / name).exists() for name in RUN_FILES if name != "config.yaml"
         ):
             for name in ("run.json", "config.yaml"):
                 (self.folder / name).unlink(missing_ok=True)
-            give_back(self.folder)
+            remove_empty_dir(self.folder)
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts about the run as a whole (threads, parameters, versions) to run.json."""
@@ -232,7 +234,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.exists():
-                with replacing(path) as file:
+                with atomic_file(path) as file:
                     file.writelines(
                         raw
                         for raw, line in read_lines(path, self.id)
@@ -258,7 +260,7 @@ class Run:
 
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         path = self.folder / name
-        with writing(path), open(path, "a", encoding="utf-8", errors="surrogatepass") as file:
+        with disk_errors(path), open(path, "a", encoding="utf-8", errors="surrogatepass") as file:
             file.write("".join(_dumps(line) + "\n" for line in lines))
 
 
@@ -272,7 +274,7 @@ def _check_place(folder: Path, resume: bool) -> None:
             fix = "Add `--resume true`, or name another --output_dir."
             raise UsageError("this folder already holds a run.", where=where, fix=fix)
         return
-    there = [name for name in WRITTEN if (folder / name).exists()]
+    there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not (resume and there == ["config.yaml"]):
         what = (
             f"this folder holds `{there[0]}` but no run.json: it is not a run's, and would be"
@@ -328,7 +330,7 @@ def _continue(
     changed = {
         name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)
     }
-    free = (*FREE_TO_CHANGE, *(ANYWAY if anyway else ()))
+    free = (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ()))
     refused = {
         name: f"{name} {old!r} -> {new!r}"
         for name, (old, new) in changed.items()
@@ -339,7 +341,7 @@ def _continue(
             "Give the saved values, or start anew in another --output_dir. Free to change:"
             f" {', '.join(free)}."
         )
-        if refused.keys() <= set(ANYWAY):
+        if refused.keys() <= set(OPTIMIZER_OPTIONS):
             fix = (
                 "Give the saved values, or go on with the new ones, the optimiser's moments kept:"
                 " `--resume anyway`."
@@ -406,7 +408,6 @@ def _write_config(folder: Path, values: dict[str, Any]) -> None:
 
 def _provenance() -> dict[str, Any]:
     """Versions and commit, without importing anything heavy."""
-    import laurel
 
     def version(package: str) -> str | None:
         try:
@@ -416,7 +417,7 @@ def _provenance() -> dict[str, Any]:
 
     packages = {name: version(name) for name in ("torch", "transformers")}
     return {
-        "laurel": laurel.__version__,
+        "laurel": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "system": platform.system(),

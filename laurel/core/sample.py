@@ -10,12 +10,13 @@ ids.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from laurel.core.microbatch import units_by_group
 from laurel.core.result import Result
-from laurel.core.together import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,78 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How completions are drawn, and what their keys say: run, step (the policy's version), seed.
+
+    `seeds`: one for each completion, G for each prompt in turn. `limits`: the most tokens of each;
+    empty: max_completion_length. A `laurel.core.protocols.Generator` is asked with it.
+    """
+
+    run: str
+    step: int
+    seed: int
+    num_generations: int
+    max_completion_length: int
+    temperature: float
+    stop: tuple[str, ...] = ()
+    top_k: int = 0
+    top_p: float = 1.0
+    seeds: tuple[int, ...] = ()
+    limits: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: Any, run: str, step: int, **changes: Any) -> Draw:
+        """As the configuration of a run, or of an evaluation, says; but for `changes`."""
+        values: dict[str, Any] = {
+            "seed": config.seed,
+            "num_generations": config.num_generations,
+            "max_completion_length": config.max_completion_length,
+            "temperature": config.temperature,
+            "stop": tuple(config.stop or ()),
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+        }
+        return cls(run, step, **{**values, **changes})
+
+    def seeds_of(self, prompts: Sequence[str], turn: int = 0) -> tuple[int, ...]:
+        """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
+        first = self.num_generations * turn
+        return tuple(
+            sample_seed(self.seed, prompt, first + g, self.step)
+            for prompt in prompts
+            for g in range(self.num_generations)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled ids with the log-probability of each at the sampling temperature, and why sampling
+    ended.
+    """
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finish: Finish
+
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """The ids without the one that ended it: an end token need not be one that decoding
+        skips.
+        """
+        return self.ids[:-1] if self.finish == "eos" else self.ids
+
+
+def sample_seed(run_seed: int, prompt: str, sample: int, step: int) -> int:
+    """The seed of one sample: 64 bits that depend on (run, prompt, sample, step) and on nothing
+    else.
+    """
+    return int.from_bytes(
+        hashlib.blake2b(f"{run_seed}|{prompt}|{sample}|{step}".encode(), digest_size=8).digest(),
+        "little",
+    )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -201,7 +274,7 @@ class Batch:
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
         group = group if whole_groups or packed else range(len(self))
-        units, tokens = together(
+        units, tokens = units_by_group(
             start, length, group, token_budget if packed and not whole_groups else None
         )
         longest = [max(start[row] + length[row] for row in rows) for rows in units]

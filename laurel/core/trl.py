@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from laurel.core.errors import UsageError
 
-Rule = Callable[[Any, "Ask"], dict[str, Any]]
+Rule = Callable[[Any, "Request"], dict[str, Any]]
 """(their value, what else was asked) -> options of ours; nothing where their value asks for
 nothing.
 """
@@ -39,34 +39,34 @@ def same(say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]
     return {name: Name("same", say, (name,), default, rule) for name, default in defaults.items()}
 
 
-def to(ours: str, say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]:
+def renamed(ours: str, say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]:
     """Names that become options of ours ("" for none: what they ask for is what is done anyway)."""
     options = tuple(ours.split())
     return {
-        name: Name("translated", say, options, default, rule or moved(options[0]))
+        name: Name("translated", say, options, default, rule or under_name(options[0]))
         for name, default in defaults.items()
     }
 
 
-def no(say: str, **defaults: Any) -> dict[str, Name]:
+def harmless(say: str, **defaults: Any) -> dict[str, Name]:
     """Names that there are not, and on which no result depends."""
     return {name: Name("absent", say, (), default) for name, default in defaults.items()}
 
 
-def never(say: str, **defaults: Any) -> dict[str, Name]:
+def unsupported(say: str, **defaults: Any) -> dict[str, Name]:
     """Names that there are not, and that change results: any value but the default stops a port."""
     return {
         name: Name("absent", say, (), default, harmless=False) for name, default in defaults.items()
     }
 
 
-def moved(option: str) -> Rule:
+def under_name(option: str) -> Rule:
     """The same value under another name; no value is none."""
     return lambda value, ask: {} if value is None else {option: value}
 
 
 @dataclass
-class Ask:
+class Request:
     """What somebody asked for, by both kinds of names.
 
     algorithm: "" where it is not known. own: this algorithm's defaults, looked at only where a rule
@@ -97,7 +97,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Line:
+class Translation:
     """One line of a translation: their name and value, and what became of it."""
 
     theirs: str
@@ -106,46 +106,47 @@ class Line:
     said: str = ""
 
     def __str__(self) -> str:
-        there = ", ".join(f"{name}: {shown(value)}" for name, value in self.ours)
+        there = ", ".join(f"{name}: {format_value(value)}" for name, value in self.ours)
         what = there or ("left out" if self.said else "as here")
-        return (
-            f"{self.theirs}: {shown(self.value)} -> {what}{f' ({self.said})' if self.said else ''}"
-        )
+        why = f" ({self.said})" if self.said else ""
+        return f"{self.theirs}: {format_value(self.value)} -> {what}{why}"
 
 
 def translate(
-    given: Mapping[str, Any], table: Mapping[str, Name], ask: Ask, where: str
-) -> tuple[dict[str, Any], list[Line]]:
+    given: Mapping[str, Any], table: Mapping[str, Name], ask: Request, where: str
+) -> tuple[dict[str, Any], list[Translation]]:
     """Options of ours for what was given by any name, and a line for each name that was not ours.
 
     Names that stand in no table are left as they are: whoever validates them says what they lack.
     Two names that ask for different values of one option are an error, and so is a name that is
     absent.
     """
-    values = {name: value for name, value in given.items() if not translated(name, table)}
-    lines: list[Line] = []
+    values = {name: value for name, value in given.items() if not is_foreign(name, table)}
+    lines: list[Translation] = []
     said_by, first = dict.fromkeys(values, ""), dict[str, str]()
-    for name in [name for name in given if translated(name, table)]:
+    for name in [name for name in given if is_foreign(name, table)]:
         row, ask.lines = table[name], []
-        made = made_of(name, row, given[name], ask, where)
+        made = translate_value(name, row, given[name], ask, where)
         for option, value in made.items():
-            agree(name, given[name], option, value, said_by.get(option), values, where)
+            check_conflict(name, given[name], option, value, said_by.get(option), values, where)
             said_by.setdefault(option, name)
             values.setdefault(option, value)
         said = " ".join([*ask.lines, *([] if ask.port or not (made or ask.lines) else [row.say])])
         with_ = first.setdefault(said, name) if said else name
         lines.append(
-            Line(name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}")
+            Translation(
+                name, given[name], tuple(made.items()), said if with_ == name else f"with {with_}"
+            )
         )
-    return {name: normal(name, value, table, ask) for name, value in values.items()}, lines
+    return {name: normalize(name, value, table, ask) for name, value in values.items()}, lines
 
 
-def translated(name: str, table: Mapping[str, Name]) -> bool:
+def is_foreign(name: str, table: Mapping[str, Name]) -> bool:
     """Is this a name that only they have?"""
     return name in table and table[name].kind != "same"
 
 
-def made_of(name: str, row: Name, value: Any, ask: Ask, where: str) -> dict[str, Any]:
+def translate_value(name: str, row: Name, value: Any, ask: Request, where: str) -> dict[str, Any]:
     """What a row makes of a value. A name that is absent is an error."""
     if row.kind == "absent":
         raise UsageError(f"unknown option `{name}`.", where=where, fix=row.say)
@@ -159,7 +160,7 @@ def made_of(name: str, row: Name, value: Any, ask: Ask, where: str) -> dict[str,
         ) from None
 
 
-def normal(name: str, value: Any, table: Mapping[str, Name], ask: Ask) -> Any:
+def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) -> Any:
     """A value of an option that both have, in our spelling: `scale_rewards: true` is `group`, a
     warm-up of .1 a tenth of the steps.
     """
@@ -169,7 +170,7 @@ def normal(name: str, value: Any, table: Mapping[str, Name], ask: Ask) -> Any:
     return row.rule(value, ask).get(name, value)
 
 
-def agree(
+def check_conflict(
     name: str,
     value: Any,
     option: str,
@@ -179,35 +180,35 @@ def agree(
     where: str,
 ) -> None:
     """UsageError where somebody already asked for another value of the option."""
-    if by is None or plain(values[option]) == plain(made):
+    if by is None or comparable(values[option]) == comparable(made):
         return
-    what = f"`{name}` = {shown(value)} is {option} = {shown(made)} here, and "
+    what = f"`{name}` = {format_value(value)} is {option} = {format_value(made)} here, and "
     what += (
-        f"`{by}` makes it {shown(values[option])}."
+        f"`{by}` makes it {format_value(values[option])}."
         if by
-        else f"{option} = {shown(values[option])} is given, too."
+        else f"{option} = {format_value(values[option])} is given, too."
     )
     raise UsageError(what, where=where, fix="Give one of the two.")
 
 
-def plain(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """A value for comparison: what a command line wrote as text is equal to what a file holds as a
     number or a truth.
     """
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [comparable(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
     return (
-        number(value)
-        if number(value) is not None
-        else truth(value)
-        if is_truth(value)
+        as_number(value)
+        if as_number(value) is not None
+        else as_bool(value)
+        if is_bool_word(value)
         else str(value)
     )
 
 
-def number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A number, also one written as text (`5e-6` is text to YAML); None for anything else."""
     if isinstance(value, bool):
         return None
@@ -217,7 +218,7 @@ def number(value: Any) -> float | None:
         return None
 
 
-def is_truth(value: Any) -> bool:
+def is_bool_word(value: Any) -> bool:
     """Is it true or false, or a word for one of them?"""
     return isinstance(value, bool) or str(value).lower() in (
         "true",
@@ -229,21 +230,21 @@ def is_truth(value: Any) -> bool:
     )
 
 
-def truth(value: Any) -> bool:
+def as_bool(value: Any) -> bool:
     """True for true and for the words that mean it."""
     return value is True or str(value).lower() in ("true", "yes", "on", "1", "1.0")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a line shows it: as YAML would, on one line."""
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(shown(item) for item in value)}]"
+        return f"[{', '.join(format_value(item) for item in value)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def say(lines: Iterable[Line]) -> None:
+def print_notes(lines: Iterable[Translation]) -> None:
     """One line for each translated name, on standard error: what was written, and what it is
     here.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.core.trl import Ask, number, shown
+from laurel.core.trl import Request, as_number, format_value
 from laurel.core.trl_rules import TRAINERS, names_of
 
 GROUPED: dict[str, dict[str, dict[str, Any]]] = {
@@ -45,14 +45,17 @@ LEVELS = {"gspo": "sequence"}
 ELSEWHERE = {"sequence": "gspo", "token": "grpo"}
 
 
-def loss_type(value: Any, ask: Ask) -> dict[str, Any]:
+def loss_type(value: Any, ask: Request) -> dict[str, Any]:
     """By the trainer whose loss it is."""
     trainer = TRAINERS.get(ask.algorithm, "")
-    by_trainer: dict[str, Callable[[Any, Ask], dict[str, Any]]] = {"grpo": grouped, "dpo": paired}
+    by_trainer: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
+        "grpo": grouped,
+        "dpo": paired,
+    }
     return by_trainer.get(trainer, single)(value, ask)
 
 
-def single(value: Any, ask: Ask) -> dict[str, Any]:
+def single(value: Any, ask: Request) -> dict[str, Any]:
     """Of a row with one loss: its name, or nothing."""
     if not ask.algorithm:
         what = "which loss it is depends on the algorithm."
@@ -65,7 +68,7 @@ def single(value: Any, ask: Ask) -> dict[str, Any]:
     return {}
 
 
-def grouped(value: Any, ask: Ask) -> dict[str, Any]:
+def grouped(value: Any, ask: Request) -> dict[str, Any]:
     """What a token's loss is divided by; or another row of the table."""
     made = GROUPED[ask.algorithm].get(str(value))
     if made is None:
@@ -77,7 +80,7 @@ def grouped(value: Any, ask: Ask) -> dict[str, Any]:
     return dict(made)
 
 
-def ratio_level(value: Any, ask: Ask) -> dict[str, Any]:
+def ratio_level(value: Any, ask: Request) -> dict[str, Any]:
     """A ratio per token, or one per sequence, which is the row gspo."""
     level = LEVELS.get(ask.algorithm, "token")
     if str(value) != level:
@@ -87,10 +90,10 @@ def ratio_level(value: Any, ask: Ask) -> dict[str, Any]:
     return {}
 
 
-def paired(value: Any, ask: Ask) -> dict[str, Any]:
+def paired(value: Any, ask: Request) -> dict[str, Any]:
     """One loss is one row; with `sft` beside sigmoid it is rpo_alpha."""
     names = names_of(value)
-    weights = [number(weight) for weight in ask.given.get("loss_weights") or [1.0] * len(names)]
+    weights = [as_number(weight) for weight in ask.given.get("loss_weights") or [1.0] * len(names)]
     if len(weights) != len(names) or None in weights:
         raise UsageError("loss_weights and loss_type differ in length.")
     terms: dict[str, Any] = dict(zip(names, weights, strict=True))
@@ -99,7 +102,7 @@ def paired(value: Any, ask: Ask) -> dict[str, Any]:
     (loss, weight), *more = terms.items() or [("", 1.0)]
     if more or loss not in rows:
         raise UsageError(
-            f"{shown(names)} is not to be had here.",
+            f"{format_value(names)} is not to be had here.",
             fix="Near it: dpo, robust_dpo, ipo, simpo, dpop, orpo.",
         )
     if loss != PAIRED[ask.algorithm]:
@@ -117,7 +120,7 @@ def paired(value: Any, ask: Ask) -> dict[str, Any]:
     return {"rpo_alpha": beside}
 
 
-def weighted(value: Any, ask: Ask) -> dict[str, Any]:
+def weighted(value: Any, ask: Request) -> dict[str, Any]:
     """Weights of several losses: read with loss_type."""
     if value is not None and not ask.has("loss_type"):
         raise UsageError("weights of what?", fix="Give loss_type, too, or rpo_alpha.")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from laurel.core.trl import Name, same, to
-from laurel.core.trl_absent import DIFFERENT, HARMLESS
+from laurel.core.trl import Name, renamed, same
 from laurel.core.trl_loss import loss_type, ratio_level, weighted
 from laurel.core.trl_rules import (
     dataset,
@@ -31,6 +30,7 @@ from laurel.core.trl_rules import (
     weights,
     when,
 )
+from laurel.core.trl_unsupported import DIFFERENT, HARMLESS
 
 SAME: dict[str, Name] = {
     **same("Each algorithm has its own default.", learning_rate=5e-05),
@@ -135,193 +135,195 @@ SAME: dict[str, Name] = {
 }
 
 TRANSLATED: dict[str, Name] = {
-    **to(
+    **renamed(
         "model",
         "model_name_or_path is model here.",
         model_name_or_path=None,
         sft_model_path=None,
     ),
-    **to(
+    **renamed(
         "prompts_per_step",
         "A step's size is prompts_per_step here; token_budget splits it for the memory.",
         step_size,
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
     ),
-    **to(
+    **renamed(
         "dataset",
         "dataset_name is dataset here, NAME:CONFIGURATION where it has one.",
         dataset,
         dataset_name=None,
         dataset_config=None,
     ),
-    **to(
+    **renamed(
         "dataset dataset_split",
         "Several files stand between commas in dataset here.",
         mixture,
         datasets=[],
     ),
-    **to(
+    **renamed(
         "dataset_split",
         "dataset_train_split is dataset_split here.",
         dataset_train_split="train",
     ),
-    **to("rewards", "reward_funcs is rewards here.", rewards, reward_funcs=None),
-    **to(
+    **renamed("rewards", "reward_funcs is rewards here.", rewards, reward_funcs=None),
+    **renamed(
         "rewards",
         "A learned reward is rewards: model:FOLDER here.",
         rewards,
         reward_model_name_or_path=None,
         reward_model_path=None,
     ),
-    **to(
+    **renamed(
         "resume",
         "resume_from_checkpoint is resume here: the newest sound checkpoint of output_dir.",
         resume,
         resume_from_checkpoint=None,
     ),
-    **to("dtype", "bf16 is dtype: bfloat16 here; weights stay float32.", precision, bf16=None),
-    **to(
+    **renamed("dtype", "bf16 is dtype: bfloat16 here; weights stay float32.", precision, bf16=None),
+    **renamed(
         "param_dtype dtype",
         "torch_dtype is param_dtype here, the precision that weights are held in.",
         weights,
         torch_dtype=None,
     ),
-    **to(
+    **renamed(
         "param_dtype dtype",
         "dtype of model_init_kwargs is param_dtype here, the precision that weights are held in.",
         init_kwargs,
         model_init_kwargs=None,
     ),
-    **to(
+    **renamed(
         "loss_aggregation",
         "loss_type is a row of the table here, or loss_aggregation.",
         loss_type,
         loss_type=None,
     ),
-    **to("", "Read with loss_type.", weighted, loss_weights=None),
-    **to(
+    **renamed("", "Read with loss_type.", weighted, loss_weights=None),
+    **renamed(
         "",
         "token is what grpo does; sequence is `laurel train gspo`.",
         ratio_level,
         importance_sampling_level="token",
     ),
-    **to(
+    **renamed(
         "warmup_steps",
         "warmup_ratio is warmup_steps here, as a share of max_steps.",
         fraction_of("warmup_steps"),
         warmup_ratio=None,
     ),
-    **to(
+    **renamed(
         "eval_steps",
         "eval_strategy is eval_steps here: 0 is never.",
         every("eval_steps", "logging_steps", 10),
         eval_strategy="no",
         evaluation_strategy="no",
     ),
-    **to(
+    **renamed(
         "save_steps",
         "save_strategy is save_steps here: 0 is only at the end.",
         every("save_steps", "", 500),
         save_strategy="steps",
     ),
-    **to("", "logging_steps says how often metrics are written.", logged, logging_strategy="steps"),
-    **to(
+    **renamed(
+        "", "logging_steps says how often metrics are written.", logged, logging_strategy="steps"
+    ),
+    **renamed(
         "train_on",
         "assistant_only_loss is train_on: assistant here.",
         train_on,
         assistant_only_loss=False,
     ),
-    **to(
+    **renamed(
         "train_on",
         "completion_only_loss is train_on here: completion, or all.",
         train_on,
         completion_only_loss=None,
     ),
-    **to(
+    **renamed(
         "gradient_checkpointing",
         "activation_checkpointing is gradient_checkpointing here.",
         activation_checkpointing=None,
     ),
-    **to(
+    **renamed(
         "device",
         "use_cpu is device: cpu here.",
         when("device", lambda _: "cpu"),
         use_cpu=False,
         no_cuda=False,
     ),
-    **to(
+    **renamed(
         "chat_template",
         "chat_template_path is chat_template here, a file.",
         chat_template_path=None,
     ),
-    **to(
+    **renamed(
         "max_completion_length",
         "It is max_completion_length here.",
         max_new_tokens=64,
         response_length=53,
     ),
-    **to("beta", "kl_coef is beta here.", kl_coef=0.05, init_kl_coef=0.2),
-    **to(
+    **renamed("beta", "kl_coef is beta here.", kl_coef=0.05, init_kl_coef=0.2),
+    **renamed(
         "rpo_alpha",
         "cpo_alpha is rpo_alpha here: a mean over pairs of each one's mean, there over all tokens.",
         cpo_alpha=1.0,
     ),
-    **to(
+    **renamed(
         "num_iterations",
         "Passes over one batch of samples are num_iterations here.",
         num_ppo_epochs=4,
     ),
-    **to("epsilon", "cliprange is epsilon here.", cliprange=0.2),
-    **to("entropy_coef", "ent_coef is entropy_coef here.", ent_coef=0.0),
-    **to("learning_rate", "lr is learning_rate here.", lr=None),
-    **to("lora_r", "It is lora_r here.", lora_rank=16),
-    **to("max_length", "max_seq_length is max_length here.", max_seq_length=1024),
-    **to("max_steps", "It is max_steps here.", max_train_steps=None),
-    **to(
+    **renamed("epsilon", "cliprange is epsilon here.", cliprange=0.2),
+    **renamed("entropy_coef", "ent_coef is entropy_coef here.", ent_coef=0.0),
+    **renamed("learning_rate", "lr is learning_rate here.", lr=None),
+    **renamed("lora_r", "It is lora_r here.", lora_rank=16),
+    **renamed("max_length", "max_seq_length is max_length here.", max_seq_length=1024),
+    **renamed("max_steps", "It is max_steps here.", max_train_steps=None),
+    **renamed(
         "num_train_epochs",
         "Passes over the rows are num_train_epochs.",
         num_epochs=None,
         epochs=None,
     ),
-    **to("epsilon", "epsilon_low is epsilon here.", epsilon_low=None),
-    **to(
+    **renamed("epsilon", "epsilon_low is epsilon here.", epsilon_low=None),
+    **renamed(
         "",
         "One batch of samples is one step here.",
         one_update(whole_batch=False),
         steps_per_generation=None,
     ),
-    **to(
+    **renamed(
         "",
         "One batch of samples is one step here.",
         one_update(whole_batch=True),
         generation_batch_size=None,
     ),
-    **to(
+    **renamed(
         "",
         "Longer rows are cut on the right.",
         only("keep_start", None, fix="Shorten rows before, or raise max_length."),
         truncation_mode="keep_start",
     ),
-    **to(
+    **renamed(
         "",
         "reverse_kl is what there is.",
         only("reverse_kl", None, fix="laurel train dpo, ipo, simpo and orpo are other margins."),
         f_divergence_type="reverse_kl",
     ),
-    **to(
+    **renamed(
         "",
         "Weighted rewards are summed, then standardised.",
         only("sum_then_normalize", None, fix="Leave it out: rewards are summed."),
         multi_objective_aggregation="sum_then_normalize",
     ),
-    **to(
+    **renamed(
         "",
         "The KL in the loss is weighted by the ratio, as with true.",
         only(True, None, fix="Leave it out: the other is biased off the policy."),
         use_bias_correction_kl=True,
     ),
-    **to(
+    **renamed(
         "",
         "The main branch is what is read.",
         only("main", None, fix="Download the revision, and give its folder as model."),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.core.trl import Ask, Rule, is_truth, number, shown, truth
+from laurel.core.trl import Request, Rule, as_bool, as_number, format_value, is_bool_word
 
 TRAINERS = {
     "sft": "sft",
@@ -41,9 +41,9 @@ CLIPS_SEQUENCES = ("rloo",)
 def only(*allowed: Any, fix: str) -> Rule:
     """Values that mean what laurel does anyway; any other is an error that says what to do."""
 
-    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+    def rule(value: Any, ask: Request) -> dict[str, Any]:
         if not any(same(value, one) for one in allowed):
-            raise UsageError(f"{shown(value)} is not to be had here.", fix=fix)
+            raise UsageError(f"{format_value(value)} is not to be had here.", fix=fix)
         return {}
 
     return rule
@@ -53,24 +53,24 @@ def same(one: Any, other: Any) -> bool:
     """Equal, whether a file wrote it or a command line."""
     if isinstance(other, bool):
         return isinstance(one, bool | str) and str(one).lower() == str(other).lower()
-    numbers = number(one), number(other)
+    numbers = as_number(one), as_number(other)
     return one == other or (None not in numbers and numbers[0] == numbers[1])
 
 
 def when(option: str, value_of: Callable[[Any], Any]) -> Rule:
     """A switch: where it is on, the option has this value; off asks for nothing."""
-    return lambda value, ask: {option: value_of(value)} if truth(value) else {}
+    return lambda value, ask: {option: value_of(value)} if as_bool(value) else {}
 
 
 def whole(value: Any, name: str) -> int:
     """A whole number above 0."""
-    found = number(value)
+    found = as_number(value)
     if found is None or found < 1 or found % 1:
-        raise UsageError(f"{name} = {shown(value)} is no whole number above 0.")
+        raise UsageError(f"{name} = {format_value(value)} is no whole number above 0.")
     return int(found)
 
 
-def step_size(value: Any, ask: Ask) -> dict[str, Any]:
+def step_size(value: Any, ask: Request) -> dict[str, Any]:
     """per device x accumulated x processes: rows of a step; where these are completions, over
     num_generations.
     """
@@ -111,12 +111,12 @@ def one_update(*, whole_batch: bool) -> Rule:
     else micro-batches.
     """
 
-    def rule(value: Any, ask: Ask) -> dict[str, Any]:
-        accumulated = number(ask.of("gradient_accumulation_steps")) or 1
-        each = (number(ask.of("per_device_train_batch_size")) or 8) * int(
+    def rule(value: Any, ask: Request) -> dict[str, Any]:
+        accumulated = as_number(ask.of("gradient_accumulation_steps")) or 1
+        each = (as_number(ask.of("per_device_train_batch_size")) or 8) * int(
             os.environ.get("WORLD_SIZE", "1")
         )
-        if value is not None and number(value) != (
+        if value is not None and as_number(value) != (
             accumulated * each if whole_batch else accumulated
         ):
             what = (
@@ -132,8 +132,8 @@ def one_update(*, whole_batch: bool) -> Rule:
 def fraction_of(option: str) -> Rule:
     """A number of steps; below 1 TRL reads a share of all steps."""
 
-    def rule(value: Any, ask: Ask) -> dict[str, Any]:
-        share = number(value)
+    def rule(value: Any, ask: Request) -> dict[str, Any]:
+        share = as_number(value)
         if value is None:
             return {}
         if share is None or not 0 < share < 1:
@@ -142,9 +142,10 @@ def fraction_of(option: str) -> Rule:
                     int(value) if isinstance(value, float) and value % 1 == 0 else value, ask
                 )
             }
-        steps = number(ask.given.get("max_steps"))
+        steps = as_number(ask.given.get("max_steps"))
         if steps is None or steps < 1:
-            what = f"{option} = {shown(value)} is a share of all steps, and max_steps is not given."
+            given = f"{option} = {format_value(value)}"
+            what = f"{given} is a share of all steps, and max_steps is not given."
             raise UsageError(what, fix="Give max_steps.")
         ask.lines.append(f"{share:g} of {steps:g} steps.")
         return {option: of_samples(math.ceil(share * steps), ask)}
@@ -152,51 +153,53 @@ def fraction_of(option: str) -> Rule:
     return rule
 
 
-def of_samples(steps: Any, ask: Ask) -> Any:
+def of_samples(steps: Any, ask: Request) -> Any:
     """Steps of a port: optimiser steps there, steps over fresh samples here, each of num_iterations
     passes.
     """
-    count, each = number(steps), number(ask.of("num_iterations")) if ask.port else 1
+    count, each = as_number(steps), as_number(ask.of("num_iterations")) if ask.port else 1
     if count is None or each in (None, 1):
         return steps
     ask.lines.append(f"TRL counts every one of the {each:g} passes as a step.")
     return math.ceil(count / each)
 
 
-def steps_of_samples(value: Any, ask: Ask) -> dict[str, Any]:
+def steps_of_samples(value: Any, ask: Request) -> dict[str, Any]:
     """max_steps: see `of_samples`; -1 leaves it to the epochs."""
     return {"max_steps": of_samples(value, ask)}
 
 
-def passes(value: Any, ask: Ask) -> dict[str, Any]:
+def passes(value: Any, ask: Request) -> dict[str, Any]:
     """Passes over one batch; where TRL clips ratios of whole sequences in the later ones, and
     laurel has none, there is one.
     """
-    if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and number(value) != 1:
+    if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and as_number(value) != 1:
         what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
         raise UsageError(what, fix="Give num_iterations: 1, or train gspo.")
     return {"num_iterations": value}
 
 
-def precision(value: Any, ask: Ask) -> dict[str, Any]:
+def precision(value: Any, ask: Request) -> dict[str, Any]:
     """bf16 is the precision of the products, as `dtype` is here; TRL's dtype is that of the
     weights, which is `param_dtype` here.
     """
     if not ask.port:
         word = str(value).removeprefix("torch.")
-        return {"dtype": ("bfloat16" if truth(value) else "float32") if is_truth(value) else word}
+        return {
+            "dtype": ("bfloat16" if as_bool(value) else "float32") if is_bool_word(value) else word
+        }
     weights = str(ask.given.get("dtype") or ask.given.get("torch_dtype") or "float32").removeprefix(
         "torch."
     )
-    if truth(ask.given.get("fp16")) or weights == "float16":
+    if as_bool(ask.given.get("fp16")) or weights == "float16":
         raise UsageError(
             "float16 is not computed here.", fix="Choose: --dtype bfloat16, or --dtype float32."
         )
-    mixed = truth(ask.given["bf16"]) if ask.given.get("bf16") is not None else True
+    mixed = as_bool(ask.given["bf16"]) if ask.given.get("bf16") is not None else True
     return {"dtype": "bfloat16" if mixed or weights == "bfloat16" else "float32"}
 
 
-def weights(value: Any, ask: Ask) -> dict[str, Any]:
+def weights(value: Any, ask: Request) -> dict[str, Any]:
     """torch_dtype: the precision of the weights, and in a port, as far as bf16 does not say it, of
     the products.
     """
@@ -213,13 +216,13 @@ IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_
 """Arguments of from_pretrained on which no result depends here."""
 
 
-def init_kwargs(value: Any, ask: Ask) -> dict[str, Any]:
+def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
     """Arguments of from_pretrained: dtype is the precision of the weights; the rest is idle, or not
     to be had.
     """
     asked = read(value) if isinstance(value, str) else value or {}
     if not isinstance(asked, dict):
-        raise UsageError(f"{shown(value)} is no mapping.", fix="Leave it out.")
+        raise UsageError(f"{format_value(value)} is no mapping.", fix="Leave it out.")
     asked = {name: one for name, one in asked.items() if one not in (None, False)}
     if other := sorted(set(asked) - {"dtype", "torch_dtype", *IDLE_KWARGS}):
         raise UsageError(
@@ -251,20 +254,20 @@ OPTIMISERS = {
 """A name of transformers' -> ours."""
 
 
-def optimiser(value: Any, ask: Ask) -> dict[str, Any]:
+def optimiser(value: Any, ask: Request) -> dict[str, Any]:
     """AdamW by any of its names."""
     word = str(value).rpartition(".")[2].lower()
     if value is None:
         return {}
     if word not in OPTIMISERS:
-        what = f"{shown(value)} is not to be had here."
+        what = f"{format_value(value)} is not to be had here."
         raise UsageError(
             what, fix=f"AdamW is what there is: {', '.join(dict.fromkeys(OPTIMISERS.values()))}."
         )
     return {"optim": OPTIMISERS[word]}
 
 
-def schedule(value: Any, ask: Ask) -> dict[str, Any]:
+def schedule(value: Any, ask: Request) -> dict[str, Any]:
     """The shapes that both have."""
     names = {
         "constant_with_warmup": "constant",
@@ -282,7 +285,7 @@ def one_of(option: str) -> Rule:
     }
 
 
-def scale(value: Any, ask: Ask) -> dict[str, Any]:
+def scale(value: Any, ask: Request) -> dict[str, Any]:
     """true is group, false is none."""
     words = {"true": "group", "false": "none"}
     return {"scale_rewards": words.get(str(value).lower(), value)}
@@ -291,7 +294,7 @@ def scale(value: Any, ask: Ask) -> dict[str, Any]:
 def every(option: str, follow: str, default: int) -> Rule:
     """A strategy: `no` is 0, `steps` is as often as its own option says."""
 
-    def rule(value: Any, ask: Ask) -> dict[str, Any]:
+    def rule(value: Any, ask: Request) -> dict[str, Any]:
         word = str(value).rpartition(".")[2].lower()
         if word in ("no", "false"):  # YAML reads a bare `no` as false
             return {option: 0}
@@ -309,12 +312,12 @@ def every(option: str, follow: str, default: int) -> Rule:
     return rule
 
 
-def logged(value: Any, ask: Ask) -> dict[str, Any]:
+def logged(value: Any, ask: Request) -> dict[str, Any]:
     """Metrics are always written: the strategy says nothing that logging_steps does not."""
     return {}
 
 
-def sinks(value: Any, ask: Ask) -> dict[str, Any]:
+def sinks(value: Any, ask: Request) -> dict[str, Any]:
     """`none` is nothing beside the files of the run; `all` is every sink there is."""
     if value in ("all", ["all"]):
         return {"report_to": ["tensorboard", "wandb", "trackio"]}
@@ -332,7 +335,7 @@ def names_of(value: Any) -> list[str]:
     )
 
 
-def rewards(value: Any, ask: Ask) -> dict[str, Any]:
+def rewards(value: Any, ask: Request) -> dict[str, Any]:
     """A scorer's folder and functions by name, in TRL's order. TRL's own functions are ours, or are
     read from TRL.
     """
@@ -360,7 +363,7 @@ def rewards(value: Any, ask: Ask) -> dict[str, Any]:
     return {"rewards": found} if found else {}
 
 
-def dataset(value: Any, ask: Ask) -> dict[str, Any]:
+def dataset(value: Any, ask: Request) -> dict[str, Any]:
     """The name, and behind a colon its configuration."""
     name, config = ask.given.get("dataset_name"), ask.given.get("dataset_config")
     if name is None:
@@ -370,7 +373,7 @@ def dataset(value: Any, ask: Ask) -> dict[str, Any]:
     return {"dataset": f"{name}:{config}" if config else str(name)}
 
 
-def mixture(value: Any, ask: Ask) -> dict[str, Any]:
+def mixture(value: Any, ask: Request) -> dict[str, Any]:
     """A list of files or sets, one behind the other; shares, and columns to pick, are not to be
     had.
     """
@@ -400,7 +403,7 @@ def mixture(value: Any, ask: Ask) -> dict[str, Any]:
     return {"dataset": ",".join(found), "dataset_split": splits.pop()} if found else {}
 
 
-def resume(value: Any, ask: Ask) -> dict[str, Any]:
+def resume(value: Any, ask: Request) -> dict[str, Any]:
     """true, or a checkpoint of the run's own folder: the newest sound one is taken."""
     if value in (None, "", False) or str(value).lower() == "false":
         return {}
@@ -413,14 +416,14 @@ def resume(value: Any, ask: Ask) -> dict[str, Any]:
     return {"resume": True}
 
 
-def train_on(value: Any, ask: Ask) -> dict[str, Any]:
+def train_on(value: Any, ask: Request) -> dict[str, Any]:
     """Which tokens are supervised, from TRL's two switches."""
     assistant, completion = (
         ask.given.get("assistant_only_loss"),
         ask.given.get("completion_only_loss"),
     )
-    if assistant is not None and truth(assistant):
+    if assistant is not None and as_bool(assistant):
         return {"train_on": "assistant"}
     if completion is not None:
-        return {"train_on": "completion" if truth(completion) else "all"}
+        return {"train_on": "completion" if as_bool(completion) else "all"}
     return {}

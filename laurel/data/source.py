@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.core.given import given, must_be_given
 from laurel.data.paths import files_of, is_list, is_place
 from laurel.data.read import missing_file, read_records, suffix_of
 from laurel.data.row_errors import combined_error
@@ -61,7 +61,7 @@ def load_rows(
     Errors: UsageError with file and line of every record that cannot be read; faults takes these
     instead, to be told with others.
     """
-    if (own := given(name)) is not None:
+    if (own := bound_object(name)) is not None:
         records = own
     elif is_task(name):
         records = [
@@ -73,7 +73,7 @@ def load_rows(
     elif is_file_name(name):
         records = read_files(name, split, faults)
     else:
-        must_be_given(name, "dataset")
+        refuse_unbound(name, "dataset")
         records = load_hub(name, split)
     return [
         Row(columns, where, row_id(columns, position))

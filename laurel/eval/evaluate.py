@@ -1,5 +1,6 @@
-"""How good is it: greedy accuracy, pass@k and majority@k of a policy on rows with a verifier,
-always with intervals.
+"""How good a policy is on rows with a verifier.
+
+Greedy accuracy, pass@k and majority@k, always with intervals.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.core.sample import Group, Key
+from laurel.core.protocols import Env
+from laurel.core.sample import Draw, Group, Key
 from laurel.data.gsm8k import final_number, gold_number
 from laurel.data.source import Row
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean, wilson
@@ -22,15 +24,17 @@ from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 
 
 @dataclass
 class Evaluation:
-    """The figures by name, each with its interval; every sample scored is counted, and `failed`
-    says how many could not be.
+    """The figures by name, each with its interval.
+
+    Every sample that was scored is counted; `failed` is how many could not be scored.
 
     `greedy` and `sampled` are the scored groups themselves, for reports.
     """
@@ -115,8 +119,9 @@ def figures_at(config: EvalConfig) -> list[int]:
 
 
 def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
-    """The mean reward of the samples that have one, resampled by prompt; by sample where there is a
-    single prompt.
+    """The mean reward of the samples that have one.
+
+    Prompts are resampled; samples where there is a single prompt.
     """
     values = [
         (reward, group.prompt) for group in groups for reward in group.rewards if reward is not None
@@ -125,16 +130,18 @@ def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
 
 
 def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
-    """The mean of (value, prompt) pairs, one per sample: whole prompts are resampled, single
-    samples where there is one prompt.
+    """The mean of (value, prompt) pairs, one for each sample.
+
+    Whole prompts are resampled; single samples where there is one prompt.
     """
     numbers, names = zip(*values, strict=True)
     return cluster_bootstrap_mean(numbers, names if prompts > 1 else range(len(numbers)))
 
 
 def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
-    """pass@k and majority@k over prompts, the mean reward, and the share of completions that repeat
-    no earlier one of their prompt.
+    """pass@k and majority@k over prompts, the mean reward, and the share of distinct completions.
+
+    A completion is distinct where it repeats no earlier one of its prompt.
     """
     counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
     ballots = [
@@ -146,9 +153,9 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
     ]
     ids = [[s.completion_ids for s in group.samples] for group in groups]
     new = [
-        (float(one not in said[:i]), group.prompt)
-        for group, said in zip(groups, ids, strict=True)
-        for i, one in enumerate(said)
+        (float(one not in earlier[:i]), group.prompt)
+        for group, earlier in zip(groups, ids, strict=True)
+        for i, one in enumerate(earlier)
     ]
     return {
         **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
@@ -159,8 +166,9 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
 
 
 def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
-    """`sampled/kl`: mean over completions of sum_t log pi(x_t) - log ref(x_t), an unbiased estimate
-    of KL(pi || ref) in nats.
+    """`sampled/kl`: the mean over completions of sum_t log pi(x_t) - log ref(x_t), in nats.
+
+    An unbiased estimate of KL(pi || ref).
     """
     batch = pack([replace(group, rewards=()) for group in groups])
     gap: dict[Key, float] = {}
@@ -173,6 +181,20 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
     return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 
+def answered(
+    policy: Policy,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env] | None,
+    max_turns: int | None,
+) -> list[Group]:
+    """Groups of `draw.num_generations` completions per row: of one turn, or played in a world."""
+    if make_env is None:
+        return rollout(Sampler(policy), rows, draw)
+    assert max_turns is not None
+    return play(Sampler(policy), rows, draw, make_env, max_turns)
+
+
 def scored(
     policy: Policy,
     rows: Sequence[Row],
@@ -183,29 +205,16 @@ def scored(
     temperature: float,
     watch: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Groups of `count` completions per row with their rewards, in the order of the rows; `watch`
-    hears of each portion done.
+    """Groups of `count` completions per row with their rewards, in the order of the rows.
+
+    watch: called with the number of rows of each portion done.
     """
     make_env = load_env(config.env) if config.env else None
-    draw = Draw(
-        "eval",
-        0,
-        config.seed,
-        count,
-        config.max_completion_length,
-        temperature,
-        tuple(config.stop),
-        config.top_k,
-        config.top_p,
-    )
+    draw = Draw.of(config, "eval", 0, num_generations=count, temperature=temperature)
     groups: list[Group] = []
     for i in range(0, len(rows), AT_ONCE):
         part = rows[i : i + AT_ONCE]
-        groups += mixture.score(
-            play(policy, part, draw, make_env, config.max_turns)
-            if make_env
-            else rollout(policy, part, draw)
-        )
+        groups += mixture.score(answered(policy, part, draw, make_env, config.max_turns))
         if watch is not None:
             watch(len(part))
     return groups

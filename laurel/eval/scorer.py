@@ -1,6 +1,4 @@
-"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps: what its training said
-of held-out rows, on any others.
-"""
+"""How good a saved scorer is on rows of pairs, rankings, outcomes or steps."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.data.formats import mapped, needs
 from laurel.data.source import load_rows
-from laurel.model.held import Verdict, judge
+from laurel.eval.verdict import Verdict, judge
 from laurel.model.rows import encodings
 from laurel.model.scorer import load_scorer
-
-USES = {"rankings": "comparison", "outcomes": "label", "steps": "steps"}
+from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
 
 def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
-    """The verdict of the rows of `config.dataset` on the scorer in `config.model`, and how many
-    rows did not fit into its max_length.
+    """The verdict of the rows of `config.dataset` on the scorer in `config.model`.
+
+    Also how many rows did not fit into its max_length.
 
     A scorer of three classes is held against steps, one of a single number against outcomes where
     rows have a `label`, else against pairs or rankings.
@@ -38,7 +36,7 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
         config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template
     )
     source = source_of(scorer.num_labels, mapped(rows[0]).columns if rows else {})
-    ready = needs(rows, USES[source], by="this scorer", faults=faults)
+    ready = needs(rows, source.needs, by="this scorer", faults=faults)
     fits = [
         row
         for row in ready
@@ -55,13 +53,13 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
     return judge(scorer, fits, source), len(ready) - len(fits)
 
 
-def source_of(labels: int, columns: Mapping[str, Any]) -> str:
+def source_of(labels: int, columns: Mapping[str, Any]) -> Source:
     """What a scorer with so many outputs is held against, where rows have these columns."""
     if labels == 3:
-        return "steps"
+        return STEPS
     if labels > 1:
         raise UsageError(
             f"a scorer of {labels} classes is neither of rewards, outcomes nor steps.",
             where="model",
         )
-    return "outcomes" if "label" in columns else "rankings"
+    return OUTCOMES if "label" in columns else RANKINGS

@@ -1,1 +1,1 @@
-"""The model: load and save, chat <-> tokens with spans, log-probabilities, the sampler."""
+"""The model: load and save, chat <-> tokens with spans, log-probabilities, adapters, scorers."""

@@ -443,3 +443,12 @@ def _one_bos(tokenizer: Any, ids: Ids, where: str) -> Ids:
             ),
         )
     return ids
+
+
+def ends_of(tokenizer: Any, config: Any) -> set[int]:
+    """The ids that end a text by the tokenizer and a configuration (of a model, or of its
+    generation).
+    """
+    named = getattr(config, "eos_token_id", None)
+    several = named if isinstance(named, (list, tuple)) else [named]
+    return {int(i) for i in [*several, tokenizer.eos_token_id] if i is not None}

@@ -5,6 +5,7 @@ from the policy's.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,58 +15,58 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.fast.logprob import wide
+from laurel.fast.packed import hidden_states
 from laurel.model.classifier import head_of
-from laurel.model.logprob import wide
 from laurel.model.narrow import held, hold, reading
-from laurel.model.packed import hidden_states
+from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
 
 
 @dataclass
 class Critic:
     """Values per token. `model` is what belongs to the critic alone: a ModuleDict of `head`, and of
-    `body` unless it is shared.
-
-    `policy`: whose hidden states are read where the body is shared (then the value loss moves the
-    policy's body too), else None.
+    `body` unless it reads the policy's (then the value loss moves the policy's body too).
     """
 
     model: nn.ModuleDict
-    policy: Policy | None = None
     dtype: torch.dtype = torch.float32
+    computes = frozenset({"value_NT", "value_after_N"})
 
     @property
-    def shared(self) -> bool:
-        return self.policy is not None
+    def shares_body(self) -> bool:
+        """Are the policy's hidden states read?"""
+        return "body" not in self.model
 
     @property
     def num_parameters(self) -> int:
         """Parameters that are not the policy's: what the critic adds to memory."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def values(self, batch: Batch, hidden_NLD: Tensor | None = None) -> Tensor:
-        """V of the state each trained token was chosen in: [N, T] float32 (float64 of such a
-        model), 0 where not trained.
+    def forward(
+        self, batch: Batch, wanted: Collection[str], hidden_NLD: Tensor | None = None
+    ) -> Outputs:
+        """value_NT and value_after_N, as far as they are wanted: float32 (float64 of such a model).
 
-        It is read at the position before the token, where its log-probability is read too, so it
-        cannot see the token. The temperature of the sampler does not enter. hidden_NLD: last hidden
-        states of the same batch, if they are at hand (a shared body need not run twice).
+        A value is read at the position before its token, where its log-probability is read too, so
+        it cannot see the token. The temperature of the sampler does not enter.
         """
-        return self.values_and_after(batch, hidden_NLD)[0]
-
-    def values_and_after(
-        self, batch: Batch, hidden_NLD: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`values` [N, T], and V of the state behind the last token of each row [N]: what `gae`
-        takes for rows that were cut off.
-        """
-        hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
-        rows, times, at = trained_positions(batch)
-        value_M = self.head(hidden_NLD[rows, at])
-        last_N = batch.start_N + batch.length_N - 1
-        place_NT = torch.zeros(batch.loss_mask_NT.shape, device=value_M.device, dtype=value_M.dtype)
-        every_N = torch.arange(len(last_N), device=last_N.device)
-        return place_NT.index_put((rows, times), value_M), self.head(hidden_NLD[every_N, last_N])
+        if not self.shares_body:
+            hidden_NLD = self.hidden(batch)
+        assert hidden_NLD is not None, "the policy's hidden states must be given"
+        value_NT = value_after_N = None
+        if "value_NT" in wanted:
+            rows, times, at = trained_positions(batch)
+            value_M = self.head(hidden_NLD[rows, at])
+            shape = batch.loss_mask_NT.shape
+            zeros_NT = torch.zeros(shape, device=value_M.device, dtype=value_M.dtype)
+            value_NT = zeros_NT.index_put((rows, times), value_M)
+        if "value_after_N" in wanted:
+            # the state behind a row's last token is the hidden state at that token
+            last_N = batch.start_N + batch.length_N - 1
+            every_N = torch.arange(len(last_N), device=last_N.device)
+            value_after_N = self.head(hidden_NLD[every_N, last_N])
+        return Outputs(value_NT=value_NT, value_after_N=value_after_N)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> values [...], never in half precision: bfloat16 knows values to
@@ -75,11 +76,8 @@ class Critic:
             return self.model["head"](wide(hidden)).squeeze(-1)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states [N, L, D] of a right-padded batch: of the critic's own body, or the
-        policy's.
-        """
-        if self.policy is not None:
-            return self.policy.hidden(batch)
+        """Last hidden states [N, L, D] of a right-padded batch, of the critic's own body."""
+        assert not self.shares_body, "the policy's hidden states must be given"
         with (
             nullcontext()
             if self.dtype == torch.float32
@@ -94,10 +92,6 @@ class Critic:
         with `critic.`.
         """
         return {f"critic.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        """What objectives may read: value_NT."""
-        return {"value_NT": self.values(batch)}
 
     def followers(self) -> dict[str, nn.Parameter]:
         """Nothing follows a critic."""
@@ -138,9 +132,7 @@ def own_critic(
     if scorer is not None:
         body = hold(body, held(policy.causal)).requires_grad_(True)
     return Critic(
-        nn.ModuleDict({"body": body, "head": value_head(body, scorer, mean, std)}),
-        None,
-        policy.dtype,
+        nn.ModuleDict({"body": body, "head": value_head(body, scorer, mean, std)}), policy.dtype
     )
 
 
@@ -154,9 +146,7 @@ def shared_critic(
     must be the one that the policy has.
     """
     return Critic(
-        nn.ModuleDict({"head": value_head(body_of(policy.causal), scorer, mean, std)}),
-        policy,
-        policy.dtype,
+        nn.ModuleDict({"head": value_head(body_of(policy.causal), scorer, mean, std)}), policy.dtype
     )
 
 

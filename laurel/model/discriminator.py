@@ -4,6 +4,7 @@ it looks like a demonstration.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from laurel.core.sample import Batch
 from laurel.model.critic import Critic, own_critic
+from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy
 
 
@@ -22,6 +24,8 @@ class Discriminator:
 
     reader: Critic
     rate: float = 1.0
+    computes = frozenset({"logit_N"})
+    shares_body = False
 
     @property
     def model(self) -> nn.Module:
@@ -39,9 +43,11 @@ class Discriminator:
             self.reader.hidden(batch)[every_N, batch.start_N + batch.length_N - 1]
         )
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        """What objectives may read: logit_N."""
-        return {"logit_N": self.logits(batch)}
+    def forward(
+        self, batch: Batch, wanted: Collection[str], hidden_NLD: Tensor | None = None
+    ) -> Outputs:
+        """logit_N, from the discriminator's own body."""
+        return Outputs(logit_N=self.logits(batch))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of what is trained; every name starts with `discriminator.`."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from laurel.model.chat import encode_after
+from laurel.model.chat import encode_after, ends_of
 from laurel.model.render import around, attempt, render, shared
 
 TAG = re.compile(r"[<\[{|\uff5c].*\w.*[>\]}|\uff5c]")
@@ -62,15 +62,6 @@ def end_token(
         of_control |= set(getattr(tokenizer, "added_tokens_decoder", {}))
         of_control |= {i for i in ids if TAG.fullmatch(tokenizer.decode([i]).strip())}
     return next((i for i in reversed(ids) if i in of_control), None)
-
-
-def ends_of(tokenizer: Any, config: Any) -> set[int]:
-    """The ids that end a text by the tokenizer and a configuration (of a model, or of its
-    generation).
-    """
-    named = getattr(config, "eos_token_id", None)
-    several = named if isinstance(named, (list, tuple)) else [named]
-    return {int(i) for i in [*several, tokenizer.eos_token_id] if i is not None}
 
 
 def learn_ends(model: Any, tokenizer: Any) -> list[str]:

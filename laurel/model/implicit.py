@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.model.logprob import chunked_logprobs, wide
+from laurel.fast.logprob import chunked_logprobs, wide
 from laurel.model.narrow import reading
+from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
 from laurel.model.saving import auto_causal, largest, model_gap, moved, precision, proven
 from laurel.model.written import Piece, head_name, pieces_of, write_model
-from laurel.objective.implicit import Implicit
 
 HEADS = 2
 # of the first Q: two heads that started equal would stay equal, and the smaller of them be no
@@ -30,52 +30,69 @@ SPREAD = 0.1
 @dataclass
 class Heads:
     """K heads Q (linear, without bias: hidden -> vocabulary), their slow copies, and V (linear:
-    hidden -> 1), beside a policy.
+    hidden -> 1), on the policy's last hidden state.
 
     `model`: a ModuleDict of `q_0`, `q_1`, `target_0`, `target_1`, `v`. target_update: how far the
     copies follow per optimiser step.
     decode_beta: how much of Q is put into the head of the folder that is saved; 0: none.
     """
 
-    policy: Policy
     model: nn.ModuleDict
     target_update: float
     decode_beta: float
+    computes = frozenset({"q_KNT", "logq_KNT", "target_q_NT", "value_NT"})
+    shares_body = True
 
     def all(self, kind: str) -> list[Any]:
         """The heads of a kind (`q`, `target`, `v`), in order."""
         return [head for name, head in self.model.items() if name.partition("_")[0] == kind]
 
-    def seen(self, batch: Batch) -> dict[str, Implicit]:
-        """What objectives may read: `implicit`, read at the position before each trained token,
-        from one pass of the policy's body.
+    def forward(
+        self, batch: Batch, wanted: Collection[str], hidden_NLD: Tensor | None = None
+    ) -> Outputs:
+        """q_KNT, logq_KNT, target_q_NT and value_NT, as far as they are wanted, read at the
+        position before each trained token.
 
         Never in half precision: bfloat16 knows a value to two or three digits.
         """
-        hidden_NLD = self.policy.hidden(batch)
-        logp_NT = self.policy.logp(batch, hidden_NLD=hidden_NLD).logp
+        assert hidden_NLD is not None, "the policy's hidden states must be given"
         rows, times, at = trained_positions(batch)
+        shape_NT = batch.loss_mask_NT.shape
+        # the state of a token is at the position before it
         ids_M = batch.ids_NL[rows, at + 1]
         with torch.autocast(hidden_NLD.device.type, enabled=False):
-            hidden_MD = wide(hidden_NLD[rows, at])
-            ones_M = torch.ones_like(hidden_MD[:, 0])
-            q_KM = torch.stack([taken(q.weight, hidden_MD, ids_M) for q in self.all("q")])
-            logq_KM = torch.stack(
-                [chunked_logprobs(q, hidden_MD, ids_M, ones_M).logp for q in self.all("q")]
-            )
-            with torch.no_grad():
-                target_M = torch.stack(
-                    [taken(slow.weight, hidden_MD, ids_M) for slow in self.all("target")]
-                ).amin(0)
-            value_M = self.model["v"](hidden_MD)[:, 0]
+            found = self.read(wide(hidden_NLD[rows, at]), ids_M, wanted)
 
         def placed(x_M: Tensor) -> Tensor:
-            return torch.zeros(
-                batch.loss_mask_NT.shape, device=x_M.device, dtype=x_M.dtype
-            ).index_put((rows, times), x_M)
+            zeros_NT = torch.zeros(shape_NT, device=x_M.device, dtype=x_M.dtype)
+            return zeros_NT.index_put((rows, times), x_M)
 
-        q_KNT, logq_KNT = (torch.stack([placed(x_M) for x_M in x_KM]) for x_KM in (q_KM, logq_KM))
-        return {"implicit": Implicit(logp_NT, q_KNT, logq_KNT, placed(target_M), placed(value_M))}
+        return Outputs(
+            **{
+                name: placed(x) if x.ndim == 1 else torch.stack([placed(x_M) for x_M in x])
+                for name, x in found.items()
+            }
+        )
+
+    def read(self, hidden_MD: Tensor, ids_M: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """The outputs that are wanted, of states and the tokens chosen there: [M] each, of K heads
+        [K, M].
+        """
+        ones_M = torch.ones_like(hidden_MD[:, 0])
+        found: dict[str, Tensor] = {}
+        if "q_KNT" in wanted:
+            q = [taken(q.weight, hidden_MD, ids_M) for q in self.all("q")]
+            found["q_KNT"] = torch.stack(q)
+        if "logq_KNT" in wanted:
+            logq = [chunked_logprobs(q, hidden_MD, ids_M, ones_M).logp for q in self.all("q")]
+            found["logq_KNT"] = torch.stack(logq)
+        if "target_q_NT" in wanted:
+            with torch.no_grad():
+                slow = [taken(q.weight, hidden_MD, ids_M) for q in self.all("target")]
+                found["target_q_NT"] = torch.stack(slow).amin(0)
+        if "value_NT" in wanted:
+            found["value_NT"] = self.model["v"](hidden_MD)[:, 0]
+        return found
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of Q and V; every name starts with `heads.`."""
@@ -224,4 +241,4 @@ def new_heads(policy: Policy, *, target_update: float, decode_beta: float, seed:
     made["v"] = nn.Linear(width, 1, **how)
     nn.init.zeros_(made["v"].weight)
     nn.init.zeros_(made["v"].bias)
-    return Heads(policy, nn.ModuleDict(made), target_update, decode_beta)
+    return Heads(nn.ModuleDict(made), target_update, decode_beta)

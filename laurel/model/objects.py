@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.core.given import given, must_be_given
 from laurel.model.narrow import hold
 from laurel.model.weights import check_finite, let_padding_learn, tell_ties
 
@@ -79,9 +79,9 @@ def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The model itself, checked as one that is loaded is; None where no object goes by this
     name.
     """
-    model = given(name)
+    model = bound_object(name)
     if model is None:
-        must_be_given(name, "model")
+        refuse_unbound(name, "model")
         return None
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
@@ -133,7 +133,7 @@ def given_tokenizer(name: str) -> Any:
     """A copy of the tokenizer that was given with the model (a run may give it a template, an end
     or padding); None without one.
     """
-    tokenizer = given(f"{TOKENIZER}{name}")
+    tokenizer = bound_object(f"{TOKENIZER}{name}")
     return None if tokenizer is None else copy.deepcopy(tokenizer)
 
 
@@ -141,9 +141,9 @@ def config_of(name: str) -> Any:
     """The configuration of a model: of the one that was given, else of a folder or hub name."""
     from transformers import AutoConfig
 
-    model = given(name)
+    model = bound_object(name)
     if model is None:
-        must_be_given(name, "model")
+        refuse_unbound(name, "model")
         return AutoConfig.from_pretrained(name)
     config = copy.deepcopy(model.config)
     config.architectures = [

@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import logging
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,37 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import threads_by_rule
+from laurel.core.machine import default_threads
 from laurel.core.sample import Batch
-from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
-from laurel.model.chat import ensure_template
-from laurel.model.ends import ends_of, learn_ends
-from laurel.model.folders import base_of, check_folder, is_adapter
-from laurel.model.logprob import (
+from laurel.fast.logprob import (
     ROOM,
+    WORST,
     Entropy,
     TokenStats,
     chunked_kl,
     chunked_logprobs,
+    slack,
     token_logprobs,
     wide,
 )
+from laurel.fast.packed import hidden_states, packs
+from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
+from laurel.model.chat import ends_of, ensure_template
+from laurel.model.ends import learn_ends
+from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import NARROW, hold, reading
 from laurel.model.objects import given_model, given_tokenizer
-from laurel.model.packed import hidden_states, packs
-from laurel.model.positions import positions_of
-from laurel.model.precision import WORST, slack
+from laurel.model.outputs import Outputs
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
 from laurel.model.weights import guard_ids, load_model, told
+
+RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
+STRETCHED = (
+    "linear",
+    "dynamic",
+    "yarn",
+)  # for these a configuration may still name the length before stretching
 
 
 @dataclass
@@ -52,7 +61,8 @@ class Policy:
     (`laurel.model.narrow`). `template` is the hash of the chat template; `notes` is what is to be
     said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take;
     `whole_logits`: are they made by the whole model only, not by its head? None: it is tried, and
-    `logit_size`, the largest of a few of them, found.
+    `logit_size`, the largest of a few of them, found. `decoders`: what `laurel.fast` made to sample
+    it with.
     """
 
     model: nn.Module
@@ -64,6 +74,7 @@ class Policy:
     room: int = ROOM
     whole_logits: bool | None = None
     logit_size: float = 0.0
+    decoders: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
@@ -147,22 +158,49 @@ class Policy:
             else torch.autocast(self.device.type, self.dtype)
         )
 
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
+        """logp_NT, entropy_NT and hidden_NLD, as far as they are wanted, from one pass of the body.
+
+        entropy_grad: the entropy is differentiable, which takes more memory.
+        """
+        entropy: Entropy = "value" if "entropy_NT" in wanted else "none"
+        if entropy_grad:
+            entropy = "grad"
+        logits_NLV = None
+        if self.whole_logits:
+            logits_NLV, hidden_NLD = self.logits_and_hidden(batch)
+        else:
+            hidden_NLD = self.hidden(batch)
+        found = Outputs(hidden_NLD=hidden_NLD if "hidden_NLD" in wanted else None)
+        if entropy == "none" and "logp_NT" not in wanted:
+            return found
+        stats = self.logp(batch, entropy=entropy, hidden_NLD=hidden_NLD, logits_NLV=logits_NLV)
+        return replace(found, logp_NT=stats.logp, entropy_NT=stats.entropy)
+
     def logp(
-        self, batch: Batch, *, entropy: Entropy = "none", hidden_NLD: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        entropy: Entropy = "none",
+        hidden_NLD: Tensor | None = None,
+        logits_NLV: Tensor | None = None,
     ) -> TokenStats:
         """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0
         where not trained.
 
         Rows are padded on the right and attention is causal, so no real token sees padding; only
-        trained tokens go through the head, a chunk at a time. hidden_NLD: last hidden states of the
-        batch, if they are at hand.
+        trained tokens go through the head, a chunk at a time. hidden_NLD, logits_NLV: last hidden
+        states of the batch, or logits of a model with `whole_logits`, if they are known already.
         """
         rows, times, at = trained_positions(batch)
+        # the logits at the position before a token are those that chose it
         ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
         if self.whole_logits:
-            stats = token_logprobs(
-                self._all_logits(batch)[rows, at], ids_M, temperature_M, entropy=entropy
-            )
+            if logits_NLV is None:
+                logits_NLV, _ = self.logits_and_hidden(batch)
+            stats = token_logprobs(logits_NLV[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
             hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
             with self.autocast():
@@ -175,9 +213,11 @@ class Policy:
             *(None if s is None else place.index_put((rows, times), s) for s in stats)
         )
 
-    def kl(self, batch: Batch, reference: Reference) -> Tensor:
+    def kl(self, batch: Batch, reference: Reference, hidden_NLD: Tensor | None = None) -> Tensor:
         """Exact KL(pi || ref) of every trained token's distribution: [N, T], differentiable in the
         policy.
+
+        hidden_NLD: last hidden states of the batch, if they are known already.
         """
         rows, times, at = trained_positions(batch)
         if self.whole_logits:
@@ -186,7 +226,8 @@ class Policy:
             )
         with torch.no_grad(), reference.switched_off() as ref:
             hidden_ref = ref.hidden(batch)[rows, at]
-        hidden, temperature_M = self.hidden(batch)[rows, at], batch.temperature_N[rows]
+        hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+        hidden, temperature_M = hidden_NLD[rows, at], batch.temperature_N[rows]
         kl_M = chunked_kl(
             self.head, hidden, reference.head, hidden_ref, temperature_M, room=self.room
         )
@@ -231,10 +272,22 @@ class Policy:
         size = self.causal.get_input_embeddings().weight.shape[0]
         return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
 
-    def _all_logits(self, batch: Batch) -> Tensor:
-        mask = batch.attention_NL.long()
-        with self.autocast():
-            return self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False).logits
+    def logits_and_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [N, L, V] of the whole model, and the last hidden states [N, L, D] that its body
+        gave on the way.
+        """
+        body: nn.Module = getattr(self.causal, self.causal.base_model_prefix)
+        given: list[Tensor] = []
+        handle = body.register_forward_hook(
+            lambda _, inputs, output: given.append(output.last_hidden_state)
+        )
+        try:
+            with self.autocast():
+                mask = batch.attention_NL.long()
+                found = self.causal(input_ids=batch.ids_NL, attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+        return found.logits, given[0]
 
     @torch.no_grad()
     def _head_is_whole_story(self) -> bool:
@@ -479,4 +532,37 @@ def pick_threads(asked: int, parameters: int) -> int:
     """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they
     bring), else all it may use.
     """
-    return asked or (1 if parameters < 5_000_000 else threads_by_rule())
+    return asked or (1 if parameters < 5_000_000 else default_threads())
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest row of a model with this configuration; None where it has no such bound (ALiBi,
+    recurrent models).
+
+    With learned positions there are no more; rotary ones go on, but nobody has trained them there.
+    Rotary positions that are stretched (linear, dynamic, yarn) count as far as they are stretched;
+    a sliding window is no bound.
+    """
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    bound = getattr(config, "max_position_embeddings", None)
+    unbound = getattr(config, "alibi", False) or getattr(config, "model_type", "") in RECURRENT
+    if not isinstance(bound, int) or bound < 1 or unbound:
+        return None
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [kind for kind in (rotary, *rotary.values()) if isinstance(kind, dict)]
+    for kind in kinds:
+        factor, name = kind.get("factor"), kind.get("rope_type") or kind.get("type")
+        if name in STRETCHED and isinstance(factor, int | float):
+            bound = max(
+                bound,
+                int(
+                    (kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+                    * factor
+                ),
+            )
+    return bound
+
+
+def shorter(*limits: int | None) -> int | None:
+    """The least of several limits, of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)

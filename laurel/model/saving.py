@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError
-from laurel.core.files import whole_folder
-from laurel.core.given import given
+from laurel.core.files import atomic_folder
 from laurel.model.adapters import INSIDE, inside_of
 from laurel.model.folders import base_of, is_adapter, looks_local
 from laurel.model.readback import ReadBack
@@ -47,7 +47,7 @@ def origin_of(name: str) -> Origin:
     """Of a model's folder or hub name; of an adapter's folder: its base. One that was given in
     Python is no folder's: it may have moved.
     """
-    if (model := given(name)) is not None:
+    if (model := bound_object(name)) is not None:
         return Origin("", getattr(model.config, "dtype", None))
     base = base_of(name) if is_adapter(name) else name
     folder = Path(base)
@@ -256,7 +256,7 @@ def proven(folder: Path, what: str, fix: str) -> Iterator[tuple[Path, list[tuple
     """A folder to write into, and a list for (gap, allowed). What is not proven does not come to
     `folder`: it is kept beside it.
     """
-    with whole_folder(folder) as made:
+    with atomic_folder(folder) as made:
         gaps: list[tuple[float, float]] = []
         yield made, gaps
         for gap, allowed in gaps:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
+from laurel.fast.logprob import WORST, slack, wide
+from laurel.fast.packed import hidden_states, packs
 from laurel.model.adapters import with_lora
 from laurel.model.card import CARD, Card, read_card
 from laurel.model.chat import encode_supervised, ensure_template
@@ -31,13 +33,18 @@ from laurel.model.classifier import (
 )
 from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
-from laurel.model.logprob import wide
 from laurel.model.narrow import held, hold, reading
 from laurel.model.objects import config_of
-from laurel.model.packed import hidden_states, packs
-from laurel.model.policy import Policy, load_tokenizer, pick_device, pick_dtype, pick_param_dtype
-from laurel.model.positions import positions_of, shorter
-from laurel.model.precision import WORST, slack
+from laurel.model.outputs import Outputs
+from laurel.model.policy import (
+    Policy,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    pick_param_dtype,
+    positions_of,
+    shorter,
+)
 from laurel.model.render import without_template
 from laurel.model.saving import (
     Origin,
@@ -152,19 +159,19 @@ class Scorer:
             score = wide(head_of(self.model)(hidden))
         return score[..., 0] if self.num_labels == 1 else score
 
-    def seen(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
-        """What objectives are functions of, by name, from one pass of the body: `logp_NT` by the
-        language head, all else `scores`.
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
+        """score_NT (of classes score_NTC), and logp_NT by the language head, as far as they are
+        wanted, from one pass of the body.
         """
+        assert not entropy_grad, "a scorer has no entropy"
         hidden_NLD = self.hidden(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
-        return {
-            name: (
-                self.logp(batch, hidden_NLD)
-                if name == "logp_NT"
-                else self.scores(batch, hidden_NLD)
-            )
-            for name in wanted
-        }
+        found: dict[str, Tensor] = {}
+        for name in wanted:
+            read = self.logp if name == "logp_NT" else self.scores
+            found[name] = read(batch, hidden_NLD)
+        return Outputs(**found)
 
     def logp(self, batch: Batch, hidden_NLD: Tensor) -> Tensor:
         """log pi of the trained tokens by the language head on this body: [N, T], 0 elsewhere."""

@@ -21,21 +21,6 @@ Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""
 
 
-class Implicit(NamedTuple):
-    """What is said of every trained token x_t in its state s_t, by K heads Q: 0 where not trained.
-
-    logp_NT: log pi(x_t). q_KNT: Q_k(s_t, x_t). logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
-    target_NT: the least of the slow copies of
-    the heads at x_t. value_NT: V(s_t), which has not seen x_t.
-    """
-
-    logp_NT: Tensor
-    q_KNT: Tensor
-    logq_KNT: Tensor
-    target_NT: Tensor
-    value_NT: Tensor
-
-
 class Losses(NamedTuple):
     """The four parts of the loss, each [N, T], 0 where not trained."""
 
@@ -46,7 +31,11 @@ class Losses(NamedTuple):
 
 
 def implicit_q(
-    implicit: Implicit,
+    logp_NT: Tensor,
+    q_KNT: Tensor,
+    logq_KNT: Tensor,
+    target_q_NT: Tensor,
+    value_NT: Tensor,
     batch: Batch,
     *,
     gamma: float = 0.99,
@@ -69,30 +58,33 @@ def implicit_q(
     never seen. Snell et al. 2022, arXiv:2206.11871; expectiles: Kostrikov et al. 2021,
     arXiv:2110.06169; AWAC: Nair et al. 2020, arXiv:2006.09359.
     """
-    found = losses(implicit, batch, gamma, expectile, awac_beta)
+    how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
+    found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)
     return found.q + found.value + cql_coef * found.cql + awac_coef * found.awac
 
 
 def losses(
-    implicit: Implicit, batch: Batch, gamma: float, expectile: float, awac_beta: float
+    logp_NT: Tensor,
+    q_KNT: Tensor,
+    logq_KNT: Tensor,
+    target_q_NT: Tensor,
+    value_NT: Tensor,
+    batch: Batch,
+    *,
+    gamma: float,
+    expectile: float,
+    awac_beta: float,
 ) -> Losses:
     """The parts of `implicit_q` before their coefficients."""
-    same_shape(
-        implicit.value_NT,
-        implicit.target_NT,
-        implicit.logp_NT,
-        batch.weight_NT,
-        *implicit.q_KNT,
-        *implicit.logq_KNT,
-    )
+    same_shape(value_NT, target_q_NT, logp_NT, batch.weight_NT, *q_KNT, *logq_KNT)
     assert 0 < expectile < 1, expectile
-    aim_NT = backup(implicit.value_NT, batch, gamma).detach()
-    u_NT = trained(implicit.target_NT.detach() - implicit.value_NT, batch)
+    return_NT = backup(value_NT, batch, gamma).detach()
+    u_NT = trained(target_q_NT.detach() - value_NT, batch)
     return Losses(
-        q=torch.stack([trained(q_NT - aim_NT, batch).square() for q_NT in implicit.q_KNT]).sum(0),
+        q=torch.stack([trained(q_NT - return_NT, batch).square() for q_NT in q_KNT]).sum(0),
         value=asymmetric(u_NT, expectile),
-        cql=-torch.stack([trained(logq_NT, batch) for logq_NT in implicit.logq_KNT]).sum(0),
-        awac=-(awac_beta * u_NT).exp().detach() * trained(implicit.logp_NT, batch),
+        cql=-torch.stack([trained(logq_NT, batch) for logq_NT in logq_KNT]).sum(0),
+        awac=-(awac_beta * u_NT).exp().detach() * trained(logp_NT, batch),
     )
 
 
@@ -129,7 +121,11 @@ def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def implicit_metrics(
-    implicit: Implicit,
+    logp_NT: Tensor,
+    q_KNT: Tensor,
+    logq_KNT: Tensor,
+    target_q_NT: Tensor,
+    value_NT: Tensor,
     batch: Batch,
     *,
     gamma: float = 0.99,
@@ -139,12 +135,13 @@ def implicit_metrics(
     """(sum, count) over trained tokens: Q, V, the advantage, the four losses; over rows the reward.
     See the catalogue of metrics.
     """
-    found = losses(implicit, batch, gamma, expectile, awac_beta)
-    last_NT, _ = following(implicit.value_NT, batch)
+    how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
+    found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)
+    last_NT, _ = following(value_NT, batch)
     columns = {
-        "implicit/q": implicit.q_KNT.mean(0),
-        "implicit/value": implicit.value_NT,
-        "implicit/advantage": implicit.target_NT - implicit.value_NT,
+        "implicit/q": q_KNT.mean(0),
+        "implicit/value": value_NT,
+        "implicit/advantage": target_q_NT - value_NT,
         "implicit/q_loss": found.q,
         "implicit/value_loss": found.value,
         "implicit/cql_loss": found.cql,

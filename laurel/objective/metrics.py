@@ -7,14 +7,11 @@ neither sum nor count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.objective.kl import k3
-from laurel.objective.policy import clip, detached_ratio, sequence_ratio
 from laurel.objective.ratio import log_ratio, same_shape, sequence_log_ratio
 from laurel.objective.unit import by_group
 
@@ -140,11 +137,3 @@ def outside(
         "clip_ratio/region": low_NT | high_NT,
     }
     return {name: masked_sum(where_NT, batch.loss_mask_NT) for name, where_NT in shares.items()}
-
-
-CLIPPED: dict[Callable[..., Tensor], Callable[..., dict[str, Pair]]] = {
-    clip: clip_fractions,
-    sequence_ratio: sequence_clip_fractions,
-    detached_ratio: cap_fractions,
-}
-"""The clip metric of each objective that clips; its options are among the objective's own."""

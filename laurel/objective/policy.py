@@ -13,6 +13,7 @@ from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.objective.constraint import constrained
 from laurel.objective.ratio import log_ratio, same_shape, sequence_log_ratio, trained
 
 
@@ -28,6 +29,13 @@ def likelihood(logp_NT: Tensor, batch: Batch) -> Tensor:
     return -batch.weight_NT * trained(logp_NT, batch)
 
 
+def check_dual(name: str, *, delta: float) -> None:
+    """A dual clip bounds negative weights at delta > 1; 0 turns it off."""
+    if 0 < delta <= 1:
+        raise UsageError("dual clip needs delta > 1 (or 0: off).", where="delta")
+
+
+@constrained(check_dual)
 def clip(
     logp_NT: Tensor,
     batch: Batch,
@@ -68,6 +76,17 @@ def clip(
     return -trained(gain_NT, batch)
 
 
+def check_sequence(name: str, *, loss_aggregation: str) -> None:
+    """One value per sequence: its mean over tokens is itself."""
+    if loss_aggregation != "seq_mean_token_mean":
+        raise UsageError(
+            "one ratio per sequence is one value per sequence.",
+            where="loss_aggregation",
+            fix="Use seq_mean_token_mean.",
+        )
+
+
+@constrained(check_sequence)
 def sequence_ratio(
     logp_NT: Tensor, batch: Batch, *, epsilon: float = 3e-4, epsilon_high: float | None = 4e-4
 ) -> Tensor:
@@ -93,6 +112,17 @@ def sequence_ratio(
     )
 
 
+def check_cap(name: str, *, epsilon_high: float) -> None:
+    """The cap is on the ratio itself, not on its distance from 1."""
+    if epsilon_high < 1:
+        raise UsageError(
+            "here epsilon_high caps the ratio itself: below 1 it would shrink every token's"
+            " weight.",
+            where="epsilon_high",
+        )
+
+
+@constrained(check_cap)
 def detached_ratio(logp_NT: Tensor, batch: Batch, *, epsilon_high: float = 5.0) -> Tensor:
     """CISPO: the likelihood of every token, weighted by its capped importance ratio, which takes no
     gradient.

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
+from laurel.objective.constraint import constrained
 from laurel.objective.label import asked, expected, grade, weighted
 from laurel.objective.ratio import same_shape, trained
 from laurel.objective.unit import by_group
@@ -74,6 +76,14 @@ def robust_dpo(
     )
 
 
+def check_target(name: str, *, beta: float) -> None:
+    """The margin that IPO aims at must be finite."""
+    if beta == 0:
+        what = f"`{name}` aims at a margin of 1 / (2 beta), which is infinite."
+        raise UsageError(what, where="beta", fix="Give one above 0, such as 0.1.")
+
+
+@constrained(check_target)
 @weighted
 @expected
 def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:

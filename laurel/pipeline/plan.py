@@ -11,11 +11,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from laurel.core.config import TrainConfig, build_config, option, ours
+from laurel.core.config import TrainConfig, build_config, option, translate_names
 from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
-from laurel.core.load import beside
-from laurel.core.trl import Ask
+from laurel.core.load import resolve_paths
+from laurel.core.trl import Request
 
 OURS = (
     "model",
@@ -152,8 +152,8 @@ def beside_all(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
     there.
     """
     return {
-        name: beside(path, value) if isinstance(value, dict) else value
-        for name, value in beside(path, values).items()
+        name: resolve_paths(path, value) if isinstance(value, dict) else value
+        for name, value in resolve_paths(path, values).items()
     }
 
 
@@ -166,7 +166,7 @@ def check_plan(values: dict[str, Any], where: str) -> Plan:
         section = section or {}
         given, place = train_options(name, section), f"{where}, {name}"
         algorithm = str(section.get("algorithm", {"policy": "ppo"}.get(name, name)))
-        there = ours(given, where=place, ask=Ask(algorithm))
+        there = translate_names(given, where=place, ask=Request(algorithm))
         for taken in sorted(set(there) & set(OURS)):
             raise UsageError(
                 f"`{taken}` is filled in by the pipeline.",

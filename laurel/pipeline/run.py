@@ -31,13 +31,14 @@ from laurel.report.cells import cell_text
 from laurel.report.exhibit import Table
 from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import Mixture, load_rewards
+from laurel.rollout.source import LABELS, PAIRS
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.starter import STARTERS, build_starter
 
-FILES = {"pairs": "pairs.jsonl", "labels": "labels.jsonl"}
+FILES = {PAIRS: "pairs.jsonl", LABELS: "labels.jsonl"}
 """source of a row of the table that learns from preferences: the file of stage `prefer` that it
 reads.
 """
@@ -72,7 +73,8 @@ class Pipeline:
         plan, name = self.plan, self.algorithm
         if name not in ALGORITHMS:
             resolve(name, TrainConfig())  # says which names there are
-        if ALGORITHMS[name].source not in ("policy", "parameters", *FILES):
+        source = ALGORITHMS[name].source
+        if not source.prompts and source not in FILES:
             what = f"`{name}` learns from other data than prompts or preferences."
             raise UsageError(
                 what, where="policy.algorithm", fix="Take one such as ppo, grpo, raft or dpo."
@@ -225,7 +227,7 @@ class Pipeline:
         plan = self.plan
         if plan.sft is None:
             folder = (
-                str(build_starter(plan.model, plan.dataset, plan.seed))
+                str(build_starter(plan.model, plan.dataset, plan.seed, train))
                 if plan.model in STARTERS
                 else plan.model
             )

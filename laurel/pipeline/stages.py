@@ -13,26 +13,26 @@ from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import read_lines, replacing, write_atomic
+from laurel.core.files import atomic_file, read_lines, write_atomic
 from laurel.core.load import load_file
 from laurel.core.result import Failed, Score, as_result
-from laurel.core.sample import Group, Key, Message, Sample
+from laurel.core.sample import Draw, Group, Key, Message, Sample, sample_seed
 from laurel.data.formats import needs
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.model.policy import load_policy
-from laurel.model.sampler import sample_seed
 from laurel.pipeline.plan import Plan, Preferring, Sampling
 from laurel.reward.calls import listed
 from laurel.reward.mixture import Mixture
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
 
 
@@ -49,7 +49,7 @@ def answer(
     """
     path = folder / "answers.jsonl"
     whole = [raw for raw, _ in read_lines(path)]
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.writelines(whole)
     policy = load_policy(TrainConfig(model=model))
     watch(len(whole))
@@ -63,7 +63,7 @@ def answer(
         tuple(how.stop),
     )
     for start in range(len(whole), len(rows), AT_ONCE):
-        groups = rollout(policy, rows[start : start + AT_ONCE], draw)
+        groups = rollout(Sampler(policy), rows[start : start + AT_ONCE], draw)
         lines = [
             {
                 "id": group.prompt,

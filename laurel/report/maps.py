@@ -27,7 +27,7 @@ from matplotlib.ticker import (
 )
 
 from laurel.core.errors import UsageError
-from laurel.core.files import replacing
+from laurel.core.files import atomic_file
 from laurel.report.cells import ARROWS, cell_text, exit_reward, is_wall, shown_value, value_texts
 from laurel.report.exhibit import Chart, Exhibit, Grid
 from laurel.report.plots import INK, LINES, STRONG, STYLE, VARIABLES, as_svg
@@ -101,7 +101,7 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
                 axes = figure.add_subplot(places[i, column : column + panel[2]])
                 column += panel[2]
                 _draw_titled(axes, panel, inks)
-        with replacing(path) as file:
+        with atomic_file(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=160)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from laurel.core.catalogue import Meaning
+from laurel.core.metric_catalogue import Meaning
 from laurel.report.collect import Series, Story
 from laurel.report.plots import line_chart, time_chart
 from laurel.report.verdict import finite, meaning_of, out_of_range, set_of, show, window

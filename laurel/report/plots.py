@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from laurel.core.catalogue import Meaning
+from laurel.core.metric_catalogue import Meaning
 from laurel.report.collect import Series
 from laurel.report.verdict import finite, show
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from laurel.core.catalogue import Meaning
 from laurel.core.errors import UsageError
+from laurel.core.metric_catalogue import Meaning
 from laurel.core.metrics import explain
 from laurel.measure.intervals import Interval, share_difference, unpaired_difference
 from laurel.report.collect import Series, Story, asked

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError, nearest
-from laurel.core.given import given, must_be_given
 from laurel.core.load import load_file, load_module
 from laurel.core.protocols import Verifier
 from laurel.data.reasoning import is_gym
@@ -77,9 +77,9 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     if callable(source):
         return _checked(source, function_name(source), columns)
     name = source.strip()
-    if (own := given(name)) is not None:
+    if (own := bound_object(name)) is not None:
         return _checked(own, function_name(own), columns)
-    must_be_given(name, "rewards")
+    refuse_unbound(name, "rewards")
     if is_verifier(name) or name.startswith("format:"):
         verifier = load_verifier(name)
         gate = bool(getattr(verifier, "gate", False))

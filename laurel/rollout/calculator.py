@@ -13,8 +13,9 @@ CALL = re.compile(r"\[([^\[\]]{1,64})\]\s*$")
 
 
 class Calculator:
-    """The policy ends a turn with `[12*34]`; the world answers `408`. A turn without a call at its
-    end is the final answer.
+    """The policy ends a turn with `[12*34]`; the world answers `408`.
+
+    A turn without a call at its end is the final answer.
     """
 
     def reset(self, row: Mapping[str, Any]) -> list[Message]:
@@ -22,8 +23,9 @@ class Calculator:
         return []
 
     def step(self, text: str) -> list[Message] | None:
-        """The value of the expression (a fraction if it is not whole), `error` if it has none; None
-        when nothing was asked.
+        """The value of the expression, a fraction if it is not whole; `error` if it has none.
+
+        None where nothing was asked.
         """
         call = CALL.search(text)
         if call is None:

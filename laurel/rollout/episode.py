@@ -1,5 +1,6 @@
-"""x ~ policy in a world: many turns, where tokens of the world are attended to and never trained
-on.
+"""x ~ policy in a world, in many turns.
+
+Tokens of the world are attended to and never trained on.
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import LaurelError, UsageError, nearest
-from laurel.core.given import given, must_be_given
 from laurel.core.load import load_file
-from laurel.core.protocols import Env
+from laurel.core.protocols import Env, Generator
 from laurel.core.result import ENVIRONMENT, Failed
-from laurel.core.sample import Finish, Group, Key, Message, Sample
+from laurel.core.sample import Draw, Finish, Group, Key, Message, Sample
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt, encode_reply
-from laurel.model.policy import Policy
-from laurel.model.sampler import sample
 from laurel.rollout.calculator import Calculator
-from laurel.rollout.single import Draw
 
 ENVS: dict[str, Callable[[], Env]] = {"calculator": Calculator}
 
@@ -33,8 +31,9 @@ class EnvError(LaurelError):
 
 @dataclass
 class _Episode:
-    """One sample while it grows. Ids are only ever appended: what was sampled is never tokenised
-    again.
+    """One sample while it grows.
+
+    Ids are only ever appended: what was sampled is never tokenised again.
 
     `broken` says how its environment failed ("" where it did not): then it has no world any more,
     and ends with the policy's turn.
@@ -43,7 +42,7 @@ class _Episode:
     env: Env | None
     key: Key
     prompt_ids: tuple[int, ...]
-    said: list[Message]
+    messages: list[Message]
     plain: bool
     tools: Any = None
     ids: list[int] = field(default_factory=list)
@@ -63,8 +62,9 @@ class _Episode:
         self.finish = finish
 
     def hear(self, tokenizer: Any, limit: int) -> None:
-        """The world's turn: its reply is appended as context, or the episode ends. A reply that
-        leaves no room ends it as `length`.
+        """The world's turn: its reply is appended as context, or the episode ends.
+
+        A reply that leaves no room ends it as `length`.
         """
         try:
             reply = (
@@ -77,12 +77,12 @@ class _Episode:
         if reply is None:
             self.open = False
             return
-        said = (
+        messages = (
             "".join(turn["content"] for turn in self.turns)
             if self.plain
-            else [*self.said, *self.turns]
+            else [*self.messages, *self.turns]
         )
-        ids = encode_reply(tokenizer, said, reply, sampled=self.ids, tools=self.tools)
+        ids = encode_reply(tokenizer, messages, reply, sampled=self.ids, tools=self.tools)
         if len(self.ids) + len(ids) >= limit:
             self.open, self.finish = False, "length"
             return
@@ -93,14 +93,17 @@ class _Episode:
 
 
 def load_env(name: str) -> Callable[[], Env]:
-    """A way to make environments: a name, or file.py:Class. Checked before any weight is loaded;
-    what is wrong is a UsageError.
+    """A way to make environments: a name, or file.py:Class.
+
+    Checked before any weight is loaded; what is wrong is a UsageError.
     """
     if name in ENVS:
         return ENVS[name]
     where = f"env={name}"
     make, attribute, known = (
-        (own, name, list[str]()) if (own := given(name)) is not None else named_env(name, where)
+        (own, name, list[str]())
+        if (own := bound_object(name)) is not None
+        else named_env(name, where)
     )
     kind = make.func if isinstance(make, functools.partial) else make
     if not isinstance(kind, type) or not all(
@@ -123,7 +126,7 @@ def load_env(name: str) -> Callable[[], Env]:
 
 def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
     """What `file.py:Class` names, the name of the class, and the classes that the file has."""
-    must_be_given(name, "env")
+    refuse_unbound(name, "env")
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
         raise UsageError(
@@ -141,8 +144,9 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
 
 
 def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
-    """What an environment's reset or step answers, copied. Anything but messages or None is an
-    error that names the prompt.
+    """What an environment's reset or step answers, copied.
+
+    Anything but messages or None is an error that names the prompt.
     """
     reply = call(method, argument, key=key)
     if reply is None:
@@ -171,7 +175,7 @@ def place(function: Callable[..., Any], key: Key) -> str:
     return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
 
 
-def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
+def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
     prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
     env, opening, broken = None, list[Message](), ""
@@ -181,17 +185,19 @@ def begin(policy: Policy, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     except EnvError as error:
         env, broken = None, str(error)
     if isinstance(prompt, str):
-        ids = encode_prompt(
-            policy.tokenizer, prompt + "".join(message["content"] for message in opening)
-        )
+        ids = encode_prompt(tokenizer, prompt + "".join(message["content"] for message in opening))
         return _Episode(env, key, ids, opening, plain=True, broken=broken)
-    said, tools = [*prompt, *opening], row.columns.get("tools")
-    ids = encode_prompt(policy.tokenizer, said, tools=tools)
-    return _Episode(env, key, ids, said, plain=False, tools=tools, broken=broken)
+    messages, tools = [*prompt, *opening], row.columns.get("tools")
+    ids = encode_prompt(tokenizer, messages, tools=tools)
+    return _Episode(env, key, ids, messages, plain=False, tools=tools, broken=broken)
 
 
 def play(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> list[Group]:
     """One group per row: `num_generations` episodes of at most `max_turns` turns of the policy.
 
@@ -204,60 +210,72 @@ def play(
     the group has failed: its samples end as `error`, and their result is `Failed` with what was
     raised.
     """
-    groups, broken = once(policy, rows, draw, make_env, max_turns)
+    groups, broken = once(generator, rows, draw, make_env, max_turns)
     if not broken:
         return groups
-    again, still = once(policy, [rows[i] for i in broken], draw, make_env, max_turns)
+    again, still = once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
     for n, i in enumerate(broken):
         groups[i] = failed(again[n], still[n]) if n in still else again[n]
     return groups
 
 
 def failed(group: Group, reason: str) -> Group:
-    """The group of which nothing can be said, because its environment failed."""
+    """The group of which nothing can be messages, because its environment failed."""
     samples = tuple(replace(sample, finish="error") for sample in group.samples)
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
 
 
 def once(
-    policy: Policy, rows: Sequence[Row], draw: Draw, make_env: Callable[[], Env], max_turns: int
+    generator: Generator,
+    rows: Sequence[Row],
+    draw: Draw,
+    make_env: Callable[[], Env],
+    max_turns: int,
 ) -> tuple[list[Group], dict[int, str]]:
-    """Every row played, and of those whose environment failed (by their place) how the first
-    failure read.
-    """
-    tokenizer, limit, count = policy.tokenizer, draw.max_completion_length, draw.num_generations
-    episodes = [begin(policy, row, draw, g, make_env) for row in rows for g in range(count)]
+    """Every row played once; and how the first failure of a failed environment read, by row."""
+    count, tokenizer = draw.num_generations, generator.tokenizer
+    episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
-        live = [
-            (e, seed) for e, seed in zip(episodes, draw.seeds(rows, turn), strict=True) if e.open
-        ]
+        seeds = draw.seeds_of([row.id for row in rows], turn)
+        live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]
         if not live:
             break
-        first = turn == 0 and all(
+        # in the first turn a prompt's samples share it, where no environment added anything
+        shared = turn == 0 and all(
             e.prompt_ids == episodes[i - i % count].prompt_ids for i, e in enumerate(episodes)
         )
-        done = sample(
-            policy,
-            [(*e.prompt_ids, *e.ids) for e, _ in live[:: count if first else 1]],
-            seeds=[seed for _, seed in live],
-            max_completion_length=[limit - len(e.ids) for e, _ in live],
-            temperature=draw.temperature,
-            stop=draw.stop,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
-        )
-        texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
-        for (episode, _), completion, text in zip(live, done, texts, strict=True):
-            episode.speak(completion.ids, completion.logps, text, completion.finish)
-            if completion.finish == "length" or turn + 1 == max_turns or episode.broken:
-                episode.open = False
-            else:
-                episode.hear(tokenizer, limit)
+        take_turn(generator, draw, live, count if shared else 1, last=turn + 1 == max_turns)
     broken: dict[int, str] = {}
     for n, episode in enumerate(episodes):
         if episode.broken:
             broken.setdefault(n // count, episode.broken)
     return gather(rows, episodes, draw, tokenizer), broken
+
+
+def take_turn(
+    generator: Generator,
+    draw: Draw,
+    live: Sequence[tuple[_Episode, int]],
+    share: int,
+    *,
+    last: bool,
+) -> None:
+    """One turn of the policy in every open episode, each with its seed, and the worlds' replies.
+
+    share: so many episodes in a row have one prompt. last: no turn comes after it.
+    """
+    limit, tokenizer = draw.max_completion_length, generator.tokenizer
+    prompts = [(*e.prompt_ids, *e.ids) for e, _ in live[::share]]
+    seeds = tuple(seed for _, seed in live)
+    limits = tuple(limit - len(e.ids) for e, _ in live)
+    done = generator.generate(prompts, replace(draw, seeds=seeds, limits=limits))
+    texts = tokenizer.batch_decode([c.spoken for c in done], skip_special_tokens=True)
+    for (episode, _), completion, text in zip(live, done, texts, strict=True):
+        episode.speak(completion.ids, completion.logps, text, completion.finish)
+        if completion.finish == "length" or last or episode.broken:
+            episode.open = False
+        else:
+            episode.hear(tokenizer, limit)
 
 
 def gather(

@@ -3,78 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from laurel.core.sample import Group, Key, Message, Sample
+from laurel.core.protocols import Generator
+from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
-from laurel.model.policy import Policy
-from laurel.model.sampler import sample, sample_seed
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How samples are drawn and what their keys say: the run, the step (also the policy's version),
-    the seed.
-    """
+def rollout(generator: Generator, rows: Sequence[Row], draw: Draw) -> list[Group]:
+    """One group per row: `num_generations` completions of its prompt.
 
-    run: str
-    step: int
-    seed: int
-    num_generations: int
-    max_completion_length: int
-    temperature: float
-    stop: tuple[str, ...] = ()
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def seeds(self, rows: Sequence[Row], turn: int = 0) -> list[int]:
-        """One seed per sample, from (seed, prompt, sample, step) and the turn of the episode."""
-        count = self.num_generations
-        return [
-            sample_seed(self.seed, row.id, g + count * turn, self.step)
-            for row in rows
-            for g in range(count)
-        ]
-
-
-def rollout(policy: Policy, rows: Sequence[Row], draw: Draw) -> list[Group]:
-    """One group per row: `num_generations` completions of its prompt, with ids, log-probabilities,
-    finish and text.
+    With ids, log-probabilities, finish and text.
     """
     prompts = [
-        encode_prompt(policy.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
+        encode_prompt(generator.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))
         for row in rows
     ]
-    completions = sample(
-        policy,
-        prompts,
-        seeds=draw.seeds(rows),
-        max_completion_length=draw.max_completion_length,
-        temperature=draw.temperature,
-        stop=draw.stop,
-        top_k=draw.top_k,
-        top_p=draw.top_p,
+    seeds = draw.seeds_of([row.id for row in rows])
+    completions = generator.generate(prompts, replace(draw, seeds=seeds))
+    texts = generator.tokenizer.batch_decode(
+        [c.spoken for c in completions], skip_special_tokens=True
     )
-    texts = policy.tokenizer.batch_decode([c.spoken for c in completions], skip_special_tokens=True)
-    groups = []
+    groups, count = list[Group](), draw.num_generations
     for i, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
-        samples = []
-        for g in range(draw.num_generations):
-            n = i * draw.num_generations + g
-            done = completions[n]
-            samples.append(
-                Sample(
-                    key=Key(draw.run, row.where, row.id, g, draw.step),
-                    prompt_ids=prompt_ids,
-                    completion_ids=done.ids,
-                    logps=done.logps,
-                    loss_mask=(True,) * len(done.ids),
-                    temperature=draw.temperature,
-                    finish=done.finish,
-                    text=texts[n],
-                    turns=(Message(role="assistant", content=texts[n]),),
-                )
-            )
-        groups.append(Group(row.id, row.columns, tuple(samples)))
+        samples = tuple(
+            as_sample(draw, row, g, prompt_ids, completions[n], texts[n])
+            for g, n in enumerate(range(i * count, (i + 1) * count))
+        )
+        groups.append(Group(row.id, row.columns, samples))
     return groups
+
+
+def as_sample(
+    draw: Draw, row: Row, g: int, prompt_ids: tuple[int, ...], done: Completion, text: str
+) -> Sample:
+    """Completion g of a row's prompt as a Sample of one turn."""
+    return Sample(
+        key=Key(draw.run, row.where, row.id, g, draw.step),
+        prompt_ids=prompt_ids,
+        completion_ids=done.ids,
+        logps=done.logps,
+        loss_mask=(True,) * len(done.ids),
+        temperature=draw.temperature,
+        finish=done.finish,
+        text=text,
+        turns=(Message(role="assistant", content=text),),
+    )

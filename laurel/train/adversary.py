@@ -1,66 +1,57 @@
-"""Adversarial imitation's part of a step: a discriminator scores the samples, and each group is
-given its demonstration to learn from.
+"""Adversarial imitation's part of a step.
+
+A discriminator scores the samples, and each group gets its demonstration to learn from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from laurel.core.metrics import Sums
 from laurel.core.result import Abstain, Score
 from laurel.core.sample import NOBODY, Batch, Finish, Group, Key, Message, Sample
+from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import imitation, sides
-from laurel.rollout.given import as_sample
+from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
-
-if TYPE_CHECKING:
-    from laurel.core.metrics import Sums
-    from laurel.data.source import Row
-    from laurel.train.setup import Setup
+from laurel.rollout.source import POLICY
+from laurel.train.session import Session
 
 
 @torch.no_grad()
-def judged(setup: Setup, groups: list[Group]) -> list[Group]:
-    """The groups scored by the discriminator as it is now."""
+def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
+    """The groups with the discriminator's reward of every sample, as it is now."""
     if not groups:
         return []
-    companion: Any = setup.companion
-    pays, said = setup.config.imitation_reward or "airl", dict[Key, tuple[float, float]]()
-    for micro in pack(groups).split(setup.config.token_budget, packed=setup.packs):
-        logit_N = companion.logits(micro.to(setup.policy.device)).cpu()
-        reward_N = imitation(logit_N, imitation_reward=pays)
-        said.update(
-            zip(
-                micro.keys,
-                zip(reward_N.tolist(), logit_N.sigmoid().tolist(), strict=True),
-                strict=True,
-            )
-        )
-    scored = []
+    kind = session.config.imitation_reward or "airl"
+    rewards, chances = dict[Key, float](), dict[Key, float]()
+    for micro in pack(groups).split(session.config.token_budget, packed=session.packs):
+        outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
+        logit_N = outputs.tensors(["logit_N"])[0].cpu()
+        reward_N = imitation(logit_N, imitation_reward=kind)
+        rewards.update(zip(micro.keys, reward_N.tolist(), strict=True))
+        chances.update(zip(micro.keys, logit_N.sigmoid().tolist(), strict=True))
+    scored = list[Group]()
     for group in groups:
-        found = [said[sample.key] for sample in group.samples]
-        verdicts = tuple(Score(reward, f"D = {chance:.3f}") for reward, chance in found)
-        scored.append(
-            replace(
-                group,
-                results={"discriminator": verdicts},
-                rewards=tuple(reward for reward, _ in found),
-            )
-        )
+        keys = [sample.key for sample in group.samples]
+        verdicts = tuple(Score(rewards[key], f"D = {chances[key]:.3f}") for key in keys)
+        results = {"discriminator": verdicts}
+        scored.append(replace(group, results=results, rewards=tuple(rewards[key] for key in keys)))
     return scored
 
 
 def with_demonstrations(
-    setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums
+    session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
 ) -> list[Group]:
     """Each group with its row's demonstration as one more sample. `demonstrations/clipped_ratio`:
     how many were cut at the limit.
     """
-    shown = [demonstration(setup, group) for group in groups]
+    shown = [demonstration(session, group) for group in groups]
     sums.add(
         "demonstrations/clipped_ratio",
         sum(sample.finish == "length" for sample in shown),
@@ -69,29 +60,29 @@ def with_demonstrations(
     return [appended(group, sample) for group, sample in zip(groups, shown, strict=True)]
 
 
-def demonstration(setup: Setup, group: Group) -> Sample:
-    """The row's completion as the sampler would have left it: behind the same prompt ids, ended by
-    the same strings and the same limit.
+def demonstration(session: Session, group: Group) -> Sample:
+    """The row's completion as the sampler would have left it.
+
+    Behind the same prompt ids, ended by the same strings and the same limit.
 
     Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
     find before it finds anything of use.
     """
-    like, tokenizer = group.samples[0], setup.policy.tokenizer
+    like, tokenizer = group.samples[0], session.policy.tokenizer
     shown = as_sample(
         encode_supervised(tokenizer, group.row),
         replace(like.key, sample=len(group.samples), version=NOBODY),
     )
-    said = shown.completion_ids[
-        : len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
-    ]  # templates write a line end behind it
-    end, finish = ending(
-        tokenizer, said, setup.config.stop or (), setup.config.max_completion_length or 0
-    )
-    text = tokenizer.decode(list(said[: end - (finish == "eos")]), skip_special_tokens=True)
+    # templates write a line end behind the last trained token
+    trained = len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
+    ids = shown.completion_ids[:trained]
+    stop, limit = session.config.stop or (), session.config.max_completion_length or 0
+    end, finish = ending(tokenizer, ids, stop, limit)
+    text = tokenizer.decode(list(ids[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
         shown,
         prompt_ids=like.prompt_ids,
-        completion_ids=said[:end],
+        completion_ids=ids[:end],
         logps=(0.0,) * end,
         loss_mask=shown.loss_mask[:end],
         temperature=like.temperature,
@@ -104,8 +95,9 @@ def demonstration(setup: Setup, group: Group) -> Sample:
 def ending(
     tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int
 ) -> tuple[int, Finish]:
-    """Where the sampler would have ended these ids, and why: behind a stop string, at the limit,
-    else at their end token.
+    """Where the sampler would have ended these ids, and why.
+
+    Behind a stop string, at the limit, else at their end token.
     """
     for end in range(1, min(len(ids), limit) + 1) if stop else ():
         text = tokenizer.decode(list(ids[:end]))
@@ -115,8 +107,9 @@ def ending(
 
 
 def appended(group: Group, shown: Sample) -> Group:
-    """The scored group and its demonstration, which has no reward: the policy is not trained on it,
-    and nobody is compared with it.
+    """The scored group with its demonstration, which has no reward.
+
+    So the policy is not trained on it, and no sample is compared with it.
     """
     results = {
         name: (*column, Abstain("a demonstration")) for name, column in group.results.items()
@@ -126,11 +119,30 @@ def appended(group: Group, shown: Sample) -> Group:
     )
 
 
-def told_apart(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with the side of each row (`laurel.objective.discriminator.sides`) in
-    `target_NT`.
+def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The batch with the side of each row in `target_NT`.
+
+    See `laurel.objective.discriminator.sides`.
     """
     side_N = sides(torch.tensor([key.version == NOBODY for key in batch.keys]), batch)
     return batch.replace(
         target_NT=side_N[:, None].expand_as(batch.target_NT).to(batch.target_NT.dtype).contiguous()
     )
+
+
+ADVERSARIAL = POLICY.without(
+    "rewards",
+    "reward_weights",
+    "reward_timeout",
+    "max_failed_fraction",
+    "dynamic_sampling",
+    "max_resamples",
+    "env",
+    "max_turns",
+    name="demonstrated prompts",
+    needs="imitation",
+    judge=discriminator_scores,
+    revise=with_demonstrations,
+    verifiable=True,
+)
+"""x ~ policy on prompts with a demonstration, scored by the discriminator, which sees both."""

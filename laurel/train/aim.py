@@ -5,36 +5,33 @@ whole batch and all processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from laurel.core.sample import Batch, Group
 from laurel.objective.preference import grade, log_ratios
 from laurel.train import parallel
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 
 @torch.no_grad()
-def kl_point(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+def kl_point(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """KTO's reference point in every target: max(0, mean of log pi - log ref) over the ungraded
     rows, which answer other prompts.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
     others = batch.rows((grade(batch) == 0).nonzero()[:, 0].tolist())
-    for micro in others.split(setup.config.token_budget, packed=setup.packs):
-        moved = micro.to(setup.policy.device)
+    for micro in others.split(session.config.token_budget, packed=session.packs):
+        moved = micro.to(session.policy.device)
         total, count = (
-            total + log_ratios(setup.policy.logp(moved).logp, moved).sum().cpu().double(),
+            total + log_ratios(session.policy.logp(moved).logp, moved).sum().cpu().double(),
             count + len(micro),
         )
     point = parallel.everywhere(total) / parallel.everywhere(torch.tensor(count)).clamp(min=1)
     return batch.replace(target_NT=torch.full_like(batch.target_NT, max(0.0, float(point))))
 
 
-def told(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+def told(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """What rows of data say of their pairs: the margin is the chosen row's target, 1 - soft_label
     the rejected row's value; else 0.
     """
@@ -51,7 +48,7 @@ def told(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
     return batch.replace(**columns)
 
 
-def labels(setup: Setup, batch: Batch, groups: Sequence[Group]) -> Batch:
+def labels(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """The row's label at every trained token; of a row of steps, each step's at its last token
     (true 1, false -1).
     """

@@ -1,91 +1,42 @@
-"""The table: every algorithm is one row of choices for the same four stages. The only place that
-knows an algorithm's name.
+"""The table: every algorithm is one row of choices for the same four stages.
+
+The only place that knows what an algorithm's name means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from laurel.objective import preference, reward
+from laurel.core.algorithms import ABOUT
+from laurel.objective import metrics, preference, reward
 from laurel.objective.discriminator import discriminate, discriminator_metrics
 from laurel.objective.implicit import implicit_metrics, implicit_q
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
 from laurel.objective.value import value_loss
-from laurel.train.adversary import judged, told_apart, with_demonstrations
+from laurel.rollout.source import (
+    DEMONSTRATIONS,
+    LABELS,
+    LOGGED,
+    OUTCOMES,
+    PAIRS,
+    POLICY,
+    POPULATION,
+    RANKINGS,
+    STEPS,
+)
+from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.aim import kl_point, labels, told
-from laurel.train.relabel import hindsight
+from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
+from laurel.train.relabel import HINDSIGHT
+from laurel.train.row import Algorithm, Term, Trained
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
 from laurel.weight.population import search_gradient, shaped
 from laurel.weight.token import whitened_return
 
-
-@dataclass(frozen=True)
-class Term:
-    """One more term of the loss: `objective`, which brings its own coefficient, reduced over
-    `unit`; left out where `option` is 0.
-    """
-
-    objective: Callable[..., Any]
-    unit: str
-    option: str = ""
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """x from `source`, R -> A by `weigh` (one weight per sample, or per token with credit="token"
-    or "critic"), L = `objective`.
-
-    `defaults` are this row's values of options; every other default stands in the signature of the
-    function that uses it. `compares` says that the weights of a group's samples depend on each
-    other, so a group needs two. `aim` fills the batch's targets from the policy as it is now;
-    `terms` are added to the loss; `without` are options of its source that make no sense here.
-    source: rows of data as they are (data), as preference pairs, as answers labelled good or bad,
-    as rankings, outcomes or steps to be scored, logged with their reward, samples of the policy, or
-    of its parameters (`laurel.train.evolve`). `head`: how many numbers a scorer's head gives (0: a
-    language model is trained); `measure` are its metrics. `beside` names what is trained beside the
-    policy (BESIDE in `laurel.train.companions`). `judge` scores sampled groups in place of the
-    configuration's rewards; `revise` changes scored groups before they are packed; `off_policy`
-    says that they then no longer are what the policy drew, so no ratio is looked at.
-    `use`: what its rows of data must hold (USES in `laurel.data.formats`), where its source does
-    not say it.
-    """
-
-    about: str
-    source: Literal[
-        "data", "pairs", "labels", "rankings", "outcomes", "steps", "logged", "policy", "parameters"
-    ]
-    weigh: Callable[..., Any]
-    objective: Callable[..., Any]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    credit: Literal["sample", "token", "critic"] = "sample"
-    compares: bool = False
-    terms: tuple[Term, ...] = ()
-    without: tuple[str, ...] = ()
-    aim: Callable[..., Any] | None = None
-    head: int = 0
-    measure: Callable[..., Any] | None = None
-    beside: str = ""
-    judge: Callable[..., Any] | None = None
-    revise: Callable[..., Any] | None = None
-    off_policy: bool = False
-    use: str = ""
-
-
-PAIRS = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6, "reference": "start"}
+REFERENCED = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6, "reference": "start"}
 UNREFERENCED = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-6}
 SCORES: dict[str, Any] = {"loss_aggregation": "comparison_mean", "learning_rate": 1e-5}
-ANCHORED = ("beta", "reference", "kl_placement", "kl_estimator")
-REWARDED = (
-    "rewards",
-    "reward_weights",
-    "reward_timeout",
-    "max_failed_fraction",
-    "dynamic_sampling",
-    "max_resamples",
-)
 PPO: dict[str, Any] = {
     "loss_aggregation": "token_mean",
     "num_generations": 1,
@@ -103,63 +54,63 @@ PPO: dict[str, Any] = {
     "ptx_coef": 0.0,
     "ptx_dataset": None,
 }
-TOLD: dict[str, Any] = {"terms": (Term(preference.chosen_nll, "comparison_mean"),), "aim": told}
+SCORER, STEP_SCORER = Trained(head=1), Trained(head=3)
+WITH_CRITIC = Trained(auxiliary="critic", load=load_critic)
+WITH_HEADS = Trained(auxiliary="heads", load=load_heads)
+WITH_DISCRIMINATOR = Trained(auxiliary="discriminator", load=load_discriminator)
+CHOSEN = (Term(preference.chosen_nll, "comparison_mean"),)
 IMITATED = (Term(reward.imitation, "comparison_mean", "imitation_coef"),)
+VALUES = (Term(value_loss, "token_mean"),)
 
-ALGORITHMS: dict[str, Algorithm] = {
+ROWS: dict[str, Algorithm] = {
     "sft": Algorithm(
-        "likelihood of demonstrations (behaviour cloning)",
-        "data",
+        DEMONSTRATIONS,
         weight.raw,
         likelihood,
         {
             "loss_aggregation": "token_mean",
-            "learning_rate": 2e-5,
+            "learning_rate": 2e-05,
             "max_length": 1024,
             "train_on": None,
         },
     ),
     "reinforce": Algorithm(
-        "the score-function gradient, no baseline",
-        "policy",
+        POLICY,
         weight.raw,
         likelihood,
         {"loss_aggregation": "seq_mean_token_sum", "num_generations": 1, "kl_placement": "reward"},
     ),
     "reinforce_baseline": Algorithm(
-        "REINFORCE minus a running or batch-mean baseline",
-        "policy",
+        POLICY,
         weight.minus_baseline,
         likelihood,
         {"loss_aggregation": "seq_mean_token_sum", "num_generations": 1, "kl_placement": "reward"},
     ),
     "rloo": Algorithm(
-        "REINFORCE with the leave-one-out baseline: unbiased",
-        "policy",
+        POLICY,
         weight.leave_one_out,
         likelihood,
         {"loss_aggregation": "seq_mean_token_sum", "kl_placement": "reward"},
         compares=True,
     ),
     "grpo": Algorithm(
-        "group-standardised advantages, clipped ratio",
-        "policy",
+        POLICY,
         weight.standardised,
         clip,
         {"loss_aggregation": "seq_mean_token_mean"},
+        measure=metrics.clip_fractions,
         compares=True,
     ),
     "dr_grpo": Algorithm(
-        "GRPO without the length and difficulty biases",
-        "policy",
+        POLICY,
         weight.centred,
         clip,
         {"loss_aggregation": "token_sum_over_const"},
+        measure=metrics.clip_fractions,
         compares=True,
     ),
     "dapo": Algorithm(
-        "GRPO with clip-higher, token mean, dynamic sampling, overlong shaping",
-        "policy",
+        POLICY,
         weight.standardised,
         clip,
         {
@@ -168,155 +119,74 @@ ALGORITHMS: dict[str, Algorithm] = {
             "dynamic_sampling": True,
             "mask_truncated_completions": True,
         },
+        measure=metrics.clip_fractions,
         compares=True,
     ),
     "gspo": Algorithm(
-        "GRPO with one ratio per sequence",
-        "policy",
+        POLICY,
         weight.standardised,
         sequence_ratio,
         {"loss_aggregation": "seq_mean_token_mean"},
+        measure=metrics.sequence_clip_fractions,
         compares=True,
     ),
     "cispo": Algorithm(
-        "detached, capped ratio: no token is ever dropped",
-        "policy",
+        POLICY,
         weight.standardised,
         detached_ratio,
         {"loss_aggregation": "token_mean", "scale_rewards": "batch"},
+        measure=metrics.cap_fractions,
         compares=True,
     ),
     "reinforce_pp": Algorithm(
-        "token-level returns whitened over the batch, clipped ratio",
-        "policy",
+        POLICY,
         whitened_return,
         clip,
         {"loss_aggregation": "token_mean", "num_generations": 1, "kl_placement": "reward"},
-        credit="token",
+        measure=metrics.clip_fractions,
     ),
-    "raft": Algorithm(
-        "rejection sampling: imitate the best of each group",
-        "policy",
-        weight.selected,
-        likelihood,
-        {"loss_aggregation": "token_mean"},
-    ),
-    "hindsight": Algorithm(
-        "every sample imitated under the instruction that it achieved",
-        "policy",
-        weight.raw,
-        likelihood,
-        {"loss_aggregation": "token_mean", "relabel": None},
-        revise=hindsight,
-        off_policy=True,
-        without=(
-            *ANCHORED,
-            "env",
-            "max_turns",
-            "dynamic_sampling",
-            "max_resamples",
-            "overlong_buffer",
-        ),
-    ),
-    "es": Algorithm(
-        "evolution strategies: perturbed parameters, scored and moved, no gradient",
-        "parameters",
-        shaped,
-        search_gradient,
-        {"loss_aggregation": "comparison_mean"},
-    ),
-    "dpo": Algorithm(
-        "the margin between chosen and rejected, through a sigmoid",
-        "pairs",
-        weight.raw,
-        preference.dpo,
-        PAIRS,
-        **TOLD,
-    ),
+    "raft": Algorithm(POLICY, weight.selected, likelihood, {"loss_aggregation": "token_mean"}),
+    "hindsight": Algorithm(HINDSIGHT, weight.raw, likelihood, {"loss_aggregation": "token_mean"}),
+    "es": Algorithm(POPULATION, shaped, search_gradient, {"loss_aggregation": "comparison_mean"}),
+    "dpo": Algorithm(PAIRS, weight.raw, preference.dpo, REFERENCED, terms=CHOSEN, targets=told),
     "cdpo": Algorithm(
-        "DPO for labels that may be wrong",
-        "pairs",
+        PAIRS,
         weight.raw,
         preference.dpo,
-        {**PAIRS, "label_smoothing": 0.1},
-        **TOLD,
+        {**REFERENCED, "label_smoothing": 0.1},
+        terms=CHOSEN,
+        targets=told,
     ),
     "robust_dpo": Algorithm(
-        "DPO that undoes label flips", "pairs", weight.raw, preference.robust_dpo, PAIRS, **TOLD
+        PAIRS, weight.raw, preference.robust_dpo, REFERENCED, terms=CHOSEN, targets=told
     ),
-    "ipo": Algorithm(
-        "a margin with a target: bounded even for certain preferences",
-        "pairs",
-        weight.raw,
-        preference.ipo,
-        PAIRS,
-        **TOLD,
-    ),
+    "ipo": Algorithm(PAIRS, weight.raw, preference.ipo, REFERENCED, terms=CHOSEN, targets=told),
     "simpo": Algorithm(
-        "per-token margin without a reference",
-        "pairs",
-        weight.raw,
-        preference.simpo,
-        UNREFERENCED,
-        **TOLD,
+        PAIRS, weight.raw, preference.simpo, UNREFERENCED, terms=CHOSEN, targets=told
     ),
-    "orpo": Algorithm(
-        "likelihood plus an odds ratio, without a reference",
-        "pairs",
-        weight.raw,
-        preference.orpo,
-        UNREFERENCED,
-        aim=told,
-    ),
-    "dpop": Algorithm(
-        "DPO that pays when the chosen answer falls",
-        "pairs",
-        weight.raw,
-        preference.dpop,
-        PAIRS,
-        **TOLD,
-    ),
-    "kto": Algorithm(
-        "answers labelled good or bad, no pairs",
-        "labels",
-        weight.raw,
-        preference.kto,
-        PAIRS,
-        aim=kl_point,
-    ),
+    "orpo": Algorithm(PAIRS, weight.raw, preference.orpo, UNREFERENCED, targets=told),
+    "dpop": Algorithm(PAIRS, weight.raw, preference.dpop, REFERENCED, terms=CHOSEN, targets=told),
+    "kto": Algorithm(LABELS, weight.raw, preference.kto, REFERENCED, targets=kl_point),
     "online_dpo": Algorithm(
-        "DPO on the policy's own best and worst, judged by a reward",
-        "policy",
+        POLICY.without("kl_placement", "kl_estimator", "entropy_coef"),
         weight.best_and_worst,
         preference.dpo,
-        {**PAIRS, "num_generations": 2},
+        {**REFERENCED, "num_generations": 2},
+        terms=CHOSEN,
         compares=True,
-        terms=TOLD["terms"],
-        without=("kl_placement", "kl_estimator", "entropy_coef"),
     ),
     "rrhf": Algorithm(
-        "rank responses by length-normalised log-probability",
-        "policy",
+        POLICY.without("beta", "reference", "kl_placement", "kl_estimator", "entropy_coef"),
         weight.raw,
         preference.rrhf,
         {"loss_aggregation": "comparison_mean", "num_generations": 4},
         compares=True,
-        without=(*ANCHORED, "entropy_coef"),
     ),
     "ppo": Algorithm(
-        "a critic says what each token was worth (GAE); clipped ratio, clipped values",
-        "policy",
-        gae,
-        clip,
-        PPO,
-        credit="critic",
-        beside="critic",
-        terms=(Term(value_loss, "token_mean"),),
+        POLICY, gae, clip, PPO, terms=VALUES, measure=metrics.clip_fractions, trained=WITH_CRITIC
     ),
     "ppo_max": Algorithm(
-        "PPO with what keeps it stable: rewards normalised and clipped, a critic from the reward"
-        " model, warmed up",
-        "policy",
+        POLICY,
         gae,
         clip,
         {
@@ -327,28 +197,25 @@ ALGORITHMS: dict[str, Algorithm] = {
             "normalize_rewards": True,
             "reward_clip": 0.8,
         },
-        credit="critic",
-        beside="critic",
-        terms=(Term(value_loss, "token_mean"),),
+        terms=VALUES,
+        measure=metrics.clip_fractions,
+        trained=WITH_CRITIC,
     ),
     "ilql": Algorithm(
-        "implicit Q-learning from logged rewards: Q and V beside the policy, and inside the head"
-        " that is saved",
-        "logged",
+        LOGGED,
         weight.raw,
         implicit_q,
         {
             "loss_aggregation": "token_mean",
-            "learning_rate": 5e-5,
+            "learning_rate": 5e-05,
             "target_update": 0.005,
             "decode_beta": 1.0,
         },
-        beside="heads",
         measure=implicit_metrics,
+        trained=WITH_HEADS,
     ),
     "gail": Algorithm(
-        "adversarial imitation: a discriminator of demonstrations and samples is the reward",
-        "policy",
+        ADVERSARIAL,
         weight.leave_one_out,
         likelihood,
         {
@@ -357,67 +224,61 @@ ALGORITHMS: dict[str, Algorithm] = {
             "imitation_reward": "airl",
             "discriminator_rate": 1.0,
         },
-        compares=True,
-        beside="discriminator",
         terms=(Term(discriminate, "row_mean"),),
-        use="imitation",
-        judge=judged,
-        revise=with_demonstrations,
-        aim=told_apart,
+        targets=side_targets,
         measure=discriminator_metrics,
-        without=(*REWARDED, "env", "max_turns"),
+        trained=WITH_DISCRIMINATOR,
+        compares=True,
     ),
     "reward": Algorithm(
-        "a reward model from preference pairs (Bradley-Terry)",
-        "rankings",
+        RANKINGS,
         weight.raw,
         reward.bradley_terry,
         SCORES,
-        aim=told,
-        head=1,
-        measure=reward.comparison_metrics,
         terms=IMITATED,
+        targets=told,
+        measure=reward.comparison_metrics,
+        trained=SCORER,
     ),
     "reward_kwise": Algorithm(
-        "a reward model from rankings of K answers, each prompt counting once",
-        "rankings",
+        RANKINGS,
         weight.raw,
         reward.k_wise,
         SCORES,
-        aim=told,
-        head=1,
-        measure=reward.comparison_metrics,
         terms=IMITATED,
+        targets=told,
+        measure=reward.comparison_metrics,
+        trained=SCORER,
     ),
     "reward_pl": Algorithm(
-        "a reward model from rankings, best first (Plackett-Luce)",
-        "rankings",
+        RANKINGS,
         weight.raw,
         reward.plackett_luce,
         SCORES,
-        aim=told,
-        head=1,
-        measure=reward.comparison_metrics,
         terms=IMITATED,
+        targets=told,
+        measure=reward.comparison_metrics,
+        trained=SCORER,
     ),
     "orm": Algorithm(
-        "outcome reward model: will this answer end well, at every token",
-        "outcomes",
+        OUTCOMES,
         weight.raw,
         reward.outcome,
         {**SCORES, "loss_aggregation": "token_mean"},
-        aim=labels,
-        head=1,
+        targets=labels,
         measure=reward.outcome_metrics,
+        trained=SCORER,
     ),
     "prm": Algorithm(
-        "process reward model: each step wrong, neutral or right",
-        "steps",
+        STEPS,
         weight.raw,
         reward.process,
         {**SCORES, "loss_aggregation": "token_mean"},
-        aim=labels,
-        head=3,
+        targets=labels,
         measure=reward.process_metrics,
+        trained=STEP_SCORER,
     ),
 }
+
+ALGORITHMS: dict[str, Algorithm] = {name: ROWS[name] for name in ABOUT}
+"""Every algorithm, in the order in which they are listed (`laurel.core.algorithms`)."""

@@ -1,5 +1,6 @@
-"""The best checkpoint by a metric of the evaluations, and patience: when the metric has stopped
-getting better, the run ends.
+"""The best checkpoint by a metric of the evaluations; and patience.
+
+When the metric has stopped getting better, the run ends.
 """
 
 from __future__ import annotations
@@ -7,19 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError, nearest
 from laurel.core.metrics import explain
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
+from laurel.data.source import Row
 from laurel.train import parallel
 from laurel.train.checkpoint import is_sound, load_checkpoint
-
-if TYPE_CHECKING:
-    from laurel.data.source import Row
-    from laurel.train.checkpoint import State
-    from laurel.train.setup import Setup
+from laurel.train.session import Session, State
 
 UP = (
     "accuracy",
@@ -48,8 +45,9 @@ def metric_of(config: TrainConfig) -> str:
 
 
 def greater(config: TrainConfig) -> bool:
-    """Is more of that metric better? As said, else by the last word of its name; UsageError where
-    it tells nothing.
+    """Is more of that metric better?
+
+    As said, else by the last word of its name; UsageError where it tells nothing.
     """
     if config.greater_is_better is not None:
         return config.greater_is_better
@@ -60,9 +58,10 @@ def greater(config: TrainConfig) -> bool:
     return last in UP
 
 
-def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False) -> None:
-    """What contradicts, or cannot be, is an error before any weight is loaded. own: metrics of the
-    user's own are measured, too.
+def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = False) -> None:
+    """UsageError for options of the best checkpoint that contradict each other, or cannot be met.
+
+    Before any weight is loaded. own: the user measures metrics of their own, too.
     """
     if not config.metric_for_best_model:
         used = [
@@ -82,7 +81,7 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
             where="metric_for_best_model",
             fix="Set eval_steps.",
         )
-    if not held:
+    if not eval_rows:
         fix = "Set eval_size, or name eval_dataset."
         raise UsageError(
             "a best checkpoint needs held-out rows, and there are none.",
@@ -98,12 +97,10 @@ def check_best(config: TrainConfig, held: Collection[Row], *, own: bool = False)
                 f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix
             ) from None
     greater(config)
-    sets = {row.part for row in held} - {""}
+    sets = {row.part for row in eval_rows} - {""}
     if sets and name.split("/")[1] not in sets and not own:
-        what = (
-            f"there are several evaluation sets ({as_text(config.eval_dataset or '')}), so `{name}`"
-            " is of none of them."
-        )
+        named = format_named_sets(config.eval_dataset or "")
+        what = f"there are several evaluation sets ({named}), so `{name}` is of none of them."
         raise UsageError(
             what,
             where="metric_for_best_model",
@@ -131,15 +128,16 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
         raise UsageError(what, where="metric_for_best_model", fix=fix)
 
 
-def weighed_up(setup: Setup, state: State, means: Mapping[str, float]) -> bool:
-    """Is this evaluation the best so far? The state then says so; else it counts one more without
-    improvement.
+def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
+    """Is this evaluation the best so far?
+
+    The state then says so; else it counts one more without improvement.
     """
-    name = metric_of(setup.config)
+    name = metric_of(session.config)
     if not name:
         return False
-    check_measured(setup.config, means)
-    value, sign = float(means[name]), 1 if greater(setup.config) else -1
+    check_measured(session.config, means)
+    value, sign = float(means[name]), 1 if greater(session.config) else -1
     better = math.isfinite(value) and (state.best is None or sign * value > sign * state.best)
     if not better:
         state.waited += 1
@@ -156,7 +154,7 @@ def exhausted(config: TrainConfig, state: State) -> bool:
     )
 
 
-def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
+def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
     """Has the accuracy, of several evaluation sets the accuracy of each, reached stop_at?"""
     found = [
         value for name, value in means.items() if re.fullmatch(r"eval/([^/]+/)?accuracy", name)
@@ -164,12 +162,13 @@ def enough(config: TrainConfig, means: Mapping[str, float]) -> bool:
     return config.stop_at is not None and bool(found) and min(found) >= config.stop_at
 
 
-def ends(setup: Setup, state: State) -> list[str]:
-    """What is said at the end of a run: why it ended early, and which checkpoint is best (see
-    `keep_best`).
+def ends(session: Session, state: State) -> list[str]:
+    """Lines at the end of a run: why it ended early, and which checkpoint is best.
+
+    See `keep_best`.
     """
-    early = [no_better(setup.config, state)] if exhausted(setup.config, state) else []
-    kept = keep_best(setup, state)
+    early = [no_better(session.config, state)] if exhausted(session.config, state) else []
+    kept = keep_best(session, state)
     return [*early, kept] if kept else early
 
 
@@ -186,12 +185,12 @@ def no_better(config: TrainConfig, state: State) -> str:
     )
 
 
-def keep_best(setup: Setup, state: State) -> str:
+def keep_best(session: Session, state: State) -> str:
     """At the end: which checkpoint is best, in run.json and in a line ("" where nobody asked).
 
     With load_best_model_at_end its weights come back.
     """
-    config, run, name = setup.config, setup.run, metric_of(setup.config)
+    config, run, name = session.config, session.run, metric_of(session.config)
     if not name:
         return ""
     if state.best is None:
@@ -211,9 +210,14 @@ def keep_best(setup: Setup, state: State) -> str:
                 " weights."
             )
             raise LaurelError("the best checkpoint is damaged or gone.", where=str(folder), fix=fix)
-        reference = setup.reference.hash if setup.reference else ""
+        reference = session.reference.hash if session.reference else ""
         load_checkpoint(
-            folder, run.id, setup.policy.template, setup.moving(), setup.optimizer, reference
+            folder,
+            run.id,
+            session.policy.template,
+            session.saved_parameters(),
+            session.optimizer,
+            reference,
         )
     saved = state.best_step if config.load_best_model_at_end else state.step
     if parallel.rank() == 0:

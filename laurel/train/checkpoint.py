@@ -1,5 +1,6 @@
-"""Checkpoints: everything that moves, written atomically, verified by hash; a half-written one is
-never loaded.
+"""Checkpoints: weights, optimiser and state, written atomically, verified by hash.
+
+A half-written one is never loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
+from laurel.train.session import State
 
 Parameters = dict[str, torch.nn.Parameter]
 OURS = ("weight_decay", "betas", "eps")
@@ -27,38 +29,13 @@ was written.
 """
 
 
-@dataclass
-class State:
-    """What moves besides weights and optimiser. Seeds are functions of (seed, prompt, sample,
-    step): there is no generator to save.
-
-    step: optimiser steps done. cursor: prompts drawn from the data. running_mean: the running
-    baseline. beta: the coefficient of KL
-    where it is steered. moments: count, mean and sum of squares of all rewards so far.
-    reference: the hash of the frozen reference ("" without one). best, best_step, waited: the best
-    value of metric_for_best_model, the step that had it, and the evaluations since.
-    """
-
-    step: int = 0
-    cursor: int = 0
-    running_mean: float = 0.0
-    reference: str = ""
-    beta: float = 0.0
-    moments: tuple[int, float, float] = (0, 0.0, 0.0)
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0
-
-
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
-    """What the disk refuses is told with the folder's name, and half a checkpoint does not stay to
-    fill it further.
-    """
+    """A decorator: errors of the disk name the folder, and half a checkpoint is removed."""
 
     @wraps(save)
     def saved(folder: Path, *what: object, **options: object) -> Path:
         try:
-            with writing(folder):
+            with disk_errors(folder):
                 return save(folder, *what, **options)
         except BaseException:
             for half in folder.glob(".step-*.tmp"):
@@ -79,8 +56,9 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step-N` of the run with that id: files, then the manifest of their hashes, then
-    one rename.
+    """Write `folder/step-N` of the run with that id.
+
+    Files, then the manifest of their hashes, then one rename.
 
     Older ones are dropped after it, but for the best one.
     """
@@ -110,8 +88,9 @@ def save_checkpoint(
 
 
 def complete_first(folder: Path) -> list[Path]:
-    """The finished checkpoints, newest first (finished: the rename happened; whether they are
-    sound, `is_sound` tells).
+    """The finished checkpoints, newest first.
+
+    Finished: the rename happened; whether they are sound, `is_sound` tells.
     """
     return sorted(folder.glob("step-*"), key=lambda path: -int(path.name.removeprefix("step-")))
 
@@ -128,8 +107,9 @@ def is_sound(checkpoint: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint (None if there is none), and the names of damaged ones passed
-    over.
+    """The newest sound checkpoint, and the names of damaged ones passed over.
+
+    None where there is none.
     """
     damaged = []
     for checkpoint in complete_first(folder):
@@ -147,8 +127,9 @@ def load_checkpoint(
     optimizer: Any,
     reference: str,
 ) -> State:
-    """Put weights and optimiser back bit by bit. Another run's checkpoint, reference or chat
-    template is an error.
+    """Put weights and optimiser back bit by bit.
+
+    Another run's checkpoint, reference or chat template is an error.
     """
     saved = json.loads((checkpoint / "state.json").read_text())
     if saved.pop("run", run) != run:

@@ -1,6 +1,4 @@
-"""Which rows can be trained on as they are, and what is to be said of the others before the first
-step.
-"""
+"""Which rows can be trained on as they are, and notes on the others."""
 
 from __future__ import annotations
 
@@ -17,22 +15,20 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_prompt
-from laurel.model.positions import positions_of, shorter
+from laurel.model.policy import positions_of, shorter
 from laurel.model.rows import encodings
 from laurel.model.shown import written
 from laurel.model.turns import as_tools
 from laurel.model.weights import check_ids
+from laurel.rollout.source import Source
 
-SAMPLED = ("policy", "parameters")
-"""sources whose rows are prompts."""
 NAMED = 20  # rows that an error names
 MANY = 2000  # rows whose reading takes about a second
 
 
 @dataclass
 class Tally:
-    """What was found out about rows: how many were left out and why, were cut, or lose something in
-    the chat template.
+    """Counts of rows that were left out and why, were cut, or lose text in the chat template.
 
     `remedies` has for each reason to leave rows out what can be done about it.
     """
@@ -64,25 +60,26 @@ class Tally:
                 f"{self.even} of {self.total} rows have equal answers of different rank: between"
                 " those nothing is learnt"
             )
-        told = ", ".join(
+        lost = ", ".join(
             f"{what} ({count} of {self.total} rows)" for what, count in self.hidden.items()
         )
         return [
             *lines,
-            *([f"not in the text that the chat template makes: {told}"] if told else []),
+            *([f"not in the text that the chat template makes: {lost}"] if lost else []),
         ]
 
 
-def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
-    """The configuration with limits that the models' positions allow: max_length of rows,
-    max_prompt_length before sampling.
+def bounded(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
+    """The configuration with the limits that the models' positions allow.
+
+    max_length of rows; max_prompt_length before sampling.
     """
     positions = shorter(
         *(positions_of(model.config) for model in models if hasattr(model, "config"))
     )
     if positions is None:
         return config
-    if source not in SAMPLED:
+    if not source.prompts:
         return config.model_copy(update={"max_length": shorter(config.max_length, positions)})
     room = positions - (config.max_completion_length or 0)
     if room < 1:
@@ -99,10 +96,11 @@ def bounded(config: TrainConfig, source: str, *models: Any) -> TrainConfig:
 
 
 def fitting(
-    policy: Any, rows: Sequence[Row], config: TrainConfig, source: str, where: str = ""
+    policy: Any, rows: Sequence[Row], config: TrainConfig, source: Source, where: str = ""
 ) -> tuple[list[Row], list[str]]:
-    """Rows that can be trained on, and what was left out, cut or lost, and why. Nothing left is an
-    error, not a silent success.
+    """Rows that can be trained on, and what was left out, cut or lost, and why.
+
+    Nothing left is an error, not a silent success.
 
     Rows that the chat template refuses, or of which it leaves out what would be trained on, are an
     error that names them. The configuration's limits are those that the model has positions for
@@ -110,11 +108,11 @@ def fitting(
     """
     where = where or config.dataset
     tally, kept = Tally(len(rows)), list[Row]()
-    for row in watched(rows):
+    for row in with_bar(rows):
         try:
             fits = (
                 prompt_fits(policy, row, config, tally)
-                if source in SAMPLED
+                if source.prompts
                 else row_fits(policy, row, config, tally)
             )
         except UsageError as error:
@@ -132,7 +130,7 @@ def fitting(
             fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.",
         )
     positions = positions_of(getattr(policy, "causal", policy.model).config)
-    by_model = source not in SAMPLED and positions == config.max_length
+    by_model = not source.prompts and positions == config.max_length
     return kept, tally.notes(
         f"{positions} tokens, the model's positions"
         if by_model
@@ -140,9 +138,10 @@ def fitting(
     )
 
 
-def watched(rows: Sequence[Row]) -> Iterable[Row]:
-    """The rows, with a bar on a terminal's error stream that goes when it is done: half a
-    millisecond a row adds up.
+def with_bar(rows: Sequence[Row]) -> Iterable[Row]:
+    """The rows, with a bar on a terminal that goes when it is done.
+
+    Half a millisecond a row adds up.
     """
     console = Console(stderr=True)
     shown = console.is_terminal and len(rows) >= MANY
@@ -203,8 +202,8 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
             "no supervised token",
             "Are its answers empty, or all its turns told not to be trained on?",
         )
-    said = [(one.ids, one.mask) for one in encoded]
-    if len(said) > 1 and len(set(said)) == 1:
+    answers = [(one.ids, one.mask) for one in encoded]
+    if len(answers) > 1 and len(set(answers)) == 1:
         if cut:
             return tally.leave_out(f"equal answers{within}", longer)
         return tally.leave_out(
@@ -217,9 +216,7 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
 
 
 def raising(policy: Any, config: TrainConfig) -> str:
-    """What to do about rows that are too long: raise the limit, where the model has positions for
-    more.
-    """
+    """Advice for rows that are too long: raise the limit, where the model has more positions."""
     positions = positions_of(getattr(policy, "causal", policy.model).config)
     if positions is None:
         return "Raise max_length."
@@ -238,8 +235,9 @@ def equal_in_rank(row: Row, encoded: Sequence[Supervised]) -> bool:
 
 
 def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with weights of mean 1, so that equal weights change nothing; those of weight 0 are
-    left out, and that is noted.
+    """The rows with weights of mean 1, so that equal weights change nothing; and a note.
+
+    Rows of weight 0 are left out, which the note says.
     """
     if not any("weight" in row.columns for row in rows):
         return rows, []

@@ -1,5 +1,6 @@
-"""What a run reads besides its options, by content: so that a resumed run notices edited data,
-rewards and models.
+"""Digests of what a run reads besides its options.
+
+So a resumed run notices edited data, rewards and models.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.config import TrainConfig
-from laurel.core.given import given
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
 from laurel.data.source import Row
 from laurel.model.folders import base_of, is_adapter
 from laurel.model.policy import weights_hash
@@ -27,25 +28,28 @@ WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """What is read -> a few words that change with its content. `rows`: the rows of each option
-    that names data.
+    """What is read -> a few words that change with its content.
+
+    `rows`: the rows of each option that names data.
 
     Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards,
     environments and relabelling by the text of their Python files and of what these import from
     beside them; models by their files.
     """
     found = {
-        f"{option} {as_text(getattr(config, option))}": of_rows(read)
+        f"{option} {format_named_sets(getattr(config, option))}": of_rows(read)
         for option, read in rows.items()
         if read
     }
     for option in ("rewards", "env", "relabel"):
         value = getattr(config, option, None)
         for name in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-            words = of_object(given(name)) if given(name) is not None else of_code(name)
+            words = (
+                of_object(bound_object(name)) if bound_object(name) is not None else of_code(name)
+            )
             if words:
                 found[f"{option} {name}"] = words
-    if (model := given(config.model)) is not None:
+    if (model := bound_object(config.model)) is not None:
         found[f"model {config.model}"] = of_given(model, whole=config.use_peft)
     folders = [
         config.model,
@@ -67,16 +71,18 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
 
 
 def of_rows(rows: Sequence[Row]) -> str:
-    """How many rows, and a digest of what they hold, in their order in the source (a row's id is
-    made from both).
+    """How many rows, and a digest of what they hold, in their order in the source.
+
+    A row's id is made from both.
     """
     ids = sorted((row.id for row in rows), key=lambda name: int(name.rpartition("-")[2]))
     return f"{len(rows)} rows, {digest(name.encode() for name in ids)}"
 
 
 def of_code(name: str) -> str:
-    """A digest of the file behind `file.py:function` or `module.function`, and of what it imports
-    from its own folder.
+    """A digest of the file behind `file.py:function` or `module.function`.
+
+    And of what it imports from its own folder.
 
     "" where there is no such file.
     """
@@ -92,9 +98,7 @@ def of_code(name: str) -> str:
 
 
 def of_object(thing: Any) -> str:
-    """A digest of the text of a function or class, as far as Python can show it; "" where it
-    cannot.
-    """
+    """A digest of the text of a function or class; "" where Python cannot show it."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     try:
@@ -135,8 +139,9 @@ def file_of(module: str) -> Path | None:
 
 
 def with_neighbours(file: Path) -> set[Path]:
-    """The file and all that it imports from its own folder, read off the text: the same whatever
-    has been imported already.
+    """The file and all that it imports from its own folder, read off the text.
+
+    It is the same whatever has been imported already.
     """
     found, new = set[Path](), [file]
     while new:

@@ -8,8 +8,9 @@ from laurel.core.errors import LaurelError
 
 
 class Interrupted(LaurelError):
-    """The run was asked to stop, by the signal `by`; it has saved itself. Its exit code is the
-    shell's: 130 of Ctrl-C, 143 of SIGTERM.
+    """The run was asked to stop, by the signal `by`; it has saved itself.
+
+    Its exit code is the shell's: 130 of Ctrl-C, 143 of SIGTERM.
     """
 
     wanted = True
@@ -33,8 +34,9 @@ def _rebuild(what: str, where: str, fix: str, by: int) -> Interrupted:
 
 
 class StopFlag:
-    """SIGTERM and SIGINT ask for a stop at the end of the step; the handlers that were there come
-    back afterwards.
+    """SIGTERM and SIGINT ask for a stop at the end of the step.
+
+    The handlers that were there come back afterwards.
 
     `asked` is the number of the signal, 0 until there is one.
     """

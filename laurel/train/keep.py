@@ -1,37 +1,36 @@
-"""What is kept of a run: a checkpoint where one is due, and of a step that fails the steps before
-it.
-"""
+"""Saving: a checkpoint where one is due, and the steps before one that fails."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
 from laurel.train import parallel
-from laurel.train.callbacks import tell
-from laurel.train.checkpoint import State, save_checkpoint
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.callbacks import call_method
+from laurel.train.checkpoint import save_checkpoint
+from laurel.train.session import Session, State
 
 
-def save(setup: Setup, state: State, *, told: bool = True) -> None:
-    """A checkpoint of this moment (rank 0 writes; all hold the same weights), of which callbacks
-    hear unless `told` is False.
+def save(session: Session, state: State, *, notify: bool = True) -> None:
+    """Write a checkpoint of this moment; callbacks are called unless `notify` is False.
+
+    Rank 0 writes; all processes hold the same weights.
     """
-    if setup.remembered is not None:
-        setup.remembered.save()
     if parallel.rank() == 0:
-        run, what = setup.run, (setup.policy.template, setup.moving(), setup.optimizer, state)
-        save_checkpoint(run.checkpoints, run.id, *what, keep=setup.config.save_total_limit)
-    if told and setup.watching.callbacks:
-        tell(setup, "on_checkpoint", state.step, setup.run.checkpoints / f"step-{state.step}")
+        if session.reference_cache is not None:
+            session.reference_cache.save()
+        run, what = (
+            session.run,
+            (session.policy.template, session.saved_parameters(), session.optimizer, state),
+        )
+        save_checkpoint(run.checkpoints, run.id, *what, keep=session.config.save_total_limit)
+    if notify and session.observers.callbacks:
+        call_method(
+            session, "on_checkpoint", state.step, session.run.checkpoints / f"step-{state.step}"
+        )
 
 
-def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Exception:
-    """The error that ends the run in the middle of a step, saying what is saved of the steps before
-    it.
+def rescued(session: Session, before: State, sums: Sums, error: Exception) -> Exception:
+    """The error that ends a run in the middle of a step, with what is saved of the steps before.
 
     They are saved if no optimiser has moved the weights in this step yet: else there is no whole
     step to save.
@@ -40,11 +39,11 @@ def rescued(setup: Setup, before: State, sums: Sums, error: Exception) -> Except
     if parallel.rank() or moved or not before.step:
         return error
     try:
-        save(setup, before, told=False)
+        save(session, before, notify=False)
     except (OSError, LaurelError):  # a full disk, say: the first error is the one to tell
         return error
-    told = f"The {before.step} steps before it are saved: --resume true goes on from there."
+    saved = f"The {before.step} steps before it are saved: --resume true goes on from there."
     if isinstance(error, LaurelError):
-        return type(error)(error.what, where=error.where, fix=f"{error.fix} {told}".strip())
-    error.add_note(told)
+        return type(error)(error.what, where=error.where, fix=f"{error.fix} {saved}".strip())
+    error.add_note(saved)
     return error

@@ -1,5 +1,6 @@
-"""What a forward pass keeps for the backward pass, in bytes, by going through it with tensors that
-have shapes and no numbers.
+"""Bytes that a forward pass keeps for the backward pass.
+
+Found by going through it with tensors that have shapes and no numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.model import kernels
-from laurel.model.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
+from laurel.fast import kernels
+from laurel.fast.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
 PROBES, SHORT = (32, 64), (EVEN, 2 * EVEN, 3 * EVEN)
@@ -29,8 +30,9 @@ pass takes as they are.
 def activations(
     body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]
 ) -> int:
-    """Bytes that training keeps of a body's pass over a micro-batch: imagined, or measured on two
-    rows where a family does not let us.
+    """Bytes that training keeps of a body's pass over a micro-batch.
+
+    By shapes; measured on two rows where a family of models does not allow that.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     loud, logger.disabled = logger.disabled, True
@@ -53,8 +55,9 @@ def activations(
 
 
 def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes of it that do not depend on tokens: the copies of weights that autocast makes for
-    products, which wait for their gradients.
+    """The part of `activations` that does not depend on tokens.
+
+    Copies of weights that autocast makes for products, which wait for their gradients.
     """
     one, two, three = (activations(body, one_row(count), autocast, weights) for count in SHORT)
     return max(
@@ -91,8 +94,9 @@ def measured(body: Any, count: int, autocast: Callable[[], Any], weights: Sequen
 def imagined(
     body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]
 ) -> int:
-    """Bytes that one forward pass of a body over a batch keeps, weights left out, copies of weights
-    in another precision counted.
+    """Bytes that one forward pass of a body over a batch keeps, by shapes alone.
+
+    Weights are left out, copies of weights in another precision counted.
 
     The weights may be real, or imagined themselves: nothing is computed, and nothing is written to.
     Of layers whose activations are computed twice, their inputs are kept, and the activations of
@@ -141,8 +145,9 @@ def body_width(body: Any) -> int:
 
 
 def computed(batch: Batch, *, packed: bool) -> int:
-    """Tokens that a pass over a batch computes: shared prompts once and no padding where it is
-    packed, else all of the rectangle.
+    """Tokens that a pass over a batch computes.
+
+    Shared prompts once and no padding where it is packed, else all of the rectangle.
     """
     if not packed:
         return batch.ids_NL.numel()
@@ -172,24 +177,22 @@ def alike(value: Any, mode: Any, place: torch.device) -> Any:
 
 
 def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
-    """Bytes of all storages that autograd keeps while something is computed, those of weights left
-    out.
-    """
+    """Bytes of all storages that autograd keeps during a call, but for those of weights."""
     mine = {weight.untyped_storage()._cdata for weight in weights}
-    kept, held = (
+    kept, alive = (
         dict[int, int](),
         list[Any](),
-    )  # held, so that no storage gives its place to another
+    )  # alive, so that no storage gives its place to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in mine:
             kept[storage._cdata] = storage.nbytes()
-            held.append(storage)
+            alive.append(storage)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held.append(compute())
+        alive.append(compute())
     return sum(kept.values())
 
 

@@ -1,42 +1,45 @@
-"""The loop: sample x, score R(x), weigh A(x), maximise A(x) log pi(x). Every algorithm runs through
-these few functions.
+"""The loop: sample x, score R(x), weigh A(x), maximise A(x) log pi(x).
+
+Every algorithm runs through these few functions.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Draw, Group, sample_seed
 from laurel.data.source import Row
-from laurel.model.sampler import sample_seed
+from laurel.model.outputs import Outputs
+from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import best, callbacks, checks, parallel
-from laurel.train.callbacks import CallbackFailed, Watching
-from laurel.train.checkpoint import State
-from laurel.train.critic import return_to_good, steer, watch, with_values
-from laurel.train.draws import beside, drawn, next_rows
-from laurel.train.evaluate import check_names, evaluate
+from laurel.train.alarms import collapse_alarms, return_to_checkpoint
+from laurel.train.callbacks import CallbackFailed
+from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.keep import rescued, save
 from laurel.train.optimizer import learning_rate, optimizer_step
-from laurel.train.options import bind
 from laurel.train.pretrain import mix_in
-from laurel.train.profile import learned, phase
+from laurel.train.profile import count_learning
 from laurel.train.progress import Progress
 from laurel.train.record import (
+    check_finite,
+    check_same_policy,
+    check_scored,
     record_population,
     record_rest,
     record_samples,
@@ -44,10 +47,11 @@ from laurel.train.record import (
     record_update,
     reward_metrics,
 )
-from laurel.train.reference import penalties, with_reference
-from laurel.train.scored import held_out_report
-from laurel.train.setup import Setup, prepare, versions
-from laurel.train.untrained import trains, unseen, with_signal
+from laurel.train.reference import with_reference
+from laurel.train.rewards import adjust_rewards
+from laurel.train.session import Observers, Session, State, phase
+from laurel.train.setup import prepare, versions
+from laurel.train.values import with_values
 from laurel.weight.group import informative, update_running_mean
 from laurel.weight.shape import overlong
 from laurel.weight.token import whiten
@@ -58,309 +62,461 @@ def train(
     config: TrainConfig | None = None,
     *,
     quiet: bool = False,
-    watching: Watching | None = None,
+    observers: Observers | None = None,
 ) -> Run:
-    """Train one algorithm of the table to the end and return its run directory. The command line
-    walks this same path.
+    """Train one algorithm of the table to the end and return its run directory.
 
-    watching: callbacks and metrics of a Python program (`laurel.train.python`).
+    The command line walks this same path. observers: callbacks and metrics of a Python program
+    (`laurel.train.python`).
     """
-    setup, state = prepare(algorithm, config or TrainConfig(), watching)
+    session, state = prepare(algorithm, config or TrainConfig(), observers, train=train)
     try:
-        carry_on(setup, state, quiet)
+        carry_on(session, state, quiet)
     except BaseException:
-        setup.run.withdraw()
+        session.run.withdraw()
         raise
-    setup.run.close()
-    return setup.run
+    session.run.close()
+    return session.run
 
 
-def carry_on(setup: Setup, state: State, quiet: bool) -> None:
+def carry_on(session: Session, state: State, quiet: bool) -> None:
     """Steps until the end, then the model."""
     stop = StopFlag()
-    with Progress(setup, quiet=quiet or parallel.rank() > 0) as progress, stop:
-        checks.before(setup, state.step, progress)
-        check_names(setup)
+    with Progress(session, quiet=quiet or parallel.rank() > 0) as progress, stop:
+        checks.before(session, state.step, progress)
+        check_names(session)
         if parallel.rank() == 0:
-            setup.run.note(versions())
-            setup.run.connect(state.step)
-        while state.step < setup.config.max_steps and not best.exhausted(setup.config, state):
-            sums, before = Sums(), replace(state)
-            setup.clock.start()
-            try:
-                step(setup, state, sums)
-            except Exception as error:
-                raise rescued(setup, before, sums, error) from error
-            try:
-                ended = finish_step(setup, state, sums, progress)
-            except CallbackFailed as error:
-                raise rescued(setup, state, Sums(), error) from error.__cause__
-            if ended:
+            session.run.note(versions())
+            session.run.connect(state.step)
+        while state.step < session.config.max_steps and not best.exhausted(session.config, state):
+            if one_step(session, state, progress):
                 break
-            if (signal := max(parallel.gather(stop.asked))) and state.step < setup.config.max_steps:
-                save(setup, state)
+            signal = max(parallel.gather(stop.asked))
+            if signal and state.step < session.config.max_steps:
+                save(session, state)
                 what = f"stopped at step {state.step}: everything is saved."
                 raise Interrupted(what, fix="Continue with --resume true.", by=signal)
-        save(setup, state)
-        for line in [*setup.asked, *best.ends(setup, state)]:
+        save(session, state)
+        for line in [*session.end_notes, *best.ends(session, state)]:
             progress.say(line)
         if parallel.rank() == 0:
-            if setup.row.head and setup.held:
-                verdict = held_out_report(setup)
-                progress.say("\n".join(verdict))
-                setup.run.note({"held_out": verdict})
-            for line in setup.save_model():
-                progress.say(line)
+            save_result(session, progress)
 
 
-def step(setup: Setup, state: State, sums: Sums) -> None:
-    """One step of any algorithm: groups, batch, weights, update."""
-    config = setup.config
-    torch.manual_seed(sample_seed(config.seed, "dropout", parallel.rank(), state.step) % 2**63)
-    if (
-        setup.row.source == "parameters"
-    ):  # every member of the population answers the same rows, on whatever process it is
-        rows = parallel.gather(
-            next_rows(setup, state, 0 if parallel.rank() else config.prompts_per_step)
-        )[0]
-        return record_population(
-            setup,
-            state.step + 1,
-            evolve(setup, state, lambda: sample_and_score(setup, state, rows, sums), sums),
-        )
-    first = state.cursor
-    groups = collect(setup, state, sums)  # x ~ pi or data, R(x)
-    names = [row.id for row in drawn(setup, first, state.cursor - first)]
-    batch = weigh(setup, state, groups, sums)  # R -> A, lists -> tensors
-    state.step += 1
-    update(setup, state, batch, sums)  # maximise A log pi
-    if not setup.learns_from_data:
-        state.running_mean = update_running_mean(
-            state.running_mean, torch.cat(parallel.gather(reward_matrix(groups)))
-        )
-    record_samples(setup, state.step, groups, batch, names)
+def one_step(session: Session, state: State, progress: Progress) -> bool:
+    """A step and what is due after it; what the steps before it came to is saved if it fails.
 
-
-def collect(setup: Setup, state: State, sums: Sums) -> list[Group]:
-    """This rank's groups of the step, scored. With dynamic_sampling, groups without signal make
-    room for new prompts, boundedly.
-
-    A group whose every sample is masked has no signal, whatever its rewards.
+    True when the run is to end here.
     """
-    config = setup.config
+    sums, before = Sums(), replace(state)
+    session.clock.start()
+    try:
+        step(session, state, sums)
+    except Exception as error:
+        raise rescued(session, before, sums, error) from error
+    try:
+        return finish_step(session, state, sums, progress)
+    except CallbackFailed as error:
+        raise rescued(session, state, Sums(), error) from error.__cause__
+
+
+def save_result(session: Session, progress: Progress) -> None:
+    """The trained model in the run's folder, and of a scorer its evaluation on held-out rows."""
+    if session.row.trained.head and session.eval_rows:
+        verdict = scorer_verdict(session)
+        progress.say("\n".join(verdict))
+        session.run.note({"held_out": verdict})
+    for line in session.save_model():
+        progress.say(line)
+
+
+def step(session: Session, state: State, sums: Sums) -> None:
+    """One step of any algorithm: groups, batch, weights, update."""
+    seed = sample_seed(session.config.seed, "dropout", parallel.rank(), state.step)
+    torch.manual_seed(seed % 2**63)
+    if session.row.source.population:
+        return population_step(session, state, sums)
+    first = state.cursor
+    groups = collect(session, state, sums)  # x ~ pi or data, R(x)
+    batch = weigh(session, state, groups, sums)  # R -> A, lists -> tensors
+    state.step += 1
+    update(session, state, batch, sums)  # maximise A log pi
+    if not session.learns_from_data:
+        reward_PG = torch.cat(parallel.gather(reward_matrix(groups)))
+        state.running_mean = update_running_mean(state.running_mean, reward_PG)
+        prompts = [row.id for row in session.drawn_rows(first, state.cursor - first)]
+        record_samples(session, state.step, groups, batch, prompts)
+
+
+def population_step(session: Session, state: State, sums: Sums) -> None:
+    """One step of evolution strategies: every member answers the same rows, on any process."""
+    count = 0 if parallel.rank() else session.config.prompts_per_step
+    rows = parallel.gather(next_rows(session, state, count))[0]
+    answer = partial(sample_and_score, session, state, rows, sums)
+    record_population(session, state.step + 1, evolve(session, state, answer, sums))
+
+
+def next_rows(session: Session, state: State, count: int) -> list[Row]:
+    """The next `count` rows for this rank.
+
+    The cursor moves by what all ranks take, so no row is drawn twice in an epoch.
+    """
+    counts = parallel.gather(count)
+    start = state.cursor + sum(counts[: parallel.rank()])
+    state.cursor += sum(counts)
+    return session.drawn_rows(start, count)
+
+
+def collect(session: Session, state: State, sums: Sums) -> list[Group]:
+    """This rank's groups of the step, scored.
+
+    With dynamic_sampling, groups without signal make room for new prompts, at most max_resamples
+    times. A group whose every sample is masked has no signal, whatever its rewards.
+    """
+    config = session.config
     rank, size = parallel.rank(), parallel.world_size()
     count = config.prompts_per_step // size + (rank < config.prompts_per_step % size)
-    groups = sample_and_score(setup, state, next_rows(setup, state, count), sums)
-    if setup.learns_from_data:
+    groups = sample_and_score(session, state, next_rows(session, state, count), sums)
+    if session.learns_from_data:
         return groups
     every, resampled = list(groups), 0
-    for _ in range(config.max_resamples if config.dynamic_sampling else 0):
-        signal_P = informative(reward_matrix(groups)) if groups else torch.zeros(0)
-        useful = [
-            group
-            for group, good in zip(groups, signal_P.tolist(), strict=True)
-            if good and trains(setup, group)
-        ]
+    for _ in range(config.max_resamples or 0 if config.dynamic_sampling else 0):
+        useful = groups_with_signal(session, groups)
         missing = count - len(useful)
         if sum(parallel.gather(missing)) == 0:
             break
         resampled += missing
-        fresh = sample_and_score(setup, state, next_rows(setup, state, missing), sums)
+        fresh = sample_and_score(session, state, next_rows(session, state, missing), sums)
         groups, every = useful + fresh, every + fresh
-    checks.judged(setup, every)
+    check_scored(session, every)
     if config.dynamic_sampling:
         sums.total("resampled_groups", resampled)
     return groups
 
 
-def sample_and_score(setup: Setup, state: State, rows: Sequence[Row], sums: Sums) -> list[Group]:
+def groups_with_signal(session: Session, groups: list[Group]) -> list[Group]:
+    """The groups whose rewards differ and of which some sample is trained on."""
+    signal_P = informative(reward_matrix(groups)) if groups else torch.zeros(0)
+    masked = bool(session.config.mask_truncated_completions)
+    return [
+        group
+        for group, differs in zip(groups, signal_P.tolist(), strict=True)
+        if differs and bool(pack([group], mask_truncated=masked).loss_mask_NT.any())
+    ]
+
+
+def sample_and_score(
+    session: Session, state: State, rows: Sequence[Row], sums: Sums
+) -> list[Group]:
     """x ~ data, or x ~ pi in one turn or many, then R(x)."""
     if not rows:
         return []
-    config, policy, run = setup.config, setup.policy, setup.run.id
-    if setup.learns_from_data:
+    config, policy, run = session.config, session.policy, session.run.id
+    source = session.row.source
+    if source.read is not None:
         how: dict[str, Any] = {
             "train_on": config.train_on,
             "max_length": config.max_length,
-            **beside(setup, state, rows),
+            **session.partner_rows(rows, state.cursor),
         }
-        return GIVEN[setup.row.source](policy, rows, run=run, step=state.step, **how)
-    draw = Draw(
-        run,
-        state.step,
-        config.seed,
-        config.num_generations,
-        config.max_completion_length,
-        config.temperature,
-        tuple(config.stop),
-    )
-    with setup.clock("sample"):
-        groups = (
-            play(policy, rows, draw, setup.make_env, config.max_turns)
-            if setup.make_env
-            else rollout(policy, rows, draw)
-        )
-    groups = setup.clock.run("score", setup.score, groups)
-    reward_metrics(setup, groups, sums)
-    return setup.row.revise(setup, rows, groups, sums) if setup.row.revise else groups
+        return source.read(policy, rows, run=run, step=state.step, **how)
+    draw = Draw.of(config, run, state.step)
+    with session.clock("sample"):
+        if session.make_env:
+            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns)
+        else:
+            groups = rollout(Sampler(policy), rows, draw)
+    groups = session.clock.run("score", session.score, groups)
+    reward_metrics(session, groups, sums)
+    return source.revise(session, rows, groups, sums) if source.revise else groups
 
 
 @phase("weigh")
 @torch.no_grad()
-def weigh(setup: Setup, state: State, groups: list[Group], sums: Sums) -> Batch:
-    """Groups -> Batch with reference log-probabilities and weights: A = weigh(R + overlong shaping
-    - beta * KL).
+def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Batch:
+    """Groups -> Batch with reference log-probabilities and weights.
+
+    A = weigh(R + overlong shaping - beta * KL).
     """
-    config, row = setup.config, setup.row
-    batch, reward_PG = (
-        pack(groups, mask_truncated=bool(config.mask_truncated_completions)),
-        reward_matrix(groups),
-    )
+    config, row = session.config, session.row
+    batch = pack(groups, mask_truncated=bool(config.mask_truncated_completions))
+    reward_PG = shaped_rewards(session, batch, reward_matrix(groups))
+    if session.measures_kl(state.step + 1):
+        batch = with_reference(session, batch, of_step=True)
+    if session.adjusts_rewards:
+        reward_PG = adjust_rewards(session, state, groups, batch, reward_PG)
+    batch = with_weights(session, state, batch, reward_PG)
+    if session.on_policy:
+        useful_P = informative(reward_PG)
+        sums.add("informative_fraction", int(useful_P.sum()), len(useful_P))
+    if row.targets:
+        batch = row.targets(session, batch, groups)
+    return batch.to(session.policy.device)
+
+
+def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
+    """Rewards with the penalty for overlong answers: [P, G].
+
+    NaN where an answer takes part in no comparison.
+    """
+    config = session.config
     if config.overlong_buffer:
-        shaped = overlong(
+        penalty_N = overlong(
             batch.length_N,
             max_completion_length=config.max_completion_length,
             overlong_buffer=config.overlong_buffer,
         )
-        reward_PG = reward_PG + shaped.view_as(reward_PG)
-    if setup.by_comparison:  # an answer that is not trained on is nobody's comparison
-        reward_PG = reward_PG.masked_fill(
-            ~batch.loss_mask_NT.any(1).view_as(reward_PG), float("nan")
-        )
-    if setup.measures_kl(state.step + 1):
-        batch = with_reference(setup, batch, of_step=True)
-    reward_PG = steer(setup, state, groups, batch, reward_PG)
-    kl_coef = (
-        (state.beta if config.kl_target else config.beta)
-        if config.kl_placement == "reward"
-        else 0.0
-    )
-    chosen = bind(row.weigh, config, running_mean=state.running_mean)
-    if row.credit == "critic":
-        batch = with_values(setup, batch)
-        advantage_NT, target_NT = chosen(
-            token_rewards(batch, reward_PG, kl_coef), batch.value_NT.double(), batch.loss_mask_NT
-        )
-        weight_NT = parallel.jointly(whiten, advantage_NT, batch.loss_mask_NT)
+        reward_PG = reward_PG + penalty_N.view_as(reward_PG)
+    if session.by_comparison:  # an answer that is not trained on is compared with none
+        masked_N = ~batch.loss_mask_NT.any(1)
+        reward_PG = reward_PG.masked_fill(masked_N.view_as(reward_PG), float("nan"))
+    return reward_PG
+
+
+def with_weights(session: Session, state: State, batch: Batch, reward_PG: Tensor) -> Batch:
+    """The batch with the weight of every token, [P, G] -> [N, T], and a critic's values."""
+    config, credit = session.config, session.bound.credit
+    kl_coef = 0.0
+    if config.kl_placement == "reward":
+        kl_coef = state.beta if config.kl_target else config.beta
+    chosen = session.bound.weigh
+    if session.bound.running_mean:
+        chosen = partial(chosen, running_mean=state.running_mean)
+    mask_NT = batch.loss_mask_NT
+    if credit == "critic":
+        batch = with_values(session, batch)
+        reward_NT = token_rewards(batch, reward_PG, kl_coef)
+        advantage_NT, target_NT = chosen(reward_NT, batch.value_NT.double(), mask_NT)
+        weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
         batch = batch.replace(target_NT=target_NT.to(batch.target_NT.dtype))
-    elif row.credit == "token":
-        weight_NT = parallel.jointly(
-            chosen, token_rewards(batch, reward_PG, kl_coef), batch.loss_mask_NT
-        )
+    elif credit == "token":
+        reward_NT = token_rewards(batch, reward_PG, kl_coef)
+        weight_NT = parallel.jointly(chosen, reward_NT, mask_NT)
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
-    if setup.on_policy:
-        good = informative(reward_PG)
-        sums.add("informative_fraction", int(good.sum()), len(good))
-    batch = batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
-    return (setup.row.aim(setup, batch, groups) if setup.row.aim else batch).to(setup.policy.device)
+    return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the optimiser steps of one batch have in common.
+
+    counts: the denominator of each term, over all ranks, before the split into micro-batches.
+    learning: the rows that have a gradient. measured: the policy's other samples, for metrics.
+    complete: every token that the policy drew is in one of the two.
+    """
+
+    counts: list[Tensor]
+    learning: Batch
+    measured: Batch
+    complete: bool
 
 
 @phase("update")
-def update(setup: Setup, state: State, batch: Batch, sums: Sums) -> None:
-    """`num_iterations` optimiser steps on one batch. One denominator, counted over all ranks before
-    the split into micro-batches.
+def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
+    """`num_iterations` optimiser steps on one batch.
 
-    A step in which nothing counts moves nothing, and says so. A term of which nothing counts,
-    beside one of which something does, is left out.
+    Every term has one denominator, counted over all ranks before the split into micro-batches; a
+    term of which nothing counts is left out. A step in which nothing counts moves nothing, and
+    says so (`zero_signal`).
     """
-    config, policy = setup.config, setup.policy
-    parameters = setup.trainable()
-    policy.model.train(not config.disable_dropout)
-    terms = setup.terms()
-    totals = [parallel.everywhere(unit(batch).count) for _, _, unit in terms]
-    counted = [bool(total) for total in totals]
-    moving = with_signal(setup, batch)
-    rest, whole = unseen(setup, batch, moving, state.step)
-    extra = bool(setup.pretraining) and state.step > (config.critic_warmup_steps or 0)
-    idle = not extra and not any(parallel.gather(len(moving)))
+    config = session.config
+    session.policy.model.train(not config.disable_dropout)
+    learning = with_signal(session, batch)
+    counts = [parallel.everywhere(term.unit(batch).count) for term in session.terms]
+    plan = Update(counts, learning, *measured_rows(session, batch, learning, state.step))
+    ptx = bool(session.pretraining) and state.step > (config.critic_warmup_steps or 0)
+    idle = not ptx and not any(parallel.gather(len(learning)))
     if idle:
         sums.total("zero_signal", parallel.rank() == 0)
     for iteration in range(1 if idle else config.num_iterations or 1):
-        gaps = [torch.zeros(0)]
-        learned(setup, moving)
-        for micro in moving.split(
-            config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs
-        ):
-            seen, stats = look(setup, micro)
-            values = [objective(seen[reads], micro) for reads, objective, _ in terms]
-            values[0] = values[0] + penalties(setup, micro, stats)
-            if state.step <= (config.critic_warmup_steps or 0):
-                values[0] = values[0].detach()
-            parts = itertools.compress(zip(terms, values, totals, strict=True), counted)
-            loss = torch.stack(
-                [reduce_loss(value, unit(micro), total) for (_, _, unit), value, total in parts]
-            ).sum()
-            checks.finite(loss, micro, state.step)
-            setup.clock.run("backward", loss.backward)
-            sums.add("loss", float(loss.detach()), 0)
-            record_update(setup, micro, seen, stats, state.step, sums, whole=whole)
-            if setup.on_policy:
-                gaps.append(
-                    (stats.logp.detach() - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu()
-                )
-        apart = record_rest(setup, rest, state.step, sums)
-        if iteration == 0 and setup.on_policy:
-            checks.same_policy(torch.cat(gaps), apart, policy.slack, state.step, sums)
+        gap_M = accumulate(session, state, plan, sums)
+        rest_M = record_rest(session, plan.measured, state.step, sums)
+        if iteration == 0 and session.on_policy:
+            check_same_policy(gap_M, rest_M, session.policy.slack, state.step, sums)
         if idle:
             return
-        if extra:
-            mix_in(setup, setup.pretraining, state.step, sums)
-        parallel.sum_gradients(parameters.values())
-        sums.add(
-            "grad_norm",
-            setup.clock.run(
-                "optimiser", optimizer_step, setup.optimizer, parameters, state.step, config
-            ),
-            1,
-        )
-        sums.add("loss", 0.0, parallel.rank() == 0)
-        if setup.companion is not None:
-            setup.companion.follow()
+        if ptx:
+            mix_in(session, session.pretraining, state.step, sums)
+        take_step(session, state, sums)
+
+
+def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tensor:
+    """Add the gradient of the loss over all micro-batches to the parameters.
+
+    Returns |log pi - log pi_old| of the tokens trained on.
+    """
+    gaps = [torch.zeros(0)]
+    if session.clock.device is not None:
+        count_learning(session, plan.learning)
+    for micro in plan.learning.split(
+        session.config.token_budget, whole_groups=session.by_comparison, packed=session.packs
+    ):
+        outputs = forward(session, micro)
+        loss = loss_of(session, state, micro, outputs, plan.counts)
+        check_finite(loss, micro, state.step)
+        session.clock.run("backward", loss.backward)
+        sums.add("loss", float(loss.detach()), 0)
+        record_update(session, micro, outputs, state.step, sums, whole=plan.complete)
+        if session.on_policy:
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            gap_NT = logp_NT.detach() - micro.logp_old_NT
+            gaps.append(gap_NT[micro.loss_mask_NT].abs().cpu())
+    return torch.cat(gaps)
+
+
+def loss_of(
+    session: Session,
+    state: State,
+    micro: Batch,
+    outputs: Outputs,
+    counts: Sequence[Tensor],
+) -> Tensor:
+    """The loss of a micro-batch: every term reduced by its own unit and global count."""
+    config, terms = session.config, session.terms
+    values = [term.objective(*outputs.tensors(term.reads), micro) for term in terms]
+    if config.beta or config.entropy_coef:
+        values[0] = values[0] + penalties(session, micro, outputs)
+    if state.step <= (config.critic_warmup_steps or 0):
+        values[0] = values[0].detach()
+    parts = [
+        reduce_loss(value, term.unit(micro), count)
+        for term, value, count in zip(terms, values, counts, strict=True)
+        if bool(count)
+    ]
+    return torch.stack(parts).sum()
+
+
+def penalties(session: Session, micro: Batch, outputs: Outputs) -> Tensor | float:
+    """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
+    config, terms = session.config, 0.0
+    if session.learns_from_data:
+        return terms
+    if config.beta and config.kl_placement == "loss":
+        if config.kl_estimator == "exact":
+            kl_NT = session.policy.kl(micro, session.reference, outputs.hidden_NLD)
+        else:
+            (logp_NT,) = outputs.tensors(["logp_NT"])
+            kl_NT = kl_loss(logp_NT, micro, kl_estimator=config.kl_estimator)
+        terms = terms + config.beta * kl_NT
+    if config.entropy_coef:
+        (entropy_NT,) = outputs.tensors(["entropy_NT"])
+        terms = terms - config.entropy_coef * entropy_NT
+    return terms
+
+
+def take_step(session: Session, state: State, sums: Sums) -> None:
+    """One optimiser step with the gradients of all ranks; target networks follow."""
+    parameters = session.trainable()
+    parallel.sum_gradients(parameters.values())
+    with session.clock("optimiser"):
+        norm = optimizer_step(session.optimizer, parameters, state.step, session.config)
+    sums.add("grad_norm", norm, 1)
+    sums.add("loss", 0.0, parallel.rank() == 0)
+    if session.companion is not None:
+        session.companion.follow()
 
 
 @phase("forward")
-def look(setup: Setup, micro: Batch) -> tuple[dict[str, torch.Tensor], Any]:
-    """What the row's objectives are functions of: log-probabilities of the policy, or what a
-    scorer's head says.
+def forward(session: Session, micro: Batch) -> Outputs:
+    """What the terms of the loss and the metrics of this row are functions of.
+
+    One pass of each body.
     """
-    if setup.row.head:
-        return setup.policy.seen(micro, [reads for reads, _, _ in setup.terms()]), None
-    stats = setup.policy.logp(micro, entropy="grad" if setup.config.entropy_coef else "value")
-    return {
-        "logp_NT": stats.logp,
-        **(setup.companion.seen(micro) if setup.companion else {}),
-    }, stats
+    config = session.config
+    wanted = {name for term in session.terms for name in term.reads}
+    if not session.row.trained.head:
+        wanted |= {"logp_NT", "entropy_NT"}
+    if config.beta and config.kl_placement == "loss" and config.kl_estimator == "exact":
+        wanted.add("hidden_NLD")
+    return session.model.forward(micro, wanted, entropy_grad=bool(config.entropy_coef))
 
 
-def finish_step(setup: Setup, state: State, sums: Sums, progress: Progress) -> bool:
-    """Metrics, evaluation and checkpoint that are due after this step. True when the run is to end
-    here.
+def with_signal(session: Session, batch: Batch) -> Batch:
+    """The rows that have a gradient.
+
+    A row whose weights are all zero adds exactly nothing, unless KL, entropy or a companion's error
+    is in the loss; then one that no term of the loss counts adds nothing. A comparison without two
+    sides adds nothing. They were counted in the denominator before; leaving them out of the forward
+    and backward pass changes no gradient.
     """
-    config = setup.config
+    config = session.config
+    if session.by_comparison:
+        # one weight a group, in the order of its number: each row takes its group's
+        place_N = batch.group_N.unique(return_inverse=True)[1]
+        counts_N = session.terms[0].unit(batch).weight[place_N] != 0
+        return batch.rows(counts_N.nonzero()[:, 0].tolist())
+    kl = config.beta and config.kl_placement == "loss"
+    if session.companion is not None or kl or config.entropy_coef:
+        counts = [
+            (term.unit(batch).weight != 0).reshape(len(batch), -1).any(1) for term in session.terms
+        ]
+        counts_N = torch.stack(counts).any(0)
+    else:
+        counts_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
+    return batch.rows(counts_N.nonzero()[:, 0].tolist())
+
+
+def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) -> tuple[Batch, bool]:
+    """The policy's own samples of which no token is trained on, for metrics.
+
+    And whether then every sample is measured.
+
+    Measuring costs their forward pass, so it is done only where metrics are written. Their mask is
+    what was sampled, their weight is 0: nothing of them is clipped.
+    """
+    on_N = learning.loss_mask_NT.any(1).tolist()
+    trained = {key for key, on in zip(learning.keys, on_N, strict=True) if on}
+    drawn_N = (batch.drawn_NT.any(1) & session.on_policy).tolist()
+    rest = batch.rows([n for n, key in enumerate(batch.keys) if drawn_N[n] and key not in trained])
+    complete = session.logs(step) or not any(parallel.gather(len(rest)))
+    rest = rest if complete else rest.rows([])
+    rest = rest.replace(loss_mask_NT=rest.drawn_NT, weight_NT=torch.zeros_like(rest.weight_NT))
+    return rest, complete
+
+
+def finish_step(session: Session, state: State, sums: Sums, progress: Progress) -> bool:
+    """Metrics, evaluation and checkpoint that are due after this step.
+
+    True when the run is to end here.
+    """
+    config = session.config
     sums.add("learning_rate", learning_rate(state.step, config), 1)
-    evaluated = bool(config.eval_steps and setup.held and state.step % config.eval_steps == 0)
+    evaluated = bool(
+        config.eval_steps and session.eval_rows and state.step % config.eval_steps == 0
+    )
     if evaluated:
-        sums.merge(evaluate(setup, state.step))
-    record_time(setup, sums, state.step)
+        sums.merge(evaluate(session, state.step))
+    record_time(session, sums, state.step)
     if config.kl_target:
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
-    better = evaluated and best.weighed_up(setup, state, means)
-    done, alarms = best.enough(config, means) or best.exhausted(config, state), list[str]()
-    if parallel.rank() == 0:
-        progress.advance(state.step, means)
-        alarms = watch(setup, means)
-        for line in alarms:
-            progress.say(line)
-        if state.step % config.logging_steps == 0 or state.step == config.max_steps or done:
-            setup.run.log(state.step, means)
-    done = callbacks.heard(setup, state.step, means, evaluated) or done
+    better = evaluated and best.is_best(session, state, means)
+    done = evaluated and (best.reached_goal(config, means) or best.exhausted(config, state))
+    alarms = log_step(session, state.step, means, progress, done)
+    if session.observers.callbacks:
+        done = callbacks.call_callbacks(session, state.step, means, evaluated) or done
     if config.on_alarm == "return" and any(parallel.gather(alarms)):
-        progress.say(return_to_good(setup, state))
+        progress.say(return_to_checkpoint(session, state))
         return True
     due = bool(config.save_steps) and state.step % config.save_steps == 0
     if (due or better) and state.step < config.max_steps and not done:
-        save(setup, state)
+        save(session, state)
     return done
+
+
+def log_step(
+    session: Session, step: int, means: dict[str, float], progress: Progress, done: bool
+) -> list[str]:
+    """The line of metrics and the bar, on rank 0; new alarms, which are shown."""
+    if parallel.rank() > 0:
+        return []
+    if not progress.quiet:
+        progress.advance(step, means)
+    alarms = collapse_alarms(session, means) if session.watches_collapse else []
+    for line in alarms:
+        progress.say(line)
+    if done or step % session.config.logging_steps == 0 or step == session.config.max_steps:
+        session.run.log(step, means)
+    return alarms

@@ -1,5 +1,6 @@
-"""Float32 masters of weights held in bfloat16: the weight is the master's upper half, the optimiser
-keeps the rest of it.
+"""Float32 masters of weights held in bfloat16.
+
+The weight is the master's upper half; the optimiser keeps the rest of it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def joined(weight: Tensor, rest: Tensor) -> Tensor:
-    """The float32 master of a bfloat16 weight and its rest (int16): the weight's bits above, the
-    rest added below.
+    """The float32 master of a bfloat16 weight and its rest (int16).
+
+    The weight's bits above, the rest added below.
     """
     return (weight.view(torch.int16).to(torch.int32).bitwise_left_shift_(16) + rest).view(
         torch.float32
@@ -35,8 +37,9 @@ def parted(master: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Masters:
-    """An optimiser over parameters of which some are bfloat16: those move as if they were float32,
-    and are the masters rounded.
+    """An optimiser over parameters of which some are bfloat16.
+
+    Those move as if they were float32, and are the masters rounded.
 
     A step of 1e-6 is far below what bfloat16 can tell apart at 0.1 (5e-4); in the master it adds
     up. `make` builds the optimiser of float32 parameters that does the work. It sees a part of a
@@ -77,9 +80,7 @@ class Masters:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves but the weights: rests of masters, and what the optimisers
-        remember.
-        """
+        """Rests of masters, and the states of the optimisers: all that changes but the weights."""
         return {
             "rests": [part.rest for part in self.parts],
             "parts": [[inner.state_dict() for inner in part.inner] for part in self.parts],
@@ -97,8 +98,9 @@ class Masters:
 
 
 class Part:
-    """One bfloat16 parameter: the rest of its master, and an optimiser for every AT_ONCE numbers of
-    it.
+    """One bfloat16 parameter: the rest of its master, and its optimisers.
+
+    One optimiser for every AT_ONCE numbers of it.
     """
 
     def __init__(self, parameter: nn.Parameter, make: Make, group: dict[str, Any]) -> None:

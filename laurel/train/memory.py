@@ -1,39 +1,33 @@
-"""Memory before the first step: what stands there, what each part of a step adds, and whether the
-device has it.
-"""
+"""Memory before the first step: what is there, what a step adds, and whether it is enough."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import resident
+from laurel.core.machine import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.fast.decode import obstacle, rounded
+from laurel.fast.inflight import memory_of
+from laurel.fast.kernels import elsewhere
+from laurel.fast.logprob import TILE, TILE_ON_GPU
+from laurel.fast.room import device_memory
+from laurel.fast.static import static_obstacle
 from laurel.model.chat import encode_prompt
-from laurel.model.compact import obstacle, rounded
-from laurel.model.inflight import memory_of
-from laurel.model.kernels import elsewhere
-from laurel.model.logprob import TILE, TILE_ON_GPU
 from laurel.model.narrow import held
-from laurel.model.room import device_memory
-from laurel.model.static import static_obstacle
 from laurel.model.turns import as_tools
-from laurel.rollout.given import GIVEN
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.checkpoint import State
-from laurel.train.draws import beside, drawn
 from laurel.train.kept import activations, computed, copies, in_training
 from laurel.train.optimizer import state_bytes
+from laurel.train.session import Session
 
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
-
-AT_ONCE = 1024  # rows that are sampled at once, as `laurel.model.sampler.sample` has it
+AT_ONCE = 1024  # rows that are sampled at once, as `laurel.rollout.sampler.sample` has it
 # tiles of logits that are there at once: as they are, as log-probabilities, as probabilities, and
 # their gradient
 TILES = 4
@@ -49,8 +43,9 @@ OPTIMISER = ("moments", "masters")
 
 @dataclass(frozen=True)
 class Work:
-    """The largest pieces of a step: a micro-batch, whether there are others beside it, and what is
-    sampled, in rows and tokens.
+    """The largest pieces of a step: a micro-batch, and what is sampled, in rows and tokens.
+
+    several: there are other micro-batches beside it.
     """
 
     micro: Batch
@@ -63,8 +58,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Bytes by name. there: models; parts: what a step adds; phases: which of these are there at
-    the same time.
+    """Bytes by name.
+
+    there: models; parts: what a step adds; phases: which of these are there at the same time.
     """
 
     there: dict[str, int]
@@ -89,8 +85,9 @@ class Foreseen:
 def foreseen(
     policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
 ) -> Foreseen:
-    """What a run takes on a device of some kind, of models that may be without memory: from shapes,
-    and a pass over shapes.
+    """The bytes that a run takes on a device, of models that may be without memory.
+
+    From shapes, and a pass over shapes.
 
     Activations go as gradients come, so both are there together only where gradients of an earlier
     micro-batch wait.
@@ -99,51 +96,54 @@ def foreseen(
     if reference is not None:
         there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
     if companion is not None:
-        there[row.beside] = weights_of(companion.model)
+        there[row.trained.auxiliary] = weights_of(companion.model)
     trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    weights = bytes_of(trained.values())
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
-    if row.source == "parameters":
-        parts |= {
-            "moments": 0,
-            "masters": 0,
-            "a copy": sum(p.numel() * p.element_size() for p in trained.values()),
-        }
+    if row.source.population:
+        parts |= {"moments": 0, "masters": 0, "a copy": weights}
         return Foreseen(there, parts, {"sampling": (*phases["sampling"], "a copy")})
     parts |= state_bytes(trained, config.optim)
     if config.optim.startswith("paged") and kind == "cuda":
         parts["moments"] = 0  # they leave a GPU that is full
     parts |= backward(policy, companion, config, row, work, kind)
     parts["a tensor at a time"] = stepping(trained)
-    parts["what is saved"] = sum(p.numel() * p.element_size() for p in trained.values())
-    waiting = ("gradients",) if work.several else ()
-    still = (*OPTIMISER, *always)
-    phases |= {
-        "the forward pass and the loss": (
-            *still,
-            *waiting,
-            "activations",
-            "gaps in the heap",
-            "copies of weights",
-            "logits",
-            "gradient of the head",
-        ),
+    parts["what is saved"] = weights
+    return Foreseen(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
+
+
+def phases_of(several: bool, still: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Which parts are there at the same time while a batch is learned from.
+
+    several: there are several micro-batches, so gradients of an earlier one wait. still: what is
+    there all the time.
+    """
+    waiting = ("gradients",) if several else ()
+    forward = ("activations", "gaps in the heap", "copies of weights", "logits")
+    return {
+        "the forward pass and the loss": (*still, *waiting, *forward, "gradient of the head"),
         "the backward pass": (*still, "gradients", "gradients twice"),
         "the optimiser's step": (*still, "gradients", "a tensor at a time"),
         "a checkpoint": (*still, "what is saved"),
     }
-    return Foreseen(there, parts, phases)
 
 
 def weights_of(module: Any) -> int:
     """Bytes of a model's weights."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    return bytes_of(module.parameters())
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def stepping(trained: dict[str, Any]) -> int:
-    """Bytes of the float32 copies that masters are put together in: master, gradient, and whole
-    numbers on the way.
+    """Bytes of the float32 copies that masters are put together in.
+
+    Master, gradient, and whole numbers on the way.
     """
     narrow = [p.numel() for p in trained.values() if p.dtype == masters.NARROW]
     return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
@@ -152,51 +152,59 @@ def stepping(trained: dict[str, Any]) -> int:
 def backward(
     policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
 ) -> dict[str, int]:
-    """What a micro-batch adds: activations, logits, the gradient of the head, and gradients of
-    which there are two for a while.
+    """Bytes that a micro-batch adds.
+
+    Activations, logits, the gradient of the head, and gradients of which there are two for a while.
     """
-    inner = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
-    narrow = policy.dtype != held(policy.model)
-    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
-    there = (
-        nullcontext() if kind == "cpu" else elsewhere()
-    )  # a GPU that is not here computes otherwise
-    with in_training(policy.model, not config.disable_dropout), there:
-        kept = sum(
-            activations(body_of(model), work.micro, policy.autocast, weights) for model in inner
-        )
-        copied = (
-            sum(copies(body_of(model), policy.autocast, weights) for model in inner)
-            if narrow
-            else 0
-        )
-    learning = [
-        *policy.trainable().values(),
-        *(companion.trainable().values() if companion else ()),
-    ]
-    sizes = [p.numel() * p.element_size() for p in learning]
-    gaps = int(GAPS * kept) if kind == "cpu" else 0
+    kept, copied = activation_bytes(policy, companion, config, work, kind)
+    learning = list(policy.trainable().values())
+    if companion is not None:
+        learning += companion.trainable().values()
     found = {
         "activations": kept - copied,
-        "gaps in the heap": gaps,
+        "gaps in the heap": int(GAPS * kept) if kind == "cpu" else 0,
         "copies of weights": copied,
         "logits": 0,
         "gradient of the head": 0,
     }
     tied = False
-    if not row.head:
+    if not row.trained.head:
         head = policy.causal.get_output_embeddings().weight
-        vocabulary, width = head.shape
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
-        there = int(work.micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
-        tile = TILE if kind == "cpu" else TILE_ON_GPU
-        found["logits"] = TILES * min(tile, there) + (
-            min(policy.room, there) if head.requires_grad else 0
-        )
-        if policy.whole_logits:
-            found["logits"] = 3 * 4 * work.micro.ids_NL.numel() * vocabulary
-        found["gradient of the head"] = 4 * vocabulary * width if head.requires_grad else 0
-    return found | {"gradients twice": (int(tied) + int(work.several)) * max(sizes, default=0)}
+        found |= head_bytes(policy, head, work.micro, kind)
+    largest = max((bytes_of([p]) for p in learning), default=0)
+    return found | {"gradients twice": (int(tied) + int(work.several)) * largest}
+
+
+def activation_bytes(
+    policy: Any, companion: Any, config: Any, work: Work, kind: str
+) -> tuple[int, int]:
+    """Bytes that the forward pass of a micro-batch keeps.
+
+    And those of them that are copies of weights in another precision.
+    """
+    bodies = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
+    bodies = [body_of(model) for model in bodies]
+    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
+    # a GPU that is not here computes otherwise
+    there = nullcontext() if kind == "cpu" else elsewhere()
+    with in_training(policy.model, not config.disable_dropout), there:
+        kept = sum(activations(body, work.micro, policy.autocast, weights) for body in bodies)
+        if policy.dtype == held(policy.model):
+            return kept, 0
+        return kept, sum(copies(body, policy.autocast, weights) for body in bodies)
+
+
+def head_bytes(policy: Any, head: Any, micro: Batch, kind: str) -> dict[str, int]:
+    """Bytes of the logits of a micro-batch, and of the gradient of the output head [V, D]."""
+    vocabulary, width = head.shape
+    learns = bool(head.requires_grad)
+    whole = int(micro.loss_mask_NT.sum()) * vocabulary * policy.dtype.itemsize
+    tile = TILE if kind == "cpu" else TILE_ON_GPU
+    logits = TILES * min(tile, whole) + (min(policy.room, whole) if learns else 0)
+    if policy.whole_logits:
+        logits = 3 * 4 * micro.ids_NL.numel() * vocabulary
+    return {"logits": logits, "gradient of the head": 4 * vocabulary * width if learns else 0}
 
 
 def body_of(model: Any) -> Any:
@@ -206,13 +214,12 @@ def body_of(model: Any) -> Any:
 
 def own_bodies(companion: Any) -> list[Any]:
     """The body of a critic or discriminator that has one of its own."""
-    beside = getattr(companion, "model", None)
-    return [beside["body"]] if isinstance(beside, torch.nn.ModuleDict) and "body" in beside else []
+    model = getattr(companion, "model", None)
+    return [model["body"]] if isinstance(model, torch.nn.ModuleDict) and "body" in model else []
 
 
 def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
-    """What sampling takes: keys and values, weights as the sampler has them, logits; nothing where
-    nothing is sampled.
+    """Bytes of sampling: keys and values, the sampler's weights, logits; {} where none is done.
 
     kind: of the device that it will be on, which need not be here.
     """
@@ -246,8 +253,9 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
 
 
 def fused_weights(policy: Any) -> int:
-    """Bytes of the weights that the compact decoder copies: of several projections as one, and of
-    those in another precision.
+    """Bytes of the weights that the compact decoder copies.
+
+    Of several projections as one, and of those in another precision.
     """
     body, head = body_of(policy.causal), policy.causal.get_output_embeddings()
     together, alone = (
@@ -266,17 +274,18 @@ def fused_weights(policy: Any) -> int:
     return count * policy.dtype.itemsize
 
 
-def work_of(setup: Setup) -> Work:
-    """The largest pieces of the first step: prompts with the longest completion, or answers as they
-    are.
+def work_of(session: Session) -> Work:
+    """The largest pieces of the first step.
+
+    Prompts with the longest completion, or answers as they are.
     """
-    config, policy = setup.config, setup.policy
-    rows = drawn(setup, 0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
-    if setup.learns_from_data:
+    config, policy = session.config, session.policy
+    rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
+    if session.row.source.read is not None:
         how = {"train_on": config.train_on, "max_length": config.max_length}
-        others = beside(setup, State(cursor=config.prompts_per_step), rows)
-        groups = GIVEN[setup.row.source](policy, rows, run="", step=0, **how, **others)
-        return work_in(groups, config, setup)
+        others = session.partner_rows(rows, config.prompts_per_step)
+        groups = session.row.source.read(policy, rows, run="", step=0, **how, **others)
+        return work_in(groups, config, session)
     prompts = [
         encode_prompt(
             policy.tokenizer, row.columns["prompt"], tools=as_tools(row.columns.get("tools"))
@@ -288,11 +297,11 @@ def work_of(setup: Setup) -> Work:
         config.num_generations or 1,
     )
     return work_in(
-        to_be_said(prompts, each, more), config, setup, each, max(map(len, prompts)), more
+        longest_groups(prompts, each, more), config, session, each, max(map(len, prompts)), more
     )
 
 
-def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
+def longest_groups(prompts: Any, each: int, length: int) -> list[Group]:
     """Groups of samples as long as they may be."""
     ids = (1,) * length
     how = (ids, (0.0,) * length, (True,) * length, 1.0, "length", "", ())
@@ -309,7 +318,7 @@ def to_be_said(prompts: Any, each: int, length: int) -> list[Group]:
 def work_in(
     groups: list[Group],
     config: Any,
-    setup: Any,
+    session: Any,
     each: int = 0,
     prompt: int = 0,
     completion: int = 0,
@@ -317,42 +326,43 @@ def work_in(
     """The micro-batch that computes most tokens, by the way that a step is divided."""
     batch = pack(groups)
     micros = list(
-        batch.split(config.token_budget, whole_groups=setup.by_comparison, packed=setup.packs)
+        batch.split(config.token_budget, whole_groups=session.by_comparison, packed=session.packs)
     )
-    micro = max(micros, key=lambda one: computed(one, packed=setup.packs))
+    micro = max(micros, key=lambda one: computed(one, packed=session.packs))
     return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
-def memory(setup: Setup) -> str:
-    """What is foreseen, as a line; more than the device has is an error that says how to need
-    less.
+def memory(session: Session) -> str:
+    """The forecast as a line; UsageError where it is more than the device has.
+
+    The error says how to need less.
     """
     found = foreseen(
-        setup.policy,
-        setup.reference,
-        setup.companion,
-        setup.config,
-        setup.row,
-        work_of(setup),
-        setup.policy.device.type,
+        session.policy,
+        session.reference,
+        session.companion,
+        session.config,
+        session.row,
+        work_of(session),
+        session.policy.device.type,
     )
-    told = in_words(found)
-    on_gpu = setup.policy.device.type == "cuda"
-    now = torch.cuda.memory_allocated(setup.policy.device) if on_gpu else resident()
-    both = device_memory(setup.policy.device)
+    listed = in_words(found)
+    on_gpu = session.policy.device.type == "cuda"
+    now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident_bytes()
+    both = device_memory(session.policy.device)
     if both is not None and SURE * found.coming > both[0]:
         what = (
-            f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({told}, in MB), and"
+            f"a step needs about {(now + found.coming) / 1e9:.1f} GB ({listed}, in MB), and"
             f" {(now + both[0]) / 1e9:.1f} GB are there."
         )
         raise UsageError(
-            what, where="memory", fix=" ".join(ways_out(setup.config, setup.row, found)[:3])
+            what, where="memory", fix=" ".join(ways_out(session.config, session.row, found)[:3])
         )
     largest = (
         f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"
         f" in {found.fullest}"
     )
-    return f"memory in MB: {told}; {largest}"
+    return f"memory in MB: {listed}; {largest}"
 
 
 def in_words(found: Foreseen) -> str:
@@ -366,8 +376,9 @@ def in_words(found: Foreseen) -> str:
 
 
 def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
-    """What to change so that a step takes less: what costs least first, and only what helps in the
-    phase that takes most.
+    """What to change so that a step takes less memory: what costs least first.
+
+    Only what helps in the phase that takes most.
     """
     fullest, ways = found.phases[found.fullest], list[str]()
     many = "activations" in fullest and found.parts["activations"] > 0
@@ -375,7 +386,7 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         ways.append(
             f"Lower token_budget (now {config.token_budget}): the same gradient in smaller parts."
         )
-    if many and not config.gradient_checkpointing and not row.head:
+    if many and not config.gradient_checkpointing and not row.trained.head:
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     if "keys and values" in fullest:
         ways.append(
@@ -387,15 +398,15 @@ def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
         and found.parts.get("moments", 0) > sum(found.there.values()) / 4
     ):
         ways.append("Set optim to adamw_8bit: moments of 2 bytes a weight, not 8.")
-    if config.param_dtype != "bfloat16" and row.source != "parameters":
+    if config.param_dtype != "bfloat16" and not row.source.population:
         ways.append("Set param_dtype to bfloat16: half the memory of weights.")
     if not config.use_peft:
         ways.append("Set use_peft: adapters need hardly any gradients and optimiser state.")
     if (
         not many
         and not config.gradient_checkpointing
-        and not row.head
-        and row.source != "parameters"
+        and not row.trained.head
+        and not row.source.population
     ):
         ways.append("Set gradient_checkpointing: activations are computed twice.")
     ways.append("Take a smaller model.")

@@ -30,21 +30,23 @@ float32.
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter],
     config: TrainConfig,
-    beside: Mapping[str, nn.Parameter] | None = None,
+    auxiliary: Mapping[str, nn.Parameter] | None = None,
     rate: float = 1.0,
 ) -> Any:
-    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; no decay on vectors (norms,
-    biases).
+    """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
+
+    No decay on vectors (norms, biases).
 
     Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`:
     torch's, or one of bitsandbytes'.
-    beside: what is trained beside them, at `rate` times the learning rate. AdamW forgets the scale
-    of a gradient, so a coefficient of a loss that nothing else touches would do nothing.
+    auxiliary: an auxiliary model's parameters, which learn at `rate` times the learning rate. AdamW
+    forgets the scale of a gradient, so a coefficient of a loss that nothing else touches would do
+    nothing.
     """
     together = (
-        {1.0: {**parameters, **(beside or {})}}
+        {1.0: {**parameters, **(auxiliary or {})}}
         if rate == 1
-        else {1.0: parameters, rate: beside or {}}
+        else {1.0: parameters, rate: auxiliary or {}}
     )
     groups: list[dict[str, Any]] = []
     for times, of in together.items():
@@ -94,8 +96,9 @@ def library(optim: str) -> Any:
 
 
 def check_optim(config: TrainConfig, device: torch.device) -> None:
-    """UsageError for an optimiser that is not here, or would not be what its name says. Before any
-    weight is loaded.
+    """UsageError for an optimiser that is not here, or would not be what its name says.
+
+    Before any weight is loaded.
     """
     if config.optim == "adamw_torch":
         return
@@ -120,8 +123,9 @@ def check_optim(config: TrainConfig, device: torch.device) -> None:
 
 
 def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str, int]:
-    """Bytes that a step's gradients and the optimiser take: gradients, moments, and what masters
-    have beyond their weights.
+    """Bytes of a step's gradients and of the optimiser.
+
+    Gradients, moments, and what masters have beyond their weights.
     """
     found = {"gradients": 0, "moments": 0, "masters": 0}
     for parameter in parameters.values():
@@ -143,8 +147,9 @@ def total_norm(grads: list[Tensor]) -> float:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of step 1, 2, ...: linear warm-up, then constant, linear or cosine down to 0 at
-    max_steps.
+    """The learning rate of step 1, 2, ...
+
+    Linear warm-up, then constant, linear or cosine down to 0 at max_steps.
     """
     assert config.learning_rate is not None
     if step <= config.warmup_steps:

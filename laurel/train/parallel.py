@@ -1,5 +1,6 @@
-"""Several processes as one: the only module with collectives. Each rank takes its share of prompts;
-sums are global.
+"""Several processes as one: the only module with collectives.
+
+Each rank takes its share of prompts; sums are global.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """function(*columns) computed on the rows of all ranks together; this rank's rows of the
-    result.
+    """function(*columns) of the rows of all ranks together.
+
+    Returns this rank's rows of the result.
 
     Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes
     that differ in length are padded with 0.
@@ -74,8 +76,9 @@ def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up gradients over ranks. A rank without a gradient contributes zeros, so no rank waits
-    for another in vain.
+    """Add up gradients over ranks.
+
+    A rank without a gradient contributes zeros, so no rank waits for another in vain.
 
     What has a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by
     decay and momentum.

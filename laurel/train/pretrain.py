@@ -1,11 +1,11 @@
-"""Mixing in pre-training: likelihood of other text beside a policy's own loss, against forgetting
-what the reward does not ask for.
+"""Mixing in pre-training: likelihood of other text beside the loss.
+
+Against forgetting what the reward does not ask for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,34 +14,38 @@ from laurel.data.source import Row
 from laurel.data.split import take
 from laurel.objective.policy import likelihood
 from laurel.objective.unit import reduce_loss, token_mean
-from laurel.rollout.given import demonstrations
+from laurel.rollout.data import demonstrations
 from laurel.rollout.pack import pack
 from laurel.train import parallel
-
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 
-def mix_in(setup: Setup, rows: Sequence[Row], step: int, sums: Sums) -> None:
-    """Add the gradient of ptx_coef * E[-log pi(text)], per token of this step's rows of
-    ptx_dataset, to what has been accumulated.
+def mix_in(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None:
+    """Add the gradient of ptx_coef * E[-log pi(text)] to what has been accumulated.
+
+    Per token of this step's rows of ptx_dataset.
 
     As many rows as prompts per step, drawn in a seeded order, divided among processes. PPO-ptx,
     Ouyang et al. 2022, arXiv:2203.02155.
     """
-    config = setup.config
+    config = session.config
     every = take(
         (step - 1) * config.prompts_per_step, config.prompts_per_step, len(rows), config.seed
     )
     own = [rows[i] for i in every[parallel.rank() :: parallel.world_size()]]
     groups = demonstrations(
-        setup.policy, own, run="ptx", step=step, train_on=None, max_length=config.max_prompt_length
+        session.policy,
+        own,
+        run="ptx",
+        step=step,
+        train_on=None,
+        max_length=config.max_prompt_length,
     )
-    batch = pack(groups).to(setup.policy.device)
+    batch = pack(groups).to(session.policy.device)
     batch = batch.replace(weight_NT=torch.ones_like(batch.weight_NT))
     total = parallel.everywhere(token_mean(batch).count)
-    for micro in batch.split(config.token_budget, packed=setup.packs):
-        logp_NT = setup.policy.logp(micro).logp
+    for micro in batch.split(config.token_budget, packed=session.packs):
+        logp_NT = session.policy.logp(micro).logp
         (
             config.ptx_coef * reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)
         ).backward()

@@ -1,19 +1,15 @@
-"""What a person sees while training: a bar with the numbers that matter, or a line now and then
-where there is no terminal.
-"""
+"""The display of a run: a bar with numbers, or a line now and then without a terminal."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-if TYPE_CHECKING:
-    from laurel.train.setup import Setup
+from laurel.train.session import Session
 
 SHOWN = (
     "reward",
@@ -44,12 +40,13 @@ SHORT = {
 class Progress:
     """A context manager; `advance` moves the bar, `say` prints a line above it."""
 
-    def __init__(self, setup: Setup, *, quiet: bool = False) -> None:
+    def __init__(self, session: Session, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.console = Console(quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
-        self.every, self.told = max(1, setup.config.max_steps // 10), time.monotonic()
+        self.every, self.last_line = max(1, session.config.max_steps // 10), time.monotonic()
         self.bar = Bar(
-            TextColumn(f"[bold]{setup.name}"),
+            TextColumn(f"[bold]{session.name}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -57,7 +54,7 @@ class Progress:
             console=self.console,
             disable=not self.live,
         )
-        self.task = self.bar.add_task(setup.name, total=setup.config.max_steps, numbers="")
+        self.task = self.bar.add_task(session.name, total=session.config.max_steps, numbers="")
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -79,14 +76,14 @@ class Progress:
             and name.startswith("eval/")
             and f"eval/{name.split('/', 2)[2]}" in SHOWN
         ]
-        told = (
+        names = (
             [name for name in SHOWN if name in means]
             + sets
             + [name for name in TROUBLE if means.get(name)]
         )
-        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in told)
+        numbers = "  ".join(f"{SHORT.get(name, name)} {means[name]:.3g}" for name in names)
         self.bar.update(self.task, completed=step, numbers=numbers)
-        late = time.monotonic() - self.told >= MINUTE
+        late = time.monotonic() - self.last_line >= MINUTE
         if not self.live and (step % self.every == 0 or step == 1 or late):
-            self.told = time.monotonic()
+            self.last_line = time.monotonic()
             self.say(f"step {step}  {numbers}")

@@ -1,5 +1,6 @@
-"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`: the command's path, with
-objects where it takes names.
+"""`laurel.train("grpo", model=..., dataset=..., rewards=[function])`.
+
+The command's path, with objects where it takes names.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laurel.core.bound_objects import PREFIX, bind_objects, qualified_name
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config
 from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
-from laurel.core.given import PREFIX, giving, name_of
-from laurel.core.load import beside
+from laurel.core.load import resolve_paths
 from laurel.core.run import Run
 from laurel.data.in_memory import are_names, records_of
 
@@ -52,18 +53,20 @@ def train(
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
     values, objects = with_names(values)
-    from laurel.train.callbacks import Watching, check_callbacks  # from here on torch is needed
+    # from here on torch is needed
+    from laurel.train.callbacks import check_callbacks
     from laurel.train.loop import train as run_to_the_end
+    from laurel.train.session import Observers
 
-    watching = Watching(
+    observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
-        tuple(said(objects, values.get("param_dtype"))),
+        tuple(notes_on(objects, values.get("param_dtype"))),
     )
-    with giving(objects):
+    with bind_objects(objects):
         resolved = build_config(values, where="laurel.train")
-        with giving(with_tokenizer(resolved.model, values, objects, tokenizer)):
-            return run_to_the_end(algorithm, resolved, quiet=quiet, watching=watching)
+        with bind_objects(with_tokenizer(resolved.model, values, objects, tokenizer)):
+            return run_to_the_end(algorithm, resolved, quiet=quiet, observers=observers)
 
 
 def check_algorithm(name: Any) -> None:
@@ -94,8 +97,9 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(options: Mapping[str, Any]) -> None:
-    """An unknown name is told with the nearest, among options and arguments; `build_config` tells
-    the rest.
+    """UsageError for an unknown name of which the nearest is an argument of Python's.
+
+    `build_config` names the nearest option of the others.
     """
     for name in options:
         if name in TrainConfig.model_fields or name == "tokenizer":
@@ -112,7 +116,7 @@ def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) ->
     if isinstance(config, TrainConfig):
         return {name: getattr(config, name) for name in config.model_fields_set}
     if isinstance(config, str | Path):
-        return beside(config, read_yaml(config))
+        return resolve_paths(config, read_yaml(config))
     if isinstance(config, Mapping):
         return renamed(config)
     raise UsageError(
@@ -128,30 +132,40 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     split = str(values.get("dataset_split", TrainConfig.model_fields["dataset_split"].default))
     for option, value in values.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        if option in ROWS and value is not None:
-            value = rows_by_name(value, option, split, objects)
-        elif option == "eval_dataset" and value is not None:
-            several = isinstance(value, Mapping) and not all(
-                hasattr(part, "column_names") for part in value.values()
-            )
-            if several:
-                value = {
-                    name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
-                    for name, part in value.items()
-                }
-            else:
-                value = rows_by_name(value, option, split_for_evaluation(value, split), objects)
-        elif option == "rewards" and value is not None:
-            listed = list(value) if isinstance(value, list | tuple) else [value]
-            value = [
-                one if isinstance(one, str) else by_name(one, option, objects) for one in listed
-            ]
-        elif option in CODE and value is not None and not isinstance(value, str):
-            value = by_name(value, option, objects)
-        elif option == "model" and not isinstance(value, str | type(None)):
-            value = model_by_name(value, objects)
+        if value is not None:
+            value = with_name(option, value, split, objects)
         named[option] = value
     return named, objects
+
+
+def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """The value of an option with names in the place of objects, which go into `objects`."""
+    if option in ROWS:
+        return rows_by_name(value, option, split, objects)
+    if option == "eval_dataset":
+        return evaluation_by_name(value, split, objects)
+    if option == "rewards":
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        return [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+    if option in CODE and not isinstance(value, str):
+        return by_name(value, option, objects)
+    if option == "model" and not isinstance(value, str):
+        return model_by_name(value, objects)
+    return value
+
+
+def evaluation_by_name(value: Any, split: str, objects: dict[str, Any]) -> Any:
+    """One evaluation set by name, or several sets by theirs."""
+    several = isinstance(value, Mapping) and not all(
+        hasattr(part, "column_names") for part in value.values()
+    )
+    if not several:
+        split = split_for_evaluation(value, split)
+        return rows_by_name(value, "eval_dataset", split, objects)
+    return {
+        name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
+        for name, part in value.items()
+    }
 
 
 def split_for_evaluation(value: Any, split: str) -> str:
@@ -165,8 +179,9 @@ def split_for_evaluation(value: Any, split: str) -> str:
 
 
 def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
-    """A name as it is; names of files as the text that stands for them; rows under the name of
-    their option.
+    """The value of an option of rows, by name.
+
+    A name as it is; names of files as one text; rows under the name of their option.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(value, str) or are_names(value):
@@ -177,8 +192,9 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 
 
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
-    """`module.qualname` of a function or class, which a run remembers it by; a second one of that
-    name is `...#2`.
+    """`module.qualname` of a function or class, by which a run remembers it.
+
+    A second one of that name is `...#2`.
     """
     if not callable(value):
         raise UsageError(
@@ -186,7 +202,7 @@ def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
             where=option,
             fix="Give functions, classes or names.",
         )
-    name = plain = name_of(value)
+    name = plain = qualified_name(value)
     count = 1
     while name in objects and objects[name] is not value:
         count += 1
@@ -208,8 +224,9 @@ def model_by_name(model: Any, objects: dict[str, Any]) -> str:
 def with_tokenizer(
     model: str, values: Mapping[str, Any], objects: Mapping[str, Any], tokenizer: Any
 ) -> dict[str, Any]:
-    """The tokenizer under the name of its model. A model in memory that comes without one has that
-    of the folder it was loaded from.
+    """The tokenizer under the name of its model.
+
+    A model in memory that comes without one has that of the folder it was loaded from.
     """
     from laurel.model.objects import TOKENIZER
     from laurel.model.policy import load_tokenizer
@@ -260,9 +277,10 @@ def check_function(function: Any) -> Any:
     return function
 
 
-def said(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
-    """What the run says of objects: where they run, and what becomes of them. kept: the precision
-    asked for weights.
+def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
+    """Notes on objects: where they run, and what becomes of them.
+
+    kept: the precision asked for weights.
     """
     functions = [name for name in objects if not name.startswith(PREFIX)]
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []

@@ -1,5 +1,6 @@
-"""What a step leaves behind: metrics as (sum, count), and every sample with the reason of every
-score.
+"""Metrics of a step as (sum, count), and its samples with the reason of every score.
+
+And the checks of them that stop a run.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.core.machine import resident
+from laurel.core.errors import LaurelError
+from laurel.core.machine import resident_bytes
 from laurel.core.metrics import Sums
-from laurel.core.result import Result
+from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group
-from laurel.model.logprob import TokenStats
+from laurel.fast.logprob import USUAL
+from laurel.model.outputs import Outputs
 from laurel.objective.metrics import (
-    CLIPPED,
     approx_kl,
     kl_metrics,
     preference_metrics,
@@ -29,21 +31,33 @@ from laurel.objective.value import value_metrics
 from laurel.reward.mixture import metrics as mixture_metrics
 from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
-from laurel.train.options import bind
-from laurel.train.options import reads as read_by
 from laurel.train.profile import record_profile, whole
 from laurel.train.relabel import RELABELLED
-from laurel.train.setup import Setup
+from laurel.train.session import Session
 from laurel.weight.group import informative
 
+GROWN = 2.0
+"""How much larger than at the start logits may have become in training, for the sampler's check in
+every step.
+"""
 
-def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
+
+Metrics = Mapping[str, tuple[Any, Any]]
+
+
+def add_all(sums: Sums, metrics: Metrics, prefix: str = "") -> None:
+    """Add metrics as (sum, count), which may be tensors."""
+    for name, (total, count) in metrics.items():
+        sums.add(prefix + name, float(total), float(count))
+
+
+def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> None:
     """Rewards, lengths, ends and duplicates of freshly sampled groups."""
-    for name, (total, count) in mixture_metrics(groups).items():
-        sums.add(name, total, count)
+    add_all(sums, mixture_metrics(groups))
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
-    setup.clock.drew(whole(setup.policy), setup.policy.dtype, groups)
+    if session.clock.device is not None:
+        session.clock.drew(whole(session.policy), session.policy.dtype, groups)
     sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
     sums.add("failed_fraction", int((~present).sum()), present.numel())
     if reward_PG.shape[1] > 1:
@@ -52,6 +66,11 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
         ]
         sums.add("reward_std", sum(spread), len(spread))
         sums.add("frac_reward_zero_std", int((~informative(reward_PG)).sum()), len(reward_PG))
+    completion_metrics(groups, sums)
+
+
+def completion_metrics(groups: Sequence[Group], sums: Sums) -> None:
+    """Duplicates, lengths and ends of completions."""
     for group in groups:
         distinct = {sample.completion_ids for sample in group.samples}
         sums.add("duplicates", len(group.samples) - len(distinct), len(group.samples))
@@ -65,10 +84,9 @@ def reward_metrics(setup: Setup, groups: Sequence[Group], sums: Sums) -> None:
 
 @torch.no_grad()
 def record_update(
-    setup: Setup,
+    session: Session,
     micro: Batch,
-    seen: Mapping[str, Any],
-    stats: TokenStats | None,
+    outputs: Outputs,
     step: int,
     sums: Sums,
     *,
@@ -76,105 +94,96 @@ def record_update(
 ) -> None:
     """Quantities of one micro-batch, weighted by what they are means of.
 
-    whole: every token that the policy drew is looked at in this step, here or by `record_rest`.
-    Else what is said of them all is left
-    out: it would be said of the rows with a weight alone.
+    whole: every token that the policy drew is measured in this step, here or by `record_rest`. Else
+    metrics of the policy's samples are left out: they would be of the rows with a weight alone.
     """
-    mask = micro.loss_mask_NT
-    count = int(mask.sum())
-    sums.add(
-        "padding_share",
-        0 if setup.packs else int((~micro.attention_NL).sum()),
-        micro.attention_NL.numel(),
-    )
-    if stats is None:
-        add_scores(setup, seen, micro, sums)
+    padding = 0 if session.packs else int((~micro.attention_NL).sum())
+    sums.add("padding_share", padding, micro.attention_NL.numel())
+    count = int(micro.loss_mask_NT.sum())
+    if session.row.trained.head:
+        add_scores(session, outputs, micro, sums)
         sums.total("supervised_tokens", count)
         return
-    logp = stats.logp.detach()
     if whole:
-        record_tokens(setup, micro, stats, step, sums)
-    if "value_NT" in seen:
-        for name, (total, number) in value_metrics(
-            seen["value_NT"], micro, cliprange_value=setup.config.cliprange_value
-        ).items():
-            sums.add(name, float(total), float(number))
-    if setup.row.measure is not None:
-        for name, (total, number) in bind(setup.row.measure, setup.config)(
-            seen[read_by(setup.row.measure)], micro
-        ).items():
-            sums.add(name, float(total), float(number))
-    if setup.by_comparison:
-        for name, (total, number) in preference_metrics(logp, micro, beta=scale(setup)).items():
-            sums.add(name, float(total), float(number))
-    if setup.learns_from_data:
-        if not setup.by_comparison:  # of pairs it would mix chosen and rejected
-            sums.add("nll", float(-logp[mask].sum()), count)
+        record_tokens(session, micro, outputs, step, sums)
+    if session.bound.credit == "critic":
+        clip = session.config.cliprange_value
+        (value_NT,) = outputs.tensors(["value_NT"])
+        add_all(sums, value_metrics(value_NT, micro, cliprange_value=clip))
+    reads, measure = session.bound.measure_reads, session.bound.measure
+    if measure is not None and reads != ("logp_NT",):
+        add_all(sums, measure(*outputs.tensors(reads), micro))
+    logp_NT = outputs.tensors(["logp_NT"])[0].detach()
+    if session.by_comparison:
+        add_all(sums, preference_metrics(logp_NT, micro, beta=scale(session)))
+    if session.learns_from_data:
+        if not session.by_comparison:  # of pairs it would mix chosen and rejected
+            sums.add("nll", float(-logp_NT[micro.loss_mask_NT].sum()), count)
         sums.total("supervised_tokens", count)
 
 
-def record_tokens(setup: Setup, micro: Batch, stats: TokenStats, step: int, sums: Sums) -> None:
-    """What is said of the policy at the tokens of the loss mask: entropy, and of its own samples
-    the ratio, clipping and KL.
+def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
+    """Metrics of the policy at the tokens of the loss mask.
+
+    Entropy, and of its own samples the ratio, clipping and KL.
     """
-    mask, logp = micro.loss_mask_NT, stats.logp.detach()
-    sums.add("entropy", float(stats.entropy[mask].sum()), int(mask.sum()))
-    if not setup.on_policy:
+    logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
+    mask = micro.loss_mask_NT
+    sums.add("entropy", float(entropy[mask].sum()), int(mask.sum()))
+    if not session.on_policy:
         return
     pairs = {**ratio_metrics(logp, micro), "approx_kl": approx_kl(logp, micro)}
-    if setup.row.objective in CLIPPED:
-        pairs |= bind(CLIPPED[setup.row.objective], setup.config)(logp, micro)
-    if setup.measures_kl(step):
+    if session.bound.measure is not None and session.bound.measure_reads == ("logp_NT",):
+        pairs |= session.bound.measure(logp, micro)
+    if session.measures_kl(step):
         pairs |= kl_metrics(logp, micro)
-    for name, (total, number) in pairs.items():
-        sums.add(name, float(total), float(number))
+    add_all(sums, pairs)
     sums.peak("ratio/max", float(ratio_max(logp, micro)))
 
 
 @torch.no_grad()
-def record_rest(setup: Setup, rest: Batch, step: int, sums: Sums) -> Tensor:
-    """`record_tokens` of rows that no gradient is taken of, by a forward pass; the gaps |log pi -
-    log pi_old| of their tokens.
+def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
+    """`record_tokens` of rows that no gradient is taken of, by a forward pass.
+
+    Returns |log pi - log pi_old| of their tokens.
 
     So the metrics of a step are those of all its samples, whichever of them have something to
     teach.
     """
     gaps = [torch.zeros(0)]
-    for micro in rest.split(setup.config.token_budget, packed=setup.packs):
-        with setup.clock("forward"):
-            stats = setup.policy.logp(micro, entropy="value")
-        record_tokens(setup, micro, stats, step, sums)
-        gaps.append((stats.logp - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
+    for micro in rest.split(session.config.token_budget, packed=session.packs):
+        with session.clock("forward"):
+            outputs = session.policy.forward(micro, ("logp_NT", "entropy_NT"))
+        record_tokens(session, micro, outputs, step, sums)
+        (logp_NT,) = outputs.tensors(["logp_NT"])
+        gaps.append((logp_NT - micro.logp_old_NT)[micro.loss_mask_NT].abs().cpu())
     return torch.cat(gaps)
 
 
-def scale(setup: Setup) -> float:
+def scale(session: Session) -> float:
     """beta as the implied reward has it: 0 where it is 0; 1 of an objective without one."""
-    return 1.0 if setup.config.beta is None else setup.config.beta
+    return 1.0 if session.config.beta is None else session.config.beta
 
 
-def add_scores(
-    setup: Setup, seen: Mapping[str, Any], micro: Batch, sums: Sums, prefix: str = ""
-) -> None:
-    """The scorer's own metrics."""
-    for reads, said in seen.items():
-        for name, (total, number) in (
-            imitation_metrics if reads == "logp_NT" else setup.row.measure
-        )(said, micro).items():
-            sums.add(prefix + name, float(total), float(number))
+def add_scores(session: Session, outputs: Outputs, micro: Batch, sums: Sums) -> None:
+    """The scorer's own metrics, and those of imitation where its language model is trained, too."""
+    if session.bound.measure is not None:
+        scores = outputs.tensors(session.bound.measure_reads)
+        add_all(sums, session.bound.measure(*scores, micro))
+    if outputs.logp_NT is not None:
+        add_all(sums, imitation_metrics(outputs.logp_NT, micro))
 
 
 def record_samples(
-    setup: Setup, step: int, groups: Sequence[Group], batch: Batch, drawn: Sequence[str]
+    session: Session, step: int, groups: Sequence[Group], batch: Batch, drawn: Sequence[str]
 ) -> None:
-    """Every sample of the step as one line: prompt, text, ids, log-probabilities, mask, weight, and
-    what each reward said.
+    """Write every sample of the step as one line.
+
+    Prompt, text, ids, log-probabilities, mask, weight, and the result of each reward.
 
     Those of all processes, in the order in which their prompts were `drawn`: the file that one
     process would write.
     """
-    if setup.learns_from_data:
-        return
     weight_N = dict(zip(batch.keys, batch.weight_NT[:, 0].tolist(), strict=True))
     mine = [
         (
@@ -186,7 +195,7 @@ def record_samples(
     every = [pair for part in parallel.gather(mine) for pair in part]
     place = {prompt: at for at, prompt in enumerate(drawn)}
     if parallel.rank() == 0:
-        setup.run.log_samples(
+        session.run.log_samples(
             step,
             [line for _, lines in sorted(every, key=lambda pair: place[pair[0]]) for line in lines],
         )
@@ -216,10 +225,11 @@ def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
 
 
 def record_population(
-    setup: Setup, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]
+    session: Session, step: int, members: Sequence[tuple[int, float, Sequence[Group]]]
 ) -> None:
-    """The samples of a population, member by member: each line has its `member`, and as weight that
-    member's.
+    """Write the samples of a population, member by member.
+
+    Each line has its `member`, and as weight that member's.
     """
     flat = [
         (member, weight, group, i)
@@ -230,14 +240,15 @@ def record_population(
     mine = [sample_line(group, i, weight) | {"member": member} for member, weight, group, i in flat]
     every = [line for part in parallel.gather(mine) for line in part]
     if parallel.rank() == 0:
-        setup.run.log_samples(step, sorted(every, key=lambda line: line["member"]))
+        session.run.log_samples(step, sorted(every, key=lambda line: line["member"]))
 
 
-def record_time(setup: Setup, sums: Sums, step: int) -> None:
-    """Seconds of the step and of its stages, tokens per second, memory; with `profile` every phase
-    goes into profile.json.
+def record_time(session: Session, sums: Sums, step: int) -> None:
+    """Seconds of the step and of its stages, tokens per second, memory.
+
+    With `profile` every phase goes into profile.json.
     """
-    phases = setup.clock.stop()
+    phases = session.clock.stop()
     seconds = sum(phases.values())
     stages = {
         "sample": ("sample",),
@@ -252,11 +263,90 @@ def record_time(setup: Setup, sums: Sums, step: int) -> None:
         "tokens_per_second",
         (sums.totals.get("tokens", 0.0) + sums.totals.get("supervised_tokens", 0.0)) / seconds,
     )
-    sums.peak("rss_mb", resident() / 1e6)
-    if setup.config.profile and parallel.rank() == 0:
-        record_profile(setup, phases, sums, step)
+    sums.peak("rss_mb", resident_bytes() / 1e6)
+    if session.config.profile and parallel.rank() == 0:
+        record_profile(session, phases, sums, step)
 
 
 def as_line(result: Result) -> dict[str, Any]:
     """A reward's verdict as JSON: its kind, its value if it has one, its reason."""
     return {"kind": type(result).__name__.lower(), **asdict(result)}
+
+
+def has_score(group: Group) -> bool:
+    """Did a reward judge any sample of the group?"""
+    return any(isinstance(result, Score) for column in group.results.values() for result in column)
+
+
+def check_failures(session: Session, groups: Sequence[Group]) -> int:
+    """How many samples rewards failed on, over all processes.
+
+    More than the run allows stop it, in all of them.
+    """
+    parts = parallel.gather(session.mixture.failures(groups))
+    failed, total = (sum(part[i] for part in parts) for i in (0, 1))
+    where, first = next((part[2:] for part in parts if part[0]), ("", ""))
+    session.mixture.refuse(failed, total, where, first)
+    return failed
+
+
+def check_scored(session: Session, groups: Sequence[Group]) -> None:
+    """Stop where rewards failed on too many samples of the step, over all processes.
+
+    Or where no sample of the run was scored yet.
+
+    Where rewards have judged before, a step of which they have nothing to say has nothing to train
+    on, and passes.
+    """
+    if session.mixture is None or session.row.source.judge:
+        return
+    failed = check_failures(session, groups)
+    session.scored |= any(parallel.gather(any(has_score(group) for group in groups)))
+    if not failed and not session.scored:
+        names = ", ".join(session.mixture.names)
+        raise LaurelError(
+            f"no reward judged any sample of this step ({names}).", fix="Did they all abstain?"
+        )
+
+
+def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, sums: Sums) -> None:
+    """Record |log pi - log pi_old| over the tokens, and stop where it is too large.
+
+    The policy that is trained must be the one that sampled.
+
+    gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only
+    measured. Both of all processes, so that
+    all stop together. slack: the policy's; 99 % of tokens must stay below USUAL times that.
+    """
+    gap_M, all_M = (
+        torch.cat(parallel.gather(gap_M)).float(),
+        torch.cat(parallel.gather(torch.cat([gap_M, rest_M]))).float(),
+    )
+    if len(all_M) == 0:
+        return
+    sums.add("sampler_gap/mean", float(all_M.sum()), len(all_M))
+    sums.peak("sampler_gap/p99", percentile99(all_M))
+    sums.peak("sampler_gap/max", float(all_M.max()))
+    if len(gap_M) and not (p99 := percentile99(gap_M)) < GROWN * USUAL * slack:
+        raise LaurelError(
+            f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit"
+            f" {GROWN * USUAL * slack:.2g}).",
+            where=f"step {step}",
+            fix="The samples do not come from these weights: stale or perturbed sampler?",
+        )
+
+
+def percentile99(gap_M: Tensor) -> float:
+    """The 99th percentile; of more numbers than torch sorts for one, the largest."""
+    return float(gap_M.quantile(0.99)) if len(gap_M) < 1 << 24 else float(gap_M.max())
+
+
+def check_finite(loss: Tensor, micro: Batch, step: int) -> None:
+    """A loss that is not finite stops the run and names the samples it came from."""
+    if not bool(loss.isfinite()):
+        keys = ", ".join(f"{key.prompt}#{key.sample}" for key in micro.keys[:4])
+        raise LaurelError(
+            f"the loss is {float(loss.detach())}.",
+            where=f"step {step}, samples {keys}",
+            fix="Lower learning_rate; look at samples.jsonl.",
+        )

@@ -1,5 +1,6 @@
-"""Hindsight: a sample of one instruction becomes a demonstration of the instruction that it
-achieved.
+"""Hindsight relabelling.
+
+A sample of one instruction becomes a demonstration of the instruction that it achieved.
 """
 
 from __future__ import annotations
@@ -7,20 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.given import given
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.data.formats import is_messages
+from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 from laurel.reward.calls import Call
 from laurel.reward.load import Reward, load_reward
-
-if TYPE_CHECKING:
-    from laurel.data.source import Row
-    from laurel.train.setup import Setup
+from laurel.rollout.source import POLICY
+from laurel.train.session import Session
 
 RELABELLED = "relabelled"
 """The column that a relabelled group's row has in addition: for each sample the prompt it is
@@ -33,15 +33,16 @@ FIX = (
 
 
 def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Reward:
-    """The function that says which instruction a completion achieved, checked like a reward: it has
-    the same signature.
+    """The function that names the instruction which a completion achieved.
+
+    It is checked like a reward: it has the same signature.
 
     UsageError where it is not named, does not load, or asks for a column that is not there (columns
     None: not known, not checked).
     """
     if name is None:
         raise UsageError("which instruction did a completion achieve?", where="relabel", fix=FIX)
-    if given(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
+    if bound_object(name) is None and not re.fullmatch(r".+\.py:\w+|[\w.]+\.\w+", name):
         raise UsageError(f"`{name}` is no function.", where="relabel", fix=FIX)
     if RELABELLED in (columns or ()):
         raise UsageError(
@@ -62,48 +63,50 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
     return found
 
 
-def hindsight(setup: Setup, rows: Sequence[Row], groups: list[Group], sums: Sums) -> list[Group]:
-    """The groups, scored and recorded under their own instructions, as demonstrations of what they
-    achieved.
+def hindsight(
+    session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
+) -> list[Group]:
+    """The groups as demonstrations of what they achieved.
+
+    They were scored and recorded under their own instructions.
 
     A sample's prompt is encoded anew from the instruction that it achieved, its sampled ids stay,
     its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
     max_prompt_length, has reward None: it is left out of the loss and of its count.
     """
-    config = setup.config
-    out = []
-    for group, prompts in zip(groups, achieved(load_relabel(config.relabel), groups), strict=True):
-        ids = [
-            (
-                None
-                if prompt is None
-                else encode_prompt(setup.policy.tokenizer, prompt, tools=group.row.get("tools"))
-            )
-            for prompt in prompts
-        ]
-        fits = [i is not None and len(i) <= config.max_prompt_length for i in ids]
-        samples = [
-            s if i is None else replace(s, prompt_ids=i)
-            for s, i in zip(group.samples, ids, strict=True)
-        ]
-        kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]
-        rewards = tuple(1.0 if fit else None for fit in fits)
-        out.append(
-            replace(
-                group, row={**group.row, RELABELLED: kept}, samples=tuple(samples), rewards=rewards
-            )
-        )
-        sums.add("hindsight/relabelled", sum(fits), len(fits))
-        sums.add(
-            "hindsight/own", sum(prompt == group.row["prompt"] for prompt in prompts), len(fits)
-        )
-        sums.add("hindsight/too_long", sum(i is not None for i in ids) - sum(fits), len(fits))
-    return out
+    prompts = achieved(load_relabel(session.config.relabel), groups)
+    return [
+        relabelled(session, group, wanted, sums)
+        for group, wanted in zip(groups, prompts, strict=True)
+    ]
+
+
+def relabelled(session: Session, group: Group, prompts: Sequence[Any], sums: Sums) -> Group:
+    """One group under the instructions that its samples achieved."""
+    tokenizer, tools = session.policy.tokenizer, group.row.get("tools")
+    ids = [
+        None if prompt is None else encode_prompt(tokenizer, prompt, tools=tools)
+        for prompt in prompts
+    ]
+    fits = [i is not None and len(i) <= session.config.max_prompt_length for i in ids]
+    samples = tuple(
+        sample if i is None else replace(sample, prompt_ids=i)
+        for sample, i in zip(group.samples, ids, strict=True)
+    )
+    kept = [prompt if fit else None for prompt, fit in zip(prompts, fits, strict=True)]
+    own = sum(prompt == group.row["prompt"] for prompt in prompts)
+    sums.add("hindsight/relabelled", sum(fits), len(fits))
+    sums.add("hindsight/own", own, len(fits))
+    sums.add("hindsight/too_long", sum(i is not None for i in ids) - sum(fits), len(fits))
+    row = {**group.row, RELABELLED: kept}
+    rewards = tuple(1.0 if fit else None for fit in fits)
+    return replace(group, row=row, samples=samples, rewards=rewards)
 
 
 def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
-    """What the function says of every sample of every group. An answer of another length, or that
-    is no prompt, is an error.
+    """What the function says of every sample of every group.
+
+    An answer of another length, or that is no prompt, is an error.
     """
     call, where = Call.of(groups), f"relabel, `{relabel.name}`"
     try:
@@ -111,9 +114,9 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
     except Exception as error:
         raise LaurelError(f"raised {type(error).__name__}: {error}.", where=where) from error
     if not isinstance(found, list | tuple) or len(found) != len(call.keys):
-        said = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
+        kind = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
         raise LaurelError(
-            f"returned {said} for {len(call.keys)} completions.",
+            f"returned {kind} for {len(call.keys)} completions.",
             where=where,
             fix="A list: one prompt or None for each.",
         )
@@ -131,3 +134,20 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
 def same_kind(prompt: Any, asked: Any) -> bool:
     """A text where a text was asked, a conversation where it was one."""
     return isinstance(prompt, str) if isinstance(asked, str) else is_messages(prompt)
+
+
+HINDSIGHT = POLICY.without(
+    "beta",
+    "reference",
+    "kl_placement",
+    "kl_estimator",
+    "env",
+    "max_turns",
+    "dynamic_sampling",
+    "max_resamples",
+    "overlong_buffer",
+    name="relabelled prompts",
+    revise=hindsight,
+    off_policy=True,
+).having(relabel=None)
+"""x ~ policy, then put under the instruction that it achieved."""

@@ -1,5 +1,6 @@
-"""The roofline: how long a step's necessary products, attention and reading of memory take at rates
-measured at their own shapes.
+"""The roofline: the time that the necessary work of a step takes at measured rates.
+
+Products, attention and reading of memory, at rates measured at their own shapes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ LARGEST = 256 << 20
 
 
 class Product(NamedTuple):
-    """[rows, inner] times [inner, columns], `count` of them: weights one after the other, or heads
-    of attention at once.
+    """[rows, inner] times [inner, columns], `count` of them.
+
+    Weights one after the other, or heads of attention at once.
     """
 
     kind: Literal["weights", "heads"]
@@ -35,8 +37,9 @@ class Product(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What of a model costs time. matrices: (out, in, does it learn?) -> how many of them every
-    token is multiplied by.
+    """What of a model costs time.
+
+    matrices: (out, in, does it learn?) -> how many of them every token is multiplied by.
 
     vocabulary: a matrix with so many rows is a head, which only tokens that are drawn or trained on
     go through. windows: of each layer with attention, how many tokens a query sees, None for all
@@ -53,9 +56,7 @@ class Body(NamedTuple):
 
 @dataclass
 class Work:
-    """Floating-point operations of products, by their shape, and bytes that are read, by how many
-    there are to go through.
-    """
+    """Floating-point operations of products by shape, and bytes read by size of memory."""
 
     products: defaultdict[Product, float] = field(default_factory=lambda: defaultdict(float))
     reads: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
@@ -73,8 +74,9 @@ class Work:
     def pass_through(
         self, body: Body, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE
     ) -> None:
-        """`tokens` through every matrix, `at_head` of them through heads; learns: and the gradients
-        of input and weight.
+        """Count `tokens` through every matrix, `at_head` of them through heads.
+
+        learns: and the gradients of input and weight.
         """
         for (out, into, moves), count in body.matrices.items():
             through = at_head if out == body.vocabulary else tokens
@@ -106,11 +108,30 @@ def rounded(tokens: int) -> int:
 
 
 def body_of(model: nn.Module) -> Body:
-    """What of a Hugging Face model costs time; of a companion without a body, what is trained of
-    it, and no attention.
+    """What of a Hugging Face model costs time.
+
+    Of a companion without a body, what is trained of it, and no attention.
     """
     config: Any = getattr(model, "config", None)
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    matrices = matrices_of(model, config)
+    if config is None:
+        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
+    config = config.get_text_config()
+    heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return Body(
+        matrices=matrices,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        windows=tuple(width if kind == "sliding_attention" else None for kind in kinds),
+    )
+
+
+def matrices_of(model: nn.Module, config: Any) -> Counter[tuple[int, int, bool]]:
+    """(out, in, does it learn?) of every matrix that a token is multiplied by, with how many."""
+    output: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = getattr(output, "weight", None)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = Counter[tuple[int, int, bool]]()
@@ -118,31 +139,17 @@ def body_of(model: nn.Module) -> Body:
         if id(p) in tables or p is head or not (config or p.requires_grad):
             continue
         if p.ndim in (2, 3):  # [experts, out, in]: a token takes a few of them
-            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += (
-                1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
-            )
+            experts = 1 if p.ndim == 2 else getattr(config, "num_experts_per_tok", len(p))
+            matrices[p.shape[-2], p.shape[-1], p.requires_grad] += experts
     if head is not None:
         matrices[head.shape[0], head.shape[1], head.requires_grad] += 1
-    if config is None:
-        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
-    config = config.get_text_config()
-    heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    windows = tuple(width if kind == "sliding_attention" else None for kind in kinds)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Body(
-        matrices,
-        config.vocab_size,
-        heads,
-        getattr(config, "num_key_value_heads", None) or heads,
-        head_dim,
-        windows,
-    )
+    return matrices
 
 
 def pairs(first: int, last: int, body: Body) -> float:
-    """Pairs of a query at first .. last - 1 with a key that it sees, itself among them, in all
-    layers.
+    """Pairs of a query at first .. last - 1 with a key that it attends to, in all layers.
+
+    Itself among them.
     """
     found = 0.0
     for window in body.windows:
@@ -152,8 +159,9 @@ def pairs(first: int, last: int, body: Body) -> float:
 
 
 def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
-    """A pass over a batch: real tokens only, a prompt once for all rows of its group, heads where a
-    token is trained on.
+    """Count a pass over a batch: real tokens only, a prompt once for all rows of its group.
+
+    Heads are computed where a token is trained on.
 
     Backward, attention has twice as many products as forward.
     """
@@ -183,23 +191,17 @@ def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
 def drawn(
     work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]
 ) -> None:
-    """Sampling completions of these lengths, of each prompt some. A prompt is read once, and its
-    keys once a token for all its rows.
+    """Sampling completions of these lengths, of each prompt some.
+
+    A prompt is read once, and its keys once a token for all its rows.
 
     A row's own keys and values, numbers of `itemsize` bytes, are read once for each token it says,
     from memory that holds all rows'.
     """
     every = sorted(length for row in lengths for length in row)
-    rows, wide, a_pair = len(every), sum(prompts) // len(prompts), 2.0 * body.heads * body.head_dim
-    work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
-    together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
-    work.attend(
-        body.heads * together,
-        wide,
-        body.head_dim,
-        wide,
-        a_pair * sum(pairs(0, prompt, body) for prompt in prompts),
-    )
+    rows, wide = len(every), sum(prompts) // len(prompts)
+    a_pair = 2.0 * body.heads * body.head_dim
+    read_prompts(work, body, prompts)
     for ended, (before, length) in enumerate(zip([1, *every], every, strict=False)):
         new = (rows - ended) * (length - before)  # what a row says last is never read
         work.pass_through(body, new, new, learns=False, at_once=rows - ended)
@@ -214,14 +216,26 @@ def drawn(
     work.read(a_token * len(body.windows) * sum(every), a_token * own)
 
 
+def read_prompts(work: Work, body: Body, prompts: Sequence[int]) -> None:
+    """Prompts of these lengths, each read once, before the first token is drawn."""
+    wide = sum(prompts) // len(prompts)
+    work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
+    together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
+    operations = (
+        2.0 * body.heads * body.head_dim * sum(pairs(0, prompt, body) for prompt in prompts)
+    )
+    work.attend(body.heads * together, wide, body.head_dim, wide, operations)
+
+
 Rates = dict[Product | int, float]
 """What was measured: operations per second of a product, or bytes per second of so many bytes."""
 
 
 @torch.no_grad()
 def bound(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) -> float:
-    """How long the work takes at the rates of this machine; those that `rates` lacks are measured
-    now, and put there.
+    """Seconds of the work at the rates of this machine.
+
+    Rates that `rates` lacks are measured now, and added to it.
     """
     for shape in work.products.keys() - rates.keys():
         rates[shape] = product_rate(shape, dtype, device)
@@ -237,8 +251,9 @@ def bound(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) ->
 def product_rate(
     shape: Product, dtype: torch.dtype, device: torch.device, budget: float = 0.01
 ) -> float:
-    """Operations per second of a product, into memory that is there. Weights take turns, so that
-    they come from where they lie.
+    """Operations per second of a product, into memory that is there.
+
+    Weights take turns, so that they come from where they lie.
     """
     kind, count, rows, inner, columns = shape
     many = count if kind == "heads" else 1
@@ -268,8 +283,9 @@ def read_rate(there: int, device: torch.device, budget: float = 0.02) -> float:
 
 
 def usual(call: Callable[[int], Tensor], device: torch.device, budget: float) -> float:
-    """Seconds of one call: the median of as many as fit into the budget, at least three. A GPU is
-    waited for after sixteen.
+    """Seconds of one call: the median of as many as fit into the budget, at least three.
+
+    A GPU is waited for after sixteen.
     """
     together = 16 if device.type == "cuda" else 1
     times, end = list[float](), time.perf_counter() + budget

@@ -1,5 +1,6 @@
-"""laurel's own small models: `scratch` (a fresh character-level Llama) and `starter` (the same
-after a little SFT), made on demand.
+"""laurel's own small models, made on demand.
+
+`scratch`: a fresh character-level Llama; `starter`: the same after a little SFT.
 """
 
 from __future__ import annotations
@@ -7,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.files import writing
+from laurel.core.files import disk_errors
+from laurel.core.run import Run
 from laurel.data.tasks import TASKS, is_own_task
 from laurel.model.scratch import save_scratch
 from laurel.train import parallel
@@ -25,8 +28,9 @@ RECIPE = 2  # counts up when what is built changes, so that old folders are not 
 
 
 def starter_config(dataset: str, *, seed: int, output_dir: str) -> TrainConfig:
-    """SFT on a generated task's demonstrations, about 80 seconds on a core: the model does what
-    they do, mistakes included.
+    """SFT on a generated task's demonstrations, about 80 seconds on a core.
+
+    The model does what they do, mistakes included.
     """
     return TrainConfig(
         model="scratch",
@@ -64,15 +68,18 @@ def check_starter(kind: str, dataset: str) -> None:
         raise UsageError(what, where="model", fix=fix)
 
 
-def build_starter(kind: str, dataset: str, seed: int) -> Path:
-    """The folder of a small model, built if it is not in the cache yet ($LAUREL_CACHE, else
-    ~/.cache/laurel).
+def build_starter(
+    kind: str, dataset: str, seed: int, train: Callable[..., Run] | None = None
+) -> Path:
+    """The folder of a small model, built if it is not in the cache yet.
+
+    The cache: $LAUREL_CACHE, else ~/.cache/laurel.
 
     `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears
     by one rename, so an interrupted build leaves nothing behind that could be taken for a model.
+    train: `laurel.train.loop.train`, which builds a starter; UsageError without it, where it is
+    not built yet.
     """
-    from laurel.train.loop import train  # the starter is made by the very loop that asks for it
-
     check_starter(kind, dataset)
     cache = cache_folder()
     folder = cache / (
@@ -82,14 +89,14 @@ def build_starter(kind: str, dataset: str, seed: int) -> Path:
     )
     if (folder / "config.json").is_file():
         return folder
-    if kind == "starter" and parallel.world_size() > 1:
+    if kind == "starter" and (train is None or parallel.world_size() > 1):
         raise UsageError(
             "the starter model is not built yet, and several processes cannot build it together.",
             where="model",
             fix=f"Build it with one: laurel sample --model starter --dataset {dataset}",
         )
     cache.mkdir(parents=True, exist_ok=True)
-    with writing(folder), tempfile.TemporaryDirectory(dir=cache) as temporary:
+    with disk_errors(folder), tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
         if kind == "scratch":
             save_scratch(made, seed=seed)

@@ -1,6 +1,4 @@
-"""The rows of a run: read, split, fit for the algorithm and its rewards; and what is said of
-columns that nobody reads.
-"""
+"""The rows and rewards of a run: read, split, checked; and notes on columns that nothing reads."""
 
 from __future__ import annotations
 
@@ -11,21 +9,23 @@ from typing import Any
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.core.several import as_text
+from laurel.core.named_datasets import format_named_sets
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
 from laurel.data.split import split_rows
 from laurel.data.tasks import is_task
 from laurel.reward.load import is_verifier
 from laurel.reward.mixture import Mixture, load_rewards
+from laurel.rollout.source import Source
 
 SCORERS = ("model:", "prm:")
 """How rewards begin that load weights."""
 
 
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
-    """The training rows, and those held out for evaluation: of eval_dataset all of them, which
-    `cut_sets` then cuts, else split off.
+    """The training rows, and those held out for evaluation.
+
+    Of eval_dataset all of them, which `cut_sets` then cuts, else split off.
 
     Split off by prompt, at most a tenth.
     """
@@ -43,8 +43,8 @@ def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[
             for row in read_set(config, name, source, use, how)
         ]
     most = len(rows) // 10
-    held = min(config.eval_size, most)
-    return split_rows(rows, held, config.seed, most=most) if held else (rows, [])
+    count = min(config.eval_size, most)
+    return split_rows(rows, count, config.seed, most=most) if count else (rows, [])
 
 
 def sets_of(config: TrainConfig) -> dict[str, str]:
@@ -61,11 +61,11 @@ def read_set(
     return [replace(row, part=name) for row in rows] if name else rows
 
 
-def cut_sets(config: TrainConfig, held: list[Row]) -> tuple[list[Row], list[str]]:
+def cut_sets(config: TrainConfig, eval_rows: list[Row]) -> tuple[list[Row], list[str]]:
     """The first `eval_size` rows of each evaluation set, and what is said of the others."""
     kept, notes = list[Row](), list[str]()
     for name in sets_of(config):
-        rows = [row for row in held if row.part == name]
+        rows = [row for row in eval_rows if row.part == name]
         kept += rows[: config.eval_size or None]
         if config.eval_size and len(rows) > config.eval_size:
             of = f"{name}: " if name else ""
@@ -73,14 +73,15 @@ def cut_sets(config: TrainConfig, held: list[Row]) -> tuple[list[Row], list[str]
                 f"held out: {of}the first {config.eval_size:,} of {len(rows):,} rows are evaluated"
                 " on (eval_size; 0: all)"
             )
-    return (kept, notes) if config.eval_dataset is not None else (held, [])
+    return (kept, notes) if config.eval_dataset is not None else (eval_rows, [])
 
 
 def load_mixture(
-    config: TrainConfig, source: str, rows: list[Row], held: list[Row]
+    config: TrainConfig, source: Source, rows: list[Row], eval_rows: list[Row]
 ) -> Mixture | None:
-    """The rewards of the run. Supervised rows that name a verifiable task have their answers
-    checked in evaluation, too.
+    """The rewards of the run.
+
+    Supervised rows that name a verifiable task have their answers checked in evaluation, too.
 
     The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the
     first evaluation.
@@ -89,14 +90,14 @@ def load_mixture(
         "timeout": config.reward_timeout,
         "max_failed_fraction": config.max_failed_fraction,
     }
-    if source not in ("policy", "parameters"):
-        every = [*rows, *held]
-        verifiable = source == "data" and all(
+    if not source.prompts or source.judge:
+        every = [*rows, *eval_rows]
+        verifiable = source.verifiable and all(
             is_verifier(row.columns.get("task")) and "prompt" in row.columns for row in every
         )
         return load_rewards(None, None, every) if verifiable and config.eval_steps else None
     mixture = load_rewards(config.rewards, config.reward_weights, rows, **how)
-    if config.eval_dataset is None or not held:
+    if config.eval_dataset is None or not eval_rows:
         return mixture
     names = (
         None
@@ -105,19 +106,20 @@ def load_mixture(
     )
     try:
         if names != []:
-            load_rewards(names, None, held)
+            load_rewards(names, None, eval_rows)
         # rows of another task than the training rows' are judged by their own verifier
-        return load_rewards(None, None, [*rows, *held], **how) if names is None else mixture
+        return load_rewards(None, None, [*rows, *eval_rows], **how) if names is None else mixture
     except UsageError as error:
-        where = f"eval_dataset={as_text(config.eval_dataset)}: {error.where}"
+        where = f"eval_dataset={format_named_sets(config.eval_dataset)}: {error.where}"
         raise UsageError(error.what, where=where, fix=error.fix) from None
 
 
-def told_columns(
+def column_notes(
     config: TrainConfig, use: str, rows: list[Row], mixture: Mixture | None, everything: bool
 ) -> list[str]:
-    """The run's notes on columns that training does not read. everything: an environment, or a
-    relabelling, is given whole rows.
+    """Notes on columns that training does not read.
+
+    everything: an environment, or a relabelling, is given whole rows.
     """
     if is_task(config.dataset):
         return []
@@ -135,7 +137,7 @@ def accepted(
     return lambda columns: set(columns) & known
 
 
-def held_note(config: TrainConfig, rows: list[Row], held: list[Row]) -> list[str]:
+def held_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> list[str]:
     """Said where fewer rows are held out than were asked for."""
     if (
         config.eval_dataset is not None
@@ -143,34 +145,35 @@ def held_note(config: TrainConfig, rows: list[Row], held: list[Row]) -> list[str
         or not config.eval_size
     ):
         return []
-    every = len(rows) + len(held)
-    if len(held) >= config.eval_size or config.eval_size <= every // 10:
+    every = len(rows) + len(eval_rows)
+    if len(eval_rows) >= config.eval_size or config.eval_size <= every // 10:
         return []
     return [
-        f"{len(held)} rows held out for evaluation, not {config.eval_size}: at most a tenth of"
+        f"{len(eval_rows)} rows held out for evaluation, not {config.eval_size}: at most a tenth of"
         f" {every} (or name --eval_dataset)"
     ]
 
 
 def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
-    """The configuration with the steps that num_train_epochs asks for, and how many epochs its
-    steps make, in a line.
+    """The configuration with the steps that num_train_epochs asks for.
+
+    And in a line how many epochs its steps make.
 
     A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given
     too, goes before: TRL's rule.
     """
-    told, wanted, given = "", config.num_train_epochs, "max_steps" in config.model_fields_set
+    note, wanted, given = "", config.num_train_epochs, "max_steps" in config.model_fields_set
     if wanted and not given:
         steps = max(1, math.ceil(round(wanted * rows / config.prompts_per_step, 9)))
         config = config.model_copy(update={"max_steps": steps})
     elif wanted:
-        told = f" (max_steps goes before num_train_epochs={wanted:g})"
+        note = f" (max_steps goes before num_train_epochs={wanted:g})"
     epochs = config.max_steps * config.prompts_per_step / rows
     more = " at least" if config.dynamic_sampling else ""
     return (
         config,
         (
             f"max_steps={config.max_steps:,} x {config.prompts_per_step:,} prompts_per_step:{more}"
-            f" {epochs:.3g} epoch{'' if epochs == 1 else 's'} of {rows:,} rows{told}"
+            f" {epochs:.3g} epoch{'' if epochs == 1 else 's'} of {rows:,} rows{note}"
         ),
     )

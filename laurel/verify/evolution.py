@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
-from laurel.train.checkpoint import State
 from laurel.train.evolve import evolve
-from laurel.train.setup import Setup
+from laurel.train.session import Session, State
 from laurel.verify.finding import Finding, same, sampled
 from laurel.verify.world import Recorder, World, as_groups, make_world, setup_of
 
@@ -35,7 +34,7 @@ def value(world: World, logits_XSV: Tensor) -> Tensor:
     return (world.language.logp(logits_XSV / world.temperature).exp() * world.reward).sum(1)
 
 
-def population(world: World, **options: Any) -> Setup:
+def population(world: World, **options: Any) -> Session:
     """What the loop needs: one parameter tensor [S, V] per prompt, at the world's logits."""
     parameters = {
         f"prompt {x}": nn.Parameter(logits.to(torch.get_default_dtype(), copy=True))
@@ -45,12 +44,12 @@ def population(world: World, **options: Any) -> Setup:
     return setup_of(NAME, policy, None, Recorder([]), seed=SEED, **{"sigma": 0.5} | options)
 
 
-def table(setup: Setup) -> Tensor:
+def table(setup: Session) -> Tensor:
     """The parameters as they are now, as one table: [X, S, V] float64."""
     return torch.stack([p.detach().double() for p in setup.policy.trainable().values()])
 
 
-def answers(world: World, setup: Setup, reward: Reward) -> Callable[[], list[Group]]:
+def answers(world: World, setup: Session, reward: Reward) -> Callable[[], list[Group]]:
     """The loop's question to a member: one group per prompt, whose reward is `reward` of the
     parameters as they then stand.
     """

@@ -4,8 +4,8 @@ at the table's row and 0 elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +13,20 @@ from torch.nn.functional import one_hot
 
 from laurel.core.sample import Batch
 from laurel.model.implicit import Heads
-from laurel.model.logprob import TokenStats
-from laurel.model.policy import Policy
+from laurel.model.outputs import Outputs
 
 
-@dataclass
-class OneHot:
-    """A table's policy whose last hidden state is [N, L, X * S], so that a linear head of it is a
-    table, too.
-    """
+class TableHeads(Heads):
+    """The library's heads on one-hot states [N, L, X * S]: there a linear head is a table."""
 
-    policy: Policy
-    states: int
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Which row of the table predicts the next token."""
-        return one_hot(self.policy.hidden(batch)[..., 0].long(), self.states).to(
-            torch.get_default_dtype()
-        )
-
-    def logp(self, batch: Batch, *, hidden_NLD: Tensor) -> TokenStats:
-        """log pi of the table itself."""
-        return self.policy.logp(batch)
+    def forward(
+        self, batch: Batch, wanted: Collection[str], hidden_NLD: Tensor | None = None
+    ) -> Outputs:
+        """hidden_NLD [N, L, 1]: which row of the policy's table predicts the next token."""
+        assert hidden_NLD is not None
+        states = self.all("v")[0].in_features
+        one_NLS = one_hot(hidden_NLD[..., 0].long(), states).to(torch.get_default_dtype())
+        return super().forward(batch, wanted, one_NLS)
 
 
 @dataclass(frozen=True)
@@ -58,8 +50,8 @@ def some_tables(ref: Tensor) -> Tables:
     return Tables(q, torch.stack([0.5 * ref.flip(1) + 0.1, 0.6 * ref]), 0.2 * ref.sum(2))
 
 
-def table_heads(policy: Policy, tables: Tables, target_update: float) -> Heads:
-    """The library's heads on such a policy, saying what the tables say."""
+def table_heads(tables: Tables, target_update: float) -> Heads:
+    """The library's heads with the values of these tables."""
     K, X, S, V = tables.q.shape
     made: dict[str, nn.Module] = {}
     for k in range(K):
@@ -72,7 +64,7 @@ def table_heads(policy: Policy, tables: Tables, target_update: float) -> Heads:
     made["v"].weight = nn.Parameter(
         tables.value.reshape(1, X * S).to(torch.get_default_dtype()).clone()
     )
-    return Heads(cast(Any, OneHot(policy, X * S)), nn.ModuleDict(made), target_update, 1.0)
+    return TableHeads(nn.ModuleDict(made), target_update, 1.0)
 
 
 def tables_of(heads: Heads, X: int) -> Tables:

@@ -16,8 +16,7 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import adversary, loop
-from laurel.train.checkpoint import State
-from laurel.train.setup import Setup
+from laurel.train.session import Session, State
 from laurel.verify import recomputed
 from laurel.verify.finding import Finding, same
 from laurel.verify.fixed_points import follow, probabilities
@@ -75,7 +74,7 @@ def with_shown(
     return out
 
 
-def judge_says(setup: Setup, world: World, logit_XN: Tensor) -> None:
+def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
     """Give the discriminator of a setup the logits [X, N], whatever its precision."""
     table: Any = setup.companion
     table.table.data.copy_(at_ends(world, logit_XN))
@@ -112,7 +111,7 @@ def mean_step(
     setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
     judge_says(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
-    groups = adversary.judged(
+    groups = adversary.discriminator_scores(
         setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which])
     )
     if learn:
@@ -199,7 +198,8 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
                 blank = as_groups(
                     now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number
                 )
-                groups = with_shown(now, adversary.judged(setup, blank), shown, filler=number)
+                scored = adversary.discriminator_scores(setup, blank)
+                groups = with_shown(now, scored, shown, filler=number)
                 state = State(step=step)
                 loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
                 policy, judge = plain_step(now, verdict, drawn, shown, setup.config)

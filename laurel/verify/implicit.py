@@ -15,7 +15,7 @@ from torch import Tensor
 from laurel.core.metrics import Sums
 from laurel.model.implicit import Heads, folded
 from laurel.train import loop
-from laurel.train.checkpoint import State
+from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded
@@ -53,7 +53,7 @@ def run(
 ) -> Pulls:
     """One step of the loop on logged rows; heads begin at the tables."""
     setup = build(world, NAME, world.logits, world.ref, **options)
-    heads = table_heads(setup.policy, tables, float(setup.config.target_update or 0))
+    heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
     setup.companion, recorder.parameters[1:] = heads, heads.trainable().values()
     groups = as_groups(

@@ -16,8 +16,8 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
-from laurel.train.setup import Setup
+from laurel.train.options import defaults
+from laurel.train.session import Session, State
 from laurel.verify.evolution import unmoved
 from laurel.verify.finding import Finding, same
 from laurel.verify.shapes import shapes
@@ -62,7 +62,7 @@ def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
     for name, row in ALGORITHMS.items():
         if only not in (None, name):
             continue
-        yield from of_row(name, world, before) if row.source != "parameters" else unmoved()
+        yield from of_row(name, world, before) if not row.source.population else unmoved()
     if only is None:
         yield from shapes()
     small = make_world(3, 2, seed=seed + 11)
@@ -79,14 +79,12 @@ def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
 
 def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
     """The batch as it is, against the same batch in another shape or order."""
-    sampled = ALGORITHMS[name].source == "policy"
+    sampled = ALGORITHMS[name].source.sampled
     table, then = (before, world.logits) if sampled else (world.logits, None)
     options: dict[str, Any] = (
         {"num_generations": 4, "entropy_coef": 0.1, "beta": 0.2} if sampled else {}
     )
-    options = {
-        option: value for option, value in options.items() if option not in ALGORITHMS[name].without
-    }
+    options = {option: value for option, value in options.items() if option in defaults(name)}
     rng, grades, describe = (
         random.Random(name),
         grades_of(name) or ((1.0,),) * 4,
@@ -144,7 +142,7 @@ def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
         yield same(name, "constant added to rewards: the same step", run(groups(added=5.0)), whole)
 
 
-def among_rubbish(setup: Setup, groups: list[Group]) -> Tensor:
+def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
     """The gradient of a batch where every slot that holds no trained token holds rubbish: ids,
     log-probabilities, weights.
     """

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group
-from laurel.model import compact, decode, sampler, static
+from laurel.fast import decode, static
 from laurel.model import discriminator as judge
 from laurel.model import implicit as heads
 from laurel.objective import discriminator, implicit, value
-from laurel.train import adversary, evolve, relabel, setup
+from laurel.rollout import general
+from laurel.train import adversary, evolve, relabel, session
 from laurel.verify.mutants import (
     Function,
     Mutant,
@@ -199,14 +200,14 @@ BESIDE = (
     ),
     Mutant(
         "V looks at the larger of the copies",
-        heads.Heads.seen,
+        heads.Heads.read,
         with_replaced(Tensor, "amin", Tensor.amax),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V looks at the heads, not at their slow copies",
-        heads.Heads.seen,
+        heads.Heads.read,
         with_replaced(
             heads.Heads,
             "all",
@@ -280,14 +281,14 @@ BESIDE = (
     ),
     Mutant(
         "the discriminator of the first step judges for ever",
-        adversary.judged,
+        adversary.discriminator_scores,
         first_judge,
         "whole steps",
         "gail: two whole steps, defaults: what they move",
     ),
     Mutant(
         "the discriminator is not trained",
-        setup.Setup.trainable,
+        session.Session.trainable,
         changed_arguments(self=lambda setup: replace(setup, companion=None)),
         "whole steps",
         "gail: two whole steps, defaults: what they move",
@@ -368,21 +369,21 @@ OTHERS = (
     ),
     Mutant(
         "the sampler forgets the temperature",
-        sampler.draw,
+        general.draw,
         changed_arguments(temperature=lambda t: 1.0 if t else t),
         "samplers",
         "general sampler: chi-square of counts, prompt 0",
     ),
     Mutant(
         "the sampler draws by the wrong uniform",
-        sampler.draw,
+        general.draw,
         changed_arguments(uniform_N=torch.square),
         "samplers",
         "general sampler: chi-square of counts, prompt 0",
     ),
     Mutant(
         "the compact decoder forgets the temperature",
-        compact.Compact.draw,
+        decode.Compact.draw,
         changed_arguments(temperature=lambda t: 1.0 if t else t),
         "samplers",
         "sampler: chi-square of counts, prompt 0",

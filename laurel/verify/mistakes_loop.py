@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.model import logprob
+from laurel.fast import logprob
 from laurel.model import policy as model
 from laurel.objective import kl, unit
 from laurel.rollout import pack
@@ -160,7 +160,7 @@ LOOP = (
     Mutant(
         "rows of no advantage teach the critic nothing",
         loop.with_signal,
-        changed_arguments(setup=lambda setup: replace(setup, companion=None)),
+        changed_arguments(session=lambda setup: replace(setup, companion=None)),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),
@@ -208,15 +208,15 @@ LOOP = (
     ),
     Mutant(
         "KL is added to the loss with a minus",
-        reference.penalties,
-        with_replaced(reference, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
+        loop.penalties,
+        with_replaced(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",
     ),
     Mutant(
         "entropy is punished, not rewarded",
         loop.penalties,
-        changed_arguments(stats=lambda stats: stats._replace(entropy=-stats.entropy)),
+        changed_arguments(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",
     ),

@@ -13,7 +13,7 @@ from laurel.core.sample import Batch
 from laurel.objective import preference, reward
 from laurel.objective.unit import by_group
 from laurel.reward import process
-from laurel.train import setup
+from laurel.train import binding
 from laurel.verify.mutants import (
     Function,
     Mutant,
@@ -91,16 +91,12 @@ def summed_pairs(right: Function) -> Function:
 
 
 def every_term(right: Function) -> Function:
-    """`Setup.terms` with each further term where its option is 0, and only there."""
+    """`bind_row` with each further term where its option is 0, and only there."""
 
-    def wrong(self: Any) -> Any:
-        off = {
-            term.option: not getattr(self.config, term.option)
-            for term in self.row.terms
-            if term.option
-        }
-        turned = tuple(replace(term, option="") for term in self.row.terms if off.get(term.option))
-        return right(replace(self, row=replace(self.row, terms=turned)))
+    def wrong(row: Any, config: Any, **more: Any) -> Any:
+        off = {term.option: not getattr(config, term.option) for term in row.terms if term.option}
+        turned = tuple(replace(term, option="") for term in row.terms if off.get(term.option))
+        return right(replace(row, terms=turned), config, **more)
 
     return wrong
 
@@ -304,7 +300,7 @@ COMPARISONS = (
     ),
     Mutant(
         "a term is used where its option is 0",
-        setup.Setup.terms,
+        binding.bind_row,
         every_term,
         "steps",
         "reward: one step, imitation_coef=0.7, reward_coef=0.5",

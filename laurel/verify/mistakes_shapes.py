@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch
+from laurel.fast import logprob, packed
 from laurel.model import critic as values
-from laurel.model import fused, logprob, packed
 from laurel.model import policy as model
 from laurel.objective import value
-from laurel.train import critic
+from laurel.train import values as values_of_step
 from laurel.verify.mistakes_loop import by_position
 from laurel.verify.mutants import (
     Function,
@@ -100,21 +100,21 @@ SHAPES = (
     ),
     Mutant(
         "every token is looked for in every tile of the vocabulary",
-        fused.inside,
+        logprob.inside,
         changed_result(everywhere),
         "shapes",
         BARE,
     ),
     Mutant(
         "tiles of the vocabulary are joined with the entropy of the first",
-        fused.joined,
+        logprob.joined,
         lambda right: lambda one, other: right(one, other)._replace(entropy=one.entropy),
         "shapes",
         "transformer: linear head: entropy to look at",
     ),
     Mutant(
         "the gradient of the last tile of logits replaces the sum",
-        fused.add_product,
+        logprob.add_product,
         lambda right: lambda into, a, b, begun: right(into, a, b, False),
         "shapes",
         "transformer: linear head: gradient of log pi",
@@ -181,14 +181,14 @@ SHAPES = (
     ),
     Mutant(
         "a value has seen its token",
-        values.Critic.values_and_after,
+        values.Critic.forward,
         with_replaced(values, "trained_positions", at_the_token),
         "shapes",
         "transformer: micro-batches of 17, padded: log pi and V by key",
     ),
     Mutant(
         "the critic's values join by position, not by key",
-        critic.with_values,
+        values_of_step.with_values,
         by_position,
         "steps",
         MOVED,

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from laurel.core.metrics import Sums
-from laurel.core.sample import Group, Key, Sample
+from laurel.core.sample import Draw, Group, Key, Sample
 from laurel.data.source import Row
+from laurel.fast.decode import compact_of
+from laurel.fast.static import static_of
 from laurel.model.chat import encode_prompt, ensure_template
-from laurel.model.compact import compact_of
 from laurel.model.critic import shared_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
-from laurel.model.static import static_of
 from laurel.rollout.pack import pack
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train import loop
 from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
+from laurel.train.session import State
 from laurel.verify.expected_gradients import PER_ROW, group_weight
 from laurel.verify.finding import Finding, same, sampled
 from laurel.verify.language import Language
@@ -126,14 +127,15 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
         limit=1e-5,
     )
     compact_of(llama.policy), static_of(llama.policy)
-    llama.policy.way_told = True  # slower ones are asked for here
-    compact, static = (vars(llama.policy)[way] for way in ("compact", "static"))
+    decoders = llama.policy.decoders
+    decoders["warned"] = True  # slower ones are asked for here
+    compact, static = decoders["compact"], decoders["static"]
     for name, *ways in (
         ("sampler", compact, static),
         ("static sampler", None, static),
         ("general sampler", None, None),
     ):
-        vars(llama.policy)["compact"], vars(llama.policy)["static"] = ways
+        decoders["compact"], decoders["static"] = ways
         yield from sampler(name, llama, logp, draws, seed)
 
 
@@ -150,7 +152,7 @@ def transformer(*, seed: int = 0) -> Iterator[Finding]:
 def drawn(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list[Group]:
     """`count` groups of `size` of each prompt from the library's sampler, rewarded."""
     rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
-    groups = rollout(llama.policy, rows, Draw("verify", step, seed, size, H, TEMPERATURE))
+    groups = rollout(Sampler(llama.policy), rows, Draw("verify", step, seed, size, H, TEMPERATURE))
     return [
         replace(
             group,
@@ -267,7 +269,7 @@ def flat_gradient(
     recorder = Recorder(list(llama.policy.trainable().values()))
     own = (
         {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G}
-        if ALGORITHMS[name].source == "policy"
+        if ALGORITHMS[name].source.sampled
         else {}
     )
     setup = setup_of(
@@ -279,9 +281,9 @@ def flat_gradient(
     )
     if ALGORITHMS[name].credit == "critic":
         setup.companion = shared_critic(llama.policy)
-    if ALGORITHMS[name].beside == "heads":
+    if ALGORITHMS[name].trained.auxiliary == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
-    if ALGORITHMS[name].beside == "discriminator":
+    if ALGORITHMS[name].trained.auxiliary == "discriminator":
         setup.companion = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
@@ -292,9 +294,9 @@ def splits(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do
     not.
     """
-    for name in [
-        name for name, row in ALGORITHMS.items() if not row.head and row.source != "parameters"
-    ]:
+    for name, row in ALGORITHMS.items():
+        if row.trained.head or row.source.population:
+            continue
         whole, split = (
             flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24)
         )

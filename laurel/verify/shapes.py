@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.model import fused, logprob
+from laurel.fast import logprob
+from laurel.fast.packed import KNOWN
 from laurel.model.critic import Critic, shared_critic
-from laurel.model.packed import KNOWN
+from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
@@ -112,14 +113,14 @@ def few_at_once(policy: Policy) -> Iterator[None]:
     along the vocabulary, too.
     """
     before, vocabulary = (
-        (logprob.CHUNK, fused.NARROW),
+        (logprob.CHUNK, logprob.NARROW),
         policy.causal.get_input_embeddings().weight.shape[0],
     )
-    logprob.CHUNK, fused.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
+    logprob.CHUNK, logprob.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
     try:
         yield
     finally:
-        logprob.CHUNK, fused.NARROW = before
+        logprob.CHUNK, logprob.NARROW = before
 
 
 def alone(policy: Policy, batch: Batch) -> Tensor:
@@ -218,6 +219,11 @@ def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
     """
     critic = shared_critic(policy)
     nn.init.normal_(critic.model["head"].weight, generator=torch.Generator().manual_seed(3))
+    model = PolicyWithAuxiliary(policy, critic)
+
+    def values(part: Batch) -> Tensor:
+        return model.forward(part, ("value_NT",)).tensors(["value_NT"])[0]
+
     with torch.no_grad():
         logp_NT = chosen(alone(policy, batch), batch)
         value_NT = torch.cat(
@@ -236,7 +242,7 @@ def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
                     found = torch.stack(
                         [
                             joined(batch, parts, lambda part: policy.logp(part).logp),
-                            joined(batch, parts, critic.values),
+                            joined(batch, parts, values),
                         ]
                     )
                     yield same(

@@ -11,6 +11,16 @@ from typing import Any
 
 import torch
 
+from laurel.rollout.source import (
+    DEMONSTRATIONS,
+    LABELS,
+    LOGGED,
+    OUTCOMES,
+    PAIRS,
+    RANKINGS,
+    STEPS,
+    Source,
+)
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import defaults
 from laurel.verify import recomputed
@@ -92,14 +102,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 
 Grades = tuple[tuple[float, ...], ...]
-GRADES: dict[str, Grades] = {
-    "data": ((1.0,),),
-    "pairs": ((1.0,), (-1.0,)),
-    "labels": ((1.0, -1.0), (0.0,)),
-    "rankings": ((0.6,), (-0.6,)),
-    "outcomes": ((1.0, 0.5),),
-    "steps": ((1.0, 0.5),),
-    "logged": ((1.0, -0.5, 0.25),),
+GRADES: dict[Source, Grades] = {
+    DEMONSTRATIONS: ((1.0,),),
+    PAIRS: ((1.0,), (-1.0,)),
+    LABELS: ((1.0, -1.0), (0.0,)),
+    RANKINGS: ((0.6,), (-0.6,)),
+    OUTCOMES: ((1.0, 0.5),),
+    STEPS: ((1.0, 0.5),),
+    LOGGED: ((1.0, -0.5, 0.25),),
 }
 """source: the rewards that the answers of one row of data may have."""
 RANKED: dict[str, Grades] = dict.fromkeys(
@@ -113,15 +123,15 @@ def grades_of(name: str) -> Grades:
     return RANKED.get(name, GRADES.get(ALGORITHMS[name].source, ()))
 
 
-def described(world: World, source: str) -> Describe | None:
+def described(world: World, source: Source) -> Describe | None:
     """A row's further columns: a margin, an outcome, labels of its steps; made from the prompt and
     the first answer.
     """
     length = world.language.length_N
-    makers: dict[str, Describe] = {
-        "rankings": lambda x, members: {"margin": 0.3 * x},
-        "outcomes": lambda x, members: {"label": (x + members[0]) % 2 == 0},
-        "steps": lambda x, members: {
+    makers: dict[Source, Describe] = {
+        RANKINGS: lambda x, members: {"margin": 0.3 * x},
+        OUTCOMES: lambda x, members: {"label": (x + members[0]) % 2 == 0},
+        STEPS: lambda x, members: {
             "labels": [(x + members[0] + t) % 3 - 1 for t in range(int(length[members[0]]))]
         },
     }
@@ -140,11 +150,11 @@ def single_steps(*, batches: int = 4, seed: int = 0, only: str | None = None) ->
     for name, cases in CASES.items():
         for options in cases if only in (None, name) else ():
             shown = ", ".join(f"{key}={value}" for key, value in options.items())
-            if ALGORITHMS[name].source == "parameters":
+            if ALGORITHMS[name].source.population:
                 yield one_step(world, options, f"one step, {shown or 'defaults'}", batches)
                 continue
             yield one(world, name, options, f"one step, {shown or 'defaults'}", batches, seed, None)
-            if ALGORITHMS[name].source == "policy":
+            if ALGORITHMS[name].source.sampled:
                 yield one(
                     world,
                     name,

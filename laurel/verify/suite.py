@@ -54,9 +54,9 @@ def checks_of(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     row = ALGORITHMS[method]
     if method in ALONE:
         return ALONE[method]
-    if row.head:
+    if row.trained.head:
         return (pulled, truths)
-    compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source == "labels"
+    compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source.partners
     return (population, ends) if compares else (expected_gradients, fixed_points)
 
 

@@ -7,7 +7,7 @@ micro-batches) runs unchanged. What the optimiser is handed is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, Reference, trained_positions
-from laurel.objective.unit import AGGREGATIONS
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
-from laurel.train.options import bind, defaults, resolve
-from laurel.train.setup import Setup
+from laurel.train.binding import bind_row
+from laurel.train.options import defaults, resolve
+from laurel.train.session import Session, State
 from laurel.verify.heads import some_tables, table_heads
 from laurel.verify.language import Language
 
@@ -120,13 +120,17 @@ class TableScorer:
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"table": self.model.table}
 
-    def seen(self, batch: Batch, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
+    ) -> Outputs:
         """The scores, and the log-probabilities of the same table read as logits."""
         spoken = Policy(self.model, SimpleNamespace(eos_token_id=self.model.model.language.eos))
-        return {
-            name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch)
-            for name in wanted
-        }
+        return Outputs(
+            **{
+                name: spoken.logp(batch).logp if name == "logp_NT" else self.scores(batch)
+                for name in wanted
+            }
+        )
 
     def scores(self, batch: Batch) -> Tensor:
         """[N, T], or [N, T, 3]; 0 where there is no token."""
@@ -148,6 +152,8 @@ class TableCritic:
 
     body: TableLM
     table: nn.Parameter
+    computes = frozenset({"value_NT"})
+    shares_body = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"critic.table": self.table}
@@ -158,8 +164,8 @@ class TableCritic:
     def follow(self) -> None:
         """Nothing follows a critic."""
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        return {"value_NT": self.values(batch)}
+    def forward(self, batch: Batch, wanted: Collection[str], hidden_NLD: Any = None) -> Outputs:
+        return Outputs(value_NT=self.values(batch))
 
     def values(self, batch: Batch) -> Tensor:
         """[N, T], of the state before each token; 0 where not trained."""
@@ -178,6 +184,8 @@ class TableDiscriminator:
 
     body: TableLM
     table: nn.Parameter
+    computes = frozenset({"logit_N"})
+    shares_body = False
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {"discriminator.table": self.table}
@@ -188,8 +196,8 @@ class TableDiscriminator:
     def follow(self) -> None:
         """Nothing follows a discriminator."""
 
-    def seen(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logit_N": self.logits(batch)}
+    def forward(self, batch: Batch, wanted: Collection[str], hidden_NLD: Any = None) -> Outputs:
+        return Outputs(logit_N=self.logits(batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """[N]; no two completions end in the same entry."""
@@ -256,7 +264,7 @@ def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     """The row's own defaults, with what a check changes: no clipping of gradients, no metrics of KL
     unless asked.
     """
-    base: dict[str, Any] = {"max_grad_norm": 0.0} if ALGORITHMS[name].source != "parameters" else {}
+    base: dict[str, Any] = {"max_grad_norm": 0.0} if not ALGORITHMS[name].source.population else {}
     base |= {"logging_steps": 1 << 30, "learning_rate": 1.0, "token_budget": 1 << 14}
     if "critic_warmup_steps" in defaults(
         name
@@ -274,17 +282,17 @@ def build(
     then: Tensor | None = None,
     critic_then: Tensor | None = None,
     **options: Any,
-) -> Setup:
+) -> Session:
     """What the loop needs for algorithm `name` on a table of logits [X, S, V].
 
     then, critic_then: where a first optimiser step leads the policy, and with it the critic (left
     out: it stays).
     """
     given: dict[str, Any] = {"num_iterations": 2} if then is not None else {}
-    if ALGORITHMS[name].source == "policy":
+    if ALGORITHMS[name].source.sampled:
         given |= {"temperature": world.temperature, "max_completion_length": world.language.H}
-    if ALGORITHMS[name].head:
-        scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].head)
+    if ALGORITHMS[name].trained.head:
+        scorer: Any = TableScorer(TableLM(world.language, table), ALGORITHMS[name].trained.head)
         return setup_of(name, scorer, None, Recorder([scorer.model.table]), **given | options)
     tokenizer = SimpleNamespace(eos_token_id=world.language.eos)
     policy = Policy(TableLM(world.language, table), tokenizer)
@@ -298,10 +306,10 @@ def build(
         setup.companion = cast(Any, critic)
         recorder.parameters.append(critic.table)
         recorder.then.extend([] if critic_then is None else [critic_then])
-    if ALGORITHMS[name].beside == "heads":
-        setup.companion = table_heads(policy, some_tables(ref), setup.config.target_update or 0.0)
+    if ALGORITHMS[name].trained.auxiliary == "heads":
+        setup.companion = table_heads(some_tables(ref), setup.config.target_update or 0.0)
         setup.optimizer.parameters.extend(setup.companion.trainable().values())
-    if ALGORITHMS[name].beside == "discriminator":
+    if ALGORITHMS[name].trained.auxiliary == "discriminator":
         judge = TableDiscriminator(
             policy.model, nn.Parameter(verdict_table(ref).to(torch.get_default_dtype()))
         )
@@ -330,18 +338,15 @@ def setup_of(
     frozen: Callable[[], Reference] | None,
     optimizer: Any,
     **options: Any,
-) -> Setup:
-    """The loop's Setup without data, rewards or a run directory: what `weigh` and `update` read. A
-    reference is made where one is used.
+) -> Session:
+    """The loop's Session without data, rewards or a run directory: what `weigh` and `update` read.
+
+    A reference is made where one is used.
     """
     config = options_for(name, options)
-    objective, unit = (
-        bind(ALGORITHMS[name].objective, config),
-        bind(AGGREGATIONS[config.loss_aggregation], config),
-    )
     used = frozen() if frozen and config.reference == "start" else None
     empty: Any = None
-    return Setup(
+    return Session(
         name,
         ALGORITHMS[name],
         config,
@@ -353,8 +358,7 @@ def setup_of(
         policy,
         used,
         optimizer,
-        objective,
-        unit,
+        bind_row(ALGORITHMS[name], config),
         [],
     )
 
@@ -410,7 +414,7 @@ def as_sample(
     )
 
 
-def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
+def gradient(setup: Session, groups: list[Group], *, running_mean: float = 0.0) -> Tensor:
     """What one step of the loop hands to the optimiser, as a direction of ascent: [X, S, V]. With
     `then`, of its second pass.
     """
@@ -420,7 +424,7 @@ def gradient(setup: Setup, groups: list[Group], *, running_mean: float = 0.0) ->
     return ascent_of(setup)[0]
 
 
-def ascent_of(setup: Setup) -> list[Tensor]:
+def ascent_of(setup: Session) -> list[Tensor]:
     """The last gradient that the optimiser was handed, parameter by parameter, upwards; zeros where
     the loop found nothing to learn.
     """

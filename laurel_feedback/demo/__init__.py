@@ -1,5 +1,6 @@
-"""A small example of our own, to look at every page with: pairs to rate, answers to rank, questions
-about the guidelines, gold items.
+"""A small example with which every page can be seen.
+
+Pairs to rate, answers to rank, questions about the guidelines, gold items.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ BATCHES = {
 
 
 class Demo(NamedTuple):
-    """What is needed to come in: an annotator's pseudonym and the token of their invitation, the
-    coordinator's name and password.
+    """What is needed to log in to the demonstration.
+
+    An annotator's pseudonym and the token of their invitation, the coordinator's name and password.
     """
 
     pseudonym: str

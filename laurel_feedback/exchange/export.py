@@ -1,26 +1,25 @@
-"""Votes into files that trainers read: preferences, single answers, rankings, or the votes
-themselves; each row says where it came from.
+"""Votes into files that trainers read: preferences, single answers, rankings, or the votes.
+
+Each row says where it came from.
 
 Every vote is by response, never by slot, so the order of showing is undone already. Only normal and
 product items leave the house, and no repetition. A pair's votes become one label with what all
 votes of all pairs, and answers to gold, say of the people (`laurel_feedback.statistics.labels`):
 
-    soft_label   P(a further annotator, who decides and is like those who voted, prefers chosen), at
-    least 1/2
-    weight       mean of 1 - g over the people who decided, g the chance that one guesses: how far
-    they can be believed; a ranking's
-                 pairs share it
-    margin       mean over the votes of 1 (better), .33 (slightly), 0 (tie), negative where the vote
-    was for the other; at least 0
+    soft_label   P(a further annotator, who decides and is like those who voted, prefers
+                 chosen), at least 1/2
+    weight       mean of 1 - g over the people who decided, g the chance that one guesses;
+                 a ranking's pairs share it
+    margin       mean over the votes of 1 (better), .33 (slightly), 0 (tie), negative where
+                 the vote was for the other; at least 0
 
 and `votes_for`, `votes_against` and `ties` count the votes. Chosen is never the loser of a strict
 majority of decisive votes; who gold shows to answer wrongly on purpose, or with the keys mistaken,
 is left out of all this (`left_out` in the provenance). A vote of "tie" decides nothing. Where as
 many people are for either side the more reliable ones decide; where they are alike, or all said
-tie, the pair is
-a tie: left out and counted, or with ties="half" a row with soft_label 1/2. What the coordinator
-ruled stands instead of the votes: soft_label 1, weight 1. Votes of people who withdrew are there
-only if their consent keeps them, and then without a pseudonym.
+tie, the pair is a tie: left out and counted, or with ties="half" a row with soft_label 1/2. What
+the coordinator ruled stands instead of the votes: soft_label 1, weight 1. Votes of people who
+withdrew are there only if their consent keeps them, and then without a pseudonym.
 """
 
 from __future__ import annotations
@@ -61,8 +60,10 @@ WITHDRAWN = "withdrawn"
 
 @dataclass(frozen=True)
 class Exported:
-    """What left: the files, rows in them, the pairs that were ties, the items without (enough)
-    votes, and the release's number.
+    """What an export wrote.
+
+    The files, rows in them, the pairs that were ties, the items without (enough) votes, and the
+    release's number.
 
     held_out: how well labels made just so foretell a vote they have not seen; None where no pair
     has three votes that decide, and for the kind `votes`, which has no labels.
@@ -89,8 +90,9 @@ def export(
     revisions: bool = False,
     actor: str = "operator",
 ) -> Exported:
-    """Write a file (.jsonl, .json, .csv, .parquet) of one or several batches; a release and a line
-    of the audit log remember it.
+    """Write a file (.jsonl, .json, .csv, .parquet) of one or several batches.
+
+    A release and a line of the audit log remember it.
 
     kind: a key of KINDS. eval_share: about this share of the prompts goes to OUT with `.eval`
     before its suffix, chosen by a hash of the prompt, so that none stands in both and no later
@@ -175,8 +177,9 @@ def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out:
 
 
 def gather(session: Session, name: str) -> list[Rated]:
-    """The items of a batch that may leave the house, with their votes: of each assignment the last
-    one, and every one of them.
+    """The items of a batch that may be exported, with their votes.
+
+    Of each assignment the last vote, and every one of them.
     """
     batch = session.scalar(select(Batch).where(Batch.name == name))
     if batch is None:
@@ -238,8 +241,10 @@ def _write(
     names: list[str],
     actor: str,
 ) -> int:
-    """Files and their release: first written aside, then remembered, then given their names, so
-    that no file is out unremembered.
+    """Write the files and record their release.
+
+    They are written under other names first, then recorded, then given their names, so that no file
+    exists unrecorded.
     """
     drafts = {
         path: path.with_name(

@@ -1,5 +1,6 @@
-"""Files into a batch: preferences, completions of a run, LLMFAO, LLMBar, Argilla's records; rows
-are checked, faults tell file and line.
+"""Files into a batch: preferences, completions of a run, LLMFAO, LLMBar, Argilla's records.
+
+Rows are checked, faults tell file and line.
 
 A batch, item or candidate keeps its name from one import to the next: ids are hashes of content.
 Where the order of a file's answers says which is better (chosen before rejected, a ranking), they
@@ -31,9 +32,7 @@ from laurel_feedback.store.tables import Annotator, Batch, Item, Plan, Response
 
 KINDS = ("normal", "gold", "attention", "check", "training")
 ENDLESS = 10**6
-"""Answers that an item takes which is not there to be rated: gold, attention, check and training
-items.
-"""
+"""Answers that an item with a known answer takes: gold, attention, check and training items."""
 Record = tuple[str, dict[str, Any]]
 
 
@@ -43,8 +42,10 @@ MOST_RANKED = 12
 
 @dataclass
 class Proposed:
-    """An item as a file gives it: `responses` are texts, messages or {"text" or "messages",
-    "model"}. `right` is a place among them.
+    """An item as a file gives it.
+
+    `responses` are texts, messages or {"text" or "messages", "model"}. `right` is a place among
+    them.
 
     ordered: the order of the responses says which is better. `row` has what else the file says:
     kind, gold, explanation, harm, target.
@@ -64,9 +65,7 @@ class Proposed:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What an import did: the batch's id, the items added, and a line for each that was left out
-    and why.
-    """
+    """What an import did: the batch's id, the items added, a line for each one left out."""
 
     batch: int
     items: int
@@ -87,8 +86,9 @@ def load(
     limit: int | None = None,
     actor: str = "operator",
 ) -> Loaded:
-    """Import a file into the batch of this name, which is made (a draft) where there is none. All
-    rows, or none and an error.
+    """Import a file into the batch of this name, which is made (a draft) where there is none.
+
+    All rows, or none and an error.
 
     shape: a key of SHAPES, or auto: by the columns. kind, harm: for rows that do not say theirs.
     pairs: of each prompt with more than two answers take this many pairs, each an item of its own.
@@ -148,8 +148,9 @@ def load(
 
 
 def batch_of(session: Session, name: str, settings: BatchSettings | None, now: float) -> Batch:
-    """The batch of this name, made as a draft if need be. Settings for one that has others already
-    are refused.
+    """The batch of this name, made as a draft if need be.
+
+    Settings for one that has others already are refused.
     """
     found = session.scalar(select(Batch).where(Batch.name == name))
     if found is None:
@@ -168,8 +169,9 @@ def batch_of(session: Session, name: str, settings: BatchSettings | None, now: f
 def add(
     session: Session, batch: Batch, item: Item, responses: Sequence[Response], place: int
 ) -> None:
-    """Put an item with its responses into a batch; its id, and theirs, are made of the batch's name
-    and the content.
+    """Put an item with its responses into a batch.
+
+    Its id, and theirs, are made of the batch's name and the content.
     """
     item.id, item.batch_id, item.place = (
         digest_of(batch.name, item.content_hash)[:32],
@@ -185,8 +187,9 @@ def add(
 
 
 def plan_for(session: Session, item_id: str, workers: Sequence[str], now: float) -> None:
-    """Plan an item for these pseudonyms; annotators who are new are made, without an invitation
-    yet.
+    """Plan an item for these pseudonyms.
+
+    Annotators who are new are made, without an invitation yet.
     """
     for pseudonym in workers:
         annotator = session.scalar(select(Annotator).where(Annotator.pseudonym == pseudonym))
@@ -200,8 +203,9 @@ def plan_for(session: Session, item_id: str, workers: Sequence[str], now: float)
 def as_item(
     one: Proposed, settings: BatchSettings, *, kind: str = "", harm: Sequence[str] = ()
 ) -> tuple[Item, list[Response], str]:
-    """An item and its responses, checked; and why it is left out, if it is: equal answers. A row
-    that is wrong is a UsageError.
+    """An item and its responses, checked; and why it is left out, if it is: equal answers.
+
+    A row that is wrong is a UsageError.
     """
     row, where = one.row, one.where
     kind = row.get("kind") or kind or "normal"
@@ -296,8 +300,9 @@ def _answer(value: Any, where: str, number: int) -> tuple[str, list[Any], str]:
 
 
 def messages_of(value: Any, role: str, where: str, field: str) -> list[dict[str, str]]:
-    """A text as one message of `role`, or messages as they are (role and content); anything else is
-    refused.
+    """A text as one message of `role`, or messages as they are (role and content).
+
+    Anything else is refused.
     """
     if isinstance(value, str) and (value or role == "assistant"):
         return [{"role": role, "content": _text(value, where, field)}]
@@ -343,8 +348,9 @@ def digest_of(*parts: Any) -> str:
 
 
 def _in_pairs(one: Proposed, count: int) -> list[Proposed]:
-    """`count` of the pairs of an item's responses, chosen by a hash of prompt and places; an item
-    of two stays as it is.
+    """`count` of the pairs of an item's responses, chosen by a hash of prompt and places.
+
+    An item of two stays as it is.
     """
     if len(one.responses) <= 2:
         return [one]
@@ -440,8 +446,9 @@ def _llmfao(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
 
 
 def _llmbar(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
-    """LLMBar: input, output_1, output_2 and the label, 1 or 2, of the one that is right by the
-    instruction: gold items.
+    """LLMBar: gold items from input, output_1, output_2 and label.
+
+    The label, 1 or 2, is the one that is right by the instruction.
     """
     for where, row in records:
         if str(row["label"]) not in ("1", "2"):
@@ -485,8 +492,9 @@ def _answers(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
 
 
 def _responses(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
-    """The plain shape: prompt and responses (texts, messages or {text, model}); with `ranks`, their
-    order tells nothing.
+    """The plain shape: prompt and responses (texts, messages or {text, model}).
+
+    With `ranks`, their order tells nothing.
     """
     for where, row in records:
         if not isinstance(row["responses"], list) or not row["responses"]:
@@ -495,8 +503,9 @@ def _responses(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
 
 
 def _argilla(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
-    """Argilla's records: `fields` with an instruction (or prompt) and two or more responses; or
-    distilabel's list of generations.
+    """Argilla's records: `fields` with an instruction (or prompt) and two or more responses.
+
+    Or distilabel's list of generations.
     """
     for where, row in records:
         fields = row.get("fields") or row
@@ -527,8 +536,9 @@ def _argilla(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
 
 
 def _preferences(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
-    """prompt, chosen, rejected, or HH's whole dialogues: what the file preferred is kept as
-    `preferred` in the item's source.
+    """Preferences: prompt, chosen, rejected, or HH's whole dialogues.
+
+    What the file preferred is kept as `preferred` in the item's source.
     """
     for position, (where, row) in enumerate(records):
         columns = normalise(Row(row, where, str(position))).columns

@@ -1,5 +1,6 @@
-"""What the users of an application prefer: questions it asks, clicks it sends. The same tables as
-annotators' votes, kind `product`.
+"""What the users of an application prefer: questions it asks, clicks it sends.
+
+The same tables as annotators' votes, kind `product`.
 
 Each application has a key, of which the digest alone is stored, and a batch of its own. Its users
 are annotators under a pseudonym, an HMAC of the id that the application gives them: the id itself
@@ -34,8 +35,9 @@ PAGE_SECONDS = 24 * 3600.0
 
 
 def new_key(store: Store, name: str, *, actor: str = "operator") -> str:
-    """A new key for an application; it is shown only now. Further keys of the same name have the
-    same users and the same batch.
+    """A new key for an application; it is shown only now.
+
+    Further keys of the same name have the same users and the same batch.
     """
     if not name.strip() or len(name) > 100:
         raise UsageError(
@@ -77,8 +79,9 @@ def key_of(store: Store, token: str) -> ApiKey:
 def ask(
     store: Store, key: ApiKey, prompt: Any, responses: Sequence[tuple[str, str]]
 ) -> tuple[str, list[str]]:
-    """A comparison of two (text, model): its id, and the texts in the order to show them in, which
-    is drawn here and kept.
+    """Make a comparison of two (text, model): its id, and the texts in the order to show them in.
+
+    The order is drawn here and kept.
     """
     turns = messages_of(prompt, "user", "body", "prompt")
     if len(responses) != 2:
@@ -94,8 +97,9 @@ def ask(
 def choose(
     store: Store, key: ApiKey, comparison: str, user: str, choice: int | str, idempotency: str = ""
 ) -> dict[str, Any]:
-    """Someone prefers the response in slot 0 or 1, or neither ("tie"). The same idempotency key
-    again is the same answer.
+    """Someone prefers the response in slot 0 or 1, or neither ("tie").
+
+    The same idempotency key again is the same answer.
 
     A comparison is one user's: another one is refused. The same user with another key changes their
     mind.
@@ -139,8 +143,9 @@ def thumb(
     user: str,
     idempotency: str = "",
 ) -> dict[str, Any]:
-    """Someone likes an answer or does not. The same person about the same answer again changes
-    their mind.
+    """Someone likes an answer or does not.
+
+    The same person about the same answer again changes their mind.
     """
     turns = messages_of(prompt, "user", "body", "prompt")
     with store.write() as session:
@@ -153,8 +158,9 @@ def thumb(
 
 
 def pseudonym_of(session: Session, key: ApiKey, user: str) -> str:
-    """An application's user as this database knows them; the secret is the digest of the
-    application's first key.
+    """An application's user as this database knows them.
+
+    The secret is the digest of the application's first key.
     """
     secret = (
         session.scalar(
@@ -173,8 +179,9 @@ def sign(key: ApiKey, comparison: str, user: str, until: int) -> str:
 
 
 def signed_key(store: Store, comparison: str, user: str, until: int, signature: str) -> ApiKey:
-    """The key that signed a page's link. A link that is wrong, too old or of a revoked key is
-    refused.
+    """The key that signed a page's link.
+
+    A link that is wrong, too old or of a revoked key is refused.
     """
     with store.read() as session:
         for key in session.scalars(select(ApiKey).where(~ApiKey.revoked)):
@@ -190,8 +197,9 @@ def signed_key(store: Store, comparison: str, user: str, until: int, signature: 
 def shown(
     store: Store, key: ApiKey, comparison: str, pseudonym: str, idempotency: str
 ) -> tuple[list[dict[str, str]], list[str], bool]:
-    """(prompt, texts slot by slot, has this user answered with this idempotency key already?) of a
-    comparison.
+    """(prompt, texts slot by slot, answered already) of a comparison.
+
+    The last says whether this user has answered with this idempotency key.
     """
     with store.read() as session:
         item = _own(session, key, comparison)
@@ -281,9 +289,7 @@ def _user(session: Session, store: Store, name: str) -> Annotator:
 
 
 def _vote_key(key: ApiKey, item: str, pseudonym: str, idempotency: str) -> str:
-    """An idempotency key as votes have it: it is the user's own, so that two users with the same
-    one are not taken for one.
-    """
+    """An idempotency key as votes store it: with its user, so that two may use the same one."""
     return f"api-{digest_of(key.name, item, pseudonym, idempotency)[:40]}"
 
 

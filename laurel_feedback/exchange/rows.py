@@ -1,6 +1,4 @@
-"""An item with its votes as rows of a file: pairs, single answers, rankings, or the votes
-themselves.
-"""
+"""An item with its votes as rows of a file: pairs, single answers, rankings, or the votes."""
 
 from __future__ import annotations
 
@@ -70,8 +68,9 @@ class Rated:
 
 
 class Opinion(NamedTuple):
-    """What is known of two responses of an item: P(first better), belief in the voters, margin for
-    the first, the votes, and the better.
+    """The label of two responses of an item.
+
+    P(first better), belief in the voters, margin for the first, the votes, and the better one.
 
     lead: 1 the first, -1 the second, 0 neither.
     """
@@ -96,8 +95,9 @@ class Opinion(NamedTuple):
 
 
 def signed(vote: Vote, a: int, b: int) -> float:
-    """What a vote says for place a against place b: 1 better, .33 slightly, 0 tie, negative the
-    other way round. Ranks: 1 or -1.
+    """What a vote says for place a against place b.
+
+    1 better, .33 slightly, 0 tie, negative the other way round. Ranks: 1 or -1.
     """
     if vote.ranking is not None:
         return float(np.sign(vote.ranking[b] - vote.ranking[a]))
@@ -127,8 +127,9 @@ def left_out(rated: Sequence[Rated], gold: Marks) -> frozenset[int]:
 def opinions(
     rated: Sequence[Rated], found: Labels | None = None
 ) -> dict[tuple[str, int, int], Opinion]:
-    """(item, a, b), a < b -> `Opinion`, from all their `labels` together. Without a vote that
-    decides it is at 1/2.
+    """(item, a, b), a < b -> `Opinion`, from all their `labels` together.
+
+    Without a vote that decides it is at 1/2.
     """
     found = found or labels(said_by(rated))
     none = Label(0.5, 0.0, 0, 0, 0)
@@ -180,8 +181,9 @@ class Made:
         return chosen, rejected, found._replace(margin=max(0.0, found.margin))
 
     def levels(self, one: Rated) -> list[list[int]]:
-        """The places best first, equal ones together: whoever loses to nobody left is next, of
-        those who has the largest sum of P(better).
+        """The places best first, equal ones together.
+
+        Next is whoever loses to nobody left; of several, those with the largest sum of P(better).
 
         So no order goes against a strict majority, but where majorities go round in a circle: there
         the sums decide.
@@ -207,8 +209,9 @@ class Made:
 
 
 def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
-    """prompt, chosen, rejected as messages: a row for each pair; the C(K, 2) pairs of a ranking
-    weigh 1/C(K, 2) each.
+    """prompt, chosen, rejected as messages: a row for each pair.
+
+    The C(K, 2) pairs of a ranking weigh 1/C(K, 2) each.
     """
     pairs = list(combinations(range(len(one.item.responses)), 2))
     rows = []
@@ -234,8 +237,9 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
 
 
 def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
-    """prompt, completion, label (KTO): of one response what most said, of a pair both sides, of a
-    ranking the best and the worst.
+    """Rows prompt, completion, label (KTO).
+
+    Of one response what most voted, of a pair both sides, of a ranking the best and the worst.
 
     The votes of a pair's rows are those for and against the best one.
     """
@@ -273,8 +277,9 @@ def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
 
 
 def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
-    """prompt, responses, ranks: as `Made.levels` orders them; the pairs stay together and weigh
-    1/C(K, 2) each.
+    """prompt, responses, ranks: as `Made.levels` orders them.
+
+    The pairs stay together and weigh 1/C(K, 2) each.
 
     `weight` is how far the voters can be believed; `pairs` lists (better, worse), which
     `reward_kwise` makes by itself, and `votes_for`, `votes_against` and `ties` the votes on each of
@@ -311,8 +316,9 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
 
 
 def votes(one: Rated, made: Made) -> list[dict[str, Any]]:
-    """The votes as they were given, by place, with the order of the slots; what trainers do not
-    need and researchers do.
+    """The votes as they were given, by place, with the order of the slots.
+
+    What trainers do not need and researchers do.
     """
     rows = []
     for vote, assignment, pseudonym, _ in one.every if made.revisions else one.votes:

@@ -1,5 +1,7 @@
-"""What votes say: agreement, skill, the models' scores, the pull of the first slot, judges beside
-people, signs of low effort, pay.
+"""The analysis of votes.
+
+Agreement, skill, the models' scores, preference for the first slot, judges, signs of low effort,
+pay.
 
 Every number is about responses, not slots. What the votes leave undefined says why.
 """
@@ -35,16 +37,19 @@ PREVAILS = 0.8
 """A label with more than this share makes kappas small whatever people do: AC1 is read beside them.
 """
 LEAST_SHARED, MOST_PAIRS = 10, 20
-"""Pairs of annotators are listed from this many shared items on, and so many of them, those that
-share most.
+"""Pairs of annotators are listed from this many shared items on.
+
+And at most so many of them, those that share most.
 """
 SEEDS = (0, 1, 2)
-"""Each draws the votes that are held out of the labels once; a page that is counted anew at each
-load draws once.
+"""Each draws the votes that are held out of the labels once.
+
+A page that is counted anew at each load draws once.
 """
 MOST_SCORED = 30_000
-"""Votes on pairs from which on such a page leaves the labels to the report: scoring them would take
-seconds.
+"""Above this many votes on pairs the admin page leaves the scores of labels to the report.
+
+Scoring them would take seconds.
 """
 PILOT = 10
 """Votes with a known time before measured pay is believed."""
@@ -52,8 +57,9 @@ PILOT = 10
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """An annotator's votes and what is known of their quality: right answers to gold, the same
-    answer to a repeat, and
+    """An annotator's votes and what is known of their quality.
+
+    Right answers to gold, the same answer to a repeat, and
 
     reliability: 1 - the chance that a decisive vote is a guess
     (`laurel.measure.preference_shares`), None without any; ties: their share, which says nothing of
@@ -72,8 +78,7 @@ class Skill:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A model's Bradley-Terry score in Elo points around 1000 with its interval, and its wins, ties
-    and losses.
+    """A model's Bradley-Terry score in Elo points around 1000, its interval, wins, ties and losses.
 
     low, high: None where all votes are about one item, which cannot say how far items differ.
     """
@@ -89,8 +94,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Scores, best first, and the first slot's pull in Elo points; where there are none, the
-    reason.
+    """Scores, best first, and the first slot's pull in Elo points.
+
+    Where there are none, the reason.
     """
 
     scores: tuple[Score, ...]
@@ -100,8 +106,9 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Pay:
-    """Pay per hour at work, of votes with a known time and of each annotator; `unknown` votes have
-    none. `below`: why it is too little.
+    """Pay per hour at work, of votes with a known time and of each annotator.
+
+    `unknown` votes have none. `below`: why it is too little.
     """
 
     hourly: Hourly | None
@@ -136,8 +143,10 @@ class Analysis:
 
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
-    """See `Analysis`. people: with skills, signs and pay of each annotator, and labels scored three
-    times; without, half the time.
+    """Analyse a set of votes; see `Analysis`.
+
+    people: with skills, signs and pay of each annotator, and labels scored three times; without,
+    half the time.
     """
     scored = people or len(poll.choices) <= MOST_SCORED
     made = labels_of(poll) if scored else None
@@ -175,9 +184,7 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
 
 
 def agreements(poll: Poll) -> dict[str, Agreement]:
-    """Each coefficient of agreement by its name, with its interval over items or the reason why
-    there is none.
-    """
+    """Each coefficient of agreement by name, with its interval over items, or why it has none."""
     units, choices = poll.labels, poll.choices
     if not choices:
         return {
@@ -231,8 +238,9 @@ def _has_ties(choices: Iterable[Choice]) -> bool:
 
 
 def _fleiss(units: dict[tuple[str, int, int], list[str]]) -> dict[str, Agreement]:
-    """Over the items with the commonest number of votes above one: Fleiss' kappa needs the same
-    number for all.
+    """Fleiss' kappa over the items with the commonest number of votes above one.
+
+    It needs the same number for all items.
     """
     sizes = Counter(len(unit) for unit in units.values() if len(unit) > 1)
     if not sizes:
@@ -269,8 +277,9 @@ def _cohen(choices: Sequence[Choice], one: str, two: str) -> Agreement:
 
 
 def rater_pairs(poll: Poll) -> tuple[tuple[str, str, Agreement], ...]:
-    """Cohen's kappa with linear weights of the pairs of annotators that share most items; see
-    `LEAST_SHARED`.
+    """Cohen's kappa with linear weights of the pairs of annotators that share most items.
+
+    See `LEAST_SHARED`.
     """
     raters: dict[tuple[str, int, int], list[str]] = defaultdict(list)
     for choice in poll.choices:
@@ -304,8 +313,9 @@ def _concordance(ballots: Iterable[Ballot]) -> Agreement:
 
 
 def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
-    """One row for each annotator, most votes first. Who can be believed is known from all votes
-    together, and from gold.
+    """One row for each annotator, most votes first.
+
+    Who can be believed is known from all votes together, and from gold.
 
     found: the poll's `labels_of`, where they are made already.
     """
@@ -359,9 +369,7 @@ def is_right(ballot: Ballot) -> bool:
 
 
 def _repeats(ballots: Iterable[Ballot]) -> dict[str, Interval]:
-    """How often the same annotator prefers the same response when the slots are the other way
-    round.
-    """
+    """How often the same annotator prefers the same response when the slots are swapped."""
     first: dict[tuple[str, str], Ballot] = {}
     same: dict[str, list[bool]] = defaultdict(list)
     ballots = list(ballots)
@@ -387,16 +395,18 @@ def _slots_by_annotator(choices: Iterable[Choice]) -> dict[str, SlotBias]:
 
 
 def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
-    """How often the response shown first won, ties left out. Votes on one item are not
-    independent.
+    """How often the response shown first won, ties left out.
+
+    Votes on one item are not independent.
     """
     decided = [choice for choice in choices if choice.slot != "tie"]
     return clustered_slot_bias([c.slot == "left" for c in decided], [c.unit[0] for c in decided])
 
 
 def longer(choices: Sequence[Choice]) -> Interval | None:
-    """How often the response with more words won, ties left out: what a judge that only counts
-    words would be worth.
+    """How often the response with more words won, ties left out.
+
+    It is the accuracy of a judge that only counts words.
     """
     items = [c.unit[0] for c in choices]
     return preference(
@@ -408,8 +418,9 @@ def longer(choices: Sequence[Choice]) -> Interval | None:
 
 
 def models(choices: Sequence[Choice]) -> Models:
-    """Bradley-Terry with a first-slot term over the pairs whose two responses come from two named
-    models. Ties are half wins.
+    """Bradley-Terry scores of named models, with a term for the first slot.
+
+    Pairs are used whose two responses come from two named models. Ties are half wins.
 
     Votes on one item are not independent: intervals come from leaving out items.
     """
@@ -452,8 +463,9 @@ def models(choices: Sequence[Choice]) -> Models:
 
 
 def panel(poll: Poll) -> tuple[Signals, ...]:
-    """The signs of low effort side by side for each annotator: evidence for a person who looks,
-    never a verdict. See `signals`.
+    """The signs of low effort for each annotator.
+
+    Evidence for a person to look at, never a verdict. See `signals`.
     """
     judge = next(iter(poll.judges), None)
     echo = (
@@ -477,8 +489,9 @@ def panel(poll: Poll) -> tuple[Signals, ...]:
 
 
 def pay(poll: Poll) -> Pay | None:
-    """Pay per hour at the batch's price; None without a price. Every answered sample is paid: gold
-    and repeats too.
+    """Pay per hour at the batch's price; None without a price.
+
+    Every answered sample is paid: gold and repeats too.
     """
     settings = poll.settings
     if settings is None or not settings.pay_per_item:

@@ -1,5 +1,6 @@
-"""Votes as the statistics take them: by response, with the slot as a covariate; from the store, or
-from LLMFAO's and MT-Bench's files.
+"""Votes as the statistics take them: by response, with the slot as a covariate.
+
+From the store, or from LLMFAO's and MT-Bench's files.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from laurel_feedback.store.tables import (
 )
 
 COUNTED = ("normal", "product")
-"""Kinds of items whose votes are opinions; the others have a right answer and measure the
-annotator.
+"""Kinds of items whose votes are opinions.
+
+The others have a right answer and measure the annotator.
 """
 LEVELS = {1: 1.0, 2: 2.0, 0: 2.5, 3: 3.0, 4: 4.0}
 """Ratings on one scale from "the first is better" to "the second is better", a tie in its middle.
@@ -42,8 +44,9 @@ LEVELS = {1: 1.0, 2: 2.0, 0: 2.5, 3: 3.0, 4: 4.0}
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """The last answer to one assignment. `rating` and `ranking` are by place, as stored; `order` is
-    the places slot by slot as shown.
+    """The last answer to one assignment.
+
+    `rating` and `ranking` are by place, as stored; `order` is the places slot by slot as shown.
 
     models, lengths: of each response by place, "" and words. words: to read in all. seconds: at
     work; None: not known.
@@ -67,8 +70,9 @@ class Ballot:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One pair of responses in one ballot; a ranking of K holds K(K-1)/2 of weight 1 / (K(K-1)/2)
-    each.
+    """One pair of responses in one ballot.
+
+    A ranking of K holds K(K-1)/2 of weight 1 / (K(K-1)/2) each.
 
     label: a (the response with the lower place), tie or b. slot: left, tie or right. level: see
     `LEVELS`; None in a ranking.
@@ -93,8 +97,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A model's answer about an item: status is a or b (the first or the second as shown), tie,
-    inconsistent, invalid or error.
+    """A model's answer about an item.
+
+    status is a or b (the first or the second as shown), tie, inconsistent, invalid or error.
     """
 
     item: str
@@ -105,8 +110,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Poll:
-    """What is analysed together: a batch, or a published set of votes. `judges`: the answers of
-    each model that judged the same items.
+    """What is analysed together: a batch, or a published set of votes.
+
+    `judges`: the answers of each model that judged the same items.
     """
 
     name: str
@@ -260,9 +266,7 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
 
 
 def timed_poll(store: Store, batch_id: int) -> Poll:
-    """A batch's votes with their annotator and time alone, which is all that pay needs, and is read
-    fast.
-    """
+    """A batch's votes with annotator and time alone: all that pay needs, and fast to read."""
     with store.read() as session:
         batch = session.get(Batch, batch_id)
         if batch is None:
@@ -286,8 +290,9 @@ def timed_poll(store: Store, batch_id: int) -> Poll:
 
 
 def file_polls(path: Path) -> list[Poll]:
-    """The polls in a folder of LLMFAO or MT-Bench, or in one file of either. Anything else is
-    refused.
+    """The polls in a folder of LLMFAO or MT-Bench, or in one file of either.
+
+    Anything else is refused.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "crowd-comparisons.csv").is_file():
@@ -302,8 +307,9 @@ def file_polls(path: Path) -> list[Poll]:
 
 
 def llmfao(folder: Path) -> Poll:
-    """crowd-comparisons.csv (id, left, right, winner, worker), with pairs-crowd.jsonl and the
-    models' own verdicts where they are there.
+    """Read LLMFAO's crowd-comparisons.csv (id, left, right, winner, worker).
+
+    pairs-crowd.jsonl and the models' own verdicts are read too where they exist.
     """
     pairs = {str(row["id"]): row for row in _jsonl(folder / "pairs-crowd.jsonl", optional=True)}
     ballots = []
@@ -344,14 +350,16 @@ def llmfao(folder: Path) -> Poll:
 
 
 MTBENCH = ("GPT-4 with a person", 0.66, 0.85), ("a person with a person", 0.63, 0.81)
-"""What Zheng et al. 2023 (arXiv:2306.05685, table 5) print for the first turn, with ties and
-without.
+"""What Zheng et al. 2023 print for the first turn, with ties and without.
+
+arXiv:2306.05685, table 5.
 """
 
 
 def mtbench(folder: Path) -> list[Poll]:
-    """human.jsonl and gpt4_pair.jsonl, one poll for each turn; (x, y) and (y, x) are one item. The
-    authors' own votes are left out.
+    """human.jsonl and gpt4_pair.jsonl, one poll for each turn; (x, y) and (y, x) are one item.
+
+    The authors' own votes are left out.
     """
     polls: dict[str, tuple[list[Ballot], list[Judged], list[str]]] = defaultdict(
         lambda: ([], [], [])

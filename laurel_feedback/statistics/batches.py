@@ -1,6 +1,4 @@
-"""A batch as its coordinator sees it: how far it is, what it costs, who saw what is hard to read,
-and whether it may open.
-"""
+"""A batch as its coordinator sees it: progress, cost, exposure to harm, and whether it may open."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ ODD_RATE, LEAST_RATE = 4.0, 30
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A batch in figures. votes of `wanted` on normal items; paid: answers and skips that cost
-    something, repeats and gold too.
+    """A batch in figures. votes of `wanted` on normal items.
+
+    Paid: answers and skips that cost something, repeats and gold too.
 
     spent: what they cost so far; expected: what all of it will cost, with the same share of gold
     and repeats as planned.
@@ -57,9 +56,7 @@ class Summary:
 
     @property
     def expected(self) -> float:
-        """Cost in all: what is spent, and the votes that are missing with their share of gold and
-        repeats.
-        """
+        """Cost in all: spent, and for missing votes with their share of gold and repeats."""
         extra = 1 - self.settings.repeat_share - self.settings.gold_share
         return self.spent + max(0, self.wanted - self.votes) / extra * self.settings.pay_per_item
 
@@ -138,8 +135,9 @@ def _summary(session: Session, batch: Batch) -> Summary:
 
 
 def refusal(store: Store, batch_id: int) -> str:
-    """Why the batch may not open and what to do; empty: it may. Pay per hour counts: the one
-    expected, and the measured one of a pilot.
+    """Why the batch may not open and what to do; empty: it may.
+
+    Pay per hour counts: the one expected, and the measured one of a pilot.
     """
     batch = summaries(store, batch_id)[0]
     settings, fix = batch.settings, "Raise the pay per item; the slowest tenth earns less still."
@@ -180,8 +178,9 @@ def _counts(session: Session, batch_id: int) -> Counter[str]:
 
 
 def never_shown(store: Store, batch_id: int) -> str:
-    """Items that the settings keep from everybody: gold and attention items at gold_share 0, check
-    items without needs_check; or empty.
+    """Which items the settings keep from everybody; empty if there are none.
+
+    Gold and attention items at gold_share 0, check items without needs_check.
     """
     with store.read() as session:
         settings, counts = (
@@ -194,8 +193,9 @@ def never_shown(store: Store, batch_id: int) -> str:
 
 
 def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
-    """Open a batch; how many items were held for words that tell who wrote them. Refused as
-    `refusal` says.
+    """Open a batch; how many items were held for words that tell who wrote them.
+
+    Refused as `refusal` says.
     """
     why = refusal(store, batch_id)
     if why:
@@ -263,8 +263,9 @@ def new_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -
 
 
 def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, actor: str) -> None:
-    """Other settings for a batch that is not open. The form stays once there are votes, and no item
-    wants less than it has.
+    """Other settings for a batch that is not open.
+
+    The form stays once there are votes, and no item wants less than it has.
     """
     with store.write() as session:
         batch = session.get(Batch, batch_id)
@@ -314,8 +315,9 @@ def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, act
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What an annotator was shown that is hard to read: samples by kind of harm, all and in the
-    last day, and skips as too distressing.
+    """What an annotator was shown that is hard to read.
+
+    Samples by kind of harm, in all and in the last day, and skips as too distressing.
     """
 
     annotator: str
@@ -327,8 +329,9 @@ class Exposure:
 
 
 def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
-    """Of every annotator who was shown a sample with a kind of harm or opted out of one, most
-    samples first; in one batch, or in all.
+    """Exposure of every annotator who saw a kind of harm or opted out of one, most samples first.
+
+    In one batch, or in all.
     """
     with store.read() as session:
         columns = Annotator.pseudonym, Item.harm, Assignment.made_at, Assignment.skip_reason
@@ -364,8 +367,9 @@ def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What somebody's work on a batch costs: samples answered, and skipped as too distressing,
-    which are paid alike.
+    """What somebody's work on a batch costs.
+
+    Samples answered, and samples skipped as too distressing, which are paid alike.
 
     seconds: the median time from a distressing sample to its skip; None where it is not known. odd:
     far more of them than the others skip so, or skipped faster than anything is read.
@@ -380,8 +384,9 @@ class Cost:
 
 
 FAST_SKIP, LEAST_SKIPS, ODD_SKIPS = 2.0, 5, 4.0
-"""Seconds; skips from which on somebody stands out, and how many times the others' share they must
-be.
+"""Seconds.
+
+Skips from which on somebody stands out, and how many times the others' share they must be.
 """
 
 
@@ -435,8 +440,9 @@ def costs(store: Store, batch_id: int) -> list[Cost]:
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """Votes of an account in one clock hour (seconds since 1970); `odd` where that is far above
-    `usual`, its own or the others' median.
+    """Votes of an account in one clock hour (seconds since 1970).
+
+    `odd` where that is far above `usual`, its own or the others' median.
     """
 
     annotator: str

@@ -1,5 +1,6 @@
-"""A model's verdicts beside people's votes: how often they agree, which slot it favours, and what
-it is worth as a judge.
+"""A model's verdicts compared with people's votes.
+
+How often they agree, which slot the model favours, and what it is worth as a judge.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ class Judge:
     """A model's verdicts beside people's votes.
 
     statuses: its items by status. people: agreement of its verdicts with each person's vote, with
-    and without ties. kappa: with people's
-    strict majority. both: asked in both orders; first: how often the first slot won where it was
-    asked. rho, tau: of Bradley-Terry scores with people's. rates: people's win rates with the
-    judge's help, where it judged items that nobody rated. ceiling: how often a person agrees with
-    the majority of the others.
+    and without ties. kappa: with people's strict majority. both: asked in both orders; first: how
+    often the first slot won where it was asked. rho, tau: of Bradley-Terry scores with people's.
+    rates: people's win rates with the judge's help, where it judged items that nobody rated.
+    ceiling: how often a person agrees with the majority of the others.
     """
 
     name: str
@@ -59,8 +59,10 @@ class Judge:
 
 
 def judge_card(poll: Poll, name: str) -> Judge:
-    """See `Judge`. Invalid answers and errors are counted and left out, never ties; answers that
-    differ between the orders are.
+    """See `Judge`.
+
+    Invalid answers and errors are counted and left out, never ties; answers that differ between the
+    orders are.
     """
     final = verdicts_of(poll.judges[name])
     labels = {
@@ -114,8 +116,9 @@ def _by_item(answers: Iterable[Judged]) -> dict[str, list[Judged]]:
 
 
 def verdict_of(answers: Sequence[Judged]) -> str:
-    """A judge's last word on an item: its valid answers if they agree, else inconsistent; with
-    none, its failure.
+    """A judge's last word on an item: its valid answers if they agree, else inconsistent.
+
+    With none, its failure.
     """
     told = {by_response(judged) for judged in answers}
     valid = told & {"a", "b", "tie", "inconsistent"}
@@ -163,8 +166,9 @@ def majority(votes: Sequence[str]) -> str | None:
 def rank_correlations(
     choices: Sequence[Choice], labels: dict[Unit, str]
 ) -> tuple[Agreement | None, Agreement | None]:
-    """Spearman's rho and Kendall's tau-b of the models' Bradley-Terry scores by people and by a
-    judge, ties half a win, no slot term.
+    """Rank correlation of the models' scores by people and by a judge: rho and tau-b.
+
+    Spearman's and Kendall's. The scores are Bradley-Terry, ties half a win, without a slot term.
     """
     models = {c.unit: c.models for c in choices}
     people = _abilities((c.models, c.label) for c in choices)
@@ -200,8 +204,9 @@ def _abilities(results: Iterable[tuple[tuple[str, str], str]]) -> dict[str, floa
 
 
 def win_rates(poll: Poll, labels: dict[Unit, str]) -> dict[str, PPI]:
-    """Each model's win rate among people, ties half, sharpened by a judge's verdicts on items that
-    no one rated; empty without such.
+    """Each model's win rate among people, sharpened by a judge's verdicts on unrated items.
+
+    Ties are half a win. Empty without such verdicts.
     """
     rated = {c.unit: c.models for c in poll.choices}
     rest = {

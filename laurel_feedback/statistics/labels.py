@@ -1,5 +1,6 @@
-"""What votes say of a pair of responses, as one label: what the export writes, and the report
-scores on votes it has not seen.
+"""What the votes on a pair of responses say, as one label.
+
+The export writes it, and the report scores it on votes it has not seen.
 
 The chance of a label is that a further annotator, who decides and is like those who voted, prefers
 the response (`laurel.measure.preference_shares`). A vote of "tie" decides nothing. Someone who
@@ -35,8 +36,9 @@ EVEN = 1e-6
 
 
 class Said(NamedTuple):
-    """One vote on one pair: side is above 0 for the first response, below for the second, 0 for a
-    tie.
+    """One vote on one pair.
+
+    side is above 0 for the first response, below 0 for the second, 0 for a tie.
     """
 
     unit: Unit
@@ -45,9 +47,7 @@ class Said(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What is known of a pair: P(first preferred), belief in those who decided, and the votes that
-    stand.
-    """
+    """A pair's label: P(first preferred), belief in those who decided, and the votes counted."""
 
     first: float
     weight: float
@@ -57,8 +57,9 @@ class Label(NamedTuple):
 
     @property
     def lead(self) -> int:
-        """1: the first response is the better one, -1: the second, 0: even. A majority goes before
-        the chance.
+        """1: the first response is the better one, -1: the second, 0: even.
+
+        A majority goes before the chance.
         """
         if self.wins != self.losses:
             return 1 if self.wins > self.losses else -1
@@ -67,8 +68,7 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of all pairs, how far each person can be believed, and who is left out because of
-    gold.
+    """The labels of all pairs, the reliability of each person, and who is left out because of gold.
 
     reliability: 1 - the chance that the person guesses, of who decided at least once. crowd: its
     mean over votes.
@@ -82,8 +82,9 @@ class Labels:
     gold: tuple[tuple[int, int, int], ...] = field(repr=False, default=())
 
     def held_out(self, seeds: Sequence[int] = (0, 1, 2)) -> HeldOut | None:
-        """How well labels made just so foretell a vote they have not seen; None where no pair has
-        three votes that decide.
+        """How well labels made just so foretell a vote they have not seen.
+
+        None where no pair has three votes that decide.
         """
         return held_out(self.rows, gold=self.gold, seeds=seeds) if self.rows else None
 
@@ -145,15 +146,14 @@ def _label(
 
 
 def inverted(right: int, wrong: int) -> bool:
-    """Are wrong answers to gold so many that nobody who guesses would give as many but once in a
-    hundred times?
-    """
+    """Are there more wrong answers to gold than a guesser gives once in a hundred times?"""
     return right + wrong > 0 and float(binom.sf(wrong - 1, right + wrong, 0.5)) < DOUBT
 
 
 def gold_side(rating: int | None, ranking: Sequence[int] | None, gold: int | None) -> int:
-    """1 for the right answer, -1 for a wrong one, 0 for neither: a tie, or a right response in the
-    middle of a ranking.
+    """1 for the right answer, -1 for a wrong one, 0 for neither.
+
+    Neither is a tie, or a right response in the middle of a ranking.
     """
     if gold is None:
         return 0
@@ -172,8 +172,9 @@ def marked(sides: Iterable[tuple[Hashable, int]]) -> dict[Hashable, tuple[int, i
 
 
 def gold_of(session: Session, batches: Sequence[str]) -> dict[Hashable, tuple[int, int]]:
-    """Everybody's answers to the gold of these batches, by the annotator's id. One that was
-    objected to with success counts as nothing.
+    """Everybody's answers to the gold of these batches, by the annotator's id.
+
+    One that was objected to with success counts as nothing.
     """
     upheld = select(Dispute.assignment_id).where(Dispute.state == "upheld")
     given = (
@@ -243,8 +244,9 @@ class Worth:
 
 
 def scored(found: HeldOut | None) -> dict[str, Any]:
-    """Held-out log loss and the reliability table as JSON; both None where nothing could be held
-    out.
+    """Held-out log loss and the reliability table as JSON.
+
+    Both None where nothing could be held out.
     """
     if found is None:
         return {"held_out_log_loss": None, "reliability": None}
@@ -268,8 +270,9 @@ def _bin(row: Bin) -> dict[str, float]:
 
 
 def worth(poll: Poll, made: Labels, *, seeds: Sequence[int] = (0, 1, 2)) -> Worth | None:
-    """See `Worth`, of the poll's `labels_of`; None where no pair was voted on. seeds: of the draws
-    of votes to hold out.
+    """See `Worth`, of the poll's `labels_of`.
+
+    None where no pair was voted on. seeds: of the draws of votes to hold out.
     """
     if not poll.choices:
         return None

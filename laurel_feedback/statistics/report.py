@@ -1,5 +1,6 @@
-"""`report`: what the votes of a database, of LLMFAO or of MT-Bench say, as text of 100 columns and
-as one HTML page.
+"""`laurel feedback report`: the analysis as text of 100 columns and as one HTML page.
+
+The votes come from a database, or from the files of LLMFAO or MT-Bench.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from laurel_feedback.statistics.whose import Reference, whose
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Batch
 
+PACKAGE = Path(__file__).parents[1]  # the report shares the pages' table and style
 WIDTH = 100
 LONGEST = 25
 """Rows of a table in the text report; the page has them all."""
@@ -64,8 +66,9 @@ def report(
 
 
 def figures(found: list[Read]) -> str:
-    """As JSON: of each batch its name, every figure of the analysis, and the tables as words;
-    several are the list `chapters`.
+    """As JSON: of each batch its name, every figure of the analysis, and the tables as words.
+
+    Several are the list `chapters`.
     """
     made = []
     for name, parts, analysis in found:
@@ -179,18 +182,17 @@ def _rich(part: Section) -> Table:
 
 def page(chapters: list[Chapter], source: str) -> str:
     """One HTML page that fetches nothing and runs nothing. All text in it is escaped."""
-    here = Path(__file__).parent
     pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(PACKAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template("report.html").render(
+    return pages.get_template("statistics/report.html").render(
         chapters=chapters,
         source=Path(source).name if "://" not in source else "a database",
-        style=(here / "web" / "static" / "style.css").read_text(encoding="utf-8"),
+        style=(PACKAGE / "web" / "static" / "style.css").read_text(encoding="utf-8"),
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

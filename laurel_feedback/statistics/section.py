@@ -14,8 +14,9 @@ NONE = "-"
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table under a title. `words`: the columns that hold text, all others hold numbers. note: a
-    sentence or two under it.
+    """A table under a title.
+
+    `words`: the columns that hold text, all others hold numbers. note: a sentence or two under it.
     """
 
     title: str

@@ -1,6 +1,4 @@
-"""An analysis as tables of words: what the text report, the HTML report and the coordinator's pages
-print, all the same.
-"""
+"""An analysis as tables, the same in the text report, the HTML report and the admin pages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Whose opinions the votes are: who rated, beside a population and beside published groups, and how
-groups differ; no cell below 5 people.
+"""Demographics: who rated, compared with a population and published groups, and how groups differ.
+
+No cell below 5 people is shown.
 
 Answers about oneself are read only here, and every reading is written in the audit log.
 """
@@ -44,8 +45,9 @@ Reference = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Composition:
-    """The people behind the votes by one question. counts: None where hidden. shares: of those who
-    answered, hidden cells together.
+    """The annotators by one question.
+
+    counts: None where hidden. shares: of those who answered, hidden cells together.
 
     reference: the population's shares of the same; distance: total variation; chi: Pearson's test;
     reason: why there is none.
@@ -63,8 +65,10 @@ class Composition:
 
 @dataclass(frozen=True)
 class Group:
-    """The votes of people with one answer: how near they are to everybody's (1 - distance), their
-    first-slot and longer shares.
+    """The votes of people with one answer to a question.
+
+    How near they are to everybody's (1 - distance), their shares of the first slot and of the
+    longer response.
     """
 
     question: str
@@ -78,8 +82,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Whose:
-    """See the module. judge: a model's verdicts against all people and each group, with people's
-    own groups as the baseline.
+    """The demographics of a set of votes; see the module.
+
+    judge: a model's verdicts against all people and each group, with people's own groups as the
+    baseline.
     """
 
     people: int
@@ -91,8 +97,9 @@ class Whose:
 
 
 def reference_of(text: str) -> dict[str, dict[str, float]]:
-    """A population from JSON: {"question": {"answer": share, ...}, ...}. Shares are scaled to sum
-    to 1.
+    """A population from JSON: {"question": {"answer": share, ...}, ...}.
+
+    Shares are scaled to sum to 1.
     """
     fix = (
         'Give {"question": {"answer": share, ...}}, with shares of 0 or more, such as {"age":'
@@ -255,8 +262,9 @@ def _composition(
 def _merged(
     told: Mapping[str, Mapping[str, str]], question: str, visible: Mapping[str, int]
 ) -> dict[str, int]:
-    """People by answer, those in hidden cells together; what is computed from it tells no more than
-    the table shows.
+    """People by answer, those in hidden cells together.
+
+    What is computed from it tells no more than the table shows.
     """
     silent = _suppressed(told, question)
     hidden_silence = SILENT in silent[0] and silent[1][silent[0].index(SILENT)] is None

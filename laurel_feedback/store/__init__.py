@@ -1,3 +1,1 @@
-"""What people rate and what they said: settings, tables, leases and answers, accounts, the audit
-log, backups.
-"""
+"""The database: settings, tables, leases and answers, accounts, the audit log, backups."""

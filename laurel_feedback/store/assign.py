@@ -1,5 +1,6 @@
-"""Who rates what: leases, answers, skips. Each function is one transaction, and each of them leaves
-`live` equal to what it counts.
+"""Who rates what: leases, answers, skips.
+
+Each function is one transaction, and each of them leaves `live` equal to what it counts.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ from laurel_feedback.store.tables import (
 )
 
 READING_WPM, LEAST_GAP = 100.0, 60.0
-"""A pause is work for as long as reading the item at 100 words a minute takes, and for a minute at
-least.
-"""
+"""The reading speed, in words a minute, up to which a pause counts as work; a minute at least."""
 DAY = 86400.0
 LONGEST = 20_000
 """Characters of a rationale."""
@@ -80,8 +79,9 @@ class Desk:
     actor: str = field(default="", compare=False)
 
     def next(self, after: int = 0) -> Assignment | None:
-        """The sample to mark now: the one that is leased; else the next unmarked one after sample
-        `after`, or a new one; None: no more.
+        """The sample to mark now: the one that is leased.
+
+        Else the next unmarked one after sample `after`, or a new one; None: no more.
 
         With `after` the leased sample itself is left behind, as skipped, when it is not the one
         that comes.
@@ -109,8 +109,9 @@ class Desk:
             return None
 
     def open(self, seq: int) -> Assignment:
-        """Sample `seq` of this annotator's own, to mark it or to change an answer. Refused where
-        others have finished it meanwhile.
+        """Sample `seq` of this annotator's own, to mark it or to change an answer.
+
+        Refused where others have finished it meanwhile.
         """
         with self.store.write() as session:
             settings = self._enter(session)
@@ -128,8 +129,9 @@ class Desk:
             return wanted
 
     def submit(self, assignment_id: str, answer: Answer, key: str) -> Vote:
-        """Store an answer; the same key again gives the same vote back. An answer that comes late
-        is taken while it is still wanted.
+        """Store an answer; the same key again gives the same vote back.
+
+        An answer that comes late is taken while it is still wanted.
         """
         with self.store.write() as session:
             known = session.scalar(select(Vote).where(Vote.key == key))
@@ -173,8 +175,9 @@ class Desk:
             return vote
 
     def skip(self, assignment_id: str, reason: str = "") -> None:
-        """Leave a sample unmarked: others may have it, and it stays in this annotator's list. An
-        answered one stays answered.
+        """Leave a sample unmarked: others may have it, and it stays in this annotator's list.
+
+        An answered one stays answered.
         """
         with self.store.write() as session:
             self._enter(session)
@@ -248,8 +251,9 @@ class Desk:
         return select(Assignment).where(*self._where())
 
     def _enter(self, session: Session) -> BatchSettings:
-        """The batch's settings; expired leases are taken back first. Refused for a closed batch or
-        someone who left.
+        """The batch's settings; expired leases are taken back first.
+
+        Refused for a closed batch or someone who left.
         """
         batch, annotator = session.get(Batch, self.batch), session.get(Annotator, self.annotator)
         if batch is None or batch.state != "open":
@@ -278,8 +282,9 @@ class Desk:
         return assignment
 
     def _take(self, session: Session, assignment: Assignment, settings: BatchSettings) -> bool:
-        """Lease a sample that is in the list already; False where its item has all the votes it
-        wants.
+        """Lease a sample that is in the list already.
+
+        False where its item has all the votes it wants.
         """
         if assignment.state != "leased":
             if not assignment.repeat and not claim(session, assignment.item_id):
@@ -294,8 +299,9 @@ class Desk:
             held.state, held.skip_reason = "skipped", reason[:200] or held.skip_reason
 
     def _fresh(self, session: Session, settings: BatchSettings) -> Assignment | None:
-        """A sample that was never given to this annotator, leased; None where the list is full or
-        nothing is left.
+        """A sample that was never given to this annotator, leased.
+
+        None where the list is full or nothing is left.
         """
         begun = (
             session.scalar(select(func.count()).select_from(Assignment).where(*self._where())) or 0
@@ -350,8 +356,9 @@ class Desk:
     def _open_items(
         self, session: Session, kind: str, settings: BatchSettings
     ) -> Select[tuple[str, list[str]]]:
-        """Ids and kinds of harm of items that want answers and were never given to this annotator,
-        those others have begun first.
+        """Ids and kinds of harm of items that want answers and were never given to this annotator.
+
+        Those that others have begun come first.
         """
         seen = exists().where(
             Assignment.item_id == Item.id, Assignment.annotator_id == self.annotator
@@ -377,8 +384,9 @@ class Desk:
     def _shuffled(
         self, session: Session, items: Select[tuple[str, list[str]]], rng: random.Random
     ) -> Iterator[tuple[str, list[str]]]:
-        """The items, a handful at a time, in an order of this annotator's own: no more is read than
-        is looked at.
+        """The items, a few at a time, in an order of this annotator's own.
+
+        No more is read than the caller looks at.
         """
         read = 0
         while handful := session.execute(items.limit(HANDFUL).offset(read)).all():
@@ -445,8 +453,9 @@ def give_back(session: Session, assignment: Assignment) -> None:
 
 
 def expire(session: Session, now: float) -> int:
-    """Take back leases that ran out, in all batches; how many. Where the clock was set back, leases
-    begin anew: nobody waits for it.
+    """Take back leases that ran out, in all batches; how many.
+
+    Where the clock was set back, leases begin anew: nobody waits for it.
     """
     leased = Assignment.state == "leased"
     longest = select(Assignment.batch_id, func.max(Assignment.lease_until)).where(
@@ -538,8 +547,9 @@ def by_slot(placed: Sequence[int], order: Sequence[int]) -> list[int]:
 
 
 def active_ms(session: Session, assignment: Assignment, now: float) -> int:
-    """Milliseconds at work since the sample was opened last: gaps between signs of life, each
-    capped by the item's reading time.
+    """Milliseconds at work since the sample was last opened.
+
+    Gaps between signs of life, each capped by the item's reading time.
     """
     read = (
         select(Item.words + func.sum(Response.words))

@@ -1,5 +1,6 @@
-"""The audit log: each row's hash covers what it says and the hash of the row before, so that a
-change shows; of votes, too.
+"""The audit log, a chain of hashes: a row's hash covers the row and the hash before it.
+
+So a change shows. The same holds for votes.
 
 Every vote leaves a row of the action "vote" with a digest of all that it says, so a vote that is
 changed, added or taken out behind the product's back is found. The digest covers the vote's key,
@@ -83,8 +84,9 @@ def digest_of(row: Audit) -> str:
 
 
 def verify(session: Session, head: str = "") -> list[str]:
-    """What is wrong with the log, a line for each row that is; empty: nothing. head: the last hash
-    noted elsewhere, which must be there.
+    """What is wrong with the log, a line for each row that is.
+
+    Empty: nothing. head: the last hash noted elsewhere, which must be there.
 
     Rows cut off at the end leave a chain that is whole: note the last hash outside (`laurel
     feedback verify-audit` prints it).
@@ -109,8 +111,9 @@ def verify(session: Session, head: str = "") -> list[str]:
 
 
 def verify_votes(session: Session) -> list[str]:
-    """Votes that are not what the log says, a line each. Those that were given before the log
-    covered votes are not looked at.
+    """Votes that are not what the log says, a line each.
+
+    Those that were given before the log covered votes are not looked at.
     """
     rows = session.execute(select(Audit.subject, Audit.detail).where(Audit.action == VOTE))
     sealed = {int(subject.split()[-1]): detail for subject, detail in rows}

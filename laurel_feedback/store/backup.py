@@ -1,6 +1,4 @@
-"""A copy of the whole database while it is in use, opened and counted before anybody relies
-on it.
-"""
+"""A copy of the whole database while it is in use, opened and counted before it is done."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ from laurel_feedback.store.tables import Base
 
 
 def backup(store: Store, out: str | Path, *, actor: str = "operator") -> dict[str, int]:
-    """Write a copy to a file that does not exist yet; rows of each table, which were read back from
-    it.
+    """Write a copy to a file that does not exist yet.
+
+    Rows of each table, which were read back from it.
 
     SQLite: a database of its own (VACUUM INTO). PostgreSQL: an archive of pg_dump, for pg_restore.
     Writers wait while it is made, so that the counts are of one moment. A copy that differs is
@@ -90,9 +89,7 @@ def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """(rows before, rows in the archive): the archive's data is read back in whole, table by
-    table.
-    """
+    """(rows before, rows in the archive): the archive is read back in whole, table by table."""
     url = make_url(store.url).set(drivername="postgresql")
     secret = {"PGPASSWORD": url.password} if url.password else {}
     with store.write():

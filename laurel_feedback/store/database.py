@@ -1,5 +1,6 @@
-"""The database: one SQLite file or PostgreSQL by URL, migrated when it is opened, and the two kinds
-of transaction.
+"""The database: a SQLite file, or PostgreSQL by URL.
+
+It is migrated when it is opened. Two kinds of transaction: reading and writing.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that writes: alone from its first statement to its commit, in all processes; an
-        exception undoes it.
+        """A session that writes: alone from its first statement to its commit, in all processes.
+
+        An exception undoes it.
         """
         with (
             self._turn(),
@@ -79,8 +81,9 @@ class Store:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Writers of a SQLite file queue here, in the kernel: SQLite itself lets them sleep and try
-        again, some of them for seconds.
+        """The lock file on which writers of a SQLite file queue.
+
+        SQLite itself lets them sleep and try again, some of them for seconds.
         """
         if not self.sqlite or fcntl is None:
             yield
@@ -95,8 +98,9 @@ class Store:
         return self.engine.url.render_as_string(hide_password=True)
 
     def scrub(self) -> None:
-        """After something was erased: leave no copy of it in SQLite's log (as far as nobody reads
-        there now) or PostgreSQL's dead rows.
+        """Remove what was erased from the files of the database.
+
+        From SQLite's log (as far as nobody reads there now), or from PostgreSQL's dead rows.
         """
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql(
@@ -124,8 +128,9 @@ def url_of(url: str) -> str:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine whose connections are set up; SQLite: write-ahead log, full synchronisation,
-    foreign keys, patient writers.
+    """An engine whose connections are set up.
+
+    SQLite: write-ahead log, full synchronisation, foreign keys, patient writers.
     """
     where, sqlite = "database", url.startswith("sqlite")
     try:
@@ -160,8 +165,9 @@ def _begin(connection: Any) -> None:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables up to this version, one process at a time. A database made by a newer laurel
-    is refused.
+    """Bring the tables up to this version, one process at a time.
+
+    A database made by a newer laurel is refused.
     """
     config, shown = alembic.config.Config(), engine.url.render_as_string(hide_password=True)
     config.set_main_option("script_location", str(MIGRATIONS))

@@ -1,5 +1,6 @@
-"""How coordinators get in although others try to keep them out: browsers that were in before, and
-links from the command line.
+"""How coordinators get in although others try to keep them out.
+
+Browsers that were in before, and links from the command line.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ DEVICE_DAYS = 180.0
 
 
 def signed(admin: Admin, text: str) -> str:
-    """A seal on a text that only this server can make, and only until the password changes: its key
-    is the password's hash.
+    """A signature that only this server can make, and only until the password changes.
+
+    Its key is the password's hash.
     """
     return hmac.new(admin.password.encode(), text.encode(), hashlib.sha256).hexdigest()[:43]
 
@@ -47,8 +49,9 @@ def known_device(store: Store, name: str, kept: str) -> str:
 
 
 def link(store: Store, name: str) -> str:
-    """A token by which a coordinator comes in without a password: once, within LINK_MINUTES. For
-    the command line on the server.
+    """A token by which a coordinator comes in without a password: once, within LINK_MINUTES.
+
+    For the command line on the server.
     """
     with store.write() as session:
         admin = session.scalar(select(Admin).where(Admin.name == name))

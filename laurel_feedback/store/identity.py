@@ -1,5 +1,6 @@
-"""Responses that give away who wrote them: found before they are served, held until a coordinator
-has decided.
+"""Responses that give away which model wrote them.
+
+They are found before they are served and held until a coordinator has decided.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ LEAST_NAME = 4
 
 @dataclass(frozen=True)
 class Flag:
-    """An item with words that tell who wrote a response: place and words of each. `state`: held,
-    served, left out, or seen already.
+    """An item with words that tell who wrote a response: place and words of each.
+
+    `state`: held, served, left out, or seen already.
     """
 
     item: str
@@ -78,8 +80,9 @@ def telling_words(text: str, models: Iterable[str] = ()) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _own(models: frozenset[str]) -> tuple[re.Pattern[str], ...]:
-    """A pattern for the names of the batch's own models; the longest come first, so that all of a
-    name is shown.
+    """A pattern for the names of the batch's own models.
+
+    The longest come first, so that all of a name is shown.
     """
     names = sorted(
         (re.escape(name) for name in models if len(name) >= LEAST_NAME),
@@ -89,9 +92,7 @@ def _own(models: frozenset[str]) -> tuple[re.Pattern[str], ...]:
 
 
 def flagged(session: Session, batch_id: int) -> list[Flag]:
-    """Every item of the batch that has such words in any of its responses, each of which is read in
-    whole.
-    """
+    """Every item of the batch with such words in any of its responses, which are read in whole."""
     rows = session.execute(
         select(
             Item.id,
@@ -150,8 +151,9 @@ def hold(session: Session, flags: Iterable[Flag]) -> int:
 
 
 def read_and_hold(store: Store, batch_id: int) -> int:
-    """Read every response of a batch and hold what tells; how many. Reading takes no lock. For new
-    items of a batch that is open.
+    """Read every response of a batch and hold what tells; how many.
+
+    Reading takes no lock. For new items of a batch that is open.
     """
     with store.read() as session:
         found = flagged(session, batch_id)
@@ -160,8 +162,9 @@ def read_and_hold(store: Store, batch_id: int) -> int:
 
 
 def decide(store: Store, item_id: str, serve: bool, *, actor: str) -> None:
-    """A coordinator lets a held item be served as it is, or leaves it out for good. Either can be
-    changed until it was served.
+    """A coordinator lets a held item be served as it is, or leaves it out for good.
+
+    Either can be changed until it was served.
     """
     with store.write() as session:
         item = session.get(Item, item_id)

@@ -40,8 +40,9 @@ from laurel_feedback.store.tables import (
 INVITE_DAYS, SESSION_HOURS, ADMIN_HOURS = 14.0, 24.0 * 7, 12.0
 LEAST_PASSWORD = 12
 OF_APPLICATION = "keep product"
-"""The consent of an application's user: they agreed to what the application told them, and have no
-login here.
+"""The consent of an application's user.
+
+They agreed to what the application told them, and have no login here.
 """
 HASHER = PasswordHasher()
 
@@ -55,8 +56,9 @@ class Who(NamedTuple):
 
 
 def digest_of(token: str) -> str:
-    """What is stored of a secret: its SHA-256. Tokens have 256 random bits, so nothing slower is
-    needed.
+    """What is stored of a secret: its SHA-256.
+
+    Tokens have 256 random bits, so nothing slower is needed.
     """
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -69,9 +71,7 @@ def invite(
     pseudonym: str = "",
     days: float = INVITE_DAYS,
 ) -> tuple[str, str]:
-    """A new annotator: their pseudonym and the token of their invitation, which is shown only
-    now.
-    """
+    """A new annotator: (pseudonym, token of the invitation), the token is shown only now."""
     token = secrets.token_urlsafe(32)
     with store.write() as session:
         pseudonym = pseudonym or f"annotator-{secrets.token_hex(4)}"
@@ -96,8 +96,9 @@ def invite(
 
 
 def accept(store: Store, token: str) -> str:
-    """Exchange an invitation for a session's cookie. It works once; used, expired and unknown ones
-    are refused alike.
+    """Exchange an invitation for a session's cookie.
+
+    It works once; used, expired and unknown ones are refused alike.
     """
     with store.write() as session:
         found = session.get(Invite, digest_of(token))
@@ -115,8 +116,7 @@ def accept(store: Store, token: str) -> str:
 
 
 def code_of(cookie: str) -> str:
-    """The code that belongs to a session's cookie: 80 random bits as four groups of four letters
-    and digits.
+    """The code that belongs to a session's cookie: 80 random bits as four groups of four.
 
     It is computed from the cookie, so the browser that has that session can be shown it again, and
     nothing stores it.
@@ -134,8 +134,9 @@ def shown_code(store: Store, annotator_id: int, cookie: str) -> str:
 
 
 def come_back(store: Store, given: str) -> str:
-    """A session's cookie for a code, however it was written. It works as often as wanted, on every
-    device, until there is a new one.
+    """A session's cookie for a code, however it was written.
+
+    It works as often as wanted, on every device, until there is a new one.
     """
     plain = "".join(c for c in given.upper() if c.isalnum()).translate(str.maketrans("018", "OIB"))
     code = "-".join(plain[i : i + 4] for i in range(0, len(plain), 4))
@@ -151,8 +152,9 @@ def come_back(store: Store, given: str) -> str:
 
 
 def new_code(store: Store, annotator_id: int) -> str:
-    """A new session with a code of its own; the old code and all other sessions of the annotator
-    end.
+    """A new session with a code of its own.
+
+    The old code and all other sessions of the annotator end.
     """
     with store.write() as session:
         annotator = session.get_one(Annotator, annotator_id)
@@ -195,9 +197,7 @@ def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS
 
 
 def consent(store: Store, annotator_id: int, version: str) -> None:
-    """Someone signs a version of the consent text, "keep ..." or "delete ...", and takes part from
-    now on.
-    """
+    """Sign a version of the consent text, "keep ..." or "delete ...", and take part from now on."""
     if version.split()[:1] not in (["keep"], ["delete"]):
         raise UsageError(
             f"`{version}` does not say what happens to votes.",
@@ -213,8 +213,9 @@ def consent(store: Store, annotator_id: int, version: str) -> None:
 
 
 def add_admin(store: Store, name: str, password: str) -> None:
-    """A coordinator, or a new password for one; sessions of the old one end. There is no default
-    password.
+    """A coordinator, or a new password for one; sessions of the old one end.
+
+    There is no default password.
     """
     if len(password) < LEAST_PASSWORD:
         raise UsageError(
@@ -235,8 +236,9 @@ def add_admin(store: Store, name: str, password: str) -> None:
 
 
 def admit(store: Store, name: str, password: str) -> str:
-    """A coordinator's session for a name and its password. Unknown names take as long as wrong
-    passwords.
+    """A coordinator's session for a name and its password.
+
+    Unknown names take as long as wrong passwords.
     """
     with store.read() as session:
         admin = session.scalar(select(Admin).where(Admin.name == name))
@@ -289,8 +291,9 @@ def leave(store: Store, cookie: str) -> None:
 
 @contextmanager
 def failures(store: Store, most: dict[str, int], seconds: float) -> Iterator[None]:
-    """A try that counts for its keys if it fails: Refused with 429 where one had `most` failures in
-    a window of so many seconds.
+    """A context in which failures are counted against some keys.
+
+    Raises Refused with 429 where a key had `most` failures in a window of so many seconds.
 
     It counts while it lasts, so that many at once cannot all slip through, and is taken back where
     no error leaves the block.
@@ -337,8 +340,9 @@ def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
 
 
 def _lasts(row: Attempt, now: float, seconds: float) -> bool:
-    """Has the row's window begun and not ended? One that begins in the future is of before the
-    clock was set back: it is over.
+    """Has the row's window begun and not ended?
+
+    One that begins in the future is of before the clock was set back: it is over.
     """
     return 0 <= now - row.began < seconds
 
@@ -346,14 +350,15 @@ def _lasts(row: Attempt, now: float, seconds: float) -> bool:
 def withdraw(
     store: Store, annotator_id: int, *, actor: str = "", erase: bool = False
 ) -> dict[str, Any]:
-    """Someone leaves. Who they are, demographics, drafts and events go; votes stay without a name
-    if their consent says so, else go too.
+    """Someone leaves.
+
+    Who they are, demographics, drafts and events go; votes stay without a name if their consent
+    says so, else go too.
 
     erase: votes go whatever the consent says. Returns what was removed, and the releases that hold
-    their votes already. A tombstone
-    stays: the pseudonym, in state withdrawn or erased, so that no export takes them up again. What
-    was earned stays known: the samples that are to be paid are counted per batch in the result, in
-    the audit log and in the batch's cost.
+    their votes already. A tombstone stays: the pseudonym, in state withdrawn or erased, so that no
+    export takes them up again. What was earned stays known: the samples that are to be paid are
+    counted per batch in the result, in the audit log and in the batch's cost.
     """
     with store.write() as session:
         annotator = session.get_one(Annotator, annotator_id)

@@ -18,7 +18,9 @@ MANY, SECONDS = 20_000, 60.0
 
 
 class Progress(NamedTuple):
-    """This annotator's `done` of `size` samples, states of those begun in order, and the batch's
+    """How far an annotator is, and the batch.
+
+    This annotator's `done` of `size` samples, states of those begun in order, and the batch's
     `votes` of `wanted`.
     """
 
@@ -30,8 +32,9 @@ class Progress(NamedTuple):
 
 
 def totals(store: Store, session: Session, batch: int) -> tuple[int, int]:
-    """(votes, wanted) on the normal items of a batch. Counting a million takes a tenth of a second,
-    so that is not done for every page.
+    """(votes, wanted) on the normal items of a batch.
+
+    Counting a million takes a tenth of a second, so that is not done for every page.
     """
     now, kept = time.monotonic(), COUNTED.get((store.url, batch))
     if kept is not None and kept[1][1] > MANY and now - kept[0] < SECONDS:

@@ -1,6 +1,4 @@
-"""What a batch is: its form, its number of votes, its price and its care for the people who rate
-it.
-"""
+"""The settings of a batch: its form, number of votes, pay and protection of its annotators."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The tables. Votes name responses by their place in the item, never by the slot they were shown
-in; times are seconds since 1970, UTC.
+"""The tables.
+
+Votes name responses by their place in the item, never by the slot they were shown in; times are
+seconds since 1970, UTC.
 """
 
 from __future__ import annotations
@@ -71,8 +73,9 @@ class Batch(Base):
 
 
 class Item(Base):
-    """A prompt with its K responses. `live` counts leases that hold and votes that were given; it
-    cannot exceed `target`.
+    """A prompt with its K responses.
+
+    `live` counts leases that hold and votes that were given; it cannot exceed `target`.
     """
 
     __tablename__ = "item"
@@ -80,9 +83,11 @@ class Item(Base):
     batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"))
     place: Mapped[int]
     kind: Mapped[str] = mapped_column(default="normal")
-    """normal, gold, attention, check (the test after the guidelines), training, product or held
-    (see
-    `laurel_feedback.store.identity`); only normal and product ones are exported."""
+    """The kind of an item: normal, gold, attention, check, training, product or held.
+
+    check is the test after the guidelines; of held see `laurel_feedback.store.identity`. Only
+    normal and product ones are exported.
+    """
     prompt: Mapped[list[Any]]
     """Messages: [{"role": ..., "content": ...}, ...]."""
     input: Mapped[str] = mapped_column(default="")
@@ -91,8 +96,9 @@ class Item(Base):
     harmful: Mapped[bool] = mapped_column(default=False)
     """Is there one?"""
     gold: Mapped[int | None] = mapped_column(default=None)
-    """The place of the response that is objectively right, of gold, attention, check and training
-    items.
+    """The place of the response that is objectively right.
+
+    Of gold, attention, check and training items.
     """
     explanation: Mapped[str] = mapped_column(default="")
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -128,8 +134,10 @@ class Response(Base):
 
 
 class Plan(Base):
-    """This item is for this annotator: who has plans in a batch gets those items, who has none gets
-    items that nobody has a plan for.
+    """An item planned for one annotator.
+
+    An annotator with plans in a batch gets those items; one without gets items that nobody has a
+    plan for.
     """
 
     __tablename__ = "plan"
@@ -140,8 +148,9 @@ class Plan(Base):
 
 
 class Annotator(Base):
-    """Someone who rates, known by a pseudonym. `person` is the operator's own note of who that is;
-    erasure empties it.
+    """Someone who rates, known by a pseudonym.
+
+    `person` is the operator's own note of who that is; erasure empties it.
     """
 
     __tablename__ = "annotator"
@@ -151,8 +160,9 @@ class Annotator(Base):
     state: Mapped[str] = mapped_column(default="invited")
     """invited, active, withdrawn, erased or failed (the guidelines' test)."""
     consent: Mapped[str] = mapped_column(default="")
-    """The version of the consent text that was signed; its first word, keep or delete, says what
-    withdrawal does to votes.
+    """The version of the consent text that was signed.
+
+    Its first word, keep or delete, says what withdrawal does to votes.
     """
     consent_at: Mapped[float | None] = mapped_column(default=None)
     checks: Mapped[int] = mapped_column(default=0)
@@ -185,9 +195,7 @@ class Admin(Base):
 
 
 class Login(Base):
-    """A session of a browser: the digest of its cookie, whose it is, and the token that its forms
-    carry.
-    """
+    """A browser's session: the digest of its cookie, its account, its forms' token."""
 
     __tablename__ = "login"
     digest: Mapped[str] = mapped_column(primary_key=True)
@@ -199,8 +207,9 @@ class Login(Base):
 
 
 class Assignment(Base):
-    """An item given to an annotator: a lease until it is answered, skipped or has expired. `order`
-    is the places as shown, slot by slot.
+    """An item given to an annotator: a lease until it is answered, skipped or has expired.
+
+    `order` is the places as shown, slot by slot.
     """
 
     __tablename__ = "assignment"
@@ -237,8 +246,9 @@ class Vote(Base):
     key: Mapped[str] = mapped_column(unique=True)
     """Made by the client: the same key again is the same answer, not a second one."""
     rating: Mapped[int | None] = mapped_column(default=None)
-    """1: the first response (place 0) is better, 2 slightly, 3 the second slightly, 4 the second; 0
-    a tie. Of one answer: 1 up, 4 down.
+    """1: the first response (place 0) is better, 2 slightly, 3 the second slightly, 4 the second.
+
+    0 a tie. Of one answer: 1 up, 4 down.
     """
     ranking: Mapped[list[int] | None] = mapped_column(default=None)
     """Rank of each response by place, 1 the best; equal ranks are ties."""
@@ -277,8 +287,9 @@ class Event(Base):
 
 
 class Demographic(Base):
-    """An answer to an optional question about the annotator; apart from everything else, emptied by
-    erasure and after its retention.
+    """An answer to an optional question about the annotator.
+
+    Apart from everything else, emptied by erasure and after its retention.
     """
 
     __tablename__ = "demographic"
@@ -289,8 +300,9 @@ class Demographic(Base):
 
 
 class Ruling(Base):
-    """What the coordinator decided about an item: its answer, why, and whether annotators see the
-    case after their own answer.
+    """A coordinator's decision about an item: its answer and why.
+
+    And whether annotators see the case after their own answer.
     """
 
     __tablename__ = "ruling"
@@ -313,8 +325,9 @@ class Dispute(Base):
 
 
 class Verdict(Base):
-    """A model's judgement of an item, as shown and as it answered. status: a, b, tie, inconsistent,
-    invalid or error.
+    """A model's judgement of an item, as shown and as it answered.
+
+    status: a, b, tie, inconsistent, invalid or error.
     """
 
     __tablename__ = "verdict"
@@ -327,8 +340,9 @@ class Verdict(Base):
 
 
 class ApiKey(Base):
-    """An application that asks its users which response they prefer. Only the key's SHA-256 is
-    stored.
+    """An application that asks its users which response they prefer.
+
+    Only the key's SHA-256 is stored.
     """
 
     __tablename__ = "api_key"
@@ -340,8 +354,9 @@ class ApiKey(Base):
 
 
 class Attempt(Base):
-    """Something that is limited: tries of a key (an address, a session) in the window that began
-    then; shared by all processes.
+    """A counter of a rate limit, shared by all processes.
+
+    Tries of a key (an address, a session) in the window that began then.
     """
 
     __tablename__ = "attempt"
@@ -351,9 +366,7 @@ class Attempt(Base):
 
 
 class Release(Base):
-    """An export that left the house: whose votes are in it, so that a withdrawal can name what
-    holds them.
-    """
+    """An export and its annotators, so that a withdrawal can name the files with their votes."""
 
     __tablename__ = "release"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -365,9 +378,7 @@ class Release(Base):
 
 
 class Audit(Base):
-    """Who did what to which object; each row's hash covers the row before, so that a change
-    shows.
-    """
+    """Who did what to which object; each row's hash covers the row before."""
 
     __tablename__ = "audit"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,5 +1,6 @@
-"""Annotators' pages around the work: the start, the invitation, consent, the guidelines and their
-check, own answers, leaving.
+"""Annotators' pages around the work.
+
+The start, the invitation, consent, the guidelines and their check, own answers, leaving.
 """
 
 from __future__ import annotations
@@ -109,8 +110,10 @@ def start(request: Request) -> Response:
 
 
 def invitation(request: Request) -> Response:
-    """A button. Looking at the page exchanges nothing, so that programs that fetch links in advance
-    do not use the invitation up.
+    """A button.
+
+    Looking at the page exchanges nothing, so that programs that fetch links in advance do not use
+    the invitation up.
     """
     return page(request, "invite.html", token=request.path_params["token"], days=DAYS)
 
@@ -200,8 +203,10 @@ def consent_page(request: Request, status: int = 200, wrong: str = "") -> Respon
 
 
 def sign(request: Request) -> Response:
-    """Consent and what goes with it: the choice about votes, kinds of harm not to be shown,
-    optional answers.
+    """Sign the consent, with its choices.
+
+    What happens to the votes on withdrawal, kinds of harm to leave out, and the optional questions
+    about the person.
     """
     me, site, form = require_annotator(request), request.app.state.site, form_of(request)
     choice = str(form.get("votes", ""))
@@ -236,9 +241,7 @@ def sign(request: Request) -> Response:
 
 
 def guidelines_page(request: Request) -> Response:
-    """The guidelines, and cases that the coordinator decided, as far as this annotator has answered
-    them.
-    """
+    """The guidelines, and the decided cases that this annotator has answered."""
     store = request.app.state.site.store
     me, cases = work.active(request), list[dict[str, Any]]()
     with store.read() as session:
@@ -264,8 +267,9 @@ def guidelines_page(request: Request) -> Response:
 
 
 def questions_of(session: Session, batch: int, me: Annotator) -> list[tuple[Item, list[int]]]:
-    """The check's items with the order of their responses: the annotator's own, another at the
-    second attempt.
+    """The items of the guidelines check with the order of their responses.
+
+    Each annotator has an order of their own, and another one at the second attempt.
     """
     items = session.scalars(
         select(Item)

@@ -1,6 +1,4 @@
-"""The interface for applications, at /api: "which response do you prefer?", thumbs, and a page to
-embed. See `laurel_feedback.exchange.product`.
-"""
+"""The interface for applications, at /api: comparisons, thumbs, and a page to embed."""
 
 from __future__ import annotations
 
@@ -30,17 +28,14 @@ from laurel_feedback.web.text import shown
 LARGEST = 1_000_000
 """Bytes of a request."""
 OF_KEY, OF_USER, OF_STRANGER = 3000, 120, 60
-"""Requests in a minute: of an application, of one of its users, and with a wrong key from an
-address.
+"""Limits of requests in a minute: by application, by one of its users, by address with a wrong key.
 """
 FRAMED = {
     "Content-Security-Policy": POLICY.replace("frame-ancestors 'none'", "frame-ancestors *"),
     "X-Frame-Options": "ALLOWALL",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
-"""Of the page that applications put into a frame: browsers go by the policy, which lets every site
-frame it.
-"""
+"""Headers of the page that applications embed: every site may frame it."""
 SPEAKERS = {"user": "You", "assistant": "Answer"}
 """Whose messages a page shows, and what it calls them."""
 Text = Annotated[str, Field(max_length=200_000)]
@@ -92,8 +87,9 @@ class Asked(BaseModel):
 
 
 def exact(value: Any) -> Any:
-    """A slot as a whole number or a word: 1.0 and true are equal to 1 in Python, and are a mistake
-    of whoever sends them.
+    """A slot as a whole number or a word.
+
+    1.0 and true are equal to 1 in Python, and are a mistake of the sender: they are refused.
     """
     if type(value) not in (int, str):
         raise ValueError('a choice is 0, 1 or "tie"')
@@ -134,9 +130,7 @@ class Stored(BaseModel):
 
 
 class Link(BaseModel):
-    """A page's address under this interface, good for one answer and until `expires` (seconds since
-    1970).
-    """
+    """A page's address under this interface, for one answer until `expires` (Unix time)."""
 
     url: str
     expires: int
@@ -200,8 +194,9 @@ router = APIRouter()
 
 
 def make_api(store: Store) -> FastAPI:
-    """The interface on a store, to be mounted at /api. Its description is at openapi.json, and as a
-    page at its root.
+    """The interface on a store, to be mounted at /api.
+
+    Its description is at openapi.json, and as a page at its root.
     """
     api = FastAPI(
         title="laurel feedback",
@@ -245,8 +240,9 @@ def of_user(store: Store, key: ApiKey, user: str) -> None:
 
 @router.post("/v1/comparisons", status_code=201)
 def ask(request: Request, question: Question, key: Caller) -> Asked:
-    """Two responses become a comparison; show them in the order that comes back, which is random
-    and kept.
+    """Two responses become a comparison.
+
+    Show them in the order that comes back, which is random and kept.
     """
     identity, texts = product.ask(
         request.app.state.store,
@@ -261,8 +257,9 @@ def ask(request: Request, question: Question, key: Caller) -> Asked:
 def choose(
     request: Request, comparison: str, choice: Choice, key: Caller, again: Again = ""
 ) -> Stored:
-    """Which slot the user preferred. A comparison is one user's; an answer without an
-    Idempotency-Key cannot be changed later.
+    """Which slot the user preferred.
+
+    A comparison is one user's; an answer without an Idempotency-Key cannot be changed later.
     """
     store = request.app.state.store
     of_user(store, key, choice.user)
@@ -283,9 +280,7 @@ def thumb(request: Request, thumb: Thumb, key: Caller, again: Again = "") -> Sto
 
 @router.post("/v1/comparisons/{comparison}/page", status_code=201)
 def link(request: Request, comparison: str, whose: Whose, key: Caller) -> Link:
-    """The address of a page, for a frame in yours, on which the user chooses; it takes one
-    answer.
-    """
+    """The address of a page to embed, on which the user chooses; it takes one answer."""
     store = request.app.state.store
     of_user(store, key, whose.user)
     product.shown(store, key, comparison, "", "")
@@ -315,8 +310,9 @@ def chosen(
     signature: Annotated[str, Form()],
     choice: Annotated[Literal["0", "1", "tie"], Form()],
 ) -> HTMLResponse:
-    """The page's form. The signature is what allows it, and the idempotency key: it takes one
-    answer.
+    """The page's form.
+
+    The signature is what allows it, and the idempotency key: it takes one answer.
     """
     store = request.app.state.store
     key = product.signed_key(store, comparison, user, until, signature)
@@ -337,8 +333,9 @@ def described(request: Request) -> HTMLResponse:
 
 
 def page(store: Store, comparison: str, user: str, until: int, signature: str) -> HTMLResponse:
-    """The question in a frame, or thanks where it is answered. System and tool messages are the
-    application's, not for its users.
+    """The question in a frame, or thanks where it is answered.
+
+    System and tool messages are the application's, not for its users.
     """
     key = product.signed_key(store, comparison, user, until, signature)
     prompt, texts, answered = product.shown(store, key, comparison, user, signature)

@@ -1,6 +1,4 @@
-"""The web application: its frame, the static files, the coordinators' login, and the pages and
-interfaces that hang in it.
-"""
+"""The web application: static files, the coordinators' login, and the routers of all pages."""
 
 from __future__ import annotations
 
@@ -95,8 +93,10 @@ def login_page(request: Request) -> Response:
 
 
 def login(request: Request) -> Response:
-    """A coordinator comes in. Failures are limited: of a browser that was in before by itself, so
-    that nobody else can keep it out.
+    """A coordinator comes in.
+
+    Failures are limited: of a browser that was in before by itself, so that nobody else can keep it
+    out.
     """
     site, form = request.app.state.site, form_of(request)
     name = str(form.get("name", ""))[:200]

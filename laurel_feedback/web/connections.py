@@ -1,5 +1,7 @@
-"""Connections that keep the server waiting: half a request has a time limit, there are only so
-many, and the log says it a few times.
+"""Limits on connections that keep the server waiting.
+
+Half a request has a time limit, the number of connections is bounded, and the log mentions it a few
+times only.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ BODY_SECONDS, LEAST_RATE = 20.0, 10_000.0
 """For its body: so long, and a second more for so many bytes."""
 BACKLOG = 64
 SPARE = 96
-"""Handles that are not for connections: the database, files, sockets that were accepted and have no
-protocol yet.
+"""Handles kept free for other uses than connections.
+
+The database, files, sockets that were accepted and have no protocol yet.
 """
 PER_SECOND = 2.0
 """Lines of the log of one kind, at most."""
 
 
 def most_connections() -> int:
-    """As many as there are handles for, after the limit was raised as far as the system lets a
-    process raise it.
+    """The number of connections that there are handles for.
+
+    The process's limit is raised first, as far as the system allows it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
@@ -39,8 +43,9 @@ def most_connections() -> int:
 
 
 class Bounded(H11Protocol):
-    """uvicorn's protocol with limits. Where all places are taken, the connection that has waited
-    longest with half a request goes.
+    """uvicorn's protocol with limits.
+
+    Where all places are taken, the connection that has waited longest with half a request goes.
     """
 
     most: int = 0
@@ -108,9 +113,7 @@ class Bounded(H11Protocol):
 
 
 class RateLimit(logging.Filter):
-    """Lets a few lines of each message a second through, so that nobody can fill the disk by what
-    the server says of them.
-    """
+    """Passes a few lines of each message a second, so that clients cannot fill the disk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,8 +133,9 @@ class RateLimit(logging.Filter):
 
 
 def limit_logs() -> None:
-    """See `RateLimit`. Errors of accept() are asyncio's to say, bad requests uvicorn's, what breaks
-    ours.
+    """See `RateLimit`.
+
+    Errors of accept() are asyncio's to say, bad requests uvicorn's, what breaks ours.
     """
     for name in ("uvicorn.error", "asyncio", "laurel_feedback"):
         logging.getLogger(name).addFilter(RateLimit())

@@ -1,6 +1,4 @@
-"""The coordinators' pages: batches, their settings, opening and closing, and words that tell who
-wrote a response.
-"""
+"""The admin pages about batches: settings, opening and closing, words that give away a model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The coordinators' pages about people and the house: invitations, disputes, demographics, busy
-hours, guidelines, keys, the audit log.
+"""The admin pages about people and the installation.
+
+Invitations, disputes, demographics, busy hours, guidelines, keys, the audit log.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def _actor(request: Request) -> str:
 
 
 def people_page(request: Request) -> Response:
-    """Everyone who was invited; folded, those who came with imported data only; of applications'
-    users the number.
+    """Everyone who was invited; folded, those who came with imported data only.
+
+    Of applications' users the number.
     """
     return _people(request)
 
@@ -386,8 +388,9 @@ def busy(request: Request) -> Response:
 
 
 def audit(request: Request) -> Response:
-    """The log, the latest first, and whether its chain is whole. The rows of votes are checked and
-    not listed.
+    """The log, the latest first, and whether its chain is whole.
+
+    The rows of votes are checked and not listed.
     """
     before = whole_number(request.query_params.get("before", "0"))
     with _store(request).read() as session:

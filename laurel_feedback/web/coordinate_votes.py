@@ -1,5 +1,6 @@
-"""The coordinators' pages about votes: live agreement, annotators, the items, one item's votes, and
-the ruling on it.
+"""The admin pages about votes.
+
+Agreement so far, annotators, items, the votes on one item, and the ruling on it.
 """
 
 from __future__ import annotations
@@ -262,9 +263,7 @@ def _scales(scales: dict[str, Any]) -> str:
 
 
 def rule(request: Request) -> Response:
-    """Decide about an item: its answer, why, and whether annotators see the case after their own
-    answer.
-    """
+    """Decide about an item: its answer, why, and whether annotators see it after answering."""
     store, form = request.app.state.site.store, form_of(request)
     given, reason = str(form.get("rating", "")), str(form.get("reason", "")).strip()
     if given not in {"0", *map(str, RATINGS)}:

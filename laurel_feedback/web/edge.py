@@ -1,6 +1,4 @@
-"""Where requests come in: text is cleaned once, numbers in addresses are bounded, and what breaks
-is logged without anybody's words.
-"""
+"""What every request passes: clean text, bounded numbers, and a log without anybody's texts."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ LOG = logging.getLogger("laurel_feedback")
 
 
 class Number(IntegerConvertor):
-    """A number in an address that fits every database's integers: at most nine digits, others are
-    no page.
+    """A number in an address, of at most nine digits, so that it fits every database's integers.
+
+    Longer ones are a page that does not exist.
     """
 
     regex = "[0-9]{1,9}"
@@ -29,8 +28,9 @@ register_url_convertor("number", Number())
 
 
 def clean(text: str) -> str:
-    """Text that every database and page can hold: without NUL, and U+FFFD for halves of surrogate
-    pairs.
+    """Text that every database and page can hold.
+
+    NUL is removed, and half of a surrogate pair becomes U+FFFD.
     """
     if text.isascii() and "\0" not in text:
         return text
@@ -48,8 +48,9 @@ def clean_form(form: FormData) -> FormData:
 
 
 def unclean(body: bytes) -> bool:
-    """Does JSON hold a text that `clean` would change? A program is told so; its text is not
-    changed in silence.
+    """Does JSON hold a text that `clean` would change?
+
+    A program is told so; its text is not changed in silence.
     """
     if b"\\u" not in body and b"\0" not in body:  # most bodies, which are not even read for it
         return False
@@ -73,15 +74,17 @@ def whole_number(text: str, otherwise: int = 0) -> int:
 
 
 def attachment(name: str) -> str:
-    """Content-Disposition of a download; headers hold no letters beyond Latin-1, so the name is
-    percent-encoded.
+    """Content-Disposition of a download.
+
+    Headers hold no letters beyond Latin-1, so the name is percent-encoded.
     """
     return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def log_broken(error: BaseException, method: str) -> None:
-    """What broke and where, for the operator. The message of an error can quote what somebody
-    wrote, so it is left out.
+    """What broke and where, for the operator.
+
+    The message of an error can quote what somebody wrote, so it is left out.
     """
     frames = "".join(traceback.format_tb(error.__traceback__))
     LOG.error("%s request broke: %s\n%s", method, type(error).__qualname__, frames)

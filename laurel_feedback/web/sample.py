@@ -1,5 +1,6 @@
-"""Samples as an annotator sees them: what is read from the database for a page, what of a form goes
-back, what is told after an answer.
+"""Samples as an annotator sees them.
+
+What a page reads from the database, what its form sends back, and what is shown after an answer.
 """
 
 from __future__ import annotations
@@ -33,9 +34,7 @@ FIELDS = ("rating", "rationale", "pasted")
 
 @dataclass(frozen=True)
 class Sample:
-    """An assignment with its texts slot by slot, the form's values, and, once it is answered, what
-    may be told.
-    """
+    """An assignment: its texts by slot, the form's values, and what an answer is followed by."""
 
     id: str
     seq: int
@@ -58,9 +57,7 @@ class Sample:
 
 
 def settings_of(store: Store, batch: int) -> tuple[str, str, BatchSettings]:
-    """Name, state and settings of a batch; Refused where there is none that annotators may
-    know of.
-    """
+    """Name, state and settings of a batch; Refused where annotators may know of none."""
     with store.read() as session:
         found = session.get(Batch, batch)
         if found is None or found.state == "draft":
@@ -161,8 +158,9 @@ def _ruled(ruling: Ruling | None, order: list[int]) -> dict[str, str]:
 
 
 def answer_of(form: Mapping[str, Any]) -> Answer:
-    """What of a form is the answer; wrong and missing numbers are left to `assign.taken_of`, which
-    says what it misses.
+    """What of a form is the answer.
+
+    Wrong and missing numbers are left to `assign.taken_of`, which says what it misses.
     """
     pasted = _number(form.get("pasted"), float)
     return Answer(
@@ -185,8 +183,9 @@ def _number(text: Any, kind: Any = int) -> Any:
 
 
 def _series(form: Mapping[str, Any], name: str) -> list[int] | None:
-    """name_0, name_1, ...; an empty one among them is 0, which no form allows; None where there is
-    none at all.
+    """name_0, name_1, ...; an empty one among them is 0, which no form allows.
+
+    None where there is none at all.
     """
     found = []
     while f"{name}_{len(found)}" in form and len(found) < 1000:

@@ -1,6 +1,4 @@
-"""Around every request: whose session it is, that a form is our own, what the browser may do with
-the answer, and errors as pages.
-"""
+"""Around every request: session, token against forgery, security headers, errors as pages."""
 
 from __future__ import annotations
 
@@ -50,9 +48,11 @@ LARGEST, LARGEST_ADMIN = 2_000_000, 200_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """In a minute: failed logins and failed invitations or codes from an address, failed logins
-    under a name from browsers that are not
-    known, and answers of a session and from an address. What succeeds counts only among answers.
+    """Limits in a minute.
+
+    Failed logins and failed invitations or codes from an address, failed logins under a name from
+    browsers that are not known, and answers of a session and from an address. What succeeds counts
+    only among answers.
     """
 
     login: int = 10
@@ -63,8 +63,9 @@ class Limits:
 
 
 def environment() -> jinja2.Environment:
-    """Templates: everything is escaped; `bare` names the characters that are not seen, for short
-    texts of others.
+    """Templates: everything is escaped.
+
+    `bare` names the characters that are not seen, for short texts of others.
     """
     loader = jinja2.FileSystemLoader(HERE / "templates")
     made = jinja2.Environment(
@@ -80,8 +81,9 @@ def environment() -> jinja2.Environment:
 
 @dataclass(frozen=True)
 class Site:
-    """What every handler needs: `request.app.state.site`. It holds nothing that changes, so that
-    many processes may serve.
+    """What every handler needs: `request.app.state.site`.
+
+    It holds nothing that changes, so that many processes may serve.
     """
 
     store: Store
@@ -97,15 +99,18 @@ class Site:
         return self.public_url.startswith("https:")
 
     def cookie(self, name: str = "laurel") -> str:
-        """A cookie's name. `__Host-` ties it to this very host, which browsers grant to https
-        only.
+        """A cookie's name.
+
+        `__Host-` ties it to this very host, which browsers grant to https only.
         """
         return f"__Host-{name}" if self.secure else name
 
 
 class Guard:
-    """ASGI middleware. `request.state` gets `who` (a `people.Who` or None), `csrf` and, of a POST
-    that is our own, `form`.
+    """ASGI middleware.
+
+    `request.state` gets `who` (a `people.Who` or None), `csrf` and, of a POST that is our own,
+    `form`.
     """
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
@@ -157,8 +162,9 @@ class Guard:
         await self.app(scope, receive, send_with_headers)
 
     async def _look(self, request: Request) -> None:
-        """Find the session; of a request that changes something, check where it comes from and its
-        token.
+        """Find the session.
+
+        Of a request that changes something, check where it comes from and its token.
         """
         state, cookie = request.state, request.cookies.get(self.site.cookie(), "")
         state.who = (
@@ -193,8 +199,9 @@ def add_headers(headers: MutableHeaders) -> None:
 
 
 def check_origin(request: Request, site: Site) -> None:
-    """Refused where the browser says that another site sent the form. Both headers count; "null" is
-    what no-referrer makes of ours.
+    """Refused where the browser says that another site sent the form.
+
+    Both headers count; "null" is what no-referrer makes of ours.
     """
     fetch, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "null")
     ours = {urlsplit(site.public_url).netloc, request.headers.get("host", "")}
@@ -243,15 +250,17 @@ async def read_form(request: Request, most: int) -> FormData:
 
 
 def form_of(request: Request) -> FormData:
-    """The fields of a POST. The guard has checked its token and its origin before any handler is
-    called.
+    """The fields of a POST.
+
+    The guard has checked its token and its origin before any handler is called.
     """
     return request.state.form
 
 
 def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
-    """A page of a template; it finds `csrf`, `who`, `pseudonym`, `admin` and `site` beside what it
-    is given.
+    """A page of a template.
+
+    It finds `csrf`, `who`, `pseudonym`, `admin` and `site` beside what it is given.
     """
     return _page(request, request.app.state.site, template, status, context)
 
@@ -289,7 +298,8 @@ def _page(
 def set_cookie(
     response: Response, site: Site, name: str, value: str, hours: float | None = None
 ) -> None:
-    """A cookie that scripts do not see and other sites do not send. hours: how long it is kept;
+    """A cookie that scripts do not see and other sites do not send. hours: how long it is kept.
+
     None: until the browser closes.
     """
     age = None if hours is None else round(3600 * hours)
@@ -305,8 +315,9 @@ def set_cookie(
 
 
 def log_in(request: Request, cookie: str, to: str, hours: float = people.SESSION_HOURS) -> Response:
-    """Go to a page as whom the new session's cookie says, which is kept as long as the session; the
-    one before it, if any, ends.
+    """Go to a page as whom the new session's cookie says, which is kept as long as the session.
+
+    The one before it, if any, ends.
     """
     site = request.app.state.site
     log_out(request)
@@ -327,8 +338,10 @@ def log_out(request: Request) -> None:
 
 
 def require_annotator(request: Request) -> Annotator:
-    """Who rates. Refused without an annotator's session; the state (invited, active, ...) is the
-    handler's to look at.
+    """Who rates.
+
+    Refused without an annotator's session; the state (invited, active, ...) is the handler's to
+    look at.
     """
     who = request.state.who
     if who is None or who.annotator is None:
@@ -342,8 +355,9 @@ def require_annotator(request: Request) -> Annotator:
 
 
 def require_admin(request: Request) -> Admin:
-    """The coordinator. Without a coordinator's session a page goes to the login, and a form is
-    refused.
+    """The coordinator.
+
+    Without a coordinator's session a page goes to the login, and a form is refused.
     """
     who = request.state.who
     if who is None or who.admin is None:
@@ -363,16 +377,19 @@ def address_of(request: Request) -> str:
 
 @contextmanager
 def failing(request: Request, most: dict[str, int]) -> Iterator[None]:
-    """A try that counts for its keys if it fails; beyond so many failures in a minute it is Refused
-    with 429.
+    """A try that counts for its keys if it fails.
+
+    Beyond so many failures in a minute it is Refused with 429.
     """
     with people.failures(request.app.state.site.store, most, 60.0):
         yield
 
 
 def limited(request: Request, what: str, most: int, address: int = 0) -> None:
-    """Note a try; Refused with 429 beyond `most` a minute for the session, and beyond `address` (by
-    default the same) for the address.
+    """Note a try.
+
+    Refused with 429 beyond `most` a minute for the session, and beyond `address` (by default the
+    same) for the address.
     """
     store = request.app.state.site.store
     keys = {f"{what} from {address_of(request)}": address or most}

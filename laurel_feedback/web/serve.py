@@ -1,6 +1,4 @@
-"""The server: uvicorn with one or more processes, each of which makes the application for
-itself.
-"""
+"""The server: uvicorn with one or more processes, each with an application of its own."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 
 
 def made() -> Starlette:
-    """The application of this process. It ends with the process that began it, however that
-    ended.
+    """The application of this process.
+
+    It ends with the process that began it, however that ended.
     """
     limit_logs()
     if (parent := multiprocessing.parent_process()) is not None:
@@ -38,9 +37,7 @@ def made() -> Starlette:
 
 
 def end_with(sentinel: int) -> None:
-    """Wait for another process to end, and end this one: a worker without its parent would keep the
-    port.
-    """
+    """End this process when another one ends: a worker without its parent would keep the port."""
     multiprocessing.connection.wait([sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -83,8 +80,9 @@ def serve(
 def check(
     store: Store, host: str, port: int, workers: int, public_url: str, *, demo: bool = False
 ) -> None:
-    """UsageError where these cannot be served: a wrong address, a port in use, or nobody with a
-    password at an address others reach.
+    """Raise UsageError where the pages cannot be served.
+
+    A wrong address, a port in use, or nobody with a password at an address that others reach.
 
     demo: a coordinator is about to be made.
     """

@@ -1,5 +1,6 @@
-"""Texts that others wrote, as HTML that can do nothing: plain, or Markdown through an allow-list;
-nothing hidden, nothing endless.
+"""Texts that others wrote, as HTML that can do nothing: plain, or Markdown through an allow-list.
+
+Nothing hidden, nothing endless.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ ODD = re.compile(
     "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-"""Characters that are not seen or that turn the order of others: bidi controls, zero widths,
-fillers, controls, tags.
+"""Characters that are invisible or that change the order of others.
+
+Bidirectional controls, zero widths, fillers, controls, tags.
 """
 JOINERS = "\u200c\u200d"
 TAGS = {
@@ -52,8 +54,9 @@ MARKDOWN = (
 
 
 def bare(text: str) -> str:
-    """The text with every odd character named instead: U+202E becomes [U+202E]. Joiners inside
-    emoji and non-Latin words stay.
+    """The text with every odd character named instead: U+202E becomes [U+202E].
+
+    Joiners inside emoji and non-Latin words stay.
     """
 
     def name(match: re.Match[str]) -> str:
@@ -77,8 +80,9 @@ def plain(text: str) -> Markup:
 
 
 def formatted(text: str) -> Markup:
-    """Markdown as HTML: no HTML of its own, no images, links only to the web and only by a click;
-    what is left passes an allow-list.
+    """Markdown as HTML: no HTML of its own, no images, links only to the web and only by a click.
+
+    What is left passes an allow-list.
     """
     html = nh3.clean(
         MARKDOWN.render(text),
@@ -92,8 +96,10 @@ def formatted(text: str) -> Markup:
 
 
 def shown(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
-    """A text for a page. One over `cap` characters is cut there, and the rest stands folded behind
-    "Show all", up to `MOST`.
+    """A text for a page.
+
+    One over `cap` characters is cut there, and the rest stands folded behind "Show all", up to
+    `MOST`.
     """
     if not text.strip():
         return Markup('<p class="soft">(This text is empty.)</p>')

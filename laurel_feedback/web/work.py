@@ -54,8 +54,9 @@ def routes() -> list[BaseRoute]:
 
 
 def active(request: Request, *, checking: bool = False) -> Annotator:
-    """Who takes part. The invited go to the consent; those who left or did not pass the check are
-    told.
+    """Who takes part.
+
+    The invited go to the consent; those who left or did not pass the check are told.
     """
     me = require_annotator(request)
     if me.state == "invited":
@@ -68,8 +69,9 @@ def active(request: Request, *, checking: bool = False) -> Annotator:
 
 
 def desk_of(request: Request) -> Desk:
-    """The annotator's desk for the batch of the address. What users of applications are asked is
-    not for annotators.
+    """The annotator's desk for the batch of the address.
+
+    What users of applications are asked is not for annotators.
     """
     store, me, batch = request.app.state.site.store, active(request), request.path_params["batch"]
     with store.read() as session:
@@ -140,9 +142,7 @@ def next_page(request: Request) -> Response:
 
 
 def next_json(request: Request) -> Response:
-    """The same for a script: the sample's texts as they are, and nothing that its page would not
-    show.
-    """
+    """The sample page as JSON for a script: its texts, and nothing the page would not show."""
     desk = desk_of(request)
     found = desk.next()
     if found is None:
@@ -268,8 +268,9 @@ def answer(request: Request) -> Response:
 
 
 def _submit(desk: Desk, assignment: str, form: Any, key: str) -> tuple[int, int]:
-    """The revision that was stored and the sample's number. A key that brings another answer than
-    before is refused, not swallowed.
+    """The revision that was stored and the sample's number.
+
+    A key that brings another answer than before is refused, not swallowed.
     """
     with desk.store.read() as session:
         row = session.get(Assignment, assignment)
@@ -323,8 +324,9 @@ def _told(desk: Desk, assignment: str) -> int:
 
 
 def skip(request: Request) -> Response:
-    """Leave a sample for later, or for good where it is too distressing; what was filled in is
-    kept.
+    """Leave a sample for later, or for good where it is too distressing.
+
+    What was filled in is kept.
     """
     desk, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
     kept = draft_of(form)

@@ -23,7 +23,6 @@ from laurel.reward.mixture import load_rewards
 from laurel.rollout.episode import load_env
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import resolve
-from laurel.train.setup import USES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
@@ -97,8 +96,8 @@ def test_the_data_and_rewards_of_an_example_load(name, here):
         assert all(load_reward(reward).name for reward in config.rewards or [])
         return
     source = ALGORITHMS[EXAMPLES[name]].source
-    rows = needs(load_rows(config.dataset, size=20), USES[source])
-    if source == "policy":
+    rows = needs(load_rows(config.dataset, size=20), source.needs)
+    if source.sampled:
         assert load_rewards(config.rewards, config.reward_weights, rows).names
     if config.env:
         assert load_env(config.env)().reset(rows[0].columns) == []

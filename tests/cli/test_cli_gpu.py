@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from laurel.model import compact, static, ways
+from laurel.fast import decode, static
+from laurel.rollout import sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def gpu(monkeypatch):
     """bench/gpu.py as a module; what it replaces in the library is put back."""
-    for module, name in ((compact, "library"), (ways, "static_of"), (static.Static, "capture")):
+    for module, name in ((decode, "library"), (sampler, "static_of"), (static.Static, "capture")):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(sys, "path", [*sys.path])
     spec = importlib.util.spec_from_file_location("gpu", ROOT / "bench" / "gpu.py")

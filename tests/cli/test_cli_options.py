@@ -194,7 +194,7 @@ def test_paths_of_a_file_are_sought_here_then_beside_it(tmp_path, monkeypatch):
         "rewards": ["my.py:f", "module.function", "absent.py:f", "exact"],
         "output_dir": "rows.jsonl",
     }
-    found = options.beside(there / "run.yaml", values)
+    found = options.resolve_paths(there / "run.yaml", values)
     assert found["dataset"] == str(there / "rows.jsonl")
     assert found["eval_dataset"] == "both.jsonl"
     assert found["model"] == "there"

@@ -9,9 +9,15 @@ import pytest
 import yaml
 
 from laurel.cli.main import main
-from laurel.core.config import ALGORITHM_NAMES, EVERYWHERE, EvalConfig, TrainConfig, build_config
+from laurel.core.config import (
+    ALGORITHM_NAMES,
+    UNIVERSAL_OPTIONS,
+    EvalConfig,
+    TrainConfig,
+    build_config,
+)
 from laurel.core.errors import UsageError, misspelt
-from laurel.core.trl import Ask
+from laurel.core.trl import Request
 from laurel.core.trl_names import DUMPED, TABLE, defaults_of
 from laurel.core.trl_rules import TRAINERS
 from laurel.train.options import applying
@@ -20,7 +26,7 @@ FIELDS = set(TrainConfig.model_fields)
 
 
 def asking(algorithm):
-    return Ask(algorithm, own=lambda: applying(algorithm))
+    return Request(algorithm, own=lambda: applying(algorithm))
 
 
 def built(algorithm, **given):
@@ -43,10 +49,10 @@ def test_the_table_speaks_of_options_that_there_are():
 
 
 def test_the_options_of_every_algorithm_are_listed_truly():
-    """EVERYWHERE is what a hint may name without asking torch."""
+    """UNIVERSAL_OPTIONS is what a hint may name without asking torch."""
     open_ = {name for name, field in TrainConfig.model_fields.items() if field.default is None}
     assert {name for name in open_ if all(name in applying(one) for one in ALGORITHM_NAMES)} == set(
-        EVERYWHERE
+        UNIVERSAL_OPTIONS
     )
 
 

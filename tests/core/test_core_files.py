@@ -12,9 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.files import disk_error, refusal, replacing, whole_folder, write_atomic, writing
+from laurel.core.files import (
+    atomic_file,
+    atomic_folder,
+    disk_error,
+    disk_errors,
+    os_error_of,
+    write_atomic,
+)
 from laurel.core.run import Run
-from laurel.train.checkpoint import State, save_checkpoint
+from laurel.train.checkpoint import save_checkpoint
+from laurel.train.session import State
 
 BIG = {"a": torch.zeros(200, 200)}
 
@@ -41,12 +49,12 @@ def bytes_to(path):
 )
 def test_a_full_disk_is_told_whichever_library_writes(tmp_path, limited, write):
     path = tmp_path / "it"
-    with pytest.raises(LaurelError) as told, writing(path):
+    with pytest.raises(LaurelError) as told, disk_errors(path):
         write(path)
     assert told.value.where == str(path)
     assert told.value.fix
     assert told.value.exit_code == 1
-    with pytest.raises(ZeroDivisionError), writing(path):  # a mistake in code is not the disk's
+    with pytest.raises(ZeroDivisionError), disk_errors(path):  # a mistake in code is not the disk's
         _ = 1 / 0
 
 
@@ -65,8 +73,8 @@ def test_what_the_system_says_becomes_what_where_fix(number, said, kind):
     assert type(told) is kind
     assert str(told).startswith(f"some/file: {said}")
     assert str(disk_error(OSError(number, "No"), "elsewhere")).startswith("elsewhere: No.")
-    assert refusal(ValueError("x")) is None
-    assert refusal(RuntimeError("I/O error: no room (os error 28)")).errno == errno.ENOSPC
+    assert os_error_of(ValueError("x")) is None
+    assert os_error_of(RuntimeError("I/O error: no room (os error 28)")).errno == errno.ENOSPC
 
 
 def test_a_run_on_a_full_disk_says_which_file_and_keeps_no_halves(tmp_path, limited):
@@ -88,23 +96,23 @@ def test_a_run_on_a_full_disk_says_which_file_and_keeps_no_halves(tmp_path, limi
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     """New, over an old model of other shards, and failing: in the last case the old one stays."""
     folder = tmp_path / "model"
-    with whole_folder(folder) as made:
+    with atomic_folder(folder) as made:
         write_atomic(made / "model-1.safetensors", "a")
         assert not folder.exists()
     (folder / "mine.txt").write_text("b")
-    with pytest.raises(KeyError), whole_folder(folder) as made:
+    with pytest.raises(KeyError), atomic_folder(folder) as made:
         (made / "model.safetensors").write_text("c")
         raise KeyError
     assert sorted(file.name for file in folder.iterdir()) == ["mine.txt", "model-1.safetensors"]
-    with whole_folder(folder) as made:
+    with atomic_folder(folder) as made:
         (made / "model.safetensors").write_text("d")
     assert sorted(file.name for file in folder.iterdir()) == ["mine.txt", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "plain").touch()
     with (
         pytest.raises(UsageError, match="plain: File exists"),
-        whole_folder(tmp_path / "plain" / "model"),
+        atomic_folder(tmp_path / "plain" / "model"),
     ):
         pass
-    with pytest.raises(UsageError, match="No such file"), replacing(tmp_path / "none" / "x"):
+    with pytest.raises(UsageError, match="No such file"), atomic_file(tmp_path / "none" / "x"):
         pass

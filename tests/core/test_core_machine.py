@@ -79,14 +79,14 @@ def test_threads_by_rule(linux, monkeypatch):
     none.
     """
     system = linux({"cgroup/cpu.max": "350000 100000\n"})
-    assert machine.threads_by_rule(*system) == 3
+    assert machine.default_threads(*system) == 3
     for said, expected in {"2": 2, "1": 1, "8": 3, "2,4": 2, "": 3, "many": 3, "0": 3}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        assert machine.threads_by_rule(*system) == expected, said
+        assert machine.default_threads(*system) == expected, said
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5, 7})
-    assert machine.threads_by_rule(*system) == 2
-    assert machine.threads_by_rule(*linux({"cgroup/cpu.max": "50000 100000\n"})) == 1
+    assert machine.default_threads(*system) == 2
+    assert machine.default_threads(*linux({"cgroup/cpu.max": "50000 100000\n"})) == 1
 
 
 def test_memory_is_the_machines_or_the_groups(linux):

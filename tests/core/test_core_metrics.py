@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from laurel.core.catalogue import CATALOGUE
 from laurel.core.errors import UsageError
+from laurel.core.metric_catalogue import CATALOGUE
 from laurel.core.metrics import BEGIN, END, Sums, explain, main, table, with_table
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json, read_lines, write_atomic
-from laurel.core.run import FREE_TO_CHANGE, WRITTEN, Run
+from laurel.core.run import FREE_TO_CHANGE, RUN_FILES, Run
 from laurel.core.sinks import SINKS, check_sinks
 
 CONFIG = {
@@ -51,7 +51,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
 
 
 def test_foreign_files_are_never_written_over(tmp_path):
-    for name in WRITTEN:
+    for name in RUN_FILES:
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         (folder / name).write_text("mine\n")

@@ -8,8 +8,8 @@ from dataclasses import fields
 import pytest
 import torch
 
+from laurel.core.microbatch import units_by_group
 from laurel.core.sample import Group, Key, Sample
-from laurel.core.together import together
 from laurel.rollout.pack import pack
 
 
@@ -102,7 +102,7 @@ def test_units_by_hand(rows, limit, units, tokens):
     """A prompt that rows of a group share costs once a unit; a unit that would cost more than the
     limit is begun anew, and goes on.
     """
-    assert together(*zip(*rows, strict=True), limit) == (units, tokens)
+    assert units_by_group(*zip(*rows, strict=True), limit) == (units, tokens)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_no_row_is_lost_or_mixed_up_and_no_micro_batch_is_larger_or_smaller_than
                 parts = list(batch.split(budget, packed=packed, whole_groups=whole))
                 assert sorted(n for part in parts for n in samples(part)) == list(range(20))
                 assert all(own(batch, part) for part in parts)
-                units, tokens = together(
+                units, tokens = units_by_group(
                     start,
                     length,
                     group if packed or whole else range(20),

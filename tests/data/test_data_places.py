@@ -11,7 +11,7 @@ import pytest
 
 from laurel.core.config import EvalConfig, TrainConfig, build_config
 from laurel.core.errors import UsageError
-from laurel.core.load import beside
+from laurel.core.load import resolve_paths
 from laurel.data.formats import normalise_all
 from laurel.data.paths import files_of
 from laurel.data.rows import read_rows
@@ -228,7 +228,7 @@ def test_yaml_lists_and_patterns_beside_the_file(tmp_path, monkeypatch):
     lines(tmp_path / "sets" / "b.jsonl", ROW)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    given = beside(
+    given = resolve_paths(
         tmp_path / "run.yaml",
         {"dataset": ["sets/a.jsonl", "sets/b.jsonl"], "eval_dataset": "sets/*.jsonl"},
     )

@@ -1,4 +1,4 @@
-"""`make docs`: pictures of every page of `laurel feedback` for docs/figures/feedback, taken in
+"""`make pictures`: pictures of every page of `laurel feedback` for docs/figures/feedback, taken in
 Chromium on the bundled example.
 """
 

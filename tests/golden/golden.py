@@ -121,13 +121,13 @@ def machine() -> str:
     """What decides on bits: the processor's instructions and torch's build."""
     import torch
 
-    from laurel.core.machine import processor
+    from laurel.core.machine import cpu_name
 
     flags = sorted(
-        flag for flag in processor("flags").split() if flag.startswith(("avx", "amx", "fma"))
+        flag for flag in cpu_name("flags").split() if flag.startswith(("avx", "amx", "fma"))
     )
     digest = hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]
-    return f"{processor('model name')} {digest}, torch {torch.__version__}"
+    return f"{cpu_name('model name')} {digest}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

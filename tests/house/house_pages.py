@@ -3,15 +3,19 @@ write the generated parts anew.
 """
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from house_source import PACKAGES, ROOT, package_files, tree
+from house_source import PACKAGE, PACKAGES, ROOT, package_files, tree
 
 PURPOSES = {
-    "laurel/model/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
+    "laurel/fast/kernels.cpp": "The compiled parts of decoding and training: passes over rows.",
     "laurel/report/page.html": "The Jinja template of the report.",
     "laurel/report/page.css": "Its style, light and dark.",
     "laurel/report/exhibit.html": "The template of an experiment's page.",
@@ -24,7 +28,7 @@ PURPOSES = {
 """Purposes of files that have no docstring."""
 
 ROOMS = (
-    *("core", "data", "weight", "objective", "measure", "model", "fast", "reward", "rollout"),
+    *("core", "data", "weight", "objective", "measure", "fast", "model", "reward", "rollout"),
     *("judge", "eval", "train", "search", "report", "serve", "verify", "pipeline", "cli"),
     *("store", "statistics", "exchange", "web", "demo"),
 )
@@ -33,6 +37,7 @@ ROOMS = (
 
 ORDER = (
     "training.md",
+    "hardware.md",
     "python.md",
     "algorithms/index.md",
     "configuration.md",
@@ -50,6 +55,7 @@ ORDER = (
     "feedback-statistics.md",
     "prompts.md",
     "performance.md",
+    "house.md",
     "foundations/index.md",
     "foundations/verify.md",
     "foundations/language-model.md",
@@ -109,19 +115,29 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def package_tree() -> str:
-    """The packages as a tree: rooms in the order of the floors, every file with its one purpose."""
-    lines = ["```text"]
+    """Every file of the packages with its one purpose: a heading for each package, a table for each
+    room, in the order of the floors.
+    """
+    lines: list[str] = []
     for package in PACKAGES:
-        lines.append(f"{package.name + '/':<20} {purpose(package / '__init__.py')}")
-        lines += branch(package, "  ", ROOMS)
-    return "\n".join([*lines, "```"])
+        lines += [f"## {package.name}", "", purpose(package / "__init__.py"), ""]
+        lines += table_of(package) + branch(package, ROOMS)
+    return "\n".join(lines).rstrip()
 
 
-def branch(folder: Path, indent: str, order: tuple[str, ...] = ()) -> list[str]:
-    """The files of a folder, then its folders, those of `order` first; migrations by name alone."""
+def table_of(folder: Path) -> list[str]:
+    """The files of a folder as a table."""
     inside = [path for path in package_files() if path.parent == folder]
     shown = [path for path in inside if path.name != "__init__.py"]
-    lines = [f"{indent}{path.name:<{20 - len(indent)}} {purpose(path)}" for path in shown]
+    rows = [f"| `{path.name}` | {purpose(path).replace('|', chr(92) + '|')} |" for path in shown]
+    return ["| file | purpose |", "|---|---|", *rows, ""] if rows else []
+
+
+def branch(folder: Path, order: tuple[str, ...] = ()) -> list[str]:
+    """The folders inside a folder, those of `order` first, each with its files; migrations are left
+    out.
+    """
+    lines: list[str] = []
     folders = {
         path.relative_to(folder).parts[0] for path in package_files() if folder in path.parents
     }
@@ -130,9 +146,9 @@ def branch(folder: Path, indent: str, order: tuple[str, ...] = ()) -> list[str]:
     ):
         deeper = folder / name
         if (deeper / "__init__.py").exists():
-            about = purpose(deeper / "__init__.py")
-            lines.append(f"{indent}{name + '/':<{20 - len(indent)}} {about}")
-            lines += branch(deeper, indent + "  ")
+            place = deeper.relative_to(ROOT).as_posix()
+            lines += [f"### {place}", "", purpose(deeper / "__init__.py"), "", *table_of(deeper)]
+            lines += branch(deeper)
     return lines
 
 
@@ -141,6 +157,20 @@ def purpose(path: Path) -> str:
     if path.suffix == ".py":
         return " ".join((ast.get_docstring(tree(path)) or "").split("\n\n")[0].split())
     return PURPOSES[str(path.relative_to(ROOT))]
+
+
+def floors() -> str:
+    """The rooms of `laurel` by floor, and what the other packages may import of it."""
+    from test_house_floors import BELOW, FLOORS
+
+    lines = ["| floor | rooms |", "|--:|---|"]
+    for level, rooms in enumerate(FLOORS):
+        there = [room for room in ROOMS if room in rooms and (PACKAGE / room).is_dir()]
+        lines.append(f"| {level} | {', '.join(f'`{room}`' for room in there)} |")
+    lines += ["", "| package | imports of `laurel` |", "|---|---|"]
+    for package, rooms in BELOW.items():
+        lines.append(f"| `{package}` | {', '.join(f'`{room}`' for room in sorted(rooms))} |")
+    return "\n".join(lines)
 
 
 def index() -> str:
@@ -152,7 +182,7 @@ def index() -> str:
         path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("*/index.md"))
     )
     names = sorted(name for name in found if name != "index.md")
-    lines = ["| page | what it tells |", "|---|---|"]
+    lines = ["| page | what it covers |", "|---|---|"]
     for name in [
         *(name for name in ORDER if name in names),
         *(name for name in names if name not in ORDER),
@@ -205,7 +235,7 @@ def defaults_in_words(name: str, default: object) -> str:
             found.setdefault(cell(defaults(algorithm)[name]), []).append(algorithm)
     if not found:
         return cell(default)
-    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source == "policy"]
+    sampling = [algorithm for algorithm, row in ALGORITHMS.items() if row.source.sampled]
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     if ordered[0][1] == list(ALGORITHMS):
         return ordered[0][0]
@@ -257,8 +287,8 @@ def names_of(kind: str, harmless: bool = True) -> str:
 
 def trl_defaults() -> str:
     """Where a default of TRL's that a result depends on is not that of laurel's row."""
-    from laurel.cli.port import names_taken, unsaid
-    from laurel.core.trl import Ask, translate
+    from laurel.cli.from_trl import names_taken, unsaid
+    from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
     from laurel.train.options import applying
@@ -267,7 +297,7 @@ def trl_defaults() -> str:
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
         own = applying(row)
-        ask = Ask(
+        ask = Request(
             row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
         )
         names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
@@ -284,7 +314,73 @@ def trl_defaults() -> str:
     return "\n".join(["| option | TRL | laurel | rows |", "|---|---|---|---|", *lines])
 
 
+@cache
+def count(name: str) -> int:
+    """How many there are of what pages count: `<!-- n: mutants -->144<!-- n -->` in a sentence."""
+    from test_house_budgets import FUNCTION
+
+    from laurel.core.config import EvalConfig, TrainConfig
+    from laurel.core.metric_catalogue import CATALOGUE
+    from laurel.core.trl_names import TABLE
+    from laurel.reward.verifiers import TASKS, VERIFIERS
+    from laurel.train.algorithms import ALGORITHMS
+    from laurel.verify.checks import MUTANTS
+    from laurel.verify.suite import PARTS
+
+    numbers = {
+        "algorithms": len(ALGORITHMS),
+        "evaluation options": len(EvalConfig.model_fields),
+        "generated tasks": len(TASKS),
+        "metrics": len(CATALOGUE),
+        "mutants": len(MUTANTS),
+        "names of TRL": len(TABLE),
+        "parts of verify": len(PARTS) + 1,  # and the hunt
+        "tokens of a function": FUNCTION,
+        "training options": len(TrainConfig.model_fields),
+        "verifiers": len(VERIFIERS),
+    }
+    if name == "golden runs":
+        golden = (ROOT / "tests" / "golden" / "golden.json").read_text(encoding="utf-8")
+        return len(json.loads(golden)["runs"])
+    return traced_files() if name == "files of a GRPO step" else numbers[name]
+
+
+def traced_files() -> int:
+    """The files that one step of GRPO enters, traced in a process of its own."""
+    code = """
+import tempfile
+from pathlib import Path
+from house_traced import prepare, traced
+with tempfile.TemporaryDirectory() as folder:
+    prepare(Path(folder))
+    print(len(traced("grpo", Path(folder))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return int(done.stdout.split()[-1])
+
+
+COUNTED = re.compile(r"(<!-- n: ([\w ]+) -->)[^<]*(<!-- n -->)")
+
+
+def counted_pages() -> list[str]:
+    """The pages with a generated number in a sentence."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        page.relative_to(ROOT).as_posix()
+        for page in pages
+        if COUNTED.search(page.read_text(encoding="utf-8"))
+    ]
+
+
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
+    "CONTRIBUTING.md": {"floors": floors},
     "docs/house.md": {"tree": package_tree},
     "docs/index.md": {"pages": index},
     "docs/from-trl.md": {
@@ -305,11 +401,13 @@ and `<!-- end: part -->`.
 
 
 def renewed(page: str) -> str:
-    """The text of a page with its generated parts made anew. A part without its two marks is an
-    error.
+    """The text of a page with its generated parts and numbers made anew. A part without its two
+    marks is an error.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    for part, make in GENERATED[page].items():
+    if COUNTED.search(text):
+        text = COUNTED.sub(lambda mark: f"{mark[1]}{count(mark[2])}{mark[3]}", text)
+    for part, make in GENERATED.get(page, {}).items():
         start, end = f"<!-- generated: {part} (make docs) -->", f"<!-- end: {part} -->"
         if text.count(start) != 1 or text.count(end) != 1:
             raise ValueError(f"{page}: the part `{part}` needs both marks, once: {start} and {end}")
@@ -319,7 +417,7 @@ def renewed(page: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in GENERATED:
+    for name in {**GENERATED, **dict.fromkeys(counted_pages())}:
         new = renewed(name)
         changed = new != (ROOT / name).read_text(encoding="utf-8")
         (ROOT / name).write_text(new, encoding="utf-8")

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 from house_source import ROOT, densest, functions, longest, overall, python_files
+from house_traced import prepare, traced
 
 FUNCTION, DENSITY = 300, 9.5
 OVER = 230  # functions over 300 tokens today; it only falls
 HALF_A_SECOND = 0.5
+TRACED = 39  # files that a step of GRPO enters today, of which 5 in train; it only falls, to 20
 
 
 def processor_seconds(*words: str) -> float:
@@ -49,3 +51,11 @@ def test_lines_stay_thin():
 )
 def test_the_front_door_opens_at_once(words):
     assert min(processor_seconds(sys.executable, *words) for _ in range(2)) < HALF_A_SECOND
+
+
+def test_a_step_of_grpo_enters_few_files(tmp_path):
+    """A real step of GRPO by default, on a tiny CPU Llama, traced (`house_traced.py` prints it)."""
+    prepare(tmp_path)
+    files = traced("grpo", tmp_path)
+    print("\n".join(files))
+    assert len(files) <= TRACED, "\n".join(files)

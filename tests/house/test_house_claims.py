@@ -1,23 +1,21 @@
-"""The scripts of claims: any seeds, intervals that hold together however many comparisons are made,
-no verdict beside them.
-"""
+"""The experiments take any seeds, and their intervals hold together for all comparisons."""
 
 import ast
-import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-SCRIPTS = sorted(BENCH.glob("claim_*.py"))
+from laurel_worlds.experiments import comparison as claim
 
-
-@pytest.fixture(scope="module")
-def claim():
-    spec = importlib.util.spec_from_file_location("claim", BENCH / "claim.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = {"__init__", "comparison"}
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / "laurel_worlds" / "experiments").glob("*.py")
+    if path.stem not in SHARED
+)
 
 
 def calls(tree: ast.AST, name: str) -> list[ast.Call]:
@@ -48,9 +46,25 @@ def test_a_script_takes_any_seeds_and_corrects_every_verdict(path):
 
 def test_there_are_scripts():
     assert len(SCRIPTS) >= 11
+    assert not list((ROOT / "bench").glob("claim*")), "experiments are laurel_worlds.experiments"
 
 
-def test_seeds_are_those_that_were_asked_for(claim, capsys):
+def test_an_experiment_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "laurel_worlds.experiments.ranking", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--first-seed" in done.stdout and "python -m laurel_worlds.experiments" in done.stdout
+
+
+def test_figures_are_drawn_in_the_checkout():
+    assert ROOT / "docs" / "figures" == claim.FIGURES
+
+
+def test_seeds_are_those_that_were_asked_for(capsys):
     parser = claim.command("about")
     assert claim.seeds_of(parser.parse_args([])) == range(8) and not capsys.readouterr().err
     assert claim.seeds_of(parser.parse_args(["--first-seed", "100", "--seeds", "12"])) == range(
@@ -68,11 +82,11 @@ def test_seeds_are_those_that_were_asked_for(claim, capsys):
     ]
 
 
-def test_intervals_hold_together(claim):
+def test_intervals_hold_together():
     gap = [0.1, 0.2, 0.3, 0.4]  # mean .25, deviation .1291, t(3) at 97.5 % is 3.182: +- .2054
-    assert claim.told(gap, 3) == "0.250 +- 0.205" and claim.clearly(gap) == 1
+    assert claim.interval_text(gap, 3) == "0.250 +- 0.205" and claim.clearly(gap) == 1
     assert (
-        claim.told(gap, 3, of=10) == "0.250 +- 0.481" and claim.clearly(gap, 10) == 0
+        claim.interval_text(gap, 3, of=10) == "0.250 +- 0.481" and claim.clearly(gap, 10) == 0
     )  # t(3) at 99.75 % is 7.453
     words = {1: "better", -1: "worse", 0: "not told apart"}
     assert claim.compared({"a": gap}, words, 3) == {"a": "better (0.250 +- 0.205)"}
@@ -80,7 +94,7 @@ def test_intervals_hold_together(claim):
     assert set(many.values()) == {"not told apart (0.250 +- 0.481)"}
 
 
-def test_verdicts_are_corrected_as_printed(claim, capsys):
+def test_verdicts_are_corrected_as_printed(capsys):
     gap = [0.1, 0.2, 0.3, 0.4]
     claim.print_verdicts({"one": gap})
     assert "one: better (0.250 +- 0.205)." in capsys.readouterr().out

@@ -13,12 +13,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from house_pages import GENERATED, Block, blocks, package_tree, renewed
+from house_pages import COUNTED, GENERATED, Block, blocks, counted_pages, package_tree, renewed
 from house_shell import as_it_was, run_shell
 from house_source import ROOT, package_files
 
 import laurel
-from laurel.train import starter
+from laurel.train import loop, starter
+from laurel.train.algorithms import ALGORITHMS
 from laurel_prompts import fit as fitting
 from laurel_prompts import synthetic
 from laurel_prompts.models import Logistic, Rates
@@ -43,7 +44,7 @@ def short_starter(cache: Path) -> None:
         patch.setattr(
             starter, "starter_config", lambda *a, **k: whole(*a, **k).model_copy(update=short)
         )
-        starter.build_starter("starter", "addition", 0)
+        starter.build_starter("starter", "addition", 0, loop.train)
 
 
 @pytest.fixture
@@ -208,6 +209,13 @@ def test_pages_with_promises_have_blocks_that_run(name):
     )
 
 
+def test_the_front_page_is_short_and_names_every_algorithm():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 15_000
+    assert not [name for name in ALGORITHMS if f"`{name}`" not in text]
+    assert not [name for name in ALGORITHMS if not (ROOT / f"docs/algorithms/{name}.md").exists()]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that a page's headings make."""
     headings = re.findall(
@@ -262,18 +270,54 @@ def test_an_index_leads_to_every_page_of_its_folder(index):
     assert not missing
 
 
-@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("name", {**GENERATED, **dict.fromkeys(counted_pages())})
 def test_generated_parts_are_up_to_date(name):
     assert renewed(name) == (ROOT / name).read_text(encoding="utf-8"), f"{name}: run `make docs`"
 
 
+NUMBER = r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundred|dozen"
+NUMBER = rf"(?:\d[\d,]*|(?:{NUMBER})(?:(?:[- ]|-?and[- ]| and )(?:{NUMBER}|one))*)"
+NOUNS = (
+    "algorithms|methods|mutants|mistakes|checks|findings|rewards|verifiers|options|tests|pages"
+    "|metrics|generated tasks|golden runs|rows of the table|parts of verify|names of TRL|rooms"
+)
+COUNT = re.compile(rf"(?<![\w./-])({NUMBER}) (?:[a-z`'-]+ ){{0,2}}?({NOUNS})\b", re.I)
+
+
+def stale_counts(text: str) -> list[str]:
+    """Numbers of algorithms, mutants, options ... that are written down and not generated. What
+    stands in blocks and in generated parts is left out, and so are numbers of 0 and 1.
+    """
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!-- generated: .*?<!-- end: [^>]*-->", "", COUNTED.sub("", text), flags=re.S)
+    found = COUNT.finditer(" ".join(text.split()))
+    return [mark[0] for mark in found if mark[1] not in ("0", "1")]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
+)
+def test_numbers_in_prose_are_generated(page):
+    found = stale_counts(page.read_text(encoding="utf-8"))
+    assert not found, f"{page}: write them as <!-- n: name --><!-- n -->, then `make docs`: {found}"
+
+
+def test_stale_counts_are_found():
+    said = "one of twenty-seven algorithms. A hundred and forty mutants. 12 options, 144 planted\n"
+    said += "mistakes, with 0/1 rewards, 1,200 tests; 8 whole pages. `30 checks` of .5 checks"
+    assert stale_counts(said) == [
+        *("twenty-seven algorithms", "hundred and forty mutants", "12 options"),
+        *("144 planted mistakes", "1,200 tests", "8 whole pages"),
+    ]
+    assert not stale_counts("<!-- n: mutants -->144<!-- n --> mutants, one reward, two branches")
+
+
 def test_the_tree_has_every_file_once():
-    lines = [line.strip().split(" ", 1) for line in package_tree().splitlines()[1:-1]]
-    listed = sorted(first for first, _ in lines if not first.endswith("/"))
+    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", package_tree(), re.MULTILINE)
     there = [path for path in package_files() if path.name != "__init__.py"]
     there = [path for path in there if (path.parent / "__init__.py").exists()]
-    assert listed == sorted(path.name for path in there)
-    assert all(purpose.strip() for _, purpose in lines)
+    assert sorted(name for name, _ in rows) == sorted(path.name for path in there)
+    assert all(purpose.strip() for _, purpose in rows)
 
 
 def test_blocks_are_found_with_their_reasons(tmp_path):

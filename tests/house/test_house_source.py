@@ -327,8 +327,8 @@ def test_ruff_is_clean():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_functions_are_counted_as_a_reader_would(tmp_path):
+def test_tokens_of_functions_are_counted_by_hand(tmp_path):
     (tmp_path / "a.py").write_text(
         "def f():\n    x = 1\n    def g():\n        return 2\n    return g\n"
     )
-    assert sorted(functions(tmp_path / "a.py")) == [(2, "g", 3), (5, "f", 1)]
+    assert sorted(functions(tmp_path / "a.py")) == [(7, "g", 3), (17, "f", 1)]

@@ -10,20 +10,20 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_policy_weights import FAMILIES, make, save
+from test_model_weights import FAMILIES, make, save
 from transformers import AutoModelForCausalLM
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
+from laurel.fast.decode import compact_of
 from laurel.model import saving
 from laurel.model.adapters import check_lora
-from laurel.model.compact import compact_of
 from laurel.model.folders import check_folder
 from laurel.model.policy import load_policy, load_tokenizer, make_reference
-from laurel.model.sampler import sample
 from laurel.model.saving import model_gap
 from laurel.model.scorer import load_scorer
 from laurel.model.written import write_model
+from laurel.rollout.sampler import sample
 
 IDS = torch.tensor([[5, 2, 6, 7, 40]])
 

@@ -17,6 +17,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
 from laurel.model.critic import Critic, own_critic, shared_critic
+from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.objective.value import value_loss
@@ -61,6 +62,16 @@ def shaken(critic: Critic, seed=0):
     return critic
 
 
+def both(policy, critic, batch):
+    """The values of a batch, and those of the states behind its rows."""
+    names = ("value_NT", "value_after_N")
+    return PolicyWithAuxiliary(policy, critic).forward(batch, names).tensors(names)
+
+
+def values(policy, critic, batch):
+    return both(policy, critic, batch)[0]
+
+
 KINDS = {"own": own_critic, "shared": shared_critic}
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 BATCH = rows((7, 8, 9, 10), (7, 11))
@@ -68,7 +79,7 @@ BATCH = rows((7, 8, 9, 10), (7, 11))
 
 @kinds
 def test_values_start_at_zero(policy, make):
-    value_NT = make(policy).values(BATCH)
+    value_NT = values(policy, make(policy), BATCH)
     assert value_NT.dtype == torch.float32 and value_NT.tolist() == [[0] * 4, [0] * 4]
 
 
@@ -79,8 +90,8 @@ def test_a_value_is_read_before_its_token(policy, make):
     """
     critic = shaken(make(policy))
     before, after = (
-        critic.values(BATCH).detach(),
-        critic.values(rows((7, 8, 50, 10), (7, 11))).detach(),
+        values(policy, critic, BATCH).detach(),
+        values(policy, critic, rows((7, 8, 50, 10), (7, 11))).detach(),
     )
     assert (
         torch.equal(before[0, :3], after[0, :3])
@@ -94,30 +105,30 @@ def test_it_is_the_hidden_state_times_the_head(policy, make):
     critic = shaken(make(policy))
     hidden = policy.hidden(BATCH)
     weight = critic.model["head"].weight[0]
-    value_NT, after_N = critic.values_and_after(BATCH)
+    value_NT, after_N = both(policy, critic, BATCH)
     agree(value_NT[0], hidden[0, 2:6] @ weight)
     agree(after_N, torch.stack([hidden[0, 6], hidden[1, 4]]) @ weight)
-    if critic.shared:
-        assert torch.equal(critic.values(BATCH, hidden), value_NT)
+    if critic.shares_body:
+        assert torch.equal(critic.forward(BATCH, ["value_NT"], hidden).value_NT, value_NT)
 
 
 @kinds
 def test_T12_temperature_does_not_matter(policy, make):
     critic = shaken(make(policy))
     assert torch.equal(
-        critic.values(rows((7, 8, 9), temperature=0.5)),
-        critic.values(rows((7, 8, 9), temperature=1.0)),
+        values(policy, critic, rows((7, 8, 9), temperature=0.5)),
+        values(policy, critic, rows((7, 8, 9), temperature=1.0)),
     )
 
 
 @kinds
 def test_padding_changes_nothing_and_tool_tokens_are_seen_but_not_valued(policy, make):
     critic = shaken(make(policy))
-    alone = critic.values(BATCH.rows([1]))
-    agree(critic.values(BATCH)[1, :2], alone[0])
-    tool = critic.values(rows((7, 8, 9, 10), mask=(True, False, False, True))).detach()
+    alone = values(policy, critic, BATCH.rows([1]))
+    agree(values(policy, critic, BATCH)[1, :2], alone[0])
+    tool = values(policy, critic, rows((7, 8, 9, 10), mask=(True, False, False, True))).detach()
     assert tool[0, 1:3].tolist() == [0, 0]
-    other = critic.values(rows((7, 8, 60, 10), mask=(True, False, False, True))).detach()
+    other = values(policy, critic, rows((7, 8, 60, 10), mask=(True, False, False, True))).detach()
     assert torch.equal(other[0, 0], tool[0, 0]) and float((other[0, 3] - tool[0, 3]).abs()) > 1e-3
 
 
@@ -130,11 +141,11 @@ def test_training_a_critic_of_its_own_leaves_the_policy_alone(policy):
     optimiser = torch.optim.Adam(critic.trainable().values(), lr=1e-2)
     for _ in range(150):
         optimiser.zero_grad()
-        loss = value_loss(critic.values(batch), batch, cliprange_value=0.0).sum()
+        loss = value_loss(values(policy, critic, batch), batch, cliprange_value=0.0).sum()
         loss.backward()
         optimiser.step()
     torch.testing.assert_close(
-        critic.values(batch).detach(),
+        values(policy, critic, batch).detach(),
         torch.tensor([[0.0, 0, 3, 4], [0, 0, 0, 0]]),
         atol=0.02,
         rtol=0,
@@ -150,7 +161,7 @@ def test_a_shared_critic_adds_one_head_and_pulls_at_the_policys_body(policy):
         set(critic.trainable()) == {"critic.head.weight", "critic.head.bias"}
         and critic.num_parameters == 33
     )
-    critic.values(BATCH).sum().backward()
+    values(policy, critic, BATCH).sum().backward()
     assert float(policy.causal.model.layers[0].mlp.up_proj.weight.grad.abs().max()) > 0
     assert own_critic(policy).num_parameters > 0.9 * sum(
         p.numel() for p in policy.causal.model.parameters()
@@ -160,12 +171,13 @@ def test_a_shared_critic_adds_one_head_and_pulls_at_the_policys_body(policy):
 @kinds
 def test_state_goes_out_and_comes_back(policy, folder, make):
     critic = shaken(make(policy), seed=1)
-    again = make(load_policy(TrainConfig(model=folder, device="cpu")))
+    other = load_policy(TrainConfig(model=folder, device="cpu"))
+    again = make(other)
     assert set(critic.trainable()) <= set(critic.state_dict()) and all(
         name.startswith("critic.") for name in critic.state_dict()
     )
     again.load_state_dict({name: tensor.clone() for name, tensor in critic.state_dict().items()})
-    assert torch.equal(again.values(BATCH), critic.values(BATCH))
+    assert torch.equal(values(other, again, BATCH), values(policy, critic, BATCH))
     with pytest.raises(RuntimeError):
         again.load_state_dict({"critic.head.weight": critic.model["head"].weight})
 
@@ -190,9 +202,9 @@ def test_from_a_reward_model_the_last_value_is_its_score(policy, make):
     with torch.no_grad():
         ids = BATCH.ids_NL[:1]
         score = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0]
-        agree(critic.values_and_after(BATCH)[1][0], score)
+        agree(both(policy, critic, BATCH)[1][0], score)
     scaled = make(policy, model, mean=0.5, std=2.0)
-    agree(scaled.values(BATCH)[0], (critic.values(BATCH)[0] - 0.5) / 2)
+    agree(values(policy, scaled, BATCH)[0], (values(policy, critic, BATCH)[0] - 0.5) / 2)
     assert len(critic.trainable()) == len(list(critic.model.parameters()))
     assert critic.model["head"].weight is not model.score.weight
 
@@ -207,7 +219,7 @@ def test_a_lora_policy_gives_a_lora_critic(folder):
     critic = own_critic(policy)
     names = [name for name in critic.trainable() if "head" not in name]
     assert names and all("lora_" in name for name in names)
-    shaken(critic).values(BATCH).sum().backward()
+    values(policy, shaken(critic), BATCH).sum().backward()
     assert all(p.grad is None for p in policy.model.parameters())
 
 
@@ -215,14 +227,14 @@ def test_float64_all_the_way(folder):
     policy = load_policy(TrainConfig(model=folder, device="cpu"))
     policy.model.double()
     for make in KINDS.values():
-        assert shaken(make(policy)).values(BATCH).dtype == torch.float64
+        assert values(policy, shaken(make(policy)), BATCH).dtype == torch.float64
 
 
 def test_bfloat16_arithmetic_gives_float32_values(folder):
     plain = load_policy(TrainConfig(model=folder, device="cpu", dtype="float32"))
     half = load_policy(TrainConfig(model=folder, device="cpu", dtype="bfloat16"))
     for make in KINDS.values():
-        value, rough = shaken(make(plain)).values(BATCH), shaken(make(half)).values(BATCH)
+        value, rough = (values(one, shaken(make(one)), BATCH) for one in (plain, half))
         assert rough.dtype == torch.float32
         torch.testing.assert_close(rough, value, atol=0.3, rtol=0.1)
 
@@ -258,14 +270,15 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_other_architectures(name, make):
     tokenizer = char_tokenizer()
-    critic = shaken(make(Policy(MODELS[name](len(tokenizer)).eval(), tokenizer)))
-    value_NT, after_N = critic.values_and_after(BATCH)
+    policy = Policy(MODELS[name](len(tokenizer)).eval(), tokenizer)
+    critic = shaken(make(policy))
+    value_NT, after_N = both(policy, critic, BATCH)
     assert (
         value_NT.shape == (2, 4)
         and value_NT[1, 2:].tolist() == [0, 0]
         and bool((value_NT[0] != 0).all())
     )
-    alone = [critic.values_and_after(BATCH.rows([n])) for n in range(2)]
+    alone = [both(policy, critic, BATCH.rows([n])) for n in range(2)]
     torch.testing.assert_close(
         after_N, torch.cat([after for _, after in alone]), atol=1e-5, rtol=1e-5
     )

@@ -17,11 +17,10 @@ from transformers import (
 )
 
 from laurel.core.errors import UsageError
+from laurel.fast.decode import compact_of
 from laurel.model.chat import encode_after, encode_prompt, encode_reply, encode_supervised
-from laurel.model.compact import compact_of
 from laurel.model.ends import learn_ends
-from laurel.model.policy import Policy, load_policy
-from laurel.model.positions import positions_of
+from laurel.model.policy import Policy, load_policy, positions_of
 from laurel.model.render import (
     DEFAULT_TEMPLATE,
     INVENTED,
@@ -29,9 +28,10 @@ from laurel.model.render import (
     opened,
     without_template,
 )
-from laurel.model.sampler import sample, sample_general
 from laurel.model.scratch import char_tokenizer, save_scratch, small_model
 from laurel.model.turns import as_tools, flag, spoken
+from laurel.rollout.general import sample_general
+from laurel.rollout.sampler import sample
 
 U, A = (
     (lambda text, **more: {"role": "user", "content": text, **more}),

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from arithmetic import agree
-from test_policy_critic import rows
+from test_model_critic import rows
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -23,10 +23,12 @@ from transformers import (
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.model.implicit import folded, new_heads
+from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
 
 BATCH = rows((7, 8, 9, 10), (7, 11))
+NAMES = ("logp_NT", "q_KNT", "logq_KNT", "target_q_NT", "value_NT")
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -47,6 +49,11 @@ def policy(folder):
     return load_policy(TrainConfig(model=folder, device="cpu"))
 
 
+def outputs(policy, heads):
+    """All that policy and heads compute of the batch."""
+    return PolicyWithAuxiliary(policy, heads).forward(BATCH, NAMES)
+
+
 def shaken(policy, **options):
     """Heads that say something, V too."""
     heads = new_heads(policy, **{"target_update": 0.1, "decode_beta": 1.5, **options})
@@ -60,7 +67,7 @@ def test_heads_are_read_before_the_token_each_row_by_itself(policy):
     """Against the model asked without padding, one prefix at a time."""
     heads = shaken(policy)
     heads.follow()
-    seen = heads.seen(BATCH)["implicit"]
+    seen = outputs(policy, heads)
     for n, y in enumerate(((7, 8, 9, 10), (7, 11))):
         for t, token in enumerate(y):
             hidden = policy.causal.model(torch.tensor([[4, 5, 6, *y[:t]]])).last_hidden_state[0, -1]
@@ -69,25 +76,25 @@ def test_heads_are_read_before_the_token_each_row_by_itself(policy):
             )
             agree(seen.q_KNT[:, n, t], q[:, token])
             agree(seen.logq_KNT[:, n, t], q.log_softmax(1)[:, token])
-            agree(seen.target_NT[n, t], slow[:, token].min())
+            agree(seen.target_q_NT[n, t], slow[:, token].min())
             agree(seen.value_NT[n, t], heads.model["v"](hidden)[0])
     torch.testing.assert_close(seen.logp_NT, policy.logp(BATCH).logp)
-    assert all((x[..., 1, 2:] == 0).all() for x in seen)
+    assert all((x[..., 1, 2:] == 0).all() for x in seen.tensors(NAMES))
 
 
 def test_the_body_runs_once(policy):
     """log pi, both Q, their copies and V come from one pass."""
     calls = []
     policy.causal.model.register_forward_hook(lambda *_: calls.append(1))
-    new_heads(policy, target_update=0.1, decode_beta=1.0).seen(BATCH)
+    outputs(policy, new_heads(policy, target_update=0.1, decode_beta=1.0))
     assert len(calls) == 1
 
 
 def test_q_moves_the_body_and_the_copies_move_only_when_told(policy):
     heads = new_heads(policy, target_update=0.25, decode_beta=1.0)
     before = {name: p.clone() for name, p in heads.followers().items()}
-    seen = heads.seen(BATCH)["implicit"]
-    assert not seen.target_NT.requires_grad
+    seen = outputs(policy, heads)
+    assert not seen.target_q_NT.requires_grad
     (seen.q_KNT.sum() + seen.value_NT.sum()).backward()
     assert policy.causal.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
     with torch.no_grad():
@@ -107,10 +114,10 @@ def test_heads_start_small_different_and_from_the_seed_alone(policy):
     heads.
     """
     heads = new_heads(policy, target_update=0.1, decode_beta=1.0)
-    seen = heads.seen(BATCH)["implicit"]
+    seen = outputs(policy, heads)
     assert (seen.value_NT == 0).all() and not torch.equal(seen.q_KNT[0], seen.q_KNT[1])
     assert 0 < seen.q_KNT.abs().max() < 1
-    torch.testing.assert_close(seen.target_NT, seen.q_KNT.amin(0))
+    torch.testing.assert_close(seen.target_q_NT, seen.q_KNT.amin(0))
     torch.randn(7)
     again = new_heads(policy, target_update=0.1, decode_beta=1.0)
     assert all(torch.equal(p, again.trainable()[name]) for name, p in heads.trainable().items())
@@ -226,7 +233,7 @@ def test_logits_that_are_no_linear_head_are_refused_before_training(kind, tmp_pa
     with pytest.raises(UsageError, match="decode_beta"):
         new_heads(policy, target_update=0.1, decode_beta=1.0)
     heads = new_heads(policy, target_update=0.1, decode_beta=0.0)
-    torch.testing.assert_close(heads.seen(BATCH)["implicit"].logp_NT, policy.logp(BATCH).logp)
+    torch.testing.assert_close(outputs(policy, heads).logp_NT, policy.logp(BATCH).logp)
     heads.save(policy, tmp_path)
     assert (tmp_path / "config.json").exists()
 
@@ -236,5 +243,7 @@ def test_float64_stays_float64(folder):
     policy.model.double()
     assert all(
         x.dtype == torch.float64
-        for x in new_heads(policy, target_update=0.1, decode_beta=1.0).seen(BATCH)["implicit"]
+        for x in outputs(policy, new_heads(policy, target_update=0.1, decode_beta=1.0)).tensors(
+            NAMES
+        )
     )

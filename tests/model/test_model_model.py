@@ -16,9 +16,9 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
 from laurel.model.policy import Policy, load_policy, make_reference, pick_threads
-from laurel.model.sampler import sample
 from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.rollout.pack import pack
+from laurel.rollout.sampler import sample
 
 
 @pytest.fixture(scope="module")

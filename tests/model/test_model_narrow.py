@@ -5,20 +5,21 @@ autocast.
 import pytest
 import torch
 from peft import PeftModel
-from test_policy_weights import FAMILIES, make, save
+from test_model_weights import FAMILIES, make, save
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
-from laurel.model.compact import compact_because
+from laurel.fast.decode import compact_because
 from laurel.model.critic import own_critic
 from laurel.model.implicit import new_heads
 from laurel.model.objects import said_of
+from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import load_causal, load_policy, make_reference
-from laurel.model.sampler import sample
 from laurel.model.scorer import load_scorer
 from laurel.rollout.pack import pack
+from laurel.rollout.sampler import sample
 from laurel.train.options import resolve
 
 PROMPTS = [(5, 6, 7, 8), (9, 10, 11)]
@@ -210,12 +211,14 @@ def test_what_stands_beside_a_narrow_policy(saved):
     scorer = load_scorer(saved(), device="cpu", dtype="bfloat16", seed=1)
     for critic in (own_critic(policy), own_critic(policy, scorer.model)):
         assert critic.model["body"].embed_tokens.weight.dtype == torch.bfloat16
-        values = critic.values(batch)
+        values = critic.forward(batch, ["value_NT"]).value_NT
         assert values.dtype == torch.float32 and bool(values.any()) is (
             critic.model["head"].weight.any().item()
         )
     heads = new_heads(policy, target_update=0.1, decode_beta=1.0)
-    assert heads.seen(batch)["implicit"].logp_NT.dtype == torch.float32
+    names = ("logp_NT", "q_KNT", "logq_KNT", "target_q_NT", "value_NT")
+    found = PolicyWithAuxiliary(policy, heads).forward(batch, names).tensors(names)
+    assert all(x.dtype == torch.float32 for x in found)
 
 
 def test_a_model_given_in_python_is_narrowed_in_place():
@@ -225,9 +228,9 @@ def test_a_model_given_in_python_is_narrowed_in_place():
     assert said_of(model, "bfloat16").endswith(
         "(given in float32): at the end it holds the trained weights"
     )
-    from laurel.core.given import giving
+    from laurel.core.bound_objects import bind_objects
 
-    with giving({"the model": model}):
+    with bind_objects({"the model": model}):
         assert load_causal("the model", torch.bfloat16) is model
     assert model.lm_head.weight.dtype == torch.bfloat16 and torch.equal(
         model.model.norm.weight, before

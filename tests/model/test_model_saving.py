@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_policy_weights import FAMILIES, make, save
+from test_model_weights import FAMILIES, make, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
@@ -26,12 +26,12 @@ from transformers import (
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
+from laurel.fast.logprob import slack
 from laurel.model import readback, saving, written
 from laurel.model.adapters import merged
 from laurel.model.classifier import trained_labels
 from laurel.model.critic import own_critic
 from laurel.model.policy import Policy, load_causal, load_policy
-from laurel.model.precision import slack
 from laurel.model.scorer import check_language_head, load_scorer
 from laurel.model.scratch import char_tokenizer
 from laurel.model.written import write_model

@@ -385,15 +385,15 @@ def test_the_language_head_says_what_the_language_model_said(kind, request):
     scorer, bare = load_scorer(name, device="cpu", language=True), load_scorer(name, device="cpu")
     batch, calls = packed(*BATCH), []
     scorer.model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
-    seen = scorer.seen(batch, ["score_NT", "logp_NT"])
+    seen = scorer.forward(batch, ["score_NT", "logp_NT"])
     assert len(calls) == 1
-    torch.testing.assert_close(seen["score_NT"], bare.scores(batch))
+    torch.testing.assert_close(seen.score_NT, bare.scores(batch))
     causal = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     expected = Policy(causal, load_tokenizer(name)).logp(batch).logp
     loose = (
         2e-2 if kind == "eos_padded" else rounding(expected)
     )  # there the vocabulary has grown by one token, which the head may say, too
-    torch.testing.assert_close(seen["logp_NT"], expected, atol=loose, rtol=0)
+    torch.testing.assert_close(seen.logp_NT, expected, atol=loose, rtol=0)
 
 
 def test_a_tied_head_is_trained_once_and_an_untied_one_too(folder, eos_padded, untied):
@@ -460,8 +460,8 @@ def test_adapters_train_the_body_and_are_saved(kind, labels, request, tmp_path):
     optimizer = torch.optim.Adam(moved.values(), lr=0.02)
     for _ in range(3):
         optimizer.zero_grad()
-        seen = scorer.seen(packed(*BATCH), ["score_NT", "logp_NT"])
-        (seen["score_NT"].square().sum() - seen["logp_NT"].mean()).backward()
+        seen = scorer.forward(packed(*BATCH), ["score_NT", "logp_NT"])
+        (seen.score_NT.square().sum() - seen.logp_NT.mean()).backward()
         optimizer.step()
     trained = scorer.score(ROWS)
     assert float((trained - before).abs().max()) > 1e-3

@@ -3,12 +3,12 @@ and what expectiles are.
 """
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from laurel.objective.implicit import (
-    Implicit,
     asymmetric,
     backup,
     following,
@@ -17,6 +17,16 @@ from laurel.objective.implicit import (
 )
 
 NAN = float("nan")
+
+
+class Implicit(NamedTuple):
+    """What implicit Q-learning is a function of, in order."""
+
+    logp_NT: torch.Tensor
+    q_KNT: torch.Tensor
+    logq_KNT: torch.Tensor
+    target_NT: torch.Tensor
+    value_NT: torch.Tensor
 
 
 def wide(*rows):
@@ -39,7 +49,7 @@ def test_one_token_by_hand(make_batch):
     """Q = V = 0, R = 1, vocabulary of 4, log pi = -1: 2 + 0 + .1 * 2 ln 4 + 1."""
     zero, zeros = wide([0]), torch.zeros(2, 1, 1, dtype=torch.float64)
     loss = implicit_q(
-        Implicit(wide([-1]), zeros, zeros - math.log(4), zero, zero), make_batch(wide([1]))
+        *Implicit(wide([-1]), zeros, zeros - math.log(4), zero, zero), make_batch(wide([1]))
     )
     torch.testing.assert_close(loss, wide([2 + 0.2 * math.log(4) + 1]))
 
@@ -81,7 +91,7 @@ def test_gradients_are_those_of_the_formula(make_batch):
     """
     found, batch = said(), make_batch(torch.ones(3, 4, dtype=torch.float64), lengths=[4, 2, 3])
     implicit_q(
-        found, batch, gamma=0.9, expectile=0.8, cql_coef=0.3, awac_coef=0.5, awac_beta=0.7
+        *found, batch, gamma=0.9, expectile=0.8, cql_coef=0.3, awac_coef=0.5, awac_beta=0.7
     ).sum().backward()
     mask, aim = batch.loss_mask_NT, backup(found.value_NT, batch, 0.9).detach()
     u = (found.target_NT - found.value_NT).detach()
@@ -103,7 +113,7 @@ def test_a_constant_added_to_reward_and_values_changes_nothing_but_their_height(
         found.logp_NT, found.q_KNT + 5, found.logq_KNT, found.target_NT + 5, found.value_NT + 5
     )
     losses = [
-        implicit_q(x, make_batch(reward + c, lengths=[4, 1, 3]), gamma=1.0)
+        implicit_q(*x, make_batch(reward + c, lengths=[4, 1, 3]), gamma=1.0)
         for x, c in ((found, 0), (higher, 5))
     ]
     torch.testing.assert_close(*losses)
@@ -115,8 +125,8 @@ def test_rubbish_where_nothing_is_trained_stays_there(make_batch):
     dirty = Implicit(
         *(torch.where(batch.loss_mask_NT, x.detach(), NAN).requires_grad_() for x in found)
     )
-    clean = implicit_q(found, batch, awac_beta=0.5)
-    loss = implicit_q(dirty, batch, awac_beta=0.5)
+    clean = implicit_q(*found, batch, awac_beta=0.5)
+    loss = implicit_q(*dirty, batch, awac_beta=0.5)
     torch.testing.assert_close(loss, clean)
     loss.sum().backward()
     assert (
@@ -128,8 +138,8 @@ def test_rubbish_where_nothing_is_trained_stays_there(make_batch):
 def test_a_weight_exponent_of_0_is_cloning(make_batch):
     found, batch = said(), make_batch(torch.ones(3, 4, dtype=torch.float64))
     nothing = {"cql_coef": 0.0, "awac_coef": 1.0}
-    loss = implicit_q(found, batch, **nothing) - implicit_q(
-        found, batch, **{**nothing, "awac_coef": 0.0}
+    loss = implicit_q(*found, batch, **nothing) - implicit_q(
+        *found, batch, **{**nothing, "awac_coef": 0.0}
     )
     torch.testing.assert_close(loss, -found.logp_NT)
 
@@ -142,13 +152,13 @@ def test_metrics_are_sums_of_the_same_parts(make_batch):
     options = {"gamma": 0.9, "expectile": 0.8, "awac_beta": 0.7}
     told = {
         name: (float(total), int(count))
-        for name, (total, count) in implicit_metrics(found, batch, **options).items()
+        for name, (total, count) in implicit_metrics(*found, batch, **options).items()
     }
     assert told["implicit/reward"] == (6.0, 3) and {
         count for name, (_, count) in told.items() if name != "implicit/reward"
     } == {9}
     parts = [told[f"implicit/{name}_loss"][0] for name in ("q", "value", "cql", "awac")]
-    whole = implicit_q(found, batch, cql_coef=0.3, awac_coef=0.5, **options).sum()
+    whole = implicit_q(*found, batch, cql_coef=0.3, awac_coef=0.5, **options).sum()
     assert parts[0] + parts[1] + 0.3 * parts[2] + 0.5 * parts[3] == pytest.approx(
         float(whole.detach())
     )
@@ -160,4 +170,4 @@ def test_metrics_are_sums_of_the_same_parts(make_batch):
 @pytest.mark.parametrize("tau", [0.0, 1.0])
 def test_an_expectile_outside_0_and_1_is_refused(make_batch, tau):
     with pytest.raises(AssertionError):
-        implicit_q(said(), make_batch(torch.ones(3, 4, dtype=torch.float64)), expectile=tau)
+        implicit_q(*said(), make_batch(torch.ones(3, 4, dtype=torch.float64)), expectile=tau)

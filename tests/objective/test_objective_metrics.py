@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from laurel.core.catalogue import CATALOGUE
+from laurel.core.metric_catalogue import CATALOGUE
 from laurel.core.metrics import Sums
 from laurel.objective.metrics import (
-    CLIPPED,
     approx_kl,
     cap_fractions,
     clip_fractions,
@@ -16,7 +15,7 @@ from laurel.objective.metrics import (
     ratio_metrics,
     sequence_clip_fractions,
 )
-from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
+from laurel.objective.policy import clip, detached_ratio, sequence_ratio
 
 
 @pytest.fixture
@@ -66,9 +65,19 @@ def test_every_clipping_objective_has_its_metric():
     """
     from inspect import signature
 
-    assert set(CLIPPED) == {clip, sequence_ratio, detached_ratio} and likelihood not in CLIPPED
-    for objective, metric in CLIPPED.items():
+    from laurel.train.algorithms import ALGORITHMS
+
+    clipped = {
+        clip: clip_fractions,
+        sequence_ratio: sequence_clip_fractions,
+        detached_ratio: cap_fractions,
+    }
+    for objective, metric in clipped.items():
         assert set(signature(metric).parameters) <= set(signature(objective).parameters)
+        rows = [row for row in ALGORITHMS.values() if row.objective is objective]
+        assert rows and all(row.measure is metric for row in rows)
+    for row in ALGORITHMS.values():
+        assert row.objective in clipped or row.measure not in clipped.values()
 
 
 def test_ratio_and_kl(moved):

@@ -8,7 +8,7 @@ import pytest
 
 from laurel.data.split import prompt_key
 from laurel.pipeline import demo as module
-from laurel.train import starter
+from laurel.train import loop, starter
 from laurel.train.supply import load_data
 
 
@@ -94,7 +94,7 @@ def test_starter_is_built_once_and_the_same_each_time(monkeypatch, tmp_path):
     built = []
     for cache in ("one", "two"):
         monkeypatch.setenv("LAUREL_CACHE", str(tmp_path / cache))
-        folder = starter.build_starter("starter", "addition", 0)
+        folder = starter.build_starter("starter", "addition", 0, loop.train)
         assert starter.build_starter("starter", "addition", 5) == folder
         built.append((folder / "model.safetensors").read_bytes())
         assert not list((tmp_path / cache).glob("tmp*"))

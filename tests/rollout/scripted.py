@@ -4,12 +4,11 @@ table by heart.
 
 import torch
 
-from laurel.core.sample import Message
+from laurel.core.sample import Draw, Message
 from laurel.data.source import Row
 from laurel.model.chat import ensure_template
 from laurel.model.policy import Policy
 from laurel.model.scratch import STOP, char_tokenizer, small_model
-from laurel.rollout.single import Draw
 
 SCRIPT = {
     "=": "[",

@@ -24,6 +24,7 @@ from laurel.model.scratch import small_model
 from laurel.rollout.calculator import Calculator
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import k1_of, pack
+from laurel.rollout.sampler import Sampler
 
 
 def tool(text):
@@ -114,7 +115,7 @@ def test_the_calculator_s_episode_to_the_token(
     limit, max_turns, stop, completion, mask, finish, answer
 ):
     policy = scripted()
-    (group,) = play(policy, [row("2=")], drawing(limit, stop=stop), Calculator, max_turns)
+    (group,) = play(Sampler(policy), [row("2=")], drawing(limit, stop=stop), Calculator, max_turns)
     (sample,) = group.samples
     assert (text_of(policy, sample.completion_ids), sample.finish, sample.answer) == (
         completion,
@@ -145,7 +146,7 @@ def test_messages_are_continued_through_the_template():
     """
     policy = scripted()
     env = Echo("ok {}", opening=user("more"), turns=2)
-    (group,) = play(policy, [row(user("hi"))], drawing(99), lambda: env, 4)
+    (group,) = play(Sampler(policy), [row(user("hi"))], drawing(99), lambda: env, 4)
     (sample,) = group.samples
     talk = [
         *user("hi"),
@@ -171,7 +172,7 @@ def test_a_turn_that_a_stop_string_ended_is_closed_by_the_world():
     """
     policy = scripted({"\n": "[", "[": "]"})
     (group,) = play(
-        policy, [row(user("hi"))], drawing(60, stop=["]"]), lambda: Echo("a", turns=1), 4
+        Sampler(policy), [row(user("hi"))], drawing(60, stop=["]"]), lambda: Echo("a", turns=1), 4
     )
     (sample,) = group.samples
     assert (
@@ -183,10 +184,10 @@ def test_a_turn_that_a_stop_string_ended_is_closed_by_the_world():
 def test_plain_text_gets_the_opening_behind_the_prompt():
     policy = scripted()
     (group,) = play(
-        policy, [row("2")], drawing(9, stop=["]"]), lambda: Echo(opening=user(" + 2=")), 1
+        Sampler(policy), [row("2")], drawing(9, stop=["]"]), lambda: Echo(opening=user(" + 2=")), 1
     )
     assert text_of(policy, group.samples[0].prompt_ids) == "<|start|>2 + 2="
-    (group,) = play(policy, [row("2=")], drawing(9), lambda: Echo(turns=0), 3)
+    (group,) = play(Sampler(policy), [row("2=")], drawing(9), lambda: Echo(turns=0), 3)
     assert group.samples[0].text == "[7*8]" and len(group.samples[0].turns) == 1
 
 
@@ -214,7 +215,9 @@ def test_T47_sampled_ids_are_trained_on_as_they_were_sampled(prompt):
     the sampled ids, column by column.
     """
     policy = merging()
-    groups = play(policy, [row(prompt)], drawing(40, count=32, stop=["]"]), lambda: Echo("ba!"), 3)
+    groups = play(
+        Sampler(policy), [row(prompt)], drawing(40, count=32, stop=["]"]), lambda: Echo("ba!"), 3
+    )
     strange = 0
     for sample in samples(groups):
         assert len(sample.completion_ids) == len(sample.logps) == len(sample.loss_mask) <= 40
@@ -241,7 +244,7 @@ def test_T48_the_world_is_seen_and_not_trained_on():
     """
     policy = babbling("ab]()0123456789")
     groups = play(
-        policy,
+        Sampler(policy),
         [row("a"), row("bb", "b")],
         drawing(60, count=8, stop=["]"]),
         lambda: Echo("(12)"),
@@ -282,7 +285,7 @@ def test_T48_the_world_is_seen_and_not_trained_on():
 
 def test_T48_kl_leaves_the_world_out_and_both_ways_of_scoring_agree():
     policy = babbling("ab]()0123456789")
-    groups = play(policy, [row("a")], drawing(40, count=8, stop=["]"]), Echo, 3)
+    groups = play(Sampler(policy), [row("a")], drawing(40, count=8, stop=["]"]), Echo, 3)
     batch = pack(groups)
     batch = batch.replace(logp_ref_NT=torch.full_like(batch.logp_old_NT, -50.0))
     assert torch.equal(k1_of(batch) != 0, batch.loss_mask_NT)
@@ -300,7 +303,7 @@ def test_budgets_and_endings_hold_for_anything_a_policy_says():
     for limit in (1, 2, 7, 8, 9, 23):
         for sample in samples(
             play(
-                policy,
+                Sampler(policy),
                 [row("a"), row(user("b"), "b")],
                 drawing(limit, count=16, stop=["]"]),
                 Echo,
@@ -331,9 +334,9 @@ def test_budgets_and_endings_hold_for_anything_a_policy_says():
 def test_episodes_depend_on_their_seeds_alone():
     policy, rows = babbling(), [row("a"), row("ab", "b")]
     draw = drawing(30, count=6, stop=["]"])
-    once = play(policy, rows, draw, Echo, 3)
-    assert once == play(policy, rows, draw, Echo, 3)
-    alone = play(policy, rows[1:], draw, Echo, 3)[0]
+    once = play(Sampler(policy), rows, draw, Echo, 3)
+    assert once == play(Sampler(policy), rows, draw, Echo, 3)
+    alone = play(Sampler(policy), rows[1:], draw, Echo, 3)[0]
     assert [(s.key, s.completion_ids) for s in once[1].samples] == [
         (s.key, s.completion_ids) for s in alone.samples
     ]
@@ -341,7 +344,7 @@ def test_episodes_depend_on_their_seeds_alone():
         len({s.completion_ids for s in once[0].samples}) > 3
         and len({s.key for s in samples(once)}) == 12
     )
-    later = play(policy, rows, dataclasses.replace(draw, step=1), Echo, 3)
+    later = play(Sampler(policy), rows, dataclasses.replace(draw, step=1), Echo, 3)
     assert [s.completion_ids for s in samples(once)] != [s.completion_ids for s in samples(later)]
 
 
@@ -352,7 +355,7 @@ def test_every_turn_has_chances_of_its_own():
     policy = babbling("ab]()0123456789")
     with torch.no_grad():
         policy.causal.get_output_embeddings().weight.zero_()
-    for sample in samples(play(policy, [row("a")], drawing(200, count=6), Echo, 2)):
+    for sample in samples(play(Sampler(policy), [row("a")], drawing(200, count=6), Echo, 2)):
         first, _, second = (turn["content"] for turn in sample.turns)
         assert first[:8] != second[:8]
 
@@ -362,7 +365,7 @@ def test_a_prompt_is_read_once_for_its_group():
     policy.causal.base_model.register_forward_hook(
         lambda module, args, out: sizes.append(len(out.last_hidden_state))
     )
-    play(policy, [row("ab"), row("b", "b")], drawing(4, count=8, stop=["]"]), Echo, 2)
+    play(Sampler(policy), [row("ab"), row("b", "b")], drawing(4, count=8, stop=["]"]), Echo, 2)
     assert sizes[0] == 2 and 8 < sizes[1] <= 16
 
 
@@ -376,7 +379,7 @@ def test_turns_are_kept_as_they_were_said():
 
     env = Echo()
     env.step = step
-    (group,) = play(scripted(), [row("2=")], drawing(20), lambda: env, 3)
+    (group,) = play(Sampler(scripted()), [row("2=")], drawing(20), lambda: env, 3)
     assert [turn["content"] for turn in group.samples[0].turns] == ["[7*8]", "\n", "y", "\n\n", "y"]
 
 
@@ -387,7 +390,7 @@ def test_episodes_of_a_group_may_open_differently():
     made = iter("89" * 20)
     policy = scripted({"8": "a", "9": "b", "a": "<|stop|>", "b": "<|stop|>"})
     groups = play(
-        policy,
+        Sampler(policy),
         [row("2"), row("3", "b")],
         drawing(5, count=2),
         lambda: Echo(opening=user(next(made)), turns=0),
@@ -446,7 +449,11 @@ def test_K17_a_world_that_breaks_fails_its_group_and_names_the_prompt(env, said)
 
     made = []
     broken, sound = play(
-        scripted(), [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"]), world, 3
+        Sampler(scripted()),
+        [row("2=", "games"), row("7*8=", "others")],
+        drawing(20, stop=["]"]),
+        world,
+        3,
     )
     (verdict,) = broken.results["environment"]
     assert (
@@ -473,7 +480,8 @@ class Flaky(Echo):
 def test_K17_a_world_that_breaks_once_is_as_if_it_never_had():
     rows, draw = [row("2=", "games"), row("7*8=", "others")], drawing(20, stop=["]"])
     assert (
-        play(scripted(), rows, draw, Flaky, 3) == play(scripted(), rows, draw, Echo, 3)
+        play(Sampler(scripted()), rows, draw, Flaky, 3)
+        == play(Sampler(scripted()), rows, draw, Echo, 3)
         and Flaky.broke > 1
     )
 
@@ -483,7 +491,7 @@ def test_a_world_may_have_nothing_to_say():
     policy = scripted()
     env = Echo(turns=1)
     env.reset, env.step = lambda row: None, lambda text: [] if text == "[7*8]" else None
-    (group,) = play(policy, [row("2=")], drawing(20, stop=["]"]), lambda: env, 3)
+    (group,) = play(Sampler(policy), [row("2=")], drawing(20, stop=["]"]), lambda: env, 3)
     assert (
         group.samples[0].text == "[7*8]"
         and group.samples[0].finish == "eos"
@@ -529,7 +537,7 @@ def test_an_environment_from_a_file(tmp_path):
     (tmp_path / "game.py").write_text(GAME)
     make = load_env(f"{tmp_path}/game.py:Game")
     assert isinstance(make(), Env) and load_env(f"{tmp_path}/game.py:Game") is make
-    (group,) = play(scripted(), [row("2=")], drawing(20, stop=["]"]), make, 4)
+    (group,) = play(Sampler(scripted()), [row("2=")], drawing(20, stop=["]"]), make, 4)
     assert group.samples[0].text == "[7*8]?#!" and group.samples[0].answer == "#!"
 
 

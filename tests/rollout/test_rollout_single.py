@@ -10,8 +10,9 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Key
 from laurel.data.source import Row, load_rows
 from laurel.model.chat import encode_prompt, encode_supervised
-from laurel.rollout.given import as_sample, demonstrations
+from laurel.rollout.data import as_sample, demonstrations
 from laurel.rollout.pack import pack, reward_matrix
+from laurel.rollout.sampler import Sampler
 from laurel.rollout.single import rollout
 from laurel.weight.group import standardised
 
@@ -27,7 +28,7 @@ def test_T28_same_text_twice_stays_two_groups(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "ab"}\n')
     (tmp_path / "y.jsonl").write_text('{"prompt": "ab"}\n')
     rows = load_rows(str(tmp_path / "x.jsonl")) + load_rows(str(tmp_path / "y.jsonl"))
-    groups = rollout(babbling(), rows, drawing(12, count=4))
+    groups = rollout(Sampler(babbling()), rows, drawing(12, count=4))
     assert len({s.key for s in samples(groups)}) == 12
     assert (
         groups[0].prompt != groups[1].prompt
@@ -48,31 +49,31 @@ def test_T28_same_text_twice_stays_two_groups(tmp_path):
 
 
 def test_every_sample_has_a_seed_of_its_own():
-    rows = [row("a", "one"), row("a", "two")]
+    rows = ["one-0", "two-0"]
     draw = drawing(4, count=3)
     seeds = [
-        *draw.seeds(rows),
-        *draw.seeds(rows, turn=1),
-        *drawing(4, count=3, step=1).seeds(rows),
-        *drawing(4, count=3, seed=1).seeds(rows),
+        *draw.seeds_of(rows),
+        *draw.seeds_of(rows, turn=1),
+        *drawing(4, count=3, step=1).seeds_of(rows),
+        *drawing(4, count=3, seed=1).seeds_of(rows),
     ]
     assert len(set(seeds)) == 24
-    assert draw.seeds(rows) == draw.seeds([rows[0]]) + draw.seeds(
+    assert draw.seeds_of(rows) == draw.seeds_of([rows[0]]) + draw.seeds_of(
         [rows[1]]
     )  # whatever the neighbours
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_step_others():
     policy, rows = babbling(), [row("ab", "one"), row("b", "two")]
-    once = rollout(policy, rows, drawing(12, count=4))
-    assert once == rollout(policy, rows, drawing(12, count=4))
-    alone = rollout(policy, rows[1:], drawing(12, count=4))[0]
+    once = rollout(Sampler(policy), rows, drawing(12, count=4))
+    assert once == rollout(Sampler(policy), rows, drawing(12, count=4))
+    alone = rollout(Sampler(policy), rows[1:], drawing(12, count=4))[0]
     assert [(s.key, s.completion_ids) for s in once[1].samples] == [
         (s.key, s.completion_ids) for s in alone.samples
     ]
     for other in (drawing(12, count=4, step=1), drawing(12, count=4, seed=1)):
         assert [s.completion_ids for s in samples(once)] != [
-            s.completion_ids for s in samples(rollout(policy, rows, other))
+            s.completion_ids for s in samples(rollout(Sampler(policy), rows, other))
         ]
 
 
@@ -93,7 +94,7 @@ def test_where_a_completion_ends(limit, stop, completion, text, finish):
     token later.
     """
     policy = scripted()
-    (group,) = rollout(policy, [row("2=")], drawing(limit, stop=stop))
+    (group,) = rollout(Sampler(policy), [row("2=")], drawing(limit, stop=stop))
     (sample,) = group.samples
     assert (text_of(policy, sample.completion_ids), sample.text, sample.finish) == (
         completion,
@@ -108,7 +109,7 @@ def test_where_a_completion_ends(limit, stop, completion, text, finish):
 
 def test_messages_are_asked_through_the_chat_template():
     policy = scripted()
-    (group,) = rollout(policy, [row(user("hi"))], drawing(9))
+    (group,) = rollout(Sampler(policy), [row(user("hi"))], drawing(9))
     assert (
         text_of(policy, group.samples[0].prompt_ids) == "<|start|><User>\nhi<|stop|>\n<Assistant>\n"
     )

@@ -11,7 +11,8 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.objective.unit import AGGREGATIONS
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.options import SUPPLIED, defaults, parameters, resolve
+from laurel.train.binding import SUPPLIED, parameters
+from laurel.train.options import defaults, resolve
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

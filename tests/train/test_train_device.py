@@ -17,10 +17,10 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2
 
 from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums
-from laurel.model import ways
-from laurel.model.precision import USUAL
+from laurel.fast.logprob import USUAL
 from laurel.model.scratch import char_tokenizer
-from laurel.train import checks, memory
+from laurel.rollout import sampler
+from laurel.train import checks, memory, record
 from laurel.train.loop import step, train
 from laurel.train.setup import prepare
 
@@ -67,9 +67,11 @@ def test_a_step_is_the_same_there(algorithm, device, toy, tmp_path, monkeypatch)
     """
     here = lines(algorithm, toy, tmp_path / "here", monkeypatch, device="cpu")
     used = []
-    monkeypatch.setattr("laurel.model.compact.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
     monkeypatch.setattr(
-        ways, "static_of", lambda policy, real=ways.static_of: used.append(real(policy)) or used[-1]
+        sampler,
+        "static_of",
+        lambda policy, real=sampler.static_of: used.append(real(policy)) or used[-1],
     )
     there = lines(algorithm, toy, tmp_path / "there", monkeypatch, device=device)
     assert len(here) == len(there) == 2 and (bool(used) and None not in used) == (
@@ -161,12 +163,12 @@ def test_the_start_in_bfloat16_asks_what_bfloat16_can_give(
     """Sampler against trainer in bfloat16: passes; single tokens may lie far, 99 of 100 may not;
     weights that moved in between are seen.
     """
-    monkeypatch.setattr("laurel.model.compact.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
     monkeypatch.setattr("laurel.model.policy.pick_dtype", lambda *asked: torch.bfloat16)
     setup, _ = prepared(folders, kind, tmp_path, device, dtype="bfloat16", beta=0.1)
     assert setup.policy.dtype == torch.bfloat16
     checks.before(setup, 0, Said())
-    assert setup.policy.static is not None
+    assert setup.policy.decoders["static"] is not None
 
     def moved(*args, real=checks.rollout, **how):
         found = real(*args, **how)
@@ -185,15 +187,15 @@ def test_one_token_in_a_hundred_may_lie_far_in_bfloat16():
     """Gemma 3 270M in bfloat16: p99 .13 nats, the worst token .27. The first is within bounds at
     logits of 31, and so is the second.
     """
-    from laurel.model.precision import WORST, slack
+    from laurel.fast.logprob import WORST, slack
 
     unit = slack(torch.bfloat16, 31.0)
     assert USUAL * unit > 0.13 and WORST * unit > 0.27
     gap = torch.full((300,), 0.1)
     gap[:3] = 3.0  # of what was trained on, after the start, no more than the percentile is asked
-    checks.same_policy(gap, torch.empty(0), unit, 1, Sums())
+    record.check_same_policy(gap, torch.empty(0), unit, 1, Sums())
     with pytest.raises(LaurelError, match="p99"):
-        checks.same_policy(gap + 1.0, torch.empty(0), unit, 1, Sums())
+        record.check_same_policy(gap + 1.0, torch.empty(0), unit, 1, Sums())
 
 
 def high_water(device):

@@ -10,7 +10,7 @@ from arithmetic import agree
 from peft import LoraConfig, get_peft_model
 
 from laurel.core.metrics import Sums
-from laurel.model import packed
+from laurel.fast import packed
 from laurel.model.critic import own_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
@@ -20,12 +20,14 @@ from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.checkpoint import State
+from laurel.train.session import State
 from laurel.verify.sampled import TEMPERATURE, G, H, drawn, make_llama
 from laurel.verify.world import Recorder, ascent_of, setup_of
 
-SPOKEN = [name for name, row in ALGORITHMS.items() if not row.head and row.source != "parameters"]
-SCORED = [name for name, row in ALGORITHMS.items() if row.head]
+SPOKEN = [
+    name for name, row in ALGORITHMS.items() if not row.trained.head and not row.source.population
+]
+SCORED = [name for name, row in ALGORITHMS.items() if row.trained.head]
 
 
 @pytest.fixture(params=["whole", "lora"], scope="module")
@@ -52,9 +54,9 @@ def general(monkeypatch):
     """
 
     def switch(on):
-        for module in ("packed", "model", "scorer"):
+        for module in ("fast.packed", "model.policy", "model.scorer"):
             monkeypatch.setattr(
-                f"laurel.model.{module}.packs", (lambda body: False) if on else packed_packs
+                f"laurel.{module}.packs", (lambda body: False) if on else packed_packs
             )
         monkeypatch.setattr(
             Policy, "readout", property(lambda policy: policy.head) if on else readout
@@ -70,15 +72,15 @@ def gradient(llama, name, groups, reference, budget):
     """One update, far behind any warm-up: the ascent direction of everything trained."""
     own = (
         {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G}
-        if ALGORITHMS[name].source == "policy"
+        if ALGORITHMS[name].source.sampled
         else {}
     )
     setup = setup_of(name, llama.policy, lambda: reference, None, token_budget=budget, **own)
     beside = {"critic": own_critic, "discriminator": make_discriminator}
-    if ALGORITHMS[name].beside == "heads":
+    if ALGORITHMS[name].trained.auxiliary == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=0.0)
-    elif ALGORITHMS[name].beside:
-        setup.companion = beside[ALGORITHMS[name].beside](llama.policy)
+    elif ALGORITHMS[name].trained.auxiliary:
+        setup.companion = beside[ALGORITHMS[name].trained.auxiliary](llama.policy)
         torch.nn.init.normal_(
             next(p for n, p in setup.companion.trainable().items() if "head.weight" in n),
             generator=coin(),
@@ -124,10 +126,12 @@ def test_one_update_of_a_scorer(name, llama, general, tmp_path):
     save_scratch(
         tmp_path, alphabet="ab", hidden_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    scorer = load_scorer(str(tmp_path), num_labels=row.head, device="cpu", language=row.head == 1)
+    scorer = load_scorer(
+        str(tmp_path), num_labels=row.trained.head, device="cpu", language=row.trained.head == 1
+    )
     assert isinstance(scorer, Scorer) and scorer.packs
     several = {"rankings": (-1.0, -2.0, -3.0, -2.0), "pairs": (1.0, -1.0)}.get(
-        "pairs" if name == "reward" else row.source, (1.0,)
+        "pairs" if name == "reward" else row.source.name, (1.0,)
     )
     groups = [
         replace(g, samples=g.samples[: len(several)], rewards=several)
@@ -137,10 +141,10 @@ def test_one_update_of_a_scorer(name, llama, general, tmp_path):
     for on in (False, True):
         general(on)
         setup = setup_of(name, scorer, None, Recorder(list(scorer.trainable().values())))
-        setup = replace(setup, row=replace(row, aim=None))
+        setup = replace(setup, row=replace(row, targets=None))
         batch = loop.weigh(setup, State(step=1), groups, Sums())
         batch = batch.replace(
-            target_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0) if row.aim else batch.target_NT
+            target_NT=torch.where(batch.loss_mask_NT, 1.0, 0.0) if row.targets else batch.target_NT
         )
         loop.update(setup, State(step=1), batch, Sums())
         found.append(torch.cat([g.flatten() for g in ascent_of(setup)]).double())

@@ -14,8 +14,18 @@ from laurel.data.source import Row
 from laurel.model.chat import ensure_template
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer, small_model
-from laurel.rollout.given import GIVEN
-from laurel.train.fitting import MANY, bounded, fitting, watched
+from laurel.rollout.source import (
+    DEMONSTRATIONS,
+    LABELS,
+    LOGGED,
+    OUTCOMES,
+    PAIRS,
+    POLICY,
+    POPULATION,
+    RANKINGS,
+    STEPS,
+)
+from laurel.train.fitting import MANY, bounded, fitting, with_bar
 from laurel.train.loop import train
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -57,7 +67,7 @@ def test_K11_pairs_that_are_equal_as_the_model_reads_them(policy):
         pair("yes", "yes"),
         pair("no", "yes " * 20),
     )
-    kept, notes = fits(policy, rows, "pairs", max_length=24)
+    kept, notes = fits(policy, rows, PAIRS, max_length=24)
     assert kept == ["1", "4"]
     assert notes == [
         "1 of 4 rows left out: equal answers within max_length=24",
@@ -67,10 +77,10 @@ def test_K11_pairs_that_are_equal_as_the_model_reads_them(policy):
     with pytest.raises(
         UsageError, match="every row has equal answers within max_length=24"
     ) as caught:
-        fits(policy, rows[1:2], "pairs", max_length=24)
+        fits(policy, rows[1:2], PAIRS, max_length=24)
     assert "Raise max_length" in str(caught.value)
     with pytest.raises(UsageError, match="equal answers, as the model reads them") as caught:
-        fits(policy, rows[2:3], "pairs")
+        fits(policy, rows[2:3], PAIRS)
     assert "Raise" not in str(caught.value)
 
 
@@ -84,7 +94,7 @@ def test_K11_rankings(policy):
         {**three, "responses": ["a", "b", "a"]},
         {**three, "responses": ["a", "b", "b"], "ranks": [1, 2, 2]},
     )
-    kept, notes = fits(policy, rows, "rankings")
+    kept, notes = fits(policy, rows, RANKINGS)
     assert kept == ["2", "3"] and notes[0].startswith("1 of 3 rows left out: equal answers")
     assert notes[1].startswith("1 of 3 rows have equal answers of different rank")
 
@@ -97,7 +107,7 @@ def test_K11_chosen_and_rejected_that_differ_in_a_thought_the_template_drops(pol
         fits(bare, rows_of(pair(*answers, prompt=[{"role": "user", "content": "2+2?"}])), "pairs")
 
 
-@pytest.mark.parametrize("source", ["data", "labels", "outcomes", "logged"])
+@pytest.mark.parametrize("source", [DEMONSTRATIONS, LABELS, OUTCOMES, LOGGED])
 def test_K23_rows_are_cut_at_the_models_positions(policy, source):
     """Whatever max_length says; cut rows are counted, and what is trained on later is cut in the
     same place.
@@ -111,7 +121,7 @@ def test_K23_rows_are_cut_at_the_models_positions(policy, source):
             "1 of 2 rows cut at 64 tokens, the model's positions: what lies behind is not trained"
             " on, nor their end"
         ]
-        groups = GIVEN[source](
+        groups = source.read(
             policy, kept, run="r", step=0, train_on=None, max_length=config.max_length
         )
         assert (
@@ -125,11 +135,11 @@ def test_K23_rows_are_cut_at_the_models_positions(policy, source):
 
 def test_K23_steps_behind_the_positions_are_left_out(policy):
     rows = rows_of({"prompt": "1?", "completions": ["a" * 30, "b" * 40], "labels": [1, -1]})
-    kept, notes = fits(policy, rows, "steps")
+    kept, notes = fits(policy, rows, STEPS)
     assert kept == ["1"] and "1 of 1 rows cut at 64 tokens" in notes[0]
 
 
-@pytest.mark.parametrize("source", ["policy", "parameters"])
+@pytest.mark.parametrize("source", [POLICY, POPULATION])
 def test_K23_prompts_leave_room_for_the_answer(policy, source):
     """Prompt and max_completion_length together count; the reason names the positions, or the
     option where that is the bound.
@@ -194,7 +204,7 @@ def test_K01_every_row_that_loses_something_is_named(policy):
     ):
         fits(bare, rows_of(masked), "data")
     asked = rows_of({"prompt": [question, thought, question]})
-    assert fits(bare, asked, "policy", max_completion_length=8)[1] == [
+    assert fits(bare, asked, POLICY, max_completion_length=8)[1] == [
         "not in the text that the chat template makes: thoughts of earlier turns (1 of 1 rows)"
     ]
 
@@ -244,5 +254,5 @@ def test_many_rows_are_tokenised_with_a_bar_and_few_without(monkeypatch):
         screen = Terminal()
         monkeypatch.setattr("sys.stderr", screen)
         monkeypatch.setenv("TERM", "xterm")
-        assert list(watched(rows[:count])) == rows[:count]
+        assert list(with_bar(rows[:count])) == rows[:count]
         assert ("tokenizing rows" in screen.getvalue()) is shown

@@ -115,7 +115,11 @@ def groups_of(toy, folder, relabel, **options):
         config_of(toy, folder, relabel, prompts_per_step=3, num_generations=4, **options),
     )
     rows = loop.next_rows(setup, state, min(3, len(setup.rows)))
-    return setup, state, loop.rollout(setup.policy, rows, loop.Draw("t", 0, 0, 4, 2, 1.0))
+    return (
+        setup,
+        state,
+        loop.rollout(loop.Sampler(setup.policy), rows, loop.Draw("t", 0, 0, 4, 2, 1.0)),
+    )
 
 
 def test_a_relabelled_sample(toy, tmp_path):

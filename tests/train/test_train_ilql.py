@@ -15,11 +15,13 @@ from toy import make_toy, toy_config
 from transformers import AutoModelForCausalLM
 
 from laurel.core.errors import UsageError
+from laurel.core.sample import Draw
 from laurel.data.formats import needs
 from laurel.data.source import Row
 from laurel.model.policy import Policy, load_causal, load_tokenizer
-from laurel.rollout.given import logged
-from laurel.rollout.single import Draw, rollout
+from laurel.rollout.data import logged
+from laurel.rollout.sampler import Sampler
+from laurel.rollout.single import rollout
 from laurel.train.loop import train
 
 FAST = {
@@ -51,7 +53,7 @@ def worth(folder, count=256):
     """Mean number of sevens in sampled answers of a saved model, at temperature 1."""
     policy = Policy(load_causal(str(folder), torch.float32).eval(), load_tokenizer(str(folder)))
     rows = [Row({"prompt": f"{i}="}, "", str(i)) for i in range(8)]
-    groups = rollout(policy, rows, Draw("test", 0, 0, count // 8, 4, 1.0))
+    groups = rollout(Sampler(policy), rows, Draw("test", 0, 0, count // 8, 4, 1.0))
     return sum(s.text.count("7") for g in groups for s in g.samples) / count
 
 

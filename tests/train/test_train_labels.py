@@ -83,8 +83,9 @@ def test_each_column_reaches_the_loss(name, toy, tmp_path):
             name, config(toy, tmp_path, columns, f"{name}-{label}", prompts_per_step=24)
         )
         batch = loop.weigh(setup, state, loop.collect(setup, state, Sums()), Sums())
-        reads, objective, _ = setup.terms()[0]
-        first[label] = objective(loop.look(setup, batch)[0][reads], batch).detach().double()
+        reads, objective, _ = setup.terms[0]
+        outputs = loop.forward(setup, batch).tensors(reads)
+        first[label] = objective(*outputs, batch).detach().double()
         weight_P = batch.weight_NT[::2, 0].double() if label == "weight" else weight_P
     plain = first["plain"]
     assert sorted(weight_P.tolist()) == pytest.approx([2 / 3] * 12 + [4 / 3] * 12)

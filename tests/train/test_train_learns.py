@@ -13,6 +13,7 @@ from toy import make_toy, toy_config
 
 from laurel.core.config import ALGORITHM_NAMES
 from laurel.reward.load import load_reward
+from laurel.rollout.source import LABELS, PAIRS
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.loop import train
 
@@ -27,9 +28,9 @@ EXTRA = {
 REWARDED = [
     name
     for name in ALGORITHM_NAMES
-    if ALGORITHMS[name].source == "policy"
-    and "relabel" not in ALGORITHMS[name].defaults
-    and not ALGORITHMS[name].judge
+    if ALGORITHMS[name].source.sampled
+    and "relabel" not in ALGORITHMS[name].source.options
+    and not ALGORITHMS[name].source.judge
 ]
 MARGIN = 0.4  # of at most 1; the untrained model scores about .07
 
@@ -77,15 +78,15 @@ def preferences(toy, tmp_path_factory):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].source in ("pairs", "labels")]
+    "name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].source in (PAIRS, LABELS)]
 )
 def test_row_learns_the_preference(name, seed, preferences, tmp_path):
     """On prompts held out, the answer of sevens gains on the other: every margin positive, or the
     likelihoods far apart.
     """
-    options = {**preferences[ALGORITHMS[name].source], "prompts_per_step": 8, "eval_steps": 30}
+    options = {**preferences[ALGORITHMS[name].source.name], "prompts_per_step": 8, "eval_steps": 30}
     lines = train(name, toy_config(options, tmp_path, reward=None, seed=seed), quiet=True).metrics()
-    if ALGORITHMS[name].source == "pairs":
+    if ALGORITHMS[name].source is PAIRS:
         assert lines[-1]["eval/rewards/accuracies"] == 1.0
         assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"] + 0.2
     else:
@@ -143,7 +144,9 @@ def judged(toy, tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].head])
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHM_NAMES if ALGORITHMS[name].trained.head]
+)
 def test_row_learns_to_judge(name, seed, judged, tmp_path):
     """On prompts held out nearly everything is judged right, and a saved folder that gives one
     number is a reward.
@@ -162,7 +165,7 @@ def test_row_learns_to_judge(name, seed, judged, tmp_path):
         quiet=True,
     )
     assert run.metrics()[-1]["eval/accuracy"] > 0.85, run.metrics()[-1]
-    if ALGORITHMS[name].head == 1:
+    if ALGORITHMS[name].trained.head == 1:
         judge = load_reward(f"model:{run.model}").function
         good, bad = judge(["5=", "5="], ["7777", "1234"], [[], []])
         assert good > bad

@@ -15,13 +15,14 @@ from toy import make_toy, toy_config
 
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
-from laurel.core.load import beside
-from laurel.core.numbered import claim
+from laurel.core.load import resolve_paths
+from laurel.core.numbered_dirs import claim_dir
 from laurel.core.run import Run
 from laurel.train import interrupt, loop, progress
-from laurel.train.best import check_best, exhausted, weighed_up
-from laurel.train.checkpoint import State, complete_first
+from laurel.train.best import check_best, exhausted, is_best
+from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
+from laurel.train.session import State
 from laurel.train.supply import in_epochs
 
 
@@ -212,7 +213,7 @@ def test_which_way_is_better_is_known_or_asked_for(toy):
         full = name if "/" in name else f"eval/{name}"
         for step, value in enumerate(values, 1):
             state.step = step
-            weighed_up(setup, state, {full: value})
+            is_best(setup, state, {full: value})
         assert state.best_step == expected and exhausted(setup.config, state) == (expected != 3)
 
 
@@ -281,7 +282,7 @@ def test_sets_to_evaluate_on_have_names(tmp_path):
             read(wrong)
     (tmp_path / "x.jsonl").write_text("{}\n")
     for value in ({"a": "x.jsonl"}, "a=x.jsonl"):
-        assert beside(tmp_path / "c.yaml", {"eval_dataset": value})["eval_dataset"] == {
+        assert resolve_paths(tmp_path / "c.yaml", {"eval_dataset": value})["eval_dataset"] == {
             "a": str(tmp_path / "x.jsonl")
         }
 
@@ -355,14 +356,14 @@ def test_a_numbered_folder_is_the_next_free_one_and_nobody_elses(tmp_path):
     (tmp_path / "grpo-7").mkdir()
     (tmp_path / "grpo-x").mkdir()
     with ThreadPoolExecutor(8) as threads:
-        taken = list(threads.map(lambda _: claim(tmp_path / "grpo-{n}"), range(40)))
+        taken = list(threads.map(lambda _: claim_dir(tmp_path / "grpo-{n}"), range(40)))
     assert sorted(int(folder.name[5:]) for folder, _ in taken) == list(range(8, 48)) and all(
         made for _, made in taken
     )
-    assert claim(tmp_path / "plain") == (tmp_path / "plain", False)
-    assert claim(tmp_path / "{n}" / "deep")[0] == tmp_path / "1" / "deep"
+    assert claim_dir(tmp_path / "plain") == (tmp_path / "plain", False)
+    assert claim_dir(tmp_path / "{n}" / "deep")[0] == tmp_path / "1" / "deep"
     with pytest.raises(UsageError, match="one place"):
-        claim("{n}/{n}")
+        claim_dir("{n}/{n}")
 
 
 def test_a_numbered_run_counts_up_and_resume_continues_the_newest(toy, tmp_path):

@@ -20,14 +20,14 @@ from laurel.cli import doctor_fit
 from laurel.cli.main import main
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
-from laurel.model.compact import compact_of
+from laurel.fast.decode import compact_of
 from laurel.model.policy import load_policy
 from laurel.model.scratch import char_tokenizer
 from laurel.train import kept, memory
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.kept import activations, kept_by
 from laurel.train.loop import train
-from laurel.train.memory import foreseen, to_be_said, work_in
+from laurel.train.memory import foreseen, longest_groups, work_in
 from laurel.train.options import resolve
 from laurel.train.setup import prepare
 
@@ -105,7 +105,7 @@ def test_what_the_doctor_tells_is_what_a_run_foresees_and_measures(
     policy.room = 1 << 20
     reference = SimpleNamespace(adapters_off=peft, policy=policy)
     divided = SimpleNamespace(by_comparison=False, packs=policy.packs)
-    work = work_in(to_be_said([(1,) * 24] * 4, 4, 20), config, divided, 4, 24, 20)
+    work = work_in(longest_groups([(1,) * 24] * 4, 4, 20), config, divided, 4, 24, 20)
     found = foreseen(policy, reference, None, config, ALGORITHMS["grpo"], work, "cpu")
     assert policy.packs and work.several and told.tokens == 24 + 4 * 20
     assert told.found.there == found.there and told.found.phases == found.phases

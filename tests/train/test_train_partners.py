@@ -13,7 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.data.source import Row
 from laurel.model.scratch import save_scratch
 from laurel.objective.preference import dpo, dpop
-from laurel.rollout.given import partners
+from laurel.rollout.data import partners
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.setup import prepare

@@ -21,7 +21,7 @@ from laurel.model.policy import Reference
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import defaults, resolve
-from laurel.train.reference import blocks
+from laurel.train.reference_cache import blocks_of
 from laurel.train.setup import prepare
 
 WITH_REFERENCE = ("dpo", "cdpo", "robust_dpo", "dpop", "ipo")
@@ -154,7 +154,7 @@ def test_blocks_are_what_each_process_draws_in_a_step():
     """11 rows, 4 a step, 3 processes: 2, 1, 1 of each step; the last step has 3 rows left of the
     epoch. Every row once.
     """
-    found, order = blocks(11, 5, 4, 3), take(0, 11, 11, 5)
+    found, order = blocks_of(11, 5, 4, 3), take(0, 11, 11, 5)
     assert [len(block) for block in found] == [2, 1, 1, 2, 1, 1, 2, 1]
     assert [row for block in found for row in block] == order != sorted(order)
 
@@ -173,9 +173,9 @@ def test_the_last_bits_do_not_depend_on_when_a_row_was_needed(toy, tmp_path, cac
     state.cursor = 16
     for _ in range(5):
         loop.step(setup, state, Sums())
-    found.append(setup.remembered.known)
+    found.append(setup.reference_cache.known)
     assert same(*found) and len(found[0]) == 80
-    setup.remembered.save()
+    setup.reference_cache.save()
     train("dpo", without_reward(toy, tmp_path / "c", max_steps=1, seed=1), quiet=True)
     assert len(list(cache.iterdir())) == 2
 

@@ -14,9 +14,9 @@ from toy import make_toy
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
 import laurel
+from laurel.core.bound_objects import bind_objects, bound_object, qualified_name
 from laurel.core.config import EvalConfig, TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.given import given, giving, name_of
 from laurel.core.run import Run
 from laurel.data.in_memory import records_of
 from laurel.data.source import load_rows
@@ -273,13 +273,13 @@ def test_rows_of_every_kind_are_the_same_rows():
             {"prompt": "a"},
             {"prompt": "b"},
         ]
-    with giving({"python:dataset": records_of(table, "dataset")}):
+    with bind_objects({"python:dataset": records_of(table, "dataset")}):
         assert [row.columns for row in load_rows("python:dataset")] == [
             {"prompt": "a"},
             {"prompt": "b"},
         ]
     rows[1]["parts"][2]["x"][0] = 9  # what was read was copied
-    assert given("python:dataset") is None
+    assert bound_object("python:dataset") is None
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,9 @@ def test_names_of_things():
         f"{__name__}.sevens",
         "builtins.len",
     ]
-    assert name_of(Watcher()) == name_of(Watcher) == f"{__name__}.Watcher" and name_of(
-        Watcher().on_step
-    ).endswith("Watcher.on_step")
+    assert qualified_name(Watcher()) == qualified_name(
+        Watcher
+    ) == f"{__name__}.Watcher" and qualified_name(Watcher().on_step).endswith("Watcher.on_step")
     values, objects = with_names(
         {
             "dataset": ["a.jsonl", "b.jsonl"],

@@ -17,13 +17,13 @@ from toy import make_toy, toy_config
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.run import Run
 from laurel.train.checkpoint import (
-    State,
     complete_first,
     is_sound,
     newest_checkpoint,
     save_checkpoint,
 )
 from laurel.train.loop import Interrupted, train
+from laurel.train.session import State
 
 
 @pytest.fixture(scope="module")

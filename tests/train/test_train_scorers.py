@@ -84,8 +84,8 @@ def test_the_first_loss_is_the_sum_of_its_terms(data, tmp_path):
         losses[0.25, 0.0] + 0.5 * line["imitation/nll"], rel=1e-5
     )  # every answer has 5 tokens
     setup, _ = prepare("reward", toy_config(data["reward"], tmp_path / "bare", reward=None))
-    assert setup.policy.language is None and [reads for reads, _, _ in setup.terms()] == [
-        "score_NT"
+    assert setup.policy.language is None and [reads for reads, _, _ in setup.terms] == [
+        ("score_NT",)
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from toy import make_toy, toy_config
 
 from laurel.core.metrics import Sums
-from laurel.model import products
+from laurel.fast import products
 from laurel.model.policy import Policy
 from laurel.train import loop, setup
 from laurel.train.checks import tried

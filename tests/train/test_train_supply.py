@@ -10,7 +10,8 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import split_rows
-from laurel.train.supply import held_note, load_data, load_mixture, told_columns
+from laurel.rollout.source import DEMONSTRATIONS, POLICY
+from laurel.train.supply import column_notes, held_note, load_data, load_mixture
 
 SEEN = "columns that the model does not see, only its rewards"
 
@@ -55,9 +56,9 @@ def test_rewards_must_fit_the_evaluation_rows_too(tmp_path):
     for rewards in (["exact"], [f"{tmp_path / 'mine.py'}:right"]):
         config = TrainConfig(dataset=train, eval_dataset=held, rewards=rewards)
         with pytest.raises(UsageError, match=f"^eval_dataset={held}: .*answer"):
-            load_mixture(config, "policy", *load_data(config, "rl"))
+            load_mixture(config, POLICY, *load_data(config, "rl"))
         assert load_mixture(
-            config.model_copy(update={"eval_dataset": None}), "policy", *load_data(config, "rl")
+            config.model_copy(update={"eval_dataset": None}), POLICY, *load_data(config, "rl")
         )
 
 
@@ -69,7 +70,7 @@ def test_evaluation_rows_of_another_task_have_their_own_verifier(tmp_path):
         {"prompt": "q", "question": "q", "answer": "#### 7", "task": "gsm8k"},
     )
     config = TrainConfig(dataset=train, eval_dataset=held)
-    mixture = load_mixture(config, "policy", *load_data(config, "rl"))
+    mixture = load_mixture(config, POLICY, *load_data(config, "rl"))
     row = {"prompt": "q", "question": "q", "answer": "#### 7", "task": "gsm8k"}
     assert mixture.rewards[0].function("It is 7.", row).value == 1.0
 
@@ -78,8 +79,8 @@ def test_a_task_that_is_no_verifiers_name_is_a_column_like_others(tmp_path):
     rows = [{"prompt": "p", "completion": "c", "task": "summarization"}]
     config = TrainConfig(dataset=lines(tmp_path / "a.jsonl", *rows), eval_steps=1)
     data, held = load_data(config, "sft")
-    assert load_mixture(config, "data", data, held) is None
-    assert told_columns(config, "sft", data, None, False) == ["columns not used: task"]
+    assert load_mixture(config, DEMONSTRATIONS, data, held) is None
+    assert column_notes(config, "sft", data, None, False) == ["columns not used: task"]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +109,9 @@ def test_columns_are_read_passed_to_the_reward_or_named(tmp_path, reward, told):
     (tmp_path / "mine.py").write_text(reward + "\n")
     config = TrainConfig(dataset=data, rewards=[f"{tmp_path / 'mine.py'}:f"])
     rows, held = load_data(config, "rl")
-    mixture = load_mixture(config, "policy", rows, held)
-    assert told_columns(config, "rl", rows, mixture, False) == told
-    assert told_columns(TrainConfig(dataset="addition"), "rl", rows, mixture, False) == []
+    mixture = load_mixture(config, POLICY, rows, held)
+    assert column_notes(config, "rl", rows, mixture, False) == told
+    assert column_notes(TrainConfig(dataset="addition"), "rl", rows, mixture, False) == []
 
 
 def test_no_advice_asks_for_the_impossible():

@@ -13,10 +13,11 @@ from toy import make_toy, toy_config
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums, explain
-from laurel.model.sampler import Completion
+from laurel.core.sample import Completion
 from laurel.train import loop
-from laurel.train.checkpoint import State, complete_first
+from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
+from laurel.train.session import State
 from laurel.train.setup import prepare
 
 
@@ -34,10 +35,12 @@ def gradient_of(toy, folder, name="grpo", **options):
     setup, state = prepare(name, toy_config(toy, folder, **options))
     groups = loop.collect(setup, state, Sums())
     batch = loop.weigh(setup, state, groups, Sums())
-    total = setup.unit(batch).count
+    total = setup.terms[0].unit(batch).count
     for micro in batch.split(setup.config.token_budget):
         stats = setup.policy.logp(micro)
-        loop.reduce_loss(setup.objective(stats.logp, micro), setup.unit(micro), total).backward()
+        loop.reduce_loss(
+            setup.terms[0].objective(stats.logp, micro), setup.terms[0].unit(micro), total
+        ).backward()
     return {name: p.grad.clone() for name, p in setup.policy.trainable().items()}
 
 
@@ -134,8 +137,8 @@ def test_T39_a_sampler_with_other_weights_stops_the_run(toy, tmp_path, monkeypat
     """T39: log-probs that are not the trainer's: the run stops and names the p99 gap."""
     real = loop.rollout
 
-    def stale(policy, rows, draw):
-        groups = real(policy, rows, draw)
+    def stale(generator, rows, draw):
+        groups = real(generator, rows, draw)
         return [loop_shift(group) for group in groups]
 
     def loop_shift(group):
@@ -153,12 +156,12 @@ def test_T39_a_sampler_with_other_weights_stops_the_run(toy, tmp_path, monkeypat
 
 def test_T10_start_up_check_refuses_a_wrong_sampler(toy, tmp_path, monkeypatch):
     """T10, A5: |ratio - 1| at the start above 1e-4 refuses to train."""
-    from laurel.rollout import single
+    from laurel.rollout.sampler import Sampler
 
-    real = single.sample
+    real = Sampler.generate
     monkeypatch.setattr(
-        single,
-        "sample",
+        Sampler,
+        "generate",
         lambda *a, **k: [
             Completion(c.ids, tuple(x * 0.9 for x in c.logps), c.finish) for c in real(*a, **k)
         ],

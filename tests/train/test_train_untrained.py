@@ -17,9 +17,9 @@ from laurel.core.sample import Group
 from laurel.objective.metrics import kl_metrics
 from laurel.rollout.pack import k1_of, pack
 from laurel.train import checks, loop
-from laurel.train.checkpoint import State
 from laurel.train.loop import train
 from laurel.train.options import resolve
+from laurel.train.session import State
 from laurel.train.setup import prepare
 from laurel.weight.control import next_beta
 
@@ -266,13 +266,13 @@ def test_beta_follows_the_rows_that_count(toy, tmp_path):
     assert counts_N.tolist() == [False, False, False, True, False, True, False, True]
     k1 = float(k1_of(batch).sum(1)[counts_N].mean())
     assert k1 > 0.5 > float(k1_of(batch).sum(1).mean())  # with the masked rows as 0 beta would fall
-    loop.steer(setup, state, groups, batch, loop.reward_matrix(groups))
+    loop.adjust_rewards(setup, state, groups, batch, loop.reward_matrix(groups))
     assert (
         state.beta == pytest.approx(next_beta(0.1, k1, target=0.5, horizon=20, n=3))
         and state.beta > 0.1
     )
     nobody = State(beta=0.1)
-    loop.steer(
+    loop.adjust_rewards(
         setup,
         nobody,
         groups,

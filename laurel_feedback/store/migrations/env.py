@@ -1,6 +1,4 @@
-"""Alembic's entry: run the versions on the connection that `laurel_feedback.store.database.migrate`
-gives.
-"""
+"""Alembic's entry: run the versions on `laurel_feedback.store.database.migrate`'s connection."""
 
 from alembic import context
 

@@ -1,5 +1,6 @@
-"""An index of the items that still want answers: handing one out reads a handful of its entries,
-however many items there are.
+"""An index of the items that still want answers.
+
+Handing one out reads a handful of its entries, however many items there are.
 """
 
 import sqlalchemy as sa

@@ -1,0 +1,174 @@
+"""The general sampler: any causal LM of transformers, by its own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laurel.core.sample import Completion, Finish
+from laurel.fast.decode import chunks, draw, holding, uniforms
+from laurel.fast.logprob import wide
+from laurel.model.policy import Policy
+
+
+@torch.no_grad()
+def sample_general(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    each: int,
+    seeds: Sequence[int],
+    limits: Sequence[int],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    rows_at_once: int,
+) -> list[Completion]:
+    """`sample` for any causal LM of transformers, in evaluation mode; without a usable cache it
+    reads the whole row again at each token.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    done: dict[int, list[Completion]] = {}
+    for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
+        members = [i * each + g for i in chunk for g in range(each)]
+        state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
+        uniform = torch.from_numpy(uniforms([seeds[n] for n in members], state.longest))
+        found = state.run(uniform, temperature, top_k, top_p, stop)
+        done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
+    return [completion for i in range(len(prompts)) for completion in done[i]]
+
+
+class _Rows:
+    """The rows being sampled: their cache, their attention mask, and what they have said so far.
+
+    `alive` lists the rows still in the batch; `open_N` says which rows still speak (a closed row
+    may linger in the batch).
+    """
+
+    def __init__(
+        self, policy: Policy, prompts: list[tuple[int, ...]], each: int, limits: list[int]
+    ) -> None:
+        self.policy, self.cache = policy, None
+        self.limits, self.longest = torch.tensor(limits), max(limits)
+        count, width = len(prompts), max(map(len, prompts))
+        ids, mask = (
+            torch.zeros(count, width, dtype=torch.long),
+            torch.zeros(count, width, dtype=torch.long),
+        )
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        self.ids, self.mask = ids.to(policy.device), mask.to(policy.device)
+        self.logits = self.forward(self.ids)
+        if each > 1:
+            self.logits, self.mask = (
+                self.logits.repeat_interleave(each, 0),
+                self.mask.repeat_interleave(each, 0),
+            )
+            if self.cache is None:
+                self.ids = self.ids.repeat_interleave(each, 0)
+            else:
+                self.cache.batch_repeat_interleave(each)
+        rows = count * each
+        self.alive, self.open_N = torch.arange(rows), torch.ones(rows, dtype=torch.bool)
+        self.out_ids = torch.zeros(rows, self.longest, dtype=torch.long)
+        self.out_logp = torch.zeros(rows, self.longest, dtype=self.logits.dtype)
+        self.length, self.finish = limits, ["length"] * rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [rows, V] after the last token, extending the cache where the model has one that
+        rows can leave.
+        """
+        mask = self.mask if bool((self.mask == 0).any()) else None
+        keywords = {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        if self.policy.takes_positions:
+            keywords["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if self.policy.whole_logits:
+            with self.policy.autocast():
+                out = self.policy.causal(input_ids=ids, **keywords)
+            logits = wide(out.logits[:, -1])
+        else:
+            out = self.policy.body(ids, **keywords)
+            logits = self.policy.head(out.last_hidden_state[:, -1])
+        cache = getattr(out, "past_key_values", None)
+        self.cache = cache if can_lose_rows(cache) else None
+        return logits
+
+    def run(
+        self,
+        uniform_NT: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        stop: tuple[str, ...],
+    ) -> list[Completion]:
+        """Draw token after token until every row has ended."""
+        eos, uniform_NT = (
+            torch.tensor(sorted(self.policy.eos_ids), dtype=torch.long),
+            uniform_NT.to(self.logits.device),
+        )
+        for t in range(self.longest):
+            point = uniform_NT[self.alive.to(uniform_NT.device), t]
+            ids, logp = (
+                column.cpu()
+                for column in draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
+            )
+            self.out_ids[self.alive, t], self.out_logp[self.alive, t] = ids, logp
+            self.close(self.alive[torch.isin(ids, eos)], t, "eos")
+            if stop:
+                self.close(self.stopped(stop, t), t, "stop")
+            self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
+            if not self.open_N.any():
+                break
+            ids = self.leave(ids)
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+            column = ids.to(self.mask.device)[:, None]
+            if self.cache is None:
+                self.ids = column = torch.cat([self.ids, column], 1)
+            self.logits = self.forward(column)
+        ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
+        return [
+            Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
+            for n, k in enumerate(self.length)
+        ]
+
+    def close(self, rows: Tensor, t: int, why: Finish) -> None:
+        """These rows end with token t, if they have not ended before."""
+        for n in rows[self.open_N[rows]].tolist():
+            self.finish[n], self.length[n], self.open_N[n] = why, t + 1, False
+
+    def stopped(self, stop: tuple[str, ...], t: int) -> Tensor:
+        """Rows whose text now holds a stop string."""
+        return self.alive[
+            holding(stop, self.policy.tokenizer, self.out_ids[self.alive, : t + 1].tolist())
+        ]
+
+    def leave(self, ids: Tensor) -> Tensor:
+        """Take closed rows out once they are an eighth of the batch (leaving copies the cache); the
+        ids of those that stay.
+        """
+        keep = self.open_N[self.alive]
+        if int(keep.sum()) > 0.875 * len(keep):
+            return ids
+        self.alive, index = self.alive[keep], keep.nonzero()[:, 0].to(self.mask.device)
+        self.mask = self.mask[index]
+        if self.cache is None:
+            self.ids = self.ids[index]
+        else:
+            self.cache.batch_select_indices(index)
+        return ids[keep]
+
+
+def can_lose_rows(cache: Any) -> bool:
+    """Dynamic key-value layers can repeat and drop rows; for recurrent and static states every
+    token reads the row again.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+    )

@@ -1,0 +1,74 @@
+"""The functions of a row of the table with their options taken from the configuration, once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from laurel.core.config import TrainConfig
+from laurel.objective.unit import AGGREGATIONS, UNITS
+from laurel.train.row import Algorithm
+from laurel.train.session import BoundRow, BoundTerm
+
+SUPPLIED = {"running_mean"}  # given to a weight by the loop, not by the configuration
+MEASURED = {"rounding"}  # given to an objective by the precision of the model
+
+
+@cache
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a weight or objective: its keyword-only parameters, with their defaults."""
+    found = inspect.signature(function).parameters.values()
+    return {
+        p.name: p.default
+        for p in found
+        if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED | MEASURED
+    }
+
+
+def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of an objective before `batch`: the fields of a model's `Outputs` that it is a
+    function of, such as logp_NT.
+    """
+    names = list(inspect.signature(objective).parameters)
+    return tuple(names[: names.index("batch")]) if "batch" in names else ()
+
+
+def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
+    """`function` with its options taken by name from the configuration.
+
+    Those in `supplied` go before, where it takes them.
+    """
+    takes = inspect.signature(function).parameters
+    options = {option: getattr(config, option) for option in parameters(function)}
+    options.update({option: value for option, value in supplied.items() if option in takes})
+    return partial(function, **options)
+
+
+def bind_row(row: Algorithm, config: TrainConfig, *, rounding: float | None = None) -> BoundRow:
+    """The row's functions with their options bound; terms whose option is 0 are left out.
+
+    rounding: the ratio's error that the model's precision explains (None: the objective's default).
+    """
+    measured = {} if rounding is None else {"rounding": rounding}
+    main = BoundTerm(
+        reads(row.objective),
+        bind(row.objective, config, **measured),
+        bind(AGGREGATIONS[config.loss_aggregation], config),
+    )
+    used = [term for term in row.terms if not term.option or getattr(config, term.option)]
+    further = [
+        BoundTerm(
+            reads(term.objective), bind(term.objective, config), bind(UNITS[term.unit], config)
+        )
+        for term in used
+    ]
+    return BoundRow(
+        terms=(main, *further),
+        weigh=bind(row.weigh, config),
+        credit=row.credit,
+        running_mean="running_mean" in inspect.signature(row.weigh).parameters,
+        measure=None if row.measure is None else bind(row.measure, config),
+        measure_reads=() if row.measure is None else reads(row.measure),
+    )
