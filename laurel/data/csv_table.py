@@ -19,54 +19,61 @@ Record = tuple[str, dict[str, Any]]
 
 
 def read_table(text: str, name: str, separator: str, faults: list[UsageError]) -> Iterator[Record]:
-    """The rows of a table with a header. Lines whose cells are all empty are no rows, as in Excel's
-    files; cells of a wrong number are
-    faults. separator: empty where the header must tell."""
+    """The rows of a table with a header.
+
+    Lines whose cells are all empty are no rows, as in Excel's files; a row with a wrong number of
+    cells joins `faults`. separator: empty where the header must tell.
+    """
     csv.field_size_limit(2**31 - 1)
-    lines = io.StringIO(text, newline="")
-    first = lines.readline()
-    hint = first.strip()
-    if hint.lower().startswith("sep=") and len(hint) == 5:  # Excel's own way to say it
-        separator, first = hint[4], lines.readline()
-        lines = io.StringIO(text[text.index("\n") + 1 :], newline="")
-    else:
-        lines.seek(0)
-    reader = csv.reader(lines, delimiter=separator or separator_of(first), strict=True)
+    reader = _reader(text, separator)
     try:
         header = header_of(next(reader, []), name)
         for number, cells in enumerate((cells for cells in reader if any(cells)), start=1):
             where = f"{name}:record {number}"
-            named = [column for column in header if column]
-            extra = cells[len(header) :]
-            if len(cells) < len(named) or any(extra):
+            if _wrong_count(cells, header):
                 what = (
                     f"line {reader.line_num} has {len(cells)} cells, the header has {len(header)}"
                     " columns."
                 )
-                faults.append(
-                    UsageError(
-                        what,
-                        where=where,
-                        fix="A text that holds the separator or a line end stands in quotes.",
-                    )
-                )
+                fix = "A text that holds the separator or a line end stands in quotes."
+                faults.append(UsageError(what, where=where, fix=fix))
                 continue
-            stray = [
-                cell for column, cell in zip(header, cells, strict=False) if not column and cell
-            ]
-            if stray:
-                what = (
-                    f"column names must be present; {where} has {stray[0]!r:.40} in a column"
-                    " without one."
-                )
-                raise UsageError(what, where=f"{name}:1", fix="Name the column in the first line.")
+            _refuse_nameless(cells, header, name, where)
             pairs = zip(header, cells, strict=False)
-            yield (
-                where,
-                {column: decode_cell(cell, column) for column, cell in pairs if column and cell},
-            )
+            row = {column: decode_cell(cell, column) for column, cell in pairs if column and cell}
+            yield where, row
     except csv.Error as error:
         raise UsageError(f"not valid CSV: {error}.", where=f"{name}:{reader.line_num}") from None
+
+
+def _reader(text: str, separator: str) -> Any:
+    """A csv reader at the header. Excel's own first line, "sep=;", names the separator."""
+    lines = io.StringIO(text, newline="")
+    first = lines.readline()
+    hint = first.strip()
+    if hint.lower().startswith("sep=") and len(hint) == 5:
+        separator, first = hint[4], lines.readline()
+        lines = io.StringIO(text[text.index("\n") + 1 :], newline="")
+    else:
+        lines.seek(0)
+    return csv.reader(lines, delimiter=separator or separator_of(first), strict=True)
+
+
+def _wrong_count(cells: Sequence[str], header: Sequence[str]) -> bool:
+    """Fewer cells than named columns, or text beyond the last column."""
+    named = [column for column in header if column]
+    return len(cells) < len(named) or any(cells[len(header) :])
+
+
+def _refuse_nameless(cells: Sequence[str], header: Sequence[str], name: str, where: str) -> None:
+    """A UsageError for a cell with text in a column without a name."""
+    pairs = zip(header, cells, strict=False)
+    stray = [cell for column, cell in pairs if not column and cell]
+    if stray:
+        what = (
+            f"column names must be present; {where} has {stray[0]!r:.40} in a column without one."
+        )
+        raise UsageError(what, where=f"{name}:1", fix="Name the column in the first line.")
 
 
 def header_of(cells: Sequence[str], name: str) -> list[str]:

@@ -168,31 +168,46 @@ def begins(prompt: Any, asked: list[Any]) -> bool:
 
 
 def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """A `system` text and earlier turns (`history`) as the first messages of the prompt, and of
-    `messages`.
+    """A `system` text and earlier turns (`history`) as the first messages of the row.
+
+    They open the prompt and `messages`.
     """
     if not columns.keys() & PREFACES:
         return columns, ()
     name = next((name for name in SYSTEM if isinstance(content_of(columns.get(name)), str)), None)
-    said = content_of(columns[name]) if name else ""
-    front = [{"role": "system", "content": said}] if said.strip() else []
+    system = content_of(columns[name]) if name else ""
+    front = [{"role": "system", "content": system}] if system.strip() else []
     past = earlier(columns["history"]) if "history" in columns else None
-    changed, read = {}, set()
+    changed: Columns = {}
+    read: set[str] = set()
     for field in ("prompt", "messages"):
         value = columns.get(field)
         if not isinstance(value, str | list) or not value:
             continue
-        asked = [{"role": "user", "content": value}] if isinstance(value, str) else value
-        own = asked[:1] if _role(asked[0]) in ("system", "developer") else []
+        turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
+        own = turns[:1] if _role(turns[0]) in ("system", "developer") else []
         if name and (not own or not front or said_alike(own, front)):
             read.add(name)
         if past is not None:
             read.add("history")
-        rest = asked[len(own) :]
-        before = [] if not past or said_alike(rest[: len(past)], past) else past
-        if before or (front and not own):
-            changed[field] = [*(own or front), *before, *rest]
+        with_front = _with_front(turns, own, front, past or [])
+        if with_front is not None:
+            changed[field] = with_front
     return {**columns, **changed}, tuple(read)
+
+
+def _with_front(
+    turns: list[Any], own: list[Any], front: list[Any], past: list[Any]
+) -> list[Any] | None:
+    """The turns behind the system text and the earlier turns, where they lack any of these.
+
+    own: the system turn that they open with themselves, which is kept. None: nothing to add.
+    """
+    rest = turns[len(own) :]
+    before = [] if not past or said_alike(rest[: len(past)], past) else past
+    if before or (front and not own):
+        return [*(own or front), *before, *rest]
+    return None
 
 
 def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:

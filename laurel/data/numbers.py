@@ -134,41 +134,63 @@ def read(text: str, *, formula: bool = False) -> Reading:
 
 
 def value(atom: re.Match[str]) -> Quantity | None:
-    """The exact quantity of one match of ATOM; None where it is absurd (over 100 digits, exponent
-    over 300, zero denominator).
+    """The exact quantity of one match of ATOM, or None where it is absurd.
+
+    Absurd: over 100 digits, an exponent over 300, a zero denominator, a digit that its base does
+    not have.
     """
-    whole, part, power = (atom[name] or "" for name in ("whole", "part", "power"))
-    over, below, under = (atom[name] or "" for name in ("over", "below", "under"))
-    if whole.count(".") > 0:  # 1.234.567,89
-        whole, _, decimals = whole.replace(".", "").partition(",")
-        part = f".{decimals}" if decimals else part
-    whole = re.sub(rf"[,'_ {THIN}]", "", whole)
-    exponent = re.sub(r".*?(?:[eE]|10\s?\^\s?\{?\s?)|[\s}]", "", power)
-    if (
-        len(whole + part + over + below + under) > DIGITS
-        or len(exponent) > 5
-        or abs(int(exponent or 0)) > POWER
-    ):
+    whole, part = _decimal_parts(atom)
+    number = _magnitude(atom, whole, part)
+    if number is None:
         return None
-    if (under and not Fraction(under)) or (below and (not int(below) or int(over) >= int(below))):
-        return None
-    number = Fraction((whole or "0") + part)
-    number += Fraction(int(over), int(below)) if below else 0
-    number = number / Fraction(under) if under else number
-    number *= Fraction(10) ** (int(exponent or 0) + SCALES.get(atom["scale"] or "", 0))
     base = int(atom["base"] or 0)
-    digits = whole + part
     if base:
         if part or not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in whole):
             return None
         number = Fraction(int(whole, base))
     negative = (atom["sign"] or "").strip().startswith("-") or bool(atom["inner"])
-    unit = None if base or not atom["unit"] or "°" in atom["unit"] else unit_of(atom["unit"])
-    if not atom["unit"] and re.match(r"[-+]?\s?(?:¤|US\$|USD)", atom[0]):
-        unit = unit_of("dollars")
     return Quantity(
-        -number if negative else number, bool(atom["percent"]), "-" * negative + digits, base, unit
+        -number if negative else number,
+        percent=bool(atom["percent"]),
+        digits="-" * negative + whole + part,
+        base=base,
+        unit=_unit(atom, base),
     )
+
+
+def _decimal_parts(atom: re.Match[str]) -> tuple[str, str]:
+    """The digits before the decimal point, and the point with those behind it ("" for none)."""
+    whole, part = atom["whole"] or "", atom["part"] or ""
+    if "." in whole:  # 1.234.567,89: points group the digits, the comma is the decimal point
+        whole, _, decimals = whole.replace(".", "").partition(",")
+        part = f".{decimals}" if decimals else part
+    return re.sub(rf"[,'_ {THIN}]", "", whole), part
+
+
+def _magnitude(atom: re.Match[str], whole: str, part: str) -> Fraction | None:
+    """The number without its sign: decimal, fraction or mixed number, times its power of ten."""
+    power, over, below, under = (atom[name] or "" for name in ("power", "over", "below", "under"))
+    exponent = re.sub(r".*?(?:[eE]|10\s?\^\s?\{?\s?)|[\s}]", "", power)
+    if len(whole + part + over + below + under) > DIGITS:
+        return None
+    if len(exponent) > 5 or abs(int(exponent or 0)) > POWER:
+        return None
+    if (under and not Fraction(under)) or (below and (not int(below) or int(over) >= int(below))):
+        return None
+    number = Fraction((whole or "0") + part)
+    if below:  # a mixed number: 2 1/3
+        number += Fraction(int(over), int(below))
+    if under:
+        number /= Fraction(under)
+    return number * Fraction(10) ** (int(exponent or 0) + SCALES.get(atom["scale"] or "", 0))
+
+
+def _unit(atom: re.Match[str], base: int) -> Unit | None:
+    """The unit behind a number, or the currency sign before it."""
+    if not atom["unit"]:
+        priced = re.match(r"[-+]?\s?(?:¤|US\$|USD)", atom[0])
+        return unit_of("dollars") if priced else None
+    return None if base or "°" in atom["unit"] else unit_of(atom["unit"])
 
 
 def _first_digit(atom: re.Match[str]) -> int:
@@ -187,13 +209,19 @@ def _joined(between: str, equal: bool, before: str) -> bool:
 
 
 def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
-    """Does what stands around the number belong to it: an operator, a letter, a root, an open
-    bracket with a comma?
+    """Does what stands around the number belong to it?
+
+    An operator, a letter, a root, an open bracket with a comma.
     """
-    left, right = (
-        text[max(0, atom.start() - 200) : atom.start()],
-        text[atom.end() : atom.end() + 80],
+    left = text[max(0, atom.start() - 200) : atom.start()]
+    right = text[atom.end() : atom.end() + 80]
+    return _continues_left(left, signed=bool(atom["sign"])) or _continues_right(
+        right, bare=not atom["unit"] and not atom["percent"], formula=formula
     )
+
+
+def _continues_left(left: str, *, signed: bool) -> bool:
+    """Does the text before a number make it a part of something larger?"""
     tail = left.rstrip(" \t$¤" + THIN)
     opened = tail.rstrip("([ ")
     if tail != opened and (
@@ -202,37 +230,45 @@ def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
         or opened.endswith("-")
     ):
         return True
+    return (
+        _behind_operator(left, tail, signed)
+        or bool(re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left))
+        or bool(_LEFT_WORD.search(tail))
+        or tail.count("{") > tail.count("}")
+        or (tail.endswith("=") and ends_in_equation(tail[:-1]))
+        or _in_bracketed_list(tail.rpartition("\n")[2])
+    )
+
+
+def _behind_operator(left: str, tail: str, signed: bool) -> bool:
+    """Is the number an operand? A plus or a star at the start of a line is a list's bullet."""
     if _LEFT_SIGN.search(tail) and not re.search(r"(?:^|\n)\s*\+\Z", tail):
         return True
     if tail.endswith("*") and not re.search(r"(?:^|\n)[\s*]*\Z", tail):
         return True
-    if atom["sign"] and _OPERAND.search(tail):
+    if signed and _OPERAND.search(tail):
         return True
-    if tail.endswith("-") and (_OPERAND.search(tail[:-1]) or re.search(r"\w-\Z", left)):
-        return True
-    if (
-        re.search(r"[A-Za-zα-ω]\Z|\d[.:]\Z|\d,\Z", left)
-        or _LEFT_WORD.search(tail)
-        or tail.count("{") > tail.count("}")
-    ):
-        return True
-    if tail.endswith("=") and ends_in_equation(tail[:-1]):
-        return True
-    line = tail.rpartition("\n")[2]
-    depth = max(line.rfind("("), line.rfind("["))
-    if (
-        depth > max(line.rfind(")"), line.rfind("]"))
-        and "," in line[depth:]
-        and not re.search(r"[A-Za-z]{3}", line[depth:])
-    ):
-        return True
+    minus = tail.endswith("-")
+    return minus and bool(_OPERAND.search(tail[:-1]) or re.search(r"\w-\Z", left))
+
+
+def _in_bracketed_list(line: str) -> bool:
+    """Does a line end in an open bracket with a comma and no words: "(1, "?"""
+    opened = max(line.rfind("("), line.rfind("["))
+    if opened <= max(line.rfind(")"), line.rfind("]")):
+        return False
+    return "," in line[opened:] and not re.search(r"[A-Za-z]{3}", line[opened:])
+
+
+def _continues_right(right: str, *, bare: bool, formula: bool) -> bool:
+    """Does the text behind a number make it a part of something larger? bare: it has no unit."""
     near = right.lstrip("$")
-    if near.startswith("!") and (formula or right.startswith("!$")):
+    if near.startswith("!") and (formula or right.startswith("!$")):  # a factorial
         return True
     return bool(
         _RIGHT.match(near)
-        or (not atom["unit"] and not atom["percent"] and _RIGHT_LETTER.match(near))
-        or re.match(r"[:.]\d", right)
+        or (bare and _RIGHT_LETTER.match(near))
+        or re.match(r"[:.]\d", right)  # a time, or a number of a section
     )
 
 

@@ -18,6 +18,11 @@ import numpy as np
 
 from laurel.measure.intervals import clustered_share
 
+Clusters = Sequence[Hashable] | None
+"""What each item belongs to, in the order of the items; None: every item stands for itself."""
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Sums of rows [draws, columns] -> the coefficient of each draw [draws]."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -70,21 +75,27 @@ def cohen_kappa(
         )
     index = _index([*first, *second], categories)
     q = len(index)
-    gap = np.abs(np.subtract.outer(np.arange(q), np.arange(q))) / max(q - 1, 1)
-    cost = (gap > 0) * 1.0 if weights is None else gap if weights == "linear" else gap**2
+    cost = _disagreement_cost(q, weights)
+    # One row per item with a 1 in cell (i, j) of the flattened table: rows sum to the table.
     cells = np.zeros((len(first), q * q))
-    cells[
-        np.arange(len(first)), [index[a] * q + index[b] for a, b in zip(first, second, strict=True)]
-    ] = 1
+    cell = [index[a] * q + index[b] for a, b in zip(first, second, strict=True)]
+    cells[np.arange(len(first)), cell] = 1
 
     def kappa(sums: np.ndarray) -> np.ndarray:
         table = sums.reshape(-1, q, q)
         expected = np.einsum("di,ij,dj->d", table.sum(2), cost, table.sum(1)) / table.sum((1, 2))
         return 1 - _ratio((table * cost).sum((1, 2)), expected)
 
-    return _estimate(
-        cells, kappa, "both raters gave one and the same label throughout", level, draws, seed
-    )
+    reason = "both raters gave one and the same label throughout"
+    return _estimate(cells, kappa, reason, level, draws, seed)
+
+
+def _disagreement_cost(q: int, weights: str | None) -> np.ndarray:
+    """[q, q] the weight w_ij of a disagreement between two of q ordered categories."""
+    gap = np.abs(np.subtract.outer(np.arange(q), np.arange(q))) / max(q - 1, 1)
+    if weights is None:
+        return (gap > 0) * 1.0
+    return gap if weights == "linear" else gap**2
 
 
 def fleiss_kappa(
@@ -142,43 +153,36 @@ def krippendorff_alpha(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Any number of raters per item, missing ratings simply absent (or None): alpha = 1 - observed
-    / expected disagreement.
+    """Any number of raters per item: alpha = 1 - observed / expected disagreement.
 
-        Do = sum_u sum_(i != j in u) delta^2(c_i, c_j) / (m_u - 1),    De = sum_(c, k) n_c n_k
-        delta^2(c, k) / (n - 1) delta^2 = 1[c != k] nominal, (c - k)^2 interval, ((c - k) / (c +
-        k))^2 ratio, (rank c - rank k)^2 ordinal (mid-ranks)
+        Do = sum_u sum_(i != j in u) delta^2(c_i, c_j) / (m_u - 1)
+        De = sum_(c, k) n_c n_k delta^2(c, k) / (n - 1)
+        delta^2 = 1[c != k] nominal, (c - k)^2 interval, ((c - k) / (c + k))^2 ratio,
+                  (rank c - rank k)^2 ordinal (mid-ranks)
 
-    Items with fewer than two ratings are left out. [[1, 2], [2, 3], [3, 4]]: nominal -.1538,
-    interval .5455. Krippendorff 2011, "Computing Krippendorff's alpha-reliability". Levels but
-    nominal need numbers. Undefined where all values are equal.
+    Missing ratings are absent, or None; items with fewer than two are left out. [[1, 2], [2, 3],
+    [3, 4]]: nominal -.1538, interval .5455. Krippendorff 2011, "Computing Krippendorff's
+    alpha-reliability". Levels but nominal need numbers. Undefined where all values are equal.
     """
     if level not in ("nominal", "ordinal", "interval", "ratio"):
         raise ValueError(f'the level is "nominal", "ordinal", "interval" or "ratio", got {level!r}')
-    told = [[value for value in unit if value is not None] for unit in units]
-    kept = [unit for unit in told if len(unit) > 1]
+    rated = [[value for value in unit if value is not None] for unit in units]
+    kept = [unit for unit in rated if len(unit) > 1]
     if not kept:
         return Agreement(None, None, None, 0, "no item has two ratings", confidence)
-    clusters = (
-        None
-        if clusters is None
-        else [name for unit, name in zip(told, clusters, strict=True) if len(unit) > 1]
-    )
+    if clusters is not None:
+        clusters = [name for unit, name in zip(rated, clusters, strict=True) if len(unit) > 1]
     counts, values = _counts(kept, numbers=level != "nominal")
+    make = _ordinal_alpha if level == "ordinal" else _alpha
+    rows, alpha = make(counts, values, level)
+    return _estimate(rows, alpha, "all values are equal", confidence, draws, seed, clusters)
+
+
+def _alpha(
+    counts: np.ndarray, values: Sequence[Hashable], level: str
+) -> tuple[np.ndarray, Statistic]:
+    """Rows (observed disagreement, counts per value) and alpha as a function of their sum."""
     share = counts / (counts.sum(1, keepdims=True) - 1)
-    if level == "ordinal":
-        pairs = share[:, :, None] * counts[:, None, :]
-        pairs[:, np.arange(len(values)), np.arange(len(values))] -= share
-        rows = np.column_stack([counts, pairs.reshape(len(counts), -1)])
-        return _estimate(
-            rows,
-            lambda sums: _ordinal(sums, len(values)),
-            "all values are equal",
-            confidence,
-            draws,
-            seed,
-            clusters,
-        )
     cost = _distance(values, level)
     observed = np.einsum("uc,ck,uk->u", share, cost, counts)
 
@@ -186,15 +190,22 @@ def krippendorff_alpha(
         n = sums[:, 1:]
         return 1 - _ratio(sums[:, 0], np.einsum("dc,ck,dk->d", n, cost, n) / (n.sum(1) - 1))
 
-    return _estimate(
-        np.column_stack([observed, counts]),
-        alpha,
-        "all values are equal",
-        confidence,
-        draws,
-        seed,
-        clusters,
-    )
+    return np.column_stack([observed, counts]), alpha
+
+
+def _ordinal_alpha(
+    counts: np.ndarray, values: Sequence[Hashable], _: str
+) -> tuple[np.ndarray, Statistic]:
+    """As `_alpha` for mid-ranks, which depend on the items drawn.
+
+    So the rows hold the counts per pair of values instead of the observed disagreement.
+    """
+    share = counts / (counts.sum(1, keepdims=True) - 1)
+    pairs = share[:, :, None] * counts[:, None, :]
+    diagonal = np.arange(len(values))
+    pairs[:, diagonal, diagonal] -= share  # a rating is not paired with itself
+    rows = np.column_stack([counts, pairs.reshape(len(counts), -1)])
+    return rows, lambda sums: _ordinal(sums, len(values))
 
 
 def _ordinal(sums: np.ndarray, q: int) -> np.ndarray:
@@ -242,46 +253,43 @@ def gwet_ac1_units(
     draws: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """AC1 for any number of raters per item. Gwet 2008; 2014, Handbook of Inter-Rater Reliability,
-    for gaps.
+    """AC1 for any number of raters per item.
 
-    po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)) over the n items with two ratings or more,
-    pi_k = mean_i r_ik / r_i over all that have any. Krippendorff's example C: .77544.
+        po = mean_i sum_k r_ik (r_ik - 1) / (r_i (r_i - 1)) over items with two ratings or more,
+        pi_k = mean_i r_ik / r_i over all that have any
+
+    Krippendorff's example C: .77544. Gwet 2008; 2014, Handbook of Inter-Rater Reliability, for
+    gaps.
     """
     kept = [unit for unit in units if len(unit)]
-    if not any(len(unit) > 1 for unit in kept):
+    rated_twice = sum(len(unit) > 1 for unit in kept)
+    if not rated_twice:
         return Agreement(None, None, None, 0, "no item has two ratings", level)
-    clusters = (
-        None
-        if clusters is None
-        else [name for unit, name in zip(units, clusters, strict=True) if len(unit)]
-    )
+    if clusters is not None:
+        clusters = [name for unit, name in zip(units, clusters, strict=True) if len(unit)]
     counts, names = _counts(kept, categories=categories)
     if len(names) < 2:
-        return Agreement(
-            None,
-            None,
-            None,
-            sum(len(unit) > 1 for unit in kept),
-            "only one category; name the others in `categories`",
-            level,
-        )
+        reason = "only one category; name the others in `categories`"
+        return Agreement(None, None, None, rated_twice, reason, level)
+    rows, ac1 = _ac1(counts)
+    found = _estimate(rows, ac1, "chance agreement is 1", level, draws, seed, clusters)
+    return replace(found, n=rated_twice)
+
+
+def _ac1(counts: np.ndarray) -> tuple[np.ndarray, Statistic]:
+    """Rows (share of equal pairs, rated twice, shares per label) and AC1 of their sum."""
     raters = counts.sum(1)
-    several = raters > 1
     equal = (counts * (counts - 1)).sum(1) / np.maximum(raters * (raters - 1), 1)
 
     def ac1(sums: np.ndarray) -> np.ndarray:
         share = sums[:, 2:] / sums[:, 2:].sum(1, keepdims=True)
-        chance = (share * (1 - share)).sum(1) / (len(names) - 1)
+        chance = (share * (1 - share)).sum(1) / (counts.shape[1] - 1)
         return 1 - _ratio(1 - _ratio(sums[:, 0], sums[:, 1]), 1 - chance)
 
-    rows = np.column_stack([equal, several, counts / raters[:, None]])
-    found = _estimate(rows, ac1, "chance agreement is 1", level, draws, seed, clusters)
-    return replace(found, n=int(several.sum()))
+    return np.column_stack([equal, raters > 1, counts / raters[:, None]]), ac1
 
 
 Clusters = Sequence[Hashable] | None
-Ballots = Mapping[Any, Sequence[Hashable]]
 
 
 def pair_agreement(
@@ -322,17 +330,17 @@ def pair_agreement(
 
 
 def in_alphabetical_order(first: str, second: str, label: str) -> tuple[str, str, str]:
-    """A vote "a" (for `first`), "tie" or "b" (for `second`) with the two names in alphabetical
-    order, so that (x, y) and (y, x) are one
-    item. A tie of any kind, as "tie (inconsistent)", is a tie."""
+    """A vote with its two names in alphabetical order, so that (x, y) and (y, x) are one item.
+
+    label: "a" (for `first`), "tie" or "b" (for `second`). A tie of any kind, as "tie
+    (inconsistent)", is a tie.
+    """
     if label not in ("a", "b") and not label.startswith("tie"):
         raise ValueError(f'a label is "a", "b" or "tie", got {label!r}')
     label = "tie" if label.startswith("tie") else label
-    return (
-        (first, second, label)
-        if first <= second
-        else (second, first, {"a": "b", "b": "a", "tie": "tie"}[label])
-    )
+    if first <= second:
+        return first, second, label
+    return second, first, {"a": "b", "b": "a", "tie": "tie"}[label]
 
 
 def _index(
@@ -390,48 +398,52 @@ def _ratio(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def _estimate(
     rows: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
+    statistic: Statistic,
     undefined: str,
     level: float,
     draws: int,
     seed: int,
     clusters: Clusters = None,
 ) -> Agreement:
-    """A statistic of the rows' sum, with the percentile bootstrap over rows (one per item), or
-    clusters of rows. Efron 1979.
+    """A statistic of the rows' sum, with the percentile bootstrap over rows or clusters of rows.
 
-    Equal rows are drawn together (a multinomial over distinct rows), a few million numbers at a
-    time.
+    One row per item. Efron 1979.
     """
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval lies between 0 and 1, got {level}")
     value = float(statistic(rows.sum(0, keepdims=True))[0])
     if not isfinite(value):
         return Agreement(None, None, None, len(rows), undefined, level)
-    own = rows
-    if clusters is not None:
-        index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
-        own = np.zeros((len(index), rows.shape[1]))
-        np.add.at(own, [index[name] for name in clusters], rows)
-    distinct, often = np.unique(own, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    step = max(1, 4_000_000 // max(distinct.shape))
-    sizes = [min(step, draws - start) for start in range(0, draws, step)]
-    found = np.concatenate(
-        [
-            statistic(rng.multinomial(len(own), often / len(own), size).astype(float) @ distinct)
-            for size in sizes
-        ]
-    )
+    drawn = rows if clusters is None else _cluster_sums(rows, clusters)
+    found = _bootstrap(drawn, statistic, draws, seed)
     found = found[np.isfinite(found)]
-    if len(own) < 2 or len(found) < 0.9 * draws:
-        return Agreement(
-            value,
-            None,
-            None,
-            len(rows),
-            "too few items, or too many of the resamples are undefined",
-            level,
-        )
+    if len(drawn) < 2 or len(found) < 0.9 * draws:
+        reason = "too few items, or too many of the resamples are undefined"
+        return Agreement(value, None, None, len(rows), reason, level)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Agreement(value, float(low), float(high), len(rows), "", level)
+
+
+def _cluster_sums(rows: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
+    """One row per cluster: the sum of its rows, in the order in which clusters first come."""
+    index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(index), rows.shape[1]))
+    np.add.at(sums, [index[name] for name in clusters], rows)
+    return sums
+
+
+def _bootstrap(rows: np.ndarray, statistic: Statistic, draws: int, seed: int) -> np.ndarray:
+    """[draws] the statistic of resampled rows.
+
+    Equal rows are drawn together (a multinomial over distinct rows), a few million numbers at a
+    time.
+    """
+    distinct, often = np.unique(rows, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    step = max(1, 4_000_000 // max(distinct.shape))
+    found: list[np.ndarray] = []
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        times = rng.multinomial(len(rows), often / len(rows), size).astype(float)
+        found.append(statistic(times @ distinct))
+    return np.concatenate(found)

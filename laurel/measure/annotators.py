@@ -164,18 +164,17 @@ def _climb(
     steps: int,
 ) -> Consensus:
     """EM from the vote shares until the objective gains less than 1e-10 of itself."""
-    truth = np.zeros((len(table.items), table.classes))
-    np.add.at(truth, (table.item, table.label), 1.0)
-    truth /= truth.sum(1, keepdims=True)
+    truth = _vote_shares(table)
+    matrix, prior = confusion(truth, table), truth.mean(0)
     objective, taken = -np.inf, 0
     while taken < steps:
         taken += 1
-        before, matrix, prior = objective, confusion(truth, table), truth.mean(0)
-        log_matrix, log_prior = (
-            np.log(np.maximum(matrix, 1e-300)),
-            np.log(np.maximum(prior, 1e-300)),
-        )
+        before = objective
+        matrix, prior = confusion(truth, table), truth.mean(0)
+        log_matrix = np.log(np.maximum(matrix, 1e-300))
+        log_prior = np.log(np.maximum(prior, 1e-300))
         log_truth = np.tile(log_prior, (len(table.items), 1))
+        # Each vote adds log P(its label | truth) to its item, for every possible truth.
         np.add.at(log_truth, table.item, log_matrix[table.annotator, :, table.label])
         total = np.asarray(logsumexp(log_truth, axis=1, keepdims=True))
         truth = np.exp(log_truth - total)
@@ -184,6 +183,13 @@ def _climb(
             break
     skill = np.einsum("j,wjj->w", prior, matrix)
     return Consensus(table.items, table.annotators, truth, matrix, skill, prior, objective, taken)
+
+
+def _vote_shares(table: _Table) -> np.ndarray:
+    """[I, K] the share of an item's votes that each label has."""
+    counts = np.zeros((len(table.items), table.classes))
+    np.add.at(counts, (table.item, table.label), 1.0)
+    return counts / counts.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,87 +396,101 @@ def _alternation(crowd: Crowd) -> list[Signal]:
 
 
 def _agreement(crowd: Crowd, least: float) -> list[Signal]:
-    """Scores are the posterior of each item's label from the other annotators alone, weighed by
-    their skill (Dawid and Skene).
+    """Agreement with the others beyond chance.
 
-    What is gained on chance is divided by the most that the annotator's own mix of answers could
-    gain, 1 - sum of squared shares, and the
-    error goes with its root: who honestly says tie often, which few others do, is not thereby one
-    who guesses. And who agrees with the others where both decide is not flagged.
+    Scores are the posterior of each item's label from the other annotators alone, weighed by their
+    skill (Dawid and Skene). What is gained on chance is divided by the most that the annotator's
+    own mix of answers could gain, 1 - sum of squared shares, and the error goes with its root: who
+    honestly says tie often, which few others do, is not thereby one who guesses. An annotator who
+    agrees with the others where both decide is not flagged.
     """
     score = _from_others(crowd, np.ones(len(crowd.label), dtype=bool))
-    signs, value, error = beyond_chance(
-        crowd, score, np.bincount(crowd.item)[crowd.item] > 1, "no item shared with a peer"
-    )
-    counts = np.zeros((len(crowd.names), len(LABELS)))
-    np.add.at(counts, (crowd.annotator, crowd.label), 1.0)
-    most = np.maximum(1 - ((counts / crowd.n[:, None]) ** 2).sum(1), LEAST_MIX)
+    shared = np.bincount(crowd.item)[crowd.item] > 1
+    signs, value, error = beyond_chance(crowd, score, shared, "no item shared with a peer")
+    most = _most_gain(crowd)
     signs = [
         sign if sign.value is None else replace(sign, value=sign.value / own)
         for sign, own in zip(signs, most.tolist(), strict=True)
     ]
     signs = against(signs, value / most, error / np.sqrt(most * np.median(most)), -1, least=least)
-    decided = crowd.label != LABELS.index("tie")
-    shared = decided & (np.bincount(crowd.item, decided)[crowd.item] > 1)
-    sides, value, error = beyond_chance(
-        crowd, _from_others(crowd, decided), shared, "no item on which a peer decided, too"
-    )
     reason = "not flagged: it agrees with the others where both decide"
-    sides = against(sides, value, error, -1, least=least)
-    fine = [two.p is not None and two.p >= 0.05 for two in sides]  # they stay in the count of tests
+    # Those spared get p = 1, not None: they stay in the count of tests.
     return [
         replace(one, p=1.0, reason=reason) if spared and one.p is not None else one
-        for one, spared in zip(signs, fine, strict=True)
+        for one, spared in zip(signs, _agree_where_decided(crowd, least), strict=True)
     ]
 
 
+def _most_gain(crowd: Crowd) -> np.ndarray:
+    """[W] the most that an annotator's own mix of answers could gain on chance."""
+    counts = np.zeros((len(crowd.names), len(LABELS)))
+    np.add.at(counts, (crowd.annotator, crowd.label), 1.0)
+    return np.maximum(1 - ((counts / crowd.n[:, None]) ** 2).sum(1), LEAST_MIX)
+
+
+def _agree_where_decided(crowd: Crowd, least: float) -> list[bool]:
+    """[W] whether an annotator agrees with the others on items where both chose a side."""
+    decided = crowd.label != LABELS.index("tie")
+    shared = decided & (np.bincount(crowd.item, decided)[crowd.item] > 1)
+    signs, value, error = beyond_chance(
+        crowd, _from_others(crowd, decided), shared, "no item on which a peer decided, too"
+    )
+    signs = against(signs, value, error, -1, least=least)
+    return [sign.p is not None and sign.p >= 0.05 for sign in signs]
+
+
 def _from_others(crowd: Crowd, used: np.ndarray) -> np.ndarray:
-    """[V, K] of each of these votes, what the other annotators' votes among them make of its item;
-    0 of the rest.
+    """[V, K] what the other annotators' votes make of the item of each vote; 0 of votes not used.
+
+    The posterior of the item's label without the vote itself: its factor is divided out.
     """
     found = np.zeros((len(crowd.label), len(LABELS)))
     if used.any():
-        told = dawid_skene(
+        consensus = dawid_skene(
             np.stack([crowd.item, crowd.annotator, crowd.label], 1)[used],
             classes=len(LABELS),
             smoothing=1.0,
         )
-        item, who = (
-            np.searchsorted(told.items, crowd.item[used]),
-            np.searchsorted(told.annotators, crowd.annotator[used]),
-        )
-        others = np.log(np.maximum(told.posterior[item], 1e-300)) - np.log(
-            told.confusion[who, :, crowd.label[used]]
-        )
+        item = np.searchsorted(consensus.items, crowd.item[used])
+        who = np.searchsorted(consensus.annotators, crowd.annotator[used])
+        posterior = np.log(np.maximum(consensus.posterior[item], 1e-300))
+        others = posterior - np.log(consensus.confusion[who, :, crowd.label[used]])
         found[used] = np.exp(others - logsumexp(others, axis=1, keepdims=True))
     return found
 
 
 def _echo(crowd: Crowd) -> tuple[list[Signal], list[Signal]]:
-    """Agreement with the model beyond chance, and with the peers' strict majority on the items
-    where it is not the model's answer.
+    """Agreement with the model beyond chance, and with the peers where they contradict it.
+
+    The second is agreement with the peers' strict majority on the items where it is not the model's
+    answer.
     """
     known = crowd.model >= 0
     same = (crowd.model[:, None] == np.arange(len(LABELS))) * 1.0
     signs, value, error = beyond_chance(crowd, same, known, "no model's answers")
     echo = against(signs, value, error, 1)
-    counts = np.zeros((crowd.item.max() + 1, len(LABELS)))
-    np.add.at(counts, (crowd.item, crowd.label), 1.0)
-    peers = counts[crowd.item]
-    peers[np.arange(len(peers)), crowd.label] -= 1
-    ranked = np.sort(peers, 1)
-    differ = known & (ranked[:, -1] > ranked[:, -2]) & (peers.argmax(1) != crowd.model)
-    right = crowd.label == peers.argmax(1)
+    majority, strict = _peer_majority(crowd)
+    differ = known & strict & (majority != crowd.model)
+    right = crowd.label == majority
     number = np.bincount(crowd.annotator, differ, len(crowd.names))
     share = np.bincount(crowd.annotator, differ & right, len(crowd.names)) / np.maximum(number, 1)
     signs = crowd.shown(
         lambda k: float(share[k]) if number[k] else None, "no item where peers and model differ"
     )
     pooled = float(right[differ].mean()) if differ.any() else 0.5
-    residual = against(
-        signs, share, np.sqrt(max(pooled * (1 - pooled), 1e-3) / np.maximum(number, 1)), -1
-    )
+    error = np.sqrt(max(pooled * (1 - pooled), 1e-3) / np.maximum(number, 1))
+    residual = against(signs, share, error, -1)
     return [_gated(one, two) for one, two in zip(echo, residual, strict=True)], residual
+
+
+def _peer_majority(crowd: Crowd) -> tuple[np.ndarray, np.ndarray]:
+    """[V] the commonest label of each vote's peers, and whether it is the only commonest."""
+    counts = np.zeros((crowd.item.max() + 1, len(LABELS)))
+    np.add.at(counts, (crowd.item, crowd.label), 1.0)
+    peers = counts[crowd.item]
+    peers[np.arange(len(peers)), crowd.label] -= 1  # without the vote itself
+    ranked = np.sort(peers, 1)
+    return peers.argmax(1), ranked[:, -1] > ranked[:, -2]
 
 
 def _gated(echo: Signal, residual: Signal) -> Signal:

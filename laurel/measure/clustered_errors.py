@@ -5,16 +5,23 @@ independent witnesses.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
-Around = tuple[int, Callable[[np.ndarray, np.ndarray], np.ndarray]]
-"""The number of clusters, and the covariance from theta and the inverse information."""
 WHOLE = 0.99
 """A cluster that has this much of the say on some coefficient has no other cluster to be compared
 with.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """The number of clusters, and the covariance from theta and the inverse information."""
+
+    count: int
+    covariance: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def clustered_covariance(
@@ -25,16 +32,16 @@ def clustered_covariance(
     theta: np.ndarray,
     inverse: np.ndarray,
 ) -> np.ndarray:
-    """The covariance of theta in P(won) = sigmoid(rows theta) by leaving out one cluster at a time,
-    to first order.
+    """The covariance of theta in P(won) = sigmoid(rows theta), by leaving out clusters.
 
-        (G - 1) / G * V [sum_g s_g s_g^T] V,   s_g = A_g^T (I - A_g V A_g^T)^-1 e_g,   V the inverse
-        information `inverse`,
-        A = rows sqrt(w p (1 - p)),  e = w (won - p) / sqrt(w p (1 - p))
+        (G - 1) / G * V [sum_g s_g s_g^T] V,   s_g = A_g^T (I - A_g V A_g^T)^-1 e_g,
+        V the inverse information `inverse`,  A = rows sqrt(w p (1 - p)),
+        e = w (won - p) / sqrt(w p (1 - p))
 
-    The jackknife form of the sandwich (CR3; Bell and McCaffrey 2002), to be read with Student's t
-    of G - 1 degrees: with few clusters the plain one is too small. Where one cluster alone settles
-    a coefficient its votes count as one vote: A_g^T A_g times their weight.
+    One cluster at a time, to first order. The jackknife form of the sandwich (CR3; Bell and
+    McCaffrey 2002), to be read with Student's t of G - 1 degrees: with few clusters the plain one
+    is too small. Where one cluster alone settles a coefficient its votes count as one vote:
+    A_g^T A_g times their weight.
     """
     p = expit(rows @ theta)
     spread = weight * p * (1 - p)
@@ -45,9 +52,10 @@ def clustered_covariance(
     starts = np.cumsum(sizes) - sizes
     meat = np.zeros_like(inverse)
     for size in np.unique(sizes):
-        members = order[
-            starts[sizes == size][:, None] + np.arange(size)
-        ]  # [clusters of this size, size]
+        # [clusters of this size, size]: the rows of each, which stand together in `order`
+        begins = starts[sizes == size]
+        members = order[begins[:, None] + np.arange(size)]
+        # in portions, for the memory of A V A^T
         for some in np.array_split(members, max(1, members.size // 20_000)):
             meat += _meat(A_RD[some], e_R[some], weight[some].sum(1), inverse)
     return inverse @ meat @ inverse * (len(sizes) - 1) / len(sizes)
@@ -55,40 +63,45 @@ def clustered_covariance(
 
 def _meat(A: np.ndarray, e: np.ndarray, weight: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     """sum of s s^T over clusters of equal size."""
+    # (I - A V A^T)^-1 by its eigenvalues `left`, the share of itself that each direction keeps.
     left, turn = np.linalg.eigh(np.eye(A.shape[1]) - A @ inverse @ A.swapaxes(1, 2))
     alone = left[:, 0] < 1 - WHOLE
     left = np.where(alone[:, None], 1.0, left)
-    told = np.einsum("nij,nj->ni", turn, np.einsum("nji,nj->ni", turn, e) / left)
-    score = np.einsum("nsd,ns->nd", A, told)[~alone]
-    lone = (A[alone] * np.sqrt(weight[alone])[:, None, None]).reshape(-1, A.shape[2])
+    turned = np.einsum("nji,nj->ni", turn, e) / left
+    adjusted = np.einsum("nij,nj->ni", turn, turned)
+    score = np.einsum("nsd,ns->nd", A, adjusted)[~alone]
+    root = np.sqrt(weight[alone])[:, None, None]
+    lone = (A[alone] * root).reshape(-1, A.shape[2])
     return score.T @ score + lone.T @ lone
 
 
-def around(
+def clustered(
     rows: np.ndarray,
     place: np.ndarray,
     share: np.ndarray,
     weight: np.ndarray,
     clusters: Sequence[Hashable],
-) -> Around:
-    """Votes of one cluster on the same two in the same slots together, as `clustered_covariance`
-    takes them.
+) -> Clustering:
+    """The clusters of votes on rows of a fit, for its errors.
+
+    Votes of one cluster on the same two in the same slots are put together, as
+    `clustered_covariance` takes them.
     """
     if len(clusters) != len(place):
         raise ValueError(f"one cluster for each vote: {len(clusters)} for {len(place)}")
     index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
-    keys, at = np.unique(
-        [index[name] * len(rows) + k for name, k in zip(clusters, place.tolist(), strict=True)],
-        return_inverse=True,
-    )
+    # One number per (cluster, row): cluster * rows + row.
+    numbered = [
+        index[name] * len(rows) + k for name, k in zip(clusters, place.tolist(), strict=True)
+    ]
+    keys, at = np.unique(numbered, return_inverse=True)
+    cluster, row = np.divmod(keys, len(rows))
     amount = np.bincount(at, weight)
     won = np.divide(
         np.bincount(at, weight * share), amount, out=np.zeros(len(keys)), where=amount > 0
     )
 
     def covariance(theta: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        return clustered_covariance(
-            rows[keys % len(rows)], won, amount, keys // len(rows), theta, inverse
-        )
+        return clustered_covariance(rows[row], won, amount, cluster, theta, inverse)
 
-    return len(index), covariance
+    return Clustering(len(index), covariance)

@@ -58,8 +58,10 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Votes as columns. `rows[k]` are the positions of annotator k's votes in the order given,
-    `n[k]` their number; model -1: none.
+    """Votes as columns.
+
+    `rows[k]` are the positions of annotator k's votes in the order given, `n[k]` their number;
+    model -1: none.
     """
 
     votes: Sequence[Vote]
@@ -76,42 +78,25 @@ class Crowd:
     @staticmethod
     def of(votes: Sequence[Vote], least_votes: int) -> Crowd:
         """Refuses no votes, unknown labels, and two votes of one annotator on one item."""
-        if not votes:
-            raise ValueError("a panel needs at least one vote")
-        for vote in votes:
-            if (
-                vote.label not in LABELS
-                or vote.slot_label not in SLOTS
-                or vote.model_label not in (*LABELS, None)
-            ):
-                raise ValueError(
-                    f"{vote}: labels are {LABELS}, slots {SLOTS}, the model's label one of {LABELS}"
-                    " or None"
-                )
-        if len({(vote.item, vote.annotator) for vote in votes}) < len(votes):
-            raise ValueError(
-                "an annotator voted twice on one item; keep the last revision of each vote"
-            )
+        _check_votes(votes)
         items = {name: k for k, name in enumerate(dict.fromkeys(vote.item for vote in votes))}
         names = {name: k for k, name in enumerate(dict.fromkeys(vote.annotator for vote in votes))}
         annotator = np.array([names[vote.annotator] for vote in votes])
         n = np.bincount(annotator, minlength=len(names))
+        model = [
+            -1 if vote.model_label is None else LABELS.index(vote.model_label) for vote in votes
+        ]
         return Crowd(
-            votes,
-            list(names),
-            np.array([items[vote.item] for vote in votes]),
-            annotator,
-            np.array([LABELS.index(vote.label) for vote in votes]),
-            np.array([SLOTS.index(vote.slot_label) for vote in votes]),
-            np.array(
-                [
-                    -1 if vote.model_label is None else LABELS.index(vote.model_label)
-                    for vote in votes
-                ]
-            ),
-            [np.flatnonzero(annotator == k) for k in range(len(names))],
-            n,
-            n >= least_votes,
+            votes=votes,
+            names=list(names),
+            item=np.array([items[vote.item] for vote in votes]),
+            annotator=annotator,
+            label=np.array([LABELS.index(vote.label) for vote in votes]),
+            slot=np.array([SLOTS.index(vote.slot_label) for vote in votes]),
+            model=np.array(model),
+            rows=[np.flatnonzero(annotator == k) for k in range(len(names))],
+            n=n,
+            tested=n >= least_votes,
         )
 
     def slot_counts(self) -> np.ndarray:
@@ -123,25 +108,35 @@ class Crowd:
     def shown(
         self, value: Callable[[int], float | None], nothing: str, enough: np.ndarray | None = None
     ) -> list[Signal]:
-        """One signal per annotator, untested so far: `nothing` is the reason for None, and few
-        votes are a reason not to test.
+        """One signal per annotator, untested so far.
+
+        `nothing` is the reason for None, and few votes are a reason not to test.
         """
-        signs = []
+        signs: list[Signal] = []
         for k, fine in enumerate(self.tested if enough is None else enough):
             x = value(k)
-            signs.append(
-                Signal(
-                    x,
-                    reason=(
-                        nothing
-                        if x is None
-                        else ""
-                        if fine
-                        else f"{self.n[k]} votes are too few to test"
-                    ),
-                )
-            )
+            few = "" if fine else f"{self.n[k]} votes are too few to test"
+            signs.append(Signal(x, reason=nothing if x is None else few))
         return signs
+
+
+def _check_votes(votes: Sequence[Vote]) -> None:
+    if not votes:
+        raise ValueError("a panel needs at least one vote")
+    for vote in votes:
+        if (
+            vote.label not in LABELS
+            or vote.slot_label not in SLOTS
+            or vote.model_label not in (*LABELS, None)
+        ):
+            raise ValueError(
+                f"{vote}: labels are {LABELS}, slots {SLOTS}, the model's label one of {LABELS}"
+                " or None"
+            )
+    if len({(vote.item, vote.annotator) for vote in votes}) < len(votes):
+        raise ValueError(
+            "an annotator voted twice on one item; keep the last revision of each vote"
+        )
 
 
 def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray | None:
@@ -277,9 +272,11 @@ def beyond_chance(
 
 
 def flagged(signs: list[Signal], alpha: float) -> list[Signal]:
-    """Holm's procedure over annotators: flag in order of p while p <= alpha / (tests left). Where
-    all are honest, any flag at all has
-    a chance of at most alpha. Holm 1979, Scandinavian Journal of Statistics 6:65."""
+    """Holm's procedure over annotators: flag in order of p while p <= alpha / (tests left).
+
+    Where all are honest, any flag at all has a chance of at most alpha. Holm 1979, Scandinavian
+    Journal of Statistics 6:65.
+    """
     tests = sorted((sign.p, k) for k, sign in enumerate(signs) if sign.p is not None)
     marked = list(signs)
     for done, (p, k) in enumerate(tests):

@@ -277,42 +277,28 @@ def ppi(
     weight: float | None = None,
     level: float = 0.95,
 ) -> PPI:
-    """Prediction-powered mean: lambda mean(f, rest) + mean(y - lambda f, labelled), normal
-    interval.
+    """Prediction-powered mean: lambda mean(f, rest) + mean(y - lambda f, labelled).
 
-        Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,    lambda* = Cov(y, f) / ((1 + n /
-        N) Var(f))
+        Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,
+        lambda* = Cov(y, f) / ((1 + n / N) Var(f))
 
-    `judged` are the judge's values on the labelled items, `judged_rest` on the others, drawn from
-    the same population. Valid however bad
-    the judge is: one who knows nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if
-    estimated, 1 is plain PPI. y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023,
-    arXiv:2301.09633 and 2311.01453 (PPI++).
+    With a normal interval. `judged` are the judge's values on the labelled items, `judged_rest` on
+    the others, drawn from the same population. Valid however bad the judge is: one who knows
+    nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if estimated, 1 is plain PPI.
+    y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023, arXiv:2301.09633 and
+    2311.01453 (PPI++).
     """
     y, f, rest = (np.asarray(column, dtype=float) for column in (labels, judged, judged_rest))
-    if (
-        y.shape != f.shape
-        or len(y) < 2
-        or not len(rest)
-        or not all(np.isfinite(column).all() for column in (y, f, rest))
-    ):
-        raise ValueError(
-            f"two or more finite labels with the judge's values on the same, and others: {len(y)},"
-            f" {len(f)}, {len(rest)}"
-        )
-    n, size = len(y), len(rest)
+    _check_columns(y, f, rest)
     if weight is None:
-        spread = float(np.concatenate([f, rest]).var())
-        covariance = float(np.cov(y, f)[0, 1])
-        weight = min(max(covariance / ((1 + n / size) * spread), 0.0), 1.0) if spread > 0 else 0.0
+        weight = _ppi_weight(y, f, rest)
     elif not isfinite(weight):
         raise ValueError(f"lambda is a finite number, got {weight}")
+    n, size = len(y), len(rest)
     z = NormalDist().inv_cdf((1 + level) / 2)
     value = weight * float(rest.mean()) + float((y - weight * f).mean())
-    half = z * sqrt(
-        weight**2 * (float(rest.var(ddof=1)) / size if size > 1 else 0.0)
-        + float((y - weight * f).var(ddof=1)) / n
-    )
+    of_rest = float(rest.var(ddof=1)) / size if size > 1 else 0.0
+    half = z * sqrt(weight**2 * of_rest + float((y - weight * f).var(ddof=1)) / n)
     alone = z * sqrt(float(y.var(ddof=1)) / n)
     mean = float(y.mean())
     return PPI(
@@ -320,6 +306,24 @@ def ppi(
         weight,
         Interval(mean, mean - alone, mean + alone, n, level),
     )
+
+
+def _check_columns(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> None:
+    finite = all(np.isfinite(column).all() for column in (y, f, rest))
+    if y.shape != f.shape or len(y) < 2 or not len(rest) or not finite:
+        raise ValueError(
+            f"two or more finite labels with the judge's values on the same, and others: {len(y)},"
+            f" {len(f)}, {len(rest)}"
+        )
+
+
+def _ppi_weight(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> float:
+    """lambda*, clipped to [0, 1]; 0 where the judge always gives the same value."""
+    spread = float(np.concatenate([f, rest]).var())
+    covariance = float(np.cov(y, f)[0, 1])
+    if spread <= 0:
+        return 0.0
+    return min(max(covariance / ((1 + len(y) / len(rest)) * spread), 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,56 +190,71 @@ def raking(
     steps: int = 1000,
     tolerance: float = 1e-9,
 ) -> Raking:
-    """Weights that give every margin its population share: each margin in turn is scaled until none
-    moves (iterative proportional fitting).
+    """Weights that give every margin its population share (iterative proportional fitting).
 
-    people: trait -> category for each person; margins: trait -> category -> share. Deming and
-    Stephan 1940. Refuses a person without one of the categories; None where a category of the
-    population has no person, or the margins contradict each other.
+    Each margin in turn is scaled until none moves. people: trait -> category for each person;
+    margins: trait -> category -> share. Deming and Stephan 1940. Refuses a person without one of
+    the categories; None where a category of the population has no person, or the margins contradict
+    each other.
     """
     if not people or not margins:
         raise ValueError("raking needs people and at least one margin")
-    targets, codes = {}, {}
+    targets: dict[str, np.ndarray] = {}
+    codes: dict[str, np.ndarray] = {}
     for trait, wanted in margins.items():
-        index = {category: k for k, category in enumerate(wanted)}
-        for row, person in enumerate(people):
-            if person.get(trait) not in index:
-                raise ValueError(
-                    f"person {row} has {trait} = {person.get(trait)!r}, which is not among"
-                    f" {list(wanted)}; give them a margin"
-                )
+        codes[trait] = _category_codes(people, trait, list(wanted))
         targets[trait] = _distribution(list(wanted.values()))
-        codes[trait] = np.array([index[person[trait]] for person in people])
-        empty = [
-            c for c, k in index.items() if targets[trait][k] > 0 and not (codes[trait] == k).any()
-        ]
-        if empty:
-            return Raking(
-                None, None, None, f"nobody has {trait} in {empty}: no weight can stand for them"
+        present = np.isin(np.arange(len(wanted)), codes[trait])
+        missing = (targets[trait] > 0) & ~present
+        if missing.any():
+            empty = [category for category, gone in zip(wanted, missing, strict=True) if gone]
+            reason = f"nobody has {trait} in {empty}: no weight can stand for them"
+            return Raking(None, None, None, reason)
+    weight, gap = _fit_margins(targets, codes, len(people), steps, tolerance)
+    if gap >= tolerance:
+        reason = (
+            f"the margins cannot all be met by these people: still {gap:.2g} apart after {steps}"
+            " rounds"
+        )
+        return Raking(None, gap, None, reason)
+    weight = weight * len(people) / weight.sum()
+    return Raking(weight, gap, effective_sample_size(weight))
+
+
+def _category_codes(
+    people: Sequence[Mapping[str, Hashable]], trait: str, categories: list[Hashable]
+) -> np.ndarray:
+    """[people] the number of each person's category of one trait."""
+    index = {category: k for k, category in enumerate(categories)}
+    for row, person in enumerate(people):
+        if person.get(trait) not in index:
+            raise ValueError(
+                f"person {row} has {trait} = {person.get(trait)!r}, which is not among"
+                f" {categories}; give them a margin"
             )
-    weight = np.full(len(people), 1 / len(people))
+    return np.array([index[person[trait]] for person in people])
+
+
+def _fit_margins(
+    targets: Mapping[str, np.ndarray],
+    codes: Mapping[str, np.ndarray],
+    size: int,
+    steps: int,
+    tolerance: float,
+) -> tuple[np.ndarray, float]:
+    """Weights [size] that sum to 1, and the largest gap to a target in the last round."""
+    weight = np.full(size, 1 / size)
     gap = np.inf
     for _ in range(steps):
         gap = 0.0
         for trait, target in targets.items():
             have = np.bincount(codes[trait], weight, len(target))
             gap = max(gap, float(np.abs(have - target).max()))
-            weight = (
-                weight
-                * np.divide(target, have, out=np.zeros_like(target), where=have > 0)[codes[trait]]
-            )
+            factor = np.divide(target, have, out=np.zeros_like(target), where=have > 0)
+            weight = weight * factor[codes[trait]]
         if gap < tolerance:
             break
-    if gap >= tolerance:
-        return Raking(
-            None,
-            gap,
-            None,
-            f"the margins cannot all be met by these people: still {gap:.2g} apart after {steps}"
-            " rounds",
-        )
-    weight = weight * len(people) / weight.sum()
-    return Raking(weight, gap, effective_sample_size(weight))
+    return weight, gap
 
 
 def effective_sample_size(weights: Shares) -> float:
@@ -293,33 +308,40 @@ def suppress(table: Sequence[Sequence[int]] | np.ndarray, k: int = 5) -> list[li
 
 
 def _revealed(full: np.ndarray, hidden: np.ndarray, k: int) -> list[tuple[int, int]]:
-    """Hidden cells that can be computed, or whose line's hidden cells sum to less than k with the
-    total shown.
-    """
+    """Hidden cells that a reader could compute, or bound below k, from the totals shown."""
     cells = [(int(i), int(j)) for i, j in np.argwhere(hidden)]
     if not cells:
         return []
-    rows, columns = full.shape
+    return [
+        *_computable(cells, full.shape),
+        *((line, at) for line, at in _small_lines(full, hidden, k)),
+        *((at, line) for line, at in _small_lines(full.T, hidden.T, k)),
+    ]
+
+
+def _computable(cells: list[tuple[int, int]], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Hidden cells that the equations "a line sums to its total" determine."""
+    rows, columns = shape
     lines = np.zeros((rows + columns, len(cells)))
     for place, (i, j) in enumerate(cells):
+        # The last row and column hold totals, which stand on the other side of the equation.
         lines[i, place] = -1 if j == columns - 1 else 1
         lines[rows + j, place] = -1 if i == rows - 1 else 1
     _, size, basis = np.linalg.svd(lines)
+    # A cell is determined where no solution of the homogeneous equations moves it.
     free = basis[int((size > 1e-9).sum()) :]
-    bare = [
-        cell
-        for place, cell in enumerate(cells)
-        if not len(free) or np.abs(free[:, place]).max() < 1e-9
-    ]
-    for values, mask, at in [
-        (full, hidden, lambda a, b: (a, b)),
-        (full.T, hidden.T, lambda a, b: (b, a)),
-    ]:
-        for line in range(len(values)):
-            inner = np.flatnonzero(mask[line, :-1])
-            if len(inner) and not mask[line, -1] and values[line, inner].sum() < k:
-                bare.append(at(line, int(inner[0])))
-    return bare
+    fixed = [not len(free) or np.abs(free[:, place]).max() < 1e-9 for place in range(len(cells))]
+    return [cell for cell, known in zip(cells, fixed, strict=True) if known]
+
+
+def _small_lines(values: np.ndarray, hidden: np.ndarray, k: int) -> list[tuple[int, int]]:
+    """(line, its first hidden cell) where a line's hidden cells sum to less than k, total shown."""
+    found: list[tuple[int, int]] = []
+    for line in range(len(values)):
+        inner = np.flatnonzero(hidden[line, :-1])
+        if len(inner) and not hidden[line, -1] and values[line, inner].sum() < k:
+            found.append((line, int(inner[0])))
+    return found
 
 
 def _shown_beside(hidden: np.ndarray, cell: tuple[int, int]) -> list[tuple[int, int]]:

@@ -63,17 +63,14 @@ class PreferenceShares:
 
 
 def preference_shares(votes: Rows, *, gold: Rows = ()) -> PreferenceShares:
-    """From rows (item, annotator, 0 for the first response or 1 for the second), ties left out by
-    the caller; at least one.
+    """The share of people who prefer each item's first response, from votes.
 
-    gold: rows (item, annotator, 1 for right or 0 for wrong) about items with a known answer, on
-    which only a guess is wrong: they say who guesses. Turning a pair (0 for 1) turns its `first`
-    and changes nothing else. Two votes of one annotator on an item are refused.
+    Rows (item, annotator, 0 for the first response or 1 for the second), ties left out by the
+    caller; at least one. gold: rows (item, annotator, 1 for right or 0 for wrong) about items with
+    a known answer, on which only a guess is wrong: they say who guesses. Turning a pair (0 for 1)
+    turns its `first` and changes nothing else. Two votes of one annotator on an item are refused.
     """
-    rows, known = (
-        _rows(votes, "votes"),
-        _rows(gold, "gold") if len(gold) else np.zeros((0, 3), dtype=int),
-    )
+    rows = _rows(votes, "votes")
     if not len(rows):
         raise ValueError("there is no vote")
     items, item = np.unique(rows[:, 0], return_inverse=True)
@@ -82,18 +79,38 @@ def preference_shares(votes: Rows, *, gold: Rows = ()) -> PreferenceShares:
         raise ValueError(
             "an annotator voted twice on one item; keep the last revision of each vote"
         )
-    here = np.isin(known[:, 1], annotators)
-    marks = np.zeros((len(annotators), 2))
-    np.add.at(marks, (np.searchsorted(annotators, known[here, 1]), known[here, 2]), 1.0)
-    share, guess, spread, steps = _climb(item, annotator, rows[:, 2], len(items), marks)
-    given = np.bincount(annotator)
-    crowd = float(given @ guess / given.sum())
-    first = (1 - crowd) * share + crowd / 2
-    wins, losses = (
-        np.bincount(item, rows[:, 2] == label, len(items)).astype(int) for label in (0, 1)
+    marks = _gold_marks(gold, annotators)
+    share, guess, spread, steps = _fit(item, annotator, rows[:, 2], len(items), marks)
+    votes_of = np.bincount(annotator)
+    crowd = float(votes_of @ guess / votes_of.sum())
+    wins = np.bincount(item, rows[:, 2] == 0, len(items)).astype(int)
+    losses = np.bincount(item, rows[:, 2] == 1, len(items)).astype(int)
+    return PreferenceShares(
+        items=items,
+        annotators=annotators,
+        first=_with_majority((1 - crowd) * share + crowd / 2, wins - losses),
+        wins=wins,
+        losses=losses,
+        guess=guess,
+        crowd=crowd,
+        spread=spread,
+        steps=steps,
     )
-    first = np.where((first - 0.5) * (wins - losses) < 0, 0.5, first)
-    return PreferenceShares(items, annotators, first, wins, losses, guess, crowd, spread, steps)
+
+
+def _gold_marks(gold: Rows, annotators: np.ndarray) -> np.ndarray:
+    """[W, (wrong, right)] the answers to gold of the annotators who voted."""
+    marks = np.zeros((len(annotators), 2))
+    if len(gold):
+        known = _rows(gold, "gold")
+        known = known[np.isin(known[:, 1], annotators)]
+        np.add.at(marks, (np.searchsorted(annotators, known[:, 1]), known[:, 2]), 1.0)
+    return marks
+
+
+def _with_majority(first: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """The chances, but 1/2 where they speak against a strict majority of the votes."""
+    return np.where((first - 0.5) * margin < 0, 0.5, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,40 +136,68 @@ class HeldOut:
 def held_out(
     votes: Rows, *, gold: Rows = (), least: int = 3, seeds: Sequence[int] = (0, 1, 2)
 ) -> HeldOut | None:
-    """Of every item with `least` votes one vote, drawn by a seed, is foretold from the rest; None
-    where no item has as many.
+    """Of every item with `least` votes, one vote, drawn by a seed, is foretold from the rest.
 
-    Rows as in `preference_shares`. The draw takes the items in the order of their first votes, and
-    an item's votes in the order given.
+    None where no item has as many. Rows as in `preference_shares`. The draw takes the items in the
+    order of their first votes, and an item's votes in the order given.
     """
     rows = _rows(votes, "votes")
-    given: dict[int, list[int]] = {}
-    for place, item in enumerate(rows[:, 0].tolist()):
-        given.setdefault(item, []).append(place)
-    enough = [places for places in given.values() if len(places) >= max(2, least)]
+    enough = [places for places in _votes_by_item(rows) if len(places) >= max(2, least)]
     if not enough:
         return None
-    draws, table = [], ()
+    draws: list[tuple[int, float, float]] = []
+    tables: list[tuple[Bin, ...]] = []
     for seed in seeds:
         dice = np.random.default_rng(seed)
         out = np.array([places[int(dice.integers(len(places)))] for places in enough])
-        kept = np.ones(len(rows), dtype=bool)
-        kept[out] = False
-        found = preference_shares(rows[kept], gold=gold)
-        place = np.searchsorted(found.items, rows[out, 0])
+        chance, smoothed = _foretold(rows, out, gold)
         for_first = rows[out, 2] == 0
-        smoothed = (found.wins[place] + 1) / (found.wins[place] + found.losses[place] + 2)
-        product, share = (
-            float(-np.log(np.where(for_first, p, 1 - p)).mean())
-            for p in (found.first[place], smoothed)
-        )
-        if not draws:
-            said = found.first[place]
-            right = np.where(said == 0.5, 0.5, (said > 0.5) == for_first)
-            table = tuple(reliability_table(np.maximum(said, 1 - said), right, bins=5, low=0.5))
+        tables.append(_confidence_table(chance, for_first))
+        product = _log_loss(chance, for_first)
+        share = _log_loss(smoothed, for_first)
         draws.append((int(seed), product, share))
     means = np.array(draws)[:, 1:].mean(0)
-    return HeldOut(float(means[0]), float(means[1]), log(2), len(enough), tuple(draws), table)
+    return HeldOut(
+        product=float(means[0]),
+        share=float(means[1]),
+        coin=log(2),
+        n=len(enough),
+        draws=tuple(draws),
+        table=tables[0] if tables else (),
+    )
+
+
+def _votes_by_item(rows: np.ndarray) -> list[list[int]]:
+    """The positions of each item's votes, items in the order of their first votes."""
+    votes_of: dict[int, list[int]] = {}
+    for place, item in enumerate(rows[:, 0].tolist()):
+        votes_of.setdefault(item, []).append(place)
+    return list(votes_of.values())
+
+
+def _foretold(rows: np.ndarray, out: np.ndarray, gold: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """For the votes `out`: the model's chance of the first response and the smoothed share.
+
+    Both from all other votes.
+    """
+    kept = np.ones(len(rows), dtype=bool)
+    kept[out] = False
+    found = preference_shares(rows[kept], gold=gold)
+    place = np.searchsorted(found.items, rows[out, 0])
+    wins = found.wins[place]
+    losses = found.losses[place]
+    return found.first[place], (wins + 1) / (wins + losses + 2)
+
+
+def _log_loss(chance: np.ndarray, for_first: np.ndarray) -> float:
+    """The mean -log of the chance that the votes had, in nats."""
+    return float(-np.log(np.where(for_first, chance, 1 - chance)).mean())
+
+
+def _confidence_table(chance: np.ndarray, for_first: np.ndarray) -> tuple[Bin, ...]:
+    """How sure the chances are of the response they prefer, and how often the vote was for it."""
+    right = np.where(chance == 0.5, 0.5, (chance > 0.5) == for_first)
+    return tuple(reliability_table(np.maximum(chance, 1 - chance), right, bins=5, low=0.5))
 
 
 def _rows(votes: Rows, what: str) -> np.ndarray:
@@ -173,50 +218,95 @@ def _rows(votes: Rows, what: str) -> np.ndarray:
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """The points of p [G], and for each spread a the chance of each under Beta(a, a) [A, G],
-    symmetric to the last bit.
-    """
+    """The points of p [G], and for each spread a the chance of each under Beta(a, a) [A, G]."""
     edges = np.sin(np.linspace(0, np.pi / 2, SHARES + 1)) ** 2
     points = np.sin((np.arange(SHARES) + 0.5) / SHARES * np.pi / 2) ** 2
     mass = np.stack([np.diff(beta.cdf(edges, a, a)) for a in SPREADS])
+    # Averaged with their mirror images, so that turning a pair changes no bit.
     mass = mass + mass[:, ::-1]
     return (points + (1 - points[::-1])) / 2, mass / mass.sum(1, keepdims=True)
 
 
-def _climb(
+def _fit(
     item: np.ndarray, annotator: np.ndarray, label: np.ndarray, size: int, marks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """The mean of p [I], of g [W], the geometric mean of a, and steps taken. marks [W, 2]: wrong
-    and right answers to gold.
+    """The mean of p [I], of g [W], the geometric mean of a, and steps taken.
+
+    marks [W, 2]: wrong and right answers to gold. Variational Bayes: p and g in turn.
     """
+    people = len(marks)
     points, mass = _grid()
-    people, chosen = len(marks), 2 * annotator + label
-    given = csr_array((np.ones(len(item)), (item, chosen)), shape=(size, 2 * people))  # [I, W * 2]
-    by_vote = given.T.tocsr()
-    said = np.log(
-        np.stack([(1 - GUESSES)[:, None] * p + GUESSES[:, None] / 2 for p in (points, 1 - points)])
-    )  # [2, H, G]
-    gold = marks @ np.log(
-        np.stack([np.maximum(GUESSES / 2, 1e-9), 1 - GUESSES / 2])
-    )  # a wrong answer rules out that nothing is a guess
-    start = np.linspace(2.2, 0.2, len(GUESSES))  # rather honest than not
-    guess = np.tile(start / start.sum(), (people, 1))
+    votes = _vote_matrix(item, 2 * annotator + label, (size, 2 * people))
+    by_annotator = votes.T.tocsr()
+    log_chance = _log_vote_chance(points)
+    gold = _log_gold_chance(marks)
+    guess = _first_guess(people)
     prior = np.full(len(GUESSES), 1 / len(GUESSES))
-    taken, moved = 0, 1.0
+    share = np.zeros((size, SHARES))
+    spread = np.zeros(len(SPREADS))
+    taken = 0
+    moved = 1.0
     while moved > STILL and taken < STEPS:
         taken += 1
-        told = np.einsum("kh,lhg->klg", guess, said).reshape(2 * people, -1)
-        score = given @ told
-        score = np.exp(score - score.max(1, keepdims=True))
-        evidence = score @ mass.T  # [I, A], but for a factor of the item
-        total = np.log(evidence).sum(0)
-        believed = np.exp(total - total.max())
-        believed /= believed.sum()
-        share = score * ((believed / evidence) @ mass)
-        seen = (by_vote @ share).reshape(people, 2, -1)
-        weight = np.einsum("klg,lhg->kh", seen, said) + gold + np.log(prior)
-        weight = np.exp(weight - weight.max(1, keepdims=True))
-        before, guess = guess, weight / weight.sum(1, keepdims=True)
-        prior = (guess.sum(0) + PRIOR / len(GUESSES)) / (people + PRIOR)
+        # k annotators, l labels, h points of g, g points of p
+        expected = np.einsum("kh,lhg->klg", guess, log_chance)
+        by_item = votes @ expected.reshape(2 * people, -1)
+        share, spread = _update_shares(by_item, mass)
+        votes_for = (by_annotator @ share).reshape(people, 2, -1)
+        weight = np.einsum("klg,lhg->kh", votes_for, log_chance)
+        before = guess
+        guess = _softmax(weight + gold + np.log(prior))
+        prior = _updated_prior(guess)
         moved = float(np.abs((guess - before) @ GUESSES).max())
-    return share @ points, guess @ GUESSES, float(np.exp(believed @ np.log(SPREADS))), taken
+    return share @ points, guess @ GUESSES, _geometric_mean(spread), taken
+
+
+def _geometric_mean(spread: np.ndarray) -> float:
+    """Of a, under the chances [A] of its values."""
+    return float(np.exp(spread @ np.log(SPREADS)))
+
+
+def _updated_prior(guess: np.ndarray) -> np.ndarray:
+    """[H] the mean of the posteriors of g and of `PRIOR` pseudo-annotators."""
+    return (guess.sum(0) + PRIOR / len(GUESSES)) / (len(guess) + PRIOR)
+
+
+def _first_guess(people: int) -> np.ndarray:
+    """[W, H] where the posteriors of g start: rather honest than not."""
+    start = np.linspace(2.2, 0.2, len(GUESSES))
+    return np.tile(start / start.sum(), (people, 1))
+
+
+def _vote_matrix(item: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """[I, W * 2] a 1 for each vote, so that sums over votes are products with this matrix."""
+    return csr_array((np.ones(len(item)), (item, column)), shape=shape)
+
+
+def _log_vote_chance(points: np.ndarray) -> np.ndarray:
+    """[2, H, G] log P(a vote for the first, for the second | guess g, share p)."""
+    honest = (1 - GUESSES)[:, None]
+    guessed = GUESSES[:, None] / 2
+    return np.log(np.stack([honest * p + guessed for p in (points, 1 - points)]))
+
+
+def _log_gold_chance(marks: np.ndarray) -> np.ndarray:
+    """[W, H] log P(the wrong and right answers to gold | guess g)."""
+    # Not 0 for a wrong answer at g = 0: it rules out that nothing is a guess, in finite numbers.
+    wrong = np.maximum(GUESSES / 2, 1e-9)
+    right = 1 - GUESSES / 2
+    return marks @ np.log(np.stack([wrong, right]))
+
+
+def _update_shares(log_score: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The posterior of p [I, G] and of the spread a [A], from the votes' expected log-chance."""
+    score = np.exp(log_score - log_score.max(1, keepdims=True))
+    evidence = score @ mass.T  # [I, A], but for a factor of the item
+    total = np.log(evidence).sum(0)
+    spread = np.exp(total - total.max())
+    spread /= spread.sum()
+    return score * ((spread / evidence) @ mass), spread
+
+
+def _softmax(weight: np.ndarray) -> np.ndarray:
+    weight = np.exp(weight - weight.max(1, keepdims=True))
+    return weight / weight.sum(1, keepdims=True)

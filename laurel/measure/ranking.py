@@ -9,7 +9,8 @@ reported and no number is invented.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, log, sqrt
 from statistics import NormalDist
 
@@ -20,10 +21,13 @@ from scipy.special import logsumexp
 from scipy.stats import t as student
 
 from laurel.measure.agreement import Agreement
-from laurel.measure.clustered_errors import Around, around
+from laurel.measure.clustered_errors import Clustering, clustered
 from laurel.measure.intervals import Interval
 
 Matrix = Sequence[Sequence[float]] | np.ndarray
+Expansion = tuple[float, np.ndarray, np.ndarray]
+"""A log-likelihood at theta: its value, its slope and its bend (minus the second derivative)."""
+Likelihood = Callable[[np.ndarray], Expansion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +111,21 @@ def bradley_terry(
             " each tie once"
         )
     drawn = np.zeros_like(won) if drawn is None else drawn
-    i, j = np.triu_indices(size, 1)
+    rows, counts = _pairs_that_met(won, drawn, ties)
+    return _bradley_terry(labels, rows, counts, won + drawn, davidson=ties == "davidson")
+
+
+def _pairs_that_met(
+    won: np.ndarray, drawn: np.ndarray, ties: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [R, n] with +1 for i and -1 for j, and counts [R, (i's wins, j's wins, ties)]."""
+    i, j = np.triu_indices(len(won), 1)
     met = won[i, j] + won[j, i] + drawn[i, j] > 0
     i, j = i[met], j[met]
-    rows = np.zeros((len(i), size))
-    rows[np.arange(len(i)), i], rows[np.arange(len(i)), j] = 1, -1
     half = drawn[i, j] / 2 if ties == "half" else 0.0
-    counts = np.stack(
-        [
-            won[i, j] + half,
-            won[j, i] + half,
-            drawn[i, j] if ties == "davidson" else np.zeros(len(i)),
-        ],
-        1,
-    )
-    return _bradley_terry(labels, rows, counts, won + drawn, davidson=ties == "davidson")
+    third = drawn[i, j] if ties == "davidson" else np.zeros(len(i))
+    counts = np.stack([won[i, j] + half, won[j, i] + half, third], 1)
+    return _differences(i, j, len(won)), counts
 
 
 def bradley_terry_slots(
@@ -133,17 +137,68 @@ def bradley_terry_slots(
     clusters: Sequence[Hashable] | None = None,
     slots: bool = True,
 ) -> Ranking:
-    """logit P(A wins) = b_A - b_B + g s with s = +1 where A was shown first: abilities freed from
-    the slot, and the slot's pull g.
+    """Abilities freed from the slot, and the slot's pull g.
+
+        logit P(A wins) = b_A - b_B + g s,    s = +1 where A was shown first
 
     Row r: `first[r]` was shown first, `second[r]` second, won[r] is 1 if the first won, 0 if the
-    second did, .5 for a tie, or any soft
-    label between. weights: how much a vote counts (an annotator's skill). clusters: the item of
-    each vote; votes on one item are not independent, and the errors then come from leaving out
-    items (`clustered_covariance`). slots=False: without g. With every pair shown both ways equally
-    g changes nothing but itself. Davidson and Beaver 1977. No numbers where the graph of wins is
-    not strongly connected, or the first slot always won.
+    second did, .5 for a tie, or any soft label between. weights: how much a vote counts (an
+    annotator's skill). clusters: the item of each vote; votes on one item are not independent, and
+    the errors then come from leaving out items (`clustered_covariance`). slots=False: without g.
+    With every pair shown both ways equally g changes nothing but itself. Davidson and Beaver 1977.
+    No numbers where the graph of wins is not strongly connected, or the first slot always won.
     """
+    share, weight = _checked_votes(first, second, won, weights)
+    index = {name: k for k, name in enumerate(dict.fromkeys([*first, *second]))}
+    size = len(index)
+    # Votes on the same two in the same slots are one row: its code is first * size + second.
+    codes, place = np.unique(_pair_codes(first, second, index), return_inverse=True)
+    shown_first, shown_second = codes // size, codes % size
+    first_won = np.bincount(place, weight * share)
+    second_won = np.bincount(place, weight * (1 - share))
+    counts = np.stack([first_won, second_won, np.zeros(len(codes))], 1)
+    differences = _differences(shown_first, shown_second, size)
+    rows = np.hstack([differences, np.ones((len(codes), int(slots)))])
+    beats = _wins(shown_first, shown_second, first_won, size)
+    beats += _wins(shown_second, shown_first, second_won, size)
+    by_cluster = None if clusters is None else clustered(rows, place, share, weight, clusters)
+    return _bradley_terry(tuple(index), rows, counts, beats, slot=slots, clustering=by_cluster)
+
+
+def _pair_codes(
+    first: Sequence[Hashable], second: Sequence[Hashable], index: dict[Hashable, int]
+) -> np.ndarray:
+    """[rows] the number of the first item times the number of items, plus that of the second."""
+    one = np.array([index[name] for name in first])
+    two = np.array([index[name] for name in second])
+    if (one == two).any():
+        row = int((one == two).argmax())
+        raise ValueError(f"row {row} compares {first[row]!r} with itself")
+    return one * len(index) + two
+
+
+def _wins(winner: np.ndarray, loser: np.ndarray, amount: np.ndarray, size: int) -> np.ndarray:
+    """[size, size] how much each item won against each other."""
+    table = np.zeros((size, size))
+    np.add.at(table, (winner, loser), amount)
+    return table
+
+
+def _differences(one: np.ndarray, two: np.ndarray, size: int) -> np.ndarray:
+    """[R, size] +1 for one item and -1 for the other: a row times abilities is b_one - b_two."""
+    rows = np.zeros((len(one), size))
+    rows[np.arange(len(one)), one] = 1
+    rows[np.arange(len(one)), two] = -1
+    return rows
+
+
+def _checked_votes(
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    won: Sequence[float],
+    weights: Sequence[float] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`won` and the weights (1 where there are none) as arrays of one length."""
     share = np.asarray(won, dtype=float)
     weight = np.ones(len(share)) if weights is None else np.asarray(weights, dtype=float)
     if not len(first) == len(second) == len(share) == len(weight) or not len(share):
@@ -151,86 +206,70 @@ def bradley_terry_slots(
             f"columns of one length, at least one row: {len(first)}, {len(second)}, {len(share)}"
             f" and {len(weight)}"
         )
-    if not (
-        ((share >= 0) & (share <= 1)).all() and np.isfinite(weight).all() and (weight >= 0).all()
-    ):
+    between = (share >= 0) & (share <= 1)
+    if not (between.all() and np.isfinite(weight).all() and (weight >= 0).all()):
         raise ValueError("won lies between 0 and 1 and weights are finite and not negative")
-    index = {name: k for k, name in enumerate(dict.fromkeys([*first, *second]))}
-    one, two = np.array([index[name] for name in first]), np.array([index[name] for name in second])
-    if (one == two).any():
-        raise ValueError(
-            f"row {int((one == two).argmax())} compares {first[int((one == two).argmax())]!r} with"
-            " itself"
-        )
-    size = len(index)
-    codes, place = np.unique(one * size + two, return_inverse=True)
-    counts = np.stack(
-        [
-            np.bincount(place, weight * share),
-            np.bincount(place, weight * (1 - share)),
-            np.zeros(len(codes)),
-        ],
-        1,
-    )
-    rows = np.zeros((len(codes), size + slots))
-    rows[np.arange(len(codes)), codes // size], rows[np.arange(len(codes)), codes % size] = 1, -1
-    rows[:, size:] = 1
-    beats = np.zeros((size, size))
-    np.add.at(beats, (codes // size, codes % size), counts[:, 0])
-    np.add.at(beats, (codes % size, codes // size), counts[:, 1])
-    robust = None if clusters is None else around(rows, place, share, weight, clusters)
-    return _bradley_terry(tuple(index), rows, counts, beats, slot=slots, around=robust)
+    return share, weight
 
 
 def plackett_luce(
     rankings: Sequence[Sequence[Hashable]], *, weights: Sequence[float] | None = None
 ) -> Ranking:
-    """P(a > b > c ...) = product over places of p_chosen / sum of p over those not placed yet;
-    rankings best first, partial ones allowed.
+    """P(a > b > c ...) = product over places of p_chosen / sum of p over those not placed yet.
 
-    3 times 0>1>2, 2 times 1>0>2, once 0>2>1: (.68775, .26581, .04644). Two items are Bradley-Terry.
-    Plackett 1975; Luce 1959; Hunter 2004 (when the maximum exists). Pairs cut out of one ranking
-    are not independent: keep them together with weight 1 / C(K, 2), or fit this.
+    Rankings best first, partial ones allowed. 3 times 0>1>2, 2 times 1>0>2, once 0>2>1: (.68775,
+    .26581, .04644). Two items are Bradley-Terry. Plackett 1975; Luce 1959; Hunter 2004 (when the
+    maximum exists). Pairs cut out of one ranking are not independent: keep them together with
+    weight 1 / C(K, 2), or fit this.
     """
     weight = np.ones(len(rankings)) if weights is None else np.asarray(weights, dtype=float)
-    if (
-        not len(rankings)
-        or len(weight) != len(rankings)
-        or any(len(set(r)) != len(r) or len(r) < 2 for r in rankings)
-    ):
+    whole = all(len(set(ranking)) == len(ranking) >= 2 for ranking in rankings)
+    if not len(rankings) or len(weight) != len(rankings) or not whole:
         raise ValueError(
             "rankings name two or more different items each, best first, and have one weight each"
         )
-    index = {
-        name: k
-        for k, name in enumerate(dict.fromkeys(name for ranking in rankings for name in ranking))
-    }
+    named = dict.fromkeys(name for ranking in rankings for name in ranking)
+    index = {name: k for k, name in enumerate(named)}
     size = len(index)
-    choices, left, amount = [], [], []
+    chosen, among_RN, weight_R = _choices(
+        [[index[name] for name in ranking] for ranking in rankings], weight, size
+    )
     beats = np.zeros((size, size))
-    for ranking, w in zip(rankings, weight, strict=True):
-        order = [index[name] for name in ranking]
+    for best, among, w in zip(chosen, among_RN, weight_R, strict=True):
+        beats[best, among] += w
+    beats[np.arange(size), np.arange(size)] = 0  # the chosen one is among those left
+    likelihood = partial(_best_of_those_left, chosen, among_RN, weight_R)
+    return _finish(tuple(index), float(weight.sum()), beats, likelihood)
+
+
+def _best_of_those_left(
+    chosen: np.ndarray, among_RN: np.ndarray, weight_R: np.ndarray, theta: np.ndarray
+) -> Expansion:
+    """The log-likelihood of choices: a softmax over those left, whose scores alone count."""
+    scores = np.where(among_RN, theta, -np.inf)
+    total = np.asarray(logsumexp(scores, axis=1, keepdims=True))
+    p = np.exp(scores - total)
+    value = float(weight_R @ (theta[chosen] - total[:, 0]))
+    slope = np.bincount(chosen, weight_R, len(theta)) - weight_R @ p
+    bend = np.diag(weight_R @ p) - (p * weight_R[:, None]).T @ p
+    return value, slope, bend
+
+
+def _choices(
+    orders: Sequence[Sequence[int]], weight: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each ranking as choices of the best of those left: chosen [R], left [R, N], weight [R]."""
+    chosen: list[int] = []
+    left: list[np.ndarray] = []
+    amount: list[float] = []
+    for order, w in zip(orders, weight, strict=True):
         for place in range(len(order) - 1):
             among = np.zeros(size, dtype=bool)
             among[order[place:]] = True
-            choices.append(order[place])
+            chosen.append(order[place])
             left.append(among)
             amount.append(w)
-            beats[order[place], order[place + 1 :]] += w
-    chosen, among_RN, weight_R = np.array(choices), np.array(left), np.array(amount)
-
-    def climb(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        scores = np.where(among_RN, theta, -np.inf)
-        total = np.asarray(logsumexp(scores, axis=1, keepdims=True))
-        p = np.exp(scores - total)
-        slope = np.bincount(chosen, weight_R, size) - weight_R @ p
-        return (
-            float(weight_R @ (theta[chosen] - total[:, 0])),
-            slope,
-            np.diag(weight_R @ p) - (p * weight_R[:, None]).T @ p,
-        )
-
-    return _finish(tuple(index), float(weight.sum()), beats, climb, size)
+    return np.array(chosen), np.array(left), np.array(amount)
 
 
 def elo(
@@ -360,104 +399,131 @@ def _bradley_terry(
     *,
     davidson: bool = False,
     slot: bool = False,
-    around: Around | None = None,
+    clustering: Clustering | None = None,
 ) -> Ranking:
-    """Newton's problem for rows X [R, n (+ slot)] and counts [R, (row's first wins, second wins,
-    tie)], u = X theta, t = log nu.
+    """The maximum likelihood for rows X [R, n (+ slot)] and counts [R, (wins, losses, ties)].
 
-    P(first) : P(second) : P(tie) = e^(u/2) : e^(-u/2) : e^t.
+    P(first) : P(second) : P(tie) = e^(u/2) : e^(-u/2) : e^t with u = X theta, t = log nu. Without
+    `davidson` there is no third outcome.
     """
-    size, total = rows.shape[1], counts.sum(1)
-
-    def climb(theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        u = rows @ theta[:size]
-        scores = np.stack([u / 2, -u / 2, np.full(len(u), theta[size] if davidson else -np.inf)], 1)
-        norm = np.asarray(logsumexp(scores, axis=1))
-        p = np.exp(scores - norm[:, None])
-        gap = (p[:, 0] - p[:, 1]) / 2
-        slope = ((counts[:, 0] - counts[:, 1]) / 2 - total * gap) @ rows
-        bend = rows.T @ (rows * (total * ((p[:, 0] + p[:, 1]) / 4 - gap**2))[:, None])
-        value = float((counts[:, :2] * scores[:, :2]).sum() - total @ norm)
-        if not davidson:
-            return value, slope, bend
-        cross = -(total * gap * p[:, 2]) @ rows
-        corner = float((total * p[:, 2] * (1 - p[:, 2])).sum())
-        value += float(counts[:, 2].sum() * theta[size])
-        return (
-            value,
-            np.append(slope, (counts[:, 2] - total * p[:, 2]).sum()),
-            np.block([[bend, cross[:, None]], [cross[None], corner]]),
-        )
-
     return _finish(
         names,
-        float(total.sum()),
+        float(counts.sum(1).sum()),
         beats,
-        climb,
-        size + davidson,
+        partial(_davidson if davidson else _two_outcomes, rows, counts),
         davidson=davidson,
         slot=slot,
-        around=around,
+        clustering=clustering,
     )
+
+
+def _two_outcomes(rows: np.ndarray, counts: np.ndarray, theta: np.ndarray) -> Expansion:
+    """The log-likelihood of wins and losses with its slope and bend."""
+    scores = _outcome_scores(rows @ theta, -np.inf)
+    return _log_likelihood(rows, counts, scores)[0]
+
+
+def _davidson(rows: np.ndarray, counts: np.ndarray, theta: np.ndarray) -> Expansion:
+    """The same with ties: the last of theta is t = log nu."""
+    scores = _outcome_scores(rows @ theta[:-1], theta[-1])
+    (value, slope, bend), p, gap = _log_likelihood(rows, counts, scores)
+    total = counts.sum(1)
+    cross = -(total * gap * p[:, 2]) @ rows
+    corner = float((total * p[:, 2] * (1 - p[:, 2])).sum())
+    return (
+        value + float(counts[:, 2].sum() * theta[-1]),
+        np.append(slope, (counts[:, 2] - total * p[:, 2]).sum()),
+        np.block([[bend, cross[:, None]], [cross[None], np.array([[corner]])]]),
+    )
+
+
+def _outcome_scores(u: np.ndarray, tie: float) -> np.ndarray:
+    """[R, (first, second, tie)] the log of what the three probabilities are proportional to."""
+    return np.stack([u / 2, -u / 2, np.full(len(u), tie)], 1)
+
+
+def _log_likelihood(
+    rows: np.ndarray, counts: np.ndarray, scores: np.ndarray
+) -> tuple[Expansion, np.ndarray, np.ndarray]:
+    """(value, slope, bend) in u's part of theta, the probabilities [R, 3], and their gap [R]."""
+    total = counts.sum(1)
+    norm = np.asarray(logsumexp(scores, axis=1))
+    p = np.exp(scores - norm[:, None])
+    gap = (p[:, 0] - p[:, 1]) / 2
+    slope = ((counts[:, 0] - counts[:, 1]) / 2 - total * gap) @ rows
+    bend = rows.T @ (rows * (total * ((p[:, 0] + p[:, 1]) / 4 - gap**2))[:, None])
+    value = float((counts[:, :2] * scores[:, :2]).sum() - total @ norm)
+    return (value, slope, bend), p, gap
 
 
 def _finish(
     names: tuple[Hashable, ...],
     n: float,
     beats: np.ndarray,
-    climb: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]],
-    size: int,
+    likelihood: Likelihood,
     *,
     davidson: bool = False,
     slot: bool = False,
-    around: Around | None = None,
+    clustering: Clustering | None = None,
 ) -> Ranking:
-    groups = _components(beats)
-    parts = tuple(tuple(names[k] for k in group) for group in groups)
-    if len(groups) > 1:
-        reason = (
-            f"no finite abilities: {len(groups)} groups never lose to, or never meet, each other: "
-            + "; ".join(map(str, parts))
-        )
-        return Ranking(names, n, parts, reason=reason)
+    """The ranking at the maximum, or the reason why there is none."""
+    parts = tuple(tuple(names[k] for k in group) for group in _components(beats))
+    if len(parts) > 1:
+        return Ranking(names, n, parts, reason=_not_connected(parts))
     items = len(names)
-    ones = np.zeros((size, size))
+    # Abilities are free up to a constant: `ones` fixes their mean and moves nothing else.
+    ones = np.zeros((items + davidson + slot, items + davidson + slot))
     ones[:items, :items] = 1 / items
-    theta, inverse = _newton(climb, ones)
+    theta, inverse = _newton(likelihood, ones)
     if theta is None:
         extra = "nu of the ties" if davidson else "the first slot's term"
-        return Ranking(
-            names,
-            n,
-            parts,
-            reason=f"{extra} has no finite estimate: one outcome explains every comparison",
-        )
-    ability = theta[:items] - theta[:items].mean()
-    whole = inverse - ones if around is None else around[1](theta, inverse)
-    covariance = whole[:items, :items]
+        reason = f"{extra} has no finite estimate: one outcome explains every comparison"
+        return Ranking(names, n, parts, reason=reason)
+    whole = inverse - ones if clustering is None else clustering.covariance(theta, inverse)
+    ranking = _abilities(names, n, parts, theta[:items], whole[:items, :items])
+    return replace(
+        ranking,
+        tie=float(np.exp(theta[items])) if davidson else None,
+        slot=float(theta[items]) if slot else None,
+        slot_error=float(np.sqrt(whole[items, items])) if slot else None,
+        clusters=None if clustering is None else clustering.count,
+    )
+
+
+def _not_connected(parts: Sequence[tuple[Hashable, ...]]) -> str:
+    return (
+        f"no finite abilities: {len(parts)} groups never lose to, or never meet, each other: "
+        + "; ".join(map(str, parts))
+    )
+
+
+def _abilities(
+    names: tuple[Hashable, ...],
+    n: float,
+    parts: tuple[tuple[Hashable, ...], ...],
+    theta: np.ndarray,
+    covariance: np.ndarray,
+) -> Ranking:
+    """The ranking of items whose abilities are theta, up to a constant."""
+    ability = theta - theta.mean()
     return Ranking(
         names,
         n,
         parts,
-        ability,
-        np.exp(ability - logsumexp(ability)),
-        np.sqrt(np.maximum(np.diag(covariance), 0)),
-        covariance,
-        tie=float(np.exp(theta[items])) if davidson else None,
-        slot=float(theta[items]) if slot else None,
-        slot_error=float(np.sqrt(whole[items, items])) if slot else None,
-        clusters=None if around is None else around[0],
+        log_ability=ability,
+        probability=np.exp(ability - logsumexp(ability)),
+        error=np.sqrt(np.maximum(np.diag(covariance), 0)),
+        covariance=covariance,
     )
 
 
-def _newton(
-    climb: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]], ones: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The maximum of a concave function that is flat along the direction of `ones`, and the inverse
-    of bend + ones there.
+def _newton(likelihood: Likelihood, ones: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The maximum of a concave function, and the inverse of bend + ones there.
+
+    The function is flat along the direction of `ones`. None where the maximum is not finite.
     """
     theta = np.zeros(len(ones))
-    value, slope, bend = climb(theta)
+    value, slope, bend = likelihood(theta)
     for _ in range(200):
         try:
             step = np.linalg.solve(bend + ones, slope)
@@ -466,8 +532,10 @@ def _newton(
         if np.abs(step).max() < 1e-11 * max(1.0, np.abs(theta).max()):
             return theta, np.linalg.inv(bend + ones)
         size = 1.0
-        while (found := climb(theta + size * step))[0] < value - 1e-12 * abs(value) and size > 1e-6:
+        found = likelihood(theta + size * step)
+        while found[0] < value - 1e-12 * abs(value) and size > 1e-6:
             size /= 2
+            found = likelihood(theta + size * step)
         theta = theta + size * step
         value, slope, bend = found
         if np.abs(theta).max() > 40:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrow, Rectangle
 from matplotlib.ticker import (
@@ -69,35 +70,19 @@ def chart_svg(chart: Chart) -> str:
 
 
 def write_figure(exhibit: Exhibit, path: str | Path) -> None:
-    """Every map and chart in one picture; the suffix of the path (.png, .svg, .pdf) chooses the
-    format.
+    """Every map and chart of an exhibit in one picture.
+
+    The suffix of the path (.png, .svg, .pdf) chooses the format.
     """
     inks = light_inks()
-    panels: list[Panel] = [
-        *(
-            (
-                grid.title,
-                map_height(grid),
-                panel_columns(grid),
-                partial(draw_map, grid=grid, inks=inks),
-            )
-            for grid in exhibit.grids
-        ),
-        *(
-            (chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=inks))
-            for chart in exhibit.charts
-        ),
-    ]
+    panels = _panels(exhibit, inks)
     if not panels:
         raise UsageError(
             "this experiment has nothing to draw.",
             where="--plot",
             fix="Its tables are in --page FILE.",
         )
-    total, widest = sum(panel[2] for panel in panels), max(panel[2] for panel in panels)
-    columns = next(
-        columns for columns in range(widest, 4) if total <= columns * columns or columns == 3
-    )
+    columns = _columns(panels)
     rows = _in_rows(panels, columns)
     heights = [max(panel[1] for panel in row) + 0.35 for row in rows]
     with rc_context({**_style(inks), "svg.hashsalt": exhibit.title}):
@@ -112,21 +97,47 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
         places = figure.add_gridspec(len(rows), columns, height_ratios=heights)
         for i, row in enumerate(rows):
             column = 0
-            for title, _, wide, draw in row:
-                axes = figure.add_subplot(places[i, column : column + wide])
-                column += wide
-                draw(axes)
-                labels = axes.get_legend_handles_labels()[1]
-                lines = -(-len(labels) // legend_columns(labels)) if len(labels) > 1 else 0
-                axes.set_title(
-                    fill(title, 58 * wide),
-                    loc="left",
-                    fontsize=9,
-                    color=inks[STRONG],
-                    pad=6 + 12.5 * lines,
-                )
+            for panel in row:
+                axes = figure.add_subplot(places[i, column : column + panel[2]])
+                column += panel[2]
+                _draw_titled(axes, panel, inks)
         with atomic_file(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=160)
+
+
+def _panels(exhibit: Exhibit, inks: Inks) -> list[Panel]:
+    """The maps of an exhibit, then its charts."""
+    maps: list[Panel] = [
+        (grid.title, map_height(grid), panel_columns(grid), partial(draw_map, grid=grid, inks=inks))
+        for grid in exhibit.grids
+    ]
+    charts: list[Panel] = [
+        (chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=inks))
+        for chart in exhibit.charts
+    ]
+    return maps + charts
+
+
+def _columns(panels: Sequence[Panel]) -> int:
+    """How many panels stand beside each other: about as many as below each other, at most three."""
+    total = sum(panel[2] for panel in panels)
+    widest = max(panel[2] for panel in panels)
+    return next(count for count in range(widest, 4) if total <= count * count or count == 3)
+
+
+def _draw_titled(axes: Axes, panel: Panel, inks: Inks) -> None:
+    """One panel under its title, which leaves room for the lines of the legend."""
+    title, _, wide, draw = panel
+    draw(axes)
+    labels = axes.get_legend_handles_labels()[1]
+    lines = math.ceil(len(labels) / legend_columns(labels)) if len(labels) > 1 else 0
+    axes.set_title(
+        fill(title, 58 * wide),
+        loc="left",
+        fontsize=9,
+        color=inks[STRONG],
+        pad=6 + 12.5 * lines,
+    )
 
 
 def _in_rows(panels: list[Panel], columns: int) -> list[list[Panel]]:
@@ -180,39 +191,46 @@ def _cell_size(grid: Grid) -> float:
 
 
 def draw_map(axes: Axes, grid: Grid, inks: Inks) -> None:
-    """Cells tinted by value, each with its arrows and its number; walls are filled; columns and
-    rows count from the bottom left.
+    """Cells tinted by value, each with its arrows and its number; walls are filled.
+
+    Columns and rows count from the bottom left.
     """
     high, wide = len(grid.values), len(grid.values[0])
     points = 72 * _cell_size(grid)
     texts = value_texts(grid)
-    size = min(
-        10.5,
-        0.19 * points,
-        0.9 * points / (0.62 * max(1, *(len(text) for row in texts for text in row))),
-    )
-    tint = cell_colours(grid)
+    size = _font_size(texts, points)
+    colour_of = cell_colours(grid)
     for i, (values, marks) in enumerate(zip(grid.values, grid.marks, strict=True)):
         for j, (value, mark) in enumerate(zip(values, marks, strict=True)):
-            x, y = j, high - 1 - i
-            if is_wall(value, mark):
-                axes.add_patch(Rectangle((x, y), 1, 1, facecolor=inks[INK], alpha=0.6, linewidth=0))
-            else:
-                code, strength = tint(value, mark)
-                axes.add_patch(
-                    Rectangle((x, y), 1, 1, facecolor=inks[code], alpha=strength, linewidth=0)
-                )
-                _fill(
-                    axes, x, y, mark, "" if size < READABLE else texts[i][j], (points, size), inks
-                )
+            x, y = j, high - 1 - i  # the first row of a grid is drawn at the top
+            wall = is_wall(value, mark)
+            code, strength = (INK, 0.6) if wall else colour_of(value, mark)
+            axes.add_patch(
+                Rectangle((x, y), 1, 1, facecolor=inks[code], alpha=strength, linewidth=0)
+            )
+            if not wall:
+                text = "" if size < READABLE else texts[i][j]
+                _fill(axes, x, y, mark, text, (points, size), inks)
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=inks[INK], linewidth=0.7))
+    _number_axes(axes, wide, high, max(READABLE, min(8, 0.5 * points)))
+
+
+def _font_size(texts: list[list[str]], points: float) -> float:
+    """The size of the numbers: the longest fills nine tenths of a cell of so many points."""
+    longest = max(1, *(len(text) for row in texts for text in row))
+    # A digit is about 0.62 of the font size wide.
+    return min(10.5, 0.19 * points, 0.9 * points / (0.62 * longest))
+
+
+def _number_axes(axes: Axes, wide: int, high: int, size: float) -> None:
+    """Columns and rows by number, and nothing else of a chart's axes."""
     axes.set(xlim=(-0.02, wide + 0.02), ylim=(-0.02, high + 0.02), aspect="equal")
     axes.set_anchor("NW")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_xticks([j + 0.5 for j in range(wide)], [str(j + 1) for j in range(wide)])
     axes.set_yticks([i + 0.5 for i in range(high)], [str(i + 1) for i in range(high)])
-    axes.tick_params(length=0, labelsize=max(READABLE, min(8, 0.5 * points)))
+    axes.tick_params(length=0, labelsize=size)
 
 
 def cell_colours(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
@@ -291,7 +309,7 @@ def draw_curves(axes: Axes, chart: Chart, inks: Inks) -> None:
     for i, (label, points) in enumerate(chart.curves.items()):
         ordered = sorted(points)
         xs = [x for x, *_ in ordered]
-        y, low, high = ([_seen(point[k], chart.log_y) for point in ordered] for k in (1, 2, 3))
+        y, low, high = ([_drawable(point[k], chart.log_y) for point in ordered] for k in (1, 2, 3))
         colour = inks[LINES[i % len(LINES)]]
         few = len(xs) <= 24
         line = {
@@ -316,7 +334,7 @@ def draw_curves(axes: Axes, chart: Chart, inks: Inks) -> None:
         )
 
 
-def _seen(value: float, log: bool) -> float:
+def _drawable(value: float, log: bool) -> float:
     return value if math.isfinite(value) and (value > 0 or not log) else math.nan
 
 
@@ -328,28 +346,32 @@ def legend_columns(labels: Collection[str]) -> int:
 
 def _scales(axes: Axes, chart: Chart) -> None:
     """Ticks with plain numbers; on a logarithmic axis of few points, the points themselves."""
-    xs = sorted({x for points in chart.curves.values() for x, *_ in points})
-    ys = [
-        y for points in chart.curves.values() for _, y, *_ in points if _seen(y, chart.log_y) == y
-    ]
-    for axis, log, set_scale, values in (
-        (axes.xaxis, chart.log_x, axes.set_xscale, xs),
-        (axes.yaxis, chart.log_y, axes.set_yscale, ys),
-    ):
-        if log and values and min(values) > 0:
-            set_scale("log")
-            decades = math.log10(max(values) / min(values))
-            steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
-            points = axis is axes.xaxis and len(xs) <= 8
-            axis.set_major_locator(
-                FixedLocator(values) if points else LogLocator(subs=steps, numticks=12)
-            )
-            axis.set_minor_locator(NullLocator())
-            axis.set_minor_formatter(NullFormatter())
-        elif axis is axes.xaxis:
-            axis.set_major_locator(MaxNLocator(6, integer=all(x == int(x) for x in xs)))
-        else:
-            axis.set_major_locator(MaxNLocator(5))
+    curves = chart.curves.values()
+    xs = sorted({x for points in curves for x, *_ in points})
+    ys = [y for points in curves for _, y, *_ in points if _drawable(y, chart.log_y) == y]
+    if chart.log_x and xs and min(xs) > 0:
+        axes.set_xscale("log")
+        _log_ticks(axes.xaxis, xs, at_values=len(xs) <= 8)
+    else:
+        whole = all(x == int(x) for x in xs)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+    if chart.log_y and ys and min(ys) > 0:
+        axes.set_yscale("log")
+        _log_ticks(axes.yaxis, ys, at_values=False)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: cell_text(float(f"{value:.3g}"))))
     if ys and min(ys) < 0 < max(ys):
         axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.5, zorder=1)
+
+
+def _log_ticks(axis: Axis, values: Sequence[float], *, at_values: bool) -> None:
+    """Major ticks of a logarithmic axis: at the values, or denser the fewer decades there are."""
+    decades = math.log10(max(values) / min(values))
+    steps = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(
+        FixedLocator(values) if at_values else LogLocator(subs=steps, numticks=12)
+    )
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())

@@ -18,7 +18,7 @@ import laurel
 from laurel.core.files import write_atomic
 from laurel.core.run import Run
 from laurel.report.collect import Story, asked, read_story
-from laurel.report.panels import panels
+from laurel.report.panels import Panel, panels
 from laurel.report.verdict import changes, findings, finite, meaning_of, show, window
 
 PROMPTS, SAMPLES = 4, 4  # shown of a step: prompts, and samples of each
@@ -39,18 +39,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render(story: Story) -> str:
     """The page. Everything that came from a model, a dataset or a configuration is escaped."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    pages = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["show"] = show
-    pages.filters["clean"] = clean
-    shown = panels(story)
-    return pages.get_template("page.html").render(
+    return _template().render(
         story=story,
         title=title(story),
         facts=facts(story),
@@ -58,8 +47,6 @@ def render(story: Story) -> str:
         findings=findings(story),
         worse=any(change.kind == "bad" for change in changes(story)),
         tiles=tiles(story),
-        panels=[panel for panel in shown if not panel.constant],
-        constant=[panel for panel in shown if panel.constant],
         same=bool(story.last)
         and {asked(line) for line in story.first} == {asked(line) for line in story.last},
         phases=phase_rows(story.profile),
@@ -73,7 +60,31 @@ def render(story: Story) -> str:
         metrics=metric_rows(story),
         version=laurel.__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **_panels_by_kind(story),
     )
+
+
+def _template() -> jinja2.Template:
+    """The report's template, with the filters that it names."""
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["show"] = show
+    pages.filters["clean"] = clean
+    return pages.get_template("page.html")
+
+
+def _panels_by_kind(story: Story) -> dict[str, list[Panel]]:
+    """The pictures of what moved, and of what stayed constant, which the page folds."""
+    shown = panels(story)
+    return {
+        "panels": [panel for panel in shown if not panel.constant],
+        "constant": [panel for panel in shown if panel.constant],
+    }
 
 
 def clean(value: object) -> str:

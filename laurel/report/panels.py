@@ -116,38 +116,43 @@ def panel(title: str, series: dict[str, Series]) -> Panel:
     name = next(iter(series))
     meaning = meaning_of(name)
     if name.startswith("seconds/") and len(series) > 1:
-        return _time_panel(
-            title, {label.removeprefix("seconds/"): values for label, values in series.items()}
-        )
-    log = name.startswith("sampler_gap/") and all(
-        value > 0 for values in series.values() for value in finite(values)
-    )
+        parts = {label.removeprefix("seconds/"): values for label, values in series.items()}
+        return _time_panel(title, parts)
+    positive = all(value > 0 for values in series.values() for value in finite(values))
     svg = line_chart(
         {_label(label): values for label, values in series.items()},
         name="|".join(series),
         meaning=meaning,
-        log=log,
+        log=name.startswith("sampler_gap/") and positive,
     )
     values = finite(series[name])
-    width = 1 if name.startswith("eval/") else window(len(values))
-    start, now = sum(values[:width]) / width, sum(values[-width:]) / width
-    start = start if len(values) > 1 else None
-    unit = (
-        meaning.unit if meaning is not None and meaning.unit not in ("-", "share", "ratio") else ""
-    )
+    start, now = _start_and_now(name, values)
     alarm = out_of_range(now, meaning)
     constant = not alarm and len(values) > 1 and all(level(finite(one)) for one in series.values())
     return Panel(
-        title,
-        name,
-        svg,
-        "" if start is None else show(start),
-        show(now),
-        unit,
-        meaning,
-        alarm,
-        constant,
+        title=title,
+        name=name,
+        svg=svg,
+        start="" if start is None else show(start),
+        now=show(now),
+        unit=_unit(meaning),
+        meaning=meaning,
+        alarm=alarm,
+        constant=constant,
     )
+
+
+def _start_and_now(name: str, values: Sequence[float]) -> tuple[float | None, float]:
+    """The means of the first and of the last values; no start where there is one value."""
+    width = 1 if name.startswith("eval/") else window(len(values))
+    start = sum(values[:width]) / width
+    now = sum(values[-width:]) / width
+    return (start if len(values) > 1 else None), now
+
+
+def _unit(meaning: Meaning | None) -> str:
+    """The unit of a metric, where it has one that is worth writing."""
+    return meaning.unit if meaning and meaning.unit not in ("-", "share", "ratio") else ""
 
 
 def level(values: Sequence[float]) -> bool:

@@ -69,11 +69,10 @@ def load_verifier(name: str) -> Verifier:
 
 
 def load_reward(source: str | Callable[..., Any], columns: Collection[str] | None = None) -> Reward:
-    """One reward with its signature checked against the dataset's columns (None: not known, not
-    checked).
+    """One reward with its signature checked against the dataset's columns.
 
-    Errors: UsageError for an unknown name, a file or module that does not load, or a function that
-    asks for what there is not.
+    columns: None where they are not known, and not checked. Errors: UsageError for an unknown name,
+    a file or module that does not load, or a function that asks for what there is not.
     """
     if callable(source):
         return _checked(source, function_name(source), columns)
@@ -83,22 +82,23 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
     refuse_unbound(name, "rewards")
     if is_verifier(name) or name.startswith("format:"):
         verifier = load_verifier(name)
-        return Reward(
-            name.partition(":")[0],
-            verifier,
-            judges=True,
-            gate=bool(getattr(verifier, "gate", False)),
-        )
+        gate = bool(getattr(verifier, "gate", False))
+        return Reward(name.partition(":")[0], verifier, judges=True, gate=gate)
+    # The scorers bring torch and transformers: only where one is asked for.
     if name.startswith("model:"):
-        from laurel.reward.learned import (
-            parse,
-        )  # brings torch and transformers: only where a scorer is asked for
+        from laurel.reward.learned import parse
 
         return _checked(scorer := parse(name), function_name(scorer), columns)
     if name.startswith("prm:"):
         from laurel.reward import process
 
         return _checked(scorer := process.parse(name), function_name(scorer), columns)
+    function, attribute = _function_of(name)
+    return _checked(function, attribute, columns)
+
+
+def _function_of(name: str) -> tuple[Callable[..., Any], str]:
+    """The function of `module.function` or `file.py:function`, and its name there."""
     path, separator, attribute = name.rpartition(":")
     if separator and path.endswith(".py"):
         module = load_file(path, f"reward `{name}`")
@@ -112,18 +112,15 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         )
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
     function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and not key.startswith("_")
-        ]
-        raise UsageError(
-            f"`{path}` has no function `{attribute}`.",
-            where=f"reward `{name}`",
-            fix=nearest(attribute, known),
-        )
-    return _checked(function, attribute, columns)
+    if callable(function):
+        return function, attribute
+    members = vars(module).items()
+    known = [key for key, value in members if callable(value) and not key.startswith("_")]
+    raise UsageError(
+        f"`{path}` has no function `{attribute}`.",
+        where=f"reward `{name}`",
+        fix=nearest(attribute, known),
+    )
 
 
 def distinct(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
@@ -153,35 +150,15 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 def _checked(function: Callable[..., Any], name: str, columns: Collection[str] | None) -> Reward:
+    """The reward of a user's function, its signature checked against the dataset's columns."""
     where = f"reward `{name}`"
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        raise UsageError(
-            "its signature cannot be read.",
-            where=where,
-            fix="Wrap it in a def with (prompts, completions, **columns).",
-        ) from None
+    parameters = _parameters(function, where)
     gate = bool(getattr(function, "gate", False))
-    names = [
-        item.name
-        for item in parameters
-        if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
-    ]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [item.name for item in parameters if item.kind in by_name]
     if names == ["answer", "row"]:
         return Reward(name, function, judges=True, gate=gate)
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
-    positional = [
-        item.name
-        for item in parameters
-        if item.kind is item.POSITIONAL_ONLY and item.default is item.empty
-    ]
-    if positional:
-        raise UsageError(
-            f"its parameter `{positional[0]}` is positional only.",
-            where=where,
-            fix="Arguments are passed by name.",
-        )
     if not takes_any and not set(names) & set(GIVEN):
         raise UsageError(
             f"it takes none of {', '.join(GIVEN)}.",
@@ -192,22 +169,10 @@ def _checked(function: Callable[..., Any], name: str, columns: Collection[str] |
             ),
         )
     if columns is not None:
-        known = [*GIVEN, *columns]
         required = [
             item.name for item in parameters if item.default is item.empty and item.name in names
         ]
-        missing = [parameter for parameter in required if parameter not in known]
-        if missing:
-            fix = (
-                nearest(missing[0], known)
-                + f" The dataset's columns: {', '.join(sorted(columns)) or 'none'}."
-            )
-            raise UsageError(
-                f"it asks for `{'`, `'.join(missing)}`, which is neither given nor a column of the"
-                " dataset.",
-                where=where,
-                fix=fix,
-            )
+        _check_required(required, columns, where)
     return Reward(
         name,
         function,
@@ -215,6 +180,45 @@ def _checked(function: Callable[..., Any], name: str, columns: Collection[str] |
         gate=gate,
         accepts=None if takes_any else frozenset(names),
     )
+
+
+def _parameters(function: Callable[..., Any], where: str) -> list[inspect.Parameter]:
+    """The parameters of a function, all of which can be passed by name."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise UsageError(
+            "its signature cannot be read.",
+            where=where,
+            fix="Wrap it in a def with (prompts, completions, **columns).",
+        ) from None
+    if [item.name for item in parameters] == ["answer", "row"]:
+        return parameters
+    for item in parameters:
+        if item.kind is item.POSITIONAL_ONLY and item.default is item.empty:
+            raise UsageError(
+                f"its parameter `{item.name}` is positional only.",
+                where=where,
+                fix="Arguments are passed by name.",
+            )
+    return parameters
+
+
+def _check_required(required: Sequence[str], columns: Collection[str], where: str) -> None:
+    """A UsageError for a required parameter that is neither given nor a column of the dataset."""
+    known = [*GIVEN, *columns]
+    missing = [parameter for parameter in required if parameter not in known]
+    if missing:
+        fix = (
+            nearest(missing[0], known)
+            + f" The dataset's columns: {', '.join(sorted(columns)) or 'none'}."
+        )
+        raise UsageError(
+            f"it asks for `{'`, `'.join(missing)}`, which is neither given nor a column of the"
+            " dataset.",
+            where=where,
+            fix=fix,
+        )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -85,8 +85,9 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def one(gold: str, place: str, *, formula: bool) -> Result:
-    """One place where an answer stands against the gold. formula: it is mathematics alone, no
-    sentence.
+    """One place where an answer stands against the gold.
+
+    formula: the place is mathematics alone, no sentence.
     """
     place = place[-10 * LONGEST_EXPRESSION :] if not formula else place
     if not formula and SEGMENT.search(place):
@@ -94,31 +95,31 @@ def one(gold: str, place: str, *, formula: bool) -> Result:
             return Score(0.0, f"several answers, not {gold:.60}")
         place, formula = last_formula(place), True
     formula = formula or bool(BARE.fullmatch(place.strip()))
-    said = place if formula else last_formula(place)
-    word = bare_word(gold)
-    if word:
-        same_word = bare_word(said) == word or (len(word) == 1 and letters(place) == {word})
-        return (
-            Score(1.0, "the same word")
-            if same_word
-            else Score(0.0, f"{said!r:.60} is not {gold!r:.60}")
-        )
+    answer = place if formula else last_formula(place)
+    if word := bare_word(gold):
+        if bare_word(answer) == word or (len(word) == 1 and letters(place) == {word}):
+            return Score(1.0, "the same word")
+        return Score(0.0, f"{answer!r:.60} is not {gold!r:.60}")
     truth = read(gold, formula=True).quantity if is_number(gold) else None
     reading = read(place, formula=formula)
     if truth is not None and reading.quantity is not None:
         return number(reading.quantity, truth, gold)
-    if NEGATED.match(place) or (
-        truth is not None and (truth.base or (reading.trouble == "several" and not formula))
-    ):
+    several = reading.trouble == "several" and not formula
+    if NEGATED.match(place) or (truth is not None and (truth.base or several)):
         return Score(0.0, f"no single number, not {gold:.60}")
-    if truth is not None and not re.search(r"[\d\\]|[^\x00-\x7f]", said):
-        return Score(0.0, f"no number, not {gold:.60}")
-    if truth is not None and (
-        INEQUALITY.search(said)
-        or ("=" in said and ends_in_equation(to_plain_text(said).rpartition("=")[0].rstrip()))
-    ):
-        return Score(0.0, f"{said!r:.60} is no number, and the answer is {gold:.60}")
-    return compare(gold, said)
+    if truth is not None and (reason := _no_number(answer, gold)):
+        return Score(0.0, reason)
+    return compare(gold, answer)
+
+
+def _no_number(answer: str, gold: str) -> str:
+    """Why an answer can be no number at all, where the gold is one; "" where it may be one."""
+    if not re.search(r"[\d\\]|[^\x00-\x7f]", answer):
+        return f"no number, not {gold:.60}"
+    left = to_plain_text(answer).rpartition("=")[0].rstrip()
+    if INEQUALITY.search(answer) or ("=" in answer and ends_in_equation(left)):
+        return f"{answer!r:.60} is no number, and the answer is {gold:.60}"
+    return ""
 
 
 def hedged(place: str) -> bool:

@@ -146,37 +146,50 @@ def load_rewards(
     """The mixture of a run, checked before any weight is loaded.
 
     names: built-in verifiers, `module.function`, `file.py:function` or callables; None: the
-    verifier that each row's `task`
-    names. weights: one per reward, default 1 (a gate has none). rows: the dataset, as mappings or
-    `laurel.data` rows.
-    Errors: UsageError naming the option, the reward and what is missing.
+    verifier that each row's `task` names. weights: one per reward, default 1 (a gate has none).
+    rows: the dataset, as mappings or `laurel.data` rows. Errors: UsageError naming the option, the
+    reward and what is missing.
     """
     table = [
         (getattr(row, "columns", row), getattr(row, "where", f"row {number}"))
         for number, row in enumerate(rows, start=1)
     ]
-    if names is None:
-        rewards: tuple[Reward, ...] = (_by_task(table),)
-    else:
-        if not names:
+    rewards = (_by_task(table),) if names is None else _by_name(names, table)
+    limit = MAX_FAILED_FRACTION if max_failed_fraction is None else max_failed_fraction
+    return Mixture(
+        _weighted(rewards, weights),
+        TIMEOUT if timeout is None else timeout,
+        limit,
+    )
+
+
+def _by_name(
+    names: Sequence[str | Callable[..., Any]], table: Sequence[tuple[Mapping[str, Any], str]]
+) -> tuple[Reward, ...]:
+    """The rewards of these names, each checked against the columns of the dataset."""
+    if not names:
+        raise UsageError(
+            "no reward is named.",
+            where="rewards",
+            fix="Name one, or leave the option out to use the rows' `task`.",
+        )
+    columns = {name for row, _ in table for name in row} - {"prompt"} if table else None
+    rewards = distinct([load_reward(name, columns) for name in names])
+    for source, reward in zip(names, rewards, strict=True):
+        if isinstance(source, str):
+            _check_columns(source, table)
+        clash = sorted({"prompts", "completions", "completion_ids"} & (columns or set()))
+        if clash and not reward.judges:
             raise UsageError(
-                "no reward is named.",
-                where="rewards",
-                fix="Name one, or leave the option out to use the rows' `task`.",
+                f"the dataset's column `{clash[0]}` has the name of an argument of every reward.",
+                where="dataset",
+                fix="Rename it.",
             )
-        columns = {name for row, _ in table for name in row} - {"prompt"} if table else None
-        rewards = distinct([load_reward(name, columns) for name in names])
-        for source, reward in zip(names, rewards, strict=True):
-            if isinstance(source, str):
-                _check_columns(source, table)
-            clash = sorted({"prompts", "completions", "completion_ids"} & (columns or set()))
-            if clash and not reward.judges:
-                raise UsageError(
-                    f"the dataset's column `{clash[0]}` has the name of an argument of every"
-                    " reward.",
-                    where="dataset",
-                    fix="Rename it.",
-                )
+    return rewards
+
+
+def _weighted(rewards: Sequence[Reward], weights: Sequence[float] | None) -> tuple[Reward, ...]:
+    """The rewards with their weights, one each; a gate's weight must be 1."""
     weights = [1.0] * len(rewards) if weights is None else list(weights)
     if len(weights) != len(rewards):
         raise UsageError(
@@ -184,6 +197,7 @@ def load_rewards(
             where="reward_weights",
             fix="Give one per reward, in their order.",
         )
+    weighted: list[Reward] = []
     for reward, weight in zip(rewards, weights, strict=True):
         if reward.gate and weight != 1.0:
             raise UsageError(
@@ -193,12 +207,8 @@ def load_rewards(
             )
         if not math.isfinite(weight):
             raise UsageError(f"the weight of `{reward.name}` is {weight}.", where="reward_weights")
-    rewards = tuple(
-        replace(reward, weight=float(weight))
-        for reward, weight in zip(rewards, weights, strict=True)
-    )
-    limit = MAX_FAILED_FRACTION if max_failed_fraction is None else max_failed_fraction
-    return Mixture(rewards, TIMEOUT if timeout is None else timeout, limit)
+        weighted.append(replace(reward, weight=float(weight)))
+    return tuple(weighted)
 
 
 def metrics(groups: Sequence[Group]) -> dict[str, tuple[float, int]]:

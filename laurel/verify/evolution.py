@@ -230,6 +230,11 @@ def exactly(world: World) -> Iterator[Finding]:
         start,
         limit=1e-300,
     )
+    yield from error_of_sigma(world)
+
+
+def error_of_sigma(world: World) -> Iterator[Finding]:
+    """The error of a step is O(sigma^2): half the sigma, a quarter of it."""
     with_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # differences of nearly equal numbers
     try:

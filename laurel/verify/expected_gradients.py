@@ -120,6 +120,13 @@ def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
             found,
             grad - beta * frozen / H,
         )
+    yield from kl_one_step_off(world, drift, token_d, scores, beta, H)
+
+
+def kl_one_step_off(
+    world: World, drift: Tensor, token_d: Tensor, scores: Tensor, beta: float, H: int
+) -> Iterator[Finding]:
+    """KL in the loss one step off the policy: states of the old policy, KL of the current one."""
     before = world.logits + drift
     old_XN = world.language.logp(before / world.temperature).exp()
     kl_only = World(world.language, world.logits, world.ref, world.reward * 0, world.temperature)
@@ -182,24 +189,34 @@ def weighted(world: World) -> Iterator[Finding]:
             found,
             grad_p * (c_X / some_X)[:, None, None],
         )
-        inside_XN = torch.stack(
-            [
-                mean_advantage(float(p), G, reward)
-                for p, reward in zip(p_X, world.reward, strict=True)
-            ]
+        yield from as_shipped(world, p_X, G, length, grad_p)
+    yield from one_whitened_prompt()
+    yield from critic(world)
+
+
+def as_shipped(
+    world: World, p_X: Tensor, G: int, length: Tensor, grad_p: Tensor
+) -> Iterator[Finding]:
+    """With the means over tokens and the group spreads that rows ship with."""
+    inside_XN = torch.stack(
+        [mean_advantage(float(p), G, reward) for p, reward in zip(p_X, world.reward, strict=True)]
+    )
+    per_length = ascent(world, inside_XN / length)
+    for name in ("grpo", "gspo"):
+        found = expected_gradient(world, name, G)
+        yield same(
+            name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
         )
-        per_length = ascent(world, inside_XN / length)
-        for name in ("grpo", "gspo"):
-            found = expected_gradient(world, name, G)
-            yield same(
-                name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
-            )
-            yield apart(
-                name,
-                f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
-                found,
-                along(found, grad_p),
-            )
+        yield apart(
+            name,
+            f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
+            found,
+            along(found, grad_p),
+        )
+
+
+def one_whitened_prompt() -> Iterator[Finding]:
+    """Rows that whiten over the batch, on one prompt of one token: c_n(p) grad p."""
     c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
     near = (
         1e-8 if torch.get_default_dtype() == torch.float64 else None
@@ -212,38 +229,22 @@ def weighted(world: World) -> Iterator[Finding]:
         found = one_batch(BANDIT, name, 3, **own)
         truth = ascent(BANDIT, BANDIT.reward) * c_X[:, None, None]
         yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit)
-    yield from critic(world)
 
 
 def critic(world: World) -> Iterator[Finding]:
-    """PPO's critic with lambda = 1: each completion, weighted by its length, pulls V(s) to R; the
-    mean is 0 at V of the policy.
+    """PPO's critic with lambda = 1 is pulled to the value of the policy, and rests there.
+
+    Each completion, weighted by its length, pulls V(s) to R; the mean is 0 at V of the policy.
     """
+    p_XN = world.language.logp(world.pi).exp()
+    _, V = world.language.action_values(world.pi, world.reward)
+    # The critic of these tables is read off the reference: this reference's critic says V.
+    exact = world.ref + (V - value_table(world.ref))[..., None] / world.language.V
     total, at_value = torch.zeros(world.ref.shape[:2]), torch.zeros(world.ref.shape[:2])
-    p, (_, V) = (
-        world.language.logp(world.pi).exp(),
-        world.language.action_values(world.pi, world.reward),
-    )
-    exact = (
-        world.ref + (V - value_table(world.ref))[..., None] / world.language.V
-    )  # a reference whose critic says V
-    for x, n in product(range(len(p)), range(world.language.N)):
-        for ref, into in ((world.ref, total), (exact, at_value)):
-            own = {
-                "lam": 1.0,
-                "cliprange_value": 0.0,
-                "beta": 0.0,
-                "missing_eos_penalty": 0.0,
-                "num_iterations": 1,
-            }
-            setup = build(world, "ppo", world.logits, ref, num_generations=1, **own)
-            gradient(
-                setup,
-                as_groups(
-                    world, [(x, (n,))], rewards=[[float(world.reward[x, n])]], table=world.logits
-                ),
-            )
-            into += float(p[x, n]) * int(world.language.length_N[n]) * ascent_of(setup)[1]
+    for x, n in product(range(len(p_XN)), range(world.language.N)):
+        often = float(p_XN[x, n]) * int(world.language.length_N[n])
+        total += often * critic_pull(world, world.ref, x, n)
+        at_value += often * critic_pull(world, exact, x, n)
     pull = world.language.visits(world.pi) * (V - value_table(world.ref))
     yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
     yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
@@ -282,6 +283,25 @@ def cut_after_one(world: World) -> Iterator[Finding]:
     yield same(
         "ppo", "cut off after one token, bootstrapped: the critic is pulled to V", total, pull
     )
+
+
+def critic_pull(world: World, ref: Tensor, x: int, n: int) -> Tensor:
+    """[X, S] what completion n of prompt x pulls at the values of the critic that starts at ref."""
+    setup = build(
+        world,
+        "ppo",
+        world.logits,
+        ref,
+        num_generations=1,
+        lam=1.0,
+        cliprange_value=0.0,
+        beta=0.0,
+        missing_eos_penalty=0.0,
+        num_iterations=1,
+    )
+    rewards = [[float(world.reward[x, n])]]
+    gradient(setup, as_groups(world, [(x, (n,))], rewards=rewards, table=world.logits))
+    return ascent_of(setup)[1]
 
 
 RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}
@@ -335,6 +355,12 @@ def selections(world: World, binary: World) -> Iterator[Finding]:
             expected_gradient(world, "raft", G, **PER_ROW),
             ascent(world, chosen) / G,
         )
+    yield from right_or_wrong(binary)
+    yield from supervised_data(world)
+
+
+def right_or_wrong(binary: World) -> Iterator[Finding]:
+    """RAFT where rewards are 0 or 1."""
     p_X = bernoulli(binary)
     best = (
         ((1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2)[:, None, None]
@@ -349,6 +375,10 @@ def selections(world: World, binary: World) -> Iterator[Finding]:
     )
     found = expected_gradient(binary, "raft", 2, keep="above", bar=1.0, **PER_ROW)
     yield same("raft", "keep=above: grad p", found, ascent(binary, binary.reward))
+
+
+def supervised_data(world: World) -> Iterator[Finding]:
+    """SFT climbs the log-likelihood of its data."""
     data = [(0, (3,)), (0, (3,)), (0, (0,)), (1, (5,)), (1, (1,))]
     share_XN = torch.zeros_like(world.reward)
     for x, (n,) in data:

@@ -82,6 +82,18 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
         )
     at_goal = replace(world, logits=world.language.logits_of(goal.exp()) * world.temperature)
     reward = {"beta": BETA, "kl_placement": "reward", "kl_estimator": "k1"}
+    yield from rests_at_optimum(world, at_goal, reward)
+    yield from one_token_optimum()
+    start = replace(at_goal, logits=at_goal.logits + 0.2 * (world.logits - at_goal.logits))
+    for name in ("grpo", "gspo"):
+        end = follow(start, lambda w, name=name: expected_gradient(w, name, 2, **reward), 0.02, 1)
+        yield closer(
+            name, "KL in the reward, near pi*: a step brings it closer", start, end, goal.exp()
+        )
+
+
+def rests_at_optimum(world: World, at_goal: World, reward: dict[str, Any]) -> Iterator[Finding]:
+    """Every row with KL in the reward rests at pi*."""
     for name in ("rloo", "grpo", "dr_grpo", "gspo"):
         yield same(
             name,
@@ -92,6 +104,10 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
     for name, own in (("dapo", UNMASKED), ("cispo", {})):
         found = expected_gradient(at_goal, name, 2, **reward, **PER_ROW, **own)
         yield same(name, "KL in the reward: at pi* nothing moves", found, world.logits * 0)
+
+
+def one_token_optimum() -> Iterator[Finding]:
+    """Rows that whiten over the batch, at pi* of a world of one token."""
     one_token = make_world(4, 1, seed=12)
     goal_1 = optimum(one_token.language.logp(one_token.pi_ref), one_token.reward, BETA)
     settled = replace(
@@ -101,12 +117,6 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
         found = one_batch(settled, name, 2, beta=BETA, **own)
         yield same(
             name, "KL in the reward, one token: at pi* nothing moves", found, settled.logits * 0
-        )
-    start = replace(at_goal, logits=at_goal.logits + 0.2 * (world.logits - at_goal.logits))
-    for name in ("grpo", "gspo"):
-        end = follow(start, lambda w, name=name: expected_gradient(w, name, 2, **reward), 0.02, 1)
-        yield closer(
-            name, "KL in the reward, near pi*: a step brings it closer", start, end, goal.exp()
         )
 
 
@@ -225,6 +235,11 @@ def imitation(world: World) -> Iterator[Finding]:
     yield same(
         "raft", "three rounds of best-of-3 = best-of-27", rounds, best_of_n(p_XN, world.reward, 27)
     )
+    yield from supervised_optimum(world)
+
+
+def supervised_optimum(world: World) -> Iterator[Finding]:
+    """SFT is best at the distribution of its data."""
     data: list[tuple[int, tuple[int, ...]]] = [(0, (n,)) for n in range(world.language.N)] + [
         (0, (0,)),
         (0, (3,)),

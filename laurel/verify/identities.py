@@ -55,20 +55,7 @@ def oracle(world: World) -> Iterator[Finding]:
     yield same(
         "oracle", "A1: E[R grad log pi] = grad E[R]", language.ascent(world.pi, world.reward), grad
     )
-    direction, h = (
-        torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        1e-5,
-    )
-    ahead, behind = (
-        (language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1)
-    )
-    yield same(
-        "oracle",
-        "A1: the same by finite differences",
-        (grad * direction).sum(),
-        (ahead - behind) / (2 * h),
-        limit=1e-8,
-    )
+    yield from finite_differences(world, logits, language, grad)
     Q, V = language.action_values(world.pi, world.reward)
     yield same("oracle", "V(empty prefix) = E[R]", V[:, 0], (p_XN * world.reward).sum(1))
     inside = language.visits(world.pi)[..., None] * world.pi.softmax(2) * (Q - V[..., None])
@@ -82,6 +69,26 @@ def oracle(world: World) -> Iterator[Finding]:
     uniform = torch.full((1, 4), 0.25, dtype=torch.float64).log()
     yield same(
         "oracle", "entropy of four equal completions", entropy(uniform)[0], 1.3862943611198906
+    )
+
+
+def finite_differences(
+    world: World, logits: Tensor, language: Language, grad: Tensor
+) -> Iterator[Finding]:
+    """The slope along one random direction."""
+    direction, h = (
+        torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        1e-5,
+    )
+    ahead, behind = (
+        (language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1)
+    )
+    yield same(
+        "oracle",
+        "A1: the same by finite differences",
+        (grad * direction).sum(),
+        (ahead - behind) / (2 * h),
+        limit=1e-8,
     )
 
 
@@ -114,6 +121,11 @@ def tilted(world: World) -> Iterator[Finding]:
     yield same(
         "oracle", "G8: token by token ref exp((Q - V)/beta) is pi*", by_token.exp(), star.exp()
     )
+    yield from rejection(world, logref, logZ, star)
+
+
+def rejection(world: World, logref: Tensor, logZ: Tensor, star: Tensor) -> Iterator[Finding]:
+    """Rejection sampling from the reference: how much it accepts, and what."""
     top = world.reward.max(1, keepdim=True).values
     accept = ((world.reward - top) / BETA).exp()
     kept = logref.exp() * accept
@@ -153,6 +165,34 @@ def estimators(world: World) -> Iterator[Finding]:
     for name, (estimator, truth, says) in expected.items():
         found = differentiate((p * estimator(language.logp(logits), logref)).sum(), logits)
         yield same("kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth)
+    yield from with_ratio_and_as_reward(world, language, logits, p, logref, reverse, forward, logp)
+    states = exact_kl(world.pi.log_softmax(2), world.pi_ref.log_softmax(2))
+    yield same(
+        "kl",
+        "E2: sum over visited states of the exact KL = KL",
+        (language.visits(world.pi) * states).sum(1),
+        true,
+    )
+    yield from variances(world, language, logref)
+    yield same(
+        "kl",
+        "k1 in the reward is d itself: E[d grad log pi] = grad KL",
+        language.ascent(world.pi, d),
+        reverse,
+    )
+
+
+def with_ratio_and_as_reward(
+    world: World,
+    language: Language,
+    logits: Tensor,
+    p: Tensor,
+    logref: Tensor,
+    reverse: Tensor,
+    forward: Tensor,
+    logp: Tensor,
+) -> Iterator[Finding]:
+    """k3 with the ratio, and k1 and k3 as a reward (F2)."""
     again = language.logp(logits)
     with_ratio = differentiate(
         (p * (again - again.detach()).exp() * k3(again, logref)).sum(), logits
@@ -168,13 +208,10 @@ def estimators(world: World) -> Iterator[Finding]:
             language.ascent(world.pi, estimator(logp.detach(), logref)),
             truth,
         )
-    states = exact_kl(world.pi.log_softmax(2), world.pi_ref.log_softmax(2))
-    yield same(
-        "kl",
-        "E2: sum over visited states of the exact KL = KL",
-        (language.visits(world.pi) * states).sum(1),
-        true,
-    )
+
+
+def variances(world: World, language: Language, logref: Tensor) -> Iterator[Finding]:
+    """Near the reference k3 varies less than k1."""
     near = language.logp(world.pi_ref + 0.3 * (world.pi - world.pi_ref))
     q, small = near.exp(), kl(near, logref)
     variance = [
@@ -189,65 +226,73 @@ def estimators(world: World) -> Iterator[Finding]:
         variance[1] / variance[0],
         1.0,
     )
-    yield same(
-        "kl",
-        "k1 in the reward is d itself: E[d grad log pi] = grad KL",
-        language.ascent(world.pi, d),
-        reverse,
-    )
 
 
 def credit(world: World) -> Iterator[Finding]:
     """Advantages per token with the library's return_to_go and whiten: B1 to B4, A5, T18."""
-    language, p = world.language, world.language.logp(world.pi).exp()
-    scores, mask = language.token_scores(world.pi), language.mask_NT
+    yield from any_lambda(world)
+    yield from second_moments(world)
+    yield from whitening()
+
+
+def reward_at_end(world: World) -> Tensor:
+    """[X, N, T] the reward of a completion at its last token, 0 before."""
+    last = torch.arange(world.language.H) == world.language.length_N[:, None] - 1
+    return torch.where(last, world.reward[..., None], 0.0)
+
+
+def gae(world: World, V_XS: Tensor, lam: float) -> Tensor:
+    """[X, N, T] generalised advantages: discounted sums of r_t + V(s_t+1) - V(s_t)."""
+    mask = world.language.mask_NT
+    here = torch.where(mask, V_XS[:, world.language.state_NT], 0.0)
+    after = torch.nn.functional.pad(here[..., 1:], (0, 1))
+    errors = reward_at_end(world) + after - here
+    return torch.stack([return_to_go(td, mask, gamma=lam) for td in errors])
+
+
+def mean_gradient(world: World, A_XNT: Tensor) -> Tensor:
+    """[X, S, V] E[sum_t A_t grad log pi(y_t)]."""
+    p = world.language.logp(world.pi).exp()
+    return torch.einsum("xn,xnt,xntsv->xsv", p, A_XNT, world.language.token_scores(world.pi))
+
+
+def any_lambda(world: World) -> Iterator[Finding]:
+    """With the exact V every lambda gives grad E[R]; with a wrong one only lambda = 1 does."""
+    language = world.language
     grad = language.ascent(world.pi, world.reward)
-    Q, V = language.action_values(world.pi, world.reward)
-    last = torch.arange(language.H) == language.length_N[:, None] - 1
-    reward_XNT = torch.where(last, world.reward[..., None], 0.0)
-
-    def gae(V_XS: Tensor, lam: float) -> Tensor:
-        here = torch.where(mask, V_XS[:, language.state_NT], 0.0)
-        after = torch.nn.functional.pad(here[..., 1:], (0, 1))
-        return torch.stack([return_to_go(td, mask, gamma=lam) for td in reward_XNT + after - here])
-
-    def mean_gradient(A_XNT: Tensor) -> Tensor:
-        return torch.einsum("xn,xnt,xntsv->xsv", p, A_XNT, scores)
-
+    _, V = language.action_values(world.pi, world.reward)
     for lam in (0.0, 0.5, 1.0):
-        yield same(
-            "gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", mean_gradient(gae(V, lam)), grad
-        )
-    to_go = torch.stack([return_to_go(r, mask) for r in reward_XNT])
-    yield same(
-        "gae",
-        "B2: lambda = 1 is R - V(state)",
-        gae(V, 1.0),
-        torch.where(mask, to_go - V[:, language.state_NT], 0.0),
-    )
-    wrong = V + 0.7 * torch.randn(
-        V.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-    yield same(
-        "gae", "B4: a wrong V does not matter at lambda = 1", mean_gradient(gae(wrong, 1.0)), grad
-    )
-    bias = [
-        float((mean_gradient(gae(wrong, lam)) - grad).norm() / grad.norm()) for lam in (0.0, 0.95)
-    ]
+        found = mean_gradient(world, gae(world, V, lam))
+        yield same("gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", found, grad)
+    to_go = torch.stack([return_to_go(r, language.mask_NT) for r in reward_at_end(world)])
+    above_value = torch.where(language.mask_NT, to_go - V[:, language.state_NT], 0.0)
+    yield same("gae", "B2: lambda = 1 is R - V(state)", gae(world, V, 1.0), above_value)
+    noise = torch.randn(V.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wrong = V + 0.7 * noise
+    found = mean_gradient(world, gae(world, wrong, 1.0))
+    yield same("gae", "B4: a wrong V does not matter at lambda = 1", found, grad)
+    biased = [mean_gradient(world, gae(world, wrong, lam)) for lam in (0.0, 0.95)]
+    bias = [float((found - grad).norm() / grad.norm()) for found in biased]
     yield apart(
         "gae",
         f"B4: at lambda = 0 it does: bias {bias[0]:.0%}, at .95 {bias[1]:.1%}",
-        mean_gradient(gae(wrong, 0.0)),
+        biased[0],
         grad,
     )
-    second = [
-        float(torch.einsum("xn,xnsv->", p, torch.einsum("xnt,xntsv->xnsv", A, scores).square()))
-        for A in (
-            to_go,
-            gae(V, 1.0),
-            torch.where(mask, (Q - V[..., None])[:, language.state_NT, language.token_NT], 0.0),
-        )
-    ]
+
+
+def second_moments(world: World) -> Iterator[Finding]:
+    """E |A grad log pi|^2 falls from no baseline to V to Q - V."""
+    language = world.language
+    p, scores = language.logp(world.pi).exp(), language.token_scores(world.pi)
+    Q, V = language.action_values(world.pi, world.reward)
+    to_go = torch.stack([return_to_go(r, language.mask_NT) for r in reward_at_end(world)])
+    # the advantage of the token that each completion has in each state
+    exact = (Q - V[..., None])[:, language.state_NT, language.token_NT]
+    second: list[float] = []
+    for A in (to_go, gae(world, V, 1.0), torch.where(language.mask_NT, exact, 0.0)):
+        gradient_XNSV = torch.einsum("xnt,xntsv->xnsv", A, scores)
+        second.append(float(torch.einsum("xn,xnsv->", p, gradient_XNSV.square())))
     order = f"{second[0]:.4g} > {second[1]:.4g} > {second[2]:.4g}"
     yield Finding(
         "gae",
@@ -257,14 +302,16 @@ def credit(world: World) -> Iterator[Finding]:
         max(second[1] / second[0], second[2] / second[1]),
         1.0,
     )
-    x, m = (
-        torch.tensor([[1.0, 2, 3, 100]], dtype=torch.float64),
-        torch.tensor([[True, True, True, False]]),
-    )
+
+
+def whitening() -> Iterator[Finding]:
+    """Mean 0 and spread 1 over the tokens of the mask."""
+    x = torch.tensor([[1.0, 2, 3, 100]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, True, False]])
     yield same(
         "whiten",
         "T18: [1, 2, 3, (100)] -> [-1, 0, 1, 0]",
-        whiten(x, m, eps=0.0)[0],
+        whiten(x, mask, eps=0.0)[0],
         torch.tensor([-1.0, 0, 1, 0], dtype=torch.float64),
     )
 
@@ -316,6 +363,11 @@ def best(world: World) -> Iterator[Finding]:
         best_of_n(p, world.reward, 5).sum(1),
         torch.ones(2, dtype=torch.float64),
     )
+    yield from listed_draws()
+
+
+def listed_draws() -> Iterator[Finding]:
+    """Best of three by listing every draw of a small language, with ties."""
     n, small = 3, Language(3, 2)
     q = small.logp(
         torch.randn(1, small.S, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

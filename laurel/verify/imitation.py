@@ -93,36 +93,46 @@ def at_ends(world: World, value_XN: Tensor) -> Tensor:
 def mean_step(
     it: Imitated, logit_XN: Tensor, *, G: int = 2, learn: bool = True, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """E over groups of G samples, and over their demonstration, of one step: ascent of the policy's
-    table, and of the discriminator's.
+    """The mean of one step: ascent of the policy's table and of the discriminator's, [X, S, V].
 
-    Both [X, S, V]. One call of the loop: each case is a prompt of its own with its own copy of both
-    tables. learn=False: no demonstrations, so the policy's half alone.
+    The mean over groups of G samples and over their demonstration. One call of the loop: each case
+    is a prompt of its own with its own copy of both tables. learn=False: no demonstrations, so the
+    policy's half alone.
     """
-    world, expert = it.world, it.expert.exp()
-    cases = list(every_group(world, G, probabilities(world)))
-    shown = [
-        (x, members, m, chance * float(expert[x, m]))
-        for (x, members), chance in cases
-        for m in range(world.language.N)
-    ]
-    shown = shown if learn else [(x, members, 0, chance) for (x, members), chance in cases]
-    which, chance = torch.tensor([x for x, *_ in shown]), torch.tensor([c for *_, c in shown])
+    world = it.world
+    cases = _cases(it, G, learn)
+    which = torch.tensor([x for x, *_ in cases])
     setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
     judge_says(setup, world, logit_XN[which])
-    drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
-    groups = adversary.discriminator_scores(
-        setup, as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=world.logits[which])
-    )
+    drawn = [(at, members) for at, (_, members, _, _) in enumerate(cases)]
+    copies = replace(world, logits=world.logits[which])
+    blank = as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=copies.logits)
+    groups = adversary.discriminator_scores(setup, blank)
     if learn:
-        copies = replace(world, logits=world.logits[which])
-        groups = with_shown(copies, groups, [(at, (m,)) for at, (_, _, m, _) in enumerate(shown)])
+        groups = with_shown(copies, groups, [(at, (m,)) for at, (_, _, m, _) in enumerate(cases)])
     gradient(setup, groups)
-    every = [each * len(shown) * chance[:, None, None] for each in ascent_of(setup)]
-    policy, judge = (
-        torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each) for each in every
-    )
+    # The loop's step is the plain mean over cases: times their number, each counts by its chance.
+    share = len(cases) * torch.tensor([chance for *_, chance in cases])[:, None, None]
+    policy, judge = (_by_prompt(each * share, which, world) for each in ascent_of(setup))
     return policy, judge
+
+
+def _cases(it: Imitated, G: int, learn: bool) -> list[tuple[int, tuple[int, ...], int, float]]:
+    """(prompt, the group's completions, the demonstration, the chance of all that)."""
+    groups = every_group(it.world, G, probabilities(it.world))
+    if not learn:
+        return [(x, members, 0, chance) for (x, members), chance in groups]
+    expert = it.expert.exp()
+    return [
+        (x, members, m, chance * float(expert[x, m]))
+        for (x, members), chance in groups
+        for m in range(it.world.language.N)
+    ]
+
+
+def _by_prompt(each: Tensor, which: Tensor, world: World) -> Tensor:
+    """[X, S, V] the sum over the cases of each prompt."""
+    return torch.zeros_like(world.logits, dtype=each.dtype).index_add(0, which, each)
 
 
 def divergence(it: Imitated, name: str) -> Tensor:
@@ -179,8 +189,9 @@ def discriminator_rewards() -> Iterator[Finding]:
 
 
 def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
-    """Judge, append, weigh, update, twice in a row with a real optimiser: both tables, against
-    plain Python.
+    """Two steps in a row with a real optimiser, against plain Python: both tables.
+
+    Each step judges, appends the demonstrations, weighs and updates.
     """
     world = make_world(3, 2, X=3, seed=52)
     for options in (
@@ -188,32 +199,38 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
         {"imitation_reward": "gail", "label_smoothing": 0.1},
         {"imitation_reward": "log_d", "token_budget": 9},
     ):
-        rng, ours, theirs = random.Random(str(options)), [], []
-        for number in range(batches):
-            setup = build(world, NAME, world.logits, world.ref, num_generations=3, **options)
-            setup.optimizer = torch.optim.SGD(setup.trainable().values(), lr=1.0)
-            now, verdict = world, verdict_table(world.ref)
-            for step in (1, 2):
-                drawn, shown = (some(rng, world, k) for k in (3, 1))
-                blank = as_groups(
-                    now, drawn, rewards=[[0.0] * 3] * 3, table=now.logits, filler=number
-                )
-                scored = adversary.discriminator_scores(setup, blank)
-                groups = with_shown(now, scored, shown, filler=number)
-                state = State(step=step)
-                loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
-                policy, judge = plain_step(now, verdict, drawn, shown, setup.config)
-                now, verdict = replace(now, logits=now.logits + policy), verdict + judge
-            start = torch.stack([world.logits, verdict_table(world.ref)])
-            ours.append(torch.stack([p.detach() for p in setup.trainable().values()]) - start)
-            theirs.append(torch.stack([now.logits, verdict]) - start)
-        said = ", ".join(f"{key}={value}" for key, value in options.items())
+        rng = random.Random(str(options))
+        pairs = [_two_steps(world, rng, options, number) for number in range(batches)]
+        shown = ", ".join(f"{key}={value}" for key, value in options.items())
         yield same(
             NAME,
-            f"two whole steps, {said or 'defaults'}: what they move",
-            torch.stack(ours),
-            torch.stack(theirs),
+            f"two whole steps, {shown or 'defaults'}: what they move",
+            torch.stack([ours for ours, _ in pairs]),
+            torch.stack([theirs for _, theirs in pairs]),
         )
+
+
+def _two_steps(
+    world: World, rng: random.Random, options: dict[str, Any], filler: int
+) -> tuple[Tensor, Tensor]:
+    """How far the loop and plain Python move the policy's table and the discriminator's."""
+    setup = build(world, NAME, world.logits, world.ref, num_generations=3, **options)
+    setup.optimizer = torch.optim.SGD(setup.trainable().values(), lr=1.0)
+    now, verdict = world, verdict_table(world.ref)
+    for step in (1, 2):
+        drawn, shown = some(rng, world, 3), some(rng, world, 1)
+        zeros = [[0.0] * 3] * 3
+        blank = as_groups(now, drawn, rewards=zeros, table=now.logits, filler=filler)
+        scored = adversary.discriminator_scores(setup, blank)
+        groups = with_shown(now, scored, shown, filler=filler)
+        state = State(step=step)
+        loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
+        policy, judge = plain_step(now, verdict, drawn, shown, setup.config)
+        now = replace(now, logits=now.logits + policy)
+        verdict = verdict + judge
+    start = torch.stack([world.logits, verdict_table(world.ref)])
+    ours = torch.stack([p.detach() for p in setup.trainable().values()]) - start
+    return ours, torch.stack([now.logits, verdict]) - start
 
 
 def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
@@ -224,43 +241,42 @@ def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
 def plain_step(
     world: World, verdict: Tensor, drawn: Sequence[Drawn], shown: Sequence[Drawn], o: Any
 ) -> tuple[Tensor, Tensor]:
-    """The second opinion: what moves the policy's logits, and what the discriminator's table."""
+    """The same in plain Python: what moves the policy's logits, and the discriminator's table."""
 
-    def pays(f: float) -> float:
-        d = 1 / (1 + math.exp(-f))
-        return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[
-            o.imitation_reward
-        ]
+    def logit(x: int, n: int) -> float:
+        return float(verdict[x][last_cell(world, n)])
 
     rewards = [
-        [pays(float(verdict[x][last_cell(world, n)])) for n in members] for x, members in drawn
+        [_imitation_reward(logit(x, n), o.imitation_reward) for n in members]
+        for x, members in drawn
     ]
     policy = recomputed.gradient(world, NAME, drawn, rewards, o, old=world.logits)
-    judge, half, groups = torch.zeros_like(verdict), 0.5, len(drawn)
+    judge = torch.zeros_like(verdict)
+    half = 0.5
     for (x, members), (_, (m,)) in zip(drawn, shown, strict=True):
-        for n, label, share in [
-            (m, 1 - o.label_smoothing, half),
-            *((n, o.label_smoothing, half / len(members)) for n in members),
-        ]:
-            judge[(x, *last_cell(world, n))] += (
-                share
-                * (label - 1 / (1 + math.exp(-float(verdict[x][last_cell(world, n)]))))
-                / groups
-            )
+        # One demonstration against all samples of the group: each side has half of the say.
+        cases = [(m, 1 - o.label_smoothing, half)]
+        cases += [(n, o.label_smoothing, half / len(members)) for n in members]
+        for n, label, share in cases:
+            error = label - 1 / (1 + math.exp(-logit(x, n)))
+            judge[(x, *last_cell(world, n))] += share * error / len(drawn)
     return policy, judge
 
 
+def _imitation_reward(logit: float, name: str) -> float:
+    """What a sample earns whose discriminator's logit this is."""
+    d = 1 / (1 + math.exp(-logit))
+    return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[name]
+
+
 def matched() -> Iterator[Finding]:
-    """Where it ends: at the expert, with the best discriminator or one that learns beside; and
-    there nothing moves.
+    """Where it ends: at the expert, where nothing moves.
+
+    With the best discriminator, or one that learns at the same time.
     """
     it = make_imitated(3, 2, seed=54)
-    at_expert = replace(
-        it,
-        world=replace(
-            it.world, logits=it.world.language.logits_of(it.expert.exp()) * it.world.temperature
-        ),
-    )
+    logits = it.world.language.logits_of(it.expert.exp()) * it.world.temperature
+    at_expert = replace(it, world=replace(it.world, logits=logits))
     for imitation_reward in NAMED:
         policy, judge = mean_step(at_expert, it.expert * 0, imitation_reward=imitation_reward)
         both = torch.stack([policy, judge])
@@ -273,25 +289,29 @@ def matched() -> Iterator[Finding]:
         return mean_step(there, there.gap, learn=False)[0]
 
     end = follow(it.world, update, 1.0, 12)
+    # 1e-8: a group's spread below 1e-9 is no signal
     yield same(
         NAME, "I5: airl with D* ends at pi_E", probabilities(end), it.expert.exp(), limit=1e-8
-    )  # a spread below 1e-9 is no signal
-    one = make_imitated(3, 1, seed=56)
-    world, said = one.world, one.expert * 0
+    )
+    yield from learning_together()
+
+
+def learning_together() -> Iterator[Finding]:
+    """Policy and discriminator that learn in turn."""
+    it = make_imitated(3, 1, seed=56)
+    world, logit = it.world, it.expert * 0
     for _ in range(120):
-        now = replace(one, world=world)
-        policy, judge = mean_step(now, said)
-        shared = (probabilities(world) + one.expert.exp()) / 2
-        said = (
-            said
-            + 2.0 * torch.stack([judge[:, 0, y[0]] for y in world.language.completions], 1) / shared
-        )
+        policy, judge = mean_step(replace(it, world=world), logit)
+        shared = (probabilities(world) + it.expert.exp()) / 2
+        pull = torch.stack([judge[:, 0, y[0]] for y in world.language.completions], 1)
+        logit = logit + 2.0 * pull / shared
         world = follow(world, lambda _, found=policy: found, 0.25, 1)
     yield same(
         NAME,
         "I5: policy and discriminator learning side by side end at pi_E",
         probabilities(world),
-        one.expert.exp(),
+        it.expert.exp(),
         limit=1e-6,
     )
-    yield same(NAME, "I5: and D at 1/2", said.sigmoid(), torch.full_like(said, 0.5), limit=1e-6)
+    half = torch.full_like(logit, 0.5)
+    yield same(NAME, "I5: and D at 1/2", logit.sigmoid(), half, limit=1e-6)

@@ -73,31 +73,19 @@ def run(
 
 
 def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
-    """Random batches: the loss, what pulls at the policy, Q and V, and where the slow copies go."""
+    """Random batches: the loss, what pulls at the policy, Q and V, and the target networks."""
     world = make_world(V=4, H=3, X=3, seed=seed + 50)
     tables = some_tables(world.ref)
     for options in CASES:
         shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
-        rng, ours, theirs = random.Random(f"{shown}{seed}"), [], []
+        rng = random.Random(f"{shown}{seed}")
+        ours: list[tuple[Tensor, ...]] = []
+        theirs: list[tuple[Tensor, ...]] = []
         for number in range(batches):
             drawn = [(x, (rng.randrange(world.language.N),)) for x in range(3)]
-            rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
-            o = build(world, NAME, world.logits, world.ref, **options).config
-            found, truth = (
-                run(world, tables, drawn, rewards, number, **options),
-                step(world, tables, drawn, rewards, o),
-            )
-            goal = tables.target + float(o.target_update or 0) * (tables.q - tables.target)
-            ours.append(
-                (
-                    torch.tensor([found.loss]),
-                    found.policy,
-                    found.q,
-                    found.value,
-                    tables_of(found.heads, 3).target,
-                )
-            )
-            theirs.append((torch.tensor([truth.loss]), truth.policy, truth.q, truth.value, goal))
+            mine, other = _both_steps(world, tables, drawn, number, options)
+            ours.append(mine)
+            theirs.append(other)
         parts = (
             "the loss",
             "gradient of the policy",
@@ -105,42 +93,54 @@ def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
             "gradient of V",
             "the slow copies afterwards",
         )
-        for what, mine, other in zip(
-            parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True
-        ):
+        columns = zip(parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
+        for what, mine, other in columns:
             yield same(NAME, f"{what}, {shown}", torch.stack(mine), torch.stack(other))
 
 
-def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
-    """E of the pulls over a log that holds completion n of prompt x as often as `log_XN` says, and
-    the slow copies afterwards.
+def _both_steps(
+    world: World, tables: Tables, drawn: Sequence[Drawn], filler: int, options: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(loss, pulls at the policy, Q and V, target networks) of the loop, and of plain Python."""
+    rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
+    o = build(world, NAME, world.logits, world.ref, **options).config
+    found = run(world, tables, drawn, rewards, filler, **options)
+    truth = step(world, tables, drawn, rewards, o)
+    slow = tables.target + float(o.target_update or 0) * (tables.q - tables.target)
+    after = tables_of(found.heads, len(world.logits)).target
+    return (
+        (torch.tensor([found.loss]), found.policy, found.q, found.value, after),
+        (torch.tensor([truth.loss]), truth.policy, truth.q, truth.value, slow),
+    )
 
-    One call of the loop: every completion that the log holds becomes a prompt of its own. Sums over
-    tokens, prompt by prompt.
+
+def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
+    """E of the pulls over a log, and the target networks afterwards.
+
+    The log holds completion n of prompt x as often as `log_XN` says. One call of the loop: every
+    completion that the log holds becomes a prompt of its own. Sums over tokens, prompt by prompt.
     """
-    cases = [
-        (x, n) for x in range(len(log_XN)) for n in range(world.language.N) if log_XN[x, n] > 0
-    ]
+    language = world.language
+    cases = [(x, n) for x in range(len(log_XN)) for n in range(language.N) if log_XN[x, n] > 0]
     which = torch.tensor([x for x, _ in cases])
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
-    found = run(
-        own, tables.at(which), drawn, [[float(world.reward[x, n])] for x, n in cases], **options
-    )
-    units = sum(int(world.language.length_N[n]) for _, n in cases)
+    rewards = [[float(world.reward[x, n])] for x, n in cases]
+    found = run(own, tables.at(which), drawn, rewards, **options)
+    # The loop's step is a mean over tokens: times their number, each case counts by its share.
+    units = sum(int(language.length_N[n]) for _, n in cases)
     share = torch.tensor([float(log_XN[x, n]) for x, n in cases]) * units
 
     def gathered(each: Tensor) -> Tensor:
-        shape = (len(log_XN), *each.shape[1:])
-        return torch.zeros(shape, dtype=each.dtype).index_add(
-            0, which, each * share.view(-1, *[1] * (each.ndim - 1))
-        )
+        """The sum over the cases of each prompt, by share."""
+        zeros = torch.zeros((len(log_XN), *each.shape[1:]), dtype=each.dtype)
+        return zeros.index_add(0, which, each * share.view(-1, *[1] * (each.ndim - 1)))
 
-    first = torch.tensor(
-        [cases.index(next(case for case in cases if case[0] == x)) for x in range(len(log_XN))]
-    )
-    q = torch.stack([gathered(each) for each in found.q])
+    # All copies of one prompt's target network move alike: those of its first case are taken.
+    prompts = which.tolist()
+    first = torch.tensor([prompts.index(x) for x in range(len(log_XN))])
     after = tables_of(found.heads, len(cases)).target[:, first]
+    q = torch.stack([gathered(each) for each in found.q])
     return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value)), after
 
 
@@ -276,18 +276,15 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     """The head that is saved says pi exp(beta (Q - V)) / Z, and that is worth more than pi."""
     best, start = world.reward.amax(1), (log * world.reward).sum(1)
     several = some_tables(world.ref)
-    head = folded(world.logits.flatten(0, 1).T, [q.flatten(0, 1).T for q in several.q], 1.5)
     wanted = world.logits.log_softmax(2) + 1.5 * (several.q.mean(0) - several.value[..., None])
     yield same(
         NAME,
         "the saved head is softmax(log pi + beta (Q - V))",
-        head.T.unflatten(0, (len(best), -1)).softmax(2),
+        decoded(world.logits, several, 1.5).softmax(2),
         wanted.softmax(2),
     )
     for beta in (0.3, 1.0, 4.0):
-        table = folded(
-            world.logits.flatten(0, 1).T, [q.flatten(0, 1).T for q in mu.q], beta
-        ).T.unflatten(0, (len(best), -1))
+        table = decoded(world.logits, mu, beta)
         worth = (world.language.logp(table).exp() * world.reward).sum(1)
         left = float(((best - worth) / (best - start)).max())
         says = f"decode_beta {beta:g} with Q^mu: better than the log, on every prompt"
@@ -295,37 +292,33 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
 
 
 def logged_ends() -> Iterator[Finding]:
-    """The expected update followed to its end, slow copies and all; and what V tends to as tau does
-    to 1.
-    """
+    """The expected update followed to its end, target networks included."""
     world, whole, part = logs()
     for name, log, tau, rounds in (
         ("a log of everything", whole, 0.5, 12),
         ("a log without the best", part, 0.7, 70),
     ):
-        end = follow_log(world, log, tau, rounds)
-        goal, seen = (
-            ends_of(world, log, tau),
-            world.language.visits(world.language.logits_of(log)) > 0,
-        )
+        end, goal = follow_log(world, log, tau, rounds), ends_of(world, log, tau)
+        passed = world.language.visits(world.language.logits_of(log)) > 0
         says = "V^mu" if tau == 0.5 else f"the {tau:g} expectiles"
         yield same(
-            NAME, f"{name}: followed to the end, V is {says}", end.value[seen], goal.value[seen]
+            NAME, f"{name}: followed to the end, V is {says}", end.value[passed], goal.value[passed]
         )
-    most = torch.where(part > 0, world.reward, -torch.inf).amax(1)
-    spread = (
-        float((world.reward.amax(1) - world.reward.amin(1)).max())
-        * world.language.H
-        / float(part[part > 0].min())
-    )
+    yield from best_of_the_log(world, part)
+
+
+def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
+    """What V tends to as tau does to 1: the best that the log shows."""
+    most = torch.where(log > 0, world.reward, -torch.inf).amax(1)
+    widest = float((world.reward.amax(1) - world.reward.amin(1)).max())
+    spread = widest * world.language.H / float(log[log > 0].min())
     for tau in (0.9, 0.99, 0.9999):
-        left = float((most - ends_of(world, part, tau).value[:, 0]).max())
-        limit = (
-            spread * (1 - tau) / tau
-        )  # tau p (best - v) <= (1 - tau) (best - worst) in every state
+        left = float((most - ends_of(world, log, tau).value[:, 0]).max())
+        # tau p (best - v) <= (1 - tau) (best - worst) in every state
+        limit = spread * (1 - tau) / tau
         says = f"tau {tau:g}: V of the prompt is near the best of the log"
         yield Finding(NAME, says, f"< {limit:.2g} below", f"{left:.2g}", left / limit, 1.0)
-    sharp = ends_of(world, part, 1 - 1e-9)
+    sharp = ends_of(world, log, 1 - 1e-9)
     yield same(
         NAME,
         "tau -> 1: V of the prompt is the best that the log shows",
@@ -339,14 +332,18 @@ def logged_ends() -> Iterator[Finding]:
         sharp.value[:, 0],
         world.reward.amax(1),
     )
-    spoken = world.language.logits_of(part)
-    table = folded(spoken.flatten(0, 1).T, [q.flatten(0, 1).T for q in sharp.q], 200.0).T.unflatten(
-        0, spoken.shape[:2]
-    )
+    table = decoded(world.language.logits_of(log), sharp, 200.0)
     worth = (world.language.logp(table).exp() * world.reward).sum(1)
     yield same(
         NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3
     )
+
+
+def decoded(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
+    """[X, S, V] the logits of the head that the library saves: weights are [V, X * S]."""
+    heads = [q.flatten(0, 1).T for q in tables.q]
+    saved = folded(logits_XSV.flatten(0, 1).T, heads, beta)
+    return saved.T.unflatten(0, logits_XSV.shape[:2])
 
 
 def follow_log(world: World, log: Tensor, tau: float, rounds: int) -> Tables:
