@@ -208,7 +208,8 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """The tables, as text and as a page."""
-    from laurel.cli.tabular import plain, prepare, print_exhibit
+    from laurel.cli.tabular import plain, prepare
+    from laurel.report.exhibit_text import print_exhibit
     from laurel_prompts.report import report
 
     prepare("--page", args.page, (".html", ".htm"))

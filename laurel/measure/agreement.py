@@ -8,7 +8,7 @@ ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite
@@ -289,7 +289,7 @@ def _ac1(counts: np.ndarray) -> tuple[np.ndarray, Statistic]:
     return np.column_stack([equal, raters > 1, counts / raters[:, None]]), ac1
 
 
-Clusters = Sequence[Hashable] | None
+Ballots = Mapping[Any, Sequence[Hashable]]
 
 
 def pair_agreement(
