@@ -8,7 +8,7 @@ ratings equal, nothing to compare) is None with the reason: never 1, never NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isfinite
