@@ -11,7 +11,7 @@ from laurel_feedback.exchange.export import export
 from laurel_feedback.exchange.load import load
 from laurel_feedback.statistics.batches import open_batch
 from laurel_feedback.store import accounts
-from laurel_feedback.store.assign import Answer, Desk
+from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.settings import BatchSettings
 
@@ -31,12 +31,12 @@ for name in ("ada", "bob", "cyd"):
     _, token = accounts.invite(store, pseudonym=name)
     who = accounts.session_of(store, accounts.accept(store, token))
     accounts.consent(store, who.annotator, "keep 1")
-    desk = Desk(store, who.annotator, made.batch)
-    while (sample := desk.next()) is not None:
+    queue = TaskQueue(store, who.annotator, made.batch)
+    while (sample := queue.next()) is not None:
         right = sample.order.index(
             0
         )  # the slot that shows the sum that is right; cyd always takes the first
-        desk.submit(
+        queue.submit(
             sample.id,
             Answer(rating=1 if name == "cyd" or right == 0 else 4),
             key=f"{name} {sample.seq}",
