@@ -33,7 +33,7 @@ from laurel.fast.logprob import (
     wide,
 )
 from laurel.fast.packed import hidden_states, packs
-from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
+from laurel.model.adapters import HEAD, adapter_shapes, fresh, load_adapters, unties, with_lora
 from laurel.model.chat import ends_of, ensure_template
 from laurel.model.ends import learn_ends
 from laurel.model.folders import base_of, check_folder, is_adapter
@@ -396,7 +396,7 @@ def load_policy(config: Any) -> Policy:
     )
     if config.use_peft or hasattr(model, "peft_config"):
         model = hold(with_lora(model, config), kept)
-        if apart(model.get_base_model()):
+        if unties(model.get_base_model()):
             line = (
                 "output head and embedding are one tensor, and LoRA changes them apart: the model"
                 " that is saved has both"
