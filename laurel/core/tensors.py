@@ -1,4 +1,4 @@
-"""A tensor's numbers as typed Python lists.
+"""What torch leaves untyped: tensors as Python lists, numpy arrays as tensors, and the like.
 
 `Tensor.tolist()` has no element type for a type checker, because the depth of the list follows the
 tensor's shape. Each function here names the shape it takes and the type that comes out; the numbers
@@ -8,6 +8,9 @@ are those of `tolist()`.
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import numpy as np
     import torch
 
 
@@ -44,3 +47,23 @@ def float_rows(tensor: "torch.Tensor") -> list[list[float]]:
 def bool_rows(tensor: "torch.Tensor") -> list[list[bool]]:
     """The truth values of a tensor `[N, L]` of type bool, one list a row."""
     return _listed(tensor)
+
+
+def from_numpy(array: "np.ndarray") -> "torch.Tensor":
+    """A numpy array as a tensor that shares its memory."""
+    import torch
+
+    return cast("Any", torch).from_numpy(array)
+
+
+def row_norms(x: "torch.Tensor") -> "torch.Tensor":
+    """The Euclidean norm of every row of a tensor `[..., D]`: `[...]`."""
+    return cast("Any", x).norm(dim=-1)
+
+
+def forked_rng() -> "AbstractContextManager[None]":
+    """Within it torch's generator on the CPU draws as it will, and afterwards it is as before."""
+    import torch
+
+    random: Any = torch.random
+    return random.fork_rng(devices=[])

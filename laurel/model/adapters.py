@@ -17,7 +17,7 @@ from laurel.core.bound_objects import bound_object
 from laurel.core.errors import UsageError, nearest
 from laurel.model.folders import ADAPTERS, base_of, is_adapter
 from laurel.model.objects import config_of
-from laurel.model.weights import check_finite, few, tell_ties, told
+from laurel.model.weights import check_finite, error_line, few, note_untied_head
 
 ALL = "all-linear"
 OPTION = "lora_target_modules"
@@ -108,7 +108,7 @@ def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
         if isinstance(module, adaptable())
     }
     kind = re.match(r"Target module (\w+)", str(error))
-    what = f"no adapter fits a {kind[1]}." if kind else told(error)
+    what = f"no adapter fits a {kind[1]}." if kind else error_line(error)
     unknown = [name for name in asked if name not in known]
     return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
 
@@ -150,7 +150,9 @@ def check_lora(config: Any, *, headless: bool = False) -> None:
             model = auto.from_config(config_of(name))
     # another library may raise anything about a folder
     except Exception as error:
-        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+        raise UsageError(
+            f"cannot load a model: {error_line(error)}", where=f"model={name}"
+        ) from error
     with torch.device("meta"):
         body = getattr(model, model.base_model_prefix)
         with_lora(body if headless else model, config, task=None if headless else "CAUSAL_LM")
@@ -269,7 +271,7 @@ def adapter_errors(name: str) -> Generator[None]:
         shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         what = (
             f"the adapter does not fit its base {base_of(name)}:"
-            f" {shapes[0] if shapes else told(error)}"
+            f" {shapes[0] if shapes else error_line(error)}"
         )
         fix = (
             "Name the base that it was trained on as `base_model_name_or_path` in its"
@@ -317,7 +319,7 @@ def merged(model: Any) -> Any:
         own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     with quiet():
         plain = model.merge_and_unload()
-    tell_ties(plain)
+    note_untied_head(plain)
     return plain
 
 

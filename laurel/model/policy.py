@@ -42,7 +42,7 @@ from laurel.model.objects import given_model, given_tokenizer
 from laurel.model.outputs import Outputs
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
-from laurel.model.weights import guard_ids, load_model, told
+from laurel.model.weights import error_line, guard_ids, load_model
 
 RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
 STRETCHED = (
@@ -482,7 +482,7 @@ def load_tokenizer(name: str) -> Any:
     ) as error:  # whatever another library raises about a folder is told in our words
         fix = "Are all its files there, and whole?"
         raise UsageError(
-            f"cannot load a tokenizer: {told(error)}", where=f"model={name}", fix=fix
+            f"cannot load a tokenizer: {error_line(error)}", where=f"model={name}", fix=fix
         ) from error
 
 
