@@ -21,6 +21,7 @@ from laurel.cli.train import check_algorithm
 from laurel.core import machine
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
+from laurel.core.tensors import forked_rng
 
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
@@ -440,7 +441,7 @@ def check_training() -> list[Check]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng():
         torch.manual_seed(0)
         shape = LlamaConfig(
             vocab_size=32,

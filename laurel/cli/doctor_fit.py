@@ -28,7 +28,7 @@ from laurel.model.policy import (
     pick_dtype,
     pick_param_dtype,
 )
-from laurel.model.weights import told
+from laurel.model.weights import error_line
 from laurel.train.activation_memory import computed
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.memory import (
@@ -216,7 +216,7 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
         Exception
     ) as error:  # whatever another library raises about a folder is told in our words
         raise UsageError(
-            f"cannot load a model: {told(error)}", where=f"model={config.model}"
+            f"cannot load a model: {error_line(error)}", where=f"model={config.model}"
         ) from error
     kept = pick_param_dtype(config.param_dtype)
     model = hold(model, kept)

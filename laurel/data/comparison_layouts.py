@@ -51,7 +51,7 @@ def signed(value: Any) -> int | None:
     return None if value == 0 else int(value > 0)
 
 
-def place(value: Any) -> int | None:
+def place(value: Any) -> int:
     """0 or 1: the place of the better one."""
     return {0: 0, 1: 1}[value]
 
@@ -139,23 +139,22 @@ def summaries(columns: Columns) -> Found | None:
         ("Article: ", "article"),
     )
     asked = [f"{head}{info[name]}" for head, name in heads if info.get(name)]
-    texts = [one.get("text") if isinstance(one, dict) else one for one in held]
-    return {"prompt": "\n\n".join([*asked, "TL;DR:"]), **pair(columns, *texts, choice)}, (
-        "info",
-        "summaries",
-        "choice",
-    )
+    first, second = (one.get("text") if isinstance(one, dict) else one for one in held)
+    prompt = "\n\n".join([*asked, "TL;DR:"])
+    found = {"prompt": prompt, **pair(columns, first, second, choice)}
+    return found, ("info", "summaries", "choice")
 
 
 def arena(columns: Columns) -> Found | None:
     """Chatbot Arena and MT-bench (arXiv:2306.05685): two conversations and a winner. They are cut
     where they part.
     """
-    sides = [conversation(columns[name]) for name in ("conversation_a", "conversation_b")]
+    first = conversation(columns["conversation_a"])
+    second = conversation(columns["conversation_b"])
     better = {"model_a": 0, "model_b": 1}.get(columns["winner"])
     if better is None and not str(columns["winner"]).startswith("tie"):
         return None
-    return pair(columns, *sides, better), ("conversation_a", "conversation_b", "winner")
+    return pair(columns, first, second, better), ("conversation_a", "conversation_b", "winner")
 
 
 def rated(columns: Columns) -> Found | None:

@@ -50,8 +50,9 @@ def gym(name: str, **more: Any) -> Any:
     if find_spec("reasoning_gym") is None:
         what = "the tasks of reasoning-gym need their package."
         raise UsageError(what, where=name, fix='Install it: pip install "laurel-rl[reasoning]".')
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    # an optional package: find_spec has found it
+    import reasoning_gym  # pyright: ignore[reportMissingImports]
+    from reasoning_gym.factory import DATASETS  # pyright: ignore[reportMissingImports]
 
     task, _, text = name.removeprefix(PREFIX).partition(":")
     if task not in DATASETS:

@@ -1,25 +1,23 @@
-"""LoRA adapters: put on the modules that are named, loaded with their base, and merged so that the
-result is what was trained.
-"""
+"""LoRA adapters: placed on named modules, loaded with their base, and merged into its weights."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from laurel.core.bound_objects import bound_object
 from laurel.core.errors import UsageError, nearest
 from laurel.model.folders import ADAPTERS, base_of, is_adapter
 from laurel.model.objects import config_of
-from laurel.model.weights import check_finite, few, tell_ties, told
+from laurel.model.weights import check_finite, error_line, few, note_untied_head
 
 ALL = "all-linear"
 OPTION = "lora_target_modules"
@@ -37,8 +35,9 @@ def inside_of(part: str) -> str:
 
 
 def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any:
-    """Wrap in LoRA adapters (fresh: their product is zero, so the policy starts as its base);
-    loaded adapters stay.
+    """Wrap a model in fresh LoRA adapters; a model that has adapters stays as it is.
+
+    The product of fresh adapters is zero, so the policy starts as its base.
 
     task: what peft calls the kind of model; None for a body without a head.
     """
@@ -61,8 +60,9 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
 
 
 def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
-    """The modules that names mean, for peft: `all-linear`, the end of a module's name, or a regular
-    expression of whole names.
+    """The modules that names mean, in the form that peft takes.
+
+    A name is `all-linear`, the end of a module's name, or a regular expression of whole names.
 
     Errors: UsageError for a name that means nothing, with the nearest that does, or a module that
     no adapter fits.
@@ -72,9 +72,8 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
     modules, kinds = dict(model.named_modules()), adaptable()
     fit = {name for name, module in modules.items() if isinstance(module, kinds)}
     known = sorted({name.rpartition(".")[2] for name in fit})
-    fused = any(
-        p.ndim == 3 for p in model.parameters()
-    )  # experts as one tensor: peft knows names for them that no module has
+    # experts as one tensor: peft knows names for them that no module has
+    fused = any(p.ndim == 3 for p in model.parameters())
     found = set[str]()
     for name in asked:
         named = {own for own in modules if own == name or own.endswith(f".{name}")}
@@ -102,14 +101,14 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
 
 
 def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
-    """What peft has against the names, in our words."""
+    """The UsageError for a ValueError of peft about names of modules."""
     known = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, adaptable())
     }
     kind = re.match(r"Target module (\w+)", str(error))
-    what = f"no adapter fits a {kind[1]}." if kind else told(error)
+    what = f"no adapter fits a {kind[1]}." if kind else error_line(error)
     unknown = [name for name in asked if name not in known]
     return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
 
@@ -130,10 +129,10 @@ def adaptable() -> tuple[type, ...]:
 
 
 def check_lora(config: Any, *, headless: bool = False) -> None:
-    """UsageError for adapters that would not fit: they are put on the model of config.json, which
-    has no weights yet.
+    """UsageError for adapters that would not fit, before any weights are loaded.
 
-    headless: they go into the body below the head.
+    They are put on the model of config.json on the meta device. headless: they go into the body
+    below the head.
     """
     name = config.model
     if is_adapter(name) or hasattr(bound_object(name), "peft_config"):
@@ -143,113 +142,136 @@ def check_lora(config: Any, *, headless: bool = False) -> None:
                 what, where=OPTION, fix="Leave it out, or start from the model under them."
             )
         return
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    auto: Any = transformers.AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config_of(name))
-    except (
-        Exception
-    ) as error:  # whatever another library raises about a folder is told in our words
-        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+            model = auto.from_config(config_of(name))
+    # another library may raise anything about a folder
+    except Exception as error:
+        raise UsageError(
+            f"cannot load a model: {error_line(error)}", where=f"model={name}"
+        ) from error
     with torch.device("meta"):
         body = getattr(model, model.base_model_prefix)
         with_lora(body if headless else model, config, task=None if headless else "CAUSAL_LM")
 
 
 def load_adapters(name: str, base: Any) -> Any:
-    """The model with the adapters of a folder on it, trainable: every tensor of them, in its shape,
-    finite.
-    """
-    from peft import PeftModel, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    """The model with the adapters of a folder on it, trainable.
 
-    with fitting(name), quiet():
-        model = PeftModel.from_pretrained(base, name, is_trainable=True)
-        weights = load_peft_weights(name, device="cpu")
-        report = set_peft_model_state_dict(model, weights)
+    UsageError unless the folder holds every tensor of them, in its shape, and finite.
+    """
+    library = peft_library()
+    with adapter_errors(name), quiet():
+        model = library.PeftModel.from_pretrained(base, name, is_trainable=True)
+        weights = adapter_weights(name)
+        report = library.set_peft_model_state_dict(model, weights)
     check_loaded(name, model, report, weights)
     return model
 
 
+def peft_library() -> Any:
+    """The peft library, which has no types that help; imported late, because it is slow to load."""
+    import peft
+
+    return peft
+
+
+def adapter_weights(name: str) -> dict[str, Tensor]:
+    """The tensors of an adapter's folder by their names there, on the CPU."""
+    from peft.utils import save_and_load
+
+    library: Any = save_and_load
+    return library.load_peft_weights(name, device="cpu")
+
+
 def load_on_body(name: str, model: Any) -> None:
-    """Put the adapters of a folder on the body of a model that has another head than they were
-    trained with, trainable.
+    """Put the adapters of a folder on the body of a model with another head, trainable.
 
-    A scorer's own head, where the folder holds one, takes the place of the model's.
+    They were trained under a head that this model has not. A scorer's own head, where the folder
+    holds one, takes the place of the model's.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    part, body = inside_of(model.base_model_prefix), getattr(model, model.base_model_prefix)
-    with fitting(name), quiet():
-        weights = load_peft_weights(name, device="cpu")
-        inner = {
-            INSIDE + key.removeprefix(part): value
-            for key, value in weights.items()
-            if key.startswith(part)
-        }
-        config: Any = LoraConfig.from_pretrained(name)
-        config.inference_mode, config.task_type = False, None
-        config.modules_to_save = [
-            one for one in config.modules_to_save or () if any(f".{one}." in key for key in inner)
-        ] or None
-        if (
-            isinstance(config.target_modules, str) and config.target_modules != ALL
-        ):  # an expression for whole names, of the whole model
-            config.target_modules = sorted(
-                {
-                    key.removeprefix(INSIDE).partition(".lora_")[0]
-                    for key in inner
-                    if ".lora_" in key
-                }
-            )
-        for option in ("target_modules", "target_parameters"):  # whole names begin with the body's
-            names = getattr(config, option, None)
-            if names and not isinstance(names, str):
-                setattr(
-                    config,
-                    option,
-                    sorted({one.removeprefix(f"{model.base_model_prefix}.") for one in names}),
-                )
-        adapters = get_peft_model(body, config)
-        report = set_peft_model_state_dict(adapters, inner)
+    library = peft_library()
+    body_name: str = model.base_model_prefix
+    with adapter_errors(name), quiet():
+        weights = adapter_weights(name)
+        of_body = body_weights(weights, body_name)
+        config = body_config(name, body_name, of_body)
+        adapters = library.get_peft_model(getattr(model, body_name), config)
+        report = library.set_peft_model_state_dict(adapters, of_body)
     check_loaded(name, adapters, report, weights)
-    setattr(model, model.base_model_prefix, adapters)
+    setattr(model, body_name, adapters)
     with torch.no_grad():
         for key, value in weights.items():
             if found := HEAD.match(key):
                 model.get_parameter(f"{found[1]}.{found[2]}").copy_(value)
 
 
+def body_weights(weights: Mapping[str, Tensor], body_name: str) -> dict[str, Tensor]:
+    """The tensors of a body's adapters, named as if the body were the whole model."""
+    front = inside_of(body_name)
+    return {
+        INSIDE + key.removeprefix(front): value
+        for key, value in weights.items()
+        if key.startswith(front)
+    }
+
+
+def body_config(name: str, body_name: str, of_body: Mapping[str, Tensor]) -> Any:
+    """The peft configuration of a folder, rewritten for the body alone.
+
+    of_body: the tensors as `body_weights` gives them.
+    """
+    config = peft_library().LoraConfig.from_pretrained(name)
+    config.inference_mode = False
+    config.task_type = None
+    whole_modules: Sequence[str] = config.modules_to_save or ()
+    kept = [one for one in whole_modules if any(f".{one}." in key for key in of_body)]
+    config.modules_to_save = kept or None
+    if isinstance(config.target_modules, str) and config.target_modules != ALL:
+        # a regular expression is of the whole model's names: the file says which modules it met
+        lora_keys = [key.removeprefix(INSIDE) for key in of_body if ".lora_" in key]
+        config.target_modules = sorted({key.partition(".lora_")[0] for key in lora_keys})
+    # names of modules from the root on begin with the body's own name
+    for option in ("target_modules", "target_parameters"):
+        names: Any = getattr(config, option, None)
+        if names and not isinstance(names, str):
+            inner = {one.removeprefix(f"{body_name}.") for one in names}
+            setattr(config, option, sorted(inner))
+    return config
+
+
 def only_on_body(name: str, part: str) -> bool:
-    """Does a folder's file hold adapters of a model's body (the module of that name) and a scorer's
-    head, and nothing else?
+    """Does a folder hold adapters of a model's body, or a scorer's head, and nothing else?
+
+    part: the name of the body's module in the model.
     """
     return all(key.startswith(inside_of(part)) or HEAD.match(key) for key in adapter_shapes(name))
 
 
 def adapter_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of what an adapter's folder holds."""
+    """The names and shapes of the tensors in an adapter's folder."""
     file = Path(name) / ADAPTERS[0]
     if file.is_file():
-        with safe_open(file, "pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - it is no mapping
-    from peft.utils import load_peft_weights
-
-    return {key: tuple(value.shape) for key, value in load_peft_weights(name, device="cpu").items()}
+        reader: Any = safe_open
+        with reader(file, "pt") as tensors:
+            names: list[str] = tensors.keys()
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in names}
+    return {key: tuple(value.shape) for key, value in adapter_weights(name).items()}
 
 
 @contextmanager
-def fitting(name: str) -> Iterator[None]:
-    """Whatever another library raises about a folder of adapters is told in our words."""
+def adapter_errors(name: str) -> Generator[None]:
+    """Turns whatever another library raises about a folder of adapters into a UsageError."""
     try:
         yield
     except Exception as error:
         shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         what = (
             f"the adapter does not fit its base {base_of(name)}:"
-            f" {shapes[0] if shapes else told(error)}"
+            f" {shapes[0] if shapes else error_line(error)}"
         )
         fix = (
             "Name the base that it was trained on as `base_model_name_or_path` in its"
@@ -259,11 +281,10 @@ def fitting(name: str) -> Iterator[None]:
 
 
 def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any]) -> None:
-    """Adapters of which the file lacks tensors, or has too many, or that are not finite, are an
-    error.
-    """
+    """UsageError where a file of adapters lacks tensors, has too many, or has infinite ones."""
     own = {tensor for tensor, value in model.named_parameters() if value.requires_grad}
-    lost, over = sorted(own.intersection(report.missing_keys)), sorted(report.unexpected_keys)
+    lost: list[str] = sorted(own.intersection(report.missing_keys))
+    over: list[str] = sorted(report.unexpected_keys)
     if lost or over:
         kind = (
             "the adapter's file lacks tensors"
@@ -283,28 +304,27 @@ def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any])
 
 
 def merged(model: Any) -> Any:
-    """The plain model with the adapters in its weights; `model` is used up. Without adapters: the
-    model itself.
+    """The plain model with the adapters merged into its weights; `model` is used up.
 
-    Where output head and embedding are one tensor and an adapter changes one of them, they are
-    parted before (else each would take the other's change), and the model's configuration says that
-    it ties nothing.
+    A model without adapters is returned as it is. Where output head and embedding are one tensor
+    and an adapter changes one of them, the head gets a copy first (else each would take the other's
+    change), and the model's configuration says that it ties nothing.
     """
     if not hasattr(model, "merge_and_unload"):
         return model
     base = model.get_base_model()
     output = base.get_output_embeddings()
     own = getattr(output, "base_layer", output)
-    if apart(base) and "weight" in getattr(own, "_parameters", {}):
+    if unties(base) and "weight" in getattr(own, "_parameters", {}):
         own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     with quiet():
         plain = model.merge_and_unload()
-    tell_ties(plain)
+    note_untied_head(plain)
     return plain
 
 
-def apart(base: Any) -> bool:
-    """Do adapters make output head and embedding two, where the model ties them?"""
+def unties(base: Any) -> bool:
+    """Do adapters make the output head differ from the embedding that it is tied to?"""
     layers = base.get_output_embeddings(), base.get_input_embeddings()
     changed = any(
         hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save") for layer in layers
@@ -313,7 +333,7 @@ def apart(base: Any) -> bool:
 
 
 def fresh(model: Any) -> bool:
-    """Do adapters say nothing yet? Then the model without them is the model with them."""
+    """Are adapters as they were made? Then the model computes the same with and without them."""
     closing = [
         p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name
     ]
@@ -322,10 +342,8 @@ def fresh(model: Any) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without peft's warnings about what is dealt with here: tied weights, tensors that are
-    missing.
-    """
+def quiet() -> Generator[None]:
+    """Silences peft's warnings about tied weights and missing tensors, which are handled here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -11,15 +11,14 @@ import torch
 
 from laurel.core.errors import UsageError
 from laurel.core.files import read_json
+from laurel.core.json_values import is_object
 
 CARD = "laurel_scorer.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a saved scorer says of itself: mean and deviation of its scores on `n` held-out answers,
-    and where rows were cut.
-    """
+    """Mean and deviation of a scorer's scores on `n` held-out answers, and where rows were cut."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -34,19 +33,18 @@ class Card:
 
     @classmethod
     def of(cls, scores: Sequence[float], max_length: int | None = None) -> Card:
-        """From held-out scores. One score, or equal ones, have no spread: std stays 1. [1, 3]: mean
-        2, std 1 (ddof 0).
+        """The card of these held-out scores.
+
+        One score, or equal ones, have no spread: std stays 1. [1, 3]: mean 2, std 1 (ddof 0).
         """
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         if not len(values):
             raise UsageError("no held-out score to centre by.", where=CARD)
         spread = float(values.std(correction=0))
-        return cls(
-            float(values.mean()),
-            spread if spread > 1e-9 * max(1.0, float(values.abs().max())) else 1.0,
-            len(values),
-            max_length,
-        )
+        # equal scores can have a deviation of rounding alone
+        rounding = 1e-9 * max(1.0, float(values.abs().max()))
+        std = spread if spread > rounding else 1.0
+        return cls(float(values.mean()), std, len(values), max_length)
 
 
 def read_card(folder: str | Path) -> Card:
@@ -54,7 +52,7 @@ def read_card(folder: str | Path) -> Card:
     found = read_json(Path(folder) / CARD) if Path(folder).is_dir() else None
     if found is None:
         return Card()
-    if not isinstance(found, dict) or not found.keys() <= {item.name for item in fields(Card)}:
+    if not is_object(found) or not found.keys() <= {item.name for item in fields(Card)}:
         raise UsageError(
             "not the card of a scorer.",
             where=f"{folder}/{CARD}",

@@ -1,5 +1,6 @@
-"""Prompts, replies and supervised rows -> token ids, with the spans that are trained on. Sampled
-ids are never made anew.
+"""Encodes prompts, replies and supervised rows as token ids, with the spans that are trained on.
+
+Ids that were sampled are kept as they are: they are never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Message
@@ -27,9 +28,8 @@ __all__ = [
 ]
 
 TrainOn = Literal["assistant", "last", "completion", "all", "no_tags"]
-VARIANTS: dict[
-    str, tuple[str, ...]
-] = {  # the kinds of row, and what can be trained on in each; the first is the default
+# the kinds of row, and what can be trained on in each; the first is the default
+VARIANTS: dict[str, tuple[str, ...]] = {
     "messages": ("assistant", "last", "all", "no_tags"),
     "prompt and completion as messages": ("completion", "assistant", "last", "all", "no_tags"),
     "prompt and completion": ("completion", "all"),
@@ -37,15 +37,18 @@ VARIANTS: dict[
 }
 ANCHORS = ("a", "\n", ".", ":", "1", ")")
 Ids = tuple[int, ...]
+Conversation = list[dict[str, Any]]
+"""Messages with all of their fields, as `laurel.model.turns.spoken` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A row to imitate. mask[i]: is ids[i] a target? Never the first: nothing predicts it.
+    """A row to imitate, as ids with the mask of its targets.
 
-    `text` is the whole row as text; `spans` are its stretches that are trained on. With max_length,
-    ids and mask are cut, and `cut` says so. `left_out` names what of the row the chat template does
-    not show, though the row can be trained on.
+    mask[i]: is ids[i] a target? The first never is, because nothing predicts it. `text` is the
+    whole row as text; `spans` are its stretches that are trained on. With max_length, ids and mask
+    are cut, and `cut` is True. `left_out` names what of the row the chat template does not show,
+    though the row can be trained on.
     """
 
     ids: Ids
@@ -59,6 +62,16 @@ class Supervised:
     def supervised(self) -> int:
         """The number of targets; 0 means that this row teaches nothing."""
         return sum(self.mask)
+
+
+class EncodedRow(NamedTuple):
+    """A supervised row at its full length; see `Supervised` for the columns."""
+
+    ids: Ids
+    mask: list[bool]
+    text: str
+    spans: tuple[Span, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def encode_prompt(
@@ -84,11 +97,10 @@ def encode_prompt(
                 fix="Give a list of messages.",
             )
         return _plain(tokenizer, prompt)
-    shown = as_tools(tools)
-    said = written(tokenizer, prompt, tools=shown).messages
-    return _one_bos(
-        tokenizer, _ids(tokenizer, opened(tokenizer, said, speaker, tools=shown)), named(tokenizer)
-    )
+    shown_tools = as_tools(tools)
+    messages = written(tokenizer, prompt, tools=shown_tools).messages
+    text = opened(tokenizer, messages, speaker, tools=shown_tools)
+    return _one_bos(tokenizer, _ids(tokenizer, text), named(tokenizer))
 
 
 def encode_reply(
@@ -99,8 +111,9 @@ def encode_reply(
     sampled: Sequence[int],
     tools: Any = None,
 ) -> Ids:
-    """The ids that the world's reply adds behind the policy's turn: what closes that turn, the
-    reply, the next turn's header.
+    """The ids that the world's reply adds behind the policy's turn.
+
+    They are what closes that turn, the reply, and the next turn's header.
 
     before: the conversation so far; its last message is the policy's turn as text. sampled: the ids
     of that turn (or of the episode); if they end with the template's closing token it is not
@@ -109,51 +122,69 @@ def encode_reply(
     the sampled ids are. A reply that the template leaves out is a UsageError.
     """
     if isinstance(before, str):
-        return encode_after(tokenizer, "".join(message["content"] for message in reply), before)
-    last = len(before) - 1
-    if last < 0 or before[last]["role"] != "assistant":
+        reply_text = "".join(message["content"] for message in reply)
+        return encode_after(tokenizer, reply_text, before)
+    if not before or before[-1]["role"] != "assistant":
         raise UsageError("a reply follows a turn of the assistant.", where="encode_reply")
-    said, added, tools = (
-        [spoken(message) for message in before],
-        [spoken(message) for message in reply],
-        as_tools(tools),
-    )
-    frame = around(tokenizer, [*said, *added], last, add_generation_prompt=True, tools=tools)
-    closed = around(tokenizer, said, last, tools=tools)
-    if frame is None or closed is None:
-        opened(
-            tokenizer, [*said, *added], tools=tools
-        )  # says why, if the template refuses these roles
+    past = [spoken(message) for message in before]
+    added = [spoken(message) for message in reply]
+    closing, following = _behind_last_turn(tokenizer, past, added, as_tools(tools))
+    _check_reply_shown(tokenizer, added, following)
+    ids = encode_after(tokenizer, following)
+    return _without_sampled_closing(tokenizer, ids, tuple(sampled), closing)
+
+
+def _behind_last_turn(
+    tokenizer: Any, past: Conversation, added: Conversation, tools: Tools
+) -> tuple[str, str]:
+    """What the template writes behind the last turn of `past`: by itself, and with a reply.
+
+    With a reply it goes as far as the header of the next turn. UsageError where the template does
+    not show the turn exactly once.
+    """
+    last = len(past) - 1
+    whole = [*past, *added]
+    with_reply = around(tokenizer, whole, last, add_generation_prompt=True, tools=tools)
+    alone = around(tokenizer, past, last, tools=tools)
+    if with_reply is None or alone is None:
+        # if the template refuses these roles, this raises with its reason
+        opened(tokenizer, whole, tools=tools)
         raise UsageError(
             "the template does not show the policy's turn just once.",
             where=named(tokenizer),
             fix="Give --chat_template FILE.",
         )
+    return alone[1], with_reply[1]
+
+
+def _check_reply_shown(tokenizer: Any, added: Conversation, text: str) -> None:
+    """UsageError where the content or a call of a reply is not in the rendered text."""
     for piece in exchanged(added)[0]:
-        if piece.kind in (TEXT, CALL) and not stands_in(piece.text, frame[1]):
+        if piece.kind in (TEXT, CALL) and not stands_in(piece.text, text):
             what = f"the template leaves out what the world said as {added[piece.turn]['role']}."
-            raise UsageError(
-                what,
-                where=named(tokenizer),
-                fix=REMEDY.replace("take it out of the rows", "give it another role"),
-            )
-    ids, sampled = encode_after(tokenizer, frame[1]), tuple(sampled)
-    for closing in (closed[1], closed[1].rstrip()):
-        end = encode_after(tokenizer, closing)
+            fix = REMEDY.replace("take it out of the rows", "give it another role")
+            raise UsageError(what, where=named(tokenizer), fix=fix)
+
+
+def _without_sampled_closing(tokenizer: Any, ids: Ids, sampled: Ids, closing: str) -> Ids:
+    """The ids behind a turn, less the closing token where the sampled ids end with it already."""
+    # some templates write white space behind the closing token, which is never sampled
+    for text in (closing, closing.rstrip()):
+        end = encode_after(tokenizer, text)
         if end and ids[: len(end)] == end == sampled[-len(end) :]:
             return ids[len(end) :]
     return ids
 
 
 def encode_after(tokenizer: Any, text: str, before: str = "") -> Ids:
-    """The ids of `text` as it stands behind other text (`before`, if known): no BOS, and no space
-    put in front.
+    """The ids of `text` behind other text (`before`, if known), without BOS or added space.
 
     Encoding a piece by itself makes SentencePiece-like tokenizers begin it with a space; so it is
     encoded behind some text with which it does not merge, and that text's ids are taken away.
     """
     for anchor in (before, *ANCHORS) if text else ():
-        head, whole = _ids(tokenizer, anchor), _ids(tokenizer, anchor + text)
+        head = _ids(tokenizer, anchor)
+        whole = _ids(tokenizer, anchor + text)
         if head and whole[: len(head)] == head:
             return whole[len(head) :]
     return _ids(tokenizer, text)
@@ -166,42 +197,50 @@ def encode_supervised(
     train_on: TrainOn | str | None = None,
     max_length: int | None = None,
 ) -> Supervised:
-    """A row with `messages`, `prompt` and `completion` (strings or messages), or `text`, as ids
-    with the mask of its targets.
+    """A row of text or messages as ids with the mask of its targets.
 
+    Its columns are `messages`, `prompt` and `completion` (strings or messages), or `text`.
     train_on: `assistant` turns, the `last` of them, the `completion` column (of messages: its
-    assistant turns), `all`, or
-    `no_tags`: the content of every role, only headers masked. Turns include the token that closes
-    them. None: completion, assistant or all, by the columns. Plain text gets one EOS at its end, a
-    target. Longer rows are cut on the right. A turn's own flag (`weight` 0, `train: false`, see
-    `laurel.model.turns.flag`) goes before that. The row's `tools` are shown to the template. A mask
-    that does not apply to these columns is a UsageError, and so is a template that leaves out what
-    would be trained on, or what it answers to.
+    assistant turns), `all`, or `no_tags` (the content of every role, only headers masked). Turns
+    include the token that closes them. None: completion, assistant or all, by the columns. Plain
+    text gets one EOS at its end, a target. Longer rows are cut on the right. A turn's own flag
+    (`weight` 0, `train: false`, see `laurel.model.turns.flag`) goes before that. The row's `tools`
+    are shown to the template. A mask that does not apply to these columns is a UsageError, and so
+    is a template that leaves out what would be trained on, or what it answers to.
     """
     kind = _kind(columns)
     train_on = VARIANTS[kind][0] if train_on is None else train_on
     if train_on not in VARIANTS[kind]:
         what = f"`{train_on}` does not apply to rows of {kind}."
         raise UsageError(what, where="train_on", fix=f"Choose from: {', '.join(VARIANTS[kind])}.")
-    left_out: tuple[str, ...] = ()
+    row = _encoded(tokenizer, columns, kind, train_on)
+    cut = max_length is not None and len(row.ids) > max_length
+    ids = row.ids[:max_length]
+    mask = (False, *row.mask[1:max_length])
+    return Supervised(ids, mask, row.text, row.spans, cut, row.left_out)
+
+
+def _encoded(tokenizer: Any, columns: Mapping[str, Any], kind: str, train_on: str) -> EncodedRow:
+    """A row of this kind (see VARIANTS), uncut."""
     if kind == "text":
-        ids, text = _plain(tokenizer, columns["text"]), columns["text"]
-        ids, first, spans = ids[:1] + _closed(tokenizer, ids[1:]), 1, (Span("text", 0, len(text)),)
-        mask = [position >= first for position in range(len(ids))]
-    elif kind == "prompt and completion":
-        ids, mask, text, spans = _pair(
-            tokenizer, columns["prompt"], columns["completion"], train_on
-        )
-    else:
-        past = [] if kind == "messages" else columns["prompt"]
-        messages = columns["messages"] if kind == "messages" else [*past, *columns["completion"]]
-        ids, mask, text, spans, left_out = _conversation(
-            tokenizer, messages, len(past), train_on, as_tools(columns.get("tools"))
-        )
-    cut = max_length is not None and len(ids) > max_length
-    return Supervised(
-        tuple(ids[:max_length]), (False, *mask[1:max_length]), text, spans, cut, left_out
-    )
+        return _text_row(tokenizer, columns["text"])
+    if kind == "prompt and completion":
+        return _pair(tokenizer, columns["prompt"], columns["completion"], train_on)
+    tools = as_tools(columns.get("tools"))
+    if kind == "messages":
+        return _conversation(tokenizer, columns["messages"], 0, train_on, tools)
+    prompt: Sequence[Message] = columns["prompt"]
+    messages = [*prompt, *columns["completion"]]
+    return _conversation(tokenizer, messages, len(prompt), train_on, tools)
+
+
+def _text_row(tokenizer: Any, text: str) -> EncodedRow:
+    """Plain text and one EOS; every token but the first is a target."""
+    ids = _plain(tokenizer, text)
+    # the first id apart, since a text may be a BOS alone that is the EOS, too
+    ids = ids[:1] + _closed(tokenizer, ids[1:])
+    mask = [position > 0 for position in range(len(ids))]
+    return EncodedRow(ids, mask, text, (Span("text", 0, len(text)),))
 
 
 def _kind(columns: Mapping[str, Any]) -> str:
@@ -222,51 +261,53 @@ def _kind(columns: Mapping[str, Any]) -> str:
     raise UsageError(what, where="dataset")
 
 
-def _pair(
-    tokenizer: Any, prompt: str, completion: str, train_on: str
-) -> tuple[Ids, list[bool], str, tuple[Span, ...]]:
-    """The prompt as it is when sampled from, then the completion and one EOS. The mask is made from
-    lengths.
+def _pair(tokenizer: Any, prompt: str, completion: str, train_on: str) -> EncodedRow:
+    """The prompt as it is when sampled from, then the completion and one EOS.
+
+    The mask is made from the numbers of tokens, so it cannot be off by a merge.
     """
     head = _plain(tokenizer, prompt)
-    tail = _closed(
-        tokenizer,
-        encode_after(tokenizer, completion, prompt) if prompt else _ids(tokenizer, completion),
-    )
+    answer = encode_after(tokenizer, completion, prompt) if prompt else _ids(tokenizer, completion)
+    tail = _closed(tokenizer, answer)
     everything = train_on == "all"
-    span = Span("completion", 0 if everything else len(prompt), len(prompt) + len(completion))
-    return head + tail, [everything] * len(head) + [True] * len(tail), prompt + completion, (span,)
+    mask = [everything] * len(head) + [True] * len(tail)
+    text = prompt + completion
+    span = Span("completion", 0 if everything else len(prompt), len(text))
+    return EncodedRow(head + tail, mask, text, (span,))
 
 
 def _conversation(
     tokenizer: Any, messages: Sequence[Message], first: int, train_on: str, tools: Tools
-) -> tuple[Ids, list[bool], str, tuple[Span, ...], tuple[str, ...]]:
-    """The rendered conversation, tokenised once as a whole, and its targets. `first`: where the
-    completion's turns begin.
+) -> EncodedRow:
+    """The rendered conversation, tokenised once as a whole, and its targets.
+
+    `first`: where the completion's turns begin.
     """
     wanted, silent, notes = _chosen(messages, first, train_on)
     everything = train_on == "all"
     targets = range(len(messages)) if everything else wanted
-    said, left_out = written(tokenizer, messages, targets=targets, tools=tools, tools_needed=True)
-    text, spans = turn_spans(tokenizer, said, silent if everything else wanted, tools=tools)
+    form = written(tokenizer, messages, targets=targets, tools=tools, tools_needed=True)
+    # with "all" the turns that are flagged off are what has to be found
+    marked = silent if everything else wanted
+    text, spans = turn_spans(tokenizer, form.messages, marked, tools=tools)
     if not everything:
-        _all_trained(
-            tokenizer, messages, wanted, "".join(text[span.start : span.end] for span in spans)
-        )
+        trained = "".join(text[span.start : span.end] for span in spans)
+        _all_trained(tokenizer, messages, wanted, trained)
     ids, ranges = _token_ranges(tokenizer, text, spans)
     _one_bos(tokenizer, ids, named(tokenizer))
     mask = [everything] * len(ids)
     for start, end in ranges:
         mask[start:end] = [not everything] * (end - start)
     spans = (Span("all", 0, len(text)),) if everything else spans
-    return ids, mask, text, spans, (*left_out, *notes)
+    return EncodedRow(ids, mask, text, spans, (*form.left_out, *notes))
 
 
 def _chosen(
     messages: Sequence[Message], first: int, train_on: str
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
-    """The turns to train on, by train_on and by their own flags; those that are told not to be; and
-    flags without effect.
+    """The turns to train on, the turns flagged not to be, and notes on flags without effect.
+
+    Turns are chosen by `train_on` and by their own flags (`laurel.model.turns.flag`).
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     wanted = {
@@ -282,11 +323,11 @@ def _chosen(
     ]
     silent = [i for i in flags if flags[i] is False]
     wanted = sorted({*wanted, *asked} - {*silent})
-    vain = [i for i in flags if flags[i] and i not in wanted and train_on != "all"]
+    ignored = [i for i in flags if flags[i] and i not in wanted and train_on != "all"]
     notes = dict.fromkeys(
         f"flags that ask to train on {messages[i]['role']} turns, which train_on={train_on}"
         " does not"
-        for i in vain
+        for i in ignored
     )
     return wanted, silent, tuple(notes)
 
@@ -294,8 +335,9 @@ def _chosen(
 def _all_trained(
     tokenizer: Any, messages: Sequence[Message], wanted: Sequence[int], trained: str
 ) -> None:
-    """UsageError where a text of a target turn stands in none of the spans: {% generation %} blocks
-    can be too small.
+    """UsageError where a text of a target turn is in none of the spans.
+
+    {% generation %} blocks of a template can be too small.
     """
     for piece in exchanged([spoken(messages[i]) for i in wanted])[0]:
         if piece.kind in (TEXT, CALL) and not stands_in(piece.text, trained):
@@ -317,7 +359,8 @@ def _token_ranges(
     """
     fast = bool(getattr(tokenizer, "is_fast", False))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-    ids, offsets = tuple(encoded["input_ids"]), encoded["offset_mapping"] if fast else []
+    ids: Ids = tuple(encoded["input_ids"])
+    offsets: list[tuple[int, int]] = encoded["offset_mapping"] if fast else []
     if _cover(offsets, len(text)):
         starts = [start for start, _ in offsets]
         return ids, [
@@ -333,6 +376,7 @@ def _token_ranges(
 
 
 def _cover(offsets: Sequence[tuple[int, int]], length: int) -> bool:
+    """Do the offsets cover a text of this length in order, without a gap?"""
     reach = last = 0
     for start, end in offsets:
         if start > reach or start < last:
@@ -342,11 +386,11 @@ def _cover(offsets: Sequence[tuple[int, int]], length: int) -> bool:
 
 
 def _tokens_before(tokenizer: Any, text: str, border: int, ids: Ids) -> int:
-    """How many tokens of `ids` (the encoding of `text`) start before a border; one that straddles
-    it does.
+    """How many tokens of `ids`, the encoding of `text`, start before a border.
 
-    The fewest whose text holds all that the encoding of text[:border] holds: the two need not be
-    the same tokens, since what follows can change how whitespace in front of it is cut.
+    A token that straddles the border starts before it. The count is the fewest whose text holds all
+    that the encoding of text[:border] holds: the two need not be the same tokens, since what
+    follows can change how whitespace in front of it is cut.
     """
     head = _ids(tokenizer, text[:border]) if border < len(text) else ids
     same = next(
@@ -363,19 +407,19 @@ def _tokens_before(tokenizer: Any, text: str, border: int, ids: Ids) -> int:
 
 
 def _text(tokenizer: Any, ids: Ids) -> str:
+    """The text of ids, special tokens included."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool = False) -> Ids:
-    """The ids of a text, without or with the special tokens that the tokenizer puts around plain
-    text.
+    """The ids of a text, without the tokenizer's special tokens unless `special`.
 
     Where transformers would only hand the text on to the tokenizers library, that is asked at once:
     the way there takes ten times as long as a short text.
     """
     if not text:
         return ()
-    if _hands_on(type(tokenizer)) and not tokenizer.split_special_tokens:
+    if _encodes_by_backend(tokenizer.__class__) and not tokenizer.split_special_tokens:
         backend = tokenizer.backend_tokenizer
         if (
             backend.truncation is None
@@ -387,9 +431,10 @@ def _ids(tokenizer: Any, text: str, *, special: bool = False) -> Ids:
 
 
 @cache
-def _hands_on(kind: type) -> bool:
-    """Does a tokenizer of this class encode as transformers' own fast ones do? Some classes have a
-    way of their own.
+def _encodes_by_backend(kind: type) -> bool:
+    """Does a tokenizer of this class encode exactly as its tokenizers-library backend does?
+
+    Some classes override `__call__` or `_encode_plus`.
     """
     call, encode = (
         getattr(getattr(kind, name, None), "__qualname__", "")
@@ -399,11 +444,11 @@ def _hands_on(kind: type) -> bool:
 
 
 def _plain(tokenizer: Any, text: str) -> Ids:
-    """A string with the special tokens the tokenizer puts in front; an EOS that it puts behind is
-    taken away.
-    """
-    ids, bare = _ids(tokenizer, text, special=True), _ids(tokenizer, text)
-    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    """A string with the special tokens the tokenizer puts in front, without a final EOS."""
+    ids = _ids(tokenizer, text, special=True)
+    bare = _ids(tokenizer, text)
+    eos = tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id
     if not bare:
         if bos is None:
             what = "an empty prompt, and the tokenizer has no BOS token to stand for it."
@@ -431,6 +476,7 @@ def _closed(tokenizer: Any, ids: Ids) -> Ids:
 
 
 def _one_bos(tokenizer: Any, ids: Ids, where: str) -> Ids:
+    """The ids; UsageError where two BOS tokens are in front of them."""
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == (bos, bos):
         who = "the template writes" if where != "prompt" else "the text begins with"
@@ -446,9 +492,7 @@ def _one_bos(tokenizer: Any, ids: Ids, where: str) -> Ids:
 
 
 def ends_of(tokenizer: Any, config: Any) -> set[int]:
-    """The ids that end a text by the tokenizer and a configuration (of a model, or of its
-    generation).
-    """
-    named = getattr(config, "eos_token_id", None)
-    several = named if isinstance(named, (list, tuple)) else [named]
+    """The ids that end a text, by the tokenizer and by a configuration of a model or generation."""
+    configured: Any = getattr(config, "eos_token_id", None)
+    several: list[Any] = configured if type(configured) in (list, tuple) else [configured]
     return {int(i) for i in [*several, tokenizer.eos_token_id] if i is not None}

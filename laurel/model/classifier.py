@@ -1,15 +1,13 @@
-"""Classification models of transformers: which class and head, how many outputs, around the body of
-which language model.
-"""
+"""Classification models of transformers around the body of a language model, and their heads."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.model.adapters import HEAD, adapter_shapes, load_on_body, merged, only_on_body
@@ -19,58 +17,74 @@ from laurel.model.narrow import NARROW, hold
 from laurel.model.objects import config_of, given_model
 from laurel.model.policy import load_causal
 from laurel.model.readback import places
-from laurel.model.weights import load_model, told
+from laurel.model.weights import error_line, load_model
 
 PAD = "<|pad|>"
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
-HEADS = ("score", "classifier")  # what transformers calls the linear layer
+HEADS = ("score", "classifier")
+"""What transformers calls the linear layer on top."""
 
 
 def assembled(
     name: str, labels: int, trained: bool, language: bool, adapters: bool, dtype: torch.dtype
 ) -> tuple[Any, Any, bool]:
-    """The causal language model (None under a trained head), the model with the head, and whether
-    it keeps the folder's adapters.
+    """A model with a head, from a folder or hub name.
+
+    Returns the causal language model that it was made from (None under a trained head), the model
+    with the head, and whether it keeps the folder's adapters.
     """
     base = base_of(name) if is_adapter(name) else name
     on_body = is_adapter(name) and (trained or (adapters and only_on_body(name, body_name(base))))
     source = base if on_body else name
     if trained_labels(source):
-        causal, model = None, load_trained(source, labels, dtype)
+        causal = None
+        model = load_trained(source, labels, dtype)
     else:
         causal = merged(load_causal(source, dtype, head=language))
         model = new_head(causal, labels)
     if on_body:
         load_on_body(name, model)
         body = getattr(model, model.base_model_prefix)
-        setattr(model, model.base_model_prefix, hold(body, dtype) if adapters else merged(body))
+        prepared = hold(body, dtype) if adapters else merged(body)
+        setattr(model, model.base_model_prefix, prepared)
     return causal, model, on_body and adapters
 
 
 def body_name(name: str) -> str:
-    """How the causal language model of a folder calls its body."""
-    from transformers import AutoModelForCausalLM
+    """The name of the body's module in the causal language model of a folder."""
+    import transformers
 
-    kind = AutoModelForCausalLM._model_mapping.get(type(config_of(name)), None)
+    auto: Any = transformers.AutoModelForCausalLM
+    config = config_of(name)
+    kind = auto._model_mapping.get(config.__class__, None)
     return getattr(kind, "base_model_prefix", "model")
 
 
-def load_trained(name: str, labels: int, dtype: torch.dtype) -> nn.Module:
-    """A saved scorer's model, every weight of it; or the one that was given. Its head is float32,
-    as its files have it.
+def load_trained(name: str, labels: int, dtype: torch.dtype) -> Any:
+    """A saved scorer's model with every weight of it, or the model object bound to the name.
+
+    Its head is float32, with the numbers of its files.
     """
-    own = given_model(name, dtype)
-    model = (
-        own
-        if own is not None
-        else load_model(auto_class(labels), name, "a scorer", dtype, spare=("lm_head",))
-    )
-    head, there = head_of(model).float() if dtype == NARROW else None, places(Path(name))
-    for tensor, parameter in head.named_parameters() if head is not None and own is None else ():
-        place = next((there[full] for kind in HEADS if (full := f"{kind}.{tensor}") in there), None)
-        if place is not None:
-            parameter.data.copy_(place.rows(0, *(place.shape[:1] or (1,))))
+    given = given_model(name, dtype)
+    if given is not None:
+        if dtype == NARROW:
+            head_of(given).float()
+        return given
+    model = load_model(auto_class(labels), name, "a scorer", dtype, spare=("lm_head",))
+    if dtype == NARROW:
+        read_head(head_of(model).float(), Path(name))
     return model
+
+
+def read_head(head: nn.Linear, folder: Path) -> None:
+    """Give a head the numbers that the files of a folder have for it, unrounded."""
+    in_files = places(folder)
+    for tensor, parameter in head.named_parameters():
+        names = [f"{kind}.{tensor}" for kind in HEADS if f"{kind}.{tensor}" in in_files]
+        if names:
+            place = in_files[names[0]]
+            height = place.shape[0] if place.shape else 1
+            parameter.data.copy_(place.rows(0, height))
 
 
 def new_head(causal: Any, labels: int) -> nn.Module:
@@ -82,17 +96,15 @@ def new_head(causal: Any, labels: int) -> nn.Module:
     """
     config = copy.deepcopy(causal.config)
     config.num_labels = labels
-    config.classifier_dropout = (
-        0.0  # transformers' default of .1 would make scores of training and use differ
-    )
+    # transformers' default of .1 would make scores of training and use differ
+    config.classifier_dropout = 0.0
     try:
-        with torch.device(
-            "meta"
-        ):  # only its head is wanted: a body that goes again would take as much memory as the model
+        # only its head is wanted: a body that is dropped would take as much memory as the model
+        with torch.device("meta"):
             model = auto_class(labels).from_config(config)
     except ValueError as error:
         raise UsageError(
-            f"no such model with a head: {told(error)}", where=f"model={config.model_type}"
+            f"no such model with a head: {error_line(error)}", where=f"model={config.model_type}"
         ) from error
     body = getattr(causal, causal.base_model_prefix)
     if type(body) is not type(getattr(model, model.base_model_prefix, None)):
@@ -107,8 +119,9 @@ def new_head(causal: Any, labels: int) -> nn.Module:
     head = head_of(model).to_empty(device=next(body.parameters()).device).float()
     with torch.no_grad():
         head.weight.normal_(0.0, 0.1 * head.in_features**-0.5)
-        if head.bias is not None:
-            head.bias.zero_()
+        bias = bias_of(head)
+        if bias is not None:
+            bias.zero_()
     return model
 
 
@@ -121,22 +134,26 @@ def auto_class(labels: int) -> Any:
 
 def head_of(model: Any) -> nn.Linear:
     """The linear layer on top."""
-    found = next(
-        (layer for name in HEADS if isinstance(layer := getattr(model, name, None), nn.Linear)),
-        None,
+    for name in HEADS:
+        layer = getattr(model, name, None)
+        if isinstance(layer, nn.Linear):
+            return layer
+    raise UsageError(
+        f"{type(model).__name__} has no linear head.",
+        where="model",
+        fix="Use a causal language model.",
     )
-    if found is None:
-        raise UsageError(
-            f"{type(model).__name__} has no linear head.",
-            where="model",
-            fix="Use a causal language model.",
-        )
-    return found
+
+
+def bias_of(linear: nn.Linear) -> Tensor | None:
+    """The bias of a linear layer, None where it has none (which torch's types leave out)."""
+    return cast("Tensor | None", linear.bias)
 
 
 def trained_labels(name: str) -> int:
-    """How many outputs the head of a saved scorer has, by the configuration of its folder; 0 for a
-    model without such a head.
+    """The number of outputs of a saved scorer's head; 0 for a model without such a head.
+
+    It is read from the configuration of its folder, or from the shapes of its adapters.
     """
     check_folder(name)
     if is_adapter(name):
@@ -149,22 +166,21 @@ def trained_labels(name: str) -> int:
     try:
         config = config_of(name)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a model: {told(error)}", where=f"model={name}") from error
+        raise UsageError(
+            f"cannot load a model: {error_line(error)}", where=f"model={name}"
+        ) from error
     kind = (config.architectures or [""])[0]
     return int(config.num_labels or 0) if kind.endswith((SEQUENCE, TOKEN)) else 0
 
 
 def own_padding(tokenizer: Any, model: Any) -> None:
-    """Make padding a token that ends no text, in the tokenizer and in the configuration that
-    transformers reads it from.
-    """
-    closing = {
-        str(token)
-        for token in tokenizer.convert_ids_to_tokens(sorted(ends_of(tokenizer, model.config)))
-    }
+    """Make padding a token that ends no text, in the tokenizer and in the model's configuration."""
+    ends = sorted(ends_of(tokenizer, model.config))
+    closing = {str(token) for token in tokenizer.convert_ids_to_tokens(ends)}
     if tokenizer.pad_token is None or str(tokenizer.pad_token) in closing:
         rows = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:  # to resize would give the tokens between them random rows
+        # to resize would give the tokens between them random rows
+        if len(tokenizer) > rows:
             what = (
                 f"the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows, and a"
                 " padding token must come behind both."
@@ -173,7 +189,8 @@ def own_padding(tokenizer: Any, model: Any) -> None:
             raise UsageError(what, where=f"model={tokenizer.name_or_path}", fix=fix)
         tokenizer.add_special_tokens({"pad_token": PAD})
     lacking = tokenizer.pad_token_id + 1 - model.get_input_embeddings().weight.shape[0]
-    if lacking == 1:  # it is new, or that of an adapter whose base has no row for it
+    # the token is new, or that of an adapter whose base has no row for it
+    if lacking == 1:
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     tokenizer.padding_side = "right"
     for config in (model.config, model.config.get_text_config()):

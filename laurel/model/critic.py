@@ -1,5 +1,6 @@
-"""The critic: a value of every state that the policy chose a token in, from a body of its own or
-from the policy's.
+"""The critic: a value of every state in which the policy chose a token.
+
+It has a body of its own, or reads the policy's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.fast.logprob import wide
 from laurel.fast.packed import hidden_states
-from laurel.model.classifier import head_of
+from laurel.model.classifier import bias_of, head_of
 from laurel.model.narrow import held, hold, reading
 from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
@@ -25,8 +26,10 @@ from laurel.model.policy import Policy, trained_positions
 
 @dataclass
 class Critic:
-    """Values per token. `model` is what belongs to the critic alone: a ModuleDict of `head`, and of
-    `body` unless it reads the policy's (then the value loss moves the policy's body too).
+    """Values per token.
+
+    `model` is what belongs to the critic alone: a ModuleDict of `head`, and of `body` unless it
+    reads the policy's (then the value loss moves the policy's body too).
     """
 
     model: nn.ModuleDict
@@ -159,22 +162,21 @@ def body_of(model: Any) -> nn.Module:
 def value_head(
     body: nn.Module, scorer: nn.Module | None, mean: float = 0.0, std: float = 1.0
 ) -> nn.Linear:
-    """A linear map from the body's hidden states to one value: zero, or (score - mean) / std of a
-    scorer's head.
+    """A linear map from the body's hidden states to one value.
+
+    It is zero, or (score - mean) / std of a scorer's head.
     """
     like = next(body.parameters())
-    if like.device.type == "meta":  # nothing is computed there
-        width = body.config.get_text_config().hidden_size
+    # nothing is computed on the meta device
+    if like.device.type == "meta":
+        config: Any = body.config
+        width: int = config.get_text_config().hidden_size
     else:
         probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
         with reading(body):
             width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
-    head = nn.Linear(
-        width,
-        1,
-        device=like.device,
-        dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
-    )
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    head = nn.Linear(width, 1, device=like.device, dtype=dtype)
     head.weight.zero_()
     head.bias.zero_()
     if scorer is not None:
@@ -190,7 +192,8 @@ def value_head(
                 fix="Use a reward model with one output, on a body of the same width.",
             )
         head.weight.copy_(given.weight / std)
-        head.bias.copy_(
-            (torch.zeros_like(head.bias) if given.bias is None else given.bias).sub(mean) / std
-        )
+        bias = bias_of(given)
+        if bias is None:
+            bias = torch.zeros_like(head.bias)
+        head.bias.copy_(bias.sub(mean) / std)
     return head

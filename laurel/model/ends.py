@@ -24,17 +24,18 @@ CALL = {
 
 
 def closing(tokenizer: Any) -> tuple[str, str] | None:
-    """How the template closes a turn of the assistant: all that stands behind the last one, and
-    what of it stands behind an
-    earlier one, too (an EOS can follow at the very end). None where it cannot be told."""
+    """What the template writes behind an assistant's turn: the last one, and every one.
+
+    The second is the part of the first that stands behind earlier turns, too (an EOS can follow at
+    the very end). None where it cannot be found.
+    """
     turns = [QUESTION, {"role": "assistant", "content": "b"}]
-    last, earlier = around(tokenizer, turns, 1), around(tokenizer, [*turns, QUESTION], 1)
+    last = around(tokenizer, turns, 1)
+    earlier = around(tokenizer, [*turns, QUESTION], 1)
     if last is None:
         return None
-    return (
-        last[1],
-        (shared(tokenizer, earlier[1], last[1]) if earlier is not None else "") or last[1],
-    )
+    everywhere = shared(tokenizer, earlier[1], last[1]) if earlier is not None else ""
+    return last[1], everywhere or last[1]
 
 
 def call_closing(tokenizer: Any) -> str | None:
@@ -47,12 +48,11 @@ def call_closing(tokenizer: Any) -> str | None:
 def end_token(
     tokenizer: Any, tail: str, known: Collection[int], *, special: bool = False
 ) -> int | None:
-    """The token of a closing that sampling should stop at besides the `known` ones: the last that
-    is a token of control.
+    """The token of a closing at which sampling should stop besides the `known` ones.
 
-    None where a known one is in it, or where it holds plain text alone: a token of plain text says
-    nothing about an end.
-    special: only a token that the tokenizer calls special.
+    It is the last control token. None where a known one is in the closing, or where it holds plain
+    text alone: a token of plain text can stand anywhere. special: only a token that the tokenizer
+    calls special.
     """
     ids = [i for i in encode_after(tokenizer, tail.strip()) if i != tokenizer.unk_token_id]
     if any(i in known for i in ids):
@@ -65,25 +65,32 @@ def end_token(
 
 
 def learn_ends(model: Any, tokenizer: Any) -> list[str]:
-    """Make the token that closes the template's turns an end of the model's generation, which is
-    saved with it; what to say of it.
+    """Add the token that closes the template's turns to the model's end tokens; notes for the user.
 
-    A model that is trained to close its turns with a token at which nobody stops goes on to its
-    limit. A closing that is plain text, or nothing, cannot be an end: that is said, too.
+    They are in the generation configuration, which is saved with the model. A model that is trained
+    to close its turns with a token at which sampling does not stop goes on to its limit. A closing
+    that is plain text, or nothing, cannot be an end token: then a note warns.
     """
     generation = getattr(model, "generation_config", None)
     known = ends_of(tokenizer, generation)
-    tails, after_call = closing(tokenizer), call_closing(tokenizer)
-    notes, new = list[str](), set[int]()
-    for tail, special in [(tails[1], False)] * (tails is not None) + [(after_call, True)] * (
-        after_call is not None
-    ):
+    tails = closing(tokenizer)
+    after_call = call_closing(tokenizer)
+    # (closing, whether only a special token of it counts)
+    candidates = list[tuple[str, bool]]()
+    if tails is not None:
+        candidates.append((tails[1], False))
+    if after_call is not None:
+        candidates.append((after_call, True))
+    notes = list[str]()
+    new = set[int]()
+    for tail, special in candidates:
         found = end_token(tokenizer, tail, known | new, special=special)
-        new |= set() if found is None else {found}
-    if tails is not None and not (known | new).intersection(
-        encode_after(tokenizer, tails[0].strip())
-    ):
-        notes.append(without_end(tails[0]))
+        if found is not None:
+            new.add(found)
+    if tails is not None:
+        closing_ids = encode_after(tokenizer, tails[0].strip())
+        if not (known | new).intersection(closing_ids):
+            notes.append(without_end(tails[0]))
     if new:
         names = ", ".join(f"`{tokenizer.decode([i])}`" for i in sorted(new))
         notes.append(
@@ -97,7 +104,7 @@ def learn_ends(model: Any, tokenizer: Any) -> list[str]:
 
 
 def without_end(tail: str) -> str:
-    """What to say of a closing at which sampling cannot stop."""
+    """The warning about a closing at which sampling cannot stop."""
     how = (
         f"closes the assistant's turns with {tail!r}, which is plain text"
         if tail.strip()

@@ -1,6 +1,4 @@
-"""Model folders, looked at before any weight is read: what must be there, whole files, an adapter
-whose base exists.
-"""
+"""Checks a model folder before any weight is read: its files, their lengths, an adapter's base."""
 
 from __future__ import annotations
 
@@ -11,20 +9,22 @@ from typing import Any
 from zipfile import is_zipfile
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_object
 
 ADAPTER = "adapter_config.json"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 AGAIN = "Copy or download it again."
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+"""The first bytes of files that torch writes."""
 
 
 def check_folder(name: str) -> None:
-    """A name that looks like a path must be a model folder: say so before transformers asks the hub
-    for it.
+    """UsageError for a name that looks like a path and is no whole model folder.
 
-    Its files are looked at, not read: an index must name files that are there, each of the length
-    that its header tells. An adapter's base is held to the same.
+    So transformers never asks the hub for it. Of its files only the headers are read: an index must
+    name files that are there, each of the length in its header. An adapter's base is checked, too.
     """
     path = Path(name)
     if not (looks_local(name) or path.exists()):
@@ -63,9 +63,9 @@ def weight_files(folder: Path) -> Iterator[Path]:
 def shards(index: Path) -> list[Path]:
     """The files that an index names, each of which must be there."""
     named = read_object(index).get("weight_map")
-    if not isinstance(named, dict) or not named:
+    if not is_object(named) or not named:
         raise UsageError("it has no `weight_map`.", where=str(index), fix=AGAIN)
-    files = sorted(set(map(str, named.values())))
+    files = sorted({str(name) for name in named.values()})
     lost = [name for name in files if not (index.parent / name).is_file()]
     if lost:
         what = f"it names {len(files)} files, and {len(lost)} are not there, such as {lost[0]}."
@@ -74,7 +74,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def check_file(file: Path) -> None:
-    """A file of weights that is cut short, or is something else, is an error that names it."""
+    """UsageError for a file of weights that is cut short, or is something else."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         start = stream.read(8)
@@ -84,28 +84,27 @@ def check_file(file: Path) -> None:
                 "this is a pointer of Git LFS, not the weights.", where=str(file), fix=fix
             )
         if file.suffix == ".safetensors":
-            check_header(
-                file, stream.read(int.from_bytes(start, "little") if size > 8 else 0), size
-            )
-        elif start.startswith(b"PK\x03\x04") and not is_zipfile(
-            file
-        ):  # its end, with the table of what is in it
+            # a safetensors file begins with the length of its header
+            length = int.from_bytes(start, "little") if size > 8 else 0
+            check_header(file, stream.read(length), size)
+        # the table of what is in a zip is at its end
+        elif start.startswith(ZIP) and not is_zipfile(file):
             raise UsageError("the file is cut short.", where=str(file), fix=AGAIN)
-        elif not start.startswith(
-            (b"PK\x03\x04", b"\x80")
-        ):  # a zip, as torch writes it, or a bare pickle
+        # torch writes a zip, or, in old versions, a bare pickle
+        elif not start.startswith((ZIP, PICKLE)):
             raise UsageError(
                 "this is no file of weights that torch wrote.", where=str(file), fix=AGAIN
             )
 
 
 def check_header(file: Path, header: bytes, size: int) -> None:
-    """What a safetensors file says of itself must be JSON, fit its length, and name no packed
-    integers where weights belong.
+    """UsageError for a header of a safetensors file that is damaged or names packed integers.
+
+    The header must be JSON, and its offsets must fit the file's size.
     """
     try:
-        told = json.loads(header)
-        tensors = {name: entry for name, entry in told.items() if name != "__metadata__"}
+        entries = json.loads(header)
+        tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         kinds = {name: entry["dtype"] for name, entry in tensors.items()}
     except (ValueError, AttributeError, KeyError, TypeError, IndexError, MemoryError):
@@ -124,10 +123,12 @@ def check_header(file: Path, header: bytes, size: int) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """An adapter must be LoRA, have its weights, and name a base that is there and is no adapter
-    itself.
+    """UsageError for a folder of adapters that laurel cannot load.
+
+    They must be LoRA, with their weights, on a base that is there and is no adapter itself.
     """
-    base, where = base_of(folder), str(folder / ADAPTER)
+    base = base_of(folder)
+    where = str(folder / ADAPTER)
     if (Path(base) / ADAPTER).is_file():
         fix = "Merge that one first: peft's `merge_and_unload`, then `save_pretrained`."
         raise UsageError(f"its base {base} is an adapter itself.", where=where, fix=fix)
@@ -176,6 +177,6 @@ def read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         what = f"it cannot be read: {' '.join(str(error).split())}."
         raise UsageError(what, where=str(file), fix=AGAIN) from error
-    if not isinstance(found, dict):
+    if not is_object(found):
         raise UsageError("this is no JSON object.", where=str(file), fix=AGAIN)
-    return found
+    return dict(found)

@@ -18,7 +18,7 @@ from laurel.fast.logprob import chunked_logprobs, wide
 from laurel.model.narrow import reading
 from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
-from laurel.model.saving import auto_causal, largest, model_gap, moved, precision, proven
+from laurel.model.saving import auto_causal, largest, model_gap, precision, proven, rounding_note
 from laurel.model.written import Piece, head_name, pieces_of, write_model
 
 HEADS = 2
@@ -136,7 +136,7 @@ class Heads:
             wanted = self.wanted(policy)
             ids = {"input_ids": policy.probe()}
             gaps.append(model_gap(made, auto_causal(), wanted, live, ids, shape=log_softmax))
-        notes = moved("log-probabilities", gaps[0][0], largest(wanted), live, kind)
+        notes = rounding_note("log-probabilities", gaps[0][0], largest(wanted), live, kind)
         if causal is policy.model or merge:
             return notes
         what = (

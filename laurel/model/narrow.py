@@ -1,6 +1,4 @@
-"""Weights held in bfloat16: half the memory, and the numbers that autocast would make of float32
-copies of them.
-"""
+"""Weights stored in bfloat16: half the memory, and the same numbers as autocast over float32."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ NARROW = torch.bfloat16
 
 
 def hold(model: Any, dtype: torch.dtype) -> Any:
-    """The same model, its weights in this precision.
+    """The same model with its weights in this precision.
 
     bfloat16 is for matrices. Vectors (norms, biases) stay float32: they are few, and sums want them
     so. With adapters on it, whatever is trained stays float32, and only the frozen base is narrow.
@@ -39,27 +37,25 @@ def hold(model: Any, dtype: torch.dtype) -> Any:
 
 
 def widened(embedding: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
-    """Embeddings as float32, so that what is added to them layer by layer is, too, as it is over
-    float32 weights.
+    """Forward hook: embeddings as float32, so that the residual stream is float32, too.
 
-    A family that scales them does so in float32, not by a factor rounded to bfloat16.
+    It is so over float32 weights. A family that scales them does so in float32, not by a factor
+    rounded to bfloat16.
     """
     if not torch.is_autocast_enabled(out.device.type):
         return out
     scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
-    if scale is None or type(embedding).forward is nn.Embedding.forward:
+    if scale is None or embedding.__class__.forward is nn.Embedding.forward:
         return out.float()
     return F.embedding(args[0], embedding.weight, embedding.padding_idx).float() * scale
 
 
 def held(model: Any) -> torch.dtype:
-    """The precision that a model's matrices are held in."""
+    """The precision in which a model's matrices are stored."""
     return model.get_input_embeddings().weight.dtype
 
 
 def reading(model: Any) -> Any:
-    """A context to call a model in: weights that are narrow take part in products of their own
-    precision only.
-    """
+    """A context to call a model in, so that bfloat16 weights are multiplied in bfloat16."""
     weight = model.get_input_embeddings().weight
     return torch.autocast(weight.device.type, NARROW) if weight.dtype == NARROW else nullcontext()

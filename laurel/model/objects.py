@@ -1,6 +1,4 @@
-"""A model or a tokenizer that a Python program has loaded already, and gives instead of a folder's
-name.
-"""
+"""Models and tokenizers that a Python program gives as objects, in place of a folder's name."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import nn
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
 from laurel.model.narrow import hold
-from laurel.model.weights import check_finite, let_padding_learn, tell_ties
+from laurel.model.weights import check_finite, let_padding_learn, note_untied_head
 
 TOKENIZER = "tokenizer of "
 """Before a model's name: the name of the tokenizer that was given with it."""
@@ -60,32 +58,29 @@ def check_model(model: Any) -> None:
 
 
 def said_of(model: Any, kept: str = "float32") -> str:
-    """What a run says of a model that it was given. kept: the precision that its weights will
-    have.
+    """The note for the user about a model that was given as an object.
+
+    kept: the precision that its weights will have.
     """
     found = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
-    cast = (
-        f", its weights now in {kept} (given in {', '.join(sorted(found))})"
-        if found != {kept}
-        else ""
-    )
+    converted = ""
+    if found != {kept}:
+        converted = f", its weights now in {kept} (given in {', '.join(sorted(found))})"
     return (
-        f"the {type(model).__name__} given in Python is trained in place, not copied{cast}: at the"
-        " end it holds the trained weights"
+        f"the {type(model).__name__} given in Python is trained in place, not copied{converted}:"
+        " at the end it holds the trained weights"
     )
 
 
 def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The model itself, checked as one that is loaded is; None where no object goes by this
-    name.
-    """
+    """The model object bound to a name, checked like a loaded one; None where there is none."""
     model = bound_object(name)
     if model is None:
         refuse_unbound(name, "model")
         return None
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
-    tell_ties(model)
+    note_untied_head(model)
     hold(model, dtype)
     renew_constants(model.get_base_model() if hasattr(model, "get_base_model") else model)
     return model
@@ -93,12 +88,11 @@ def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 @torch.no_grad()
 def renew_constants(model: Any) -> None:
-    """Constants that no file holds (rotary frequencies, the scale of embeddings) as a model that is
-    loaded in this precision has them.
+    """Compute the constants that no file holds anew: rotary frequencies, the scale of embeddings.
 
-    `model.to(torch.bfloat16)` rounds them for good, and what is saved from such a model is not,
-    read back, what was trained. transformers computes them where it initialises a module's weights;
-    these are put aside meanwhile.
+    `model.to(torch.bfloat16)` rounds them for good, and a folder saved from such a model would
+    compute other logits when it is loaded. transformers computes them where it initialises a
+    module's weights; the weights are put aside meanwhile.
     """
     for module in model.modules():
         constants = [
@@ -115,9 +109,8 @@ def renew_constants(model: Any) -> None:
             if p is not None
         ]
         for name in constants:
-            vars(module._buffers[name]).pop(
-                "_is_hf_initialized", None
-            )  # transformers' mark of what it has made already
+            # transformers marks what it has initialised, and would leave it as it is
+            module._buffers[name].__dict__.pop("_is_hf_initialized", None)
         try:
             for part, name, parameter in aside:
                 part._parameters[name] = nn.Parameter(
@@ -130,8 +123,9 @@ def renew_constants(model: Any) -> None:
 
 
 def given_tokenizer(name: str) -> Any:
-    """A copy of the tokenizer that was given with the model (a run may give it a template, an end
-    or padding); None without one.
+    """A copy of the tokenizer that was given with the model, None without one.
+
+    A copy, because a run may set a template, an end token or padding.
     """
     tokenizer = bound_object(f"{TOKENIZER}{name}")
     return None if tokenizer is None else copy.deepcopy(tokenizer)
@@ -139,14 +133,14 @@ def given_tokenizer(name: str) -> Any:
 
 def config_of(name: str) -> Any:
     """The configuration of a model: of the one that was given, else of a folder or hub name."""
-    from transformers import AutoConfig
+    import transformers
 
     model = bound_object(name)
     if model is None:
         refuse_unbound(name, "model")
-        return AutoConfig.from_pretrained(name)
+        auto: Any = transformers.AutoConfig
+        return auto.from_pretrained(name)
     config = copy.deepcopy(model.config)
-    config.architectures = [
-        type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-    ]
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config.architectures = [type(plain).__name__]
     return config

@@ -33,7 +33,7 @@ from laurel.fast.logprob import (
     wide,
 )
 from laurel.fast.packed import hidden_states, packs
-from laurel.model.adapters import HEAD, adapter_shapes, apart, fresh, load_adapters, with_lora
+from laurel.model.adapters import HEAD, adapter_shapes, fresh, load_adapters, unties, with_lora
 from laurel.model.chat import ends_of, ensure_template
 from laurel.model.ends import learn_ends
 from laurel.model.folders import base_of, check_folder, is_adapter
@@ -42,7 +42,7 @@ from laurel.model.objects import given_model, given_tokenizer
 from laurel.model.outputs import Outputs
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
-from laurel.model.weights import guard_ids, load_model, told
+from laurel.model.weights import error_line, guard_ids, load_model
 
 RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
 STRETCHED = (
@@ -396,7 +396,7 @@ def load_policy(config: Any) -> Policy:
     )
     if config.use_peft or hasattr(model, "peft_config"):
         model = hold(with_lora(model, config), kept)
-        if apart(model.get_base_model()):
+        if unties(model.get_base_model()):
             line = (
                 "output head and embedding are one tensor, and LoRA changes them apart: the model"
                 " that is saved has both"
@@ -482,7 +482,7 @@ def load_tokenizer(name: str) -> Any:
     ) as error:  # whatever another library raises about a folder is told in our words
         fix = "Are all its files there, and whole?"
         raise UsageError(
-            f"cannot load a tokenizer: {told(error)}", where=f"model={name}", fix=fix
+            f"cannot load a tokenizer: {error_line(error)}", where=f"model={name}", fix=fix
         ) from error
 
 

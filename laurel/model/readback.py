@@ -1,6 +1,4 @@
-"""A saved folder, read back: as transformers loads it, with the weights of one module at a time in
-memory.
-"""
+"""Computes with a saved folder, one module's weights in memory at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +6,16 @@ import json
 import math
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from laurel.core.tensors import from_numpy, ints
 from laurel.model.written import AT_ONCE, NAMES
 
 KINDS = {name: dtype for dtype, name in NAMES.items()}
@@ -31,17 +31,14 @@ class Place:
     start: int
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Some rows of it."""
+        """Rows `first` to `last` of the tensor; a scalar whole."""
+        # bytes of one row; the product over no dimension is 1
         width = math.prod(self.shape[1:]) * self.dtype.itemsize
         count = (last - first) * width if self.shape else self.dtype.itemsize
-        data = np.fromfile(
-            self.file, dtype=np.uint8, count=count, offset=self.start + first * width
-        )
-        return (
-            torch.from_numpy(data)
-            .view(self.dtype)
-            .view((last - first, *self.shape[1:]) if self.shape else ())
-        )
+        begin = self.start + first * width
+        data = np.fromfile(self.file, dtype=np.uint8, count=count, offset=begin)
+        shape = (last - first, *self.shape[1:]) if self.shape else ()
+        return from_numpy(data).view(self.dtype).view(shape)
 
 
 def places(folder: Path) -> dict[str, Place]:
@@ -59,64 +56,85 @@ def places(folder: Path) -> dict[str, Place]:
 
 
 class ReadBack:
-    """A model loaded by transformers from a folder that was just written; weights wait on the disk
-    until their module runs.
+    """A model loaded by transformers from a folder; each module's weights are read when it runs.
 
-    They are computed in float32 (float64 of such files). noise: every weight times 1 + noise or 1 -
-    noise, by fixed dice.
+    They are computed with in float32 (float64 where the files are float64). noise: every weight is
+    multiplied by 1 + noise or 1 - noise, by a generator with a fixed seed.
     """
 
     def __init__(self, folder: Path, auto: Any, device: torch.device) -> None:
-        self.load = lambda: auto.from_pretrained(folder, dtype="auto").eval()
-        self.model, self.whole = self.load(), False
-        self.device, self.dtype, self.noise = device, self.model.dtype, 0.0
+        self.folder = folder
+        self.auto = auto
+        self.device = device
+        self.model = self.load()
+        # is the whole model in memory?
+        self.whole = False
+        self.dtype: torch.dtype = self.model.dtype
+        self.noise = 0.0
         self.compute = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.held: dict[
-            int, Tensor
-        ] = {}  # weights that no file holds under their name: transformers put them together
+        # weights that no file holds under their name: transformers put them together
+        self.in_memory: dict[int, Tensor] = {}
+        # by id(parameter)
         self.place: dict[int, Place] = {}
         self.names: dict[int, str] = {}
-        there = places(folder)
+        self.find_places()
+        self.unload()
+
+    def load(self) -> Any:
+        """The folder's model as transformers loads it, whole."""
+        return self.auto.from_pretrained(self.folder, dtype="auto").eval()
+
+    def find_places(self) -> None:
+        """Note where in the folder each parameter lies, by any of its names."""
+        in_files = places(self.folder)
+        # tied parameters have several names, of which a file holds one
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if name in there and there[name].shape == tuple(parameter.shape):
-                self.place[id(parameter)] = there[name]
+            if name in in_files and in_files[name].shape == tuple(parameter.shape):
+                self.place[id(parameter)] = in_files[name]
+
+    def unload(self) -> None:
+        """Take the weights out of memory, and have every module read its own when it runs."""
         for name, parameter in self.model.named_parameters():
             self.names[id(parameter)] = name
             if id(parameter) not in self.place:
-                self.held[id(parameter)] = parameter.data
+                self.in_memory[id(parameter)] = parameter.data
             parameter.data = torch.empty(0)
         for buffer in self.model.buffers():
-            buffer.data = buffer.data.to(device)
+            buffer.data = buffer.data.to(self.device)
         for module in self.model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 self.stream(module)
 
     def stream(self, module: nn.Module) -> None:
-        """Let a module's weights come before it runs and go after it; of embeddings the rows that
-        are asked for.
+        """Have a module's weights read before it runs and dropped after it.
+
+        Of an embedding only the rows that are asked for are read.
         """
         plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-        if (
-            isinstance(module, nn.Embedding) and plain
-        ):  # others make ids of their own of what they are given
-            module.padding_idx = None  # it would be held against the few rows that are there
-            module.register_forward_pre_hook(self.embed)
+        # embeddings with a forward of their own compute other ids from those they are given
+        if isinstance(module, nn.Embedding) and plain:
+            # its number could be beyond the few rows that are read
+            module.padding_idx = None
+            module.register_forward_pre_hook(self.read_embedding)
         elif type(module) is nn.Linear:
-            module.forward = lambda x: self.linear(module, x)
+            replaced: Any = module
+            replaced.forward = partial(self.linear, module)
         else:
-            module.register_forward_pre_hook(self.come)
-        module.register_forward_hook(self.go)
+            module.register_forward_pre_hook(self.read_weights)
+        module.register_forward_hook(self.drop_weights)
 
-    def come(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """The weights of a module, whole."""
+    def read_weights(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook: read the weights of a module, whole."""
         for parameter in module.parameters(recurse=False):
-            height = self.shape(parameter)[:1]
-            parameter.data = self.rows(parameter, 0, *(height or (1,)))
+            shape = self.shape(parameter)
+            height = shape[0] if shape else 1
+            parameter.data = self.rows(parameter, 0, height)
 
-    def embed(self, module: nn.Embedding, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The rows of an embedding that are asked for, and where among them each id lies."""
+    def read_embedding(self, module: nn.Embedding, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Forward pre-hook: read the rows that are asked for; the ids become places among them."""
         ids, where = args[0].unique(return_inverse=True)
-        module.weight.data = torch.cat([self.rows(module.weight, i, i + 1) for i in ids.tolist()])
+        rows = [self.rows(module.weight, i, i + 1) for i in ints(ids)]
+        module.weight.data = torch.cat(rows)
         return (where, *args[1:])
 
     def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
@@ -124,57 +142,62 @@ class ReadBack:
         height, width = self.shape(module.weight)
         step = max(1, AT_ONCE // width)
         out = torch.empty((*x.shape[:-1], height), dtype=x.dtype, device=x.device)
-        for i in range(0, height, step):
-            out[..., i : i + step] = F.linear(x, self.rows(module.weight, i, min(i + step, height)))
-        return out if module.bias is None else out + self.rows(module.bias, 0, height)
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            weight = self.rows(module.weight, first, last)
+            out[..., first:last] = F.linear(x, weight)
+        # torch's types leave out that a layer can have no bias
+        bias = cast("Tensor | None", module.bias)
+        return out if bias is None else out + self.rows(bias, 0, height)
 
-    def go(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        """A module has run: its weights are on the disk again."""
+    def drop_weights(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        """Forward hook: drop the weights of a module that has run."""
         for parameter in module.parameters(recurse=False):
             parameter.data = torch.empty(0)
 
-    def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
-        """Of the whole weight."""
-        own = id(parameter)
-        return self.place[own].shape if own in self.place else tuple(self.held[own].shape)
+    def shape(self, parameter: Tensor) -> tuple[int, ...]:
+        """The shape of the whole weight."""
+        key = id(parameter)
+        if key in self.place:
+            return self.place[key].shape
+        return tuple(self.in_memory[key].shape)
 
-    def rows(self, parameter: nn.Parameter, first: int, last: int) -> Tensor:
-        """Some rows of a weight, as they are computed with."""
-        own = id(parameter)
-        if own in self.place:
-            found = self.place[own].rows(first, last)
+    def rows(self, parameter: Tensor, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` of a weight, in the precision of the computation, with noise."""
+        key = id(parameter)
+        if key in self.place:
+            found = self.place[key].rows(first, last)
         else:
-            found = self.held[own][first:last] if self.held[own].ndim else self.held[own]
+            whole = self.in_memory[key]
+            found = whole[first:last] if whole.ndim else whole
         found = found.to(self.device, self.compute)
-        if self.noise:
-            found = found.clone().mul_(
-                self.signs(f"{self.names[own]} {first}", found.shape).mul_(self.noise).add_(1)
-            )
-        return found
+        if not self.noise:
+            return found
+        signs = self.signs(f"{self.names[key]} {first}", found.shape)
+        return found.clone().mul_(signs.mul_(self.noise).add_(1))
 
     def signs(self, seed: str, shape: tuple[int, ...]) -> Tensor:
-        """Ones, each positive or negative by a bit of its own, of dice that the seed fixes. A draw
-        gives eight: drawing takes the time.
-        """
-        dice, count = torch.Generator().manual_seed(zlib.crc32(seed.encode())), math.prod(shape)
-        bits = (
-            torch.empty(-(-count // 8), dtype=torch.int64)
-            .random_(generator=dice)
-            .view(torch.int8)[:count]
-            .bitwise_and_(1)
-        )
+        """Ones and minus ones by fair coins, fixed by the seed."""
+        generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+        count = math.prod(shape)
+        # a drawn number of 64 bits gives eight signs, since drawing takes the time: count / 8,
+        # rounded up
+        drawn = torch.empty(-(-count // 8), dtype=torch.int64).random_(generator=generator)
+        bits = drawn.view(torch.int8)[:count].bitwise_and_(1)
         return bits.view(shape).to(self.device, self.compute).mul_(2).sub_(1)
 
-    def say(self, noise: float = 0.0, **inputs: Tensor) -> Tensor:
+    def logits(self, noise: float = 0.0, **inputs: Tensor) -> Tensor:
         """Logits, float64. A model in which modules read each other's weights is loaded whole."""
         self.noise = noise
         with torch.no_grad():
             if not self.whole:
                 try:
                     return self.model(**inputs, use_cache=False).logits.double()
-                except (RuntimeError, IndexError):  # the weights that were read were on the disk
+                # a module met weights of another module, which were not in memory
+                except (RuntimeError, IndexError):
                     self.whole = True
             self.model = self.load().to(self.device, self.compute)
             for name, parameter in self.model.named_parameters() if noise else ():
-                parameter.mul_(self.signs(name, tuple(parameter.shape)).mul_(noise).add_(1))
+                signs = self.signs(name, tuple(parameter.shape))
+                parameter.mul_(signs.mul_(noise).add_(1))
             return self.model(**inputs, use_cache=False).logits.double()

@@ -1,42 +1,42 @@
-"""The end of a training: what is written, in which precision, and the proof that the folder says
-what was trained.
-"""
+"""Saves what was trained, in a precision, and proves that the folder computes the same."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError
 from laurel.core.files import atomic_folder
-from laurel.model.adapters import INSIDE, inside_of
+from laurel.model.adapters import INSIDE, inside_of, peft_library
 from laurel.model.folders import base_of, is_adapter, looks_local
 from laurel.model.readback import ReadBack
 from laurel.model.written import NAMES, write_model
 
 ROUNDINGS = 8
-"""How far what a folder says may be from what was trained, as a multiple of what rounding every
-weight once does (a merge: at most 2).
+"""How far a folder's logits may be from the trained model's.
+
+A multiple of what rounding every weight once does (a merge: at most 2).
 """
 KINDS = {name: dtype for dtype, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights came from: `base`, the folder (absolute) or hub name that adapters belong on,
-    and the precision of its files.
+    """Where weights came from, and the precision of the files there.
+
+    `base`: the folder (absolute) or hub name of the model without adapters.
     """
 
     base: str = ""
@@ -44,8 +44,9 @@ class Origin:
 
 
 def origin_of(name: str) -> Origin:
-    """Of a model's folder or hub name; of an adapter's folder: its base. One that was given in
-    Python is no folder's: it may have moved.
+    """The origin of a model's folder or hub name; of an adapter's folder: its base.
+
+    A model given as a Python object has no folder, since its weights may have been changed.
     """
     if (model := bound_object(name)) is not None:
         return Origin("", getattr(model.config, "dtype", None))
@@ -55,38 +56,40 @@ def origin_of(name: str) -> Origin:
 
 
 def stored(name: str) -> torch.dtype | None:
-    """The precision that most numbers of a model's files have; of a hub name what its configuration
-    says. None: nobody says.
+    """The precision that most bytes of a model's files have, None where it is not known.
+
+    Of a hub name it is what its configuration names.
     """
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for file in sorted(Path(name).glob("model*.safetensors")) if Path(name).is_dir() else ():
         with open(file, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            size = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(size))
         for tensor, entry in header.items():
             if tensor != "__metadata__":
-                sizes[entry["dtype"]] = (
-                    sizes.get(entry["dtype"], 0)
-                    + entry["data_offsets"][1]
-                    - entry["data_offsets"][0]
-                )
+                start, end = entry["data_offsets"]
+                sizes[entry["dtype"]] += end - start
     if sizes:
+        # the first of the largest, in the order of the files
         kind = KINDS.get(max(sizes, key=lambda one: sizes[one]))
         return kind if kind is not None and kind.is_floating_point else None
-    from transformers import AutoConfig
+    import transformers
 
-    found = getattr(AutoConfig.from_pretrained(name), "dtype", None)
+    auto: Any = transformers.AutoConfig
+    found = getattr(auto.from_pretrained(name), "dtype", None)
     return getattr(torch, found, None) if isinstance(found, str) else found
 
 
 def precision(live: torch.dtype, origin: Origin, asked: str | None) -> torch.dtype:
-    """What a folder is written in: what is asked for, else the base's precision, but nothing wider
-    than what is in memory.
+    """The precision to write a folder in: what is asked for, else the base's.
+
+    The base's is taken only where it is narrower than that of the weights in memory (`live`).
     """
     if asked not in (None, "auto"):
         return getattr(torch, str(asked))
-    return (
-        origin.dtype if origin.dtype is not None and origin.dtype.itemsize < live.itemsize else live
-    )
+    if origin.dtype is not None and origin.dtype.itemsize < live.itemsize:
+        return origin.dtype
+    return live
 
 
 def no_adapter(adapters: Any, origin: Origin) -> str:
@@ -105,9 +108,7 @@ def no_adapter(adapters: Any, origin: Origin) -> str:
 
 @dataclass(frozen=True)
 class Saved:
-    """Adapters as a file holds them: name -> tensor (the live ones), and the configuration beside
-    them.
-    """
+    """Adapters as a file holds them: name -> tensor (the live ones), and their configuration."""
 
     tensors: dict[str, Tensor]
     config: Any
@@ -123,76 +124,90 @@ def as_saved(
 ) -> Saved:
     """The adapters of a PeftModel, named as PEFT names them for the whole model.
 
-    inside: where in that model the PeftModel sits (its body, say). head: tensors of a layer beside
-    it that is trained whole.
+    inside: where in that model the PeftModel sits (its body, say). head: tensors of another layer
+    that is trained whole.
     """
-    from peft import get_peft_model_state_dict
-
     with torch.no_grad():
-        own = get_peft_model_state_dict(adapters, save_embedding_layers=False)
-    tensors = {
-        inside_of(inside) + name.removeprefix(INSIDE): tensor.detach()
-        for name, tensor in own.items()
-    }
+        own: dict[str, Tensor] = peft_library().get_peft_model_state_dict(
+            adapters, save_embedding_layers=False
+        )
+    front = inside_of(inside)
+    tensors = {front + name.removeprefix(INSIDE): tensor.detach() for name, tensor in own.items()}
     config = copy.deepcopy(adapters.peft_config["default"])
-    config.inference_mode, config.base_model_name_or_path = True, origin.base
+    config.inference_mode = True
+    config.base_model_name_or_path = origin.base
     if head is not None:
         tensors |= {INSIDE + name: tensor.detach() for name, tensor in head.items()}
-        config.modules_to_save = [
-            *(config.modules_to_save or []),
-            *sorted({name.partition(".")[0] for name in head}),
-        ]
+        whole_layers = sorted({name.partition(".")[0] for name in head})
+        config.modules_to_save = [*(config.modules_to_save or []), *whole_layers]
     config.task_type = task or config.task_type
     return Saved(tensors, config)
 
 
 def write_adapters(saved: Saved, folder: Path, dtype: torch.dtype) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`."""
+    """Write `adapter_model.safetensors` and `adapter_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.to("cpu", dtype).clone().contiguous() for name, tensor in saved.tensors.items()
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    files: Any = safetensors.torch
+    files.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     saved.config.save_pretrained(folder)
 
 
-Say = Callable[[], Tensor]
+Logits = Callable[[], Tensor]
 
 
 @torch.no_grad()
-def adapters_gap(saved: Saved, folder: Path, dtype: torch.dtype, say: Say) -> tuple[float, float]:
-    """How far what the model says with the adapters of a folder is from what it says with its own,
-    and how far rounding may put it.
-    """
-    from peft import PeftConfig
+def adapters_gap(
+    saved: Saved, folder: Path, dtype: torch.dtype, logits: Logits
+) -> tuple[float, float]:
+    """The gap between logits with a folder's adapters and with the live ones, and what is allowed.
 
-    ours, config = say(), PeftConfig.from_pretrained(str(folder))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    logits: computes the model's logits with the adapters that are in it.
+    """
+    ours = logits()
+    config = peft_library().PeftConfig.from_pretrained(str(folder))
+    read = adapter_tensors(folder / "adapter_model.safetensors")
     same = all(
         getattr(config, name) == getattr(saved.config, name)
         for name in ("r", "lora_alpha", "base_model_name_or_path")
     )
     if read.keys() != saved.tensors.keys() or not same:
         return float("inf"), 0.0
-    with instead(saved.tensors, lambda name, own: read[name].to(own)):
-        gap = largest(ours - say())
+
+    def from_file(name: str, own: Tensor) -> Tensor:
+        return read[name].to(own)
+
+    with replaced(saved.tensors, from_file):
+        gap = largest(ours - logits())
     if gap == 0:
         return 0.0, 0.0
-    dice, eps = torch.Generator().manual_seed(0), torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(dtype).eps
 
-    def shaken(name: str, own: Tensor) -> Tensor:
-        sign = torch.randint(0, 2, own.shape, generator=dice, dtype=torch.int8).to(own.device)
-        return own * (1 + (2.0 * sign - 1) * eps)
+    def perturbed(name: str, own: Tensor) -> Tensor:
+        # every weight rounded once, up or down by a coin
+        coin = torch.randint(0, 2, own.shape, generator=generator, dtype=torch.int8)
+        sign = 2.0 * coin.to(own.device) - 1
+        return own * (1 + sign * eps)
 
-    with instead(saved.tensors, shaken):
-        return gap, allowed(ours, say(), eps)
+    with replaced(saved.tensors, perturbed):
+        return gap, allowed(ours, logits(), eps)
+
+
+def adapter_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name."""
+    reader: Any = safetensors.safe_open
+    with reader(file, "pt") as opened:
+        names: list[str] = opened.keys()
+        return {name: opened.get_tensor(name) for name in names}
 
 
 @contextmanager
-def instead(
+def replaced(
     tensors: Mapping[str, Tensor], other: Callable[[str, Tensor], Tensor]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Other numbers in these tensors for a while; their own are back afterwards, bit by bit."""
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
@@ -217,65 +232,71 @@ def model_gap(
     live: torch.dtype,
     inputs: Mapping[str, Tensor],
     *,
-    heed: Any = None,
+    compared: Any = None,
     shape: Any = None,
 ) -> tuple[float, float]:
-    """How far what a folder says in plain transformers is from `ours`, and how far rounding may put
-    it.
+    """The gap between a folder's logits in plain transformers and `ours`, and what is allowed.
 
-    Rounding: of every weight, in the coarser of the two precisions, that of the files and that of
-    the computation. heed: the entries
-    that count. shape: what is done to logits before they are compared.
+    Allowed is what rounding explains: of every weight, in the coarser of the two precisions, that
+    of the files and that of the computation. compared: a mask of the entries that count. shape:
+    what is done to logits before they are compared.
     """
     again = ReadBack(folder, auto, ours.device)
 
-    def say(noise: float = 0.0) -> Tensor:
-        logits = again.say(noise, **inputs)
+    def their_logits(noise: float = 0.0) -> Tensor:
+        logits = again.logits(noise, **inputs)
         return shape(logits) if shape else logits
 
-    theirs = say()
+    theirs = their_logits()
     if theirs.shape != ours.shape:
         return float("inf"), 0.0
-    counts = slice(None) if heed is None else heed
+    counts = slice(None) if compared is None else compared
     gap = largest((ours - theirs)[counts])
     if gap == 0:
         return 0.0, 0.0
     eps = max(torch.finfo(again.dtype).eps, torch.finfo(live).eps)
-    return gap, allowed(theirs[counts], say(eps)[counts], eps)
+    return gap, allowed(theirs[counts], their_logits(eps)[counts], eps)
 
 
-def allowed(said: Tensor, shaken: Tensor, eps: float) -> float:
-    """What rounding explains: ROUNDINGS times what it does to weights, or to the largest number (of
-    few, dice may move none).
+def allowed(logits: Tensor, perturbed: Tensor, eps: float) -> float:
+    """The gap that rounding explains: ROUNDINGS times what one rounding does.
+
+    One rounding of the weights, or of the largest logit: with few weights, random signs may leave
+    the logits as they are.
     """
-    return ROUNDINGS * max(eps * largest(said), largest(shaken - said))
+    return ROUNDINGS * max(eps * largest(logits), largest(perturbed - logits))
 
 
 @contextmanager
-def proven(folder: Path, what: str, fix: str) -> Iterator[tuple[Path, list[tuple[float, float]]]]:
-    """A folder to write into, and a list for (gap, allowed). What is not proven does not come to
-    `folder`: it is kept beside it.
+def proven(folder: Path, what: str, fix: str) -> Generator[tuple[Path, list[tuple[float, float]]]]:
+    """A folder to write into, and a list for (gap, allowed).
+
+    LaurelError where a gap is larger than what is allowed: then what was written does not come to
+    `folder` but is kept in a folder next to it.
     """
     with atomic_folder(folder) as made:
         gaps: list[tuple[float, float]] = []
         yield made, gaps
         for gap, allowed in gaps:
+            # nan is larger than what is allowed, too
             if not gap <= allowed:
-                beside = folder.parent / f"{folder.name}-unproven"
-                shutil.rmtree(beside, ignore_errors=True)
-                made.rename(beside)
-                told = (
+                unproven = folder.parent / f"{folder.name}-unproven"
+                shutil.rmtree(unproven, ignore_errors=True)
+                made.rename(unproven)
+                problem = (
                     f"the saved {what} differs from the trained one by {gap:.2g}, where rounding"
                     f" explains {allowed:.2g}."
                 )
                 raise LaurelError(
-                    told,
+                    problem,
                     where=str(folder),
-                    fix=f"The last checkpoint is kept, and what was written, in {beside}. {fix}",
+                    fix=f"The last checkpoint is kept, and what was written, in {unproven}. {fix}",
                 )
 
 
-def moved(what: str, gap: float, size: float, live: torch.dtype, kind: torch.dtype) -> list[str]:
+def rounding_note(
+    what: str, gap: float, size: float, live: torch.dtype, kind: torch.dtype
+) -> list[str]:
     """What rounding to the files' precision did, in a line; nothing where nothing was rounded."""
     if kind.itemsize >= live.itemsize or not gap:
         return []
@@ -287,15 +308,17 @@ def moved(what: str, gap: float, size: float, live: torch.dtype, kind: torch.dty
 
 
 def auto_causal() -> Any:
-    """What plain transformers loads a language model with."""
+    """The class with which plain transformers loads a language model."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM
 
 
 def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> list[str]:
-    """`Policy.save`."""
-    model, causal, notes = policy.model, policy.causal, list[str]()
+    """Write a policy's folder, prove it, and return notes for the user; see `Policy.save`."""
+    model = policy.model
+    causal = policy.causal
+    notes = list[str]()
     why = no_adapter(model, policy.origin) if causal is not model else "no"
     if not merge and not why:
         return save_adapters(policy, folder, dtype)
@@ -308,7 +331,8 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
             " --save_merged false saves them."
         )
     live = next(causal.parameters()).dtype
-    kind, ids = precision(live, policy.origin, dtype), {"input_ids": policy.probe()}
+    kind = precision(live, policy.origin, dtype)
+    ids = {"input_ids": policy.probe()}
     try:
         with proven(folder, "model", fix) as (made, gaps):
             policy.tokenizer.save_pretrained(made)
@@ -319,7 +343,7 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
         if not why:
             write_adapters(as_saved(model, policy.origin), folder.parent / "adapter", torch.float32)
         raise
-    return [*notes, *moved("logits", gaps[0][0], largest(ours), live, kind)]
+    return [*notes, *rounding_note("logits", gaps[0][0], largest(ours), live, kind)]
 
 
 def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
@@ -327,12 +351,11 @@ def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
     saved = as_saved(policy.model, policy.origin)
     live = next(iter(saved.tensors.values())).dtype
     kind = precision(live, policy.origin, dtype)
-    with proven(
-        folder, "adapter", "Continue with --resume true to save again, or with --save_merged true."
-    ) as (made, gaps):
+    fix = "Continue with --resume true to save again, or with --save_merged true."
+    with proven(folder, "adapter", fix) as (made, gaps):
         policy.tokenizer.save_pretrained(made)
         if policy.causal.can_generate():
             policy.causal.generation_config.save_pretrained(made)
         write_adapters(saved, made, kind)
         gaps.append(adapters_gap(saved, made, kind, policy.probe_logits))
-    return moved("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)
+    return rounding_note("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Batch
+from laurel.core.tensors import forked_rng, row_norms
 from laurel.fast.logprob import WORST, slack, wide
 from laurel.fast.packed import hidden_states, packs
 from laurel.model.adapters import with_lora
@@ -54,11 +55,11 @@ from laurel.model.saving import (
     as_saved,
     largest,
     model_gap,
-    moved,
     no_adapter,
     origin_of,
     precision,
     proven,
+    rounding_note,
     write_adapters,
 )
 from laurel.model.weights import LOADING, guard_ids
@@ -107,16 +108,16 @@ class Scorer:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of what the optimiser moves."""
-        moved = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if self.language is not None:  # a tied head is the body's embedding, and is there already
             body = {id(p) for p in self.model.parameters()}
             further = self.language.causal.get_output_embeddings().named_parameters()
-            moved |= {
+            learning |= {
                 f"language.{name}": p
                 for name, p in further
                 if p.requires_grad and id(p) not in body
             }
-        return moved
+        return learning
 
     def autocast(self) -> Any:
         """bfloat16 arithmetic when asked for; nothing otherwise."""
@@ -308,7 +309,7 @@ class Scorer:
             write_adapters(saved, made, kind)
             gaps.append(adapters_gap(saved, made, kind, lambda: self.probe_scores()[0]))
         ours, _, _ = self.probe_scores()
-        return moved("scores", gaps[0][0], largest(ours), held(self.model), kind)
+        return rounding_note("scores", gaps[0][0], largest(ours), held(self.model), kind)
 
     def _save_whole(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
         """The whole model, adapters merged in, proven."""
@@ -318,8 +319,8 @@ class Scorer:
             write_model(self.model, made, kind)
             ours, inputs, real = self.probe_scores()
             kept = auto_class(self.num_labels)
-            gaps.append(model_gap(made, kept, ours, live, inputs, heed=real))
-        return moved("scores", gaps[0][0], largest(ours), live, kind)
+            gaps.append(model_gap(made, kept, ours, live, inputs, compared=real))
+        return rounding_note("scores", gaps[0][0], largest(ours), live, kind)
 
     def _as_saved(self) -> Saved:
         """Adapters and head as PEFT names them."""
@@ -377,13 +378,12 @@ class Scorer:
         self.model.train(was)
         if ours.shape != theirs.shape:
             return False
-        head, hidden = (
-            head_of(self.model),
-            self.hidden(inputs["input_ids"], inputs["attention_mask"].bool()),
-        )
-        size = float(hidden.double().norm(dim=-1).max()) * float(
-            head.weight.double().norm(dim=1).max()
-        )
+        head = head_of(self.model)
+        hidden = self.hidden(inputs["input_ids"], inputs["attention_mask"].bool())
+        # no score is larger than the product of the two norms
+        largest_hidden = float(row_norms(hidden.double()).max())
+        largest_row = float(row_norms(head.weight.double()).max())
+        size = largest_hidden * largest_row
         return largest((ours - theirs)[real]) <= WORST * slack(held(self.model), size)
 
 
@@ -419,7 +419,7 @@ def load_scorer(
     template = ensure_template(tokenizer, chat_template)
     trained = trained_labels(name)
     labels = outputs_of(name, trained, num_labels)
-    with LOADING, torch.random.fork_rng(devices=[]):
+    with LOADING, forked_rng():
         torch.default_generator.manual_seed(seed)
         stored = pick_param_dtype(param_dtype)
         causal, model, kept = assembled(name, labels, bool(trained), language, adapters, stored)

@@ -1,6 +1,4 @@
-"""A small Llama-style model and a character tokenizer made from nothing, saved as an ordinary
-Hugging Face folder.
-"""
+"""A small untrained Llama and a character tokenizer, saved as an ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from laurel.core.tensors import forked_rng
 from laurel.model.render import ensure_template
 
 if TYPE_CHECKING:
@@ -20,12 +19,12 @@ PAD, START, STOP, UNKNOWN = "<|pad|>", "<|start|>", "<|stop|>", "<|unknown|>"
 
 
 def char_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:
-    """One token per character, after four special ones: pad 0, BOS 1, EOS 2, unknown 3 (any
-    character not in `alphabet`).
+    """One token per character, after four special ones.
 
-    BOS goes in front of plain text. Ids decode to the exact text, spaces and line ends included;
-    the special tokens are read as such in a text that spells them out. The default alphabet is
-    printable ASCII and the line end: 100 ids in all.
+    They are pad 0, BOS 1, EOS 2 and unknown 3 (any character not in `alphabet`). BOS goes in front
+    of plain text. Ids decode to the exact text, spaces and line ends included; the special tokens
+    are read as such in a text that spells them out. The default alphabet is printable ASCII and the
+    line end: 100 ids in all.
     """
     from tokenizers import Tokenizer, decoders, models, processors
     from transformers import PreTrainedTokenizerFast
@@ -33,9 +32,8 @@ def char_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:
     vocabulary = {
         token: i for i, token in enumerate(dict.fromkeys([PAD, START, STOP, UNKNOWN, *alphabet]))
     }
-    backend = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN)
-    )  # no merges: characters stay single
+    # no merges: characters stay single
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A", special_tokens=[(START, vocabulary[START])]
@@ -85,17 +83,18 @@ def small_model(
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.float32,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # the CPU's alone: torch.manual_seed would reach the GPUs too
-        return LlamaForCausalLM(config).float().eval()
+    with forked_rng():
+        # the CPU's alone: torch.manual_seed would reach the GPUs too
+        torch.default_generator.manual_seed(seed)
+        model: Any = LlamaForCausalLM(config)
+        return model.float().eval()
 
 
 def save_scratch(
     folder: str | Path, *, alphabet: str = ALPHABET, seed: int = 0, **shape: int
 ) -> Path:
-    """Write model, tokenizer and chat template into `folder`, for transformers to load as they are.
+    """Write model, tokenizer and chat template into `folder`, for transformers to load.
+
     `shape`: see `small_model`.
     """
     from transformers.utils import logging
@@ -103,6 +102,7 @@ def save_scratch(
     logging.disable_progress_bar()
     tokenizer = char_tokenizer(alphabet)
     ensure_template(tokenizer)
-    small_model(tokenizer, seed=seed, **shape).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    parts: list[Any] = [small_model(tokenizer, seed=seed, **shape), tokenizer]
+    for part in parts:
+        part.save_pretrained(folder)
     return Path(folder)

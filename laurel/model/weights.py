@@ -1,6 +1,4 @@
-"""Weights as they were meant: every tensor of a model comes from its files, in its shape, finite,
-and can learn.
-"""
+"""Loads weights and checks them: every tensor is in the files, in its shape, and finite."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import re
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +15,16 @@ import torch
 from torch import nn
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_list
+from laurel.core.tensors import ints
 from laurel.model.narrow import hold
 
 LOADING = threading.RLock()
-"""Held while weights are loaded. transformers replaces torch's initialisers meanwhile, for the
-whole process: two threads that load at
-once put back each other's replacements, and every model made afterwards starts from other weights.
+"""Held while weights are loaded.
+
+transformers replaces torch's initialisers meanwhile, for the whole process: two threads that load
+at once put back each other's replacements, and every model made afterwards starts from other
+weights.
 """
 
 WRAPPERS = {
@@ -34,12 +36,12 @@ WRAPPERS = {
     "pretrained_model": "TRL's model with a value head",
 }
 """A part of a tensor's name: what puts it there."""
-BESIDE = re.compile(
-    r"(^|[._])(vision|visual|vit|image|audio|speech|video|multi_modal|multimodal|mm|mtp|nextn|v_head|value_head)"
+OTHER_PARTS = re.compile(
+    r"(^|[._])"
+    r"(vision|visual|vit|image|audio|speech|video|multi_modal|multimodal|mm|mtp|nextn|v_head"
+    r"|value_head)"
 )
-"""Names of parts that other models have beside a language model: towers for pictures and sound,
-further heads.
-"""
+"""Names of parts that files hold besides a language model: vision and audio towers, other heads."""
 BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.\w+$|position_ids$")
 """Names of constants that old files hold and nothing learns."""
 LAYER = re.compile(r"\.(\d+)\.")
@@ -48,43 +50,46 @@ LAYER = re.compile(r"\.(\d+)\.")
 def load_model(
     kind: Any, name: str, what: str, dtype: torch.dtype, *, spare: Collection[str] = ()
 ) -> Any:
-    """A transformers model of class `kind`, every tensor of it from the files of `name`, or an
-    error that says why not.
+    """A transformers model of class `kind` with every tensor from the files of `name`.
 
-    what: how the error names it ("a causal language model"). spare: parts of it that may be new,
-    or, in the files, be left over: heads that the caller replaces or does not use. What the files
-    hold for towers of other models is named as unused.
+    UsageError with the reason where that cannot be. what: how the error names it ("a causal
+    language model"). spare: parts of it that may be new, or, in the files, be left over: heads that
+    the caller replaces or does not use. What the files hold for towers of other models is named as
+    unused.
     """
-    with LOADING, said_by_us() as reports:
+    with LOADING, collected_reports() as reports:
         try:
-            how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
-            model, report = kind.from_pretrained(name, ignore_mismatched_sizes=True, **how)
-        except (
-            Exception
-        ) as error:  # whatever another library raises about a folder is told in our words
+            options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+            model, report = kind.from_pretrained(name, ignore_mismatched_sizes=True, **options)
+        # another library may raise anything about a folder
+        except Exception as error:
             raise UsageError(
-                f"cannot load {what}: {told(error, reports)}", where=f"model={name}"
+                f"cannot load {what}: {error_line(error, reports)}", where=f"model={name}"
             ) from error
     check_shapes(report["mismatched_keys"], name)
     check_names(model, report["missing_keys"], report["unexpected_keys"], name, spare)
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
-    tell_ties(model)
+    note_untied_head(model)
     return hold(model, dtype)
 
 
 @contextmanager
-def said_by_us() -> Iterator[list[str]]:
-    """transformers' own table of what was not loaded is collected, not shown: `check_names` says
-    it, and stops.
+def collected_reports() -> Generator[list[str]]:
+    """Collects transformers' reports of what was not loaded, in place of logging them.
+
+    `check_names` raises an error about them.
     """
-    logger, reports = logging.getLogger("transformers.modeling_utils"), list[str]()
+    logger = logging.getLogger("transformers.modeling_utils")
+    reports = list[str]()
 
     def keep(record: logging.LogRecord) -> bool:
+        """Is the record logged?"""
         text = record.getMessage()
-        ours = "LOAD REPORT" in text or "checkpoint seem corrupted" in text
-        reports.extend([text] if ours else [])
-        return not ours
+        if "LOAD REPORT" not in text and "checkpoint seem corrupted" not in text:
+            return True
+        reports.append(text)
+        return False
 
     logger.addFilter(keep)
     try:
@@ -93,9 +98,10 @@ def said_by_us() -> Iterator[list[str]]:
         logger.removeFilter(keep)
 
 
-def told(error: Exception, reports: Sequence[str] = ()) -> str:
-    """An error of another library in a line: its first, the next too where the first only announces
-    it.
+def error_line(error: Exception, reports: Sequence[str] = ()) -> str:
+    """An error of another library in one line.
+
+    It is the first line of its text; where that ends with ":" or ",", the next lines, too.
     """
     rows = [
         line
@@ -148,16 +154,16 @@ def check_names(
     name: str,
     spare: Collection[str] = (),
 ) -> None:
-    """Tensors that the files lack, or have too many, are an error that names them and the cause, if
-    it can be seen.
-    """
+    """UsageError for tensors that the files lack or have too many, with the likely cause."""
 
     def spared(tensor: str) -> bool:
         return any(tensor == part or tensor.startswith(f"{part}.") for part in spare)
 
     lost = sorted(tensor for tensor in missing if not spared(tensor))
     over = sorted(tensor for tensor in unexpected if not BUFFERS.search(tensor))
-    wrong = lost or [tensor for tensor in over if not BESIDE.search(tensor) and not spared(tensor)]
+    wrong = lost or [
+        tensor for tensor in over if not OTHER_PARTS.search(tensor) and not spared(tensor)
+    ]
     if not wrong:
         if over:
             line = "%s holds %d tensors that are not used here, such as %s"
@@ -185,7 +191,22 @@ def few(names: Sequence[str]) -> str:
 
 
 def cause(model: Any, lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
-    """Why names do not meet, and what to do; of several causes the one that explains most."""
+    """Why names do not match, and what to do; of several causes the one that explains most.
+
+    lost: the model's tensors that the files lack; over: those of the files that the model lacks;
+    every: all of the model's.
+    """
+    return (
+        other_kind_of_file(lost, over)
+        or other_depth(lost, over, every)
+        or lost_head(model, lost)
+        or "config.json and the weights do not belong together, or files are missing: copy or"
+        " download the folder again."
+    )
+
+
+def other_kind_of_file(lost: Sequence[str], over: Sequence[str]) -> str:
+    """What to do about files that hold something other than a plain language model, "" if not."""
     if any(re.search(r"\.lora_[AB]\b|\.base_layer\.", tensor) for tensor in over):
         return (
             "The files hold a model with adapters on it: merge them (`merge_and_unload`) before"
@@ -199,43 +220,48 @@ def cause(model: Any, lost: Sequence[str], over: Sequence[str], every: Sequence[
         return "The model is quantised: take it in bfloat16 or float32."
     if lost and over and (found := wrapper(lost, over)):
         return found
-    head = any(re.match(r"(score|classifier)\.", tensor) for tensor in over)
-    if head:
+    if any(re.match(r"(score|classifier)\.", tensor) for tensor in over):
         return "The folder holds a trained scorer: give the language model that it was made from."
-    layers, deep = depth(every), max(depth(over), default=-1) + 1
-    behind = (
-        [n for n in layers if all(LAYER.search(t) and at(t) >= n for t in lost)] if lost else []
-    )
-    if behind and set(lost) == {t for t in every if LAYER.search(t) and at(t) >= behind[-1]}:
-        return (
-            f"config.json asks for {max(layers) + 1} layers and the files hold {behind[-1]}: set"
-            " the number of layers there."
-        )
-    if not lost and layers and deep > max(layers) + 1:
-        return (
-            f"config.json asks for {max(layers) + 1} layers and the files hold {deep}: set the"
-            " number of layers there."
-        )
-    output = (
-        {f"{n}.weight" for n, m in model.named_modules() if m is model.get_output_embeddings()}
-        if lost
-        else set()
-    )
-    if output and set(lost) <= output:
-        return (
-            "The files hold no output head. If the model was saved with tied embeddings, set"
-            " `tie_word_embeddings` to true in config.json; a body alone, or a scorer, is no"
-            " language model."
-        )
+    return ""
+
+
+def other_depth(lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
+    """What to do where config.json and the files differ in the number of layers, else ""."""
+    layers = layer_numbers(every)
+    deepest = max(layer_numbers(over), default=-1) + 1
+    # layers from which on everything that is lost lies
+    starts = [n for n in layers if all(layer_of(tensor) >= n for tensor in lost)] if lost else []
+    count = 0
+    if starts and set(lost) == {tensor for tensor in every if layer_of(tensor) >= starts[-1]}:
+        count = starts[-1]
+    elif not lost and layers and deepest > max(layers) + 1:
+        count = deepest
+    else:
+        return ""
     return (
-        "config.json and the weights do not belong together, or files are missing: copy or download"
-        " the folder again."
+        f"config.json asks for {max(layers) + 1} layers and the files hold {count}: set the number"
+        " of layers there."
+    )
+
+
+def lost_head(model: Any, lost: Sequence[str]) -> str:
+    """What to do where the files lack the output head and nothing else, else ""."""
+    modules: list[tuple[str, Any]] = list(model.named_modules()) if lost else []
+    head: Any = model.get_output_embeddings() if lost else None
+    names = {f"{name}.weight" for name, module in modules if module is head}
+    if not names or not set(lost) <= names:
+        return ""
+    return (
+        "The files hold no output head. If the model was saved with tied embeddings, set"
+        " `tie_word_embeddings` to true in config.json; a body alone, or a scorer, is no"
+        " language model."
     )
 
 
 def wrapper(lost: Sequence[str], over: Sequence[str]) -> str:
-    """The part too many that the files' names have, if taking it out gives the names that are
-    looked for.
+    """What to do where the files' names have a part too many, else "".
+
+    Taking it out of the names has to give the names that are looked for.
     """
     wanted = set(lost)
     for part in [*WRAPPERS, *sorted({word for tensor in over[:1] for word in tensor.split(".")})]:
@@ -257,13 +283,13 @@ def wrapper(lost: Sequence[str], over: Sequence[str]) -> str:
     )
 
 
-def depth(names: Collection[str]) -> list[int]:
-    """The numbers of the layers that names speak of."""
-    return sorted({at(tensor) for tensor in names if LAYER.search(tensor)})
+def layer_numbers(names: Collection[str]) -> list[int]:
+    """The numbers of the layers in names of tensors, sorted."""
+    return sorted({layer_of(tensor) for tensor in names if LAYER.search(tensor)})
 
 
-def at(tensor: str) -> int:
-    """The layer of a tensor whose name has one."""
+def layer_of(tensor: str) -> int:
+    """The layer that a tensor's name has, -1 where it has none."""
     found = LAYER.search(tensor)
     return int(found[1]) if found else -1
 
@@ -275,9 +301,8 @@ def check_finite(tensors: dict[str, Any], name: str) -> None:
         if not torch.is_floating_point(value) or value.data_ptr() in seen:
             continue
         seen.add(value.data_ptr())
-        if bool(
-            value.sum().isfinite()
-        ):  # a number that is not finite stays in every sum; one pass, a thirtieth of the time
+        # a number that is not finite stays in every sum: one pass, a thirtieth of the time
+        if bool(value.sum().isfinite()):
             continue
         bad = value.numel() - int(value.isfinite().sum())
         if bad:
@@ -290,28 +315,30 @@ def check_finite(tensors: dict[str, Any], name: str) -> None:
 
 
 def let_padding_learn(model: Any) -> None:
-    """Let the row of `pad_token_id` learn where it is a token of texts: torch gives it no gradient,
-    and many models end texts with it.
+    """Let the embedding row of `pad_token_id` learn where that token is in texts.
 
-    A token that only pads, whose row was never trained (zeros), keeps its place: sampled by chance,
-    a row of zeros behind a norm would have a gradient a thousand times too large.
+    torch gives the row no gradient, and many models end texts with the padding token. A token that
+    only pads, whose row was never trained (zeros), keeps its place: sampled by chance, a row of
+    zeros behind a norm would have a gradient a thousand times too large.
     """
     embedding = model.get_input_embeddings()
     pad = embedding.padding_idx if isinstance(embedding, nn.Embedding) else None
     if pad is None:
         return
     configs = (model.config.get_text_config(), getattr(model, "generation_config", None))
-    named = [
-        getattr(config, f"{name}_token_id", None) for config in configs for name in ("bos", "eos")
-    ]
-    spoken = {token for ids in named for token in (ids if isinstance(ids, list) else [ids])}
-    if pad in spoken or bool(embedding.weight[pad].any()):
+    special = set[Any]()
+    for config in configs:
+        for name in ("bos", "eos"):
+            ids: Any = getattr(config, f"{name}_token_id", None)
+            special.update(ids if is_list(ids) else [ids])
+    if pad in special or bool(embedding.weight[pad].any()):
         embedding.padding_idx = None
 
 
-def tell_ties(model: Any) -> None:
-    """Where the files hold an output head of its own, the configuration must not call it tied:
-    others would read it so, once saved.
+def note_untied_head(model: Any) -> None:
+    """Set `tie_word_embeddings` to False where the head is a tensor of its own.
+
+    Else the model, once saved, would be loaded with its embedding as its head.
     """
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if output is not None and output.weight is not embedding.weight:
@@ -320,8 +347,9 @@ def tell_ties(model: Any) -> None:
 
 
 def check_ids(policy: Any, ids: Sequence[int], where: str) -> None:
-    """Ids that a policy or scorer has no embedding for are an error, before a kernel reads beyond
-    the matrix.
+    """UsageError for ids without an embedding, before a kernel reads beyond the matrix.
+
+    policy: a policy or scorer.
     """
     rows = policy.model.get_input_embeddings().weight.shape[0]
     if ids and max(ids) >= rows:
@@ -338,15 +366,13 @@ def check_ids(policy: Any, ids: Sequence[int], where: str) -> None:
 
 
 def guard_ids(policy: Any) -> None:
-    """Where a tokenizer is longer than the embedding, look at all ids on their way in: nobody knows
-    which texts need the missing rows.
-    """
+    """Check all ids that go into the model, where its tokenizer is longer than its embedding."""
     embedding = policy.model.get_input_embeddings()
     if len(policy.tokenizer) <= embedding.weight.shape[0]:
         return
     check_ids(policy, sorted(policy.eos_ids), "its end token")
 
-    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-        check_ids(policy, args[0].unique().tolist() if args else (), "a text")
+    def check(_: nn.Module, args: tuple[Any, ...]) -> None:
+        check_ids(policy, ints(args[0].unique()) if args else (), "a text")
 
-    embedding.register_forward_pre_hook(look)
+    embedding.register_forward_pre_hook(check)

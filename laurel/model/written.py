@@ -328,11 +328,11 @@ def write_pieces(pieces: Mapping[str, Piece], folder: Path, dtype: torch.dtype |
         write_file(shard, folder / file, dtype)
         place |= dict.fromkeys(shard, file)
     numbers = sum(math.prod(piece.shape) for piece in pieces.values())
-    told = {
+    metadata = {
         "total_parameters": numbers,
         "total_size": sum(size_of(piece, dtype) for piece in pieces.values()),
     }
-    index = {"metadata": told, "weight_map": dict(sorted(place.items()))}
+    index = {"metadata": metadata, "weight_map": dict(sorted(place.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

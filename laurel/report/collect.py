@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def before_and_after(path: Path, run: str) -> tuple[Lines, Lines] | None:
     return of(early, first), of(late, last)
 
 
-def asked(line: dict[str, Any]) -> str:
+def asked(line: Mapping[str, Any]) -> str:
     """The prompt of a sample, to be compared."""
     return json.dumps(line.get("prompt"), sort_keys=True)
 

@@ -4,6 +4,7 @@ logged rewards, KTO's reference point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,7 @@ def step_label(label: bool | float) -> float:
 
 
 def logged_rewards(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The reward that was logged with each row."""
-    rewards = [reward for group in groups for reward in group.rewards]
+    """The reward that was logged with each row; NaN where a row has none and is not trained on."""
+    logged = [reward for group in groups for reward in group.rewards]
+    rewards = [math.nan if reward is None else reward for reward in logged]
     return batch.replace(reward_N=torch.tensor(rewards, dtype=batch.weight_NT.dtype))

@@ -32,8 +32,9 @@ from laurel.verify.world import (
 )
 from laurel.weight.group import EPS
 
-PER_ROW = {"loss_aggregation": "seq_mean_token_sum"}
-FREE = {"epsilon": 1.0, "epsilon_high": 1e9}  # no ratio is outside
+PER_ROW: dict[str, Any] = {"loss_aggregation": "seq_mean_token_sum"}
+FREE: dict[str, Any] = {"epsilon": 1.0, "epsilon_high": 1e9}
+"""Bounds that no ratio is outside of."""
 
 
 def expected_gradients() -> Iterator[Finding]:
@@ -304,7 +305,7 @@ def critic_pull(world: World, ref: Tensor, x: int, n: int) -> Tensor:
     return ascent_of(setup)[1]
 
 
-RAW = {"beta": 0.0, "missing_eos_penalty": 0.0}
+RAW: dict[str, Any] = {"beta": 0.0, "missing_eos_penalty": 0.0}
 BANDIT = make_world(4, 1, seed=6, binary=True)
 
 

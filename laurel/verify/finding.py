@@ -1,6 +1,4 @@
-"""One line of `laurel verify`: what was compared with what, how far apart they were, and how far
-they may be.
-"""
+"""One line of `laurel verify`: what was compared with what, how far apart they are and may be."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`error` is a relative error (or, with `samples`, a z-score over that many of them); the line
-    passes where error < limit.
+    """A comparison and its outcome; it passes where error < limit.
+
+    `error` is a relative error, or with `samples` a z-score over that many of them.
     """
 
     method: str
@@ -44,28 +43,35 @@ def same(
     *,
     limit: float | None = None,
 ) -> Finding:
-    """Two tensors that must be equal: ||measured - expected|| / ||expected|| (absolute where the
-    expected one is 0).
+    """Two tensors that must be equal.
+
+        error = ||measured - expected|| / ||expected||,    absolute where the expected one is 0
 
     What is shown is the norm of each, or the number itself. The limit is 1e-10, or 1e-5 in float32.
     """
     precision = torch.get_default_dtype()
-    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (measured, expected))
+    a = torch.as_tensor(measured, dtype=torch.float64).detach()
+    b = torch.as_tensor(expected, dtype=torch.float64).detach()
     if a.shape != b.shape:
         return Finding(
             method, quantity, str(tuple(b.shape)), str(tuple(a.shape)), float("inf"), 0.0
         )
     size = float(b.norm())
     error = float((a - b).norm()) / (size if size > 1e-12 else 1.0)
-    show = [f"{float(x):.6g}" if x.ndim == 0 else f"|{float(x.norm()):.6g}|" for x in (b, a)]
     return Finding(
         method,
         quantity,
-        *show,
+        _shown(b),
+        _shown(a),
         error,
         LIMIT[precision] if limit is None else limit,
-        precision=str(precision)[6:],
+        precision=str(precision).removeprefix("torch."),
     )
+
+
+def _shown(value: Tensor) -> str:
+    """A number, or the norm of a tensor, with six digits."""
+    return f"{float(value):.6g}" if value.ndim == 0 else f"|{float(value.norm()):.6g}|"
 
 
 def apart(
@@ -76,8 +82,9 @@ def apart(
     *,
     least: float = 1e-3,
 ) -> Finding:
-    """Two things that must differ: passes where their relative distance is at least `least`. Its
-    error is least / distance.
+    """Two things that must differ: passes where their relative distance is at least `least`.
+
+    Its error is least / distance.
     """
     distance = same(method, quantity, measured, wrong)
     ratio = least / distance.error if distance.error else float("inf")
@@ -95,12 +102,14 @@ def apart(
 def sampled(
     method: str, quantity: str, values: Tensor, expected: float, *, samples: int, limit: float = 4.0
 ) -> Finding:
-    """The mean of independent `values` (each a batch's) against its expectation: |z| = |mean -
-    expected| / (std / sqrt(n)) below 4.
+    """The mean of independent `values`, each a batch's, against its expectation: |z| below 4.
+
+        z = (mean - expected) / (std / sqrt(n))
 
     `samples` is the number of completions behind them.
     """
-    mean, error = float(values.mean()), float(values.std()) / len(values) ** 0.5
+    mean = float(values.mean())
+    error = float(values.std()) / len(values) ** 0.5
     z = abs(mean - expected) / error if error > 0 else float("inf")
     return Finding(
         method,
@@ -116,8 +125,9 @@ def sampled(
 
 @contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """Everything inside is computed in `dtype`: the training code follows torch's default where it
-    makes new tensors.
+    """Everything inside is computed in `dtype`.
+
+    The training code follows torch's default where it makes new tensors.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

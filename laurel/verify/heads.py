@@ -1,5 +1,6 @@
-"""Heads Q and V for a policy that is a table: the library's own heads, on a hidden state that is 1
-at the table's row and 0 elsewhere.
+"""Heads Q and V for a policy that is a table: the library's own heads, on one-hot states.
+
+The hidden state is 1 at the table's row and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class TableHeads(Heads):
 
 @dataclass(frozen=True)
 class Tables:
-    """What heads say: q and target [K, X, S, V], value [X, S]."""
+    """The values of K heads Q, their target networks and V.
+
+    q and target are [K, X, S, V], value [X, S].
+    """
 
     q: Tensor
     target: Tensor
@@ -43,35 +47,43 @@ class Tables:
 
 
 def some_tables(ref: Tensor) -> Tables:
-    """Heads that depend on prompt, prefix and token, all different, made of [X, S, V] of logits:
-    where the checks start.
+    """The values where the checks start, made of logits [X, S, V].
+
+    They depend on prompt, prefix and token, and all are different.
     """
     q = torch.stack([0.7 * ref, 0.3 - 0.4 * ref.flip(2)])
-    return Tables(q, torch.stack([0.5 * ref.flip(1) + 0.1, 0.6 * ref]), 0.2 * ref.sum(2))
+    target = torch.stack([0.5 * ref.flip(1) + 0.1, 0.6 * ref])
+    value = 0.2 * ref.sum(2)
+    return Tables(q, target, value)
 
 
 def table_heads(tables: Tables, target_update: float) -> Heads:
     """The library's heads with the values of these tables."""
-    K, X, S, V = tables.q.shape
     made: dict[str, nn.Module] = {}
-    for k in range(K):
-        for kind, table in (("q", tables.q), ("target", tables.target)):
-            made[f"{kind}_{k}"] = nn.Linear(X * S, V, bias=False)
-            made[f"{kind}_{k}"].weight = nn.Parameter(
-                table[k].reshape(X * S, V).T.to(torch.get_default_dtype()).clone(), kind == "q"
-            )
-    made["v"] = nn.Linear(X * S, 1, bias=False)
-    made["v"].weight = nn.Parameter(
-        tables.value.reshape(1, X * S).to(torch.get_default_dtype()).clone()
-    )
+    for k, (q, target) in enumerate(zip(tables.q, tables.target, strict=True)):
+        made[f"q_{k}"] = _linear(q.flatten(0, 1).T)
+        made[f"target_{k}"] = _linear(target.flatten(0, 1).T, trainable=False)
+    made["v"] = _linear(tables.value.reshape(1, -1))
     return TableHeads(nn.ModuleDict(made), target_update, 1.0)
 
 
+def _linear(weight: Tensor, *, trainable: bool = True) -> nn.Linear:
+    """A linear layer with these weights [out, X * S], without a bias, in the default precision."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    own = weight.to(torch.get_default_dtype()).clone()
+    made.weight = nn.Parameter(own, trainable)
+    return made
+
+
 def tables_of(heads: Heads, X: int) -> Tables:
-    """What the heads say now."""
-    q, target = (
-        torch.stack([head.weight.detach().T.unflatten(0, (X, -1)) for head in heads.all(kind)])
-        for kind in ("q", "target")
-    )
-    (value,) = heads.all("v")
-    return Tables(q, target, value.weight.detach()[0].unflatten(0, (X, -1)))
+    """The values of heads of X prompts as they are now."""
+    (v,) = heads.all("v")
+    # a layer's weights are [out, X * S]
+    value = v.weight.detach()[0].unflatten(0, (X, -1))
+    return Tables(_by_state(heads, "q", X), _by_state(heads, "target", X), value)
+
+
+def _by_state(heads: Heads, kind: str, X: int) -> Tensor:
+    """[K, X, S, V] the values of every head of this kind."""
+    weights = [head.weight.detach().T for head in heads.all(kind)]
+    return torch.stack([weight.unflatten(0, (X, -1)) for weight in weights])

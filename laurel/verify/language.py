@@ -1,18 +1,19 @@
-"""A language small enough to list: every completion, its exact probability, and what follows
-exactly from that.
+"""A language small enough to list: every completion, its exact probability, what follows from it.
 
 Tokens are 0 .. V-1 and the last one ends a completion; a completion that reaches the horizon H
 without it is cut off there.
+
 Axis letters: X prompts, N completions, T tokens of a completion (at most H), S prefixes (the
-states), V vocabulary. A policy is a table of logits [X, S, V], one row of logits per prompt and
-prefix, so it can represent every distribution. All functions are differentiable in the logits and
-meant for float64.
+states), V vocabulary.
+
+A policy is a table of logits [X, S, V], one row of logits per prompt and prefix, so it can
+represent every distribution. All functions are differentiable in the logits and meant for float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from laurel.core.errors import UsageError
 
 
 class Language:
-    """All completions over V tokens up to length H. V = 3, H = 2: (2) (0 2) (1 2) (0 0) (0 1) (1 0)
-    (1 1), seven in all.
+    """All completions over V tokens up to length H.
+
+    V = 3, H = 2: (2) (0 2) (1 2) (0 0) (0 1) (1 0) (1 1), seven in all.
 
     `completions` lists them; state_NT says in which prefix a token was chosen, token_NT which
     token, mask_NT where there is one.
@@ -34,144 +36,177 @@ class Language:
             raise UsageError(
                 f"a language needs two tokens and one step, not V = {V}, H = {H}.", where="Language"
             )
-        self.V, self.H, self.eos = V, H, V - 1
-        words = range(V - 1)
-        ended = [
-            (*start, self.eos) for length in range(H) for start in product(words, repeat=length)
-        ]
-        self.completions: tuple[tuple[int, ...], ...] = (*ended, *product(words, repeat=H))
-        self.prefixes = tuple(
-            start for length in range(H) for start in product(words, repeat=length)
-        )
-        state = {prefix: s for s, prefix in enumerate(self.prefixes)}
-        self.N, self.S = len(self.completions), len(self.prefixes)
+        self.V = V
+        self.H = H
+        self.eos = V - 1
+        # all texts of 0, 1, ..., H tokens without the end token, the short ones first
+        words = [tuple(product(range(V - 1), repeat=length)) for length in range(H + 1)]
+        self.prefixes: tuple[tuple[int, ...], ...] = tuple(chain.from_iterable(words[:H]))
+        ended = tuple((*prefix, self.eos) for prefix in self.prefixes)
+        self.completions: tuple[tuple[int, ...], ...] = (*ended, *words[H])
+        self.N = len(self.completions)
+        self.S = len(self.prefixes)
         self.length_N = torch.tensor([len(y) for y in self.completions])
         self.mask_NT = torch.arange(H) < self.length_N[:, None]
-        self.token_NT, self.state_NT = (
-            torch.zeros(self.N, H, dtype=torch.long),
-            torch.zeros(self.N, H, dtype=torch.long),
-        )
+        self.token_NT = torch.zeros(self.N, H, dtype=torch.long)
+        self.state_NT = torch.zeros(self.N, H, dtype=torch.long)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Fill token_NT and state_NT, completion by completion."""
+        state = {prefix: s for s, prefix in enumerate(self.prefixes)}
         for n, y in enumerate(self.completions):
             for t, token in enumerate(y):
-                self.token_NT[n, t], self.state_NT[n, t] = token, state[y[:t]]
+                self.token_NT[n, t] = token
+                self.state_NT[n, t] = state[y[:t]]
 
     def token_logp(self, logits_XSV: Tensor) -> Tensor:
         """log pi of every token of every completion, [X, S, V] -> [X, N, T]; 0 after its end."""
         logp_XSV = logits_XSV.log_softmax(2)
-        return torch.where(self.mask_NT, logp_XSV[:, self.state_NT, self.token_NT], 0.0)
+        # two index tensors [N, T]: the entry of each token in the row of the prefix before it
+        logp_XNT = logp_XSV[:, self.state_NT, self.token_NT]
+        return torch.where(self.mask_NT, logp_XNT, 0.0)
 
     def logp(self, logits_XSV: Tensor) -> Tensor:
-        """log pi(y | x), the sum over its tokens: [X, S, V] -> [X, N]. The probabilities of a
-        prompt sum to 1.
+        """log pi(y | x), the sum over its tokens: [X, S, V] -> [X, N].
+
+        The probabilities of a prompt sum to 1.
         """
         return self.token_logp(logits_XSV).sum(2)
 
     def token_scores(self, logits_XSV: Tensor) -> Tensor:
-        """d log pi(y_t) / d logits, [X, S, V] -> [X, N, T, S, V]: the token chosen minus the
-        probabilities, in its own state.
+        """d log pi(y_t) / d logits, [X, S, V] -> [X, N, T, S, V].
 
+        The token chosen (one-hot) minus the probabilities, in its own state; 0 in other states.
         Written out rather than differentiated, so that gradients can be checked without autograd.
         """
         p_XSV = logits_XSV.softmax(2)
-        change_XNTV = torch.eye(self.V, dtype=p_XSV.dtype)[self.token_NT] - p_XSV[:, self.state_NT]
-        here_NTS = torch.eye(self.S, dtype=p_XSV.dtype)[self.state_NT] * self.mask_NT[..., None]
+        chosen_NTV = torch.eye(self.V, dtype=p_XSV.dtype)[self.token_NT]
+        change_XNTV = chosen_NTV - p_XSV[:, self.state_NT]
+        here_NTS = self._states(p_XSV.dtype)
         return here_NTS[None, ..., None] * change_XNTV[..., None, :]
 
+    def _states(self, dtype: torch.dtype) -> Tensor:
+        """[N, T, S] the state of each token, one-hot; 0 after the end."""
+        state_NTS = torch.eye(self.S, dtype=dtype)[self.state_NT]
+        return state_NTS * self.mask_NT[..., None]
+
     def ascent(self, logits_XSV: Tensor, weight_XN: Tensor) -> Tensor:
-        """E[w(y) grad log pi(y)] for every prompt: [X, S, V]. With w = R it is the gradient of
-        E[R], with any w + const the same.
+        """E[w(y) grad log pi(y)] for every prompt: [X, S, V].
+
+        With w = R it is the gradient of E[R], with any w + const the same.
         """
         p_XN = self.logp(logits_XSV).exp()
-        return torch.einsum("xn,xnsv->xsv", p_XN * weight_XN, self.token_scores(logits_XSV).sum(2))
+        score_XNSV = self.token_scores(logits_XSV).sum(2)
+        return torch.einsum("xn,xnsv->xsv", p_XN * weight_XN, score_XNSV)
 
     def visits(self, logits_XSV: Tensor) -> Tensor:
         """How likely each prefix is passed: [X, S, V] -> [X, S]. The empty prefix: 1."""
         p_XN = self.logp(logits_XSV).exp()
-        here_NS = (
-            torch.eye(self.S, dtype=p_XN.dtype)[self.state_NT] * self.mask_NT[..., None]
-        ).sum(1)
+        here_NS = self._states(p_XN.dtype).sum(1)
         return p_XN @ here_NS
 
     def logits_of(self, p_XN: Tensor) -> Tensor:
-        """The table whose completions have the probabilities `p_XN`: log p(token | prefix), [X, N]
-        -> [X, S, V].
+        """The table whose completions have these probabilities, [X, N] -> [X, S, V].
 
-        A prefix without mass gets equal logits; a token without mass -inf, written -1e9.
+        Its entries are log p(token | prefix). A prefix without mass gets equal logits; a token
+        without mass -inf, written -1e9.
         """
         flow_XSV = torch.zeros(p_XN.shape[0], self.S, self.V, dtype=p_XN.dtype)
         for n in range(self.N):
             for t in range(int(self.length_N[n])):
-                flow_XSV[:, self.state_NT[n, t], self.token_NT[n, t]] += p_XN[:, n]
+                state = self.state_NT[n, t]
+                token = self.token_NT[n, t]
+                flow_XSV[:, state, token] += p_XN[:, n]
         p_XSV = flow_XSV / flow_XSV.sum(2, keepdim=True)
         return torch.where(p_XSV.isnan(), 0.0, p_XSV.log().clamp(min=-1e9))
 
     def action_values(self, logits_XSV: Tensor, reward_XN: Tensor) -> tuple[Tensor, Tensor]:
-        """Q(prefix, token) = E[R | prefix, token] and V(prefix) under the policy: [X, S, V] and [X,
-        S], by backward induction.
+        """Q(prefix, token) and V(prefix) under the policy, by backward induction.
+
+        Q(prefix, token) = E[R | prefix, token]    [X, S, V]
+        V(prefix)        = E[R | prefix]           [X, S]
         """
-        return self.backward(reward_XN, lambda q_XV, s: (logits_XSV[:, s].softmax(1) * q_XV).sum(1))
+
+        def mean(q_XV: Tensor, s: int) -> Tensor:
+            return (logits_XSV[:, s].softmax(1) * q_XV).sum(1)
+
+        return self.backward(reward_XN, mean)
 
     def soft_values(self, ref_XSV: Tensor, reward_XN: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """The same under the KL-regularised optimum: V(s) = beta log sum_a ref(a | s) exp(Q(s, a) /
-        beta); V(empty) = beta log Z.
+        """Q and V under the KL-regularised optimum: [X, S, V] and [X, S].
+
+        V(s) = beta log sum_a ref(a | s) exp(Q(s, a) / beta),    V(empty) = beta log Z
         """
-        return self.backward(
-            reward_XN,
-            lambda q_XV, s: beta * (ref_XSV[:, s].log_softmax(1) + q_XV / beta).logsumexp(1),
-        )
+
+        def soft_mean(q_XV: Tensor, s: int) -> Tensor:
+            logref_XV = ref_XSV[:, s].log_softmax(1)
+            return beta * (logref_XV + q_XV / beta).logsumexp(1)
+
+        return self.backward(reward_XN, soft_mean)
 
     def backward(
         self, reward_XN: Tensor, value: Callable[[Tensor, int], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Backward induction from the completions: Q [X, S, V] and V(s) = value(Q(s), s) [X, S],
-        longest prefixes first.
+        """Backward induction from the completions, longest prefixes first: Q and V.
+
+        Q(s, a) = R of the completion that ends here, or V(s a)    [X, S, V]
+        V(s)    = value(Q(s), s)                                   [X, S]
         """
-        where = {y: n for n, y in enumerate(self.completions)}
-        Q_XSV = torch.zeros(reward_XN.shape[0], self.S, self.V, dtype=reward_XN.dtype)
-        V_XS = torch.zeros(reward_XN.shape[0], self.S, dtype=reward_XN.dtype)
+        completion = {y: n for n, y in enumerate(self.completions)}
+        state = {prefix: s for s, prefix in enumerate(self.prefixes)}
+        X = reward_XN.shape[0]
+        Q_XSV = torch.zeros(X, self.S, self.V, dtype=reward_XN.dtype)
+        V_XS = torch.zeros(X, self.S, dtype=reward_XN.dtype)
         for s in reversed(range(self.S)):
             for token in range(self.V):
                 y = (*self.prefixes[s], token)
-                Q_XSV[:, s, token] = (
-                    reward_XN[:, where[y]] if y in where else V_XS[:, self.prefixes.index(y)]
-                )
+                ends = y in completion
+                after_X = reward_XN[:, completion[y]] if ends else V_XS[:, state[y]]
+                Q_XSV[:, s, token] = after_X
             V_XS[:, s] = value(Q_XSV[:, s], s)
         return Q_XSV, V_XS
 
 
 def kl(logp_XN: Tensor, logq_XN: Tensor) -> Tensor:
-    """KL(p || q) = sum_y p(y) (log p(y) - log q(y)) for each prompt, in nats: [X, N] -> [X]. p(y) =
-    0 counts 0.
+    """KL(p || q) of each prompt, in nats: [X, N] -> [X].
+
+        KL(p || q) = sum_y p(y) (log p(y) - log q(y)),    p(y) = 0 counts 0
 
     p = (.5, .5), q = (.25, .75): .1438410. The reverse KL of post-training is kl(pi, ref), the
     forward one kl(ref, pi).
     """
     p_XN = logp_XN.exp()
-    return torch.where(p_XN > 0, p_XN * (logp_XN - logq_XN), 0.0).sum(1)
+    term_XN = p_XN * (logp_XN - logq_XN)
+    return torch.where(p_XN > 0, term_XN, 0.0).sum(1)
 
 
 def entropy(logp_XN: Tensor) -> Tensor:
     """-sum_y p(y) log p(y), in nats: [X, N] -> [X]. Four equal completions: 1.3862944."""
     p_XN = logp_XN.exp()
-    return -torch.where(p_XN > 0, p_XN * logp_XN, 0.0).sum(1)
+    term_XN = p_XN * logp_XN
+    return -torch.where(p_XN > 0, term_XN, 0.0).sum(1)
 
 
 def log_partition(logref_XN: Tensor, reward_XN: Tensor, beta: float) -> Tensor:
-    """log Z(x) = log sum_y ref(y | x) exp(R(x, y) / beta): [X]. beta log Z is the best value of
-    E[R] - beta KL(pi || ref).
+    """log Z(x) = log sum_y ref(y | x) exp(R(x, y) / beta): [X].
+
+    beta log Z is the best value of E[R] - beta KL(pi || ref).
     """
     return (logref_XN + reward_XN / beta).logsumexp(1)
 
 
 def optimum(logref_XN: Tensor, reward_XN: Tensor, beta: float) -> Tensor:
-    """log pi*(y | x) = log ref + R / beta - log Z: [X, N], the maximiser of E[R] - beta KL(pi ||
-    ref).
+    """log pi*(y | x), the maximiser of E[R] - beta KL(pi || ref): [X, N].
+
+        log pi* = log ref + R / beta - log Z
 
     ref = (.5, .5), R = (1, 0), beta = 1: pi* = (.7310586, .2689414). For any pi, its value falls
     short by beta KL(pi || pi*). Korbak et al. 2022, arXiv:2205.11275; Rafailov et al. 2023,
     arXiv:2305.18290.
     """
-    return logref_XN + reward_XN / beta - log_partition(logref_XN, reward_XN, beta)[:, None]
+    logZ_X = log_partition(logref_XN, reward_XN, beta)
+    return logref_XN + reward_XN / beta - logZ_X[:, None]
 
 
 def best_of_n(p_XN: Tensor, score_XN: Tensor, n: int) -> Tensor:
@@ -182,33 +217,35 @@ def best_of_n(p_XN: Tensor, score_XN: Tensor, n: int) -> Tensor:
     p = (.5, .5), score = (1, 0), n = 2: (.75, .25). KL(P_n || p) <= log n - (n-1)/n, equal only
     without ties in the limit of small probabilities. Beirami et al. 2024, arXiv:2401.01879.
     """
-    same_XNN = score_XN[:, :, None] == score_XN[:, None, :]
-    below_XNN = score_XN[:, None, :] < score_XN[:, :, None]
-    tie_XN, low_XN = (same_XNN * p_XN[:, None, :]).sum(2), (below_XNN * p_XN[:, None, :]).sum(2)
-    return ((low_XN + tie_XN) ** n - low_XN**n) * p_XN / tie_XN
+    own_XN1 = score_XN[:, :, None]
+    other_X1N = score_XN[:, None, :]
+    p_X1N = p_XN[:, None, :]
+    tie_XN = ((own_XN1 == other_X1N) * p_X1N).sum(2)
+    low_XN = ((other_X1N < own_XN1) * p_X1N).sum(2)
+    best_is_tied_XN = (low_XN + tie_XN) ** n - low_XN**n
+    return best_is_tied_XN * p_XN / tie_XN
 
 
 def bradley_terry_loss(score_XN: Tensor, reward_XN: Tensor, pair_XNN: Tensor) -> Tensor:
-    """The population loss of a reward model: E over pairs (y, z) of the cross-entropy between P(y >
-    z) and sigmoid(score difference).
+    """The population loss of a reward model over pairs (y, z) of answers.
+
+        E over pairs of the cross-entropy between P(y > z) and sigmoid(s(y) - s(z))
 
     Preferences follow Bradley and Terry (1952): P(y > z) = sigmoid(R(y) - R(z)). pair_XNN is the
     law of the pairs, sum 1.
     """
-    gap_XNN, prefer_XNN = (
-        score_XN[:, :, None] - score_XN[:, None, :],
-        (reward_XN[:, :, None] - reward_XN[:, None, :]).sigmoid(),
-    )
-    return (
-        pair_XNN * (softplus(-gap_XNN) * prefer_XNN + softplus(gap_XNN) * (1 - prefer_XNN))
-    ).sum()
+    gap_XNN = score_XN[:, :, None] - score_XN[:, None, :]
+    prefer_XNN = (reward_XN[:, :, None] - reward_XN[:, None, :]).sigmoid()
+    won_XNN = softplus(-gap_XNN) * prefer_XNN
+    lost_XNN = softplus(gap_XNN) * (1 - prefer_XNN)
+    return (pair_XNN * (won_XNN + lost_XNN)).sum()
 
 
 def bradley_terry_scores(reward_XN: Tensor, p_XN: Tensor) -> Tensor:
-    """The optimal scores under Bradley-Terry preferences: the reward up to a constant per prompt,
-    here with mean 0 under p: [X, N].
+    """The optimal scores under Bradley-Terry preferences, with mean 0 under p: [X, N].
 
-    The constant cannot be known from comparisons within a prompt, so scores of different prompts
-    must be centred before they are mixed or clipped.
+    They are the reward up to a constant per prompt. The constant cannot be known from comparisons
+    within a prompt, so scores of different prompts must be centred before they are mixed or
+    clipped.
     """
     return reward_XN - (p_XN * reward_XN).sum(1, keepdim=True)

@@ -1,9 +1,8 @@
-"""A second opinion: the gradient of one step of every algorithm, written again in plain Python from
-the papers' formulas.
+"""A second opinion: the gradient of one step of every algorithm, written again in plain Python.
 
-Slow, scalar, without autograd and without a line of the library's weights and objectives: numbers
-of one batch go in, the direction of ascent comes out. Where it and the training code agree, both
-have to be wrong in the same way to be wrong.
+It is written from the papers' formulas: slow, scalar, without autograd and without a line of the
+library's weights and objectives. Numbers of one batch go in, the direction of ascent comes out.
+Where it and the training code agree, both have to be wrong in the same way to be wrong.
 """
 
 from __future__ import annotations
@@ -24,15 +23,22 @@ from laurel.verify.recomputed_pairs import PUSH, Answer, pushes
 from laurel.verify.recomputed_scores import SCORED, imitated
 from laurel.verify.world import Describe, World, value_table
 
+Drawn = Sequence[tuple[int, Sequence[int]]]
+"""The groups of a batch: a prompt and the numbers of its completions."""
 Rewards = Sequence[Sequence[float | None]]
+"""The reward of every sample of every group; None where nobody could judge it."""
+Weights = list[list[list[float]]]
+"""One number per group, sample and token."""
 
 EPS = 1e-4
 
 
 @dataclass
 class Row:
-    """One sample of a batch: prompt, reward (None: nobody could judge it), and per token log pi,
-    log pi_old, log ref.
+    """One sample of a batch: prompt, reward (None: nobody could judge it), and numbers per token.
+
+    logp, old, ref: log pi, log pi_old and log ref of the token; value: the critic's value of the
+    state before it; after: the value of the state behind the last one.
     """
 
     x: int
@@ -43,7 +49,7 @@ class Row:
     value: list[float]
     truncated: bool
     trained: bool = True
-    after: float = 0.0  # value of the state behind the row
+    after: float = 0.0
 
     @property
     def kl(self) -> float:
@@ -52,9 +58,11 @@ class Row:
 
 
 @dataclass
-class Told:
-    """What a sample's advantage may depend on: its reward v, its group's in order, the batch's, the
-    options, a running mean.
+class Compared:
+    """What a sample's advantage may depend on.
+
+    Its reward v, its place i in its group, the group's rewards, the batch's, the options and the
+    running mean.
     """
 
     v: float
@@ -66,55 +74,63 @@ class Told:
 
     @property
     def present(self) -> list[float]:
+        """The rewards of the group that are known."""
         return [v for v in self.group if v is not None]
 
     @property
     def flat(self) -> bool:
         """Nothing to compare: one reward, or all of them equal."""
-        return len(self.present) < 2 or max(self.present) - min(self.present) <= 1e-9 * max(
-            abs(v) for v in self.present
-        )
+        return is_flat(self.present)
 
 
-def as_it_is(t: Told) -> float:
+def is_flat(numbers: Sequence[float]) -> bool:
+    """Fewer than two numbers, or all equal up to rounding."""
+    if len(numbers) < 2:
+        return True
+    return max(numbers) - min(numbers) <= 1e-9 * max(map(abs, numbers))
+
+
+def as_it_is(c: Compared) -> float:
     """R."""
-    return t.v
+    return c.v
 
 
-def minus_baseline(t: Told) -> float:
+def minus_baseline(c: Compared) -> float:
     """R - b, b the running mean or the batch's."""
-    return t.v - (t.running_mean if t.o.baseline == "running" else fmean(t.batch))
+    return c.v - (c.running_mean if c.o.baseline == "running" else fmean(c.batch))
 
 
-def leave_one_out(t: Told) -> float:
-    """R minus the mean of the others; nobody else: 0."""
-    others = [u for j, u in enumerate(t.group) if j != t.i and u is not None]
-    return t.v - fmean(others) if others else 0.0
+def leave_one_out(c: Compared) -> float:
+    """R minus the mean of the others; 0 where there are none."""
+    others = [u for j, u in enumerate(c.group) if j != c.i and u is not None]
+    return c.v - fmean(others) if others else 0.0
 
 
-def centred(t: Told) -> float:
+def centred(c: Compared) -> float:
     """R minus the group's mean."""
-    return 0.0 if t.flat else t.v - fmean(t.present)
+    return 0.0 if c.flat else c.v - fmean(c.present)
 
 
-def standardised(t: Told) -> float:
-    """The same over the spread (ddof 1, + 1e-4) of the group or the batch."""
-    if t.flat or t.o.scale_rewards == "none":
-        return centred(t)
-    return centred(t) / (stdev(t.batch if t.o.scale_rewards == "batch" else t.present) + EPS)
+def standardised(c: Compared) -> float:
+    """R minus the group's mean, over the spread (ddof 1, + 1e-4) of the group or the batch."""
+    if c.flat or c.o.scale_rewards == "none":
+        return centred(c)
+    spread = stdev(c.batch if c.o.scale_rewards == "batch" else c.present)
+    return centred(c) / (spread + EPS)
 
 
-def selected(t: Told) -> float:
+def selected(c: Compared) -> float:
     """1 for what is imitated, else 0."""
-    best = t.group.index(max(t.present))
-    return {
-        "best": float(t.i == best),
-        "above": float(t.v >= t.o.bar),
-        "over_mean": float(centred(t) > 0),
-    }[t.o.keep]
+    best = c.group.index(max(c.present))
+    chosen = {
+        "best": c.i == best,
+        "above": c.v >= c.o.bar,
+        "over_mean": centred(c) > 0,
+    }
+    return float(chosen[c.o.keep])
 
 
-ADVANTAGE: dict[str, Callable[[Told], float]] = {
+ADVANTAGE: dict[str, Callable[[Compared], float]] = {
     "sft": as_it_is,
     "reinforce": as_it_is,
     "reinforce_baseline": minus_baseline,
@@ -130,48 +146,52 @@ ADVANTAGE: dict[str, Callable[[Told], float]] = {
 }
 
 
-def advantages(
-    name: str, groups: Sequence[Sequence[Row]], o: Any, running_mean: float
-) -> list[list[list[float]]]:
-    """One weight per token of every sample of every group. A sample that nobody could judge gets 0
-    and is nobody's comparison.
+def advantages(name: str, groups: Sequence[Sequence[Row]], o: Any, running_mean: float) -> Weights:
+    """One weight per token of every sample of every group.
+
+    A sample that nobody could judge gets 0 and is nobody's comparison.
     """
     coef = o.beta if o.kl_placement == "reward" else 0.0
     if name in BY_TOKEN:
         return BY_TOKEN[name](groups, coef, o)
-    told = [[None if r.reward is None else r.reward - coef * r.kl for r in g] for g in groups]
-    batch = [v for g in told for v in g if v is not None]
-    return [
-        [
-            [0.0 if v is None else ADVANTAGE[name](Told(v, i, values, batch, o, running_mean))]
-            * len(r.logp)
-            for i, (r, v) in enumerate(zip(group, values, strict=True))
-        ]
-        for group, values in zip(groups, told, strict=True)
-    ]
+    rewards = [[None if r.reward is None else r.reward - coef * r.kl for r in g] for g in groups]
+    batch = [v for group in rewards for v in group if v is not None]
+    out: Weights = []
+    for group, values in zip(groups, rewards, strict=True):
+        weights: list[list[float]] = []
+        for i, (r, v) in enumerate(zip(group, values, strict=True)):
+            weight = 0.0
+            if v is not None:
+                weight = ADVANTAGE[name](Compared(v, i, values, batch, o, running_mean))
+            weights.append([weight] * len(r.logp))
+        out.append(weights)
+    return out
+
+
+def token_kl(r: Row) -> list[float]:
+    """k1 of every token; 0 of a row that is not trained on."""
+    return [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
 
 
 def returns_to_go(r: Row, coef: float, o: Any) -> list[float]:
     """What follows from each token on: R at the end, less the KL of every token still to come."""
-    k1 = [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
+    k1 = token_kl(r)
     return [(r.reward or 0.0) - coef * sum(k1[t:]) for t in range(len(k1))]
 
 
 def generalised(r: Row, coef: float, o: Any) -> list[float]:
-    """GAE, from the last token backwards: A_t = delta_t + gamma lam A_(t+1), delta_t = r_t + gamma
-    V_(t+1) - V_t.
+    """GAE, from the last token backwards.
+
+    A_t = delta_t + gamma lam A_(t+1),    delta_t = r_t + gamma V_(t+1) - V_t
     """
-    k1 = [a - b if r.trained else 0.0 for a, b in zip(r.old, r.ref, strict=True)]
-    out, later = [0.0] * len(k1), 0.0
+    k1 = token_kl(r)
+    out = [0.0] * len(k1)
+    later = 0.0
     for t in reversed(range(len(k1))):
         last = t == len(k1) - 1
         reward = (r.reward or 0.0) * last - coef * k1[t]
-        later = (
-            reward
-            + o.gamma * (r.after if last else r.value[t + 1])
-            - r.value[t]
-            + o.gamma * o.lam * later
-        )
+        after = r.after if last else r.value[t + 1]
+        later = reward + o.gamma * after - r.value[t] + o.gamma * o.lam * later
         out[t] = later
     return out
 
@@ -181,30 +201,24 @@ def whitened(
     groups: Sequence[Sequence[Row]],
     coef: float,
     o: Any,
-) -> list[list[list[float]]]:
+) -> Weights:
     """A number per token, standardised over the trained tokens of the batch."""
-    returns = {
-        (g, i): of(r, coef, o)
-        for g, group in enumerate(groups)
-        for i, r in enumerate(group)
-        if r.reward is not None
-    }
-    pool = [v for (g, i), values in returns.items() if groups[g][i].trained for v in values]
-    flat = len(pool) < 2 or max(pool) - min(pool) <= 1e-9 * max(map(abs, pool))
-    mean, spread = (fmean(pool), stdev(pool)) if not flat else (0.0, 1.0)
-    return [
-        [
-            [
-                (v - mean) / (spread + 1e-8) if not flat and r.trained else 0.0
-                for v in returns.get((g, i), [0.0] * len(r.logp))
-            ]
-            for i, r in enumerate(group)
-        ]
-        for g, group in enumerate(groups)
-    ]
+    judged = [r for group in groups for r in group if r.reward is not None]
+    pool = [v for r in judged if r.trained for v in of(r, coef, o)]
+    if is_flat(pool):
+        return [[[0.0] * len(r.logp) for r in group] for group in groups]
+    mean = fmean(pool)
+    spread = stdev(pool) + 1e-8
+
+    def weights(r: Row) -> list[float]:
+        if r.reward is None or not r.trained:
+            return [0.0] * len(r.logp)
+        return [(v - mean) / spread for v in of(r, coef, o)]
+
+    return [[weights(r) for r in group] for group in groups]
 
 
-BY_TOKEN: dict[str, Callable[..., list[list[list[float]]]]] = {
+BY_TOKEN: dict[str, Callable[..., Weights]] = {
     "reinforce_pp": partial(whitened, returns_to_go),
     "ppo": partial(whitened, generalised),
     "ppo_max": partial(whitened, generalised),
@@ -212,22 +226,22 @@ BY_TOKEN: dict[str, Callable[..., list[list[list[float]]]]] = {
 
 
 def normalised(rewards: Rewards, o: Any) -> Rewards:
-    """PPO-max: rewards less the mean of all so far (there is one batch), over their deviation,
-    clipped; others as they are.
+    """PPO-max: rewards less the mean of all so far, over their deviation, clipped.
+
+    There is one batch, so its mean is that of all so far. Rewards of other rows stay as they are.
     """
-    pool = [r for told in rewards for r in told if r is not None]
+    pool = [r for group in rewards for r in group if r is not None]
     if not getattr(o, "normalize_rewards", None) or not pool:
         return rewards
-    mean, spread, clip = (
-        fmean(pool),
-        stdev(pool) if len(pool) > 1 else 0.0,
-        o.reward_clip or math.inf,
-    )
+    mean = fmean(pool)
+    spread = stdev(pool) if len(pool) > 1 else 0.0
+    clip = o.reward_clip or math.inf
     scale = spread if spread > 1e-9 * abs(mean) else 1.0
-    return [
-        [None if r is None else min(max((r - mean) / scale, -clip), clip) for r in told]
-        for told in rewards
-    ]
+
+    def normal(r: float) -> float:
+        return min(max((r - mean) / scale, -clip), clip)
+
+    return [[None if r is None else normal(r) for r in group] for group in rewards]
 
 
 def plain_likelihood(r: Row, weight: Sequence[float], o: Any) -> list[float]:
@@ -236,10 +250,12 @@ def plain_likelihood(r: Row, weight: Sequence[float], o: Any) -> list[float]:
 
 
 def clipped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
-    """PPO: ratio A inside the bounds or on the harmless side of them, else nothing; beyond delta a
-    negative A is silent.
+    """PPO: ratio A inside the bounds or on the harmless side of them, else nothing.
+
+    Beyond delta a negative A is silent, too.
     """
-    high, out = o.epsilon if o.epsilon_high is None else o.epsilon_high, []
+    high = o.epsilon if o.epsilon_high is None else o.epsilon_high
+    out: list[float] = []
     for a, new, old in zip(weight, r.logp, r.old, strict=True):
         ratio = math.exp(new - old)
         silent = a < 0 and bool(o.delta) and ratio > o.delta
@@ -257,10 +273,8 @@ def whole_sequence(r: Row, weight: Sequence[float], o: Any) -> list[float]:
 
 def capped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     """CISPO: the ratio, at most epsilon_high, times A."""
-    return [
-        min(math.exp(new - old), o.epsilon_high) * a
-        for a, new, old in zip(weight, r.logp, r.old, strict=True)
-    ]
+    ratios = [math.exp(new - old) for new, old in zip(r.logp, r.old, strict=True)]
+    return [min(ratio, o.epsilon_high) * a for ratio, a in zip(ratios, weight, strict=True)]
 
 
 COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
@@ -280,24 +294,22 @@ COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
     "gspo": whole_sequence,
     "cispo": capped,
 }
-"""What multiplies grad log pi(x_t), token by token: the derivative of the row's objective at this
-ratio.
+"""What multiplies grad log pi(x_t), token by token.
+
+It is the derivative of the row's objective at this ratio.
 """
 
 
 def units(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
     """What a token of each row is multiplied by, and what everything is divided by."""
+    by_length = o.loss_aggregation == "seq_mean_token_mean"
+    share = [1.0 / len(r.logp) if by_length else 1.0 for r in rows]
     trained = [r for r in rows if r.trained and r.reward is not None]
-    tokens = sum(len(r.logp) for r in trained)
-    share = [
-        1.0 / len(r.logp) if o.loss_aggregation == "seq_mean_token_mean" else 1.0 for r in rows
-    ]
-    total = (
-        len(trained) * (o.max_completion_length or 0)
-        if o.loss_aggregation == "token_sum_over_const"
-        else len(trained)
-    )
-    return share, float(tokens if o.loss_aggregation == "token_mean" else total)
+    if o.loss_aggregation == "token_mean":
+        return share, float(sum(len(r.logp) for r in trained))
+    if o.loss_aggregation == "token_sum_over_const":
+        return share, float(len(trained) * (o.max_completion_length or 0))
+    return share, float(len(trained))
 
 
 def temperature(world: World, o: Any) -> float:
@@ -305,76 +317,79 @@ def temperature(world: World, o: Any) -> float:
     return 1.0 if o.temperature is None else world.temperature
 
 
-def rows_of(
-    world: World,
-    drawn: Sequence[tuple[int, Sequence[int]]],
-    rewards: Sequence[Sequence[float | None]],
-    o: Any,
-    old: Tensor,
-) -> list[list[Row]]:
-    """Every sample of every group with what is known of it, its reward shaped as the options
-    say.
+@dataclass(frozen=True)
+class TokenTables:
+    """log pi, log pi_old and log ref of every token of every completion, [X][N][T] each; values.
+
+    values [X, S]: what the critic gives each state.
     """
-    T, language, values = temperature(world, o), world.language, value_table(world.ref)
-    table = [language.token_logp(logits / T).tolist() for logits in (world.logits, old, world.ref)]
-    groups = []
-    for (x, members), told in zip(drawn, normalised(rewards, o), strict=True):
-        group = []
-        for n, reward in zip(members, told, strict=True):
-            length = int(language.length_N[n])
-            logp, before, ref = ([float(v) for v in t[x][n][:length]] for t in table)
-            value = [float(values[x, language.state_NT[n, t]]) for t in range(length)]
-            cut = language.completions[n][-1] != language.eos
-            if reward is not None and o.overlong_buffer:
-                reward += min(
-                    0.0,
-                    max(
-                        -1.0,
-                        (o.max_completion_length - o.overlong_buffer - length) / o.overlong_buffer,
-                    ),
-                )
-            reward = None if reward is None else reward - (o.missing_eos_penalty or 0.0) * cut
-            goes_on = bool(cut and o.bootstrap_truncated)
-            reward = 0.0 if goes_on and reward is not None else reward
-            group.append(
-                Row(
-                    x,
-                    reward,
-                    logp,
-                    before,
-                    ref,
-                    value,
-                    cut,
-                    not (cut and o.mask_truncated_completions),
-                    # the table has no prefix of full length: there it gives the empty one's value
-                    float(values[x, 0]) * goes_on,
-                )
-            )
-        groups.append(group)
-    return groups
+
+    logp: list[list[list[float]]]
+    old: list[list[list[float]]]
+    ref: list[list[list[float]]]
+    values: Tensor
+
+
+def rows_of(world: World, drawn: Drawn, rewards: Rewards, o: Any, old: Tensor) -> list[list[Row]]:
+    """Every sample of every group, its reward shaped as the options say.
+
+    `old`: the logits that sampled.
+    """
+    T = temperature(world, o)
+    tables = TokenTables(
+        world.language.token_logp(world.logits / T).tolist(),
+        world.language.token_logp(old / T).tolist(),
+        world.language.token_logp(world.ref / T).tolist(),
+        value_table(world.ref),
+    )
+    return [
+        [row_of(world, tables, x, n, r, o) for n, r in zip(members, group, strict=True)]
+        for (x, members), group in zip(drawn, normalised(rewards, o), strict=True)
+    ]
+
+
+def row_of(world: World, tables: TokenTables, x: int, n: int, reward: float | None, o: Any) -> Row:
+    """Completion n of prompt x."""
+    length = int(world.language.length_N[n])
+    states = world.language.state_NT[n, :length].tolist()
+    cut = world.language.completions[n][-1] != world.language.eos
+    bootstrapped = bool(cut and o.bootstrap_truncated)
+    return Row(
+        x,
+        None if reward is None else shaped(reward, length, cut, o),
+        tables.logp[x][n][:length],
+        tables.old[x][n][:length],
+        tables.ref[x][n][:length],
+        [float(tables.values[x, s]) for s in states],
+        cut,
+        not (cut and o.mask_truncated_completions),
+        # the table has no prefix of full length: there it gives the empty one's value
+        float(tables.values[x, 0]) * bootstrapped,
+    )
+
+
+def shaped(reward: float, length: int, cut: bool, o: Any) -> float:
+    """The reward less what is taken off long and cut completions; 0 of a bootstrapped one."""
+    if cut and o.bootstrap_truncated:
+        return 0.0
+    if o.overlong_buffer:
+        over = (o.max_completion_length - o.overlong_buffer - length) / o.overlong_buffer
+        reward += min(0.0, max(-1.0, over))
+    return reward - (o.missing_eos_penalty or 0.0) * cut
 
 
 def critic(
-    world: World,
-    drawn: Sequence[tuple[int, Sequence[int]]],
-    rewards: Sequence[Sequence[float | None]],
-    o: Any,
-    *,
-    old: Tensor,
-    now: Tensor,
+    world: World, drawn: Drawn, rewards: Rewards, o: Any, *, old: Tensor, now: Tensor
 ) -> Tensor:
-    """What pulls at a critic that said `value_table` when the samples were drawn, and says `now`:
-    [X, S], upwards.
+    """The direction in which the critic's values move: [X, S].
 
-    Twice the gap to the return, vf_coef times, per trained token; nothing where it has moved more
-    than c towards the return or past it.
+    Its values were `value_table` when the samples were drawn, and are `now`. Twice the gap to the
+    return, vf_coef times, per trained token; nothing where the value has moved more than c towards
+    the return or past it.
     """
-    coef, c, out, tokens = (
-        o.beta if o.kl_placement == "reward" else 0.0,
-        o.cliprange_value,
-        torch.zeros_like(now),
-        0,
-    )
+    coef = o.beta if o.kl_placement == "reward" else 0.0
+    out = torch.zeros_like(now)
+    tokens = 0
     for (x, members), group in zip(drawn, rows_of(world, drawn, rewards, o, old), strict=True):
         for n, r in zip(members, group, strict=True):
             if not r.trained or r.reward is None:
@@ -382,45 +397,63 @@ def critic(
             tokens += len(r.logp)
             for t, advantage in enumerate(generalised(r, coef, o)):
                 s = int(world.language.state_NT[n, t])
-                goal, said = advantage + r.value[t], float(now[x, s])
-                near = min(max(said, r.value[t] - c), r.value[t] + c) if c else said
-                silent = (near - goal) ** 2 > (said - goal) ** 2
-                out[x, s] += 0.0 if silent else 2 * o.vf_coef * (goal - said)
+                goal = advantage + r.value[t]
+                out[x, s] += value_push(goal, r.value[t], float(now[x, s]), o)
     return out / tokens
+
+
+def value_push(goal: float, before: float, now: float, o: Any) -> float:
+    """The slope of the clipped squared error of a value towards its goal.
+
+    max((now - goal)^2, (clip(now, before - c, before + c) - goal)^2) vf_coef
+    """
+    c = o.cliprange_value
+    near = min(max(now, before - c), before + c) if c else now
+    silent = (near - goal) ** 2 > (now - goal) ** 2
+    return 0.0 if silent else 2 * o.vf_coef * (goal - now)
 
 
 def gradient(
     world: World,
     name: str,
-    drawn: Sequence[tuple[int, Sequence[int]]],
-    rewards: Sequence[Sequence[float | None]],
+    drawn: Drawn,
+    rewards: Rewards,
     o: Any,
     *,
     old: Tensor,
     running_mean: float = 0.0,
     describe: Describe | None = None,
 ) -> Tensor:
-    """The direction of ascent [X, S, V] of one step on these groups: `o` are the resolved options,
-    `old` the logits that sampled.
+    """The direction of ascent [X, S, V] of one step on these groups.
+
+    o: the resolved options; old: the logits that sampled.
     """
     if name in SCORED:
         return from_scores(world, name, drawn, rewards, o, describe)
     if name in LOGGED:
-        return LOGGED[name](
-            world,
-            some_tables(world.ref),
-            drawn,
-            [[float(r or 0.0) for r in told] for told in rewards],
-            o,
-        ).policy
-    T = temperature(world, o)
-    score = world.language.token_scores(world.logits / T)
+        logged = [[float(r or 0.0) for r in group] for group in rewards]
+        return LOGGED[name](world, some_tables(world.ref), drawn, logged, o).policy
     groups = rows_of(world, drawn, rewards, o, old)
     if name in PUSH:
-        return from_comparisons(world, name, drawn, groups, o, score / T)
+        return from_comparisons(world, name, drawn, groups, o)
+    return from_weights(world, name, drawn, groups, o, running_mean)
+
+
+def from_weights(
+    world: World,
+    name: str,
+    drawn: Drawn,
+    groups: Sequence[Sequence[Row]],
+    o: Any,
+    running_mean: float,
+) -> Tensor:
+    """The policy gradient of weighted tokens, with what KL and entropy in the loss add."""
+    T = temperature(world, o)
+    score = world.language.token_scores(world.logits / T)
     weights = advantages(name, groups, o, running_mean)
-    share, total = units([r for g in groups for r in g], o)
-    out, at = torch.zeros_like(world.logits), 0
+    share, total = units([r for group in groups for r in group], o)
+    out = torch.zeros_like(world.logits)
+    at = 0
     for (x, members), group, weight in zip(drawn, groups, weights, strict=True):
         for n, r, w in zip(members, group, weight, strict=True):
             if r.trained and r.reward is not None:
@@ -435,57 +468,54 @@ def gradient(
 def from_scores(
     world: World,
     name: str,
-    drawn: Sequence[tuple[int, Sequence[int]]],
-    rewards: Sequence[Sequence[float | None]],
+    drawn: Drawn,
+    rewards: Rewards,
     o: Any,
     describe: Describe | None,
 ) -> Tensor:
     """What pulls at the table of scores, cell by cell, divided by the number of units."""
-    language, out, units = world.language, torch.zeros_like(world.logits), 0
-    for at, ((x, members), told) in enumerate(zip(drawn, rewards, strict=True)):
-        row = {"prompt": f"p{at}", **(describe(x, members) if describe else {})}
-        cells = [
-            [
-                (int(language.state_NT[n, t]), int(language.token_NT[n, t]))
-                for t in range(int(language.length_N[n]))
-            ]
-            for n in members
-        ]
+    out = torch.zeros_like(world.logits)
+    units = 0
+    for at, ((x, members), group) in enumerate(zip(drawn, rewards, strict=True)):
+        columns = {"prompt": f"p{at}", **(describe(x, members) if describe else {})}
+        cells = [cells_of(world, n) for n in members]
         scores = [[float(world.logits[x, s, v]) for s, v in row] for row in cells]
-        grades = [float(r or 0.0) for r in told]
-        pulls, count = SCORED[name](scores, grades, o, row)
+        grades = [float(r or 0.0) for r in group]
+        pulls, count = SCORED[name](scores, grades, o, columns)
         units += count
-        for n, share in zip(
-            members, imitated(grades, [len(score) for score in scores], o), strict=True
-        ):
-            if share:
-                out[x] += share * language.token_scores(world.logits[x : x + 1])[0, n].sum(0)
+        add_imitation(out, world, x, members, grades, o)
         for row, pull in zip(cells, pulls, strict=True):
             for (s, v), p in zip(row, pull, strict=True):
                 out[x, s, v] += p
     return out / units
 
 
+def cells_of(world: World, n: int) -> list[tuple[int, int]]:
+    """State and token of every token of completion n."""
+    length = int(world.language.length_N[n])
+    states = world.language.state_NT[n, :length].tolist()
+    tokens = world.language.token_NT[n, :length].tolist()
+    return list(zip(states, tokens, strict=True))
+
+
+def add_imitation(
+    out: Tensor, world: World, x: int, members: Sequence[int], grades: Sequence[float], o: Any
+) -> None:
+    """Add what a reward model's imitation term pulls at prompt x of the table read as logits."""
+    lengths = [int(world.language.length_N[n]) for n in members]
+    for n, share in zip(members, imitated(grades, lengths, o), strict=True):
+        if share:
+            score = world.language.token_scores(world.logits[x : x + 1])[0, n].sum(0)
+            out[x] += share * score
+
+
 def from_comparisons(
-    world: World,
-    name: str,
-    drawn: Sequence[tuple[int, Sequence[int]]],
-    groups: Sequence[Sequence[Row]],
-    o: Any,
-    score: Tensor,
+    world: World, name: str, drawn: Drawn, groups: Sequence[Sequence[Row]], o: Any
 ) -> Tensor:
     """The mean over comparisons of push times grad lp, for every answer of each."""
-    answers = [
-        [
-            (
-                Answer(r.reward or 0.0, sum(r.logp), sum(r.ref), len(r.logp)),
-                r.reward is not None and r.trained,
-            )
-            for r in g
-        ]
-        for g in groups
-    ]
-    push, count = pushes(name, answers, o)
+    T = temperature(world, o)
+    score = world.language.token_scores(world.logits / T) / T
+    push, count = pushes(name, [[as_answer(r) for r in group] for group in groups], o)
     out = torch.zeros_like(world.logits)
     for (x, members), row in zip(drawn, push, strict=True):
         for n, w in zip(members, row, strict=True):
@@ -493,29 +523,40 @@ def from_comparisons(
     return out
 
 
+def as_answer(r: Row) -> tuple[Answer, bool]:
+    """A row as an answer, and whether it takes part in comparisons."""
+    known = r.reward is not None and r.trained
+    return Answer(r.reward or 0.0, sum(r.logp), sum(r.ref), len(r.logp)), known
+
+
 def penalties(world: World, x: int, n: int, t: int, r: Row, o: Any) -> Tensor | float:
-    """What KL and entropy in the loss add at one token: -beta ratio d grad log pi (or the whole
-    state's), and entropy_coef grad H.
-    """
-    out, language, s = 0.0, world.language, int(world.language.state_NT[n, t])
-    p = world.pi[x, s].softmax(0)
+    """What KL and entropy in the loss add to the gradient at one token."""
+    out = 0.0
     if o.beta and o.kl_placement == "loss":
-        d = p.log() - world.pi_ref[x, s].log_softmax(0)
-        if o.kl_estimator == "exact":
-            whole = torch.zeros(language.S, language.V, dtype=p.dtype)
-            whole[s] = p * (d - (p * d).sum())
-            out = out - o.beta * whole
-        else:
-            ratio = math.exp(r.logp[t] - r.old[t])
-            out = (
-                out
-                - o.beta
-                * ratio
-                * (r.logp[t] - r.ref[t])
-                * language.token_scores(world.pi[x : x + 1])[0, n, t]
-            )
+        out = out - kl_penalty(world, x, n, t, r, o)
     if o.entropy_coef:
-        whole = torch.zeros(language.S, language.V, dtype=p.dtype)
-        whole[s] = -p * (p.log() - (p * p.log()).sum())
-        out = out + o.entropy_coef * whole
+        s = int(world.language.state_NT[n, t])
+        p = world.pi[x, s].softmax(0)
+        slope = -p * (p.log() - (p * p.log()).sum())
+        out = out + o.entropy_coef * in_state(world, s, slope)
     return out
+
+
+def kl_penalty(world: World, x: int, n: int, t: int, r: Row, o: Any) -> Tensor:
+    """beta ratio d grad log pi at one token, d = log pi - log ref; or the whole state's KL."""
+    if o.kl_estimator == "exact":
+        s = int(world.language.state_NT[n, t])
+        p = world.pi[x, s].softmax(0)
+        d = p.log() - world.pi_ref[x, s].log_softmax(0)
+        return o.beta * in_state(world, s, p * (d - (p * d).sum()))
+    ratio = math.exp(r.logp[t] - r.old[t])
+    d = r.logp[t] - r.ref[t]
+    score = world.language.token_scores(world.pi[x : x + 1])[0, n, t]
+    return o.beta * ratio * d * score
+
+
+def in_state(world: World, s: int, slope_V: Tensor) -> Tensor:
+    """[S, V] zeros, with these numbers in state s."""
+    whole = torch.zeros(world.language.S, world.language.V, dtype=slope_V.dtype)
+    whole[s] = slope_V
+    return whole

@@ -1,5 +1,6 @@
-"""The second opinion on preference objectives: what multiplies the gradient of each answer's
-log-probability, in plain Python.
+"""The second opinion on preference objectives, in plain Python.
+
+Each function gives what multiplies the gradient of each answer's log-probability.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """One answer of a comparison: its grade (+1 chosen, -1 rejected, or its reward), the sums of
-    log pi and log ref, its length.
+    """One answer of a comparison.
+
+    grade: +1 chosen, -1 rejected, or the reward; lp and ref: the sums of log pi and log ref over
+    its tokens.
     """
 
     grade: float
@@ -37,86 +40,112 @@ def margin(answers: Sequence[Answer]) -> float:
 
 
 def dpo(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """beta ((1 - eps) sigma(-beta h) - eps sigma(beta h)), up for the chosen and down for the
-    rejected.
+    """DPO, up for the chosen answer and down for the rejected one.
+
+    push = beta ((1 - eps) sigma(-beta h) - eps sigma(beta h))
     """
     h = o.beta * margin(answers)
-    push = o.beta * ((1 - o.label_smoothing) * sigma(-h) - o.label_smoothing * sigma(h))
+    eps = o.label_smoothing
+    push = o.beta * ((1 - eps) * sigma(-h) - eps * sigma(h))
     return [a.grade * push for a in answers]
 
 
 def robust_dpo(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """beta ((1 - eps) sigma(-beta h) + eps sigma(beta h)) / (1 - 2 eps)."""
-    h, e = o.beta * margin(answers), o.label_smoothing
-    return [a.grade * o.beta * ((1 - e) * sigma(-h) + e * sigma(h)) / (1 - 2 * e) for a in answers]
+    """Robust DPO, up for the chosen answer and down for the rejected one.
+
+    push = beta ((1 - eps) sigma(-beta h) + eps sigma(beta h)) / (1 - 2 eps)
+    """
+    h = o.beta * margin(answers)
+    eps = o.label_smoothing
+    slope = (1 - eps) * sigma(-h) + eps * sigma(h)
+    return [a.grade * o.beta * slope / (1 - 2 * eps) for a in answers]
 
 
 def ipo(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """-2 (h - 1 / (2 beta))."""
-    return [-2 * a.grade * (margin(answers) - 0.5 / o.beta) for a in answers]
+    """IPO: push = -2 (h - 1 / (2 beta))."""
+    gap = margin(answers) - 0.5 / o.beta
+    return [-2 * a.grade * gap for a in answers]
 
 
 def simpo(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """beta sigma(gamma - beta (m_w - m_l)) / |y|."""
-    gap = o.beta * sum(a.grade * a.mean for a in answers) - o.simpo_gamma
+    """SimPO: push = beta sigma(gamma - beta (m_w - m_l)) / |y|."""
+    m = sum(a.grade * a.mean for a in answers)
+    gap = o.beta * m - o.simpo_gamma
     return [a.grade * o.beta * sigma(-gap) / a.length for a in answers]
 
 
 def orpo(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """1/|w| on the chosen, and beta sigma(-log OR) / ((1 - e^m) |y|), as d log odds / d m = 1 / (1
-    - e^m).
+    """ORPO: the likelihood of the chosen answer and the odds ratio.
+
+    push = 1/|w| for the chosen, and for both beta sigma(-log OR) / ((1 - e^m) |y|), since
+    d log odds / d m = 1 / (1 - e^m).
     """
     odds = sum(a.grade * (a.mean - math.log(1 - math.exp(a.mean))) for a in answers)
-    return [
-        (a.grade > 0) / a.length
-        + a.grade * o.beta * sigma(-odds) / (1 - math.exp(a.mean)) / a.length
-        for a in answers
-    ]
+    out: list[float] = []
+    for a in answers:
+        nll = (a.grade > 0) / a.length
+        ratio = a.grade * o.beta * sigma(-odds) / (1 - math.exp(a.mean)) / a.length
+        out.append(nll + ratio)
+    return out
 
 
 def dpop(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """As dpo, with 1 + lambda on a chosen answer below its reference."""
+    """DPOP: as dpo, with 1 + lambda on a chosen answer below its reference."""
     fallen = max(0.0, sum(a.ref - a.lp for a in answers if a.grade > 0))
-    push = o.beta * sigma(-o.beta * (margin(answers) - o.dpop_lambda * fallen))
-    return [a.grade * push * (1 + o.dpop_lambda * (fallen > 0) * (a.grade > 0)) for a in answers]
+    h = margin(answers) - o.dpop_lambda * fallen
+    push = o.beta * sigma(-o.beta * h)
+    lifted = 1 + o.dpop_lambda * (fallen > 0)
+    return [a.grade * push * (lifted if a.grade > 0 else 1) for a in answers]
 
 
 def kto(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """beta sigma(a) sigma(-a), a = beta (g - z): up for good answers, down for bad ones, nothing
-    for the ungraded.
+    """KTO: up for good answers, down for bad ones, nothing for the ungraded.
+
+    push = beta sigma(a) sigma(-a) times the weight of its kind, a = beta (lp - ref - z)
     """
-    out = []
+    out: list[float] = []
     for a in answers:
         away = o.beta * (a.lp - a.ref - z)
         weight = o.desirable_weight if a.grade > 0 else o.undesirable_weight
-        out.append(
-            (a.grade > 0) * weight * o.beta * sigma(away) * sigma(-away)
-            - (a.grade < 0) * weight * o.beta * sigma(away) * sigma(-away)
-        )
+        push = weight * o.beta * sigma(away) * sigma(-away)
+        out.append((a.grade > 0) * push - (a.grade < 0) * push)
     return out
 
 
 def rrhf(answers: Sequence[Answer], o: Any, z: float) -> list[float]:
-    """-1/|y| for every better answer that is less likely, +1/|y| for every worse one that is more
-    likely; 1/|y| on the first best.
+    """RRHF: every pair whose likelihoods are in the wrong order, and the best answer's likelihood.
+
+    An answer gets +1/|y| for every worse one that is more likely, -1/|y| for every better one that
+    is less likely, and nll_weight/|y| where it is the first best.
     """
     best = max(range(len(answers)), key=lambda i: answers[i].grade)
-    out = []
+    out: list[float] = []
     for i, a in enumerate(answers):
-        push = sum(b.grade < a.grade and b.mean > a.mean for b in answers) - sum(
-            b.grade > a.grade and b.mean < a.mean for b in answers
-        )
-        out.append((push + o.nll_weight * (i == best)) / a.length)
+        up = sum(b.grade < a.grade and b.mean > a.mean for b in answers)
+        down = sum(b.grade > a.grade and b.mean < a.mean for b in answers)
+        likelihood = o.nll_weight * (i == best)
+        out.append((up - down + likelihood) / a.length)
     return out
 
 
-def best_and_worst(rewards: Sequence[float | None]) -> list[float]:
+Grades = list[float]
+Rewards = Sequence[float | None]
+"""Rewards of a group; None where nobody could judge the answer."""
+
+
+def best_and_worst(rewards: Rewards) -> Grades:
     """+1 for the first best, -1 for the last worst, 0 elsewhere; all 0 where nothing differs."""
     present = [r for r in rewards if r is not None]
     if not present or max(present) == min(present):
         return [0.0] * len(rewards)
-    best, worst = rewards.index(max(present)), len(rewards) - 1 - rewards[::-1].index(min(present))
+    best = rewards.index(max(present))
+    worst = len(rewards) - 1 - rewards[::-1].index(min(present))
     return [float(i == best) - float(i == worst) for i in range(len(rewards))]
+
+
+def rewards_themselves(rewards: Rewards) -> Grades:
+    """The rewards; 0 where nobody could judge the answer."""
+    return [0.0 if r is None else r for r in rewards]
 
 
 PUSH: dict[str, Callable[[Sequence[Answer], Any, float], list[float]]] = {
@@ -131,41 +160,47 @@ PUSH: dict[str, Callable[[Sequence[Answer], Any, float], list[float]]] = {
     "online_dpo": dpo,
     "rrhf": rrhf,
 }
-GRADED: dict[str, Callable[[Sequence[float | None]], list[float]]] = {"online_dpo": best_and_worst}
+GRADED: dict[str, Callable[[Rewards], Grades]] = {"online_dpo": best_and_worst}
 """Rows whose grades are not the rewards themselves."""
 
+Compared = Sequence[tuple[Answer, bool]]
+"""The answers of a group; the flag says whether anybody judged the answer."""
 
-def pushes(
-    name: str, groups: Sequence[Sequence[tuple[Answer, bool]]], o: Any
-) -> tuple[list[list[float]], int]:
-    """Per answer the coefficient of grad lp, and the number of comparisons. The flag says whether
-    anybody judged the answer.
-    """
-    told = [[a.grade if judged else None for a, judged in group] for group in groups]
-    grades = [
-        GRADED[name](t) if name in GRADED else [0.0 if v is None else v for v in t] for t in told
-    ]
-    silent = [
-        a.lp - a.ref
-        for group, grade in zip(groups, grades, strict=True)
-        for (a, judged), g in zip(group, grade, strict=True)
-        if g == 0 and judged
-    ]
-    z, out, count = max(0.0, sum(silent) / max(1, len(silent))), [], 0
-    for group, grade in zip(groups, grades, strict=True):
-        active = any(g != 0 and judged for (_, judged), g in zip(group, grade, strict=True))
+
+def pushes(name: str, groups: Sequence[Compared], o: Any) -> tuple[list[list[float]], int]:
+    """Per answer the coefficient of grad lp, and the number of comparisons."""
+    graded = [regraded(name, group) for group in groups]
+    z = reference_point(graded)
+    out: list[list[float]] = []
+    count = 0
+    for group in graded:
+        active = any(a.grade != 0 and judged for a, judged in group)
         count += active
-        judged = [
-            Answer(g, a.lp, a.ref, a.length)
-            for (a, known), g in zip(group, grade, strict=True)
-            if known
-        ]
-        found = iter(PUSH[name](judged, o, z) if active else [0.0] * len(judged))
-        nll = o.rpo_alpha or 0.0
-        out.append(
-            [
-                (next(found) + nll * (g > 0) * active / a.length) if known else 0.0
-                for (a, known), g in zip(group, grade, strict=True)
-            ]
-        )
+        out.append(group_pushes(name, group, o, z) if active else [0.0] * len(group))
     return out, count
+
+
+def regraded(name: str, group: Compared) -> Compared:
+    """The same answers, their grades as the row sees them."""
+    rewards = [a.grade if judged else None for a, judged in group]
+    grades = GRADED.get(name, rewards_themselves)(rewards)
+    answers = zip(grades, group, strict=True)
+    return [(Answer(g, a.lp, a.ref, a.length), judged) for g, (a, judged) in answers]
+
+
+def reference_point(groups: Sequence[Compared]) -> float:
+    """KTO's z: the mean log-ratio of the answers that were judged and have no grade, at least 0."""
+    answers = [pair for group in groups for pair in group]
+    ungraded = [a.lp - a.ref for a, judged in answers if a.grade == 0 and judged]
+    return max(0.0, sum(ungraded) / max(1, len(ungraded)))
+
+
+def group_pushes(name: str, group: Compared, o: Any, z: float) -> list[float]:
+    """The coefficients of one group that compares something; 0 for an answer nobody judged."""
+    judged = iter(PUSH[name]([a for a, known in group if known], o, z))
+    likelihood = o.rpo_alpha or 0.0
+    out: list[float] = []
+    for a, known in group:
+        chosen = likelihood * (a.grade > 0) / a.length
+        out.append(next(judged) + chosen if known else 0.0)
+    return out

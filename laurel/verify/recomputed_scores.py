@@ -1,4 +1,7 @@
-"""The second opinion on reward models: how each token's score is pulled, in plain Python."""
+"""The second opinion on reward models: how each token's score is pulled, in plain Python.
+
+A pull is the negative slope of the loss at a score: the direction in which a step moves it.
+"""
 
 from __future__ import annotations
 
@@ -9,106 +12,114 @@ from typing import Any
 
 from laurel.verify.recomputed_pairs import sigma
 
+Scores = Sequence[Sequence[float]]
+"""The score of every token of every answer."""
+Grades = Sequence[float]
+"""What the data say of each answer: its sign or rank, and by its size how much the row weighs."""
+Columns = Mapping[str, Any]
+"""The row of data with its further columns."""
 Pulls = tuple[list[list[float]], int]
-"""Per answer and token the negative slope of the value; and how many units the row counts."""
+"""Per answer and token the pull; and how many units the row counts."""
 
 
-def on_last(scores: Sequence[Sequence[float]], pulls: Sequence[float]) -> list[list[float]]:
+def on_last(scores: Scores, pulls: Sequence[float]) -> list[list[float]]:
     """A pull at the last token of each answer."""
     return [[0.0] * (len(row) - 1) + [pull] for row, pull in zip(scores, pulls, strict=True)]
 
 
-def bradley_terry(
-    scores: Sequence[Sequence[float]], told: Sequence[float], o: Any, row: Mapping[str, Any]
-) -> Pulls:
-    """w ((1 - e) sigma(-h) - e sigma(h)) up for the chosen, down for the rejected, and -2 w c (r_w
-    + r_l) for both.
+def bradley_terry(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+    """Bradley-Terry with a margin, smoothed labels and centred scores.
+
+    w ((1 - e) sigma(-h) - e sigma(h)) up for the chosen answer and down for the rejected one, and
+    -2 w c (r_w + r_l) for both.
     """
-    r, w = [row[-1] for row in scores], o.reward_coef * abs(told[0])
-    sign = [math.copysign(1.0, grade) for grade in told]
-    h = sum(a * b for a, b in zip(sign, r, strict=True)) - (
-        row.get("margin", 0.0) if o.use_margin else 0.0
-    )
-    push = w * ((1 - o.label_smoothing) * sigma(-h) - o.label_smoothing * sigma(h))
-    return on_last(
-        scores, [s * push - 2 * w * o.center_rewards_coefficient * sum(r) for s in sign]
-    ), 1
+    r = [row[-1] for row in scores]
+    w = o.reward_coef * abs(grades[0])
+    sign = [math.copysign(1.0, grade) for grade in grades]
+    asked = row.get("margin", 0.0) if o.use_margin else 0.0
+    h = sum(a * b for a, b in zip(sign, r, strict=True)) - asked
+    e = o.label_smoothing
+    push = w * ((1 - e) * sigma(-h) - e * sigma(h))
+    centre = 2 * w * o.center_rewards_coefficient * sum(r)
+    return on_last(scores, [s * push - centre for s in sign]), 1
 
 
-def k_wise(
-    scores: Sequence[Sequence[float]], told: Sequence[float], o: Any, row: Mapping[str, Any]
-) -> Pulls:
-    """The mean over ordered pairs of sigma(-(r_i - r_j)), up for i and down for j; or over the few
-    whose lots are lowest.
+def k_wise(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+    """The mean over ordered pairs of sigma(-(r_i - r_j)), up for i and down for j.
+
+    With pairs_per_prompt it is the mean over that many pairs, those whose lots are lowest.
     """
-    r, w, pulls = (
-        [row[-1] for row in scores],
-        o.reward_coef * min(map(abs, told)),
-        [0.0] * len(told),
-    )
-    pairs = [(i, j) for i in range(len(r)) for j in range(len(r)) if told[i] > told[j]]
+    r = [row[-1] for row in scores]
+    w = o.reward_coef * min(map(abs, grades))
+    places = range(len(r))
+    pairs = [(i, j) for i in places for j in places if grades[i] > grades[j]]
     if o.pairs_per_prompt:
-        lots = {
-            (i, j): sha256(f"{row['prompt']}|0|{min(i, j)}|{max(i, j)}".encode()).hexdigest()
-            for i, j in pairs
-        }
+        lots = {(i, j): lot(row["prompt"], i, j) for i, j in pairs}
         pairs = sorted(pairs, key=lots.__getitem__)[: o.pairs_per_prompt]
+    pulls = [0.0] * len(grades)
     for i, j in pairs:
         push = w * sigma(r[j] - r[i]) / len(pairs)
-        pulls[i], pulls[j] = pulls[i] + push, pulls[j] - push
+        pulls[i] += push
+        pulls[j] -= push
     return on_last(scores, pulls), 1
 
 
-def plackett_luce(
-    scores: Sequence[Sequence[float]], told: Sequence[float], o: Any, row: Mapping[str, Any]
-) -> Pulls:
+def lot(prompt: str, i: int, j: int) -> str:
+    """The lot of a pair of answers, whatever their order."""
+    return sha256(f"{prompt}|0|{min(i, j)}|{max(i, j)}".encode()).hexdigest()
+
+
+def plackett_luce(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
     """For every choice of a best among those left: 1 - softmax for it, -softmax for the others."""
-    r, w, pulls = (
-        [row[-1] for row in scores],
-        o.reward_coef * min(map(abs, told)),
-        [0.0] * len(told),
-    )
+    r = [row[-1] for row in scores]
+    w = o.reward_coef * min(map(abs, grades))
+    pulls = [0.0] * len(grades)
     for i in range(len(r)):
-        left = [j for j in range(len(r)) if told[j] < told[i] or j == i]
+        left = [j for j in range(len(r)) if grades[j] < grades[i] or j == i]
         total = sum(math.exp(r[j]) for j in left)
         for j in left:
-            pulls[j] += w * ((j == i) - math.exp(r[j]) / total)
+            softmax = math.exp(r[j]) / total
+            pulls[j] += w * ((j == i) - softmax)
     return on_last(scores, pulls), 1
 
 
-def imitated(told: Sequence[float], lengths: Sequence[int], o: Any) -> list[float]:
-    """What the log-probability of each answer is pulled by, per token: beta w / length, shared by
-    those that only beat others.
+def imitated(grades: Grades, lengths: Sequence[int], o: Any) -> list[float]:
+    """What the log-probability of each answer is pulled by, per token.
+
+    beta w / length, shared by the best answers; 0 where no answer is better than another.
     """
     if not o.imitation_coef:
-        return [0.0] * len(told)
-    best = [grade == max(told) > min(told) for grade in told]
-    return [
-        o.imitation_coef * min(map(abs, told)) * b / length / max(sum(best), 1)
-        for b, length in zip(best, lengths, strict=True)
-    ]
+        return [0.0] * len(grades)
+    best = [grade == max(grades) > min(grades) for grade in grades]
+    whole = o.imitation_coef * min(map(abs, grades))
+    shares = max(sum(best), 1)
+    return [whole * b / length / shares for b, length in zip(best, lengths, strict=True)]
 
 
-def outcome(
-    scores: Sequence[Sequence[float]], told: Sequence[float], o: Any, row: Mapping[str, Any]
-) -> Pulls:
-    """w (y - sigma(s)) at every token."""
-    (line,), (w,) = scores, told
-    return [[w * (float(row["label"]) - sigma(s)) for s in line]], len(line)
+def outcome(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+    """An outcome y of 0 or 1: w (y - sigma(s)) at every token."""
+    (line,) = scores
+    (w,) = grades
+    y = float(row["label"])
+    return [[w * (y - sigma(s)) for s in line]], len(line)
 
 
-def process(
-    scores: Sequence[Sequence[float]], told: Sequence[float], o: Any, row: Mapping[str, Any]
-) -> Pulls:
+def process(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
     """Classes -1, 0, 1 with logits -s, 0, s: w (y - E[class]) at every step."""
-    (line,), (w,) = scores, told
-    mean = [(math.exp(s) - math.exp(-s)) / (math.exp(s) + 1 + math.exp(-s)) for s in line]
-    return [[w * (y - m) for y, m in zip(row["labels"], mean, strict=True)]], len(line)
+    (line,) = scores
+    (w,) = grades
+    steps = zip(row["labels"], line, strict=True)
+    return [[w * (y - mean_class(s)) for y, s in steps]], len(line)
 
 
-SCORED: dict[
-    str, Callable[[Sequence[Sequence[float]], Sequence[float], Any, Mapping[str, Any]], Pulls]
-] = {
+def mean_class(s: float) -> float:
+    """E[class] of the classes -1, 0, 1 with logits -s, 0, s."""
+    up = math.exp(s)
+    down = math.exp(-s)
+    return (up - down) / (up + 1 + down)
+
+
+SCORED: dict[str, Callable[[Scores, Grades, Any, Columns], Pulls]] = {
     "reward": bradley_terry,
     "reward_kwise": k_wise,
     "reward_pl": plackett_luce,
