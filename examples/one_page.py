@@ -13,15 +13,14 @@ import torch
 
 import laurel
 from laurel.core.config import TrainConfig
-from laurel.core.sample import Draw
+from laurel.core.sample import Draw, take
 from laurel.data.rows import read_rows
-from laurel.data.split import take
 from laurel.objective.policy import clip
 from laurel.objective.unit import reduce_loss, seq_mean_token_mean
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
-from laurel.train.optimizer import make_optimizer, optimizer_step
+from laurel.rollout.sampler import Sampler, rollout
+from laurel.train.loop import optimizer_step
+from laurel.train.optimizer import make_optimizer
 from laurel.train.options import resolve
 from laurel.weight.group import standardised
 

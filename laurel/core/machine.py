@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -115,11 +114,3 @@ def cached(folder: Path) -> int:
     except (OSError, ValueError):
         return 0
     return sizes.get("total_inactive_file", sizes.get("inactive_file", 0))
-
-
-def resident_bytes(process: Path = PROCESS) -> int:
-    """Bytes of memory of this process now, or the most it ever had where only that is known."""
-    try:
-        return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
-    except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

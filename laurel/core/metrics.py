@@ -8,9 +8,11 @@ The meanings stand in `laurel.core.metric_catalogue`.
 from __future__ import annotations
 
 import re
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from laurel.core.errors import UsageError, nearest
 from laurel.core.metric_catalogue import CATALOGUE, Meaning
@@ -134,3 +136,11 @@ def main(paths: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+def resident_bytes(process: Path = Path("/proc")) -> int:
+    """Bytes of memory of this process now, or the most it ever had where only that is known."""
+    try:
+        return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -10,10 +10,13 @@ ids. A column of a Batch has one meaning; what only some methods need is a recor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from laurel.core.errors import UsageError
 from laurel.core.result import Result
 
 if TYPE_CHECKING:
@@ -403,3 +406,74 @@ def units_by_group(
         units[unit].append(row)
         tokens[unit] += more
     return units, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The outputs of a model for one batch; None where a field was not asked for.
+
+    Per-token outputs are 0 at tokens that are not trained on. x_t is a trained token, s_t the state
+    it was chosen in: what was read before it.
+
+    logp_NT: log pi(x_t) at the temperature that sampled it. entropy_NT: of pi(. | s_t), in nats.
+    value_NT: V(s_t), of a critic or of implicit Q-learning. value_after_N: a critic's value of the
+    state behind the row's last token.
+    q_KNT: Q_k(s_t, x_t) of K heads. logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
+    target_q_NT: the least of the K target networks at x_t, without a gradient.
+    score_NT, score_NTC: a scorer's output at every completion token, of C classes.
+    logit_N: a discriminator's log D / (1 - D) of the whole row.
+    hidden_NLD: the last hidden states of the policy's body, at every position.
+    """
+
+    logp_NT: Tensor | None = None
+    entropy_NT: Tensor | None = None
+    value_NT: Tensor | None = None
+    value_after_N: Tensor | None = None
+    q_KNT: Tensor | None = None
+    logq_KNT: Tensor | None = None
+    target_q_NT: Tensor | None = None
+    score_NT: Tensor | None = None
+    score_NTC: Tensor | None = None
+    logit_N: Tensor | None = None
+    hidden_NLD: Tensor | None = None
+
+    def tensors(self, names: Iterable[str]) -> tuple[Tensor, ...]:
+        """The fields of these names, in this order; one that was not computed is an error."""
+        found: list[Tensor] = []
+        for name in names:
+            tensor = getattr(self, name)
+            if tensor is None:
+                raise ValueError(f"{name} was not asked of this model")
+            found.append(tensor)
+        return tuple(found)
+
+    def joined(self, other: Outputs) -> Outputs:
+        """These outputs and those of another model for the same batch."""
+        added = {item.name: getattr(other, item.name) for item in fields(other)}
+        return replace(self, **{name: x for name, x in added.items() if x is not None})
+
+
+def order(n: int, epoch: int, seed: int) -> list[int]:
+    """The positions 0 .. n-1 in the order of one epoch: a shuffle by (seed, epoch) and nothing
+    else.
+    """
+    return list(_order(n, epoch, seed))
+
+
+def take(cursor: int, count: int, n: int, seed: int) -> list[int]:
+    """The row positions of `count` draws after `cursor` earlier ones, over n rows.
+
+    Draw i is order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size; a
+    step may lie across two epochs. It does not depend on how many processes share the work, and a
+    resumed run needs only the cursor.
+    """
+    if n < 1 or cursor < 0 or count < 0:
+        raise UsageError(f"cannot draw {count} rows after {cursor} from {n}.", where="dataset")
+    return [_order(n, draw // n, seed)[draw % n] for draw in range(cursor, cursor + count)]
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, epoch: int, seed: int) -> tuple[int, ...]:
+    positions = list(range(n))
+    random.Random(f"order/{seed}/{epoch}").shuffle(positions)
+    return tuple(positions)

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from laurel.core.errors import UsageError
 from laurel.data.source import Row, content_hash
@@ -115,29 +113,3 @@ def duplicates(rows: Sequence[Row]) -> Duplicates:
             places.append((row.where, first[key]))
         first.setdefault(key, row.where)
     return Duplicates(len(rows), identical, len(places), tuple(places[:20]))
-
-
-def order(n: int, epoch: int, seed: int) -> list[int]:
-    """The positions 0 .. n-1 in the order of one epoch: a shuffle by (seed, epoch) and nothing
-    else.
-    """
-    return list(_order(n, epoch, seed))
-
-
-def take(cursor: int, count: int, n: int, seed: int) -> list[int]:
-    """The row positions of `count` draws after `cursor` earlier ones, over n rows.
-
-    Draw i is order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size; a
-    step may lie across two epochs. It does not depend on how many processes share the work, and a
-    resumed run needs only the cursor.
-    """
-    if n < 1 or cursor < 0 or count < 0:
-        raise UsageError(f"cannot draw {count} rows after {cursor} from {n}.", where="dataset")
-    return [_order(n, draw // n, seed)[draw % n] for draw in range(cursor, cursor + count)]
-
-
-@lru_cache(maxsize=4)
-def _order(n: int, epoch: int, seed: int) -> tuple[int, ...]:
-    positions = list(range(n))
-    random.Random(f"order/{seed}/{epoch}").shuffle(positions)
-    return tuple(positions)

@@ -24,8 +24,7 @@ from laurel.model.policy import Policy
 from laurel.reward.mixture import Mixture
 from laurel.rollout.episode import load_env, play
 from laurel.rollout.pack import pack
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 
 AT_ONCE = 256  # prompts per call: bounds memory, changes nothing else
 

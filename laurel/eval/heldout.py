@@ -18,7 +18,7 @@ from laurel.core.sample import Batch, Group, Key
 from laurel.data.source import Row
 from laurel.eval.evaluate import is_right
 from laurel.model.chat import encode_supervised
-from laurel.objective.metrics import preference_metrics
+from laurel.objective.preference import preference_metrics
 from laurel.rollout.pack import comparisons, pack
 from laurel.rollout.source import Source
 

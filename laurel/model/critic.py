@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import wide
 from laurel.fast.packed import hidden_states
 from laurel.model.classifier import bias_of, head_of
 from laurel.model.narrow import held, hold, reading
-from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
 
 

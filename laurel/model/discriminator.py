@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.model.critic import Critic, own_critic
-from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy
 
 

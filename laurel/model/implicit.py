@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import chunked_logprobs, wide
 from laurel.model.narrow import reading
-from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, trained_positions
 from laurel.model.saving import auto_causal, largest, model_gap, precision, proven, rounding_note
 from laurel.model.written import Piece, head_name, pieces_of, write_model

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.machine import default_threads
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import (
     ROOM,
     WORST,
@@ -39,7 +39,6 @@ from laurel.model.ends import learn_ends
 from laurel.model.folders import base_of, check_folder, is_adapter
 from laurel.model.narrow import NARROW, hold, reading
 from laurel.model.objects import given_model, given_tokenizer
-from laurel.model.outputs import Outputs
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
 from laurel.model.weights import error_line, guard_ids, load_model

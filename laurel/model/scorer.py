@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.core.tensors import forked_rng, row_norms
 from laurel.fast.logprob import WORST, slack, wide
 from laurel.fast.packed import hidden_states, packs
@@ -36,7 +36,6 @@ from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
 from laurel.model.narrow import held, hold, reading
 from laurel.model.objects import config_of
-from laurel.model.outputs import Outputs
 from laurel.model.policy import (
     Policy,
     hide_progress_bars,

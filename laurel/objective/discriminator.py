@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from laurel.core.sample import Batch, Demonstrations
-from laurel.objective.metrics import Pair
-from laurel.objective.ratio import required
-from laurel.objective.unit import by_group, group_places
+from laurel.objective.unit import Pair, by_group, group_places, required
 
 
 def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from laurel.core.errors import UsageError, nearest
 from laurel.core.sample import Batch
-from laurel.objective.ratio import log_ratio, same_shape, trained
+from laurel.objective.policy import log_ratio
+from laurel.objective.unit import Pair, masked_sum, same_shape, trained
 
 
 def k1(logp_NT: Tensor, logp_ref_NT: Tensor) -> Tensor:
@@ -140,3 +141,13 @@ def check_kl(placement: str, estimator: str) -> None:
         raise UsageError(
             what, where="kl_estimator", fix=f"In the {placement}: {', '.join(RIGHT[placement])}."
         )
+
+
+def kl_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
+    """`kl`: KL(pi || ref) by k3 per token; `kl/sequence`: the same sum per row that has a trained
+    token.
+    """
+    kl_NT = k3(logp_NT.detach(), batch.logp_ref_NT)
+    total, tokens = masked_sum(kl_NT, batch.loss_mask_NT)
+    rows = batch.loss_mask_NT.any(1).sum()
+    return {"kl": (total, tokens), "kl/sequence": (total, rows)}

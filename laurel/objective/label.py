@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.objective.ratio import required
-from laurel.objective.unit import by_group, group_places
+from laurel.objective.unit import by_group, group_places, required
 
 Objective = Callable[..., Tensor]
 

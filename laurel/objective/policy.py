@@ -1,5 +1,7 @@
-"""Policy objectives: (log pi of the sampled tokens, batch) -> one value to minimise per token, [N,
-T] -> [N, T].
+"""Policy objectives and their metrics, functions of log pi of the sampled tokens and the batch.
+
+An objective gives one value to minimise per token: [N, T] -> [N, T]. A metric gives the sum of a
+number over trained tokens and their count, without a gradient.
 
 The batch brings the weights A, the log-probabilities pi_old of the policy that sampled, and the
 loss mask; tokens that are not trained on get the value 0 and no gradient. What a value is divided
@@ -14,7 +16,7 @@ from torch import Tensor
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.constraint import constrained
-from laurel.objective.ratio import log_ratio, same_shape, sequence_log_ratio, trained
+from laurel.objective.unit import Pair, masked_sum, same_shape, trained
 
 
 def likelihood(logp_NT: Tensor, batch: Batch) -> Tensor:
@@ -150,3 +152,104 @@ def surrogate(ratio_NT: Tensor, weight_NT: Tensor, low: float, high: float) -> T
     clipped gain, to be maximised.
     """
     return torch.minimum(ratio_NT * weight_NT, ratio_NT.clamp(1 - low, 1 + high) * weight_NT)
+
+
+def log_ratio(logp_NT: Tensor, batch: Batch) -> Tensor:
+    """log pi(x_t) - log pi_old(x_t) of every trained token, 0 elsewhere: [N, T] -> [N, T]."""
+    same_shape(logp_NT, batch.logp_old_NT)
+    return trained(logp_NT - batch.logp_old_NT, batch)
+
+
+def sequence_log_ratio(logp_NT: Tensor, batch: Batch) -> Tensor:
+    """The mean of `log_ratio` over the trained tokens of each row, at each of them: [N, T] -> [N,
+    T]. [.1, .2, -.3, .4]: .1.
+    """
+    length_N1 = batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1)
+    mean_N1 = log_ratio(logp_NT, batch).sum(1, keepdim=True) / length_N1
+    return trained(mean_N1.expand_as(logp_NT), batch)
+
+
+def approx_kl(logp_NT: Tensor, batch: Batch) -> Pair:
+    """KL(pi_old || pi) from the tokens that pi_old sampled: `laurel.objective.kl.k3` of the two.
+
+        k3 = ratio - 1 - log ratio
+
+    Never negative; 0 in the first pass.
+    """
+    log_ratio_NT = log_ratio(logp_NT.detach(), batch)
+    kl_NT = torch.expm1(log_ratio_NT) - log_ratio_NT
+    return masked_sum(kl_NT, batch.loss_mask_NT)
+
+
+def ratio_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
+    """`ratio/mean`: pi / pi_old over the trained tokens. For the largest see `ratio_max`: a maximum
+    is not a sum.
+    """
+    ratio_NT = log_ratio(logp_NT.detach(), batch).exp()
+    return {"ratio/mean": masked_sum(ratio_NT, batch.loss_mask_NT)}
+
+
+def ratio_max(logp_NT: Tensor, batch: Batch) -> Tensor:
+    """`ratio/max`: the largest pi / pi_old of a trained token, a scalar; -inf if there is none, so
+    that any other is larger.
+    """
+    ratio_NT = log_ratio(logp_NT.detach(), batch).exp()
+    if not ratio_NT.numel():
+        return ratio_NT.new_tensor(-torch.inf)
+    trained_NT = torch.where(batch.loss_mask_NT, ratio_NT, -torch.inf)
+    return trained_NT.flatten().amax()
+
+
+def clip_fractions(
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    epsilon: float,
+    epsilon_high: float | None,
+) -> dict[str, Pair]:
+    """The share of trained tokens that `clip` silences.
+
+    `clip_ratio/low`: ratio < 1 - epsilon and A < 0; `clip_ratio/high`: ratio > 1 + epsilon_high and
+    A > 0; `clip_ratio/region`: either of them.
+    """
+    ratio_NT = log_ratio(logp_NT.detach(), batch).exp()
+    return outside(ratio_NT, batch, epsilon, epsilon_high)
+
+
+def sequence_clip_fractions(
+    logp_NT: Tensor,
+    batch: Batch,
+    *,
+    epsilon: float,
+    epsilon_high: float | None,
+) -> dict[str, Pair]:
+    """`clip_fractions` for `sequence_ratio`: the share of trained tokens whose row it silences."""
+    ratio_NT = sequence_log_ratio(logp_NT.detach(), batch).exp()
+    return outside(ratio_NT, batch, epsilon, epsilon_high)
+
+
+def cap_fractions(logp_NT: Tensor, batch: Batch, *, epsilon_high: float) -> dict[str, Pair]:
+    """`clip_ratio/high` for `detached_ratio`: the share of trained tokens whose ratio is above the
+    cap and is taken as the cap.
+    """
+    ratio_NT = log_ratio(logp_NT.detach(), batch).exp()
+    capped_NT = ratio_NT > epsilon_high
+    return {"clip_ratio/high": masked_sum(capped_NT, batch.loss_mask_NT)}
+
+
+def outside(
+    ratio_NT: Tensor,
+    batch: Batch,
+    epsilon: float,
+    epsilon_high: float | None,
+) -> dict[str, Pair]:
+    """Shares of ratios beyond each bound with the sign of A that the bound concerns."""
+    upper = epsilon if epsilon_high is None else epsilon_high
+    low_NT = (ratio_NT < 1 - epsilon) & (batch.weight_NT < 0)
+    high_NT = (ratio_NT > 1 + upper) & (batch.weight_NT > 0)
+    shares = {
+        "clip_ratio/low": low_NT,
+        "clip_ratio/high": high_NT,
+        "clip_ratio/region": low_NT | high_NT,
+    }
+    return {name: masked_sum(where_NT, batch.loss_mask_NT) for name, where_NT in shares.items()}

@@ -24,8 +24,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.constraint import constrained
 from laurel.objective.label import expected, grade, margin_asked, weighted
-from laurel.objective.ratio import required, same_shape, trained
-from laurel.objective.unit import by_group
+from laurel.objective.unit import Pair, by_group, required, same_shape, trained
 
 
 @weighted
@@ -259,3 +258,38 @@ def log1mexp(x: Tensor) -> Tensor:
         torch.log(-torch.expm1(torch.where(near, x, -1.0))),
         torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
     )
+
+
+def preference_metrics(logp_NT: Tensor, batch: Batch, *, beta: float) -> dict[str, Pair]:
+    """What a preference objective does to both sides, as (sum, count).
+
+    rewards: beta (lp - ref) of a row, the reward that the policy implies.
+
+    `rewards/chosen`, `rewards/rejected`, `logps/chosen`, `logps/rejected` are means over rows
+    graded above and below 0; `rewards/margins` and `rewards/accuracies` over groups that have both
+    (a margin within 1e-5 of 0 counts half, as at the start).
+    """
+    grade_N = required(batch.comparison).grade_N
+    lp_N = torch.where(batch.loss_mask_NT, logp_NT.detach(), 0).sum(1)
+    ref_N = torch.where(batch.loss_mask_NT, batch.logp_ref_NT, 0).sum(1)
+    reward_N = beta * (lp_N - ref_N)
+    sides = {
+        "chosen": grade_N > 0,
+        "rejected": grade_N < 0,
+    }
+    found: dict[str, Pair] = {}
+    for side, of_N in sides.items():
+        count = of_N.sum()
+        found[f"rewards/{side}"] = (reward_N[of_N].sum(), count)
+        found[f"logps/{side}"] = (lp_N[of_N].sum(), count)
+    chosen_P = by_group(sides["chosen"].double(), batch)
+    rejected_P = by_group(sides["rejected"].double(), batch)
+    both_P = (chosen_P > 0) & (rejected_P > 0)
+    margin_P = by_group(grade_N.sign() * reward_N, batch)[both_P]
+    right_P = (margin_P > 1e-5).double()
+    equal_P = (margin_P.abs() <= 1e-5).double()
+    right_P = right_P + equal_P / 2
+    pairs = both_P.sum()
+    found["rewards/margins"] = (margin_P.sum(), pairs)
+    found["rewards/accuracies"] = (right_P.sum(), pairs)
+    return found

@@ -22,9 +22,15 @@ from torch.nn.functional import softplus
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
 from laurel.objective.label import compared, expected, grade, reliability
-from laurel.objective.metrics import Pair, masked_sum
-from laurel.objective.ratio import required, same_shape, trained
-from laurel.objective.unit import by_group, group_places
+from laurel.objective.unit import (
+    Pair,
+    by_group,
+    group_places,
+    masked_sum,
+    required,
+    same_shape,
+    trained,
+)
 
 
 def last_score(score_NT: Tensor, batch: Batch) -> Tensor:

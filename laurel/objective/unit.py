@@ -24,14 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.objective.ratio import required
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +137,49 @@ def reduce_loss(values: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
     """
     assert values.shape == unit.weight.shape, (values.shape, unit.weight.shape)
     return torch.where(unit.weight != 0, values * unit.weight, 0.0).sum() / total
+
+
+Column = TypeVar("Column")
+
+
+def required(column: Column | None) -> Column:
+    """A column, or record of columns, that not every batch has; a batch without it is an error."""
+    if column is None:
+        raise ValueError("this batch lacks a column that the objective is a function of")
+    return column
+
+
+def same_shape(logp_NT: Tensor, *others_NT: Tensor) -> None:
+    """[N, T] in float32 or float64, and every other tensor of that shape; anything else is an
+    AssertionError, never a broadcast.
+    """
+    assert logp_NT.ndim == 2 and logp_NT.dtype in (torch.float32, torch.float64), (
+        logp_NT.shape,
+        logp_NT.dtype,
+    )
+    assert all(other.shape == logp_NT.shape for other in others_NT), [
+        tuple(t.shape) for t in (logp_NT, *others_NT)
+    ]
+
+
+def trained(x_NT: Tensor, batch: Batch) -> Tensor:
+    """x where the loss mask is True, 0 elsewhere. Neither a masked value nor its gradient gets
+    through, be it inf or NaN.
+    """
+    assert batch.loss_mask_NT.dtype == torch.bool, batch.loss_mask_NT.dtype
+    same_shape(x_NT, batch.loss_mask_NT)
+    return torch.where(batch.loss_mask_NT, x_NT, 0.0)
+
+
+Pair = tuple[Tensor, Tensor]
+"""(sum, count) as scalar tensors, detached."""
+
+
+def masked_sum(x_NT: Tensor, mask_NT: Tensor) -> Pair:
+    """The sum of x where the mask is True, and how many that are. KL 1 at one token and 0 at nine
+    others: (1, 10), so .1.
+    """
+    assert x_NT.shape == mask_NT.shape, (x_NT.shape, mask_NT.shape)
+    assert mask_NT.dtype == torch.bool, mask_NT.dtype
+    kept_NT = torch.where(mask_NT, x_NT.detach(), 0)
+    return kept_NT.sum(), mask_NT.sum()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.objective.ratio import required, same_shape, trained
+from laurel.objective.unit import required, same_shape, trained
 
 Pair = tuple[Tensor, Tensor]
 """(sum, count) as scalar tensors, detached."""

@@ -20,10 +20,8 @@ from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.model.policy import load_policy
 from laurel.pipeline.plan import Plan, Preferring, Sampling
-from laurel.reward.calls import listed
-from laurel.reward.mixture import Mixture
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.reward.mixture import Mixture, listed
+from laurel.rollout.sampler import Sampler, rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
 Compare = Callable[[Group, Sequence[tuple[int, int]]], list[float | None]]

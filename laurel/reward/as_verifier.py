@@ -11,8 +11,8 @@ from laurel.core.errors import UsageError
 from laurel.core.protocols import Verifier
 from laurel.core.result import Result
 from laurel.core.sample import Group, Key, Message, Sample
-from laurel.reward.calls import Call, run_all
 from laurel.reward.load import Reward, is_verifier, load_reward
+from laurel.reward.mixture import Call, run_all
 
 SECONDS = 60.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from laurel.core.algorithms import ABOUT
-from laurel.objective import metrics, preference, reward
+from laurel.objective import policy, preference, reward
 from laurel.objective.discriminator import discriminate, discriminator_metrics
 from laurel.objective.implicit import implicit_metrics, implicit_q
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
@@ -99,7 +99,7 @@ ROWS: dict[str, Algorithm] = {
         weight.standardised,
         clip,
         {"loss_aggregation": "seq_mean_token_mean"},
-        measure=metrics.clip_fractions,
+        measure=policy.clip_fractions,
         compares=True,
     ),
     "dr_grpo": Algorithm(
@@ -107,7 +107,7 @@ ROWS: dict[str, Algorithm] = {
         weight.centred,
         clip,
         {"loss_aggregation": "token_sum_over_const"},
-        measure=metrics.clip_fractions,
+        measure=policy.clip_fractions,
         compares=True,
     ),
     "dapo": Algorithm(
@@ -120,7 +120,7 @@ ROWS: dict[str, Algorithm] = {
             "dynamic_sampling": True,
             "mask_truncated_completions": True,
         },
-        measure=metrics.clip_fractions,
+        measure=policy.clip_fractions,
         compares=True,
     ),
     "gspo": Algorithm(
@@ -128,7 +128,7 @@ ROWS: dict[str, Algorithm] = {
         weight.standardised,
         sequence_ratio,
         {"loss_aggregation": "seq_mean_token_mean"},
-        measure=metrics.sequence_clip_fractions,
+        measure=policy.sequence_clip_fractions,
         compares=True,
     ),
     "cispo": Algorithm(
@@ -136,7 +136,7 @@ ROWS: dict[str, Algorithm] = {
         weight.standardised,
         detached_ratio,
         {"loss_aggregation": "token_mean", "scale_rewards": "batch"},
-        measure=metrics.cap_fractions,
+        measure=policy.cap_fractions,
         compares=True,
     ),
     "reinforce_pp": Algorithm(
@@ -144,7 +144,7 @@ ROWS: dict[str, Algorithm] = {
         whitened_return,
         clip,
         {"loss_aggregation": "token_mean", "num_generations": 1, "kl_placement": "reward"},
-        measure=metrics.clip_fractions,
+        measure=policy.clip_fractions,
     ),
     "raft": Algorithm(POLICY, weight.selected, likelihood, {"loss_aggregation": "token_mean"}),
     "hindsight": Algorithm(HINDSIGHT, weight.raw, likelihood, {"loss_aggregation": "token_mean"}),
@@ -179,7 +179,7 @@ ROWS: dict[str, Algorithm] = {
         compares=True,
     ),
     "ppo": Algorithm(
-        POLICY, gae, clip, PPO, terms=VALUES, measure=metrics.clip_fractions, trained=WITH_CRITIC
+        POLICY, gae, clip, PPO, terms=VALUES, measure=policy.clip_fractions, trained=WITH_CRITIC
     ),
     "ppo_max": Algorithm(
         POLICY,
@@ -194,7 +194,7 @@ ROWS: dict[str, Algorithm] = {
             "reward_clip": 0.8,
         },
         terms=VALUES,
-        measure=metrics.clip_fractions,
+        measure=policy.clip_fractions,
         trained=WITH_CRITIC,
     ),
     "ilql": Algorithm(

@@ -14,8 +14,7 @@ from laurel.fast.logprob import USUAL, WORST
 from laurel.rollout.data import encodings
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.memory import memory
 from laurel.train.progress import Progress
 from laurel.train.record import has_score, percentile99

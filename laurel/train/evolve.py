@@ -17,9 +17,8 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group, sample_seed
 from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
-from laurel.train.optimizer import learning_rate
 from laurel.train.record import check_scored
-from laurel.train.session import Session, State
+from laurel.train.session import Session, State, learning_rate
 
 
 @torch.no_grad()

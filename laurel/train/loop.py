@@ -5,20 +5,21 @@ Every algorithm runs through these few functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
+from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Draw, Group, Values, sample_seed
+from laurel.core.sample import Batch, Draw, Group, Outputs, Values, sample_seed
 from laurel.data.source import Row
-from laurel.model.outputs import Outputs
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
 from laurel.rollout.episode import play
@@ -31,15 +32,14 @@ from laurel.rollout.pack import (
     token_rewards,
     truncated,
 )
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
 from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
-from laurel.train.optimizer import learning_rate, optimizer_step
+from laurel.train.masters import NARROW
 from laurel.train.pretrain import mix_in
 from laurel.train.profile import count_learning
 from laurel.train.progress import Progress
@@ -57,7 +57,7 @@ from laurel.train.record import (
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
 from laurel.train.saving import rescued, save
-from laurel.train.session import Observers, Session, State, phase
+from laurel.train.session import Observers, Session, State, learning_rate, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import critic_values
 from laurel.weight.advantage import bootstrapped
@@ -541,3 +541,45 @@ def log_step(
     if done or step % session.config.logging_steps == 0 or step == session.config.max_steps:
         session.run.log(step, means)
     return alarms
+
+
+def total_norm(grads: list[Tensor]) -> float:
+    """The norm of all gradients as one vector. Of those in bfloat16 it is added up in float32."""
+    if all(grad.dtype != NARROW for grad in grads):
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads)
+    )
+
+
+def optimizer_step(
+    optimizer: Any, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig
+) -> float:
+    """Clip, step, clear; returns the gradient norm before clipping.
+
+    A gradient that is exactly zero moves nothing: no step, so no weight decay and no momentum
+    either. A gradient that is not finite stops the run.
+    """
+    grads = [p.grad for p in parameters.values() if p.grad is not None]
+    norm = total_norm(grads)
+    if not math.isfinite(norm):
+        bad = next(
+            name
+            for name, p in parameters.items()
+            if p.grad is not None and not p.grad.isfinite().all()
+        )
+        raise LaurelError(
+            f"the gradient of {bad} is not finite.",
+            where=f"step {step}",
+            fix="Lower learning_rate; look at samples.jsonl.",
+        )
+    if norm > 0:
+        if config.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                parameters.values(), config.max_grad_norm, torch.tensor(norm)
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config) * group.get("times", 1.0)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from laurel.core.errors import UsageError
-from laurel.core.machine import resident_bytes
+from laurel.core.metrics import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.fast.decode import obstacle, rounded
 from laurel.fast.inflight import memory_of

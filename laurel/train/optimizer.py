@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from laurel.core.config import TrainConfig
-from laurel.core.errors import LaurelError, UsageError
+from laurel.core.errors import UsageError
 from laurel.train.masters import NARROW, Make, Masters
 
 KEPT = {
@@ -135,58 +134,3 @@ def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str,
         found["moments"] += 2 * (count + 4 * -(-count // BLOCK)) if eight else 8 * count
         found["masters"] += 2 * count if parameter.dtype == NARROW else 0
     return found
-
-
-def total_norm(grads: list[Tensor]) -> float:
-    """The norm of all gradients as one vector. Of those in bfloat16 it is added up in float32."""
-    if all(grad.dtype != NARROW for grad in grads):
-        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-    return math.hypot(
-        *(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads)
-    )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of step 1, 2, ...
-
-    Linear warm-up, then constant, linear or cosine down to 0 at max_steps.
-    """
-    assert config.learning_rate is not None
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    left = (config.max_steps - step + 1) / max(1, config.max_steps - config.warmup_steps)
-    shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
-    return config.learning_rate * shape[config.lr_scheduler_type]
-
-
-def optimizer_step(
-    optimizer: Any, parameters: Mapping[str, nn.Parameter], step: int, config: TrainConfig
-) -> float:
-    """Clip, step, clear; returns the gradient norm before clipping.
-
-    A gradient that is exactly zero moves nothing: no step, so no weight decay and no momentum
-    either. A gradient that is not finite stops the run.
-    """
-    grads = [p.grad for p in parameters.values() if p.grad is not None]
-    norm = total_norm(grads)
-    if not math.isfinite(norm):
-        bad = next(
-            name
-            for name, p in parameters.items()
-            if p.grad is not None and not p.grad.isfinite().all()
-        )
-        raise LaurelError(
-            f"the gradient of {bad} is not finite.",
-            where=f"step {step}",
-            fix="Lower learning_rate; look at samples.jsonl.",
-        )
-    if norm > 0:
-        if config.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                parameters.values(), config.max_grad_norm, torch.tensor(norm)
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config) * group.get("times", 1.0)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from laurel.core.metrics import Sums
+from laurel.core.sample import take
 from laurel.data.source import Row
-from laurel.data.split import take
 from laurel.objective.policy import likelihood
 from laurel.objective.unit import reduce_loss, token_mean
 from laurel.rollout.data import demonstrations

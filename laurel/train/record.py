@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 
 from laurel.core.errors import LaurelError
-from laurel.core.machine import resident_bytes
-from laurel.core.metrics import Sums
+from laurel.core.metrics import Sums, resident_bytes
 from laurel.core.result import Result, Score
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Group, Outputs
 from laurel.fast.logprob import USUAL
-from laurel.model.outputs import Outputs
-from laurel.objective.metrics import (
-    approx_kl,
-    kl_metrics,
-    preference_metrics,
-    ratio_max,
-    ratio_metrics,
-)
+from laurel.objective.kl import kl_metrics
+from laurel.objective.policy import approx_kl, ratio_max, ratio_metrics
+from laurel.objective.preference import preference_metrics
 from laurel.objective.reward import imitation_metrics
 from laurel.objective.value import value_metrics
 from laurel.reward.mixture import metrics as mixture_metrics

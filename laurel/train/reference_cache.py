@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from laurel.core.files import disk_errors
-from laurel.core.sample import Batch
-from laurel.data.split import take
+from laurel.core.sample import Batch, take
 
 
 class ReferenceCache:

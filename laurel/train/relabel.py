@@ -17,8 +17,8 @@ from laurel.core.sample import Group
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
-from laurel.reward.calls import Call
 from laurel.reward.load import Reward, load_reward
+from laurel.reward.mixture import Call
 from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from laurel.model.outputs import AuxiliaryModel
+from laurel.model.interface import AuxiliaryModel
 from laurel.rollout.source import Source
 
 Credit = Literal["sample", "token", "critic"]

@@ -7,6 +7,7 @@ A leaf: the other files of the room import it, and it imports none of them but t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,9 @@ from laurel.core.config import TrainConfig
 from laurel.core.protocols import Env
 from laurel.core.result import ENVIRONMENT
 from laurel.core.run import Run
-from laurel.core.sample import Batch, Group
+from laurel.core.sample import Batch, Group, take
 from laurel.data.source import Row
-from laurel.data.split import take
-from laurel.model.outputs import AuxiliaryModel, Model, PolicyWithAuxiliary
+from laurel.model.interface import AuxiliaryModel, Model, PolicyWithAuxiliary
 from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
 from laurel.rollout.data import partners
@@ -388,3 +388,16 @@ def without_reward(judged: Group, played: Group) -> Group:
         results=dict.fromkeys(judged.results, played.results[ENVIRONMENT]),
         rewards=(None,) * len(judged.samples),
     )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of step 1, 2, ...
+
+    Linear warm-up, then constant, linear or cosine down to 0 at max_steps.
+    """
+    assert config.learning_rate is not None
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    left = (config.max_steps - step + 1) / max(1, config.max_steps - config.warmup_steps)
+    shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}
+    return config.learning_rate * shape[config.lr_scheduler_type]

@@ -25,7 +25,7 @@ from laurel.fast.room import logit_room
 from laurel.model.adapters import check_lora
 from laurel.model.classifier import trained_labels
 from laurel.model.folders import check_folder, is_adapter
-from laurel.model.outputs import AuxiliaryModel
+from laurel.model.interface import AuxiliaryModel
 from laurel.model.policy import (
     Policy,
     Reference,

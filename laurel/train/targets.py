@@ -13,7 +13,7 @@ import torch
 
 from laurel.core.sample import Batch, Group
 from laurel.objective.preference import log_ratios
-from laurel.objective.ratio import required
+from laurel.objective.unit import required
 from laurel.train import parallel
 from laurel.train.session import Session
 

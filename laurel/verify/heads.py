@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from laurel.core.sample import Batch
+from laurel.core.sample import Batch, Outputs
 from laurel.model.implicit import Heads
-from laurel.model.outputs import Outputs
 
 
 class TableHeads(Heads):

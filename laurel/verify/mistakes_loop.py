@@ -14,7 +14,7 @@ from laurel.fast import logprob
 from laurel.model import policy as model
 from laurel.objective import kl, unit
 from laurel.rollout import pack
-from laurel.train import loop, optimizer, reference
+from laurel.train import loop, reference
 from laurel.verify.mutants import (
     Function,
     Mutant,
@@ -187,7 +187,7 @@ LOOP = (
     ),
     Mutant(
         "gradients of one pass stay for the next",
-        optimizer.optimizer_step,
+        loop.optimizer_step,
         with_replaced(Recorder, "zero_grad", lambda *args, **how: None),
         "steps",
         "reinforce: one step off, defaults",

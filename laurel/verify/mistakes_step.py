@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
-from laurel.objective import kl, policy, ratio
+from laurel.objective import kl, policy, unit
 from laurel.verify.mutants import (
     Function,
     Mutant,
@@ -50,8 +50,8 @@ def over_n(right: Function) -> Function:
 
 def product_of_ratios(logp_NT: Tensor, batch: Batch) -> Tensor:
     """`sequence_log_ratio` as a sum."""
-    total_N1 = ratio.log_ratio(logp_NT, batch).sum(1, keepdim=True)
-    return ratio.trained(total_N1.expand_as(logp_NT), batch)
+    total_N1 = policy.log_ratio(logp_NT, batch).sum(1, keepdim=True)
+    return unit.trained(total_N1.expand_as(logp_NT), batch)
 
 
 def at_padding(right: Function) -> Function:
@@ -247,7 +247,7 @@ OBJECTIVES = (
     ),
     Mutant(
         "the loss mask is dropped",
-        ratio.trained,
+        unit.trained,
         replaced_by(lambda x_NT, batch: x_NT),
         "invariances",
         "online_dpo: rubbish in the padding",
@@ -275,7 +275,7 @@ OBJECTIVES = (
     ),
     Mutant(
         "the ratio is inverted",
-        ratio.log_ratio,
+        policy.log_ratio,
         changed_result(torch.neg),
         "steps",
         "grpo: one step, defaults",
@@ -289,7 +289,7 @@ OBJECTIVES = (
     ),
     Mutant(
         "the sequence ratio is a product, not a geometric mean",
-        ratio.sequence_log_ratio,
+        policy.sequence_log_ratio,
         replaced_by(product_of_ratios),
         "steps",
         "gspo: one step, defaults",

@@ -23,8 +23,7 @@ from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.train import loop
 from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS

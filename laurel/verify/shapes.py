@@ -20,7 +20,7 @@ from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.fast import logprob
 from laurel.fast.packed import KNOWN
 from laurel.model.critic import Critic, shared_critic
-from laurel.model.outputs import PolicyWithAuxiliary
+from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
-from laurel.core.sample import Batch, Group, Key, Sample
+from laurel.core.sample import Batch, Group, Key, Outputs, Sample
 from laurel.model.implicit import Heads
-from laurel.model.outputs import Outputs
 from laurel.model.policy import Policy, Reference, trained_positions
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS

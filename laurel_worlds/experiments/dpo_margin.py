@@ -21,8 +21,7 @@ from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
 from laurel.rollout.data import pairs
 from laurel.rollout.pack import pack
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     command,

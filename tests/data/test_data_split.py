@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.core.errors import UsageError
+from laurel.core.sample import order, take
 from laurel.data.source import Row, load_rows
-from laurel.data.split import duplicates, order, prompt_key, split_rows, take
+from laurel.data.split import duplicates, prompt_key, split_rows
 
 
 def rows_of(*prompts):

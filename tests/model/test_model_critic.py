@@ -17,7 +17,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample, Values
 from laurel.model.critic import Critic, own_critic, shared_critic
-from laurel.model.outputs import PolicyWithAuxiliary
+from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.objective.value import value_loss

@@ -23,7 +23,7 @@ from transformers import (
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.model.implicit import folded, new_heads
-from laurel.model.outputs import PolicyWithAuxiliary
+from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
 

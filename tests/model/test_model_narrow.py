@@ -14,8 +14,8 @@ from laurel.core.sample import Group, Key, Sample
 from laurel.fast.decode import compact_because
 from laurel.model.critic import own_critic
 from laurel.model.implicit import new_heads
+from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.objects import said_of
-from laurel.model.outputs import PolicyWithAuxiliary
 from laurel.model.policy import load_causal, load_policy, make_reference
 from laurel.model.scorer import load_scorer
 from laurel.rollout.pack import pack

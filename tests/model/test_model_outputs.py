@@ -8,11 +8,11 @@ from test_model_critic import BATCH, shaken
 from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from laurel.core.config import TrainConfig
-from laurel.core.sample import Values
+from laurel.core.sample import Outputs, Values
 from laurel.model.critic import own_critic, shared_critic
 from laurel.model.discriminator import make_discriminator
 from laurel.model.implicit import new_heads
-from laurel.model.outputs import Outputs, PolicyWithAuxiliary
+from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.objective.implicit import implicit_q

@@ -5,17 +5,19 @@ import torch
 
 from laurel.core.metric_catalogue import CATALOGUE
 from laurel.core.metrics import Sums
-from laurel.objective.metrics import (
+from laurel.objective.kl import kl_metrics
+from laurel.objective.policy import (
     approx_kl,
     cap_fractions,
+    clip,
     clip_fractions,
-    kl_metrics,
-    masked_sum,
+    detached_ratio,
     ratio_max,
     ratio_metrics,
     sequence_clip_fractions,
+    sequence_ratio,
 )
-from laurel.objective.policy import clip, detached_ratio, sequence_ratio
+from laurel.objective.unit import masked_sum
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laurel.objective.metrics import preference_metrics
 from laurel.objective.preference import (
     chosen_nll,
     dpo,
@@ -18,6 +17,7 @@ from laurel.objective.preference import (
     kto,
     log1mexp,
     orpo,
+    preference_metrics,
     robust_dpo,
     rrhf,
     simpo,

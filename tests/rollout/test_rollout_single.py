@@ -12,8 +12,7 @@ from laurel.data.source import Row, load_rows
 from laurel.model.chat import encode_prompt, encode_supervised
 from laurel.rollout.data import as_sample, demonstrations
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.weight.group import standardised
 
 

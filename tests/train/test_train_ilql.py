@@ -20,8 +20,7 @@ from laurel.data.formats import needs
 from laurel.data.source import Row
 from laurel.model.policy import Policy, load_causal, load_tokenizer
 from laurel.rollout.data import logged
-from laurel.rollout.sampler import Sampler
-from laurel.rollout.single import rollout
+from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
 
 FAST = {

@@ -17,15 +17,9 @@ from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
 from laurel.train import masters, setup
 from laurel.train.checkpoint import complete_first
-from laurel.train.loop import train
+from laurel.train.loop import optimizer_step, total_norm, train
 from laurel.train.masters import Masters, joined, parted
-from laurel.train.optimizer import (
-    check_optim,
-    make_optimizer,
-    optimizer_step,
-    state_bytes,
-    total_norm,
-)
+from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.setup import prepare
 
 

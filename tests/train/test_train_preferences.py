@@ -15,8 +15,8 @@ from toy import make_toy, toy_config
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
+from laurel.core.sample import take
 from laurel.data.source import load_rows
-from laurel.data.split import take
 from laurel.model.policy import Reference
 from laurel.train import loop
 from laurel.train.loop import train

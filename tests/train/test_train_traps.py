@@ -232,7 +232,7 @@ def test_every_metric_has_a_meaning(toy, tmp_path):
 
 def test_learning_rate_shapes():
     from laurel.core.config import TrainConfig
-    from laurel.train.optimizer import learning_rate
+    from laurel.train.session import learning_rate
 
     config = TrainConfig(
         learning_rate=1.0, warmup_steps=4, max_steps=14, lr_scheduler_type="cosine"

@@ -12,7 +12,7 @@ from test_train_ranks import free_port
 from toy import make_toy, toy_config
 
 from laurel.core.run import Run
-from laurel.data.split import take
+from laurel.core.sample import take
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
 

@@ -14,7 +14,7 @@ from toy import make_toy, toy_config
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group
-from laurel.objective.metrics import kl_metrics
+from laurel.objective.kl import kl_metrics
 from laurel.rollout.pack import k1_of, pack
 from laurel.train import checks, loop
 from laurel.train.loop import train

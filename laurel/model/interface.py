@@ -7,58 +7,13 @@ of each runs once, whatever is read from it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from laurel.core.sample import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The outputs of a model for one batch; None where a field was not asked for.
-
-    Per-token outputs are 0 at tokens that are not trained on. x_t is a trained token, s_t the state
-    it was chosen in: what was read before it.
-
-    logp_NT: log pi(x_t) at the temperature that sampled it. entropy_NT: of pi(. | s_t), in nats.
-    value_NT: V(s_t), of a critic or of implicit Q-learning. value_after_N: a critic's value of the
-    state behind the row's last token.
-    q_KNT: Q_k(s_t, x_t) of K heads. logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
-    target_q_NT: the least of the K target networks at x_t, without a gradient.
-    score_NT, score_NTC: a scorer's output at every completion token, of C classes.
-    logit_N: a discriminator's log D / (1 - D) of the whole row.
-    hidden_NLD: the last hidden states of the policy's body, at every position.
-    """
-
-    logp_NT: Tensor | None = None
-    entropy_NT: Tensor | None = None
-    value_NT: Tensor | None = None
-    value_after_N: Tensor | None = None
-    q_KNT: Tensor | None = None
-    logq_KNT: Tensor | None = None
-    target_q_NT: Tensor | None = None
-    score_NT: Tensor | None = None
-    score_NTC: Tensor | None = None
-    logit_N: Tensor | None = None
-    hidden_NLD: Tensor | None = None
-
-    def tensors(self, names: Iterable[str]) -> tuple[Tensor, ...]:
-        """The fields of these names, in this order; one that was not computed is an error."""
-        found: list[Tensor] = []
-        for name in names:
-            tensor = getattr(self, name)
-            if tensor is None:
-                raise ValueError(f"{name} was not asked of this model")
-            found.append(tensor)
-        return tuple(found)
-
-    def joined(self, other: Outputs) -> Outputs:
-        """These outputs and those of another model for the same batch."""
-        added = {item.name: getattr(other, item.name) for item in fields(other)}
-        return replace(self, **{name: x for name, x in added.items() if x is not None})
+from laurel.core.sample import Batch, Outputs
 
 
 class Model(Protocol):
