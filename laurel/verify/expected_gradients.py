@@ -413,11 +413,12 @@ def off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
     before = bandit.logits + 0.4 * away
     grad = ascent(bandit, bandit.reward)
     unscaled: dict[str, Any] = {"scale_rewards": "none"}
+    uncapped: dict[str, Any] = {"epsilon_high": 1e9}
     for name, options in (
         ("dr_grpo", FREE),
         ("grpo", unscaled | FREE | PER_ROW),
         ("gspo", unscaled | FREE),
-        ("cispo", unscaled | {"epsilon_high": 1e9} | PER_ROW),
+        ("cispo", unscaled | uncapped | PER_ROW),
     ):
         found = expected_gradient(bandit, name, 2, old=before, **options)
         yield same(

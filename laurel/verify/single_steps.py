@@ -249,9 +249,9 @@ def both_gradients(
     describe = described(world, source)
     sampled_from = world.logits if before is None else before.logits
     of_data = bool(grades_of(name))
-    own = options if of_data else {"num_generations": len(drawn[0][1])} | options
+    sampling: dict[str, Any] = {} if of_data else {"num_generations": len(drawn[0][1])}
     then = None if before is None else world.logits
-    setup = build(world, name, sampled_from, world.ref, then=then, **own)
+    setup = build(world, name, sampled_from, world.ref, then=then, **sampling | options)
     groups = as_groups(
         world,
         drawn,
@@ -286,7 +286,8 @@ def of_critic(
     values = value_table(world.ref)
     generator = torch.Generator().manual_seed(3)
     now = values + 0.6 * torch.randn(values.shape, generator=generator, dtype=values.dtype)
-    own: dict[str, Any] = {"num_generations": 4} | options
+    own = dict(options)
+    own.setdefault("num_generations", 4)
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
     for number in range(batches):
