@@ -87,7 +87,7 @@ def read_head(head: nn.Linear, folder: Path) -> None:
             parameter.data.copy_(place.rows(0, height))
 
 
-def new_head(causal: Any, labels: int) -> nn.Module:
+def new_head(causal: Any, labels: int) -> Any:
     """A classification model around the body of a language model.
 
     The body is taken over as it is. Loading the checkpoint into the other class would not do: where

@@ -71,8 +71,9 @@ class Critic:
         return Outputs(value_NT=value_NT, value_after_N=value_after_N)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> values [...], never in half precision: bfloat16 knows values to
-        two or three digits.
+        """Hidden states [..., D] -> values [...], never in half precision.
+
+        bfloat16 would have values to two or three digits.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.model["head"](wide(hidden)).squeeze(-1)
@@ -80,19 +81,15 @@ class Critic:
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, L, D] of a right-padded batch, of the critic's own body."""
         assert not self.shares_body, "the policy's hidden states must be given"
-        with (
-            nullcontext()
-            if self.dtype == torch.float32
-            else torch.autocast(batch.ids_NL.device.type, self.dtype)
-        ):
+        plain = self.dtype == torch.float32
+        device = batch.ids_NL.device.type
+        with nullcontext() if plain else torch.autocast(device, self.dtype):
             return hidden_states(
                 self.model["body"], batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N
             )
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of what belongs to the critic alone and is trained; every name starts
-        with `critic.`.
-        """
+        """The critic's own trained parameters by name; every name starts with `critic.`."""
         return {f"critic.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def followers(self) -> dict[str, nn.Parameter]:
@@ -103,9 +100,7 @@ class Critic:
         """Nothing to do after an optimiser step."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that belongs to the critic alone, trained or frozen, under the names of
-        `trainable`.
-        """
+        """The critic's own tensors, trained or frozen, under the names of `trainable`."""
         return {f"critic.{name}": tensor for name, tensor in self.model.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -118,31 +113,28 @@ class Critic:
 def own_critic(
     policy: Policy, scorer: nn.Module | None = None, *, mean: float = 0.0, std: float = 1.0
 ) -> Critic:
-    """A critic with a body of its own: a copy of the policy's, or of a reward model's together with
-    its head.
+    """A critic with a body of its own: a copy of the policy's, or of a reward model's and its head.
 
     scorer: a Hugging Face model with one score per sequence or token. Without one the head is zero,
-    so every value is exactly 0 at the
-    start. mean, std: where the reward is (score - mean) / std, so are the values. A copy of the
-    policy keeps what is frozen (a LoRA policy gives a LoRA critic), one of a scorer is trained
-    whole, in the policy's precision; training it moves nothing else. Make it before the policy is
-    trained, or restored from a checkpoint.
+    so every value is exactly 0 at the start. mean, std: where the reward is (score - mean) / std,
+    so are the values. A copy of the policy keeps what is frozen (a LoRA policy gives a LoRA
+    critic), one of a scorer is trained whole, in the policy's precision; training it changes
+    nothing else. Make it before the policy is trained, or restored from a checkpoint.
     """
-    body = (
-        copy.deepcopy(body_of(policy.causal if scorer is None else scorer)).to(policy.device).eval()
-    )
+    original = body_of(policy.causal if scorer is None else scorer)
+    body = copy.deepcopy(original).to(policy.device).eval()
     if scorer is not None:
         body = hold(body, held(policy.causal)).requires_grad_(True)
-    return Critic(
-        nn.ModuleDict({"body": body, "head": value_head(body, scorer, mean, std)}), policy.dtype
-    )
+    head = value_head(body, scorer, mean, std)
+    return Critic(nn.ModuleDict({"body": body, "head": head}), policy.dtype)
 
 
 def shared_critic(
     policy: Policy, scorer: nn.Module | None = None, *, mean: float = 0.0, std: float = 1.0
 ) -> Critic:
-    """A critic that is a second head on the policy's own body: hardly any memory, and the two tasks
-    pull at one set of weights.
+    """A critic that is a second head on the policy's own body.
+
+    It takes hardly any memory, and both losses train one set of weights.
 
     scorer, mean, std: as of `own_critic`, but of the scorer the head alone is used; so its body
     must be the one that the policy has.

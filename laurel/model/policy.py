@@ -1,6 +1,4 @@
-"""The policy: a Hugging Face causal LM with its tokenizer, and the frozen reference that KL is
-measured to.
-"""
+"""The policy, a Hugging Face causal LM with its tokenizer, and the frozen reference of the KL."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_object
 from laurel.core.machine import default_threads
 from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import (
@@ -44,11 +43,8 @@ from laurel.model.saving import Origin, largest, origin_of, save_causal
 from laurel.model.weights import error_line, guard_ids, load_model
 
 RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
-STRETCHED = (
-    "linear",
-    "dynamic",
-    "yarn",
-)  # for these a configuration may still name the length before stretching
+# for these a configuration may still name the length before stretching
+STRETCHED = ("linear", "dynamic", "yarn")
 
 
 @dataclass
@@ -57,11 +53,11 @@ class Policy:
 
     `model` is what is trained (a PeftModel with LoRA); `causal` is the language model inside it.
     `dtype` is the precision of computation; weights are float32, or bfloat16
-    (`laurel.model.narrow`). `template` is the hash of the chat template; `notes` is what is to be
-    said of it; `origin` is where it was loaded from; `room` how many bytes its logits may take;
-    `whole_logits`: are they made by the whole model only, not by its head? None: it is tried, and
-    `logit_size`, the largest of a few of them, found. `decoders`: what `laurel.fast` made to sample
-    it with.
+    (`laurel.model.narrow`). `template` is the hash of the chat template; `notes` are lines for the
+    user about it; `origin` is where it was loaded from; `room` how many bytes its logits may take;
+    `whole_logits`: are logits made by the whole model only, not by its head? None: it is tried, and
+    `logit_size`, the largest of a few of them, is found. `decoders`: what `laurel.fast` made to
+    sample it with.
     """
 
     model: nn.Module
@@ -79,7 +75,7 @@ class Policy:
         forward = getattr(self.causal, self.causal.base_model_prefix).forward
         self.takes_positions = "position_ids" in inspect.signature(forward).parameters
         if self.whole_logits is None:
-            self.whole_logits = not self._head_is_whole_story()
+            self.whole_logits = not self._logits_are_head_of_body()
 
     @property
     def causal(self) -> Any:
@@ -89,6 +85,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """The device of the first weight."""
         return next(self.model.parameters()).device
 
     @property
@@ -103,26 +100,24 @@ class Policy:
 
     @property
     def num_parameters(self) -> int:
+        """The number of weights, adapters included."""
         return sum(p.numel() for p in self.causal.parameters())
 
     @property
     def slack(self) -> float:
-        """Nats that a token's log-probability usually differs by between two computations, by the
-        size of logits and precision.
+        """Nats by which two computations of a log-probability usually differ.
+
+        By the precision and the size of logits: at least the log of the vocabulary's size.
         """
-        return slack(
-            self.dtype,
-            max(self.logit_size, math.log(self.causal.get_input_embeddings().weight.shape[0])),
-        )
+        vocabulary: int = self.causal.get_input_embeddings().weight.shape[0]
+        return slack(self.dtype, max(self.logit_size, math.log(vocabulary)))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter, of what the optimiser moves."""
+        """The parameters that the optimiser updates, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def body(self, ids_NL: Tensor, **keywords: Any) -> Any:
-        """The transformer below the head: returns Hugging Face's output with `last_hidden_state`
-        [N, L, D].
-        """
+        """Run the transformer below the head; its output has `last_hidden_state` [N, L, D]."""
         with self.autocast():
             return getattr(self.causal, self.causal.base_model_prefix)(input_ids=ids_NL, **keywords)
 
@@ -135,29 +130,24 @@ class Policy:
 
     @property
     def readout(self) -> Any:
-        """What makes logits of hidden states: the output layer itself where nothing stands behind
-        it, else `head`.
-        """
-        return (
-            self.head
-            if getattr(self.causal.config, "final_logit_softcapping", None)
-            else self.causal.get_output_embeddings()
-        )
+        """What maps hidden states to logits: the output layer, or `head` where they are capped."""
+        if getattr(self.causal.config, "final_logit_softcapping", None):
+            return self.head
+        return self.causal.get_output_embeddings()
 
     @property
     def packs(self) -> bool:
-        """Are only real tokens computed, and shared prompts once? Then micro-batches may be counted
-        so.
+        """Are only real tokens computed, and shared prompts once?
+
+        Then the size of a micro-batch may be counted in these tokens.
         """
         return not self.whole_logits and packs(getattr(self.causal, self.causal.base_model_prefix))
 
     def autocast(self) -> Any:
-        """bfloat16 arithmetic when asked for; nothing otherwise."""
-        return (
-            nullcontext()
-            if self.dtype == torch.float32
-            else torch.autocast(self.device.type, self.dtype)
-        )
+        """A context for computations in `dtype`; it does nothing for float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     def forward(
         self, batch: Batch, wanted: Collection[str], *, entropy_grad: bool = False
@@ -188,37 +178,44 @@ class Policy:
         hidden_NLD: Tensor | None = None,
         logits_NLV: Tensor | None = None,
     ) -> TokenStats:
-        """log pi of the completion tokens, at the temperature that sampled them: [N, T] float32, 0
-        where not trained.
+        """log pi of the completion tokens, at the temperature that sampled them.
 
-        Rows are padded on the right and attention is causal, so no real token sees padding; only
-        trained tokens go through the head, a chunk at a time. hidden_NLD, logits_NLV: last hidden
-        states of the batch, or logits of a model with `whole_logits`, if they are known already.
+        [N, T] float32, 0 where not trained. Rows are padded on the right and attention is causal,
+        so no real token sees padding; only trained tokens go through the head, a chunk at a time.
+        hidden_NLD, logits_NLV: last hidden states of the batch, or logits of a model with
+        `whole_logits`, if they are known already.
         """
         rows, times, at = trained_positions(batch)
         # the logits at the position before a token are those that chose it
-        ids_M, temperature_M = batch.ids_NL[rows, at + 1], batch.temperature_N[rows]
+        ids_M = batch.ids_NL[rows, at + 1]
+        temperature_M = batch.temperature_N[rows]
         if self.whole_logits:
             if logits_NLV is None:
                 logits_NLV, _ = self.logits_and_hidden(batch)
             stats = token_logprobs(logits_NLV[rows, at], ids_M, temperature_M, entropy=entropy)
         else:
             hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
+            hidden_MD = hidden_NLD[rows, at]
             with self.autocast():
-                how = {"entropy": entropy, "room": self.room}
                 stats = chunked_logprobs(
-                    self.readout, hidden_NLD[rows, at], ids_M, temperature_M, **how
+                    self.readout,
+                    hidden_MD,
+                    ids_M,
+                    temperature_M,
+                    entropy=entropy,
+                    room=self.room,
                 )
-        place = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
-        return TokenStats(
-            *(None if s is None else place.index_put((rows, times), s) for s in stats)
-        )
+        zeros_NT = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=stats.logp.dtype)
+        logp_NT = zeros_NT.index_put((rows, times), stats.logp)
+        if stats.entropy is None:
+            return TokenStats(logp_NT, None)
+        return TokenStats(logp_NT, zeros_NT.index_put((rows, times), stats.entropy))
 
     def kl(self, batch: Batch, reference: Reference, hidden_NLD: Tensor | None = None) -> Tensor:
-        """Exact KL(pi || ref) of every trained token's distribution: [N, T], differentiable in the
-        policy.
+        """Exact KL(pi || ref) of every trained token's distribution, differentiable in the policy.
 
-        hidden_NLD: last hidden states of the batch, if they are known already.
+        [N, T], 0 where not trained. hidden_NLD: last hidden states of the batch, if they are known
+        already.
         """
         rows, times, at = trained_positions(batch)
         if self.whole_logits:
@@ -228,13 +225,13 @@ class Policy:
         with torch.no_grad(), reference.switched_off() as ref:
             hidden_ref = ref.hidden(batch)[rows, at]
         hidden_NLD = self.hidden(batch) if hidden_NLD is None else hidden_NLD
-        hidden, temperature_M = hidden_NLD[rows, at], batch.temperature_N[rows]
+        hidden = hidden_NLD[rows, at]
+        temperature_M = batch.temperature_N[rows]
         kl_M = chunked_kl(
             self.head, hidden, reference.head, hidden_ref, temperature_M, room=self.room
         )
-        return torch.zeros(
-            batch.loss_mask_NT.shape, device=self.device, dtype=kl_M.dtype
-        ).index_put((rows, times), kl_M)
+        zeros_NT = torch.zeros(batch.loss_mask_NT.shape, device=self.device, dtype=kl_M.dtype)
+        return zeros_NT.index_put((rows, times), kl_M)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, L, D] of a right-padded batch."""
@@ -247,14 +244,13 @@ class Policy:
     def save(
         self, folder: str | Path, *, merge: bool = False, dtype: str | None = None
     ) -> list[str]:
-        """Write a Hugging Face folder and prove it: what it says is what the model says, within
-        rounding, or an error. What is to be said.
+        """Write a Hugging Face folder, prove it, and return notes for the user.
 
-        Adapters are written as adapters, a PEFT folder; merge: merged into the model instead, as
-        where nothing else can hold them.
-        dtype: the precision of the files; None: that of the files that the weights came from. No
-        copy of the model is made. What was not proven does not come to `folder`: it is kept beside
-        it, and adapters that were to be merged too.
+        Proven: its logits, computed from the files, are the model's within rounding; else
+        LaurelError. Adapters are written as adapters, a PEFT folder; merge: merged into the model
+        instead, as where nothing else can hold them. dtype: the precision of the files; None: that
+        of the files that the weights came from. No copy of the model is made. What was not proven
+        does not come to `folder`: it is kept next to it, with adapters that were to be merged.
         """
         return save_causal(self, Path(folder), merge, dtype)
 
@@ -274,14 +270,14 @@ class Policy:
         return torch.arange(8, device=self.device)[None] * max(size // 8, 1) % size
 
     def logits_and_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [N, L, V] of the whole model, and the last hidden states [N, L, D] that its body
-        gave on the way.
-        """
+        """Logits [N, L, V] of the whole model, and its last hidden states [N, L, D]."""
         body: nn.Module = getattr(self.causal, self.causal.base_model_prefix)
         given: list[Tensor] = []
-        handle = body.register_forward_hook(
-            lambda _, inputs, output: given.append(output.last_hidden_state)
-        )
+
+        def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+            given.append(output.last_hidden_state)
+
+        handle = body.register_forward_hook(keep)
         try:
             with self.autocast():
                 mask = batch.attention_NL.long()
@@ -291,9 +287,10 @@ class Policy:
         return found.logits, given[0]
 
     @torch.no_grad()
-    def _head_is_whole_story(self) -> bool:
-        """Is model(ids).logits just head(body(ids))? Some architectures scale or cap in between:
-        those take the slow way.
+    def _logits_are_head_of_body(self) -> bool:
+        """Is model(ids).logits just head(body(ids))?
+
+        Some architectures scale or cap in between: those compute all logits with the whole model.
         """
         was = self.model.training
         self.model.eval()
@@ -311,16 +308,17 @@ class Policy:
 
 
 def trained_positions(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the trained tokens are: their row, their place in the completion, and the position that
-    predicts them, each [M].
+    """Where the trained tokens are, each [M].
+
+    Their row, their place in the completion, and the position that predicts them.
     """
     rows, times = batch.loss_mask_NT.nonzero(as_tuple=True)
+    # the hidden state of the position before a token predicts it
     return rows, times, batch.start_N[rows] + times - 1
 
 
 class Reference:
-    """The frozen policy that KL is measured to: a copy, or the same model with its adapters
-    switched off.
+    """The frozen reference of the KL: a copy of the policy, or the policy without its adapters.
 
     `hash` is a digest of its weights, taken at the start and stored with every checkpoint.
     """
@@ -330,12 +328,15 @@ class Reference:
         self.policy = policy
         if not adapters_off:
             model = copy.deepcopy(policy.model).eval().requires_grad_(False)
-            alike = {
-                "room": policy.room,
-                "whole_logits": policy.whole_logits,
-                "logit_size": policy.logit_size,
-            }
-            self.policy = Policy(model, policy.tokenizer, policy.dtype, policy.template, **alike)
+            self.policy = Policy(
+                model,
+                policy.tokenizer,
+                policy.dtype,
+                policy.template,
+                room=policy.room,
+                whole_logits=policy.whole_logits,
+                logit_size=policy.logit_size,
+            )
         with self.switched_off() as frozen:
             self.hash = weights_hash(frozen.causal, skip="lora_" if adapters_off else "")
 
@@ -360,41 +361,35 @@ class _AdaptersOff:
     """Evaluation mode without adapters, and back."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.was, self.off = (
-            policy,
-            policy.model.training,
-            policy.model.disable_adapter(),
-        )
+        model: Any = policy.model
+        self.policy = policy
+        self.was_training = policy.model.training
+        self.disabled: Any = model.disable_adapter()
 
     def __enter__(self) -> Policy:
-        self.was = self.policy.model.training
+        self.was_training = self.policy.model.training
         self.policy.model.eval()
-        self.off.__enter__()
+        self.disabled.__enter__()
         return self.policy
 
     def __exit__(self, *error: Any) -> None:
-        self.off.__exit__(*error)
-        self.policy.model.train(self.was)
+        self.disabled.__exit__(*error)
+        self.policy.model.train(self.was_training)
 
 
 def load_policy(config: Any) -> Policy:
-    """The policy that a TrainConfig describes: model folder or hub name, precision, device,
-    LoRA.
-    """
+    """The policy that a TrainConfig describes: its model, precision, device and LoRA."""
     device = pick_device(config.device)
-    dtype, kept = (
-        pick_dtype(config.dtype, device, config.param_dtype),
-        pick_param_dtype(config.param_dtype),
-    )
-    model = load_causal(config.model, kept)
+    dtype = pick_dtype(config.dtype, device, config.param_dtype)
+    weights_dtype = pick_param_dtype(config.param_dtype)
+    model: Any = load_causal(config.model, weights_dtype)
     tokenizer = load_tokenizer(config.model)
     notes = without_template(tokenizer, config.chat_template)
     template = ensure_template(tokenizer, config.chat_template)
-    notes += learn_ends(
-        model.get_base_model() if hasattr(model, "get_base_model") else model, tokenizer
-    )
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    notes += learn_ends(causal, tokenizer)
     if config.use_peft or hasattr(model, "peft_config"):
-        model = hold(with_lora(model, config), kept)
+        model = hold(with_lora(model, config), weights_dtype)
         if unties(model.get_base_model()):
             line = (
                 "output head and embedding are one tensor, and LoRA changes them apart: the model"
@@ -430,55 +425,61 @@ def hide_progress_bars() -> None:
     logging.disable_progress_bar()
 
 
-def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> nn.Module:
-    """A causal LM from a local folder or the hub; a folder with LoRA adapters comes with them,
-    trainable.
+def load_causal(name: str, dtype: torch.dtype = torch.float32, *, head: bool = True) -> Any:
+    """A causal LM from a local folder or the hub, with the LoRA adapters of the folder, trainable.
 
     head: the output head is used, so it must be there; without it a body alone will do.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     hide_progress_bars()
-    if (own := given_model(name, dtype)) is not None:
-        return own
+    given = given_model(name, dtype)
+    if given is not None:
+        return given
     check_folder(name)
     if is_adapter(name):
-        try:
-            base = load_causal(base_of(name), dtype, head=head)
-        except UsageError as error:
-            raise UsageError(
-                f"its base model cannot be loaded: {error}", where=f"model={name}"
-            ) from error
-        if any(HEAD.match(key) for key in adapter_shapes(name)):
-            fix = "Give the language model that it was made from."
-            raise UsageError(
-                "the folder holds the adapters of a trained scorer.", where=f"model={name}", fix=fix
-            )
-        if (
-            Path(name) / "generation_config.json"
-        ).is_file():  # its end tokens: those that training closed turns with
-            base.generation_config = GenerationConfig.from_pretrained(name)
-        return load_adapters(name, base)
+        return load_with_adapters(name, dtype, head=head)
     spare = () if head else ("lm_head", "embed_out")
     return load_model(AutoModelForCausalLM, name, "a causal language model", dtype, spare=spare)
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to a model folder or hub name; of an adapter folder without one,
-    its base's.
-    """
-    from transformers import AutoTokenizer
+def load_with_adapters(name: str, dtype: torch.dtype, *, head: bool) -> Any:
+    """The causal LM under a folder of adapters, with them on it; see `load_causal`."""
+    import transformers
 
-    if (own := given_tokenizer(name)) is not None:
-        return own
+    try:
+        base = load_causal(base_of(name), dtype, head=head)
+    except UsageError as error:
+        raise UsageError(
+            f"its base model cannot be loaded: {error}", where=f"model={name}"
+        ) from error
+    if any(HEAD.match(key) for key in adapter_shapes(name)):
+        fix = "Give the language model that it was made from."
+        raise UsageError(
+            "the folder holds the adapters of a trained scorer.", where=f"model={name}", fix=fix
+        )
+    # it names the end tokens that training closed turns with
+    if (Path(name) / "generation_config.json").is_file():
+        config: Any = transformers.GenerationConfig
+        base.generation_config = config.from_pretrained(name)
+    return load_adapters(name, base)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model folder or hub name; of an adapter folder without one, its base's."""
+    import transformers
+
+    given = given_tokenizer(name)
+    if given is not None:
+        return given
     check_folder(name)
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(name))
+    auto: Any = transformers.AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (
-        Exception
-    ) as error:  # whatever another library raises about a folder is told in our words
+        return auto.from_pretrained(name)
+    # another library may raise anything about a folder
+    except Exception as error:
         fix = "Are all its files there, and whole?"
         raise UsageError(
             f"cannot load a tokenizer: {error_line(error)}", where=f"model={name}", fix=fix
@@ -486,11 +487,10 @@ def load_tokenizer(name: str) -> Any:
 
 
 def make_reference(policy: Policy, kind: str) -> Reference | None:
-    """start: the weights as they are now. base: the model under a loaded adapter. none: no
-    reference.
+    """The reference of the KL, None of kind `none`.
 
-    Fresh LoRA adapters are zero, so `start` is the adapters switched off and costs no memory; tuned
-    ones are copied.
+    start: the weights as they are now. base: the model under a loaded adapter. Fresh LoRA adapters
+    are zero, so `start` is the adapters switched off and costs no memory; tuned ones are copied.
     """
     if kind == "none":
         return None
@@ -506,7 +506,8 @@ def weights_hash(model: nn.Module, *, skip: str = "") -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not skip or skip not in name:
             digest.update(name.replace(".base_layer", "").encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            bytes_ = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(bytes_.numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -525,20 +526,19 @@ def pick_param_dtype(name: str) -> torch.dtype:
 
 
 def pick_dtype(name: str, device: torch.device, weights: str = "auto") -> torch.dtype:
-    """auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes
-    float32 for it: finer, and faster.
+    """The precision of computation that an option means.
 
-    weights: their own precision. Those in bfloat16 are multiplied in it, wherever they are.
+    auto: bfloat16 where the GPU has it, float32 elsewhere. A CPU without bfloat16 products takes
+    float32 for it: finer, and faster. weights: their own precision. Those in bfloat16 are
+    multiplied in it, wherever they are.
     """
     if pick_param_dtype(weights) == NARROW:
         return NARROW
     if name == "auto":
-        return (
-            torch.bfloat16
-            if device.type == "cuda" and torch.cuda.is_bf16_supported()
-            else torch.float32
-        )
-    if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    cpu: Any = torch.cpu
+    if name == "bfloat16" and device.type == "cpu" and not cpu._is_avx512_bf16_supported():
         logging.getLogger(__name__).warning(
             "dtype bfloat16 is computed in float32, faster: this CPU has no products of bfloat16"
         )
@@ -547,37 +547,37 @@ def pick_dtype(name: str, device: torch.device, weights: str = "auto") -> torch.
 
 
 def pick_threads(asked: int, parameters: int) -> int:
-    """CPU threads: what was asked; else by rule 1 below 5 M parameters (threads cost more than they
-    bring), else all it may use.
+    """The number of CPU threads: what was asked for, else by the number of parameters.
+
+    1 below 5 M parameters, where threads cost more than they bring; else all that may be used.
     """
     return asked or (1 if parameters < 5_000_000 else default_threads())
 
 
 def positions_of(config: Any) -> int | None:
-    """The longest row of a model with this configuration; None where it has no such bound (ALiBi,
-    recurrent models).
+    """The longest row of a model with this configuration; None where it has no such bound.
 
-    With learned positions there are no more; rotary ones go on, but nobody has trained them there.
-    Rotary positions that are stretched (linear, dynamic, yarn) count as far as they are stretched;
-    a sliding window is no bound.
+    ALiBi and recurrent models have none. With learned positions there are no more; rotary ones go
+    on, but nobody has trained them there. Rotary positions that are stretched (linear, dynamic,
+    yarn) count as far as they are stretched; a sliding window is no bound.
     """
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     bound = getattr(config, "max_position_embeddings", None)
     unbound = getattr(config, "alibi", False) or getattr(config, "model_type", "") in RECURRENT
     if not isinstance(bound, int) or bound < 1 or unbound:
         return None
-    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [kind for kind in (rotary, *rotary.values()) if isinstance(kind, dict)]
+    rotary: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    # one kind for all layers, or several by the kind of layer
+    kinds = [rotary, *rotary.values()] if rotary else []
     for kind in kinds:
-        factor, name = kind.get("factor"), kind.get("rope_type") or kind.get("type")
+        if not is_object(kind):
+            continue
+        factor = kind.get("factor")
+        name = kind.get("rope_type") or kind.get("type")
         if name in STRETCHED and isinstance(factor, int | float):
-            bound = max(
-                bound,
-                int(
-                    (kind.get("original_max_position_embeddings") or config.max_position_embeddings)
-                    * factor
-                ),
-            )
+            unstretched = kind.get("original_max_position_embeddings")
+            stretched = (unstretched or config.max_position_embeddings) * factor
+            bound = max(bound, int(stretched))
     return bound
 
 

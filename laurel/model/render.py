@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_object
 from laurel.core.sample import Message
 
 Messages = Sequence[Mapping[str, Any]]
@@ -65,12 +66,11 @@ class Span:
 
 
 def ensure_template(tokenizer: Any, template_file: str | None = None) -> str:
-    """Give the tokenizer a chat template (`template_file`, else its own, else DEFAULT_TEMPLATE) and
-    return its sha256.
+    """Give the tokenizer a chat template, and return the template's SHA-256.
 
-    The template is saved with the tokenizer, so equal hashes mean equal prompts in training and
-    use. A file that cannot be read or does not render, and a tokenizer without both template and
-    EOS, are UsageErrors.
+    It is that of `template_file`, else the tokenizer's own, else DEFAULT_TEMPLATE. It is saved with
+    the tokenizer, so equal hashes mean equal prompts in training and use. A file that cannot be
+    read or does not render, and a tokenizer without both template and EOS, are UsageErrors.
     """
     if template_file is not None:
         try:
@@ -91,11 +91,12 @@ def ensure_template(tokenizer: Any, template_file: str | None = None) -> str:
 
 
 def template_of(tokenizer: Any) -> str:
-    """The text of the tokenizer's template (the one named `default` of several), else
-    DEFAULT_TEMPLATE, which needs an EOS.
+    """The text of the tokenizer's template, else DEFAULT_TEMPLATE, which needs an EOS.
+
+    Of several templates it is the one named `default`.
     """
     template = tokenizer.chat_template
-    if isinstance(template, Mapping) and template:
+    if is_object(template) and template:
         if "default" not in template:
             what = f"several chat templates ({', '.join(template)}) and none named `default`."
             raise UsageError(
@@ -115,12 +116,12 @@ def template_of(tokenizer: Any) -> str:
 
 
 def named(tokenizer: Any) -> str:
-    """How errors call the template."""
+    """The template's name in errors."""
     return f"chat template of {tokenizer.name_or_path or type(tokenizer).__name__}"
 
 
 def without_template(tokenizer: Any, template_file: str | None) -> list[str]:
-    """What to say before `ensure_template` where it is going to invent a template."""
+    """The note for the user where `ensure_template` is going to use laurel's own template."""
     return [] if tokenizer.chat_template or template_file is not None else [INVENTED]
 
 
@@ -132,9 +133,7 @@ def render(
     where: str = "",
     tools: Tools = None,
 ) -> str:
-    """The template's text for `messages`. What the template refuses, and what it stumbles over, is
-    a UsageError.
-    """
+    """The template's text for `messages`; UsageError where the template refuses them or fails."""
     return _render(tokenizer, messages, add_generation_prompt, where, tools)[0]
 
 
@@ -178,11 +177,13 @@ def around(
     add_generation_prompt: bool = False,
     tools: Tools = None,
 ) -> tuple[str, str] | None:
-    """What the template writes before and after the content of turn `index`; None if it refuses, or
-    does not show it just once.
+    """What the template writes before and after the content of turn `index`.
+
+    None if it refuses the messages, or does not show the content exactly once.
     """
-    mark, said = "laurelmark0", repr(list(messages))
-    while mark in said:
+    mark = "laurelmark0"
+    whole = repr(list(messages))
+    while mark in whole:
         mark = f"laurelmark{int(mark[10:]) + 1}"
     changed = [*messages[:index], {**messages[index], "content": mark}, *messages[index + 1 :]]
     text = attempt(opened if add_generation_prompt else render, tokenizer, changed, tools=tools)
@@ -195,12 +196,11 @@ def around(
 def turn_spans(
     tokenizer: Any, messages: Messages, wanted: Sequence[int], *, tools: Tools = None
 ) -> tuple[str, tuple[Span, ...]]:
-    """The rendered conversation, and the span of each `wanted` turn: its content and what closes
-    it, without its header.
+    """The rendered conversation, and the span of each `wanted` turn.
 
-    {% generation %} markers decide on the assistant's turns where the template has them. Whitespace
-    behind the closing token belongs to no turn. A template whose turns cannot be told apart is a
-    UsageError with the remedy.
+    A span is the turn's content and what closes it, without its header. {% generation %} markers
+    decide on the assistant's turns where the template has them. Whitespace behind the closing token
+    belongs to no turn. A template whose turns cannot be told apart is a UsageError with the remedy.
     """
     text, marked = _render(tokenizer, messages, False, "", tools)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -232,8 +232,9 @@ def _render(
     tokenizer: Any, messages: Messages, opening: bool, where: str, tools: Tools
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text, and the spans of {% generation %} blocks (none if the template has no markers)."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
+    library: Any = chat_template_utils
     template = template_of(tokenizer)
     try:
         # a content of None is meant: some templates take it for "there is nothing but a call"
@@ -243,7 +244,7 @@ def _render(
         ]
         if not cleaned:
             raise ValueError("there are no messages")
-        texts, spans = render_jinja_template(
+        texts, spans = library.render_jinja_template(
             [cleaned],
             tools=list(tools) if tools else None,
             chat_template=template,
@@ -268,48 +269,39 @@ def attempt(function: Any, *arguments: Any, **options: Any) -> str | None:
 
 
 def _locate(tokenizer: Any, messages: Messages, text: str, index: int, tools: Tools) -> Span:
-    """The span of one turn in `text`, from renderings of the conversation's beginning and of marks
-    in its place.
+    """The span of one turn in `text`.
+
+    It is found by rendering the conversation's beginning, else by a mark in the turn's place.
     """
     message = messages[index]
-    head = (
-        attempt(opened, tokenizer, messages[:index], tools=tools)
-        if message["role"] == "assistant"
-        else None
-    )
-    whole = (
-        text
-        if index == len(messages) - 1
-        else attempt(render, tokenizer, messages[: index + 1], tools=tools)
-    )
+    is_last = index == len(messages) - 1
+    head = None
+    if message["role"] == "assistant":
+        head = attempt(opened, tokenizer, messages[:index], tools=tools)
+    whole = text if is_last else attempt(render, tokenizer, messages[: index + 1], tools=tools)
     start = len(head) if head is not None and text.startswith(head) else None
     end = len(whole) if whole is not None and text.startswith(whole) else None
     if start is None or end is None:
         frame = around(tokenizer, messages, index, tools=tools)
         start = _start(frame, text) if start is None else start
-        if end is None or (
-            start is not None and end < start
-        ):  # shorter than its own header: shown in a later turn
+        # shorter than its own header: it is shown in a later turn
+        if end is None or (start is not None and end < start):
             end = _end(tokenizer, messages, frame, text, index, tools)
     if start is None or end is None or start > end:
         what = (
             f"the template does not show where turn {index + 1} ({message['role']}) begins and"
             " ends: it writes earlier turns differently."
         )
-        alone = (
-            ""
-            if index == len(messages) - 1
-            else "Train on the last turn alone with --train_on last. Or m"
-        )
-        raise UsageError(
-            what, where=named(tokenizer), fix=(alone + REMEDY[1:]) if alone else REMEDY
-        )
-    return Span(
-        message["role"], start, start + _without_tail(text[start:end], message.get("content"))
-    )
+        fix = REMEDY
+        if not is_last:
+            fix = "Train on the last turn alone with --train_on last. Or m" + REMEDY[1:]
+        raise UsageError(what, where=named(tokenizer), fix=fix)
+    length = _without_tail(text[start:end], message.get("content"))
+    return Span(message["role"], start, start + length)
 
 
 def _start(frame: tuple[str, str] | None, text: str) -> int | None:
+    """The start of a turn's content behind what stands before it, None if that is not in `text`."""
     return len(frame[0].rstrip(" ")) if frame is not None and text.startswith(frame[0]) else None
 
 
@@ -321,9 +313,7 @@ def _end(
     index: int,
     tools: Tools,
 ) -> int | None:
-    """The end of a turn in the midst of a conversation whose beginning renders differently: its
-    content, then what closes it.
-    """
+    """The end of a turn, with what closes it, where a conversation's beginning renders differently."""
     if frame is None or not text.endswith(frame[1]):
         return None
     last = around(tokenizer, messages[: index + 1], index, tools=tools)
@@ -338,8 +328,9 @@ def _end(
 
 
 def shared(tokenizer: Any, here: str, there: str) -> str:
-    """What two closings begin with, up to the last added token in it: some templates end the last
-    turn with an EOS besides.
+    """What two closings begin with, up to the last added token in it.
+
+    They can differ because some templates end the last turn with an EOS besides.
     """
     size = next(
         (i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b),
@@ -351,9 +342,11 @@ def shared(tokenizer: Any, here: str, there: str) -> str:
 
 
 def _without_tail(segment: str, content: Any) -> int:
-    """The length of a turn without the whitespace behind its closing token; all of it where
-    whitespace is all that closes it.
+    """The length of a turn without the whitespace behind its closing token.
+
+    All of it where whitespace is all that closes it.
     """
     kept = segment.rstrip()
-    said = content.rstrip() if isinstance(content, str) else ""
-    return len(segment) if not kept or (said and kept.endswith(said)) else len(kept)
+    ending = content.rstrip() if isinstance(content, str) else ""
+    closed_by_space = not kept or (ending and kept.endswith(ending))
+    return len(segment) if closed_by_space else len(kept)

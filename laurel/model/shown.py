@@ -1,22 +1,22 @@
-"""What a chat template shows of a conversation, and what it leaves out: nothing of a row is lost
-without a word.
+"""Finds what a chat template shows of a conversation, and what it leaves out.
 
-A text is shown if it stands in what the template renders, and if a mark in its place would: short
-texts stand in other places, too. So every text of a conversation is exchanged for a mark at once,
-and the marks that are missing name what is lost.
+A text is shown if it is in what the template renders, and if a mark in its place would be: short
+texts can be in other places, too. So every text of a conversation is replaced by a mark, all at
+once, and the marks that are missing in the rendered text name what is left out.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_object
 from laurel.model.render import Messages, Tools, attempt, named, opened, render, template_of
-from laurel.model.turns import CALL, TEXT, THOUGHT, over, spoken
+from laurel.model.turns import CALL, TEXT, THOUGHT, replace_texts, spoken
 
 MARK = re.compile(r"laurelmark\d+x")
 REMEDY = "Give a template that shows it with --chat_template FILE, or take it out of the rows."
@@ -33,9 +33,7 @@ class Piece(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A conversation in the form that the template shows best, and what it leaves out though it can
-    be borne.
-    """
+    """A conversation in the form that the template shows, and what of it may be left out."""
 
     messages: list[dict[str, Any]]
     left_out: tuple[str, ...]
@@ -49,116 +47,144 @@ def written(
     tools: Tools = None,
     tools_needed: bool = False,
 ) -> Written:
-    """`messages` in the form that the template shows, and what it leaves out; UsageError where that
-    cannot be borne.
+    """`messages` in the form that the template shows, and what it leaves out.
 
-    It cannot where a turn's content or tool call is lost, or the thought of a target turn behind
-    the last question; nor where the template opens a target turn otherwise in sampling than in
-    training. It can where thoughts of earlier turns are lost (many templates do so by design), or
+    UsageError where a turn's content or tool call is left out, or the thought of a target turn
+    behind the last question; and where the template begins a target turn otherwise in sampling than
+    in training. Thoughts of earlier turns may be left out (many templates do so by design), and
     fields such as `name`. Tools that are not shown are refused where `tools_needed`.
     """
     if not messages:
         return Written([], ())
-    said = [spoken(message) for message in messages]
-    problem: UsageError | None = None  # of the first form that the template renders at all
-    every = forms(said)
-    for number, form in enumerate(every):
+    conversation = [spoken(message) for message in messages]
+    # of the first form that the template renders at all
+    problem: UsageError | None = None
+    for number, form in enumerate(forms(conversation)):
         if attempt(render, tokenizer, form, tools=tools) is None:
             continue
-        refused, borne, apart = losses(tokenizer, said, number, targets, tools, tools_needed)
-        if not refused and apart is None:
-            return Written(form, borne)
-        problem = problem or (lost(tokenizer, refused) if refused else apart)
+        found = losses(tokenizer, conversation, number, targets, tools, tools_needed)
+        if not found.refused and found.opening is None:
+            return Written(form, found.allowed)
+        if problem is None:
+            problem = left_out(tokenizer, found.refused) if found.refused else found.opening
     if problem is None:
-        render(tokenizer, said, tools=tools)  # says why it does not
+        # raises with the reason
+        render(tokenizer, conversation, tools=tools)
     assert problem is not None
     raise problem
 
 
-def lost(tokenizer: Any, refused: Sequence[str]) -> UsageError:
-    """The error that names what is lost."""
+def left_out(tokenizer: Any, refused: Sequence[str]) -> UsageError:
+    """The error that names what the template leaves out."""
     call = "Call the role `system`, or g" if any("(developer)" in what for what in refused) else "G"
     what = f"the template leaves out {', '.join(dict.fromkeys(refused))}."
     return UsageError(what, where=named(tokenizer), fix=call + REMEDY[1:])
 
 
-def forms(said: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The conversation in the forms that templates ask for: arguments of calls as objects or as
-    text, no content beside a call.
-    """
-    if not any(message.get("tool_calls") for message in said):
-        return [said]
+Conversation = list[dict[str, Any]]
 
-    def each(change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+
+def forms(conversation: Conversation) -> list[Conversation]:
+    """The conversation in the forms that templates ask for.
+
+    Arguments of calls are objects or text; content next to a call is "" or None.
+    """
+    if not any(message.get("tool_calls") for message in conversation):
+        return [conversation]
+
+    def each(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Conversation:
         return [
             change(message) if isinstance(message.get("tool_calls"), list) else message
-            for message in said
+            for message in conversation
         ]
 
-    return [said, each(_in_text), each(_bare), each(lambda message: _bare(_in_text(message)))]
+    in_text = each(_arguments_in_text)
+    without_content = each(_without_content)
+    both = each(lambda message: _without_content(_arguments_in_text(message)))
+    return [conversation, in_text, without_content, both]
 
 
-def _bare(message: dict[str, Any]) -> dict[str, Any]:
+def _without_content(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with None for an empty content."""
     return message if message.get("content") else {**message, "content": None}
 
 
-def _in_text(message: dict[str, Any]) -> dict[str, Any]:
+def _arguments_in_text(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as JSON text."""
     return {**message, "tool_calls": [_call_in_text(call) for call in message["tool_calls"]]}
 
 
 def _call_in_text(call: Any) -> Any:
-    inner = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(inner, Mapping) or isinstance(inner.get("arguments"), str):
+    """A tool call with its arguments as JSON text; what is no call stays as it is."""
+    inner = call.get("function") if is_object(call) else None
+    if not is_object(inner) or isinstance(inner.get("arguments"), str):
         return call
-    return {
-        **call,
-        "function": {**inner, "arguments": json.dumps(inner.get("arguments"), ensure_ascii=False)},
-    }
+    arguments = json.dumps(inner.get("arguments"), ensure_ascii=False)
+    return {**call, "function": {**inner, "arguments": arguments}}
+
+
+class Losses(NamedTuple):
+    """What a template leaves out of a conversation.
+
+    refused, allowed: names of what must be shown, and of what may be left out. opening: the error
+    of a target turn that the template begins in two ways.
+    """
+
+    refused: list[str]
+    allowed: tuple[str, ...]
+    opening: UsageError | None
 
 
 def losses(
     tokenizer: Any,
-    said: list[dict[str, Any]],
+    conversation: Conversation,
     number: int,
     targets: Sequence[int],
     tools: Tools,
     tools_needed: bool,
-) -> tuple[list[str], tuple[str, ...], UsageError | None]:
-    """What a form of the conversation (see `forms`) loses: what cannot be borne, and what can; and
-    a target turn opened in two ways.
-    """
-    text = render(tokenizer, forms(said)[number], tools=tools)
-    pieces, marked = exchanged(said)
-    hidden, apart = in_marks(
+) -> Losses:
+    """What the template leaves out of a form of the conversation, by its number in `forms`."""
+    form = forms(conversation)[number]
+    text = render(tokenizer, form, tools=tools)
+    pieces, marked = exchanged(conversation)
+    hidden, openings = in_marks(
         tokenizer, template_of(tokenizer), _key(forms(marked)[number]), _key(tools), tuple(targets)
     )
-    question = max((i for i, message in enumerate(said) if message["role"] == "user"), default=-1)
-    refused, borne = list[str](), list[str]()
-    for piece in pieces:
-        if piece.mark not in hidden and stands_in(piece.text, text):
-            continue
-        turn = f"turn {piece.turn + 1} ({said[piece.turn]['role']})"
+    users = [i for i, message in enumerate(conversation) if message["role"] == "user"]
+    question = max(users, default=-1)
+    missing = [piece for piece in pieces if piece.mark in hidden or not stands_in(piece.text, text)]
+    refused, allowed = sorted_losses(missing, conversation, targets, question)
+    if tools and text == attempt(render, tokenizer, form):
+        (refused if tools_needed else allowed).append("`tools`")
+    problem = two_openings(tokenizer, *openings[0], question) if openings else None
+    return Losses(refused, tuple(dict.fromkeys(allowed)), problem)
+
+
+def sorted_losses(
+    missing: Sequence[Piece], conversation: Conversation, targets: Sequence[int], question: int
+) -> tuple[list[str], list[str]]:
+    """The names of missing pieces: those that must be shown, and those that may be left out.
+
+    question: the user's last turn; thoughts behind it must be shown where they are trained on.
+    """
+    refused = list[str]()
+    allowed = list[str]()
+    for piece in missing:
+        role = conversation[piece.turn]["role"]
+        turn = f"turn {piece.turn + 1} ({role})"
         if piece.kind in (TEXT, CALL):
             refused.append(f"the {piece.kind} of {turn}")
         elif piece.kind != THOUGHT:
-            borne.append(f"{piece.kind} of {said[piece.turn]['role']} turns")
+            allowed.append(f"{piece.kind} of {role} turns")
         elif piece.turn in targets and piece.turn > question:
             refused.append(f"the thought of {turn}, which would be trained on")
         else:
-            borne.append("thoughts of earlier turns")
-    if tools and text == attempt(render, tokenizer, forms(said)[number]):
-        (refused if tools_needed else borne).append("`tools`")
-    return (
-        refused,
-        tuple(dict.fromkeys(borne)),
-        unlike(tokenizer, *apart[0], question) if apart else None,
-    )
+            allowed.append("thoughts of earlier turns")
+    return refused, allowed
 
 
-def unlike(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError:
-    """The error of a turn that the template begins in two ways: in sampling with `opening`, in
-    training without it.
-    """
+def two_openings(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError:
+    """The error of a turn that begins with `opening` in sampling and without it in training."""
     last = "Train on the last turn alone with --train_on last, or g" if turn < question else "G"
     what = (
         f"the template begins turn {turn + 1} with {opening!r} where it is sampled, and not where"
@@ -167,24 +193,26 @@ def unlike(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError
     return UsageError(what, where=named(tokenizer), fix=last + ALIKE[1:])
 
 
-def exchanged(said: Sequence[dict[str, Any]]) -> tuple[list[Piece], list[dict[str, Any]]]:
+def exchanged(conversation: Sequence[dict[str, Any]]) -> tuple[list[Piece], Conversation]:
     """Every text of the conversation, and the conversation with a mark in the place of each."""
-    pieces, marked = list[Piece](), list[dict[str, Any]]()
+    pieces = list[Piece]()
+    marked = Conversation()
 
-    def say(kind: str, text: str) -> str:
+    def mark_for(kind: str, text: str) -> str:
         mark = f"laurelmark{len(pieces)}x"
         pieces.append(Piece(len(marked), kind, text, mark))
         before, after = edges(text)
         return before + mark + after
 
-    for message in said:
-        marked.append(over(message, say))
+    for message in conversation:
+        marked.append(replace_texts(message, mark_for))
     return pieces, marked
 
 
 def edges(text: str) -> tuple[str, str]:
-    """What stands around a text and may decide how a template takes it: white space, and a tag at
-    its very beginning and end.
+    """White space around a text, and a tag at its very beginning and end.
+
+    They may decide how a template treats the text, so they stay around a mark.
     """
     core = text.strip()
     at = text.index(core)
@@ -199,12 +227,13 @@ def edges(text: str) -> tuple[str, str]:
 def in_marks(
     tokenizer: Any, template: str, messages_json: str, tools_json: str, targets: tuple[int, ...]
 ) -> tuple[frozenset[str], tuple[tuple[int, str], ...]]:
-    """Which marks of a conversation of marks the template hides, and the target turns that it opens
-    in two ways, with how it
-    opens them in sampling. Nothing where the template refuses marks. `template` stands for what the
-    tokenizer has now.
+    """The marks that the template hides, and the target turns that it begins in two ways.
+
+    With each such turn comes how it begins in sampling. Nothing where the template refuses marks.
+    `template`: the tokenizer's template, as a part of the cache's key.
     """
-    messages, tools = json.loads(messages_json), json.loads(tools_json)
+    messages: Conversation = json.loads(messages_json)
+    tools: Tools = json.loads(tools_json)
     text = attempt(render, tokenizer, messages, tools=tools)
     if text is None:
         return frozenset(), ()
@@ -214,45 +243,41 @@ def in_marks(
         for found in MARK.finditer(text)
         if found.group() in owner
     ]
-    apart = []
+    openings = list[tuple[int, str]]()
     for turn in targets:
         first = next((start for start, _, i in places if i == turn), None)
-        opening = (
-            opening_of(tokenizer, messages[:turn], tools)
-            if messages[turn]["role"] == "assistant"
-            else ""
-        )
-        if first is None or not opening:
+        if first is None or messages[turn]["role"] != "assistant":
             continue
+        opening = opening_of(tokenizer, messages[:turn], tools)
+        # the template's own text between the turn before and this one
         before = max((end for _, end, i in places if end <= first and i != turn), default=0)
-        if opening not in text[before:first]:
-            apart.append((turn, opening))
-    return frozenset(owner) - set(MARK.findall(text)), tuple(apart)
+        if opening and opening not in text[before:first]:
+            openings.append((turn, opening))
+    return frozenset(owner) - set(MARK.findall(text)), tuple(openings)
 
 
 def opening_of(tokenizer: Any, messages: Messages, tools: Tools) -> str:
-    """What a prompt of these messages ends with, so that the assistant begins to speak; "" where it
-    cannot be told.
-    """
-    base = attempt(render, tokenizer, messages, tools=tools) if messages else None
-    head = attempt(opened, tokenizer, messages, tools=tools) if messages else None
-    return (
-        head[len(base) :] if base is not None and head is not None and head.startswith(base) else ""
-    )
+    """The header of the assistant's turn at the end of a prompt of these messages, "" if not known."""
+    if not messages:
+        return ""
+    base = attempt(render, tokenizer, messages, tools=tools)
+    prompt = attempt(opened, tokenizer, messages, tools=tools)
+    if base is None or prompt is None or not prompt.startswith(base):
+        return ""
+    return prompt[len(base) :]
 
 
 def stands_in(piece: str, text: str) -> bool:
-    """Does the text hold the piece: as it is, trimmed, as part of JSON, or with other white
-    space?
-    """
+    """Is the piece in the text: trimmed, as a part of JSON, or with other white space?"""
     core = piece.strip()
-    if any(
-        way in text
-        for way in (core, json.dumps(core, ensure_ascii=False)[1:-1], json.dumps(core)[1:-1])
-    ):
+    # JSON text without its quotation marks
+    unicode_json = json.dumps(core, ensure_ascii=False)[1:-1]
+    ascii_json = json.dumps(core)[1:-1]
+    if core in text or unicode_json in text or ascii_json in text:
         return True
     return "".join(core.split()) in "".join(text.split())
 
 
 def _key(value: Any) -> str:
+    """A value as JSON text, for the cache's key."""
     return json.dumps(value, default=str)

@@ -1,23 +1,21 @@
-"""A turn of a conversation: its texts, the tool calls in one shape, and what it says of being
-trained on.
-"""
+"""A turn of a conversation: its texts, its tool calls in one form, and its own training flag."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 from laurel.core.errors import UsageError
+from laurel.core.json_values import is_list, is_object
 
-Say = Callable[[str, str], str]
+Replace = Callable[[str, str], str]
+"""(what a text is, the text) -> the text in its place."""
 TEXT, THOUGHT, CALL = "content", "thought", "tool call"
-THOUGHTS = (
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # what others call a thought in a field of its own
+# the names of fields for thoughts
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 FLAGS = ("train", "training", "train_on_turn", "trainable", "loss")
 UNCLEAR = {
@@ -33,33 +31,38 @@ INLINE = re.compile(
 
 
 def spoken(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message for a template: without flags and empty fields, with tool calls as most templates
-    want them.
+    """The message as a template gets it: without flags and empty fields, calls in one form.
 
-    That is [{"type": "function", "function": {"name", "arguments"}}] with arguments as an object.
+    The form is [{"type": "function", "function": {"name", "arguments"}}], arguments as an object.
     OpenAI writes them as JSON text, older files a `function_call`, others no `function` around the
     name: all of it becomes the same.
     """
-    aside = (*WEIGHTS, *FLAGS, "masked", *UNCLEAR)
-    said = {
+    left_out = (*WEIGHTS, *FLAGS, "masked", *UNCLEAR)
+    shown = {
         key: value
         for key, value in message.items()
-        if key not in aside and value is not None and value != []
+        if key not in left_out and value is not None and value != []
     }
-    said.setdefault("content", "")
-    calls = from_json(said.get("tool_calls"))
-    if isinstance(said.get("function_call"), Mapping) and not calls:
-        calls = [said.pop("function_call")]
-    if isinstance(calls, Sequence) and not isinstance(calls, str):
-        said["tool_calls"] = [_call(call) for call in calls]
-    return said
+    shown.setdefault("content", "")
+    calls = from_json(shown.get("tool_calls"))
+    if is_object(shown.get("function_call")) and not calls:
+        calls = [shown.pop("function_call")]
+    if is_sequence(calls):
+        shown["tool_calls"] = [_call(call) for call in calls]
+    return shown
+
+
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Is this a sequence of values, and no text?"""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _call(call: Any) -> Any:
-    if not isinstance(call, Mapping):
+    """A tool call in the form that `spoken` describes; what is no call stays as it is."""
+    if not is_object(call):
         return call
-    inner = call.get("function", call)
-    if not isinstance(inner, Mapping) or "name" not in inner:
+    inner: Any = call.get("function", call)
+    if not is_object(inner) or "name" not in inner:
         return dict(call)
     outer = {
         key: value
@@ -74,7 +77,7 @@ def _call(call: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """JSON text as the list or object that it is; anything else as it stands."""
+    """JSON text of a list or object, parsed; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -84,86 +87,79 @@ def from_json(value: Any) -> Any:
 
 
 def as_tools(value: Any) -> list[Any] | None:
-    """A row's `tools` as a list, where they are functions that a template could show (as JSON text,
-    too); else None.
-    """
+    """A row's `tools` as a list of objects, also from JSON text; None where they are none."""
     tools = from_json(value)
-    if (
-        not isinstance(tools, list)
-        or not tools
-        or not all(isinstance(tool, Mapping) for tool in tools)
-    ):
+    if not is_list(tools) or not tools:
         return None
-    return tools
+    return tools if all(is_object(tool) for tool in tools) else None
 
 
-def over(message: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """The message (see `spoken`) with each of its texts exchanged for say(what it is, text); empty
-    ones stay.
+def replace_texts(message: Mapping[str, Any], replace: Replace) -> dict[str, Any]:
+    """The message (see `spoken`) with every text that is not empty replaced.
 
-    What it is: `content`, `thought`, `tool call` (its name and what it is called with), else the
-    field's own name.
+    What a text is: `content`, `thought`, `tool call` (its name and what it is called with), else
+    the field's own name.
     """
-    said = {"role": message["role"]}
+    replaced: dict[str, Any] = {"role": message["role"]}
     for key, value in message.items():
         if key == "content":
-            said[key] = _content(message, value, say)
+            replaced[key] = _replace_content(message, value, replace)
         elif key in THOUGHTS:
-            said[key] = leaves(value, lambda text: say(THOUGHT, text))
+            replaced[key] = replace_leaves(value, partial(replace, THOUGHT))
         elif key == "tool_calls":
-            said[key] = (
-                [_over_call(call, say) for call in value] if isinstance(value, list) else value
-            )
+            calls = [_replace_call(call, replace) for call in value] if is_list(value) else value
+            replaced[key] = calls
         elif key != "role":
-            said[key] = leaves(value, lambda text, key=key: say(f"`{key}`", text))
-    return said
+            replaced[key] = replace_leaves(value, partial(replace, f"`{key}`"))
+    return replaced
 
 
-def _content(message: Mapping[str, Any], value: Any, say: Say) -> Any:
+def _replace_content(message: Mapping[str, Any], value: Any, replace: Replace) -> Any:
+    """The content with its text replaced, or, behind a thought in it, the two one by one."""
     if not isinstance(value, str):
-        return leaves(value, lambda text: say(TEXT, text))
+        return replace_leaves(value, partial(replace, TEXT))
     found = INLINE.match(value) if message["role"] == "assistant" else None
     if found is None:
-        return say(TEXT, value) if value.strip() else value
+        return replace(TEXT, value) if value.strip() else value
     group = next(name for name in ("tagged", "square", "open") if found[name] is not None)
     start, end = found.span(group)
-    thought, rest = value[start:end], value[found.end() :]
-    return "".join(
-        [
-            value[:start],
-            say(THOUGHT, thought) if thought.strip() else thought,
-            value[end : found.end()],
-            say(TEXT, rest) if rest.strip() else rest,
-        ]
-    )
+    thought = value[start:end]
+    rest = value[found.end() :]
+    # the thought first: texts are numbered in the order of the calls
+    if thought.strip():
+        thought = replace(THOUGHT, thought)
+    if rest.strip():
+        rest = replace(TEXT, rest)
+    return value[:start] + thought + value[end : found.end()] + rest
 
 
-def _over_call(call: Any, say: Say) -> Any:
-    inner = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(inner, Mapping):
-        return leaves(call, lambda text: say(CALL, text))
-    outer = {
-        key: leaves(value, lambda text: say("`id`", text)) if key == "id" else value
-        for key, value in call.items()
-    }
-    return {**outer, "function": leaves(inner, lambda text: say(CALL, text), numbers=True)}
+def _replace_call(call: Any, replace: Replace) -> Any:
+    """A tool call with its name and arguments replaced, numbers included, and its id."""
+    inner = call.get("function") if is_object(call) else None
+    if not is_object(inner):
+        return replace_leaves(call, partial(replace, CALL))
+    outer = dict(call)
+    if "id" in outer:
+        outer["id"] = replace_leaves(outer["id"], partial(replace, "`id`"))
+    return {**outer, "function": replace_leaves(inner, partial(replace, CALL), numbers=True)}
 
 
-def leaves(value: Any, say: Callable[[str], str], *, numbers: bool = False) -> Any:
-    """A value with every text in it, however deep, exchanged; with `numbers` these, too, each for
-    say("").
+def replace_leaves(value: Any, replace: Callable[[str], str], *, numbers: bool = False) -> Any:
+    """A value with every text in it, however deep, replaced.
+
+    numbers: other values but None are replaced, too, each by replace("").
     """
     if isinstance(value, str):
-        return say(value) if value.strip() else value
-    if isinstance(value, Mapping):
-        return {key: leaves(item, say, numbers=numbers) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [leaves(item, say, numbers=numbers) for item in value]
-    return say("") if numbers and value is not None else value
+        return replace(value) if value.strip() else value
+    if is_object(value):
+        return {key: replace_leaves(item, replace, numbers=numbers) for key, item in value.items()}
+    if is_sequence(value):
+        return [replace_leaves(item, replace, numbers=numbers) for item in value]
+    return replace("") if numbers and value is not None else value
 
 
 def flag(message: Mapping[str, Any], turn: int) -> bool | None:
-    """Is the turn trained on? As it says itself; None where it says nothing.
+    """Is the turn trained on, by its own flags? None where it has none.
 
     `weight` is OpenAI's name, `train` and `training` axolotl's, `train_on_turn`, `trainable` and
     `loss` are others', and `masked` (torchtune's) is the reverse. Weights between 0 and 1, and
@@ -203,7 +199,8 @@ def flag(message: Mapping[str, Any], turn: int) -> bool | None:
 
 
 def marked_as_trained(message: Mapping[str, Any]) -> bool:
-    """Does the turn ask to be trained on whoever speaks? A `weight` of 1 does not: OpenAI's is of
-    the assistant's turns alone.
+    """Does a flag ask for the turn to be trained on, whatever its role?
+
+    A `weight` of 1 does not: OpenAI's is of the assistant's turns alone.
     """
     return any(message.get(name) for name in FLAGS) or message.get("masked") is False

@@ -1,6 +1,4 @@
-"""A model's files, written tensor by tensor: adapters are merged a module at a time, and no second
-copy of the model is held.
-"""
+"""Writes a model's files tensor by tensor, merging adapters, without a second copy of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What a safetensors file calls a type of numbers."""
+"""The names of number types in safetensors files."""
 SHARD = 5_000_000_000
 """Bytes of one file: larger models are several files and an index."""
 AT_ONCE = 1 << 20
@@ -40,8 +38,9 @@ LAYER = re.compile(r"^.*?\.\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the finished model that is made when it is asked for: `rows(start, stop)`.
-    `same`: what it is one tensor with.
+    """A tensor of the finished model, made when it is asked for by `rows(start, stop)`.
+
+    `same`: a key that is equal for all names of one tensor.
     """
 
     shape: tuple[int, ...]
@@ -58,36 +57,35 @@ class Piece:
 
 
 def pieces_of(module: nn.Module, prefix: str = "") -> dict[str, Piece]:
-    """Every tensor of a model by its name without adapters, which are merged into what they belong
-    to.
-    """
-    if hasattr(module, "peft_config") and hasattr(module, "get_base_model"):
-        return pieces_of(module.get_base_model(), prefix)
-    if hasattr(module, "modules_to_save"):  # a module trained whole beside adapters
-        return pieces_of(module.modules_to_save[module.active_adapters[0]], prefix)
-    if hasattr(module, "token_adapter"):
-        module = module.token_adapter
-    if hasattr(module, "get_base_layer"):
-        return adapted(module, prefix)
-    found = own(module, prefix)
-    for name, child in module.named_children():
+    """Every tensor of a model by its name without adapters, which are merged into its weights."""
+    # peft's attributes are in no type
+    wrapper: Any = module
+    if hasattr(wrapper, "peft_config") and hasattr(wrapper, "get_base_model"):
+        return pieces_of(wrapper.get_base_model(), prefix)
+    # a module that is trained whole, next to adapters
+    if hasattr(wrapper, "modules_to_save"):
+        return pieces_of(wrapper.modules_to_save[wrapper.active_adapters[0]], prefix)
+    if hasattr(wrapper, "token_adapter"):
+        wrapper = wrapper.token_adapter
+    if hasattr(wrapper, "get_base_layer"):
+        return adapted(wrapper, prefix)
+    found = own_tensors(wrapper, prefix)
+    for name, child in wrapper.named_children():
         found |= pieces_of(child, f"{prefix}{name}.")
     return found
 
 
-def own(module: nn.Module, prefix: str) -> dict[str, Piece]:
+def own_tensors(module: Any, prefix: str) -> dict[str, Piece]:
     """The tensors that a module holds itself, as its state dict names them."""
-    kept = [
-        (n, b)
-        for n, b in module.named_buffers(recurse=False)
-        if n not in module._non_persistent_buffers_set
-    ]
-    tensors = [*module.named_parameters(recurse=False), *kept]
-    return {prefix + name: as_it_is(tensor.detach()) for name, tensor in tensors}
+    tensors: list[tuple[str, Tensor]] = list(module.named_parameters(recurse=False))
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            tensors.append((name, buffer))
+    return {prefix + name: unchanged(tensor.detach()) for name, tensor in tensors}
 
 
-def as_it_is(tensor: Tensor) -> Piece:
-    """A tensor that is there already."""
+def unchanged(tensor: Tensor) -> Piece:
+    """A tensor that is written as it is in memory."""
 
     def rows(start: int, stop: int) -> Tensor:
         return tensor[start:stop] if tensor.ndim else tensor
@@ -98,53 +96,58 @@ def as_it_is(tensor: Tensor) -> Piece:
 
 def adapted(layer: Any, prefix: str) -> dict[str, Piece]:
     """The tensors of a module under adapters: as peft merges them, large plain ones by rows."""
-    base, found = layer.get_base_layer(), dict[str, Piece]()
-    for name, piece in pieces_of(base, prefix).items():
+    found = dict[str, Piece]()
+    for name, piece in pieces_of(layer.get_base_layer(), prefix).items():
         own_name = name.removeprefix(prefix)
-        rows = by_rows(layer) if own_name == "weight" and math.prod(piece.shape) > AT_ONCE else None
-        found[name] = Piece(
-            piece.shape, piece.dtype, rows or through(layer, own_name), together(layer, piece)
-        )
+        rows = None
+        if own_name == "weight" and math.prod(piece.shape) > AT_ONCE:
+            rows = merged_by_rows(layer)
+        if rows is None:
+            rows = merged_by_peft(layer, own_name)
+        found[name] = Piece(piece.shape, piece.dtype, rows, identity(layer, piece))
     return found
 
 
-def together(layer: Any, piece: Piece) -> Any:
-    """What a changed tensor is one with: peft trains single tokens of an embedding and of the head
-    tied to it together.
+def identity(layer: Any, piece: Piece) -> Any:
+    """The key of a changed tensor among the names of one tensor; None where there is one name.
+
+    peft trains single tokens of an embedding and of the head tied to it together.
     """
-    changed = getattr(getattr(layer, "tied_adapter", None) or layer, "trainable_tokens_delta", None)
+    owner = getattr(layer, "tied_adapter", None) or layer
+    changed = getattr(owner, "trainable_tokens_delta", None)
     return None if changed is None else (piece.same, id(changed))
 
 
-def through(layer: Any, name: str) -> Callable[[int, int], Tensor]:
-    """Rows of a module's tensor while its adapters are merged, by peft."""
+def merged_by_peft(layer: Any, name: str) -> Callable[[int, int], Tensor]:
+    """Rows of a module's tensor, read while peft has its adapters merged."""
 
     def rows(start: int, stop: int) -> Tensor:
         with merging(layer) as base:
-            tensor = (
-                base.get_parameter(name)
-                if name in dict(base.named_parameters())
-                else base.get_buffer(name)
-            )
+            if name in dict(base.named_parameters()):
+                tensor = base.get_parameter(name)
+            else:
+                tensor = base.get_buffer(name)
             return tensor.detach()[start:stop] if tensor.ndim else tensor.detach()
 
     return rows
 
 
 @contextmanager
-def merging(layer: Any) -> Iterator[Any]:
-    """The module under adapters with them in its weights; afterwards its own weights are back, bit
-    by bit.
+def merging(layer: Any) -> Generator[Any]:
+    """Merges the adapters of a module, and yields the module under them.
+
+    Afterwards its own weights are back, bit by bit.
     """
-    base, layers = layer.get_base_layer(), [layer]
-    while hasattr(
-        inner := layers[-1].base_layer, "get_base_layer"
-    ):  # several parameters of one module, one wrapper around another
-        layers.append(inner)
-    kept = {parameter: parameter.data for parameter in base.parameters()}
+    base = layer.get_base_layer()
+    # adapters on several parameters of one module are wrappers around each other
+    layers = [layer]
+    while hasattr(layers[-1].base_layer, "get_base_layer"):
+        layers.append(layers[-1].base_layer)
+    kept: dict[Any, Tensor] = {parameter: parameter.data for parameter in base.parameters()}
     try:
         for one in layers:
-            one.merge(safe_merge=True)  # safe: into a copy
+            # safe: into a copy
+            one.merge(safe_merge=True)
         yield base
     finally:
         for parameter, data in kept.items():
@@ -153,33 +156,28 @@ def merging(layer: Any) -> Iterator[Any]:
             one.merged_adapters.clear()
 
 
-def by_rows(layer: Any) -> Callable[[int, int], Tensor] | None:
-    """The merged weight of plain LoRA on a linear layer or an embedding, some rows of it at a time;
-    None of anything else.
-    """
-    base, active = layer.get_base_layer(), list(getattr(layer, "active_adapters", ()))
+def merged_by_rows(layer: Any) -> Callable[[int, int], Tensor] | None:
+    """Rows of the merged weight of plain LoRA on a linear layer or an embedding, else None."""
+    base = layer.get_base_layer()
+    active: list[str] = list(getattr(layer, "active_adapters", ()))
     plain = not getattr(layer, "lora_variant", None) and not hasattr(layer, "parameter_name")
-    if (
-        not plain
-        or layer.merged
-        or not isinstance(base, nn.Linear | nn.Embedding)
-        or getattr(layer, "fan_in_fan_out", False)
-    ):
+    if not plain or layer.merged or getattr(layer, "fan_in_fan_out", False):
+        return None
+    if not isinstance(base, nn.Linear | nn.Embedding):
         return None
 
     def rows(start: int, stop: int) -> Tensor:
         weight = base.weight.detach()[start:stop].clone()
         for name in active:
             if name in layer.lora_A:
-                change = (
-                    layer.lora_B[name].weight.detach()[start:stop]
-                    @ layer.lora_A[name].weight.detach()
-                )
+                a = layer.lora_A[name].weight.detach()
+                b = layer.lora_B[name].weight.detach()
+                change = b[start:stop] @ a
             elif name in layer.lora_embedding_A:
-                change = (
-                    layer.lora_embedding_B[name].detach()
-                    @ layer.lora_embedding_A[name].detach()[:, start:stop]
-                ).T
+                a = layer.lora_embedding_A[name].detach()
+                b = layer.lora_embedding_B[name].detach()
+                # an embedding's weight is (B A)': a row of it is a column of A
+                change = (b @ a[:, start:stop]).T
             else:
                 continue
             weight += change * layer.scaling[name]
@@ -189,7 +187,7 @@ def by_rows(layer: Any) -> Callable[[int, int], Tensor] | None:
 
 
 def head_name(model: Any) -> str:
-    """How a language model calls the weight of its output head."""
+    """The name of the weight of a language model's output head."""
     head = model.get_output_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 
@@ -202,35 +200,37 @@ def write_model(
     *,
     replaced: Mapping[str, Piece] | None = None,
 ) -> None:
-    """Write a transformers model (with adapters: merged) as `save_pretrained` does, without another
-    copy of it in memory.
+    """Write a transformers model, its adapters merged, without another copy of it in memory.
 
-    dtype: the precision of the files; None: as in memory. replaced: tensors that are to take the
-    place of the model's own. What is written is read back and compared, tensor by tensor.
+    The files are those of `save_pretrained`. dtype: the precision of the files; None: as in memory.
+    replaced: tensors that are to take the place of the model's own. What is written is read back
+    and compared, tensor by tensor.
     """
     pieces = pieces_of(model) | dict(replaced or {})
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         pieces.pop(name, None)
-    pieces = once(pieces)
+    pieces = first_names(pieces)
     write_configs(model, folder, dtype, pieces)
     write_pieces(reverted(model, pieces), folder, dtype)
 
 
-def once(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """Of names for one tensor the first."""
-    seen, found = set[Any](), dict[str, Piece]()
+def first_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The pieces, each tensor once under the first of its names."""
+    known = set[Any]()
+    found = dict[str, Piece]()
     for name, piece in pieces.items():
-        if piece.same is None or piece.same not in seen:
+        if piece.same is None or piece.same not in known:
             found[name] = piece
-            seen.add(piece.same)
+            known.add(piece.same)
     return found
 
 
 def write_configs(
     model: Any, folder: Path, dtype: torch.dtype | None, pieces: Mapping[str, Piece]
 ) -> None:
-    """config.json and generation_config.json. A head that is written beside the embedding is not
-    called tied to it.
+    """Write config.json and generation_config.json.
+
+    A head that is a tensor of its own among `pieces` is noted as not tied to the embedding.
     """
     config = copy.deepcopy(model.config)
     config.dtype = str(dtype or model.dtype).removeprefix("torch.")
@@ -243,31 +243,40 @@ def write_configs(
         model.generation_config.save_pretrained(folder)
 
 
-def reverted(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
-    """The tensors as the files of such models name and divide them (transformers fuses experts,
-    say), a layer at a time.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
+
+def as_in_files(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model as the files of its family name and divide them, by transformers."""
+    from transformers import core_model_loading
+
+    library: Any = core_model_loading
+    return library.revert_weight_conversion(model, dict(tensors))
+
+
+def reverted(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
+    """The pieces as the files of such models name and divide them, converted a layer at a time.
+
+    transformers fuses experts, say.
+    """
     hollow = {
         name: torch.empty(piece.shape, dtype=piece.dtype, device="meta")
         for name, piece in pieces.items()
     }
-    named = revert_weight_conversion(model, dict(hollow))
-    if {name: tensor.shape for name, tensor in named.items()} == {
-        name: tensor.shape for name, tensor in hollow.items()
-    }:
+    named = as_in_files(model, hollow)
+    if shapes_of(named) == shapes_of(hollow):
         return pieces
     groups: dict[str, list[str]] = {}
     for name in pieces:
         layer = LAYER.match(name)
         groups.setdefault(layer[0] if layer else name, []).append(name)
     by_layer = converted(model, pieces, groups, hollow)
-    return (
-        by_layer
-        if by_layer.keys() == named.keys()
-        else converted(model, pieces, {"": list(pieces)}, hollow)
-    )
+    if by_layer.keys() == named.keys():
+        return by_layer
+    # some tensor is made of several layers: convert all together
+    return converted(model, pieces, {"": list(pieces)}, hollow)
 
 
 def converted(
@@ -276,43 +285,41 @@ def converted(
     groups: Mapping[str, list[str]],
     hollow: Mapping[str, Tensor],
 ) -> dict[str, Piece]:
-    """The tensors that those of each group become together. Only the group that was asked for last
-    is held.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
+    """The pieces that those of each group become together.
 
-    held: dict[str, dict[str, Tensor]] = {}
+    Only the group that was asked for last stays in memory.
+    """
+    last: dict[str, dict[str, Tensor]] = {}
 
     def rows_of(group: str, name: str) -> Callable[[int, int], Tensor]:
         def rows(start: int, stop: int) -> Tensor:
-            if group not in held:
-                held.clear()
-                held[group] = revert_weight_conversion(
-                    model, {one: whole(pieces[one]) for one in groups[group]}
-                )
-            tensor = held[group][name]
+            if group not in last:
+                last.clear()
+                tensors = {one: whole(pieces[one]) for one in groups[group]}
+                last[group] = as_in_files(model, tensors)
+            tensor = last[group][name]
             return tensor[start:stop] if tensor.ndim else tensor
 
         return rows
 
     found: dict[str, Piece] = {}
     for group, names in groups.items():
-        for name, tensor in revert_weight_conversion(
-            model, {one: hollow[one] for one in names}
-        ).items():
+        named = as_in_files(model, {one: hollow[one] for one in names})
+        for name, tensor in named.items():
             found[name] = Piece(tuple(tensor.shape), tensor.dtype, rows_of(group, name))
     return found
 
 
 def whole(piece: Piece) -> Tensor:
-    """All rows together."""
+    """A piece as one tensor."""
     chunks = list(piece.chunks())
     return torch.cat(chunks) if piece.shape else chunks[0]
 
 
 def write_pieces(pieces: Mapping[str, Piece], folder: Path, dtype: torch.dtype | None) -> None:
     """`model.safetensors`, or several files of at most SHARD bytes and their index."""
-    shards, size = [dict[str, Piece]()], 0
+    shards = [dict[str, Piece]()]
+    size = 0
     for name, piece in pieces.items():
         bytes_ = size_of(piece, dtype)
         if shards[-1] and size + bytes_ > SHARD:
@@ -347,51 +354,49 @@ def size_of(piece: Piece, dtype: torch.dtype | None) -> int:
 
 
 def write_file(pieces: Mapping[str, Piece], file: Path, dtype: torch.dtype | None) -> None:
-    """One safetensors file, and a comparison of what the disk gives back with what was written."""
+    """Write one safetensors file, and compare what is read back with what was written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    sizes = dict[str, int]()
     end = 0
     for name, piece in pieces.items():
-        start, end = end, end + size_of(piece, dtype)
+        sizes[name] = size_of(piece, dtype)
+        start = end
+        end += sizes[name]
         header[name] = {
             "dtype": NAMES[kind_of(piece, dtype)],
             "shape": list(piece.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for it
+    # the format wants the tensors to begin at a multiple of 8
+    text += b" " * (-len(text) % 8)
     sums: dict[str, int] = {}
     with open(file, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, piece in pieces.items():
             sums[name] = 0
             for rows in piece.chunks():
-                data = (
-                    rows.to("cpu", kind_of(piece, dtype))
-                    .contiguous()
-                    .flatten()
-                    .view(torch.uint8)
-                    .numpy()
-                    .data
-                )
+                on_cpu = rows.to("cpu", kind_of(piece, dtype))
+                data = on_cpu.contiguous().flatten().view(torch.uint8).numpy().data
                 sums[name] = zlib.crc32(data, sums[name])
                 stream.write(data)
-    read_again(
-        file,
-        8 + len(text),
-        {name: entry["data_offsets"] for name, entry in header.items() if name in sums},
-        sums,
-    )
+    check_written(file, 8 + len(text), sizes, sums)
 
 
-def read_again(
-    file: Path, start: int, places: Mapping[str, list[int]], sums: Mapping[str, int]
+def check_written(
+    file: Path, start: int, sizes: Mapping[str, int], sums: Mapping[str, int]
 ) -> None:
-    """OSError for a tensor that the disk gives back otherwise than it was written."""
+    """OSError for a tensor that is read back otherwise than it was written.
+
+    start: where the first tensor begins. sizes, sums: bytes and CRC-32 of each tensor, in order.
+    """
     with open(file, "rb") as stream:
         stream.seek(start)
-        for name, (first, last) in places.items():
-            left, found = last - first, 0
+        for name, size in sizes.items():
+            left = size
+            found = 0
             while left and (data := stream.read(min(left, 1 << 24))):
-                left, found = left - len(data), zlib.crc32(data, found)
+                left -= len(data)
+                found = zlib.crc32(data, found)
             if left or found != sums[name]:
                 raise OSError(5, f"{name} was written, and is read back otherwise", str(file))

@@ -1,5 +1,4 @@
-"""(a) What each row's gradient is on average: every group of a small language is listed, and the
-mean equals what theory says.
+"""(a) Expected gradients: every group of a small language is listed, and the mean is theory's.
 
 grad J is the gradient of E[R]. Where a row is biased, it is by exactly the factor or the weights
 that are named.
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laurel.core.sample import Group
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.language import best_of_n
 from laurel.verify.world import (
@@ -39,15 +39,13 @@ FREE: dict[str, Any] = {"epsilon": 1.0, "epsilon_high": 1e9}
 
 def expected_gradients() -> Iterator[Finding]:
     """Every expectation, row by row."""
-    world, binary, bandit = (
-        make_world(3, 2, seed=2),
-        make_world(3, 2, seed=3, binary=True),
-        make_world(4, 1, seed=4),
-    )
+    world = make_world(3, 2, seed=2)
+    binary = make_world(3, 2, seed=3, binary=True)
+    bandit = make_world(4, 1, seed=4)
     drift = torch.randn(
         world.logits.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
     )
-    yield from unbiased(world, 0.3 * drift)
+    yield from unbiased(world)
     yield from regularised(world, 0.3 * drift)
     yield from weighted(binary)
     yield from selections(world, binary)
@@ -59,9 +57,10 @@ def ascent(world: World, weight_XN: Tensor) -> Tensor:
     return world.language.ascent(world.pi, weight_XN) / world.temperature / len(world.logits)
 
 
-def unbiased(world: World, drift: Tensor) -> Iterator[Finding]:
+def unbiased(world: World) -> Iterator[Finding]:
     """Rows whose expected gradient is grad J, or a known multiple of it."""
-    grad, H = ascent(world, world.reward), world.language.H
+    grad = ascent(world, world.reward)
+    H = world.language.H
     yield same("reinforce", "E[gradient] = grad J", expected_gradient(world, "reinforce", 1), grad)
     for b in (0.0, 0.4, -5.0):
         found = expected_gradient(world, "reinforce_baseline", 1, running_mean=b)
@@ -89,10 +88,12 @@ def unbiased(world: World, drift: Tensor) -> Iterator[Finding]:
 
 
 def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
-    """KL: in the reward it is the gradient of the sequence's KL; in the loss that of each state's,
-    with the states held fixed.
+    """KL in the reward, and in the loss, where the states are held fixed.
+
+    In the reward it gives the gradient of the sequence's KL, in the loss that of each state's.
     """
-    beta, H = 0.3, world.language.H
+    beta = 0.3
+    H = world.language.H
     d_XN = world.language.logp(world.pi) - world.language.logp(world.pi_ref)
     full = ascent(world, world.reward - beta * d_XN)
     for name, G in (("reinforce", 1), ("reinforce_baseline", 1), ("rloo", 2)):
@@ -103,12 +104,10 @@ def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
             full,
         )
     token_d = world.language.token_logp(world.pi) - world.language.token_logp(world.pi_ref)
-    p_XN, scores = world.language.logp(world.pi).exp(), world.language.token_scores(world.pi)
-    frozen = (
-        torch.einsum("xn,xnt,xntsv->xsv", p_XN, token_d, scores)
-        / world.temperature
-        / len(world.logits)
-    )
+    p_XN = world.language.logp(world.pi).exp()
+    scores = world.language.token_scores(world.pi)
+    frozen = torch.einsum("xn,xnt,xntsv->xsv", p_XN, token_d, scores)
+    frozen = frozen / world.temperature / len(world.logits)
     yield apart(
         "all rows", "per-state KL gradient is not the sequence's", frozen, ascent(world, d_XN)
     )
@@ -130,18 +129,13 @@ def kl_one_step_off(
     """KL in the loss one step off the policy: states of the old policy, KL of the current one."""
     before = world.logits + drift
     old_XN = world.language.logp(before / world.temperature).exp()
-    kl_only = World(world.language, world.logits, world.ref, world.reward * 0, world.temperature)
-    exact = torch.einsum(
-        "xs,xsv->xsv", world.language.visits(before / world.temperature), state_kl_gradient(world)
-    ) / len(old_XN)
-    ratio = world.language.token_logp(world.pi) - world.language.token_logp(
-        before / world.temperature
-    )
-    per_token = (
-        torch.einsum("xn,xnt,xntsv->xsv", old_XN, ratio.exp() * token_d, scores)
-        / world.temperature
-        / len(world.logits)
-    )
+    kl_only = replace(world, reward=world.reward * 0)
+    visits = world.language.visits(before / world.temperature)
+    exact = torch.einsum("xs,xsv->xsv", visits, state_kl_gradient(world)) / len(old_XN)
+    old_logp = world.language.token_logp(before / world.temperature)
+    ratio = (world.language.token_logp(world.pi) - old_logp).exp()
+    per_token = torch.einsum("xn,xnt,xntsv->xsv", old_XN, ratio * token_d, scores)
+    per_token = per_token / world.temperature / len(world.logits)
     yield same("all rows", "E_old[ratio d grad log pi] = E_old,s grad KL_s", per_token, exact)
     for estimator in ("k2", "k3", "exact"):
         found = expected_gradient(
@@ -156,19 +150,15 @@ def kl_one_step_off(
 
 
 def state_kl_gradient(world: World) -> Tensor:
-    """grad of KL(pi(. | s) || ref(. | s)) with respect to the table, each state by itself: [X, S,
-    V].
-    """
-    p, d = world.pi.softmax(2), world.pi.log_softmax(2) - world.pi_ref.log_softmax(2)
+    """grad of KL(pi(. | s) || ref(. | s)) with respect to the table, by state: [X, S, V]."""
+    p = world.pi.softmax(2)
+    d = world.pi.log_softmax(2) - world.pi_ref.log_softmax(2)
     return p * (d - (p * d).sum(2, keepdim=True)) / world.temperature
 
 
 def weighted(world: World) -> Iterator[Finding]:
-    """Dividing by the group's spread weights prompts by c_G(p); dividing by |y| weights completions
-    by 1/|y|.
-    """
-    p_XN, length = world.language.logp(world.pi).exp(), world.language.length_N.double()
-    p_X = (p_XN * world.reward).sum(1)
+    """Dividing by the group's spread weights prompts by c_G(p), by |y| completions by 1/|y|."""
+    p_X = bernoulli(world)
     for G in (2, 3):
         c_X = torch.tensor([group_weight(float(p), G) for p in p_X], dtype=torch.float64)
         grad_p = ascent(world, world.reward)
@@ -190,19 +180,17 @@ def weighted(world: World) -> Iterator[Finding]:
             found,
             grad_p * (c_X / some_X)[:, None, None],
         )
-        yield from as_shipped(world, p_X, G, length, grad_p)
+        yield from as_shipped(world, p_X, G, grad_p)
     yield from one_whitened_prompt()
     yield from critic(world)
 
 
-def as_shipped(
-    world: World, p_X: Tensor, G: int, length: Tensor, grad_p: Tensor
-) -> Iterator[Finding]:
+def as_shipped(world: World, p_X: Tensor, G: int, grad_p: Tensor) -> Iterator[Finding]:
     """With the means over tokens and the group spreads that rows ship with."""
     inside_XN = torch.stack(
         [mean_advantage(float(p), G, reward) for p, reward in zip(p_X, world.reward, strict=True)]
     )
-    per_length = ascent(world, inside_XN / length)
+    per_length = ascent(world, inside_XN / world.language.length_N.double())
     for name in ("grpo", "gspo"):
         found = expected_gradient(world, name, G)
         yield same(
@@ -219,9 +207,8 @@ def as_shipped(
 def one_whitened_prompt() -> Iterator[Finding]:
     """Rows that whiten over the batch, on one prompt of one token: c_n(p) grad p."""
     c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
-    near = (
-        1e-8 if torch.get_default_dtype() == torch.float64 else None
-    )  # whitening adds 1e-8 to what in PPO-max is another deviation
+    # whitening adds 1e-8 to what in PPO-max is another deviation
+    near = 1e-8 if torch.get_default_dtype() == torch.float64 else None
     for name, own, limit in (
         ("reinforce_pp", {}, None),
         ("ppo", RAW, None),
@@ -241,7 +228,8 @@ def critic(world: World) -> Iterator[Finding]:
     _, V = world.language.action_values(world.pi, world.reward)
     # The critic of these tables is read off the reference: this reference's critic says V.
     exact = world.ref + (V - value_table(world.ref))[..., None] / world.language.V
-    total, at_value = torch.zeros(world.ref.shape[:2]), torch.zeros(world.ref.shape[:2])
+    total = torch.zeros(world.ref.shape[:2])
+    at_value = torch.zeros(world.ref.shape[:2])
     for x, n in product(range(len(p_XN)), range(world.language.N)):
         often = float(p_XN[x, n]) * int(world.language.length_N[n])
         total += often * critic_pull(world, world.ref, x, n)
@@ -252,32 +240,32 @@ def critic(world: World) -> Iterator[Finding]:
     yield from cut_after_one(world)
 
 
+CUT: dict[str, Any] = {
+    "cliprange_value": 0.0,
+    "beta": 0.0,
+    "num_iterations": 1,
+    "num_generations": 1,
+    "missing_eos_penalty": 0.0,
+    "bootstrap_truncated": True,
+}
+"""Options of PPO where answers are cut off and bootstrapped."""
+
+
 def cut_after_one(world: World) -> Iterator[Finding]:
-    """PPO's critic on answers that are cut off after one token and bootstrapped, where it says V of
-    the state behind: it is pulled to V of whole answers, whatever a cut row's reward is.
+    """PPO's critic on answers that are cut off after one token and bootstrapped.
+
+    Where it gives V of the state behind the token, it is pulled to V of whole answers, whatever a
+    cut row's reward is.
     """
     _, V = world.language.action_values(world.pi, world.reward)
     known = V - value_table(world.ref)
     known[:, 0] = 0.0  # of the empty prefix it says something else
     ref = world.ref + known[..., None] / world.language.V
-    own = {"cliprange_value": 0.0, "beta": 0.0, "num_iterations": 1, "num_generations": 1}
-    own |= {"missing_eos_penalty": 0.0, "bootstrap_truncated": True}
-    first, total = world.pi.softmax(2)[:, 0], torch.zeros_like(V)
+    first = world.pi.softmax(2)[:, 0]
+    total = torch.zeros_like(V)
     for x, token in product(range(len(first)), range(world.language.V)):
-        n = next(n for n, y in enumerate(world.language.completions) if y[0] == token)
-        ended = token == world.language.eos
-        reward = float(world.reward[x, n]) if ended else 7.0
-        (group,) = as_groups(world, [(x, (n,))], rewards=[[reward]], table=world.logits)
-        (whole,) = group.samples
-        cut = replace(
-            whole,
-            completion_ids=whole.completion_ids[:1],
-            logps=whole.logps[:1],
-            loss_mask=(True,),
-            finish="eos" if ended else "length",
-        )
-        setup = build(world, "ppo", world.logits, ref, **own)
-        gradient(setup, [replace(group, samples=(cut,))])
+        setup = build(world, "ppo", world.logits, ref, **CUT)
+        gradient(setup, [one_token_group(world, x, token)])
         total += float(first[x, token]) * ascent_of(setup)[1]
     pull = torch.zeros_like(V)
     pull[:, 0] = (V - value_table(ref))[:, 0]
@@ -286,8 +274,28 @@ def cut_after_one(world: World) -> Iterator[Finding]:
     )
 
 
+def one_token_group(world: World, x: int, token: int) -> Group:
+    """A completion of prompt x cut off after this first token, unless the token ends it.
+
+    A completion that ended has its reward, a cut one a reward of 7.
+    """
+    n = next(n for n, y in enumerate(world.language.completions) if y[0] == token)
+    ended = token == world.language.eos
+    reward = float(world.reward[x, n]) if ended else 7.0
+    (group,) = as_groups(world, [(x, (n,))], rewards=[[reward]], table=world.logits)
+    (whole,) = group.samples
+    cut = replace(
+        whole,
+        completion_ids=whole.completion_ids[:1],
+        logps=whole.logps[:1],
+        loss_mask=(True,),
+        finish="eos" if ended else "length",
+    )
+    return replace(group, samples=(cut,))
+
+
 def critic_pull(world: World, ref: Tensor, x: int, n: int) -> Tensor:
-    """[X, S] what completion n of prompt x pulls at the values of the critic that starts at ref."""
+    """[X, S] the slope of completion n of prompt x at the values of the critic read off ref."""
     setup = build(
         world,
         "ppo",
@@ -315,34 +323,36 @@ def bernoulli(world: World) -> Tensor:
 
 
 def group_weight(p: float, G: int, eps: float = EPS) -> float:
-    """c_G(p) = E_k[ k (G-k) / (G^2 (s_k + eps)) ] / (p (1-p)),  k ~ Bin(G, p),  s_k the spread of k
-    ones among G (ddof 1).
+    """The factor that dividing by the group's spread puts on a prompt.
+
+    c_G(p) = E_k[ k (G-k) / (G^2 (s_k + eps)) ] / (p (1-p)),  k ~ Bin(G, p)
+
+    s_k is the spread of k ones among G (ddof 1).
     """
     total = 0.0
     for k in range(1, G):
         spread = (k * (G - k) / G / (G - 1)) ** 0.5
-        total += comb(G, k) * p**k * (1 - p) ** (G - k) * k * (G - k) / G**2 / (spread + eps)
+        chance = comb(G, k) * p**k * (1 - p) ** (G - k)
+        total += chance * k * (G - k) / G**2 / (spread + eps)
     return total / (p * (1 - p))
 
 
 def mean_advantage(p: float, G: int, reward_N: Tensor) -> Tensor:
-    """E[A | y] of a 0/1 reward when the other G - 1 samples are right with probability p
-    each: [N].
-    """
-    value = {}
-    for own in (0.0, 1.0):
-        total = 0.0
-        for k in range(G):
-            right = [own] + [1.0] * k + [0.0] * (G - 1 - k)
-            spread = (sum((r - fmean(right)) ** 2 for r in right) / (G - 1)) ** 0.5
-            total += (
-                comb(G - 1, k)
-                * p**k
-                * (1 - p) ** (G - 1 - k)
-                * ((own - fmean(right)) / (spread + EPS) if spread else 0.0)
-            )
-        value[own] = total
+    """[N] E[A | y] of a 0/1 reward when each of the other G - 1 samples is right with chance p."""
+    value = {own: _mean_advantage(own, p, G) for own in (0.0, 1.0)}
     return torch.tensor([value[float(r)] for r in reward_N], dtype=torch.float64)
+
+
+def _mean_advantage(own: float, p: float, G: int) -> float:
+    """The mean over the number k of others that are right, given its own reward."""
+    total = 0.0
+    for k in range(G):
+        right = [own] + [1.0] * k + [0.0] * (G - 1 - k)
+        mean = fmean(right)
+        spread = (sum((r - mean) ** 2 for r in right) / (G - 1)) ** 0.5
+        advantage = (own - mean) / (spread + EPS) if spread else 0.0
+        total += comb(G - 1, k) * p**k * (1 - p) ** (G - 1 - k) * advantage
+    return total
 
 
 def selections(world: World, binary: World) -> Iterator[Finding]:
@@ -363,11 +373,8 @@ def selections(world: World, binary: World) -> Iterator[Finding]:
 def right_or_wrong(binary: World) -> Iterator[Finding]:
     """RAFT where rewards are 0 or 1."""
     p_X = bernoulli(binary)
-    best = (
-        ((1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2)[:, None, None]
-        * ascent(binary, binary.reward)
-        / 3
-    )
+    share_X = (1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2
+    best = share_X[:, None, None] * ascent(binary, binary.reward) / 3
     yield same(
         "raft",
         "keep=best, right or wrong: ((1-(1-p)^3)/p - (1-p)^2)/3 grad p",
@@ -397,51 +404,56 @@ def supervised_data(world: World) -> Iterator[Finding]:
 
 
 def off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
-    """One step off: a ratio per token corrects exactly where a completion is one token, and to
-    first order elsewhere.
+    """One step off: what a ratio per token corrects.
+
+    It is exact where a completion is one token, and right to first order elsewhere.
     """
-    before = bandit.logits + 0.4 * torch.randn(
-        bandit.logits.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(7)
+    away = torch.randn(bandit.logits.shape, generator=generator, dtype=torch.float64)
+    before = bandit.logits + 0.4 * away
     grad = ascent(bandit, bandit.reward)
     unscaled: dict[str, Any] = {"scale_rewards": "none"}
+    uncapped: dict[str, Any] = {"epsilon_high": 1e9}
     for name, options in (
         ("dr_grpo", FREE),
         ("grpo", unscaled | FREE | PER_ROW),
         ("gspo", unscaled | FREE),
-        ("cispo", unscaled | {"epsilon_high": 1e9} | PER_ROW),
+        ("cispo", unscaled | uncapped | PER_ROW),
     ):
         found = expected_gradient(bandit, name, 2, old=before, **options)
         yield same(
             name, "one token, one step off, unclipped: grad J/2 of the policy now", found, grad / 2
         )
     for size in (0.1, 0.4):
-        old = world.logits + size * drift
-        found, on = (
-            expected_gradient(world, "dr_grpo", 2, old=old, **FREE) * 2 * world.language.H,
-            ascent(world, world.reward),
-        )
-        yield apart(
-            "dr_grpo",
-            f"two tokens, drift {size:g}: token ratios are first order, cosine"
-            f" {cosine(found, on):.4f}",
-            found,
-            on,
-            least=1e-4,
-        )
-        none = expected_gradient(world, "rloo", 2, old=old)
-        yield apart(
-            "rloo",
-            f"two tokens, drift {size:g}: no ratio, cosine {cosine(none, on):.4f}",
-            none,
-            on,
-            least=1e-4,
-        )
+        yield from first_order(world, size, world.logits + size * drift)
+
+
+def first_order(world: World, size: float, old: Tensor) -> Iterator[Finding]:
+    """Completions of two tokens, one step off: with and without a ratio the gradient is biased."""
+    truth = ascent(world, world.reward)
+    found = expected_gradient(world, "dr_grpo", 2, old=old, **FREE) * 2 * world.language.H
+    yield apart(
+        "dr_grpo",
+        f"two tokens, drift {size:g}: token ratios are first order, cosine"
+        f" {cosine(found, truth):.4f}",
+        found,
+        truth,
+        least=1e-4,
+    )
+    none = expected_gradient(world, "rloo", 2, old=old)
+    yield apart(
+        "rloo",
+        f"two tokens, drift {size:g}: no ratio, cosine {cosine(none, truth):.4f}",
+        none,
+        truth,
+        least=1e-4,
+    )
 
 
 def one_batch(world: World, name: str, n: int, **options: Any) -> Tensor:
-    """E of the gradient where all n samples of a prompt make one batch: one call of the loop per
-    group, for rows that look at all of it.
+    """E of the gradient where all n samples of a prompt make one batch.
+
+    One call of the loop per group, for rows whose weights depend on the whole batch.
     """
     total = torch.zeros_like(world.logits)
     for (x, members), chance in every_group(world, n, world.language.logp(world.pi).exp()):

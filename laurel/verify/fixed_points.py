@@ -1,5 +1,4 @@
-"""(b) Where each row ends: its expected update is followed to the end, and the policy there is the
-one theory names.
+"""(b) Where each row ends: its expected update is followed to the end, to the policy of theory.
 
 The update is the loop's own gradient, averaged over every group; only the step is ours: each
 state's logits move along the natural gradient, so that a dozen steps are enough and no state is
@@ -40,16 +39,13 @@ def fixed_points() -> Iterator[Finding]:
 
 
 def follow(world: World, update: Update, rate: float, steps: int) -> World:
-    """Natural ascent: logits(s) += rate * (E[gradient of s] / (visits(s) p(. | s))), until nothing
-    moves or the steps are used up.
+    """Natural ascent, until nothing moves or the steps are used up.
+
+    logits(s) += rate * (E[gradient of s] / (visits(s) p(. | s)))
     """
     for _ in range(steps):
-        scale = (
-            world.language.visits(world.pi)[..., None]
-            * world.pi.softmax(2)
-            / world.temperature
-            / len(world.logits)
-        )
+        passed = world.language.visits(world.pi)[..., None] * world.pi.softmax(2)
+        scale = passed / world.temperature / len(world.logits)
         move = update(world) / scale
         move = rate * (move - move.mean(2, keepdim=True)) * world.temperature
         world = replace(world, logits=world.logits + move)
@@ -64,8 +60,9 @@ def probabilities(world: World) -> Tensor:
 
 
 def regularised_optimum(world: World) -> Iterator[Finding]:
-    """KL in the reward: pi* = ref exp(R / beta) / Z. There every sample's R - beta k1 is beta log
-    Z, so no group teaches anything.
+    """KL in the reward: pi* = ref exp(R / beta) / Z.
+
+    There every sample's R - beta k1 is beta log Z, so no group teaches anything.
     """
     goal = optimum(world.language.logp(world.pi_ref), world.reward, BETA)
     for name, G, limit in (
@@ -121,24 +118,27 @@ def one_token_optimum() -> Iterator[Finding]:
 
 
 def closer(method: str, quantity: str, start: World, end: World, goal: Tensor) -> Finding:
-    """KL(pi || goal), summed over prompts, before and after: the error is their ratio and has to be
-    below 1.
-    """
-    gap = [
-        float((probabilities(w) * (probabilities(w).log() - goal.log())).sum())
-        for w in (start, end)
-    ]
-    return Finding(method, quantity, f"< {gap[0]:.6g}", f"{gap[1]:.6g}", gap[1] / gap[0], 1.0)
+    """KL(pi || goal), summed over prompts, has to fall: the error is its ratio, after to before."""
+
+    def distance(world: World) -> float:
+        p_XN = probabilities(world)
+        return float((p_XN * (p_XN.log() - goal.log())).sum())
+
+    before = distance(start)
+    after = distance(end)
+    return Finding(method, quantity, f"< {before:.6g}", f"{after:.6g}", after / before, 1.0)
 
 
 def state_by_state(world: World) -> Iterator[Finding]:
-    """KL in the loss sees each state by itself: pi(a | s) = ref exp(kappa Q(s, a) / beta) with Q of
-    the policy itself, kappa = (G-1)/G.
+    """KL in the loss is a penalty of each state by itself.
+
+    pi(a | s) = ref exp(kappa Q(s, a) / beta) with Q of the policy itself, kappa = (G-1)/G
 
     Solved backwards from the last tokens. It is not pi*, whose Q also pays for the KL of the states
     that follow.
     """
-    kappa, logref = 0.5, world.pi_ref.log_softmax(2)
+    kappa = 0.5
+    logref = world.pi_ref.log_softmax(2)
 
     def value(q_XV: Tensor, s: int) -> Tensor:
         return ((logref[:, s] + kappa * q_XV / BETA).softmax(1) * q_XV).sum(1)
@@ -158,11 +158,11 @@ def state_by_state(world: World) -> Iterator[Finding]:
 
 
 def difficulty(world: World) -> Iterator[Finding]:
-    """Right or wrong, one token: logit p = logit p_ref + c_G(p) / beta, where plain regularised RL
-    has 1 / beta.
+    """Right or wrong, one token: logit p = logit p_ref + c_G(p) / beta.
+
+    Plain regularised RL has 1 / beta in the place of c_G(p) / beta.
     """
     p_ref = float((world.language.logp(world.pi_ref).exp() * world.reward).sum())
-    logit = torch.logit(torch.tensor(p_ref, dtype=torch.float64))
     group: dict[str, Any] = {"scale_rewards": "group"}
     for name, G, own in (
         ("grpo", 2, group),
@@ -170,14 +170,7 @@ def difficulty(world: World) -> Iterator[Finding]:
         ("gspo", 2, group),
         ("cispo", 2, group | PER_ROW),
     ):
-        low, high = 0.0, 1.0
-        for _ in range(200):  # the right-hand side is bounded, so the difference changes sign once
-            p = (low + high) / 2
-            excess = (
-                float(torch.logit(torch.tensor(p, dtype=torch.float64)) - logit)
-                - group_weight(p, G) / BETA
-            )
-            low, high = (low, p) if excess > 0 else (p, high)
+        p = end_of_group_scaling(p_ref, G)
         update = lambda w, n=name, G=G, o=own: expected_gradient(w, n, G, beta=BETA, **o)  # noqa: E731
         end = follow(world, update, 1.5, 200)
         yield same(
@@ -185,44 +178,59 @@ def difficulty(world: World) -> Iterator[Finding]:
         )
 
 
-def all_right(world: World) -> Iterator[Finding]:
-    """Without KL a 0/1 reward ends with everything right, and among the right answers nothing
-    changes their proportions.
+def end_of_group_scaling(p_ref: float, G: int) -> float:
+    """The p with logit p = logit p_ref + c_G(p) / beta, by bisection.
+
+    c_G is bounded, so the difference of the two sides changes sign once.
     """
+    low, high = 0.0, 1.0
+    p = 0.5
+    for _ in range(200):
+        p = (low + high) / 2
+        excess = _logit(p) - _logit(p_ref) - group_weight(p, G) / BETA
+        low, high = (low, p) if excess > 0 else (p, high)
+    return p
+
+
+def _logit(p: float) -> float:
+    return float(torch.logit(torch.tensor(p, dtype=torch.float64)))
+
+
+def all_right(world: World) -> Iterator[Finding]:
+    """Without KL a 0/1 reward ends with everything right, in the proportions of the start."""
     right = world.reward[0] > 0
     start = probabilities(world)[0, right]
-    kept = PER_ROW | UNMASKED | {"only_informative": True}
+    kept: dict[str, Any] = PER_ROW | UNMASKED | {"only_informative": True}
+    plain: dict[str, Any] = {}
     for name, own, slow in (
-        ("grpo", {}, False),
-        ("dr_grpo", {}, False),
+        ("grpo", plain, False),
+        ("dr_grpo", plain, False),
         ("dapo", kept, True),
         ("cispo", PER_ROW, False),
         ("raft", PER_ROW, False),
     ):
-        end, update = world, lambda w, name=name, own=own: expected_gradient(w, name, 2, **own)
-        for _ in range(60):
-            wrong = 1 - float(bernoulli(end)[0])
-            end = follow(end, update, wrong if slow else 1.0, 1) if wrong > 0.05 else end
-        p = probabilities(end)[0, right]
-        yield Finding(
-            name,
-            "no KL: P(right) rises towards 1",
-            "> .95",
-            f"{float(p.sum()):.4f}",
-            1 - float(p.sum()),
-            0.05,
-        )
-        yield same(
-            name,
-            "no KL: proportions among right answers unchanged",
-            p / p.sum(),
-            start / start.sum(),
-        )
+        update = lambda w, n=name, o=own: expected_gradient(w, n, 2, **o)  # noqa: E731
+        p = probabilities(nearly_right(world, update, slow=slow))[0, right]
+        total = float(p.sum())
+        rises = "no KL: P(right) rises towards 1"
+        yield Finding(name, rises, "> .95", f"{total:.4f}", 1 - total, 0.05)
+        unchanged = "no KL: proportions among right answers unchanged"
+        yield same(name, unchanged, p / p.sum(), start / start.sum())
+
+
+def nearly_right(world: World, update: Update, *, slow: bool) -> World:
+    """The update followed until 95 % is right; slow: with steps as long as what is still wrong."""
+    for _ in range(60):
+        wrong = 1 - float(bernoulli(world)[0])
+        if wrong > 0.05:
+            world = follow(world, update, wrong if slow else 1.0, 1)
+    return world
 
 
 def imitation(world: World) -> Iterator[Finding]:
-    """RAFT's samples are best fitted by best-of-G itself, three rounds of G = 3 make best-of-27;
-    SFT is best at its data.
+    """RAFT's samples are best fitted by best-of-G itself, SFT is best at its data.
+
+    Three rounds of G = 3 make best-of-27.
     """
     p_XN = probabilities(world)
     best = best_of_n(p_XN, world.reward, 2)
@@ -240,10 +248,9 @@ def imitation(world: World) -> Iterator[Finding]:
 
 def supervised_optimum(world: World) -> Iterator[Finding]:
     """SFT is best at the distribution of its data."""
-    data: list[tuple[int, tuple[int, ...]]] = [(0, (n,)) for n in range(world.language.N)] + [
-        (0, (0,)),
-        (0, (3,)),
-    ]
+    N = world.language.N
+    # every completion once, and two of them once more
+    data: list[tuple[int, tuple[int, ...]]] = [(0, (n,)) for n in (*range(N), 0, 3)]
     share = torch.zeros(1, world.language.N, dtype=torch.float64)
     for _, (n,) in data:
         share[0, n] += 1 / len(data)

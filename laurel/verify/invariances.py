@@ -1,12 +1,10 @@
-"""(c) What must not matter: micro-batches, padding, the order of things, a constant added to every
-reward.
-"""
+"""(c) What must not matter: micro-batches, padding, order, a constant added to every reward."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +21,8 @@ from laurel.verify.finding import Finding, same
 from laurel.verify.shapes import shapes
 from laurel.verify.single_steps import described, grades_of
 from laurel.verify.world import (
+    Describe,
+    Drawn,
     World,
     as_groups,
     ascent_of,
@@ -45,24 +45,22 @@ COMPARES = (
     "rrhf",
     "gail",
 )
-"""Rows whose every step is the same when a constant is added to the rewards; the others only on
-average, or not at all.
+"""Rows whose every step is the same when a constant is added to the rewards.
+
+Others are the same on average only, or not at all.
 """
 
 
 def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
-    """Every row (or one), one random batch of unequal lengths, on the policy and one step off
-    it.
-    """
+    """Every row (or one) on a random batch of unequal lengths, sampled one step off the policy."""
     world = make_world(V=4, H=3, X=4, seed=seed + 10)
     drift = torch.randn(
         world.logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     before = world.logits + 0.3 * drift
     for name, row in ALGORITHMS.items():
-        if only not in (None, name):
-            continue
-        yield from of_row(name, world, before) if not row.source.population else unmoved()
+        if only in (None, name):
+            yield from unmoved() if row.source.population else of_row(name, world, before)
     if only is None:
         yield from shapes()
     small = make_world(3, 2, seed=seed + 11)
@@ -77,74 +75,107 @@ def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
         )
 
 
-def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
-    """The batch as it is, against the same batch in another shape or order."""
-    sampled = ALGORITHMS[name].source.sampled
-    table, then = (before, world.logits) if sampled else (world.logits, None)
-    options: dict[str, Any] = (
-        {"num_generations": 4, "entropy_coef": 0.1, "beta": 0.2} if sampled else {}
-    )
-    options = {option: value for option, value in options.items() if option in defaults(name)}
-    rng, grades, describe = (
-        random.Random(name),
-        grades_of(name) or ((1.0,),) * 4,
-        described(world, ALGORITHMS[name].source),
-    )
-    drawn = [(x, tuple(rng.sample(range(world.language.N), k=len(grades)))) for x in range(4)]
-    rewards = [
-        [
-            float(world.reward[x, n]) if sampled else g[x % len(g)]
-            for n, g in zip(members, grades, strict=True)
-        ]
-        for x, members in drawn
-    ]
+@dataclass(frozen=True)
+class Case:
+    """A row of the table with one batch: completions of 4 prompts, drawn by `table`, and rewards.
+
+    then: where a first optimiser step leads the policy; describe: a row's further columns.
+    """
+
+    name: str
+    world: World
+    table: Tensor
+    then: Tensor | None
+    options: dict[str, Any]
+    drawn: list[Drawn]
+    rewards: list[list[float]]
+    describe: Describe | None
+
+    def setup(self, **more: Any) -> Session:
+        """The loop's session, with further options."""
+        own = self.options | more
+        return build(self.world, self.name, self.table, self.world.ref, then=self.then, **own)
+
+    def gradient(self, groups: list[Group], **more: Any) -> Tensor:
+        """The loop's gradient of these groups, [X, S, V]."""
+        return gradient(self.setup(**more), groups)
 
     def groups(
-        order: Sequence[int] = range(4), turn: int = 0, added: float = 0.0, **how: Any
+        self, order: Sequence[int] = range(4), turn: int = 0, added: float = 0.0, filler: int = 0
     ) -> list[Group]:
-        chosen = [(x, members[turn:] + members[:turn]) for x, members in (drawn[i] for i in order)]
-        told = [[r + added for r in rewards[i][turn:] + rewards[i][:turn]] for i in order]
+        """The batch as groups.
+
+        order: its prompts; turn: by how many places the samples of each group are turned around;
+        added: to every reward; filler: tokens before each prompt.
+        """
+        drawn = [self.drawn[i] for i in order]
+        rewards = [self.rewards[i] for i in order]
         return as_groups(
-            world,
-            chosen,
-            rewards=told,
-            table=table,
-            supervised=not sampled,
-            describe=describe,
-            **how,
+            self.world,
+            [(x, members[turn:] + members[:turn]) for x, members in drawn],
+            rewards=[[r + added for r in own[turn:] + own[:turn]] for own in rewards],
+            table=self.table,
+            supervised=not ALGORITHMS[self.name].source.sampled,
+            describe=self.describe,
+            filler=filler,
         )
 
-    def run(of: list[Group], **more: Any) -> Tensor:
-        return gradient(build(world, name, table, world.ref, then=then, **options | more), of)
+    def padded(self) -> list[Group]:
+        """The batch and one more long row that nobody could judge."""
+        return joined(self.groups(), self.groups(order=(0,), filler=9))
 
-    whole = run(groups())
-    yield same(
-        name, "micro-batches of 9 tokens instead of one", run(groups(), token_budget=9), whole
-    )
-    yield same(name, "tokens before the prompt", run(groups(filler=3)), whole)
-    yield same(
+
+def case_of(name: str, world: World, before: Tensor) -> Case:
+    """A random batch of this row; rows that sample drew it from the logits `before`."""
+    source = ALGORITHMS[name].source
+    asked: dict[str, Any] = {}
+    if source.sampled:
+        asked = {"num_generations": 4, "entropy_coef": 0.1, "beta": 0.2}
+    known = defaults(name)
+    grades = grades_of(name) or ((1.0,),) * 4
+    rng = random.Random(name)
+    completions = range(world.language.N)
+    drawn = [(x, tuple(rng.sample(completions, k=len(grades)))) for x in range(4)]
+    rewards = [[grade[x % len(grade)] for grade in grades] for x, _ in drawn]
+    if source.sampled:
+        rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
+    return Case(
         name,
-        "a long row that nobody judged: more padding",
-        run(joined(groups(), groups(order=(0,), filler=9))),
-        whole,
+        world,
+        before if source.sampled else world.logits,
+        world.logits if source.sampled else None,
+        {option: value for option, value in asked.items() if option in known},
+        drawn,
+        rewards,
+        described(world, source),
     )
-    dirty = joined(groups(), groups(order=(0,), filler=9))
-    yield same(
-        name,
-        "rubbish in the padding",
-        among_rubbish(build(world, name, table, world.ref, then=then, **options), dirty),
-        whole,
-    )
-    yield same(name, "prompts in another order", run(groups(order=(2, 0, 3, 1))), whole)
-    if len(grades) > 1:
-        yield same(name, "samples of a group in another order", run(groups(turn=1)), whole)
+
+
+def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
+    """The batch as it is, against the same batch in another shape or order."""
+    case = case_of(name, world, before)
+    whole = case.gradient(case.groups())
+    in_parts = case.gradient(case.groups(), token_budget=9)
+    yield same(name, "micro-batches of 9 tokens instead of one", in_parts, whole)
+    yield same(name, "tokens before the prompt", case.gradient(case.groups(filler=3)), whole)
+    padded = case.gradient(case.padded())
+    yield same(name, "a long row that nobody judged: more padding", padded, whole)
+    dirty = among_rubbish(case.setup(), case.padded())
+    yield same(name, "rubbish in the padding", dirty, whole)
+    reordered = case.gradient(case.groups(order=(2, 0, 3, 1)))
+    yield same(name, "prompts in another order", reordered, whole)
+    if len(case.drawn[0][1]) > 1:
+        turned = case.gradient(case.groups(turn=1))
+        yield same(name, "samples of a group in another order", turned, whole)
     if name in COMPARES:
-        yield same(name, "constant added to rewards: the same step", run(groups(added=5.0)), whole)
+        shifted = case.gradient(case.groups(added=5.0))
+        yield same(name, "constant added to rewards: the same step", shifted, whole)
 
 
 def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
-    """The gradient of a batch where every slot that holds no trained token holds rubbish: ids,
-    log-probabilities, weights.
+    """The gradient of a batch with rubbish wherever there is no trained token.
+
+    The rubbish is in ids, log-probabilities and weights.
     """
     state = State(step=1)
     batch = loop.weigh(setup, state, groups, Sums())
@@ -160,9 +191,7 @@ def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
 
 
 def joined(groups: list[Group], extra: list[Group]) -> list[Group]:
-    """The groups and one more that nobody could judge: it adds padding to the others and nothing
-    else.
-    """
+    """The groups and one more that nobody could judge: it adds padding and nothing else."""
     (other,) = extra
     samples = tuple(replace(s, key=replace(s.key, prompt="other")) for s in other.samples)
     return [

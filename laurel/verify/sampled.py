@@ -1,6 +1,4 @@
-"""By sampling: a real transformer, the real sampler and the loop, against the transformer's own
-distribution, listed in full.
-"""
+"""By sampling: a real transformer, sampler and loop, against the model's distribution in full."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from laurel.fast.decode import compact_of
 from laurel.fast.static import static_of
 from laurel.model.chat import encode_prompt, ensure_template
 from laurel.model.critic import shared_critic
-from laurel.model.discriminator import make_discriminator
+from laurel.model.discriminator import Discriminator, make_discriminator
 from laurel.model.implicit import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
@@ -41,8 +39,9 @@ PROMPTS = ("a", "abba")  # of unequal length: one of them is padded in every bat
 
 @dataclass(frozen=True)
 class Llama:
-    """A Llama of one layer over six tokens, its 156 completions of each prompt, and a 0/1 reward
-    for each.
+    """A Llama of one layer over six tokens, and its 156 completions of each prompt.
+
+    reward: 0 or 1 of each prompt and completion.
     """
 
     policy: Policy
@@ -52,21 +51,20 @@ class Llama:
 
     def listed(self) -> list[Group]:
         """Every completion of every prompt, as groups."""
-        groups = []
+        groups: list[Group] = []
         for x, row in enumerate(self.rows):
             prompt_ids = encode_prompt(self.policy.tokenizer, row.columns["prompt"])
             samples = tuple(
                 as_sample(prompt_ids, ids, x, n) for n, ids in enumerate(self.completions)
             )
-            groups.append(
-                Group(
-                    row.id,
-                    {},
-                    samples,
-                    rewards=tuple(self.reward[x, ids] for ids in self.completions),
-                )
-            )
+            rewards = tuple(self.reward[x, ids] for ids in self.completions)
+            groups.append(Group(row.id, {}, samples, rewards=rewards))
         return groups
+
+    def reward_table(self) -> Tensor:
+        """[X, N] the rewards."""
+        X = range(len(self.rows))
+        return torch.tensor([[self.reward[x, ids] for ids in self.completions] for x in X])
 
     def logp(self) -> Tensor:
         """log pi of all of them at the temperature, differentiable: [X, N]."""
@@ -89,9 +87,8 @@ def make_llama(seed: int = 0) -> Llama:
     model = small_model(
         tokenizer, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, seed=seed
     )
-    language = Language(len(tokenizer), H)
-    swap = {language.eos: tokenizer.eos_token_id, tokenizer.eos_token_id: language.eos}
-    completions = tuple(tuple(swap.get(token, token) for token in y) for y in language.completions)
+    eos: Any = tokenizer.eos_token_id
+    completions = _completions(Language(len(tokenizer), H), eos)
     coin = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(PROMPTS), len(completions), generator=coin) < 0.4
     reward = {
@@ -103,9 +100,16 @@ def make_llama(seed: int = 0) -> Llama:
     return Llama(Policy(model.train(False), tokenizer), completions, reward, rows)
 
 
+def _completions(language: Language, eos: int) -> tuple[tuple[int, ...], ...]:
+    """The language's completions, with the tokenizer's end token in the place of its own."""
+    swap = {language.eos: eos, eos: language.eos}
+    return tuple(tuple(swap.get(token, token) for token in y) for y in language.completions)
+
+
 def sampled_rows(*, draws: int = 40_000, batches: int = 40, seed: int = 0) -> Iterator[Finding]:
-    """The sampler's frequencies, its log-probabilities, and the mean gradient of every row that has
-    a closed form.
+    """The sampler's frequencies, its log-probabilities, and mean gradients.
+
+    The gradients are those of every row that has a closed form.
     """
     yield from samplers(draws=draws, seed=seed)
     yield from gradients(make_llama(seed), batches, seed)
@@ -125,10 +129,13 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
         torch.ones(2),
         limit=1e-5,
     )
-    compact_of(llama.policy), static_of(llama.policy)
+    # both are kept in `decoders` once they are made
+    compact_of(llama.policy)
+    static_of(llama.policy)
     decoders = llama.policy.decoders
     decoders["warned"] = True  # slower ones are asked for here
-    compact, static = decoders["compact"], decoders["static"]
+    compact = decoders["compact"]
+    static = decoders["static"]
     for name, *ways in (
         ("sampler", compact, static),
         ("static sampler", None, static),
@@ -139,9 +146,7 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
 
 
 def transformer(*, seed: int = 0) -> Iterator[Finding]:
-    """A transformer's steps in micro-batches of another size, and what a discriminator's body says
-    of rows.
-    """
+    """A transformer's steps in micro-batches of another size, and a discriminator's logits."""
     llama = make_llama(seed)
     groups = drawn(llama, 3, 0, seed)
     yield from splits(llama, groups)
@@ -152,52 +157,30 @@ def drawn(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list
     """`count` groups of `size` of each prompt from the library's sampler, rewarded."""
     rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
     groups = rollout(Sampler(llama.policy), rows, Draw("verify", step, seed, size, H, TEMPERATURE))
-    return [
-        replace(
-            group,
-            rewards=tuple(
-                llama.reward[i % len(llama.rows), s.completion_ids] for s in group.samples
-            ),
-        )
-        for i, group in enumerate(groups)
-    ]
+    X = len(llama.rows)
+    return [rewarded(llama, group, i % X) for i, group in enumerate(groups)]
+
+
+def rewarded(llama: Llama, group: Group, x: int) -> Group:
+    """A group of prompt x with its rewards."""
+    rewards = tuple(llama.reward[x, sample.completion_ids] for sample in group.samples)
+    return replace(group, rewards=rewards)
 
 
 def sampler(name: str, llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
-    """Chi-square of the counts against the listed probabilities (cells of fewer than 5 expected
-    draws are pooled).
-    """
-    groups = drawn(llama, draws // TOGETHER // len(llama.rows), 0, seed, TOGETHER)
+    """Counts and log-probabilities of this sampler's completions against the listed ones."""
+    X = len(llama.rows)
+    groups = drawn(llama, draws // TOGETHER // X, 0, seed, TOGETHER)
     where = {ids: n for n, ids in enumerate(llama.completions)}
-    gaps = []
-    for x in range(len(llama.rows)):
-        samples = [s for group in groups[x :: len(llama.rows)] for s in group.samples]
+    gaps: list[Tensor] = []
+    for x in range(X):
+        samples = [s for group in groups[x::X] for s in group.samples]
         index = torch.tensor([where[s.completion_ids] for s in samples])
-        gaps.append(
-            torch.tensor([sum(s.logps) for s in samples], dtype=torch.float64) - logp_XN[x, index]
-        )
-        expected, count = (
-            logp_XN[x].exp() * len(samples),
-            torch.bincount(index, minlength=len(where)).double(),
-        )
-        rare = expected < 5
-        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-        count = torch.cat([count[~rare], count[rare].sum()[None]])
-        square, freedom = (
-            float(((count - expected) ** 2 / expected.clamp(min=1e-9)).sum()),
-            len(expected) - 1,
-        )
-        z = (square - freedom) / (2 * freedom) ** 0.5
-        yield Finding(
-            name,
-            f"chi-square of counts, prompt {x}",
-            f"{freedom}",
-            f"{square:.1f}",
-            abs(z),
-            4.0,
-            len(samples),
-            "float32",
-        )
+        sampled_logp = torch.tensor([sum(s.logps) for s in samples], dtype=torch.float64)
+        gaps.append(sampled_logp - logp_XN[x, index])
+        count = torch.bincount(index, minlength=len(where)).double()
+        expected = logp_XN[x].exp() * len(samples)
+        yield chi_square(name, x, count, expected, len(samples))
     worst = float(torch.cat(gaps).abs().max())
     yield Finding(
         name,
@@ -211,146 +194,176 @@ def sampler(name: str, llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> 
     )
 
 
-def gradients(llama: Llama, batches: int, seed: int) -> Iterator[Finding]:
-    """Mean gradient over many batches, along the direction that theory names: |z| against its exact
-    length.
+def chi_square(name: str, x: int, count: Tensor, expected: Tensor, samples: int) -> Finding:
+    """Chi-square of the counts of prompt x against the expected ones.
+
+    Cells of fewer than 5 expected draws are pooled.
     """
-    parameters = list(llama.policy.trainable().values())
-    reward = torch.tensor(
-        [[llama.reward[x, ids] for ids in llama.completions] for x in range(len(llama.rows))]
+    rare = expected < 5
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    count = torch.cat([count[~rare], count[rare].sum()[None]])
+    square = float(((count - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+    freedom = len(expected) - 1
+    z = (square - freedom) / (2 * freedom) ** 0.5
+    return Finding(
+        name,
+        f"chi-square of counts, prompt {x}",
+        f"{freedom}",
+        f"{square:.1f}",
+        abs(z),
+        4.0,
+        samples,
+        "float32",
     )
-    p_X = (llama.logp().detach().exp() * reward).sum(1)
 
-    def exact(factor_X: Tensor) -> Tensor:
-        found = torch.autograd.grad(
-            ((llama.logp().exp() * reward).sum(1) * factor_X).mean(), parameters
-        )
-        return torch.cat([g.flatten() for g in found]).double()
 
+@dataclass(frozen=True)
+class Expectation:
+    """The exact mean gradient of a row with these options, and what it is in words."""
+
+    name: str
+    says: str
+    truth: Tensor
+    options: dict[str, Any]
+
+
+def expectations(llama: Llama) -> list[Expectation]:
+    """Every row whose mean gradient on whole batches has a closed form."""
+    p_X = (llama.logp().detach().exp() * llama.reward_table()).sum(1)
     one = torch.ones(len(p_X))
     c = torch.tensor([group_weight(float(p), G) for p in p_X])
+    grad_J = reward_gradient(llama, one)
+    scaled = reward_gradient(llama, c)
     whole = {"mask_truncated_completions": False}
-    rows: tuple[tuple[str, str, Tensor, dict[str, Any]], ...] = (
-        ("reinforce", "grad J", exact(one), {}),
-        ("reinforce_baseline", "grad J", exact(one), {}),
-        ("rloo", "grad J", exact(one), {}),
-        ("dr_grpo", "(G-1)/(G H) grad J", exact(one * (G - 1) / G / H), {}),
-        ("grpo", "c_G(p) grad p, summed", exact(c), PER_ROW),
-        ("dapo", "c_G(p) grad p, summed", exact(c), PER_ROW | whole),
+    own: tuple[tuple[str, str, Tensor, dict[str, Any]], ...] = (
+        ("reinforce", "grad J", grad_J, {}),
+        ("reinforce_baseline", "grad J", grad_J, {}),
+        ("rloo", "grad J", grad_J, {}),
+        ("dr_grpo", "(G-1)/(G H) grad J", reward_gradient(llama, one * (G - 1) / G / H), {}),
+        ("grpo", "c_G(p) grad p, summed", scaled, PER_ROW),
+        ("dapo", "c_G(p) grad p, summed", scaled, PER_ROW | whole),
         (
             "cispo",
             "(G-1)/G grad J, summed",
-            exact(one * (G - 1) / G),
+            reward_gradient(llama, one * (G - 1) / G),
             PER_ROW | {"scale_rewards": "none"},
         ),
-        ("raft", "grad p, keep=above", exact(one), PER_ROW | {"keep": "above"}),
+        ("raft", "grad p, keep=above", grad_J, PER_ROW | {"keep": "above"}),
     )
-    found: dict[str, list[float]] = {name: [] for name, *_ in rows}
+    return [Expectation(*fields) for fields in own]
+
+
+def reward_gradient(llama: Llama, factor_X: Tensor) -> Tensor:
+    """The gradient of E[R], the expectation of each prompt times a factor, as one vector."""
+    mean_X = (llama.logp().exp() * llama.reward_table()).sum(1)
+    parameters = list(llama.policy.trainable().values())
+    return flat(torch.autograd.grad((mean_X * factor_X).mean(), parameters))
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries as one vector, float64."""
+    return torch.cat([x.flatten() for x in tensors]).double()
+
+
+def gradients(llama: Llama, batches: int, seed: int) -> Iterator[Finding]:
+    """Mean gradient over many batches, along the direction of theory: |z| of its length."""
+    rows = expectations(llama)
+    found: dict[str, list[float]] = {row.name: [] for row in rows}
     for step in range(1, batches + 1):
         groups = drawn(llama, GROUPS, step, seed)
-        for name, _, truth, options in rows:
-            step_gradient = flat_gradient(llama, name, groups, running_mean=0.3, **options)
-            found[name].append(float(step_gradient @ truth / truth.norm()))
-    for name, says, truth, _ in rows:
+        for row in rows:
+            step_gradient = flat_gradient(llama, row.name, groups, running_mean=0.3, **row.options)
+            found[row.name].append(float(step_gradient @ row.truth / row.truth.norm()))
+    for row in rows:
         yield sampled(
-            name,
-            f"mean gradient along {says}",
-            torch.tensor(found[name]),
-            float(truth.norm()),
+            row.name,
+            f"mean gradient along {row.says}",
+            torch.tensor(found[row.name]),
+            float(row.truth.norm()),
             samples=batches * GROUPS * G * len(llama.rows),
         )
+
+
+SAMPLED: dict[str, Any] = {
+    "temperature": TEMPERATURE,
+    "max_completion_length": H,
+    "num_generations": G,
+}
+"""Options of every row that samples."""
 
 
 def flat_gradient(
     llama: Llama, name: str, groups: list[Group], *, running_mean: float = 0.0, **options: Any
 ) -> Tensor:
     """One step of the loop on the transformer: the ascent direction as one vector, float64."""
+    row = ALGORITHMS[name]
+    own = SAMPLED | options if row.source.sampled else options
     recorder = Recorder(list(llama.policy.trainable().values()))
-    own = (
-        {"temperature": TEMPERATURE, "max_completion_length": H, "num_generations": G}
-        if ALGORITHMS[name].source.sampled
-        else {}
-    )
-    setup = setup_of(
-        name,
-        llama.policy,
-        lambda: Reference(llama.policy, adapters_off=False),
-        recorder,
-        **own | options,
-    )
-    if ALGORITHMS[name].credit == "critic":
+    reference = lambda: Reference(llama.policy, adapters_off=False)  # noqa: E731
+    setup = setup_of(name, llama.policy, reference, recorder, **own)
+    if row.credit == "critic":
         setup.companion = shared_critic(llama.policy)
-    if ALGORITHMS[name].trained.auxiliary == "heads":
+    if row.trained.auxiliary == "heads":
         setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
-    if ALGORITHMS[name].trained.auxiliary == "discriminator":
+    if row.trained.auxiliary == "discriminator":
         setup.companion = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
-    return torch.cat([g.flatten() for g in ascent_of(setup)]).double()
+    return flat(ascent_of(setup))
 
 
 def splits(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
-    """Micro-batches of a transformer, float32: prompts of unequal length share a batch or do
-    not.
-    """
+    """Micro-batches of a transformer, float32: prompts of unequal length share a batch or not."""
     for name, row in ALGORITHMS.items():
         if row.trained.head or row.source.population:
             continue
-        whole, split = (
-            flat_gradient(llama, name, groups, token_budget=budget) for budget in (1 << 14, 24)
-        )
-        yield replace(
-            same(name, "transformer: micro-batches of 24 tokens", split, whole, limit=1e-5),
-            precision="float32",
-        )
+        whole = flat_gradient(llama, name, groups, token_budget=1 << 14)
+        split = flat_gradient(llama, name, groups, token_budget=24)
+        yield single("transformer: micro-batches of 24 tokens", split, whole, name)
+
+
+def single(quantity: str, measured: Tensor, expected: Tensor, name: str) -> Finding:
+    """Two tensors of a float32 model that must be equal to 1e-5."""
+    found = same(name, quantity, measured, expected, limit=1e-5)
+    return replace(found, precision="float32")
 
 
 def discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
-    """A discriminator's body on demonstrations and samples of the loop: each row by itself,
-    unpadded, or a step in micro-batches.
+    """A discriminator's body on demonstrations and samples of the loop.
+
+    Each row goes by itself, unpadded, and a step in micro-batches of two sizes.
     """
-    judge, name = make_discriminator(llama.policy), "gail"
-    torch.nn.init.normal_(
-        judge.reader.model["head"].weight, generator=torch.Generator().manual_seed(0)
+    judge = make_discriminator(llama.policy)
+    head: Any = judge.reader.model["head"]
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
+    demonstrated = [replace(group, row={"prompt": "a", "completion": "ab"}) for group in groups]
+    alone = torch.cat([logit_alone(judge, s) for group in demonstrated for s in group.samples])
+    together = judge.logits(pack(demonstrated))
+    yield single("transformer: logits of each row alone", together, alone, "gail")
+    split, whole = (
+        imitation_gradient(llama, judge, demonstrated, budget) for budget in (24, 1 << 14)
     )
-    shown = [replace(group, row={"prompt": "a", "completion": "ab"}) for group in groups]
-    alone, found, batch = [], [], pack(shown)
-    for group in shown:
-        for sample in group.samples:
-            ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
-            alone.append(
-                judge.reader.head(
-                    judge.reader.model["body"](input_ids=ids, use_cache=False).last_hidden_state[
-                        :, -1
-                    ]
-                )
-            )
-    whole = judge.logits(batch)
-    yield replace(
-        same(name, "transformer: logits of each row alone", whole, torch.cat(alone), limit=1e-5),
-        precision="float32",
+    yield single(
+        "transformer: micro-batches, the discriminator's gradient too", split, whole, "gail"
     )
-    for budget in (24, 1 << 14):
-        own = {
-            "temperature": TEMPERATURE,
-            "max_completion_length": H,
-            "num_generations": G,
-            "token_budget": budget,
-        }
-        setup = setup_of(
-            name,
-            llama.policy,
-            None,
-            Recorder([*llama.policy.trainable().values(), *judge.trainable().values()]),
-            **own,
-        )
-        setup.companion, state = judge, State(step=1)
-        ready = with_demonstrations(setup, [], setup.score(shown), Sums())
-        loop.update(setup, state, loop.weigh(setup, state, ready, Sums()), Sums())
-        found.append(torch.cat([g.flatten() for g in ascent_of(setup)]))
-    yield replace(
-        same(
-            name, "transformer: micro-batches, the discriminator's gradient too", *found, limit=1e-5
-        ),
-        precision="float32",
-    )
+
+
+def logit_alone(judge: Discriminator, sample: Sample) -> Tensor:
+    """A discriminator's logit of one row by itself."""
+    ids = torch.tensor([sample.prompt_ids + sample.completion_ids])
+    hidden_1LD = judge.reader.model["body"](input_ids=ids, use_cache=False).last_hidden_state
+    return judge.reader.head(hidden_1LD[:, -1])
+
+
+def imitation_gradient(
+    llama: Llama, judge: Discriminator, groups: list[Group], token_budget: int
+) -> Tensor:
+    """A step on groups with demonstrations: both networks' gradients as one vector."""
+    parameters = [*llama.policy.trainable().values(), *judge.trainable().values()]
+    options = SAMPLED | {"token_budget": token_budget}
+    setup = setup_of("gail", llama.policy, None, Recorder(parameters), **options)
+    setup.companion = judge
+    state = State(step=1)
+    ready = with_demonstrations(setup, [], setup.score(groups), Sums())
+    loop.update(setup, state, loop.weigh(setup, state, ready, Sums()), Sums())
+    return torch.cat([g.flatten() for g in ascent_of(setup)])

@@ -1,5 +1,4 @@
-"""What shape must not matter to a transformer: chunks of logits, what stands behind the head, rows
-that share a batch.
+"""What must not matter to a transformer: chunks of logits, kinds of heads, rows that share a batch.
 
 A table has neither a body nor a head. Here whole rows, each by itself and unpadded, go through the
 model's own forward pass, and that is compared with what training does: packed rows, prompts encoded
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from laurel.rollout.pack import pack
 from laurel.verify.finding import Finding, same
 
 NAME = "transformer"
-CAP = 0.5  # small beside the logits, so that a forgotten cap shows
+CAP = 0.5  # much smaller than the logits, so that a forgotten cap shows
 FEW = 3  # rows of logits at once
 
 
@@ -66,86 +66,111 @@ HEADS = ("linear head", "head with a bias", "capped logits")
 
 
 def make_policy(head: str, seed: int) -> Policy:
-    """A model of one layer over the characters a and b, in the default precision, whose logits
-    differ.
-    """
+    """A model of one layer over the characters a and b, in the default precision."""
     tokenizer = char_tokenizer("ab")
+    model: Any
     if head == "capped logits":
         model = capped(len(tokenizer), seed)
     else:
-        how = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "seed": seed}
-        model = small_model(tokenizer, **how)
+        model = small_model(
+            tokenizer, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, seed=seed
+        )
         model = with_bias(model) if head == "head with a bias" else model
     return Policy(model.to(torch.get_default_dtype()).train(False), tokenizer)
 
 
+PROMPTS = {
+    "one": [(3, 4)] * 4,
+    "relabelled": [(3, 4, 3, 5), (3, 4, 3, 4), (5, 4, 3, 4), (3, 4, 3, 4)],
+    "long": [(4, 4, 3, 5, 3, 4)] * 3,
+}
+"""The prompt of every row of three groups."""
+TEMPERATURES = (0.7, 1.0, 1.3)
+
+
 def mixed_batch() -> Batch:
-    """Eleven rows as they come in training, and at once what seldom does.
+    """Eleven rows as they come in training, and at once what is rare there.
 
     Two groups under one prompt each, of unequal length; one group whose rows were relabelled, so
     that two of its prompts are equally long and different; a completion with a tool's tokens
     inside; a row that is not trained on; and as many temperatures as groups.
     """
-    prompts = {
-        "one": [(3, 4)] * 4,
-        "relabelled": [(3, 4, 3, 5), (3, 4, 3, 4), (5, 4, 3, 4), (3, 4, 3, 4)],
-        "long": [(4, 4, 3, 5, 3, 4)] * 3,
-    }
-    noise, groups = torch.Generator().manual_seed(7), []
-    for g, (name, of) in enumerate(prompts.items()):
-        samples = []
-        for n, prompt in enumerate(of):
-            length = 1 + (3 * n + 2 * g) % 5
-            ids = tuple(torch.randint(3, 6, (length,), generator=noise).tolist())
-            mask = tuple(not (n == 2 and t == 1) for t in range(length))
-            key, temperature = Key("verify", "", name, n, 0), (0.7, 1.0, 1.3)[g]
-            samples.append(
-                Sample(key, prompt, ids, (0.0,) * length, mask, temperature, "length", "", ())
-            )
-        rewards = [None if (name, n) == ("long", 1) else 1.0 for n in range(len(of))]
-        groups.append(Group(name, {}, tuple(samples), rewards=tuple(rewards)))
+    noise = torch.Generator().manual_seed(7)
+    groups: list[Group] = []
+    for g, (name, prompts) in enumerate(PROMPTS.items()):
+        samples = tuple(mixed_sample(name, g, n, prompt, noise) for n, prompt in enumerate(prompts))
+        untrained = ("long", 1)
+        rewards = tuple(None if (name, n) == untrained else 1.0 for n in range(len(prompts)))
+        groups.append(Group(name, {}, samples, rewards=rewards))
     return pack(groups)
+
+
+def mixed_sample(
+    name: str, g: int, n: int, prompt: tuple[int, ...], noise: torch.Generator
+) -> Sample:
+    """Row n of group g: one to five random tokens, of which the second of row 2 is a tool's."""
+    length = 1 + (3 * n + 2 * g) % 5
+    ids = tuple(torch.randint(3, 6, (length,), generator=noise).tolist())
+    trained = tuple(not (n == 2 and t == 1) for t in range(length))
+    return Sample(
+        Key("verify", "", name, n, 0),
+        prompt,
+        ids,
+        (0.0,) * length,
+        trained,
+        TEMPERATURES[g],
+        "length",
+        "",
+        (),
+    )
 
 
 @contextmanager
 def few_at_once(policy: Policy) -> Iterator[None]:
-    """Chunks of FEW rows of logits, of which the last one is not full; of a linear head FEW tiles
-    along the vocabulary, too.
+    """Chunks of FEW rows of logits, of which the last one is not full.
+
+    Of a linear head FEW tiles along the vocabulary, too.
     """
-    before, vocabulary = (
-        (logprob.CHUNK, logprob.NARROW),
-        policy.causal.get_input_embeddings().weight.shape[0],
-    )
-    logprob.CHUNK, logprob.NARROW = FEW * vocabulary, -(-vocabulary // FEW)
+    before = logprob.CHUNK, logprob.NARROW
+    vocabulary = vocabulary_of(policy)
+    logprob.CHUNK = FEW * vocabulary
+    logprob.NARROW = -(-vocabulary // FEW)  # rounded up
     try:
         yield
     finally:
         logprob.CHUNK, logprob.NARROW = before
 
 
+def vocabulary_of(policy: Policy) -> int:
+    """V of a policy."""
+    return policy.causal.get_input_embeddings().weight.shape[0]
+
+
 def alone(policy: Policy, batch: Batch) -> Tensor:
-    """log pi of every next token of every row, each row by itself through the model's own forward
-    pass: [N, T, V], 0 where not trained.
+    """log pi of every next token of every row: [N, T, V], 0 where not trained.
+
+    Each row goes by itself through the model's own forward pass.
     """
-    out = torch.zeros(
-        *batch.loss_mask_NT.shape, policy.causal.get_input_embeddings().weight.shape[0]
-    )
+    out = torch.zeros(*batch.loss_mask_NT.shape, vocabulary_of(policy))
     for n in range(len(batch)):
-        start, length = int(batch.start_N[n]), int(batch.length_N[n])
-        logits = policy.causal(
-            input_ids=batch.ids_NL[n : n + 1, : start + length], use_cache=False
-        ).logits
-        said = (logits[0, start - 1 : -1] / batch.temperature_N[n]).log_softmax(1)
-        out = torch.index_put(out, (torch.full((length,), n), torch.arange(length)), said)
+        start = int(batch.start_N[n])
+        length = int(batch.length_N[n])
+        ids_1L = batch.ids_NL[n : n + 1, : start + length]
+        logits = policy.causal(input_ids=ids_1L, use_cache=False).logits
+        # a token's logits stand at the position before it
+        logp_TV = (logits[0, start - 1 : -1] / batch.temperature_N[n]).log_softmax(1)
+        where = (torch.full((length,), n), torch.arange(length))
+        out = torch.index_put(out, where, logp_TV)
     return torch.where(batch.loss_mask_NT[..., None], out, 0.0)
 
 
 def chosen(logp_NTV: Tensor, batch: Batch) -> Tensor:
-    """Of the tokens that were said: [N, T]."""
-    at_NT = (batch.start_N[:, None] + torch.arange(batch.loss_mask_NT.shape[1])).clamp(
-        max=batch.ids_NL.shape[1] - 1
-    )
-    return logp_NTV.gather(2, batch.ids_NL.gather(1, at_NT)[..., None])[..., 0]
+    """The entries of the tokens that were chosen: [N, T]."""
+    time_T = torch.arange(batch.loss_mask_NT.shape[1])
+    # where in its row each token stands; past the end of a row: its last place
+    at_NT = (batch.start_N[:, None] + time_T).clamp(max=batch.ids_NL.shape[1] - 1)
+    token_NT = batch.ids_NL.gather(1, at_NT)
+    return logp_NTV.gather(2, token_NT[..., None])[..., 0]
 
 
 def pulled(value_NT: Tensor, policy: Policy) -> Tensor:
@@ -163,9 +188,8 @@ def shapes(*, seed: int = 0) -> Iterator[Finding]:
     for head in HEADS:
         policy, other = make_policy(head, seed), make_policy(head, seed + 1)
         reference = Reference(other, adapters_off=False)
-        if (
-            head == "capped logits"
-        ):  # `packed` would find out that it is no Llama, and say so in the log
+        if head == "capped logits":
+            # `packed` would find out that it is no Llama, and say so in the log
             KNOWN.update({one.causal.model: False for one in (policy, reference.policy)})  # type: ignore[dict-item]
         with few_at_once(policy):
             yield from without_gradient(head, policy, reference, batch)
@@ -214,11 +238,13 @@ def with_gradient(
 
 
 def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
-    """Micro-batches by length, packed or padded, of whole groups or not: every row once, and what
-    belongs to a row stays its own.
+    """Micro-batches by length, packed or padded, of whole groups or not.
+
+    Every row comes once, and what belongs to a row stays its own.
     """
     critic = shared_critic(policy)
-    nn.init.normal_(critic.model["head"].weight, generator=torch.Generator().manual_seed(3))
+    head: Any = critic.model["head"]
+    nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(3))
     model = PolicyWithAuxiliary(policy, critic)
 
     def values(part: Batch) -> Tensor:
@@ -226,58 +252,50 @@ def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
 
     with torch.no_grad():
         logp_NT = chosen(alone(policy, batch), batch)
-        value_NT = torch.cat(
-            [
-                padded(valued_alone(policy, critic, batch.rows([n])), batch)
-                for n in range(len(batch))
+        rows = [batch.rows([n]) for n in range(len(batch))]
+        value_NT = torch.cat([padded(valued_alone(policy, critic, row), batch) for row in rows])
+        for packed, whole_groups, budget in product((False, True), (False, True), (1, 17, 40)):
+            parts = list(batch.split(budget, whole_groups=whole_groups, packed=packed))
+            by_key = [
+                joined(batch, parts, lambda part: policy.logp(part).logp),
+                joined(batch, parts, values),
             ]
-        )
-        for packed in (False, True):
-            for whole_groups in (False, True):
-                for budget in (1, 17, 40):
-                    parts = list(batch.split(budget, whole_groups=whole_groups, packed=packed))
-                    said = ", ".join(
-                        ("packed" if packed else "padded", *(["whole groups"] * whole_groups))
-                    )
-                    found = torch.stack(
-                        [
-                            joined(batch, parts, lambda part: policy.logp(part).logp),
-                            joined(batch, parts, values),
-                        ]
-                    )
-                    yield same(
-                        NAME,
-                        f"micro-batches of {budget}, {said}: log pi and V by key",
-                        found,
-                        torch.stack([logp_NT, value_NT]),
-                    )
+            layout = "packed" if packed else "padded"
+            groups = ", whole groups" if whole_groups else ""
+            yield same(
+                NAME,
+                f"micro-batches of {budget}, {layout}{groups}: log pi and V by key",
+                torch.stack(by_key),
+                torch.stack([logp_NT, value_NT]),
+            )
 
 
 def valued_alone(policy: Policy, critic: Critic, row: Batch) -> Tensor:
-    """V of one row by itself, read before each token from the body's own forward pass: [1, T], 0
-    where not trained.
+    """V of one row by itself, read before each token: [1, T], 0 where not trained.
+
+    The hidden states are those of the body's own forward pass.
     """
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     hidden_LD = body(input_ids=row.ids_NL, use_cache=False).last_hidden_state[0]
-    return torch.where(
-        row.loss_mask_NT,
-        critic.model["head"](hidden_LD[int(row.start_N) - 1 : -1])[None, :, 0],
-        0.0,
-    )
+    value_1T = critic.model["head"](hidden_LD[int(row.start_N) - 1 : -1])[None, :, 0]
+    return torch.where(row.loss_mask_NT, value_1T, 0.0)
 
 
 def joined(batch: Batch, parts: Sequence[Batch], of: Callable[[Batch], Tensor]) -> Tensor:
-    """What is said of the parts' rows, added up in the places of their keys: [N, T]. A row that
-    comes twice counts twice.
+    """Numbers of the parts' rows, added up in the places of their keys: [N, T].
+
+    A row that comes twice counts twice.
     """
-    row, out = {key: n for n, key in enumerate(batch.keys)}, torch.zeros(batch.loss_mask_NT.shape)
+    row = {key: n for n, key in enumerate(batch.keys)}
+    out = torch.zeros(batch.loss_mask_NT.shape)
     for part in parts:
-        out.index_add_(0, torch.tensor([row[key] for key in part.keys]), padded(of(part), batch))
+        places = torch.tensor([row[key] for key in part.keys])
+        out.index_add_(0, places, padded(of(part), batch))
     return out
 
 
 def padded(x_NT: Tensor, batch: Batch) -> Tensor:
-    """As wide as the batch."""
+    """As wide as the batch, zeros at the end."""
     return nn.functional.pad(x_NT, (0, batch.loss_mask_NT.shape[1] - x_NT.shape[1]))
 
 

@@ -1,15 +1,17 @@
-"""(a) Single steps: the loop's gradient of random batches, on the policy and one step off it,
-against the second opinion.
+"""(a) Single steps: the loop's gradient of random batches against the second opinion.
+
+The batches are on the policy and one step off it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from laurel.rollout.source import (
     DEMONSTRATIONS,
@@ -28,6 +30,7 @@ from laurel.verify.evolution import one_step
 from laurel.verify.finding import Finding, same
 from laurel.verify.world import (
     Describe,
+    Drawn,
     World,
     as_groups,
     ascent_of,
@@ -125,24 +128,28 @@ def grades_of(name: str) -> Grades:
 
 
 def described(world: World, source: Source) -> Describe | None:
-    """A row's further columns: a margin, an outcome, labels of its steps; made from the prompt and
-    the first answer.
+    """A row's further columns: a margin, an outcome, labels of its steps.
+
+    They are made from the prompt and the first answer.
     """
-    length = world.language.length_N
+
+    def step_labels(x: int, members: Sequence[int]) -> dict[str, Any]:
+        length = int(world.language.length_N[members[0]])
+        return {"labels": [(x + members[0] + t) % 3 - 1 for t in range(length)]}
+
     makers: dict[Source, Describe] = {
         RANKINGS: lambda x, members: {"margin": 0.3 * x},
         OUTCOMES: lambda x, members: {"label": (x + members[0]) % 2 == 0},
-        STEPS: lambda x, members: {
-            "labels": [(x + members[0] + t) % 3 - 1 for t in range(int(length[members[0]]))]
-        },
+        STEPS: step_labels,
     }
     return makers.get(source)
 
 
 def single_steps(*, batches: int = 4, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
-    """For every row (or one) and its options: `batches` random batches of 3 prompts, with an
-    unjudged sample and prompts of unequal
-    length."""
+    """Every row (or one) with its options, on `batches` random batches of 3 prompts.
+
+    The batches have an unjudged sample and prompts of unequal length.
+    """
     world = make_world(V=4, H=3, X=3, seed=seed)
     drift = torch.randn(
         world.logits.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64
@@ -150,37 +157,54 @@ def single_steps(*, batches: int = 4, seed: int = 0, only: str | None = None) ->
     before = replace(world, logits=world.logits + 0.35 * drift)
     for name, cases in CASES.items():
         for options in cases if only in (None, name) else ():
-            shown = ", ".join(f"{key}={value}" for key, value in options.items())
-            if ALGORITHMS[name].source.population:
-                yield one_step(world, options, f"one step, {shown or 'defaults'}", batches)
-                continue
-            yield one(world, name, options, f"one step, {shown or 'defaults'}", batches, seed, None)
-            if ALGORITHMS[name].source.sampled:
-                yield one(
-                    world,
-                    name,
-                    options,
-                    f"one step off, {shown or 'defaults'}",
-                    batches,
-                    seed,
-                    before,
-                )
-            if ALGORITHMS[name].credit == "critic":
-                yield of_critic(
-                    world,
-                    name,
-                    options,
-                    f"the critic one step off, {shown or 'defaults'}",
-                    batches,
-                    before,
-                )
+            yield from of_row(world, before, name, options, batches, seed)
 
 
-def even_lengths(world: World) -> list[float]:
-    """How often to draw each completion, so that every length comes equally often."""
-    return [
-        1 / int((world.language.length_N == length).sum()) for length in world.language.length_N
-    ]
+def of_row(
+    world: World, before: World, name: str, options: dict[str, Any], batches: int, seed: int
+) -> Iterator[Finding]:
+    """One row with these options: its steps that there are."""
+    row = ALGORITHMS[name]
+    shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
+    if row.source.population:
+        yield one_step(world, options, f"one step, {shown}", batches)
+        return
+    yield one(world, name, options, f"one step, {shown}", batches, seed, None)
+    if row.source.sampled:
+        yield one(world, name, options, f"one step off, {shown}", batches, seed, before)
+    if row.credit == "critic":
+        yield of_critic(world, name, options, f"the critic one step off, {shown}", batches, before)
+
+
+class Draws:
+    """Random batches of 3 prompts, every length of completion equally often."""
+
+    def __init__(self, world: World, seed: str) -> None:
+        self.world = world
+        self.rng = random.Random(seed)
+        length_N = world.language.length_N
+        self.weights = [1 / int((length_N == length).sum()) for length in length_N]
+
+    def groups(self, G: int) -> list[Drawn]:
+        """G completions of each prompt."""
+        completions = range(self.world.language.N)
+        return [(x, tuple(self.rng.choices(completions, self.weights, k=G))) for x in range(3)]
+
+    def grades(self, drawn: Sequence[Drawn], grades: Grades) -> list[list[float | None]]:
+        """Random rewards among those that a row of data may have."""
+        return [[self.rng.choice(grade) for grade in grades] for _ in drawn]
+
+    def rewards(self, drawn: Sequence[Drawn]) -> list[list[float | None]]:
+        """The world's rewards of these completions."""
+        return [[float(self.world.reward[x, n]) for n in members] for x, members in drawn]
+
+
+def group_size(name: str, options: Mapping[str, Any]) -> int:
+    """Completions of a prompt: as many as a row of data has, as the options say, or 4."""
+    if grades := grades_of(name):
+        return len(grades)
+    default = 1 if defaults(name)["num_generations"] == 1 else 4
+    return int(options.get("num_generations", default))
 
 
 def one(
@@ -193,81 +217,82 @@ def one(
     before: World | None,
 ) -> Finding:
     """The gradients of all batches laid end to end, from the loop and from the second opinion."""
-    rng, ours, theirs = random.Random(f"{name}{seed}"), [], []
-    every_length = even_lengths(world)
-    sampled_from = world.logits if before is None else before.logits
-    source, row = ALGORITHMS[name].source, defaults(name)
-    grades, describe = grades_of(name), described(world, source)
-    given = bool(grades)
-    G = (
-        len(grades)
-        if given
-        else options.get("num_generations", 1 if row["num_generations"] == 1 else 4)
-    )
+    draws = Draws(world, f"{name}{seed}")
+    G = group_size(name, options)
+    pairs: list[tuple[Tensor, Tensor]] = []
     for number in range(batches):
-        drawn = [
-            (x, tuple(rng.choices(range(world.language.N), every_length, k=G))) for x in range(3)
-        ]
-        rewards: list[list[float | None]] = [
-            [float(world.reward[x, n]) for n in members] for x, members in drawn
-        ]
-        if given:
-            rewards = [[rng.choice(grade) for grade in grades] for _ in drawn]
+        drawn = draws.groups(G)
+        rewards = draws.rewards(drawn)
+        if grades := grades_of(name):
+            rewards = draws.grades(drawn, grades)
         elif number % 2 and G > 1:
             rewards[1][0] = None
-        own = {} if given else {"num_generations": G}
-        setup = build(
-            world,
-            name,
-            sampled_from,
-            world.ref,
-            then=None if before is None else world.logits,
-            **own | options,
-        )
-        groups = as_groups(
-            world,
-            drawn,
-            rewards=rewards,
-            table=sampled_from,
-            supervised=given,
-            filler=number,
-            describe=describe,
-        )
-        ours.append(gradient(setup, groups, running_mean=0.4))
-        theirs.append(
-            recomputed.gradient(
-                world,
-                name,
-                drawn,
-                rewards,
-                setup.config,
-                old=sampled_from,
-                running_mean=0.4,
-                describe=describe,
-            )
-        )
+        pairs.append(both_gradients(world, name, options, drawn, rewards, before, number))
+    ours, theirs = zip(*pairs, strict=True)
     return same(name, quantity, torch.stack(ours), torch.stack(theirs))
+
+
+def both_gradients(
+    world: World,
+    name: str,
+    options: dict[str, Any],
+    drawn: Sequence[Drawn],
+    rewards: Sequence[Sequence[float | None]],
+    before: World | None,
+    filler: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of one batch from the loop and from the second opinion, [X, S, V] each.
+
+    before: the world whose policy sampled, where it is another; filler: tokens before the prompt.
+    """
+    source = ALGORITHMS[name].source
+    describe = described(world, source)
+    sampled_from = world.logits if before is None else before.logits
+    of_data = bool(grades_of(name))
+    sampling: dict[str, Any] = {} if of_data else {"num_generations": len(drawn[0][1])}
+    then = None if before is None else world.logits
+    setup = build(world, name, sampled_from, world.ref, then=then, **sampling | options)
+    groups = as_groups(
+        world,
+        drawn,
+        rewards=rewards,
+        table=sampled_from,
+        supervised=of_data,
+        filler=filler,
+        describe=describe,
+    )
+    ours = gradient(setup, groups, running_mean=0.4)
+    theirs = recomputed.gradient(
+        world,
+        name,
+        drawn,
+        rewards,
+        setup.config,
+        old=sampled_from,
+        running_mean=0.4,
+        describe=describe,
+    )
+    return ours, theirs
 
 
 def of_critic(
     world: World, name: str, options: dict[str, Any], quantity: str, batches: int, before: World
 ) -> Finding:
-    """What pulls at the critic after it has moved, by less and by more than its clip, towards the
-    returns and away from them.
+    """The critic's gradient after it has moved, by less and by more than its clip.
+
+    It moves towards the returns and away from them.
     """
-    rng, ours, theirs = random.Random(f"{name}{quantity}"), [], []
-    every_length = even_lengths(world)
-    said = value_table(world.ref)
-    now = said + 0.6 * torch.randn(
-        said.shape, generator=torch.Generator().manual_seed(3), dtype=said.dtype
-    )
-    G = options.get("num_generations", 4)
+    draws = Draws(world, f"{name}{quantity}")
+    values = value_table(world.ref)
+    generator = torch.Generator().manual_seed(3)
+    now = values + 0.6 * torch.randn(values.shape, generator=generator, dtype=values.dtype)
+    own = dict(options)
+    own.setdefault("num_generations", 4)
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
     for number in range(batches):
-        drawn = [
-            (x, tuple(rng.choices(range(world.language.N), every_length, k=G))) for x in range(3)
-        ]
-        rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
-        own = {"num_generations": G} | options
+        drawn = draws.groups(own["num_generations"])
+        rewards = draws.rewards(drawn)
         setup = build(
             world, name, before.logits, world.ref, then=world.logits, critic_then=now, **own
         )

@@ -62,9 +62,9 @@ def test_no_bit_of_a_run_depends_on_the_room(toy, tmp_path, monkeypatch):
 
 def test_the_head_is_looked_at_once(toy, tmp_path, monkeypatch):
     """A reference is a copy of the policy: what was found out of the one holds of the other."""
-    real, looked = Policy._head_is_whole_story, []
+    real, looked = Policy._logits_are_head_of_body, []
     monkeypatch.setattr(
-        Policy, "_head_is_whole_story", lambda self: looked.append(self) or real(self)
+        Policy, "_logits_are_head_of_body", lambda self: looked.append(self) or real(self)
     )
     made, _ = prepare("grpo", toy_config(toy, tmp_path, beta=0.1))
     assert (
