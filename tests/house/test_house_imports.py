@@ -96,6 +96,7 @@ def test_the_version_is_in_one_place():
 def test_the_light_list_of_algorithms_is_the_table():
     """`laurel.core.config` lists the names so that they can be checked before torch is imported."""
     from laurel.core.config import ALGORITHM_NAMES
-    from laurel.train.algorithms import ALGORITHMS
+    from laurel.train.algorithms import ALGORITHMS, ROWS
 
     assert tuple(ALGORITHMS) == ALGORITHM_NAMES
+    assert ROWS.keys() == ALGORITHMS.keys(), "a row without a line in laurel/core/algorithms.py"
