@@ -257,7 +257,7 @@ def in_marks(
 
 
 def opening_of(tokenizer: Any, messages: Messages, tools: Tools) -> str:
-    """The header of the assistant's turn at the end of a prompt of these messages, "" if not known."""
+    """The header of the assistant's turn behind these messages, "" where it is not found."""
     if not messages:
         return ""
     base = attempt(render, tokenizer, messages, tools=tools)
