@@ -78,3 +78,13 @@ def unflatten(x: "torch.Tensor", dim: int, sizes: Sequence[int]) -> "torch.Tenso
 def split(x: "torch.Tensor", sizes: Sequence[int], dim: int = 0) -> "tuple[torch.Tensor, ...]":
     """The tensor as parts of these sizes, one behind the other along a dimension."""
     return cast("Any", x).split(list(sizes), dim)
+
+
+def group_numbers(values: "torch.Tensor") -> "torch.Tensor":
+    """For each number its place among the sorted distinct numbers, from 0: same shape."""
+    return cast("Any", values).unique(return_inverse=True)[1]
+
+
+def run_lengths(values: "torch.Tensor") -> "torch.Tensor":
+    """The length of each run of equal numbers in a tensor `[N]`."""
+    return cast("Any", values).unique_consecutive(return_counts=True)[1]

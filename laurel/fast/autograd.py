@@ -1,4 +1,4 @@
-"""Calls of autograd functions and of activation checkpointing, which torch leaves untyped."""
+"""Autograd functions and activation checkpointing with types, which torch's own lack."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import function as autograd_function
 from torch.utils import checkpoint
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
@@ -17,10 +19,18 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return kind.apply(*arguments)
 
 
-def recomputed(function: Callable[..., T], *arguments: Any) -> T:
+def once_differentiable(backward: F) -> F:
+    """A backward pass whose gradients have no gradients themselves."""
+    library: Any = autograd_function
+    return library.once_differentiable(backward)
+
+
+def recomputed(function: Callable[..., T], *arguments: Any, keep_rng: bool = False) -> T:
     """`function(*arguments)`, whose inner values are computed again in the backward pass.
 
-    Without random numbers: their state is not kept.
+    keep_rng: random numbers are drawn in it, and are to be the same the second time.
     """
     library: Any = checkpoint
-    return library.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return library.checkpoint(
+        function, *arguments, use_reentrant=False, preserve_rng_state=keep_rng
+    )
