@@ -5,6 +5,7 @@ tensor's shape. Each function here names the shape it takes and the type that co
 are those of `tolist()`.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -67,3 +68,23 @@ def forked_rng() -> "AbstractContextManager[None]":
 
     random: Any = torch.random
     return random.fork_rng(devices=[])
+
+
+def unflatten(x: "torch.Tensor", dim: int, sizes: Sequence[int]) -> "torch.Tensor":
+    """One dimension of a tensor as several of these sizes (-1: what is left), without a copy."""
+    return cast("Any", x).unflatten(dim, sizes)
+
+
+def split(x: "torch.Tensor", sizes: Sequence[int], dim: int = 0) -> "tuple[torch.Tensor, ...]":
+    """The tensor as parts of these sizes, one behind the other along a dimension."""
+    return cast("Any", x).split(list(sizes), dim)
+
+
+def group_numbers(values: "torch.Tensor") -> "torch.Tensor":
+    """For each number its place among the sorted distinct numbers, from 0: same shape."""
+    return cast("Any", values).unique(return_inverse=True)[1]
+
+
+def run_lengths(values: "torch.Tensor") -> "torch.Tensor":
+    """The length of each run of equal numbers in a tensor `[N]`."""
+    return cast("Any", values).unique_consecutive(return_counts=True)[1]

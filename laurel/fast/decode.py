@@ -1,5 +1,6 @@
-"""Sampling on a CPU: random numbers, a compact forward pass over the training weights of Llama-like
-models, and continuous batching over it.
+"""Sampling on a CPU: random numbers, a compact forward pass, and continuous batching over it.
+
+The forward pass reads the training weights of Llama-like models.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laurel.core.json_values import is_object
 from laurel.core.sample import Completion, Draw, Finish
+from laurel.core.tensors import float_rows, from_numpy, int_rows, ints, split, unflatten
 from laurel.fast.kernels import call, library
 from laurel.fast.logprob import wide
 from laurel.fast.lora import lora_terms, merge_into, plain_lora
@@ -20,15 +23,14 @@ from laurel.fast.protocol import LanguageModel
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
-    """[N, count] numbers in [0, 1): row n is a stream of its own, splitmix64 (Steele et al. 2014)
-    from seeds[n].
+    """[N, count] numbers in [0, 1), row n by splitmix64 (Steele et al. 2014) from seeds[n].
 
     Counter-based, so a sample's numbers do not depend on its neighbours, and nothing has to be
     saved to resume.
     """
-    golden, first, second = (
-        np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-    )
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    first = np.uint64(0xBF58476D1CE4E5B9)
+    second = np.uint64(0x94D049BB133111EB)
     # arithmetic modulo 2^64 is what the generator is defined by: an overflow is no mistake
     with np.errstate(over="ignore"):
         counter = np.arange(1, count + 1, dtype=np.uint64)
@@ -41,20 +43,18 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
 
 
 WORDS = 256
-"""Probabilities that are added up together, before the token that a uniform number points at is
-looked for among them.
-"""
+"""The number of probabilities in a block of `inverse`."""
 
 
 def draw(
     logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """One token per row by inverse CDF: ids [N], and their log-probabilities [N] under the
-    distribution drawn from.
+    """One token per row by inverse CDF: ids [N], and their log-probabilities [N].
 
-    temperature 0 is greedy (log-probabilities at temperature 1). top_k keeps the k likeliest
-    tokens, top_p the smallest set of likeliest tokens that holds that much probability. Nothing is
-    asked of the device, so a CUDA graph can hold it.
+    The log-probabilities are under the distribution that is drawn from. temperature 0 is greedy
+    (log-probabilities at temperature 1). top_k keeps the k likeliest tokens, top_p the smallest set
+    of likeliest tokens that holds that much probability. Nothing is asked of the device, so a CUDA
+    graph can hold it.
     """
     scaled_NV = logits_NV if temperature in (0, 1) else wide(logits_NV) / temperature
     p_NV = scaled_NV.softmax(1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
@@ -88,11 +88,15 @@ def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
     size = p_NV.shape[1]
     blocks, rest = divmod(size, WORDS)
     whole = blocks * WORDS
-    part_NB = p_NV[:, :whole].unflatten(1, (blocks, WORDS)).sum(2) if blocks else p_NV[:, :0]
+    part_NB = p_NV[:, :0]
+    if blocks:
+        part_NB = unflatten(p_NV[:, :whole], 1, (blocks, WORDS)).sum(2)
     if rest:
         part_NB = torch.cat([part_NB, p_NV[:, whole:].sum(1, keepdim=True)], 1)
     part_NB = part_NB.double()
-    block_N, left_N = beyond(part_NB, uniform_N.double() * part_NB.sum(1))
+    # rounding: the probabilities add up to almost 1
+    point_N = uniform_N.double() * part_NB.sum(1)
+    block_N, left_N = beyond(part_NB, point_N)
     # the words of that block; the last block may be shorter: words behind the end count nothing
     at_NW = block_N[:, None] * WORDS + torch.arange(WORDS, device=p_NV.device)
     p_NW = p_NV.gather(1, at_NW.clamp(max=size - 1)) * (at_NW < size)
@@ -165,11 +169,11 @@ class Block(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Where n new tokens stand, [n] each: position in the row; the prompt's entry in the cache and
-    how many of its tokens are read; the row's slot in the cache and how many of its tokens are
-    read, this one among them.
+    """Where n new tokens are in their rows and in the cache, [n] each.
 
-    slot: None while prompts are read.
+    position: in the row. group, start: the prompt's entry in the cache and how many of its tokens
+    are read. slot, time: the row's slot in the cache and how many of its tokens are read, this one
+    among them; slot is None while prompts are read.
     """
 
     position: Tensor
@@ -180,16 +184,17 @@ class Tokens(NamedTuple):
 
 
 class Cache:
-    """Keys and values: `prefix` [layers, 2, groups, K, W, h], one entry a prompt, and `suffix`
-    [layers, 2, slots, K, T, h].
+    """Keys and values of prompts and completions.
 
-    Values lie as [T, h], keys as blocks of sixteen tokens [h, 16]: so the kernels read them. Memory
-    that no token was written to is asked for and not used.
+    `prefix` [layers, 2, groups, K, W, h] has one entry a prompt, `suffix` [layers, 2, slots, K, T,
+    h] one a completion. Values lie as [T, h], keys as blocks of sixteen tokens [h, 16]: so the
+    kernels read them. Memory that no token was written to is asked for and not used.
     """
 
     def __init__(self, model: Compact, slots: int, groups: int, width: int, longest: int) -> None:
         self.layers = len(model.blocks)
-        self.heads, self.width = model.kv_heads, model.head_dim
+        self.heads = model.kv_heads
+        self.width = model.head_dim
         self.dtype = model.policy.dtype
         self.longest = rounded(longest)
         # 4 bytes a number, keys and values: what one token of every slot takes
@@ -216,10 +221,10 @@ class Cache:
 
 
 class Compact:
-    """The forward pass of a Llama-like model on a CPU, for sampling only: no gradient, no dropout,
-    weights as the policy has them now.
+    """The forward pass of a Llama-like model on a CPU, for sampling only.
 
-    In bfloat16 the residual stream, norms and softmax stay float32, as under autocast.
+    It has no gradient and no dropout, and the policy's weights as of the last `refresh`. In
+    bfloat16 the residual stream, norms and softmax stay float32, as under autocast.
     """
 
     def __init__(self, policy: LanguageModel) -> None:
@@ -309,7 +314,7 @@ class Compact:
             self.copies[name] = torch.empty(
                 sum(heights), bases[0].in_features, dtype=self.policy.dtype
             )
-        rows = self.copies[name].split(heights)
+        rows = split(self.copies[name], heights)
         for into, linear, base in zip(rows, linears, bases, strict=True):
             if linear is base:
                 into.copy_(base.weight.detach())
@@ -324,8 +329,9 @@ class Compact:
         return torch.cat([bias_of(base) for base in bases]).to(self.policy.dtype)
 
     def rotate(self, longest: int) -> None:
-        """cos and sin [positions, R / 2] of the model's own rotary embeddings, scaling included,
-        for so many positions at least.
+        """Compute cos and sin [positions, R / 2] of the model's rotary embeddings, with scaling.
+
+        For so many positions at least.
         """
         if self.rotary and longest <= len(next(iter(self.rotary.values()))[0]):
             return
@@ -336,8 +342,9 @@ class Compact:
             self.rotary[NO_ROPE] = torch.ones_like(angle), torch.zeros_like(angle)
 
     def buffer(self, name: str, rows: int, width: int) -> Tensor:
-        """[rows, width] of memory that is used again under this name: fresh pages cost as much as a
-        product does.
+        """[rows, width] of memory that is used again under this name.
+
+        Fresh pages cost as much as a product does.
         """
         if name not in self.buffers or len(self.buffers[name]) < rounded(rows):
             self.buffers[name] = torch.empty(rounded(rows), width, dtype=self.policy.dtype)
@@ -361,7 +368,7 @@ class Compact:
         return torch.addmm(bias, x, weight.mT, out=out)[:rows]
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
-        """x += y, in place; x / rms(x) * weight."""
+        """x += y in place, then x / rms(x) * weight."""
         h = self.buffer("norm", *x.shape)
         call("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
         return h
@@ -377,8 +384,10 @@ class Compact:
     def gated(self, gate_up: Tensor) -> Tensor:
         """[n, 2 F] -> activation(gate) * up [n, F]."""
         if type(self.activation).__name__ not in ("SiLU", "SiLUActivation"):
-            return self.activation(gate_up.chunk(2, -1)[0]) * gate_up.chunk(2, -1)[1]
-        size, width = len(gate_up), gate_up.shape[1] // 2
+            gate, up = gate_up.chunk(2, -1)
+            return self.activation(gate) * up
+        size = len(gate_up)
+        width = gate_up.shape[1] // 2
         h = self.buffer("gated", size, width)
         # gate and up lie beside each other: the second address is where the first row's up begins
         up = gate_up[:, width:]
@@ -386,24 +395,34 @@ class Compact:
         return h
 
     def hidden(self, ids: Tensor, at: Tokens, cache: Cache) -> Tensor:
-        """Last hidden states [n, D] of n new tokens, ids [n]; each sees `at.start` tokens of its
-        prompt and `at.time` of its own row.
+        """Last hidden states [n, D] of n new tokens, ids [n].
+
+        Each sees `at.start` tokens of its prompt and `at.time` of its own row.
         """
-        x, y = self.embedding[ids].float() * self.scale, None
+        x = self.embedding[ids].float() * self.scale
+        # an output that is not yet added to the residual stream: the next norm adds it
+        y = None
         for i, block in enumerate(self.blocks):
-            h = self.attended(block, i, self.add_norm(x, y, block.pre_attention), at, cache)
-            y = self.normed(self.product("out", h, block.out), block.post_attention)
-            h = self.product("gate_up", self.add_norm(x, y, block.pre_mlp), block.gate_up)
-            y = self.normed(self.product("out", self.gated(h), block.down), block.post_mlp)
+            h = self.add_norm(x, y, block.pre_attention)
+            h = self.attended(block, i, h, at, cache)
+            y = self.product("out", h, block.out)
+            y = self.normed(y, block.post_attention)
+            h = self.add_norm(x, y, block.pre_mlp)
+            h = self.product("gate_up", h, block.gate_up)
+            h = self.gated(h)
+            y = self.product("out", h, block.down)
+            y = self.normed(y, block.post_mlp)
         return self.add_norm(x, y, self.norm)
 
     def attended(self, block: Block, layer: int, x: Tensor, at: Tokens, cache: Cache) -> Tensor:
-        """What the heads of a layer read: [n, H h]. Keys and values of the new tokens are written
-        to the cache on the way.
+        """The outputs of a layer's heads: [n, H h].
+
+        Keys and values of the new tokens are written to the cache before.
         """
         qkv = self.product("qkv", x, block.qkv)
         out = self.buffer("heads", len(x), self.heads * self.head_dim)
-        prefix, suffix = cache.prefix[layer], cache.suffix[layer]
+        prefix = cache.prefix[layer]
+        suffix = cache.suffix[layer]
         cos, sin = self.rotary[block.kind]
         call(
             "attend",
@@ -446,11 +465,12 @@ class Compact:
         self.rotate(int(lengths.max()))
         position = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
         ids = torch.tensor([token for prompt in prompts for token in prompt])
-        at = Tokens(
-            position, groups.repeat_interleave(lengths), position + 1, None, torch.zeros_like(ids)
-        )
+        group = groups.repeat_interleave(lengths)
+        at = Tokens(position, group, position + 1, None, torch.zeros_like(ids))
+        hidden = self.hidden(ids, at, cache)
         # of all tokens, one prompt behind the other, the last one of each prompt
-        return self.logits(self.hidden(ids, at, cache)[lengths.cumsum(0) - 1])
+        last = lengths.cumsum(0) - 1
+        return self.logits(hidden[last])
 
     def step(
         self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache
@@ -466,7 +486,7 @@ class Compact:
         return self.logits(self.hidden(token, at, cache))
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """`sampler.draw` without truncation: what the kernel draws, in one pass."""
+        """`draw` without truncation, by a kernel in one pass."""
         ids = torch.empty(len(logits), dtype=torch.long)
         logp = torch.empty(len(logits))
         inverse_temperature = 1.0 / (temperature or 1.0)
@@ -485,14 +505,16 @@ class Compact:
         return ids, logp
 
     def check(self) -> str:
-        """Why not to use it, "" where a prefill of two lengths and three single tokens have the
-        logits of the Hugging Face forward pass.
+        """Why not to use it, "" where its logits are those of the Hugging Face forward pass.
+
+        Compared after prompts of two lengths and after each of three tokens.
         """
         bound = 1e-4 if self.policy.dtype == torch.float32 else 0.05
         ids_NL = probe_ids(len(self.embedding))
-        starts, rows = torch.tensor(PROBE_STARTS), torch.arange(2)
+        starts = torch.tensor(PROBE_STARTS)
+        rows = torch.arange(2)
         cache = Cache(self, 2, 2, 8, 3)
-        prompts = [ids[:start].tolist() for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
+        prompts = [ints(ids[:start]) for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
         found = [self.prefill(prompts, rows, cache).clone()]
         for t in range(3):
             time = torch.full((2,), t)
@@ -566,16 +588,20 @@ def has_rows(x: Tensor, count: int) -> bool:
 
 
 def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
-    """kind of layer ("" where all are alike): frequencies, scaling and type of its rotary
-    embedding.
+    """Frequencies, scaling and type of the rotary embedding, by kind of layer.
+
+    The kind is "" where all layers are alike.
     """
     rope = body.rotary_emb
-    if not isinstance(rope.rope_type, dict):
+    types: Any = rope.rope_type
+    if not is_object(types):
         return {"": (rope.inv_freq, rope.attention_scaling, rope.rope_type)}
-    return {
-        kind: (getattr(rope, f"{kind}_inv_freq"), getattr(rope, f"{kind}_attention_scaling"), name)
-        for kind, name in rope.rope_type.items()
-    }
+    found = dict[str, tuple[Tensor, float, str]]()
+    for kind, name in types.items():
+        frequency: Tensor = getattr(rope, f"{kind}_inv_freq")
+        scaling: float = getattr(rope, f"{kind}_attention_scaling")
+        found[kind] = frequency, scaling, name
+    return found
 
 
 def rounded(length: int) -> int:
@@ -584,9 +610,7 @@ def rounded(length: int) -> int:
 
 
 def listened(policy: LanguageModel) -> bool:
-    """Are there hooks in the model, below its embedding? A decoder that is written out would not
-    call them.
-    """
+    """Are there hooks in the model, but for its embedding? A decoder would not call them."""
     inner = (
         module
         for module in policy.causal.modules()
@@ -606,11 +630,13 @@ def compact_because(policy: LanguageModel) -> str:
 
 @torch.no_grad()
 def compact_of(policy: LanguageModel) -> Compact | None:
-    """The policy's compact decoder with its weights as they are now, or None: made, and checked
-    against the model, once per policy.
+    """The policy's compact decoder with its weights as they are now, or None.
+
+    It is made, and checked against the model, once per policy.
     """
     made = policy.decoders.get("compact", False)
-    if listened(policy):  # they would not be called
+    # hooks would not be called
+    if listened(policy):
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
@@ -624,20 +650,20 @@ def compact_of(policy: LanguageModel) -> Compact | None:
 
 
 SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)
-"""Rows of `Decoder.rows`, which has a column for each completion in flight: which completion it is,
-its prompt's entry in the cache, that prompt's length, its slot in the cache, how many of its tokens
-that holds, and its last token.
+"""The rows of `Decoder.rows`, which has a column for each completion in flight.
+
+They are the completion's number, its prompt's entry in the cache, that prompt's length, the
+completion's slot in the cache, how many of its tokens that holds, and its last token.
 """
 PREFILL = 8192
 """Prompt tokens that are read at once."""
 
 
 class Decoder:
-    """Samples `each` completions of every prompt; completion i belongs to prompt i // each. See
-    `sampler.sample`.
+    """Samples `each` completions of every prompt; completion i belongs to prompt i // each.
 
-    A prompt's completions enter together, shortest prompts first, when an eighth of the places is
-    free.
+    See `laurel.rollout.sampler.sample`. A prompt's completions enter together, shortest prompts
+    first, when an eighth of the places is free.
     """
 
     def __init__(
@@ -649,17 +675,20 @@ class Decoder:
         limits: Sequence[int],
         rows_at_once: int,
     ) -> None:
-        self.model, self.prompts, self.each = model, prompts, each
+        self.model = model
+        self.prompts = prompts
+        self.each = each
         self.tokenizer = model.policy.tokenizer
         # the last is the next: the shortest prompt enters first
         self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         at_once = min(max(rows_at_once // each, 1), len(prompts))
-        self.size, longest = at_once * each, max(limits)
+        self.size = at_once * each
+        longest = max(limits)
         self.cache = Cache(model, self.size, at_once, max(map(len, prompts)), longest)
         self.rows = torch.zeros(6, 0, dtype=torch.long)
         self.limits = torch.tensor(limits)
         self.finish: list[Finish] = ["length"] * len(limits)
-        self.uniforms = torch.from_numpy(uniforms(seeds, longest))
+        self.uniforms = from_numpy(uniforms(seeds, longest))
         self.out_ids = torch.zeros(len(limits), longest, dtype=torch.long)
         self.out_logp = torch.zeros(len(limits), longest)
         self.length = torch.zeros(len(limits), dtype=torch.long)
@@ -675,11 +704,14 @@ class Decoder:
             if self.rows.shape[1]:
                 self.advance(how)
         self.model.buffers.clear()
-        ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
-        return [
-            Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
-            for n, k in enumerate(self.length.tolist())
-        ]
+        ids = int_rows(self.out_ids)
+        logps = float_rows(self.out_logp)
+        found = list[Completion]()
+        for n, length in enumerate(ints(self.length)):
+            own_ids = tuple(ids[n][:length])
+            own_logps = tuple(logps[n][:length])
+            found.append(Completion(own_ids, own_logps, self.finish[n]))
+        return found
 
     def advance(self, how: Draw) -> None:
         """One token more of every row in flight."""
@@ -692,9 +724,7 @@ class Decoder:
         self.take(0, logits, how)
 
     def admit(self, count: int, how: Draw) -> None:
-        """The next `count` prompts: read, and the first token of each of their completions
-        drawn.
-        """
+        """Read the next `count` prompts, and draw the first token of each of their completions."""
         chosen = [self.queue.pop() for _ in range(count)]
         longest = len(self.prompts[chosen[-1]])
         for part in chunks(chosen, max(1, PREFILL // longest)):
@@ -719,14 +749,13 @@ class Decoder:
         return new
 
     def unused(self, what: int, count: int) -> Tensor:
-        """The lowest numbers that no row in flight has as its `what`: [count]."""
-        used = set(self.rows[what].tolist())
-        return torch.tensor([n for n in range(count + len(used)) if n not in used][:count])
+        """The lowest numbers that no completion in flight has in the row `what`: [count]."""
+        used = set(ints(self.rows[what]))
+        free = [n for n in range(count + len(used)) if n not in used]
+        return torch.tensor(free[:count])
 
     def take(self, first: int, logits: Tensor, how: Draw) -> None:
-        """Draw a token for the rows from `first` on from their logits, note it, and let rows that
-        end with it leave.
-        """
+        """Draw a token for the rows from `first` on, and take out the rows that end with it."""
         rows = self.rows[:, first:]
         sample = rows[SAMPLE]
         time = self.length[sample]
@@ -748,8 +777,8 @@ class Decoder:
             self.rows = self.rows[:, torch.cat([before, ~ended])]
 
     def note(self, why: Finish, sample: Tensor, which: Tensor) -> Tensor:
-        """Why some of these completions end; which they are, as it was given."""
-        for n in sample[which].tolist():
+        """Set why some of these completions end; returns `which` as it was given."""
+        for n in ints(sample[which]):
             self.finish[n] = why
         return which
 
@@ -757,5 +786,7 @@ class Decoder:
         """Which of these completions now hold a stop string."""
         if not stop:
             return torch.zeros(len(sample), dtype=torch.bool)
-        rows = zip(self.out_ids[sample].tolist(), self.length[sample].tolist(), strict=True)
-        return holding(stop, self.tokenizer, [ids[:length] for ids, length in rows])
+        every = int_rows(self.out_ids[sample])
+        lengths = ints(self.length[sample])
+        rows = [ids[:length] for ids, length in zip(every, lengths, strict=True)]
+        return holding(stop, self.tokenizer, rows)

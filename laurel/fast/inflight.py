@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from laurel.core.sample import Completion, Finish
+from laurel.core.tensors import bools, float_rows, from_numpy, int_rows, ints
 from laurel.fast.decode import chunks, holding, uniforms
 from laurel.fast.protocol import LanguageModel
 from laurel.fast.room import device_memory
@@ -34,7 +36,7 @@ def rung(count: int, least: int, most: int) -> int:
 
 
 def rows_that_fit(static: Static, reach: int, longest: int) -> int:
-    """Rows that take half of the memory that is free, or theirs already; one at least."""
+    """The number of rows for half of the memory that is free or already theirs; at least one."""
     memory = device_memory(static.policy.device)
     if memory is None:
         return 1 << 40
@@ -45,8 +47,8 @@ def rows_that_fit(static: Static, reach: int, longest: int) -> int:
 class InFlight:
     """Samples `each` completions of every prompt; completion i belongs to prompt i // each.
 
-    `at`: which sample is at each place (-1: none). `spent`: how many tokens its row has drawn at
-    most. Both are the host's, which asks the device only in `collect`. See
+    `at`: the sample in each row of the buffers (-1: none). `spent`: the most tokens that the row
+    can have drawn. Both are lists of the host, which reads from the device only in `collect`. See
     `laurel.rollout.sampler`.
     """
 
@@ -60,8 +62,12 @@ class InFlight:
         rows_at_once: int,
         check: int = CHECK,
     ) -> None:
-        self.static, self.prompts, self.each = static, prompts, each
-        self.seeds, self.limits, self.check = seeds, limits, check
+        self.static = static
+        self.prompts = prompts
+        self.each = each
+        self.seeds = seeds
+        self.limits = limits
+        self.check = check
         longest = max(limits)
         reach = rung(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
         fit = rows_that_fit(static, reach, longest)
@@ -78,11 +84,20 @@ class InFlight:
         self.eos = static.policy.eos_ids
 
     def waiting(self) -> list[list[int]]:
-        """Samples that enter together, the next at the end: shortest prompts first."""
+        """Groups of samples that enter together, the next at the end: shortest prompts first."""
         prompts = range(len(self.prompts))
         order = sorted(prompts, key=lambda i: len(self.prompts[i]), reverse=True)
         parts = [list(part) for part in chunks(range(self.each), self.group)]
-        return [[i * self.each + g for g in part] for i in order for part in reversed(parts)]
+        groups = list[list[int]]()
+        for prompt in order:
+            first = prompt * self.each
+            for part in reversed(parts):
+                groups.append([first + g for g in part])
+        return groups
+
+    def prompt_of(self, sample: int) -> tuple[int, ...]:
+        """The prompt of a sample."""
+        return self.prompts[sample // self.each]
 
     @torch.no_grad()
     def run(self, how: How, stop: tuple[str, ...]) -> list[Completion]:
@@ -90,8 +105,11 @@ class InFlight:
         while self.queue or self.rows():
             taken = len(self.rows())
             free = self.size - taken
-            if self.queue and (free >= max(self.size // 8, len(self.queue[-1])) or not taken):
-                self.admit(free, how)
+            if self.queue:
+                # a prefill is dearer than a step: it waits until an eighth of the places is free
+                enough = max(self.size // 8, len(self.queue[-1]))
+                if free >= enough or not taken:
+                    self.admit(free, how)
             self.close_gaps()
             self.advance(how)
             self.collect(stop)
@@ -109,39 +127,50 @@ class InFlight:
             chosen.append(self.queue.pop())
             free -= len(chosen[-1])
         rows = [[holes.pop(0) for _ in part] for part in chosen]
-        widest = max(len(self.prompts[part[0] // self.each]) for part in chosen)
+        widest = max(len(self.prompt_of(part[0])) for part in chosen)
         for some in chunks(range(len(chosen)), max(1, PREFILL // widest)):
             self.begin([chosen[i] for i in some], [rows[i] for i in some], how)
 
     def begin(self, samples: list[list[int]], rows: list[list[int]], how: How) -> None:
-        """These samples, by prompt, at these places, with their first token."""
-        state, device = self.buffers, self.buffers.every.device
-        prompts = [self.prompts[part[0] // self.each] for part in samples]
+        """Put samples, grouped by prompt, into rows of the buffers, and draw their first tokens."""
+        prompts = [self.prompt_of(part[0]) for part in samples]
         logits = self.static.prefill(prompts, rows)
-        flat = [n for part in samples for n in part]
-        places = [row for part in rows for row in part]
-        where = torch.tensor(places, device=device)
-        starts = [len(self.prompts[n // self.each]) for n in flat]
-        state.start[where] = torch.tensor(starts, device=device)
-        state.limit[where] = torch.tensor([self.limits[n] for n in flat], device=device)
-        state.length[where] = 0
-        state.open[where] = True
-        drawn = torch.from_numpy(uniforms([self.seeds[n] for n in flat], max(self.limits)))
-        state.uniform[where, : drawn.shape[1]] = drawn.to(device)
+        flat_samples = [sample for part in samples for sample in part]
+        flat_rows = [row for part in rows for row in part]
+        device = self.buffers.every.device
+        where = torch.tensor(flat_rows, device=device)
+        self.reset(where, flat_samples)
         counts = torch.tensor([len(part) for part in samples], device=device)
-        # its size is known here, so the device is not asked for it
-        logits = logits.repeat_interleave(counts, 0, output_size=len(flat))
+        # the size is known here: without it the host would wait for the device
+        logits = logits.repeat_interleave(counts, 0, output_size=len(flat_samples))
         self.static.note(where, logits, how)
-        for row, sample in zip(places, flat, strict=True):
+        for row, sample in zip(flat_rows, flat_samples, strict=True):
             self.at[row] = sample
             self.spent[row] = 1
 
+    def reset(self, where: Tensor, samples: Sequence[int]) -> None:
+        """Set the columns of some rows for samples that have drawn no token yet."""
+        state = self.buffers
+        device = where.device
+        starts = [len(self.prompt_of(sample)) for sample in samples]
+        limits = [self.limits[sample] for sample in samples]
+        seeds = [self.seeds[sample] for sample in samples]
+        state.start[where] = torch.tensor(starts, device=device)
+        state.limit[where] = torch.tensor(limits, device=device)
+        state.length[where] = 0
+        state.open[where] = True
+        drawn = from_numpy(uniforms(seeds, max(self.limits)))
+        state.uniform[where, : drawn.shape[1]] = drawn.to(device)
+
     def close_gaps(self) -> None:
-        """Where a step could do with fewer places, the last rows take the empty ones."""
+        """Move the last rows into empty places, where a step gets by with fewer places then."""
         taken = self.rows()
-        if self.queue or not taken or self.width(len(taken)) == self.width(taken[-1] + 1):
+        if self.queue or not taken:
+            return
+        if self.width(len(taken)) == self.width(taken[-1] + 1):
             return
         holes = [row for row in range(len(taken)) if self.at[row] < 0]
+        # as many as there are holes before the place where the rows will end
         movers = taken[len(taken) - len(holes) :]
         device = self.buffers.every.device
         source = torch.tensor(movers, device=device)
@@ -154,52 +183,58 @@ class InFlight:
             self.at[old] = -1
 
     def width(self, count: int) -> int:
-        """Places that a step computes for so many rows."""
+        """The number of places that a step computes for so many rows."""
         return rung(count, LEAST_ROWS, self.buffers.rows)
 
     def reach(self, more: int) -> int:
-        """Keys that a step reads when every row has drawn `more` tokens more."""
+        """The number of keys that a step reads when every row has drawn `more` tokens more."""
         longest = 0
         for row in self.rows():
             sample = self.at[row]
             drawn = min(self.spent[row] + more, self.limits[sample])
-            longest = max(longest, len(self.prompts[sample // self.each]) + drawn)
+            longest = max(longest, len(self.prompt_of(sample)) + drawn)
         return rung(longest, LEAST_REACH, self.buffers.reach)
 
     def advance(self, how: How) -> None:
-        """Steps until the next `collect`, without a question to the device."""
+        """Run steps until the next `collect`, without waiting for the device."""
         taken = self.rows()
         left = max(self.limits[self.at[row]] - self.spent[row] for row in taken)
         count = min(self.check, left)
-        width, reach = self.width(taken[-1] + 1), self.reach(count)
+        width = self.width(taken[-1] + 1)
+        reach = self.reach(count)
         for _ in range(count):
             self.static.advance(width, reach, how)
         for row in taken:
             self.spent[row] = min(self.spent[row] + count, self.limits[self.at[row]])
 
     def collect(self, stop: tuple[str, ...]) -> None:
-        """Rows that have ended, or hold a stop string, leave with their completions."""
-        taken, state = self.rows(), self.buffers
+        """Take out the rows that have ended or hold a stop string, with their completions."""
+        taken = self.rows()
+        state = self.buffers
         last = taken[-1] + 1
-        lengths, open_ = state.length[:last].tolist(), state.open[:last].tolist()
-        ended = {row: lengths[row] for row in taken if not open_[row]}
+        lengths = ints(state.length[:last])
+        still_open = bools(state.open[:last])
+        ended = {row: lengths[row] for row in taken if not still_open[row]}
         stopped = self.stopped(taken, lengths, stop) if stop else {}
         ended |= stopped
         if not ended:
             return
         where = torch.tensor(list(ended), device=state.every.device)
         longest = max(ended.values())
-        rows_ids = state.out_ids[where, :longest].tolist()
-        rows_logps = state.out_logp[where, :longest].tolist()
-        for (row, count), ids, logps in zip(ended.items(), rows_ids, rows_logps, strict=True):
+        rows_ids = int_rows(state.out_ids[where, :longest])
+        rows_logps = float_rows(state.out_logp[where, :longest])
+        for row, ids, logps in zip(ended, rows_ids, rows_logps, strict=True):
+            count = ended[row]
             why: Finish = "stop" if row in stopped else "length"
-            why = "eos" if ids[count - 1] in self.eos else why
+            # an end token is the stronger reason
+            if ids[count - 1] in self.eos:
+                why = "eos"
             self.done[self.at[row]] = Completion(tuple(ids[:count]), tuple(logps[:count]), why)
             self.at[row] = -1
         self.empty(where)
 
-    def empty(self, where: torch.Tensor) -> None:
-        """These places are empty: what is computed there is of one token that sees itself."""
+    def empty(self, where: Tensor) -> None:
+        """Mark places as empty: what a step computes there is of one token that sees itself."""
         state = self.buffers
         state.open[where] = False
         state.token[where] = 0
@@ -233,10 +268,16 @@ class InFlight:
         """The last `tail` ids of these rows; all of a row that has fewer."""
         state = self.buffers
         where = torch.tensor(taken, device=state.every.device)
-        at = state.length[where][:, None] - tail + torch.arange(tail, device=where.device)
+        # [rows, tail]: the places of a row's last tokens
+        first = state.length[where][:, None] - tail
+        at = first + torch.arange(tail, device=where.device)
         # places before the first token are read as the first, and cut off again
-        ids = state.out_ids[where[:, None], at.clamp(min=0)].tolist()
-        return [some[max(0, tail - lengths[row]) :] for row, some in zip(taken, ids, strict=True)]
+        ids = int_rows(state.out_ids[where[:, None], at.clamp(min=0)])
+        found = list[list[int]]()
+        for row, some in zip(taken, ids, strict=True):
+            surplus = max(0, tail - lengths[row])
+            found.append(some[surplus:])
+        return found
 
 
 def sample_static(

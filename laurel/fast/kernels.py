@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -80,8 +80,8 @@ device?
 
 
 @contextmanager
-def told(stack: list[bool]) -> Iterator[None]:
-    """True on top of a stack, as long as the block lasts."""
+def pushed(stack: list[bool]) -> Generator[None]:
+    """Puts True on top of a stack, as long as the block lasts."""
     stack.append(True)
     try:
         yield
@@ -91,14 +91,15 @@ def told(stack: list[bool]) -> Iterator[None]:
 
 def skipped() -> AbstractContextManager[None]:
     """A block in which `call` does nothing: for tensors that have shapes and no memory."""
-    return told(SKIPPING)
+    return pushed(SKIPPING)
 
 
 def elsewhere() -> AbstractContextManager[None]:
-    """A block that takes the ways of another device than a CPU: for tensors without memory, which
-    stand for tensors there.
+    """A block in which tensors count as on another device than a CPU.
+
+    For tensors without memory that stand for tensors there.
     """
-    return told(ELSEWHERE)
+    return pushed(ELSEWHERE)
 
 
 def on_cpu(x: Tensor) -> bool:

@@ -1,16 +1,17 @@
-"""Log-probabilities of chosen tokens, in at least float32, in tiles: the whole [tokens, vocabulary]
-matrix never exists.
+"""Log-probabilities of chosen tokens in at least float32, computed in tiles of the logits.
+
+The whole [tokens, vocabulary] matrix never exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from laurel.fast.autograd import apply, recomputed
 from laurel.fast.kernels import call, library
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
@@ -24,8 +25,9 @@ USUAL, WORST = 4.0, 16.0
 
 
 def slack(dtype: torch.dtype, size: float) -> float:
-    """The usual distance between two computations of one number, where numbers of that size are
-    added up. float32, 31: 3.0e-5.
+    """The usual distance between two computations of a sum of numbers of that size.
+
+    float32, 31: 3.0e-5.
 
     Measured, sampler against trainer on a CPU, 99th percentile and worst of 384 tokens, in steps at
     the size of the logits of a probe: Gemma 3 270M (31) 3.0 and 4.7 in float32, .51 and .66 in
@@ -41,20 +43,18 @@ in fewer rows.
 
 
 class Tiles(NamedTuple):
-    """How a [rows, vocabulary] matrix of logits is cut: so many rows at once, and of these so many
-    columns at once.
-    """
+    """How a [rows, vocabulary] matrix of logits is cut: so many rows and columns at once."""
 
     rows: int
     columns: int
 
 
 def tiles(count: int, vocabulary: int, at_once: int) -> Tiles:
-    """Tiles of at most `at_once` logits. A small vocabulary is never cut; of a large one all rows
-    are taken together, if they can.
+    """Tiles of at most `at_once` logits.
 
-    So every row of the head's weight, and of its gradient, is read or written once for all rows.
-    440 rows of 262,144 words in 2^21 logits: 440 x 4766.
+    A small vocabulary is never cut; of a large one all rows are taken together, if they can. So
+    every row of the head's weight, and of its gradient, is read or written once for all rows. 440
+    rows of 262,144 words in 2^21 logits: 440 x 4766.
     """
     rows = max(1, min(count, at_once // min(vocabulary, NARROW)))
     return Tiles(rows, max(1, min(vocabulary, at_once // rows)))
@@ -66,24 +66,22 @@ def parts(length: int, step: int) -> Iterator[slice]:
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Logits in the precision that log-probabilities are computed in: float32, or float64 where the
-    model has it.
-    """
+    """Logits in float32, or float64 where the model has it, as log-probabilities are computed."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def inside(ids_m1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Which ids are among these words, and each one's column there (0 of those that are not)."""
+    """Which ids are in this slice of the vocabulary, and their columns in it (0 of the others)."""
     here_m1 = (ids_m1 >= words.start) & (ids_m1 < words.stop)
     return here_m1, (ids_m1 - words.start).where(here_m1, 0)
 
 
 class Stats(NamedTuple):
-    """Of some rows, over some of the vocabulary as if there were no more, [m, 1] each.
+    """Statistics of some rows over a part of the vocabulary as if it were the whole, [m, 1] each.
 
     logp: log pi of the row's token; own: the log sum exp of the tile that it is in (both 0 where it
-    is in none). lse: of all these words; entropy: of their distribution; mean: the mean row of the
-    head's weight under it, [m, D] ([m, 0] unless asked for).
+    is in none). lse: the log sum exp of the part; entropy: of its distribution; mean: the mean row
+    of the head's weight under it, [m, D] ([m, 0] unless asked for).
     """
 
     logp: Tensor
@@ -101,7 +99,7 @@ class Wanted(NamedTuple):
 
 
 def compiled(z_mv: Tensor) -> bool:
-    """Does a kernel take these logits?"""
+    """Is there a compiled kernel for these logits?"""
     known = z_mv.dtype in (torch.float32, torch.bfloat16)
     return z_mv.device.type == "cpu" and known and library() is not None
 
@@ -109,7 +107,7 @@ def compiled(z_mv: Tensor) -> bool:
 def tile_stats(
     z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, wanted: Wanted, spare: bool
 ) -> Stats:
-    """Of one tile of logits, of these words. spare: the logits may be overwritten."""
+    """The statistics of one tile of logits. spare: the logits may be overwritten."""
     if compiled(z_mv) and not wanted.mean:
         logp_m1, own_m1, lse_m1, entropy_m1 = torch.empty(4, len(z_mv), 1)
         columns = logp_m1, own_m1, lse_m1, entropy_m1
@@ -135,8 +133,9 @@ def tile_stats(
 def tile_gradient(
     z_mv: Tensor, ids_m1: Tensor, words: slice, lse_m1: Tensor, g_m1: Tensor, spare: bool
 ) -> Tensor:
-    """The gradient of a tile of logits, in their precision: g (onehot(id) - pi). spare: they may be
-    overwritten.
+    """The gradient of a tile of logits, in their precision: g (onehot(id) - pi).
+
+    spare: the logits may be overwritten.
     """
     if compiled(z_mv):
         into = z_mv if spare else torch.empty_like(z_mv)
@@ -150,12 +149,15 @@ def tile_gradient(
 
 
 def joined(one: Stats, other: Stats) -> Stats:
-    """Two disjoint sets of words as one, by the chain rule of entropy: H = sum_i w_i (H_i - log
-    w_i), log w_i = lse_i - lse.
+    """The statistics of two disjoint parts of the vocabulary as one part.
+
+    By the chain rule of entropy: H = sum_i w_i (H_i - log w_i), log w_i = lse_i - lse.
     """
     lse_m1 = torch.logaddexp(one.lse, other.lse)
-    logw_m1, logv_m1 = one.lse - lse_m1, other.lse - lse_m1
-    w_m1, v_m1 = logw_m1.exp(), logv_m1.exp()
+    logw_m1 = one.lse - lse_m1
+    logv_m1 = other.lse - lse_m1
+    w_m1 = logw_m1.exp()
+    v_m1 = logv_m1.exp()
     entropy_m1 = w_m1 * (one.entropy - logw_m1) + v_m1 * (other.entropy - logv_m1)
     mean_mD = w_m1 * one.mean + v_m1 * other.mean
     # the row's token is in one of them, and 0 in the other
@@ -165,8 +167,9 @@ def joined(one: Stats, other: Stats) -> Stats:
 def all_stats(
     cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, wanted: Wanted, keep: int = 0
 ) -> tuple[Stats, list[Tensor]]:
-    """All logits, a tile at a time: the stats of every row, and the first `keep` logits."""
-    kept, found = list[Tensor](), list[Stats]()
+    """The statistics of every row, computed a tile at a time, and the first `keep` logits."""
+    kept = list[Tensor]()
+    found = list[Stats]()
     for rows in parts(len(ids_M1), tile.rows):
         stats = None
         for words in parts(len(weight_VD), tile.columns):
@@ -193,9 +196,7 @@ def cooled(hidden_MD: Tensor, temperature_M: Tensor) -> Tensor:
 
 
 def add_product(into: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
-    """into += a @ b, or into = a @ b where nothing is in it yet; the sum is in the precision of
-    `into`.
-    """
+    """into += a @ b, or into = a @ b where it is not `begun`, in the precision of `into`."""
     if into.dtype == a.dtype:
         torch.addmm(into, a, b, beta=int(begun), out=into)
     elif begun:
@@ -246,37 +247,59 @@ class FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cooled_MD, weight_VD, ids_M1, temperature_M, lse_M1, *kept = ctx.saved_tensors
-        g_M1 = gradients[0][:, None]
-        tiles_kept = iter(kept)
         grad_MD = torch.empty_like(cooled_MD, dtype=lse_M1.dtype)
-        grad_VD = None
+        grad_VD: Tensor | None = None
         if ctx.needs_input_grad[1]:
             grad_VD = torch.empty_like(weight_VD, dtype=lse_M1.dtype)
-        for rows in parts(len(ids_M1), ctx.tile.rows):
-            for words in parts(len(weight_VD), ctx.tile.columns):
-                weight_vD = weight_VD[words].to(cooled_MD.dtype)
-                kept_mv = next(tiles_kept, None)
-                z_mv = cooled_MD[rows] @ weight_vD.t() if kept_mv is None else kept_mv
-                spare = kept_mv is None
-                dz_mv = tile_gradient(z_mv, ids_M1[rows], words, lse_M1[rows], g_M1[rows], spare)
-                add_product(grad_MD[rows], dz_mv, weight_vD, begun=words.start > 0)
-                # every row of grad_VD is written once, but where the logits of all rows do not fit
-                # into one tile: then later rows add to it
-                if grad_VD is not None:
-                    add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)
+        g_M1 = gradients[0][:, None]
+        dz = logit_gradients(cooled_MD, weight_VD, ids_M1, lse_M1, g_M1, ctx.tile, kept)
+        for rows, words, weight_vD, dz_mv in dz:
+            add_product(grad_MD[rows], dz_mv, weight_vD, begun=words.start > 0)
+            # every row of grad_VD is written once, but where the logits of all rows do not fit
+            # into one tile: then later rows add to it
+            if grad_VD is not None:
+                add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)
         grad_MD = cooled(grad_MD.to(ctx.hidden_dtype), temperature_M)
         if grad_VD is None:
             return grad_MD, *(None,) * 7
+        # of no token nothing was written
         if not len(ids_M1):
             grad_VD.zero_()
         return grad_MD, grad_VD.to(weight_VD.dtype), *(None,) * 6
 
 
-class FrozenLogprobs(torch.autograd.Function):
-    """The same under a head that does not learn, whose logits are then never computed twice: the
-    gradient is known in advance.
+def logit_gradients(
+    cooled_MD: Tensor,
+    weight_VD: Tensor,
+    ids_M1: Tensor,
+    lse_M1: Tensor,
+    g_M1: Tensor,
+    tile: Tiles,
+    kept: list[Tensor],
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """The rows, the columns, the head's weight and the gradient of every tile of logits.
 
-    dh = g (W[id] - sum_v pi(v) W[v]) / temperature
+    kept: the logits of the first tiles; those of the others are computed again.
+    """
+    tiles_kept = iter(kept)
+    for rows in parts(len(ids_M1), tile.rows):
+        for words in parts(len(weight_VD), tile.columns):
+            weight_vD = weight_VD[words].to(cooled_MD.dtype)
+            z_mv = next(tiles_kept, None)
+            # logits that are kept may be needed by another backward pass
+            spare = z_mv is None
+            if z_mv is None:
+                z_mv = cooled_MD[rows] @ weight_vD.t()
+            dz_mv = tile_gradient(z_mv, ids_M1[rows], words, lse_M1[rows], g_M1[rows], spare)
+            yield rows, words, weight_vD, dz_mv
+
+
+class FrozenLogprobs(torch.autograd.Function):
+    """`FusedLogprobs` under a head that does not learn: no logits are computed twice.
+
+    The gradient is computed in the forward pass, but for the factor g that comes from behind:
+
+        dh = g (W[id] - sum_v pi(v) W[v]) / temperature
     """
 
     @staticmethod
@@ -367,28 +390,28 @@ def chunked_logprobs(
     chunk: int | None = None,
     room: int = ROOM,
 ) -> TokenStats:
-    """`token_logprobs` of head(hidden), a part of the logits at a time, recomputed in the backward
-    pass.
+    """`token_logprobs` of head(hidden), a part of the logits at a time.
 
-    hidden_MD [M, D]; head maps [m, D] to logits [m, V]. Extra memory: about `room` bytes, whatever
-    M and V are. The gradient of a linear layer without bias is written out (`FusedLogprobs`),
-    unless the entropy is to be differentiated: its logits come in tiles of TILE bytes, and `room`
-    holds those that need not be computed again. chunk: so many logits at once instead.
+    The logits are computed again in the backward pass. hidden_MD [M, D]; head maps [m, D] to logits
+    [m, V]. Extra memory: about `room` bytes, whatever M and V are. The gradient of a linear layer
+    without bias is written out (`FusedLogprobs`), unless the entropy is to be differentiated: its
+    logits come in tiles of TILE bytes, and `room` holds those that need not be computed again.
+    chunk: so many logits at once instead.
     """
-    if type(head) is nn.Linear and head.bias is None and entropy != "grad":
+    layer: Any = head
+    if type(layer) is nn.Linear and cast("Tensor | None", layer.bias) is None and entropy != "grad":
         wants = entropy == "value"
         return linear_logprobs(
-            head.weight, hidden_MD, ids_M, temperature_M, wants, chunk or CHUNK, room
+            layer.weight, hidden_MD, ids_M, temperature_M, wants, chunk or CHUNK, room
         )
 
     def stats(hidden: Tensor, ids: Tensor, temperature: Tensor) -> TokenStats:
         return token_logprobs(head(hidden), ids, temperature, entropy=entropy)
 
-    found: list[TokenStats] = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk, room)
+    found = in_chunks(stats, head, (hidden_MD, ids_M, temperature_M), chunk, room)
+    logp_M = torch.cat([part.logp for part in found])
     entropies = [part.entropy for part in found if part.entropy is not None]
-    return TokenStats(
-        torch.cat([part.logp for part in found]), torch.cat(entropies) if entropies else None
-    )
+    return TokenStats(logp_M, torch.cat(entropies) if entropies else None)
 
 
 def linear_logprobs(
@@ -404,6 +427,7 @@ def linear_logprobs(
     kind, count = hidden_MD.device.type, len(ids_M)
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else weight_VD.dtype
+    # rows up to the next multiple of EVEN
     more = -count % EVEN if kind == "cpu" and dtype == torch.bfloat16 else 0
     if more:
         # rows behind the others, whose results are thrown away
@@ -411,14 +435,14 @@ def linear_logprobs(
         ids_M = nn.functional.pad(ids_M, (0, more))
         temperature_M = nn.functional.pad(temperature_M, (0, more), value=1.0)
     tile = (TILE if kind == "cpu" else TILE_ON_GPU) // (8 if dtype == torch.float64 else 4)
-    given = (hidden_MD, weight_VD, ids_M, temperature_M, entropy, dtype, chunk or tile)
+    arguments = (hidden_MD, weight_VD, ids_M, temperature_M, entropy, dtype, chunk or tile)
     learns = torch.is_grad_enabled() and weight_VD.requires_grad
     if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
-        logp_M, entropy_M = FrozenLogprobs.apply(*given)
+        logp_M, entropy_M = apply(FrozenLogprobs, *arguments)
     else:
         # who wants few logits at once wants them computed again, too
         keep = room // dtype.itemsize if learns and not chunk else 0
-        logp_M, entropy_M = FusedLogprobs.apply(*given, keep)
+        logp_M, entropy_M = apply(FusedLogprobs, *arguments, keep)
     return TokenStats(logp_M[:count], entropy_M[:count] if entropy else None)
 
 
@@ -432,11 +456,10 @@ def chunked_kl(
     chunk: int | None = None,
     room: int = ROOM,
 ) -> Tensor:
-    """KL(pi || ref) of each token's whole distribution, [M] float32, differentiable in the policy:
-    the Rao-Blackwellised k1.
+    """KL(pi || ref) of each token's whole distribution, [M] float32, differentiable in the policy.
 
-    sum_v pi(v) (log pi(v) - log ref(v)); its gradient is the exact reverse-KL gradient of that
-    state.
+    The Rao-Blackwellised k1: sum_v pi(v) (log pi(v) - log ref(v)); its gradient is the exact
+    reverse-KL gradient of that state.
     """
 
     def divergence(hidden: Tensor, hidden_ref: Tensor, temperature: Tensor) -> Tensor:
@@ -444,37 +467,34 @@ def chunked_kl(
         logp_ref = (wide(head_ref(hidden_ref)) / temperature[:, None]).log_softmax(1)
         return exact_kl(logp, logp_ref)
 
-    return torch.cat(
-        in_chunks(divergence, head, (hidden_MD, hidden_ref_MD, temperature_M), chunk, room)
-    )
+    columns = (hidden_MD, hidden_ref_MD, temperature_M)
+    return torch.cat(in_chunks(divergence, head, columns, chunk, room))
+
+
+T = TypeVar("T")
 
 
 def in_chunks(
-    function: Callable,
+    function: Callable[..., T],
     head: Callable[[Tensor], Tensor],
     columns: tuple[Tensor, ...],
     chunk: int | None,
     room: int = ROOM,
-) -> list:
-    """Apply `function` to slices of the columns, in order, small enough for `chunk` (CHUNK) logits,
-    or for `room` bytes.
+) -> list[T]:
+    """Apply `function` to slices of the columns, in order.
+
+    They are small enough for `chunk` (CHUNK) logits, or for `room` bytes.
     """
     rows = columns[0].shape[0]
     with torch.no_grad():
         one = head(columns[0][:1]) if rows else columns[0].new_zeros(1, 1)
-    vocabulary, width = one.shape[-1], wide(one).element_size()
-    step = max(1, (chunk or CHUNK or room // (COPIES * width)) // vocabulary)
+    vocabulary = one.shape[-1]
+    width = wide(one).element_size()
+    logits = chunk or CHUNK or room // (COPIES * width)
+    step = max(1, logits // vocabulary)
+    # once for no rows, too, so that there is something to join
+    slices = [slice(i, i + step) for i in range(0, max(rows, 1), step)]
+    chunks = [tuple(column[part] for column in columns) for part in slices]
     if rows <= step or not torch.is_grad_enabled():
-        return [
-            function(*(column[i : i + step] for column in columns))
-            for i in range(0, max(rows, 1), step)
-        ]
-    return [
-        checkpoint(
-            function,
-            *(column[i : i + step] for column in columns),
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for i in range(0, rows, step)
-    ]
+        return [function(*some) for some in chunks]
+    return [recomputed(function, *some) for some in chunks]

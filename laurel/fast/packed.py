@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from laurel.core.tensors import group_numbers, run_lengths, unflatten
+from laurel.fast.autograd import apply, once_differentiable, recomputed
 from laurel.fast.kernels import call, library, on_cpu
 from laurel.fast.logprob import EVEN
 
@@ -54,7 +54,8 @@ class Normed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         g = gradients[0]
-        threads, width = torch.get_num_threads(), len(weight)
+        threads = torch.get_num_threads()
+        width = len(weight)
         # each thread adds up its rows' gradient of w by itself
         parts = weight.new_zeros(threads, width)
         dx = torch.empty_like(x)
@@ -84,10 +85,9 @@ class Gated(torch.autograd.Function):
 
 
 class Rotated(torch.autograd.Function):
-    """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D], cos
-    and sin [M, 1, D/2].
+    """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D].
 
-    Its gradient is the rotation back; nothing but cos and sin is kept.
+    cos and sin: [M, 1, D/2]. Its gradient is the rotation back; nothing but cos and sin is kept.
     """
 
     @staticmethod
@@ -103,13 +103,12 @@ class Rotated(torch.autograd.Function):
 
 
 class Attended(torch.autograd.Function):
-    """Softmax attention of packed tokens q [M, H, d], k and v [M, K, d], float32: [M, H, d]. No
-    token is padded, no prompt is repeated.
+    """Softmax attention of packed tokens q [M, H, d], k and v [M, K, d], float32: [M, H, d].
 
-    jobs [J, 4]: where the tokens that all queries of a job see begin and how many they are, then
-    the same of its own, which see themselves and those before them. groups [G + 1]: jobs groups[i]
-    .. groups[i + 1] - 1 share what they all see, and no others do.
-    near: how many tokens a query sees, 0 for all.
+    No token is padded, no prompt is repeated. jobs [J, 4]: where the tokens that all queries of a
+    job see begin and how many they are, then the same of its own, which see themselves and those
+    before them. groups [G + 1]: jobs groups[i] .. groups[i + 1] - 1 share what they all see, and no
+    others do. near: how many tokens a query sees, 0 for all.
     """
 
     @staticmethod
@@ -124,7 +123,9 @@ class Attended(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:2])  # of tokens in no job, too
+        # zeros, since a token can be in no job
+        out = torch.zeros_like(q)
+        lse = q.new_zeros(q.shape[:2])
         ctx.sizes = (len(groups) - 1, q.shape[1], k.shape[1], q.shape[2], near, scale)
         call("attention", q.dtype, q, k, v, jobs, groups, out, lse, *ctx.sizes)
         ctx.save_for_backward(q, k, v, jobs, groups, out, lse)
@@ -174,8 +175,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 
 def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
-    """module(x), an RMS norm: for a product, so in the precision that products are in, or `wide`,
-    float32 (as the module's own is).
+    """module(x), an RMS norm, in the precision of the product that follows.
+
+    wide: in float32, as the module's own output is.
     """
     kind = type(module).__name__
     known = kind in (*NORMS, *GEMMA_NORMS) and module.weight.dtype == torch.float32
@@ -184,8 +186,8 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     narrow = torch.is_autocast_enabled("cpu") and not wide
     dtype = torch.get_autocast_dtype("cpu") if narrow else torch.float32
     if kind in NORMS:
-        return Normed.apply(x, module.weight, module.variance_epsilon, dtype)
-    return Normed.apply(x, 1.0 + module.weight, module.eps, dtype)
+        return apply(Normed, x, module.weight, module.variance_epsilon, dtype)
+    return apply(Normed, x, 1.0 + module.weight, module.eps, dtype)
 
 
 def mlp(module: Any, x: Tensor) -> Tensor:
@@ -193,20 +195,21 @@ def mlp(module: Any, x: Tensor) -> Tensor:
     activation = getattr(module, "act_fn", None)
     silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
     if silu and simple(module, x) and simple(module.act_fn, x):
-        return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x)))
+        return module.down_proj(apply(Gated, module.gate_proj(x), module.up_proj(x)))
     return module(x)
 
 
-def simple(module: nn.Module, x: Tensor) -> bool:
-    """Does a kernel compute what this module does to x: it has no hooks, and its own forward?"""
+def simple(module: Any, x: Tensor) -> bool:
+    """Does a kernel compute what this module does to x?
+
+    Only if the module has no hooks and its own forward method.
+    """
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
     return not hooks and "forward" not in vars(module) and usual(x)
 
 
 def usual(x: Tensor) -> bool:
-    """Are these numbers the kernels': float32 on a CPU, or what autocast to bfloat16 makes there of
-    float32?
-    """
+    """Do the kernels take these numbers: float32 on a CPU, or those of autocast to bfloat16?"""
     if not on_cpu(x) or library() is None:
         return False
     if not torch.is_autocast_enabled("cpu"):
@@ -289,15 +292,17 @@ class Layout:
         )
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of a layer `own` over queries, keys and values of the packed tokens, [M, heads,
-        h] each: [M, H h].
+        """Attention of a layer `own` over the packed tokens: [M, H h].
+
+        q, k, v: queries, keys and values, [M, heads, h] each.
         """
         cap = getattr(own, "attn_logit_softcapping", None)
         dropout = own.attention_dropout if own.training else 0.0
         window = window_of(own)
         if attends(q, cap, dropout):
             sizes = self.jobs, self.groups, window or 0, float(own.scaling)
-            return Attended.apply(q, k, v, *sizes).flatten(1)
+            out: Tensor = apply(Attended, q, k, v, *sizes)
+            return out.flatten(1)
         outputs = list[Tensor]()
         for one in self.calls:
             mask = one.within(window)
@@ -503,7 +508,7 @@ def shared_outputs(
 def shared_jobs(
     attention_NL: Tensor, start_N: Tensor, place_NL: Tensor, lead_N: Tensor, lead_P: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same two calls as jobs and groups of `Attended`: those of one prompt stand together."""
+    """The same two calls as jobs and groups of `Attended`: a prompt's jobs are adjacent."""
     width = attention_NL.shape[1]
     first_N = place_NL[:, 0]
     # a row without an answer has no token at `start`: its job is of no token
@@ -514,19 +519,21 @@ def shared_jobs(
     jobs = torch.stack([torch.cat(both) for both in zip(prompts, answers, strict=True)], 1)
     # by leader; a stable sort keeps a prompt's own job before those of its rows
     leader = torch.cat([lead_P, lead_N])
-    sizes = leader.sort().values.unique_consecutive(return_counts=True)[1]
+    sizes = run_lengths(leader.sort().values)
     jobs = jobs[leader.argsort(stable=True)].contiguous()
+    # where each group begins, and behind the last one its end
     return jobs, F.pad(sizes.cumsum(0), (1, 0))
 
 
 def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
-    """For each row the row that its prompt is encoded in: the first of its group if that begins
-    with the same prompt, else itself: [N].
+    """The row that each row's prompt is encoded in: [N].
+
+    It is the first row of the group if that begins with the same prompt, else the row itself.
     """
     count, width = ids_NL.shape
     every_N = torch.arange(count, device=ids_NL.device)
     # groups numbered from 0, and the least row of each
-    which_N = group_N.unique(return_inverse=True)[1]
+    which_N = group_numbers(group_N)
     least_N = torch.full_like(every_N, count).scatter_reduce(0, which_N, every_N, "amin")
     first_N = least_N[which_N]
     behind_NL = torch.arange(width, device=ids_NL.device) >= start_N[:, None]
@@ -536,8 +543,9 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
 
 
 def encode(body: Any, layout: Any) -> Tensor:
-    """Last hidden states of the packed tokens: [M, D]. The model's own modules are called, so
-    adapters and hooks on them work.
+    """Last hidden states of the packed tokens: [M, D].
+
+    The model's own modules are called, so adapters and hooks on them work.
 
     layout: a `Layout`, or whatever has `ids_M`, `position_M` and a `read` of its own
     (`laurel.fast.static`). Under a CPU's autocast some more tokens stand behind a Layout's: see
@@ -550,7 +558,7 @@ def encode(body: Any, layout: Any) -> Tensor:
     for layer in body.layers:
         kind = None if None in angles else getattr(layer.self_attn, "layer_type", None)
         if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            x_MD = checkpoint(block, layer, x_MD, angles[kind], layout, use_reentrant=False)
+            x_MD = recomputed(block, layer, x_MD, angles[kind], layout, keep_rng=True)
         else:
             x_MD = block(layer, x_MD, angles[kind], layout)
     return norm(body.norm, x_MD, wide=True)
@@ -559,8 +567,9 @@ def encode(body: Any, layout: Any) -> Tensor:
 def rotations(
     body: Any, x_MD: Tensor, position_M: Tensor
 ) -> dict[str | None, tuple[Tensor, Tensor]]:
-    """cos and sin [M, 1, R / 2] of the rotary embedding, by kind of layer where it has several
-    (Gemma 3), else under None.
+    """cos and sin [M, 1, R / 2] of the rotary embedding by kind of layer.
+
+    Under None where all layers are alike; Gemma 3 has several kinds.
     """
     kinds = getattr(body.rotary_emb, "layer_types", None)
 
@@ -620,14 +629,26 @@ def attention(
     """One call of attention, in the precision of its inputs: [B, H, T, h]."""
     if cap is not None:
         return capped(q, k, v, mask, scaling, cap, dropout)
-    how = {"is_causal": mask is None, "dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scaling, **how)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
 
 
 def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of packed tokens, [M, heads, h] each, normed where the family norms
-    them: each head, or all as one.
+    """Queries, keys and values of packed tokens, [M, heads, h] each.
+
+    Normed where the family norms them: each head, or all as one.
     """
+    q: Tensor
+    k: Tensor
+    v: Tensor
     if hasattr(own, "qkv_proj"):
         width = own.o_proj.in_features
         qkv = own.qkv_proj(x_MD)
@@ -635,25 +656,32 @@ def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rest = (qkv.shape[1] - width) // 2
         q, k, v = qkv.split([width, rest, rest], 1)
     else:
-        q, k, v = own.q_proj(x_MD), own.k_proj(x_MD), own.v_proj(x_MD)
+        q = own.q_proj(x_MD)
+        k = own.k_proj(x_MD)
+        v = own.v_proj(x_MD)
     normed = hasattr(own, "q_norm")
     by_head = normed and own.q_norm.weight.numel() == own.head_dim
     if normed and not by_head:
-        q, k = norm(own.q_norm, q), norm(own.k_norm, k)
-    q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in (q, k, v))
+        q = norm(own.q_norm, q)
+        k = norm(own.k_norm, k)
+    # [M, heads * h] -> [M, heads, h]
+    q, k, v = (unflatten(y, 1, (-1, own.head_dim)) for y in (q, k, v))
     if by_head:
-        q, k = norm(own.q_norm, q, wide=True), norm(own.k_norm, k, wide=True)
+        q = norm(own.q_norm, q, wide=True)
+        k = norm(own.k_norm, k, wide=True)
     return q, k, v
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position of the first 2 R of a head's h numbers, which are all of them in most
-    families: [M, H, h].
+    """Rotary position of the first 2 R of a head's h numbers: [M, H, h].
+
+    In most families these are all of them.
     """
-    wide = 2 * cos.shape[-1]
-    if wide == x.shape[-1]:
-        return Rotated.apply(x, cos, sin)
-    return torch.cat([Rotated.apply(x[..., :wide].contiguous(), cos, sin), x[..., wide:]], -1)
+    width = 2 * cos.shape[-1]
+    if width == x.shape[-1]:
+        return apply(Rotated, x, cos, sin)
+    turned: Tensor = apply(Rotated, x[..., :width].contiguous(), cos, sin)
+    return torch.cat([turned, x[..., width:]], -1)
 
 
 def window_of(own: Any) -> int | None:
@@ -666,9 +694,11 @@ def window_of(own: Any) -> int | None:
 def capped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float, dropout: float
 ) -> Tensor:
-    """Attention whose scores are cap * tanh(score / cap) (Gemma 2), [B, H, T, h]; mask as of
-    `Attention`.
+    """Attention whose scores are cap * tanh(score / cap) (Gemma 2): [B, H, T, h].
+
+    mask: as of `Attention`.
     """
+    # heads of queries that share keys
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     score = cap * torch.tanh(q @ k.mT * scaling / cap)
@@ -680,4 +710,6 @@ def capped(
 
 def padded(x: Tensor, place_BT: Tensor) -> Tensor:
     """Packed heads as rows: [M, H, D], [B, T] -> [B, H, T, D]."""
-    return F.embedding(place_BT, x.flatten(1)).unflatten(-1, x.shape[1:]).transpose(1, 2)
+    # a look-up of rows: its backward pass adds up the gradients of repeated ones
+    rows = F.embedding(place_BT, x.flatten(1))
+    return unflatten(rows, -1, x.shape[1:]).transpose(1, 2)

@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,16 @@ OPERATIONS = 1 << 29
 """Of a product that is measured, at most: a few milliseconds."""
 
 
+def matmul_settings() -> Any:
+    """torch's settings of oneDNN's products, which its types leave out."""
+    mkldnn: Any = torch.backends.mkldnn
+    return mkldnn.matmul
+
+
 @contextmanager
-def using(name: str) -> Iterator[None]:
-    """This choice, for a while."""
-    switch = torch.backends.mkldnn.matmul
+def using(name: str) -> Generator[None]:
+    """Within it float32 products are this library's."""
+    switch = matmul_settings()
     was = switch.fp32_precision
     use(name)
     try:
@@ -53,7 +60,7 @@ def using(name: str) -> Iterator[None]:
 
 def use(name: str) -> None:
     """From now on float32 products are this library's."""
-    torch.backends.mkldnn.matmul.fp32_precision = ONEDNN.get(name, "none")
+    matmul_settings().fp32_precision = ONEDNN.get(name, "none")
 
 
 def choose(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from laurel.core.tensors import ints, unflatten
 from laurel.fast.decode import (
     PROBE_STARTS,
     STATIC_ROPES,
@@ -122,7 +123,7 @@ class Step:
     position_M: Tensor
     buffers: Buffers
     reach: int
-    masks: dict[Any, Tensor] = field(default_factory=dict)
+    masks: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Heads that share keys are one row of queries: [B, K, H / K, h] on [B, K, reach, h]."""
@@ -135,8 +136,10 @@ class Step:
         # [R, reach, K, h] -> [B, K, reach, h]
         keys = keys[:rows, : self.reach].transpose(1, 2)
         values = values[:rows, : self.reach].transpose(1, 2)
-        q = q.to(keys.dtype).unflatten(1, (keys.shape[1], -1))
-        cap, window = getattr(own, "attn_logit_softcapping", None), window_of(own)
+        # [B, H, h] -> [B, K, H / K, h]
+        q = unflatten(q.to(keys.dtype), 1, (keys.shape[1], -1))
+        cap = getattr(own, "attn_logit_softcapping", None)
+        window = window_of(own)
         if cap is not None:
             out = capped(q, keys, values, self.mask(window), own.scaling, cap, 0.0)
         else:
@@ -190,7 +193,7 @@ class Static:
         """The weights as they are now. Graphs know addresses: they go where one has changed."""
         self.twin.refresh()
         ends = sorted(self.policy.eos_ids)
-        if self.eos.tolist() != ends:
+        if ints(self.eos) != ends:
             self.eos = torch.tensor(ends, dtype=torch.long, device=self.eos.device)
         addresses = (*self.twin.places, self.eos.data_ptr())
         if addresses != self.addresses:
@@ -342,9 +345,10 @@ class Static:
 
     def probe(self, ids_NL: Tensor) -> Tensor:
         """Its logits after the prompts of a check and each of three tokens: [4, 2, V] float64."""
-        starts, rows = torch.tensor(PROBE_STARTS), torch.arange(2)
+        starts = torch.tensor(PROBE_STARTS)
+        rows = torch.arange(2)
         state = self.ready(2, 16, 4)
-        prompts = [ids[:start].tolist() for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
+        prompts = [ints(ids[:start]) for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
         found = [self.prefill(prompts, [[0], [1]]).double()]
         state.start[:2].copy_(starts)
         for t in range(3):
@@ -357,14 +361,16 @@ class Static:
 def places_of(
     flat: Layout, lengths: Tensor, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the keys of packed prompts go, for the rows that go on from each: token, row and
-    position of every copy.
+    """Where the keys of packed prompts go: token, row and position of every copy.
+
+    rows: for each prompt the rows that go on from it.
     """
-    ends = lengths.cumsum(0)
     counts = torch.tensor([len(part) for part in rows])
     # the prompt of each row, and all tokens of that prompt
     prompt_R = torch.arange(len(lengths)).repeat_interleave(counts)
-    source = torch.cat([torch.arange(ends[n] - lengths[n], ends[n]) for n in prompt_R])
+    ends = ints(lengths.cumsum(0))
+    starts = ints(lengths.cumsum(0) - lengths)
+    source = torch.cat([torch.arange(starts[n], ends[n]) for n in ints(prompt_R)])
     row_R = torch.tensor([row for part in rows for row in part])
     return source, row_R.repeat_interleave(lengths[prompt_R]), flat.position_M[source]
 
@@ -374,7 +380,7 @@ def parts_of(layout: Layout, device: torch.device) -> dict[str, Any]:
 
     def there(part: Any) -> Any:
         if isinstance(part, tuple):
-            return tuple(there(one) for one in part)
+            return tuple(there(one) for one in cast("tuple[Any, ...]", part))
         if isinstance(part, Attention):
             return replace(
                 part, **{one.name: there(getattr(part, one.name)) for one in fields(part)}

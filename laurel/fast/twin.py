@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from laurel.core.tensors import split
 from laurel.fast.decode import bias_of
 from laurel.fast.lora import merged_weight
 from laurel.fast.packed import GEMMA_NORMS, NORMS
@@ -145,7 +146,7 @@ class Twin:
             parts["mlp"] = GatedMLP(both, down, mlp.act_fn)
         return self.hollowed(layer, name, parts)
 
-    def hollowed(self, module: nn.Module, name: str, parts: dict[str, Any]) -> Any:
+    def hollowed(self, module: Any, name: str, parts: dict[str, Any]) -> Any:
         """A copy of a module with these parts, and its others as sampling has them."""
         together = ("q_proj", "k_proj", "v_proj") if "qkv_proj" in parts else ()
         twin = hollow(module)
@@ -201,8 +202,10 @@ class Twin:
         dtype: torch.dtype,
     ) -> Tensor:
         """The one part where it lies, if it is a weight and in this precision; or a copy."""
-        alone = len(parts) == 1 and own[0] is not None and parts[0].dtype == dtype
-        if alone and parts[0].data_ptr() == own[0].data_ptr():
+        weight: Tensor | None = own[0]
+        alone = len(parts) == 1 and parts[0].dtype == dtype
+        # a weight with adapters merged into it is in memory of its own
+        if alone and weight is not None and parts[0].data_ptr() == weight.data_ptr():
             return self.in_place(parts[0])
         return self.kept(name, parts, dtype)
 
@@ -220,12 +223,12 @@ class Twin:
         if found is None or (found.shape, found.dtype, found.device) != (shape, dtype, device):
             found = torch.empty(shape, dtype=dtype, device=device)
             self.copies[name] = found
-        for part, into in zip(parts, found.split(heights), strict=True):
+        for part, into in zip(parts, split(found, heights), strict=True):
             into.copy_(part)
         return self.in_place(found)
 
 
-def hollow(module: nn.Module) -> Any:
+def hollow(module: Any) -> Any:
     """A copy of a module whose parts can be replaced; what is not replaced is shared."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)

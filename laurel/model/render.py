@@ -313,7 +313,7 @@ def _end(
     index: int,
     tools: Tools,
 ) -> int | None:
-    """The end of a turn, with what closes it, where a conversation's beginning renders differently."""
+    """The end of a turn and of what closes it, found from the end of the whole conversation."""
     if frame is None or not text.endswith(frame[1]):
         return None
     last = around(tokenizer, messages[: index + 1], index, tools=tools)

@@ -245,19 +245,28 @@ def in_marks(
     ]
     openings = list[tuple[int, str]]()
     for turn in targets:
-        first = next((start for start, _, i in places if i == turn), None)
-        if first is None or messages[turn]["role"] != "assistant":
-            continue
-        opening = opening_of(tokenizer, messages[:turn], tools)
-        # the template's own text between the turn before and this one
-        before = max((end for _, end, i in places if end <= first and i != turn), default=0)
-        if opening and opening not in text[before:first]:
-            openings.append((turn, opening))
+        if messages[turn]["role"] == "assistant" and turn in owner.values():
+            opening = opening_of(tokenizer, messages[:turn], tools)
+            header = header_before(turn, text, places)
+            if opening and header is not None and opening not in header:
+                openings.append((turn, opening))
     return frozenset(owner) - set(MARK.findall(text)), tuple(openings)
 
 
+def header_before(turn: int, text: str, places: Sequence[tuple[int, int, int]]) -> str | None:
+    """The template's own text between the turn before and this one, None if this is not shown.
+
+    places: start and end of each mark in the text, and the turn that it is of.
+    """
+    first = next((start for start, _, i in places if i == turn), None)
+    if first is None:
+        return None
+    before = max((end for _, end, i in places if end <= first and i != turn), default=0)
+    return text[before:first]
+
+
 def opening_of(tokenizer: Any, messages: Messages, tools: Tools) -> str:
-    """The header of the assistant's turn at the end of a prompt of these messages, "" if not known."""
+    """The header of the assistant's turn behind these messages, "" where it is not found."""
     if not messages:
         return ""
     base = attempt(render, tokenizer, messages, tools=tools)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Completion, Finish
+from laurel.core.tensors import float_rows, from_numpy, int_rows, ints
 from laurel.fast.decode import chunks, draw, holding, uniforms
 from laurel.fast.logprob import wide
 from laurel.model.policy import Policy
@@ -27,15 +28,16 @@ def sample_general(
     stop: tuple[str, ...],
     rows_at_once: int,
 ) -> list[Completion]:
-    """`sample` for any causal LM of transformers, in evaluation mode; without a usable cache it
-    reads the whole row again at each token.
+    """`sample` for any causal LM of transformers, in evaluation mode.
+
+    Without a usable cache it reads the whole row again at each token.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done: dict[int, list[Completion]] = {}
     for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
         members = [i * each + g for i in chunk for g in range(each)]
         state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
-        uniform = torch.from_numpy(uniforms([seeds[n] for n in members], state.longest))
+        uniform = from_numpy(uniforms([seeds[n] for n in members], state.longest))
         found = state.run(uniform, temperature, top_k, top_p, stop)
         done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
     return [completion for i in range(len(prompts)) for completion in done[i]]
@@ -44,8 +46,8 @@ def sample_general(
 class _Rows:
     """The rows being sampled: their cache, their attention mask, and their tokens so far.
 
-    `alive` lists the rows still in the batch; `open_N` says which rows still speak (a closed row
-    may linger in the batch).
+    `alive` lists the rows still in the batch; `open_N` says which rows have not ended (a row that
+    has ended may linger in the batch).
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class _Rows:
     ) -> None:
         self.policy = policy
         self.cache: Any = None
-        self.limits, self.longest = torch.tensor(limits), max(limits)
+        self.limits = torch.tensor(limits)
+        self.longest = max(limits)
         ids, mask = left_padded(prompts)
-        self.ids, self.mask = ids.to(policy.device), mask.to(policy.device)
+        self.ids = ids.to(policy.device)
+        self.mask = mask.to(policy.device)
         self.logits = self.forward(self.ids)
         if each > 1:
             self.repeat(each)
@@ -77,8 +81,9 @@ class _Rows:
             self.cache.batch_repeat_interleave(each)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits [rows, V] after the last token, extending the cache where the model has one that
-        rows can leave.
+        """Logits [rows, V] after the last token.
+
+        The cache is extended where the model has one that rows can leave.
         """
         mask = self.mask if bool((self.mask == 0).any()) else None
         keywords = {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
@@ -109,21 +114,30 @@ class _Rows:
         for t in range(self.longest):
             point = uniform_NT[self.alive.to(uniform_NT.device), t]
             ids, logp = draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
-            ids, logp = ids.cpu(), logp.cpu()
+            ids = ids.cpu()
             self.out_ids[self.alive, t] = ids
-            self.out_logp[self.alive, t] = logp
-            self.close(self.alive[torch.isin(ids, eos)], t, "eos")
-            if stop:
-                self.close(self.stopped(stop, t), t, "stop")
-            self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
+            self.out_logp[self.alive, t] = logp.cpu()
+            self.close_ended(ids, eos, t, stop)
             if not self.open_N.any():
                 break
             self.advance(self.leave(ids))
-        ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
+        return self.completions()
+
+    def completions(self) -> list[Completion]:
+        """The completions as they were drawn, each to its own length."""
+        ids = int_rows(self.out_ids)
+        logps = float_rows(self.out_logp)
         return [
             Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
             for n, k in enumerate(self.length)
         ]
+
+    def close_ended(self, ids: Tensor, eos: Tensor, t: int, stop: tuple[str, ...]) -> None:
+        """Close the rows that end with token t: by an end token, else a stop string, else limit."""
+        self.close(self.alive[torch.isin(ids, eos)], t, "eos")
+        if stop:
+            self.close(self.stopped(stop, t), t, "stop")
+        self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
 
     def advance(self, ids: Tensor) -> None:
         """Logits after these tokens, one a row."""
@@ -135,23 +149,26 @@ class _Rows:
 
     def close(self, rows: Tensor, t: int, why: Finish) -> None:
         """These rows end with token t, if they have not ended before."""
-        for n in rows[self.open_N[rows]].tolist():
-            self.finish[n], self.length[n], self.open_N[n] = why, t + 1, False
+        for n in ints(rows[self.open_N[rows]]):
+            self.finish[n] = why
+            self.length[n] = t + 1
+            self.open_N[n] = False
 
     def stopped(self, stop: tuple[str, ...], t: int) -> Tensor:
         """Rows whose text now holds a stop string."""
-        return self.alive[
-            holding(stop, self.policy.tokenizer, self.out_ids[self.alive, : t + 1].tolist())
-        ]
+        drawn = int_rows(self.out_ids[self.alive, : t + 1])
+        return self.alive[holding(stop, self.policy.tokenizer, drawn)]
 
     def leave(self, ids: Tensor) -> Tensor:
-        """Take closed rows out once they are an eighth of the batch (leaving copies the cache); the
-        ids of those that stay.
+        """Take closed rows out of the batch, and return the ids of those that stay.
+
+        Only once they are an eighth of it, since the cache is copied.
         """
         keep = self.open_N[self.alive]
         if int(keep.sum()) > 0.875 * len(keep):
             return ids
-        self.alive, index = self.alive[keep], keep.nonzero()[:, 0].to(self.mask.device)
+        self.alive = self.alive[keep]
+        index = keep.nonzero()[:, 0].to(self.mask.device)
         self.mask = self.mask[index]
         if self.cache is None:
             self.ids = self.ids[index]
@@ -172,8 +189,10 @@ def left_padded(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
 
 
 def can_lose_rows(cache: Any) -> bool:
-    """Dynamic key-value layers can repeat and drop rows; for recurrent and static states every
-    token reads the row again.
+    """Can rows of a cache be repeated and dropped?
+
+    Those of dynamic key-value layers can. With recurrent and static states every token reads the
+    whole row again.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
