@@ -1,5 +1,6 @@
-"""Implicit Q-learning, exactly: steps against a second opinion, and every completion of a small log
-shown as often as it was written.
+"""Implicit Q-learning, exactly: steps against a second opinion, and expectations over a small log.
+
+Every completion of the log is shown as often as the log has it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ CASES: list[dict[str, Any]] = [
     {"cql_coef": 0.7, "awac_coef": 0.5, "expectile": 0.5, "token_budget": 9},
 ]
 QUIET = {"cql_coef": 0.0, "gamma": 1.0}
-"""No caution and no discount: what theory speaks of."""
+"""No conservative term and no discount, as in theory."""
 
 
 @dataclass
 class Pulls:
-    """What one step of the loop hands to the optimiser, upwards, and the heads behind it."""
+    """One step of the loop: its loss, its directions of ascent, and the heads after it.
+
+    policy [X, S, V], q [K, X, S, V], value [X, S].
+    """
 
     loss: float
     policy: Tensor
@@ -55,11 +59,13 @@ def run(
     setup = build(world, NAME, world.logits, world.ref, **options)
     heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
-    setup.companion, recorder.parameters[1:] = heads, heads.trainable().values()
+    setup.companion = heads
+    recorder.parameters[1:] = heads.trainable().values()
     groups = as_groups(
         world, drawn, rewards=rewards, table=world.logits, supervised=True, filler=filler
     )
-    state, sums = State(step=1), Sums()
+    state = State(step=1)
+    sums = Sums()
     loop.update(setup, state, loop.weigh(setup, state, groups, sums), sums)
     policy, *q, value = ascent_of(setup)
     X = len(world.logits)
@@ -120,57 +126,64 @@ def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tu
     The log holds completion n of prompt x as often as `log_XN` says. One call of the loop: every
     completion that the log holds becomes a prompt of its own. Sums over tokens, prompt by prompt.
     """
-    language = world.language
-    cases = [(x, n) for x in range(len(log_XN)) for n in range(language.N) if log_XN[x, n] > 0]
+    cases = [
+        (x, n) for x in range(len(log_XN)) for n in range(world.language.N) if log_XN[x, n] > 0
+    ]
     which = torch.tensor([x for x, _ in cases])
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
     rewards = [[float(world.reward[x, n])] for x, n in cases]
     found = run(own, tables.at(which), drawn, rewards, **options)
     # The loop's step is a mean over tokens: times their number, each case counts by its share.
-    units = sum(int(language.length_N[n]) for _, n in cases)
+    units = sum(int(world.language.length_N[n]) for _, n in cases)
     share = torch.tensor([float(log_XN[x, n]) for x, n in cases]) * units
-
-    def gathered(each: Tensor) -> Tensor:
-        """The sum over the cases of each prompt, by share."""
-        zeros = torch.zeros((len(log_XN), *each.shape[1:]), dtype=each.dtype)
-        return zeros.index_add(0, which, each * share.view(-1, *[1] * (each.ndim - 1)))
-
     # All copies of one prompt's target network move alike: those of its first case are taken.
     prompts = which.tolist()
     first = torch.tensor([prompts.index(x) for x in range(len(log_XN))])
     after = tables_of(found.heads, len(cases)).target[:, first]
+    return _by_prompt(found, which, share, len(log_XN)), after
+
+
+def _by_prompt(found: Pulls, which: Tensor, share: Tensor, X: int) -> Pulls:
+    """The sums over the cases of each prompt, by share."""
+
+    def gathered(each: Tensor) -> Tensor:
+        zeros = torch.zeros((X, *each.shape[1:]), dtype=each.dtype)
+        # the share of a case at each of its numbers
+        share_C = share.view(-1, *[1] * (each.ndim - 1))
+        return zeros.index_add(0, which, each * share_C)
+
     q = torch.stack([gathered(each) for each in found.q])
-    return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value)), after
+    return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value))
 
 
 def expectile_of(q: Sequence[float], p: Sequence[float], tau: float) -> float:
     """The v at which sum p |tau - 1[q < v]| (q - v) = 0, by bisection: the sum falls in v."""
-    low, high = min(q), max(q)
+
+    def slope(v: float) -> float:
+        sides = [tau if x > v else 1 - tau for x in q]
+        return sum(c * side * (x - v) for x, c, side in zip(q, p, sides, strict=True))
+
+    low = min(q)
+    high = max(q)
     for _ in range(200):
         v = (low + high) / 2
-        slope = sum(
-            chance * (tau if x > v else 1 - tau) * (x - v) for x, chance in zip(q, p, strict=True)
-        )
-        low, high = (v, high) if slope > 0 else (low, v)
+        low, high = (v, high) if slope(v) > 0 else (low, v)
     return (low + high) / 2
 
 
 def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
-    """Backward induction with an expectile under the log in the mean's place: Q and V at which all
-    is said, gamma 1.
+    """Q and V at which nothing moves, gamma 1.
+
+    Backward induction with an expectile under the log in the mean's place.
     """
     p_XSV = world.language.logits_of(log_XN).softmax(2)
 
     def value(q_XV: Tensor, s: int) -> Tensor:
-        rows = []
-        for x in range(len(q_XV)):
-            seen = [v for v in range(world.language.V) if float(p_XSV[x, s, v]) > 0]
-            rows.append(
-                expectile_of(
-                    [float(q_XV[x, v]) for v in seen], [float(p_XSV[x, s, v]) for v in seen], tau
-                )
-            )
+        rows: list[float] = []
+        for q, p in zip(q_XV.tolist(), p_XSV[:, s].tolist(), strict=True):
+            logged = [v for v in range(world.language.V) if p[v] > 0]
+            rows.append(expectile_of([q[v] for v in logged], [p[v] for v in logged], tau))
         return torch.tensor(rows, dtype=q_XV.dtype)
 
     Q, V = world.language.backward(world.reward, value)
@@ -178,9 +191,7 @@ def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
 
 
 def logs() -> tuple[World, Tensor, Tensor]:
-    """A world, a log of everything its policy may say, and one from which the two best completions
-    of each prompt are missing.
-    """
+    """A world, a log of all that its policy writes, and one without the two best of each prompt."""
     world = graded(make_world(3, 2, seed=51))
     whole = world.language.logp(world.pi).exp()
     part = whole.clone()
@@ -190,9 +201,7 @@ def logs() -> tuple[World, Tensor, Tensor]:
 
 
 def logged_truths() -> Iterator[Finding]:
-    """Expected pulls against theory, at the start, and nowhere any at the tables that theory
-    names.
-    """
+    """Expected pulls against theory, at the start; none at the tables of theory."""
     world, whole, part = logs()
     yield from written_out(world, whole)
     for name, log in (("a log of everything", whole), ("a log without the best", part)):
@@ -219,62 +228,61 @@ def logged_truths() -> Iterator[Finding]:
 
 
 def written_out(world: World, log: Tensor) -> Iterator[Finding]:
-    """Anywhere: Q is pulled by 2 visits mu (r + gamma V' - Q), V by 2 visits E |tau - 1[u < 0]| u,
-    u of the smaller slow copy.
+    """The expected pulls at Q and V anywhere.
+
+    Q: 2 visits mu (r + gamma V' - Q),    V: 2 visits E_mu[|tau - 1[u < 0]| u]
+
+    u = min over k of target Q_k - V
     """
-    tables, tau, gamma = some_tables(world.ref), 0.8, 0.9
+    tables = some_tables(world.ref)
+    tau = 0.8
+    gamma = 0.9
     found, _ = expected(world, tables, log, expectile=tau, gamma=gamma, cql_coef=0.0)
-    ended = {y: n for n, y in enumerate(world.language.completions)}
-    aim = torch.zeros_like(world.logits)
-    for s, prefix in enumerate(world.language.prefixes):
-        for token in range(world.language.V):
-            y = (*prefix, token)
-            aim[:, s, token] = (
-                world.reward[:, ended[y]]
-                if y in ended
-                else gamma * tables.value[:, world.language.prefixes.index(y)]
-            )
     passed = world.language.visits(world.pi)[..., None] * world.pi.softmax(2)
-    yield same(
-        NAME,
-        "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)",
-        found.q,
-        2 * passed * (aim - tables.q),
-    )
+    gap = backups(world, tables.value, gamma) - tables.q
+    yield same(NAME, "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)", found.q, 2 * passed * gap)
     u = torch.minimum(*tables.target) - tables.value[..., None]
-    pull = 2 * passed * torch.where(u > 0, tau, 1 - tau) * u
+    side = torch.where(u > 0, tau, 1 - tau)
+    pull = 2 * passed * side * u
     yield same(
         NAME, "E[gradient of V] = 2 visits E_mu[|tau - 1[u < 0]| u]", found.value, pull.sum(2)
     )
 
 
+def backups(world: World, value: Tensor, gamma: float) -> Tensor:
+    """[X, S, V] the reward of the completion that ends here, or gamma V of the next state."""
+    completion = {y: n for n, y in enumerate(world.language.completions)}
+    out = torch.zeros_like(world.logits)
+    for s, prefix in enumerate(world.language.prefixes):
+        for token in range(world.language.V):
+            y = (*prefix, token)
+            if y in completion:
+                out[:, s, token] = world.reward[:, completion[y]]
+            else:
+                out[:, s, token] = gamma * value[:, world.language.prefixes.index(y)]
+    return out
+
+
 def closed_form() -> Iterator[Finding]:
     """Right with probability p, one token: V = tau p / (tau p + (1 - tau) (1 - p))."""
     world = graded(make_world(4, 1, X=2, seed=52, binary=True))
-    log, R = world.language.logp(world.pi).exp(), torch.zeros_like(world.logits)
+    log = world.language.logp(world.pi).exp()
+    R = torch.zeros_like(world.logits)
     for n, (token,) in enumerate(world.language.completions):
         R[:, 0, token] = world.reward[:, n]
+    q = torch.stack([R, R])
     p = (log * world.reward).sum(1, keepdim=True)
     for tau in (0.5, 0.7, 0.99):
         value = tau * p / (tau * p + (1 - tau) * (1 - p))
-        found, _ = expected(
-            world,
-            Tables(torch.stack([R, R]), torch.stack([R, R]), value),
-            log,
-            expectile=tau,
-            **QUIET,
-        )
-        yield same(
-            NAME,
-            f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}",
-            found.value,
-            0 * value,
-        )
+        found, _ = expected(world, Tables(q, q, value), log, expectile=tau, **QUIET)
+        says = f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}"
+        yield same(NAME, says, found.value, 0 * value)
 
 
 def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
-    """The head that is saved says pi exp(beta (Q - V)) / Z, and that is worth more than pi."""
-    best, start = world.reward.amax(1), (log * world.reward).sum(1)
+    """The head that is saved gives pi exp(beta (Q - V)) / Z, whose reward is higher than pi's."""
+    best = world.reward.amax(1)
+    start = (log * world.reward).sum(1)
     several = some_tables(world.ref)
     wanted = world.logits.log_softmax(2) + 1.5 * (several.q.mean(0) - several.value[..., None])
     yield same(
@@ -298,7 +306,8 @@ def logged_ends() -> Iterator[Finding]:
         ("a log of everything", whole, 0.5, 12),
         ("a log without the best", part, 0.7, 70),
     ):
-        end, goal = follow_log(world, log, tau, rounds), ends_of(world, log, tau)
+        end = follow_log(world, log, tau, rounds)
+        goal = ends_of(world, log, tau)
         passed = world.language.visits(world.language.logits_of(log)) > 0
         says = "V^mu" if tau == 0.5 else f"the {tau:g} expectiles"
         yield same(
@@ -347,21 +356,20 @@ def decoded(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
 
 
 def follow_log(world: World, log: Tensor, tau: float, rounds: int) -> Tables:
-    """Expected updates from heads of 0: each Q to its aim, each V along its gradient, the slow
-    copies as the loop leaves them.
+    """Expected updates from heads of 0, with target networks as the loop leaves them.
+
+    Each Q moves to its backup, each V along its gradient.
     """
-    spoken = world.language.logits_of(log)
-    passed = world.language.visits(spoken)[..., None] * spoken.softmax(2)
-    at = Tables(
-        torch.zeros(2, *world.logits.shape),
-        torch.zeros(2, *world.logits.shape),
-        torch.zeros(world.logits.shape[:2]),
-    )
+    behaviour = world.language.logits_of(log)
+    passed = world.language.visits(behaviour)[..., None] * behaviour.softmax(2)
+    visits = passed.sum(2)
+    zero = torch.zeros(2, *world.logits.shape)
+    at = Tables(zero, zero, torch.zeros(world.logits.shape[:2]))
     for _ in range(rounds):
         found, target = expected(world, at, log, expectile=tau, target_update=1.0, **QUIET)
-        q = at.q + torch.where(passed > 0, found.q / (2 * passed), 0.0)
-        value = at.value + torch.where(
-            passed.sum(2) > 0, found.value / (2 * max(tau, 1 - tau) * passed.sum(2)), 0.0
-        )
+        q_step = found.q / (2 * passed)
+        value_step = found.value / (2 * max(tau, 1 - tau) * visits)
+        q = at.q + torch.where(passed > 0, q_step, 0.0)
+        value = at.value + torch.where(visits > 0, value_step, 0.0)
         at = Tables(q, target, value)
     return at

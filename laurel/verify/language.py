@@ -60,6 +60,13 @@ class Language:
                 self.token_NT[n, t] = token
                 self.state_NT[n, t] = state[y[:t]]
 
+    def choices(self, n: int) -> list[tuple[int, int]]:
+        """The state and the token of every token of completion n."""
+        length = int(self.length_N[n])
+        states = self.state_NT[n, :length].tolist()
+        tokens = self.token_NT[n, :length].tolist()
+        return list(zip(states, tokens, strict=True))
+
     def token_logp(self, logits_XSV: Tensor) -> Tensor:
         """log pi of every token of every completion, [X, S, V] -> [X, N, T]; 0 after its end."""
         logp_XSV = logits_XSV.log_softmax(2)
