@@ -20,7 +20,7 @@ from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded
-from laurel.verify.recomputed_implicit import step
+from laurel.verify.recomputed_implicit import Step, step
 from laurel.verify.world import Drawn, World, as_groups, ascent_of, build, make_world
 
 NAME = "ilql"
@@ -69,13 +69,10 @@ def run(
     loop.update(setup, state, loop.weigh(setup, state, groups, sums), sums)
     policy, *q, value = ascent_of(setup)
     X = len(world.logits)
-    return Pulls(
-        sums.means()["loss"],
-        policy,
-        torch.stack([p.T.unflatten(0, (X, -1)) for p in q]),
-        value[0].unflatten(0, (X, -1)),
-        heads,
-    )
+    # gradients of heads are [out, X * S]
+    q_KXSV = torch.stack([slope.T.unflatten(0, (X, -1)) for slope in q])
+    value_XS = value[0].unflatten(0, (X, -1))
+    return Pulls(sums.means()["loss"], policy, q_KXSV, value_XS, heads)
 
 
 def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
@@ -85,39 +82,48 @@ def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
     for options in CASES:
         shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
         rng = random.Random(f"{shown}{seed}")
-        ours: list[tuple[Tensor, ...]] = []
-        theirs: list[tuple[Tensor, ...]] = []
+        pairs: list[tuple[Parts, Parts]] = []
         for number in range(batches):
-            drawn = [(x, (rng.randrange(world.language.N),)) for x in range(3)]
-            mine, other = _both_steps(world, tables, drawn, number, options)
-            ours.append(mine)
-            theirs.append(other)
-        parts = (
-            "the loss",
-            "gradient of the policy",
-            "gradient of Q",
-            "gradient of V",
-            "the slow copies afterwards",
-        )
-        columns = zip(parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
-        for what, mine, other in columns:
-            yield same(NAME, f"{what}, {shown}", torch.stack(mine), torch.stack(other))
+            completions = [rng.randrange(world.language.N) for _ in range(3)]
+            drawn = [(x, (n,)) for x, n in enumerate(completions)]
+            pairs.append(_both_steps(world, tables, drawn, number, options))
+        for part in pairs[0][0]:
+            ours = torch.stack([mine[part] for mine, _ in pairs])
+            theirs = torch.stack([other[part] for _, other in pairs])
+            yield same(NAME, f"{part}, {shown}", ours, theirs)
+
+
+Parts = dict[str, Tensor]
+"""Name -> what a step computes or moves."""
 
 
 def _both_steps(
-    world: World, tables: Tables, drawn: Sequence[Drawn], filler: int, options: dict[str, Any]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(loss, pulls at the policy, Q and V, target networks) of the loop, and of plain Python."""
+    world: World,
+    tables: Tables,
+    drawn: Sequence[Drawn],
+    filler: int,
+    options: dict[str, Any],
+) -> tuple[Parts, Parts]:
+    """The parts of one step of the loop, and of plain Python."""
     rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
     o = build(world, NAME, world.logits, world.ref, **options).config
     found = run(world, tables, drawn, rewards, filler, **options)
     truth = step(world, tables, drawn, rewards, o)
-    slow = tables.target + float(o.target_update or 0) * (tables.q - tables.target)
     after = tables_of(found.heads, len(world.logits)).target
-    return (
-        (torch.tensor([found.loss]), found.policy, found.q, found.value, after),
-        (torch.tensor([truth.loss]), truth.policy, truth.q, truth.value, slow),
-    )
+    rate = float(o.target_update or 0)
+    slow = tables.target + rate * (tables.q - tables.target)
+    return _parts(found, after), _parts(truth, slow)
+
+
+def _parts(step: Pulls | Step, target: Tensor) -> Parts:
+    """The parts of a step by name; target: the target networks afterwards."""
+    return {
+        "the loss": torch.tensor([step.loss]),
+        "gradient of the policy": step.policy,
+        "gradient of Q": step.q,
+        "gradient of V": step.value,
+        "the slow copies afterwards": target,
+    }
 
 
 def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
@@ -126,20 +132,19 @@ def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tu
     The log holds completion n of prompt x as often as `log_XN` says. One call of the loop: every
     completion that the log holds becomes a prompt of its own. Sums over tokens, prompt by prompt.
     """
-    cases = [
-        (x, n) for x in range(len(log_XN)) for n in range(world.language.N) if log_XN[x, n] > 0
-    ]
+    cases = [(x, n) for x, n in log_XN.nonzero().tolist() if log_XN[x, n] > 0]
     which = torch.tensor([x for x, _ in cases])
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
     rewards = [[float(world.reward[x, n])] for x, n in cases]
     found = run(own, tables.at(which), drawn, rewards, **options)
     # The loop's step is a mean over tokens: times their number, each case counts by its share.
-    units = sum(int(world.language.length_N[n]) for _, n in cases)
-    share = torch.tensor([float(log_XN[x, n]) for x, n in cases]) * units
+    units = sum(len(world.language.completions[n]) for _, n in cases)
+    logged = [float(log_XN[x, n]) for x, n in cases]
+    share = torch.tensor(logged) * units
     # All copies of one prompt's target network move alike: those of its first case are taken.
     prompts = which.tolist()
-    first = torch.tensor([prompts.index(x) for x in range(len(log_XN))])
+    first = [prompts.index(x) for x in range(len(log_XN))]
     after = tables_of(found.heads, len(cases)).target[:, first]
     return _by_prompt(found, which, share, len(log_XN)), after
 
@@ -150,19 +155,25 @@ def _by_prompt(found: Pulls, which: Tensor, share: Tensor, X: int) -> Pulls:
     def gathered(each: Tensor) -> Tensor:
         zeros = torch.zeros((X, *each.shape[1:]), dtype=each.dtype)
         # the share of a case at each of its numbers
-        share_C = share.view(-1, *[1] * (each.ndim - 1))
+        ones = [1] * (each.ndim - 1)
+        share_C = share.view(-1, *ones)
         return zeros.index_add(0, which, each * share_C)
 
+    policy = gathered(found.policy)
     q = torch.stack([gathered(each) for each in found.q])
-    return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value))
+    value = gathered(found.value)
+    return replace(found, policy=policy, q=q, value=value)
 
 
 def expectile_of(q: Sequence[float], p: Sequence[float], tau: float) -> float:
     """The v at which sum p |tau - 1[q < v]| (q - v) = 0, by bisection: the sum falls in v."""
 
     def slope(v: float) -> float:
-        sides = [tau if x > v else 1 - tau for x in q]
-        return sum(c * side * (x - v) for x, c, side in zip(q, p, sides, strict=True))
+        total = 0.0
+        for x, chance in zip(q, p, strict=True):
+            side = tau if x > v else 1 - tau
+            total += chance * side * (x - v)
+        return total
 
     low = min(q)
     high = max(q)
@@ -181,13 +192,14 @@ def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
 
     def value(q_XV: Tensor, s: int) -> Tensor:
         rows: list[float] = []
-        for q, p in zip(q_XV.tolist(), p_XSV[:, s].tolist(), strict=True):
-            logged = [v for v in range(world.language.V) if p[v] > 0]
-            rows.append(expectile_of([q[v] for v in logged], [p[v] for v in logged], tau))
+        for q_V, p_V in zip(q_XV, p_XSV[:, s], strict=True):
+            logged = p_V > 0
+            rows.append(expectile_of(q_V[logged].tolist(), p_V[logged].tolist(), tau))
         return torch.tensor(rows, dtype=q_XV.dtype)
 
     Q, V = world.language.backward(world.reward, value)
-    return Tables(torch.stack([Q, Q]), torch.stack([Q, Q]), V)
+    both = torch.stack([Q, Q])
+    return Tables(both, both, V)
 
 
 def logs() -> tuple[World, Tensor, Tensor]:
@@ -206,7 +218,8 @@ def logged_truths() -> Iterator[Finding]:
     yield from written_out(world, whole)
     for name, log in (("a log of everything", whole), ("a log without the best", part)):
         for tau in (0.5, 0.7, 0.9, 0.999):
-            found, _ = expected(world, ends_of(world, log, tau), log, expectile=tau, **QUIET)
+            tables = ends_of(world, log, tau)
+            found, _ = expected(world, tables, log, expectile=tau, **QUIET)
             says = "V^mu and Q^mu" if tau == 0.5 else f"the {tau:g} expectiles, backwards"
             pulls = torch.cat([found.q.flatten(), found.value.flatten()])
             yield same(NAME, f"{name}: at {says} Q and V rest", pulls, 0 * pulls)
@@ -216,7 +229,8 @@ def logged_truths() -> Iterator[Finding]:
     yield same(NAME, "and Q^mu", mu.q[0], Q)
     yield from closed_form()
     for beta in (0.0, 1.5):
-        at_goal = replace(world, logits=world.logits + beta * (Q - V[..., None]))
+        tilt = beta * (Q - V[..., None])
+        at_goal = replace(world, logits=world.logits + tilt)
         found, _ = expected(at_goal, mu, whole, awac_beta=beta, **QUIET)
         yield same(
             NAME,
@@ -253,13 +267,14 @@ def backups(world: World, value: Tensor, gamma: float) -> Tensor:
     """[X, S, V] the reward of the completion that ends here, or gamma V of the next state."""
     completion = {y: n for n, y in enumerate(world.language.completions)}
     out = torch.zeros_like(world.logits)
-    for s, prefix in enumerate(world.language.prefixes):
+    state = {prefix: s for s, prefix in enumerate(world.language.prefixes)}
+    for prefix, s in state.items():
         for token in range(world.language.V):
             y = (*prefix, token)
             if y in completion:
                 out[:, s, token] = world.reward[:, completion[y]]
             else:
-                out[:, s, token] = gamma * value[:, world.language.prefixes.index(y)]
+                out[:, s, token] = gamma * value[:, state[y]]
     return out
 
 
@@ -284,7 +299,8 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     best = world.reward.amax(1)
     start = (log * world.reward).sum(1)
     several = some_tables(world.ref)
-    wanted = world.logits.log_softmax(2) + 1.5 * (several.q.mean(0) - several.value[..., None])
+    advantage = several.q.mean(0) - several.value[..., None]
+    wanted = world.logits.log_softmax(2) + 1.5 * advantage
     yield same(
         NAME,
         "the saved head is softmax(log pi + beta (Q - V))",
@@ -293,10 +309,16 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     )
     for beta in (0.3, 1.0, 4.0):
         table = decoded(world.logits, mu, beta)
-        worth = (world.language.logp(table).exp() * world.reward).sum(1)
+        worth = value_of(world, table)
         left = float(((best - worth) / (best - start)).max())
         says = f"decode_beta {beta:g} with Q^mu: better than the log, on every prompt"
         yield Finding(NAME, says, "share of the gap left < 1", f"{left:.4f}", left, 1.0)
+
+
+def value_of(world: World, logits_XSV: Tensor) -> Tensor:
+    """[X] E[R] of every prompt under the policy of this table."""
+    p_XN = world.language.logp(logits_XSV).exp()
+    return (p_XN * world.reward).sum(1)
 
 
 def logged_ends() -> Iterator[Finding]:
@@ -319,10 +341,12 @@ def logged_ends() -> Iterator[Finding]:
 def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
     """What V tends to as tau does to 1: the best that the log shows."""
     most = torch.where(log > 0, world.reward, -torch.inf).amax(1)
-    widest = float((world.reward.amax(1) - world.reward.amin(1)).max())
+    width_X = world.reward.amax(1) - world.reward.amin(1)
+    widest = float(width_X.max())
     spread = widest * world.language.H / float(log[log > 0].min())
     for tau in (0.9, 0.99, 0.9999):
-        left = float((most - ends_of(world, log, tau).value[:, 0]).max())
+        value = ends_of(world, log, tau).value[:, 0]
+        left = float((most - value).max())
         # tau p (best - v) <= (1 - tau) (best - worst) in every state
         limit = spread * (1 - tau) / tau
         says = f"tau {tau:g}: V of the prompt is near the best of the log"
@@ -342,7 +366,7 @@ def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
         world.reward.amax(1),
     )
     table = decoded(world.language.logits_of(log), sharp, 200.0)
-    worth = (world.language.logp(table).exp() * world.reward).sum(1)
+    worth = value_of(world, table)
     yield same(
         NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3
     )
