@@ -1,5 +1,6 @@
-"""Well-known public shapes of rows with one answer, or with steps. What a shape reads is named;
-nothing of a row is thrown away.
+"""Well-known public shapes of rows with one answer, or with steps.
+
+What a shape reads is named; nothing of a row is thrown away.
 
 A shape takes a row's columns and gives (ours, the names of those it read), or None where the row is
 of another shape.
@@ -58,8 +59,9 @@ def request(columns: Columns) -> Found | None:
 
 
 def answered(columns: Columns) -> Found | None:
-    """`instruction` or `question`, and the answer to it if there is one as text. "#### 18" at its
-    end is GSM8K's mark.
+    """`instruction` or `question`, and the answer to it if there is one as text.
+
+    "#### 18" at its end is GSM8K's mark.
     """
     found = request(columns)
     if found is None:
@@ -162,8 +164,9 @@ def rated_steps(columns: Columns) -> Found:
 
 
 def first_mistake(asked: str, where: str) -> Callable[[Columns], Found | None]:
-    """Steps and the place of the first wrong one, from 0; none, or -1: all are right. What follows
-    a mistake is not labelled.
+    """Steps and the place of the first wrong one, from 0; none, or -1: all are right.
+
+    What follows a mistake is not labelled.
     """
 
     def make(columns: Columns) -> Found | None:

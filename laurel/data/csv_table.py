@@ -77,8 +77,9 @@ def _refuse_nameless(cells: Sequence[str], header: Sequence[str], name: str, whe
 
 
 def header_of(cells: Sequence[str], name: str) -> list[str]:
-    """The names of the columns, without the spaces around them. A first one without a name is a
-    table's index; later ones stay empty.
+    """The names of the columns, without the spaces around them.
+
+    A first one without a name is a table's index; later ones stay empty.
     """
     header = [cell.strip() for cell in cells]
     if len(header) > 1 and not header[0]:

@@ -76,8 +76,9 @@ OTHER_NAMES = {
 
 
 def detect(columns: Mapping[str, Any]) -> Format | None:
-    """The format of a row by the names of its columns (None: no format of ours). Columns without
-    content count where no others do.
+    """The format of a row by the names of its columns (None: no format of ours).
+
+    Columns without content count where no others do.
     """
     filled = [form for form in FORMATS if all(_filled(columns, field) for field in form.required)]
     for form in filled or FORMATS:
@@ -266,8 +267,9 @@ def _to_be_answered(row: Row) -> Row:
 
 
 def _best_and_worst(row: Row) -> Row:
-    """A ranking as the pair of its best and its worst answer, if it is no pair yet. All ranks
-    equal: a pair of weight 0.
+    """A ranking as the pair of its best and its worst answer, if it is no pair yet.
+
+    All ranks equal: a pair of weight 0.
     """
     columns = row.columns
     if "chosen" in columns or not all(

@@ -76,8 +76,9 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """What the first shape that fits reads. Its columns stand in front, so that ours are seen
-    first.
+    """What the first shape that fits reads.
+
+    Its columns stand in front, so that ours are seen first.
     """
     for shape in candidates(frozenset(columns)):
         if found := shape.make(columns):
@@ -237,8 +238,9 @@ def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def equipped(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """The `tools` of a conversation: the chat template shows them. A plain text has no place for
-    them.
+    """The `tools` of a conversation: the chat template shows them.
+
+    A plain text has no place for them.
     """
     asked = columns.get("prompt", columns.get("messages"))
     return columns, ("tools",) if "tools" in columns and isinstance(asked, list) else ()

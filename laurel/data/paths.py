@@ -32,8 +32,9 @@ Place = tuple[Path, str]
 
 
 def files_of(name: str, split: str = "train") -> list[Place]:
-    """The files that a name stands for, in order. A folder gives those of its split; what is not
-    there, or not clear, is a UsageError.
+    """The files that a name stands for, in order.
+
+    A folder gives those of its split; what is not there, or not clear, is a UsageError.
     """
     path = Path(name).expanduser()
     if path.is_dir():

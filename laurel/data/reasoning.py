@@ -44,8 +44,9 @@ def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
 
 
 def gym(name: str, **more: Any) -> Any:
-    """reasoning-gym's data set of a name, whose scorer judges answers. No such task or parameter is
-    a UsageError.
+    """reasoning-gym's data set of a name, whose scorer judges answers.
+
+    No such task or parameter is a UsageError.
     """
     if find_spec("reasoning_gym") is None:
         what = "the tasks of reasoning-gym need their package."

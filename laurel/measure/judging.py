@@ -31,8 +31,9 @@ class SlotBias:
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """A judge asked in both orders. Counts: pairs with two valid verdicts, and `invalid` pairs left
-    out; ties are valid.
+    """A judge asked in both orders.
+
+    Counts: pairs with two valid verdicts, and `invalid` pairs left out; ties are valid.
 
     consistency: the same verdict in both orders. first: first-slot wins among all decided verdicts
     of valid pairs. inconsistent: among pairs whose verdicts name different winners, how often the
@@ -218,8 +219,9 @@ def preference(
 
 
 def sign_test(wins: int, n: int) -> float:
-    """Exact two-sided p of `wins` of n decided pairs against one half. 15 of 20: .04139. Arbuthnot
-    1710.
+    """Exact two-sided p of `wins` of n decided pairs against one half.
+
+    15 of 20: .04139. Arbuthnot 1710.
     """
     if not 0 <= wins <= n or n < 1:
         raise ValueError(f"{wins} wins of {n} decided pairs")

@@ -57,8 +57,9 @@ REDUNDANT = {
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out
-    of range.
+    """One picture with its words.
+
+    `now` is the mean of the last values; `alarm` says that it is out of range.
 
     constant: its values never differed by anything to see (`level`), and it is in range: a word is
     enough.

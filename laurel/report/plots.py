@@ -61,8 +61,9 @@ def line_chart(
     meaning: Meaning | None = None,
     log: bool = False,
 ) -> str:
-    """An SVG of one or several metrics over steps. Labels say which is which; a dashed line is the
-    catalogue's limit, if near.
+    """An SVG of one or several metrics over steps.
+
+    Labels say which is which; a dashed line is the catalogue's limit, if near.
     """
     with rc_context({**STYLE, "svg.hashsalt": name or "|".join(lines)}):
         figure, axes = _canvas()

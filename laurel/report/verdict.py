@@ -174,8 +174,9 @@ def of_sets(
 
 
 def changes(story: Story) -> list[Change]:
-    """The headline metrics this run has, most telling first. Of preferences not nll: it holds the
-    rejected answers, too.
+    """The headline metrics this run has, most telling first.
+
+    Of preferences not nll: it holds the rejected answers, too.
     """
     compares = "logps/chosen" in story.series
     rows = [one for row in HEADLINES for one in (row, *of_sets(story, *row))]
@@ -506,7 +507,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _steps(steps: Sequence[int]) -> str:
-    """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ... (41 in all)"""
+    """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ...
+
+    (41 in all)
+    """
     listed = ", ".join(str(step) for step in steps[:5])
     return f"step{'s' * (len(steps) > 1)} {listed}" + (
         f", ... ({len(steps)} in all)" if len(steps) > 5 else ""

@@ -35,8 +35,9 @@ def compare(count: int, relation: str, bound: int) -> bool:
 
 
 def search(pattern: str, text: str) -> list[str]:
-    """Occurrences of a keyword, case ignored. The benchmark reads keywords as regular expressions;
-    one that is none is taken literally.
+    """Occurrences of a keyword, case ignored.
+
+    The benchmark reads keywords as regular expressions; one that is none is taken literally.
     """
     try:
         return re.findall(pattern, text, re.IGNORECASE)
@@ -217,8 +218,9 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def check_all(payload: tuple[str, list[str], list[dict[str, Any]]]) -> list[bool | str]:
-    """Each instruction: True or False, or in words why it cannot be checked. An empty answer
-    follows nothing.
+    """Each instruction: True or False, or in words why it cannot be checked.
+
+    An empty answer follows nothing.
     """
     text, names, settings = payload
     verdicts: list[bool | str] = []

@@ -18,8 +18,9 @@ SECONDS = 10.0
 
 
 def graded(payload: tuple[str, str, dict[str, Any]]) -> float:
-    """(task, answer, entry) -> what the task's own scorer says. Runs in a worker: it may
-    never end.
+    """(task, answer, entry) -> what the task's own scorer says.
+
+    Runs in a worker: it may never end.
     """
     name, answer, entry = payload
     return float(_scorer(name).score_answer(answer, entry))

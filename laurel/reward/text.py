@@ -60,8 +60,9 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def choice(answer: str, row: Mapping[str, Any]) -> Result:
-    r"""1 if the answer settles on the letter (A to J) of the row's `answer`. Two different letters
-    are wrong.
+    r"""1 if the answer settles on the letter (A to J) of the row's `answer`.
+
+    Two different letters are wrong.
 
     Looked for in this order: in \boxed{}; after "answer is" or "answer:"; a first or last line such
     as "(B)", "B." or "B) Paris"; the only single capital letter of the text (the words "A" and "I"

@@ -83,8 +83,9 @@ def step_of(world: World, *, step: int = 0, reward: Reward | None = None, **opti
 
 
 def one_step(world: World, options: dict[str, Any], quantity: str, batches: int) -> Finding:
-    """Some steps end to end, from the loop and from plain Python. Rewards are rounded, so that some
-    members are equally good.
+    """Some steps end to end, from the loop and from plain Python.
+
+    Rewards are rounded, so that some members are equally good.
     """
     ours, theirs, members = [], [], 8
 

@@ -26,8 +26,9 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Mutant:
-    """`name` says the mistake in words. `check` (of `laurel.verify.checks.CHECKS`) and `finding`
-    name who must notice it.
+    """`name` says the mistake in words.
+
+    `check` (of `laurel.verify.checks.CHECKS`) and `finding` name who must notice it.
 
     The finding is "method: quantity"; of a check that stops instead, "method: SomeError: how its
     message begins".
@@ -158,8 +159,9 @@ def broken(mutant: Mutant) -> Iterator[None]:
 
 
 def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
-    """What becomes of this one finding: "passes", "fails", or "is not there". The checks are run no
-    further than it.
+    """What becomes of this one finding: "passes", "fails", or "is not there".
+
+    The checks are run no further than it.
 
     Where an error is named, checks that stop with that very error fail, and those that do not stop
     pass.
@@ -175,8 +177,9 @@ def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
 
 
 def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
-    """Run the checks on broken code until one fails. A check that stops with an error has noticed,
-    too.
+    """Run the checks on broken code until one fails.
+
+    A check that stops with an error has noticed, too.
     """
     with broken(mutant):
         try:

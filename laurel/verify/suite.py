@@ -111,8 +111,9 @@ BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
 def run_part(
     name: str, method: str | None = None, *, precisions: Sequence[torch.dtype] = ()
 ) -> Iterator[Finding]:
-    """The findings of one part, in every precision it has, or in these. method: of this row alone,
-    where a part can tell rows apart.
+    """The findings of one part, in every precision it has, or in these.
+
+    method: of this row alone, where a part can tell rows apart.
     """
     _, checks, own = PARTS[name]
     by_row = name in BY_ROW and method in ALGORITHMS
