@@ -102,8 +102,9 @@ def instances(columns: Columns) -> Found | None:
 
 
 def single_response(columns: Columns) -> Found:
-    """HelpSteer (arXiv:2311.09528): `response` is the completion; the five scores stay for whoever
-    asks for them.
+    """HelpSteer (arXiv:2311.09528): `response` is the completion.
+
+    The five scores stay for whoever asks for them.
     """
     return {"completion": columns["response"]}, ("prompt", "response")
 
@@ -117,8 +118,9 @@ def human_eval(columns: Columns) -> Found:
 
 
 def mbpp(columns: Columns) -> Found | None:
-    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt; the
-    code is the completion.
+    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt.
+
+    The code is the completion.
     """
     name, tests = "text" if "text" in columns else "prompt", columns["test_list"]
     asked = columns[name]
@@ -135,8 +137,9 @@ def mbpp(columns: Columns) -> Found | None:
 
 
 def mathematics(columns: Columns) -> Found | None:
-    r"""MATH (arXiv:2103.03874): `problem` and `solution`; the gold `answer` is what the solution's
-    last \boxed{} holds.
+    r"""MATH (arXiv:2103.03874): `problem` and `solution`.
+
+    The gold `answer` is what the solution's last \boxed{} holds.
     """
     boxed = last_boxed(columns["solution"])
     more = _unless(columns, task="math", **({} if boxed is None else {"answer": boxed}))

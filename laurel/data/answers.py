@@ -117,8 +117,9 @@ def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_letter_counting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`letter_counting`: how often a letter occurs in the quoted text; capitals count like small
-    letters.
+    """`letter_counting`: how often a letter occurs in the quoted text.
+
+    Capitals count like small letters.
     """
     found = re.search(
         r'the letter "(\w)" (?:appear|occur) in (?:the text: )?"(.*)"', question_of(row), re.DOTALL

@@ -160,8 +160,9 @@ def arena(columns: Columns) -> Found | None:
 
 
 def rated(columns: Columns) -> Found | None:
-    """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each; the best
-    has rank 1.
+    """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each.
+
+    The best has rank 1.
     """
     held = columns["completions"]
     if not isinstance(held, list) or not all(

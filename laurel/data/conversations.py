@@ -36,8 +36,9 @@ _TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
 
 
 def message(turn: Any) -> Any:
-    """One turn as {role, content} and what else it holds (weights, names, tool calls); what is no
-    turn comes back as it is.
+    """One turn as {role, content} and what else it holds (weights, names, tool calls).
+
+    What is no turn comes back as it is.
     """
     if not isinstance(turn, Mapping):
         return turn
@@ -60,8 +61,9 @@ def message(turn: Any) -> Any:
 
 
 def content_of(value: Any) -> Any:
-    """A content given in parts {"type": "text", "text": ...} as one text; any other value, and
-    parts that are no text, as they are.
+    """A content given in parts {"type": "text", "text": ...} as one text.
+
+    Any other value, and parts that are no text, as they are.
     """
     if not isinstance(value, list) or not value or any(other_part(part) for part in value):
         return value
@@ -93,8 +95,9 @@ def tool_calls(text: Any) -> list[Columns] | None:
 
 
 def conversation(value: Any) -> Any:
-    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages;
-    anything else as it is.
+    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages.
+
+    Anything else as it is.
     """
     if isinstance(value, str):
         value = written_out(value)
@@ -117,8 +120,9 @@ def in_turn(texts: Sequence[str]) -> list[Columns]:
 
 
 def exchange(item: Any) -> list[Columns] | None:
-    """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds
-    stays with the answer.
+    """One exchange, {"input": ..., "output": ...} or the like, as two messages.
+
+    What else it holds stays with the answer.
     """
     if not isinstance(item, Mapping):
         return None
@@ -137,8 +141,9 @@ def exchange(item: Any) -> list[Columns] | None:
 
 
 def written_out(value: Any) -> Any:
-    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any
-    other value as it is.
+    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it.
+
+    Any other value as it is.
     """
     if (
         not isinstance(value, str)

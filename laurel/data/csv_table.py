@@ -91,8 +91,9 @@ def header_of(cells: Sequence[str], name: str) -> list[str]:
 
 
 def separator_of(line: str) -> str:
-    """What parts the cells of a header: the separator that it holds most often outside quotes; a
-    comma where none is.
+    """What parts the cells of a header: the separator that it holds most often outside quotes.
+
+    A comma where it holds none.
     """
     outside = "".join(part for number, part in enumerate(line.split('"')) if number % 2 == 0)
     return max(SEPARATORS, key=outside.count)

@@ -474,8 +474,9 @@ def _needed(choices: tuple[tuple[str, ...], ...]) -> str:
 
 
 def _renaming(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """Which columns to rename, for the choice of fields that the fewest renamings reach; empty
-    where none is reached.
+    """Which columns to rename, for the choice of fields that the fewest renamings reach.
+
+    Empty where no format is reached.
     """
     best: list[str] | None = None
     for choice in choices:

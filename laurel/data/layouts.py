@@ -107,8 +107,9 @@ def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """Two whole dialogues -> the `prompt` they share and the two ways on; a prompt that an answer
-    repeats is cut from its front.
+    """Two whole dialogues -> the `prompt` they share and the two ways on.
+
+    A prompt that an answer repeats is cut from its front.
 
     Message lists, or HH-RLHF's text "\\n\\nHuman: ...\\n\\nAssistant: ..." (arXiv:2204.05862). The
     prompt is the longest common beginning that ends before a turn of the assistant; each of the two

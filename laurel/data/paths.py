@@ -208,8 +208,9 @@ def _part(name: str, split: str) -> list[Place]:
 
 
 def _told_apart(found: Sequence[Place]) -> list[Place]:
-    """The same files, under their paths where names repeat; a file that is named twice is
-    refused.
+    """The same files, under their paths where names repeat.
+
+    A file that is named twice is refused.
     """
     paths = [path.resolve() for path, _ in found]
     twice = next((path for path in paths if paths.count(path) > 1), None)

@@ -23,8 +23,9 @@ def is_gym(name: Any) -> bool:
 
 
 def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
-    """`size` rows with prompt, question, answer, task and metadata; completion where the task knows
-    an answer.
+    """`size` rows with prompt, question, answer, task and metadata.
+
+    `completion` where the task knows an answer.
 
     Row i depends on the task, its parameters and seed + i: neighbouring seeds share rows, so take
     seeds far apart.

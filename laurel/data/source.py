@@ -86,8 +86,9 @@ def load_rows(
 def read_files(
     name: str, split: str, faults: list[UsageError] | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The records of all files that a name stands for, one after the other; all that cannot be read
-    are one error.
+    """The records of all files that a name stands for, one after the other.
+
+    All that cannot be read are one error.
     """
     found: list[UsageError] = []
     records = [

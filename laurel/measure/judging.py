@@ -80,8 +80,9 @@ def clustered_slot_bias(
 
 
 def _turned(gaps: Sequence[int]) -> float:
-    """P(|sum of +-gap| >= |sum of gaps|) with even signs; normal where counting all would take
-    long.
+    """P(|sum of +-gap| >= |sum of gaps|) with even signs.
+
+    By the normal approximation where counting all would take long.
     """
     sizes = sorted(Counter(abs(gap) for gap in gaps if gap).items())
     lengths = np.cumsum([2 * size * count for size, count in sizes])

@@ -175,8 +175,9 @@ def chi_square(counts: Shares, population: Shares) -> ChiSquare:
 
 @dataclass(frozen=True, slots=True)
 class Raking:
-    """Weights of mean 1, one a person, or None with the `reason`; the largest gap to a margin that
-    is left; Kish's effective size.
+    """Weights of mean 1, one a person, or None with the `reason`.
+
+    The largest gap to a margin that is left; Kish's effective size.
     """
 
     weights: np.ndarray | None

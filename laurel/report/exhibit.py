@@ -32,8 +32,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over a common quantity: label -> points (x, y, low, high); low = high = y where there
-    is no interval.
+    """Curves over a common quantity: label -> points (x, y, low, high).
+
+    low = high = y where there is no interval.
     """
 
     title: str

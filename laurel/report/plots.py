@@ -149,8 +149,9 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def _limits(axes: Axes, lines: Sequence[Series], meaning: Meaning | None) -> None:
-    """Shares are seen whole or from 0; a limit of the catalogue is drawn where it is within
-    sight.
+    """Shares are seen whole or from 0.
+
+    A limit of the catalogue is drawn where it is within sight.
     """
     low, high = axes.get_ylim()
     known = [value for series in lines for value in finite(series)]

@@ -237,8 +237,9 @@ def _not_finite(story: Story) -> list[Finding]:
 
 
 def _out_of_range(story: Story) -> list[Finding]:
-    """Metrics whose last values lie outside the catalogue's range; failures count wherever they
-    happened.
+    """Metrics whose last values lie outside the catalogue's range.
+
+    Failures count wherever they happened.
     """
     found = []
     for name, series in story.series.items():
@@ -312,8 +313,9 @@ def _entropy(story: Story) -> list[Finding]:
 
 
 def _duplicates(story: Story) -> list[Finding]:
-    """Equal samples are no surprise where answers are a few tokens long; in longer ones they
-    are.
+    """Equal samples are no surprise where answers are a few tokens long.
+
+    In longer ones they are.
     """
     values, lengths = (
         finite(story.series.get("duplicates", {})),

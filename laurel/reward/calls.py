@@ -26,8 +26,9 @@ UNORDERED = (Mapping, Set, MappingView, str, bytes, bytearray)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The samples of a step as the columns that rewards are called with; position i of each belongs
-    to keys[i].
+    """The samples of a step as the columns that rewards are called with.
+
+    Position i of each belongs to keys[i].
     """
 
     keys: tuple[Key, ...]
@@ -68,8 +69,9 @@ class Call:
         )
 
     def arguments(self, reward: Reward, only: int | None = None) -> dict[str, list]:
-        """The keyword arguments for a function, of all samples or of one; fresh lists, so that no
-        reward can change another's.
+        """The keyword arguments for a function, of all samples or of one.
+
+        Fresh lists, so that no reward can change another's.
         """
         every = {
             **self.columns,

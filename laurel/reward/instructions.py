@@ -111,8 +111,9 @@ def first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: s
 
 
 def highlights(text: str, num_highlights: int) -> bool:
-    """At least so many *parts* or **parts**; the benchmark counts a bold one on both scores where
-    it can.
+    """At least so many *parts* or **parts**.
+
+    The benchmark counts a bold one on both scores where it can.
     """
     single = [part for part in re.findall(r"\*[^\n*]*\*", text) if part.strip("*").strip()]
     double = [

@@ -70,8 +70,9 @@ def step_soundness(score_SC: Tensor) -> Tensor:
 
 
 def steps_of(completion: Any) -> list[str]:
-    """The steps of an answer (text, or messages: their contents), a line each as in training; blank
-    lines are none.
+    """The steps of an answer (text, or messages: their contents), a line each as in training.
+
+    Blank lines are none.
     """
     text = (
         completion

@@ -36,8 +36,9 @@ POOL = Workers(graded, size=2, seconds=SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Gym:
-    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer; many tasks give a little
-    for an answer in the right form.
+    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer.
+
+    Many tasks give a little for an answer in the right form.
 
     The row holds what the task made: `question` (or a prompt that is text), `answer` and
     `metadata`.

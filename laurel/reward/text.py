@@ -17,8 +17,9 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def exact(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer is the row's `answer` word for word; white space aside, and thoughts and tags
-    that the row has not either.
+    """1 if the answer is the row's `answer` word for word.
+
+    White space aside, and thoughts and tags that the row has not either.
     """
     gold = column(row)
     if gold is None:
