@@ -20,8 +20,9 @@ Found = tuple[Columns, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A shape by name: the columns it is known by, those that must not be there, and how its rows
-    become ours.
+    """A shape by name, and how its rows become ours.
+
+    It is known by columns that must be there and columns that must not.
     """
 
     name: str
@@ -39,8 +40,9 @@ class Layout:
 
 
 def request(columns: Columns) -> Found | None:
-    """What a row asks: its `instruction` with `input` and `context` behind it, or its `question`
-    behind a `context`.
+    """What a row asks: its `instruction` or its `question`.
+
+    `input` and `context` stand behind an instruction, a `context` before a question.
     """
     name = next(
         (name for name in ("instruction", "question", "input") if _text(columns, name)), None
@@ -91,8 +93,9 @@ def squad(ours: Columns, names: tuple[str, ...], answers: Columns) -> Found:
 
 
 def instances(columns: Columns) -> Found | None:
-    """Self-Instruct's seed tasks (arXiv:2212.10560): `instances` holds the one input and output of
-    the instruction.
+    """Self-Instruct's seed tasks (arXiv:2212.10560).
+
+    `instances` holds the one input and output of the instruction.
     """
     held = columns["instances"]
     if not isinstance(held, list) or len(held) != 1 or not isinstance(held[0], dict):
@@ -110,8 +113,9 @@ def single_response(columns: Columns) -> Found:
 
 
 def human_eval(columns: Columns) -> Found:
-    """HumanEval (arXiv:2107.03374): the canonical solution is the completion, and the task is
-    `humaneval`.
+    """HumanEval (arXiv:2107.03374): the canonical solution is the completion.
+
+    The task is `humaneval`.
     """
     ours = _unless(columns, completion=columns["canonical_solution"], task="humaneval")
     return ours, ("canonical_solution",)
@@ -192,8 +196,9 @@ def first_mistake(asked: str, where: str) -> Callable[[Columns], Found | None]:
 
 
 def prm_bench(columns: Columns) -> Found | None:
-    """PRMBench (arXiv:2501.03124): the modified process, whose wrong steps `error_steps` numbers
-    from 1.
+    """PRMBench (arXiv:2501.03124): the modified process.
+
+    `error_steps` numbers its wrong steps from 1.
     """
     steps, wrong = columns["modified_process"], columns["error_steps"]
     if not isinstance(steps, list) or not isinstance(wrong, list):
@@ -210,9 +215,7 @@ def prm_bench(columns: Columns) -> Found | None:
 
 
 def tagged(columns: Columns) -> Found | None:
-    """LLaMA-Factory's `kto_tag`: whether the answer, or the last turn of the conversation, is a
-    good one.
-    """
+    """LLaMA-Factory's `kto_tag`: is the answer, or the conversation's last turn, a good one?"""
     ours: Columns = {"label": columns["kto_tag"]}
     turns = columns.get("messages")
     if isinstance(turns, list) and len(turns) > 1:

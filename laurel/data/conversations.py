@@ -1,5 +1,6 @@
-"""Conversations as files write them -> messages {role, content}: speakers, contents in parts,
-system texts, earlier turns.
+"""Conversations as files write them -> messages {role, content}.
+
+Speakers, contents in parts, system texts, earlier turns.
 """
 
 from __future__ import annotations
@@ -79,9 +80,7 @@ def other_part(part: Any) -> str:
 
 
 def tool_calls(text: Any) -> list[Columns] | None:
-    """The calls in the JSON text of ShareGPT's turns of `function_call`, as OpenAI's messages hold
-    them.
-    """
+    """The calls in the JSON text of ShareGPT's turns of `function_call`, in OpenAI's form."""
     try:
         said = json.loads(text)
     except (TypeError, ValueError):
@@ -164,8 +163,9 @@ def written_out(value: Any) -> Any:
 
 
 def earlier(value: Any) -> list[Columns] | None:
-    """A column `history` as messages: pairs [asked, said], exchanges, turns, or texts in turn; None
-    for what cannot be read so.
+    """A column `history` as messages; None for what cannot be read so.
+
+    It holds pairs [asked, said], exchanges, turns, or texts in turn.
     """
     value = written_out(value)
     if not isinstance(value, list):
@@ -184,8 +184,9 @@ def earlier(value: Any) -> list[Columns] | None:
 
 
 def dialogue(value: Any) -> list[Columns] | None:
-    """A dialogue as messages: a list of messages, or text in turns of "Human:" and "Assistant:";
-    else None.
+    """A dialogue as messages; None for anything else.
+
+    It is a list of messages, or text in turns of "Human:" and "Assistant:".
     """
     if isinstance(value, list):
         turns = conversation(value)
