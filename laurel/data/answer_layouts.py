@@ -1,5 +1,6 @@
-"""Well-known public shapes of rows with one answer, or with steps. What a shape reads is named;
-nothing of a row is thrown away.
+"""Well-known public shapes of rows with one answer, or with steps.
+
+What a shape reads is named; nothing of a row is thrown away.
 
 A shape takes a row's columns and gives (ours, the names of those it read), or None where the row is
 of another shape.
@@ -19,8 +20,9 @@ Found = tuple[Columns, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A shape by name: the columns it is known by, those that must not be there, and how its rows
-    become ours.
+    """A shape by name, and how its rows become ours.
+
+    It is known by columns that must be there and columns that must not.
     """
 
     name: str
@@ -38,8 +40,9 @@ class Layout:
 
 
 def request(columns: Columns) -> Found | None:
-    """What a row asks: its `instruction` with `input` and `context` behind it, or its `question`
-    behind a `context`.
+    """What a row asks: its `instruction` or its `question`.
+
+    `input` and `context` stand behind an instruction, a `context` before a question.
     """
     name = next(
         (name for name in ("instruction", "question", "input") if _text(columns, name)), None
@@ -58,8 +61,9 @@ def request(columns: Columns) -> Found | None:
 
 
 def answered(columns: Columns) -> Found | None:
-    """`instruction` or `question`, and the answer to it if there is one as text. "#### 18" at its
-    end is GSM8K's mark.
+    """`instruction` or `question`, and the answer to it if there is one as text.
+
+    "#### 18" at its end is GSM8K's mark.
     """
     found = request(columns)
     if found is None:
@@ -89,8 +93,9 @@ def squad(ours: Columns, names: tuple[str, ...], answers: Columns) -> Found:
 
 
 def instances(columns: Columns) -> Found | None:
-    """Self-Instruct's seed tasks (arXiv:2212.10560): `instances` holds the one input and output of
-    the instruction.
+    """Self-Instruct's seed tasks (arXiv:2212.10560).
+
+    `instances` holds the one input and output of the instruction.
     """
     held = columns["instances"]
     if not isinstance(held, list) or len(held) != 1 or not isinstance(held[0], dict):
@@ -100,23 +105,26 @@ def instances(columns: Columns) -> Found | None:
 
 
 def single_response(columns: Columns) -> Found:
-    """HelpSteer (arXiv:2311.09528): `response` is the completion; the five scores stay for whoever
-    asks for them.
+    """HelpSteer (arXiv:2311.09528): `response` is the completion.
+
+    The five scores stay for whoever asks for them.
     """
     return {"completion": columns["response"]}, ("prompt", "response")
 
 
 def human_eval(columns: Columns) -> Found:
-    """HumanEval (arXiv:2107.03374): the canonical solution is the completion, and the task is
-    `humaneval`.
+    """HumanEval (arXiv:2107.03374): the canonical solution is the completion.
+
+    The task is `humaneval`.
     """
     ours = _unless(columns, completion=columns["canonical_solution"], task="humaneval")
     return ours, ("canonical_solution",)
 
 
 def mbpp(columns: Columns) -> Found | None:
-    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt; the
-    code is the completion.
+    """MBPP (arXiv:2108.07732): the text, with the tests that name the function, is the prompt.
+
+    The code is the completion.
     """
     name, tests = "text" if "text" in columns else "prompt", columns["test_list"]
     asked = columns[name]
@@ -133,8 +141,9 @@ def mbpp(columns: Columns) -> Found | None:
 
 
 def mathematics(columns: Columns) -> Found | None:
-    r"""MATH (arXiv:2103.03874): `problem` and `solution`; the gold `answer` is what the solution's
-    last \boxed{} holds.
+    r"""MATH (arXiv:2103.03874): `problem` and `solution`.
+
+    The gold `answer` is what the solution's last \boxed{} holds.
     """
     boxed = last_boxed(columns["solution"])
     more = _unless(columns, task="math", **({} if boxed is None else {"answer": boxed}))
@@ -162,8 +171,9 @@ def rated_steps(columns: Columns) -> Found:
 
 
 def first_mistake(asked: str, where: str) -> Callable[[Columns], Found | None]:
-    """Steps and the place of the first wrong one, from 0; none, or -1: all are right. What follows
-    a mistake is not labelled.
+    """Steps and the place of the first wrong one, from 0; none, or -1: all are right.
+
+    What follows a mistake is not labelled.
     """
 
     def make(columns: Columns) -> Found | None:
@@ -186,8 +196,9 @@ def first_mistake(asked: str, where: str) -> Callable[[Columns], Found | None]:
 
 
 def prm_bench(columns: Columns) -> Found | None:
-    """PRMBench (arXiv:2501.03124): the modified process, whose wrong steps `error_steps` numbers
-    from 1.
+    """PRMBench (arXiv:2501.03124): the modified process.
+
+    `error_steps` numbers its wrong steps from 1.
     """
     steps, wrong = columns["modified_process"], columns["error_steps"]
     if not isinstance(steps, list) or not isinstance(wrong, list):
@@ -204,9 +215,7 @@ def prm_bench(columns: Columns) -> Found | None:
 
 
 def tagged(columns: Columns) -> Found | None:
-    """LLaMA-Factory's `kto_tag`: whether the answer, or the last turn of the conversation, is a
-    good one.
-    """
+    """LLaMA-Factory's `kto_tag`: is the answer, or the conversation's last turn, a good one?"""
     ours: Columns = {"label": columns["kto_tag"]}
     turns = columns.get("messages")
     if isinstance(turns, list) and len(turns) > 1:

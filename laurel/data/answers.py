@@ -37,8 +37,9 @@ LEGS = {name.replace("_", " "): legs for legs, names in _ANIMALS.items() for nam
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """What was asked: the column `question`, else `prompt` (of a conversation, its last
-    message).
+    """What was asked: the column `question`, else `prompt`.
+
+    Of a conversation it is the last message.
     """
     question = row.get("question", row.get("prompt", ""))
     if isinstance(question, list) and question and isinstance(question[-1], Mapping):
@@ -47,26 +48,23 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 
 def plain(answer: str) -> str:
-    """The answer without its thoughts and tags, the white space around it and one final full
-    stop.
-    """
+    """The answer without thoughts, tags, white space around it and one final full stop."""
     return (
         visible_answer(answer).strip().removesuffix(".").rstrip() if isinstance(answer, str) else ""
     )
 
 
 def whole_number(answer: str) -> int | None:
-    """The answer as a whole number in its usual spelling, or None: no plus sign, leading zeros,
-    commas or decimals.
+    """The answer as a whole number in its usual spelling, or None.
+
+    The usual spelling has no plus sign, leading zeros, commas or decimals.
     """
     text = plain(answer)
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def verify_sum(answer: str, row: Mapping[str, Any]) -> Result:
-    """`addition` and `chain_sum`: the value of the expression before the final "=" of the
-    question.
-    """
+    """`addition` and `chain_sum`: the value of the expression before the final "="."""
     found = re.search(r"([0-9+\-*/() ]+)=\s*$", question_of(row))
     try:
         truth = arithmetic.evaluate(found.group(1)) if found else None
@@ -117,8 +115,9 @@ def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_letter_counting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`letter_counting`: how often a letter occurs in the quoted text; capitals count like small
-    letters.
+    """`letter_counting`: how often a letter occurs in the quoted text.
+
+    Capitals count like small letters.
     """
     found = re.search(
         r'the letter "(\w)" (?:appear|occur) in (?:the text: )?"(.*)"', question_of(row), re.DOTALL
@@ -130,8 +129,9 @@ def verify_letter_counting(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_leg_counting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`leg_counting`: the legs of all the animals that the question lists ("4 birds, 1 wasp, 11
-    butterflys?").
+    """`leg_counting`: the legs of all the animals that the question lists.
+
+    "4 birds, 1 wasp, 11 butterflys?"
     """
     animals = re.findall(r"([0-9]+) ([a-z ]+?)(?=[,?])", question_of(row))
     total = 0
@@ -144,8 +144,7 @@ def verify_leg_counting(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_simple_equations(answer: str, row: Mapping[str, Any]) -> Result:
-    """`simple_equations`: put the answer in the place of the unknown and compare both sides
-    exactly.
+    """`simple_equations`: the answer in the place of the unknown makes both sides equal, exactly.
 
     An equation in which the unknown cancels out ("Solve for f: 0 = 0") is satisfied by every whole
     number, and the reason says so.
@@ -190,8 +189,9 @@ def verify_simple_equations(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def verify_number_sorting(answer: str, row: Mapping[str, Any]) -> Result:
-    """`number_sorting`: all the numbers of the question in its order (ascending or descending),
-    compared exactly.
+    """`number_sorting`: all the numbers of the question in its order, compared exactly.
+
+    The order is ascending or descending.
 
     The answer is a list of strings, ['1', '2.5'], where the question shows such a list, and
     otherwise numbers between commas.

@@ -1,5 +1,6 @@
-"""Arithmetic from text, exactly and safely: + - * / and brackets over whole numbers. Nothing is
-ever executed.
+"""Arithmetic from text, exactly and safely: + - * / and brackets over whole numbers.
+
+Nothing is ever executed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class NotArithmetic(ValueError):
 
 
 def parse(text: str) -> ast.expr:
-    """The syntax tree of an expression of at most 200 characters. Powers, whole division, names and
-    decimals are NotArithmetic.
+    """The syntax tree of an expression of at most 200 characters.
+
+    Powers, whole division, names and decimals are NotArithmetic.
     """
     if len(text) > LONGEST:
         raise NotArithmetic(f"longer than {LONGEST} characters")

@@ -28,8 +28,9 @@ def pair(columns: Columns, first: Any, second: Any, better: int | None) -> Colum
 def judged(
     asked: str, first: str, second: str, verdict: str, better: Verdict
 ) -> Callable[[Columns], Found | None]:
-    """Two columns of answers and one that says which is better. `asked` may be empty: `instruction`
-    and `input` then ask.
+    """Two columns of answers and one that says which is better.
+
+    `asked` may be empty: `instruction` and `input` then ask.
     """
 
     def make(columns: Columns) -> Found | None:
@@ -146,8 +147,9 @@ def summaries(columns: Columns) -> Found | None:
 
 
 def arena(columns: Columns) -> Found | None:
-    """Chatbot Arena and MT-bench (arXiv:2306.05685): two conversations and a winner. They are cut
-    where they part.
+    """Chatbot Arena and MT-bench (arXiv:2306.05685): two conversations and a winner.
+
+    They are cut where they part.
     """
     first = conversation(columns["conversation_a"])
     second = conversation(columns["conversation_b"])
@@ -158,8 +160,9 @@ def arena(columns: Columns) -> Found | None:
 
 
 def rated(columns: Columns) -> Found | None:
-    """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each; the best
-    has rank 1.
+    """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each.
+
+    The best has rank 1.
     """
     held = columns["completions"]
     if not isinstance(held, list) or not all(

@@ -1,5 +1,6 @@
-"""Conversations as files write them -> messages {role, content}: speakers, contents in parts,
-system texts, earlier turns.
+"""Conversations as files write them -> messages {role, content}.
+
+Speakers, contents in parts, system texts, earlier turns.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
 
 
 def message(turn: Any) -> Any:
-    """One turn as {role, content} and what else it holds (weights, names, tool calls); what is no
-    turn comes back as it is.
+    """One turn as {role, content} and what else it holds (weights, names, tool calls).
+
+    What is no turn comes back as it is.
     """
     if not isinstance(turn, Mapping):
         return turn
@@ -60,8 +62,9 @@ def message(turn: Any) -> Any:
 
 
 def content_of(value: Any) -> Any:
-    """A content given in parts {"type": "text", "text": ...} as one text; any other value, and
-    parts that are no text, as they are.
+    """A content given in parts {"type": "text", "text": ...} as one text.
+
+    Any other value, and parts that are no text, as they are.
     """
     if not isinstance(value, list) or not value or any(other_part(part) for part in value):
         return value
@@ -77,9 +80,7 @@ def other_part(part: Any) -> str:
 
 
 def tool_calls(text: Any) -> list[Columns] | None:
-    """The calls in the JSON text of ShareGPT's turns of `function_call`, as OpenAI's messages hold
-    them.
-    """
+    """The calls in the JSON text of ShareGPT's turns of `function_call`, in OpenAI's form."""
     try:
         said = json.loads(text)
     except (TypeError, ValueError):
@@ -93,8 +94,9 @@ def tool_calls(text: Any) -> list[Columns] | None:
 
 
 def conversation(value: Any) -> Any:
-    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages;
-    anything else as it is.
+    """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages.
+
+    Anything else as it is.
     """
     if isinstance(value, str):
         value = written_out(value)
@@ -117,8 +119,9 @@ def in_turn(texts: Sequence[str]) -> list[Columns]:
 
 
 def exchange(item: Any) -> list[Columns] | None:
-    """One exchange, {"input": ..., "output": ...} or the like, as two messages; what else it holds
-    stays with the answer.
+    """One exchange, {"input": ..., "output": ...} or the like, as two messages.
+
+    What else it holds stays with the answer.
     """
     if not isinstance(item, Mapping):
         return None
@@ -137,8 +140,9 @@ def exchange(item: Any) -> list[Columns] | None:
 
 
 def written_out(value: Any) -> Any:
-    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it; any
-    other value as it is.
+    """The list of turns that a cell of a table holds as text, in JSON or as Python prints it.
+
+    Any other value as it is.
     """
     if (
         not isinstance(value, str)
@@ -159,8 +163,9 @@ def written_out(value: Any) -> Any:
 
 
 def earlier(value: Any) -> list[Columns] | None:
-    """A column `history` as messages: pairs [asked, said], exchanges, turns, or texts in turn; None
-    for what cannot be read so.
+    """A column `history` as messages; None for what cannot be read so.
+
+    It holds pairs [asked, said], exchanges, turns, or texts in turn.
     """
     value = written_out(value)
     if not isinstance(value, list):
@@ -179,8 +184,9 @@ def earlier(value: Any) -> list[Columns] | None:
 
 
 def dialogue(value: Any) -> list[Columns] | None:
-    """A dialogue as messages: a list of messages, or text in turns of "Human:" and "Assistant:";
-    else None.
+    """A dialogue as messages; None for anything else.
+
+    It is a list of messages, or text in turns of "Human:" and "Assistant:".
     """
     if isinstance(value, list):
         turns = conversation(value)

@@ -34,8 +34,9 @@ def decode_cell(cell: str, column: str) -> Any:
 
 
 def encode_cell(value: Any, column: str, *, where: str = "") -> str:
-    """The text that `decode_cell` turns back into `value`. A value that no cell of this column can
-    hold is a UsageError.
+    """The text that `decode_cell` turns back into `value`.
+
+    A value that no cell of this column can hold is a UsageError.
     """
     if isinstance(value, str) and value and _same(decode_cell(value, column), value):
         return value

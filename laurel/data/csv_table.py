@@ -77,8 +77,9 @@ def _refuse_nameless(cells: Sequence[str], header: Sequence[str], name: str, whe
 
 
 def header_of(cells: Sequence[str], name: str) -> list[str]:
-    """The names of the columns, without the spaces around them. A first one without a name is a
-    table's index; later ones stay empty.
+    """The names of the columns, without the spaces around them.
+
+    A first one without a name is a table's index; later ones stay empty.
     """
     header = [cell.strip() for cell in cells]
     if len(header) > 1 and not header[0]:
@@ -90,8 +91,9 @@ def header_of(cells: Sequence[str], name: str) -> list[str]:
 
 
 def separator_of(line: str) -> str:
-    """What parts the cells of a header: the separator that it holds most often outside quotes; a
-    comma where none is.
+    """What parts the cells of a header: the separator that it holds most often outside quotes.
+
+    A comma where it holds none.
     """
     outside = "".join(part for number, part in enumerate(line.split('"')) if number % 2 == 0)
     return max(SEPARATORS, key=outside.count)

@@ -46,8 +46,9 @@ _ASIDE = re.compile(
 
 
 def boxed(text: str) -> list[str]:
-    r"""The contents of every outermost \boxed{...} (and \fbox), in order; unclosed ones are left
-    out. Linear in the text.
+    r"""The contents of every outermost \boxed{...} (and \fbox), in order.
+
+    Unclosed ones are left out. Linear in the text.
 
     Of a box in a box the inner content, twice at most.
     """

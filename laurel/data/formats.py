@@ -17,8 +17,9 @@ from laurel.data.source import Row
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of row: the fields it must have, the ones it may have, and whether its texts are lists
-    of messages.
+    """A kind of row: the fields it must have and may have.
+
+    conversational: its texts are lists of messages.
     """
 
     name: str
@@ -76,8 +77,9 @@ OTHER_NAMES = {
 
 
 def detect(columns: Mapping[str, Any]) -> Format | None:
-    """The format of a row by the names of its columns (None: no format of ours). Columns without
-    content count where no others do.
+    """The format of a row by the names of its columns (None: no format of ours).
+
+    Columns without content count where no others do.
     """
     filled = [form for form in FORMATS if all(_filled(columns, field) for field in form.required)]
     for form in filled or FORMATS:
@@ -100,8 +102,9 @@ def normalise(row: Row) -> Row:
 
 
 def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> list[Row]:
-    """`normalise` for every row: as many rows come out as went in, or one error names those that do
-    not fit, and the earlier `faults`.
+    """`normalise` for every row: as many rows come out as went in.
+
+    Else one error names those that do not fit, and the earlier `faults`.
     """
     return _each(rows, _alike([mapped(row) for row in rows]), _checked, faults)
 
@@ -114,8 +117,9 @@ def needs(
     by: str = "",
     faults: Sequence[UsageError] = (),
 ) -> list[Row]:
-    """The rows, normalised, each of them fit for `use` (a key of USES: sft, rl, preference, ...)
-    and with the extra `columns`.
+    """The rows, normalised, each of them fit for `use` and with the extra `columns`.
+
+    use: a key of USES (sft, rl, preference, ...).
 
     As many rows come out as went in. Rows that do not fit, and earlier `faults` of their source,
     are one UsageError that names each, with its columns, and which of them to rename. by: who needs
@@ -153,8 +157,9 @@ def needs(
 
 
 def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
-    """The fields of a row that `use` reads: of its choices that are all there, with content if any
-    are, the one of most fields.
+    """The fields of a row that `use` reads.
+
+    Of its choices that are all there, with content if any are, the one of most fields.
     """
     there = [choice for choice in USES[use] if all(field in columns for field in choice)]
     filled = [choice for choice in there if all(_filled(columns, field) for field in choice)]
@@ -162,8 +167,9 @@ def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
 
 
 def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
-    """The columns of (normalised) rows that hold something and that `use`, or without one the row's
-    format, does not read.
+    """The columns of (normalised) rows that hold something and that nothing reads.
+
+    Reading is what `use` does, or without one the row's format.
 
     One that is read in some rows only comes with the number of the others: "history (3 rows)".
     """
@@ -200,8 +206,9 @@ def mapped(row: Row) -> Row:
 
 
 def _alike(rows: list[Row]) -> list[Row]:
-    """Where a system text or earlier turns made conversations of some rows of a source, the others
-    are conversations, too.
+    """Make all rows of a source conversations where some of them are.
+
+    A system text or earlier turns make a row a conversation.
     """
     prefaced = [
         row for row in rows if isinstance(row.columns.get("prompt"), list) and row.read & PREFACES
@@ -266,8 +273,9 @@ def _to_be_answered(row: Row) -> Row:
 
 
 def _best_and_worst(row: Row) -> Row:
-    """A ranking as the pair of its best and its worst answer, if it is no pair yet. All ranks
-    equal: a pair of weight 0.
+    """A ranking as the pair of its best and its worst answer, if it is no pair yet.
+
+    All ranks equal: a pair of weight 0.
     """
     columns = row.columns
     if "chosen" in columns or not all(
@@ -301,8 +309,9 @@ def is_messages(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def gold_answer(columns: Mapping[str, Any]) -> str | None:
-    """The answer that a row itself holds: its completion, else its last assistant message, else its
-    `answer`; as text.
+    """The answer that a row itself holds, as text.
+
+    It is its completion, else its last assistant message, else its `answer`.
     """
     for value in (columns.get("completion"), columns.get("messages"), columns.get("answer")):
         if isinstance(value, str):
@@ -338,8 +347,9 @@ def _check(field: str, value: Any, where: str) -> None:
 
 
 def _check_together(required: Sequence[str], columns: Mapping[str, Any], where: str) -> None:
-    """What no field shows alone: strings and message lists do not mix, replies begin with the
-    assistant, lists match in length.
+    """What no field shows alone.
+
+    Strings and message lists do not mix, replies begin with the assistant, lists match in length.
     """
     spoken = [field for field in required if field in SPOKEN]
     kinds = {isinstance(columns[field], list) for field in spoken}
@@ -459,8 +469,9 @@ def _listed(columns: Mapping[str, Any]) -> str:
 
 
 def _remedy(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """What to do about a row that lacks fields: rename its columns, say what comes before the
-    answer, or give what is needed.
+    """What to do about a row that lacks fields.
+
+    Rename its columns, say what comes before the answer, or give what is needed.
     """
     if choices == USES["rl"] and "messages" in columns:
         return "Give what comes before the answer as `prompt`."
@@ -472,8 +483,9 @@ def _needed(choices: tuple[tuple[str, ...], ...]) -> str:
 
 
 def _renaming(columns: Mapping[str, Any], choices: tuple[tuple[str, ...], ...]) -> str:
-    """Which columns to rename, for the choice of fields that the fewest renamings reach; empty
-    where none is reached.
+    """Which columns to rename, for the choice of fields that the fewest renamings reach.
+
+    Empty where no format is reached.
     """
     best: list[str] | None = None
     for choice in choices:

@@ -18,8 +18,9 @@ SHAPE = (
 
 
 def records_of(thing: Any, option: str, split: str = "train") -> Records:
-    """(where, columns) of each row, read once and whole, copied: `option:record 3`. A null is a
-    column that the row does not have.
+    """(where, columns) of each row, read once and whole, copied: `option:record 3`.
+
+    A null is a column that the row does not have.
 
     split: of a DatasetDict. What gives no rows is a UsageError that names the option.
     """

@@ -76,8 +76,9 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """What the first shape that fits reads. Its columns stand in front, so that ours are seen
-    first.
+    """What the first shape that fits reads.
+
+    Its columns stand in front, so that ours are seen first.
     """
     for shape in candidates(frozenset(columns)):
         if found := shape.make(columns):
@@ -106,8 +107,9 @@ def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """Two whole dialogues -> the `prompt` they share and the two ways on; a prompt that an answer
-    repeats is cut from its front.
+    """Two whole dialogues -> the `prompt` they share and the two ways on.
+
+    A prompt that an answer repeats is cut from its front.
 
     Message lists, or HH-RLHF's text "\\n\\nHuman: ...\\n\\nAssistant: ..." (arXiv:2204.05862). The
     prompt is the longest common beginning that ends before a turn of the assistant; each of the two
@@ -237,8 +239,9 @@ def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 
 def equipped(columns: Columns) -> tuple[Columns, Sequence[str]]:
-    """The `tools` of a conversation: the chat template shows them. A plain text has no place for
-    them.
+    """The `tools` of a conversation: the chat template shows them.
+
+    A plain text has no place for them.
     """
     asked = columns.get("prompt", columns.get("messages"))
     return columns, ("tools",) if "tools" in columns and isinstance(asked, list) else ()

@@ -93,8 +93,9 @@ Trouble = Literal["", "nothing", "several", "expression", "absurd"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a text says: one quantity, or why none. "expression": mathematics that is more than one
-    number.
+    """What a text says: one quantity, or why none.
+
+    "expression": mathematics that is more than one number.
     """
 
     quantity: Quantity | None
@@ -298,8 +299,9 @@ def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> b
 
 
 def close(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
-    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3. Beside a whole number,
-    `tolerance` itself: float noise.
+    """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3.
+
+    Beside a whole number, `tolerance` itself: float noise.
     """
     if left == right or (left.denominator == 1 and right.denominator == 1):
         return left == right

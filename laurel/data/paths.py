@@ -32,8 +32,9 @@ Place = tuple[Path, str]
 
 
 def files_of(name: str, split: str = "train") -> list[Place]:
-    """The files that a name stands for, in order. A folder gives those of its split; what is not
-    there, or not clear, is a UsageError.
+    """The files that a name stands for, in order.
+
+    A folder gives those of its split; what is not there, or not clear, is a UsageError.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -207,8 +208,9 @@ def _part(name: str, split: str) -> list[Place]:
 
 
 def _told_apart(found: Sequence[Place]) -> list[Place]:
-    """The same files, under their paths where names repeat; a file that is named twice is
-    refused.
+    """The same files, under their paths where names repeat.
+
+    A file that is named twice is refused.
     """
     paths = [path.resolve() for path, _ in found]
     twice = next((path for path in paths if paths.count(path) > 1), None)

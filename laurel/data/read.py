@@ -1,5 +1,6 @@
-"""Files to records: JSONL, JSON, CSV, TSV (each also gzipped), Parquet, Arrow. Every fault names
-the file, the place and the reason.
+"""Files to records: JSONL, JSON, CSV, TSV (each also gzipped), Parquet, Arrow.
+
+Every fault names the file, the place and the reason.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def checked_suffix(path: Path) -> tuple[str, bool]:
 def read_records(
     path: Path, *, name: str = "", faults: list[UsageError] | None = None
 ) -> list[Record]:
-    """Every record of a file as (where, columns). No record is ever left out: bad ones, and a file
-    without any, are a UsageError.
+    """Every record of a file as (where, columns).
+
+    No record is ever left out: bad ones, and a file without any, are a UsageError.
 
     name: how places call the file, else by its name. faults: takes the bad records instead, so that
     they can be told with others.
@@ -192,8 +194,9 @@ def _json(content: bytes, name: str, faults: list[UsageError]) -> Iterator[Recor
 
 
 def _binary(path: Path, suffix: str, name: str) -> Iterator[Record]:
-    """The rows of a Parquet file, or of an Arrow file as `datasets` writes them. A null is a column
-    that the row does not have.
+    """The rows of a Parquet file, or of an Arrow file as `datasets` writes them.
+
+    A null is a column that the row does not have.
     """
     import pyarrow
     import pyarrow.parquet

@@ -23,8 +23,9 @@ def is_gym(name: Any) -> bool:
 
 
 def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
-    """`size` rows with prompt, question, answer, task and metadata; completion where the task knows
-    an answer.
+    """`size` rows with prompt, question, answer, task and metadata.
+
+    `completion` where the task knows an answer.
 
     Row i depends on the task, its parameters and seed + i: neighbouring seeds share rows, so take
     seeds far apart.
@@ -44,8 +45,9 @@ def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
 
 
 def gym(name: str, **more: Any) -> Any:
-    """reasoning-gym's data set of a name, whose scorer judges answers. No such task or parameter is
-    a UsageError.
+    """reasoning-gym's data set of a name, whose scorer judges answers.
+
+    No such task or parameter is a UsageError.
     """
     if find_spec("reasoning_gym") is None:
         what = "the tasks of reasoning-gym need their package."

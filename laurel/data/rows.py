@@ -1,5 +1,6 @@
-"""From a name to rows that are fit for a use: read, mapped and checked; all that is wrong with a
-source is one error.
+"""From a name to rows that are fit for a use: read, mapped and checked.
+
+All that is wrong with a source is one error.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Where rows come from: a file, a generated task, or a dataset of the Hugging Face hub. One
-function: `load_rows`.
+"""Where rows come from: a file, a generated task, or a dataset of the Hugging Face hub.
+
+One function: `load_rows`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def load_rows(
     size: int | None = None,
     faults: list[UsageError] | None = None,
 ) -> list[Row]:
-    """All rows of `name`, in order. Nothing is left out: len(result) is the number of records in
-    the source.
+    """All rows of `name`, in order.
+
+    Nothing is left out: len(result) is the number of records in the source.
 
     name: a generated task, with parameters if any (`addition`, `addition:digits=3`,
     `reasoning_gym:chain_sum`); a file (.jsonl, .json, .csv, .tsv, each also with .gz; .parquet,
@@ -84,8 +86,9 @@ def load_rows(
 def read_files(
     name: str, split: str, faults: list[UsageError] | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The records of all files that a name stands for, one after the other; all that cannot be read
-    are one error.
+    """The records of all files that a name stands for, one after the other.
+
+    All that cannot be read are one error.
     """
     found: list[UsageError] = []
     records = [

@@ -1,5 +1,6 @@
-"""Which rows are held out, which are duplicates, and in which order training draws them. Pure
-functions of seeds.
+"""Which rows are held out, which are duplicates, and in which order training draws them.
+
+Pure functions of seeds.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def prompt_key(row: Row) -> str:
 def split_rows(
     rows: Sequence[Row], held_out: int, seed: int = 0, *, most: int | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """(train, held): `held_out` rows set aside so that no prompt stands in both parts. Every row is
-    in exactly one part.
+    """(train, held): `held_out` rows set aside so that no prompt stands in both parts.
+
+    Every row is in exactly one part.
 
     Prompts are ranked by a hash of (seed, prompt), so the choice does not depend on the order of
     the rows, and both parts keep that order. All rows of a prompt go together: where they do not

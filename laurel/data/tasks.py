@@ -19,8 +19,9 @@ from laurel.data.reasoning import gym_rows, is_gym
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of problem with checkable answers. `make` is None for tasks that only come from
-    files.
+    """A kind of problem with checkable answers.
+
+    `make` is None for tasks that only come from files.
     """
 
     name: str

@@ -20,8 +20,9 @@ from laurel.data.source import Row
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> int:
-    """Write the columns of `rows`, in the format that the suffix of `path` names; returns the
-    number of rows written.
+    """Write the columns of `rows`, in the format that the suffix of `path` names.
+
+    Returns the number of rows written.
 
     Reading the file again gives equal columns in equal order (`where` changes, being a place). The
     file appears whole or not at all. A value that the format cannot hold, a missing folder or an

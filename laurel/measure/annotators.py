@@ -33,8 +33,9 @@ from laurel.measure.crowd import (
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """What the votes say together. Axes: I items, W annotators, K labels; `items` and `annotators`
-    name the rows.
+    """What the votes say together.
+
+    Axes: I items, W annotators, K labels; `items` and `annotators` name the rows.
 
     posterior [I, K]: the chance of each true label. confusion [W, K, K]: row j is how an annotator
     labels items that truly are j. skill [W]: sum_j prior_j confusion_jj, the chance of a right
@@ -194,8 +195,9 @@ def _vote_shares(table: _Table) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The panel of one annotator with `n` votes; `flags` names the signs that stand out. Show all
-    of it, to a person.
+    """The panel of one annotator with `n` votes; `flags` names the signs that stand out.
+
+    Show all of it, to a person.
 
     speed: median seconds; z on log time. reading: share of votes faster than the floor of words per
     minute. entropy: of the answers as displayed, in bits; tested by how often the commonest was

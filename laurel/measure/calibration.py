@@ -102,8 +102,9 @@ def pair_forecasts(margin: Numbers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pair_hits(margin: Numbers) -> np.ndarray:
-    """Per pair: 1 if the chosen answer is ahead, 0 if behind, .5 if level. What carries no
-    information gets .5, not 0 or 1.
+    """Per pair: 1 if the chosen answer is ahead, 0 if behind, .5 if level.
+
+    What carries no information gets .5, not 0 or 1.
     """
     return (np.sign(np.asarray(margin, dtype=float)) + 1) / 2
 
@@ -116,8 +117,9 @@ def length_direction(chosen_length: Numbers, rejected_length: Numbers) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """A scorer on held-out pairs, beside chance (.5) and beside preferring by length alone. `print`
-    it.
+    """A scorer on held-out pairs, beside chance (.5) and beside preferring by length alone.
+
+    `print` it.
 
     gain: accuracy minus the length baseline's, pair by pair. length_correlation: of score gaps with
     length gaps, 0 if either is
@@ -173,8 +175,9 @@ def report_pairs(
     clusters: Sequence[Hashable] | None = None,
     bins: int = 5,
 ) -> PairReport:
-    """Everything an evaluation of a reward model says of held-out pairs. Position i of every column
-    is one pair.
+    """Everything an evaluation of a reward model says of held-out pairs.
+
+    Position i of every column is one pair.
 
     direction: the length baseline's, from `length_direction` on training pairs (1 if not fitted).
     clusters: the prompt of each pair; with several pairs a prompt all intervals resample prompts,

@@ -1,5 +1,6 @@
-"""Signs that a policy is collapsing: the metrics of past steps -> alarms in words. The last steps
-are held against the first.
+"""Signs that a policy is collapsing: the metrics of past steps -> alarms in words.
+
+The last steps are held against the first.
 """
 
 from __future__ import annotations
@@ -118,8 +119,9 @@ def change(values: Sequence[float], window: int) -> Change | None:
 
 
 def narrowed(seen: Seen, cheap: bool) -> list[str]:
-    """Entropy and perplexity that vanish. cheap: the reward rises and no held-out score says that
-    it is earned.
+    """Entropy and perplexity that vanish.
+
+    cheap: the reward rises and no held-out score says that it is earned.
     """
     lines: list[str] = []
     entropy, perplexity = seen["entropy"], seen["perplexity"]

@@ -22,8 +22,9 @@ a normal sample.
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One answer to "which is better?". `label` names the response ("a", "tie", "b"), `slot_label`
-    the place it was shown in.
+    """One answer to "which is better?".
+
+    `label` names the response ("a", "tie", "b"), `slot_label` the place it was shown in.
 
     seconds: active time, words: how much there was to read, model_label: what a language model
     answered on the item, pasted: the fraction of a written rationale that was pasted. None where

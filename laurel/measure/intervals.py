@@ -143,8 +143,9 @@ def unpaired_difference(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """mean(after) - mean(before) of two independent sets of values, each resampled by itself. `n`
-    is the smaller set's size.
+    """mean(after) - mean(before) of two independent sets of values, each resampled by itself.
+
+    `n` is the smaller set's size.
     """
     _check_level(level)
     rng = np.random.default_rng(seed)

@@ -1,6 +1,4 @@
-"""What a judge's verdicts are worth: pull of the first slot, agreement with people, exact tests,
-win rates from both, and pay per hour.
-"""
+"""What a judge's verdicts are worth: slot bias, agreement, exact tests, win rates, pay per hour."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ MOST_TURNS = 3e7
 
 @dataclass(frozen=True, slots=True)
 class SlotBias:
-    """The share of first-slot wins among decided verdicts with its interval, and the exact
-    two-sided p against one half.
+    """The share of first-slot wins among decided verdicts with its interval.
+
+    p is exact and two-sided, against one half.
     """
 
     share: Interval
@@ -31,8 +30,9 @@ class SlotBias:
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """A judge asked in both orders. Counts: pairs with two valid verdicts, and `invalid` pairs left
-    out; ties are valid.
+    """A judge asked in both orders.
+
+    Counts: pairs with two valid verdicts, and `invalid` pairs left out; ties are valid.
 
     consistency: the same verdict in both orders. first: first-slot wins among all decided verdicts
     of valid pairs. inconsistent: among pairs whose verdicts name different winners, how often the
@@ -62,8 +62,9 @@ def slot_bias(first: int, second: int, *, level: float = 0.95) -> SlotBias | Non
 def clustered_slot_bias(
     first: Sequence[bool], items: Sequence[Hashable], *, level: float = 0.95
 ) -> SlotBias | None:
-    """The same of verdicts of which several are about one item: did the first slot win? Items are
-    independent, their votes need not be.
+    """The slot bias of verdicts of which several are about one item: did the first slot win?
+
+    Items are independent, their votes need not be.
 
     p: how often turning round all verdicts of items, each with chance 1/2, gives as large a gap of
     wins; all 2^items turns are counted, exactly. With one verdict an item it is the binomial test.
@@ -79,8 +80,9 @@ def clustered_slot_bias(
 
 
 def _turned(gaps: Sequence[int]) -> float:
-    """P(|sum of +-gap| >= |sum of gaps|) with even signs; normal where counting all would take
-    long.
+    """P(|sum of +-gap| >= |sum of gaps|) with even signs.
+
+    By the normal approximation where counting all would take long.
     """
     sizes = sorted(Counter(abs(gap) for gap in gaps if gap).items())
     lengths = np.cumsum([2 * size * count for size, count in sizes])
@@ -102,8 +104,9 @@ def _turned(gaps: Sequence[int]) -> float:
 def position_bias(
     straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95
 ) -> PositionBias:
-    """Verdicts "a", "tie", "b" on the responses themselves, None for an invalid one: `straight`
-    with a shown first, `swapped` with b first.
+    """Verdicts "a", "tie" or "b" on the responses themselves, None for an invalid one.
+
+    `straight` with a shown first, `swapped` with b first.
 
     C = #(same verdict in both orders) / #(both valid). An invalid verdict is no tie: its pair is
     left out and counted. Wang et al. 2023, arXiv:2305.17926; Zheng et al. 2023, arXiv:2306.05685.
@@ -132,8 +135,9 @@ def position_bias(
 
 @dataclass(frozen=True, slots=True)
 class JudgeMetrics:
-    """AlpacaEval's four numbers of an evaluator, each a share, None with the `reason` where
-    undefined; n items.
+    """AlpacaEval's four numbers of an evaluator, over n items.
+
+    Each is a share, or None with the `reason` where it is undefined.
     """
 
     agreement: float | None
@@ -144,8 +148,9 @@ class JudgeMetrics:
 
 
 def leave_one_out(ratings: Sequence[Sequence[Hashable]]) -> float | None:
-    """How often a rater agrees with the majority of the others on the item, averaged over items and
-    raters; None without two on any item.
+    """How often a rater agrees with the majority of the others on the item.
+
+    Averaged over items and raters; None without two on any item.
 
     A majority of several is drawn among them with equal chance, exactly. AlpacaEval's human
     agreement: Dubois et al. 2023, arXiv:2305.14387.
@@ -198,8 +203,9 @@ def preference(
     second: Sequence[float],
     items: Sequence[Hashable] | None = None,
 ) -> Interval | None:
-    """How often the response with more of something won: lengths for P(prefer longer), 1 and 0 for
-    P(prefer list), slots for first.
+    """How often the response with more of something won.
+
+    Lengths give P(prefer longer), 1 and 0 give P(prefer list), slots P(prefer first).
 
     verdicts "a" or "b" (ties left out), with that something of a and of b. Rows where both have the
     same say nothing. None if all do.
@@ -218,8 +224,9 @@ def preference(
 
 
 def sign_test(wins: int, n: int) -> float:
-    """Exact two-sided p of `wins` of n decided pairs against one half. 15 of 20: .04139. Arbuthnot
-    1710.
+    """Exact two-sided p of `wins` of n decided pairs against one half.
+
+    15 of 20: .04139. Arbuthnot 1710.
     """
     if not 0 <= wins <= n or n < 1:
         raise ValueError(f"{wins} wins of {n} decided pairs")
@@ -227,8 +234,9 @@ def sign_test(wins: int, n: int) -> float:
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float | None:
-    """Two judges on the same items: exact p that those right where the other is wrong are split
-    evenly. 10 against 2: .03857.
+    """Two judges on the same items: exact p that their differences are split evenly.
+
+    A difference is an item on which one is right and the other wrong. 10 against 2: .03857.
 
     None where the two never differ. McNemar 1947.
     """
@@ -240,8 +248,9 @@ def mcnemar_exact(only_first: int, only_second: int) -> float | None:
 def votes_needed(
     share: float, *, against: float = 0.5, power: float = 0.8, alpha: float = 0.05
 ) -> int:
-    """Independent votes to tell a true share from another by a two-sided test: ((z_a sqrt(q0) + z_b
-    sqrt(q1)) / (p1 - p0))^2.
+    """Independent votes to tell a true share from another by a two-sided test.
+
+    ((z_a sqrt(q0) + z_b sqrt(q1)) / (p1 - p0))^2
 
     q = p (1 - p). 55 % against 50 % at 80 % power: 783. Votes on one prompt are not independent:
     this is a lower bound. Fleiss 1981.
@@ -260,8 +269,9 @@ def votes_needed(
 
 @dataclass(frozen=True, slots=True)
 class PPI:
-    """A mean from few human labels and many judge verdicts, the lambda used, and the interval of
-    the human labels alone beside it.
+    """A mean from few human labels and many judge verdicts, with its interval.
+
+    lambda is the one used; the interval of the human labels alone is there to compare.
     """
 
     estimate: Interval
@@ -328,9 +338,7 @@ def _ppi_weight(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Hourly:
-    """Pay per hour of active time: of the median worker-task, and at the slowest tenth; `n`
-    tasks.
-    """
+    """Pay per hour of active time, of `n` tasks: of the median one, and at the slowest tenth."""
 
     median: float
     slowest: float
@@ -338,8 +346,9 @@ class Hourly:
 
 
 def hourly(reward: float | Sequence[float], seconds: Sequence[float]) -> Hourly:
-    """reward * 3600 / active seconds, of each task: the median, and the 10th percentile, which the
-    slowest tenth does not reach.
+    """reward * 3600 / active seconds, of each task: the median, and the 10th percentile.
+
+    The slowest tenth does not reach the latter.
 
     $300 for 1000 at 36.8 s: $29.35. Refuses times of 0 and below: unknown times are left out by the
     caller, never counted as fast.

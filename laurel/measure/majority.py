@@ -1,5 +1,6 @@
-"""majority@k: k samples vote, the most frequent answer is given. Exact expectations instead of one
-lucky draw.
+"""majority@k: k samples vote, the most frequent answer is given.
+
+Exact expectations instead of one lucky draw.
 
 Answers are compared as they are: make them canonical first ("1/2" and "0.5" are two answers
 otherwise). None is a blank

@@ -77,8 +77,9 @@ def wasserstein(p: Shares, q: Shares, positions: Shares | None = None) -> float:
 
 
 def similarity(p: Shares, q: Shares, positions: Shares | None = None) -> float:
-    """1 - WD / (last - first position): 1 where equal, 0 for all mass at opposite ends. Santurkar
-    et al. 2023, arXiv:2303.17548.
+    """1 - WD / (last - first position): 1 where equal, 0 for all mass at opposite ends.
+
+    Santurkar et al. 2023, arXiv:2303.17548.
     """
     x = np.arange(len(p), dtype=float) if positions is None else np.asarray(positions, dtype=float)
     return 1 - wasserstein(p, q, positions) / float(x[-1] - x[0])
@@ -121,8 +122,9 @@ def representativeness(
 
 
 def total_variation(p: Shares, q: Shares) -> float:
-    """.5 sum |p - q|: the share of people who would have to be others. (.5, .3, .2) against (.4,
-    .4, .2): .1.
+    """.5 sum |p - q|: the share of people who would have to be others.
+
+    (.5, .3, .2) against (.4, .4, .2): .1.
     """
     a, b = _distribution(p), _distribution(q)
     if len(a) != len(b):
@@ -173,8 +175,9 @@ def chi_square(counts: Shares, population: Shares) -> ChiSquare:
 
 @dataclass(frozen=True, slots=True)
 class Raking:
-    """Weights of mean 1, one a person, or None with the `reason`; the largest gap to a margin that
-    is left; Kish's effective size.
+    """Weights of mean 1, one a person, or None with the `reason`.
+
+    The largest gap to a margin that is left; Kish's effective size.
     """
 
     weights: np.ndarray | None
@@ -258,8 +261,9 @@ def _fit_margins(
 
 
 def effective_sample_size(weights: Shares) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighed people tell as much. [1, 1, 1, 5]: 2.2857. Kish
-    1965.
+    """(sum w)^2 / sum w^2: how many equally weighed people tell as much.
+
+    [1, 1, 1, 5]: 2.2857. Kish 1965.
     """
     w = np.asarray(weights, dtype=float)
     if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any() or not w.any():

@@ -56,8 +56,9 @@ class Ranking:
     clusters: int | None = None
 
     def difference(self, first: Hashable, second: Hashable, *, level: float = 0.95) -> Interval:
-        """log-ability of `first` minus that of `second`, with its interval. Times 400 / ln 10 it is
-        a gap in Elo points.
+        """log-ability of `first` minus that of `second`, with its interval.
+
+        Times 400 / ln 10 it is a gap in Elo points.
         """
         if self.log_ability is None or self.covariance is None:
             raise ValueError(f"there are no abilities to compare: {self.reason}")
@@ -333,8 +334,9 @@ def kendall_w(ranks: Matrix) -> Agreement:
 def spearman(
     x: Sequence[float], y: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Agreement:
-    """rho: the correlation of mid-ranks, with a bootstrap interval over the n systems. Spearman
-    1904.
+    """rho: the correlation of mid-ranks, with a bootstrap interval over the n systems.
+
+    Spearman 1904.
 
     Read n first: over 6 systems even 1.0 proves little. Undefined where either is constant.
     """

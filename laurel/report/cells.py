@@ -40,8 +40,9 @@ def cell_text(value: Any, significant: int = 4) -> str:
 
 
 def value_texts(grid: Grid, digits: int = 3) -> list[list[str]]:
-    """The values of a map as text, all with the same decimals; whole numbers have none. "" for
-    walls and for exits whose mark says it.
+    """The values of a map as text, all with the same decimals; whole numbers have none.
+
+    "" for walls and for exits whose mark says it.
 
     The largest decides: it has so many digits after its first whole one. [[0.8116, -1.0, None]] is
     ["0.812", "-1.000", ""], with digits = 2 ["0.81", "-1.00", ""]; 12.25 is "12.25", with digits =

@@ -70,8 +70,9 @@ class Story:
 
 
 def read_story(folder: str | Path) -> Story:
-    """Everything there is to tell about a run directory. A UsageError where there is no folder, or
-    nothing in it to tell.
+    """Everything there is to tell about a run directory.
+
+    A UsageError where there is no folder, or nothing in it to tell.
     """
     folder = Path(folder)
     if not folder.is_dir():

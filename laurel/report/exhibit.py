@@ -1,5 +1,6 @@
-"""What an experiment shows: tables, grids, curves and claims with their evidence. The command line
-prints it, a page draws it.
+"""What an experiment shows: tables, grids, curves and claims with their evidence.
+
+The command line prints it, a page draws it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over a common quantity: label -> points (x, y, low, high); low = high = y where there
-    is no interval.
+    """Curves over a common quantity: label -> points (x, y, low, high).
+
+    low = high = y where there is no interval.
     """
 
     title: str
@@ -56,8 +58,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One experiment, with everything that is printed, drawn or written about it. `data` is what
-    --json prints.
+    """One experiment, with everything that is printed, drawn or written about it.
+
+    `data` is what --json prints.
     """
 
     title: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ def print_exhibit(exhibit: Exhibit, console: Console) -> None:
         mark = Text("✓", "green") if claim.holds else Text("✗", "bold red")
         claims.add_row(mark, Text(claim.text))
         claims.add_row("", Text(claim.evidence, "dim"))
-    parts += ["", claims] if exhibit.claims else []
-    parts += ["", *(Text(note) for note in exhibit.notes)] if exhibit.notes else []
+    if exhibit.claims:
+        parts += ["", claims]
+    if exhibit.notes:
+        parts += ["", *map(Text, exhibit.notes)]
     for part in parts:
         console.print(part)
 
@@ -77,11 +80,18 @@ def grid_table(grid: Grid, width: int = 80) -> RenderableType:
     for join, digits, padding in LAYOUTS:
         cells = grid_cells(grid, join, digits)
         texts = [cell for row in cells for cell in row if cell is not None]
-        size = max(len(line) for text in texts for line in text.split("\n"))
+        lines = [line for text in texts for line in text.split("\n")]
+        size = max(map(len, lines))
         # a column is its cell, the padding on both sides and one line
-        if len(grid.values[0]) * (size + 2 * padding + 1) + 1 <= width:
+        column = size + 2 * padding + 1
+        if len(grid.values[0]) * column + 1 <= width:
             break
-    table = Lines(box=box.SQUARE, show_header=False, show_lines=True, padding=(0, padding))
+    table = Lines(
+        box=box.SQUARE,
+        show_header=False,
+        show_lines=True,
+        padding=(0, padding),
+    )
     for _ in grid.values[0]:
         table.add_column(justify="center", min_width=size, no_wrap=True)
     height = max(text.count("\n") + 1 for text in texts)
@@ -122,64 +132,95 @@ def text_table(table: Table, width: int = 80) -> RenderableType:
     from laurel.report.exhibit_page import numeric_columns
 
     right = numeric_columns(table)
-    gap, rows, widths = best_layout(table, right, width)
-    lines = Lines(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap - 1, 0, 0))
-    for head, flush, wide in zip(table.columns, right, widths, strict=True):
+    best = best_layout(table, right, width)
+    lines = Lines(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, best.gap - 1, 0, 0),
+    )
+    for head, flush, wide in zip(table.columns, right, best.widths, strict=True):
         justify = "right" if flush else "left"
         lines.add_column(Text(head), justify=justify, width=wide, overflow="fold")
-    for row in rows:
+    for row in best.rows:
         lines.add_row(*map(Text, row))
     return lines
 
 
-def best_layout(
-    table: Table, right: Sequence[bool], width: int
-) -> tuple[int, list[list[str]], list[int]]:
-    """(space between columns, texts, widths) of the layout with the least excess, then folding."""
+@dataclass(frozen=True)
+class TextLayout:
+    """A table's texts, the width of each column and the space between columns.
+
+    excess: characters by which it is too wide; folded: is a text wider than its column?
+    """
+
+    gap: int
+    rows: list[list[str]]
+    widths: list[int]
+    excess: int
+    folded: bool
+
+
+def best_layout(table: Table, right: Sequence[bool], width: int) -> TextLayout:
+    """The layout with the least excess, then without folding; of equals the most spacious."""
+    layouts = [
+        text_layout(table, right, width, significant, gap)
+        for significant, gap in ((4, 3), (4, 2), (3, 2), (3, 1))
+    ]
+    return min(layouts, key=lambda layout: (layout.excess, layout.folded))
+
+
+def text_layout(
+    table: Table, right: Sequence[bool], width: int, significant: int, gap: int
+) -> TextLayout:
+    """The table with so many significant digits and so much space between columns."""
     from laurel.report.cells import cell_text
 
-    layouts: list[tuple[int, bool, int, list[list[str]], list[int]]] = []
-    for significant, gap in ((4, 3), (4, 2), (3, 2), (3, 1)):
-        rows = [[cell_text(value, significant) for value in row] for row in table.rows]
-        columns = [[row[j] for row in rows] for j in range(len(right))]
-        total = width - gap * (len(right) - 1)
-        widths = column_widths(table.columns, columns, right, total)
-        folded = any(
-            len(text) > wide for row in rows for text, wide in zip(row, widths, strict=True)
-        )
-        layouts.append((max(0, sum(widths) - total), folded, gap, rows, widths))
-    return min(layouts, key=lambda layout: layout[:2])[2:]  # of equals the first
+    rows = [[cell_text(value, significant) for value in row] for row in table.rows]
+    columns = [[row[j] for row in rows] for j in range(len(right))]
+    total = width - gap * (len(right) - 1)
+    widths = column_widths(table.columns, columns, right, total)
+    folded = any(longest(column) > wide for column, wide in zip(columns, widths, strict=True))
+    return TextLayout(gap, rows, widths, max(0, sum(widths) - total), folded)
+
+
+def longest(texts: Iterable[str]) -> int:
+    """Characters of the longest text; 0 of none."""
+    return max(map(len, texts), default=0)
 
 
 def column_widths(
-    heads: Sequence[str], columns: Sequence[Sequence[str]], whole: Sequence[bool], total: int
+    heads: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    whole: Sequence[bool],
+    total: int,
 ) -> list[int]:
     """Characters of each column within a total.
 
     `whole` columns are as wide as their cells; words of others stay unbroken; heads give way first.
     """
-
-    def longest(texts: Sequence[str]) -> int:
-        return max(map(len, texts), default=0)
-
-    least = [
-        max(
-            longest(head.split()),
-            longest(column) if kept else min(40, longest(" ".join(column).split())),
-        )
-        for head, column, kept in zip(heads, columns, whole, strict=True)
-    ]
-    widths = [max(small, longest(column)) for small, column in zip(least, columns, strict=True)]
+    least: list[int] = []
+    widths: list[int] = []
+    for head, column, kept in zip(heads, columns, whole, strict=True):
+        cells = longest(column)
+        words = longest(" ".join(column).split())
+        unbroken = cells if kept else min(40, words)
+        least.append(max(longest(head.split()), unbroken))
+        widths.append(max(least[-1], cells))
     while sum(widths) > total and widths != least:
         # one character from the widest column that can give one
-        widths[max(range(len(widths)), key=lambda j: (widths[j] > least[j], widths[j]))] -= 1
+        room = [(widths[j] > least[j], widths[j]) for j in range(len(widths))]
+        widths[room.index(max(room))] -= 1
     for j, head in enumerate(heads):
-        widths[j] += max(0, min(len(head) - widths[j], total - sum(widths)))
+        wanted = len(head) - widths[j]
+        left = total - sum(widths)
+        widths[j] += max(0, min(wanted, left))
     return widths
 
 
-Curve = Sequence[tuple[float, float, float, float]]
-"""(x, y, low, high) of each point."""
+Point = tuple[float, float, float, float]
+"""(x, y, low, high)."""
+Curve = Sequence[Point]
 
 
 def spark_table(chart: Chart, width: int = 80) -> RenderableType:
@@ -190,22 +231,20 @@ def spark_table(chart: Chart, width: int = 80) -> RenderableType:
     curves = {label: sorted(points) for label, points in chart.curves.items() if points}
     ranges = {(points[0][0], points[-1][0]) for points in curves.values()}
     ends = ["first", "last"]
-    if len(ranges) == 1:
+    with_x = len(ranges) != 1
+    if not with_x:
         ends = [f"{chart.x} {cell_text(x)}" for x in next(iter(ranges))]
     courses = sparks(curves, log=chart.log_y)
-    rows = [
-        (
-            label,
-            end_text(points[0], with_x=len(ranges) != 1),
-            end_text(points[-1], with_x=len(ranges) != 1),
-            courses[label],
-        )
-        for label, points in curves.items()
-    ]
-    return text_table(Table(chart.title, ("", *ends, "course"), tuple(rows)), width)
+    rows: list[tuple[str, ...]] = []
+    for label, points in curves.items():
+        first = end_text(points[0], with_x=with_x)
+        last = end_text(points[-1], with_x=with_x)
+        rows.append((label, first, last, courses[label]))
+    heads = ("", *ends, "course")
+    return text_table(Table(chart.title, heads, tuple(rows)), width)
 
 
-def end_text(point: tuple[float, float, float, float], *, with_x: bool) -> str:
+def end_text(point: Point, *, with_x: bool) -> str:
     """`4 [3, 5]`, and where it lies where curves end at different x."""
     from laurel.report.cells import cell_text
 
@@ -221,22 +260,32 @@ def sparks(curves: Mapping[str, Curve], *, log: bool) -> dict[str, str]:
     log: on a logarithmic scale; what has no place on it is a space.
     """
 
-    def height(y: float) -> float | None:
-        if not math.isfinite(y) or (log and y <= 0):
-            return None
-        return math.log(y) if log else y
-
-    heights = {label: [height(y) for _, y, *_ in points] for label, points in curves.items()}
-    known = [value for values in heights.values() for value in values if value is not None]
-    low, high = min(known, default=0.0), max(known, default=0.0)
+    heights: dict[str, list[float | None]] = {}
+    for label, points in curves.items():
+        heights[label] = [height(y, log=log) for _, y, *_ in points]
+    every = [value for values in heights.values() for value in values]
+    known = [value for value in every if value is not None]
+    low = min(known, default=0.0)
+    high = max(known, default=0.0)
+    span = high - low or 1.0
 
     def block(value: float | None) -> str:
-        return " " if value is None else BLOCKS[round(7 * (value - low) / (high - low or 1.0))]
+        if value is None:
+            return " "
+        return BLOCKS[round(7 * (value - low) / span)]
 
     found: dict[str, str] = {}
     for label, values in heights.items():
         count = min(SPARK, len(values))
         # evenly spaced points, the first and the last among them
-        chosen = [values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)]
-        found[label] = "".join(map(block, chosen))
+        last = len(values) - 1
+        places = [round(i * last / max(1, count - 1)) for i in range(count)]
+        found[label] = "".join(block(values[place]) for place in places)
     return found
+
+
+def height(y: float, *, log: bool) -> float | None:
+    """Where a value stands on the scale; None where it has no place on it."""
+    if not math.isfinite(y) or (log and y <= 0):
+        return None
+    return math.log(y) if log else y

@@ -234,8 +234,9 @@ def _number_axes(axes: Axes, wide: int, high: int, size: float) -> None:
 
 
 def cell_colours(grid: Grid) -> Callable[[float | None, str], tuple[str, float]]:
-    """(colour, strength) of a cell. With both signs the scale is centred on 0; with one, it runs
-    from the weakest to the strongest.
+    """(colour, strength) of a cell.
+
+    With both signs the scale is centred on 0; with one, it runs from the weakest to the strongest.
     """
     cells = [
         shown_value(*pair)

@@ -26,8 +26,9 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run directory and return its path. Works on a run that is still
-    going, and on an evaluation.
+    """Write `report.html` into a run directory and return its path.
+
+    Works on a run that is still going, and on an evaluation.
 
     A folder with nothing to report is a UsageError that says so.
     """

@@ -57,8 +57,9 @@ REDUNDANT = {
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture with its words. `now` is the mean of the last values; `alarm` says that it is out
-    of range.
+    """One picture with its words.
+
+    `now` is the mean of the last values; `alarm` says that it is out of range.
 
     constant: its values never differed by anything to see (`level`), and it is in range: a word is
     enough.
@@ -76,8 +77,9 @@ class Panel:
 
 
 def panels(story: Story) -> list[Panel]:
-    """Every panel the run has the metrics for; metrics that stayed 0 all along are left out, unless
-    0 is news.
+    """Every panel the run has the metrics for.
+
+    Metrics that stayed 0 all along are left out, unless 0 is news.
     """
     made = []
     for title, names in PANELS:
@@ -88,8 +90,9 @@ def panels(story: Story) -> list[Panel]:
 
 
 def pick(story: Story, names: Iterable[str]) -> dict[str, Series]:
-    """The metrics of these names (`*` stands for anything) that have at least one finite value; one
-    reward alone is `reward`.
+    """The metrics of these names (`*` stands for anything) that have at least one finite value.
+
+    One reward alone is `reward`.
     """
     chosen: dict[str, Series] = {}
     for name in names:

@@ -61,8 +61,9 @@ def line_chart(
     meaning: Meaning | None = None,
     log: bool = False,
 ) -> str:
-    """An SVG of one or several metrics over steps. Labels say which is which; a dashed line is the
-    catalogue's limit, if near.
+    """An SVG of one or several metrics over steps.
+
+    Labels say which is which; a dashed line is the catalogue's limit, if near.
     """
     with rc_context({**STYLE, "svg.hashsalt": name or "|".join(lines)}):
         figure, axes = _canvas()
@@ -148,8 +149,9 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def _limits(axes: Axes, lines: Sequence[Series], meaning: Meaning | None) -> None:
-    """Shares are seen whole or from 0; a limit of the catalogue is drawn where it is within
-    sight.
+    """Shares are seen whole or from 0.
+
+    A limit of the catalogue is drawn where it is within sight.
     """
     low, high = axes.get_ylim()
     known = [value for series in lines for value in finite(series)]

@@ -34,8 +34,9 @@ ALIKE = 0.1  # share of answers to different prompts that one text may be
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a metric went: start, end, their difference with an interval where there are values
-    enough, and which way is better.
+    """How a metric went: start, end, their difference, and which way is better.
+
+    The difference has an interval where there are values enough.
     """
 
     name: str
@@ -115,9 +116,7 @@ class Finding:
 
 
 def show(value: float | None) -> str:
-    """A number as a person writes it: three significant digits, no exponent where it can be
-    avoided.
-    """
+    """A number as a person writes it: three significant digits, without an exponent if possible."""
     if value is None:
         return "not finite"
     if value == int(value) and abs(value) < 1e7:
@@ -154,8 +153,9 @@ def change(story: Story, name: str, title: str, better: Literal["up", "down"]) -
 
 
 def set_of(name: str) -> str:
-    """The evaluation set of eval/NAME/accuracy, reward or nll, where a run has several; "" of any
-    other metric.
+    """The evaluation set of eval/NAME/accuracy, reward or nll; "" of any other metric.
+
+    It is named where a run has several.
     """
     found = re.fullmatch(r"eval/([^/]+)/(accuracy|reward|nll)", name)
     return found[1] if found else ""
@@ -174,8 +174,9 @@ def of_sets(
 
 
 def changes(story: Story) -> list[Change]:
-    """The headline metrics this run has, most telling first. Of preferences not nll: it holds the
-    rejected answers, too.
+    """The headline metrics this run has, most telling first.
+
+    Of preferences not nll: it holds the rejected answers, too.
     """
     compares = "logps/chosen" in story.series
     rows = [one for row in HEADLINES for one in (row, *of_sets(story, *row))]
@@ -236,8 +237,9 @@ def _not_finite(story: Story) -> list[Finding]:
 
 
 def _out_of_range(story: Story) -> list[Finding]:
-    """Metrics whose last values lie outside the catalogue's range; failures count wherever they
-    happened.
+    """Metrics whose last values lie outside the catalogue's range.
+
+    Failures count wherever they happened.
     """
     found = []
     for name, series in story.series.items():
@@ -311,8 +313,9 @@ def _entropy(story: Story) -> list[Finding]:
 
 
 def _duplicates(story: Story) -> list[Finding]:
-    """Equal samples are no surprise where answers are a few tokens long; in longer ones they
-    are.
+    """Equal samples are no surprise where answers are a few tokens long.
+
+    In longer ones they are.
     """
     values, lengths = (
         finite(story.series.get("duplicates", {})),
@@ -329,8 +332,9 @@ def _duplicates(story: Story) -> list[Finding]:
 
 
 def _one_answer(story: Story) -> list[Finding]:
-    """One text given to prompts that differ: a group may be varied, and the policy say the same
-    thing to everybody.
+    """One text given to prompts that differ.
+
+    A group may be varied, and the policy give the same text to everybody.
     """
     now, share, prompts = commonest(story.ending)
     if share <= ALIKE or prompts < ENOUGH:
@@ -353,8 +357,9 @@ def _one_answer(story: Story) -> list[Finding]:
 
 
 def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
-    """Of answers of SHORT tokens or more: the one that most samples are, their share of all, and
-    how many prompts got it.
+    """The most frequent of answers of SHORT tokens or more.
+
+    With its share of all, and how many prompts got it.
     """
     said = [
         (str(line["completion"]), asked(line))
@@ -369,8 +374,9 @@ def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
 
 
 def _over_optimised(story: Story) -> list[Finding]:
-    """A reward of weight 0 is a judge that training never saw: its end is held against its own
-    peak, its whole way in blocks.
+    """A reward of weight 0 is a judge that training never saw.
+
+    Its end is compared with its own peak, its whole way in blocks.
     """
     found = []
     for name in unseen_judges(story):
@@ -416,8 +422,9 @@ def in_blocks(values: Sequence[float], count: int = 12) -> list[Sequence[float]]
 
 
 def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
-    """Metrics that are in their range at last and were not all along, those left out that are
-    `told` of already.
+    """Metrics that are in their range at last and were not all along.
+
+    Those that are in `told` already are left out.
     """
     found = []
     for name, series in sorted(story.series.items()):
@@ -455,8 +462,9 @@ def _length(story: Story) -> list[Finding]:
 
 
 def _displacement(story: Story) -> list[Finding]:
-    """Chosen answers become less likely though they are told apart as well as ever, or better: only
-    the margin is maximised.
+    """Chosen answers become less likely though the margin is as good as ever, or better.
+
+    Only the margin is maximised.
     """
     chosen, right = (
         change(story, "logps/chosen", "", "up"),
@@ -506,7 +514,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _steps(steps: Sequence[int]) -> str:
-    """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ... (41 in all)"""
+    """step 3 · steps 3, 4, 9 · steps 3, 4, 9, ...
+
+    (41 in all)
+    """
     listed = ", ".join(str(step) for step in steps[:5])
     return f"step{'s' * (len(steps) > 1)} {listed}" + (
         f", ... ({len(steps)} in all)" if len(steps) > 5 else ""

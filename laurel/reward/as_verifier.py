@@ -18,8 +18,9 @@ SECONDS = 60.0
 
 
 def as_verifier(name: str, columns: Collection[str]) -> Verifier:
-    """What `--rewards` takes, as (answer, row) -> result; a function is called with this one
-    answer.
+    """What `--rewards` takes, as (answer, row) -> result.
+
+    A function is called with this one answer.
 
     Errors: those of `load_reward`, and a function that asks for the ids of tokens, which an answer
     of a file has not.

@@ -73,8 +73,9 @@ def definition(entry_point: str) -> re.Pattern[str]:
 
 
 def whole_program(prompt: str, answer: str, entry_point: str) -> str:
-    """Prompt and answer as one program. An answer that defines the function itself keeps what the
-    prompt has before it.
+    """Prompt and answer as one program.
+
+    An answer that defines the function itself keeps what the prompt has before it.
     """
     source = extract(answer, entry_point)
     if not definition(entry_point).search(source):

@@ -15,8 +15,9 @@ from laurel.data.strip_thinking import visible_answer
 
 
 def column(row: Mapping[str, Any], name: str = "answer") -> str | None:
-    """A column of the row as text, or None where it is absent or empty. Without an `answer`, the
-    row's `completion` stands in for it.
+    """A column of the row as text, or None where it is absent or empty.
+
+    Without an `answer`, the row's `completion` stands in for it.
     """
     value = row.get(name)
     if value is None and name == "answer" and isinstance(row.get("completion"), str):

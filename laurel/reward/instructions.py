@@ -35,8 +35,9 @@ def compare(count: int, relation: str, bound: int) -> bool:
 
 
 def search(pattern: str, text: str) -> list[str]:
-    """Occurrences of a keyword, case ignored. The benchmark reads keywords as regular expressions;
-    one that is none is taken literally.
+    """Occurrences of a keyword, case ignored.
+
+    The benchmark reads keywords as regular expressions; one that is none is taken literally.
     """
     try:
         return re.findall(pattern, text, re.IGNORECASE)
@@ -110,8 +111,9 @@ def first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: s
 
 
 def highlights(text: str, num_highlights: int) -> bool:
-    """At least so many *parts* or **parts**; the benchmark counts a bold one on both scores where
-    it can.
+    """At least so many *parts* or **parts**.
+
+    The benchmark counts a bold one on both scores where it can.
     """
     single = [part for part in re.findall(r"\*[^\n*]*\*", text) if part.strip("*").strip()]
     double = [
@@ -217,8 +219,9 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def check_all(payload: tuple[str, list[str], list[dict[str, Any]]]) -> list[bool | str]:
-    """Each instruction: True or False, or in words why it cannot be checked. An empty answer
-    follows nothing.
+    """Each instruction: True or False, or in words why it cannot be checked.
+
+    An empty answer follows nothing.
     """
     text, names, settings = payload
     verdicts: list[bool | str] = []

@@ -49,8 +49,9 @@ _DIGIT = r"(?:\{[^{}]*\}|\d)"
 
 
 def as_latex(text: str) -> str:
-    r"""√3 as \sqrt{3}, x² as x^{2}, π as \pi, \frac12 as \frac{1}{2}; no full stop at the end, no
-    Markdown.
+    r"""√3 as \sqrt{3}, x² as x^{2}, π as \pi, \frac12 as \frac{1}{2}.
+
+    No full stop at the end, no Markdown.
     """
     text = ascii_digits(text.strip().strip("*`").strip())
     text = re.sub(r"(?<=[^.])\.$", "", text.strip()).strip()
@@ -90,8 +91,9 @@ def without_words(line: str) -> str:
 
 
 def bare_word(text: str) -> str:
-    r"""The word or words that an expression is, in small letters; a single letter, as of a choice,
-    as it is; "" for mathematics.
+    r"""The word or words that an expression is, in small letters.
+
+    A single letter, as of a choice, as it is; "" for mathematics.
     """
     text = _TEXT.sub(r" \1 ", text.strip().strip("$*`").strip())
     inside = re.fullmatch(r"\(\s*([A-Za-z])\s*\)\.?", text.strip())

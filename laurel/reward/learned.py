@@ -160,8 +160,9 @@ class _Learned:
         completion_ids: Any = None,
         **columns: list[Any],
     ) -> list[float | None]:
-        """One score per completion. Text and messages are encoded by the scorer's own tokenizer and
-        template.
+        """One score per completion.
+
+        Text and messages are encoded by the scorer's own tokenizer and template.
         """
         import torch
 

@@ -1,5 +1,6 @@
-"""The reward lint: try to earn full credit without an answer. What succeeds here, training will
-find.
+"""The reward lint: try to earn full credit without an answer.
+
+What succeeds here, training will find.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Finding:
 def lint(
     target: Mixture | Verifier, rows: Iterable[Mapping[str, Any]], *, full: float = 1.0
 ) -> list[Finding]:
-    """Every attack on every row that scores at least `full`. An empty list is what you want before
-    training.
+    """Every attack on every row that scores at least `full`.
+
+    An empty list is what you want before training.
 
     Rows whose gold is the attack itself (the answer of a row is "None", say) are left to you: the
     finding names the row.

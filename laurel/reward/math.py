@@ -149,8 +149,9 @@ def is_number(gold: str) -> bool:
 
 
 def is_list(gold: str) -> bool:
-    """Several values, in no order: 1, 2 or \\{1, 2\\} or "1 and 2"; no pair, no interval, no number
-    with commas.
+    """Several values, in no order: 1, 2 or \\{1, 2\\} or "1 and 2".
+
+    No pair, no interval, no number with commas.
     """
     return read(gold, formula=True).trouble == "several" and not re.search(
         r"^\s*(?:\\left)?[(\[]", gold

@@ -288,8 +288,9 @@ UNORDERED = (Mapping, Set, MappingView, str, bytes, bytearray)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The samples of a step as the columns that rewards are called with; position i of each belongs
-    to keys[i].
+    """The samples of a step as the columns that rewards are called with.
+
+    Position i of each belongs to keys[i].
     """
 
     keys: tuple[Key, ...]
@@ -302,8 +303,10 @@ class Call:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Call:
-        """Flatten groups. A column that a row lacks is None there. Two samples of one key are an
-        error: nothing could join them.
+        """Flatten groups.
+
+        A column that a row lacks is None there. Two samples of one key are an error: nothing could
+        join them.
         """
         pairs = [(group, sample) for group in groups for sample in group.samples]
         keys = tuple(sample.key for _, sample in pairs)
@@ -328,8 +331,9 @@ class Call:
         )
 
     def arguments(self, reward: Reward, only: int | None = None) -> dict[str, list]:
-        """The keyword arguments for a function, of all samples or of one; fresh lists, so that no
-        reward can change another's.
+        """The keyword arguments for a function, of all samples or of one.
+
+        Fresh lists, so that no reward can change another's.
         """
         every = {
             **self.columns,
@@ -405,8 +409,9 @@ def _one(reward: Reward, call: Call, i: int) -> Result:
 
 
 def _judge(reward: Reward, call: Call, table: list[Result], deadline: float) -> None:
-    """A verifier over all samples, two at a time (most of the wait is for workers). Each is bounded
-    by itself; none starts late.
+    """A verifier over all samples, two at a time (most of the wait is for workers).
+
+    Each is bounded by itself; none starts late.
     """
 
     def one(i: int) -> None:
@@ -449,8 +454,9 @@ def _async_all(waiting: Sequence[tuple[Reward, list[Result]]], call: Call, timeo
 
 
 def _fill(table: list[Result], values: Any) -> None:
-    """Values into results, one each. Another number of values fails every sample: which belongs to
-    which is not known.
+    """Values into results, one each.
+
+    Another number of values fails every sample: which belongs to which is not known.
     """
     said = listed(values, len(table))
     table[:] = (

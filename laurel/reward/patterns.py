@@ -1,5 +1,6 @@
-"""Regular expressions as rewards: `regex` (the row's own pattern) and Format, a gate. Matched in
-killable workers.
+"""Regular expressions as rewards: `regex` (the row's own pattern) and Format, a gate.
+
+Matched in killable workers.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def judge(pattern: str, answer: str) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A gate: 1 where the whole answer has the format, 0 where not. In a mixture it multiplies the
-    other rewards, never adds.
+    """A gate: 1 where the whole answer has the format, 0 where not.
+
+    In a mixture it multiplies the other rewards, never adds.
 
     The default pattern asks for one `<think>...</think>` and then one `<answer>...</answer>`, both
     filled (white space fills nothing), and nothing else.

@@ -28,15 +28,17 @@ def product(sound_S: Tensor) -> Tensor:
 
 
 def worst(sound_S: Tensor) -> Tensor:
-    """The weakest step: [S] -> []. (.9, .5, .8): .5. Steps that are better than the weakest change
-    nothing.
+    """The weakest step: [S] -> [].
+
+    (.9, .5, .8): .5. Steps that are better than the weakest change nothing.
     """
     return sound_S.amin()
 
 
 def mean(sound_S: Tensor) -> Tensor:
-    """The average step: [S] -> []. (.9, .5, .8): .7333333. Idle right steps raise it: a policy will
-    find that out.
+    """The average step: [S] -> [].
+
+    (.9, .5, .8): .7333333. Idle right steps raise it: a policy will find that out.
     """
     return sound_S.mean()
 
@@ -55,8 +57,9 @@ COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def step_soundness(score_SC: Tensor) -> Tensor:
-    """1 - P(wrong) of each step, P(neutral) + P(right), by its three logits: [S, 3] -> [S]. (0, 0,
-    0): 2/3; (ln 2, 0, 0): 1/2.
+    """1 - P(wrong) of each step, P(neutral) + P(right), by its three logits: [S, 3] -> [S].
+
+    (0, 0, 0): 2/3; (ln 2, 0, 0): 1/2.
 
     A neutral step is no error, and rows of steps are labelled up to the first *wrong* one; so this,
     not P(right), is the chance that reading may go on, and its product the chance that it never has
@@ -67,8 +70,9 @@ def step_soundness(score_SC: Tensor) -> Tensor:
 
 
 def steps_of(completion: Any) -> list[str]:
-    """The steps of an answer (text, or messages: their contents), a line each as in training; blank
-    lines are none.
+    """The steps of an answer (text, or messages: their contents), a line each as in training.
+
+    Blank lines are none.
     """
     text = (
         completion
@@ -115,8 +119,9 @@ def process_reward(
 
 
 def parse(name: str) -> RewardFunction:
-    """`prm:FOLDER` (the product), or `prm:FOLDER:` and one of COMBINE. What follows the last colon
-    is a way if no folder is named so.
+    """`prm:FOLDER` (the product), or `prm:FOLDER:` and one of COMBINE.
+
+    What follows the last colon is a way if no folder is named so.
     """
     from pathlib import Path
 

@@ -18,8 +18,9 @@ SECONDS = 10.0
 
 
 def graded(payload: tuple[str, str, dict[str, Any]]) -> float:
-    """(task, answer, entry) -> what the task's own scorer says. Runs in a worker: it may
-    never end.
+    """(task, answer, entry) -> what the task's own scorer says.
+
+    Runs in a worker: it may never end.
     """
     name, answer, entry = payload
     return float(_scorer(name).score_answer(answer, entry))
@@ -35,8 +36,9 @@ POOL = Workers(graded, size=2, seconds=SECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Gym:
-    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer; many tasks give a little
-    for an answer in the right form.
+    """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer.
+
+    Many tasks give a little for an answer in the right form.
 
     The row holds what the task made: `question` (or a prompt that is text), `answer` and
     `metadata`.

@@ -17,8 +17,9 @@ LETTERS = "ABCDEFGHIJ"
 
 
 def exact(answer: str, row: Mapping[str, Any]) -> Result:
-    """1 if the answer is the row's `answer` word for word; white space aside, and thoughts and tags
-    that the row has not either.
+    """1 if the answer is the row's `answer` word for word.
+
+    White space aside, and thoughts and tags that the row has not either.
     """
     gold = column(row)
     if gold is None:
@@ -60,8 +61,9 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
 
 
 def choice(answer: str, row: Mapping[str, Any]) -> Result:
-    r"""1 if the answer settles on the letter (A to J) of the row's `answer`. Two different letters
-    are wrong.
+    r"""1 if the answer settles on the letter (A to J) of the row's `answer`.
+
+    Two different letters are wrong.
 
     Looked for in this order: in \boxed{}; after "answer is" or "answer:"; a first or last line such
     as "(B)", "B." or "B) Paris"; the only single capital letter of the text (the words "A" and "I"

@@ -1,6 +1,4 @@
-"""The checks that planted mistakes name: parts of `laurel verify` small enough to be run once for
-each of them.
-"""
+"""The checks that planted mistakes name: parts of `laurel verify` small enough to run for each."""
 
 from __future__ import annotations
 

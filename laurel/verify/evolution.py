@@ -1,6 +1,6 @@
-"""Evolution strategies, held against the gradient of the smoothed J: the loop's own population on
-policies that are listed in full.
+"""Evolution strategies: the loop's own population against the gradient of the smoothed J.
 
+The policies are listed in full.
 Each prompt's logits are a parameter tensor of their own, all of one shape, and a member's reward is
 its policy's exact E[R].
 """
@@ -50,8 +50,9 @@ def table(setup: Session) -> Tensor:
 
 
 def answers(world: World, setup: Session, reward: Reward) -> Callable[[], list[Group]]:
-    """The loop's question to a member: one group per prompt, whose reward is `reward` of the
-    parameters as they then stand.
+    """What the loop calls to evaluate a member: one group per prompt.
+
+    Its reward is `reward` of the parameters as they then are.
     """
     groups = as_groups(
         world,
@@ -83,10 +84,13 @@ def step_of(world: World, *, step: int = 0, reward: Reward | None = None, **opti
 
 
 def one_step(world: World, options: dict[str, Any], quantity: str, batches: int) -> Finding:
-    """Some steps end to end, from the loop and from plain Python. Rewards are rounded, so that some
-    members are equally good.
+    """Some steps end to end, from the loop and from plain Python.
+
+    Rewards are rounded, so that some members are equally good.
     """
-    ours, theirs, members = [], [], 8
+    members = 8
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
 
     def rounded(logits: Tensor) -> Tensor:
         return (value(world, logits) * 4).round() / 4
@@ -94,45 +98,50 @@ def one_step(world: World, options: dict[str, Any], quantity: str, batches: int)
     for step in range(batches):
         own = {"sigma": 0.5, "learning_rate": 1.0, "shape_returns": "ranks"} | options
         ours.append(step_of(world, step=step, reward=rounded, population=members, **own))
-        eps = [
-            torch.stack(
-                [plain_noise(step, x, m // 2, world.logits[x]) for x in range(len(world.logits))]
-            )
-            for m in range(members)
-        ]
-        eps = [e * (-1) ** m for m, e in enumerate(eps)]
-        told = [fmean(rounded(world.logits + own["sigma"] * e).tolist()) for e in eps]
-        weights = PLAIN[own["shape_returns"]](told)
-        theirs.append(
-            sum(w * e for w, e in zip(weights, eps, strict=True))
-            * own["learning_rate"]
-            / (members * own["sigma"])
-        )
+        # the members of a pair have the same noise, up and down
+        eps = [plain_noises(step, m // 2, world.logits) * (-1) ** m for m in range(members)]
+        rewards = [fmean(rounded(world.logits + own["sigma"] * e).tolist()) for e in eps]
+        total = torch.zeros_like(world.logits)
+        for weight, e in zip(PLAIN[own["shape_returns"]](rewards), eps, strict=True):
+            total = total + weight * e
+        theirs.append(total * own["learning_rate"] / (members * own["sigma"]))
     return same(NAME, quantity, torch.stack(ours), torch.stack(theirs))
 
 
+def plain_noises(step: int, pair: int, logits_XSV: Tensor) -> Tensor:
+    """What the pair adds to every tensor of a policy: [X, S, V]."""
+    tensors = range(len(logits_XSV))
+    return torch.stack([plain_noise(step, x, pair, logits_XSV[x]) for x in tensors])
+
+
 def plain_noise(step: int, tensor: int, pair: int, like: Tensor) -> Tensor:
-    """What the pair adds to the tensor: normal numbers whose seed is the hash of run, tensor, pair
-    and step.
+    """What the pair adds to the tensor: normal numbers.
+
+    Their seed is the hash of run, tensor, pair and step.
     """
     name = blake2b(f"{SEED}|tensor {tensor}|{pair}|{step}".encode(), digest_size=8).digest()
     stream = torch.Generator().manual_seed(int.from_bytes(name, "little") % 2**63)
     return torch.randn(like.shape, generator=stream, dtype=torch.get_default_dtype()).double()
 
 
-def plain_ranks(told: Sequence[float]) -> list[float]:
-    """The place in the order, worst first, between -1/2 and 1/2; equal ones share the mean of their
-    places.
+def plain_ranks(rewards: Sequence[float]) -> list[float]:
+    """The place in the order, worst first, between -1/2 and 1/2.
+
+    Equal ones share the mean of their places.
     """
-    places = sorted(told)
-    return [
-        fmean(i for i, r in enumerate(places) if r == mine) / (len(told) - 1) - 0.5 for mine in told
-    ]
+    ordered = sorted(rewards)
+    out: list[float] = []
+    for reward in rewards:
+        place = fmean(i for i, r in enumerate(ordered) if r == reward)
+        out.append(place / (len(rewards) - 1) - 0.5)
+    return out
 
 
-def plain_scores(told: Sequence[float]) -> list[float]:
+def plain_scores(rewards: Sequence[float]) -> list[float]:
     """How many standard deviations above the mean."""
-    return [(r - fmean(told)) / stdev(told) for r in told]
+    mean = fmean(rewards)
+    spread = stdev(rewards)
+    return [(r - mean) / spread for r in rewards]
 
 
 PLAIN: dict[str, Callable[[Sequence[float]], list[float]]] = {
@@ -143,23 +152,27 @@ PLAIN: dict[str, Callable[[Sequence[float]], list[float]]] = {
 
 
 def quadrature(sigma: float, cells: int, nodes: int = 12) -> tuple[Tensor, Tensor]:
-    """Gauss-Hermite: points sigma eps [K, cells] and their weights [K] of a normal eps, exact for
-    polynomials below degree 2 nodes.
+    """Gauss-Hermite: points sigma eps [K, cells] and their weights [K], for a normal eps.
+
+    Exact for polynomials below degree 2 nodes.
     """
     at, weight = np.polynomial.hermite_e.hermegauss(nodes)
     grids = torch.meshgrid(*[torch.tensor(at)] * cells, indexing="ij")
     chances = torch.meshgrid(*[torch.tensor(weight / weight.sum())] * cells, indexing="ij")
-    return sigma * torch.stack(grids, -1).view(-1, cells), torch.stack(chances, -1).view(
-        -1, cells
-    ).prod(1)
+    points_KC = torch.stack(grids, -1).view(-1, cells)
+    weight_KC = torch.stack(chances, -1).view(-1, cells)
+    return sigma * points_KC, weight_KC.prod(1)
 
 
 def truth(world: World, sigma: float) -> tuple[Tensor, float]:
-    """The gradient of J smoothed by N(0, sigma^2), [X, S, V], and the standard deviation of J over
-    the population.
+    """The gradient of J smoothed by N(0, sigma^2), [X, S, V], and the deviation of J.
+
+    It is the standard deviation over the population.
     """
     eps_KC, weight_K = quadrature(sigma, world.logits[0].numel())
-    grad, variance, X = [], 0.0, len(world.logits)
+    X = len(world.logits)
+    grad: list[Tensor] = []
+    variance = 0.0
     for x in range(X):
         near = (world.logits[x] + eps_KC.view(-1, *world.logits[x].shape)) / world.temperature
         ours = world.reward[x].expand(len(near), -1)
@@ -171,10 +184,14 @@ def truth(world: World, sigma: float) -> tuple[Tensor, float]:
 
 
 def smoothed() -> Iterator[Finding]:
-    """K1 to K4: on average the step is the smoothed gradient, sees every tensor by itself, and
-    nears grad J as sigma^2.
+    """K1 to K4: on average the step is the smoothed gradient, and nears grad J as sigma^2.
+
+    Every tensor is perturbed by itself.
     """
-    world, sigma, members, steps = make_world(3, 1, X=2, seed=21), 0.7, 8, 160
+    world = make_world(3, 1, X=2, seed=21)
+    sigma = 0.7
+    members = 8
+    steps = 160
     grad, _ = truth(world, sigma)
     apart = torch.stack([grad[0] / grad[0].norm(), -grad[1] / grad[1].norm()]) / 2**0.5
     found = [
@@ -185,6 +202,12 @@ def smoothed() -> Iterator[Finding]:
         each = torch.stack([(f * along).sum() for f in found])
         quantity = f"mean step, sigma {sigma}: the smoothed gradient, {says}"
         yield sampled(NAME, quantity, each, float((grad * along).sum()), samples=steps * members)
+    yield from z_scores(world)
+    yield from exactly(world)
+
+
+def z_scores(world: World) -> Iterator[Finding]:
+    """The mean step of a large population with z-scores."""
     few, spread = truth(world, 0.05)
     scored = [
         step_of(world, step=s, population=100, sigma=0.05, shape_returns="zscore")
@@ -198,24 +221,30 @@ def smoothed() -> Iterator[Finding]:
         float(few.norm()) / spread,
         samples=1000,
     )
-    yield from exactly(world)
 
 
 def exactly(world: World) -> Iterator[Finding]:
-    """What holds in every single step: z-scores are raw weights over their spread; weights come
-    back; the error is O(sigma^2).
+    """What holds in every single step: z-scores are raw weights over their spread.
+
+    Weights come back; the error is O(sigma^2).
     """
     own: dict[str, Any] = {"population": 6}
-    raw, seen = step_of(world, shape_returns="raw", **own), []
+    raw = step_of(world, shape_returns="raw", **own)
+    seen: list[Tensor] = []
     setup = population(world, shape_returns="zscore", **own)
     start = table(setup)
     ask = answers(world, setup, lambda logits: value(world, logits))
-    evolve(setup, State(), lambda: seen.append(table(setup)) or ask(), Sums())
-    told = torch.stack([value(world, logits).mean() for logits in seen])
+
+    def recorded() -> list[Group]:
+        seen.append(table(setup))
+        return ask()
+
+    evolve(setup, State(), recorded, Sums())
+    rewards = torch.stack([value(world, logits).mean() for logits in seen])
     yield same(
         NAME,
         "z-scores: the raw step over the members' std",
-        (table(setup) - start) * told.std(),
+        (table(setup) - start) * rewards.std(),
         raw,
     )
     yield same(
@@ -263,14 +292,14 @@ def error_of_sigma(world: World) -> Iterator[Finding]:
 def summit() -> Iterator[Finding]:
     """R10: ranks lead to the best answers. Where all answers are equally good, nothing moves."""
     world = make_world(3, 2, X=2, seed=22)
-    setup, state = population(world, population=20, sigma=0.3, learning_rate=0.3), State()
-    ask, best = (
-        answers(world, setup, lambda logits: value(world, logits)),
-        world.reward.amax(1).mean(),
-    )
+    setup = population(world, population=20, sigma=0.3, learning_rate=0.3)
+    state = State()
+    ask = answers(world, setup, lambda logits: value(world, logits))
     for _ in range(120):
         evolve(setup, state, ask, Sums())
-    reached, low = value(world, table(setup)).mean(), world.reward.amin(1).mean()
+    reached = value(world, table(setup)).mean()
+    best = world.reward.amax(1).mean()
+    low = world.reward.amin(1).mean()
     share = float((reached - low) / (best - low))
     yield Finding(
         NAME,
@@ -291,8 +320,9 @@ def summit() -> Iterator[Finding]:
 
 
 def unmoved() -> Iterator[Finding]:
-    """What must not matter: a constant added to rewards; of ranks, any increasing function; for
-    z-scores, the scale.
+    """What must not matter: a constant added to rewards.
+
+    Neither does an increasing function of them with ranks, or their scale with z-scores.
     """
     world = make_world(3, 2, X=3, seed=23)
 

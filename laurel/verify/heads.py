@@ -25,7 +25,9 @@ class TableHeads(Heads):
         """hidden_NLD [N, L, 1]: which row of the policy's table predicts the next token."""
         assert hidden_NLD is not None
         states = self.all("v")[0].in_features
-        one_NLS = one_hot(hidden_NLD[..., 0].long(), states).to(torch.get_default_dtype())
+        state_NL = hidden_NLD[..., 0].long()
+        one_NLS = one_hot(state_NL, states)
+        one_NLS = one_NLS.to(torch.get_default_dtype())
         return super().forward(batch, wanted, one_NLS)
 
 
@@ -42,7 +44,10 @@ class Tables:
 
     def at(self, which: Tensor) -> Tables:
         """The same for these prompts."""
-        return Tables(self.q[:, which], self.target[:, which], self.value[which])
+        q = self.q[:, which]
+        target = self.target[:, which]
+        value = self.value[which]
+        return Tables(q, target, value)
 
 
 def some_tables(ref: Tensor) -> Tables:
@@ -50,25 +55,30 @@ def some_tables(ref: Tensor) -> Tables:
 
     They depend on prompt, prefix and token, and all are different.
     """
-    q = torch.stack([0.7 * ref, 0.3 - 0.4 * ref.flip(2)])
-    target = torch.stack([0.5 * ref.flip(1) + 0.1, 0.6 * ref])
+    other_tokens = ref.flip(2)
+    other_states = ref.flip(1)
+    q = [0.7 * ref, 0.3 - 0.4 * other_tokens]
+    target = [0.5 * other_states + 0.1, 0.6 * ref]
     value = 0.2 * ref.sum(2)
-    return Tables(q, target, value)
+    return Tables(torch.stack(q), torch.stack(target), value)
 
 
 def table_heads(tables: Tables, target_update: float) -> Heads:
     """The library's heads with the values of these tables."""
     made: dict[str, nn.Module] = {}
-    for k, (q, target) in enumerate(zip(tables.q, tables.target, strict=True)):
-        made[f"q_{k}"] = _linear(q.flatten(0, 1).T)
-        made[f"target_{k}"] = _linear(target.flatten(0, 1).T, trainable=False)
-    made["v"] = _linear(tables.value.reshape(1, -1))
+    for k, table in enumerate(tables.q):
+        made[f"q_{k}"] = _linear(table)
+    for k, table in enumerate(tables.target):
+        made[f"target_{k}"] = _linear(table, trainable=False)
+    made["v"] = _linear(tables.value[..., None])
     return TableHeads(nn.ModuleDict(made), target_update, 1.0)
 
 
-def _linear(weight: Tensor, *, trainable: bool = True) -> nn.Linear:
-    """A linear layer with these weights [out, X * S], without a bias, in the default precision."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+def _linear(table: Tensor, *, trainable: bool = True) -> nn.Linear:
+    """A linear layer without a bias whose outputs of the states are [X, S, out]."""
+    weight = table.flatten(0, 1).T
+    out, states = weight.shape
+    made = nn.Linear(states, out, bias=False)
     own = weight.to(torch.get_default_dtype()).clone()
     made.weight = nn.Parameter(own, trainable)
     return made
@@ -76,13 +86,17 @@ def _linear(weight: Tensor, *, trainable: bool = True) -> nn.Linear:
 
 def tables_of(heads: Heads, X: int) -> Tables:
     """The values of heads of X prompts as they are now."""
-    (v,) = heads.all("v")
-    # a layer's weights are [out, X * S]
-    value = v.weight.detach()[0].unflatten(0, (X, -1))
-    return Tables(_by_state(heads, "q", X), _by_state(heads, "target", X), value)
+    q = _by_state(heads, "q", X)
+    target = _by_state(heads, "target", X)
+    value = _by_state(heads, "v", X)
+    return Tables(q, target, value[0, ..., 0])
 
 
 def _by_state(heads: Heads, kind: str, X: int) -> Tensor:
-    """[K, X, S, V] the values of every head of this kind."""
-    weights = [head.weight.detach().T for head in heads.all(kind)]
-    return torch.stack([weight.unflatten(0, (X, -1)) for weight in weights])
+    """[K, X, S, out] the values of every head of this kind."""
+    tables: list[Tensor] = []
+    for head in heads.all(kind):
+        weight = head.weight.detach()
+        # weights are [out, X * S]
+        tables.append(weight.T.unflatten(0, (X, -1)))
+    return torch.stack(tables)

@@ -1,6 +1,4 @@
-"""Hindsight, exactly: completions that reach goals, all listed, relabelled and trained on by the
-loop's own functions.
-"""
+"""Hindsight, exactly: every completion relabelled and trained on by the loop's own functions."""
 
 from __future__ import annotations
 
@@ -37,23 +35,24 @@ class Digits:
 
 
 def make_goals(seed: int) -> tuple[World, Tensor]:
-    """A world whose prompts ask for goals, and which of them each completion reaches: [X, N] 0 or
-    1. Token 3 reaches none of the three.
+    """A world whose prompts ask for goals, and 0 or 1: does a completion reach a goal? [X, N].
+
+    Token 3 reaches none of the three.
     """
     world = make_world(4, 2, X=GOALS, seed=seed)
-    said = reached(world.language.completions)
-    return world, torch.tensor(
-        [[float(goal == str(x)) for goal in said] for x in range(GOALS)], dtype=torch.float64
-    )
+    goals = reached(world.language.completions)
+    hits = [[float(goal == str(x)) for goal in goals] for x in range(GOALS)]
+    return world, torch.tensor(hits, dtype=torch.float64)
 
 
 def ascent_from(world: World, trained: Tensor) -> Tensor:
-    """E of the loop's gradient at the table `trained`, over all samples of the world's policy,
-    relabelled: [X, S, V], times its rows.
+    """E of the loop's gradient over relabelled samples, times its rows: [X, S, V].
 
-    Every completion of every prompt once, weighed by its chance after it was relabelled.
+    The samples are of the world's policy, the gradient is at the table `trained`. Every completion
+    of every prompt comes once, weighed by its chance after it was relabelled.
     """
-    p_XN, every = world.language.logp(world.pi).exp(), tuple(range(world.language.N))
+    p_XN = world.language.logp(world.pi).exp()
+    every = tuple(range(world.language.N))
     drawn = [(x, every) for x in range(len(p_XN))]
     setup = build(
         world,
@@ -87,8 +86,9 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
 
 
 def relabelled() -> Iterator[Finding]:
-    """One round climbs the likelihood of every completion under the goal that it reached, whoever
-    asked for what.
+    """One round climbs the likelihood of every completion under the goal that it reached.
+
+    The goal that the prompt asked for does not matter.
     """
     world, reach_XN = make_goals(24)
     mean_N = world.language.logp(world.pi).exp().mean(0)
@@ -122,8 +122,9 @@ def relabelled() -> Iterator[Finding]:
 
 
 def posterior() -> Iterator[Finding]:
-    """H7: fitted to one round, pi(y | g) = pi(y) 1[G(y) = g] / Z, with pi(y) what was sampled, over
-    all that was asked.
+    """H7: fitted to one round, pi(y | g) = pi(y) 1[G(y) = g] / Z.
+
+    pi(y) is the mean of the sampling policy over all goals that were asked for.
     """
     world, reach_XN = make_goals(25)
     for says, asked in (

@@ -1,10 +1,9 @@
-"""Truths that no single row owns: the oracle against itself, the estimators of KL, credit per
-token, whitening, the units.
-"""
+"""Truths of no single row: the oracle against itself, KL estimators, credit, best-of-n, pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,10 +75,9 @@ def finite_differences(
     world: World, logits: Tensor, language: Language, grad: Tensor
 ) -> Iterator[Finding]:
     """The slope along one random direction."""
-    direction, h = (
-        torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        1e-5,
-    )
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(logits.shape, generator=generator, dtype=torch.float64)
+    h = 1e-5
     ahead, behind = (
         (language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1)
     )
@@ -94,8 +92,10 @@ def finite_differences(
 
 def tilted(world: World) -> Iterator[Finding]:
     """The KL-regularised optimum: G1 to G3, G8, H5, H6."""
-    language, logref = world.language, world.language.logp(world.pi_ref)
-    star, logZ = optimum(logref, world.reward, BETA), log_partition(logref, world.reward, BETA)
+    language = world.language
+    logref = language.logp(world.pi_ref)
+    star = optimum(logref, world.reward, BETA)
+    logZ = log_partition(logref, world.reward, BETA)
 
     def value(logp_XN: Tensor) -> Tensor:
         return (logp_XN.exp() * world.reward).sum(1) - BETA * kl(logp_XN, logref)
@@ -144,68 +144,84 @@ def rejection(world: World, logref: Tensor, logZ: Tensor, star: Tensor) -> Itera
 
 
 def estimators(world: World) -> Iterator[Finding]:
-    """k1, k2 and k3 of the library, on whole completions: values (E1), gradients as a loss (F1), as
-    a reward (F2); the exact KL (E2).
+    """k1, k2 and k3 of the library, on whole completions.
+
+    Values (E1), gradients as a loss (F1), as a reward (F2); the exact KL (E2).
     """
-    language, logref = world.language, world.language.logp(world.pi_ref)
+    language = world.language
+    logref = language.logp(world.pi_ref)
     logits = world.pi.clone().requires_grad_()
-    logp = language.logp(logits)
-    p, d = logp.exp().detach(), logp.detach() - logref
-    reverse = differentiate(kl(language.logp(logits), logref).sum(), logits)
-    forward = differentiate(kl(logref, language.logp(logits)).sum(), logits)
-    true = kl(logp.detach(), logref)
-    for name, estimator in (("k1", k1), ("k3", k3)):
-        yield same("kl", f"E1: E[{name}] = KL", (p * estimator(logp.detach(), logref)).sum(1), true)
-    yield apart("kl", "E1: E[k2] is not KL", (p * k2(logp.detach(), logref)).sum(1), true)
-    expected = {
-        "k1": (k1, reverse * 0, "0"),
-        "k2": (k2, reverse, "grad KL(pi||ref)"),
-        "k3": (k3, forward, "grad KL(ref||pi)"),
-    }
-    for name, (estimator, truth, says) in expected.items():
-        found = differentiate((p * estimator(language.logp(logits), logref)).sum(), logits)
-        yield same("kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth)
-    yield from with_ratio_and_as_reward(world, language, logits, p, logref, reverse, forward, logp)
+    slopes = Slopes(
+        differentiate(kl(language.logp(logits), logref).sum(), logits),
+        differentiate(kl(logref, language.logp(logits)).sum(), logits),
+    )
+    yield from means(world, logref)
+    yield from as_loss(world, logits, logref, slopes)
+    yield from as_reward(world, logref, slopes)
     states = exact_kl(world.pi.log_softmax(2), world.pi_ref.log_softmax(2))
     yield same(
         "kl",
         "E2: sum over visited states of the exact KL = KL",
         (language.visits(world.pi) * states).sum(1),
-        true,
+        kl(language.logp(world.pi), logref),
     )
     yield from variances(world, language, logref)
+    d = language.logp(world.pi) - logref
     yield same(
         "kl",
         "k1 in the reward is d itself: E[d grad log pi] = grad KL",
         language.ascent(world.pi, d),
-        reverse,
+        slopes.reverse,
     )
 
 
-def with_ratio_and_as_reward(
-    world: World,
-    language: Language,
-    logits: Tensor,
-    p: Tensor,
-    logref: Tensor,
-    reverse: Tensor,
-    forward: Tensor,
-    logp: Tensor,
-) -> Iterator[Finding]:
-    """k3 with the ratio, and k1 and k3 as a reward (F2)."""
+@dataclass(frozen=True)
+class Slopes:
+    """The gradients of KL(pi || ref) and of KL(ref || pi), [X, S, V] each."""
+
+    reverse: Tensor
+    forward: Tensor
+
+
+def means(world: World, logref: Tensor) -> Iterator[Finding]:
+    """E1: the expectation of k1 and k3 is the KL, that of k2 is not."""
+    logp = world.language.logp(world.pi)
+    p = logp.exp()
+    true = kl(logp, logref)
+    for name, estimator in (("k1", k1), ("k3", k3)):
+        yield same("kl", f"E1: E[{name}] = KL", (p * estimator(logp, logref)).sum(1), true)
+    yield apart("kl", "E1: E[k2] is not KL", (p * k2(logp, logref)).sum(1), true)
+
+
+def as_loss(world: World, logits: Tensor, logref: Tensor, slopes: Slopes) -> Iterator[Finding]:
+    """F1: the gradients of k1, k2 and k3 of the sequence as a loss, and of k3 with the ratio."""
+    language = world.language
+    p = language.logp(world.pi).exp()
+    expected = {
+        "k1": (k1, slopes.reverse * 0, "0"),
+        "k2": (k2, slopes.reverse, "grad KL(pi||ref)"),
+        "k3": (k3, slopes.forward, "grad KL(ref||pi)"),
+    }
+    for name, (estimator, truth, says) in expected.items():
+        found = differentiate((p * estimator(language.logp(logits), logref)).sum(), logits)
+        yield same("kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth)
     again = language.logp(logits)
-    with_ratio = differentiate(
-        (p * (again - again.detach()).exp() * k3(again, logref)).sum(), logits
-    )
-    yield same("kl", "F1: k3 times the ratio: grad KL(pi||ref)", with_ratio, reverse)
+    ratio = (again - again.detach()).exp()
+    with_ratio = differentiate((p * ratio * k3(again, logref)).sum(), logits)
+    yield same("kl", "F1: k3 times the ratio: grad KL(pi||ref)", with_ratio, slopes.reverse)
+
+
+def as_reward(world: World, logref: Tensor, slopes: Slopes) -> Iterator[Finding]:
+    """F2: the gradients of k1 and k3 as a reward."""
+    logp = world.language.logp(world.pi)
     for name, estimator, truth, says in (
-        ("k1", k1, reverse, "grad KL"),
-        ("k3", k3, reverse - forward, "grad KL(pi||ref) - grad KL(ref||pi)"),
+        ("k1", k1, slopes.reverse, "grad KL"),
+        ("k3", k3, slopes.reverse - slopes.forward, "grad KL(pi||ref) - grad KL(ref||pi)"),
     ):
         yield same(
             "kl",
             f"F2: {name} as a reward: {says}",
-            language.ascent(world.pi, estimator(logp.detach(), logref)),
+            world.language.ascent(world.pi, estimator(logp, logref)),
             truth,
         )
 
@@ -317,8 +333,9 @@ def whitening() -> Iterator[Finding]:
 
 
 def unanimous() -> Iterator[Finding]:
-    """Rewards that are all equal teach nothing, to the last bit: thirty times .9 has a mean that is
-    not .9, and a spread that is not 0.
+    """Rewards that are all equal teach nothing, to the last bit.
+
+    In floating point thirty times .9 has a mean that is not .9, and a spread that is not 0.
     """
     reward_PG = torch.full((2, 30), 0.9, dtype=torch.float64)
     reward_PG[1] = 0.1 + 0.2
@@ -343,11 +360,8 @@ def best(world: World) -> Iterator[Finding]:
             found / best_of_n_bound(n),
             1.0,
         )
-        wins = (
-            chosen[:, :, None]
-            * p[:, None, :]
-            * (world.reward[:, :, None] > world.reward[:, None, :])
-        ).sum((1, 2))
+        better = world.reward[:, :, None] > world.reward[:, None, :]
+        wins = (chosen[:, :, None] * p[:, None, :] * better).sum((1, 2))
         rate = float(wins.max())
         yield Finding(
             "best of n",
@@ -368,10 +382,11 @@ def best(world: World) -> Iterator[Finding]:
 
 def listed_draws() -> Iterator[Finding]:
     """Best of three by listing every draw of a small language, with ties."""
-    n, small = 3, Language(3, 2)
-    q = small.logp(
-        torch.randn(1, small.S, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    ).exp()
+    n = 3
+    small = Language(3, 2)
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(1, small.S, 3, generator=generator, dtype=torch.float64)
+    q = small.logp(logits).exp()
     score = torch.tensor([[1.0, 0, 1, 2, 0, 1, 2]], dtype=torch.float64)
     listed = torch.zeros_like(q)
     for members in torch.cartesian_prod(*[torch.arange(small.N)] * n):
@@ -381,8 +396,9 @@ def listed_draws() -> Iterator[Finding]:
 
 
 def preferences(world: World) -> Iterator[Finding]:
-    """R1: the Bradley-Terry optimum is the reward up to a constant, whatever pairs are shown, and
-    the loss there is the entropy.
+    """R1: the Bradley-Terry optimum is the reward up to a constant per prompt.
+
+    It is so whatever pairs are shown, and the loss there is the entropy.
     """
     p = world.language.logp(world.pi).exp()
     pairs = p[:, :, None] * p[:, None, :] / 2

@@ -1,6 +1,4 @@
-"""Adversarial imitation, exactly: an expert and a policy listed in full, discriminator and policy
-moved by the loop's own step.
-"""
+"""Adversarial imitation, exactly: an expert and a policy in full, and the loop's own steps."""
 
 from __future__ import annotations
 
@@ -40,8 +38,9 @@ NAME = "gail"
 
 @dataclass(frozen=True)
 class Imitated:
-    """A world and the expert that is imitated: log pi_E(y | x), [X, N]. The world's `ref` only says
-    what a fresh discriminator says.
+    """A world and the expert that is imitated: log pi_E(y | x), [X, N].
+
+    The world's `ref` only gives the logits of a fresh discriminator.
     """
 
     world: World
@@ -63,14 +62,12 @@ def with_shown(
     world: World, groups: list[Group], shown: Sequence[Drawn], *, filler: int = 0
 ) -> list[Group]:
     """Every group with its demonstration, by the function that the loop appends it with."""
-    logp, out = world.language.token_logp(world.pi), []
+    logp = world.language.token_logp(world.pi)
+    out: list[Group] = []
     for at, (group, (x, (n,))) in enumerate(zip(groups, shown, strict=True)):
         sample = as_sample(world, x, n, len(group.samples), at, logp, filler=filler)
-        out.append(
-            adversary.appended(
-                group, replace(sample, key=replace(sample.key, version=adversary.NOT_SAMPLED))
-            )
-        )
+        key = replace(sample.key, version=adversary.NOT_SAMPLED)
+        out.append(adversary.appended(group, replace(sample, key=key)))
     return out
 
 
@@ -81,8 +78,9 @@ def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
 
 
 def at_ends(world: World, value_XN: Tensor) -> Tensor:
-    """A table [X, S, V] with a number of each completion where it ends: [X, N] -> [X, S, V]. No two
-    end in one place.
+    """A table with a number of each completion where it ends: [X, N] -> [X, S, V].
+
+    No two completions end in one place.
     """
     table = torch.zeros(len(value_XN), world.language.S, world.language.V, dtype=value_XN.dtype)
     for n in range(world.language.N):
@@ -106,15 +104,22 @@ def mean_step(
     judge_says(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(cases)]
     copies = replace(world, logits=world.logits[which])
-    blank = as_groups(world, drawn, rewards=[[0.0] * G] * len(drawn), table=copies.logits)
-    groups = adversary.discriminator_scores(setup, blank)
+    groups = _scored(setup, copies, drawn)
     if learn:
-        groups = with_shown(copies, groups, [(at, (m,)) for at, (_, _, m, _) in enumerate(cases)])
+        shown = [(at, (m,)) for at, (_, _, m, _) in enumerate(cases)]
+        groups = with_shown(copies, groups, shown)
     gradient(setup, groups)
     # The loop's step is the plain mean over cases: times their number, each counts by its chance.
     share = len(cases) * torch.tensor([chance for *_, chance in cases])[:, None, None]
     policy, judge = (_by_prompt(each * share, which, world) for each in ascent_of(setup))
     return policy, judge
+
+
+def _scored(setup: Session, world: World, drawn: Sequence[Drawn], filler: int = 0) -> list[Group]:
+    """Samples of the world's policy with the discriminator's rewards."""
+    zeros = [[0.0] * len(members) for _, members in drawn]
+    blank = as_groups(world, drawn, rewards=zeros, table=world.logits, filler=filler)
+    return adversary.discriminator_scores(setup, blank)
 
 
 def _cases(it: Imitated, G: int, learn: bool) -> list[tuple[int, tuple[int, ...], int, float]]:
@@ -136,16 +141,20 @@ def _by_prompt(each: Tensor, which: Tensor, world: World) -> Tensor:
 
 
 def divergence(it: Imitated, name: str) -> Tensor:
-    """What each reward descends at the best discriminator, as a gradient by autograd with respect
-    to the table of logits: [X, S, V].
+    """The gradient of what each reward descends at the best discriminator: [X, S, V].
+
+    By autograd, with respect to the table of logits.
     """
     table = it.world.logits.double().clone().requires_grad_(True)
-    lp, le = it.world.language.logp(table / it.world.temperature), it.expert.double()
+    lp = it.world.language.logp(table / it.world.temperature)
+    le = it.expert.double()
     middle = torch.logaddexp(lp, le) - math.log(2)
-    of = {"airl": kl(lp, le), "gail": kl(lp, middle) + kl(le, middle), "log_d": 2 * kl(middle, le)}[
-        name
-    ]
-    return torch.autograd.grad(of.mean(), table)[0]
+    descended = {
+        "airl": kl(lp, le),
+        "gail": kl(lp, middle) + kl(le, middle),
+        "log_d": 2 * kl(middle, le),
+    }
+    return torch.autograd.grad(descended[name].mean(), table)[0]
 
 
 NAMED = {"airl": "KL(pi || pi_E)", "gail": "2 JS(pi, pi_E)", "log_d": "2 KL((pi + pi_E)/2 || pi_E)"}
@@ -158,34 +167,33 @@ def discriminator_rewards() -> Iterator[Finding]:
         policy, _ = mean_step(it, it.gap, learn=False, imitation_reward=imitation_reward)
         says = f"I1-I3: {imitation_reward} at D*: E[gradient] = -grad {NAMED[imitation_reward]}"
         yield same(NAME, says, policy, -divergence(it, imitation_reward))
-    lp, le = it.world.language.logp(it.world.pi), it.expert
     policy, judge = mean_step(it, it.gap)
-    yield same(
-        NAME,
-        "I1: demonstrations leave the policy's gradient as it is",
-        policy,
-        -divergence(it, "airl"),
-    )
-    yield same(
-        NAME, "the discriminator rests at D* = pi_E / (pi_E + pi)", judge, it.world.logits * 0
-    )
-    said = 0.7 * it.world.reward
-    pull = (le.exp() * (-said).sigmoid() - lp.exp() * said.sigmoid()) / 2 / len(lp)
+    unchanged = "I1: demonstrations leave the policy's gradient as it is"
+    yield same(NAME, unchanged, policy, -divergence(it, "airl"))
+    rests = "the discriminator rests at D* = pi_E / (pi_E + pi)"
+    yield same(NAME, rests, judge, it.world.logits * 0)
+    yield from discriminator_elsewhere(it)
+    yield from whole_steps()
+
+
+def discriminator_elsewhere(it: Imitated) -> Iterator[Finding]:
+    """The discriminator's gradient away from its optimum, and its optimum with smoothed labels."""
+    p = it.world.language.logp(it.world.pi).exp()
+    expert = it.expert.exp()
+    logit = 0.7 * it.world.reward
+    pull = (expert * (-logit).sigmoid() - p * logit.sigmoid()) / 2 / len(p)
     yield same(
         NAME,
         "elsewhere it is pulled by (pi_E (1 - D) - pi D) / 2",
-        mean_step(it, said)[1],
+        mean_step(it, logit)[1],
         at_ends(it.world, pull),
     )
     e = 0.1
-    smooth = torch.log((1 - e) * le.exp() + e * lp.exp()) - torch.log(
-        (1 - e) * lp.exp() + e * le.exp()
-    )
-    _, judge = mean_step(it, smooth, label_smoothing=e)
-    yield same(
-        NAME, "smoothed, it rests at ((1-e) pi_E + e pi) / (pi_E + pi)", judge, it.world.logits * 0
-    )
-    yield from whole_steps()
+    mixed = (1 - e) * expert + e * p
+    other = (1 - e) * p + e * expert
+    _, judge = mean_step(it, torch.log(mixed) - torch.log(other), label_smoothing=e)
+    rests = "smoothed, it rests at ((1-e) pi_E + e pi) / (pi_E + pi)"
+    yield same(NAME, rests, judge, it.world.logits * 0)
 
 
 def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
@@ -216,21 +224,32 @@ def _two_steps(
     """How far the loop and plain Python move the policy's table and the discriminator's."""
     setup = build(world, NAME, world.logits, world.ref, num_generations=3, **options)
     setup.optimizer = torch.optim.SGD(setup.trainable().values(), lr=1.0)
-    now, verdict = world, verdict_table(world.ref)
+    now = world
+    verdict = verdict_table(world.ref)
     for step in (1, 2):
-        drawn, shown = some(rng, world, 3), some(rng, world, 1)
-        zeros = [[0.0] * 3] * 3
-        blank = as_groups(now, drawn, rewards=zeros, table=now.logits, filler=filler)
-        scored = adversary.discriminator_scores(setup, blank)
-        groups = with_shown(now, scored, shown, filler=filler)
-        state = State(step=step)
-        loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
+        drawn = some(rng, world, 3)
+        shown = some(rng, world, 1)
+        _loop_step(setup, step, now, drawn, shown, filler)
         policy, judge = plain_step(now, verdict, drawn, shown, setup.config)
         now = replace(now, logits=now.logits + policy)
         verdict = verdict + judge
     start = torch.stack([world.logits, verdict_table(world.ref)])
     ours = torch.stack([p.detach() for p in setup.trainable().values()]) - start
     return ours, torch.stack([now.logits, verdict]) - start
+
+
+def _loop_step(
+    setup: Session,
+    step: int,
+    now: World,
+    drawn: Sequence[Drawn],
+    shown: Sequence[Drawn],
+    filler: int,
+) -> None:
+    """One step of the loop on these samples and demonstrations: both networks move."""
+    groups = with_shown(now, _scored(setup, now, drawn, filler), shown, filler=filler)
+    state = State(step=step)
+    loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
 
 
 def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
@@ -299,7 +318,8 @@ def matched() -> Iterator[Finding]:
 def learning_together() -> Iterator[Finding]:
     """Policy and discriminator that learn in turn."""
     it = make_imitated(3, 1, seed=56)
-    world, logit = it.world, it.expert * 0
+    world = it.world
+    logit = it.expert * 0
     for _ in range(120):
         policy, judge = mean_step(replace(it, world=world), logit)
         shared = (probabilities(world) + it.expert.exp()) / 2

@@ -1,5 +1,6 @@
-"""Implicit Q-learning, exactly: steps against a second opinion, and every completion of a small log
-shown as often as it was written.
+"""Implicit Q-learning, exactly: steps against a second opinion, and expectations over a small log.
+
+Every completion of the log is shown as often as the log has it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded
-from laurel.verify.recomputed_implicit import step
+from laurel.verify.recomputed_implicit import Step, step
 from laurel.verify.world import Drawn, World, as_groups, ascent_of, build, make_world
 
 NAME = "ilql"
@@ -29,12 +30,15 @@ CASES: list[dict[str, Any]] = [
     {"cql_coef": 0.7, "awac_coef": 0.5, "expectile": 0.5, "token_budget": 9},
 ]
 QUIET = {"cql_coef": 0.0, "gamma": 1.0}
-"""No caution and no discount: what theory speaks of."""
+"""No conservative term and no discount, as in theory."""
 
 
 @dataclass
 class Pulls:
-    """What one step of the loop hands to the optimiser, upwards, and the heads behind it."""
+    """One step of the loop: its loss, its directions of ascent, and the heads after it.
+
+    policy [X, S, V], q [K, X, S, V], value [X, S].
+    """
 
     loss: float
     policy: Tensor
@@ -55,21 +59,20 @@ def run(
     setup = build(world, NAME, world.logits, world.ref, **options)
     heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
-    setup.companion, recorder.parameters[1:] = heads, heads.trainable().values()
+    setup.companion = heads
+    recorder.parameters[1:] = heads.trainable().values()
     groups = as_groups(
         world, drawn, rewards=rewards, table=world.logits, supervised=True, filler=filler
     )
-    state, sums = State(step=1), Sums()
+    state = State(step=1)
+    sums = Sums()
     loop.update(setup, state, loop.weigh(setup, state, groups, sums), sums)
     policy, *q, value = ascent_of(setup)
     X = len(world.logits)
-    return Pulls(
-        sums.means()["loss"],
-        policy,
-        torch.stack([p.T.unflatten(0, (X, -1)) for p in q]),
-        value[0].unflatten(0, (X, -1)),
-        heads,
-    )
+    # gradients of heads are [out, X * S]
+    q_KXSV = torch.stack([slope.T.unflatten(0, (X, -1)) for slope in q])
+    value_XS = value[0].unflatten(0, (X, -1))
+    return Pulls(sums.means()["loss"], policy, q_KXSV, value_XS, heads)
 
 
 def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
@@ -79,39 +82,48 @@ def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
     for options in CASES:
         shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults"
         rng = random.Random(f"{shown}{seed}")
-        ours: list[tuple[Tensor, ...]] = []
-        theirs: list[tuple[Tensor, ...]] = []
+        pairs: list[tuple[Parts, Parts]] = []
         for number in range(batches):
-            drawn = [(x, (rng.randrange(world.language.N),)) for x in range(3)]
-            mine, other = _both_steps(world, tables, drawn, number, options)
-            ours.append(mine)
-            theirs.append(other)
-        parts = (
-            "the loss",
-            "gradient of the policy",
-            "gradient of Q",
-            "gradient of V",
-            "the slow copies afterwards",
-        )
-        columns = zip(parts, zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)
-        for what, mine, other in columns:
-            yield same(NAME, f"{what}, {shown}", torch.stack(mine), torch.stack(other))
+            completions = [rng.randrange(world.language.N) for _ in range(3)]
+            drawn = [(x, (n,)) for x, n in enumerate(completions)]
+            pairs.append(_both_steps(world, tables, drawn, number, options))
+        for part in pairs[0][0]:
+            ours = torch.stack([mine[part] for mine, _ in pairs])
+            theirs = torch.stack([other[part] for _, other in pairs])
+            yield same(NAME, f"{part}, {shown}", ours, theirs)
+
+
+Parts = dict[str, Tensor]
+"""Name -> what a step computes or moves."""
 
 
 def _both_steps(
-    world: World, tables: Tables, drawn: Sequence[Drawn], filler: int, options: dict[str, Any]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(loss, pulls at the policy, Q and V, target networks) of the loop, and of plain Python."""
+    world: World,
+    tables: Tables,
+    drawn: Sequence[Drawn],
+    filler: int,
+    options: dict[str, Any],
+) -> tuple[Parts, Parts]:
+    """The parts of one step of the loop, and of plain Python."""
     rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
     o = build(world, NAME, world.logits, world.ref, **options).config
     found = run(world, tables, drawn, rewards, filler, **options)
     truth = step(world, tables, drawn, rewards, o)
-    slow = tables.target + float(o.target_update or 0) * (tables.q - tables.target)
     after = tables_of(found.heads, len(world.logits)).target
-    return (
-        (torch.tensor([found.loss]), found.policy, found.q, found.value, after),
-        (torch.tensor([truth.loss]), truth.policy, truth.q, truth.value, slow),
-    )
+    rate = float(o.target_update or 0)
+    slow = tables.target + rate * (tables.q - tables.target)
+    return _parts(found, after), _parts(truth, slow)
+
+
+def _parts(step: Pulls | Step, target: Tensor) -> Parts:
+    """The parts of a step by name; target: the target networks afterwards."""
+    return {
+        "the loss": torch.tensor([step.loss]),
+        "gradient of the policy": step.policy,
+        "gradient of Q": step.q,
+        "gradient of V": step.value,
+        "the slow copies afterwards": target,
+    }
 
 
 def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
@@ -120,67 +132,78 @@ def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tu
     The log holds completion n of prompt x as often as `log_XN` says. One call of the loop: every
     completion that the log holds becomes a prompt of its own. Sums over tokens, prompt by prompt.
     """
-    language = world.language
-    cases = [(x, n) for x in range(len(log_XN)) for n in range(language.N) if log_XN[x, n] > 0]
+    cases = [(x, n) for x, n in log_XN.nonzero().tolist() if log_XN[x, n] > 0]
     which = torch.tensor([x for x, _ in cases])
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
     rewards = [[float(world.reward[x, n])] for x, n in cases]
     found = run(own, tables.at(which), drawn, rewards, **options)
     # The loop's step is a mean over tokens: times their number, each case counts by its share.
-    units = sum(int(language.length_N[n]) for _, n in cases)
-    share = torch.tensor([float(log_XN[x, n]) for x, n in cases]) * units
-
-    def gathered(each: Tensor) -> Tensor:
-        """The sum over the cases of each prompt, by share."""
-        zeros = torch.zeros((len(log_XN), *each.shape[1:]), dtype=each.dtype)
-        return zeros.index_add(0, which, each * share.view(-1, *[1] * (each.ndim - 1)))
-
+    units = sum(len(world.language.completions[n]) for _, n in cases)
+    logged = [float(log_XN[x, n]) for x, n in cases]
+    share = torch.tensor(logged) * units
     # All copies of one prompt's target network move alike: those of its first case are taken.
     prompts = which.tolist()
-    first = torch.tensor([prompts.index(x) for x in range(len(log_XN))])
+    first = [prompts.index(x) for x in range(len(log_XN))]
     after = tables_of(found.heads, len(cases)).target[:, first]
+    return _by_prompt(found, which, share, len(log_XN)), after
+
+
+def _by_prompt(found: Pulls, which: Tensor, share: Tensor, X: int) -> Pulls:
+    """The sums over the cases of each prompt, by share."""
+
+    def gathered(each: Tensor) -> Tensor:
+        zeros = torch.zeros((X, *each.shape[1:]), dtype=each.dtype)
+        # the share of a case at each of its numbers
+        ones = [1] * (each.ndim - 1)
+        share_C = share.view(-1, *ones)
+        return zeros.index_add(0, which, each * share_C)
+
+    policy = gathered(found.policy)
     q = torch.stack([gathered(each) for each in found.q])
-    return replace(found, policy=gathered(found.policy), q=q, value=gathered(found.value)), after
+    value = gathered(found.value)
+    return replace(found, policy=policy, q=q, value=value)
 
 
 def expectile_of(q: Sequence[float], p: Sequence[float], tau: float) -> float:
     """The v at which sum p |tau - 1[q < v]| (q - v) = 0, by bisection: the sum falls in v."""
-    low, high = min(q), max(q)
+
+    def slope(v: float) -> float:
+        total = 0.0
+        for x, chance in zip(q, p, strict=True):
+            side = tau if x > v else 1 - tau
+            total += chance * side * (x - v)
+        return total
+
+    low = min(q)
+    high = max(q)
     for _ in range(200):
         v = (low + high) / 2
-        slope = sum(
-            chance * (tau if x > v else 1 - tau) * (x - v) for x, chance in zip(q, p, strict=True)
-        )
-        low, high = (v, high) if slope > 0 else (low, v)
+        low, high = (v, high) if slope(v) > 0 else (low, v)
     return (low + high) / 2
 
 
 def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
-    """Backward induction with an expectile under the log in the mean's place: Q and V at which all
-    is said, gamma 1.
+    """Q and V at which nothing moves, gamma 1.
+
+    Backward induction with an expectile under the log in the mean's place.
     """
     p_XSV = world.language.logits_of(log_XN).softmax(2)
 
     def value(q_XV: Tensor, s: int) -> Tensor:
-        rows = []
-        for x in range(len(q_XV)):
-            seen = [v for v in range(world.language.V) if float(p_XSV[x, s, v]) > 0]
-            rows.append(
-                expectile_of(
-                    [float(q_XV[x, v]) for v in seen], [float(p_XSV[x, s, v]) for v in seen], tau
-                )
-            )
+        rows: list[float] = []
+        for q_V, p_V in zip(q_XV, p_XSV[:, s], strict=True):
+            logged = p_V > 0
+            rows.append(expectile_of(q_V[logged].tolist(), p_V[logged].tolist(), tau))
         return torch.tensor(rows, dtype=q_XV.dtype)
 
     Q, V = world.language.backward(world.reward, value)
-    return Tables(torch.stack([Q, Q]), torch.stack([Q, Q]), V)
+    both = torch.stack([Q, Q])
+    return Tables(both, both, V)
 
 
 def logs() -> tuple[World, Tensor, Tensor]:
-    """A world, a log of everything its policy may say, and one from which the two best completions
-    of each prompt are missing.
-    """
+    """A world, a log of all that its policy writes, and one without the two best of each prompt."""
     world = graded(make_world(3, 2, seed=51))
     whole = world.language.logp(world.pi).exp()
     part = whole.clone()
@@ -190,14 +213,13 @@ def logs() -> tuple[World, Tensor, Tensor]:
 
 
 def logged_truths() -> Iterator[Finding]:
-    """Expected pulls against theory, at the start, and nowhere any at the tables that theory
-    names.
-    """
+    """Expected pulls against theory, at the start; none at the tables of theory."""
     world, whole, part = logs()
     yield from written_out(world, whole)
     for name, log in (("a log of everything", whole), ("a log without the best", part)):
         for tau in (0.5, 0.7, 0.9, 0.999):
-            found, _ = expected(world, ends_of(world, log, tau), log, expectile=tau, **QUIET)
+            tables = ends_of(world, log, tau)
+            found, _ = expected(world, tables, log, expectile=tau, **QUIET)
             says = "V^mu and Q^mu" if tau == 0.5 else f"the {tau:g} expectiles, backwards"
             pulls = torch.cat([found.q.flatten(), found.value.flatten()])
             yield same(NAME, f"{name}: at {says} Q and V rest", pulls, 0 * pulls)
@@ -207,7 +229,8 @@ def logged_truths() -> Iterator[Finding]:
     yield same(NAME, "and Q^mu", mu.q[0], Q)
     yield from closed_form()
     for beta in (0.0, 1.5):
-        at_goal = replace(world, logits=world.logits + beta * (Q - V[..., None]))
+        tilt = beta * (Q - V[..., None])
+        at_goal = replace(world, logits=world.logits + tilt)
         found, _ = expected(at_goal, mu, whole, awac_beta=beta, **QUIET)
         yield same(
             NAME,
@@ -219,64 +242,65 @@ def logged_truths() -> Iterator[Finding]:
 
 
 def written_out(world: World, log: Tensor) -> Iterator[Finding]:
-    """Anywhere: Q is pulled by 2 visits mu (r + gamma V' - Q), V by 2 visits E |tau - 1[u < 0]| u,
-    u of the smaller slow copy.
+    """The expected pulls at Q and V anywhere.
+
+    Q: 2 visits mu (r + gamma V' - Q),    V: 2 visits E_mu[|tau - 1[u < 0]| u]
+
+    u = min over k of target Q_k - V
     """
-    tables, tau, gamma = some_tables(world.ref), 0.8, 0.9
+    tables = some_tables(world.ref)
+    tau = 0.8
+    gamma = 0.9
     found, _ = expected(world, tables, log, expectile=tau, gamma=gamma, cql_coef=0.0)
-    ended = {y: n for n, y in enumerate(world.language.completions)}
-    aim = torch.zeros_like(world.logits)
-    for s, prefix in enumerate(world.language.prefixes):
-        for token in range(world.language.V):
-            y = (*prefix, token)
-            aim[:, s, token] = (
-                world.reward[:, ended[y]]
-                if y in ended
-                else gamma * tables.value[:, world.language.prefixes.index(y)]
-            )
     passed = world.language.visits(world.pi)[..., None] * world.pi.softmax(2)
-    yield same(
-        NAME,
-        "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)",
-        found.q,
-        2 * passed * (aim - tables.q),
-    )
+    gap = backups(world, tables.value, gamma) - tables.q
+    yield same(NAME, "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)", found.q, 2 * passed * gap)
     u = torch.minimum(*tables.target) - tables.value[..., None]
-    pull = 2 * passed * torch.where(u > 0, tau, 1 - tau) * u
+    side = torch.where(u > 0, tau, 1 - tau)
+    pull = 2 * passed * side * u
     yield same(
         NAME, "E[gradient of V] = 2 visits E_mu[|tau - 1[u < 0]| u]", found.value, pull.sum(2)
     )
 
 
+def backups(world: World, value: Tensor, gamma: float) -> Tensor:
+    """[X, S, V] the reward of the completion that ends here, or gamma V of the next state."""
+    completion = {y: n for n, y in enumerate(world.language.completions)}
+    out = torch.zeros_like(world.logits)
+    state = {prefix: s for s, prefix in enumerate(world.language.prefixes)}
+    for prefix, s in state.items():
+        for token in range(world.language.V):
+            y = (*prefix, token)
+            if y in completion:
+                out[:, s, token] = world.reward[:, completion[y]]
+            else:
+                out[:, s, token] = gamma * value[:, state[y]]
+    return out
+
+
 def closed_form() -> Iterator[Finding]:
     """Right with probability p, one token: V = tau p / (tau p + (1 - tau) (1 - p))."""
     world = graded(make_world(4, 1, X=2, seed=52, binary=True))
-    log, R = world.language.logp(world.pi).exp(), torch.zeros_like(world.logits)
+    log = world.language.logp(world.pi).exp()
+    R = torch.zeros_like(world.logits)
     for n, (token,) in enumerate(world.language.completions):
         R[:, 0, token] = world.reward[:, n]
+    q = torch.stack([R, R])
     p = (log * world.reward).sum(1, keepdim=True)
     for tau in (0.5, 0.7, 0.99):
         value = tau * p / (tau * p + (1 - tau) * (1 - p))
-        found, _ = expected(
-            world,
-            Tables(torch.stack([R, R]), torch.stack([R, R]), value),
-            log,
-            expectile=tau,
-            **QUIET,
-        )
-        yield same(
-            NAME,
-            f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}",
-            found.value,
-            0 * value,
-        )
+        found, _ = expected(world, Tables(q, q, value), log, expectile=tau, **QUIET)
+        says = f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}"
+        yield same(NAME, says, found.value, 0 * value)
 
 
 def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
-    """The head that is saved says pi exp(beta (Q - V)) / Z, and that is worth more than pi."""
-    best, start = world.reward.amax(1), (log * world.reward).sum(1)
+    """The head that is saved gives pi exp(beta (Q - V)) / Z, whose reward is higher than pi's."""
+    best = world.reward.amax(1)
+    start = (log * world.reward).sum(1)
     several = some_tables(world.ref)
-    wanted = world.logits.log_softmax(2) + 1.5 * (several.q.mean(0) - several.value[..., None])
+    advantage = several.q.mean(0) - several.value[..., None]
+    wanted = world.logits.log_softmax(2) + 1.5 * advantage
     yield same(
         NAME,
         "the saved head is softmax(log pi + beta (Q - V))",
@@ -285,10 +309,16 @@ def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     )
     for beta in (0.3, 1.0, 4.0):
         table = decoded(world.logits, mu, beta)
-        worth = (world.language.logp(table).exp() * world.reward).sum(1)
+        worth = value_of(world, table)
         left = float(((best - worth) / (best - start)).max())
         says = f"decode_beta {beta:g} with Q^mu: better than the log, on every prompt"
         yield Finding(NAME, says, "share of the gap left < 1", f"{left:.4f}", left, 1.0)
+
+
+def value_of(world: World, logits_XSV: Tensor) -> Tensor:
+    """[X] E[R] of every prompt under the policy of this table."""
+    p_XN = world.language.logp(logits_XSV).exp()
+    return (p_XN * world.reward).sum(1)
 
 
 def logged_ends() -> Iterator[Finding]:
@@ -298,7 +328,8 @@ def logged_ends() -> Iterator[Finding]:
         ("a log of everything", whole, 0.5, 12),
         ("a log without the best", part, 0.7, 70),
     ):
-        end, goal = follow_log(world, log, tau, rounds), ends_of(world, log, tau)
+        end = follow_log(world, log, tau, rounds)
+        goal = ends_of(world, log, tau)
         passed = world.language.visits(world.language.logits_of(log)) > 0
         says = "V^mu" if tau == 0.5 else f"the {tau:g} expectiles"
         yield same(
@@ -310,10 +341,12 @@ def logged_ends() -> Iterator[Finding]:
 def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
     """What V tends to as tau does to 1: the best that the log shows."""
     most = torch.where(log > 0, world.reward, -torch.inf).amax(1)
-    widest = float((world.reward.amax(1) - world.reward.amin(1)).max())
+    width_X = world.reward.amax(1) - world.reward.amin(1)
+    widest = float(width_X.max())
     spread = widest * world.language.H / float(log[log > 0].min())
     for tau in (0.9, 0.99, 0.9999):
-        left = float((most - ends_of(world, log, tau).value[:, 0]).max())
+        value = ends_of(world, log, tau).value[:, 0]
+        left = float((most - value).max())
         # tau p (best - v) <= (1 - tau) (best - worst) in every state
         limit = spread * (1 - tau) / tau
         says = f"tau {tau:g}: V of the prompt is near the best of the log"
@@ -333,7 +366,7 @@ def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
         world.reward.amax(1),
     )
     table = decoded(world.language.logits_of(log), sharp, 200.0)
-    worth = (world.language.logp(table).exp() * world.reward).sum(1)
+    worth = value_of(world, table)
     yield same(
         NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3
     )
@@ -347,21 +380,20 @@ def decoded(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
 
 
 def follow_log(world: World, log: Tensor, tau: float, rounds: int) -> Tables:
-    """Expected updates from heads of 0: each Q to its aim, each V along its gradient, the slow
-    copies as the loop leaves them.
+    """Expected updates from heads of 0, with target networks as the loop leaves them.
+
+    Each Q moves to its backup, each V along its gradient.
     """
-    spoken = world.language.logits_of(log)
-    passed = world.language.visits(spoken)[..., None] * spoken.softmax(2)
-    at = Tables(
-        torch.zeros(2, *world.logits.shape),
-        torch.zeros(2, *world.logits.shape),
-        torch.zeros(world.logits.shape[:2]),
-    )
+    behaviour = world.language.logits_of(log)
+    passed = world.language.visits(behaviour)[..., None] * behaviour.softmax(2)
+    visits = passed.sum(2)
+    zero = torch.zeros(2, *world.logits.shape)
+    at = Tables(zero, zero, torch.zeros(world.logits.shape[:2]))
     for _ in range(rounds):
         found, target = expected(world, at, log, expectile=tau, target_update=1.0, **QUIET)
-        q = at.q + torch.where(passed > 0, found.q / (2 * passed), 0.0)
-        value = at.value + torch.where(
-            passed.sum(2) > 0, found.value / (2 * max(tau, 1 - tau) * passed.sum(2)), 0.0
-        )
+        q_step = found.q / (2 * passed)
+        value_step = found.value / (2 * max(tau, 1 - tau) * visits)
+        q = at.q + torch.where(passed > 0, q_step, 0.0)
+        value = at.value + torch.where(visits > 0, value_step, 0.0)
         at = Tables(q, target, value)
     return at

@@ -21,6 +21,10 @@ from torch.nn.functional import softplus
 
 from laurel.core.errors import UsageError
 
+Tokens = tuple[int, ...]
+Values = tuple[Tensor, Tensor]
+"""Q [X, S, V] and V [X, S]."""
+
 
 class Language:
     """All completions over V tokens up to length H.
@@ -40,16 +44,19 @@ class Language:
         self.H = H
         self.eos = V - 1
         # all texts of 0, 1, ..., H tokens without the end token, the short ones first
-        words = [tuple(product(range(V - 1), repeat=length)) for length in range(H + 1)]
-        self.prefixes: tuple[tuple[int, ...], ...] = tuple(chain.from_iterable(words[:H]))
-        ended = tuple((*prefix, self.eos) for prefix in self.prefixes)
-        self.completions: tuple[tuple[int, ...], ...] = (*ended, *words[H])
+        words = range(self.eos)
+        texts = [tuple(product(words, repeat=length)) for length in range(H + 1)]
+        self.prefixes: tuple[Tokens, ...] = tuple(chain(*texts[:H]))
+        ended = [(*prefix, self.eos) for prefix in self.prefixes]
+        self.completions: tuple[Tokens, ...] = (*ended, *texts[H])
         self.N = len(self.completions)
         self.S = len(self.prefixes)
-        self.length_N = torch.tensor([len(y) for y in self.completions])
+        lengths = [len(y) for y in self.completions]
+        self.length_N = torch.tensor(lengths)
         self.mask_NT = torch.arange(H) < self.length_N[:, None]
-        self.token_NT = torch.zeros(self.N, H, dtype=torch.long)
-        self.state_NT = torch.zeros(self.N, H, dtype=torch.long)
+        shape = (self.N, H)
+        self.token_NT = torch.zeros(shape, dtype=torch.long)
+        self.state_NT = torch.zeros(shape, dtype=torch.long)
         self._fill()
 
     def _fill(self) -> None:
@@ -57,8 +64,16 @@ class Language:
         state = {prefix: s for s, prefix in enumerate(self.prefixes)}
         for n, y in enumerate(self.completions):
             for t, token in enumerate(y):
+                before = y[:t]
                 self.token_NT[n, t] = token
-                self.state_NT[n, t] = state[y[:t]]
+                self.state_NT[n, t] = state[before]
+
+    def choices(self, n: int) -> list[tuple[int, int]]:
+        """The state and the token of every token of completion n."""
+        length = int(self.length_N[n])
+        states = self.state_NT[n].tolist()
+        tokens = self.token_NT[n].tolist()
+        return list(zip(states, tokens, strict=True))[:length]
 
     def token_logp(self, logits_XSV: Tensor) -> Tensor:
         """log pi of every token of every completion, [X, S, V] -> [X, N, T]; 0 after its end."""
@@ -81,14 +96,16 @@ class Language:
         Written out rather than differentiated, so that gradients can be checked without autograd.
         """
         p_XSV = logits_XSV.softmax(2)
-        chosen_NTV = torch.eye(self.V, dtype=p_XSV.dtype)[self.token_NT]
+        one_hot_VV = torch.eye(self.V, dtype=p_XSV.dtype)
+        chosen_NTV = one_hot_VV[self.token_NT]
         change_XNTV = chosen_NTV - p_XSV[:, self.state_NT]
         here_NTS = self._states(p_XSV.dtype)
         return here_NTS[None, ..., None] * change_XNTV[..., None, :]
 
     def _states(self, dtype: torch.dtype) -> Tensor:
         """[N, T, S] the state of each token, one-hot; 0 after the end."""
-        state_NTS = torch.eye(self.S, dtype=dtype)[self.state_NT]
+        one_hot_SS = torch.eye(self.S, dtype=dtype)
+        state_NTS = one_hot_SS[self.state_NT]
         return state_NTS * self.mask_NT[..., None]
 
     def ascent(self, logits_XSV: Tensor, weight_XN: Tensor) -> Tensor:
@@ -112,16 +129,16 @@ class Language:
         Its entries are log p(token | prefix). A prefix without mass gets equal logits; a token
         without mass -inf, written -1e9.
         """
-        flow_XSV = torch.zeros(p_XN.shape[0], self.S, self.V, dtype=p_XN.dtype)
+        shape = (len(p_XN), self.S, self.V)
+        flow_XSV = torch.zeros(shape, dtype=p_XN.dtype)
         for n in range(self.N):
-            for t in range(int(self.length_N[n])):
-                state = self.state_NT[n, t]
-                token = self.token_NT[n, t]
+            for state, token in self.choices(n):
                 flow_XSV[:, state, token] += p_XN[:, n]
         p_XSV = flow_XSV / flow_XSV.sum(2, keepdim=True)
-        return torch.where(p_XSV.isnan(), 0.0, p_XSV.log().clamp(min=-1e9))
+        logp_XSV = p_XSV.log().clamp(min=-1e9)
+        return torch.where(p_XSV.isnan(), 0.0, logp_XSV)
 
-    def action_values(self, logits_XSV: Tensor, reward_XN: Tensor) -> tuple[Tensor, Tensor]:
+    def action_values(self, logits_XSV: Tensor, reward_XN: Tensor) -> Values:
         """Q(prefix, token) and V(prefix) under the policy, by backward induction.
 
         Q(prefix, token) = E[R | prefix, token]    [X, S, V]
@@ -129,11 +146,12 @@ class Language:
         """
 
         def mean(q_XV: Tensor, s: int) -> Tensor:
-            return (logits_XSV[:, s].softmax(1) * q_XV).sum(1)
+            p_XV = logits_XSV[:, s].softmax(1)
+            return (p_XV * q_XV).sum(1)
 
         return self.backward(reward_XN, mean)
 
-    def soft_values(self, ref_XSV: Tensor, reward_XN: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    def soft_values(self, ref_XSV: Tensor, reward_XN: Tensor, beta: float) -> Values:
         """Q and V under the KL-regularised optimum: [X, S, V] and [X, S].
 
         V(s) = beta log sum_a ref(a | s) exp(Q(s, a) / beta),    V(empty) = beta log Z
@@ -145,9 +163,7 @@ class Language:
 
         return self.backward(reward_XN, soft_mean)
 
-    def backward(
-        self, reward_XN: Tensor, value: Callable[[Tensor, int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, reward_XN: Tensor, value: Callable[[Tensor, int], Tensor]) -> Values:
         """Backward induction from the completions, longest prefixes first: Q and V.
 
         Q(s, a) = R of the completion that ends here, or V(s a)    [X, S, V]
@@ -155,16 +171,18 @@ class Language:
         """
         completion = {y: n for n, y in enumerate(self.completions)}
         state = {prefix: s for s, prefix in enumerate(self.prefixes)}
-        X = reward_XN.shape[0]
-        Q_XSV = torch.zeros(X, self.S, self.V, dtype=reward_XN.dtype)
-        V_XS = torch.zeros(X, self.S, dtype=reward_XN.dtype)
+        shape = (len(reward_XN), self.S, self.V)
+        Q_XSV = torch.zeros(shape, dtype=reward_XN.dtype)
+        V_XS = Q_XSV[..., 0].clone()
         for s in reversed(range(self.S)):
+            q_XV = Q_XSV[:, s]
             for token in range(self.V):
                 y = (*self.prefixes[s], token)
-                ends = y in completion
-                after_X = reward_XN[:, completion[y]] if ends else V_XS[:, state[y]]
-                Q_XSV[:, s, token] = after_X
-            V_XS[:, s] = value(Q_XSV[:, s], s)
+                if y in completion:
+                    q_XV[:, token] = reward_XN[:, completion[y]]
+                else:
+                    q_XV[:, token] = V_XS[:, state[y]]
+            V_XS[:, s] = value(q_XV, s)
         return Q_XSV, V_XS
 
 
@@ -185,7 +203,8 @@ def entropy(logp_XN: Tensor) -> Tensor:
     """-sum_y p(y) log p(y), in nats: [X, N] -> [X]. Four equal completions: 1.3862944."""
     p_XN = logp_XN.exp()
     term_XN = p_XN * logp_XN
-    return -torch.where(p_XN > 0, term_XN, 0.0).sum(1)
+    term_XN = torch.where(p_XN > 0, term_XN, 0.0)
+    return -term_XN.sum(1)
 
 
 def log_partition(logref_XN: Tensor, reward_XN: Tensor, beta: float) -> Tensor:
@@ -234,11 +253,16 @@ def bradley_terry_loss(score_XN: Tensor, reward_XN: Tensor, pair_XNN: Tensor) ->
     Preferences follow Bradley and Terry (1952): P(y > z) = sigmoid(R(y) - R(z)). pair_XNN is the
     law of the pairs, sum 1.
     """
-    gap_XNN = score_XN[:, :, None] - score_XN[:, None, :]
-    prefer_XNN = (reward_XN[:, :, None] - reward_XN[:, None, :]).sigmoid()
+    gap_XNN = differences(score_XN)
+    prefer_XNN = differences(reward_XN).sigmoid()
     won_XNN = softplus(-gap_XNN) * prefer_XNN
     lost_XNN = softplus(gap_XNN) * (1 - prefer_XNN)
     return (pair_XNN * (won_XNN + lost_XNN)).sum()
+
+
+def differences(of_XN: Tensor) -> Tensor:
+    """of(y) - of(z) for every pair (y, z) of answers: [X, N, N]."""
+    return of_XN[:, :, None] - of_XN[:, None, :]
 
 
 def bradley_terry_scores(reward_XN: Tensor, p_XN: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Planted mistakes in what is trained beside a policy, in populations, in hindsight and in
-samplers.
-"""
+"""Planted mistakes in auxiliary models, in populations, in hindsight and in samplers."""
 
 from __future__ import annotations
 

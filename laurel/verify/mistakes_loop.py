@@ -28,9 +28,7 @@ from laurel.verify.world import Recorder
 
 
 def by_position(right: Function) -> Function:
-    """`reference.computed` whose micro-batches bear the names of the batch's first rows, not of
-    their own.
-    """
+    """`reference.computed` whose micro-batches have the keys of the batch's first rows."""
 
     def wrong(setup: Any, batch: Batch) -> Tensor:
         split = batch.split

@@ -1,6 +1,4 @@
-"""Planted mistakes that only show where logits come in several chunks, rows differ, or a critic has
-moved.
-"""
+"""Planted mistakes that show only with chunks of logits, unlike rows, or a critic that moved."""
 
 from __future__ import annotations
 

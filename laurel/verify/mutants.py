@@ -1,5 +1,4 @@
-"""Deliberate mistakes: a function of the training code is replaced by a wrong one, and a named
-check must notice.
+"""Deliberate mistakes: a function of the training code is made wrong, and a check must notice.
 
 A mutant is a function and what makes a wrong one of it: nothing here quotes another file's lines.
 The function itself is turned into a detour, so every caller meets the mistake, however it came by
@@ -26,8 +25,9 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Mutant:
-    """`name` says the mistake in words. `check` (of `laurel.verify.checks.CHECKS`) and `finding`
-    name who must notice it.
+    """`name` says the mistake in words.
+
+    `check` (of `laurel.verify.checks.CHECKS`) and `finding` name who must notice it.
 
     The finding is "method: quantity"; of a check that stops instead, "method: SomeError: how its
     message begins".
@@ -42,8 +42,10 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a hunt: which finding noticed the mutant first (empty: nobody did), and whether the one
-    that it names does.
+    """The result of a hunt.
+
+    killer: the finding that noticed the mutant first, empty where none did; named: does the one
+    that the mutant names notice?
     """
 
     mutant: Mutant
@@ -57,9 +59,7 @@ class Verdict:
 
 @contextmanager
 def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """An attribute of a module, a class or an object is `other`, for as long as the context
-    lasts.
-    """
+    """An attribute of a module, a class or an object is `other` within the context."""
     before = vars(owner).get(name, MISSING)
     setattr(owner, name, other)
     try:
@@ -77,8 +77,9 @@ def changed_result(change: Function) -> Mistake:
 
 
 def changed_arguments(**changes: Function) -> Mistake:
-    """The right function, given changed arguments: name=function of what was given (or of the
-    default).
+    """The right function, given changed arguments.
+
+    name=function of the argument that was given, or of the default.
     """
 
     def mistake(right: Function) -> Function:
@@ -158,8 +159,9 @@ def broken(mutant: Mutant) -> Iterator[None]:
 
 
 def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
-    """What becomes of this one finding: "passes", "fails", or "is not there". The checks are run no
-    further than it.
+    """What becomes of this one finding: "passes", "fails", or "is not there".
+
+    The checks are run no further than it.
 
     Where an error is named, checks that stop with that very error fail, and those that do not stop
     pass.
@@ -175,8 +177,9 @@ def outcome(finding: str, checks: Callable[[], Iterable[Finding]]) -> str:
 
 
 def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
-    """Run the checks on broken code until one fails. A check that stops with an error has noticed,
-    too.
+    """Run the checks on broken code until one fails.
+
+    A check that stops with an error has noticed, too.
     """
     with broken(mutant):
         try:

@@ -401,7 +401,21 @@ def two_answers() -> Iterator[Finding]:
         float(torch.sigmoid(bandit.reward[0, 0] - bandit.reward[0, 1])),
         float(bandit.ref[0, 0, 1] - bandit.ref[0, 0, 0]),
     )
-    equations: tuple[tuple[str, str, dict[str, float], Callable[[float], float]], ...] = (
+    for name, says, options, slope in equations(two):
+        update = lambda w, n=name, o=options: mean_step(w, n, law, beta=BETA, **o)  # noqa: E731
+        end = follow(bandit, update, RATES.get(name, 1.0), 400)
+        theta = end.logits[0, 0, 1] - end.logits[0, 0, 0]
+        yield same(name, f"two answers: {says}", theta, root_of(slope))
+    yield from unbounded(bandit)
+
+
+Equation = tuple[str, str, dict[str, float], Callable[[float], float]]
+"""A row, its equation in words, the options, and the slope whose root is the end."""
+
+
+def equations(two: TwoAnswers) -> tuple[Equation, ...]:
+    """The equations of all rows that have a finite end here."""
+    return (
         ("dpo", "sigmoid(beta h) = P", {}, two.dpo),
         (
             "cdpo",
@@ -413,12 +427,6 @@ def two_answers() -> Iterator[Finding]:
         ("orpo", "P - p + 2 beta (P - sigmoid(2 theta)) = 0", {}, two.orpo),
         ("dpop", "the root of its own slope", {"dpop_lambda": two.lam}, two.dpop),
     )
-    for name, says, options, slope in equations:
-        update = lambda w, n=name, o=options: mean_step(w, n, law, beta=BETA, **o)  # noqa: E731
-        end = follow(bandit, update, RATES.get(name, 1.0), 400)
-        theta = end.logits[0, 0, 1] - end.logits[0, 0, 0]
-        yield same(name, f"two answers: {says}", theta, root_of(slope))
-    yield from unbounded(bandit)
 
 
 def root_of(slope: Callable[[float], float]) -> float:

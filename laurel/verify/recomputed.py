@@ -478,7 +478,7 @@ def from_scores(
     units = 0
     for at, ((x, members), group) in enumerate(zip(drawn, rewards, strict=True)):
         columns = {"prompt": f"p{at}", **(describe(x, members) if describe else {})}
-        cells = [cells_of(world, n) for n in members]
+        cells = [world.language.choices(n) for n in members]
         scores = [[float(world.logits[x, s, v]) for s, v in row] for row in cells]
         grades = [float(r or 0.0) for r in group]
         pulls, count = SCORED[name](scores, grades, o, columns)
@@ -488,14 +488,6 @@ def from_scores(
             for (s, v), p in zip(row, pull, strict=True):
                 out[x, s, v] += p
     return out / units
-
-
-def cells_of(world: World, n: int) -> list[tuple[int, int]]:
-    """State and token of every token of completion n."""
-    length = int(world.language.length_N[n])
-    states = world.language.state_NT[n, :length].tolist()
-    tokens = world.language.token_NT[n, :length].tolist()
-    return list(zip(states, tokens, strict=True))
 
 
 def add_imitation(

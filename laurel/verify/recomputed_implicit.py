@@ -93,14 +93,11 @@ def step(
 
 def choices(world: World, now: Numbers, x: int, n: int, reward: float, o: Any) -> Iterator[Choice]:
     """Every token of completion n of prompt x."""
-    language = world.language
-    length = int(language.length_N[n])
-    states = language.state_NT[n, :length].tolist()
-    tokens = language.token_NT[n, :length].tolist()
-    for t in range(length):
-        last = t == length - 1
+    states = [s for s, _ in world.language.choices(n)]
+    for t, (s, a) in enumerate(world.language.choices(n)):
+        last = t == len(states) - 1
         backup = reward if last else o.gamma * now.value[x][states[t + 1]]
-        yield Choice(x, states[t], tokens[t], backup)
+        yield Choice(x, s, a, backup)
 
 
 def add_q(out: Step, now: Numbers, at: Choice, o: Any) -> None:

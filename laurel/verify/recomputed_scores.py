@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
+from itertools import permutations
+from operator import mul
 from typing import Any
 
 from laurel.verify.recomputed_pairs import sigma
@@ -22,65 +24,95 @@ Pulls = tuple[list[list[float]], int]
 """Per answer and token the pull; and how many units the row counts."""
 
 
-def on_last(scores: Scores, pulls: Sequence[float]) -> list[list[float]]:
-    """A pull at the last token of each answer."""
-    return [[0.0] * (len(row) - 1) + [pull] for row, pull in zip(scores, pulls, strict=True)]
+def on_last(scores: Scores, pulls: Sequence[float]) -> Pulls:
+    """A pull at the last token of each answer; the row is one unit."""
+    out: list[list[float]] = []
+    for row, pull in zip(scores, pulls, strict=True):
+        before = [0.0] * (len(row) - 1)
+        out.append([*before, pull])
+    return out, 1
 
 
-def bradley_terry(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+def last_of(scores: Scores) -> list[float]:
+    """The score of each answer: that of its last token."""
+    return [row[-1] for row in scores]
+
+
+def bradley_terry(
+    scores: Scores,
+    grades: Grades,
+    o: Any,
+    row: Columns,
+) -> Pulls:
     """Bradley-Terry with a margin, smoothed labels and centred scores.
 
     w ((1 - e) sigma(-h) - e sigma(h)) up for the chosen answer and down for the rejected one, and
     -2 w c (r_w + r_l) for both.
     """
-    r = [row[-1] for row in scores]
+    r = last_of(scores)
     w = o.reward_coef * abs(grades[0])
     sign = [math.copysign(1.0, grade) for grade in grades]
     asked = row.get("margin", 0.0) if o.use_margin else 0.0
-    h = sum(a * b for a, b in zip(sign, r, strict=True)) - asked
+    h = sum(map(mul, sign, r)) - asked
     e = o.label_smoothing
-    push = w * ((1 - e) * sigma(-h) - e * sigma(h))
+    right = (1 - e) * sigma(-h)
+    flipped = e * sigma(h)
+    push = w * (right - flipped)
     centre = 2 * w * o.center_rewards_coefficient * sum(r)
-    return on_last(scores, [s * push - centre for s in sign]), 1
+    pulls = [s * push - centre for s in sign]
+    return on_last(scores, pulls)
 
 
-def k_wise(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+def k_wise(
+    scores: Scores,
+    grades: Grades,
+    o: Any,
+    row: Columns,
+) -> Pulls:
     """The mean over ordered pairs of sigma(-(r_i - r_j)), up for i and down for j.
 
     With pairs_per_prompt it is the mean over that many pairs, those whose lots are lowest.
     """
-    r = [row[-1] for row in scores]
+    r = last_of(scores)
     w = o.reward_coef * min(map(abs, grades))
-    places = range(len(r))
-    pairs = [(i, j) for i in places for j in places if grades[i] > grades[j]]
+    ordered = permutations(range(len(r)), 2)
+    pairs = [(i, j) for i, j in ordered if grades[i] > grades[j]]
     if o.pairs_per_prompt:
-        lots = {(i, j): lot(row["prompt"], i, j) for i, j in pairs}
-        pairs = sorted(pairs, key=lots.__getitem__)[: o.pairs_per_prompt]
+        pairs.sort(key=lambda pair: lot(row["prompt"], *pair))
+        del pairs[o.pairs_per_prompt :]
     pulls = [0.0] * len(grades)
     for i, j in pairs:
-        push = w * sigma(r[j] - r[i]) / len(pairs)
+        gap = r[j] - r[i]
+        push = w * sigma(gap) / len(pairs)
         pulls[i] += push
         pulls[j] -= push
-    return on_last(scores, pulls), 1
+    return on_last(scores, pulls)
 
 
 def lot(prompt: str, i: int, j: int) -> str:
     """The lot of a pair of answers, whatever their order."""
-    return sha256(f"{prompt}|0|{min(i, j)}|{max(i, j)}".encode()).hexdigest()
+    name = f"{prompt}|0|{min(i, j)}|{max(i, j)}"
+    return sha256(name.encode()).hexdigest()
 
 
-def plackett_luce(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+def plackett_luce(
+    scores: Scores,
+    grades: Grades,
+    o: Any,
+    row: Columns,
+) -> Pulls:
     """For every choice of a best among those left: 1 - softmax for it, -softmax for the others."""
-    r = [row[-1] for row in scores]
+    r = last_of(scores)
     w = o.reward_coef * min(map(abs, grades))
     pulls = [0.0] * len(grades)
-    for i in range(len(r)):
-        left = [j for j in range(len(r)) if grades[j] < grades[i] or j == i]
+    answers = range(len(r))
+    for i in answers:
+        left = [j for j in answers if grades[j] < grades[i] or j == i]
         total = sum(math.exp(r[j]) for j in left)
         for j in left:
             softmax = math.exp(r[j]) / total
             pulls[j] += w * ((j == i) - softmax)
-    return on_last(scores, pulls), 1
+    return on_last(scores, pulls)
 
 
 def imitated(grades: Grades, lengths: Sequence[int], o: Any) -> list[float]:
@@ -90,26 +122,43 @@ def imitated(grades: Grades, lengths: Sequence[int], o: Any) -> list[float]:
     """
     if not o.imitation_coef:
         return [0.0] * len(grades)
-    best = [grade == max(grades) > min(grades) for grade in grades]
+    best = max(grades)
+    count = grades.count(best) if best > min(grades) else 0
     whole = o.imitation_coef * min(map(abs, grades))
-    shares = max(sum(best), 1)
-    return [whole * b / length / shares for b, length in zip(best, lengths, strict=True)]
+    out: list[float] = []
+    for grade, length in zip(grades, lengths, strict=True):
+        imitated = count > 0 and grade == best
+        share = whole / length / count if imitated else 0.0
+        out.append(share)
+    return out
 
 
-def outcome(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+def outcome(
+    scores: Scores,
+    grades: Grades,
+    o: Any,
+    row: Columns,
+) -> Pulls:
     """An outcome y of 0 or 1: w (y - sigma(s)) at every token."""
     (line,) = scores
     (w,) = grades
     y = float(row["label"])
-    return [[w * (y - sigma(s)) for s in line]], len(line)
+    pulls = [w * (y - sigma(s)) for s in line]
+    return [pulls], len(line)
 
 
-def process(scores: Scores, grades: Grades, o: Any, row: Columns) -> Pulls:
+def process(
+    scores: Scores,
+    grades: Grades,
+    o: Any,
+    row: Columns,
+) -> Pulls:
     """Classes -1, 0, 1 with logits -s, 0, s: w (y - E[class]) at every step."""
     (line,) = scores
     (w,) = grades
-    steps = zip(row["labels"], line, strict=True)
-    return [[w * (y - mean_class(s)) for y, s in steps]], len(line)
+    means = [mean_class(s) for s in line]
+    pulls = [w * (y - mean) for y, mean in zip(row["labels"], means, strict=True)]
+    return [pulls], len(line)
 
 
 def mean_class(s: float) -> float:

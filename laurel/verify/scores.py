@@ -1,5 +1,6 @@
-"""Reward models, exactly: every comparison, outcome and labelled step shown as often as its law
-says; the optimum is the truth.
+"""Reward models, exactly: every comparison, outcome and labelled step; the optimum is the truth.
+
+Each is shown as often as its law says.
 """
 
 from __future__ import annotations
@@ -17,14 +18,12 @@ from laurel.reward.process import product as every_step
 from laurel.reward.process import step_soundness
 from laurel.verify.finding import Finding, same
 from laurel.verify.pairs import Shown, graded, mean_step, preferred
-from laurel.verify.world import World, as_groups, build, gradient, make_world
+from laurel.verify.world import World, as_groups, build, gradient, make_world, mean_by_prompt
 
 
 @dataclass(frozen=True)
-class Told:
-    """One row of data: prompt, its answers with their rewards, further columns, and how often it is
-    shown.
-    """
+class DataRow:
+    """One row of data: prompt, its answers with their rewards, further columns, its probability."""
 
     x: int
     members: tuple[int, ...]
@@ -34,9 +33,7 @@ class Told:
 
 
 def scored_as(world: World, score_XN: Tensor) -> World:
-    """The world whose table gives completion n the score `score_XN` at its last token, and 0 before
-    it.
-    """
+    """The world whose table gives completion n this score at its last token, and 0 before it."""
     table = torch.zeros_like(world.logits)
     for n in range(world.language.N):
         table[(slice(None), *last_cell(world, n))] = score_XN[:, n]
@@ -49,113 +46,116 @@ def last_cell(world: World, n: int) -> tuple[int, int]:
     return int(world.language.state_NT[n, t]), int(world.language.token_NT[n, t])
 
 
-def mean_pull(world: World, name: str, shown: Sequence[Told], **options: Any) -> Tensor:
-    """E of the loop's gradient over rows of data, times the units of each row: [X, S, V], by one
-    call of the loop.
-    """
-    which, chance = (
-        torch.tensor([row.x for row in shown]),
-        torch.tensor([row.chance for row in shown]),
-    )
-    each = every_pull(world, name, shown, **options)
-    return torch.zeros_like(world.logits, dtype=each.dtype).index_add(
-        0, which, each * chance[:, None, None]
-    )
+def mean_pull(world: World, name: str, shown: Sequence[DataRow], **options: Any) -> Tensor:
+    """E of the loop's gradient over rows of data, times the units of each row: [X, S, V].
 
-
-def every_pull(world: World, name: str, shown: Sequence[Told], **options: Any) -> Tensor:
-    """The loop's gradient of each row of data, times its units, as if it were alone: [rows,
-    S, V].
+    One call of the loop: every row becomes a prompt of its own.
     """
     which = torch.tensor([row.x for row in shown])
+    chance = torch.tensor([row.chance for row in shown])
+    each = every_pull(world, name, shown, **options)
+    return mean_by_prompt(world, which, each, chance)
+
+
+def every_pull(world: World, name: str, shown: Sequence[DataRow], **options: Any) -> Tensor:
+    """The loop's gradient of each row of data alone, times its units: [rows, S, V]."""
+    which = torch.tensor([row.x for row in shown])
     setup = build(world, name, world.logits[which], world.ref[which], **options)
-    drawn = [(at, row.members) for at, row in enumerate(shown)]
-    rewards = [row.rewards for row in shown]
     groups = as_groups(
         world,
-        drawn,
-        rewards=rewards,
+        [(at, row.members) for at, row in enumerate(shown)],
+        rewards=[row.rewards for row in shown],
         table=world.logits[which],
         supervised=True,
         describe=lambda at, _: shown[at].columns,
     )
-    by_token = setup.config.loss_aggregation == "token_mean"
-    units = (
-        sum(int(world.language.length_N[n]) for row in shown for n in row.members)
-        if by_token
-        else len(shown)
-    )
+    units = len(shown)
+    if setup.config.loss_aggregation == "token_mean":
+        units = sum(int(world.language.length_N[n]) for row in shown for n in row.members)
     return gradient(setup, groups) * units
 
 
-def rankings(world: World) -> list[Told]:
+def rankings(world: World) -> list[DataRow]:
     """Every ranking of three different answers, as often as Plackett and Luce say."""
-    X, N, shown = len(world.reward), world.language.N, []
+    X = len(world.reward)
+    N = world.language.N
+    triples = N * (N - 1) * (N - 2) / 6
+    shown: list[DataRow] = []
     for x in range(X):
         for members in permutations(range(N), 3):
-            r, chance = [float(world.reward[x, n]) for n in members], 1.0
+            r = [float(world.reward[x, n]) for n in members]
+            chance = 1.0
             for k in range(3):
                 chance *= math.exp(r[k]) / sum(map(math.exp, r[k:]))
-            shown.append(
-                Told(x, members, (-1.0, -2.0, -3.0), {}, chance / X / (N * (N - 1) * (N - 2) / 6))
-            )
+            chance = chance / X / triples
+            shown.append(DataRow(x, members, (-1.0, -2.0, -3.0), {}, chance))
     return shown
 
 
-def outcomes(world: World, good_XN: Tensor) -> list[Told]:
+def outcomes(world: World, good_XN: Tensor) -> list[DataRow]:
     """Completions of the policy that end well with probability `good_XN`."""
-    p = world.language.logp(world.pi).exp()
-    return [
-        Told(
-            x,
-            (n,),
-            (1.0,),
-            {"label": label},
-            float(p[x, n] * (good_XN[x, n] if label else 1 - good_XN[x, n])) / len(p),
-        )
-        for x in range(len(p))
-        for n in range(world.language.N)
-        for label in (True, False)
-    ]
-
-
-def steps_of(world: World, truth_XSV: Tensor) -> list[Told]:
-    """Completions whose every token is a step, labelled c in -1, 0, 1 with probability proportional
-    to exp(c truth).
-    """
-    p, shown = world.language.logp(world.pi).exp(), []
-    for x in range(len(p)):
+    p_XN = world.language.logp(world.pi).exp()
+    shown: list[DataRow] = []
+    for x in range(len(p_XN)):
         for n in range(world.language.N):
-            length = int(world.language.length_N[n])
-            theta = [
-                float(truth_XSV[x, world.language.state_NT[n, t], world.language.token_NT[n, t]])
-                for t in range(length)
-            ]
-            for labels in product((-1, 0, 1), repeat=length):
-                chance = math.prod(
-                    math.exp(c * v) / (math.exp(-v) + 1 + math.exp(v))
-                    for c, v in zip(labels, theta, strict=True)
-                )
-                shown.append(
-                    Told(x, (n,), (1.0,), {"labels": labels}, float(p[x, n]) * chance / len(p))
-                )
+            for label in (True, False):
+                labelled = good_XN[x, n] if label else 1 - good_XN[x, n]
+                chance = float(p_XN[x, n] * labelled) / len(p_XN)
+                shown.append(DataRow(x, (n,), (1.0,), {"label": label}, chance))
     return shown
+
+
+def steps_of(world: World, truth_XSV: Tensor) -> list[DataRow]:
+    """Completions whose every token is a step with a label c of -1, 0 or 1.
+
+    Labels are independent, with probabilities proportional to exp(c truth).
+    """
+    p_XN = world.language.logp(world.pi).exp()
+    shown: list[DataRow] = []
+    for x in range(len(p_XN)):
+        for n in range(world.language.N):
+            theta = [float(truth_XSV[x, s, v]) for s, v in world.language.choices(n)]
+            for labels in product((-1, 0, 1), repeat=len(theta)):
+                steps = zip(labels, theta, strict=True)
+                chance = math.prod(label_probability(c, v) for c, v in steps)
+                chance = float(p_XN[x, n]) * chance / len(p_XN)
+                shown.append(DataRow(x, (n,), (1.0,), {"labels": labels}, chance))
+    return shown
+
+
+def label_probability(label: int, theta: float) -> float:
+    """P(label) where labels -1, 0, 1 have logits -theta, 0, theta."""
+    return math.exp(label * theta) / (math.exp(-theta) + 1 + math.exp(theta))
 
 
 def pulled() -> Iterator[Finding]:
-    """Expected gradients of scorers that say nothing yet."""
+    """Expected gradients of scorers whose scores are all 0."""
     world = graded(make_world(3, 2, seed=40))
     zero = scored_as(world, torch.zeros_like(world.reward))
-    X, N = world.reward.shape
+    yield from wins_less_losses(world, zero)
+    yield from by_place(world, zero)
+    yield from some_of_the_pairs(world)
+    yield from imitated_alone(world)
+    yield from no_step_is_wrong(world)
+    yield from mean_labels(world, zero)
+
+
+def wins_less_losses(world: World, zero: World) -> Iterator[Finding]:
+    """Bradley-Terry at scores of 0."""
     wins = torch.zeros_like(world.reward)
     for x, (y, z), _, p in preferred(world):
-        wins[x, y], wins[x, z] = wins[x, y] + p / 2, wins[x, z] - p / 2
+        wins[x, y] += p / 2
+        wins[x, z] -= p / 2
     yield same(
         "reward",
         "at scores of 0: (wins - losses) / 2",
         mean_step(zero, "reward", preferred(world)),
         scored_as(world, wins).logits,
     )
+
+
+def by_place(world: World, zero: World) -> Iterator[Finding]:
+    """Rankings at scores of 0."""
     law = rankings(world)
     for name, places in (
         ("reward_kwise", (1 / 3, 0.0, -1 / 3)),
@@ -172,43 +172,42 @@ def pulled() -> Iterator[Finding]:
             mean_pull(zero, name, law),
             scored_as(world, pulls).logits,
         )
-    yield from some_of_the_pairs(world)
-    yield from imitated_alone(world)
-    yield from no_step_is_wrong(world)
-    good = world.reward.sigmoid()
-    p, table = world.language.logp(world.pi).exp(), torch.zeros_like(world.logits)
-    steps = torch.zeros_like(world.logits)
-    truth = world.ref
+
+
+def mean_labels(world: World, zero: World) -> Iterator[Finding]:
+    """Outcomes and labelled steps at scores of 0."""
+    good_XN = world.reward.sigmoid()
+    p_XN = world.language.logp(world.pi).exp()
+    X, N = p_XN.shape
+    ended_well = torch.zeros_like(world.logits)
+    step_labels = torch.zeros_like(world.logits)
     for x in range(X):
         for n in range(N):
-            for t in range(int(world.language.length_N[n])):
-                cell = (x, int(world.language.state_NT[n, t]), int(world.language.token_NT[n, t]))
-                v = float(truth[cell])
-                table[cell] += float(p[x, n] * (good[x, n] - 0.5)) / X
-                steps[cell] += (
-                    float(p[x, n])
-                    * (math.exp(v) - math.exp(-v))
-                    / (math.exp(v) + 1 + math.exp(-v))
-                    / X
-                )
+            for s, v in world.language.choices(n):
+                ended_well[x, s, v] += float(p_XN[x, n] * (good_XN[x, n] - 0.5)) / X
+                theta = float(world.ref[x, s, v])
+                up = math.exp(theta)
+                down = math.exp(-theta)
+                step_labels[x, s, v] += float(p_XN[x, n]) * (up - down) / (up + 1 + down) / X
     yield same(
         "orm",
         "at scores of 0: P(good) - 1/2 at every token",
-        mean_pull(zero, "orm", outcomes(world, good)),
-        table,
+        mean_pull(zero, "orm", outcomes(world, good_XN)),
+        ended_well,
     )
     yield same(
         "prm",
         "at scores of 0: the mean label of every step",
-        mean_pull(zero, "prm", steps_of(world, truth)),
-        steps,
+        mean_pull(zero, "prm", steps_of(world, world.ref)),
+        step_labels,
     )
 
 
 def truths() -> Iterator[Finding]:
     """At the truth no scorer moves."""
     world = graded(make_world(3, 2, seed=41))
-    nothing, constant = world.logits * 0, torch.tensor([[3.0], [-1.0]])
+    nothing = world.logits * 0
+    constant = torch.tensor([[3.0], [-1.0]])
     true = scored_as(world, world.reward + constant)
     yield same(
         "reward",
@@ -230,7 +229,7 @@ def truths() -> Iterator[Finding]:
     good = world.reward.sigmoid()
     Q, _ = world.language.action_values(world.pi, good)
     at_value = replace(world, logits=torch.logit(Q))
-    found = mean_pull(replace(world, logits=at_value.logits), "orm", outcomes(world, good))
+    found = mean_pull(at_value, "orm", outcomes(world, good))
     yield same(
         "orm",
         "O1: at logit Q(prefix, token), the value function, the gradient is 0",
@@ -246,33 +245,35 @@ def truths() -> Iterator[Finding]:
 
 
 def margin(world: World) -> Iterator[Finding]:
-    """R2: asked for a margin m, the optimal gap of a pair won with probability p is inflated to a
-    closed form.
-    """
-    p, shown = 0.7, []
+    """R2: a margin m inflates the optimal gap of a pair won with probability p."""
+    p = 0.7
     for m in (0.0, 1 / 3, 1.0, 3.0):
-        a, e = 2 * p - 1, math.exp(-m)
-        gap = math.log((a + math.sqrt(a * a + 4 * p * (1 - p) * e * e)) / (2 * (1 - p) * e))
+        gap = inflated_gap(p, m)
         score = torch.zeros_like(world.reward)
         score[:, 0] = gap
         shown = [
-            Told(0, pair, (1.0, -1.0), {"margin": m}, chance)
+            DataRow(0, pair, (1.0, -1.0), {"margin": m}, chance)
             for pair, chance in (((0, 1), p), ((1, 0), 1 - p))
         ]
         found = mean_pull(scored_as(world, score), "reward", shown)
         yield same("reward", f"R2: margin {m:.3g}: the gap is {gap:.4f}", found, world.logits * 0)
 
 
+def inflated_gap(p: float, m: float) -> float:
+    """The gap h at which p sigma(m - h) = (1 - p) sigma(m + h): log(p / (1 - p)) where m = 0."""
+    a = 2 * p - 1
+    e = math.exp(-m)
+    root = math.sqrt(a * a + 4 * p * (1 - p) * e * e)
+    return math.log((a + root) / (2 * (1 - p) * e))
+
+
 def some_of_the_pairs(world: World) -> Iterator[Finding]:
-    """A subset of a ranking's pairs: every subset is drawn, and over all of them the gradient is
-    that of all pairs.
-    """
-    row = Told(0, (0, 1, 2), (-1.0, -2.0, -3.0), {}, 1.0)
+    """Some of a ranking's pairs: every subset is drawn; their mean gradient is all pairs'."""
+    row = DataRow(0, (0, 1, 2), (-1.0, -2.0, -3.0), {}, 1.0)
     whole = every_pull(world, "reward_kwise", [row])[0]
     for m in (1, 2):
-        copies = every_pull(
-            world, "reward_kwise", [row] * 24, pairs_per_prompt=m
-        )  # 24 prompts that differ in nothing but their name
+        # 24 prompts that differ in nothing but their name
+        copies = every_pull(world, "reward_kwise", [row] * 24, pairs_per_prompt=m)
         kinds = {tuple(pull.flatten().mul(1e4).round().tolist()): pull for pull in copies}
         yield same(
             "reward_kwise",
@@ -298,14 +299,11 @@ def favourites(world: World) -> Tensor:
 
 
 def imitated_alone(world: World) -> Iterator[Finding]:
-    """Without the comparison, imitation is weighted likelihood of the chosen answers, per token;
-    and it adds to the comparison.
-    """
+    """Imitation is the likelihood of the chosen answers, per token; it adds to the comparison."""
+    beta = 0.7
     chosen = favourites(world) / world.language.length_N / len(world.reward)
-    table, beta = (
-        (chosen[..., None, None, None] * world.language.token_scores(world.logits)).sum((1, 2)),
-        0.7,
-    )
+    scores = world.language.token_scores(world.logits)
+    table = (chosen[..., None, None, None] * scores).sum((1, 2))
     alone = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.0)
     yield same("reward", "imitation alone: beta E[grad lp_chosen / length]", alone, beta * table)
     both = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.5)
@@ -314,9 +312,7 @@ def imitated_alone(world: World) -> Iterator[Finding]:
 
 
 def imitated_end(world: World) -> Iterator[Finding]:
-    """Imitation alone ends where the body says each answer as often as it is chosen, over its
-    length.
-    """
+    """Imitation alone ends where pi(y) is proportional to P(y is chosen) / length."""
     goal = favourites(world) / world.language.length_N
     at_goal = replace(world, logits=world.language.logits_of(goal / goal.sum(1, keepdim=True)))
     found = mean_step(at_goal, "reward", preferred(world), imitation_coef=1.0, reward_coef=0.0)
@@ -329,21 +325,17 @@ def imitated_end(world: World) -> Iterator[Finding]:
 
 
 def no_step_is_wrong(world: World) -> Iterator[Finding]:
-    """At the labels' own distribution the reward `prm:...:product` is the chance that no step of an
-    answer is wrong.
-    """
-    found, truth = torch.zeros_like(world.reward), torch.zeros_like(world.reward)
+    """The reward `prm:...:product` at the labels' own distribution: P(no step is wrong)."""
+    found = torch.zeros_like(world.reward)
+    truth = torch.zeros_like(world.reward)
+    p_XN = world.language.logp(world.pi).exp()
     for row in steps_of(world, world.ref):
-        p = float(world.language.logp(world.pi).exp()[row.x, row.members[0]]) / len(world.reward)
-        truth[row.x, row.members[0]] += (-1 not in row.columns["labels"]) * row.chance / p
+        (n,) = row.members
+        p = float(p_XN[row.x, n]) / len(p_XN)
+        truth[row.x, n] += (-1 not in row.columns["labels"]) * row.chance / p
     for x in range(len(found)):
         for n in range(world.language.N):
-            at = range(int(world.language.length_N[n]))
-            theta = torch.stack(
-                [
-                    world.ref[x, world.language.state_NT[n, t], world.language.token_NT[n, t]]
-                    for t in at
-                ]
-            )
-            found[x, n] = every_step(step_soundness(torch.stack([-theta, 0 * theta, theta], 1)))
+            theta = torch.stack([world.ref[x, s, v] for s, v in world.language.choices(n)])
+            logits_T3 = torch.stack([-theta, 0 * theta, theta], 1)
+            found[x, n] = every_step(step_soundness(logits_T3))
     yield same("prm", "as a reward: the product is P(no step is wrong)", found, truth)

@@ -111,8 +111,9 @@ BY_ROW: dict[str, Callable[..., Iterator[Finding]]] = {
 def run_part(
     name: str, method: str | None = None, *, precisions: Sequence[torch.dtype] = ()
 ) -> Iterator[Finding]:
-    """The findings of one part, in every precision it has, or in these. method: of this row alone,
-    where a part can tell rows apart.
+    """The findings of one part, in every precision it has, or in these.
+
+    method: of this row alone, where a part can tell rows apart.
     """
     _, checks, own = PARTS[name]
     by_row = name in BY_ROW and method in ALGORITHMS
@@ -122,8 +123,9 @@ def run_part(
 
 
 def quick() -> Iterator[Finding]:
-    """What a mutant has to get past: every part but the fixed points, in float64, cheapest first;
-    what samples last.
+    """What a mutant has to get past: every part but the fixed points, in float64, cheapest first.
+
+    What samples last.
     """
     with precision(torch.float64):
         yield from identities()
@@ -145,11 +147,10 @@ def quick() -> Iterator[Finding]:
 
 
 def hunt_all(processes: int = 1) -> Iterator[Verdict]:
-    """Every mutant against `quick`, several at a time: each process breaks its own copy of the
-    code.
+    """Every mutant against `quick`, several at a time.
 
-    A hunt is blind: whatever notices first is the killer. Whether the finding that the mutant names
-    does is a question of its own.
+    Each process breaks its own copy of the code. A hunt is blind: whatever notices first is the
+    killer. Whether the finding that the mutant names does is a question of its own.
     """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for number, killer, named in pool.map(hunt_one, range(len(MUTANTS))):
