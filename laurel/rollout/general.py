@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Completion, Finish
+from laurel.core.tensors import float_rows, from_numpy, int_rows, ints
 from laurel.fast.decode import chunks, draw, holding, uniforms
 from laurel.fast.logprob import wide
 from laurel.model.policy import Policy
@@ -35,7 +36,7 @@ def sample_general(
     for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
         members = [i * each + g for i in chunk for g in range(each)]
         state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
-        uniform = torch.from_numpy(uniforms([seeds[n] for n in members], state.longest))
+        uniform = from_numpy(uniforms([seeds[n] for n in members], state.longest))
         found = state.run(uniform, temperature, top_k, top_p, stop)
         done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
     return [completion for i in range(len(prompts)) for completion in done[i]]
@@ -109,17 +110,25 @@ class _Rows:
         for t in range(self.longest):
             point = uniform_NT[self.alive.to(uniform_NT.device), t]
             ids, logp = draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
-            ids, logp = ids.cpu(), logp.cpu()
+            ids = ids.cpu()
             self.out_ids[self.alive, t] = ids
-            self.out_logp[self.alive, t] = logp
-            self.close(self.alive[torch.isin(ids, eos)], t, "eos")
-            if stop:
-                self.close(self.stopped(stop, t), t, "stop")
-            self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
+            self.out_logp[self.alive, t] = logp.cpu()
+            self.close_ended(ids, t, eos, stop)
             if not self.open_N.any():
                 break
             self.advance(self.leave(ids))
-        ids, logps = self.out_ids.tolist(), self.out_logp.tolist()
+        return self.completions()
+
+    def close_ended(self, ids: Tensor, t: int, eos: Tensor, stop: tuple[str, ...]) -> None:
+        """Close the rows that token t ends: an end token, a stop string, or their last token."""
+        self.close(self.alive[torch.isin(ids, eos)], t, "eos")
+        if stop:
+            self.close(self.stopped(stop, t), t, "stop")
+        self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
+
+    def completions(self) -> list[Completion]:
+        """Ids, log-probabilities and finish of every row, up to the row's own length."""
+        ids, logps = int_rows(self.out_ids), float_rows(self.out_logp)
         return [
             Completion(tuple(ids[n][:k]), tuple(logps[n][:k]), self.finish[n])
             for n, k in enumerate(self.length)
@@ -135,14 +144,13 @@ class _Rows:
 
     def close(self, rows: Tensor, t: int, why: Finish) -> None:
         """These rows end with token t, if they have not ended before."""
-        for n in rows[self.open_N[rows]].tolist():
+        for n in ints(rows[self.open_N[rows]]):
             self.finish[n], self.length[n], self.open_N[n] = why, t + 1, False
 
     def stopped(self, stop: tuple[str, ...], t: int) -> Tensor:
         """Rows whose text now holds a stop string."""
-        return self.alive[
-            holding(stop, self.policy.tokenizer, self.out_ids[self.alive, : t + 1].tolist())
-        ]
+        ids = int_rows(self.out_ids[self.alive, : t + 1])
+        return self.alive[holding(stop, self.policy.tokenizer, ids)]
 
     def leave(self, ids: Tensor) -> Tensor:
         """Take closed rows out once they are an eighth of the batch (leaving copies the cache); the
