@@ -294,12 +294,12 @@ class Call:
     """
 
     keys: tuple[Key, ...]
-    prompts: list
-    completions: list
+    prompts: list[Any]
+    completions: list[Any]
     completion_ids: list[list[int]]
     answers: list[str]
     rows: list[Mapping[str, Any]]
-    columns: dict[str, list]
+    columns: dict[str, list[Any]]
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Call:
@@ -330,7 +330,7 @@ class Call:
             columns={name: [group.row.get(name) for group, _ in pairs] for name in names},
         )
 
-    def arguments(self, reward: Reward, only: int | None = None) -> dict[str, list]:
+    def arguments(self, reward: Reward, only: int | None = None) -> dict[str, list[Any]]:
         """The keyword arguments for a function, of all samples or of one.
 
         Fresh lists, so that no reward can change another's.

@@ -30,7 +30,7 @@ def demonstrations(
     The completion starts at the first supervised token, so nothing before it costs anything in the
     head.
     """
-    groups = []
+    groups = list[Group]()
     for row in rows:
         encoded = encode_supervised(
             policy.tokenizer, row.columns, train_on=train_on, max_length=max_length
@@ -59,7 +59,7 @@ def pairs(
 
     w is the row's `weight` (1).
     """
-    groups = []
+    groups = list[Group]()
     for row in rows:
         w = float(row.columns.get("weight", 1.0))
         encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
@@ -85,7 +85,7 @@ def rankings(
 
     w is the row's `weight`, the annotator's reliability (1).
     """
-    groups = []
+    groups = list[Group]()
     for row in rows:
         w = float(row.columns.get("weight", 1.0))
         ranks = row.columns.get("ranks", ())
@@ -113,7 +113,7 @@ def graded(
     max_length: int | None,
 ) -> list[Group]:
     """One group per row: its answer, or its steps, as a sample that counts `weight` (1)."""
-    groups = []
+    groups = list[Group]()
     for row in rows:
         (encoded,) = encodings(policy, row, train_on=train_on, max_length=max_length)
         sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
@@ -144,7 +144,7 @@ def labelled(
     """
     if others is None:
         others = partners(rows, rows)
-    groups = []
+    groups = list[Group]()
     for n, row in enumerate(rows):
         paired = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
         encoded = [
@@ -174,7 +174,7 @@ def partners(rows: Sequence[Row], together: Sequence[Row], later: Sequence[Row] 
     its own partner, even where a step crosses an epoch and has it twice.
     """
     place = {row.id: at for at, row in enumerate(together)}
-    found = []
+    found = list[Row]()
     for row in rows:
         at = place[row.id]
         round_ = itertools.chain(together[at + 1 :], together[:at], later)
@@ -203,7 +203,7 @@ def logged(
 
     Of an answer cut at max_length it is the return there.
     """
-    groups = []
+    groups = list[Group]()
     for row in rows:
         encoded = encode_supervised(
             policy.tokenizer, row.columns, train_on=train_on, max_length=max_length

@@ -45,10 +45,10 @@ class _Episode:
     messages: list[Message]
     plain: bool
     tools: Any = None
-    ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    mask: list[bool] = field(default_factory=list)
-    turns: list[Message] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list[int])
+    logps: list[float] = field(default_factory=list[float])
+    mask: list[bool] = field(default_factory=list[bool])
+    turns: list[Message] = field(default_factory=list[Message])
     finish: Finish = "length"
     open: bool = True
     broken: str = ""
@@ -115,7 +115,7 @@ def load_env(name: str) -> Callable[[], Env]:
             fix=nearest(attribute, known),
         )
     try:
-        inspect.signature(make).bind()
+        inspect.signature(cast("Callable[[], Env]", make)).bind()
     except TypeError as error:
         what = f"`{attribute}` cannot be made without arguments: {error}."
         raise UsageError(
@@ -135,9 +135,10 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
             fix=f"{nearest(name, ENVS)} Or give file.py:Class.",
         )
     module = load_file(path, where)
+    members = cast("dict[str, Any]", vars(module))
     known = [
         key
-        for key, value in vars(module).items()
+        for key, value in members.items()
         if isinstance(value, type) and value.__module__ == module.__name__
     ]
     return getattr(module, attribute, None), attribute, known

@@ -157,7 +157,8 @@ def check_prompts(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> None:
             "a prompt without a token has nothing to go on from.",
             where=f"prompt {[*map(len, prompts)].index(0)}",
         )
-    size = policy.model.get_input_embeddings().weight.shape[0]
+    model: Any = policy.model
+    size: int = model.get_input_embeddings().weight.shape[0]
     for i, ids in enumerate(prompts, 1):
         if max(ids) >= size:
             check_ids(policy, ids, f"prompt {i}")

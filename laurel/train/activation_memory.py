@@ -6,10 +6,10 @@ Found by going through it with tensors that have shapes and no numbers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def alike(value: Any, mode: Any, place: torch.device) -> Any:
     if isinstance(value, Tensor):
         return mode.from_tensor(value).to(place)
     if isinstance(value, tuple):
-        return tuple(alike(one, mode, place) for one in value)
+        return tuple(alike(one, mode, place) for one in cast("tuple[Any, ...]", value))
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
             value,
@@ -179,16 +179,14 @@ def alike(value: Any, mode: Any, place: torch.device) -> Any:
 
 def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
     """Bytes of all storages that autograd keeps during a call, but for those of weights."""
-    mine = {weight.untyped_storage()._cdata for weight in weights}
-    kept, alive = (
-        dict[int, int](),
-        list[Any](),
-    )  # alive, so that no storage gives its place to another
+    mine = {storage_id(weight.untyped_storage()) for weight in weights}
+    kept = dict[int, int]()
+    alive = list[Any]()  # so that no storage gives its place to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in mine:
-            kept[storage._cdata] = storage.nbytes()
+        if storage_id(storage) not in mine:
+            kept[storage_id(storage)] = storage.nbytes()
             alive.append(storage)
         return tensor
 
@@ -197,8 +195,13 @@ def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
     return sum(kept.values())
 
 
+def storage_id(storage: Any) -> int:
+    """The number by which torch knows a storage, of tensors without numbers, too."""
+    return storage._cdata
+
+
 @contextmanager
-def in_training(model: Any, train: bool) -> Iterator[None]:
+def in_training(model: Any, train: bool) -> Generator[None]:
     """Modes as they are while a model is trained; afterwards it is in evaluation mode."""
     model.train(train)
     try:

@@ -14,6 +14,7 @@ import torch
 from laurel.core.metrics import Sums
 from laurel.core.result import Abstain, Score
 from laurel.core.sample import NOT_SAMPLED, Batch, Finish, Group, Key, Message, Sample
+from laurel.core.tensors import floats
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
 from laurel.objective.discriminator import balanced, imitation
@@ -34,8 +35,8 @@ def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
         outputs = session.model.forward(micro.to(session.policy.device), ("logit_N",))
         logit_N = outputs.tensors(["logit_N"])[0].cpu()
         reward_N = imitation(logit_N, imitation_reward=kind)
-        rewards.update(zip(micro.keys, reward_N.tolist(), strict=True))
-        chances.update(zip(micro.keys, logit_N.sigmoid().tolist(), strict=True))
+        rewards.update(zip(micro.keys, floats(reward_N), strict=True))
+        chances.update(zip(micro.keys, floats(logit_N.sigmoid()), strict=True))
     scored = list[Group]()
     for group in groups:
         keys = [sample.key for sample in group.samples]

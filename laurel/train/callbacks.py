@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from laurel.core.bound_objects import qualified_name
 from laurel.core.errors import LaurelError, UsageError, nearest
@@ -32,13 +33,11 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 
     One that would never be called, or could not be, is a UsageError before anything is loaded.
     """
-    every = (
-        tuple(callbacks)
-        if isinstance(callbacks, Sequence)
-        else (callbacks,)
-        if callbacks is not None
-        else ()
-    )
+    every = tuple[Any, ...]()
+    if isinstance(callbacks, Sequence):
+        every = tuple(cast("Sequence[Any]", callbacks))
+    elif callbacks is not None:
+        every = (callbacks,)
     for one in every:
         where = f"callbacks: {qualified_name(one)}"
         if isinstance(one, type):
@@ -64,7 +63,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     return every
 
 
-def call_method(session: Session, method: str, step: int, what: Any) -> str:
+def call_method(session: Session, method: str, step: int, what: Mapping[str, float] | Path) -> str:
     """Call a method of every callback, in the first process.
 
     Returns the name of the first that asks for the end of the run, or "".
@@ -157,7 +156,7 @@ def checked_metrics(returned: Any, taken: set[str]) -> dict[str, float]:
     if not isinstance(returned, Mapping):
         raise TypeError(f"it returned {type(returned).__name__}, not a mapping of name: number")
     found = dict[str, float]()
-    for name, value in returned.items():
+    for name, value in cast("Mapping[Any, Any]", returned).items():
         value = value.item() if hasattr(value, "item") else value
         if not isinstance(name, str) or not name or not isinstance(value, Real):
             raise TypeError(f"{name!r}: {value!r:.60} is not a name and a number")

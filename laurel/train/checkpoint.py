@@ -15,13 +15,15 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from laurel.core.errors import LaurelError
 from laurel.core.files import disk_errors
 from laurel.train.session import State
 
+TENSOR_FILES: Any = safetensors.torch
+"""The library of tensor files, whose arguments are typed in part."""
 Parameters = dict[str, torch.nn.Parameter]
 OURS = ("weight_decay", "betas", "eps")
 """Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint
@@ -65,10 +67,8 @@ def save_checkpoint(
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file(
-        {name: p.detach().cpu().contiguous() for name, p in parameters.items()},
-        temporary / "weights.safetensors",
-    )
+    weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    TENSOR_FILES.save_file(weights, temporary / "weights.safetensors")
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
     (temporary / "state.json").write_text(
         json.dumps({**asdict(state), "run": run, "template": template})
@@ -111,7 +111,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
     None where there is none.
     """
-    damaged = []
+    damaged = list[str]()
     for checkpoint in complete_first(folder):
         if is_sound(checkpoint):
             return checkpoint, damaged
@@ -147,7 +147,7 @@ def load_checkpoint(
                     " output_dir."
                 ),
             )
-    weights = load_file(checkpoint / "weights.safetensors")
+    weights = TENSOR_FILES.load_file(checkpoint / "weights.safetensors")
     if weights.keys() != parameters.keys():
         raise LaurelError(
             "the checkpoint holds other parameters than the model.",

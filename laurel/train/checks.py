@@ -114,7 +114,7 @@ def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     measure = session.bound.measure
     if measure is None or session.bound.measure_reads != ("logp_NT",):
         return ""
-    shares = []
+    shares = list[float]()
     for sign in (1.0, -1.0):
         found = measure(logp_NT, batch.replace(weight_NT=torch.full_like(batch.weight_NT, sign)))
         total, count = found.get("clip_ratio/region", found["clip_ratio/high"])
@@ -157,7 +157,7 @@ def forecast(session: Session, reward_PG: Tensor) -> str:
 def supervised_view(session: Session) -> str:
     """The first row as the model sees it, supervised spans between « and »."""
     tokenizer, row = session.policy.tokenizer, session.rows[0]
-    shown = []
+    shown = list[str]()
     for encoded in encodings(
         session.policy, row, train_on=session.config.train_on, max_length=session.config.max_length
     ):

@@ -6,7 +6,7 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from laurel.core.metrics import Sums
 from laurel.core.sample import Group, sample_seed
+from laurel.core.tensors import floats, ints
 from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
 from laurel.train.record import check_scored
@@ -66,7 +67,7 @@ def population_metrics(reward_M: Tensor, weight_M: Tensor, norm: float, sums: Su
 def weights_by_member(pairs: Sequence[int], weight_M: Tensor) -> dict[int, float]:
     """member: weight. The weights come two for each pair, its even member first."""
     members = [2 * pair + side for pair in pairs for side in (0, 1)]
-    return dict(zip(members, weight_M.tolist(), strict=True))
+    return dict(zip(members, floats(weight_M), strict=True))
 
 
 def rewards_of_pairs(mine: dict[int, list[Group]], population: int) -> tuple[list[int], Tensor]:
@@ -81,7 +82,8 @@ def rewards_of_pairs(mine: dict[int, list[Group]], population: int) -> tuple[lis
     }
     every_M = torch.tensor([found[member] for member in range(population)], dtype=torch.float64)
     by_pair = every_M.view(-1, 2)
-    pairs = (~by_pair.isnan().any(1)).nonzero()[:, 0].tolist()
+    judged = (~by_pair.isnan().any(1)).nonzero()[:, 0]
+    pairs = ints(judged)
     return pairs, by_pair[pairs].flatten()
 
 
@@ -128,7 +130,7 @@ def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
 @contextmanager
 def perturbed(
     parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float
-) -> Iterator[None]:
+) -> Generator[None]:
     """theta + sigma eps for an even member, theta - sigma eps for the odd one after it.
 
     Afterwards theta, bit by bit.

@@ -39,7 +39,7 @@ class Tally:
     cut: int = 0
     even: int = 0
     hidden: Counter[str] = field(default_factory=Counter[str])
-    unfit: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list[str])
 
     def leave_out(self, why: str, fix: str) -> bool:
         """Count a row that is left out; always False."""

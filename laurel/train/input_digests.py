@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.bound_objects import bound_object
 from laurel.core.config import TrainConfig
@@ -43,7 +43,8 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
     }
     for option in ("rewards", "env", "relabel"):
         value = getattr(config, option, None)
-        for name in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+        names = list[str]() if value is None else [value] if isinstance(value, str) else list(value)
+        for name in names:
             words = (
                 of_object(bound_object(name)) if bound_object(name) is not None else of_code(name)
             )
@@ -102,7 +103,9 @@ def of_object(thing: Any) -> str:
     while isinstance(thing, functools.partial):
         thing = thing.func
     try:
-        text = inspect.getsource(thing if hasattr(thing, "__qualname__") else type(thing))
+        text = inspect.getsource(
+            thing if hasattr(thing, "__qualname__") else cast("Any", type(thing))
+        )
     except (OSError, TypeError):
         return ""
     return digest([text.encode()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 from laurel.core.errors import LaurelError
 
@@ -25,7 +26,7 @@ class Interrupted(LaurelError):
         """The same end in other words."""
         return Interrupted(what, fix=fix, by=self.by)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.what, self.where, self.fix, self.by)
 
 

@@ -6,10 +6,10 @@ Every algorithm runs through these few functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums, merged
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Draw, Group, Outputs, Values, sample_seed
+from laurel.core.tensors import bools, ints
 from laurel.data.source import Row
 from laurel.objective.kl import kl_loss
 from laurel.objective.unit import reduce_loss
@@ -142,7 +143,7 @@ def save_result(session: Session, progress: Progress) -> None:
 def step(session: Session, state: State, sums: Sums) -> None:
     """One step of any algorithm: groups, batch, weights, update."""
     seed = sample_seed(session.config.seed, "dropout", parallel.rank(), state.step)
-    torch.manual_seed(seed % 2**63)
+    cast("Any", torch).manual_seed(seed % 2**63)
     if session.row.source.population:
         return population_step(session, state, sums)
     first = state.cursor
@@ -209,7 +210,7 @@ def groups_with_signal(session: Session, groups: list[Group]) -> list[Group]:
     masked = bool(session.config.mask_truncated_completions)
     return [
         group
-        for group, differs in zip(groups, signal_P.tolist(), strict=True)
+        for group, differs in zip(groups, bools(signal_P), strict=True)
         if differs and bool(pack([group], mask_truncated=masked).loss_mask_NT.any())
     ]
 
@@ -287,36 +288,64 @@ def shaped_rewards(session: Session, batch: Batch, reward_PG: Tensor) -> Tensor:
 def with_weights(
     session: Session, state: State, batch: Batch, reward_PG: Tensor, truncated_PG: Tensor
 ) -> Batch:
-    """The batch with the weight of every token, [P, G] -> [N, T], or the grades of comparisons; and
-    a critic's values.
+    """The batch with the weight of every token, [P, G] -> [N, T], or the grades of comparisons.
+
+    Where a critic assigns credit, the batch has its values and returns, too.
     """
-    config, credit = session.config, session.bound.credit
-    kl_coef = 0.0
-    if config.kl_placement == "reward":
-        kl_coef = state.beta if config.kl_target else config.beta or 0.0
+    credit, kl_coef = session.bound.credit, reward_kl_coef(session, state)
     chosen = session.bound.weigh
     if session.bound.running_mean:
         chosen = partial(chosen, running_mean=state.running_mean)
-    mask_NT = batch.loss_mask_NT
     if credit == "critic":
-        value_NT, after_N = critic_values(session, batch)
-        ends = ()
-        if config.bootstrap_truncated:
-            flat = reward_PG.flatten(), after_N.double(), truncated_PG.flatten()
-            reward_PG, *ends = bootstrapped(*flat)
+        return with_advantages(session, batch, chosen, kl_coef, reward_PG, truncated_PG)
+    if credit == "token":
         reward_NT = token_rewards(batch, reward_PG, kl_coef)
-        advantage_NT, return_NT = chosen(reward_NT, value_NT.double(), mask_NT, *ends)
-        weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
-        batch = batch.replace(values=Values(value_NT, return_NT.to(value_NT.dtype)))
-    elif credit == "token":
-        reward_NT = token_rewards(batch, reward_PG, kl_coef)
-        weight_NT = parallel.jointly(chosen, reward_NT, mask_NT)
+        weight_NT = parallel.jointly(chosen, reward_NT, batch.loss_mask_NT)
     else:
         weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
         if session.by_comparison:
             return batch.replace(comparison=sampled_comparisons(weight_PG))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
     return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
+
+
+def reward_kl_coef(session: Session, state: State) -> float:
+    """beta of a KL penalty that is part of the reward; 0 where it is part of the loss, or absent.
+
+    With `kl_target` it is the adapted one.
+    """
+    config = session.config
+    if config.kl_placement != "reward":
+        return 0.0
+    return state.beta if config.kl_target else config.beta or 0.0
+
+
+def with_advantages(
+    session: Session,
+    batch: Batch,
+    advantages: Callable[..., tuple[Tensor, Tensor]],
+    kl_coef: float,
+    reward_PG: Tensor,
+    truncated_PG: Tensor,
+) -> Batch:
+    """The batch with a critic's values and returns, and whitened advantages as weights: [N, T].
+
+    advantages: (rewards, values, mask) -> advantages and returns. With `bootstrap_truncated` a
+    completion that was cut off goes on with the critic's value after its last token.
+    """
+    mask_NT = batch.loss_mask_NT
+    value_NT, after_N = critic_values(session, batch)
+    ends = list[Tensor]()
+    if session.config.bootstrap_truncated:
+        flat = reward_PG.flatten(), after_N.double(), truncated_PG.flatten()
+        reward_PG, *ends = bootstrapped(*flat)
+    reward_NT = token_rewards(batch, reward_PG, kl_coef)
+    advantage_NT, return_NT = advantages(reward_NT, value_NT.double(), mask_NT, *ends)
+    weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
+    return batch.replace(
+        values=Values(value_NT, return_NT.to(value_NT.dtype)),
+        weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous(),
+    )
 
 
 @dataclass(frozen=True)
@@ -377,7 +406,7 @@ def accumulate(session: Session, state: State, plan: Update, sums: Sums) -> Tens
         outputs = forward(session, micro)
         loss = loss_of(session, state, micro, outputs, plan.counts)
         check_finite(loss, micro, state.step)
-        session.clock.run("backward", loss.backward)
+        session.clock.run("backward", cast("Any", loss).backward)
         sums.add("loss", float(loss.detach()), 0)
         record_update(session, micro, outputs, state.step, sums, whole=plan.complete)
         if session.on_policy:
@@ -465,9 +494,9 @@ def with_signal(session: Session, batch: Batch) -> Batch:
     config = session.config
     if session.by_comparison:
         # one weight a group, in the order of its number: each row takes its group's
-        place_N = batch.group_N.unique(return_inverse=True)[1]
+        place_N: Tensor = cast("Any", batch.group_N).unique(return_inverse=True)[1]
         counts_N = session.terms[0].unit(batch).weight[place_N] != 0
-        return batch.rows(counts_N.nonzero()[:, 0].tolist())
+        return batch.rows(ints(counts_N.nonzero()[:, 0]))
     kl = config.beta and config.kl_placement == "loss"
     if session.companion is not None or kl or config.entropy_coef:
         counts = [
@@ -476,7 +505,7 @@ def with_signal(session: Session, batch: Batch) -> Batch:
         counts_N = torch.stack(counts).any(0)
     else:
         counts_N = (torch.where(batch.loss_mask_NT, batch.weight_NT, 0.0) != 0).any(1)
-    return batch.rows(counts_N.nonzero()[:, 0].tolist())
+    return batch.rows(ints(counts_N.nonzero()[:, 0]))
 
 
 def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) -> tuple[Batch, bool]:
@@ -487,9 +516,9 @@ def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) ->
     Measuring costs their forward pass, so it is done only where metrics are written. Their mask is
     what was sampled, their weight is 0: nothing of them is clipped.
     """
-    on_N = learning.loss_mask_NT.any(1).tolist()
+    on_N = bools(learning.loss_mask_NT.any(1))
     trained = {key for key, on in zip(learning.keys, on_N, strict=True) if on}
-    drawn_N = (batch.drawn_NT.any(1) & session.on_policy).tolist()
+    drawn_N = bools(batch.drawn_NT.any(1) & session.on_policy)
     rest = batch.rows([n for n, key in enumerate(batch.keys) if drawn_N[n] and key not in trained])
     complete = session.logs(step) or not any(parallel.gather(len(rest)))
     rest = rest if complete else rest.rows([])
@@ -547,9 +576,8 @@ def total_norm(grads: list[Tensor]) -> float:
     """The norm of all gradients as one vector. Of those in bfloat16 it is added up in float32."""
     if all(grad.dtype != NARROW for grad in grads):
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-    return math.hypot(
-        *(float(torch.linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads)
-    )
+    linalg: Any = torch.linalg
+    return math.hypot(*(float(linalg.vector_norm(grad, dtype=torch.float32)) for grad in grads))
 
 
 def optimizer_step(

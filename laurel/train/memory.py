@@ -97,7 +97,7 @@ def foreseen(
         there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
     if companion is not None:
         there[row.trained.auxiliary] = weights_of(companion.model)
-    trained = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    trained: dict[str, Any] = {**policy.trainable(), **(companion.trainable() if companion else {})}
     weights = bytes_of(trained.values())
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}

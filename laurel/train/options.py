@@ -37,7 +37,7 @@ def defaults(name: str) -> dict[str, Any]:
 def applying(name: str) -> dict[str, Any]:
     """Every option that this algorithm has, also those that all have, with its default here."""
     own = defaults(name)
-    elsewhere = set().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
+    elsewhere = set[str]().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
     fields = TrainConfig.model_fields.items()
     return {
         option: own.get(option, field.default)

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(
-    minutes=10
-)  # no wait is unbounded: a peer that stays away longer is an error that names the operation
+COLLECTIVES: Any = dist
+"""torch.distributed, whose collectives have no types."""
+PATIENCE = timedelta(minutes=10)
+"""The longest wait: a peer that stays away longer is an error that names the operation."""
 
 
 def join() -> None:
@@ -41,7 +42,7 @@ def everywhere(count: Tensor) -> Tensor:
     """The sum over all ranks of a scalar; itself alone."""
     if world_size() > 1:
         count = count.clone()
-        dist.all_reduce(count)
+        COLLECTIVES.all_reduce(count)
     return count
 
 
@@ -50,7 +51,7 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    COLLECTIVES.all_gather_object(values, value)
     return values
 
 
@@ -92,4 +93,4 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+        COLLECTIVES.all_reduce(parameter.grad)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.bound_objects import PREFIX, bind_objects, qualified_name
 from laurel.core.config import ALGORITHM_NAMES, TrainConfig, build_config
@@ -117,7 +117,8 @@ def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) ->
         return {name: getattr(config, name) for name in config.model_fields_set}
     if isinstance(config, str | Path):
         return resolve_paths(config, read_yaml(config))
-    if isinstance(config, Mapping):
+    # a program may give anything
+    if isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         return renamed(config)
     raise UsageError(
         f"`{type(config).__name__}` is no configuration.",
@@ -131,7 +132,7 @@ def with_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     named, objects = dict[str, Any](), dict[str, Any]()
     split = str(values.get("dataset_split", TrainConfig.model_fields["dataset_split"].default))
     for option, value in values.items():
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = path_as_text(value)
         if value is not None:
             value = with_name(option, value, split, objects)
         named[option] = value
@@ -145,7 +146,8 @@ def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> A
     if option == "eval_dataset":
         return evaluation_by_name(value, split, objects)
     if option == "rewards":
-        listed = list(value) if isinstance(value, list | tuple) else [value]
+        several = isinstance(value, list | tuple)
+        listed = cast("Sequence[Any]", value) if several else list[Any]([value])
         return [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
     if option in CODE and not isinstance(value, str):
         return by_name(value, option, objects)
@@ -156,15 +158,17 @@ def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> A
 
 def evaluation_by_name(value: Any, split: str, objects: dict[str, Any]) -> Any:
     """One evaluation set by name, or several sets by theirs."""
+    parts = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else dict[Any, Any]()
+    # a DatasetDict, whose parts have columns, is one set with splits
     several = isinstance(value, Mapping) and not all(
-        hasattr(part, "column_names") for part in value.values()
+        hasattr(part, "column_names") for part in parts.values()
     )
     if not several:
         split = split_for_evaluation(value, split)
         return rows_by_name(value, "eval_dataset", split, objects)
     return {
         name: rows_by_name(part, f"eval_dataset/{name}", split, objects)
-        for name, part in value.items()
+        for name, part in parts.items()
     }
 
 
@@ -183,12 +187,19 @@ def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -
 
     A name as it is; names of files as one text; rows under the name of their option.
     """
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = path_as_text(value)
     if isinstance(value, str) or are_names(value):
         return value if isinstance(value, str) else ",".join(value)
     name = f"{PREFIX}{option}"
     objects[name] = records_of(value, option.replace("/", " "), split)
     return name
+
+
+def path_as_text(value: Any) -> Any:
+    """The text of a path; anything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(cast("os.PathLike[str]", value))
+    return value
 
 
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:

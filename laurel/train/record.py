@@ -16,6 +16,7 @@ from laurel.core.errors import LaurelError
 from laurel.core.metrics import Sums, resident_bytes
 from laurel.core.result import Result, Score
 from laurel.core.sample import Batch, Group, Outputs
+from laurel.core.tensors import floats
 from laurel.fast.logprob import USUAL
 from laurel.objective.kl import kl_metrics
 from laurel.objective.policy import approx_kl, ratio_max, ratio_metrics
@@ -180,7 +181,7 @@ def record_samples(
     """
     # of comparisons the grade, else the weight of the first token
     found = batch.weight_NT[:, 0] if batch.comparison is None else batch.comparison.grade_N
-    weight_N = dict(zip(batch.keys, found.tolist(), strict=True))
+    weight_N = dict(zip(batch.keys, floats(found), strict=True))
     mine = [
         (
             group.prompt,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
+from laurel.core.tensors import ints
 from laurel.rollout.pack import pack
 from laurel.train import parallel
 from laurel.train.reference_cache import ReferenceCache, blocks_of, digest, row_digests
@@ -86,7 +87,7 @@ def computed_blocks(session: Session, cache: ReferenceCache, batch: Batch) -> di
         together = [session.rows[i] for i in cache.blocks[block]]
         whole = pack(read(session.policy, together, run="", step=0, **cut))
         logp_NT = computed(session, whole)
-        lengths = whole.length_N.tolist()
+        lengths = ints(whole.length_N)
         for n, digest_ in enumerate(row_digests(whole)):
             found[digest_] = logp_NT[n, : lengths[n]].clone()
         cache.done.add(block)

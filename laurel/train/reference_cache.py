@@ -6,12 +6,17 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file, save_file
+import safetensors.torch
 from torch import Tensor
 
 from laurel.core.files import disk_errors
 from laurel.core.sample import Batch, take
+from laurel.core.tensors import bool_rows, int_rows, ints
+
+TENSOR_FILES: Any = safetensors.torch
+"""The library of tensor files, whose arguments are typed in part."""
 
 
 class ReferenceCache:
@@ -26,7 +31,7 @@ class ReferenceCache:
         self.file = file
         self.blocks = blocks
         self.block_of = {row_ids[i]: n for n, block in enumerate(blocks) for i in block}
-        self.known: dict[str, Tensor] = load_file(file) if file.is_file() else {}
+        self.known: dict[str, Tensor] = TENSOR_FILES.load_file(file) if file.is_file() else {}
         self.done = set[int]()
         self.saved = len(self.known)
 
@@ -47,7 +52,7 @@ class ReferenceCache:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
         with disk_errors(self.file):
-            save_file(self.known, temporary)
+            TENSOR_FILES.save_file(self.known, temporary)
             temporary.replace(self.file)
         self.saved = len(self.known)
 
@@ -59,10 +64,10 @@ def row_digests(batch: Batch) -> list[str]:
     """
     ends_N = batch.start_N + batch.length_N
     rows = zip(
-        batch.ids_NL.tolist(),
-        batch.start_N.tolist(),
-        ends_N.tolist(),
-        batch.loss_mask_NT.tolist(),
+        int_rows(batch.ids_NL),
+        ints(batch.start_N),
+        ints(ends_N),
+        bool_rows(batch.loss_mask_NT),
         strict=True,
     )
     return [digest((ids[:end], start, mask[: end - start])) for ids, start, end, mask in rows]

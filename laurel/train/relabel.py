@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError, UsageError
@@ -110,11 +110,13 @@ def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
     """
     call, where = Call.of(groups), f"relabel, `{relabel.name}`"
     try:
-        found = relabel.function(**call.arguments(relabel))
+        answer: Any = relabel.function(**call.arguments(relabel))
     except Exception as error:
         raise LaurelError(f"raised {type(error).__name__}: {error}.", where=where) from error
-    if not isinstance(found, list | tuple) or len(found) != len(call.keys):
-        kind = f"{len(found)} prompts" if isinstance(found, list | tuple) else type(found).__name__
+    listed = isinstance(answer, list | tuple)
+    found = cast("Sequence[Any]", answer) if listed else ()
+    if not listed or len(found) != len(call.keys):
+        kind = f"{len(found)} prompts" if listed else type(answer).__name__
         raise LaurelError(
             f"returned {kind} for {len(call.keys)} completions.",
             where=where,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.sample import Batch
+from laurel.core.tensors import ints
 
 AT_ONCE = 2048
 """Tokens that go through a layer together, at most: more are not multiplied any faster."""
@@ -24,13 +25,13 @@ LARGEST = 256 << 20
 
 
 class Product(NamedTuple):
-    """[rows, inner] times [inner, columns], `count` of them.
+    """[rows, inner] times [inner, columns], `number` of them.
 
     Weights one after the other, or heads of attention at once.
     """
 
     kind: Literal["weights", "heads"]
-    count: int
+    number: int
     rows: int
     inner: int
     columns: int
@@ -166,8 +167,8 @@ def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
 
     Backward, attention has twice as many products as forward.
     """
-    starts, lengths, rows = batch.start_N.tolist(), batch.length_N.tolist(), len(batch)
-    prompts = dict(zip(batch.group_N.tolist(), starts, strict=True))
+    starts, lengths, rows = ints(batch.start_N), ints(batch.length_N), len(batch)
+    prompts = dict(zip(ints(batch.group_N), starts, strict=True))
     if not rows:
         return
     work.pass_through(

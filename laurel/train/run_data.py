@@ -133,7 +133,7 @@ def accepted(
     takes = [reward.accepts for reward in mixture.rewards] if mixture else []
     if everything or any(names is None for names in takes):
         return lambda columns: columns
-    known = set().union(*(names or () for names in takes))
+    known = set[str]().union(*(names or () for names in takes))
     return lambda columns: set(columns) & known
 
 

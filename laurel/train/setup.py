@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -112,7 +112,7 @@ def prepare(
     check_model(config, row)
     run = open_run(algorithm, config, inputs(config, rows_by_option(config, found)))
     try:
-        torch.manual_seed(config.seed)
+        cast("Any", torch).manual_seed(config.seed)
         if config.model in STARTERS:
             folder = build_starter(config.model, config.dataset, config.seed, train)
             config = config.model_copy(update={"model": str(folder)})
