@@ -1,3 +1,4 @@
-"""Log-probabilities and weights -> values to minimise. Pure functions that know nothing of
-rewards.
+"""Log-probabilities and weights -> values to minimise.
+
+Pure functions: they take tensors, return tensors, and do not depend on how a reward was computed.
 """

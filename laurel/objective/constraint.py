@@ -1,4 +1,4 @@
-"""What an objective asks of its options before anything is trained."""
+"""The checks of an objective's options that run before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Objective = TypeVar("Objective", bound=Callable[..., Any])
 
 
 def constrained(check: Callable[..., None]) -> Callable[[Objective], Objective]:
-    """A decorator that says which options an objective cannot work with.
+    """A decorator that attaches a check of options to an objective.
 
-    check(name, option=...) raises a UsageError; it takes options of the run by name, as the
-    objective does. name: the algorithm's, for the message.
+    check(name, option=...) raises a UsageError for values that the objective cannot work with. It
+    takes options of the run by name, as the objective does. name: the algorithm's, for the message.
     """
 
     def attach(objective: Objective) -> Objective:

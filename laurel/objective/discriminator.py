@@ -1,5 +1,6 @@
-"""Adversarial imitation: a discriminator's loss, (logits, batch) -> one value per row, [N] -> [N],
-and the reward that its verdict gives.
+"""Adversarial imitation: the discriminator's loss and the reward it gives the policy.
+
+An objective takes (logits, batch) and returns one value per row: [N] -> [N].
 
 Convention: D = sigmoid(logit) = P(demonstration). Ho and Ermon write D for P(policy), which turns
 every sign around. Which rows are demonstrations stands in `batch.demonstrations`.
@@ -18,18 +19,25 @@ from laurel.objective.unit import Pair, by_group, group_places, required
 
 
 def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of telling demonstrations from samples, per row, both kinds of a group counting
-    the same: [N] -> [N].
+    """Cross-entropy of telling demonstrations from samples, per row: [N] -> [N].
 
         w [ (1 - eps) softplus(-s f) + eps softplus(s f) ]
 
-    s = 1 at a demonstration, -1 at a sample; w its weight, eps = label_smoothing. w = 1, f = 1:
-    .3132617 for a demonstration, 1.3132617 for a sample; f = 0: ln 2. The slope at a
-    demonstration is -w (1 - D), at a sample w D. The mean over rows is best at D* =
-    pi_E / (pi_E + pi), f* = log pi_E - log pi, where it is ln 2 - JS(pi, pi_E); with eps at
-    ((1 - eps) pi_E + eps pi) / (pi_E + pi), so that no logit is beyond log((1 - eps) / eps).
-    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans et al.
-    2016, arXiv:1606.03498.
+    f is the logit; s = 1 at a demonstration, -1 at a sample; w its weight, such that both kinds of
+    a group count the same; eps = label_smoothing.
+
+    By hand, w = 1: f = 1 gives .3132617 for a demonstration and 1.3132617 for a sample; f = 0: ln
+    2. The slope at a demonstration is -w (1 - D), at a sample w D.
+
+    The mean over rows is least at
+
+        D* = pi_E / (pi_E + pi),    f* = log pi_E - log pi
+
+    where it is ln 2 - JS(pi, pi_E). With eps the optimum is D = ((1 - eps) pi_E + eps
+    pi) / (pi_E + pi), so that no logit is beyond log((1 - eps) / eps).
+
+    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans
+    et al. 2016, arXiv:1606.03498.
     """
     sign_N, weight_N = signs(logit_N, batch)
     right_N = softplus(-sign_N * logit_N)
@@ -41,16 +49,18 @@ def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0)
 def imitation(
     logit_N: Tensor, *, imitation_reward: Literal["airl", "gail", "log_d"] = "airl"
 ) -> Tensor:
-    """The policy's reward for a sample with this logit; the discriminator is fixed: [N] -> [N].
+    """The policy's reward for a sample with this logit, the discriminator fixed: [N] -> [N].
 
         airl     f = log D - log(1 - D)     at D*, the policy gradient is -grad KL(pi || pi_E)
         gail     -log(1 - D)                -grad 2 JS(pi, pi_E)
         log_d    log D                      -grad 2 KL((pi + pi_E) / 2 || pi_E)
 
-    f = 1: 1, 1.3132617, -.3132617. f = 0: 0, ln 2, -ln 2. All rise with f and differ in whom they
-    heed: gail in samples that pass for demonstrations (it flattens where D is near 0), log_d in
-    those that do not (it flattens where D is near 1), airl in both alike. Ho and Ermon 2016,
-    arXiv:1606.03476; Fu, Luo and Levine 2018, arXiv:1710.11248.
+    By hand: f = 1 gives 1, 1.3132617 and -.3132617; f = 0 gives 0, ln 2 and -ln 2.
+
+    All three rise with f. They differ in where the slope is large: gail at samples that pass for
+    demonstrations (it is flat where D is near 0), log_d at those that do not
+    (it is flat where D is near 1), airl the same everywhere. Ho and Ermon 2016, arXiv:1606.03476;
+    Fu, Luo and Levine 2018, arXiv:1710.11248.
     """
     return {"airl": logit_N, "gail": softplus(logit_N), "log_d": -softplus(-logit_N)}[
         imitation_reward
@@ -58,13 +68,13 @@ def imitation(
 
 
 def balanced(demonstration_N: Tensor, batch: Batch) -> Demonstrations:
-    """Demonstrations and samples, with weights that make both count the same in every group.
+    """Demonstrations and samples, weighted so that both count the same in every group.
 
         n / (2 n_kind),    n rows in the group, n_kind of the row's own kind
 
-    One demonstration and eight samples: 4.5 and eight times .5625; weights have the mean 1,
+    One demonstration and eight samples: 4.5 and eight times .5625. The weights have the mean 1,
     whatever G is, so the objective's mean over rows is the mean over groups. A group of one kind
-    tells nothing apart: 0. demonstration_N: [N] bool.
+    has nothing to tell apart: its weights are 0. demonstration_N: [N] bool.
     """
     _, group_N = group_places(batch)
     shown_N = demonstration_N.to(batch.weight_NT.dtype)
@@ -78,11 +88,11 @@ def balanced(demonstration_N: Tensor, batch: Batch) -> Demonstrations:
 
 
 def discriminator_metrics(logit_N: Tensor, batch: Batch) -> dict[str, Pair]:
-    """Metrics of the discriminator as (sum, count), off the graph.
+    """Metrics of the discriminator as (sum, count), without a gradient.
 
-    `discriminator/loss` in nats, unsmoothed, and `discriminator/accuracy`, a logit of 0 counting
-    half: both kinds count the same. `discriminator/demonstrations`, `discriminator/samples`: the
-    mean D of each kind.
+    - `discriminator/loss`: the cross-entropy in nats, unsmoothed; both kinds count the same.
+    - `discriminator/accuracy`: likewise; a logit of 0 counts half.
+    - `discriminator/demonstrations`, `discriminator/samples`: the mean D of each kind.
     """
     logit_N = logit_N.detach()
     sign_N, weight_N = signs(logit_N, batch)
@@ -99,8 +109,9 @@ def discriminator_metrics(logit_N: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def signs(logit_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """+1 of a demonstration and -1 of a sample, and the row's weight, in the precision of the
-    logits: [N] each.
+    """The sign and the weight of each row, in the precision of the logits: [N] each.
+
+    The sign is +1 at a demonstration and -1 at a sample.
     """
     assert logit_N.shape == (len(batch),), logit_N.shape
     assert logit_N.dtype in (torch.float32, torch.float64), logit_N.dtype

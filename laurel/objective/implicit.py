@@ -1,9 +1,10 @@
-"""Implicit Q-learning of language, from logged rows: heads Q and a head V on the policy's body, and
-the policy.
+"""Implicit Q-learning of language (ILQL) from logged rows.
 
-`reward_N` brings the row's reward R; it is paid at the last trained token. The next state is the
-one before the next trained token, so tokens of a tool are no steps. Behind the last trained token
-nothing follows, and V is 0 there.
+The policy's body carries heads Q, a head V and the policy itself.
+
+`reward_N` holds the row's reward R; it is received at the last trained token. The next state is the
+one before the next trained token, so tokens of a tool are no steps. Nothing follows the last
+trained token, and V is 0 there.
 """
 
 from __future__ import annotations
@@ -49,16 +50,26 @@ def implicit_q(
         sum_k (Q_k - r_t - gamma V(s'))^2  +  |tau - 1[u < 0]| u^2
           -  cql_coef sum_k log softmax(Q_k)(x_t)  -  awac_coef exp(awac_beta u) log pi(x_t)
 
-    logp_NT: log pi(x_t). q_KNT, logq_KNT: Q_k(s_t, x_t) and log softmax(Q_k(s_t, .)) at x_t, of K
-    heads. target_q_NT: the least of the target networks at x_t. value_NT: V(s_t).
-    r_t = R at the last token, else 0; u = target - V, tau = expectile. V(s') and the weight
-    exp(...) take no gradient, and the target is of slow copies: so Q is fitted to the next V, V to
-    an expectile of Q, and the policy to what Q prefers. Q = V = target = 0, K = 2, R = 1, one
-    token, vocabulary of 4, log pi = -1: 2 + 0 + .2 * 1.3862944 + 1 = 3.2772589. tau = .5: V of
-    whoever wrote the log; tau -> 1: of the best that the log shows. awac_beta = 0: the policy is
-    cloned; cql_coef = 0: nothing holds down Q of tokens never seen. Snell et al. 2022,
-    arXiv:2206.11871; expectiles: Kostrikov et al. 2021, arXiv:2110.06169; AWAC: Nair et al. 2020,
-    arXiv:2006.09359.
+    with u = target - V, tau = expectile, r_t = R at the last trained token and 0 elsewhere.
+
+    - logp_NT: log pi(x_t).
+    - q_KNT, logq_KNT: Q_k(s_t, x_t) and log softmax(Q_k(s_t, .)) at x_t, of K heads.
+    - target_q_NT: the least of the K target networks at x_t.
+    - value_NT: V(s_t).
+
+    V(s') and the weight exp(...) take no gradient, and the target comes from slow copies of the
+    heads. So Q is fitted to the next V, V to an expectile of Q, and the policy to the tokens that Q
+    prefers. At tau = .5, V is the value of the policy that wrote the log; as tau -> 1, that of the
+    best behaviour in the log. awac_beta = 0 clones the policy of the log. With cql_coef = 0 nothing
+    holds down Q of tokens that the log does not contain.
+
+    By hand: Q = V = target = 0, K = 2, R = 1, one token, a vocabulary of 4, log pi = -1 and the
+    default coefficients give
+
+        2 + 0 + .2 * 1.3862944 + 1 = 3.2772589
+
+    Snell et al. 2022, arXiv:2206.11871; expectiles: Kostrikov et al. 2021, arXiv:2110.06169; AWAC:
+    Nair et al. 2020, arXiv:2006.09359.
     """
     how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
     found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)
@@ -91,18 +102,24 @@ def losses(
 
 
 def asymmetric(u: Tensor, expectile: float) -> Tensor:
-    """|tau - 1[u < 0]| u^2, any shape: a square that weighs tau above V and 1 - tau below.
+    """A square with weight tau above V and 1 - tau below, of any shape.
 
-    tau .7: u = 2 -> 2.8, u = -2 -> 1.2. The V that minimises it over targets of 1 with probability
-    p, else 0, is tau p / (tau p + (1 - tau) (1 - p)): the mean at .5, the maximum as tau -> 1.
-    Newey and Powell 1987.
+        |tau - 1[u < 0]| u^2,    tau = expectile
+
+    tau = .7: u = 2 -> 2.8, u = -2 -> 1.2. Over targets that are 1 with probability p, else 0, the V
+    that minimises it is
+
+        tau p / (tau p + (1 - tau) (1 - p))
+
+    which is the mean at tau = .5 and tends to the maximum as tau -> 1. Newey and Powell 1987.
     """
     return torch.where(u < 0, (1 - expectile) * u.square(), expectile * u.square())
 
 
 def backup(value_NT: Tensor, batch: Batch, gamma: float) -> Tensor:
-    """r_t + gamma V(s_{t+1}) of every trained token: [N, T]. V = (.4, .6), R = 1, gamma .9: (.54,
-    1).
+    """r_t + gamma V(s_{t+1}) of every trained token: [N, T] -> [N, T].
+
+    V = (.4, .6), R = 1, gamma = .9: (.54, 1).
     """
     last_NT, next_NT = following(value_NT, batch)
     reward_NT = torch.where(last_NT, required(batch.reward_N)[:, None], 0.0)
@@ -110,10 +127,11 @@ def backup(value_NT: Tensor, batch: Batch, gamma: float) -> Tensor:
 
 
 def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Is it the row's last trained token, and V at the next trained token (0 behind the last): [N,
-    T] each, 0 where not trained.
+    """The last trained token of each row, and V at the next trained token: [N, T] each.
 
-    V = (1, 2, 3, 4), trained (yes, no, yes, no): next (3, 0, 0, 0), last (no, no, yes, no).
+    The first is bool, True at the row's last trained token. The second is 0 at the last trained
+    token, since nothing follows it. Both are 0 (False) where not trained. V = (1, 2, 3, 4), trained
+    (yes, no, yes, no): last (no, no, yes, no), next (3, 0, 0, 0).
     """
     T = value_NT.shape[1]
     place_NT = torch.where(batch.loss_mask_NT, torch.arange(T, device=value_NT.device), T)
@@ -135,8 +153,10 @@ def implicit_metrics(
     expectile: float = 0.7,
     awac_beta: float = 0.0,
 ) -> dict[str, Pair]:
-    """(sum, count) over trained tokens: Q, V, the advantage, the four losses; over rows the reward.
-    See the catalogue of metrics.
+    """Metrics of implicit Q-learning as (sum, count), without a gradient.
+
+    Over trained tokens: Q, V, the advantage and the four losses; over rows: the reward. See the
+    catalogue of metrics.
     """
     how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
     found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)

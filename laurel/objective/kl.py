@@ -1,24 +1,31 @@
 """KL divergence to the reference: estimators, where each may be used, and the exact one.
 
-With d = log pi(x) - log ref(x) at a sampled token, and the true thing KL(pi || ref) = E_pi[d] per
-state:
+With d = log pi(x) - log ref(x) at a sampled token x, the quantity wanted is, per state,
 
-    | estimator         | value               | in the reward                 | in the loss, as
-    written | in the loss, ours           |
-    |-------------------|---------------------|-------------------------------|-------------------------|-----------------------------|
-    | k1 = d            | unbiased, any sign  | grad KL of the sequence: use  | gradient 0: refused
-    | -                           |
-    | k2 = d^2 / 2      | biased, >= 0        | wrong fixed point: refused    | grad KL, on-policy
-    only | ratio detached: grad KL     |
-    | k3 = e^-d - 1 + d | unbiased, >= 0      | no upper bound: refused       | grad of the forward
-    KL  | ratio in the graph: grad KL |
-    | exact             | the KL itself       | gradient 0 at its own token   | grad KL
-    | as written: grad KL         |
+    KL(pi || ref) = E_pi[d]
+
+As a value, and in the reward:
+
+| estimator         | value               | gradient when in the reward           |
+|-------------------|---------------------|---------------------------------------|
+| k1 = d            | unbiased, any sign  | grad KL of the sequence: use this     |
+| k2 = d^2 / 2      | biased, >= 0        | wrong fixed point: refused            |
+| k3 = e^-d - 1 + d | unbiased, >= 0      | no upper bound: refused               |
+| exact             | the KL itself       | gradient 0 at its own token: refused  |
+
+In the loss:
+
+| estimator | gradient as written     | gradient of `kl_loss`                   |
+|-----------|-------------------------|-----------------------------------------|
+| k1        | 0: refused              | -                                       |
+| k2        | grad KL, on-policy only | times the detached ratio: grad KL       |
+| k3        | grad of the forward KL  | times the ratio, in the graph: grad KL  |
+| exact     | grad KL                 | as written: grad KL                     |
 
 "In the loss" is a gradient per state with the states held fixed, right on-policy and, thanks to the
 ratio, off-policy; only k1 in the reward also accounts for the states that a token leads to.
-Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477; Liu et al.
-2025, arXiv:2510.01555.
+Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477; Liu
+et al. 2025, arXiv:2510.01555.
 """
 
 from __future__ import annotations
@@ -33,23 +40,30 @@ from laurel.objective.unit import Pair, masked_sum, same_shape, trained
 
 
 def k1(logp_NT: Tensor, logp_ref_NT: Tensor) -> Tensor:
-    """d = log pi - log ref, pointwise. Unbiased for KL(pi || ref) over samples of pi; may be
-    negative. p = .35137, ref = 1/3: .0527016.
+    """The log-ratio d, pointwise: unbiased for KL(pi || ref) over samples of pi, may be negative.
+
+        d = log pi - log ref
+
+    p = .35137, ref = 1/3: .0527016.
     """
     same_shape(logp_NT, logp_ref_NT)
     return logp_NT - logp_ref_NT
 
 
 def k2(logp_NT: Tensor, logp_ref_NT: Tensor) -> Tensor:
-    """d^2 / 2, pointwise, d = log pi - log ref. Never negative; biased in value. p = .35137, ref =
-    1/3: .0013887.
+    """Half the squared log-ratio, pointwise: never negative, biased in value.
+
+        d^2 / 2,    d = log pi - log ref
+
+    p = .35137, ref = 1/3: .0013887.
     """
     return k1(logp_NT, logp_ref_NT).square() / 2
 
 
 def k3(logp_NT: Tensor, logp_ref_NT: Tensor) -> Tensor:
-    """e^-d - 1 + d, pointwise, d = log pi - log ref. Never negative, unbiased, low variance: the
-    one to look at.
+    """The estimator to report, pointwise: never negative, unbiased, of low variance.
+
+        e^-d - 1 + d,    d = log pi - log ref
 
     p = .35137, ref = 1/3: .0013647.
     """
@@ -58,16 +72,21 @@ def k3(logp_NT: Tensor, logp_ref_NT: Tensor) -> Tensor:
 
 
 def kl_loss(logp_NT: Tensor, batch: Batch, *, kl_estimator: str = "k3") -> Tensor:
-    """A term of the loss whose expected gradient is that of KL(pi || ref), per token: [N, T] -> [N,
-    T]. Multiply it by beta.
+    """A loss term whose expected gradient is that of KL(pi || ref), per token: [N, T] -> [N, T].
 
-        k2:  sg[ratio] d^2 / 2          k3:  ratio (e^-d - 1 + d)          ratio = pi / pi_old,  d =
-        log pi - log ref
+        k2:  sg[ratio] d^2 / 2
+        k3:  ratio (e^-d - 1 + d)
 
-    Both have the same gradient in every sample, ratio * d * grad log pi, on-policy and off-policy;
-    they differ in the value shown. k3's is written ref / pi_old + ratio (d - 1), which is the same
-    and does not overflow where pi has fallen far below ref. `exact` needs the whole vocabulary: see
-    `exact_kl`.
+        ratio = pi / pi_old,    d = log pi - log ref
+
+    sg stops the gradient. Multiply the term by beta. At ratio = 1 the values are those of `k2` and
+    `k3`. Both have the same gradient in every sample, on-policy and off-policy; they differ in the
+    value shown:
+
+        ratio d grad log pi
+
+    k3 is computed as ref / pi_old + ratio (d - 1), which is the same and does not overflow where pi
+    has fallen far below ref. `exact` needs the whole vocabulary: see `exact_kl`.
     """
     check_kl("loss", kl_estimator)
     if kl_estimator == "exact":
@@ -83,12 +102,13 @@ def kl_loss(logp_NT: Tensor, batch: Batch, *, kl_estimator: str = "k3") -> Tenso
 
 
 def exact_kl(logp_NTV: Tensor, logp_ref_NTV: Tensor) -> Tensor:
-    """KL(pi || ref) = sum_v pi(v) (log pi(v) - log ref(v)) over the last axis, in nats: [..., V] ->
-    [...].
+    """The exact KL(pi || ref) over the last axis, in nats: [..., V] -> [...].
 
-    Takes whole log-distributions (log_softmax). pi(v) = 0 contributes 0. pi = (.5, .5), ref = (.25,
-    .75): .1438410. No sampling noise at the state; its gradient is exact there, whoever sampled the
-    state.
+        sum_v pi(v) (log pi(v) - log ref(v))
+
+    Takes whole log-distributions (log_softmax). pi(v) = 0 contributes 0. pi = (.5, .5),
+    ref = (.25, .75): .1438410. There is no sampling noise at the state, and the gradient is exact
+    there, whichever policy sampled the state.
     """
     assert logp_NTV.shape == logp_ref_NTV.shape, (logp_NTV.shape, logp_ref_NTV.shape)
     return (logp_NTV.exp() * torch.where(logp_NTV > -torch.inf, logp_NTV - logp_ref_NTV, 0.0)).sum(
@@ -97,8 +117,11 @@ def exact_kl(logp_NTV: Tensor, logp_ref_NTV: Tensor) -> Tensor:
 
 
 def entropy(logp_NTV: Tensor) -> Tensor:
-    """H = -sum_v pi(v) log pi(v) over the last axis, in nats: [..., V] -> [...]. pi(v) = 0
-    contributes 0; uniform over V: log V.
+    """The entropy over the last axis, in nats: [..., V] -> [...].
+
+        H = -sum_v pi(v) log pi(v)
+
+    pi(v) = 0 contributes 0; uniform over V: log V.
     """
     return -(logp_NTV.exp() * torch.where(logp_NTV > -torch.inf, logp_NTV, 0.0)).sum(-1)
 
@@ -129,8 +152,9 @@ RIGHT = {"reward": ("k1",), "loss": ("k2", "k3", "exact")}
 
 
 def check_kl(placement: str, estimator: str) -> None:
-    """A combination of kl_placement and kl_estimator that does not optimise KL(pi || ref) is a
-    UsageError that says why.
+    """Refuse a kl_placement and kl_estimator that together do not optimise KL(pi || ref).
+
+    The UsageError says why.
     """
     if placement not in RIGHT:
         raise UsageError(
@@ -144,8 +168,10 @@ def check_kl(placement: str, estimator: str) -> None:
 
 
 def kl_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """`kl`: KL(pi || ref) by k3 per token; `kl/sequence`: the same sum per row that has a trained
-    token.
+    """KL(pi || ref) by k3 as (sum, count), per token and per sequence.
+
+    `kl`: the sum over trained tokens and their number. `kl/sequence`: the same sum, and the number
+    of rows that have a trained token.
     """
     kl_NT = k3(logp_NT.detach(), batch.logp_ref_NT)
     total, tokens = masked_sum(kl_NT, batch.loss_mask_NT)

@@ -1,6 +1,6 @@
-"""What a pair's label is worth: its weight, its margin, and the chance that it is wrong.
+"""The label of a comparison: its weight, its margin, and the probability that it is wrong.
 
-The batch brings them in `comparison`, see `laurel.core.sample.Comparisons`.
+The batch holds them in `comparison`, see `laurel.core.sample.Comparisons`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ Objective = Callable[..., Tensor]
 
 
 def expected(objective: Objective) -> Objective:
-    """An objective's expectation over who is better in truth: a soft label instead of a hard one,
-    [N, T] -> [P].
+    """An objective's expectation under soft labels: [N, T] -> [P].
 
         s f(chosen better) + (1 - s) f(rejected better),    s = soft_label
 
-    The second is the same function of the pair turned round, with the margin's sign turned, too:
-    for a link f = softplus(-(z - m)) it is softplus(z - m), and the whole is the cross-entropy
-    against (s, 1 - s). z = 1, s = .8: .8 * .3132617 + .2 * 1.3132617 = .5132617; the gradient in z
-    is sigmoid(z - m) - s. s = 1 is the objective itself, bit for bit, and costs nothing more.
+    The second term is the same function of the pair with the two rows exchanged and the sign of the
+    margin turned. For a link f = softplus(-(z - m)) it is softplus(z - m), and the whole is the
+    cross-entropy against (s, 1 - s). The gradient in z is sigmoid(z - m) - s.
+
+    By hand: z = 1, m = 0, s = .8: .8 * .3132617 + .2 * 1.3132617 = .5132617. s = 1 is the objective
+    itself, bit for bit, and costs nothing more.
     """
 
     @wraps(objective)
@@ -44,7 +45,10 @@ def expected(objective: Objective) -> Objective:
 
 
 def weighted(objective: Objective) -> Objective:
-    """An objective times the weight of each comparison: [N, T] -> [P]. Weight 1 changes no bit."""
+    """An objective times the weight of each comparison: [N, T] -> [P].
+
+    A weight of 1 changes no bit.
+    """
 
     @wraps(objective)
     def values(x_NT: Tensor, batch: Batch, **options: Any) -> Tensor:
@@ -55,17 +59,20 @@ def weighted(objective: Objective) -> Objective:
 
 
 def grade(batch: Batch) -> Tensor:
-    """The row's place in the order of its group, higher is better; of a pair +1 and -1: [N]."""
+    """Each row's grade in its group, higher is better; +1 and -1 for a pair: [N]."""
     return required(batch.comparison).grade_N
 
 
 def compared(batch: Batch) -> Tensor:
-    """Does the row take part in a comparison, and has it a trained token? [N] bool."""
+    """Whether the row takes part in a comparison and has a trained token: [N] bool."""
     return required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
 
 
 def reliability(batch: Batch) -> Tensor:
-    """The weight of each comparison, the smallest among its rows; 0 where none is compared: [P]."""
+    """The weight of each comparison: [P].
+
+    It is the smallest weight among the group's compared rows; 0 where none is compared.
+    """
     count, group_N = group_places(batch)
     weight_N = required(batch.comparison).weight_N
     weight_N = torch.where(compared(batch), weight_N, torch.inf)
@@ -76,13 +83,14 @@ def reliability(batch: Batch) -> Tensor:
 
 
 def margin_asked(batch: Batch) -> Tensor:
-    """The margin of each pair, as the data say it, at its chosen row: [P]."""
+    """The margin that the data give for each pair, read at its chosen row: [P]."""
     return by_group(torch.where(grade(batch) > 0, required(batch.comparison).margin_N, 0.0), batch)
 
 
 def flip_chance(batch: Batch) -> Tensor:
-    """The chance that a pair's rejected answer is the better one: [P]. Of groups that are no pairs
-    0.
+    """The probability that a pair's rejected answer is the better one: [P].
+
+    0 for groups that are not pairs.
     """
     chosen_P = by_group((grade(batch) > 0).long(), batch)
     rejected_P = by_group((grade(batch) < 0).long(), batch)
@@ -91,8 +99,9 @@ def flip_chance(batch: Batch) -> Tensor:
 
 
 def turned(batch: Batch) -> Batch:
-    """Every pair the other way round: the rejected row is the chosen one, and the margin has the
-    other sign.
+    """Every pair the other way round: the rejected row becomes the chosen one.
+
+    The margin changes its sign.
     """
     found = required(batch.comparison)
     return batch.replace(

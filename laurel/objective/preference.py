@@ -1,17 +1,19 @@
-"""Preference objectives: one margin, many links. (log pi of the rows, batch) -> one value to
-minimise per comparison, [N, T] -> [P].
+"""Preference objectives: one margin, many link functions.
+
+An objective takes (log pi of the rows, batch) and returns one value to minimise per comparison:
+[N, T] -> [P].
 
 A comparison is a group of rows. Its grades say which is better: +1 chosen, -1 rejected, 0 neither
-(`laurel.core.sample.Comparisons`).
-With lp the sum of a row's log-probabilities over its trained tokens and ref the same under the
-reference, a pair's margin is
+(`laurel.core.sample.Comparisons`). With lp the sum of a row's log-probabilities over its trained
+tokens and ref the same under the reference, a pair's margin is
 
     h = (lp_w - ref_w) - (lp_l - ref_l)
 
-and most objectives are a link over beta h. Only differences enter it, so both log-probabilities may
-fall together: watch logps/chosen, and see `dpop`, `orpo` and the option `rpo_alpha` for remedies.
-Those of pairs take soft labels and weights around that, see
-`laurel.objective.label`: each is its weight times its expectation over which row is better.
+w is the chosen row and l the rejected one. Most objectives are a link function of beta h. Only
+differences enter it, so both log-probabilities may fall together: watch `logps/chosen`, and see
+`dpop`, `orpo` and the option `rpo_alpha` for remedies. The objectives of pairs take soft labels and
+weights, see `laurel.objective.label`: each is its weight times its expectation over which row is
+better.
 """
 
 from __future__ import annotations
@@ -37,16 +39,25 @@ def dpo(
     label_smoothing: float = 0.0,
     use_margin: bool = True,
 ) -> Tensor:
-    """Direct preference optimisation.
+    """Direct preference optimisation: [N, T] -> [P].
 
-        (1 - eps) softplus(-z) + eps softplus(z),    z = beta h - m,    eps = label_smoothing
+        (1 - eps) softplus(-z) + eps softplus(z)
 
-    m is the row's `margin`, 0 where the data has none: the implied rewards of the two are asked to
-    lie so far apart (ODPO). lp (-10, -12), ref (-11, -11.5), beta .1: h = 1.5, value .6209570; m =
-    .15: ln 2, as at h = 0. The gradient is beta sigmoid(-z) times that of -(lp_w - lp_l): weighted
-    likelihood. Over pairs of full support the optimum is ref exp(R / beta) / Z. eps > 0 is cDPO,
-    for labels that are wrong with probability eps: it stops at sigmoid(beta h) = (1 - eps) p + eps
-    (1 - p). Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024,
+        z = beta h - m,    eps = label_smoothing
+
+    m is the row's `margin`, 0 where the data has none: how far apart the implied rewards of the two
+    rows shall lie (ODPO).
+
+    By hand: lp (-10, -12), ref (-11, -11.5), beta .1 give h = 1.5 and the value .6209570; with
+    m = .15 the value is ln 2, as at h = 0.
+
+    The gradient is that of a weighted likelihood: beta sigmoid(-z) times that of -(lp_w - lp_l).
+    Over pairs of full support the optimum is ref exp(R / beta) / Z. eps > 0 is cDPO, for labels
+    that are wrong with probability eps; where p is the probability that w is better, it stops at
+
+        sigmoid(beta h) = (1 - eps) p + eps (1 - p)
+
+    Rafailov et al. 2023, arXiv:2305.18290; cDPO: Mitchell 2023; ODPO: Amini et al. 2024,
     arXiv:2402.10571.
     """
     z_P = beta * margin(logp_NT, batch) - (
@@ -65,12 +76,15 @@ def robust_dpo(
     label_smoothing: float = 0.1,
     use_margin: bool = True,
 ) -> Tensor:
-    """DPO that undoes random label flips instead of shrinking from them.
+    """DPO with an unbiased correction for labels that are flipped at random: [N, T] -> [P].
 
-        ((1 - eps) softplus(-z) - eps softplus(z)) / (1 - 2 eps),    z = beta h - m
+        ((1 - eps) softplus(-z) - eps softplus(z)) / (1 - 2 eps)
+
+        z = beta h - m,    eps = label_smoothing
 
     On labels flipped with probability eps its expectation is that of `dpo` on clean ones, so the
-    optimum is unchanged. eps = 0 is `dpo`. Chowdhury et al. 2024, arXiv:2403.00409.
+    optimum is unchanged. z = .15, eps = .1: .6022070. eps = 0 is `dpo`. Chowdhury et al. 2024,
+    arXiv:2403.00409.
     """
     z_P = beta * margin(logp_NT, batch) - (
         margin_asked(batch).to(logp_NT.dtype) if use_margin else 0.0
@@ -81,7 +95,7 @@ def robust_dpo(
 
 
 def check_target(name: str, *, beta: float) -> None:
-    """The margin that IPO aims at must be finite."""
+    """Refuse beta = 0: the margin that IPO fits would be infinite."""
     if beta == 0:
         what = f"`{name}` aims at a margin of 1 / (2 beta), which is infinite."
         raise UsageError(what, where="beta", fix="Give one above 0, such as 0.1.")
@@ -91,14 +105,13 @@ def check_target(name: str, *, beta: float) -> None:
 @weighted
 @expected
 def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
-    """Identity preference optimisation: a margin with a target, so certain preferences do not drive
-    it to infinity.
+    """Identity preference optimisation: the margin is fitted to a finite target: [N, T] -> [P].
 
         (h - 1 / (2 beta))^2
 
-    h = 1.5, beta .1: 12.25. beta is the paper's tau; h is a difference of sums over tokens, as in
-    the paper (TRL averages, which is another beta for every length). Azar et al. 2023,
-    arXiv:2310.12036.
+    Certain preferences therefore do not drive the margin to infinity. h = 1.5, beta = .1: 12.25.
+    beta is the paper's tau. h is a difference of sums over tokens, as in the paper (TRL averages,
+    which is another beta for every length). Azar et al. 2023, arXiv:2310.12036.
     """
     return (margin(logp_NT, batch) - 1 / (2 * beta)).square()
 
@@ -106,11 +119,11 @@ def ipo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
 @weighted
 @expected
 def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: float = 1.0) -> Tensor:
-    """No reference, log-probabilities per token, and a margin that must be exceeded.
+    """SimPO: no reference, log-probabilities per token, and a target margin: [N, T] -> [P].
 
-        softplus( -(beta (lp_w / |w| - lp_l / |l|) - gamma) )
+        softplus( -(beta (lp_w / |w| - lp_l / |l|) - gamma) ),    gamma = simpo_gamma
 
-    Means -1 and -2, beta 2.5, gamma 1: softplus(-1.5) = .2014133. Meng et al. 2024,
+    Means -1 and -2, beta = 2.5, gamma = 1: softplus(-1.5) = .2014133. Meng et al. 2024,
     arXiv:2405.14734.
     """
     same_shape(logp_NT, batch.loss_mask_NT)
@@ -121,19 +134,22 @@ def simpo(logp_NT: Tensor, batch: Batch, *, beta: float = 2.5, simpo_gamma: floa
 @weighted
 @expected
 def orpo(logp_NT: Tensor, batch: Batch, *, beta: float = 0.1) -> Tensor:
-    """Likelihood of the chosen answer plus an odds ratio; no reference.
+    """ORPO: likelihood of the chosen answer plus an odds ratio, no reference: [N, T] -> [P].
 
-        -m_w + beta softplus(-(log odds(w) - log odds(l))),    m = lp / |y|,  log odds = m - log(1 -
-        e^m)
+        -m_w + beta softplus(-(log odds(w) - log odds(l)))
 
-    m = (-1, -2), beta .1: log odds -.5413 and -1.8546, value 1 + .1 softplus(-1.3133) = 1.0238.
+        m = lp / |y|,    log odds = m - log(1 - e^m)
+
+    m = (-1, -2), beta = .1: log odds -.5413 and -1.8546, and the value is
+
+        1 + .1 softplus(-1.3133) = 1.0238
+
     beta is the paper's lambda. Hong et al. 2024, arXiv:2403.07691.
     """
     same_shape(logp_NT, batch.loss_mask_NT)
     mean_N = trained(logp_NT, batch).sum(1) / length(batch)
-    log_odds_N = mean_N - log1mexp(
-        mean_N.clamp(max=-torch.finfo(mean_N.dtype).eps)
-    )  # a certain answer's odds are large, not infinite
+    # the clamp: a certain answer's odds are large, not infinite
+    log_odds_N = mean_N - log1mexp(mean_N.clamp(max=-torch.finfo(mean_N.dtype).eps))
     chosen_P = by_group(torch.where(grade(batch) > 0, mean_N, 0.0), batch)
     return beta * softplus(-by_group(grade(batch) * log_odds_N, batch)) - chosen_P
 
@@ -149,17 +165,18 @@ def dpop(
     use_margin: bool = True,
     rounding: float = 3e-5,
 ) -> Tensor:
-    """DPO that pays when the chosen answer becomes less likely than under the reference.
+    """DPO with a penalty where the chosen answer is less likely than under the reference.
 
-        softplus( m - beta (h - lambda max(0, ref_w - lp_w)) )
+        softplus( m - beta (h - lambda max(0, ref_w - lp_w)) ),    lambda = dpop_lambda
 
-    The same value and gradient as `dpo` while lp_w >= ref_w. lp_w 1 below ref_w, h = 1.5, beta .1,
-    lambda 50: softplus(4.85) = 4.8578.
-    Training starts on the kink: there lp_w = ref_w, but for rounding, and a slope of 0 or of 1 is a
-    gradient lambda times as large. The slope at 0 is taken as 0, and as a fall counts what rounding
-    cannot be: more than `rounding` sqrt|w| nats, where `rounding` is that of one token's
-    log-probability in the precision of the model (the loop brings it). So the first step is that of
-    `dpo`. Smaug, Pal et al. 2024, arXiv:2402.13228.
+    [N, T] -> [P]. The value and the gradient are those of `dpo` while lp_w >= ref_w. lp_w 1 below
+    ref_w, h = 1.5, beta = .1, lambda = 50, m = 0: softplus(4.85) = 4.8578.
+
+    Training starts at the kink: lp_w = ref_w there, up to rounding, and a slope of 0 or of 1 is a
+    gradient lambda times as large. The slope at 0 is taken as 0, and a fall counts only where
+    rounding cannot explain it: beyond `rounding` sqrt|w| nats, where `rounding` is that of one
+    token's log-probability in the precision of the model (the loop passes it). So the first step is
+    that of `dpo`. Smaug, Pal et al. 2024, arXiv:2402.13228.
     """
     gain_N = log_ratios(logp_NT, batch)
     fell_N = (grade(batch) > 0) & (-gain_N > rounding * length(batch).sqrt())
@@ -176,14 +193,16 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """KTO: answers labelled good or bad, valued as gains and losses from a reference point z.
+    """KTO: answers labelled good or bad, valued as gains and losses from a reference point.
 
-        good:  desirable_weight   (1 - sigmoid(beta (g - z))),    g = lp - ref
+        good:  desirable_weight   (1 - sigmoid(beta (g - z)))
         bad:   undesirable_weight (1 - sigmoid(beta (z - g)))
 
-    z = max(0, KL), with the KL measured on answers to other prompts and detached: the batch brings
-    it in `reference_kl_N`. A group is one graded row (+1 good, -1 bad) and such another answer,
-    which is not compared. g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
+        g = lp - ref,    z = max(0, KL)
+
+    [N, T] -> [P]. The KL is measured on answers to other prompts, without a gradient: the batch
+    holds z in `reference_kl_N`. A group is one graded row (+1 good, -1 bad) and such another
+    answer, which is not compared. g = z: half the weight. Ethayarajh et al. 2024, arXiv:2402.01306.
     """
     found = required(batch.comparison)
     away_N = beta * (log_ratios(logp_NT, batch) - found.reference_kl_N)
@@ -197,7 +216,7 @@ def kto(
 
 
 def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
-    """Rank responses: a hinge on every pair in the wrong order, and likelihood of the best.
+    """RRHF: a hinge on every pair in the wrong order, and likelihood of the best: [N, T] -> [P].
 
         sum over r_i < r_j of max(0, p_i - p_j)  -  nll_weight p_best,    p = lp / |y|
 
@@ -221,10 +240,12 @@ def rrhf(logp_NT: Tensor, batch: Batch, *, nll_weight: float = 1.0) -> Tensor:
 @weighted
 @expected
 def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tensor:
-    """-rpo_alpha lp_w / |w|: the likelihood term that may stand beside DPO, so that the chosen
-    answer cannot fall far.
+    """The likelihood of the chosen answer, a term that may be added to DPO: [N, T] -> [P].
 
-    m_w = -1, rpo_alpha .5: .5. Pang et al. 2024, arXiv:2404.19733.
+        -rpo_alpha lp_w / |w|
+
+    With it the chosen answer cannot fall far. lp_w / |w| = -1, rpo_alpha = .5: .5. Pang
+    et al. 2024, arXiv:2404.19733.
     """
     same_shape(logp_NT, batch.loss_mask_NT)
     return -rpo_alpha * by_group(
@@ -233,12 +254,17 @@ def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tens
 
 
 def margin(logp_NT: Tensor, batch: Batch) -> Tensor:
-    """h = sum over the group's rows of grade times (lp - ref): [N, T] -> [P]."""
+    """The margin h of each group, before its factor beta: [N, T] -> [P].
+
+        h = sum over the group's rows of grade (lp - ref)
+
+    lp (-10, -12), ref (-11, -11.5), grades (1, -1): 1.5.
+    """
     return by_group(grade(batch) * log_ratios(logp_NT, batch), batch)
 
 
 def log_ratios(logp_NT: Tensor, batch: Batch) -> Tensor:
-    """lp - ref of each row: the log-ratio of the whole answer, [N, T] -> [N]."""
+    """The log-ratio lp - ref of each whole row: [N, T] -> [N]."""
     same_shape(logp_NT, batch.logp_ref_NT)
     return trained(logp_NT - batch.logp_ref_NT, batch).sum(1)
 
@@ -249,10 +275,15 @@ def length(batch: Batch) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0 without cancellation. -1e-3, -1e-6, -1e-8: -6.9082551, -13.8155106,
-    -18.4206808. Maechler 2012.
+    """log(1 - e^x) for x < 0 without cancellation.
+
+        x        -1e-3         -1e-6          -1e-8
+        value    -6.9082551    -13.8155106    -18.4206808
+
+    Maechler 2012.
     """
-    near = x > -0.6931472  # each branch sees only what it can take, so neither gradient is NaN
+    # each branch gets only arguments that it can take, so neither gradient is NaN; -ln 2 parts them
+    near = x > -0.6931472
     return torch.where(
         near,
         torch.log(-torch.expm1(torch.where(near, x, -1.0))),
@@ -261,13 +292,14 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def preference_metrics(logp_NT: Tensor, batch: Batch, *, beta: float) -> dict[str, Pair]:
-    """What a preference objective does to both sides, as (sum, count).
+    """Implied rewards and log-probabilities of chosen and rejected rows, as (sum, count).
 
-    rewards: beta (lp - ref) of a row, the reward that the policy implies.
+    The reward of a row is the one that the policy implies, beta (lp - ref).
 
-    `rewards/chosen`, `rewards/rejected`, `logps/chosen`, `logps/rejected` are means over rows
-    graded above and below 0; `rewards/margins` and `rewards/accuracies` over groups that have both
-    (a margin within 1e-5 of 0 counts half, as at the start).
+    - `rewards/chosen`, `rewards/rejected`, `logps/chosen`, `logps/rejected`: means over rows graded
+      above and below 0.
+    - `rewards/margins`, `rewards/accuracies`: means over groups that have both kinds. A margin
+      within 1e-5 of 0, as at the start, counts half in the accuracy.
     """
     grade_N = required(batch.comparison).grade_N
     lp_N = torch.where(batch.loss_mask_NT, logp_NT.detach(), 0).sum(1)

@@ -1,13 +1,16 @@
-"""Reward-model objectives: (what a head says at every completion token, batch) -> values per
-comparison [P] or per token [N, T].
+"""Objectives of reward models: values per comparison [P] or per token [N, T].
 
-The score r of a row is the head's output at its last real token, found by its length, never by
-token ids. A comparison is a group of rows, see `laurel.core.sample.Comparisons`: the order of their
-grades is the preference, equal grades are a tie, and the group's value is multiplied by its weight
-w. A row that is not compared, or has no trained token, stands aside. Pairs may have a soft label,
-see `laurel.objective.label`. `laurel.objective.unit.comparison_mean` divides by the number of
-comparisons. Lambda, `reward_coef`, stands before the comparison where `imitation`, the likelihood
-of the best answer, is added to it.
+They take (the head's outputs at every completion token, batch). The score r of a row is the head's
+output at its last real token, found by its length, never by token ids.
+
+A comparison is a group of rows, see `laurel.core.sample.Comparisons`. The order of their grades is
+the preference, equal grades are a tie, and the group's value is multiplied by its weight w. A row
+that is not compared, or has no trained token, is left out. Pairs may have a soft label, see
+`laurel.objective.label`. `laurel.objective.unit.comparison_mean` divides by the number of
+comparisons.
+
+`reward_coef`, written lambda, multiplies the comparison where `imitation`, the likelihood of the
+best answer, is added to it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from laurel.objective.unit import (
 
 
 def last_score(score_NT: Tensor, batch: Batch) -> Tensor:
-    """The head's output at the last real token of each completion, by its length: [N, T] -> [N].
+    """The head's output at each completion's last real token, by its length: [N, T] -> [N].
+
     [1, 2, 3], length 2: 2.
     """
     same_shape(score_NT, batch.loss_mask_NT)
@@ -51,19 +55,32 @@ def bradley_terry(
     use_margin: bool = True,
     reward_coef: float = 1.0,
 ) -> Tensor:
-    """The likelihood of pairs under P(w better than l) = sigmoid(r_w - r_l), per comparison: [N, T]
-    -> [P].
+    """The negative log-likelihood of pairs, per comparison: [N, T] -> [P].
 
-        lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ],    h = r_w - r_l -
-        m
+        lambda w [ (1 - eps) softplus(-h) + eps softplus(h) + c (r_w + r_l)^2 ]
 
-    lambda = reward_coef (1), eps = label_smoothing, c = center_rewards_coefficient, m = `margin_N`
-    (how much better; 0 where the data do not say), w the pair's weight. r (1, 0): .3132617;
-    m = 1: ln 2; eps = .1: .4132617; c = .01: .3232617. The gradient in r_w is -lambda w sigmoid(-h)
-    at eps = c = 0, that in r_l its opposite. The population optimum is the true score up to a
-    constant per prompt; a margin inflates its gaps, eps shrinks them to sigmoid(h) = (1 - eps) p +
-    eps (1 - p), and c picks the constant near 0. Bradley and Terry 1952; margin: Touvron et al.
-    2023, arXiv:2307.09288; centring: Eisenstein et al. 2023, arXiv:2312.09244.
+        h = r_w - r_l - m
+
+    The model is P(w better than l) = sigmoid(r_w - r_l). lambda = reward_coef (1),
+    eps = label_smoothing, c = center_rewards_coefficient, m = `margin_N` (how much better; 0 where
+    the data do not say), and the factor w is the pair's weight.
+
+    By hand, r = (1, 0):
+
+        eps = c = m = 0    .3132617
+        m = 1              ln 2
+        eps = .1           .4132617
+        c = .01            .3232617
+
+    The gradient in r_w is -lambda w sigmoid(-h) at eps = c = 0, that in r_l its opposite. The
+    population optimum is the true score up to a constant per prompt. A margin inflates its gaps, c
+    picks the constant near 0, and eps shrinks the gaps: where p is the probability that w is
+    better,
+
+        sigmoid(h) = (1 - eps) p + eps (1 - p)
+
+    Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring: Eisenstein
+    et al. 2023, arXiv:2312.09244.
     """
     r_N, w_P = last_score(score_NT, batch), reliability(batch).to(score_NT.dtype)
     sign_N = torch.where(compared(batch), grade(batch), 0.0).sign().to(score_NT.dtype)
@@ -92,14 +109,16 @@ def k_wise(
 ) -> Tensor:
     """Bradley-Terry over every pair of a ranking, each prompt counting once: [N, T] -> [P].
 
-        lambda w / C(K, 2) * sum over i better than j of softplus(-(r_i - r_j)),    lambda =
-        reward_coef
+        lambda w / C(K, 2)  sum over i better than j of softplus(-(r_i - r_j))
 
-    pairs_per_prompt = m > 0: over m of those pairs, drawn by `some_pairs`, and divided by m: the
-    same on average. Ties are left out of the sum and of the count, so this is the mean over the
-    pairs that are ordered. r (2, 1, 0) in this order: (2 * .3132617 + .1269280) / 3 = .2511504. All
-    pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`.
-    The optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022,
+    lambda = reward_coef. Ties are left out of the sum and of the count, so this is the mean over
+    the pairs that are ordered. pairs_per_prompt = m > 0: over m of those pairs, drawn by
+    `some_pairs`, and divided by m: the same on average. r = (2, 1, 0) in this order:
+
+        (2 * .3132617 + .1269280) / 3 = .2511504
+
+    All pairs of a prompt come from one forward pass per answer. K = 2 is `bradley_terry`. The
+    optimum is that of pairs: the true score up to a constant per prompt. Ouyang et al. 2022,
     arXiv:2203.02155.
     """
     r_N, better_NN = last_score(score_NT, batch), better(batch)
@@ -117,36 +136,41 @@ def k_wise(
 
 @expected
 def plackett_luce(score_NT: Tensor, batch: Batch, *, reward_coef: float = 1.0) -> Tensor:
-    """The likelihood of a whole ranking, best first, each choice made among those left: [N, T] ->
-    [P].
+    """The negative log-likelihood of a whole ranking, best first: [N, T] -> [P].
 
-        lambda w * sum_k [ logsumexp(r_k, ..., r_K) - r_k ]
+        lambda w  sum_k [ logsumexp(r_k, ..., r_K) - r_k ],    lambda = reward_coef
 
-    r (2, 1, 0) in this order: .4076059 + .3132617 = .7208676. K = 2 is `bradley_terry`. A row meets
-    only those that are worse, so tied rows say nothing of each other; without ties exp(-value) sums
-    to 1 over all K! orders. Plackett 1975; Luce 1959.
+    Each choice is made among the answers that are left. r = (2, 1, 0) in this order:
+
+        .4076059 + .3132617 = .7208676
+
+    K = 2 is `bradley_terry`. A row is compared only with those that are worse, so tied rows do not
+    enter each other's terms; without ties exp(-value) sums to 1 over all K! orders. Plackett 1975;
+    Luce 1959.
     """
     r_N, better_NN = last_score(score_NT, batch), better(batch)
-    left_NN = better_NN | torch.eye(
-        len(r_N), dtype=torch.bool, device=r_N.device
-    )  # a row by itself costs 0
+    # a row by itself adds logsumexp(r) - r = 0
+    left_NN = better_NN | torch.eye(len(r_N), dtype=torch.bool, device=r_N.device)
     value_N = torch.where(left_NN, r_N, -torch.inf).logsumexp(1) - r_N
     return reward_coef * reliability(batch).to(r_N.dtype) * by_group(value_N, batch)
 
 
 @expected
 def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> Tensor:
-    """The language-model term beside a comparison: the best answer's likelihood under the same
-    body, per token: [N, T] -> [P].
+    """The negative log-likelihood of the best answer under the same body: [N, T] -> [P].
 
         -beta w lp_best / |best|,    beta = imitation_coef
 
-    The best is the answer that beats another and that none beats: the chosen one of a pair, the
-    first of a ranking; of several equal ones the mean. A group in which nobody is better imitates
-    nobody. lp -3 over 2 tokens, beta .5, w .6: .45. The gradient in each of its tokens'
-    log-probabilities is -beta w / |best|. The paper sums over tokens: beta / |best| of ours. beta =
-    0: the comparison alone. Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023,
-    arXiv:2307.04964 (beta 1).
+    A language-model term, per token, that is added to a comparison. The best answer is better than
+    another one and none is better than it: the chosen one of a pair, the first of a ranking; of
+    several equal ones the mean. A group in which no answer is better has no such term. lp = -3 over
+    2 tokens, beta = .5, w = .6: .45. The gradient in each log-probability of the best answer's
+    tokens is
+
+        -beta w / |best|
+
+    The paper sums over tokens: its beta is beta / |best| here. beta = 0: the comparison alone.
+    Askell et al. 2021, arXiv:2112.00861; Zheng et al. 2023, arXiv:2307.04964 (beta 1).
     """
     same_shape(logp_NT, batch.loss_mask_NT)
     best_N = best(batch).to(logp_NT.dtype)
@@ -162,14 +186,16 @@ def imitation(logp_NT: Tensor, batch: Batch, *, imitation_coef: float = 0.0) -> 
 
 
 def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
-    """Outcome reward model: the label of the whole answer at each of its tokens, as a logit: [N, T]
-    -> [N, T].
+    """Outcome reward model: the label of the whole answer at each of its tokens: [N, T] -> [N, T].
 
         w [ softplus(s_t) - y s_t ],    y = label_NT in [0, 1],    w = weight_NT
 
-    s = 0: ln 2; s = 2, y = 1: .1269280. The gradient is w (sigmoid(s_t) - y). At the optimum
-    sigmoid(s_t) is the chance that the answer ends well given its tokens up to t: a value function.
-    Cobbe et al. 2021, arXiv:2110.14168.
+    The score s_t is a logit. s = 0: ln 2; s = 2, y = 1: .1269280. The gradient in s_t is
+
+        w (sigmoid(s_t) - y)
+
+    At the optimum sigmoid(s_t) is the probability that the answer ends well given its tokens up to
+    t: a value function. Cobbe et al. 2021, arXiv:2110.14168.
     """
     label_NT = required(batch.label_NT)
     same_shape(score_NT, label_NT, batch.weight_NT)
@@ -178,26 +204,25 @@ def outcome(score_NT: Tensor, batch: Batch) -> Tensor:
 
 
 def process(score_NTC: Tensor, batch: Batch) -> Tensor:
-    """Process reward model: each step is wrong, neutral or right, said at its last token: [N, T, 3]
-    -> [N, T].
+    """Process reward model: the label of each step at its last token: [N, T, 3] -> [N, T].
 
         -w log softmax(s_t)[y_t + 1],    y = label_NT in {-1, 0, 1},    w = weight_NT
 
-    The loss mask is True at step ends only. s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At
-    the optimum the three probabilities are those of the label given the steps up to there. Lightman
-    et al. 2023, arXiv:2305.20050.
+    The labels are -1 wrong, 0 neutral, 1 right; the loss mask is True at step ends only.
+    s = (0, 0, 0): ln 3; s = (0, 0, ln 2), y = 1: ln 2. At the optimum the three probabilities are
+    those of the label given the steps up to there. Lightman et al. 2023, arXiv:2305.20050.
     """
     value_NT = -class_logp(score_NTC, batch).gather(2, step_class(batch)[..., None])[..., 0]
     return trained(batch.weight_NT * value_NT, batch)
 
 
 def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count) over the ordered pairs of rows, off the graph.
+    """Metrics over the ordered pairs of rows as (sum, count), without a gradient.
 
-    `accuracy`: the better row scores higher; an equal score counts half, so a model that says
-    nothing is at .5, not at 0 or 1.
-    `margin`: the mean of r_better - r_worse. `score/mean`: the mean score of the rows that are
-    compared.
+    - `accuracy`: the better row scores higher. An equal score counts half, so a constant score is
+      at .5, not at 0 or 1.
+    - `margin`: the mean of r_better - r_worse.
+    - `score/mean`: the mean score of the rows that are compared.
     """
     r_N, better_NN = last_score(score_NT.detach(), batch), better(batch)
     gap_NN = r_N[:, None] - r_N
@@ -210,18 +235,19 @@ def comparison_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def imitation_metrics(logp_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count), off the graph: `imitation/nll`, minus the log-likelihood of the best answers,
-    per token.
+    """`imitation/nll`: the negative log-likelihood of the best answers, per token.
+
+    As (sum, count), without a gradient.
     """
     at_NT = best(batch)[:, None] & batch.loss_mask_NT
     return {"imitation/nll": masked_sum(-logp_NT.detach(), at_NT)}
 
 
 def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count): `accuracy` of the sign at each row's last token against its label,
-    `accuracy/tokens` at every trained token.
+    """Accuracies of the score's sign against the row's label, as (sum, count).
 
-    A score of exactly 0 says neither, and counts half.
+    `accuracy`: at each row's last token. `accuracy/tokens`: at every trained token. A score of
+    exactly 0 counts half.
     """
     label_NT = required(batch.label_NT)
     same_shape(score_NT, label_NT)
@@ -234,8 +260,10 @@ def outcome_metrics(score_NT: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
-    """(sum, count) over the steps: `accuracy` over the three classes, and `recall/wrong`,
-    `recall/neutral`, `recall/right` of each.
+    """Accuracy over the steps, and the recall of each class, as (sum, count).
+
+    `accuracy` is over the three classes; the recalls are `recall/wrong`, `recall/neutral` and
+    `recall/right`.
     """
     right_NT = class_logp(score_NTC.detach(), batch).argmax(2) == step_class(batch)
     found = {"accuracy": masked_sum(right_NT, batch.loss_mask_NT)}
@@ -246,8 +274,9 @@ def process_metrics(score_NTC: Tensor, batch: Batch) -> dict[str, Pair]:
 
 
 def better(batch: Batch) -> Tensor:
-    """Is row i better than row j of the same group? [N, N] bool; False for ties and where either
-    stands aside.
+    """Whether row i is better than row j of the same group: [N, N] bool.
+
+    False for ties, and where either row is not compared or has no trained token.
     """
     g_N, on_N = grade(batch), compared(batch)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & on_N[:, None] & on_N
@@ -255,20 +284,21 @@ def better(batch: Batch) -> Tensor:
 
 
 def best(batch: Batch) -> Tensor:
-    """Does row n beat another of its group, and none beats it? [N] bool. Grades -1, -2, -2: the
-    first; 1, 1, 1: none.
+    """Whether the row is better than another of its group and none is better than it: [N] bool.
+
+    Grades -1, -2, -2: the first; 1, 1, 1: none.
     """
     better_NN = better(batch)
     return better_NN.any(1) & ~better_NN.any(0)
 
 
 def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
-    """At most m of the ordered pairs of each group, every subset of m as likely as any other: [N,
-    N] -> [N, N] bool.
+    """At most m of the ordered pairs of each group, drawn at random: [N, N] -> [N, N] bool.
 
-    Each pair draws a lot, a hash of its prompt, its step and its two samples, and the m lowest of
-    the group stay. So the choice depends on the rows' keys alone, not on their order, on
-    micro-batches or on a generator that a resumed run would have to find again.
+    Every subset of m is as likely as any other. Each pair's number in the draw is a hash of its
+    prompt, its step and its two samples, and the m lowest of the group stay. So the choice depends
+    on the rows' keys alone, not on their order, on micro-batches or on a generator that a resumed
+    run would have to find again.
     """
     kept_NN = torch.zeros_like(better_NN)
     lots: dict[int, list[tuple[bytes, int, int]]] = {}
@@ -287,8 +317,9 @@ def some_pairs(better_NN: Tensor, batch: Batch, m: int) -> Tensor:
 
 
 def step_class(batch: Batch) -> Tensor:
-    """Labels -1, 0, 1 as class indices 0, 1, 2: [N, T] int64; 1 where there is no step. Another
-    label at a step is an error.
+    """Labels -1, 0, 1 as class indices 0, 1, 2, and 1 where there is no step: [N, T] int64.
+
+    Another label at a step is a UsageError.
     """
     label_NT = torch.where(batch.loss_mask_NT, required(batch.label_NT), 0.0)
     index_NT = (label_NT + 1).round().long()
@@ -300,8 +331,9 @@ def step_class(batch: Batch) -> Tensor:
 
 
 def class_logp(score_NTC: Tensor, batch: Batch) -> Tensor:
-    """log softmax over the three classes at steps, uniform elsewhere so that no other token has a
-    gradient: [N, T, 3].
+    """log softmax over the three classes at steps, uniform elsewhere: [N, T, 3].
+
+    No token outside a step has a gradient.
     """
     assert score_NTC.ndim == 3 and score_NTC.shape[2] == 3, score_NTC.shape
     same_shape(score_NTC[..., 0], batch.loss_mask_NT)

@@ -1,23 +1,26 @@
 """What one unit of the loss is, and the one place that divides.
 
-    loss = sum over trained tokens of weight * value / total,    total = the units of the whole
-    optimiser step
+    loss = sum over trained tokens of weight * value / total
 
-The total is counted over all micro-batches and processes before the batch is split, so no split
-changes the loss or its gradient. Per-token values [1, 1] and [2, 2, 2, 2] of two rows, limit 8,
-give
+total is the number of units of the whole optimiser step. It is counted over all micro-batches and
+processes before the batch is split, so no split changes the loss or its gradient.
 
-    token_mean            (2 + 8) / 6          1.6666667    every token counts the same; long rows
-    weigh more (DAPO)
-    seq_mean_token_mean   (2/2 + 8/4) / 2      1.5          every row counts the same; its tokens
-    share that (GRPO)
-    seq_mean_token_sum    (2 + 8) / 2          5            the gradient of a mean over rows, no
-    length bias (REINFORCE, RLOO)
-    token_sum_over_const  (2 + 8) / (2 * 8)    0.625        the same over a constant length (Dr.
-    GRPO)
+Two rows with per-token values [1, 1] and [2, 2, 2, 2], and a limit of 8 tokens, give
 
-and where a value belongs to a comparison of rows, not to a token, `comparison_mean` is the mean
-over comparisons (DPO, RRHF). A row without a trained token counts nowhere.
+| aggregation            | loss                     | meaning                                  |
+|------------------------|--------------------------|------------------------------------------|
+| `token_mean`           | (2 + 8) / 6 = 1.6666667  | every token counts the same              |
+| `seq_mean_token_mean`  | (2/2 + 8/4) / 2 = 1.5    | every row counts the same                |
+| `seq_mean_token_sum`   | (2 + 8) / 2 = 5          | mean over rows of sums, no length bias   |
+| `token_sum_over_const` | (2 + 8) / (2 * 8) = .625 | the same over a constant length          |
+
+- `token_mean`: long rows weigh more (DAPO).
+- `seq_mean_token_mean`: the tokens of a row share its weight (GRPO).
+- `seq_mean_token_sum`: the gradient of a mean over rows (REINFORCE, RLOO).
+- `token_sum_over_const`: Dr. GRPO.
+
+Where a value belongs to a comparison of rows, not to a token, `comparison_mean` is the mean over
+comparisons (DPO, RRHF). A row without a trained token counts nowhere.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ from laurel.core.sample import Batch
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What each value is multiplied by, and the number of units (int64 scalar). Values and weights:
-    [N, T], or [P] for comparisons.
+    """What each value is multiplied by, and the number of units.
+
+    weight: [N, T] as the values, or [P] for comparisons. count: an int64 scalar.
     """
 
     weight: Tensor
@@ -44,30 +48,34 @@ class Unit:
 
 
 def token_mean(batch: Batch) -> Unit:
-    """A unit is a token: the mean over all trained tokens of the step. DAPO, Yu et al. 2025,
-    arXiv:2503.14476; SFT.
+    """A unit is a token: the mean over all trained tokens of the step.
+
+    DAPO, Yu et al. 2025, arXiv:2503.14476; SFT.
     """
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), batch.loss_mask_NT.sum())
 
 
 def seq_mean_token_mean(batch: Batch) -> Unit:
-    """A unit is a row: the mean over rows of each row's token mean, so a token of a long row counts
-    less. GRPO, arXiv:2402.03300.
+    """A unit is a row: the mean over rows of each row's token mean.
+
+    A token of a long row counts less. GRPO, arXiv:2402.03300.
     """
     length_N1 = batch.loss_mask_NT.sum(1, keepdim=True).clamp(min=1)
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype) / length_N1, rows(batch))
 
 
 def seq_mean_token_sum(batch: Batch) -> Unit:
-    """A unit is a row: the mean over rows of each row's token sum, as in grad E[R] = E[A sum_t grad
-    log pi_t]. REINFORCE, RLOO.
+    """A unit is a row: the mean over rows of each row's token sum.
+
+    As in grad E[R] = E[A sum_t grad log pi_t]. REINFORCE, RLOO.
     """
     return Unit(batch.loss_mask_NT.to(batch.weight_NT.dtype), rows(batch))
 
 
 def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
-    """A unit is a token that a row could have had: token sums over rows x max_completion_length.
-    Dr. GRPO, arXiv:2503.20783.
+    """A unit is a token that a row could have had: rows times max_completion_length of them.
+
+    The sum over tokens is divided by a constant for each row. Dr. GRPO, arXiv:2503.20783.
     """
     if not max_completion_length:
         raise UsageError(
@@ -78,8 +86,9 @@ def token_sum_over_const(batch: Batch, *, max_completion_length: int) -> Unit:
 
 
 def comparison_mean(batch: Batch) -> Unit:
-    """A unit is a comparison: the rows of one group. A group without a row that is compared and has
-    a trained token counts nowhere.
+    """A unit is a comparison: the rows of one group.
+
+    A group without a row that is compared and has a trained token counts nowhere.
     """
     compared_N = required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
     compares_P = by_group(compared_N.to(batch.weight_NT.dtype), batch) > 0
@@ -87,15 +96,19 @@ def comparison_mean(batch: Batch) -> Unit:
 
 
 def by_group(x_N: Tensor, batch: Batch) -> Tensor:
-    """The sum of x over the rows of each group, groups in ascending order: [N] -> [P]."""
+    """The sum of x over the rows of each group, groups in ascending order: [N] -> [P].
+
+    x = (1, 2, 4), groups (7, 3, 7): (2, 5).
+    """
     count, group_N = group_places(batch)
     zeros_P = torch.zeros(count, dtype=x_N.dtype, device=x_N.device)
     return zeros_P.index_add(0, group_N, x_N)
 
 
 def group_places(batch: Batch) -> tuple[int, Tensor]:
-    """How many groups there are, and the place of each row's group among them, in ascending order:
-    [N].
+    """The number of groups, and the index of each row's group in ascending order: [N].
+
+    Groups (7, 3, 7): 2 and (1, 0, 1).
     """
     numbers_N: Any = batch.group_N
     groups, group_N = numbers_N.unique(return_inverse=True)
@@ -108,8 +121,9 @@ def rows(batch: Batch) -> Tensor:
 
 
 def row_mean(batch: Batch) -> Unit:
-    """A unit is a row, whatever is trained on in it: values [N] of what judges whole rows,
-    demonstrations among them.
+    """A unit is a row, whatever is trained on in it.
+
+    For values [N] of whole rows, demonstrations among them.
     """
     return Unit(
         torch.ones_like(batch.weight_NT[:, 0]),
@@ -129,11 +143,12 @@ UNITS: dict[str, Callable[..., Unit]] = {**AGGREGATIONS, "row_mean": row_mean}
 
 
 def reduce_loss(values: Tensor, unit: Unit, total: Tensor | float) -> Tensor:
-    """sum(weight * value) / total, a scalar. `values` may belong to a part of the step; `total`
-    counts the units of all of it.
+    """sum(weight * value) / total, a scalar.
 
-    A value whose weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the
-    loss nor the gradient. total = 0 gives NaN, not 0: an empty step is not a perfect one.
+    `values` may belong to a part of the step; `total` counts the units of all of it. A value whose
+    weight is 0 is left out, not multiplied by 0: inf or NaN there reaches neither the loss nor the
+    gradient. total = 0 gives NaN, not 0: an empty step has no loss. Values [1, 1, 2], weights
+    [1, 1, 0], total 2: 1.
     """
     assert values.shape == unit.weight.shape, (values.shape, unit.weight.shape)
     return torch.where(unit.weight != 0, values * unit.weight, 0.0).sum() / total
@@ -143,15 +158,16 @@ Column = TypeVar("Column")
 
 
 def required(column: Column | None) -> Column:
-    """A column, or record of columns, that not every batch has; a batch without it is an error."""
+    """A column, or record of columns, that the batch must have; ValueError where it is None."""
     if column is None:
         raise ValueError("this batch lacks a column that the objective is a function of")
     return column
 
 
 def same_shape(logp_NT: Tensor, *others_NT: Tensor) -> None:
-    """[N, T] in float32 or float64, and every other tensor of that shape; anything else is an
-    AssertionError, never a broadcast.
+    """Assert that a tensor is [N, T] in float32 or float64 and that the others have its shape.
+
+    Anything else is an AssertionError, never a broadcast.
     """
     assert logp_NT.ndim == 2 and logp_NT.dtype in (torch.float32, torch.float64), (
         logp_NT.shape,
@@ -163,8 +179,9 @@ def same_shape(logp_NT: Tensor, *others_NT: Tensor) -> None:
 
 
 def trained(x_NT: Tensor, batch: Batch) -> Tensor:
-    """x where the loss mask is True, 0 elsewhere. Neither a masked value nor its gradient gets
-    through, be it inf or NaN.
+    """x where the loss mask is True, 0 elsewhere: [N, T] -> [N, T].
+
+    Neither a masked value nor its gradient gets through, be it inf or NaN.
     """
     assert batch.loss_mask_NT.dtype == torch.bool, batch.loss_mask_NT.dtype
     same_shape(x_NT, batch.loss_mask_NT)
@@ -176,8 +193,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 def masked_sum(x_NT: Tensor, mask_NT: Tensor) -> Pair:
-    """The sum of x where the mask is True, and how many that are. KL 1 at one token and 0 at nine
-    others: (1, 10), so .1.
+    """The sum of x where the mask is True, and the number of such places, without a gradient.
+
+    KL 1 at one token and 0 at nine others: (1, 10), so .1.
     """
     assert x_NT.shape == mask_NT.shape, (x_NT.shape, mask_NT.shape)
     assert mask_NT.dtype == torch.bool, mask_NT.dtype

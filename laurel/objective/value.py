@@ -1,7 +1,8 @@
-"""The critic's objective: (values, batch) -> one value to minimise per token, [N, T] -> [N, T]; and
-what to look at meanwhile.
+"""The critic's objective and its metrics.
 
-The batch brings the returns R and the values V_old that the critic gave when the row was sampled,
+The objective takes (values, batch) and returns one value to minimise per token: [N, T] -> [N, T].
+
+The batch holds the returns R and the values V_old that the critic gave when the row was sampled,
 see `laurel.core.sample.Values`.
 """
 
@@ -22,16 +23,22 @@ Pair = tuple[Tensor, Tensor]
 def value_loss(
     value_NT: Tensor, batch: Batch, *, vf_coef: float = 0.5, cliprange_value: float = 0.2
 ) -> Tensor:
-    """Half the squared error of the critic, pessimistically clipped around what it said at sampling
-    time, per token.
+    """The critic's squared error, clipped pessimistically, per token: [N, T] -> [N, T].
 
-        vf_coef max( (V - R)^2, (clamp(V, V_old - c, V_old + c) - R)^2 ),     c = cliprange_value
+        vf_coef max( (V - R)^2, (clamp(V, V_old - c, V_old + c) - R)^2 ),    c = cliprange_value
 
-    c = 0: no clipping. At vf_coef .5: V_old = 0, R = 1, c = .2: V = .1 -> .405 (gradient -.9); V =
-    .5 -> .32 (gradient 0: it has moved towards R by more than c); V = -.5 -> 1.125 (gradient -1.5:
-    it moved away and may come back). At V = V_old, where every update starts, the gradient is V -
-    R, that of the plain square. c is in units of the reward. Schulman et al. 2017, arXiv:1707.06347
-    (their code). Whether it helps is disputed: Andrychowicz et al. 2021, arXiv:2006.05990.
+    V_old is the critic's value at sampling time. c is in units of the reward; c = 0: no clipping.
+    The default vf_coef = .5 makes it half the squared error. By hand, with V_old = 0, R = 1 and
+    c = .2:
+
+        V       value    gradient
+        .1      .405     -.9
+        .5      .32       0      V has moved towards R by more than c
+        -.5     1.125    -1.5    V moved away and may come back
+
+    At V = V_old, where every update starts, the gradient is V - R, that of the plain square.
+    Schulman et al. 2017, arXiv:1707.06347 (their code). Whether clipping helps is disputed:
+    Andrychowicz et al. 2021, arXiv:2006.05990.
     """
     return vf_coef * torch.maximum(*squares(value_NT, batch, cliprange_value))
 
@@ -39,12 +46,13 @@ def value_loss(
 def value_metrics(
     value_NT: Tensor, batch: Batch, *, cliprange_value: float = 0.2
 ) -> dict[str, Pair]:
-    """What to add up over the trained tokens of a step: V, R, R^2, R - V, (R - V)^2, and the tokens
-    that clipping silences.
+    """Metrics of the critic over the trained tokens of a step, as (sum, count).
 
-    `value/mean`, `value/target`, `value/target_square`, `value/error`, `value/error_square`: see
-    `explained_variance`, which takes their means. `clip_ratio/value`: the share of tokens whose
-    clipped square is the larger, so that they have no gradient.
+    - `value/mean`, `value/target`, `value/target_square`, `value/error`, `value/error_square`: V,
+      R, R^2, R - V and (R - V)^2. `explained_variance` takes their means.
+    - `clip_ratio/value`: the share of tokens whose clipped square is the larger, so that they have
+      no gradient.
+
     Sums are float64: a variance is a difference of large numbers.
     """
     value_NT = value_NT.detach()
@@ -67,12 +75,13 @@ def value_metrics(
 
 
 def explained_variance(means: Mapping[str, float]) -> float:
-    """1 - Var(R - V) / Var(R) from the means of `value_metrics`: 1 for a perfect critic, 0 for a
-    constant one, below 0 for a harmful one.
+    """The share of the returns' variance that the critic explains, from `value_metrics`' means.
 
-    R = (0, 2), V = (.5, 1.5): 1 - .25 / 1 = .75. A constant added to V changes nothing: look at
-    value/error for that. NaN where all R
-    are equal: there is nothing to explain.
+        1 - Var(R - V) / Var(R)
+
+    1 for a perfect critic, 0 for a constant one, below 0 for a harmful one. R = (0, 2),
+    V = (.5, 1.5): 1 - .25 / 1 = .75. A constant added to V changes nothing: `value/error` shows
+    that. NaN where all R are equal: there is no variance to explain.
     """
     variance = means["value/target_square"] - means["value/target"] ** 2
     unexplained = means["value/error_square"] - means["value/error"] ** 2
@@ -84,8 +93,11 @@ def explained_variance(means: Mapping[str, float]) -> float:
 
 
 def squares(value_NT: Tensor, batch: Batch, cliprange_value: float) -> tuple[Tensor, Tensor]:
-    """(V - R)^2 and (clamp(V, V_old - c, V_old + c) - R)^2, [N, T] each, 0 where not trained; c =
-    0: the first one twice.
+    """The plain and the clipped squared error, 0 where not trained: [N, T] each.
+
+        (V - R)^2    and    (clamp(V, V_old - c, V_old + c) - R)^2,    c = cliprange_value
+
+    c = 0: the first one twice.
     """
     old_NT, return_NT = required(batch.values).value_NT, required(batch.values).return_NT
     same_shape(value_NT, old_NT, return_NT)

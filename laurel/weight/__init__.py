@@ -1,1 +1,1 @@
-"""Rewards -> weights. Pure functions that know nothing of the policy."""
+"""Rewards -> weights: pure functions that do not depend on the policy."""

@@ -17,23 +17,29 @@ def gae(
     gamma: float = 1.0,
     lam: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: rewards, values, mask [N, T] -> advantages and returns,
-    each [N, T], 0 where the mask is False.
+    """Generalised advantage estimation: rewards, values and mask [N, T] -> two tensors [N, T].
 
-        delta_t = r_t + gamma V_{t+1} - V_t
-        A_t = sum_{k >= 0} (gamma lam)^k delta_{t+k},     return_t = A_t + V_t
+        delta_t  = r_t + gamma V_{t+1} - V_t
+        A_t      = sum_{k >= 0} (gamma lam)^k delta_{t+k}
+        return_t = A_t + V_t
 
-    V_t is the value of the state before token t. Only trained tokens are steps: "t + 1" is the next
-    trained token, so the tokens of a tool neither discount nor need a value, and a reward on one of
-    them belongs to the last trained token before it. (A reward before the first trained token
-    follows from no choice and enters nothing.) Behind the last step V is 0, the row is over;
-    `after_N` gives another value, see `bootstrapped`. Whitening comes after this.
+    Returns (advantages, returns), both 0 where the mask is False. V_t is the value of the state
+    before token t. Only trained tokens are steps: "t + 1" is the next trained token, so the tokens
+    of a tool neither discount nor need a value, and a reward on one of them belongs to the last
+    trained token before it. (A reward before the first trained token follows from no choice and is
+    ignored.) Behind the last step V is 0, since the row is over; `after_N` gives another value, see
+    `bootstrapped`. Whitening comes after this.
 
-    r = (0, 0, 1), V = (.5, .6, .7): delta = (.1, .1, .3); lam = 0: A = delta, the TD error; lam =
-    .5: (.225, .25, .3); lam = 1, gamma = 1: A = (.5, .4, .3), the return minus V, and the returns
-    (1, 1, 1) do not depend on V. V = 0, lam = 1: `return_to_go`. With the exact V of the policy,
-    E[A_t grad log pi] is the gradient of E[R] for every lam; with a wrong V only for lam = 1. A row
-    with a NaN reward (no reward could judge it) gets 0. Schulman et al. 2016, arXiv:1506.02438.
+    By hand, r = (0, 0, 1), V = (.5, .6, .7), gamma = 1: delta = (.1, .1, .3) and
+
+        lam = 0     A = (.1, .1, .3)      the TD errors
+        lam = .5    A = (.225, .25, .3)
+        lam = 1     A = (.5, .4, .3)      the return minus V
+
+    With lam = 1 the returns are (1, 1, 1): they do not depend on V. V = 0, lam = 1: `return_to_go`.
+    With the exact V of the policy, E[A_t grad log pi] is the gradient of E[R] for every lam; with a
+    wrong V only for lam = 1. A row with a NaN reward (no reward could judge it) gets 0. Schulman
+    et al. 2016, arXiv:1506.02438.
     """
     shapes = reward_NT.shape, value_NT.shape, mask_NT.shape
     assert len(set(shapes)) == 1, shapes
@@ -57,7 +63,7 @@ def gae(
 
 
 def next_values(value_NK: Tensor, last_N: Tensor, after_N: Tensor | None) -> Tensor:
-    """V of the step after each step, and `after_N` (0) behind the row's last: [N, K] -> [N, K].
+    """V of the step after each step, and `after_N` (or 0) behind the row's last: [N, K] -> [N, K].
 
     last_N: the number of the row's last step. V = (.5, .6, 0), last 1, after .4: (.6, .4, 0).
     """
@@ -70,17 +76,18 @@ def next_values(value_NK: Tensor, last_N: Tensor, after_N: Tensor | None) -> Ten
 
 
 def bootstrapped(reward_N: Tensor, after_N: Tensor, truncated_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards of rows, and values of the states behind them, where a row that was cut off is not
-    over: [N] each.
+    """Rewards, and values behind the last token, where truncated rows are not over: [N] each.
 
-        finished: (R, 0)        cut off: (0, V(s_T))
+        finished:   (R, 0)
+        truncated:  (0, V(s_T))
 
-    The reward of an answer is paid at its end, and a row that was cut off has not reached it: its
-    reward, of an unfinished text, is left out, and what is still to come is the critic's value
-    behind its last token. To pay both would count the outcome twice: with gamma = 1, and every row
-    cut off, V = R + V, which grows without end. R = (1, 1), V = (.3, .4), the second cut off: (1,
-    0) and (0, .4). NaN (no reward could judge the row) stays NaN. Partial-episode bootstrapping,
-    Pardo et al. 2018, arXiv:1712.00378.
+    The reward of an answer is received at its end, and a truncated row has not reached it: the
+    reward of its unfinished text is left out, and the critic's value behind its last token stands
+    for what is still to come. To count both would count the outcome twice: with gamma = 1, and
+    every row truncated, V = R + V, which grows without end.
+
+    R = (1, 1), V = (.3, .4), the second truncated: (1, 0) and (0, .4). NaN (no reward could judge
+    the row) stays NaN. Partial-episode bootstrapping, Pardo et al. 2018, arXiv:1712.00378.
     """
     assert reward_N.shape == after_N.shape == truncated_N.shape, (reward_N.shape, after_N.shape)
     assert truncated_N.dtype == torch.bool, truncated_N.dtype
@@ -93,7 +100,7 @@ def bootstrapped(reward_N: Tensor, after_N: Tensor, truncated_N: Tensor) -> tupl
 def on_steps(x_NT: Tensor, step_NT: Tensor) -> Tensor:
     """The sum of x over the tokens of each step, steps moved to the front: [N, T] -> [N, T].
 
-    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as of a row whose two middle tokens are a tool's:
+    x = (1, 2, 4, 8), steps (0, 0, 0, 1), as in a row whose two middle tokens are a tool's:
     (7, 8, 0, 0).
     """
     # a token before the first step is added to it: callers give 0 there

@@ -1,6 +1,4 @@
-"""What steers the reward over many steps: the KL coefficient's controller, running moments of the
-score, the missing-EOS penalty.
-"""
+"""Adaptive KL coefficient, running moments of the score, and the missing-EOS penalty."""
 
 from __future__ import annotations
 
@@ -14,15 +12,20 @@ from laurel.core.errors import UsageError
 
 
 def next_beta(beta: float, kl: float, *, target: float, horizon: float, n: int) -> float:
-    """The KL coefficient after a step of n samples that measured `kl`: proportional control, in the
-    logarithm.
+    """The KL coefficient after a step of n samples that measured `kl`.
 
         beta (1 + clip(kl / target - 1, -.2, .2) n / horizon)
 
-    beta .1, target 6, horizon 10000, n = 100: kl = 12 -> .1002, kl = 6 -> .1, kl = 0 -> .0998. `kl`
-    and `target` are in nats of a whole completion. The sampled KL may be negative; NaN (nothing was
-    measured) leaves beta as it is. A beta of 0 stays 0. Ziegler et al. 2019, arXiv:1909.08593;
-    target 6 and horizon 10000 are the customary ones of the summarisation work.
+    Proportional control of the coefficient's logarithm. beta = .1, target = 6, horizon = 10000,
+    n = 100:
+
+        kl = 12    .1002
+        kl = 6     .1
+        kl = 0     .0998
+
+    `kl` and `target` are in nats of a whole completion. The sampled KL may be negative; NaN
+    (nothing was measured) leaves beta as it is. A beta of 0 stays 0. Ziegler et al. 2019,
+    arXiv:1909.08593; target 6 and horizon 10000 are the customary ones of the summarisation work.
     """
     if not (target > 0 and horizon > 0):
         raise UsageError(
@@ -43,8 +46,9 @@ def next_beta(beta: float, kl: float, *, target: float, horizon: float, n: int) 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Mean and spread of every score seen so far; three numbers, so that a checkpoint holds them.
-    `square`: sum of (x - mean)^2.
+    """Mean and spread of every score so far, in three numbers that a checkpoint holds.
+
+    `square`: the sum of (x - mean)^2.
     """
 
     count: int = 0
@@ -57,14 +61,15 @@ class Moments:
         return sqrt(self.square / (self.count - 1)) if self.count > 1 else 0.0
 
     def update(self, reward_PG: Tensor) -> Moments:
-        """The moments with one more batch of scores, of any shape; NaN is absent. No batch is kept,
-        none is too large.
+        """The moments with one more batch of scores, of any shape; NaN is absent.
 
-            mean' = mean + d m / (n + m),    square' = square + square_m + d^2 n m / (n + m),    d =
-            mean_m - mean
+            d       = mean_m - mean
+            mean'   = mean + d m / (n + m)
+            square' = square + square_m + d^2 n m / (n + m)
 
-        (1, 2) and then (6): count 3, mean 3, std 2.6457513, as of (1, 2, 6) at once. Welford 1962;
-        Chan, Golub and LeVeque 1983.
+        n scores before, m in the batch, with mean_m and square_m of their own. No batch is kept, so
+        none is too large. (1, 2) and then (6): count 3, mean 3, std 2.6457513, as of (1, 2, 6) at
+        once. Welford 1962; Chan, Golub and LeVeque 1983.
         """
         x_M = reward_PG[~reward_PG.isnan()].double()
         n, m = self.count, x_M.numel()
@@ -76,13 +81,15 @@ class Moments:
         return Moments(n + m, self.mean + apart * m / (n + m), square)
 
     def normalise(self, reward_PG: Tensor, clip: float = 0.0, *, shift_mean: bool = True) -> Tensor:
-        """clamp((r - mean) / std, -clip, clip) with the historical mean and std: same shape, NaN
-        stays NaN. clip = 0: no bounds.
+        """The score normalised by the historical mean and std, of the same shape.
 
-        Moments of (1, 2, 6), r = 6: 3 / 2.6457513 = 1.1338934, with clip .8: .8. shift_mean =
-        False: r / std, scaling alone. Without a spread yet (one score, or all equal) the scale
-        stays as it is. Update first, then normalise: so the first batch has a history. PPO-max,
-        Zheng et al. 2023, arXiv:2307.04964 (clips of .3 and .8 compared).
+            clamp((r - mean) / std, -clip, clip)
+
+        clip = 0: no bounds. NaN stays NaN. Moments of (1, 2, 6), r = 6: 3 / 2.6457513 = 1.1338934,
+        with clip = .8: .8. shift_mean = False: r / std, scaling alone. Without a spread yet
+        (one score, or all equal) the scale stays as it is. Update first, then normalise: so the
+        first batch has a history. PPO-max, Zheng et al. 2023, arXiv:2307.04964
+        (clips of .3 and .8 compared).
         """
         scale = self.std if self.std > 1e-9 * abs(self.mean) else 1.0
         z_PG = (reward_PG - (self.mean if shift_mean else 0.0)) / scale
@@ -92,12 +99,14 @@ class Moments:
 def missing_eos(
     reward_N: Tensor, truncated_N: Tensor, *, missing_eos_penalty: float = 1.0
 ) -> Tensor:
-    """r - penalty where the completion was cut off before its end, r elsewhere: the shape stays,
-    NaN stays NaN.
+    """The reward minus a penalty where the completion was truncated: [N] -> [N].
 
-    r = (1, 1), the second cut off: (1, 0). After normalising and clipping the score, so that no
-    clip swallows it; and before `place_reward`, which puts the sum on the last token the row has.
-    penalty = 0: nothing.
+        r - missing_eos_penalty    truncated
+        r                          finished
+
+    r = (1, 1), the second truncated, penalty 1: (1, 0). NaN stays NaN; penalty 0 changes nothing.
+    Use it after normalising and clipping the score, so that no clip removes it; and before
+    `place_reward`, which puts the sum on the row's last token.
     """
     assert reward_N.shape == truncated_N.shape and truncated_N.dtype == torch.bool, (
         reward_N.shape,

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 EPS = 1e-4
-"""Added to every standard deviation of rewards (ddof = 1 everywhere), so that noise in nearly equal
-rewards stays small.
+"""Added to every standard deviation of rewards (ddof = 1 everywhere).
+
+It keeps noise in nearly equal rewards small.
 """
 
 
 def raw(reward_PG: Tensor) -> Tensor:
-    """The reward itself: A = r.
+    """The reward itself: [P, G] -> [P, G].
 
-    REINFORCE without a baseline; demonstrations (r = 1) make it supervised fine-tuning. Williams
-    1992.
+        A = r
+
+    REINFORCE without a baseline; demonstrations (r = 1) make it supervised fine-tuning. [1, 0]:
+    [1, 0]. Williams 1992.
     """
     check(reward_PG)
     return reward_PG.masked_fill(reward_PG.isnan(), 0.0)
@@ -35,13 +38,18 @@ def minus_baseline(
     baseline: Literal["running", "batch"] = "running",
     running_mean: float = 0.0,
 ) -> Tensor:
-    """A = r - b. A number b that does not depend on the sample leaves the expected gradient
-    unchanged and lowers its variance.
+    """The reward minus a baseline, a number for the whole batch: [P, G] -> [P, G].
 
-    running: b = `running_mean`, taken over earlier steps: unbiased. batch: b = the mean of this
-    batch of n samples, which
-    contains the sample itself: (n-1)/n of the gradient. [1, 0, 0, 1] with b = .25: [.75, -.25,
-    -.25, .75]. Williams 1992.
+        A = r - b
+
+    A number b that does not depend on the sample leaves the expected gradient unchanged and lowers
+    its variance.
+
+    - running: b = `running_mean`, taken over earlier steps: unbiased.
+    - batch: b = the mean of this batch of n samples, which contains the sample itself: (n-1)/n of
+      the gradient.
+
+    [1, 0, 0, 1] with b = .25: [.75, -.25, -.25, .75]. Williams 1992.
     """
     check(reward_PG)
     if baseline == "batch":
@@ -50,7 +58,9 @@ def minus_baseline(
 
 
 def centred(reward_PG: Tensor) -> Tensor:
-    """A_i = r_i - mean(r), the mean over the sample's own group.
+    """The reward minus the mean of the sample's own group: [P, G] -> [P, G].
+
+        A_i = r_i - mean(r)
 
     [1, 0, 0, 1]: [.5, -.5, -.5, .5]. The expected gradient is exactly (G-1)/G of the true one,
     since the mean contains the sample. Dr. GRPO, Liu et al. 2025, arXiv:2503.20783.
@@ -61,12 +71,13 @@ def centred(reward_PG: Tensor) -> Tensor:
 
 
 def leave_one_out(reward_PG: Tensor) -> Tensor:
-    """A_i = r_i - mean of the other samples of the group = n/(n-1) (r_i - mean(r)), n samples
-    present.
+    """The reward minus the mean of the group's other samples: [P, G] -> [P, G].
+
+        A_i = n/(n-1) (r_i - mean(r)),    n samples present
 
     [1, 0, 0, 1]: [2/3, -2/3, -2/3, 2/3]. Unbiased: the baseline of a sample does not depend on it.
-    A group with one sample
-    present has no others: weight 0. RLOO, Ahmadian et al. 2024, arXiv:2402.14740.
+    A group with one sample present has no others: weight 0. RLOO, Ahmadian et al. 2024,
+    arXiv:2402.14740.
     """
     n_P1 = (~reward_PG.isnan()).sum(1, keepdim=True)
     return centred(reward_PG) * n_P1 / (n_P1 - 1).clamp(min=1)
@@ -75,11 +86,17 @@ def leave_one_out(reward_PG: Tensor) -> Tensor:
 def standardised(
     reward_PG: Tensor, *, scale_rewards: Literal["group", "batch", "none"] = "group"
 ) -> Tensor:
-    """A_i = (r_i - mean(r)) / (std(r) + 1e-4), mean over the group, ddof = 1.
+    """The reward minus the group's mean, divided by a standard deviation: [P, G] -> [P, G].
 
-    [1, 0, 0, 1]: +-.8658754; [1, 0]: +-.7070068. scale_rewards says whose std: `group` is GRPO,
-    which gives prompts near p = 0 or 1 a larger step, about 1/sqrt(p(1-p)); `batch` divides every
-    group by the std of all rewards of the batch and keeps their proportions; `none` is `centred`.
+        A_i = (r_i - mean(r)) / (std(r) + 1e-4),    ddof = 1
+
+    [1, 0, 0, 1]: +-.8658754; [1, 0]: +-.7070068. scale_rewards chooses the std:
+
+    - `group` is GRPO, which gives prompts near p = 0 or 1 a larger step, about 1/sqrt(p(1-p)).
+    - `batch` divides every group by the std of all rewards of the batch and keeps their
+      proportions.
+    - `none` is `centred`.
+
     DeepSeekMath, Shao et al. 2024, arXiv:2402.03300; batch: ScaleRL, arXiv:2510.13786.
     """
     weight_PG = centred(reward_PG)
@@ -91,12 +108,13 @@ def standardised(
 
 
 def batch_standardised(reward_PG: Tensor) -> Tensor:
-    """A = (r - mean) / (std + 1e-4), mean and std (ddof = 1) over every sample of the batch: the
-    batch is one big group.
+    """The reward standardised over every sample of the batch, as one group: [P, G] -> [P, G].
+
+        A = (r - mean) / (std + 1e-4),    ddof = 1
 
     Prompts keep their difference in difficulty: an easy prompt's wrong answer and a hard prompt's
-    may get different weights. REINFORCE++ for rewards at the end of a sample, Hu et al. 2025,
-    arXiv:2501.03262.
+    may get different weights. [[1, 0], [0, 1]]: +-.8658754. REINFORCE++ for rewards at the end of a
+    sample, Hu et al. 2025, arXiv:2501.03262.
     """
     return standardised(reward_PG.reshape(1, -1)).view_as(reward_PG)
 
@@ -104,13 +122,15 @@ def batch_standardised(reward_PG: Tensor) -> Tensor:
 def selected(
     reward_PG: Tensor, *, keep: Literal["best", "above", "over_mean"] = "best", bar: float = 1.0
 ) -> Tensor:
-    """A = 1 for the samples worth imitating, else 0: training on them is rejection sampling.
+    """1 for the samples to imitate, else 0, which is rejection sampling: [P, G] -> [P, G].
 
-    best: the group's highest reward, the first one of a tie (so a group that is all wrong still
-    yields one sample);
-    above: r >= bar; over_mean: r above the group's mean, none where all are equal. [1, 0, 0, 1]:
-    [1, 0, 0, 0], [1, 0, 0, 1], [1, 0, 0, 1]. With 0/1 rewards and `above` the expected update is
-    ascent on log p as G grows. RAFT, Dong et al. 2023, arXiv:2304.06767.
+    - best: the group's highest reward, the first one of a tie (so a group that is all wrong still
+      yields one sample). [1, 0, 0, 1]: [1, 0, 0, 0].
+    - above: r >= bar. [1, 0, 0, 1]: [1, 0, 0, 1].
+    - over_mean: r above the group's mean, none where all are equal. [1, 0, 0, 1]: [1, 0, 0, 1].
+
+    With 0/1 rewards and `above` the expected update is ascent on log p as G grows. RAFT, Dong
+    et al. 2023, arXiv:2304.06767.
     """
     check(reward_PG)
     if keep == "above":
@@ -123,10 +143,10 @@ def selected(
 
 
 def best_and_worst(reward_PG: Tensor) -> Tensor:
-    """A pair out of a group: +1 for the first of the best, -1 for the last of the worst, 0 for the
-    others; all 0 where all are equal.
+    """A pair out of each group, as online DPO compares it: [P, G] -> [P, G].
 
-    [1, 0, 0, 1]: [1, 0, -1, 0]. What online DPO compares. Guo et al. 2024, arXiv:2402.04792.
+    +1 for the first of the best, -1 for the last of the worst, 0 for the others; all 0 where all
+    are equal. [1, 0, 0, 1]: [1, 0, -1, 0]. Guo et al. 2024, arXiv:2402.04792.
     """
     check(reward_PG)
     absent_PG, useful_P1 = reward_PG.isnan(), informative(reward_PG)[:, None]
@@ -141,11 +161,12 @@ def best_and_worst(reward_PG: Tensor) -> Tensor:
 
 
 def informative(reward_PG: Tensor) -> Tensor:
-    """Which groups can teach a comparison: [P, G] -> [P] bool, True where two present rewards
-    differ.
+    """Whether two present rewards of the group differ: [P, G] -> [P] bool.
 
-    The test is on the range, max - min > 1e-9 max|r|, never on a standard deviation: thirty rewards
-    of .9 have one of 1.8e-7 in float32. Fewer than two samples present: False.
+        max - min > 1e-9 max|r|
+
+    Only such a group can be compared. The test is on the range, never on a standard deviation:
+    thirty rewards of .9 have one of 1.8e-7 in float32. Fewer than two samples present: False.
     """
     absent_PG = reward_PG.isnan()
     high_P = reward_PG.masked_fill(absent_PG, -torch.inf).amax(1)
@@ -154,17 +175,21 @@ def informative(reward_PG: Tensor) -> Tensor:
 
 
 def predicted_uninformative(p: float, G: int) -> float:
-    """The chance that a group of G samples, each right with probability p, is all right or all
-    wrong: p^G + (1-p)^G.
+    """The probability that the samples of a group are all right or all wrong.
 
-    p = .1819: G = 2 gives .702, 4 .449, 8 .201, 16 .040.
+        p^G + (1-p)^G
+
+    G samples, each right with probability p. p = .1819: G = 2 gives .702, 4 .449, 8 .201, 16 .040.
     """
     return p**G + (1 - p) ** G
 
 
 def update_running_mean(running_mean: float, reward_PG: Tensor, momentum: float = 0.9) -> float:
-    """The baseline for the next step: momentum * old + (1 - momentum) * mean of the rewards
-    present. None present: unchanged.
+    """The running baseline for the next step.
+
+        momentum * old + (1 - momentum) * mean of the rewards present
+
+    None present: unchanged. old = 0, rewards (1, 0), momentum .9: .05.
     """
     present = reward_PG[~reward_PG.isnan()]
     return (
@@ -176,7 +201,8 @@ def update_running_mean(running_mean: float, reward_PG: Tensor, momentum: float 
 
 def spread(reward_PG: Tensor) -> Tensor:
     """The standard deviation (ddof = 1) of the rewards present in each group: [P, G] -> [P, 1].
-    Fewer than two present: 0.
+
+    [1, 0, 0, 1]: .5773503. Fewer than two present: 0.
     """
     present_PG = ~reward_PG.isnan()
     error_PG = torch.where(present_PG, reward_PG - reward_PG.nanmean(1, keepdim=True), 0.0)
@@ -186,8 +212,9 @@ def spread(reward_PG: Tensor) -> Tensor:
 
 
 def check(reward_PG: Tensor) -> None:
-    """[P, G] float64, or an AssertionError: float32 means of equal rewards are not equal to
-    them.
+    """Assert that rewards are [P, G] float64.
+
+    In float32 the mean of equal rewards is not equal to them.
     """
     assert reward_PG.ndim == 2 and reward_PG.dtype == torch.float64, (
         reward_PG.shape,

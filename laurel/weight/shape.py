@@ -1,4 +1,4 @@
-"""Shaping: terms added to a reward before it is weighed."""
+"""Reward shaping: terms added to a reward before it is turned into a weight."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from torch import Tensor
 
 
 def overlong(length_N: Tensor, *, max_completion_length: int, overlong_buffer: int) -> Tensor:
-    """A penalty that grows from 0 to -1 over the last `overlong_buffer` (c) tokens before the limit
-    (L): [N] -> [N] float64.
+    """A penalty from 0 to -1 on completions near the length limit: [N] -> [N] float64.
 
-        0 for l <= L - c,    (L - c - l) / c in between,    -1 from l = L on
+        0                  l <= L - c
+        (L - c - l) / c    in between
+        -1                 l >= L
 
-    L = 10, c = 4: length 6 -> 0, 8 -> -.5, 10 -> -1. c = 0: no penalty. DAPO's soft overlong
-    punishment, Yu et al. 2025, arXiv:2503.14476.
+    L = max_completion_length, c = overlong_buffer, l the length. L = 10, c = 4: length 6 -> 0,
+    8 -> -.5, 10 -> -1. c = 0: no penalty. DAPO's soft overlong punishment, Yu et al. 2025,
+    arXiv:2503.14476.
     """
     assert 0 <= overlong_buffer <= max_completion_length, (overlong_buffer, max_completion_length)
     if overlong_buffer == 0:

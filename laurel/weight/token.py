@@ -1,6 +1,4 @@
-"""Rewards per token -> one weight per token: where a reward stands, what follows from a token on,
-and whitening.
-"""
+"""Rewards per token -> one weight per token: placing a reward, return-to-go and whitening."""
 
 from __future__ import annotations
 
@@ -9,10 +7,10 @@ from torch import Tensor
 
 
 def place_reward(reward_N: Tensor, length_N: Tensor, T: int) -> Tensor:
-    """A reward for the whole completion, on its last real token: [N], [N] -> [N, T], 0 elsewhere.
+    """A reward for the whole completion on its last real token, 0 elsewhere: [N], [N] -> [N, T].
 
-    Length 3 of T = 5: [0, 0, r, 0, 0]. The place comes from the length alone: a padding token that
-    shares the end token's id cannot move it. A row of length 0 has no place: all 0.
+    Length 3 of T = 5: [0, 0, r, 0, 0]. The position comes from the length alone: a padding token
+    that shares the end token's id cannot move it. A row of length 0 has no last token: all 0.
     """
     assert reward_N.shape == length_N.shape and reward_N.ndim == 1, (reward_N.shape, length_N.shape)
     last_NT = torch.arange(T, device=length_N.device) == (length_N - 1)[:, None]
@@ -20,12 +18,16 @@ def place_reward(reward_N: Tensor, length_N: Tensor, T: int) -> Tensor:
 
 
 def return_to_go(reward_NT: Tensor, mask_NT: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """What is still to come: G_t = sum_{k >= t} gamma^(k-t) r_k, [N, T] -> [N, T].
+    """The discounted sum of the rewards from each token on: [N, T] -> [N, T].
 
-    [0, 0, 1] with gamma = .5: [.25, .5, 1]. Rewards count wherever they stand (0 where there is
-    none), so they cross the tokens of a tool; the return is reported where `mask_NT` is True and 0
-    elsewhere. Computed by doubling, in log2(T) steps: a sum over the next s tokens plus gamma^s
-    times the sum over the s after them is the sum over 2s, for any gamma and T.
+        G_t = sum_{k >= t} gamma^(k-t) r_k
+
+    [0, 0, 1] with gamma = .5: [.25, .5, 1]. Rewards count at every token (0 where there is none),
+    so they cross the tokens of a tool; the return is reported where `mask_NT` is True and 0
+    elsewhere.
+
+    Computed by doubling, in log2(T) steps: a sum over the next s tokens plus gamma^s times the sum
+    over the s after them is the sum over 2s, for any gamma and T.
     """
     assert reward_NT.shape == mask_NT.shape and mask_NT.dtype == torch.bool, (
         reward_NT.shape,
@@ -43,12 +45,13 @@ def return_to_go(reward_NT: Tensor, mask_NT: Tensor, *, gamma: float = 1.0) -> T
 def whiten(
     x_NT: Tensor, mask_NT: Tensor, *, shift_mean: bool = True, ddof: int = 1, eps: float = 1e-8
 ) -> Tensor:
-    """(x - mean) / (std + eps), mean and std over all tokens where the mask is True; 0 at the
-    others. [N, T] -> [N, T].
+    """Values standardised over all tokens where the mask is True, 0 elsewhere: [N, T] -> [N, T].
 
-    [1, 2, 3, (100)] with the last one masked: [-1, 0, 1, 0]; ddof = 0: [-1.2247449, 0, 1.2247449,
-    0]. shift_mean = False keeps the mean and scales the spread only. Values that are all equal
-    (range test) have no spread to scale: exactly 0 (or the mean).
+        (x - mean) / (std + eps)
+
+    [1, 2, 3, (100)] with the last one masked: [-1, 0, 1, 0]; ddof = 0:
+    [-1.2247449, 0, 1.2247449, 0]. shift_mean = False keeps the mean and scales the spread only.
+    Values that are all equal (range test) have no spread to scale: exactly 0 (or the mean).
     """
     assert x_NT.shape == mask_NT.shape and mask_NT.dtype == torch.bool, (
         x_NT.shape,
@@ -66,13 +69,13 @@ def whiten(
 
 
 def whitened_return(reward_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """A_t = (G_t - mean) / std of the return-to-go over every trained token of the batch (ddof =
-    1): [N, T] -> [N, T].
+    """The return-to-go, whitened over every trained token of the batch: [N, T] -> [N, T].
+
+        A_t = (G_t - mean) / std,    ddof = 1
 
     `reward_NT` holds the reward at the last token and -beta k1_t at each. A row with a NaN reward
-    (no reward could judge it)
-    is left out: it enters no statistic and gets 0. Longer completions have more tokens in the mean.
-    REINFORCE++, Hu et al. 2025, arXiv:2501.03262.
+    (no reward could judge it) is left out: it enters no statistic and gets 0. Longer completions
+    have more tokens in the mean. REINFORCE++, Hu et al. 2025, arXiv:2501.03262.
     """
     judged_N1 = ~reward_NT.isnan().any(1, keepdim=True)
     mask_NT = mask_NT & judged_N1
