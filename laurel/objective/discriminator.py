@@ -40,8 +40,8 @@ def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0)
 
     so that no logit is beyond log((1 - eps) / eps).
 
-    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans
-    et al. 2016, arXiv:1606.03498.
+    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only:
+    Salimans et al. 2016, arXiv:1606.03498.
     """
     sign_N, weight_N = signs(logit_N, batch)
     right_N = softplus(-sign_N * logit_N)

@@ -24,8 +24,8 @@ In the loss:
 
 "In the loss" is a gradient per state with the states held fixed, right on-policy and, thanks to the
 ratio, off-policy; only k1 in the reward also accounts for the states that a token leads to.
-Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477; Liu
-et al. 2025, arXiv:2510.01555.
+Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477;
+Liu et al. 2025, arXiv:2510.01555.
 """
 
 from __future__ import annotations
