@@ -1,4 +1,4 @@
-"""Metrics: sums and counts until they are written, and the table of what they mean.
+"""Metrics: sums and counts until they are written, and the table of their meanings.
 
 The meanings stand in `laurel.core.metric_catalogue`.
 
@@ -19,9 +19,10 @@ from laurel.core.metric_catalogue import CATALOGUE, Meaning
 
 
 class Sums:
-    """(sum, count) per metric, totals and peaks; divided once, at the end: never a mean of means.
+    """The accumulated metrics of a step: (sum, count) pairs, totals and peaks.
 
-    KL 1.0 over 1 token merged with 0 over 9 tokens is .1, not .5.
+    A pair is divided once, at the end, so that no mean of means is taken. KL 1.0 over 1 token
+    merged with 0 over 9 tokens is .1, not .5.
     """
 
     def __init__(self) -> None:
@@ -35,16 +36,16 @@ class Sums:
         self.sums[name] = (total + float(sum), units + float(count))
 
     def total(self, name: str, value: float) -> None:
-        """Add to a number of the whole step (tokens, seconds/sample); never divided."""
+        """Add to a number of the whole step that is never divided, as tokens or seconds/sample."""
         self.totals[name] = self.totals.get(name, 0.0) + float(value)
 
     def peak(self, name: str, value: float) -> None:
-        """Keep the largest value (ratio/max, completions/max_length); NaN stays."""
+        """Keep the largest value, as of ratio/max or completions/max_length; NaN stays."""
         value, best = float(value), self.peaks.get(name, float("-inf"))
         self.peaks[name] = value if value > best or value != value else best
 
     def merge(self, other: Sums) -> None:
-        """Take over what another accumulator (a micro-batch, a rank) has counted."""
+        """Add what another accumulator, of a micro-batch or a rank, has counted."""
         for name, (total, count) in other.sums.items():
             self.add(name, total, count)
         for name, value in other.totals.items():
@@ -53,7 +54,7 @@ class Sums:
             self.peak(name, value)
 
     def renamed(self, name: Callable[[str], str]) -> Sums:
-        """The same under other names."""
+        """A copy with each name replaced by name(old name)."""
         other = Sums()
         other.sums = {name(key): value for key, value in self.sums.items()}
         other.totals = {name(key): value for key, value in self.totals.items()}
@@ -61,13 +62,16 @@ class Sums:
         return other
 
     def means(self) -> dict[str, float]:
-        """sum / count of every metric, totals and peaks; none where nothing was counted."""
+        """sum / count of every metric, and totals and peaks; none where the count is 0."""
         means = {name: total / count for name, (total, count) in self.sums.items() if count != 0}
         return means | self.totals | self.peaks
 
 
 def merged(parts: Sequence[Sums]) -> Sums:
-    """The metrics of all ranks as one. Times are averaged: ranks run side by side."""
+    """The metrics of all ranks as one accumulator.
+
+    Times (`seconds/...`) are averaged, since the ranks run at the same time.
+    """
     whole = Sums()
     for part in parts:
         whole.merge(part)
@@ -81,7 +85,8 @@ def merged(parts: Sequence[Sums]) -> Sums:
 def explain(name: str) -> Meaning:
     """The meaning of a metric; UsageError with the nearest name for an unknown one.
 
-    `rewards/<any>/mean` and its like resolve by pattern, `eval/<set>/...` as `eval/...`.
+    `rewards/<any>/mean` and others with a wildcard are found by pattern, `eval/<set>/...` as
+    `eval/...`.
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
@@ -139,7 +144,7 @@ if __name__ == "__main__":
 
 
 def resident_bytes(process: Path = Path("/proc")) -> int:
-    """Bytes of memory of this process now, or the most it ever had where only that is known."""
+    """Bytes of memory of this process now, or its peak where only that is known."""
     try:
         return int((process / "self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):

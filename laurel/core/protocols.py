@@ -1,4 +1,4 @@
-"""The shapes of what users plug in: reward functions and environments."""
+"""The protocols of what users supply: reward functions, verifiers, environments, generators."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class RewardFunction(Protocol):
     """TRL's signature, sync or async: one number, None (abstain) or Result per completion.
 
-    prompts, completions: strings, or lists of messages where the dataset is conversational.
-    completion_ids: the sampled token ids. columns: every other column of the dataset, repeated per
-    completion.
+    - prompts, completions: strings, or lists of messages where the dataset is conversational.
+    - completion_ids: the sampled token ids.
+    - columns: every other column of the dataset, repeated per completion.
     """
 
     def __call__(
@@ -30,9 +30,9 @@ class RewardFunction(Protocol):
 
 
 class Train(Protocol):
-    """`laurel.train`, as `laurel.train.python.train` describes it.
+    """`laurel.train`: see `laurel.train.python.train` for what it takes.
 
-    Any option of `laurel train ALGORITHM` goes by its name.
+    Any option of `laurel train ALGORITHM` is passed by its name.
     """
 
     def __call__(
@@ -78,11 +78,11 @@ class Verifier(Protocol):
 
 @runtime_checkable
 class Env(Protocol):
-    """A world the policy talks to. One instance serves one episode.
+    """An environment that the policy interacts with. One instance serves one episode.
 
-    `reset(row)` returns the messages that open the episode. `step(text)` hears the policy's turn
-    and returns the world's reply as messages, or None when the episode is over. Tokens of the reply
-    are attended to and never trained on.
+    `reset(row)` returns the messages that open the episode. `step(text)` takes the policy's turn
+    and returns the environment's reply as messages, or None when the episode is over. Tokens of the
+    reply are attended to and never trained on.
     """
 
     def reset(self, row: Mapping[str, Any]) -> list[Message]: ...
@@ -93,9 +93,12 @@ class Env(Protocol):
 class Generator(Protocol):
     """Samples completions of prompts: `laurel.rollout.sampler.Sampler`, or a server.
 
-    `tokenizer` encodes the prompts and decodes the completions. `generate` answers every prompt G =
-    len(draw.seeds) / len(prompts) times: completion i belongs to prompt i // G, and its tokens
-    depend on its seed and the weights alone.
+    `tokenizer` encodes the prompts and decodes the completions. `generate` answers every prompt G
+    times, and completion i belongs to prompt i // G:
+
+        G = len(draw.seeds) / len(prompts)
+
+    The tokens of a completion depend on its seed and the weights alone.
     """
 
     @property

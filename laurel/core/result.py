@@ -1,4 +1,7 @@
-"""What a reward returns for one sample: a score, an abstention or a failure, which is no zero."""
+"""What a reward returns for one sample: a score, an abstention or a failure.
+
+A failure is not a score of 0.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A finite number, and in one line why."""
+    """A finite number, and the reason in one line."""
 
     value: float
     reason: str = ""
@@ -20,39 +23,42 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Abstain:
-    """The reward does not apply to this sample; others in the mixture decide."""
+    """The reward does not apply to this sample; the other rewards of the mixture decide."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The reward broke on this sample, which is left out and counted.
-
-    It raised, hung, or returned NaN.
-    """
+    """The reward raised, hung or returned NaN on this sample, which is left out and counted."""
 
     reason: str
 
 
 Result = Score | Abstain | Failed
 ENVIRONMENT = "environment"
-"""The name under which a group that was never finished says why, instead of any reward's verdict.
+"""The name in a group's results under which an unfinished group gives its reason.
+
+It stands there instead of any reward's result.
 """
 
 
 def as_result(value: object) -> Result:
-    """Number -> Score, None -> Abstain, anything else (NaN, infinity too) -> Failed.
+    """The Result that a reward's return value stands for.
 
-    A Result passes through.
+        a number              Score
+        None                  Abstain
+        a Result              itself
+        anything else         Failed
+
+    NaN and infinity are Failed, too.
     """
     if isinstance(value, (Score, Abstain, Failed)):
         return value
     if value is None:
         return Abstain()
-    if isinstance(value, (bytes, bytearray)) or getattr(
-        value, "shape", ()
-    ):  # b"1" and an array of one would pass as numbers
+    # b"1" and an array of one element would pass as numbers
+    if isinstance(value, (bytes, bytearray)) or getattr(value, "shape", ()):
         return Failed(f"not a number: {value!r:.80}")
     try:
         number = float(value)  # type: ignore[arg-type]

@@ -1,9 +1,11 @@
 """The three shapes every method works on: Sample (a completion) -> Group (a prompt) -> Batch.
 
 Axis letters end the names of tensors:
-    P prompts · G samples per prompt · N = P*G rows · V vocabulary
-    L tokens of prompt and completion · T tokens of the completion
-Sampled ids are the truth; text is a view of them. Masks are built from lengths, never from token
+
+- P prompts, G samples per prompt, N = P*G rows, V vocabulary
+- L tokens of prompt and completion, T tokens of the completion
+
+Sampled ids are the truth; text is decoded from them. Masks are built from lengths, never from token
 ids. A column of a Batch has one meaning; what only some methods need is a record of its own.
 """
 
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 Finish = Literal["eos", "length", "stop", "error"]
 NOT_SAMPLED = -1
-"""The version in the key of a sample that no version of the policy drew: a demonstration in a group
-of samples.
+"""The version in the key of a sample that no version of the policy drew.
+
+It marks a demonstration in a group of samples.
 """
 
 
@@ -38,10 +41,15 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How completions are drawn, and what their keys say: run, step (the policy's version), seed.
+    """How completions are drawn, and the run, step and seed of their keys.
 
-    `seeds`: one for each completion, G for each prompt in turn. `limits`: the most tokens of each;
-    empty: max_completion_length. A `laurel.core.protocols.Generator` is asked with it.
+    - run, step, seed: step is the policy's version.
+    - num_generations, max_completion_length, temperature, stop, top_k, top_p: the sampling options
+      of a run.
+    - seeds: one for each completion, G for each prompt in turn.
+    - limits: the most tokens of each completion; empty: max_completion_length.
+
+    A `laurel.core.protocols.Generator` takes it.
     """
 
     run: str
@@ -58,7 +66,7 @@ class Draw:
 
     @classmethod
     def of(cls, config: Any, run: str, step: int, **changes: Any) -> Draw:
-        """As the configuration of a run, or of an evaluation, says; but for `changes`."""
+        """The draw that the configuration of a run, or of an evaluation, gives, with `changes`."""
         values: dict[str, Any] = {
             "seed": config.seed,
             "num_generations": config.num_generations,
@@ -82,8 +90,9 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Sampled ids with the log-probability of each at the sampling temperature, and why sampling
-    ended.
+    """Sampled ids, the log-probability of each, and why sampling ended.
+
+    The log-probabilities are in nats, at the sampling temperature.
     """
 
     ids: tuple[int, ...]
@@ -92,16 +101,15 @@ class Completion:
 
     @property
     def spoken(self) -> tuple[int, ...]:
-        """The ids without the one that ended it: an end token need not be one that decoding
-        skips.
+        """The ids without the end token that ended the completion.
+
+        The end token need not be one that decoding skips, so it is removed here.
         """
         return self.ids[:-1] if self.finish == "eos" else self.ids
 
 
 def sample_seed(run_seed: int, prompt: str, sample: int, step: int) -> int:
-    """The seed of one sample: 64 bits that depend on (run, prompt, sample, step) and on nothing
-    else.
-    """
+    """The seed of one sample: 64 bits that depend on (run, prompt, sample, step) alone."""
     return int.from_bytes(
         hashlib.blake2b(f"{run_seed}|{prompt}|{sample}|{step}".encode(), digest_size=8).digest(),
         "little",
@@ -110,7 +118,7 @@ def sample_seed(run_seed: int, prompt: str, sample: int, step: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Who a sample is. Rewards and weights join on it, never on a position in a list."""
+    """The identity of a sample. Rewards and weights join on it, never on a position in a list."""
 
     run: str
     source: str
@@ -123,10 +131,11 @@ class Key:
 class Sample:
     """One completion of one prompt.
 
-    `completion_ids`, `logps` (log-probability of each id when it was sampled, in nats, at
-    `temperature`) and `loss_mask` (True where the policy chose the id; False for tool and
-    environment tokens) have the same length. `turns` is the completion as messages (one assistant
-    turn unless an environment spoke); `text` is the decoded whole.
+    - completion_ids, logps, loss_mask have the same length. logps: the log-probability of each id
+      when it was sampled, in nats, at `temperature`. loss_mask: True where the policy chose the id;
+      False for tool and environment tokens.
+    - turns: the completion as messages, one assistant turn unless an environment replied.
+    - text: the decoded whole.
     """
 
     key: Key
@@ -148,13 +157,13 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """What the policy said last: the content of its final turn."""
+        """The content of the completion's last turn; `text` where there are no turns."""
         return self.turns[-1]["content"] if self.turns else self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The samples of one prompt, the row they came from, and what each reward said of each sample.
+    """The samples of one prompt, the row they came from, and the results of each reward.
 
     `results[name][i]` belongs to `samples[i]`; `rewards[i]` is the mixture, None where the sample
     is excluded. Both are empty until the group has been scored.
@@ -177,8 +186,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Columns:
-    """Tensors of the same rows, one field each, and records of further such tensors; None where
-    there is no such column.
+    """Tensors of the same rows, one field each, and records of further such tensors.
+
+    A field is None where there is no such column.
     """
 
     def tensors(self) -> dict[str, Any]:
@@ -209,15 +219,16 @@ class Columns:
 class Comparisons(Columns):
     """What is compared: the rows of each group, one entry per row.
 
-    grade_N: the row's place in its group's order: higher is better, equal is a tie. Of a pair +1
-    (chosen) and -1 (rejected); 0 where the row is not compared.
-    compared_N bool: does the row take part in the comparison?
-    weight_N: the reliability of the group's label; it multiplies the group's loss. 1: full.
-    margin_N: how much better the chosen row is than the rejected one, as the data say it; 0: they
-    say nothing. The same at both rows.
-    flip_N: the chance that the label is the wrong way round, 1 - soft_label. The same at both rows.
-    reference_kl_N: KTO's reference point, max(0, mean of log pi - log ref on answers to other
-    prompts); the same for all rows. 0 for other objectives.
+    - grade_N: the row's place in its group's order: higher is better, equal is a tie. Of a pair +1
+      (chosen) and -1 (rejected); 0 where the row is not compared.
+    - compared_N: bool, whether the row takes part in the comparison.
+    - weight_N: the reliability of the group's label; it multiplies the group's loss. 1: full.
+    - margin_N: how much better the chosen row is than the rejected one, as the data say; 0 where
+      they do not. The same at both rows.
+    - flip_N: the probability that the label is the wrong way round, 1 - soft_label. The same at
+      both rows.
+    - reference_kl_N: KTO's reference point, max(0, mean of log pi - log ref on answers to other
+      prompts); the same for all rows. 0 for other objectives.
     """
 
     grade_N: Tensor
@@ -238,8 +249,9 @@ class Comparisons(Columns):
         flip_N: Tensor | None = None,
         reference_kl_N: Tensor | None = None,
     ) -> Comparisons:
-        """Comparisons with these grades. Left out: compared where the grade is not 0, weight 1, no
-        margin, certain labels.
+        """Comparisons with these grades and defaults for the other columns.
+
+        Left out: compared where the grade is not 0, weight 1, no margin, certain labels.
         """
         zero_N = grade_N * 0
         return cls(
@@ -256,7 +268,8 @@ class Comparisons(Columns):
 class Values(Columns):
     """What a critic's update needs, [N, T] each, 0 where not trained on.
 
-    value_NT: the critic's values when the batch was sampled. return_NT: what they should have been.
+    - value_NT: the critic's values when the batch was sampled.
+    - return_NT: the returns that it should have predicted.
     """
 
     value_NT: Tensor
@@ -267,8 +280,8 @@ class Values(Columns):
 class Demonstrations(Columns):
     """Which rows of adversarial imitation are demonstrations, and how much each row counts.
 
-    demonstration_N bool: a demonstration, not a sample of the policy. weight_N: such that both
-    kinds count the same in every group; 0 in a group of one kind.
+    - demonstration_N: bool, True for a demonstration, False for a sample of the policy.
+    - weight_N: such that both kinds count the same in every group; 0 in a group of one kind.
     """
 
     demonstration_N: Tensor
@@ -279,25 +292,28 @@ class Demonstrations(Columns):
 class Batch(Columns):
     """Rows of prompt + completion, padded on the right, as tensors. Row n is `keys[n]`.
 
-    ids_NL int64, attention_NL bool: the tokens and which of them exist.
-    start_N, length_N int64: where the completion begins in its row, and how many tokens it has.
-    loss_mask_NT bool: the completion tokens that are trained on; "no mask" is all ones up to
-    `length_N`.
-    logp_old_NT: log-probabilities under the policy that sampled. logp_ref_NT: under the reference
-    (zeros if none).
-    weight_NT: what multiplies a token's log-likelihood in the loss: the advantage A, or of rows of
-    data their weight.
-    temperature_N: that the row was sampled at. group_N int64: which prompt.
-    sampled_NT bool: the tokens that the policy chose, trained on or not: metrics of the policy
-    cover these. None: those of loss_mask_NT.
+    Tensors are float32 unless a type is given.
 
-    Of some methods only, else None:
-    label_NT: the label that a scorer learns at the token: of an outcome in [0, 1], of a step -1
-    (wrong), 0 (neutral) or 1 (right).
-    reward_N: the reward that was logged with the row.
-    comparison, values, demonstrations: see `Comparisons`, `Values`, `Demonstrations`.
+    - ids_NL int64, attention_NL bool: the tokens, and which of them exist.
+    - start_N, length_N int64: where the completion begins in its row, and its number of tokens.
+    - loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to
+      `length_N`.
+    - logp_old_NT: log-probabilities under the policy that sampled.
+    - logp_ref_NT: log-probabilities under the reference (zeros if there is none).
+    - weight_NT: what multiplies a token's log-likelihood in the loss: the advantage A, or the
+      weight of a row of data.
+    - temperature_N: the temperature that the row was sampled at.
+    - group_N int64: the number of the row's prompt.
+    - keys: the key of each row.
+    - sampled_NT bool: the tokens that the policy chose, trained on or not, which metrics of the
+      policy cover. None: those of loss_mask_NT.
 
-    Tensors are float32 where nothing else is said.
+    Some methods alone need the following; else they are None.
+
+    - label_NT: the label that a scorer learns at the token: of an outcome in [0, 1], of a step -1
+      (wrong), 0 (neutral) or 1 (right).
+    - reward_N: the reward that was logged with the row.
+    - comparison, values, demonstrations: see `Comparisons`, `Values`, `Demonstrations`.
     """
 
     ids_NL: Tensor
@@ -324,11 +340,11 @@ class Batch(Columns):
             raise ValueError("the columns of a Batch have different numbers of rows")
 
     def replace(self, **changes: Any) -> Batch:
-        """The same batch with some columns changed."""
+        """A copy of the batch with some columns changed."""
         return replace(self, **changes)
 
     def to(self, device: Any) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """A copy of the batch with every tensor on `device`."""
         return replace(self, **self.mapped(lambda _, column: column.to(device)))
 
     @property
@@ -337,7 +353,7 @@ class Batch(Columns):
         return self.loss_mask_NT if self.sampled_NT is None else self.sampled_NT
 
     def rows(self, index: Sequence[int]) -> Batch:
-        """Some rows, trimmed to the longest of them: padding never travels further than it must."""
+        """Some rows, trimmed to the longest of them, so that no padding is kept without need."""
         index = list(index)
         # an empty batch is legal, and has no longest row
         wide = int((self.start_N[index] + self.length_N[index]).max()) if index else 0
@@ -354,13 +370,15 @@ class Batch(Columns):
     def split(
         self, token_budget: int, *, whole_groups: bool = False, packed: bool = False
     ) -> Iterator[Batch]:
-        """Micro-batches of similar length with at most `token_budget` tokens each (a longer row or
-        group goes alone).
+        """Micro-batches of rows of similar length, of at most `token_budget` tokens each.
 
-        Every row appears once; the order is by length, then by position, so it depends on nothing
-        else. whole_groups: the rows of a group stay together, in their order. packed: for a model
-        that computes no padding and a group's prompt once; so much is counted, and a group is only
-        parted where it is longer than the budget. Else padding is counted, too.
+        A longer row or group is a micro-batch by itself. Every row appears once; the order is by
+        length, then by position, and depends on nothing else.
+
+        - whole_groups: the rows of a group stay together, in their order.
+        - packed: for a model that computes no padding, and a group's prompt once. Those tokens are
+          counted, and a group is divided only where it is longer than the budget. Otherwise padding
+          is counted, too.
         """
         columns: list[Any] = [self.start_N, self.length_N, self.group_N]
         start, length, group = (column.tolist() for column in columns)
@@ -387,10 +405,13 @@ def units_by_group(
 ) -> tuple[list[list[int]], list[int]]:
     """Units of rows that stay together, in order, and the tokens of each.
 
-    A unit has rows of one group; its prompt is counted once, every completion. start, length,
-    group: of each row, the length of its prompt and of its completion, and the number of its group.
-    limit: a unit that would cost more is begun anew (None: never). Two rows of a group, 3 + 4 and
-    3 + 5 tokens: one unit of 12.
+    A unit has rows of one group. Its prompt is counted once, and every completion.
+
+    - start, length, group: of each row, the length of its prompt and of its completion, and the
+      number of its group.
+    - limit: the most tokens of a unit; a row beyond it begins a new one (None: no limit).
+
+    Two rows of a group, 3 + 4 and 3 + 5 tokens: one unit of 12.
     """
     units, tokens, newest = list[list[int]](), list[int](), dict[int, int]()
     for row, number in enumerate(group):
@@ -410,19 +431,21 @@ def units_by_group(
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The outputs of a model for one batch; None where a field was not asked for.
+    """The outputs of a model for one batch; None where a field was not requested.
 
     Per-token outputs are 0 at tokens that are not trained on. x_t is a trained token, s_t the state
-    it was chosen in: what was read before it.
+    in which it was chosen: the tokens before it.
 
-    logp_NT: log pi(x_t) at the temperature that sampled it. entropy_NT: of pi(. | s_t), in nats.
-    value_NT: V(s_t), of a critic or of implicit Q-learning. value_after_N: a critic's value of the
-    state behind the row's last token.
-    q_KNT: Q_k(s_t, x_t) of K heads. logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
-    target_q_NT: the least of the K target networks at x_t, without a gradient.
-    score_NT, score_NTC: a scorer's output at every completion token, of C classes.
-    logit_N: a discriminator's log D / (1 - D) of the whole row.
-    hidden_NLD: the last hidden states of the policy's body, at every position.
+    - logp_NT: log pi(x_t) at the temperature that sampled it.
+    - entropy_NT: of pi(. | s_t), in nats.
+    - value_NT: V(s_t), of a critic or of implicit Q-learning.
+    - value_after_N: a critic's value of the state behind the row's last token.
+    - q_KNT: Q_k(s_t, x_t) of K heads.
+    - logq_KNT: log softmax(Q_k(s_t, .)) at x_t.
+    - target_q_NT: the least of the K target networks at x_t, without a gradient.
+    - score_NT, score_NTC: a scorer's output at every completion token, of C classes.
+    - logit_N: a discriminator's log(D / (1 - D)) of the whole row.
+    - hidden_NLD: the last hidden states of the policy's body, at every position.
     """
 
     logp_NT: Tensor | None = None
@@ -438,7 +461,7 @@ class Outputs:
     hidden_NLD: Tensor | None = None
 
     def tensors(self, names: Iterable[str]) -> tuple[Tensor, ...]:
-        """The fields of these names, in this order; one that was not computed is an error."""
+        """The fields of these names, in this order; ValueError where one was not computed."""
         found: list[Tensor] = []
         for name in names:
             tensor = getattr(self, name)
@@ -454,9 +477,7 @@ class Outputs:
 
 
 def order(n: int, epoch: int, seed: int) -> list[int]:
-    """The positions 0 .. n-1 in the order of one epoch: a shuffle by (seed, epoch) and nothing
-    else.
-    """
+    """The positions 0 .. n-1 in the order of one epoch, shuffled by (seed, epoch) alone."""
     return list(_order(n, epoch, seed))
 
 

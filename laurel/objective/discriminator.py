@@ -24,20 +24,24 @@ def discriminate(logit_N: Tensor, batch: Batch, *, label_smoothing: float = 0.0)
         w [ (1 - eps) softplus(-s f) + eps softplus(s f) ]
 
     f is the logit; s = 1 at a demonstration, -1 at a sample; w its weight, such that both kinds of
-    a group count the same; eps = label_smoothing.
+    a group count the same; eps = label_smoothing. By hand, w = 1, eps = 0:
 
-    By hand, w = 1: f = 1 gives .3132617 for a demonstration and 1.3132617 for a sample; f = 0: ln
-    2. The slope at a demonstration is -w (1 - D), at a sample w D.
+        f = 1    .3132617 for a demonstration, 1.3132617 for a sample
+        f = 0    ln 2 for both
 
-    The mean over rows is least at
+    The slope at a demonstration is -w (1 - D), at a sample w D. The mean over rows is least, and
+    equal to ln 2 - JS(pi, pi_E), at
 
         D* = pi_E / (pi_E + pi),    f* = log pi_E - log pi
 
-    where it is ln 2 - JS(pi, pi_E). With eps the optimum is D = ((1 - eps) pi_E + eps
-    pi) / (pi_E + pi), so that no logit is beyond log((1 - eps) / eps).
+    With eps it is least at
 
-    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only: Salimans
-    et al. 2016, arXiv:1606.03498.
+        D = ((1 - eps) pi_E + eps pi) / (pi_E + pi)
+
+    so that no logit is beyond log((1 - eps) / eps).
+
+    Goodfellow et al. 2014, arXiv:1406.2661; smoothing, there of one side only:
+    Salimans et al. 2016, arXiv:1606.03498.
     """
     sign_N, weight_N = signs(logit_N, batch)
     right_N = softplus(-sign_N * logit_N)

@@ -24,8 +24,8 @@ In the loss:
 
 "In the loss" is a gradient per state with the states held fixed, right on-policy and, thanks to the
 ratio, off-policy; only k1 in the reward also accounts for the states that a token leads to.
-Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477; Liu
-et al. 2025, arXiv:2510.01555.
+Schulman 2020, "Approximating KL divergence"; Tang and Munos 2025, arXiv:2506.09477;
+Liu et al. 2025, arXiv:2510.01555.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def kl_loss(logp_NT: Tensor, batch: Batch, *, kl_estimator: str = "k3") -> Tenso
 
         ratio = pi / pi_old,    d = log pi - log ref
 
-    sg stops the gradient. Multiply the term by beta. At ratio = 1 the values are those of `k2` and
-    `k3`. Both have the same gradient in every sample, on-policy and off-policy; they differ in the
-    value shown:
+    sg stops the gradient. Multiply the term by beta. Both have the same gradient in every sample,
+    on-policy and off-policy,
 
         ratio d grad log pi
 
-    k3 is computed as ref / pi_old + ratio (d - 1), which is the same and does not overflow where pi
-    has fallen far below ref. `exact` needs the whole vocabulary: see `exact_kl`.
+    and differ in the value shown; at ratio = 1 these are the values of `k2` and `k3`. k3 is
+    computed as ref / pi_old + ratio (d - 1), which is the same and does not overflow where pi has
+    fallen far below ref. `exact` needs the whole vocabulary: see `exact_kl`.
     """
     check_kl("loss", kl_estimator)
     if kl_estimator == "exact":

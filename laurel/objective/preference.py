@@ -244,8 +244,8 @@ def chosen_nll(logp_NT: Tensor, batch: Batch, *, rpo_alpha: float = 0.0) -> Tens
 
         -rpo_alpha lp_w / |w|
 
-    With it the chosen answer cannot fall far. lp_w / |w| = -1, rpo_alpha = .5: .5. Pang
-    et al. 2024, arXiv:2404.19733.
+    With it the chosen answer cannot fall far. lp_w / |w| = -1, rpo_alpha = .5: .5.
+    Pang et al. 2024, arXiv:2404.19733.
     """
     same_shape(logp_NT, batch.loss_mask_NT)
     return -rpo_alpha * by_group(

@@ -79,8 +79,8 @@ def bradley_terry(
 
         sigmoid(h) = (1 - eps) p + eps (1 - p)
 
-    Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring: Eisenstein
-    et al. 2023, arXiv:2312.09244.
+    Bradley and Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288; centring:
+    Eisenstein et al. 2023, arXiv:2312.09244.
     """
     r_N, w_P = last_score(score_NT, batch), reliability(batch).to(score_NT.dtype)
     sign_N = torch.where(compared(batch), grade(batch), 0.0).sign().to(score_NT.dtype)

@@ -38,8 +38,8 @@ def gae(
 
     With lam = 1 the returns are (1, 1, 1): they do not depend on V. V = 0, lam = 1: `return_to_go`.
     With the exact V of the policy, E[A_t grad log pi] is the gradient of E[R] for every lam; with a
-    wrong V only for lam = 1. A row with a NaN reward (no reward could judge it) gets 0. Schulman
-    et al. 2016, arXiv:1506.02438.
+    wrong V only for lam = 1. A row with a NaN reward (no reward could judge it) gets 0.
+    Schulman et al. 2016, arXiv:1506.02438.
     """
     shapes = reward_NT.shape, value_NT.shape, mask_NT.shape
     assert len(set(shapes)) == 1, shapes

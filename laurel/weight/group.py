@@ -129,8 +129,8 @@ def selected(
     - above: r >= bar. [1, 0, 0, 1]: [1, 0, 0, 1].
     - over_mean: r above the group's mean, none where all are equal. [1, 0, 0, 1]: [1, 0, 0, 1].
 
-    With 0/1 rewards and `above` the expected update is ascent on log p as G grows. RAFT, Dong
-    et al. 2023, arXiv:2304.06767.
+    With 0/1 rewards and `above` the expected update is ascent on log p as G grows. RAFT,
+    Dong et al. 2023, arXiv:2304.06767.
     """
     check(reward_PG)
     if keep == "above":
