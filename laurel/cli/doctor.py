@@ -21,7 +21,6 @@ from laurel.cli.train import check_algorithm
 from laurel.core import machine
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
-from laurel.core.tensors import forked_rng
 
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
@@ -439,6 +438,8 @@ def check_training() -> list[Check]:
     """A tiny model on the device: finite gradients, and the loss falls after one step."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from laurel.core.tensors import forked_rng
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with forked_rng():

@@ -1,22 +1,29 @@
-"""Autograd functions and activation checkpointing with types, which torch's own lack."""
+"""Autograd functions, checkpointing and methods of tensors with types, which torch's own lack."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import function as autograd_function
 from torch.utils import checkpoint
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+unflatten: Callable[[Tensor, int, Sequence[int]], Tensor] = cast("Any", Tensor).unflatten
+"""(x, dim, sizes) -> x with one dimension as several of these sizes (-1: what is left)."""
+from_numpy: Callable[[np.ndarray], Tensor] = cast("Any", torch).from_numpy
+"""A numpy array as a tensor that shares its memory."""
 
-def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """The outputs of an autograd function's forward pass."""
+
+def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """An autograd function as a plain function: its arguments -> the outputs of its forward."""
     kind: Any = function
-    return kind.apply(*arguments)
+    return kind.apply
 
 
 def once_differentiable(backward: F) -> F:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laurel.core.json_values import is_object
 from laurel.core.sample import Completion, Draw, Finish
-from laurel.core.tensors import float_rows, from_numpy, int_rows, ints, split, unflatten
+from laurel.core.tensors import float_rows, int_rows, ints
+from laurel.fast.autograd import from_numpy, unflatten
 from laurel.fast.kernels import call, library
 from laurel.fast.logprob import wide
 from laurel.fast.lora import lora_terms, merge_into, plain_lora
@@ -314,7 +314,7 @@ class Compact:
             self.copies[name] = torch.empty(
                 sum(heights), bases[0].in_features, dtype=self.policy.dtype
             )
-        rows = split(self.copies[name], heights)
+        rows = self.copies[name].split_with_sizes(heights)
         for into, linear, base in zip(rows, linears, bases, strict=True):
             if linear is base:
                 into.copy_(base.weight.detach())
@@ -594,7 +594,7 @@ def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
     """
     rope = body.rotary_emb
     types: Any = rope.rope_type
-    if not is_object(types):
+    if not hasattr(types, "items"):
         return {"": (rope.inv_freq, rope.attention_scaling, rope.rope_type)}
     found = dict[str, tuple[Tensor, float, str]]()
     for kind, name in types.items():

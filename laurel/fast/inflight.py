@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Completion, Finish
-from laurel.core.tensors import bools, float_rows, from_numpy, int_rows, ints
+from laurel.core.tensors import bools, float_rows, int_rows, ints
+from laurel.fast.autograd import from_numpy
 from laurel.fast.decode import chunks, holding, uniforms
 from laurel.fast.protocol import LanguageModel
 from laurel.fast.room import device_memory

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from laurel.fast.autograd import apply, recomputed
+from laurel.fast.autograd import applied, recomputed
 from laurel.fast.kernels import call, library
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
@@ -268,6 +268,9 @@ class FusedLogprobs(torch.autograd.Function):
         return grad_MD, grad_VD.to(weight_VD.dtype), *(None,) * 6
 
 
+apply_fused_logprobs = applied(FusedLogprobs)
+
+
 def logit_gradients(
     cooled_MD: Tensor,
     weight_VD: Tensor,
@@ -325,6 +328,9 @@ class FrozenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slope_MD,) = ctx.saved_tensors
         return gradients[0][:, None].to(slope_MD.dtype) * slope_MD, *(None,) * 6
+
+
+apply_frozen_logprobs = applied(FrozenLogprobs)
 
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
@@ -438,11 +444,11 @@ def linear_logprobs(
     arguments = (hidden_MD, weight_VD, ids_M, temperature_M, entropy, dtype, chunk or tile)
     learns = torch.is_grad_enabled() and weight_VD.requires_grad
     if torch.is_grad_enabled() and hidden_MD.requires_grad and not learns:
-        logp_M, entropy_M = apply(FrozenLogprobs, *arguments)
+        logp_M, entropy_M = apply_frozen_logprobs(*arguments)
     else:
         # who wants few logits at once wants them computed again, too
         keep = room // dtype.itemsize if learns and not chunk else 0
-        logp_M, entropy_M = apply(FusedLogprobs, *arguments, keep)
+        logp_M, entropy_M = apply_fused_logprobs(*arguments, keep)
     return TokenStats(logp_M[:count], entropy_M[:count] if entropy else None)
 
 

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laurel.core.tensors import group_numbers, run_lengths, unflatten
-from laurel.fast.autograd import apply, once_differentiable, recomputed
+from laurel.fast.autograd import applied, once_differentiable, recomputed, unflatten
 from laurel.fast.kernels import call, library, on_cpu
 from laurel.fast.logprob import EVEN
 
@@ -64,6 +63,9 @@ class Normed(torch.autograd.Function):
         return dx, parts.sum(0), None, None
 
 
+apply_normed = applied(Normed)
+
+
 class Gated(torch.autograd.Function):
     """silu(gate) * up, [M, F]; recomputed from both in the backward pass."""
 
@@ -84,6 +86,9 @@ class Gated(torch.autograd.Function):
         return into
 
 
+apply_gated = applied(Gated)
+
+
 class Rotated(torch.autograd.Function):
     """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D].
 
@@ -100,6 +105,9 @@ class Rotated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return rotate(gradients[0], cos, sin, -1.0), None, None
+
+
+apply_rotated = applied(Rotated)
 
 
 class Attended(torch.autograd.Function):
@@ -153,6 +161,9 @@ class Attended(torch.autograd.Function):
         return *into, None, None, None, None
 
 
+apply_attended = applied(Attended)
+
+
 def attends(q: Tensor, cap: float | None, dropout: float) -> bool:
     """Does `Attended` compute this attention?"""
     return (
@@ -186,8 +197,8 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     narrow = torch.is_autocast_enabled("cpu") and not wide
     dtype = torch.get_autocast_dtype("cpu") if narrow else torch.float32
     if kind in NORMS:
-        return apply(Normed, x, module.weight, module.variance_epsilon, dtype)
-    return apply(Normed, x, 1.0 + module.weight, module.eps, dtype)
+        return apply_normed(x, module.weight, module.variance_epsilon, dtype)
+    return apply_normed(x, 1.0 + module.weight, module.eps, dtype)
 
 
 def mlp(module: Any, x: Tensor) -> Tensor:
@@ -195,7 +206,7 @@ def mlp(module: Any, x: Tensor) -> Tensor:
     activation = getattr(module, "act_fn", None)
     silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
     if silu and simple(module, x) and simple(module.act_fn, x):
-        return module.down_proj(apply(Gated, module.gate_proj(x), module.up_proj(x)))
+        return module.down_proj(apply_gated(module.gate_proj(x), module.up_proj(x)))
     return module(x)
 
 
@@ -301,7 +312,7 @@ class Layout:
         window = window_of(own)
         if attends(q, cap, dropout):
             sizes = self.jobs, self.groups, window or 0, float(own.scaling)
-            out: Tensor = apply(Attended, q, k, v, *sizes)
+            out: Tensor = apply_attended(q, k, v, *sizes)
             return out.flatten(1)
         outputs = list[Tensor]()
         for one in self.calls:
@@ -519,7 +530,8 @@ def shared_jobs(
     jobs = torch.stack([torch.cat(both) for both in zip(prompts, answers, strict=True)], 1)
     # by leader; a stable sort keeps a prompt's own job before those of its rows
     leader = torch.cat([lead_P, lead_N])
-    sizes = run_lengths(leader.sort().values)
+    sorted_leader: Any = leader.sort().values
+    sizes: Tensor = sorted_leader.unique_consecutive(return_counts=True)[1]
     jobs = jobs[leader.argsort(stable=True)].contiguous()
     # where each group begins, and behind the last one its end
     return jobs, F.pad(sizes.cumsum(0), (1, 0))
@@ -533,7 +545,7 @@ def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
     count, width = ids_NL.shape
     every_N = torch.arange(count, device=ids_NL.device)
     # groups numbered from 0, and the least row of each
-    which_N = group_numbers(group_N)
+    which_N: Tensor = cast("Any", group_N).unique(return_inverse=True)[1]
     least_N = torch.full_like(every_N, count).scatter_reduce(0, which_N, every_N, "amin")
     first_N = least_N[which_N]
     behind_NL = torch.arange(width, device=ids_NL.device) >= start_N[:, None]
@@ -679,8 +691,8 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     width = 2 * cos.shape[-1]
     if width == x.shape[-1]:
-        return apply(Rotated, x, cos, sin)
-    turned: Tensor = apply(Rotated, x[..., :width].contiguous(), cos, sin)
+        return apply_rotated(x, cos, sin)
+    turned: Tensor = apply_rotated(x[..., :width].contiguous(), cos, sin)
     return torch.cat([turned, x[..., width:]], -1)
 
 

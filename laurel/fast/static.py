@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from laurel.core.tensors import ints, unflatten
+from laurel.core.tensors import ints
+from laurel.fast.autograd import unflatten
 from laurel.fast.decode import (
     PROBE_STARTS,
     STATIC_ROPES,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laurel.core.tensors import split
 from laurel.fast.decode import bias_of
 from laurel.fast.lora import merged_weight
 from laurel.fast.packed import GEMMA_NORMS, NORMS
@@ -223,7 +222,7 @@ class Twin:
         if found is None or (found.shape, found.dtype, found.device) != (shape, dtype, device):
             found = torch.empty(shape, dtype=dtype, device=device)
             self.copies[name] = found
-        for part, into in zip(parts, split(found, heights), strict=True):
+        for part, into in zip(parts, found.split_with_sizes(heights), strict=True):
             into.copy_(part)
         return self.in_place(found)
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.core.json_values import is_object
 from laurel.core.machine import default_threads
 from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import (
@@ -570,7 +569,8 @@ def positions_of(config: Any) -> int | None:
     # one kind for all layers, or several by the kind of layer
     kinds = [rotary, *rotary.values()] if rotary else []
     for kind in kinds:
-        if not is_object(kind):
+        # other entries are numbers and names
+        if not hasattr(kind, "get"):
             continue
         factor = kind.get("factor")
         name = kind.get("rope_type") or kind.get("type")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laurel.core.tensors import from_numpy, ints
+from laurel.core.tensors import ints
+from laurel.fast.autograd import from_numpy
 from laurel.model.written import AT_ONCE, NAMES
 
 KINDS = {name: dtype for dtype, name in NAMES.items()}

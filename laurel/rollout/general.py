@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Completion, Finish
-from laurel.core.tensors import float_rows, from_numpy, int_rows, ints
+from laurel.core.tensors import float_rows, int_rows, ints
+from laurel.fast.autograd import from_numpy
 from laurel.fast.decode import chunks, draw, holding, uniforms
 from laurel.fast.logprob import wide
 from laurel.model.policy import Policy
