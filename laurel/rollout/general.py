@@ -28,8 +28,9 @@ def sample_general(
     stop: tuple[str, ...],
     rows_at_once: int,
 ) -> list[Completion]:
-    """`sample` for any causal LM of transformers, in evaluation mode; without a usable cache it
-    reads the whole row again at each token.
+    """`sample` for any causal LM of transformers, in evaluation mode.
+
+    Without a usable cache it reads the whole row again at each token.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done: dict[int, list[Completion]] = {}
@@ -78,8 +79,9 @@ class _Rows:
             self.cache.batch_repeat_interleave(each)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits [rows, V] after the last token, extending the cache where the model has one that
-        rows can leave.
+        """Logits [rows, V] after the last token.
+
+        The cache is extended where the model has one that rows can leave.
         """
         mask = self.mask if bool((self.mask == 0).any()) else None
         keywords = {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
@@ -153,8 +155,9 @@ class _Rows:
         return self.alive[holding(stop, self.policy.tokenizer, ids)]
 
     def leave(self, ids: Tensor) -> Tensor:
-        """Take closed rows out once they are an eighth of the batch (leaving copies the cache); the
-        ids of those that stay.
+        """Take closed rows out of the batch; returns the ids of those that stay.
+
+        They leave once they are an eighth of the batch, because leaving copies the cache.
         """
         keep = self.open_N[self.alive]
         if int(keep.sum()) > 0.875 * len(keep):
@@ -180,8 +183,9 @@ def left_padded(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
 
 
 def can_lose_rows(cache: Any) -> bool:
-    """Dynamic key-value layers can repeat and drop rows; for recurrent and static states every
-    token reads the row again.
+    """Can rows of this cache be repeated and dropped?
+
+    Dynamic key-value layers can; with recurrent and static states every token reads the row again.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
