@@ -81,9 +81,8 @@ def rankings(
 ) -> list[Group]:
     """One group per row, a pair or K responses, with rewards that order the answers.
 
-    A pair has w and -w; K responses -w for the best rank, -2 w for the next, and so on.
-
-    w is the row's `weight`, the annotator's reliability (1).
+    A pair has w and -w; K responses -w for the best rank, -2 w for the next, and so on. w is the
+    row's `weight`, the annotator's reliability (1).
     """
     groups = list[Group]()
     for row in rows:
@@ -135,12 +134,11 @@ def labelled(
 ) -> list[Group]:
     """One group per row: its answer with reward w (good) or -w (bad), and another row's with 0.
 
-    The second is another row's answer to this row's prompt.
+    w is the row's `weight` (1). The second sample is another row's answer to this row's prompt: it
+    measures how far the policy is from the reference where nobody judged, KTO's reference point.
 
-    w is the row's `weight` (1). The second says how far the policy is from the reference where
-    nobody judged: KTO's reference point.
-    others: whose answers they are, one per row (see `partners`); None: each is the next row's; ():
-    nobody's, the group is the row alone.
+    others: the rows whose answers they are, one per row (see `partners`); None: each is the next
+    row's; (): nobody's, the group is the row alone.
     """
     if others is None:
         others = partners(rows, rows)
@@ -201,7 +199,7 @@ def logged(
 ) -> list[Group]:
     """One group per row: its answer as a sample with the reward that was logged.
 
-    Of an answer cut at max_length it is the return there.
+    For an answer cut at max_length, the logged reward is the return at the cut.
     """
     groups = list[Group]()
     for row in rows:

@@ -205,11 +205,11 @@ def play(
     max_completion_length counts all tokens behind the prompt, the world's too. `finish` is that of
     the last turn, and `length` where the reply to it would leave no room for another. A
     conversational prompt is continued through the chat template; after a plain-text prompt, turns
-    and replies follow each other as text (use `stop` to end a turn). A group in which an
-    environment failed is played once more, all of it (the same seeds, new environments). If one
-    fails again,
-    the group has failed: its samples end as `error`, and their result is `Failed` with what was
-    raised.
+    and replies follow each other as text (use `stop` to end a turn).
+
+    A group in which an environment failed is played once more, all of it (the same seeds, new
+    environments). If one fails again, the group has failed: its samples end as `error`, and their
+    result is `Failed` with what was raised.
     """
     groups, broken = once(generator, rows, draw, make_env, max_turns)
     if not broken:
@@ -221,7 +221,7 @@ def play(
 
 
 def failed(group: Group, reason: str) -> Group:
-    """The group of which nothing can be messages, because its environment failed."""
+    """The group with samples that end as `error`, because its environment failed."""
     samples = tuple(replace(sample, finish="error") for sample in group.samples)
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
 
@@ -233,7 +233,7 @@ def once(
     make_env: Callable[[], Env],
     max_turns: int,
 ) -> tuple[list[Group], dict[int, str]]:
-    """Every row played once; and how the first failure of a failed environment read, by row."""
+    """Every row played once; and the message of the first failed environment of a row, by row."""
     count, tokenizer = draw.num_generations, generator.tokenizer
     episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
     for turn in range(max_turns):
@@ -263,7 +263,7 @@ def take_turn(
 ) -> None:
     """One turn of the policy in every open episode, each with its seed, and the worlds' replies.
 
-    share: so many episodes in a row have one prompt. last: no turn comes after it.
+    share: how many consecutive episodes have one prompt. last: no turn comes after it.
     """
     limit, tokenizer = draw.max_completion_length, generator.tokenizer
     prompts = [(*e.prompt_ids, *e.ids) for e, _ in live[::share]]

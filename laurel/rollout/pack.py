@@ -13,12 +13,11 @@ from laurel.weight.token import place_reward
 
 
 def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
-    """Groups -> Batch of N rows, group after group, padded on the right. Weights and log ref are
-    zero yet.
+    """Groups -> Batch of N rows, group after group, padded on the right.
 
-    Rows that no reward could judge (reward None), and with `mask_truncated` rows cut off at the
-    length limit, keep their place but lose their loss mask: they are neither trained on nor
-    counted. The policy drew them all the same (`sampled_NT`).
+    Weights and log ref are still zero. Rows that no reward could judge (reward None), and with
+    `mask_truncated` rows cut off at the length limit, keep their place but lose their loss mask:
+    they are neither trained on nor counted. The policy drew them all the same (`sampled_NT`).
     """
     samples = [sample for group in groups for sample in group.samples]
     tokens = token_columns(samples)
@@ -115,8 +114,9 @@ def comparisons(groups: Sequence[Group]) -> Comparisons:
 
 
 def sampled_comparisons(grade_PG: Tensor) -> Comparisons:
-    """Comparisons of samples with these grades, in float32: [P, G]. A group whose grades are all 0
-    compares nothing.
+    """Comparisons of samples with these grades, in float32: [P, G].
+
+    A group whose grades are all 0 compares nothing.
     """
     some_P1 = (grade_PG != 0).any(1, keepdim=True)
     compared_PG = some_P1.expand_as(grade_PG)
@@ -150,8 +150,9 @@ def sample_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Ten
 
 
 def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tensor:
-    """R at the last token of the completion, minus kl_coef * k1_t at every trained one: [N, T]
-    float64.
+    """The reward of every token, R less the KL penalty: [N, T] float64.
+
+    R counts at the last token of the completion, -kl_coef * k1_t at every trained one.
     """
     T = batch.loss_mask_NT.shape[1]
     reward_NT = place_reward(reward_PG.reshape(-1), batch.length_N, T)
@@ -159,8 +160,9 @@ def token_rewards(batch: Batch, reward_PG: Tensor, kl_coef: float = 0.0) -> Tens
 
 
 def k1_of(batch: Batch, mask_NT: Tensor | None = None) -> Tensor:
-    """k1_t = log pi_old - log ref on trained tokens (or those of a mask), 0 elsewhere: [N, T]
-    float64.
+    """k1_t on trained tokens (or those of a mask), 0 elsewhere: [N, T] float64.
+
+    k1_t = log pi_old - log ref
     """
     if mask_NT is None:
         mask_NT = batch.loss_mask_NT

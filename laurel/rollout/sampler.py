@@ -1,5 +1,6 @@
-"""The sampler of this process: a decoder that knows the model where there is one, else the general
-sampler.
+"""The sampler of this process.
+
+It is a decoder that knows the model where there is one, else the general sampler.
 """
 
 from __future__ import annotations
@@ -85,12 +86,11 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]:
-        """len(draw.seeds) / len(prompts) completions of each prompt, in order: completion i belongs
-        to prompt i // G.
+        """G = len(draw.seeds) / len(prompts) completions of each prompt, in order.
 
-        A completion ends at an end-of-sequence id (which it keeps), when its text holds a `stop`
-        string (which it keeps), or at its length limit (never more than the model has positions
-        left).
+        Completion i belongs to prompt i // G. It ends at an end-of-sequence id (which it keeps),
+        when its text holds a `stop` string (which it keeps), or at its length limit (never more
+        than the model has positions left).
         """
         each, rest = divmod(len(draw.seeds), max(len(prompts), 1))
         assert rest == 0, f"{len(draw.seeds)} seeds for {len(prompts)} prompts"
@@ -167,8 +167,9 @@ def check_prompts(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> None:
 def within_positions(
     positions: int | None, prompts: Sequence[tuple[int, ...]], each: int, limits: list[int]
 ) -> list[int]:
-    """The limits, cut to the positions that a model has left behind each prompt. A prompt that
-    leaves none is a UsageError.
+    """The limits, cut to the positions that a model has left behind each prompt.
+
+    A prompt that leaves none is a UsageError.
     """
     longest = max(map(len, prompts), default=0)
     if positions is None or longest + max(limits, default=0) <= positions:
@@ -187,7 +188,7 @@ def within_positions(
 def rollout(generator: Generator, rows: Sequence[Row], draw: Draw) -> list[Group]:
     """One group per row: `num_generations` completions of its prompt.
 
-    With ids, log-probabilities, finish and text.
+    Each sample has ids, log-probabilities, finish and text.
     """
     prompts = [
         encode_prompt(generator.tokenizer, row.columns["prompt"], tools=row.columns.get("tools"))

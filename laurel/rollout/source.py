@@ -20,13 +20,15 @@ class Source:
 
     needs: what its rows must hold, a key of `laurel.data.formats.USES`. options: what every
     algorithm with this source understands, with defaults.
+
     read: rows of data -> groups, of a source whose samples are the data itself (supervised);
     answers: how many answers such a row usually has; partners: each row is read with the answer of
     another row. sampled: x ~ the policy, scored by rewards, with a gradient; population: x ~
     perturbed copies of the policy, scored by rewards, without one.
+
     judge: scores sampled groups in place of the configuration's rewards. revise: changes scored
-    groups before they are packed. off_policy: then they are no longer what the policy drew.
-    verifiable: answers of rows that name a task are checked by its verifier in evaluations.
+    groups before they are packed; off_policy: the revised groups are no longer what the policy
+    drew. verifiable: answers of rows that name a task are checked by its verifier in evaluations.
     """
 
     name: str

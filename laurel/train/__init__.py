@@ -1,5 +1,6 @@
-"""The table of algorithms, the loop, the optimiser, checkpoints. The room can be called:
-`laurel.train("grpo", ...)`.
+"""The table of algorithms, the loop, the optimiser, checkpoints.
+
+The package can be called: `laurel.train("grpo", ...)`.
 """
 
 import sys

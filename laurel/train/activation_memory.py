@@ -1,6 +1,6 @@
 """Bytes that a forward pass keeps for the backward pass.
 
-Found by going through it with tensors that have shapes and no numbers.
+They are found by a pass over tensors that have shapes and no numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def activations(
 ) -> int:
     """Bytes that training keeps of a body's pass over a micro-batch.
 
-    By shapes; measured on two rows where a family of models does not allow that.
+    They follow from shapes; where a family of models does not allow that, they are measured on two
+    rows.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     loud, logger.disabled = logger.disabled, True
@@ -57,12 +58,11 @@ def activations(
 def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
     """The part of `activations` that does not depend on tokens.
 
-    Copies of weights that autocast makes for products, which wait for their gradients.
+    These are copies of weights that autocast makes for products, which wait for their gradients.
     """
     one, two, three = (activations(body, one_row(count), autocast, weights) for count in SHORT)
-    return max(
-        0, 3 * one - 3 * two + three
-    )  # what n tokens keep is a + b n + c n^2, with masks of n by n: this is a
+    # what n tokens keep is a + b n + c n^2, with masks of n by n: this is a
+    return max(0, 3 * one - 3 * two + three)
 
 
 def one_row(count: int) -> Batch:
@@ -96,11 +96,9 @@ def imagined(
 ) -> int:
     """Bytes that one forward pass of a body over a batch keeps, by shapes alone.
 
-    Weights are left out, copies of weights in another precision counted.
-
-    The weights may be real, or imagined themselves: nothing is computed, and nothing is written to.
-    Of layers whose activations are computed twice, their inputs are kept, and the activations of
-    one of them.
+    Weights are left out, copies of weights in another precision counted. The weights may be real,
+    or imagined themselves: nothing is computed, and nothing is written to. Of layers whose
+    activations are computed twice, their inputs are kept, and the activations of one of them.
     """
     every: Sequence[Any] = weights
     mode = next((w.fake_mode for w in every if hasattr(w, "fake_mode")), None) or FakeTensorMode(
@@ -114,9 +112,8 @@ def imagined(
         if packs(body)
         else None
     )
-    shapes = [
-        w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights
-    ]  # what the pass will have in their place
+    # what the pass will have in the weights' place
+    shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]
     try:
         with torch.enable_grad(), mode, autocast(), kernels.skipped():
             whole = kept_by(
@@ -148,7 +145,7 @@ def body_width(body: Any) -> int:
 def computed(batch: Batch, *, packed: bool) -> int:
     """Tokens that a pass over a batch computes.
 
-    Shared prompts once and no padding where it is packed, else all of the rectangle.
+    A packed batch computes shared prompts once and no padding, another the whole rectangle.
     """
     if not packed:
         return batch.ids_NL.numel()

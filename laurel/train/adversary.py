@@ -49,8 +49,9 @@ def discriminator_scores(session: Session, groups: list[Group]) -> list[Group]:
 def with_demonstrations(
     session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
 ) -> list[Group]:
-    """Each group with its row's demonstration as one more sample. `demonstrations/clipped_ratio`:
-    how many were cut at the limit.
+    """Each group with its row's demonstration as one more sample.
+
+    `demonstrations/clipped_ratio`: the share of them that was cut at the limit.
     """
     shown = [demonstration(session, group) for group in groups]
     sums.add(
@@ -64,10 +65,9 @@ def with_demonstrations(
 def demonstration(session: Session, group: Group) -> Sample:
     """The row's completion as the sampler would have left it.
 
-    Behind the same prompt ids, ended by the same strings and the same limit.
-
-    Whatever else set it apart (an end token that samples cannot reach, say) the discriminator would
-    find before it finds anything of use.
+    It follows the same prompt ids, and ends by the same strings and the same limit. Whatever else
+    set it apart (an end token that samples cannot reach, say) the discriminator would find before
+    it finds anything of use.
     """
     like, tokenizer = group.samples[0], session.policy.tokenizer
     shown = as_sample(
@@ -98,7 +98,7 @@ def ending(
 ) -> tuple[int, Finish]:
     """Where the sampler would have ended these ids, and why.
 
-    Behind a stop string, at the limit, else at their end token.
+    It ends after a stop string, at the limit, else at their end token.
     """
     for end in range(1, min(len(ids), limit) + 1) if stop else ():
         text = tokenizer.decode(list(ids[:end]))
@@ -110,7 +110,7 @@ def ending(
 def appended(group: Group, shown: Sample) -> Group:
     """The scored group with its demonstration, which has no reward.
 
-    So the policy is not trained on it, and no sample is compared with it.
+    Without a reward the policy is not trained on it, and no sample is compared with it.
     """
     results = {
         name: (*column, Abstain("a demonstration")) for name, column in group.results.items()

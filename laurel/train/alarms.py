@@ -26,9 +26,8 @@ def collapse_alarms(session: Session, means: Mapping[str, float]) -> list[str]:
 def return_to_checkpoint(session: Session, state: State) -> str:
     """Load weights, optimiser and state of the newest checkpoint; returns a line for the user.
 
-    It was written before the alarm.
-
-    The run ends there: going on from it would draw the same samples and collapse again.
+    The checkpoint was written before the alarm. The run ends there: going on from it would draw the
+    same samples and collapse again.
     """
     checkpoint, _ = newest_checkpoint(session.run.checkpoints)
     step = state.step

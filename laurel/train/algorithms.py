@@ -1,6 +1,6 @@
 """The table: every algorithm is one row of choices for the same four stages.
 
-The only place that knows what an algorithm's name means.
+It is the only place that knows what an algorithm's name means.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The auxiliary models that are trained together with a policy, each made from the configuration
-and the policy.
+"""The auxiliary models that are trained together with a policy.
+
+Each is made from the configuration and the policy.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from laurel.reward.learned import PREFIX, parse
 
 
 def load_critic(config: TrainConfig, policy: Policy) -> Critic:
-    """The critic: its own body or the policy's, from a trained reward model or with a head that
-    says 0.
+    """The critic: its own body or the policy's, under a head of its own.
+
+    It comes from a trained reward model, or has a head whose values are 0 at first.
     """
     make = own_critic if config.critic == "own" else shared_critic
     folder = critic_folder(config)
@@ -28,10 +30,10 @@ def load_critic(config: TrainConfig, policy: Policy) -> Critic:
 
 
 def critic_folder(config: TrainConfig) -> str:
-    """The reward model that `critic_model` means: a folder, the first `model:` reward of the run,
-    or none ("") to start from the policy.
+    """The reward model that `critic_model` means, or "" to start from the policy.
 
-    auto: the run's learned reward if it has one, else the policy.
+    It is a folder, or the first `model:` reward of the run. auto: the run's learned reward if it
+    has one, else the policy.
     """
     learned = [name for name in config.rewards or () if str(name).startswith(PREFIX)]
     if config.critic_model == "policy" or (config.critic_model == "auto" and not learned):

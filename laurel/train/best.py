@@ -1,6 +1,6 @@
 """The best checkpoint by a metric of the evaluations; and patience.
 
-When the metric has stopped getting better, the run ends.
+With patience, the run ends when the metric has stopped getting better.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ OPTIONS = ("greater_is_better", "load_best_model_at_end", "early_stopping_patien
 
 def metric_of(config: TrainConfig) -> str:
     """The metric by which a checkpoint is best, as it is logged; "" where none is asked for.
+
     `eval_x` and `x` mean `eval/x`.
     """
     name = config.metric_for_best_model or ""
@@ -47,7 +48,8 @@ def metric_of(config: TrainConfig) -> str:
 def greater(config: TrainConfig) -> bool:
     """Is more of that metric better?
 
-    As said, else by the last word of its name; UsageError where it tells nothing.
+    `greater_is_better` decides, else the last word of the metric's name; UsageError where neither
+    does.
     """
     if config.greater_is_better is not None:
         return config.greater_is_better
@@ -61,7 +63,7 @@ def greater(config: TrainConfig) -> bool:
 def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = False) -> None:
     """UsageError for options of the best checkpoint that contradict each other, or cannot be met.
 
-    Before any weight is loaded. own: the user measures metrics of their own, too.
+    It is raised before any weight is loaded. own: the user measures metrics of their own, too.
     """
     if not config.metric_for_best_model:
         used = [
@@ -131,7 +133,7 @@ def check_measured(config: TrainConfig, names: Collection[str]) -> None:
 def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
     """Is this evaluation the best so far?
 
-    The state then says so; else it counts one more without improvement.
+    If so the state records it; else it counts one more evaluation without improvement.
     """
     name = metric_of(session.config)
     if not name:
@@ -163,10 +165,7 @@ def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
 
 
 def ends(session: Session, state: State) -> list[str]:
-    """Lines at the end of a run: why it ended early, and which checkpoint is best.
-
-    See `keep_best`.
-    """
+    """Lines at the end of a run: why it ended early, and which checkpoint is best (`keep_best`)."""
     early = [no_better(session.config, state)] if exhausted(session.config, state) else []
     kept = keep_best(session, state)
     return [*early, kept] if kept else early

@@ -28,8 +28,9 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
-    """The parameters of an objective before `batch`: the fields of a model's `Outputs` that it is a
-    function of, such as logp_NT.
+    """The parameters of an objective before `batch`.
+
+    They are the fields of a model's `Outputs` that it is a function of, such as logp_NT.
     """
     names = list(inspect.signature(objective).parameters)
     return tuple(names[: names.index("batch")]) if "batch" in names else ()
@@ -38,7 +39,7 @@ def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
 def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
     """`function` with its options taken by name from the configuration.
 
-    Those in `supplied` go before, where it takes them.
+    Options in `supplied` win over the configuration, where the function takes them.
     """
     takes = inspect.signature(function).parameters
     options = {option: getattr(config, option) for option in parameters(function)}

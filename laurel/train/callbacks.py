@@ -66,9 +66,8 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 def call_method(session: Session, method: str, step: int, what: Mapping[str, float] | Path) -> str:
     """Call a method of every callback, in the first process.
 
-    Returns the name of the first that asks for the end of the run, or "".
-
-    A callback asks by returning True or "stop". CallbackFailed, in all processes, where one raises.
+    Returns the name of the first that asks for the end of the run, or "". A callback asks by
+    returning True or "stop". CallbackFailed, in all processes, where one raises.
     """
     asked, broken, cause = "", "", None
     for one in session.observers.callbacks if parallel.rank() == 0 else ():
@@ -126,7 +125,7 @@ def wants_end(answer: Any) -> bool | None:
 def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums: Sums) -> None:
     """Add the metrics of compute_metrics over the evaluated groups of all processes.
 
-    Each under `eval/`.
+    Each is logged as eval/NAME.
     """
     function = session.observers.compute_metrics
     if function is None:
@@ -151,7 +150,7 @@ def add_user_metrics(session: Session, groups: Sequence[Group], step: int, sums:
 def checked_metrics(returned: Any, taken: set[str]) -> dict[str, float]:
     """What the function returned as {eval/name: number}.
 
-    Anything else is a ValueError or TypeError in words.
+    Anything else is a ValueError or TypeError that says what is wrong.
     """
     if not isinstance(returned, Mapping):
         raise TypeError(f"it returned {type(returned).__name__}, not a mapping of name: number")

@@ -60,9 +60,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N` of the run with that id.
 
-    Files, then the manifest of their hashes, then one rename.
-
-    Older ones are dropped after it, but for the best one.
+    The files are written first, then the manifest of their hashes; one rename makes it a
+    checkpoint. Older checkpoints are removed afterwards, except the best one.
     """
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -90,7 +89,7 @@ def save_checkpoint(
 def complete_first(folder: Path) -> list[Path]:
     """The finished checkpoints, newest first.
 
-    Finished: the rename happened; whether they are sound, `is_sound` tells.
+    Finished means that the rename happened; `is_sound` tells whether the files are intact.
     """
     return sorted(folder.glob("step-*"), key=lambda path: -int(path.name.removeprefix("step-")))
 
@@ -109,7 +108,7 @@ def is_sound(checkpoint: Path) -> bool:
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint, and the names of damaged ones passed over.
 
-    None where there is none.
+    The checkpoint is None where none is sound.
     """
     damaged = list[str]()
     for checkpoint in complete_first(folder):

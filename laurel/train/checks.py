@@ -28,9 +28,9 @@ may cost whatever a step costs.
 
 
 def before(session: Session, step: int, progress: Progress) -> None:
-    """Show what will be trained on; then check on a few prompts that the ratio is 1.
+    """Show what will be trained on, and check a few prompts before the first step.
 
-    And that the reference is the policy, before the first step.
+    The ratio must be 1, and the reference must be the policy.
     """
     for note in session.notes:
         progress.say(note)
@@ -67,8 +67,8 @@ def first_samples(session: Session) -> list[Group]:
 def check_start(session: Session, batch: Batch, step: int, progress: Progress) -> None:
     """LaurelError where the trainer's log-probabilities are not the sampler's.
 
-    Likewise where the reference's are not the policy's; a warning where clipping silences tokens by
-    rounding alone.
+    It is also raised where the reference's are not the policy's. A warning is shown where clipping
+    silences tokens by rounding alone.
     """
     batch = batch.to(session.policy.device)
     logp_NT = session.policy.logp(batch).logp
@@ -98,10 +98,8 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
 def tried(config: TrainConfig) -> tuple[int, int]:
     """Prompts, and samples of each, that the start is checked with.
 
-    8 and 4, or fewer, so that they cost little beside a step.
-
-    At most a tenth of a step's tokens, or TRIED tokens where that is more; at least one prompt with
-    two samples.
+    8 and 4, or fewer, so that they cost little compared to a step: at most a tenth of a step's
+    tokens, or TRIED tokens where that is more; at least one prompt with two samples.
     """
     longest = (config.max_completion_length or 1) * (config.max_turns or 1)
     step = (config.prompts_per_step or 1) * (config.num_generations or 1) * (config.population or 1)

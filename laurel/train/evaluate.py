@@ -43,10 +43,8 @@ def evaluate(session: Session, step: int) -> Sums:
 def check_names(session: Session) -> None:
     """Before the first step: is the metric among those that an evaluation gives?
 
-    A few rows of each set are asked.
-
-    Rewards that fail on these few are no reason to end here: the first evaluation tells of all
-    rows.
+    A few rows of each set are evaluated. Rewards that fail on these few are no reason to end here:
+    the first evaluation tells of all rows.
     """
     if not session.config.metric_for_best_model:
         return
@@ -110,9 +108,8 @@ def greedy_answers(session: Session, rows: Sequence[Row], step: int) -> list[Gro
 def scorer_verdict(session: Session) -> list[str]:
     """Lines on how good the trained scorer is on held-out rows.
 
-    Its card gets the mean and spread of its scores on them.
-
-    Of several evaluation sets each has its own lines; the card is of all.
+    Its card gets the mean and spread of its scores on them. Of several evaluation sets each has its
+    own lines; the card is of all.
     """
     known, source = session.rows[:2000], session.row.source
     found = judge(session.policy, session.eval_rows, source, known=known)

@@ -1,7 +1,6 @@
-"""Evolution strategies.
+"""Evolution strategies: a population of perturbed parameters answers the same prompts.
 
-A population of perturbed parameters answers the same prompts, and their rewards move the
-parameters.
+The members' rewards move the parameters.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from laurel.train.session import Session, State, learning_rate
 def evolve(
     session: Session, state: State, answer: Callable[[], list[Group]], sums: Sums
 ) -> list[tuple[int, float, list[Group]]]:
-    """One step without back-propagation.
+    """One step of evolution strategies, without back-propagation.
 
-    theta += learning_rate * search_gradient(weights of the members).
+        theta += learning_rate * search_gradient(weights of the members)
 
     `answer` asks the policy as it then stands: its groups, scored. Every member is asked for the
     same prompts with the same seeds. Members are divided over the processes, and every process adds
@@ -73,7 +72,7 @@ def weights_by_member(pairs: Sequence[int], weight_M: Tensor) -> dict[int, float
 def rewards_of_pairs(mine: dict[int, list[Group]], population: int) -> tuple[list[int], Tensor]:
     """The pairs of which both members were judged, over all processes, and their mean rewards.
 
-    Two rewards for each pair, float64.
+    There are two rewards for each pair, in float64.
     """
     found = {
         member: reward
@@ -115,11 +114,9 @@ def noise_of(
 def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
     """The standard normal noise of one parameter tensor for one pair of members.
 
-    Made anew from four numbers whenever it is needed.
-
-    Every tensor has a stream of its own: one stream for all would move tensors of equal shape
-    alike, and see only the sum of their gradients. It is made where the parameter is, so a CPU and
-    a GPU draw different noise.
+    It is made anew from four numbers whenever it is needed. Every tensor has a stream of its own:
+    one stream for all would move tensors of equal shape alike, and see only the sum of their
+    gradients. It is made where the parameter is, so a CPU and a GPU draw different noise.
     """
     generator = torch.Generator(like.device).manual_seed(
         sample_seed(seed, f"tensor {tensor}", pair, step) % 2**63
@@ -131,12 +128,11 @@ def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
 def perturbed(
     parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float
 ) -> Generator[None]:
-    """theta + sigma eps for an even member, theta - sigma eps for the odd one after it.
+    """Within it theta + sigma eps for an even member, theta - sigma eps for the odd one after it.
 
-    Afterwards theta, bit by bit.
-
-    Adding and taking away the same number does not give theta back in floating point, so a copy is
-    kept: once the memory of what is trained, in place of a gradient and of an optimiser's state.
+    Afterwards the parameters are theta again, bit by bit. Adding and taking away the same number
+    does not give theta back in floating point, so a copy is kept: once the memory of what is
+    trained, in place of a gradient and of an optimiser's state.
     """
     kept, sign = (
         [parameter.detach().clone() for parameter in parameters],

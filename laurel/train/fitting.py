@@ -72,7 +72,7 @@ class Tally:
 def bounded(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
     """The configuration with the limits that the models' positions allow.
 
-    max_length of rows; max_prompt_length before sampling.
+    Rows of data are limited by max_length, prompts to sample from by max_prompt_length.
     """
     positions = shorter(
         *(positions_of(model.config) for model in models if hasattr(model, "config"))
@@ -98,13 +98,11 @@ def bounded(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
 def fitting(
     policy: Any, rows: Sequence[Row], config: TrainConfig, source: Source, where: str = ""
 ) -> tuple[list[Row], list[str]]:
-    """Rows that can be trained on, and what was left out, cut or lost, and why.
+    """Rows that can be trained on, and notes on what was left out, cut or lost, and why.
 
-    Nothing left is an error, not a silent success.
-
-    Rows that the chat template refuses, or of which it leaves out what would be trained on, are an
-    error that names them. The configuration's limits are those that the model has positions for
-    (see `bounded`).
+    It is an error if nothing is left. Rows that the chat template refuses, or of which it leaves
+    out what would be trained on, are an error that names them. The configuration's limits are those
+    that the model has positions for (see `bounded`).
     """
     where = where or config.dataset
     tally, kept = Tally(len(rows)), list[Row]()
@@ -141,7 +139,7 @@ def fitting(
 def with_bar(rows: Sequence[Row]) -> Iterable[Row]:
     """The rows, with a bar on a terminal that goes when it is done.
 
-    Half a millisecond a row adds up.
+    Reading takes half a millisecond a row.
     """
     console = Console(stderr=True)
     shown = console.is_terminal and len(rows) >= MANY

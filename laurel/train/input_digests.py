@@ -1,6 +1,6 @@
 """Digests of what a run reads besides its options.
 
-So a resumed run notices edited data, rewards and models.
+By them a resumed run notices edited data, rewards and models.
 """
 
 from __future__ import annotations
@@ -21,20 +21,17 @@ from laurel.data.source import Row
 from laurel.model.folders import base_of, is_adapter
 from laurel.model.policy import weights_hash
 
-ENDS = (
-    1 << 20
-)  # bytes: of a file of weights its size, beginning and end are enough to tell two trainings apart
+ENDS = 1 << 20
+"""Bytes at both ends of a file of weights that, with its size, tell two trainings apart."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
 def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """What is read -> a few words that change with its content.
 
-    `rows`: the rows of each option that names data.
-
-    Data by its rows, whatever holds them (a file, a folder, the hub, a generated task); rewards,
-    environments and relabelling by the text of their Python files and of what these import from
-    beside them; models by their files.
+    `rows`: the rows of each option that names data. Data counts by its rows, whatever holds them (a
+    file, a folder, the hub, a generated task); rewards, environments and relabelling by the text of
+    their Python files and of those that these import from the same folder; models by their files.
     """
     found = {
         f"{option} {format_named_sets(getattr(config, option))}": of_rows(read)
@@ -60,9 +57,8 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
             if name.startswith(("model:", "prm:"))
         ),
     ]
-    folders += [
-        base_of(folder) for folder in folders if is_adapter(folder)
-    ]  # what adapters are put on counts, too
+    # the model that adapters are put on counts, too
+    folders += [base_of(folder) for folder in folders if is_adapter(folder)]
     for folder in folders:
         if Path(folder).is_dir():
             found[f"model {folder}"] = of_model(Path(folder))
@@ -81,11 +77,9 @@ def of_rows(rows: Sequence[Row]) -> str:
 
 
 def of_code(name: str) -> str:
-    """A digest of the file behind `file.py:function` or `module.function`.
+    """A digest of the file behind `file.py:function` or `module.function`, "" if there is none.
 
-    And of what it imports from its own folder.
-
-    "" where there is no such file.
+    What the file imports from its own folder counts, too.
     """
     path, colon, _ = name.rpartition(":")
     file = (
@@ -144,7 +138,7 @@ def file_of(module: str) -> Path | None:
 def with_neighbours(file: Path) -> set[Path]:
     """The file and all that it imports from its own folder, read off the text.
 
-    It is the same whatever has been imported already.
+    The result is the same whatever has been imported already.
     """
     found, new = set[Path](), [file]
     while new:

@@ -37,9 +37,8 @@ def _rebuild(what: str, where: str, fix: str, by: int) -> Interrupted:
 class StopFlag:
     """SIGTERM and SIGINT ask for a stop at the end of the step.
 
-    The handlers that were there come back afterwards.
-
-    `asked` is the number of the signal, 0 until there is one.
+    The handlers that were there come back afterwards. `asked` is the number of the signal, 0 until
+    there is one.
     """
 
     asked = 0

@@ -114,7 +114,7 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
 
 
 def one_step(session: Session, state: State, progress: Progress) -> bool:
-    """A step and what is due after it; what the steps before it came to is saved if it fails.
+    """One step and what is due after it; the steps before it are saved if it fails.
 
     True when the run is to end here.
     """
@@ -246,7 +246,7 @@ def sample_and_score(
 def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Batch:
     """Groups -> Batch with reference log-probabilities and weights.
 
-    A = weigh(R + overlong shaping - beta * KL).
+    A = weigh(R + overlong shaping - beta * KL)
     """
     config, row = session.config, session.row
     batch = pack(groups, mask_truncated=bool(config.mask_truncated_completions))
@@ -472,7 +472,7 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
 def forward(session: Session, micro: Batch) -> Outputs:
     """What the terms of the loss and the metrics of this row are functions of.
 
-    One pass of each body.
+    It takes one pass of each body.
     """
     config = session.config
     wanted = {name for term in session.terms for name in term.reads}
@@ -511,10 +511,9 @@ def with_signal(session: Session, batch: Batch) -> Batch:
 def measured_rows(session: Session, batch: Batch, learning: Batch, step: int) -> tuple[Batch, bool]:
     """The policy's own samples of which no token is trained on, for metrics.
 
-    And whether then every sample is measured.
-
-    Measuring costs their forward pass, so it is done only where metrics are written. Their mask is
-    what was sampled, their weight is 0: nothing of them is clipped.
+    Returns, too, whether then every sample is measured. Measuring costs a forward pass, so it is
+    done only where metrics are written. Their mask is what was sampled, their weight is 0: nothing
+    of them is clipped.
     """
     on_N = bools(learning.loss_mask_NT.any(1))
     trained = {key for key, on in zip(learning.keys, on_N, strict=True) if on}

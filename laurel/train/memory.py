@@ -87,10 +87,8 @@ def foreseen(
 ) -> Foreseen:
     """The bytes that a run takes on a device, of models that may be without memory.
 
-    From shapes, and a pass over shapes.
-
-    Activations go as gradients come, so both are there together only where gradients of an earlier
-    micro-batch wait.
+    They follow from shapes, and from a pass over shapes. Activations go as gradients come, so both
+    are there together only where gradients of an earlier micro-batch wait.
     """
     there = {"policy": weights_of(policy.model)}
     if reference is not None:
@@ -143,7 +141,7 @@ def bytes_of(tensors: Iterable[Any]) -> int:
 def stepping(trained: dict[str, Any]) -> int:
     """Bytes of the float32 copies that masters are put together in.
 
-    Master, gradient, and whole numbers on the way.
+    These are the master, the gradient, and integers on the way.
     """
     narrow = [p.numel() for p in trained.values() if p.dtype == masters.NARROW]
     return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
@@ -154,7 +152,8 @@ def backward(
 ) -> dict[str, int]:
     """Bytes that a micro-batch adds.
 
-    Activations, logits, the gradient of the head, and gradients of which there are two for a while.
+    These are activations, logits, the gradient of the head, and gradients of which there are two
+    for a while.
     """
     kept, copied = activation_bytes(policy, companion, config, work, kind)
     learning = list(policy.trainable().values())
@@ -179,9 +178,9 @@ def backward(
 def activation_bytes(
     policy: Any, companion: Any, config: Any, work: Work, kind: str
 ) -> tuple[int, int]:
-    """Bytes that the forward pass of a micro-batch keeps.
+    """Bytes that the forward pass of a micro-batch keeps, and the part that is copies of weights.
 
-    And those of them that are copies of weights in another precision.
+    Copies are made of weights that are held in another precision.
     """
     bodies = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
     bodies = [body_of(model) for model in bodies]
@@ -255,7 +254,7 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
 def fused_weights(policy: Any) -> int:
     """Bytes of the weights that the compact decoder copies.
 
-    Of several projections as one, and of those in another precision.
+    It copies several projections as one, and weights in another precision.
     """
     body, head = body_of(policy.causal), policy.causal.get_output_embeddings()
     together, alone = (
@@ -277,7 +276,7 @@ def fused_weights(policy: Any) -> int:
 def work_of(session: Session) -> Work:
     """The largest pieces of the first step.
 
-    Prompts with the longest completion, or answers as they are.
+    These are prompts with the longest completion, or answers as they are.
     """
     config, policy = session.config, session.policy
     rows = session.drawn_rows(0, -(-(config.prompts_per_step or 1) // parallel.world_size()))
@@ -335,7 +334,7 @@ def work_in(
 def memory(session: Session) -> str:
     """The forecast as a line; UsageError where it is more than the device has.
 
-    The error says how to need less.
+    The error says which options need less.
     """
     found = foreseen(
         session.policy,
@@ -378,7 +377,7 @@ def in_words(found: Foreseen) -> str:
 def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
     """What to change so that a step takes less memory: what costs least first.
 
-    Only what helps in the phase that takes most.
+    It lists only what helps in the phase that takes most.
     """
     fullest, ways = found.phases[found.fullest], list[str]()
     many = "activations" in fullest and found.parts["activations"] > 0

@@ -34,10 +34,9 @@ def make_optimizer(
 ) -> Any:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
 
-    No decay on vectors (norms, biases).
+    Vectors (norms, biases) do not decay. Parameters held in bfloat16 have float32 masters
+    (`laurel.train.masters`). `config.optim`: torch's, or one of bitsandbytes'.
 
-    Parameters held in bfloat16 have float32 masters (`laurel.train.masters`). `config.optim`:
-    torch's, or one of bitsandbytes'.
     auxiliary: an auxiliary model's parameters, which learn at `rate` times the learning rate. AdamW
     forgets the scale of a gradient, so a coefficient of a loss that nothing else touches would do
     nothing.
@@ -97,7 +96,7 @@ def library(optim: str) -> Any:
 def check_optim(config: TrainConfig, device: torch.device) -> None:
     """UsageError for an optimiser that is not here, or would not be what its name says.
 
-    Before any weight is loaded.
+    It is raised before any weight is loaded.
     """
     if config.optim == "adamw_torch":
         return
@@ -124,7 +123,7 @@ def check_optim(config: TrainConfig, device: torch.device) -> None:
 def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str, int]:
     """Bytes of a step's gradients and of the optimiser.
 
-    Gradients, moments, and what masters have beyond their weights.
+    The optimiser has moments, and what masters have beyond their weights.
     """
     found = {"gradients": 0, "moments": 0, "masters": 0}
     for parameter in parameters.values():

@@ -245,8 +245,9 @@ def check_anchor(config: TrainConfig) -> None:
 
 
 def check_bootstrap(config: TrainConfig) -> None:
-    """Options that end, penalise or leave out completions that were cut off contradict
-    bootstrapping.
+    """UsageError for options that contradict bootstrapping.
+
+    These end, penalise or leave out completions that were cut off.
     """
     for option in ("missing_eos_penalty", "mask_truncated_completions", "overlong_buffer"):
         if getattr(config, option):
@@ -256,8 +257,10 @@ def check_bootstrap(config: TrainConfig) -> None:
 
 
 def check_reward_options(config: TrainConfig) -> None:
-    """A critic from the reward model needs one; weights belong to rewards one by one; a completion
-    that was cut off is over, left out, or goes on.
+    """UsageError for options of rewards that contradict each other.
+
+    A critic from the reward model needs one; each reward has one weight; a completion that was cut
+    off is over, left out, or goes on.
     """
     if config.bootstrap_truncated:
         check_bootstrap(config)

@@ -56,9 +56,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """function(*columns) of the rows of all ranks together.
-
-    Returns this rank's rows of the result.
+    """function(*columns) of the rows of all ranks together; returns this rank's rows of the result.
 
     Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes
     that differ in length are padded with 0.
@@ -79,9 +77,8 @@ def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up gradients over ranks.
 
-    A rank without a gradient contributes zeros, so no rank waits for another in vain.
-
-    What has a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by
+    A rank without a gradient contributes zeros, so no rank waits for another in vain. A parameter
+    with a gradient on no rank keeps none: AdamW would take a zero for a step, which moves it by
     decay and momentum.
     """
     if world_size() == 1:

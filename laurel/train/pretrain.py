@@ -1,6 +1,6 @@
-"""Mixing in pre-training: likelihood of other text beside the loss.
+"""Mixing in pre-training: the likelihood of other text is added to the loss.
 
-Against forgetting what the reward does not ask for.
+It works against forgetting what the reward does not ask for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from laurel.train.session import Session
 def mix_in(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None:
     """Add the gradient of ptx_coef * E[-log pi(text)] to what has been accumulated.
 
-    Per token of this step's rows of ptx_dataset.
-
-    As many rows as prompts per step, drawn in a seeded order, divided among processes. PPO-ptx,
-    Ouyang et al. 2022, arXiv:2203.02155.
+    The mean is per token of this step's rows of ptx_dataset: as many rows as prompts per step,
+    drawn in a seeded order, divided among processes. PPO-ptx, Ouyang et al. 2022, arXiv:2203.02155.
     """
     config = session.config
     every = take(

@@ -35,7 +35,7 @@ def whole(policy: Any) -> nn.Module:
 def record_profile(session: Session, phases: dict[str, float], sums: Sums, step: int) -> None:
     """Add a step to the profile and write it, every `logging_steps` steps.
 
-    The first, which warms up, counts only while it is alone.
+    The first step, which warms up, counts only while it is alone.
     """
     clock, config = session.clock, session.config
     if clock.steps == 1:

@@ -1,6 +1,6 @@
 """`laurel.train("grpo", model=..., dataset=..., rewards=[function])`.
 
-The command's path, with objects where it takes names.
+It takes the command's path, with objects where the command takes names.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def check_algorithm(name: Any) -> None:
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with TRL's names for objects as ours; one given under both names is a UsageError.
-    None is as if not given.
+    """The options with TRL's names for objects as ours.
+
+    One given under both names is a UsageError. None counts as not given.
     """
     found = dict[str, Any]()
     for name, value in options.items():
@@ -185,7 +186,7 @@ def split_for_evaluation(value: Any, split: str) -> str:
 def rows_by_name(value: Any, option: str, split: str, objects: dict[str, Any]) -> Any:
     """The value of an option of rows, by name.
 
-    A name as it is; names of files as one text; rows under the name of their option.
+    A name stays as it is; names of files become one text; rows go under the name of their option.
     """
     value = path_as_text(value)
     if isinstance(value, str) or are_names(value):
@@ -205,7 +206,7 @@ def path_as_text(value: Any) -> Any:
 def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
     """`module.qualname` of a function or class, by which a run remembers it.
 
-    A second one of that name is `...#2`.
+    A second one of that name becomes `...#2`.
     """
     if not callable(value):
         raise UsageError(

@@ -1,6 +1,6 @@
 """Metrics of a step as (sum, count), and its samples with the reason of every score.
 
-And the checks of them that stop a run.
+The checks of them that stop a run are here, too.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def record_update(
 def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, sums: Sums) -> None:
     """Metrics of the policy at the tokens of the loss mask.
 
-    Entropy, and of its own samples the ratio, clipping and KL.
+    These are entropy, and of its own samples the ratio, clipping and KL.
     """
     logp, entropy = (x.detach() for x in outputs.tensors(["logp_NT", "entropy_NT"]))
     mask = micro.loss_mask_NT
@@ -140,10 +140,8 @@ def record_tokens(session: Session, micro: Batch, outputs: Outputs, step: int, s
 def record_rest(session: Session, rest: Batch, step: int, sums: Sums) -> Tensor:
     """`record_tokens` of rows that no gradient is taken of, by a forward pass.
 
-    Returns |log pi - log pi_old| of their tokens.
-
-    So the metrics of a step are those of all its samples, whichever of them have something to
-    teach.
+    Returns |log pi - log pi_old| of their tokens. So the metrics of a step are those of all its
+    samples, whichever of them have something to teach.
     """
     gaps = [torch.zeros(0)]
     for micro in rest.split(session.config.token_budget, packed=session.packs):
@@ -174,10 +172,9 @@ def record_samples(
 ) -> None:
     """Write every sample of the step as one line.
 
-    Prompt, text, ids, log-probabilities, mask, weight, and the result of each reward.
-
-    Those of all processes, in the order in which their prompts were `drawn`: the file that one
-    process would write.
+    A line has prompt, text, ids, log-probabilities, mask, weight, and the result of each reward.
+    The samples of all processes are written in the order in which their prompts were `drawn`: the
+    file is the one that one process would write.
     """
     # of comparisons the grade, else the weight of the first token
     found = batch.weight_NT[:, 0] if batch.comparison is None else batch.comparison.grade_N
@@ -199,8 +196,9 @@ def record_samples(
 
 
 def sample_line(group: Group, i: int, weight: float) -> dict[str, Any]:
-    """Sample i of a group as one line. The row's column `relabelled` (see `laurel.train.relabel`)
-    has a prompt for each sample.
+    """Sample i of a group as one line.
+
+    The row's column `relabelled` (see `laurel.train.relabel`) has a prompt for each sample.
     """
     sample = group.samples[i]
     return {
@@ -226,7 +224,7 @@ def record_population(
 ) -> None:
     """Write the samples of a population, member by member.
 
-    Each line has its `member`, and as weight that member's.
+    Each line has its `member`, and that member's weight.
     """
     flat = [
         (member, weight, group, i)
@@ -278,7 +276,7 @@ def has_score(group: Group) -> bool:
 def check_failures(session: Session, groups: Sequence[Group]) -> int:
     """How many samples rewards failed on, over all processes.
 
-    More than the run allows stop it, in all of them.
+    If they are more than the run allows, it stops, in all of them.
     """
     assert session.mixture is not None
     parts = parallel.gather(session.mixture.failures(groups))
@@ -291,10 +289,8 @@ def check_failures(session: Session, groups: Sequence[Group]) -> int:
 def check_scored(session: Session, groups: Sequence[Group]) -> None:
     """Stop where rewards failed on too many samples of the step, over all processes.
 
-    Or where no sample of the run was scored yet.
-
-    Where rewards have judged before, a step of which they have nothing to say has nothing to train
-    on, and passes.
+    Stop, too, where no sample of the run was scored yet. Where rewards have judged before, a step
+    of which they have nothing to say has nothing to train on, and passes.
     """
     if session.mixture is None or session.row.source.judge:
         return
@@ -312,9 +308,9 @@ def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, su
 
     The policy that is trained must be the one that sampled.
 
-    gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only
-    measured. Both of all processes, so that
-    all stop together. slack: the policy's; 99 % of tokens must stay below USUAL times that.
+    gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only measured.
+    Both of all processes, so that all stop together. slack: the policy's; 99 % of tokens must stay
+    below USUAL times that.
     """
     gap_M, all_M = (
         torch.cat(parallel.gather(gap_M)).float(),

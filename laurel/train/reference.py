@@ -77,7 +77,7 @@ def open_cache(session: Session) -> ReferenceCache:
 def computed_blocks(session: Session, cache: ReferenceCache, batch: Batch) -> dict[str, Tensor]:
     """log ref, by digest, of the rows in this batch that are not known yet.
 
-    And of the rows they are computed with.
+    The rows that are computed together with them are included.
     """
     cut = {"train_on": session.config.train_on, "max_length": session.config.max_length}
     read = session.row.source.read

@@ -60,7 +60,7 @@ class ReferenceCache:
 def row_digests(batch: Batch) -> list[str]:
     """A digest of what a row's log ref depends on besides the reference.
 
-    Its tokens, where its answer begins, which are trained.
+    These are its tokens, where its answer begins, and which of them are trained on.
     """
     ends_N = batch.start_N + batch.length_N
     rows = zip(
@@ -86,9 +86,8 @@ def blocks_of(count: int, seed: int, per_step: int, processes: int) -> list[list
     order, found = take(0, count, count, seed), list[list[int]]()
     for start in range(0, count, per_step):
         of_step = order[start : start + per_step]
-        share, more = divmod(
-            per_step, processes
-        )  # as `laurel.train.loop.collect` shares a step out
+        # as `laurel.train.loop.collect` shares a step out
+        share, more = divmod(per_step, processes)
         for rank in range(processes):
             first = rank * share + min(rank, more)
             found.append(of_step[first : first + share + (rank < more)])

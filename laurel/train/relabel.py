@@ -1,7 +1,4 @@
-"""Hindsight relabelling.
-
-A sample of one instruction becomes a demonstration of the instruction that it achieved.
-"""
+"""Hindsight relabelling: a sample becomes a demonstration of the instruction that it achieved."""
 
 from __future__ import annotations
 
@@ -35,10 +32,8 @@ FIX = (
 def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Reward:
     """The function that names the instruction which a completion achieved.
 
-    It is checked like a reward: it has the same signature.
-
-    UsageError where it is not named, does not load, or asks for a column that is not there (columns
-    None: not known, not checked).
+    It has the signature of a reward, and is checked like one. UsageError where it is not named,
+    does not load, or asks for a column that is not there (columns None: not known, not checked).
     """
     if name is None:
         raise UsageError("which instruction did a completion achieve?", where="relabel", fix=FIX)
@@ -68,11 +63,10 @@ def hindsight(
 ) -> list[Group]:
     """The groups as demonstrations of what they achieved.
 
-    They were scored and recorded under their own instructions.
-
-    A sample's prompt is encoded anew from the instruction that it achieved, its sampled ids stay,
-    its reward is 1. One that achieved nothing (None), or whose new prompt is longer than
-    max_prompt_length, has reward None: it is left out of the loss and of its count.
+    They were scored and recorded under their own instructions. A sample's prompt is encoded anew
+    from the instruction that it achieved, its sampled ids stay, its reward is 1. One that achieved
+    nothing (None), or whose new prompt is longer than max_prompt_length, has reward None: it is
+    left out of the loss and of its count.
     """
     prompts = achieved(load_relabel(session.config.relabel), groups)
     return [

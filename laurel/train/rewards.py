@@ -19,11 +19,9 @@ def adjust_rewards(
 ) -> Tensor:
     """Rewards normalised and clipped by their history, less the penalty for cut completions.
 
-    Also sets beta's next value.
-
-    beta follows the mean KL of the rows that are trained on; where there is none, it stays.
-
-    All processes see the same history and the same KL, so they keep the same state.
+    Also sets beta's next value: it follows the mean KL of the rows that are trained on; where there
+    is none, it stays. All processes see the same history and the same KL, so they keep the same
+    state.
     """
     config = session.config
     if config.kl_target and session.reference is not None:

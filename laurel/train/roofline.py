@@ -1,6 +1,6 @@
 """The roofline: the time that the necessary work of a step takes at measured rates.
 
-Products, attention and reading of memory, at rates measured at their own shapes.
+Work is products, attention and reading of memory; rates are measured at their own shapes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST = 256 << 20
 class Product(NamedTuple):
     """[rows, inner] times [inner, columns], `number` of them.
 
-    Weights one after the other, or heads of attention at once.
+    kind: `weights`, one after the other, or `heads` of attention, at once.
     """
 
     kind: Literal["weights", "heads"]
@@ -41,7 +41,6 @@ class Body(NamedTuple):
     """What of a model costs time.
 
     matrices: (out, in, does it learn?) -> how many of them every token is multiplied by.
-
     vocabulary: a matrix with so many rows is a head, which only tokens that are drawn or trained on
     go through. windows: of each layer with attention, how many tokens a query sees, None for all
     before it.
@@ -111,7 +110,7 @@ def rounded(tokens: int) -> int:
 def body_of(model: nn.Module) -> Body:
     """What of a Hugging Face model costs time.
 
-    Of a companion without a body, what is trained of it, and no attention.
+    A companion without a body has only its trained matrices, and no attention.
     """
     config: Any = getattr(model, "config", None)
     matrices = matrices_of(model, config)
@@ -151,7 +150,7 @@ def matrices_of(model: nn.Module, config: Any) -> Counter[tuple[int, int, bool]]
 def pairs(first: int, last: int, body: Body) -> float:
     """Pairs of a query at first .. last - 1 with a key that it attends to, in all layers.
 
-    Itself among them.
+    A query attends to its own position, too.
     """
     found = 0.0
     for window in body.windows:
@@ -163,9 +162,8 @@ def pairs(first: int, last: int, body: Body) -> float:
 def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
     """Count a pass over a batch: real tokens only, a prompt once for all rows of its group.
 
-    Heads are computed where a token is trained on.
-
-    Backward, attention has twice as many products as forward.
+    Heads are computed where a token is trained on. In the backward pass, attention has twice as
+    many products as in the forward pass.
     """
     starts, lengths, rows = ints(batch.start_N), ints(batch.length_N), len(batch)
     prompts = dict(zip(ints(batch.group_N), starts, strict=True))
@@ -193,12 +191,11 @@ def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
 def drawn(
     work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]
 ) -> None:
-    """Sampling completions of these lengths, of each prompt some.
+    """Count the sampling of completions of these lengths, of each prompt some.
 
-    A prompt is read once, and its keys once a token for all its rows.
-
-    A row's own keys and values, numbers of `itemsize` bytes, are read once for each token it says,
-    from memory that holds all rows'.
+    A prompt is read once, and its keys once a token for all its rows. A row's own keys and values,
+    numbers of `itemsize` bytes, are read once for each of its tokens, from memory that holds all
+    rows'.
     """
     every = sorted(length for row in lengths for length in row)
     rows, wide = len(every), sum(prompts) // len(prompts)
@@ -255,7 +252,7 @@ def product_rate(
 ) -> float:
     """Operations per second of a product, into memory that is there.
 
-    Weights take turns, so that they come from where they lie.
+    Weights take turns, so that they are read from memory as in a step.
     """
     kind, count, rows, inner, columns = shape
     many = count if kind == "heads" else 1

@@ -29,7 +29,8 @@ class Term:
 class Trained:
     """What is trained: a language model, or a scorer with `head` numbers.
 
-    And an auxiliary model beside it, by its name, which `load(config, policy)` makes.
+    `auxiliary` is the name of a model that is trained together with it; `load(config, policy)`
+    makes it.
     """
 
     head: int = 0
@@ -44,8 +45,8 @@ class Algorithm:
     `defaults` are this row's values of options; every other default stands in the signature of the
     function that uses it, or in the source. `terms` are added to the loss. `targets` fills the
     batch's targets before the update, from the rows or from the policy as it is now. `measure` are
-    metrics, a function of a model's outputs as the objective is. `compares`: the weights
-    of a group's samples depend on each other, so a group needs two.
+    metrics, a function of a model's outputs as the objective is. `compares`: the weights of a
+    group's samples depend on each other, so a group needs two.
     """
 
     source: Source

@@ -25,9 +25,8 @@ SCORERS = ("model:", "prm:")
 def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[Row], list[Row]]:
     """The training rows, and those held out for evaluation.
 
-    Of eval_dataset all of them, which `cut_sets` then cuts, else split off.
-
-    Split off by prompt, at most a tenth.
+    Held out are all rows of eval_dataset, which `cut_sets` then cuts; without one, at most a tenth
+    of the rows, split off by prompt.
     """
     how: dict[str, Any] = {
         "split": config.dataset_split,
@@ -81,9 +80,8 @@ def load_mixture(
 ) -> Mixture | None:
     """The rewards of the run.
 
-    Supervised rows that name a verifiable task have their answers checked in evaluation, too.
-
-    The rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the
+    Supervised rows that name a verifiable task have their answers checked in evaluation, too. The
+    rewards must fit the rows of eval_dataset as well: what these lack is found now, not in the
     first evaluation.
     """
     how: dict[str, Any] = {
@@ -138,7 +136,7 @@ def accepted(
 
 
 def held_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> list[str]:
-    """Said where fewer rows are held out than were asked for."""
+    """A note where fewer rows are held out than were asked for."""
     if (
         config.eval_dataset is not None
         or "eval_size" not in config.model_fields_set
@@ -155,9 +153,7 @@ def held_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> lis
 
 
 def in_epochs(config: TrainConfig, rows: int) -> tuple[TrainConfig, str]:
-    """The configuration with the steps that num_train_epochs asks for.
-
-    And in a line how many epochs its steps make.
+    """The configuration with the steps of num_train_epochs, and a line with its epochs.
 
     A step draws prompts_per_step rows, without a gap between epochs. max_steps, where it is given
     too, goes before: TRL's rule.

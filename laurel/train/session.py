@@ -1,8 +1,8 @@
 """What a run holds in memory, and the state that a checkpoint saves.
 
-Configuration, row of the table, data, models, optimiser, clock.
-
-A leaf: the other files of the room import it, and it imports none of them but the row's type.
+The session has the configuration, the row of the table, data, models, optimiser and clock. This
+file is a leaf: the other files of the room import it, and it imports none of them but the row's
+type.
 """
 
 from __future__ import annotations
@@ -261,15 +261,13 @@ class Session:
     def saved_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of everything a checkpoint holds.
 
-        What is trained, and the target networks that follow it.
+        These are what is trained, and the target networks that follow it.
         """
         own = self.trainable()
         return {**own, **self.companion.followers()} if self.companion else own
 
     def score(self, groups: list[Group]) -> list[Group]:
-        """R(x): the groups with the results of the configuration's rewards.
-
-        Or of the source's own judge.
+        """R(x): the groups with the results of rewards, the configuration's or the source's judge.
 
         Samples on which rewards fail are counted over the whole step, by
         `laurel.train.record.check_scored`.
@@ -286,9 +284,8 @@ class Session:
     def save_model(self) -> list[str]:
         """Save the trained model in the run's `model`; returns lines for the user.
 
-        Adapters are saved as a PEFT folder.
-
-        A companion with a `save` of its own (it changes how the policy decodes) saves both.
+        Adapters are saved as a PEFT folder. A companion with a `save` of its own (it changes how
+        the policy decodes) saves both.
         """
         # from now on `model` is ours: a resumed run may write it again
         self.run.note({"saving": True})
@@ -356,7 +353,7 @@ class Session:
     def partner_rows(self, rows: Sequence[Row], cursor: int) -> dict[str, list[Row]]:
         """The row whose answer is paired with each row's prompt in a step, on any process.
 
-        For labelled answers; the step ends at `cursor`.
+        Only labelled answers have partners; the step ends at `cursor`.
         """
         if not self.row.source.partners:
             return {}
@@ -376,7 +373,7 @@ class Session:
     def measures_kl(self, step: int) -> bool:
         """Does this step need log-probabilities of the reference?
 
-        With beta > 0 always; else to report KL, when metrics are written.
+        With beta > 0 always; else only to report KL, when metrics are written.
         """
         return self.reference is not None and (bool(self.config.beta) or self.logs(step))
 

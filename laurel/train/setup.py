@@ -1,6 +1,6 @@
 """Everything a run needs, made once.
 
-In the order that finds mistakes first: options, data, rewards, then weights.
+The order finds mistakes early: options, data, rewards, then weights.
 """
 
 from __future__ import annotations
@@ -275,8 +275,9 @@ def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
 
 
 def library_of(policy: Any, run: Run) -> list[str]:
-    """Take the library of this run's float32 products: the one it began with, or rank 0's choice.
-    What is to be said of it.
+    """Choose the library of this run's float32 products; returns lines for the user.
+
+    It is the one the run began with, or rank 0's choice.
     """
     known = run.facts.get("products")
     if parallel.rank() == 0:
@@ -293,9 +294,8 @@ def library_of(policy: Any, run: Run) -> list[str]:
 def room_for_logits(policy: Policy, config: TrainConfig, run: Run) -> int:
     """Bytes that logits may take in this run, on the process that has least.
 
-    Chosen when the run starts, and kept when it is resumed.
-
-    Where logits are computed a few rows at a time, how many decides their last bits.
+    They are chosen when the run starts, and kept when it is resumed: where logits are computed a
+    few rows at a time, how many decides their last bits.
     """
     causal: Any = policy.causal
     vocabulary = causal.get_output_embeddings().weight.shape[0]

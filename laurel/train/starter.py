@@ -21,9 +21,8 @@ from laurel.train import parallel
 from laurel.train.interrupt import Interrupted
 
 STARTERS = ("starter", "scratch")
-DEMONSTRATIONS = {
-    "addition": "addition:sloppy=70"
-}  # a teacher who forgets seven carries in ten leaves something to learn
+# a teacher who forgets seven carries in ten leaves something to learn
+DEMONSTRATIONS = {"addition": "addition:sloppy=70"}
 RECIPE = 2  # counts up when what is built changes, so that old folders are not taken for new ones
 
 
@@ -73,12 +72,12 @@ def build_starter(
 ) -> Path:
     """The folder of a small model, built if it is not in the cache yet.
 
-    The cache: $LAUREL_CACHE, else ~/.cache/laurel.
+    The cache: $LAUREL_CACHE, else ~/.cache/laurel. `scratch` depends on the seed; `starter` on the
+    generated task it has seen. The folder appears by one rename, so an interrupted build leaves
+    nothing behind that could be taken for a model.
 
-    `scratch` depends on the seed; `starter` on the generated task it has seen. The folder appears
-    by one rename, so an interrupted build leaves nothing behind that could be taken for a model.
-    train: `laurel.train.loop.train`, which builds a starter; UsageError without it, where it is
-    not built yet.
+    train: `laurel.train.loop.train`, which builds a starter; UsageError without it, where it is not
+    built yet.
     """
     check_starter(kind, dataset)
     cache = cache_folder()

@@ -1,5 +1,6 @@
-"""What a batch is to learn besides its weights, filled in before the update: labels of scorers,
-logged rewards, KTO's reference point.
+"""What a batch is to learn besides its weights, filled in before the update.
+
+These are labels of scorers, logged rewards, KTO's reference point.
 """
 
 from __future__ import annotations
@@ -7,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from laurel.core.sample import Batch, Group
+from laurel.core.tensors import ints
 from laurel.objective.preference import log_ratios
 from laurel.objective.unit import required
 from laurel.train import parallel
@@ -20,13 +21,14 @@ from laurel.train.session import Session
 
 @torch.no_grad()
 def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """KTO's reference point, under the policy as it is now: max(0, mean of log pi - log ref) over
-    the rows that are not compared, which answer other prompts, of all processes.
+    """KTO's reference point, under the policy as it is now.
+
+        max(0, mean of log pi - log ref)
+
+    The mean is over the rows that are not compared, which answer other prompts, of all processes.
     """
     found = required(batch.comparison)
-    places: Any = (~found.compared_N).nonzero()[:, 0]
-    apart: list[int] = places.tolist()
-    others = batch.rows(apart)
+    others = batch.rows(ints((~found.compared_N).nonzero()[:, 0]))
     budget = session.config.token_budget or 0
     total = torch.zeros((), dtype=torch.float64)
     for part in others.split(budget, packed=session.packs):
@@ -43,8 +45,9 @@ def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Bat
 
 
 def labels(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The row's label at every trained token; of a row of steps, each step's at its last token
-    (true 1, false -1).
+    """The row's label at every trained token (true 1, false -1).
+
+    Of a row of steps, each step's label is at its last token.
     """
     label_NT = torch.zeros_like(batch.weight_NT)
     for n, group in enumerate(groups):

@@ -13,8 +13,9 @@ from laurel.train.session import Session
 
 @torch.no_grad()
 def critic_values(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The critic's value of every trained token's state [N, T], and of the state behind each row
-    [N], as it is before the update.
+    """The critic's values before the update: of every trained token's state, and behind each row.
+
+    They are [N, T] and [N].
     """
     row = {key: n for n, key in enumerate(batch.keys)}
     value_NT = torch.zeros_like(batch.weight_NT)
