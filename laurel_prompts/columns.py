@@ -132,12 +132,14 @@ def slip(name: str) -> str:
 
     `rewrad` -> reward, `prompt_2` -> "".
     """
-    said = plain(name)
+    name_given = plain(name)
     return next(
         (
             column
             for column in COLUMNS
-            if said != column and said.replace("_", "").isalpha() and _one_off(said, column)
+            if name_given != column
+            and name_given.replace("_", "").isalpha()
+            and _one_off(name_given, column)
         ),
         "",
     )
@@ -166,11 +168,11 @@ def cell(value: Any, name: str, column: str) -> Any:
     "True" and "0.50" of a CSV as numbers, the number of a `prompt_id` or a model as a name.
     """
     if column in NUMBERS and isinstance(value, str):
-        said = value.strip().casefold()
-        if said in ("true", "false"):
-            return said == "true"
+        text = value.strip().casefold()
+        if text in ("true", "false"):
+            return text == "true"
         try:
-            number = float(said)
+            number = float(text)
         except ValueError:
             return value
         return number if math.isfinite(number) else value

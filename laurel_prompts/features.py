@@ -128,9 +128,9 @@ class Sentences:
         try:
             self.model = sentence_transformers.SentenceTransformer(self.name)
         except (OSError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
+            message = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"no model of sentence-transformers: {said}",
+                f"no model of sentence-transformers: {message}",
                 where=f"--features {name}",
                 fix="Give a folder or a name.",
             ) from None

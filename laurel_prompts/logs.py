@@ -171,10 +171,10 @@ def read_log(
     ] or _twice(records, table)
     if faults:
         more = f"\n  ... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        told = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
+        message = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
         fix = "Mend or remove these rows; nothing was read."
         raise UsageError(
-            f"{len(faults)} wrong row{'s' if len(faults) > 1 else ''}:{told}{more}\n ",
+            f"{len(faults)} wrong row{'s' if len(faults) > 1 else ''}:{message}{more}\n ",
             where=str(path),
             fix=fix,
         )
@@ -238,8 +238,8 @@ def grouped_split(log: Log, share: float = 0.2, seed: int = 0) -> Log:
     About `share` of the questions, each with all of its queries. Nothing leaks.
     """
     groups = np.unique(log.question_S)
-    held = np.random.default_rng(seed).permutation(groups)[: max(1, round(share * len(groups)))]
-    return replace(log, test_S=np.isin(log.question_S, held))
+    held_out = np.random.default_rng(seed).permutation(groups)[: max(1, round(share * len(groups)))]
+    return replace(log, test_S=np.isin(log.question_S, held_out))
 
 
 def folds(question_S: np.ndarray, count: int = 5, seed: int = 0) -> np.ndarray:

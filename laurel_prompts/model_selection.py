@@ -153,5 +153,5 @@ def cross_fitted(log: Log, trials: Sequence[Trial], fold_S: np.ndarray) -> Inter
             return None
         trial, margin = pick(gain_TMS[:, :, inside], loss_TS[:, inside])
         found[~inside] = gain_TMS[trial, margin, ~inside]
-    told = ~np.isnan(found)
-    return mean_of(found[told], log.question_S[told]) if told.any() else None
+    predicted = ~np.isnan(found)
+    return mean_of(found[predicted], log.question_S[predicted]) if predicted.any() else None

@@ -152,7 +152,7 @@ class Predictor:
         known = {text.strip(): text for text in self.prompts} | {
             name.strip(): text for name, text in zip(self.names, self.prompts, strict=True)
         }
-        texts = [known.get(said.strip(), said.strip()) for said in completions]
+        texts = [known.get(completion.strip(), completion.strip()) for completion in completions]
         table = self.scores(
             self.features(prompts), {text: text for text in dict.fromkeys([*self.prompts, *texts])}
         )
@@ -210,7 +210,7 @@ class Predictor:
         if self.cost_P is not None:
             arrays["cost_P"] = self.cost_P
         np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
-        told = {
+        saved = {
             "format": FORMAT,
             "encoder": self.encode.name,
             "names": self.names,
@@ -223,7 +223,7 @@ class Predictor:
             },
             "about": dict(about),
         }
-        write_atomic(folder / "predictor.json", json.dumps(told, ensure_ascii=False, indent=1))
+        write_atomic(folder / "predictor.json", json.dumps(saved, ensure_ascii=False, indent=1))
         return folder
 
     @classmethod

@@ -260,7 +260,7 @@ def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> 
     if not tried.any():
         return None
     bins = reliability_table(predicted_SP[tried], reward_SP[tried])
-    said = [
+    lines = [
         (row.confidence, row.frequency.value, row.frequency.low, row.frequency.high) for row in bins
     ]
     right = [(row.confidence, row.confidence, row.confidence, row.confidence) for row in bins]
@@ -268,7 +268,7 @@ def _calibration(name: str, reward_SP: np.ndarray, predicted_SP: np.ndarray) -> 
         f"{name}: calibration of r(q, p)",
         "chance that was said",
         "share that was right",
-        {"r(q, p)": said, "if it were right": right},
+        {"r(q, p)": lines, "if it were right": right},
     )
 
 

@@ -144,8 +144,8 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_as_json(args.file, result), ensure_ascii=False))
     else:
-        if told := unused_line(args, rows):
-            print(told)
+        if note := unused_line(args, rows):
+            print(note)
         _print_check(Console(highlight=False), args.file, result)
     return 0 if result.passed else 1
 
@@ -192,8 +192,8 @@ def run_show(args: argparse.Namespace) -> int:
         ):
             console.print(line)
         console.print()
-    if told := unused_line(args, rows):
-        console.print(told, markup=False)
+    if note := unused_line(args, rows):
+        console.print(note, markup=False)
     console.print(f"{min(args.limit, len(rows))} of {len(rows)} rows shown")
     return 0
 

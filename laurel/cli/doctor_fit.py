@@ -112,12 +112,12 @@ def numbers_line(title: str, numbers: Iterable[float]) -> str:
 
 def verdict(one: Fit, there: tuple[int, int] | None) -> str:
     """Does it fit, and in which part of a step is it closest; three ways out where it does not."""
-    said = f"{one.total / GB:.1f} GB in {one.found.fullest}"
+    size = f"{one.total / GB:.1f} GB in {one.found.fullest}"
     if there is None:
-        return said
+        return size
     if one.total <= there[0]:
-        return f"fits: {said}, of {there[0] / GB:.1f}."
-    return f"does not fit: {said}, of {there[0] / GB:.1f}. " + " ".join(one.ways[:3])
+        return f"fits: {size}, of {there[0] / GB:.1f}."
+    return f"does not fit: {size}, of {there[0] / GB:.1f}. " + " ".join(one.ways[:3])
 
 
 def about(algorithm: str, config: Any, kind: str) -> list[str]:
@@ -134,9 +134,9 @@ def about(algorithm: str, config: Any, kind: str) -> list[str]:
             f"{config.prompts_per_step} rows of data of {config.max_length:,} tokens, half of them"
             " the prompt's"
         )
-    held, dtype = pick_param_dtype(config.param_dtype), precision_on(config, kind)
+    param_dtype, dtype = pick_param_dtype(config.param_dtype), precision_on(config, kind)
     precise = (
-        f"weights in {str(held).removeprefix('torch.')}, products in"
+        f"weights in {str(param_dtype).removeprefix('torch.')}, products in"
         f" {str(dtype).removeprefix('torch.')}, {config.optim}"
     )
     return [f"{algorithm}: {rows}; {budget(config, kind):,} tokens a micro-batch", precise]
@@ -164,9 +164,9 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
         }
     )
     policy, companion = without_memory(config, row, precision_on(config, kind))
-    moving = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    trainable = {**policy.trainable(), **(companion.trainable() if companion else {})}
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
-    coming = sum(state_bytes(moving, config.optim).values()) + weights_of(policy.model)
+    coming = sum(state_bytes(trainable, config.optim).values()) + weights_of(policy.model)
     useful = config.token_budget * vocabulary * policy.dtype.itemsize
     policy.room = logit_room(torch.device(kind), coming, useful, there)
     asked = config.reference not in (None, "none")

@@ -30,7 +30,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     causal: Any = policy.causal
     vocabulary, width = causal.get_input_embeddings().weight.shape
     count = policy.num_parameters
-    told = [
+    lines = [
         (
             "model",
             (
@@ -40,23 +40,23 @@ def model_lines(name: str) -> list[tuple[str, str]]:
         )
     ]
     rate = sampled_per_second(policy)
-    told.append(
+    lines.append(
         ("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once")
     )
     if policy.device.type != "cuda":
-        told.append(("on CUDA", on_cuda(policy, static_because(policy))))
+        lines.append(("on CUDA", on_cuda(policy, static_because(policy))))
     packed = packs(getattr(causal, causal.base_model_prefix))
     way = (
         "fast: packed, no padding, shared prompts once"
         if packed
         else "general: padded rows, transformers' own forward"
     )
-    told.append(
+    lines.append(
         ("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward")
     )
     weights = weights_of(policy.model)
     trained = weights + sum(state_bytes(policy.trainable(), "adamw_torch").values())
-    told.append(
+    lines.append(
         (
             "memory",
             (
@@ -66,7 +66,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
             ),
         )
     )
-    return told
+    return lines
 
 
 def sampling(name: str, why: str) -> str:
@@ -139,13 +139,13 @@ def trained_per_second(policy: Any) -> float:
     from laurel.rollout.pack import pack
 
     def group(at: int, ids: tuple[int, ...]) -> Group:
-        said = ids[PROMPT // 2 :]
+        completion = ids[PROMPT // 2 :]
         sample = Sample(
             Key("doctor", "", str(at), 0, 0),
             ids[: PROMPT // 2],
-            said,
-            (0.0,) * len(said),
-            (True,) * len(said),
+            completion,
+            (0.0,) * len(completion),
+            (True,) * len(completion),
             1.0,
             "length",
             "",

@@ -293,13 +293,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except DBAPIError as error:
-        said = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+        message = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
         fix = (
             "Is the server running, is there room on the disk, may you write there? Then run it"
             " again: what was not finished was undone."
         )
         where = args.source if args.feedback_verb == "report" else args.database
-        raise LaurelError(f"the database refused: {said}.", where=_shown(where), fix=fix) from error
+        raise LaurelError(
+            f"the database refused: {message}.", where=_shown(where), fix=fix
+        ) from error
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -472,10 +474,10 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
             where="pseudonym",
             fix="The coordinator's pages list them.",
         )
-    said = "was erased already" if found.state == "erased" else "is erased"
+    outcome = "was erased already" if found.state == "erased" else "is erased"
     gone = withdraw(store, found.id, actor="operator", erase=True)
     _table(
-        f"{args.pseudonym} {said}",
+        f"{args.pseudonym} {outcome}",
         [(f"{name}s removed", count) for name, count in gone["removed"].items() if count],
     )
     for path in gone["released_in"]:

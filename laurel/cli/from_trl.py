@@ -280,11 +280,11 @@ def unsaid(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]
         found["epsilon_high"] = (everything.get("epsilon", 0.2), why)
     if "train_on" in ask.own() and "train_on" not in everything and holds_messages(everything):
         found["train_on"] = "all", "TRL's default for rows of messages is every token"
-    held = str(ask.given.get("dtype")).removeprefix("torch.")
-    if held == "bfloat16" and "param_dtype" not in everything:
+    weight_dtype = str(ask.given.get("dtype")).removeprefix("torch.")
+    if weight_dtype == "bfloat16" and "param_dtype" not in everything:
         why = "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
         why += " masters"
-        found["param_dtype"] = (held, why)
+        found["param_dtype"] = (weight_dtype, why)
     if as_bool(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}

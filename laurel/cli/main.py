@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _hush()
         return 141
     except Exception as error:
-        told = _translated(error)
-        if told is None:
+        translated = _translated(error)
+        if translated is None:
             raise
-        _complain(told)
-        return told.exit_code
+        _complain(translated)
+        return translated.exit_code
     except SystemExit as leaving:  # argparse leaves so, after its own message
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
 

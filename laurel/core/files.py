@@ -46,9 +46,9 @@ def disk_error(error: OSError, where: str | Path = "") -> LaurelError:
     where: the file, if the error itself names none.
     """
     kind = UsageError if error.errno in REMEDIES and error.errno not in FULL else LaurelError
-    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(where)
-    return kind(f"{said.rstrip('.')}.", where=place, fix=REMEDIES.get(error.errno or 0, ""))
+    return kind(f"{reason.rstrip('.')}.", where=place, fix=REMEDIES.get(error.errno or 0, ""))
 
 
 @contextmanager

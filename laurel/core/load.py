@@ -58,9 +58,9 @@ def load_file(path: str | Path, where: str) -> Any:
         Loader(name, str(path)).exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        said = str(error).replace(f"{package}.", "")
+        message = str(error).replace(f"{package}.", "")
         raise UsageError(
-            f"{path} does not load: {type(error).__name__}: {said}.", where=where
+            f"{path} does not load: {type(error).__name__}: {message}.", where=where
         ) from error
     return module
 
@@ -73,9 +73,9 @@ def load_module(name: str, where: str, fix: str = "") -> Any:
         return importlib.import_module(f"{package}.{name}" if inside else name)
     except (Exception, SystemExit) as error:
         advice = fix if isinstance(error, ModuleNotFoundError) else ""
-        said = str(error).replace(f"{package}.", "")
+        message = str(error).replace(f"{package}.", "")
         raise UsageError(
-            f"module `{name}` does not load: {type(error).__name__}: {said}.",
+            f"module `{name}` does not load: {type(error).__name__}: {message}.",
             where=where,
             fix=advice,
         ) from error

@@ -21,7 +21,7 @@ class Meaning:
 
 
 JUDGED = "what the run prints at its end: the same with intervals, beside trivial baselines"
-LOOK = "read samples.jsonl: what do the completions say, and why were they scored so?"
+READ_SAMPLES = "read samples.jsonl: what do the completions say, and why were they scored so?"
 SPEED = "token_budget and prompts_per_step: larger batches keep the machine busy"
 
 CATALOGUE: dict[str, Meaning] = {
@@ -29,7 +29,7 @@ CATALOGUE: dict[str, Meaning] = {
         "mean reward of the sampled completions, failed ones left out",
         "reward",
         "rises, then levels off",
-        LOOK,
+        READ_SAMPLES,
     ),
     "reward_std": Meaning(
         "spread of the reward inside a group (samples of one prompt), averaged over groups",
@@ -71,7 +71,7 @@ CATALOGUE: dict[str, Meaning] = {
         "mean of one reward function over the samples it scored",
         "reward",
         "rises with the whole",
-        LOOK,
+        READ_SAMPLES,
     ),
     "rewards/*/failed": Meaning(
         "share of samples on which this reward function broke (raised, hung, returned NaN)",
@@ -101,7 +101,10 @@ CATALOGUE: dict[str, Meaning] = {
         "entropy and temperature; if it is so from the first step, the seeds of the samples",
     ),
     "completions/mean_length": Meaning(
-        "mean length of a completion", "tokens", "steady, or moving for a reason you can name", LOOK
+        "mean length of a completion",
+        "tokens",
+        "steady, or moving for a reason you can name",
+        READ_SAMPLES,
     ),
     "completions/max_length": Meaning(
         "longest completion of the step",
@@ -283,19 +286,19 @@ CATALOGUE: dict[str, Meaning] = {
         "what the critic says of the states that tokens were chosen in",
         "reward",
         "follows value/target",
-        LOOK,
+        READ_SAMPLES,
     ),
     "value/target": Meaning(
         "what came of them: the returns the critic is to predict",
         "reward",
         "rises with the reward",
-        LOOK,
+        READ_SAMPLES,
     ),
     "value/target_square": Meaning(
         "mean square of the returns; with the others it gives the explained variance",
         "reward^2",
         "finite",
-        LOOK,
+        READ_SAMPLES,
     ),
     "value/error": Meaning(
         "returns minus values",
@@ -327,7 +330,7 @@ CATALOGUE: dict[str, Meaning] = {
         "share of samples that achieved the instruction they were given",
         "share",
         "rises, like the reward",
-        LOOK,
+        READ_SAMPLES,
     ),
     "hindsight/too_long": Meaning(
         "share of samples dropped because the achieved instruction is longer than"
@@ -344,7 +347,10 @@ CATALOGUE: dict[str, Meaning] = {
         "0: sigma is too small to change an answer, or prompts_per_step",
     ),
     "es/reward_best": Meaning(
-        "mean reward of a step's best member", "reward", "rises; a little above reward", LOOK
+        "mean reward of a step's best member",
+        "reward",
+        "rises; a little above reward",
+        READ_SAMPLES,
     ),
     "es/step_norm": Meaning(
         "length of the step that all parameters took together",
@@ -356,7 +362,7 @@ CATALOGUE: dict[str, Meaning] = {
         "ilql: what the heads say of the tokens of the log, their mean",
         "reward",
         "follows implicit/reward",
-        LOOK,
+        READ_SAMPLES,
     ),
     "implicit/value": Meaning(
         "ilql: V of the states that tokens were logged in",
@@ -420,13 +426,13 @@ CATALOGUE: dict[str, Meaning] = {
         "mean D = P(demonstration) of the demonstrations",
         "share",
         ".5 at the first step; ends beside discriminator/samples",
-        LOOK,
+        READ_SAMPLES,
     ),
     "discriminator/samples": Meaning(
         "mean D of the policy's samples",
         "share",
         "as discriminator/demonstrations, from below",
-        LOOK,
+        READ_SAMPLES,
     ),
     "demonstrations/clipped_ratio": Meaning(
         "share of demonstrations cut at max_completion_length, as samples are",

@@ -97,7 +97,7 @@ def paired(value: Any, ask: Request) -> dict[str, Any]:
     if len(weights) != len(names) or None in weights:
         raise UsageError("loss_weights and loss_type differ in length.")
     terms: dict[str, Any] = dict(zip(names, weights, strict=True))
-    beside = terms.pop("sft", None)
+    sft_weight = terms.pop("sft", None)
     rows = {loss: row for row, loss in reversed(PAIRED.items())}
     (loss, weight), *more = terms.items() or [("", 1.0)]
     if more or loss not in rows:
@@ -114,10 +114,10 @@ def paired(value: Any, ask: Request) -> dict[str, Any]:
             "the preference loss has the weight 1 here.",
             fix="Divide all loss_weights by its weight.",
         )
-    if beside is None:
+    if sft_weight is None:
         return {}
     ask.lines.append(NOTES["sft"])
-    return {"rpo_alpha": beside}
+    return {"rpo_alpha": sft_weight}
 
 
 def weighted(value: Any, ask: Request) -> dict[str, Any]:

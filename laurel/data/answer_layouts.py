@@ -55,9 +55,9 @@ def request(columns: Columns) -> Found | None:
         if name == "question"
         else [name, *extras]
     )
-    said = "\n\n".join(columns[part] for part in parts if columns[part].strip()) or columns[name]
+    text = "\n\n".join(columns[part] for part in parts if columns[part].strip()) or columns[name]
     empty = [extra for extra in ("input", "context") if columns.get(extra) == ""]
-    return {"prompt": said}, (*parts, *empty)
+    return {"prompt": text}, (*parts, *empty)
 
 
 def answered(columns: Columns) -> Found | None:
@@ -97,10 +97,10 @@ def instances(columns: Columns) -> Found | None:
 
     `instances` holds the one input and output of the instruction.
     """
-    held = columns["instances"]
-    if not isinstance(held, list) or len(held) != 1 or not isinstance(held[0], dict):
+    examples = columns["instances"]
+    if not isinstance(examples, list) or len(examples) != 1 or not isinstance(examples[0], dict):
         return None
-    found = answered({"instruction": columns["instruction"], **held[0]})
+    found = answered({"instruction": columns["instruction"], **examples[0]})
     return found and (found[0], ("instruction", "instances"))
 
 

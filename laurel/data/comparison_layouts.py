@@ -36,12 +36,12 @@ def judged(
     def make(columns: Columns) -> Found | None:
         found = request(columns) if not asked else ({"prompt": columns[asked]}, (asked,))
         try:
-            said = better(columns[verdict])
+            choice = better(columns[verdict])
         except (KeyError, TypeError, ValueError):
             return None
         if found is None:
             return None
-        ours = {**found[0], **pair(columns, columns[first], columns[second], said)}
+        ours = {**found[0], **pair(columns, columns[first], columns[second], choice)}
         return ours, (*found[1], first, second, verdict)
 
     return make
@@ -125,11 +125,11 @@ def summaries(columns: Columns) -> Found | None:
     """OpenAI's comparisons of summaries (arXiv:2009.01325): the post (or article) as its authors
     ask for "TL;DR:".
     """
-    info, held, choice = columns["info"], columns["summaries"], columns["choice"]
+    info, texts, choice = columns["info"], columns["summaries"], columns["choice"]
     if (
         not isinstance(info, dict)
-        or not isinstance(held, list)
-        or len(held) != 2
+        or not isinstance(texts, list)
+        or len(texts) != 2
         or choice not in (0, 1)
     ):
         return None
@@ -140,7 +140,7 @@ def summaries(columns: Columns) -> Found | None:
         ("Article: ", "article"),
     )
     asked = [f"{head}{info[name]}" for head, name in heads if info.get(name)]
-    first, second = (one.get("text") if isinstance(one, dict) else one for one in held)
+    first, second = (one.get("text") if isinstance(one, dict) else one for one in texts)
     prompt = "\n\n".join([*asked, "TL;DR:"])
     found = {"prompt": prompt, **pair(columns, first, second, choice)}
     return found, ("info", "summaries", "choice")
@@ -164,14 +164,14 @@ def rated(columns: Columns) -> Found | None:
 
     The best has rank 1.
     """
-    held = columns["completions"]
-    if not isinstance(held, list) or not all(
-        isinstance(one, dict) and "response" in one for one in held
+    completions = columns["completions"]
+    if not isinstance(completions, list) or not all(
+        isinstance(one, dict) and "response" in one for one in completions
     ):
         return None
     asked = request(columns)
-    ranks = ranked([rating(one) for one in held])
-    responses = [one["response"] for one in held]
+    ranks = ranked([rating(one) for one in completions])
+    responses = [one["response"] for one in completions]
     return asked and (
         {**asked[0], "responses": responses, "ranks": ranks},
         (*asked[1], "completions"),
@@ -201,21 +201,21 @@ def nectar(columns: Columns) -> Found | None:
     """Nectar: answers {answer, model, rank} to a prompt in turns of "Human:" that ends with
     "Assistant:".
     """
-    held = columns["answers"]
-    if not isinstance(held, list) or not all(
-        isinstance(one, dict) and {"answer", "rank"} <= one.keys() for one in held
+    replies = columns["answers"]
+    if not isinstance(replies, list) or not all(
+        isinstance(one, dict) and {"answer", "rank"} <= one.keys() for one in replies
     ):
         return None
     turns = dialogue(columns["prompt"])
     if turns and turns[-1] == {"role": "assistant", "content": ""}:
         turns = turns[:-1]
-    texts: list[Any] = [one["answer"] for one in held]
+    texts: list[Any] = [one["answer"] for one in replies]
     if turns:
         texts = [[{"role": "assistant", "content": text}] for text in texts]
     ours = {
         "prompt": turns or columns["prompt"],
         "responses": texts,
-        "ranks": [one["rank"] for one in held],
+        "ranks": [one["rank"] for one in replies],
     }
     return ours, ("prompt", "answers")
 
@@ -228,12 +228,12 @@ def rating(one: Mapping[str, Any]) -> float | None:
         if (score := as_number(one.get(name))) is not None:
             return score
     notes = one.get("annotations")
-    held = (
+    values = (
         [note.get("Rating") for note in notes.values() if isinstance(note, dict)]
         if isinstance(notes, dict)
         else []
     )
-    scores = [score for value in held if (score := as_number(value)) is not None]
+    scores = [score for value in values if (score := as_number(value)) is not None]
     return math.fsum(scores) / len(scores) if scores else None
 
 

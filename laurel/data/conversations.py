@@ -82,10 +82,10 @@ def other_part(part: Any) -> str:
 def tool_calls(text: Any) -> list[Columns] | None:
     """The calls in the JSON text of ShareGPT's turns of `function_call`, in OpenAI's form."""
     try:
-        said = json.loads(text)
+        parsed = json.loads(text)
     except (TypeError, ValueError):
         return None
-    calls = said if isinstance(said, list) else [said]
+    calls = parsed if isinstance(parsed, list) else [parsed]
     if not calls or not all(
         isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
     ):
@@ -125,16 +125,16 @@ def exchange(item: Any) -> list[Columns] | None:
     """
     if not isinstance(item, Mapping):
         return None
-    for asked, said in EXCHANGES:
-        if isinstance(item.get(asked), str) and isinstance(item.get(said), str):
+    for asked, reply in EXCHANGES:
+        if isinstance(item.get(asked), str) and isinstance(item.get(reply), str):
             rest = {
                 key: value
                 for key, value in item.items()
-                if key not in (asked, said) and value is not None
+                if key not in (asked, reply) and value is not None
             }
             return [
                 {"role": "user", "content": item[asked]},
-                {"role": "assistant", "content": item[said], **rest},
+                {"role": "assistant", "content": item[reply], **rest},
             ]
     return None
 
@@ -201,7 +201,7 @@ def dialogue(value: Any) -> list[Columns] | None:
     ]
 
 
-def said_alike(left: Sequence[Any], right: Sequence[Any]) -> bool:
+def same_texts(left: Sequence[Any], right: Sequence[Any]) -> bool:
     """Do two lists of messages say the same, spaces around the contents apart?"""
     if len(left) != len(right):
         return False

@@ -174,7 +174,7 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
     One that is read in some rows only comes with the number of the others: "history (3 rows)".
     """
     left: dict[str, int] = {}
-    held: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in rows:
         form = detect(row.columns)
         fields = (
@@ -190,11 +190,11 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
         read = {*(fields or ()), *WEIGHED.get(use or "", ()), *mapped_from}
         for name, value in row.columns.items():
             if value not in ("", None, [], {}):
-                held[name] = held.get(name, 0) + 1
+                counts[name] = counts.get(name, 0) + 1
                 left[name] = left.get(name, 0) + (name not in read)
     return [
-        name if left[name] == held[name] else f"{name} ({left[name]} rows)"
-        for name in held
+        name if left[name] == counts[name] else f"{name} ({left[name]} rows)"
+        for name in counts
         if left[name]
     ]
 
@@ -317,13 +317,13 @@ def gold_answer(columns: Mapping[str, Any]) -> str | None:
         if isinstance(value, str):
             return value
         if isinstance(value, list):
-            said = [
+            answers = [
                 turn["content"]
                 for turn in value
                 if isinstance(turn, Mapping) and turn.get("role") == "assistant"
             ]
-            if said:
-                return said[-1]
+            if answers:
+                return answers[-1]
     return None
 
 

@@ -81,11 +81,15 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
         if found[0] is None or any(other is None or not same(other, found[0]) for other in found):
             return None, "what is marked as the answer is not one number"
         return found[0], ""
-    told = stated_answer(answer)
-    reading = read(without_contrast(told or answer))
+    stated = stated_answer(answer)
+    reading = read(without_contrast(stated or answer))
     if reading.quantity is None:
         return None, TROUBLES[reading.trouble]
-    if not told and not re.search(r"[A-Za-z=+*/]", answer) and len(numbers_in(answer[-1000:])) > 1:
+    if (
+        not stated
+        and not re.search(r"[A-Za-z=+*/]", answer)
+        and len(numbers_in(answer[-1000:])) > 1
+    ):
         return None, "a bare list of numbers"
     text = " ".join(answer.split())
     if re.search(r"[A-Za-z]{2}", text) and text in " ".join(question.split()):

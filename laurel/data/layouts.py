@@ -21,7 +21,7 @@ from laurel.data.conversations import (
     earlier,
     in_turn,
     message,
-    said_alike,
+    same_texts,
 )
 
 LAYOUTS: Sequence[Layout] = (*SINGLE, *COMPARED, *ANSWERED)
@@ -126,11 +126,13 @@ def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
                 "rejected": rejected[common:],
             }
             return {**ways, **columns, **ways}, ("prompt", "chosen", "rejected")
-    said = columns.get("completion")
-    if isinstance(said, list) and len(said) > 1 and "prompt" in columns:
-        asked = next((said[:i] for i, turn in enumerate(said) if _role(turn) == "assistant"), [])
+    completion = columns.get("completion")
+    if isinstance(completion, list) and len(completion) > 1 and "prompt" in columns:
+        asked = next(
+            (completion[:i] for i, turn in enumerate(completion) if _role(turn) == "assistant"), []
+        )
         if asked and begins(columns["prompt"], asked):
-            return {**columns, "prompt": asked, "completion": said[len(asked) :]}, (
+            return {**columns, "prompt": asked, "completion": completion[len(asked) :]}, (
                 "prompt",
                 "completion",
             )
@@ -144,7 +146,7 @@ def shared(chosen: list[Any], rejected: list[Any], prompt: Any) -> int:
     if isinstance(prompt, list) and all(len(side) > len(prompt) for side in (chosen, rejected)):
         return (
             len(prompt)
-            if all(said_alike(prompt, side[: len(prompt)]) for side in (chosen, rejected))
+            if all(same_texts(prompt, side[: len(prompt)]) for side in (chosen, rejected))
             else 0
         )
     common = 0
@@ -160,7 +162,7 @@ def begins(prompt: Any, asked: list[Any]) -> bool:
     if prompt is None:
         return True
     if isinstance(prompt, list):
-        return said_alike(prompt, asked)
+        return same_texts(prompt, asked)
     users = [turn.get("content") for turn in asked if _role(turn) == "user"]
     return (
         isinstance(prompt, str)
@@ -188,7 +190,7 @@ def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
             continue
         turns = [{"role": "user", "content": value}] if isinstance(value, str) else value
         own = turns[:1] if _role(turns[0]) in ("system", "developer") else []
-        if name and (not own or not front or said_alike(own, front)):
+        if name and (not own or not front or same_texts(own, front)):
             read.add(name)
         if past is not None:
             read.add("history")
@@ -206,7 +208,7 @@ def _with_front(
     own: the system turn that they open with themselves, which is kept. None: nothing to add.
     """
     rest = turns[len(own) :]
-    before = [] if not past or said_alike(rest[: len(past)], past) else past
+    before = [] if not past or same_texts(rest[: len(past)], past) else past
     if before or (front and not own):
         return [*(own or front), *before, *rest]
     return None

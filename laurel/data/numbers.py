@@ -278,22 +278,22 @@ def ends_in_equation(left: str) -> bool:
     return bool(_LETTERED.search(left))
 
 
-def same(said: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
+def same(stated: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
     """Is one the other?
 
     50% is 50 where only one of them has the sign, and 0.5 too. A gold numeral in another base may
     be answered in its digits alone: 52 for 52_8, whose value is 42. Units that are known must
     measure the same, and count: 100 cm is 1 m, 5 km is no 5 m.
     """
-    if gold.base and not said.base:
-        return said.digits == gold.digits
-    left, right = said.value, gold.value
-    if said.unit and gold.unit:
-        if said.unit[0] != gold.unit[0]:
+    if gold.base and not stated.base:
+        return stated.digits == gold.digits
+    left, right = stated.value, gold.value
+    if stated.unit and gold.unit:
+        if stated.unit[0] != gold.unit[0]:
             return False
-        left, right = left * said.unit[1], right * gold.unit[1]
-    if said.percent != gold.percent:
-        scaled = (left / 100, right) if said.percent else (left, right / 100)
+        left, right = left * stated.unit[1], right * gold.unit[1]
+    if stated.percent != gold.percent:
+        scaled = (left / 100, right) if stated.percent else (left, right / 100)
         return close(left, right, tolerance) or close(*scaled, tolerance)
     return close(left, right, tolerance)
 

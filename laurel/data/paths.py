@@ -42,7 +42,7 @@ def files_of(name: str, split: str = "train") -> list[Place]:
     if path.exists() or not (is_list(name) or is_pattern(name)):
         return [(path, path.name)]
     found = [place for part in parts_of(name) for place in _part(part, split)]
-    return _told_apart(found)
+    return _with_distinct_names(found)
 
 
 def parts_of(name: str) -> list[str]:
@@ -195,10 +195,10 @@ def _part(name: str, split: str) -> list[Place]:
     if not found:
         folder = Path(re.split(r"[*?\[]", name)[0]).expanduser()
         folder = folder if folder.is_dir() else folder.parent
-        held = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+        children = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
         hint = (
-            f"{folder} holds {', '.join(held[:8])}."
-            if held
+            f"{folder} holds {', '.join(children[:8])}."
+            if children
             else f"There is no folder {folder}."
             if not folder.is_dir()
             else ""
@@ -207,7 +207,7 @@ def _part(name: str, split: str) -> list[Place]:
     return [(path, path.name) for path in found]
 
 
-def _told_apart(found: Sequence[Place]) -> list[Place]:
+def _with_distinct_names(found: Sequence[Place]) -> list[Place]:
     """The same files, under their paths where names repeat.
 
     A file that is named twice is refused.

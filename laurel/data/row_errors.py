@@ -23,10 +23,10 @@ def combined_error(faults: Sequence[UsageError], rows: int, where: str = "") -> 
         for fault in faults[:SHOWN]
     ]
     more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    told = "".join(f"\n  {line}" for line in (*lines, *more))
+    message = "".join(f"\n  {line}" for line in (*lines, *more))
     fix = faults[0].fix if same and faults[0].fix else "Mend or remove these rows."
     return UsageError(
-        f"{len(faults)} of {rows} rows cannot be used:{told}\n ", where=where, fix=fix
+        f"{len(faults)} of {rows} rows cannot be used:{message}\n ", where=where, fix=fix
     )
 
 

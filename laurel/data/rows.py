@@ -53,8 +53,8 @@ def columns_note(
     left = unused(rows, use)
     names = {name: name.partition(" (")[0] for name in left}
     seen = set(accepts(set(names.values()))) if accepts else set()
-    nobody = [name for name in left if names[name] not in seen]
-    lines = [f"columns not used: {', '.join(nobody)}"] if nobody else []
+    unread = [name for name in left if names[name] not in seen]
+    lines = [f"columns not used: {', '.join(unread)}"] if unread else []
     others = [name for name in left if names[name] in seen]
     return (
         [*lines, f"columns that the model does not see, only its rewards: {', '.join(others)}"]

@@ -98,8 +98,8 @@ def split_rows(
             fix=fix,
         )
     train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
-    held = [row for row, key in zip(rows, keys, strict=True) if key in chosen]
-    return train, held
+    evaluation = [row for row, key in zip(rows, keys, strict=True) if key in chosen]
+    return train, evaluation
 
 
 def duplicates(rows: Sequence[Row]) -> Duplicates:

@@ -48,11 +48,11 @@ def reliability_table(
     forecaster the mean of what was said lies in the interval of what happened, in about `level` of
     the bins. DeGroot and Fienberg 1983.
     """
-    said, came = _columns(probability, happened)
-    if not (bins >= 1 and 0 <= low < 1 and bool(((said >= low) & (said <= 1)).all())):
+    predicted, came = _columns(probability, happened)
+    if not (bins >= 1 and 0 <= low < 1 and bool(((predicted >= low) & (predicted <= 1)).all())):
         raise ValueError(f"forecasts lie between {low:g} and 1, in at least one bin")
     edges = np.linspace(low, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, said, side="left") - 1, 0, bins - 1)
+    place = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, bins - 1)
     table = []
     for k in range(bins):
         here = place == k
@@ -63,7 +63,7 @@ def reliability_table(
                     float(edges[k]),
                     float(edges[k + 1]),
                     int(here.sum()),
-                    float(said[here].mean()),
+                    float(predicted[here].mean()),
                     frequency,
                 )
             )
@@ -222,9 +222,9 @@ def _difference(first: Numbers, second: Numbers) -> np.ndarray:
 
 
 def _columns(probability: Numbers, happened: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    said, came = np.asarray(probability, dtype=float), np.asarray(happened, dtype=float)
-    if said.shape != came.shape or said.ndim != 1 or not len(said):
-        raise ValueError(f"forecasts of shape {said.shape} and outcomes of {came.shape}")
+    predicted, came = np.asarray(probability, dtype=float), np.asarray(happened, dtype=float)
+    if predicted.shape != came.shape or predicted.ndim != 1 or not len(predicted):
+        raise ValueError(f"forecasts of shape {predicted.shape} and outcomes of {came.shape}")
     if not bool(((came >= 0) & (came <= 1)).all()):
         raise ValueError("what happened is 1, 0, or .5 for a draw")
-    return said, came
+    return predicted, came

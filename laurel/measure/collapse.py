@@ -68,20 +68,20 @@ def alarms(
     """
     if len(history) < 2 * window:
         return []
-    seen = {
+    changes = {
         name: change(column(history, name), window) for name in (*NAMES, held_out)
     }  # a metric called "" has no values
-    seen["perplexity"] = change(
+    changes["perplexity"] = change(
         column(history, "perplexity") or [exp(x) for x in column(history, "entropy")], window
     )
-    reward, judge = seen["reward"], seen[held_out]
+    reward, judge = changes["reward"], changes[held_out]
     cheap = reward is not None and reward.rose and not (judge is not None and judge.rose)
     found = [
-        narrowed(seen, cheap),
-        drifted(seen, max_completion_length),
-        departed(seen, max_kl),
-        repeated(seen),
-        exploited(seen, held_out),
+        narrowed(changes, cheap),
+        drifted(changes, max_completion_length),
+        departed(changes, max_kl),
+        repeated(changes),
+        exploited(changes, held_out),
     ]
     return [line for lines in found for line in lines]
 
@@ -94,7 +94,7 @@ NAMES = (
     "kl/sequence",
     "duplicates",
 )
-Seen = Mapping[str, Change | None]
+Changes = Mapping[str, Change | None]
 
 
 def column(history: History, name: str) -> list[float]:
@@ -118,13 +118,13 @@ def change(values: Sequence[float], window: int) -> Change | None:
     return Change(median(first), median(last), error)
 
 
-def narrowed(seen: Seen, cheap: bool) -> list[str]:
+def narrowed(changes: Changes, cheap: bool) -> list[str]:
     """Entropy and perplexity that vanish.
 
     cheap: the reward rises and no held-out score says that it is earned.
     """
     lines: list[str] = []
-    entropy, perplexity = seen["entropy"], seen["perplexity"]
+    entropy, perplexity = changes["entropy"], changes["perplexity"]
     if cheap and entropy is not None and entropy.now < 0.1 * entropy.start:
         lines.append(
             f"entropy: {entropy.start:.3g} -> {entropy.now:.3g} nats while the reward rises: few"
@@ -138,9 +138,9 @@ def narrowed(seen: Seen, cheap: bool) -> list[str]:
     return lines
 
 
-def drifted(seen: Seen, limit: int) -> list[str]:
+def drifted(changes: Changes, limit: int) -> list[str]:
     """Completions that run into the limit, or shrink to nothing."""
-    length, clipped = seen["completions/mean_length"], seen["completions/clipped_ratio"]
+    length, clipped = changes["completions/mean_length"], changes["completions/clipped_ratio"]
     if clipped is not None and clipped.now >= 0.5 and clipped.start <= 0.2:
         return [
             f"completions/clipped_ratio: {clipped.start:.0%} -> {clipped.now:.0%} are cut off:"
@@ -164,9 +164,9 @@ def drifted(seen: Seen, limit: int) -> list[str]:
     return []
 
 
-def departed(seen: Seen, max_kl: float) -> list[str]:
+def departed(changes: Changes, max_kl: float) -> list[str]:
     """Too far from the reference."""
-    kl = seen["kl/sequence"]
+    kl = changes["kl/sequence"]
     if kl is not None and kl.now > max_kl:
         return [
             f"kl/sequence: {kl.now:.3g} nats, above {max_kl:g}: raise beta, or lower the learning"
@@ -175,9 +175,9 @@ def departed(seen: Seen, max_kl: float) -> list[str]:
     return []
 
 
-def repeated(seen: Seen) -> list[str]:
+def repeated(changes: Changes) -> list[str]:
     """The same completion over and over."""
-    same = seen["duplicates"]
+    same = changes["duplicates"]
     if same is not None and same.now > 0.5 and same.now > same.start + 0.3:
         return [
             f"duplicates: {same.start:.0%} -> {same.now:.0%} of the samples repeat another one."
@@ -185,9 +185,9 @@ def repeated(seen: Seen) -> list[str]:
     return []
 
 
-def exploited(seen: Seen, held_out: str) -> list[str]:
+def exploited(changes: Changes, held_out: str) -> list[str]:
     """The reward that is optimised goes up, the score that is not goes down."""
-    reward, judge = seen["reward"], seen[held_out]
+    reward, judge = changes["reward"], changes[held_out]
     if reward is None or judge is None or not (reward.rose and judge.fell):
         return []
     return [

@@ -126,7 +126,7 @@ def _plurality(laws: Sequence[np.ndarray], blank: np.ndarray, k: int) -> list[fl
         if key not in known:
             others = [*laws[:index], *laws[index + 1 :]]
             known[key] = sum(
-                float(law[m]) * _nobody_above(others, blank, m, k - m)
+                float(law[m]) * _none_above(others, blank, m, k - m)
                 for m in range(1, k + 1)
                 if law[m] > 0
             )
@@ -134,7 +134,7 @@ def _plurality(laws: Sequence[np.ndarray], blank: np.ndarray, k: int) -> list[fl
     return chances
 
 
-def _nobody_above(others: Sequence[np.ndarray], blank: np.ndarray, m: int, rest: int) -> float:
+def _none_above(others: Sequence[np.ndarray], blank: np.ndarray, m: int, rest: int) -> float:
     """Weight of: the others and the blanks share `rest` votes, none of the others has more than m,
     ties with m split the win.
     """

@@ -301,10 +301,10 @@ def suppress(table: Sequence[Sequence[int]] | np.ndarray, k: int = 5) -> list[li
         ]
     )
     hidden = (full > 0) & (full < k)
-    while beside := [
-        cell for bare in _revealed(full, hidden, k) for cell in _shown_beside(hidden, bare)
+    while neighbours := [
+        cell for bare in _revealed(full, hidden, k) for cell in _shown_neighbours(hidden, bare)
     ]:
-        hidden[min(beside, key=lambda at: (full[at] == 0, full[at], at))] = True
+        hidden[min(neighbours, key=lambda at: (full[at] == 0, full[at], at))] = True
     return [
         [None if gone else int(count) for count, gone in zip(row, mask, strict=True)]
         for row, mask in zip(full, hidden, strict=True)
@@ -348,7 +348,7 @@ def _small_lines(values: np.ndarray, hidden: np.ndarray, k: int) -> list[tuple[i
     return found
 
 
-def _shown_beside(hidden: np.ndarray, cell: tuple[int, int]) -> list[tuple[int, int]]:
+def _shown_neighbours(hidden: np.ndarray, cell: tuple[int, int]) -> list[tuple[int, int]]:
     i, j = cell
     return [(i, c) for c in range(hidden.shape[1]) if not hidden[i, c]] + [
         (r, j) for r in range(hidden.shape[0]) if not hidden[r, j]

@@ -19,7 +19,7 @@ from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import wide
 from laurel.fast.packed import hidden_states
 from laurel.model.classifier import bias_of, head_of
-from laurel.model.narrow import held, hold, reading
+from laurel.model.narrow import hold, reading, weight_dtype_of
 from laurel.model.policy import Policy, trained_positions
 
 
@@ -124,7 +124,7 @@ def own_critic(
     original = body_of(policy.causal if scorer is None else scorer)
     body = copy.deepcopy(original).to(policy.device).eval()
     if scorer is not None:
-        body = hold(body, held(policy.causal)).requires_grad_(True)
+        body = hold(body, weight_dtype_of(policy.causal)).requires_grad_(True)
     head = value_head(body, scorer, mean, std)
     return Critic(nn.ModuleDict({"body": body, "head": head}), policy.dtype)
 

@@ -50,7 +50,7 @@ def widened(embedding: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
     return F.embedding(args[0], embedding.weight, embedding.padding_idx).float() * scale
 
 
-def held(model: Any) -> torch.dtype:
+def weight_dtype_of(model: Any) -> torch.dtype:
     """The precision in which a model's matrices are stored."""
     return model.get_input_embeddings().weight.dtype
 

@@ -57,7 +57,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def said_of(model: Any, kept: str = "float32") -> str:
+def note_of_given(model: Any, kept: str = "float32") -> str:
     """The note for the user about a model that was given as an object.
 
     kept: the precision that its weights will have.

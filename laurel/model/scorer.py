@@ -34,7 +34,7 @@ from laurel.model.classifier import (
 )
 from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
-from laurel.model.narrow import held, hold, reading
+from laurel.model.narrow import hold, reading, weight_dtype_of
 from laurel.model.objects import config_of
 from laurel.model.policy import (
     Policy,
@@ -257,7 +257,7 @@ class Scorer:
         """LoRA adapters in the body, which is frozen, the language head too; the scorer's own head
         stays whole. Scores do not change.
         """
-        prefix, kept = self.model.base_model_prefix, held(self.model)
+        prefix, kept = self.model.base_model_prefix, weight_dtype_of(self.model)
         adapters = hold(with_lora(getattr(self.model, prefix), config, task=None), kept)
         setattr(self.model, prefix, adapters.to(self.device).eval())
         if self.language is not None:
@@ -280,7 +280,7 @@ class Scorer:
         scores two rows of different length as anybody would: padded on the right with the
         tokenizer's padding token.
         """
-        folder, kind = Path(folder), precision(held(self.model), self.origin, dtype)
+        folder, kind = Path(folder), precision(weight_dtype_of(self.model), self.origin, dtype)
         fix = "The disk may be at fault: continue with --resume true to save again."
         if self.adapters is None:
             return self._save_whole(folder, kind, fix)
@@ -308,11 +308,11 @@ class Scorer:
             write_adapters(saved, made, kind)
             gaps.append(adapters_gap(saved, made, kind, lambda: self.probe_scores()[0]))
         ours, _, _ = self.probe_scores()
-        return rounding_note("scores", gaps[0][0], largest(ours), held(self.model), kind)
+        return rounding_note("scores", gaps[0][0], largest(ours), weight_dtype_of(self.model), kind)
 
     def _save_whole(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
         """The whole model, adapters merged in, proven."""
-        live = held(self.model)
+        live = weight_dtype_of(self.model)
         with proven(folder, "scorer", fix) as (made, gaps):
             self._write_files(made)
             write_model(self.model, made, kind)
@@ -383,7 +383,7 @@ class Scorer:
         largest_hidden = float(row_norms(hidden.double()).max())
         largest_row = float(row_norms(head.weight.double()).max())
         size = largest_hidden * largest_row
-        return largest((ours - theirs)[real]) <= WORST * slack(held(self.model), size)
+        return largest((ours - theirs)[real]) <= WORST * slack(weight_dtype_of(self.model), size)
 
 
 def load_scorer(

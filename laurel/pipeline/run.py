@@ -116,20 +116,20 @@ class Pipeline:
         began, plan = time.perf_counter(), self.plan
         prompts = self.prompts()
         rows = load_rows(str(prompts.folder / "train.jsonl"))
-        held = load_rows(str(prompts.folder / "held.jsonl"))
+        held_out = load_rows(str(prompts.folder / "held.jsonl"))
         start = self.start()
         preferred, pairs = self.preferences(prompts, start, rows)
         rewards = self.reward_models(start, preferred, pairs) if self.learns_reward else []
         policy = self.policy(prompts, start, preferred, pairs, rewards)
-        gold, proxy, judges = self.judges(rewards, held)
+        gold, proxy, judges = self.judges(rewards, held_out)
         models = {"start": start[1], "policy": policy.digest}
         parts = self.compared(models, prompts, rewards)
         folders = {"start": Path(start[0]), "policy": policy.folder / "model"}
-        with self.counted("prompts", 2 * len(held)) as watch:
+        with self.counted("prompts", 2 * len(held_out)) as watch:
             final = self.stage(
                 "compare",
                 parts,
-                lambda folder: compare(folder, plan, folders, held, judges, gold, proxy, watch),
+                lambda folder: compare(folder, plan, folders, held_out, judges, gold, proxy, watch),
             )
         result = read_json(final.folder / "result.json")
         shown = self.shown(result, policy, rewards, gold, proxy)
@@ -344,12 +344,14 @@ class Pipeline:
             inputs["dataset"] = preferred
         return self.trained("policy", self.algorithm, options, inputs, self.plan.seed)
 
-    def judges(self, rewards: list[Artefact], held: list[Row]) -> tuple[str, str, Mixture]:
+    def judges(self, rewards: list[Artefact], held_out: list[Row]) -> tuple[str, str, Mixture]:
         """(name of the gold, of the learned reward or "", both as one mixture)."""
         gold = self.gold.rewards[0].name
         if not rewards:
             return gold, "", self.gold
-        learned = load_rewards(self.named(rewards)[:1], None, held, max_failed_fraction=0.0).rewards
+        learned = load_rewards(
+            self.named(rewards)[:1], None, held_out, max_failed_fraction=0.0
+        ).rewards
         return (
             gold,
             learned[0].name,
@@ -371,7 +373,7 @@ class Pipeline:
             ("the hidden judge", gold),
         ]
         for reward in rewards:
-            said = [
+            lines = [
                 line
                 for line in Run(reward.folder).facts.get("held_out", [])
                 if line.startswith("accuracy")
@@ -379,7 +381,7 @@ class Pipeline:
             rows.append(
                 (
                     f"reward model {reward.folder.name}, held out",
-                    " ".join(said[0].split()) if said else "no pair was held out",
+                    " ".join(lines[0].split()) if lines else "no pair was held out",
                 )
             )
         rows.append(("policy", f"{self.algorithm}, {policy.folder.name}"))

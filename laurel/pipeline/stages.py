@@ -215,14 +215,14 @@ def ask_judge(
     prompts = [group.row["prompt"]] * len(first)
     try:
         returned = judge(prompts=prompts, first=first, second=second, **columns)
-        said = listed(returned, len(first))
+        opinions = listed(returned, len(first))
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}."
         raise LaurelError(what, where=f"{where}, prompt {group.prompt}") from error
-    if isinstance(said, str):
+    if isinstance(opinions, str):
         fix = "A list of chances between 0 and 1 (or None), one for each question."
-        raise UsageError(f"{said}.", where=where, fix=fix)
-    results = [as_result(p) for p in said]
+        raise UsageError(f"{opinions}.", where=where, fix=fix)
+    results = [as_result(p) for p in opinions]
     for result in results:
         if isinstance(result, Failed) or (isinstance(result, Score) and not 0 <= result.value <= 1):
             what = f"{len(first)} questions, and not as many chances between 0 and 1 or None."
@@ -232,15 +232,15 @@ def ask_judge(
 
 def split_prompts(folder: Path, plan: Plan) -> list[str]:
     """`train.jsonl` and `held.jsonl`: prompts to train on, and prompts for the comparison."""
-    rows, held = split_rows(
+    rows, held_out = split_rows(
         needs(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl"),
         plan.eval_size,
         plan.seed,
     )
     if not rows:
         raise UsageError(
-            f"{len(held)} prompts are too few.", where=plan.dataset, fix="Lower eval_size."
+            f"{len(held_out)} prompts are too few.", where=plan.dataset, fix="Lower eval_size."
         )
     write_rows(folder / "train.jsonl", [dict(row.columns) for row in rows])
-    write_rows(folder / "held.jsonl", [dict(row.columns) for row in held])
+    write_rows(folder / "held.jsonl", [dict(row.columns) for row in held_out])
     return ["train.jsonl", "held.jsonl"]

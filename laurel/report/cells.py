@@ -48,11 +48,11 @@ def value_texts(grid: Grid, digits: int = 3) -> list[list[str]]:
     ["0.812", "-1.000", ""], with digits = 2 ["0.81", "-1.00", ""]; 12.25 is "12.25", with digits =
     2 "12.2", with digits = 1 "12".
     """
-    told = [
+    texts = [
         [shown_value(*pair) for pair in zip(*row, strict=True)]
         for row in zip(grid.values, grid.marks, strict=True)
     ]
-    known = [value for row in told for value in row if value is not None and math.isfinite(value)]
+    known = [value for row in texts for value in row if value is not None and math.isfinite(value)]
     largest = max(map(abs, known), default=0.0)
     if all(abs(value - round(value)) < 1e-9 for value in known):
         decimals = 0
@@ -69,7 +69,7 @@ def value_texts(grid: Grid, digits: int = 3) -> list[list[str]]:
             else cell_text(value)
         )
 
-    return [[text(value) for value in row] for row in told]
+    return [[text(value) for value in row] for row in texts]
 
 
 def shown_value(value: float | None, mark: str) -> float | None:

@@ -108,7 +108,7 @@ def title(story: Story) -> str:
 def facts(story: Story) -> list[tuple[str, str]]:
     """What the run was: the small print under the title."""
     source = {**story.facts, **story.options}
-    told = [
+    rows = [
         (name, source.get(name))
         for name in (
             "model",
@@ -122,7 +122,7 @@ def facts(story: Story) -> list[tuple[str, str]]:
         )
     ]
     if "created" in story.facts:
-        told.insert(
+        rows.insert(
             3,
             (
                 "started",
@@ -130,10 +130,10 @@ def facts(story: Story) -> list[tuple[str, str]]:
             ),
         )
     if story.facts.get("run"):
-        told.append(("run", str(story.facts["run"])[:8]))
+        rows.append(("run", str(story.facts["run"])[:8]))
     return [
         (name, str(value))
-        for name, value in told
+        for name, value in rows
         if value is not None and not isinstance(value, dict | list)
     ]
 
@@ -255,7 +255,7 @@ def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if not profile:
         return []
     speed = profile["tokens_per_second"]
-    told = [("sampled", speed["sampled"]), ("trained on", speed["trained"])]
+    shares = [("sampled", speed["sampled"]), ("trained on", speed["trained"])]
     return [
         (
             "roofline",
@@ -270,7 +270,7 @@ def time_shares(profile: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ),
         *(
             (f"tokens {what}", show(float(f"{rate:.3g}")), "per second of the step")
-            for what, rate in told
+            for what, rate in shares
             if rate
         ),
         ("padding", f"{profile['padding_share']:.0%}", "of computed positions"),

@@ -343,7 +343,9 @@ def _one_answer(story: Story) -> list[Finding]:
         f"{share:.0%} of the last answers, to {prompts} different prompts, are one text:"
         f" {now[:80]!r}."
     )
-    then = next((part for said, part, _ in [commonest(story.first)] if said == now), 0.0)
+    then = next(
+        (part for commonest_text, part, _ in [commonest(story.first)] if commonest_text == now), 0.0
+    )
     if then >= share:
         text += " It was so at first, too."
     return [
@@ -361,15 +363,15 @@ def commonest(lines: Sequence[Mapping[str, Any]]) -> tuple[str, float, int]:
 
     With its share of all, and how many prompts got it.
     """
-    said = [
+    texts = [
         (str(line["completion"]), asked(line))
         for line in lines
         if line.get("completion") and (line.get("length") or 0) >= SHORT
     ]
-    if not said:
+    if not texts:
         return "", 0.0, 0
-    text, times = commonest_text(completion for completion, _ in said)
-    prompts = {prompt for completion, prompt in said if completion == text}
+    text, times = commonest_text(completion for completion, _ in texts)
+    prompts = {prompt for completion, prompt in texts if completion == text}
     return text, times / len(lines), len(prompts)
 
 
@@ -421,7 +423,7 @@ def in_blocks(values: Sequence[float], count: int = 12) -> list[Sequence[float]]
     return [values[end - size : end] for end in range(len(values), size - 1, -size)][::-1]
 
 
-def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
+def _was_outside(story: Story, reported: Collection[str]) -> list[Finding]:
     """Metrics that are in their range at last and were not all along.
 
     Those that are in `told` already are left out.
@@ -434,7 +436,7 @@ def _was_outside(story: Story, told: Collection[str]) -> list[Finding]:
             for step, value in series.items()
             if value is not None and out_of_range(value, meaning)
         )
-        if left and name not in told and name not in ("informative_fraction", "zero_signal"):
+        if left and name not in reported and name not in ("informative_fraction", "zero_signal"):
             found.append(f"{name} ({_steps(left)})")
     if not found:
         return []

@@ -19,29 +19,29 @@ def equivalent(payload: tuple[str, tuple[str, ...]]) -> str:
     if not truth:
         return "gold"
     for candidate in candidates:
-        said = parse(candidate, parsing_timeout=0)
+        parsed = parse(candidate, parsing_timeout=0)
         if (
-            not said
-            or not verify(truth, said, timeout_seconds=0)
-            or not honest(truth[0], said[0], "%" in gold + candidate)
+            not parsed
+            or not verify(truth, parsed, timeout_seconds=0)
+            or not honest(truth[0], parsed[0], "%" in gold + candidate)
         ):
             return f"{candidate:.60} is not {gold:.60}"
     return ""
 
 
-def honest(truth: Any, said: Any, percent: bool) -> bool:
+def honest(truth: Any, answer: Any, percent: bool) -> bool:
     """Does a yes hold? Numbers are looked at with 60 digits: to six decimals, 1/2004! is 1/2006!,
     and 0.0000005 is 0.
     """
     from sympy import Basic, Float, N
 
-    left, right = value(truth), value(said)
+    left, right = value(truth), value(answer)
     if left is None or right is None:
-        return kind(truth) == kind(said) or not {kind(truth), kind(said)} & {
+        return kind(truth) == kind(answer) or not {kind(truth), kind(answer)} & {
             "Unequality",
             "inequality",
         }
-    rough = any(isinstance(item, Basic) and item.has(Float) for item in (truth, said))
+    rough = any(isinstance(item, Basic) and item.has(Float) for item in (truth, answer))
     for scaled in (right, right * 100, right / 100) if percent else (right,):
         exact = N(left, PRECISION), N(scaled, PRECISION)
         gap = abs(exact[0] - exact[1])

@@ -147,8 +147,8 @@ def two_responses(text: str) -> bool:
     parts = text.split("******")
     if any(not part.strip() for part in parts[1:-1]):
         return False
-    said = [part.strip() for part in parts if part.strip()]
-    return len(said) == 2 and said[0] != said[1]
+    answers = [part.strip() for part in parts if part.strip()]
+    return len(answers) == 2 and answers[0] != answers[1]
 
 
 def capital_words(text: str) -> int:

@@ -167,8 +167,8 @@ class _Learned:
         import torch
 
         rows = [
-            {"prompt": prompt, "completion": said}
-            for prompt, said in zip(prompts, completions, strict=True)
+            {"prompt": prompt, "completion": text}
+            for prompt, text in zip(prompts, completions, strict=True)
         ]
         if not rows:
             return []

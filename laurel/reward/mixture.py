@@ -458,11 +458,11 @@ def _fill(table: list[Result], values: Any) -> None:
 
     Another number of values fails every sample: which belongs to which is not known.
     """
-    said = listed(values, len(table))
+    found = listed(values, len(table))
     table[:] = (
-        [Failed(said)] * len(table)
-        if isinstance(said, str)
-        else [as_result(value) for value in said]
+        [Failed(found)] * len(table)
+        if isinstance(found, str)
+        else [as_result(value) for value in found]
     )
 
 

@@ -156,7 +156,7 @@ class _Process:
         """One number in [0, 1] per completion, or None."""
         with self.lock:
             return self._judge(
-                [(p, steps_of(said)) for p, said in zip(prompts, completions, strict=True)]
+                [(p, steps_of(text)) for p, text in zip(prompts, completions, strict=True)]
             )
 
     def _judge(self, rows: Sequence[tuple[Any, list[str]]]) -> list[float | None]:
@@ -174,8 +174,8 @@ class _Process:
         ]
         asked = [(every[i].ids, [at for at, on in enumerate(every[i].mask) if on]) for i in whole]
         found = self.scorer.score_at(asked, token_budget=self.token_budget)
-        said = {
+        scores = {
             i: float(COMBINE[self.combine](step_soundness(score.double())))
             for i, score in zip(whole, found, strict=True)
         }
-        return [said.get(i) for i in range(len(rows))]
+        return [scores.get(i) for i in range(len(rows))]

@@ -87,9 +87,11 @@ def letters(text: str) -> set[str]:
     boxes = boxed(text)
     if boxes:
         return set().union(*(_alone(box) or {box} for box in boxes))
-    said = [_leading(text[match.end() : match.end() + 200]) for match in BEHIND.finditer(text)]
-    if any(said):
-        return set().union(*said)
+    letters_found = [
+        _leading(text[match.end() : match.end() + 200]) for match in BEHIND.finditer(text)
+    ]
+    if any(letters_found):
+        return set().union(*letters_found)
     lines = [line for line in text.splitlines() if line.strip()]
     ends = _leading(lines[0]) | _leading(lines[-1]) if lines else set()
     return ends or set(re.findall(rf"(?<![\w'])([{LETTERS}])(?![\w'])(?!(?<=[AI]) [a-z])", text))

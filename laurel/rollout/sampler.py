@@ -52,11 +52,11 @@ def decoder_of(policy: Policy) -> Compact | Static | None:
     found = compact_of(policy) if policy.device.type == "cpu" else None
     found = static_of(policy) if found is None else found
     if not isinstance(found, Compact) and policy.packs and not listened(policy):
-        tell(policy)
+        warn_slow_sampler(policy)
     return found
 
 
-def tell(policy: Policy) -> None:
+def warn_slow_sampler(policy: Policy) -> None:
     """Log, once and in one line, why a policy is not sampled in its device's fastest way."""
     if policy.decoders.get("warned"):
         return

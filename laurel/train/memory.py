@@ -19,7 +19,7 @@ from laurel.fast.logprob import TILE, TILE_ON_GPU
 from laurel.fast.room import device_memory
 from laurel.fast.static import static_obstacle
 from laurel.model.chat import encode_prompt
-from laurel.model.narrow import held
+from laurel.model.narrow import weight_dtype_of
 from laurel.model.turns import as_tools
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
@@ -189,7 +189,7 @@ def activation_bytes(
     there = nullcontext() if kind == "cpu" else elsewhere()
     with in_training(policy.model, not config.disable_dropout), there:
         kept = sum(activations(body, work.micro, policy.autocast, weights) for body in bodies)
-        if policy.dtype == held(policy.model):
+        if policy.dtype == weight_dtype_of(policy.model):
             return kept, 0
         return kept, sum(copies(body, policy.autocast, weights) for body in bodies)
 

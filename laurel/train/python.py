@@ -298,7 +298,7 @@ def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
     lines = [f"called in this process, not pickled: {', '.join(functions)}"] if functions else []
     for thing in objects.values():
         if hasattr(thing, "named_parameters"):
-            from laurel.model.objects import said_of
+            from laurel.model.objects import note_of_given
 
-            lines.append(said_of(thing, kept if kept == "bfloat16" else "float32"))
+            lines.append(note_of_given(thing, kept if kept == "bfloat16" else "float32"))
     return lines

@@ -135,7 +135,7 @@ def accepted(
     return lambda columns: set(columns) & known
 
 
-def held_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> list[str]:
+def held_out_note(config: TrainConfig, rows: list[Row], eval_rows: list[Row]) -> list[str]:
     """A note where fewer rows are held out than were asked for."""
     if (
         config.eval_dataset is not None

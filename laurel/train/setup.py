@@ -53,7 +53,7 @@ from laurel.train.row import Algorithm
 from laurel.train.run_data import (
     column_notes,
     cut_sets,
-    held_note,
+    held_out_note,
     in_epochs,
     load_data,
     load_mixture,
@@ -269,7 +269,7 @@ def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
     whole_rows = bool(found.make_env or "relabel" in row.source.options)
     return [
         *column_notes(config, use, found.rows, found.mixture, whole_rows),
-        *held_note(config, found.rows, found.eval_rows),
+        *held_out_note(config, found.rows, found.eval_rows),
         *(f"ptx_dataset: {line}" for line in columns_note(found.pretraining, "sft")),
     ]
 

@@ -13,7 +13,7 @@ from laurel.verify.identities import identities
 from laurel.verify.imitation import discriminator_rewards, whole_steps
 from laurel.verify.implicit import logged_steps, logged_truths
 from laurel.verify.invariances import invariances
-from laurel.verify.mistakes_auxiliary import BESIDE, OTHERS
+from laurel.verify.mistakes_auxiliary import AUXILIARY, OTHERS
 from laurel.verify.mistakes_loop import LOOP
 from laurel.verify.mistakes_pairs import COMPARISONS
 from laurel.verify.mistakes_shapes import SHAPES
@@ -31,7 +31,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *WEIGHTS,
     *LOOP,
     *COMPARISONS,
-    *BESIDE,
+    *AUXILIARY,
     *OTHERS,
     *SHAPES,
 )

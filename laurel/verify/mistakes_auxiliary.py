@@ -138,7 +138,7 @@ def squared_uniforms(right: Function) -> Function:
     return wrong
 
 
-BESIDE = (
+AUXILIARY = (
     Mutant(
         "Q looks at the value of its own state",
         implicit.following,

@@ -475,10 +475,10 @@ def _llmfao(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
     """LLMFAO's pairs: text, result_x, result_y; names of models from models.jsonl beside the file.
     Training pairs say who is right.
     """
-    beside = path.with_name("models.jsonl")
+    models_file = path.with_name("models.jsonl")
     names = (
-        {str(row["id"]): str(row["name"]) for _, row in read_records(beside)}
-        if beside.exists()
+        {str(row["id"]): str(row["name"]) for _, row in read_records(models_file)}
+        if models_file.exists()
         else {}
     )
     for where, row in records:

@@ -368,11 +368,11 @@ def _repeats(ballots: Iterable[Ballot]) -> dict[str, Interval]:
             first[ballot.item, ballot.annotator] = ballot
     for ballot in ballots:
         if ballot.repeat and (before := first.get((ballot.item, ballot.annotator))) is not None:
-            same[ballot.annotator].append(_told(before) == _told(ballot))
+            same[ballot.annotator].append(_answer_of(before) == _answer_of(ballot))
     return {name: wilson(sum(marks), len(marks)) for name, marks in same.items()}
 
 
-def _told(ballot: Ballot) -> object:
+def _answer_of(ballot: Ballot) -> object:
     return ballot.ranking if ballot.rating is None else label_of(ballot.rating)
 
 

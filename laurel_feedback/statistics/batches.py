@@ -80,7 +80,7 @@ def _summary(session: Session, batch: Batch) -> Summary:
     items, wanted = session.execute(
         select(func.count(), func.coalesce(func.sum(Item.target), 0)).where(*normal)
     ).one()
-    held = select(func.count()).select_from(Item).where(in_batch, Item.kind == HELD)
+    held_items = select(func.count()).select_from(Item).where(in_batch, Item.kind == HELD)
     people = select(func.count(func.distinct(Assignment.annotator_id))).where(
         Assignment.batch_id == batch.id, Assignment.state == "submitted"
     )
@@ -98,7 +98,7 @@ def _summary(session: Session, batch: Batch) -> Summary:
         states["skipped"],
         states["expired"],
         states["distressing"],
-        session.scalar(held) or 0,
+        session.scalar(held_items) or 0,
         states["paid"],
         session.scalar(people) or 0,
     )
@@ -221,7 +221,7 @@ def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
                 status=409,
                 fix="Bring items in first: laurel feedback import.",
             )
-        held = hold(session, found if items == read else flagged(session, batch_id))
+        held_items = hold(session, found if items == read else flagged(session, batch_id))
         if why := _no_questions(session, batch_id, BatchSettings(**batch.settings)):
             raise Refused(
                 f"this batch is not opened: {why} Every one has words that tell who wrote it.",
@@ -234,10 +234,10 @@ def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
             "open",
             f"batch {batch.name}",
             store.now(),
-            held=held,
+            held=held_items,
             hourly=BatchSettings(**batch.settings).hourly,
         )
-        return held
+        return held_items
 
 
 def close_batch(store: Store, batch_id: int, *, actor: str) -> None:

@@ -93,16 +93,16 @@ Marks = Mapping[Hashable, tuple[int, int]]
 """Of a person, the right and the wrong answers to gold; who prefers neither is neither."""
 
 
-def labels(said: Sequence[PairVote], gold: Marks | None = None) -> Labels:
+def labels(ballots: Sequence[PairVote], gold: Marks | None = None) -> Labels:
     """All labels together: who can be believed is known from all pairs, and from gold.
 
     Of two votes of one person on a pair the last counts.
     """
-    gold, said = gold or {}, list({(one.unit, one.person): one for one in said}.values())
+    gold, ballots = gold or {}, list({(one.unit, one.person): one for one in ballots}.values())
     out = frozenset(person for person, (right, wrong) in gold.items() if inverted(right, wrong))
-    units = {unit: n for n, unit in enumerate(dict.fromkeys(one.unit for one in said))}
-    people = {person: n for n, person in enumerate(dict.fromkeys(one.person for one in said))}
-    standing = [one for one in said if one.person not in out]
+    units = {unit: n for n, unit in enumerate(dict.fromkeys(one.unit for one in ballots))}
+    people = {person: n for n, person in enumerate(dict.fromkeys(one.person for one in ballots))}
+    standing = [one for one in ballots if one.person not in out]
     rows = tuple(
         (units[one.unit], people[one.person], int(one.side < 0)) for one in standing if one.side
     )

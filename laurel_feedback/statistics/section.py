@@ -53,12 +53,12 @@ def chance(p: float | None) -> str:
     return NONE if p is None else f"{p:.0e}" if p < 0.001 else f"{p:.3f}"
 
 
-def slots_told(bias: SlotBias | None) -> str:
+def slot_bias_text(bias: SlotBias | None) -> str:
     """53.3 % (52.0 % to 54.6 %, n = 5460, p = 1e-06)"""
-    return NONE if bias is None else f"{interval_told(bias.share)[:-1]}, p = {chance(bias.p)})"
+    return NONE if bias is None else f"{interval_text(bias.share)[:-1]}, p = {chance(bias.p)})"
 
 
-def interval_told(found: Interval | None) -> str:
+def interval_text(found: Interval | None) -> str:
     """53.3 % (52.0 % to 54.6 %, n = 5460)"""
     return (
         NONE if found is None else f"{percent(found.value)} ({span(found, percent)}, n = {found.n})"

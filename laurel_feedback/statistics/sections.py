@@ -20,10 +20,10 @@ from laurel_feedback.statistics.section import (
     NONE,
     Section,
     chance,
-    interval_told,
+    interval_text,
     number,
     percent,
-    slots_told,
+    slot_bias_text,
     span,
     table,
 )
@@ -65,11 +65,11 @@ def facts(found: Analysis) -> Section:
     rows = [
         ("votes", f"{found.votes:,} on {found.items:,} items by {found.annotators:,} annotators"),
         ("ties", percent(found.labels.get("tie", 0) / total) if found.labels else NONE),
-        ("the first slot wins", slots_told(found.slots)),
-        ("the longer response wins", interval_told(found.longer)),
+        ("the first slot wins", slot_bias_text(found.slots)),
+        ("the longer response wins", interval_text(found.longer)),
     ]
     if found.thumbs is not None:
-        rows.append(("thumbs up on single answers", interval_told(found.thumbs)))
+        rows.append(("thumbs up on single answers", interval_text(found.thumbs)))
     note = " ".join(["Shares of wins leave ties out; 50 % would be no pull.", *found.notes])
     return table("Votes", "what|figure", rows, note, "what|figure")
 

@@ -130,8 +130,8 @@ def shown_code(store: Store, annotator_id: int, cookie: str) -> str:
     """The annotator's code, where this session is the one it was made with; else ""."""
     code = code_of(cookie)
     with store.read() as session:
-        held = session.get_one(Annotator, annotator_id).code
-    return code if held == digest_of(code) else ""
+        stored_digest = session.get_one(Annotator, annotator_id).code
+    return code if stored_digest == digest_of(code) else ""
 
 
 def come_back(store: Store, given: str) -> str:
@@ -244,7 +244,7 @@ def admit(store: Store, name: str, password: str) -> str:
     with store.read() as session:
         admin = session.scalar(select(Admin).where(Admin.name == name))
     try:
-        HASHER.verify(admin.password if admin else nobody(), password)
+        HASHER.verify(admin.password if admin else unmatched_hash(), password)
     except (VerifyMismatchError, InvalidHashError) as error:
         raise Refused("name and password do not belong together.", status=403) from error
     if admin is None:
@@ -255,12 +255,12 @@ def admit(store: Store, name: str, password: str) -> str:
 
 
 @cache
-def nobody() -> str:
+def unmatched_hash() -> str:
     """The hash of a password that nobody has."""
     return HASHER.hash(secrets.token_hex(16))
 
 
-def log_in_as(session: Session, now: float, hours: float, **whose: Any) -> str:
+def log_in_as(session: Session, now: float, hours: float, **owner: Any) -> str:
     """A new session; its cookie's value."""
     cookie = secrets.token_urlsafe(32)
     session.add(
@@ -269,7 +269,7 @@ def log_in_as(session: Session, now: float, hours: float, **whose: Any) -> str:
             csrf=secrets.token_urlsafe(24),
             made_at=now,
             expires=now + hours * 3600,
-            **whose,
+            **owner,
         )
     )
     return cookie

@@ -88,12 +88,12 @@ class TaskQueue:
         """
         with self.store.write() as session:
             settings = self._enter(session)
-            held = session.scalar(self._own().where(Assignment.state == "leased"))
-            if held is not None and held.seq > after:
-                return self._extend(held, settings)
+            lease = session.scalar(self._own().where(Assignment.state == "leased"))
+            if lease is not None and lease.seq > after:
+                return self._extend(lease, settings)
             fresh = self._fresh(session, settings)
             if fresh is not None:
-                self._leave(session, held)
+                self._leave(session, lease)
                 return fresh
             unmarked = Assignment.state.in_(UNMARKED), Assignment.skip_reason != DISTRESSING
             waiting = list(session.scalars(self._own().where(*unmarked).order_by(Assignment.seq)))
@@ -101,10 +101,10 @@ class TaskQueue:
                 *(a for a in waiting if a.seq > after),
                 *(a for a in waiting if a.seq <= after),
             ):
-                if assignment is held:
+                if assignment is lease:
                     return self._extend(assignment, settings)
                 if self._take(session, assignment, settings):
-                    self._leave(session, held)
+                    self._leave(session, lease)
                     return assignment
             return None
 
@@ -118,14 +118,14 @@ class TaskQueue:
             wanted = session.scalar(self._own().where(Assignment.seq == seq))
             if wanted is None:
                 raise Refused(f"you have no sample {seq}.", status=404)
-            held = session.scalar(self._own().where(Assignment.state == "leased"))
+            leased = session.scalar(self._own().where(Assignment.state == "leased"))
             if wanted.state in UNMARKED and not self._take(session, wanted, settings):
                 raise Refused(
                     "others have finished this sample meanwhile; it needs no more answers.",
                     fix="Go to the next one.",
                 )
-            if held is not None and held is not wanted and wanted.state == "leased":
-                self._leave(session, held)
+            if leased is not None and leased is not wanted and wanted.state == "leased":
+                self._leave(session, leased)
             return wanted
 
     def submit(self, assignment_id: str, answer: Answer, key: str) -> Vote:
@@ -293,10 +293,10 @@ class TaskQueue:
         self._extend(assignment, settings)
         return True
 
-    def _leave(self, session: Session, held: Assignment | None, reason: str = "") -> None:
-        if held is not None:
-            give_back(session, held)
-            held.state, held.skip_reason = "skipped", reason[:200] or held.skip_reason
+    def _leave(self, session: Session, leased: Assignment | None, reason: str = "") -> None:
+        if leased is not None:
+            give_back(session, leased)
+            leased.state, leased.skip_reason = "skipped", reason[:200] or leased.skip_reason
 
     def _fresh(self, session: Session, settings: BatchSettings) -> Assignment | None:
         """A sample that was never given to this annotator, leased.

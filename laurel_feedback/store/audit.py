@@ -73,14 +73,18 @@ def record_vote(session: Session, vote: Vote, now: float) -> None:
 
 def vote_digest(vote: Vote) -> str:
     """SHA-256 of all that a vote says."""
-    said = [getattr(vote, name) for name in SEALED]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    values = [getattr(vote, name) for name in SEALED]
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def digest_of(row: Audit) -> str:
     """SHA-256 of everything in the row but its own hash."""
-    said = [row.id, row.actor, row.action, row.subject, row.detail, row.made_at, row.previous]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    values = [row.id, row.actor, row.action, row.subject, row.detail, row.made_at, row.previous]
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def verify(session: Session, head: str = "") -> list[str]:

@@ -75,8 +75,8 @@ def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
     copy = Store(str(draft))
     try:
         with copy.read() as session:
-            if (said := session.scalar(text("PRAGMA integrity_check"))) != "ok":
-                raise LaurelError(f"the copy is damaged: {said}.", where=str(draft))
+            if (outcome := session.scalar(text("PRAGMA integrity_check"))) != "ok":
+                raise LaurelError(f"the copy is damaged: {outcome}.", where=str(draft))
             session.execute(text("PRAGMA foreign_key_check")).all()
         found = counted(copy)
         with copy.engine.connect() as connection:  # one file, without a log beside it
@@ -84,8 +84,8 @@ def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
         return counts, found
     finally:
         copy.close()
-        for beside in ("-wal", "-shm"):
-            draft.with_name(draft.name + beside).unlink(missing_ok=True)
+        for suffix in ("-wal", "-shm"):
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
 
 
 def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:

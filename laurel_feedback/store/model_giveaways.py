@@ -175,8 +175,8 @@ def decide(store: Store, item_id: str, serve: bool, *, actor: str) -> None:
                 f"there is no item `{item_id}`.", where="item", fix="Load the list again."
             )
         kind = item.source.get("held_kind", "normal") if item.kind == HELD else item.kind
-        said = "served" if serve else "left out"
+        outcome = "served" if serve else "left out"
         rest = {name: value for name, value in item.source.items() if name != "held_kind"}
-        item.source = {**rest, "identity": said, **({} if serve else {"held_kind": kind})}
+        item.source = {**rest, "identity": outcome, **({} if serve else {"held_kind": kind})}
         item.kind = kind if serve else HELD
-        record(session, actor, "identity words", item_id, store.now(), decision=said)
+        record(session, actor, "identity words", item_id, store.now(), decision=outcome)

@@ -39,14 +39,14 @@ class Base(DeclarativeBase):
 def words_of(context: Any) -> int:
     """How many words the prompt or the text of a new row has: what reading it takes."""
     row = context.get_current_parameters()
-    said = (
+    texts = (
         row["text"]
         if "text" in row
         else " ".join(str(message.get("content", "")) for message in row["prompt"])
         + " "
         + row.get("input", "")
     )
-    return len(said.split())
+    return len(texts.split())
 
 
 class Guideline(Base):

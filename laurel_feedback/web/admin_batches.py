@@ -247,8 +247,10 @@ def save_settings(request: Request) -> Response:
 def open_(request: Request) -> Response:
     """Open a batch, unless the pay is too low."""
     batch = request.path_params["batch"]
-    held = open_batch(request.app.state.site.store, batch, actor=actor(request))
-    return RedirectResponse(f"/admin/batches/{batch}" + (f"?held={held}" if held else ""), 303)
+    held_out = open_batch(request.app.state.site.store, batch, actor=actor(request))
+    return RedirectResponse(
+        f"/admin/batches/{batch}" + (f"?held={held_out}" if held_out else ""), 303
+    )
 
 
 def close(request: Request) -> Response:

@@ -109,16 +109,16 @@ def annotator(request: Request) -> Response:
         )
     signs = []
     for key in SIGNS if own else ():
-        told = getattr(own, key)
+        value = getattr(own, key)
         signs.append(
             (
                 key,
                 MEANINGS[key],
-                sign(key, told),
-                number(told.z, 2),
-                chance(told.p),
-                told.flag,
-                told.reason,
+                sign(key, value),
+                number(value.z, 2),
+                chance(value.p),
+                value.flag,
+                value.reason,
             )
         )
     votes = [

@@ -181,14 +181,14 @@ def consent_page(request: Request, status: int = 200, wrong: str = "") -> Respon
         return RedirectResponse("/work", 303)
     with site.store.read() as session:
         kinds = harms(session)
-        said = {
+        texts = {
             d.question: d.answer
             for d in session.scalars(select(Demographic).where(Demographic.annotator_id == me.id))
         }
     context = {
         "me": me,
         "harms": kinds,
-        "said": said,
+        "said": texts,
         "questions": QUESTIONS,
         "support": site.support or SUPPORT,
         "wrong": wrong,

@@ -79,7 +79,7 @@ class Question(BaseModel):
     responses: Annotated[list[Spoken], Field(min_length=2, max_length=2)]
 
 
-class Asked(BaseModel):
+class ShownComparison(BaseModel):
     """What to show: slot 0 is `responses[0]`."""
 
     id: str
@@ -114,7 +114,7 @@ class Thumb(BaseModel):
     user: User
 
 
-class Whose(BaseModel):
+class LinkRequest(BaseModel):
     """For whom a page is."""
 
     model_config = ConfigDict(extra="forbid")
@@ -179,7 +179,7 @@ class Capped:
 
 PAGES = environment()
 BEARER = HTTPBearer(auto_error=False, description="A key made by `laurel feedback key NAME`.")
-Given = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 Again = Annotated[
     str,
     Header(
@@ -208,7 +208,7 @@ def make_api(store: Store) -> FastAPI:
     )
     api.state.store = store
     api.add_middleware(Capped)
-    api.add_exception_handler(LaurelError, told)
+    api.add_exception_handler(LaurelError, error_response)
     api.add_exception_handler(RequestValidationError, misshapen)
     api.add_exception_handler(HTTPException, unknown)
     api.add_exception_handler(Exception, broken)
@@ -216,7 +216,7 @@ def make_api(store: Store) -> FastAPI:
     return api
 
 
-def caller(request: Request, given: Given) -> ApiKey:
+def caller(request: Request, given: Credentials) -> ApiKey:
     """Whose key it is, within the limits."""
     store = request.app.state.store
     try:
@@ -239,7 +239,7 @@ def of_user(store: Store, key: ApiKey, user: str) -> None:
 
 
 @router.post("/v1/comparisons", status_code=201)
-def ask(request: Request, question: Question, key: Caller) -> Asked:
+def ask(request: Request, question: Question, key: Caller) -> ShownComparison:
     """Two responses become a comparison.
 
     Show them in the order that comes back, which is random and kept.
@@ -250,7 +250,7 @@ def ask(request: Request, question: Question, key: Caller) -> Asked:
         prompt_of(question.prompt),
         [spoken(r) for r in question.responses],
     )
-    return Asked(id=identity, responses=texts)
+    return ShownComparison(id=identity, responses=texts)
 
 
 @router.post("/v1/comparisons/{comparison}/choice")
@@ -279,13 +279,13 @@ def thumb(request: Request, thumb: Thumb, key: Caller, again: Again = "") -> Sto
 
 
 @router.post("/v1/comparisons/{comparison}/page", status_code=201)
-def link(request: Request, comparison: str, whose: Whose, key: Caller) -> Link:
+def link(request: Request, comparison: str, body: LinkRequest, key: Caller) -> Link:
     """The address of a page to embed, on which the user chooses; it takes one answer."""
     store = request.app.state.store
-    of_user(store, key, whose.user)
+    of_user(store, key, body.user)
     product.shown(store, key, comparison, "", "")
     with store.read() as session:
-        user = product.pseudonym_of(session, key, whose.user)
+        user = product.pseudonym_of(session, key, body.user)
     until = math.ceil(store.now() + product.PAGE_SECONDS)
     words = urlencode(
         {"user": user, "until": until, "signature": product.sign(key, comparison, user, until)}
@@ -363,7 +363,7 @@ def spoken(response: str | Candidate) -> tuple[str, str]:
     return (response, "") if isinstance(response, str) else (response.text, response.model)
 
 
-def told(request: Request, error: Exception) -> JSONResponse:
+def error_response(request: Request, error: Exception) -> JSONResponse:
     """A refusal as JSON: what is wrong and what to do."""
     assert isinstance(error, LaurelError)
     status = getattr(error, "status", 422 if isinstance(error, UsageError) else 500)
@@ -401,13 +401,13 @@ def misshapen(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(
             {"error": what, "fix": "Send a JSON object with `Content-Type: application/json`."}, 415
         )
-    said = "; ".join(
+    details = "; ".join(
         f"{'.'.join(map(str, fault['loc'][1:] or fault['loc']))}: {fault['msg']}"
         for fault in faults[:5]
     )
     return JSONResponse(
         {
-            "error": said or "not the shape that is expected.",
+            "error": details or "not the shape that is expected.",
             "fix": "See /api/ for what is expected.",
         },
         422,
@@ -418,14 +418,16 @@ def unknown(request: Request, error: Exception) -> JSONResponse:
     """An address or a method that is not there, as JSON."""
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {}).get("Allow", "")
-    said = {
+    details = {
         404: ("there is nothing at this address.", "See /api/ for what there is."),
         405: (
             f"this address does not take {request.method}.",
             f"Use {allowed}." if allowed else "See /api/ for what it takes.",
         ),
     }
-    what, fix = said.get(error.status_code, (f"{error.detail}.", "See /api/ for what is expected."))
+    what, fix = details.get(
+        error.status_code, (f"{error.detail}.", "See /api/ for what is expected.")
+    )
     return JSONResponse({"error": what, "fix": fix}, error.status_code, error.headers)
 
 

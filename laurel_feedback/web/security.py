@@ -152,7 +152,7 @@ class Guard:
             await self.app(scope, receive, send_with_headers)  # no cookie counts there
             return
         try:
-            await self._look(request)
+            await self._check(request)
         except ClientDisconnect:
             return  # nobody is there to be answered
         except (LaurelError, HTTPException) as error:
@@ -161,7 +161,7 @@ class Guard:
             return
         await self.app(scope, receive, send_with_headers)
 
-    async def _look(self, request: Request) -> None:
+    async def _check(self, request: Request) -> None:
         """Find the session.
 
         Of a request that changes something, check where it comes from and its token.

@@ -110,7 +110,7 @@ def check(
             )  # as the server does: one that has just ended is not in the way
             probe.bind(address)
     except (OSError, UnicodeError) as error:
-        number, said = (
+        number, message = (
             getattr(error, "errno", 0),
             getattr(error, "strerror", "") or "no host has such a name",
         )
@@ -121,7 +121,7 @@ def check(
         else:
             fix = "Give --host an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
         raise UsageError(
-            f"{host}, port {port}, cannot be listened on: {said}.",
+            f"{host}, port {port}, cannot be listened on: {message}.",
             where="laurel feedback serve",
             fix=fix,
         ) from error

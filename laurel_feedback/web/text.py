@@ -104,11 +104,11 @@ def shown(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
     if not text.strip():
         return Markup('<p class="soft">(This text is empty.)</p>')
     if len(text) > MOST:
-        told = Markup(
+        message = Markup(
             '<p class="soft">This text is too long for a page: its last {} of {} characters are'
             " left out.</p>"
         )
-        return shown(text[:MOST], markdown, cap) + told.format(
+        return shown(text[:MOST], markdown, cap) + message.format(
             f"{len(text) - MOST:,}", f"{len(text):,}"
         )
     render = formatted if markdown else plain

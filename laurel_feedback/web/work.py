@@ -68,7 +68,7 @@ def active(request: Request, *, checking: bool = False) -> Annotator:
     return me
 
 
-def desk_of(request: Request) -> TaskQueue:
+def queue_of(request: Request) -> TaskQueue:
     """The annotator's queue for the batch of the address.
 
     What users of applications are asked is not for annotators.
@@ -130,7 +130,7 @@ def _harmful(batch: int) -> Any:
 
 def next_page(request: Request) -> Response:
     """To the sample to mark now; with ?after=N to the next unmarked one after sample N."""
-    queue = desk_of(request)
+    queue = queue_of(request)
     _, _, settings = settings_of(queue.store, queue.batch)
     with queue.store.read() as session:
         if settings.needs_check and not session.get_one(Annotator, queue.annotator).qualified:
@@ -143,7 +143,7 @@ def next_page(request: Request) -> Response:
 
 def next_json(request: Request) -> Response:
     """The sample page as JSON for a script: its texts, and nothing the page would not show."""
-    queue = desk_of(request)
+    queue = queue_of(request)
     found = queue.next()
     if found is None:
         return JSONResponse({"done": True})
@@ -157,7 +157,7 @@ def next_json(request: Request) -> Response:
 
 def finished(request: Request) -> Response:
     """Nothing is left to mark, or the rest is with others for now."""
-    queue = desk_of(request)
+    queue = queue_of(request)
     name, _, settings = settings_of(queue.store, queue.batch)
     progress = queue.progress()
     return page(
@@ -167,7 +167,7 @@ def finished(request: Request) -> Response:
 
 def sample_page(request: Request) -> Response:
     """Sample i of n."""
-    queue = desk_of(request)
+    queue = queue_of(request)
     if request.path_params["seq"] >= 10**9:
         raise Refused("you have no such sample.", status=404, fix="Go to your list of work.")
     return shown_sample(request, queue, queue.open(request.path_params["seq"]).id)
@@ -254,7 +254,7 @@ def answer(request: Request) -> Response:
         request.path_params["assignment"],
     )
     limited(request, "answer", site.limits.answer, site.limits.answer_address)
-    queue = desk_of(request)
+    queue = queue_of(request)
     key = str(request.headers.get("idempotency-key") or form.get("key", ""))
     try:
         if not 8 <= len(key) <= 100:
@@ -272,8 +272,8 @@ def answer(request: Request) -> Response:
         if wants_json(request) or error.status != 422:
             raise
         return shown_sample(request, queue, assignment, error)
-    told = _told(queue, assignment)
-    to = f"/work/{queue.batch}/{told}#told" if told else f"/work/{queue.batch}?after={vote[1]}"
+    number = _verdict_number(queue, assignment)
+    to = f"/work/{queue.batch}/{number}#told" if number else f"/work/{queue.batch}?after={vote[1]}"
     if wants_json(request):
         return JSONResponse({"ok": True, "revision": vote[0], "next": to})
     return RedirectResponse(to, 303)
@@ -327,7 +327,7 @@ def _submit(queue: TaskQueue, assignment: str, form: Any, key: str) -> tuple[int
     return vote.revision, row.seq
 
 
-def _told(queue: TaskQueue, assignment: str) -> int:
+def _verdict_number(queue: TaskQueue, assignment: str) -> int:
     """The sample's number, where there is something to tell about it after the answer; else 0."""
     sample: Sample = samples.load(queue.store, assignment)
     return sample.seq if sample.answer_shown or sample.ruling else 0
@@ -338,7 +338,7 @@ def skip(request: Request) -> Response:
 
     What was filled in is kept.
     """
-    queue, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
+    queue, form, assignment = queue_of(request), form_of(request), request.path_params["assignment"]
     kept = draft_of(form)
     if kept:
         queue.draft(assignment, kept)
@@ -350,7 +350,7 @@ def skip(request: Request) -> Response:
 
 def draft(request: Request) -> Response:
     """Keep what is filled in so far."""
-    queue, assignment = desk_of(request), request.path_params["assignment"]
+    queue, assignment = queue_of(request), request.path_params["assignment"]
     kept = draft_of(form_of(request))
     if kept:
         queue.draft(assignment, kept)
@@ -363,7 +363,7 @@ def draft(request: Request) -> Response:
 
 def alive(request: Request) -> Response:
     """A sign of life: its kind and, of pasting, a size; never text."""
-    queue, form, assignment = desk_of(request), form_of(request), request.path_params["assignment"]
+    queue, form, assignment = queue_of(request), form_of(request), request.path_params["assignment"]
     kind, size = str(form.get("kind", "ping")), str(form.get("size", "0"))
     if kind not in ("ping", "focus", "blur", "paste"):
         raise Refused(
@@ -385,7 +385,7 @@ def alive(request: Request) -> Response:
 
 def dispute(request: Request) -> Response:
     """An objection to a sample's right answer, once that was shown; the coordinator reads it."""
-    queue, assignment = desk_of(request), request.path_params["assignment"]
+    queue, assignment = queue_of(request), request.path_params["assignment"]
     limited(request, "dispute", 30)
     text = str(form_of(request).get("text", "")).strip()[:5000]
     with queue.store.read() as session:
@@ -410,5 +410,7 @@ def dispute(request: Request) -> Response:
     return _done(request, {"ok": True}, f"/work/{queue.batch}/{sample.seq}#told")
 
 
-def _done(request: Request, said: dict[str, Any], to: str) -> Response:
-    return JSONResponse({**said, "next": to}) if wants_json(request) else RedirectResponse(to, 303)
+def _done(request: Request, fields: dict[str, Any], to: str) -> Response:
+    return (
+        JSONResponse({**fields, "next": to}) if wants_json(request) else RedirectResponse(to, 303)
+    )

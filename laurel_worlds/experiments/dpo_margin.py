@@ -99,8 +99,8 @@ def measured(folder: Path, model: Path) -> dict[str, float]:
         )
     )
     chosen, rejected = policy.logp(batch).logp.sum(1).view(-1, 2).mean(0).tolist()
-    held: list[Row] = load_rows(str(folder / "held.jsonl"))
-    groups = rollout(Sampler(policy), held, Draw("claim", 0, 0, 1, 6, 0.0, ()))
+    held_out: list[Row] = load_rows(str(folder / "held.jsonl"))
+    groups = rollout(Sampler(policy), held_out, Draw("claim", 0, 0, 1, 6, 0.0, ()))
     right = [group.samples[0].text == group.row["completion"] for group in groups]
     return {
         "chosen": chosen,

@@ -226,7 +226,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
         {1: "rose", -1: "fell", 0: "did not clearly move"},
     )
     slack = [seed[f"best of n, {FEW}, {SINGLE}"]["slack"] for seed in seeds]
-    said = [
+    lines = [
         f"The exact KL of best of {NS[-1]} lies below log n - (n-1)/n by"
         f" {interval_text(slack, 3)} nats"
     ]
@@ -240,7 +240,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
                 f"{moved[clearly(gap, MADE)]} ({interval_text(gap, of=MADE)}) with {n} pairs"
                 for n, gap in gaps.items()
             )
-            said.append(f"{way}: from {EARLY:g} to {GRID[-1]:g} nats the {sort} reward {pieces}")
+            lines.append(f"{way}: from {EARLY:g} to {GRID[-1]:g} nats the {sort} reward {pieces}")
         for name in COMBINE:
             gaps = {
                 c: less(seeds, (f"{way}, {FEW}, {name}", c), (f"{way}, {FEW}, {SINGLE}", c))
@@ -250,18 +250,18 @@ def verdicts(seeds: list[Found]) -> list[str]:
                 f"{word[clearly(gap, MADE)]} at the {c} ({interval_text(gap, of=MADE)})"
                 for c, gap in gaps.items()
             )
-            said.append(f"{way}, {FEW} pairs: {name} against a single proxy: gold {pieces}")
+            lines.append(f"{way}, {FEW} pairs: {name} against a single proxy: gold {pieces}")
     for few, many in pairwise(PAIRS):
         grew = less(
             seeds,
             (f"best of n, {many}, {SINGLE}", "alpha"),
             (f"best of n, {few}, {SINGLE}", "alpha"),
         )
-        said.append(
+        lines.append(
             f"alpha, {many} against {few} pairs: {word[clearly(grew, MADE)]}"
             f" ({interval_text(grew, of=MADE)})"
         )
-    return [line + "." for line in said]
+    return [line + "." for line in lines]
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ def carried_out(plan: Plan) -> Measured:
     Means of blocks of steps.
     """
     made = Pipeline(plan, quiet=True)
-    said = made.run()
-    figures = {name: figure["value"] for name, figure in said["figures"].items()}
+    result = made.run()
+    figures = {name: figure["value"] for name, figure in result["figures"].items()}
     gold = next(
         name.removesuffix(", start")
         for name in figures
@@ -61,7 +61,7 @@ def carried_out(plan: Plan) -> Measured:
         if name.endswith(", gain") and name != f"{gold}, gain"
     )
     policy = next(
-        Path(plan.output_dir) / name for name in said["stages"] if name.startswith("policy-")
+        Path(plan.output_dir) / name for name in result["stages"] if name.startswith("policy-")
     )
     curve = [point[1] for point in over_training(Run(policy).metrics(), gold)]
     return {

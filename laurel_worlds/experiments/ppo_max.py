@@ -165,7 +165,7 @@ def reward_model(folder: Path, start: Path, seed: int) -> Path:
         if gold(good) > gold(bad):
             good, bad = (bad, good) if rng.random() < NOISE else (good, bad)
             rows.append({"prompt": "?", "chosen": good, "rejected": bad})
-    data, held = (
+    data, held_out = (
         write_lines(folder / "pairs.jsonl", rows[:PAIRS]),
         write_lines(folder / "held.jsonl", rows[PAIRS:]),
     )
@@ -173,7 +173,7 @@ def reward_model(folder: Path, start: Path, seed: int) -> Path:
         model=str(start),
         dataset=str(data),
         output_dir=str(folder / "reward"),
-        eval_dataset=str(held),
+        eval_dataset=str(held_out),
         seed=seed,
         max_steps=30,
         prompts_per_step=32,

@@ -84,13 +84,13 @@ def demonstration(prompt: str, rng: random.Random) -> str:
 
     It begins as asked three times in five, and takes the right next letter two times in five.
     """
-    said = prompt[0] if rng.random() < 0.6 else rng.choice(LETTERS)
-    while len(said) < LENGTH:
-        after = LETTERS.find(said[-1]) + 1
-        said += (
+    drawn = prompt[0] if rng.random() < 0.6 else rng.choice(LETTERS)
+    while len(drawn) < LENGTH:
+        after = LETTERS.find(drawn[-1]) + 1
+        drawn += (
             LETTERS[after] if after < len(LETTERS) and rng.random() < 0.4 else rng.choice(LETTERS)
         )
-    return said
+    return drawn
 
 
 def write(path: Path, rows: Sequence[dict[str, str]]) -> str:

@@ -90,17 +90,17 @@ def takes_left(design: str, who: int, left: str, right: str, dice: random.Random
 
 def votes(design: str, dice: random.Random) -> tuple[list[Pair], list[list[tuple[int, bool]]]]:
     """Pairs, and for each its votes (who, took the first answer); slots are drawn at random."""
-    pairs, said = [answers(dice) for _ in range(ITEMS)], []
+    pairs, votes_cast = [answers(dice) for _ in range(ITEMS)], []
     for pair in pairs:
-        said.append([])
+        votes_cast.append([])
         for who in dice.sample(range(ANNOTATORS), VOTES):
             order = dice.sample(range(2), 2)
             left = takes_left(design, who, pair[order[0]], pair[order[1]], dice)
-            said[-1].append((who, order[0] == (0 if left else 1)))
-    return pairs, said
+            votes_cast[-1].append((who, order[0] == (0 if left else 1)))
+    return pairs, votes_cast
 
 
-def labelled(said: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def labelled(votes_cast: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Way -> (chance that the first is better [n], weight [n]).
 
     The majority's, and laurel's opinions as an export would write them.
@@ -116,15 +116,15 @@ def labelled(said: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, 
                 for who, first in cast
             ],
         )
-        for n, cast in enumerate(said)
+        for n, cast in enumerate(votes_cast)
     ]
     made = opinions(rated)
-    first = np.array([made[str(n), 0, 1][0] for n in range(len(said))])
-    weight = np.array([made[str(n), 0, 1][1] for n in range(len(said))])
-    believed = np.array([float(made[str(n), 0, 1].lead > 0) for n in range(len(said))])
-    majority = np.array([float(sum(first for _, first in cast) * 2 > VOTES) for cast in said])
+    first = np.array([made[str(n), 0, 1][0] for n in range(len(votes_cast))])
+    weight = np.array([made[str(n), 0, 1][1] for n in range(len(votes_cast))])
+    believed = np.array([float(made[str(n), 0, 1].lead > 0) for n in range(len(votes_cast))])
+    majority = np.array([float(sum(first for _, first in cast) * 2 > VOTES) for cast in votes_cast])
     return {
-        "majority": (majority, np.ones(len(said))),
+        "majority": (majority, np.ones(len(votes_cast))),
         "weight": (believed, weight),
         BOTH: (first, weight),
     }

@@ -15,7 +15,7 @@ from laurel.fast.decode import compact_because
 from laurel.model.critic import own_critic
 from laurel.model.implicit import new_heads
 from laurel.model.interface import PolicyWithAuxiliary
-from laurel.model.objects import said_of
+from laurel.model.objects import note_of_given
 from laurel.model.policy import load_causal, load_policy, make_reference
 from laurel.model.scorer import load_scorer
 from laurel.rollout.pack import pack
@@ -225,7 +225,7 @@ def test_a_model_given_in_python_is_narrowed_in_place():
     """Without rounding what stays float32; and the run says so."""
     model = make("qwen3")
     before = model.model.norm.weight.detach().clone()
-    assert said_of(model, "bfloat16").endswith(
+    assert note_of_given(model, "bfloat16").endswith(
         "(given in float32): at the end it holds the trained weights"
     )
     from laurel.core.bound_objects import bind_objects

@@ -11,7 +11,7 @@ from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.data.split import split_rows
 from laurel.rollout.source import DEMONSTRATIONS, POLICY
-from laurel.train.run_data import column_notes, held_note, load_data, load_mixture
+from laurel.train.run_data import column_notes, held_out_note, load_data, load_mixture
 
 SEEN = "columns that the model does not see, only its rewards"
 
@@ -131,8 +131,8 @@ def test_fewer_rows_held_out_than_asked_for_are_told(tmp_path):
         dataset=lines(tmp_path / "a.jsonl", *[{"text": str(n)} for n in range(30)]), eval_size=20
     )
     rows, held = load_data(config, "sft")
-    assert len(held) == 3 and held_note(config, rows, held)[0].startswith(
+    assert len(held) == 3 and held_out_note(config, rows, held)[0].startswith(
         "3 rows held out for evaluation, not 20: at most a tenth of 30"
     )
-    assert held_note(TrainConfig(dataset=config.dataset), rows, held) == []
-    assert held_note(config.model_copy(update={"eval_size": 3}), rows, held) == []
+    assert held_out_note(TrainConfig(dataset=config.dataset), rows, held) == []
+    assert held_out_note(config.model_copy(update={"eval_size": 3}), rows, held) == []
