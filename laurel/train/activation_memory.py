@@ -21,10 +21,10 @@ from laurel.fast import kernels
 from laurel.fast.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
 from laurel.rollout.pack import pack
 
-PROBES, SHORT = (32, 64), (EVEN, 2 * EVEN, 3 * EVEN)
-"""Tokens of the rows that are computed where nothing can be imagined, and of rows in numbers that a
-pass takes as they are.
-"""
+PROBES = (32, 64)
+"""Tokens of the rows that are measured where nothing can be imagined."""
+SHORT = (EVEN, 2 * EVEN, 3 * EVEN)
+"""Tokens of rows to which a packed pass adds no padding."""
 
 
 def activations(

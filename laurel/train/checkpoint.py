@@ -26,9 +26,7 @@ TENSOR_FILES: Any = safetensors.torch
 """The library of tensor files, whose arguments are typed in part."""
 Parameters = dict[str, torch.nn.Parameter]
 OURS = ("weight_decay", "betas", "eps")
-"""Of an optimiser's groups: what the configuration says now, not what it said when the checkpoint
-was written.
-"""
+"""Options of an optimiser that are the configuration's, whatever the checkpoint says."""
 
 
 def whole_or_nothing(save: Callable[..., Path]) -> Callable[..., Path]:
@@ -66,8 +64,10 @@ def save_checkpoint(
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-    TENSOR_FILES.save_file(weights, temporary / "weights.safetensors")
+    TENSOR_FILES.save_file(
+        {name: p.detach().cpu().contiguous() for name, p in parameters.items()},
+        temporary / "weights.safetensors",
+    )
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
     (temporary / "state.json").write_text(
         json.dumps({**asdict(state), "run": run, "template": template})

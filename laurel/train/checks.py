@@ -21,10 +21,10 @@ from laurel.train.record import has_score, percentile99
 from laurel.train.session import Session
 from laurel.weight.group import predicted_uninformative
 
-PROMPTS, SAMPLES, TRIED = 8, 4, 512
-"""What the start is checked with at most: prompts, samples of each; and tokens that such a check
-may cost whatever a step costs.
-"""
+PROMPTS, SAMPLES = 8, 4
+"""What the start is checked with at most: prompts, and samples of each."""
+TRIED = 512
+"""Tokens that such a check may cost whatever a step costs."""
 
 
 def before(session: Session, step: int, progress: Progress) -> None:

@@ -35,8 +35,9 @@ TILES = 4
 # .17 to .54
 GAPS = 0.5
 SURE = 0.85
-"""A run is refused where even so much of what is foreseen is more than there is: foreseen is within
-15 % of what is taken.
+"""A run is refused where even this share of what is foreseen is more than there is.
+
+What is foreseen is within 15 % of what is taken.
 """
 OPTIMISER = ("moments", "masters")
 

@@ -20,10 +20,10 @@ KEPT = {
     "paged_adamw_32bit": "PagedAdamW32bit",
 }
 """optim -> its class in bitsandbytes."""
-BLOCK, SMALL = 256, 4096
-"""Of 8-bit moments: numbers that share a scale, and numbers of a tensor below which they stay
-float32.
-"""
+BLOCK = 256
+"""How many 8-bit moments share a scale."""
+SMALL = 4096
+"""Moments of a tensor with fewer numbers stay float32."""
 
 
 def make_optimizer(

@@ -32,9 +32,7 @@ from laurel.train.session import Session
 from laurel.weight.group import informative
 
 GROWN = 2.0
-"""How much larger than at the start logits may have become in training, for the sampler's check in
-every step.
-"""
+"""How much larger than at the start logits may become, for the sampler's check in every step."""
 
 
 Metrics = Mapping[str, tuple[Any, Any]]

@@ -20,8 +20,9 @@ from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 
 RELABELLED = "relabelled"
-"""The column that a relabelled group's row has in addition: for each sample the prompt it is
-trained under, or None.
+"""The additional column of a relabelled group's row.
+
+It has for each sample the prompt that it is trained under, or None.
 """
 FIX = (
     "Give file.py:function or module.function: (prompts, completions, completion_ids, **columns) ->"
